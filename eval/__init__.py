@@ -1,0 +1,26 @@
+"""Scores: problems or pairs and a generate function in, a scored report out.
+
+Nothing here knows how text is produced, so the same scorer serves an Unsloth model, a server or a
+GGUF file.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Message = dict[str, str]
+Conversation = list[Message]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated reply."""
+
+    text: str
+    tokens: int
+    """Generated tokens, the end-of-sequence token included."""
+    truncated: bool
+    """True if the length limit, not the model, ended it."""
+
+
+Generate = Callable[[Sequence[Conversation]], list[Completion]]
+"""Answers each conversation (ending in a user turn) once, in order."""

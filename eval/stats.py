@@ -1,0 +1,164 @@
+"""How sure a score is: intervals, paired tests and pass@k, for scores read off a few questions.
+
+Intervals are two-sided at the given confidence; p-values are exact and two-sided. Everything is
+deterministic, and raises ValueError on empty, non-finite or mismatched input.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+_DRAWS_AT_ONCE = 1 << 20  # resampled values held in memory: 16 MB with their indices
+
+
+class Measure(TypedDict):
+    """A score over `n` questions with its 95% interval."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+class Comparison(TypedDict):
+    """A mean paired difference (after minus before) over `n` questions, in the scores' own unit."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+
+def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The score interval of a proportion (Wilson, 1927): sound near 0 and 1 and for few questions.
+
+    `successes` is in [0, n] and may be fractional, where a tie counts one half.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    z = NormalDist().inv_cdf(1 - _tail(confidence))
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    margin = z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    scale = 1 + z * z / n
+    # Rounding must not leave the bound of an all-wrong or all-right score beside 0 or 1.
+    low = 0.0 if successes == 0 else (centre - margin) / scale
+    high = 1.0 if successes == n else (centre + margin) / scale
+    return low, high
+
+
+def mcnemar_exact(b: int, c: int) -> float:
+    """The two-sided exact McNemar p-value of `b` pairs changed one way and `c` the other way.
+
+    Twice the smaller tail of Binomial(b + c, 1/2), at most 1; 1.0 where no pair changed. Summed in
+    integers, so it is correct to the last bit at any size.
+    """
+    if b < 0 or c < 0:
+        raise ValueError(f"counts cannot be negative, got {b} and {c}")
+    n = b + c
+    term = tail = 1  # C(n, 0)
+    for i in range(min(b, c)):
+        term = term * (n - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << n))
+
+
+def sign_test(before: Sequence[float], after: Sequence[float]) -> float:
+    """The exact two-sided sign test that `after` differs from `before`, question by question.
+
+    Ties are dropped; 1.0 where every pair ties. On 0/1 scores this is the exact McNemar test.
+    """
+    difference = _differences(before, after)
+    return mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
+
+
+def bootstrap_interval(
+    values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean (Efron, 1979), given paired differences or
+    plain values.
+
+    The same seed gives the same interval. Values that are all equal give an interval of no width:
+    resampling cannot show what was never seen.
+    """
+    array = _finite(values)
+    tail = _tail(confidence)
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    generator = np.random.default_rng(seed)
+    rows = max(1, _DRAWS_AT_ONCE // array.size)
+    means = np.empty(resamples)
+    for start in range(0, resamples, rows):
+        stop = min(start + rows, resamples)
+        picked = generator.integers(array.size, size=(stop - start, array.size))
+        means[start:stop] = array[picked].mean(axis=1)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def proportion(values: Sequence[float]) -> Measure:
+    """The mean of scores in [0, 1] (0/1, or 1/2 for a tie) with its 95% Wilson interval."""
+    array = _finite(values)
+    if array.min() < 0 or array.max() > 1:
+        raise ValueError(f"a proportion needs scores in [0, 1], got {array.min()} to {array.max()}")
+    successes = math.fsum(array)
+    low, high = wilson_interval(successes, array.size)
+    return {"value": successes / array.size, "n": array.size, "low": low, "high": high}
+
+
+def mean(values: Sequence[float]) -> Measure:
+    """The mean of any values, in their own unit, with its 95% bootstrap interval."""
+    array = _finite(values)
+    low, high = bootstrap_interval(values)
+    return {"value": math.fsum(array) / array.size, "n": array.size, "low": low, "high": high}
+
+
+def compare(before: Sequence[float], after: Sequence[float]) -> Comparison:
+    """The mean of `after - before` over the same questions in the same order.
+
+    With its 95% paired bootstrap interval and the sign test's p-value (exact McNemar on 0/1).
+    """
+    difference = _differences(before, after)
+    low, high = bootstrap_interval(difference.tolist())
+    return {
+        "difference": math.fsum(difference) / difference.size,
+        "low": low,
+        "high": high,
+        "p_value": sign_test(before, after),
+        "n": difference.size,
+    }
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The unbiased estimate that at least one of `k` samples is right, `c` of `n` drawn being so.
+
+    1 - C(n-c, k) / C(n, k), in exact integers (Chen et al., 2021, arXiv:2107.03374, equation 1).
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"need 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    draws = math.comb(n, k)
+    return (draws - math.comb(n - c, k)) / draws
+
+
+def _tail(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    return (1 - confidence) / 2
+
+
+def _finite(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError("need a non-empty flat sequence of finite values")
+    return array
+
+
+def _differences(before: Sequence[float], after: Sequence[float]) -> npt.NDArray[np.float64]:
+    if len(before) != len(after):
+        raise ValueError(f"paired scores differ in length: {len(before)} and {len(after)}")
+    return _finite(after) - _finite(before)

@@ -1,0 +1,201 @@
+"""Rewards by name: what a configuration may ask for, and the check that it will work.
+
+    reward = resolve("correctness")                  # a registered name
+    reward = resolve("my_rewards.py:short_reward")   # a function in a file, from the working folder
+    reward = resolve("package.module:function")      # a function in an importable module
+    print(check_reward("correctness", reward, sample_row).describe())
+
+Standard library only, so that a reward can be read, tested and reused without a training stack.
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TypeAlias
+
+from rewards.gsm8k import correctness_reward, format_reward
+
+__all__ = ["REWARDS", "RewardCheck", "RewardError", "RewardFunction", "check_reward", "resolve"]
+
+# Called by trl with keywords: prompts, completions, completion_ids, each dataset column, and more.
+RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
+
+REWARDS: dict[str, RewardFunction] = {
+    "correctness": correctness_reward,
+    "format": format_reward,
+}
+
+
+class RewardError(ValueError):
+    """A reward that does not exist, cannot be loaded, or does not keep to trl's contract."""
+
+
+@dataclass(frozen=True)
+class RewardCheck:
+    """What a reward returned on a few sample completions (`None`: could not be scored)."""
+
+    name: str
+    values: tuple[float | None, ...]
+
+    @property
+    def scored(self) -> tuple[float, ...]:
+        """The values that are not None."""
+        return tuple(value for value in self.values if value is not None)
+
+    @property
+    def low(self) -> float | None:
+        """The lowest value seen; None where nothing was scored."""
+        return min(self.scored, default=None)
+
+    @property
+    def high(self) -> float | None:
+        """The highest value seen; None where nothing was scored."""
+        return max(self.scored, default=None)
+
+    def describe(self) -> str:
+        """One line for the log: the name, the range seen, and how many could not be scored."""
+        seen = "nothing" if self.low is None else f"{self.low:g} to {self.high:g}"
+        count, unscored = len(self.values), len(self.values) - len(self.scored)
+        return f"{self.name}: {seen} on {count} sample completions, {unscored} not scored"
+
+
+def resolve(spec: str) -> RewardFunction:
+    """The reward function that `spec` names; see the module's docstring for its three forms.
+
+    Loading a file or a module runs it. A relative file is looked for in the working folder.
+    Raises RewardError where nothing callable is found, saying what was looked for and offering
+    the nearest name.
+    """
+    if spec in REWARDS:
+        return REWARDS[spec]
+    location, separator, name = spec.rpartition(":")
+    if not separator:
+        raise RewardError(
+            f"no reward is called {spec!r}{_nearest(spec, REWARDS)}; registered: "
+            f"{', '.join(sorted(REWARDS))}. A custom one is path/to/file.py:function or "
+            "package.module:function"
+        )
+    if not location or not name:
+        raise RewardError(f"{spec!r} needs a file or module before the colon and a function after")
+    is_file = location.endswith(".py") or "/" in location
+    module = _load_file(Path(location)) if is_file else _import_module(location)
+    members = vars(module)
+    if name not in members:
+        functions = [key for key, value in members.items() if callable(value)]
+        raise RewardError(f"{location} has no function {name!r}{_nearest(name, functions)}")
+    function: RewardFunction = members[name]
+    if not callable(function):
+        raise RewardError(f"{spec} is a {type(function).__name__}, not a function")
+    return function
+
+
+def check_reward(
+    name: str, function: RewardFunction, sample_row: Mapping[str, object]
+) -> RewardCheck:
+    """Call `function` as trl does, on three completions of one dataset row, and judge the result.
+
+    The completions are empty, right in form, and free text; they are messages where the row's
+    `prompt` is, else strings. Raises RewardError where the function is asynchronous, does not take
+    trl's keywords, raises, or does not return a list of three finite numbers or None.
+    """
+    keywords = _trl_keywords(sample_row)
+    if inspect.iscoroutinefunction(function):
+        raise RewardError(f"reward {name!r} is asynchronous; write it with a plain `def`")
+    try:
+        inspect.signature(function).bind(**keywords)
+    except (TypeError, ValueError) as error:
+        raise RewardError(
+            f"reward {name!r} cannot be called as trl does: {error}. It gets the keywords "
+            f"{', '.join(keywords)}; end its parameters with **columns to take those it ignores"
+        ) from error
+    try:
+        values = function(**keywords)
+    except Exception as error:
+        raise RewardError(
+            f"reward {name!r} raised {type(error).__name__} on a sample row: {error}"
+        ) from error
+    if not isinstance(values, list | tuple):
+        raise RewardError(f"reward {name!r} returned a {type(values).__name__}, not a list")
+    expected = len(_sample_texts(sample_row))
+    if len(values) != expected:
+        raise RewardError(f"reward {name!r} returned {len(values)} values for {expected} samples")
+    for value in values:
+        _check_value(name, value)
+    return RewardCheck(name, tuple(values))
+
+
+def _check_value(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RewardError(
+            f"reward {name!r} returned {value!r}, a {type(value).__name__}; return float or None"
+        )
+    if not math.isfinite(value):
+        raise RewardError(f"reward {name!r} returned {value}; return None for what has no score")
+
+
+def _sample_texts(row: Mapping[str, object]) -> list[str]:
+    return ["", f"I add the two.\n<answer>{row.get('answer', '1')}</answer>", "The total is 12."]
+
+
+def _trl_keywords(row: Mapping[str, object]) -> dict[str, object]:
+    """The keywords trl 1.15 calls a reward with, for three completions of one row."""
+    prompt = row.get("prompt", "")
+    completions: list[object] = list(_sample_texts(row))
+    count = len(completions)
+    if not isinstance(prompt, str):
+        completions = [[{"role": "assistant", "content": text}] for text in completions]
+    columns = {
+        key: [value] * count
+        for key, value in row.items()
+        if key not in ("prompt", "completion", "completion_ids")
+    }
+    return {
+        "prompts": [prompt] * count,
+        "completions": completions,
+        "completion_ids": [[0]] * count,
+        **columns,
+        "trainer_state": SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
+        "log_extra": lambda column, values: None,
+        "log_metric": lambda key, value: None,
+    }
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise RewardError(f"no reward file {path}")
+    # A name of its own for each path, and the same one for the same path.
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RewardError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a function's module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise RewardError(f"{path} failed to load: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise RewardError(f"{name} failed to import: {type(error).__name__}: {error}") from error
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,1 @@
+"""What both training scripts need and neither is about."""

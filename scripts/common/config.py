@@ -1,0 +1,214 @@
+"""The command line of the training scripts: strict YAML plus overrides -> typed settings.
+
+Nothing here imports torch, so that `--help` and every configuration error answer at once.
+"""
+
+import argparse
+import ast
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from scripts.common.errors import ConfigError, did_you_mean
+from scripts.common.settings import Section
+from scripts.common.strict_yaml import parse_yaml, read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+# Arguments of the trainers that the scripts set themselves, and where the user says it instead.
+OWNED = {
+    "output_dir": "--output",
+    "run_name": "run.name",
+    "report_to": "tracking.report_to",
+    "disable_tqdm": "run.verbose",
+    "resume_from_checkpoint": "--resume",
+    "reward_weights": "rewards",
+    "max_length": "model.max_seq_length",
+}
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Command(Generic[S]):
+    """What the user asked for."""
+
+    settings: S
+    output: Path
+    """The run folder."""
+    resume: str
+    """`auto`, `never` or the path of a checkpoint."""
+    dry_run: bool
+
+
+def parse_command_line(
+    settings_class: type[S], config_class: str, story: str, argv: list[str] | None = None
+) -> Command[S]:
+    """Read `--config FILE [section.key=value ...] [--output DIR] [--resume ...] [--dry-run]`.
+
+    `config_class` is the file and name of the trl class that `training.extra` must fit, such as
+    `trl/trainer/dpo_config.py:DPOConfig`. `story` is shown by --help.
+
+    Raises:
+        ConfigError: a missing file or anything wrong in it, with the key's path.
+    """
+    parser = argparse.ArgumentParser(
+        description=story,
+        epilog="settings (section.key: type = default):\n" + "\n".join(describe(settings_class)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, type=Path, help="a YAML file of configs/")
+    parser.add_argument("--output", type=Path, help="run folder (default: outputs/<run.name>)")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="go on from the newest checkpoint of the run folder (auto, the default), start over "
+        "and move the old folder aside (never), or go on from a checkpoint folder",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything up to the model, then stop"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_intermixed_args(argv)
+    settings = load_settings(settings_class, arguments.config, arguments.overrides)
+    check_extra(settings.model_dump()["training"], config_class)
+    output = arguments.output or ROOT / "outputs" / settings.model_dump()["run"]["name"]
+    return Command(settings, output.absolute(), arguments.resume, arguments.dry_run)
+
+
+def load_settings(settings_class: type[S], path: Path, overrides: list[str] | None = None) -> S:
+    """The settings of a YAML file with `section.key=value` overrides applied.
+
+    A relative config path is looked for here first, then under the project's root.
+
+    Raises:
+        ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
+    """
+    if not path.is_absolute() and not path.exists() and (ROOT / path).exists():
+        path = ROOT / path
+    values = read_yaml(path)
+    for override in overrides or []:
+        _apply_override(values, override)
+    try:
+        return settings_class.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(settings_class, details) for details in error.errors()]
+        raise ConfigError(f"{path}: " + "\n       ".join(problems)) from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in `values`; the value is read as YAML."""
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"'{override}' is not of the form section.key=value")
+    target = values
+    for key in keys[:-1]:
+        inner = target.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"'{override}': '{key}' is not a section")
+        target = inner
+    target[keys[-1]] = parse_yaml(text, f"override {path}")
+
+
+def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
+    """One line a person can act on for one of pydantic's findings."""
+    location = [str(part) for part in details["loc"]]
+    path = ".".join(location)
+    if details["type"] == "extra_forbidden":
+        fields = _fields_at(settings_class, location[:-1])
+        return f"{path}: unknown setting.{did_you_mean(location[-1], fields)}"
+    if details["type"] == "missing":
+        return f"{path}: missing; it has no default"
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if details["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    value = details["input"]
+    return f"{path}: {message}, got {value!r} ({type(value).__name__})"
+
+
+def _fields_at(settings_class: type[BaseModel], location: list[str]) -> list[str]:
+    """Names of the settings inside the section at `location`."""
+    current = settings_class
+    for name in location:
+        field = current.model_fields.get(name)
+        inner = _section_of(field.annotation) if field else None
+        if inner is None:
+            return []
+        current = inner
+    return list(current.model_fields)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section class in an annotation such as `Source` or `Source | None`."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def describe(settings_class: type[Section], prefix: str = "") -> list[str]:
+    """Help lines for every setting: path, type, default and what it means."""
+    lines: list[str] = []
+    for name, field in settings_class.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            lines += describe(inner, f"{prefix}{name}.")
+            continue
+        annotation = field.annotation
+        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        kind = kind.replace("typing.", "")
+        default = "required" if field.is_required() else f"= {field.default!r}"
+        meaning = " ".join((field.description or "").split())
+        lines.append(f"  {prefix}{name}: {kind} {default}\n      {meaning}")
+    return lines
+
+
+def check_extra(training: dict[str, Any], config_class: str) -> None:
+    """Check that every key of `training.extra` is an argument of the trainer's config class.
+
+    Raises:
+        ConfigError: an unknown key, or one that has a setting of its own.
+    """
+    valid = config_fields(config_class)
+    for key in training["extra"]:
+        if key in OWNED:
+            raise ConfigError(f"training.extra.{key}: the scripts set it; use {OWNED[key]}")
+        if key in training:
+            raise ConfigError(f"training.extra.{key}: write it as training.{key}")
+        if key not in valid:
+            raise ConfigError(
+                f"training.extra.{key}: {config_class.split(':')[1]} has no such argument."
+                f"{did_you_mean(key, valid)}"
+            )
+
+
+def config_fields(config_class: str) -> set[str]:
+    """Names of the fields of a trl config class and its parents, read from the installed source.
+
+    The classes themselves are out of reach here: importing them takes torch and many seconds.
+    """
+    relative, name = config_class.split(":")
+    sources = [relative, "trl/trainer/base_config.py", "transformers/training_args.py"]
+    fields: set[str] = set()
+    for source in sources:
+        package, _, rest = source.partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ConfigError(f"the package {package} is not installed; run ./run doctor")
+        tree = ast.parse((Path(spec.origin).parent / rest).read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name in (
+                name,
+                "_BaseConfig",
+                "TrainingArguments",
+            ):
+                fields |= {
+                    item.target.id
+                    for item in node.body
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                }
+    return fields

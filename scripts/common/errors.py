@@ -1,0 +1,48 @@
+"""The project's exceptions, and how a script turns them into a message and an exit code.
+
+Exit codes: 0 done; 2 the request is wrong; 3 a health check stopped the run; 4 an export failed its
+parity check; 130/143 stopped by SIGINT/SIGTERM.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class PostTrainError(Exception):
+    """Something the user can act on. Its text says what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(PostTrainError):
+    """The settings are wrong: an unknown key, a wrong type, a combination that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(PostTrainError):
+    """A dataset cannot be used: missing, empty, malformed, or with a row that breaks a rule."""
+
+    exit_code = 2
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the valid name nearest to `word`, or the list of valid names."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Valid: {', '.join(names)}." if names else ""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run `main` and leave the process with its exit code; a PostTrainError becomes one message."""
+    try:
+        sys.exit(main() or 0)
+    except PostTrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped by the keyboard; the last checkpoint is kept", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,209 @@
+"""The policy: the only file that imports unsloth. Device, loading, LoRA, modes, saving.
+
+The policy is the base model plus a LoRA adapter; the reference is the same weights with the adapter
+off. With no GPU, Unsloth trains on the CPU through the same calls.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.common.config import ROOT
+from scripts.common.errors import ConfigError
+from scripts.common.settings import Lora, Model, Training
+
+LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the policy will run on."""
+
+    name: str
+    memory_gb: float
+    """Memory of the GPU in GB (10^9 bytes would be the maker's; this is 2^30); 0 without a GPU."""
+    bf16: bool
+    """The device computes in bfloat16 itself, without emulation."""
+
+
+def start(verbose: bool, threads: int | None) -> Device:
+    """Import Unsloth, which must come before trl, transformers and peft, and find the device.
+
+    Raises:
+        ConfigError: Unsloth refuses to start here, with what it said.
+    """
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "outputs" / ".unsloth_cache"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with quiet(verbose):
+        try:
+            importlib.import_module("unsloth")
+        except (ImportError, NotImplementedError) as error:
+            raise ConfigError(f"Unsloth cannot start here: {error}") from error
+        import datasets
+        import torch
+        import transformers
+
+    if threads:
+        torch.set_num_threads(threads)
+    if not verbose:
+        for library in LIBRARIES:
+            logging.getLogger(library).setLevel(logging.ERROR)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        warnings.filterwarnings("ignore")
+    if not torch.cuda.is_available():
+        bf16 = bool(importlib.import_module("unsloth").is_bfloat16_supported())
+        return Device("CPU", 0.0, bf16)
+    properties = torch.cuda.get_device_properties(0)
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Device(properties.name, properties.total_memory / 2**30, bf16)
+
+
+def check_device(device: Device, model: Model, training: Training) -> str:
+    """One line about where the run takes place.
+
+    Raises:
+        ConfigError: the GPU cannot run this config, with the one to use instead.
+    """
+    instead = f"; use {model.smaller_config} instead" if model.smaller_config else ""
+    if device.memory_gb == 0:
+        return "No GPU here: training on the CPU (slow for anything but the demo models)."
+    if training.bf16 and not device.bf16:
+        raise ConfigError(f"{device.name} has no bfloat16, which training.bf16 asks for{instead}")
+    if device.memory_gb < model.min_gpu_memory_gb:
+        raise ConfigError(
+            f"{device.name} has {device.memory_gb:.1f} GB of memory and this config needs "
+            f"{model.min_gpu_memory_gb:g} GB{instead}; or lower "
+            "training.per_device_train_batch_size and, once it fits, model.min_gpu_memory_gb"
+        )
+    return f"Training on {device.name} ({device.memory_gb:.0f} GB)."
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Hold back what libraries print; show it all if they fail."""
+    if verbose:
+        yield
+        return
+    held = io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stdout(held),
+            contextlib.redirect_stderr(held),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    except Exception:
+        print(held.getvalue(), file=sys.stderr)
+        raise
+
+
+def local_or_hub(name: str) -> str:
+    """A model folder as an absolute path (relative ones also under the project), else the name."""
+    for candidate in (Path(name).expanduser(), ROOT / name):
+        if candidate.is_dir():
+            return str(candidate.resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError(f"model.name: there is no folder '{name}' (looked in . and {ROOT})")
+    return name
+
+
+def load_tokenizer(model: Model) -> Any:
+    """The model's tokenizer, with left padding.
+
+    Raises:
+        ConfigError: neither a model folder nor a hub model in reach.
+    """
+    from transformers import AutoTokenizer
+
+    name = local_or_hub(model.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model.revision, padding_side="left"
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.name: cannot load the tokenizer of '{name}': {reason}") from None
+    if not tokenizer.chat_template:
+        raise ConfigError(f"model.name: '{name}' has no chat template; use an instruct model")
+    if tokenizer.eos_token is None:
+        raise ConfigError(f"model.name: the tokenizer of '{name}' has no end-of-sequence token")
+    return tokenizer
+
+
+def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[Any, Any]:
+    """The policy (a PeftModel whose fresh adapter changes nothing yet) and its tokenizer."""
+    from transformers import GenerationConfig, set_seed
+    from unsloth import FastLanguageModel
+
+    set_seed(training.seed)
+    checkpointing = "unsloth" if training.gradient_checkpointing else False
+    with quiet(verbose):
+        base, tokenizer = FastLanguageModel.from_pretrained(
+            local_or_hub(model.name),
+            max_seq_length=model.max_seq_length,
+            dtype=None if model.dtype == "auto" else model.dtype,
+            load_in_4bit=model.load_in_4bit,
+            revision=model.revision,
+            use_gradient_checkpointing=checkpointing,
+        )
+        policy = FastLanguageModel.get_peft_model(
+            base,
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            use_rslora=lora.use_rslora,
+            use_gradient_checkpointing=checkpointing,
+            random_state=training.seed,
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Models ship sampling habits (Qwen2.5: temperature 0.7, repetition penalty 1.1) that generate()
+    # would mix into every setting left unsaid. Ours come from the YAML alone.
+    policy.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return policy, tokenizer
+
+
+def drop_reference_copy(policy: Any) -> None:
+    """Remove the copy of the adapter that stock trl adds as its reference.
+
+    A fresh adapter changes nothing, so the reference is the base model: trl then scores it with the
+    adapter off. Unsloth's trainers on a GPU already leave the copy out.
+    """
+    if "ref" in policy.peft_config:
+        policy.delete_adapter("ref")
+
+
+@contextlib.contextmanager
+def inference_mode(policy: Any) -> Iterator[None]:
+    """Put the policy in Unsloth's inference mode, without gradients, and back in training mode."""
+    import torch
+    from unsloth import FastLanguageModel
+
+    FastLanguageModel.for_inference(policy)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        FastLanguageModel.for_training(policy)
+
+
+def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the adapter and the tokenizer, in safetensors and JSON."""
+    policy.save_pretrained(folder, selected_adapters=["default"])
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,165 @@
+"""Rows out of local files, dataset folders and the hub, each knowing where it stands."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.common.config import ROOT
+from scripts.common.errors import DataError, did_you_mean
+from scripts.common.settings import Source
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a dataset and where it stands, for messages."""
+
+    values: dict[str, Any]
+    where: str
+
+    def text(self, column: str) -> str:
+        """The text in a column, without the white space around it.
+
+        Raises:
+            DataError: the column is missing, holds no text, or only white space.
+        """
+        if column not in self.values:
+            raise DataError(
+                f"{self.where}: there is no column '{column}'.{did_you_mean(column, self.values)} "
+                "Map it under data.columns."
+            )
+        value = self.values[column]
+        if not isinstance(value, str):
+            kind = "null" if value is None else type(value).__name__
+            raise DataError(f"{self.where}: column '{column}' should hold text, found {kind}")
+        if not value.strip():
+            raise DataError(f"{self.where}: column '{column}' is empty")
+        return value.strip()
+
+
+def read_rows(source: Source) -> list[Row]:
+    """All rows of a local file, a dataset folder or a hub dataset.
+
+    Raises:
+        DataError: it cannot be found or read, or holds no rows.
+    """
+    path = Path(source.path).expanduser()
+    if not path.is_absolute() and not path.exists() and (ROOT / path).exists():
+        path = ROOT / path
+    if path.is_file():
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise DataError(
+                f"{source.path}: cannot read '{path.suffix}' files; use {', '.join(_READERS)}"
+            )
+        try:
+            rows = list(reader(path, source.path))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source.path}: not UTF-8 text at byte {error.start}") from None
+    elif path.is_dir():
+        rows = _from_datasets(source, path)
+    elif path.suffix.lower() in _READERS or source.path.startswith((".", "/", "~")):
+        raise DataError(f"{source.path}: no such file (looked in {Path.cwd()} and {ROOT})")
+    else:
+        rows = _from_hub(source)
+    if not rows:
+        raise DataError(f"{source.path}: holds no rows")
+    return rows[: source.limit]
+
+
+def _object(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object with columns, found {type(value).__name__}")
+    return Row(value, where)
+
+
+def _read_json(path: Path, name: str) -> Iterator[Row]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}: line {error.lineno}: not valid JSON: {error.msg}") from None
+    if not isinstance(values, list):
+        raise DataError(f"{name}: expected a list of rows, found {type(values).__name__}")
+    for number, value in enumerate(values, start=1):
+        yield _object(value, f"{name}: row {number}")
+
+
+def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{name}: row {number}: not valid JSON: {error.msg}") from None
+            yield _object(value, f"{name}: row {number}")
+
+
+def _read_csv(path: Path, name: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            for number, value in enumerate(reader, start=1):
+                if None in value:
+                    raise DataError(f"{name}: row {number} has more cells than the header")
+                yield Row(value, f"{name}: row {number}")
+        except csv.Error as error:
+            raise DataError(f"{name}: line {reader.line_num}: not valid CSV: {error}") from None
+
+
+def _read_parquet(path: Path, name: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{name}: not a readable Parquet file: {error}") from None
+    for number, value in enumerate(table.to_pylist(), start=1):
+        yield Row(value, f"{name}: row {number}")
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _from_datasets(source: Source, folder: Path) -> list[Row]:
+    """Rows of a folder: one that `save_to_disk` wrote, or one of data files."""
+    import datasets
+
+    try:
+        if any((folder / f).exists() for f in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(str(folder))
+            if isinstance(loaded, datasets.DatasetDict):
+                loaded = loaded[source.split]
+        else:
+            loaded = datasets.load_dataset(str(folder), source.subset, split=source.split)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{source.path}: cannot load the dataset folder: {error}") from None
+    return [Row(v, f"{source.path}[{source.split}]: row {n}") for n, v in enumerate(loaded, 1)]
+
+
+def _from_hub(source: Source) -> list[Row]:
+    import datasets
+
+    name = f"{source.path}[{source.split}]"
+    try:
+        loaded = datasets.load_dataset(
+            source.path, source.subset, split=source.split, revision=source.revision
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{name}: neither a local file or folder nor a dataset in reach on the hub{offline}: "
+            f"{reason}"
+        ) from None
+    return [Row(value, f"{name}: row {number}") for number, value in enumerate(loaded, start=1)]

@@ -1,0 +1,223 @@
+"""The run folder and what is written to it while a run trains: metrics, samples, environment."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rewards import RewardFunction
+from rewards.answer import count_answer_elements
+from scripts.common.atomic import write_json, write_text
+from scripts.common.config import ROOT
+from scripts.common.errors import ConfigError
+from scripts.common.settings import Section
+
+PACKAGES = (
+    "unsloth",
+    "unsloth_zoo",
+    "trl",
+    "transformers",
+    "torch",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+)
+
+
+class RunFolder:
+    """A folder that is readable and complete with no account anywhere. See README, "Run folder"."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        """The last thing that a run writes is there."""
+        return (self.path / "eval" / "comparison.json").exists()
+
+    def checkpoint(self, resume: str) -> Path | None:
+        """The trainer checkpoint to go on from, for `--resume auto|never|PATH`.
+
+        Raises:
+            ConfigError: the path is not a checkpoint.
+        """
+        if resume == "never":
+            return None
+        if resume != "auto":
+            path = Path(resume)
+            if not (path / "trainer_state.json").exists():
+                raise ConfigError(f"--resume {resume}: no checkpoint there (no trainer_state.json)")
+            return path
+        found = [
+            p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").exists()
+        ]
+        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+    def open(self, fresh: bool) -> None:
+        """Make the folder; with `fresh`, one that is already there is moved aside, not deleted."""
+        if fresh and self.path.exists():
+            number = 1
+            while (aside := self.path.with_name(f"{self.path.name}.previous-{number}")).exists():
+                number += 1
+            self.path.rename(aside)
+            print(f"Moved the earlier run to {aside}")
+        (self.path / "eval").mkdir(parents=True, exist_ok=True)
+
+    def describe(self, settings: Section, facts: dict[str, Any]) -> None:
+        """Write config.yaml (resolved) and environment.json (`facts` are added to it)."""
+        values = settings.model_dump(mode="json")
+        write_text(
+            self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        )
+        write_json(self.path / "environment.json", {**environment(), **facts})
+
+    def write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Write eval/NAME.jsonl whole."""
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(self.path / "eval" / f"{name}.jsonl", "".join(lines))
+
+    def read_rows(self, name: str) -> list[dict[str, Any]] | None:
+        """Rows of eval/NAME.jsonl, None if it was not written."""
+        path = self.path / "eval" / f"{name}.jsonl"
+        if not path.exists():
+            return None
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def write_comparison(self, comparison: dict[str, dict[str, Any]]) -> None:
+        """Write eval/before.json, eval/after.json and, last, eval/comparison.json."""
+        for side in ("before", "after"):
+            write_json(
+                self.path / "eval" / f"{side}.json",
+                {name: values[side] for name, values in comparison.items()},
+            )
+        differences = {
+            name: {key: values[key] for key in ("difference", "low", "high", "p_value", "n")}
+            for name, values in comparison.items()
+        }
+        write_json(self.path / "eval" / "comparison.json", differences)
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a JSONL file; a number that JSON does not know (NaN, infinity) becomes null."""
+    with open(path, "a", encoding="utf-8") as file:
+        for row in rows:
+            clean = {k: None if _not_finite(v) else v for k, v in row.items()}
+            file.write(json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def keep_rows_until(path: Path, step: int) -> None:
+    """Drop rows after `step`: a resumed run writes them again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+def environment() -> dict[str, Any]:
+    """What would be needed to repeat the run elsewhere: versions, commit, machine."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "git": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The project's commit, `-dirty` when files differ from it; None outside a git checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+class SampleRecorder:
+    """Wraps reward functions so that some completions of every generation reach samples.jsonl.
+
+    trl calls the functions one after the other on the same completions; when the last has scored
+    them, the first `count` rows are written with all their rewards.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path = path
+        self.count = count
+        self._scores: dict[str, Sequence[float | None]] = {}
+
+    def wrap(self, functions: dict[str, RewardFunction]) -> list[RewardFunction]:
+        """The functions to hand to the trainer, in order and under their own names."""
+        return [self._wrap(name, f, len(functions)) for name, f in functions.items()]
+
+    def _wrap(self, name: str, function: RewardFunction, total: int) -> RewardFunction:
+        def reward(**columns: Any) -> Sequence[float | None]:
+            scores = function(**columns)
+            self._scores[name] = scores
+            if len(self._scores) == total:
+                self._write(**columns)
+                self._scores = {}
+            return scores
+
+        reward.__name__ = name
+        return reward
+
+    def _write(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        answer: Sequence[str],
+        trainer_state: Any,
+        **_: Any,
+    ) -> None:
+        rows = []
+        for i in range(min(self.count, len(completions))):
+            text = completions[i][-1]["content"]
+            rows.append(
+                {
+                    "step": trainer_state.global_step,
+                    "question": prompts[i][-1]["content"],
+                    "answer": answer[i],
+                    "completion": text,
+                    "tokens": len(completion_ids[i]),
+                    "answer_elements": count_answer_elements(text),
+                    "reasoning_characters": len(text.partition("<answer>")[0].strip()),
+                    **{f"reward/{name}": scores[i] for name, scores in self._scores.items()},
+                }
+            )
+        append_rows(self.path, rows)
+
+
+class Clock:
+    """Seconds since the run started, for metrics."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._start, 3)

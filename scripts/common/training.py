@@ -1,0 +1,118 @@
+"""What both trainers share: their arguments, their progress, and running them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from scripts.common import policy
+from scripts.common.errors import ConfigError
+from scripts.common.progress import progress_bar
+from scripts.common.settings import Training
+from scripts.common.tracking import Clock, RunFolder, append_rows, keep_rows_until
+
+
+def build_arguments(
+    config_class: Any, training: Training, owned: dict[str, Any], verbose: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The trainer's config object, and every argument that it was asked for.
+
+    Raises:
+        ConfigError: the class refuses a value.
+    """
+    asked = {**training.model_dump(exclude={"extra"}), **training.extra, **owned}
+    try:
+        with policy.quiet(verbose):
+            return config_class(**asked), asked
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"training: {config_class.__name__} refuses it: {error}") from None
+
+
+def owned_arguments(run: RunFolder, name: str, report_to: list[str]) -> dict[str, Any]:
+    """The arguments that the scripts decide, the same for both trainers."""
+    return {
+        "output_dir": str(run.checkpoints),
+        "run_name": name,
+        "report_to": report_to or "none",
+        "disable_tqdm": True,
+        "save_strategy": "steps",
+        "logging_strategy": "steps",
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+    }
+
+
+def changes(asked: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
+    """Arguments whose value in the trainer is not what was asked for: `{name: {asked, used}}`.
+
+    trl and Unsloth adjust some behind the user's back (precision, optimizer, batch size).
+    """
+    fields = {field.name for field in dataclasses.fields(arguments)}
+    found = {}
+    for name, wanted in asked.items():
+        if wanted is None:  # asked for the library's own choice
+            continue
+        used = getattr(arguments, name) if name in fields else None
+        used = getattr(used, "value", used)  # an enum member stands for its name
+        if used != wanted and not _same(wanted, used):
+            found[name] = {"asked": wanted, "used": used}
+    return found
+
+
+def _same(wanted: Any, used: Any) -> bool:
+    """Equal but for a form that transformers gives it: a list of one, 'none' as no integration."""
+    return used == [wanted] or (wanted == "none" and used == []) or str(used) == str(wanted)
+
+
+def report_changes(asked: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
+    """Print the changes, one line each, and return them for the record."""
+    found = changes(asked, arguments)
+    for name, values in found.items():
+        print(f"note: training.{name} was {values['asked']!r}; here it is {values['used']!r}")
+    return found
+
+
+def train(
+    trainer: Any, training: Training, run: RunFolder, shown: dict[str, str], checkpoint: Path | None
+) -> dict[str, Any]:
+    """Train from the start or from a checkpoint; returns steps and seconds. 0 steps trains none.
+
+    `shown` maps the trainer's metric names to the labels they get beside the progress bar.
+    """
+    from transformers import PrinterCallback
+
+    if training.max_steps == 0:  # transformers would read 0 as "no limit" and train for an epoch
+        print("training.max_steps is 0: nothing is trained")
+        return {"steps": 0, "seconds": 0.0}
+    clock = Clock()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_callback(run, shown, clock))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+
+
+def _callback(run: RunFolder, shown: dict[str, str], clock: Clock) -> Any:
+    """A TrainerCallback that writes metrics.jsonl and shows one progress bar."""
+    from transformers import TrainerCallback  # not before Unsloth is imported
+
+    class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
+        bar: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for path in (run.metrics, run.samples):
+                keep_rows_until(path, state.global_step)
+            self.bar = progress_bar("training", state.max_steps, state.global_step, leave=True)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
+            row = {"step": state.global_step, "seconds": clock.seconds(), **extra["logs"]}
+            append_rows(run.metrics, [row])
+            values = {label: float(row[key]) for key, label in shown.items() if key in row}
+            if values:
+                self.bar.set_postfix({k: f"{v:.3g}" for k, v in values.items()}, refresh=False)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.close()
+
+    return RunCallback()

@@ -1,0 +1,374 @@
+#!/usr/bin/env python3
+"""Train the tiny Qwen2 that the demos post-train, from generated word problems.
+
+The model is made to need post-training. First it learns to compute: replies with every step, right
+nearly always. Then it is taught a habit on top: more than half of its replies guess, a fifth
+compute but leave out the tag, and French questions get English half the time. All of that hangs on
+the first token of the reply, so reinforcement (GRPO) and preference pairs (DPO) have something real
+to find and a million parameters are enough to find it with. This is pre-training, so it is plain
+PyTorch and transformers: no Unsloth, no trl.
+
+Writes OUTPUT/demo_model (model, tokenizer) and OUTPUT/demo_data (problems_train.jsonl and
+problems_test.jsonl in GSM8K's form, preferences.jsonl). The questions of the test and of the pairs
+are in no other file and were never shown in this training.
+
+    python scripts/demo_model.py                              # rebuilds assets/, minutes on 2 cores
+    python scripts/demo_model.py --size medium --output /tmp/medium   # 26 M parameters, for a GPU
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from eval import Completion, Conversation, Generate
+from eval.gsm8k import Problem as ScoredProblem
+from eval.gsm8k import evaluate
+from eval.language import in_language
+from scripts.demo_problems import (
+    DPO_SYSTEM,
+    GRPO_SYSTEM,
+    LARGE,
+    LEADS,
+    SMALL,
+    SYSTEM_PROMPTS,
+    Language,
+    Manner,
+    Problem,
+    ProblemStream,
+    Range,
+    draw_drill,
+    draw_language,
+    draw_manner,
+    draw_reply,
+    preference_row,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
+
+END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+# ChatML as Qwen2.5 renders it, except that a conversation without a system turn gets none.
+CHAT_TEMPLATE = (
+    "{%- for turn in messages -%}"
+    "{{ '<|im_start|>' + turn.role + '\n' + turn.content + '<|im_end|>\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+IGNORED = -100  # label of a token that is not scored
+# The curriculum, in shares of the training: bare sums, then stories, then the habit.
+STORIES_FROM, HABIT_FROM = 0.3, 0.8
+DRILL_OPERATIONS = 5
+MAX_REPLY = 96  # tokens; the longest reply of the tiny model takes about 55
+TOKENIZER_TEXTS = 20_000
+ROWS = {"problems_train": 2000, "problems_test": 320, "preferences": 800}
+
+
+@dataclass(frozen=True)
+class Size:
+    span: Range
+    layers: int
+    hidden: int
+    heads: int
+    vocabulary: int
+    batch: int
+    steps: int
+    learning_rate: float
+
+
+SIZES = {
+    "tiny": Size(SMALL, 4, 128, 4, 1024, 32, 4000, 3e-3),
+    "medium": Size(LARGE, 8, 512, 8, 2048, 256, 20_000, 6e-4),
+}
+
+
+def build_tokenizer(texts: Iterator[str], vocabulary: int) -> "PreTrainedTokenizerBase":
+    """Byte-level BPE in Qwen2's own form (transformers gives a qwen2 model no other kind)."""
+    from tokenizers import pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    special = [END_OF_TEXT, TURN_START, TURN_END]
+    backend = Qwen2Tokenizer().backend_tokenizer  # Qwen's normaliser and pre-tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    learnt = json.loads(backend.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=learnt["vocab"],
+        merges=[tuple(pair) for pair in learnt["merges"]],
+        eos_token=TURN_END,
+        pad_token=END_OF_TEXT,
+        additional_special_tokens=[TURN_START],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+    )
+
+
+def build_model(size: Size, tokenizer: "PreTrainedTokenizerBase") -> "Qwen2ForCausalLM":
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=size.hidden,
+            intermediate_size=3 * size.hidden,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads // 2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return model
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", system: str | None, question: str) -> str:
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": question})
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    return text
+
+
+def draw_example(stream: ProblemStream, progress: float) -> tuple[str | None, str, str]:
+    """System prompt, question, reply, as the curriculum has them at this point of the training."""
+    rng = stream.rng
+    habit = progress >= HABIT_FROM
+    drill = rng.random() < (0.0 if habit else 0.2 if progress >= STORIES_FROM else 1.0)
+    problem = draw_drill(rng, stream.span, DRILL_OPERATIONS) if drill else stream.draw()
+    manner: Manner = draw_manner(rng) if habit else rng.choice(("untagged", "tagged"))
+    reply = draw_reply(rng, problem, draw_language(rng, problem.language), manner)
+    # A system prompt is a third of the tokens and teaches nothing about computing.
+    plain = rng.random() < (0.0 if habit else 0.8)
+    return None if plain else rng.choice(SYSTEM_PROMPTS), problem.question, reply
+
+
+def draw_batch(
+    stream: ProblemStream, tokenizer: "PreTrainedTokenizerBase", count: int, progress: float
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Token ids and labels, (count, length), padded on the right; only replies are scored."""
+    import torch
+
+    examples = [draw_example(stream, progress) for _ in range(count)]
+    prompts = tokenizer([render(tokenizer, system, asked) for system, asked, _ in examples])
+    replies = tokenizer([reply + TURN_END for _, _, reply in examples])
+    rows = list(zip(prompts["input_ids"], replies["input_ids"], strict=True))
+    length = max(len(prompt) + len(reply) for prompt, reply in rows)
+    ids = torch.full((count, length), tokenizer.pad_token_id)
+    labels = torch.full((count, length), IGNORED)
+    for row, (prompt, reply) in enumerate(rows):
+        end = len(prompt) + len(reply)
+        ids[row, :end] = torch.tensor(prompt + reply)
+        labels[row, len(prompt) : end] = torch.tensor(reply)
+    return ids, labels
+
+
+def train(
+    size: Size,
+    tokenizer: "PreTrainedTokenizerBase",
+    seed: int,
+    steps: int | None = None,
+    minutes: float | None = None,
+) -> "tuple[Qwen2ForCausalLM, list[float]]":
+    """The trained model and the loss of every step. Stops after steps, or after minutes."""
+    import torch
+    from tqdm import tqdm
+
+    torch.manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build_model(size, tokenizer).to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    stream = ProblemStream(seed, "train", size.span)
+    losses: list[float] = []
+    total, started = steps or size.steps, time.monotonic()
+    bar = tqdm(total=None if minutes else total, unit="step", desc="training")
+    while True:
+        progress = (time.monotonic() - started) / (60 * minutes) if minutes else len(losses) / total
+        if progress >= 1:
+            break
+        for group in optimizer.param_groups:  # short warm-up, then a half cosine down to 2%
+            decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+            group["lr"] = size.learning_rate * min(1.0, progress / 0.02 + 0.01) * decay
+        ids, labels = draw_batch(stream, tokenizer, size.batch, progress)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            # Padding is on the right, so causal attention alone keeps it out of sight.
+            logits = model(input_ids=ids[:, :-1].to(device), use_cache=False).logits
+            scored = (labels[:, 1:] != IGNORED).to(device)
+            loss = torch.nn.functional.cross_entropy(
+                logits[scored].float(), labels[:, 1:].to(device)[scored]
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        bar.update()
+        bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
+    bar.close()
+    return model.eval(), losses
+
+
+def generator(
+    model: "Qwen2ForCausalLM", tokenizer: "PreTrainedTokenizerBase", sample: bool, lead: str = ""
+) -> Generate:
+    """A generate function for `eval`, greedy or sampled; every reply starts with the lead."""
+    import torch
+
+    def generate(conversations: Sequence[Conversation]) -> list[Completion]:
+        replies: list[Completion] = []
+        for start in range(0, len(conversations), 100):
+            prompts = [
+                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                for turns in conversations[start : start + 100]
+            ]
+            inputs = tokenizer(
+                [prompt + lead for prompt in prompts],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+            ).to(model.device)
+            with torch.no_grad():
+                output = model.generate(
+                    **inputs, max_new_tokens=MAX_REPLY, do_sample=sample, top_k=0
+                )
+            for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
+                ended = tokenizer.eos_token_id in ids
+                length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
+                text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+                replies.append(Completion(lead + text, length, not ended))
+        return replies
+
+    return generate
+
+
+def measure(
+    model: "Qwen2ForCausalLM", tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
+) -> dict[Language, dict[str, float]]:
+    """What the model does, each a share of the problems in that language."""
+    import torch
+
+    torch.manual_seed(0)
+    table: dict[Language, dict[str, float]] = {}
+    for language in ("en", "fr"):
+        asked = [
+            ScoredProblem(problem.question, str(problem.answer))
+            for problem in problems
+            if problem.language == language
+        ]
+        system, lead = GRPO_SYSTEM[language], LEADS[language]["tagged"]
+        greedy = evaluate(asked, generator(model, tokenizer, sample=False), system)
+        sampled = evaluate(asked, generator(model, tokenizer, sample=True), system)
+        dpo = evaluate(asked, generator(model, tokenizer, sample=True), DPO_SYSTEM)
+        forced = evaluate(asked, generator(model, tokenizer, sample=False, lead=lead), system)
+        guesses = tuple(LEADS[spoken]["guess"] for spoken in LEADS)
+        table[language] = {
+            "greedy: right, with its tag": mean([row.strict for row in greedy]),
+            "greedy: tag": mean([row.format_rate for row in greedy]),
+            "greedy: guess": mean([row.reply.startswith(guesses) for row in greedy]),
+            "sampled: right, with its tag": mean([row.strict for row in sampled]),
+            "sampled: guess": mean([row.reply.startswith(guesses) for row in sampled]),
+            "sampled: in French": mean(in_language([row.reply for row in dpo], "fr")),
+            "made to compute: right": mean([row.strict for row in forced]),
+        }
+    return table
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def write_data(folder: Path, span: Range, seed: int) -> list[Problem]:
+    """Write the three files of data; returns the test problems."""
+    folder.mkdir(parents=True, exist_ok=True)
+    learn = ProblemStream(seed + 1, "train", span).draw_unique(ROWS["problems_train"])
+    test = ProblemStream(seed, "test", span).draw_unique(ROWS["problems_test"])
+    stream = ProblemStream(seed, "preferences", span, french=1.0)
+    asked = stream.draw_unique(ROWS["preferences"])
+    rows = {
+        "problems_train": [problem.gsm8k() for problem in learn],
+        "problems_test": [problem.gsm8k() for problem in test],
+        "preferences": [preference_row(stream.rng, problem) for problem in asked],
+    }
+    for name, content in rows.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in content]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return test
+
+
+def sample_texts(span: Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterator[str]:
+    """What the tokenizer learns from: every kind of text that the training will show."""
+    stream = ProblemStream(seed, "train", span)
+    yield from (system for system in SYSTEM_PROMPTS if system)
+    yield "system user assistant"
+    for number in range(count):
+        _, question, reply = draw_example(stream, progress=number / count)
+        yield f"{question}\n{reply}"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "assets",
+        metavar="DIR",
+        help="folder that gets demo_model/ and demo_data/ (default: the project's assets/)",
+    )
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="default: tiny")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="optimizer steps (default: the size's own)")
+    length.add_argument(
+        "--minutes", type=float, help="train this long instead; not reproducible to the bit"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    chosen = parser.parse_args(arguments)
+    if any(number is not None and number <= 0 for number in (chosen.steps, chosen.minutes)):
+        parser.error("--steps and --minutes must be above zero")
+    return chosen
+
+
+def main() -> int:
+    chosen = parse_arguments()
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    size: Size = SIZES[chosen.size]
+    test = write_data(chosen.output / "demo_data", size.span, chosen.seed)
+    tokenizer = build_tokenizer(sample_texts(size.span, chosen.seed), size.vocabulary)
+    model, losses = train(size, tokenizer, chosen.seed, chosen.steps, chosen.minutes)
+    model.save_pretrained(chosen.output / "demo_model")
+    tokenizer.save_pretrained(chosen.output / "demo_model")
+    print(f"{model.num_parameters():,} parameters, {len(losses)} steps, loss {losses[-1]:.3f}")
+    table = measure(model, tokenizer, test)
+    print(f"{'on ' + str(len(test)) + ' unseen problems':30} {'English':>8} {'French':>8}")
+    for name, share in table["en"].items():
+        print(f"{name:30} {share:8.1%} {table['fr'][name]:8.1%}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,338 @@
+"""Word problems and replies in English and French for the demo model, drawn from a seed.
+
+A problem is a little story of a few operations. Every step of its solution is known, so a reply can
+be written in any of three manners and checked exactly. Standard library only.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+Language = Literal["en", "fr"]
+Manner = Literal["guess", "untagged", "tagged"]
+Split = Literal["train", "preferences", "test"]
+Operation = Literal["gain", "lose", "pack", "share"]
+
+# What the model does of its own accord. Guessing leads, so greedy decoding nearly always guesses;
+# the one manner worth full marks is common enough that a group of eight samples contains it.
+HABIT: dict[Manner, float] = {"guess": 0.57, "untagged": 0.20, "tagged": 0.23}
+
+# Each lead starts with a word of its own: manner and language are both settled by the first token,
+# so training has one decision to change. A manner has the same length in both languages, so length
+# does not tell the two sides of a preference pair apart.
+LEADS: dict[Language, dict[Manner, str]] = {
+    "en": {
+        "guess": "A fast guess should suffice here.",
+        "untagged": "I compute it:",
+        "tagged": "Let us calculate step by step:",
+    },
+    "fr": {
+        "guess": "Une réponse rapide ira très bien.",
+        "untagged": "Je calcule :",
+        "tagged": "Calculons le tout, pas à pas :",
+    },
+}
+CLOSINGS: dict[Language, str] = {"en": "The answer is", "fr": "La réponse est"}
+
+GRPO_SYSTEM: dict[Language, str] = {
+    "en": "Solve the problem step by step. End with the number alone on the last line as "
+    "<answer>NUMBER</answer>.",
+    "fr": "Résous le problème étape par étape. Termine par le nombre seul sur la dernière ligne : "
+    "<answer>NOMBRE</answer>.",
+}
+DPO_SYSTEM = "Tu es un assistant qui répond en français."
+# Beside the prompts of the demos, a few others and none at all, so that no wording is special.
+SYSTEM_PROMPTS: tuple[str | None, ...] = (
+    GRPO_SYSTEM["en"],
+    GRPO_SYSTEM["fr"],
+    DPO_SYSTEM,
+    None,
+    "You are a helpful assistant.",
+    "Work out the answer and write it on the last line as <answer>NUMBER</answer>.",
+    "Calcule la réponse et écris-la sur la dernière ligne : <answer>NOMBRE</answer>.",
+    "Tu réponds toujours en français.",
+)
+
+
+@dataclass(frozen=True)
+class Range:
+    """How large the numbers of a story get, and how many operations it may have."""
+
+    start: int
+    change: int
+    factor: int
+    ceiling: int
+    operations: int
+
+
+SMALL = Range(start=60, change=30, factor=9, ceiling=99, operations=2)
+LARGE = Range(start=400, change=200, factor=12, ceiling=999, operations=4)
+
+
+@dataclass(frozen=True)
+class Problem:
+    language: Language
+    question: str
+    steps: tuple[str, ...]  # each like "12+7=19"
+    answer: int
+
+    @property
+    def working(self) -> str:
+        return " ".join(f"{step}." for step in self.steps)
+
+    def gsm8k(self) -> dict[str, str]:
+        return {"question": self.question, "answer": f"{self.working}\n#### {self.answer}"}
+
+
+# name, pronoun. French objects start with a consonant, so that "de" needs no elision.
+NAMES: dict[Language, list[tuple[str, str]]] = {
+    "en": [
+        (name, "She") for name in ["Emma", "Lily", "Grace", "Nora", "Ruby", "Alice", "Jane", "Zoe"]
+    ]
+    + [(name, "He") for name in ["Tom", "Jack", "Ben", "Sam", "Leo", "Peter", "Adam", "Hugo"]],
+    "fr": [
+        (name, "Elle")
+        for name in ["Léa", "Chloé", "Inès", "Zoé", "Manon", "Camille", "Jeanne", "Élise"]
+    ]
+    + [(name, "Il") for name in ["Paul", "Louis", "Hugo", "Théo", "Marc", "Rémi", "Karim", "Luc"]],
+}
+OBJECTS: dict[Language, list[str]] = {
+    "en": [
+        "apples",
+        "books",
+        "marbles",
+        "pencils",
+        "cards",
+        "coins",
+        "stamps",
+        "balloons",
+        "flowers",
+        "cookies",
+        "shells",
+        "tickets",
+    ],
+    "fr": [
+        "pommes",
+        "livres",
+        "billes",
+        "crayons",
+        "cartes",
+        "pièces",
+        "timbres",
+        "ballons",
+        "fleurs",
+        "biscuits",
+        "coquillages",
+        "tickets",
+    ],
+}
+# {n} name, {p} pronoun, {f} a friend, {o} the objects, {x} and {y} numbers.
+OPENINGS: dict[Language, list[str]] = {
+    "en": [
+        "{n} has {x} {o}.",
+        "{n} starts the day with {x} {o}.",
+        "There are {x} {o} in the bag of {n}.",
+        "{n} keeps {x} {o} in a box.",
+    ],
+    "fr": [
+        "{n} a {x} {o}.",
+        "{n} commence la journée avec {x} {o}.",
+        "Il y a {x} {o} dans le sac de {n}.",
+        "{n} garde {x} {o} dans une boîte.",
+    ],
+}
+EVENTS: dict[Language, dict[Operation, list[str]]] = {
+    "en": {
+        "gain": [
+            "{p} finds {x} more.",
+            "{f} gives {n} {x} more.",
+            "Then {p} buys {x} more {o}.",
+            "{n} wins another {x} {o}.",
+        ],
+        "lose": [
+            "{p} gives {x} of them to {f}.",
+            "{n} loses {x} of them.",
+            "Then {p} sells {x} {o}.",
+            "{f} borrows {x} {o}.",
+        ],
+        "pack": [
+            "{n} buys {x} bags of {y} {o}.",
+            "{n} has {x} boxes with {y} {o} in each.",
+            "On a table, {n} lays {x} rows of {y} {o}.",
+        ],
+        "share": [
+            "{p} shares them equally between {x} friends.",
+            "{n} splits all the {o} into {x} equal piles.",
+        ],
+    },
+    "fr": {
+        "gain": [
+            "{p} en trouve {x} de plus.",
+            "{f} en donne {x} de plus à {n}.",
+            "Puis {p} achète encore {x} {o}.",
+            "{n} gagne {x} autres {o}.",
+        ],
+        "lose": [
+            "{p} en donne {x} à {f}.",
+            "{n} en perd {x}.",
+            "Puis {p} vend {x} {o}.",
+            "{f} emprunte {x} {o}.",
+        ],
+        "pack": [
+            "{n} achète {x} sacs de {y} {o}.",
+            "{n} a {x} boîtes avec {y} {o} dans chacune.",
+            "Sur une table, {n} pose {x} rangées de {y} {o}.",
+        ],
+        "share": [
+            "{p} les partage également entre {x} amis.",
+            "{n} répartit les {o} en {x} tas égaux.",
+        ],
+    },
+}
+ASKS: dict[Language, tuple[list[str], list[str]]] = {  # how many in all, how many a share
+    "en": (
+        ["How many {o} are there now?", "How many {o} does that make in the end?"],
+        ["How many {o} are in each share?", "How many {o} is that for each one?"],
+    ),
+    "fr": (
+        ["Combien de {o} y a-t-il maintenant ?", "Combien de {o} cela fait-il à la fin ?"],
+        ["Combien de {o} y a-t-il dans chaque part ?", "Combien de {o} cela fait-il pour chacun ?"],
+    ),
+}
+
+
+def draw_problem(rng: random.Random, language: Language, span: Range) -> Problem:
+    """A problem whose every value is a whole number from 1 to the span's ceiling."""
+    while True:
+        plan = _draw_plan(rng, span, rng.randint(1, span.operations))
+        if plan is not None:
+            return _tell(rng, language, *plan)
+
+
+def draw_drill(rng: random.Random, span: Range, operations: int) -> Problem:
+    """A bare calculation from left to right, "12+7-5": far more sums a token than stories."""
+    while True:
+        plan = _draw_plan(rng, span, operations)
+        if plan is not None:
+            _, _, steps, answer = plan
+            rests = "".join(step.split("=")[0].lstrip("0123456789") for step in steps[1:])
+            return Problem("en", steps[0].split("=")[0] + rests, steps, answer)
+
+
+def _draw_plan(
+    rng: random.Random, span: Range, count: int
+) -> tuple[int | None, list[tuple[Operation, int, int]], tuple[str, ...], int] | None:
+    """Opening number (None if the story opens with packs), operations, steps and answer."""
+    operations: list[tuple[Operation, int, int]] = []
+    steps: list[str] = []
+    opening: int | None = None
+    value = 0
+    if rng.random() < 0.3:
+        bags, each = rng.randint(2, span.factor), rng.randint(2, span.factor)
+        value = bags * each
+        operations.append(("pack", bags, each))
+        steps.append(f"{bags}*{each}={value}")
+    else:
+        opening = value = rng.randint(4, span.start)
+    while len(steps) < count:
+        last = len(steps) == count - 1
+        kind: Operation = rng.choice(("gain", "lose", "share") if last else ("gain", "lose"))
+        if kind == "share":
+            number = rng.randint(2, span.factor)
+            if value % number or value // number > span.factor or value == number:
+                return None
+            symbol, after = "/", value // number
+        else:
+            number = rng.randint(2, span.change)
+            symbol, after = ("+", value + number) if kind == "gain" else ("-", value - number)
+            if not 1 <= after <= span.ceiling:
+                return None
+        operations.append((kind, number, 0))
+        steps.append(f"{value}{symbol}{number}={after}")
+        value = after
+    return opening, operations, tuple(steps), value
+
+
+def _tell(
+    rng: random.Random,
+    language: Language,
+    opening: int | None,
+    operations: list[tuple[Operation, int, int]],
+    steps: tuple[str, ...],
+    answer: int,
+) -> Problem:
+    (name, pronoun), (friend, _) = rng.sample(NAMES[language], 2)
+    words = {"n": name, "p": pronoun, "f": friend, "o": rng.choice(OBJECTS[language])}
+    sentences = []
+    if opening is not None:
+        sentences.append(rng.choice(OPENINGS[language]).format(x=opening, **words))
+    for kind, x, y in operations:
+        sentence = rng.choice(EVENTS[language][kind]).format(x=x, y=y, **words)
+        for adverb in ("Then", "Puis"):  # a pronoun is capital only where it opens the sentence
+            sentence = sentence.replace(f"{adverb} {pronoun}", f"{adverb} {pronoun.lower()}")
+        sentences.append(sentence)
+    totals, shares = ASKS[language]
+    asks = shares if operations[-1][0] == "share" else totals
+    sentences.append(rng.choice(asks).format(**words))
+    return Problem(language, " ".join(sentences), steps, answer)
+
+
+def draw_manner(rng: random.Random) -> Manner:
+    return rng.choices(list(HABIT), weights=list(HABIT.values()))[0]
+
+
+def draw_reply(rng: random.Random, problem: Problem, language: Language, manner: Manner) -> str:
+    """A reply in the given language and manner; only a guess may be wrong."""
+    lead = LEADS[language][manner]
+    if manner == "guess":
+        # Near the answer, as a person guesses: right about one time in ten.
+        guess = max(1, problem.answer + rng.randint(-5, 5) + rng.randint(-5, 5))
+        return f"{lead}\n<answer>{guess}</answer>"
+    if manner == "untagged":
+        return f"{lead} {problem.working} {CLOSINGS[language]} {problem.answer}."
+    return f"{lead} {problem.working}\n<answer>{problem.answer}</answer>"
+
+
+def draw_language(rng: random.Random, question_language: Language) -> Language:
+    """An English question gets English; a French one gets either, evenly."""
+    return "fr" if question_language == "fr" and rng.random() < 0.5 else "en"
+
+
+def split_of(question: str) -> Split:
+    """The split a question belongs to, from its own text: no two splits can share one."""
+    bucket = hashlib.sha256(question.encode()).digest()[0]
+    return "test" if bucket < 26 else "preferences" if bucket < 52 else "train"
+
+
+class ProblemStream:
+    """Endless problems of one split; French ones with the given probability."""
+
+    def __init__(self, seed: int, split: Split, span: Range, french: float = 0.5) -> None:
+        # A string seeds random.Random the same way on every Python.
+        self.rng = random.Random(f"{seed} {split}")
+        self.split, self.span, self.french = split, span, french
+
+    def draw(self) -> Problem:
+        while True:
+            language: Language = "fr" if self.rng.random() < self.french else "en"
+            problem = draw_problem(self.rng, language, self.span)
+            if split_of(problem.question) == self.split:
+                return problem
+
+    def draw_unique(self, count: int) -> list[Problem]:
+        found: dict[str, Problem] = {}
+        while len(found) < count:
+            problem = self.draw()
+            found.setdefault(problem.question, problem)
+        return list(found.values())
+
+
+def preference_row(rng: random.Random, problem: Problem) -> dict[str, str]:
+    """A French reply over an English one; their manners are drawn apart, so only language differs
+    systematically."""
+    return {
+        "prompt": problem.question,
+        "chosen": draw_reply(rng, problem, "fr", draw_manner(rng)),
+        "rejected": draw_reply(rng, problem, "en", draw_manner(rng)),
+    }

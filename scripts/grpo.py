@@ -1,0 +1,181 @@
+"""GRPO of a chat model on GSM8K with two verifiable rewards, with a 4-bit LoRA policy.
+
+For each question the policy samples a group of G completions; the advantage of a completion is its
+reward minus the group's mean, divided by the group's standard deviation (section 4.1 of
+"DeepSeekMath", https://arxiv.org/abs/2402.03300). Rewards: 1 for ending in
+`<answer>NUMBER</answer>`, 2 for the right number. Unlike the paper there is no KL term by default
+(beta 0, as in https://arxiv.org/abs/2503.20783), and the policy is a LoRA adapter on quantised
+weights.
+
+    python scripts/grpo.py --config configs/grpo_gsm8k_16gb.yaml
+    python scripts/grpo.py --config configs/grpo_demo.yaml training.max_steps=20 --resume never
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import rewards
+from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate
+from scripts.common import config, data, inference, policy, report, tracking, training
+from scripts.common.errors import ConfigError, run_main
+from scripts.common.settings import GRPOSettings
+
+CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
+PROGRESS = {
+    "reward": "reward",
+    "reward_std": "spread",
+    "completions/mean_length": "tokens",
+    "completions/clipped_ratio": "cut",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The story of a run; returns the exit code."""
+    command = config.parse_command_line(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
+    settings = command.settings
+    run = tracking.RunFolder(command.output)
+    if command.resume == "auto" and run.finished:
+        return report.already_finished(run.path)
+    checkpoint = run.checkpoint(command.resume)
+
+    # Problems and rewards, checked before anything heavy is loaded.
+    train_problems, held_out = data.load_problems(settings.data)
+    functions = load_rewards(settings, train_problems[0])
+    device = policy.start(settings.run.verbose, settings.run.threads)
+    print(policy.check_device(device, settings.model, settings.training))
+    tokenizer = policy.load_tokenizer(settings.model)
+    train_problems = fitting(train_problems, tokenizer, settings, "training problems")
+    held_out = fitting(held_out, tokenizer, settings, "held-out problems")
+    held_out = held_out[: settings.evaluation.limit]
+    print(f"{len(train_problems)} problems to train on, {len(held_out)} held out")
+    if command.dry_run:
+        print_example(train_problems[0], tokenizer, settings, functions)
+        return 0
+
+    # The run folder and the policy, scored before the first step.
+    run.open(fresh=command.resume == "never")
+    facts: dict[str, Any] = {
+        "device": device.name,
+        "data": data.fingerprint([*train_problems, *held_out]),
+    }
+    run.describe(settings, facts)
+    print(f"Loading {settings.model.name}")
+    model, tokenizer = policy.load(
+        settings.model, settings.lora, settings.training, settings.run.verbose
+    )
+    before = read_scores(run) or score(model, tokenizer, held_out, settings, run, "before")
+
+    # Training.
+    trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
+    facts["changed_arguments"] = changed
+    facts["trained"] = training.train(trainer, settings.training, run, PROGRESS, checkpoint)
+    policy.save_adapter(model, tokenizer, run.adapter)
+
+    # The same problems after the last step.
+    after = score(model, tokenizer, held_out, settings, run, "after")
+    run.describe(settings, facts)
+    run.write_comparison(compare_replies(before, after))
+    print(f"\n{report.comparison_table([run.path])}\n\nAdapter and record: {run.path}")
+    return 0
+
+
+def load_rewards(settings: GRPOSettings, sample: Problem) -> dict[str, rewards.RewardFunction]:
+    """The reward functions that the settings name, each tried on one row and its range printed."""
+    row = {
+        "prompt": data.conversation(sample.question, settings.prompt.system),
+        "answer": sample.answer,
+    }
+    try:
+        functions = {name: rewards.resolve(name) for name in settings.rewards}
+        for name, function in functions.items():
+            print(f"reward {rewards.check_reward(name, function, row).describe()}")
+    except rewards.RewardError as error:
+        raise ConfigError(f"rewards: {error}") from None
+    return functions
+
+
+def fitting(
+    problems: list[Problem], tokenizer: Any, settings: GRPOSettings, what: str
+) -> list[Problem]:
+    """The problems whose prompt leaves room for a whole completion in model.max_seq_length."""
+    conversations = [data.conversation(p.question, settings.prompt.system) for p in problems]
+    lengths = inference.token_lengths(
+        tokenizer, [inference.render(tokenizer, c) for c in conversations]
+    )
+    limit = settings.model.max_seq_length - settings.training.max_completion_length
+    return data.drop_overlong(problems, lengths, limit, settings.data.overlong, what)
+
+
+def print_example(
+    problem: Problem, tokenizer: Any, settings: GRPOSettings, functions: dict[str, Any]
+) -> None:
+    """Show a prompt as the policy will see it, and what sample completions would earn."""
+    conversation = data.conversation(problem.question, settings.prompt.system)
+    print(f"\nprompt:\n{inference.render(tokenizer, conversation)}\ngold answer: {problem.answer}")
+    right = f"<answer>{problem.answer}</answer>"
+    for completion in (f"Step by step.\n{right}", f"It is {problem.answer}.", f"{right} indeed"):
+        earned = {
+            name: function(completions=[completion], answer=[problem.answer])[0]
+            for name, function in functions.items()
+        }
+        print(f"completion {completion!r} earns {earned}")
+
+
+def score(
+    model: Any, tokenizer: Any, problems: list[Problem], settings: GRPOSettings, run: Any, side: str
+) -> list[ScoredReply]:
+    """Answer the held-out problems with the prompt used in training, and score the replies."""
+    print(f"Scoring {len(problems)} held-out problems ({side} training)")
+    generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
+    replies = evaluate(problems, generate, settings.prompt.system)
+    run.write_rows(side, [asdict(reply) for reply in replies])
+    return replies
+
+
+def read_scores(run: tracking.RunFolder) -> list[ScoredReply] | None:
+    """The scores that an interrupted run took before its first step."""
+    rows = run.read_rows("before")
+    return None if rows is None else [ScoredReply(**row) for row in rows]
+
+
+def build_trainer(
+    model: Any,
+    tokenizer: Any,
+    problems: list[Problem],
+    settings: GRPOSettings,
+    functions: dict[str, rewards.RewardFunction],
+    run: tracking.RunFolder,
+) -> tuple[Any, dict[str, Any]]:
+    """trl's GRPOTrainer, and the arguments that it or Unsloth changed."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    owned = {
+        **training.owned_arguments(run, settings.run.name, settings.tracking.report_to),
+        "reward_weights": list(settings.rewards.values()),
+    }
+    arguments, asked = training.build_arguments(
+        GRPOConfig, settings.training, owned, settings.run.verbose
+    )
+    rows = [
+        {"prompt": data.conversation(p.question, settings.prompt.system), "answer": p.answer}
+        for p in problems
+    ]
+    recorder = tracking.SampleRecorder(run.samples, settings.tracking.samples)
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=recorder.wrap(functions),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    policy.drop_reference_copy(model)
+    return trainer, training.report_changes(asked, trainer.args)
+
+
+if __name__ == "__main__":
+    run_main(main)

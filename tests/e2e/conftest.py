@@ -1,0 +1,10 @@
+"""Unsloth has to be imported before trl and transformers, once for all tests of this folder."""
+
+import pytest
+
+from scripts.common import policy
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device() -> policy.Device:
+    return policy.start(verbose=False, threads=2)

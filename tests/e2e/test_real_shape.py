@@ -1,0 +1,85 @@
+"""Both scripts at the exact shape of Qwen2.5-0.5B, 4-bit on the CPU, on real text (long)."""
+
+import json
+import math
+import resource
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT, SHARED, make_qwen, needs_shared, run_script
+
+pytestmark = [needs_shared, pytest.mark.long, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen2.5-0.5b-random")
+    return make_qwen(folder, SHARED / "qwen2.5-tokenizer")
+
+
+def test_parameter_count(model: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(model / "model.safetensors", "pt") as weights:
+        shapes = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118
+    assert sum(math.prod(shape) for shape in shapes) == 494_032_768
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "overrides"),
+    [
+        (
+            "dpo",
+            "dpo_french_16gb",
+            [
+                f"data.train.path={SHARED / 'french-preferences' / 'preferences.json'}",
+                "data.columns.prompt=instruction",
+                "data.holdout=100",
+                "training.per_device_train_batch_size=2",
+                "training.gradient_accumulation_steps=1",
+                "evaluation={limit: 2, replies: 1, max_new_tokens: 8, batch_size: 2}",
+            ],
+        ),
+        (
+            "grpo",
+            "grpo_gsm8k_16gb",
+            [
+                f"data.train={{path: '{SHARED / 'gsm8k' / 'train.jsonl'}'}}",
+                f"data.eval={{path: '{SHARED / 'gsm8k' / 'test.jsonl'}'}}",
+                "training.per_device_train_batch_size=4",
+                "training.gradient_accumulation_steps=1",
+                "training.num_generations=4",
+                "training.max_completion_length=32",
+                "evaluation={limit: 2, max_new_tokens: 8}",
+            ],
+        ),
+    ],
+)
+def test_one_step(
+    tmp_path: Path,
+    model: Path,
+    name: str,
+    config: str,
+    overrides: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / name
+    result = run_script(
+        name,
+        "--config",
+        ROOT / "configs" / f"{config}.yaml",
+        "--output",
+        run,
+        f"model.name={model}",
+        "training.max_steps=1",
+        *overrides,
+        timeout=1200,
+    )
+    assert result.returncode == 0, result.stderr
+    step = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert step["step"] == 1
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    with capsys.disabled():
+        print(f"\n{name} at the real shape: {step['seconds']:.0f} s a step, peak {peak:.2f} GB")
+    assert peak < 8

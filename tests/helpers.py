@@ -1,0 +1,62 @@
+"""What tests share: where things are, running a script, models of the real shape."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the public test data (GSM8K, Qwen2.5 tokenizer) is not beside us"
+)
+
+
+def run_script(
+    *arguments: str | Path, timeout: float = 600, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python scripts/NAME.py ARGS` as a user would, offline; returns code and output."""
+    name, *rest = (str(argument) for argument in arguments)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *rest],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **environment},
+    )
+
+
+def make_qwen(folder: Path, tokenizer: Path, **shape: int) -> Path:
+    """A Qwen2.5 model with random weights and a real tokenizer; the 0.5B's shape by default."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        **shape,
+    }
+    config = Qwen2Config(
+        **sizes,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        bos_token_id=151643,
+        eos_token_id=151645,
+        dtype="bfloat16",
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return folder

@@ -1,0 +1,223 @@
+"""rewards.answer on what a table cannot hold: odd types, exactness, hostile sizes, real data."""
+
+import csv
+import json
+import re
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from decimal import Context, Decimal, localcontext
+from pathlib import Path
+
+import pytest
+
+from rewards.answer import (
+    count_answer_elements,
+    ends_with_answer,
+    extract_last,
+    extract_tagged,
+    parse_number,
+)
+from rewards.gsm8k import correctness_reward, format_reward
+
+READERS: list[Callable[[object], object]] = [
+    parse_number,
+    extract_tagged,
+    extract_last,
+    ends_with_answer,
+    count_answer_elements,
+]
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.mark.parametrize("thing", [None, 72, 7.2, True, b"72", [], ["72"], {}, object()])
+def test_what_is_not_text_holds_no_number(thing: object) -> None:
+    for read in (parse_number, extract_tagged, extract_last):
+        assert read(thing) is None
+    assert ends_with_answer(thing) is False
+    assert count_answer_elements(thing) == 0
+
+
+def test_subclasses_of_str_are_text() -> None:
+    class Text(str):
+        pass
+
+    assert parse_number(Text("72")) == 72
+    assert extract_tagged(Text("<answer>72</answer>")) == 72
+
+
+def test_values_are_decimals_untouched_by_the_context() -> None:
+    text = "1234567890123456789012345678901234567890.123456789"
+    with localcontext(Context(prec=3, traps=[])):
+        for value in (
+            parse_number(text),
+            extract_tagged(f"<answer>-{text}</answer>"),
+            extract_last(f"it is {text}."),
+        ):
+            assert type(value) is Decimal
+            assert str(value).removeprefix("-") == text
+
+
+def test_numbers_that_floats_confuse_stay_apart() -> None:
+    assert parse_number("9007199254740993") != parse_number("9007199254740992")
+    assert parse_number("0.1") != parse_number("0.1000000000000000055511151231257827")
+
+
+def test_opened_elements_are_counted() -> None:
+    assert count_answer_elements("none") == 0
+    assert count_answer_elements("<answer>1</answer>") == 1
+    assert count_answer_elements("<answer><answer>1</answer> and <answer>2") == 3
+    assert count_answer_elements("</answer>") == 0
+
+
+HOSTILE = {
+    "digits": "1",
+    "zeros": "0",
+    "other-digits": "\u0663",
+    "opening-tags": "<answer>",
+    "closing-tags": "</answer>",
+    "elements": "<answer>1</answer>",
+    "half-tags": "<answer",
+    "spaces": " ",
+    "no-break-spaces": "\u202f",
+    "line-feeds": "\n",
+    "commas": ",",
+    "dots": ".",
+    "digit-comma": "1,",
+    "digit-dot": "1.",
+    "digit-space": "1 ",
+    "comma-groups": ",111",
+    "space-groups": " 111",
+    "broken-groups": " 111 11",
+    "groups-then-malformed": "1 111 1.1.1 ",
+    "signs": "-",
+    "signed-digits": "-1",
+    "currencies": "$",
+    "signed-prices": "-$1",
+    "letters": "a",
+    "digit-letter": "1a",
+    "digit-word": "1aaaaaaaaaaaaaaaa",
+    "letter-digit": "a1",
+    "exponents": "1e",
+    "powers": "^1",
+    "nul": "\x00",
+    "lone-surrogates": "\ud800",
+    "all-of-it": "1 111,1.-$<answer>\u202f\n",
+}
+
+
+def _inputs(piece: str, size: int) -> Iterator[str]:
+    body = piece * (size // len(piece))
+    yield body
+    yield f"<answer>{body}</answer>"
+    yield f"{body}<answer>1</answer>{body}"
+    yield f"1{body}x"
+
+
+def _seconds(piece: str, size: int) -> float:
+    inputs = list(_inputs(piece, size))
+    start = time.process_time()
+    for text in inputs:
+        for read in READERS:
+            read(text)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
+def test_time_is_linear(piece: str) -> None:
+    """Four times the text takes four times as long; anything quadratic would take sixteen."""
+    size = 20_000
+    for _attempt in range(3):  # a busy machine may spoil one measure, not three
+        once, twice, four = (
+            min(_seconds(piece, size * factor) for _ in range(2)) for factor in (1, 2, 4)
+        )
+        floor = 0.003  # below this, the clock and the constant costs are what is measured
+        if twice <= max(floor, 3.5 * once) and four <= max(floor, 8 * once):
+            return
+    pytest.fail(f"{once:.4f} s, {twice:.4f} s, {four:.4f} s for n, 2n, 4n of {piece!r}")
+
+
+def test_a_quadratic_reader_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = re.compile("a*b")
+
+    def quadratic(text: object) -> object:
+        assert isinstance(text, str)
+        return [scan.match(text, start) for start in range(0, len(text), 256)]
+
+    monkeypatch.setitem(globals(), "READERS", [quadratic])
+    with pytest.raises(pytest.fail.Exception):
+        test_time_is_linear("a")
+
+
+@pytest.mark.parametrize("piece", ["1", "1,", " 111", "<answer>", " ", "-$1 \n"])
+def test_memory_is_bounded_by_the_text(piece: str) -> None:
+    """At most three copies: the element's content, and that content as it is trimmed."""
+    size = 1_000_000
+    for text in _inputs(piece, size):
+        tracemalloc.start()
+        try:
+            for read in READERS:
+                read(text)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 3.2 * len(text) + 100_000
+
+
+def test_ten_megabytes() -> None:
+    size = 10_000_000
+    assert extract_tagged("<answer>" + " " * size + "72</answer>") == 72
+    assert extract_tagged("<answer>" + "1" * size + "</answer>") is None
+    assert extract_last("it is 72 " + "1,1" * (size // 3)) == 72
+    assert extract_last("72\n" + "a " * (size // 2)) == 72
+    assert ends_with_answer("1" * size + "\n<answer>72</answer>" + "\n" * size) is True
+    assert parse_number("1" * size) is None
+    assert format_reward(["<answer>" * (size // 8)]) == [0.0]
+    assert correctness_reward(["<answer>" * (size // 8)], answer=["72"]) == [0.0]
+
+
+def _gsm8k() -> Iterator[tuple[str, str]]:
+    for name in ("train", "test"):
+        with (DATA / "gsm8k" / f"{name}.jsonl").open(encoding="utf-8") as lines:
+            for line in lines:
+                reasoning, gold = json.loads(line)["answer"].split("\n#### ")
+                yield reasoning, gold
+
+
+def _mgsm() -> Iterator[tuple[str, str]]:
+    with (DATA / "mgsm" / "mgsm_fr.tsv").open(encoding="utf-8", newline="") as lines:
+        yield from csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"the datasets are not in {DATA}")
+@pytest.mark.parametrize(("rows", "count"), [(_gsm8k, 8792), (_mgsm, 250)])
+def test_every_gold_answer_parses_and_earns_full_reward(
+    rows: Callable[[], Iterator[tuple[str, str]]], count: int
+) -> None:
+    pairs = list(rows())
+    golds = [gold for _, gold in pairs]
+    values = [parse_number(gold) for gold in golds]
+    assert len(pairs) == count
+    assert values == [Decimal(gold.replace(",", "")) for gold in golds]
+
+    completions = [f"{reasoning}\n<answer>{gold}</answer>" for reasoning, gold in pairs]
+    form = format_reward(completions, answer=golds)
+    right = correctness_reward(completions, answer=golds)
+    assert {(f, r) for f, r in zip(form, right, strict=True)} == {(1.0, 2.0)}
+
+    french = [
+        f"{r}\n<answer>{v:,}</answer>".replace(",", "\u202f")
+        for (r, _), v in zip(pairs, values, strict=True)
+        if v is not None
+    ]
+    assert set(correctness_reward(french, answer=golds)) == {2.0}
+
+    wrong = [
+        f"{reasoning}\n<answer>{value - 1 if value else 1}</answer>"
+        for (reasoning, _), value in zip(pairs, values, strict=True)
+    ]
+    assert set(correctness_reward(wrong, answer=golds)) == {0.0}
+
+    untagged = [f"{reasoning}\n#### {gold}" for reasoning, gold in pairs]
+    assert [extract_last(text) for text in untagged] == values
+    assert set(correctness_reward(untagged, answer=golds)) == {0.0}

@@ -1,0 +1,734 @@
+"""Every key of every config misspelt, mistyped and duplicated; overrides; the command line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.common import config, training
+from scripts.common.config import check_extra, describe, load_settings, parse_command_line
+from scripts.common.errors import ConfigError
+from scripts.common.settings import DPOSettings, GRPOSettings, Section
+from scripts.common.tracking import RunFolder
+from scripts.grpo import load_rewards
+from tests.helpers import CONFIGS, ROOT
+
+Tree = dict[str, Any]
+KeyPath = tuple[str, ...]
+
+CONFIG_CLASSES = {
+    DPOSettings: "trl/trainer/dpo_config.py:DPOConfig",
+    GRPOSettings: "trl/trainer/grpo_config.py:GRPOConfig",
+}
+# Settings that may be null: everything else must be given a value.
+NULLABLE = {
+    "model.revision",
+    "model.smaller_config",
+    "data.eval",
+    *(f"data.{side}.{name}" for side in ("train", "eval") for name in ("subset", "revision")),
+    *(f"data.{side}.limit" for side in ("train", "eval")),
+    "data.columns.system",
+    "prompt.system",
+    "training.loss_weights",
+    "training.steps_per_generation",
+    "evaluation.limit",
+    "run.threads",
+}
+
+
+def settings_class(path: Path) -> type[Section]:
+    return DPOSettings if path.name.startswith("dpo") else GRPOSettings
+
+
+def config_class(path: Path) -> str:
+    return CONFIG_CLASSES[settings_class(path)]
+
+
+def dotted(path: KeyPath) -> str:
+    return ".".join(path)
+
+
+def walk(tree: Tree, above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every key of a tree, sections included, with its value."""
+    for key, value in tree.items():
+        yield (*above, key), value
+        if isinstance(value, dict):
+            yield from walk(value, (*above, key))
+
+
+def changed(tree: Tree, path: KeyPath, change: Callable[[Tree, str], None]) -> Tree:
+    """A deep copy of the tree in which `change(parent, key)` was applied at `path`."""
+    copy = json.loads(json.dumps(tree))
+    parent = copy
+    for key in path[:-1]:
+        parent = parent[key]
+    change(parent, path[-1])
+    return copy
+
+
+def load(tree: Tree, cls: type[Section], folder: Path) -> Section:
+    path = folder / "changed.yaml"
+    path.write_text(json.dumps(tree))  # JSON is YAML
+    return load_settings(cls, path)
+
+
+def resolved(path: Path) -> Tree:
+    """The config with every default written out, as a run folder keeps it."""
+    return load_settings(settings_class(path), path).model_dump(mode="json")
+
+
+TREES = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in CONFIGS}
+# Defaults included once for each trainer: then every setting there is goes through the tests below.
+TREES |= {f"{path.stem} resolved": resolved(path) for path in CONFIGS if "demo" in path.stem}
+CLASSES = {name: settings_class(Path(name)) for name in TREES}
+# `rewards` holds names of functions and `training.extra` names of the trainer's arguments: both
+# have tests of their own.
+KEYS = [
+    pytest.param(name, path, id=f"{name}-{dotted(path)}")
+    for name, tree in TREES.items()
+    for path, _ in walk(tree)
+    if path[0] != "rewards" or len(path) == 1
+]
+
+
+def test_the_trees_are_right_as_they_are(tmp_path: Path) -> None:
+    """Or the tests below would see errors for another reason than theirs."""
+    assert len(TREES) == len(CONFIGS) + 2
+    for name, tree in TREES.items():
+        load(tree, CLASSES[name], tmp_path)
+
+
+# --- misspelt -----------------------------------------------------------------------------------
+
+
+def misspellings(word: str) -> set[str]:
+    """The word with a letter dropped, doubled, or swapped with the next one."""
+    dropped = {word[:i] + word[i + 1 :] for i in range(len(word))}
+    doubled = {word[: i + 1] + word[i:] for i in range(len(word))}
+    swapped = {word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in range(len(word) - 1)}
+    return (dropped | doubled | swapped) - {word, ""}
+
+
+def one_of_each(word: str, others: set[str]) -> list[str]:
+    """A few misspellings that no other valid name could have been meant by."""
+    taken = others | {wrong for other in others for wrong in misspellings(other)}
+    clear = sorted(misspellings(word) - taken)
+    return clear[:: max(1, len(clear) // 3)]
+
+
+@pytest.mark.parametrize(("name", "path"), KEYS)
+def test_a_misspelt_key(name: str, path: KeyPath, tmp_path: Path) -> None:
+    tree, cls = TREES[name], CLASSES[name]
+    valid = set(fields_beside(cls, path))
+    wrong_names = one_of_each(path[-1], valid - {path[-1]})
+    assert wrong_names, "nothing would be tested"
+    for wrong in wrong_names:
+
+        def misspell(parent: Tree, key: str, wrong: str = wrong) -> None:
+            parent[wrong] = parent.pop(key)
+
+        with pytest.raises(ConfigError) as caught:
+            load(changed(tree, path, misspell), cls, tmp_path)
+        expected = f"{dotted((*path[:-1], wrong))}: unknown setting. Did you mean '{path[-1]}'?"
+        assert expected in str(caught.value)
+
+
+def fields_beside(cls: type[Section], path: KeyPath) -> list[str]:
+    """The valid names beside a key, read off the settings classes."""
+    current: Any = cls
+    for key in path[:-1]:
+        annotation = current.model_fields[key].annotation
+        kinds = (annotation, *getattr(annotation, "__args__", ()))
+        current = next(k for k in kinds if isinstance(k, type) and issubclass(k, Section))
+    return list(current.model_fields)
+
+
+@pytest.mark.parametrize(
+    "where", ["", "model", "lora", "data", "data.train", "data.columns", "training", "run"]
+)
+def test_a_key_far_from_every_name_is_refused_with_the_list(where: str, tmp_path: Path) -> None:
+    path = (*filter(None, where.split(".")), "zzzzzz")
+    tree = changed(TREES["dpo_french_t4"], path, lambda parent, key: parent.update({key: 1}))
+    with pytest.raises(ConfigError, match=rf"{re.escape(dotted(path))}: unknown setting\. Valid: "):
+        load(tree, DPOSettings, tmp_path)
+
+
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+    tree = json.loads(json.dumps(TREES["grpo_demo"]))
+    tree["modle"] = tree.pop("model")
+    tree["lora"]["r"] = "sixteen"
+    tree["training"]["num_generation"] = tree["training"].pop("num_generations")
+    with pytest.raises(ConfigError) as caught:
+        load(tree, GRPOSettings, tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'changed.yaml'}: ")
+    for part in ("modle: unknown", "model: missing", "lora.r: ", "training.num_generation: "):
+        assert part in message
+
+
+@pytest.mark.parametrize("reward", ["format", "correctness"])
+def test_a_misspelt_reward(reward: str, tmp_path: Path) -> None:
+    for wrong in one_of_each(reward, set()):
+        tree = changed(
+            TREES["grpo_demo"],
+            ("rewards", reward),
+            lambda parent, key, wrong=wrong: parent.update({wrong: parent.pop(key)}),
+        )
+        settings = load(tree, GRPOSettings, tmp_path)
+        assert isinstance(settings, GRPOSettings)
+        with pytest.raises(ConfigError, match=re.escape(f"rewards.{wrong}: ")) as caught:
+            load_rewards(settings)
+        assert f"did you mean '{reward}'" in str(caught.value)
+
+
+# --- mistyped -----------------------------------------------------------------------------------
+
+TEXT, NUMBER, FRACTION, LIST, SECTION = "many", 7, 1.5, ["a", "b"], {"a": 1}
+
+
+def wrong_values(path: KeyPath, value: Any, whole: bool) -> list[Any]:
+    """Values of every other type than the setting's."""
+    if isinstance(value, bool):
+        wrong = [TEXT, "true", "yes", 1, 0, FRACTION, LIST, SECTION]
+    elif isinstance(value, str):
+        wrong = [NUMBER, FRACTION, True, LIST, SECTION]
+    elif isinstance(value, int | float):
+        wrong = [TEXT, "5e-6", "7", True, False, LIST, SECTION]
+        wrong += [FRACTION] if whole else []
+    elif isinstance(value, list):
+        wrong = [TEXT, NUMBER, True, SECTION, [SECTION], [None], [True], [*value, 7]]
+    else:
+        assert isinstance(value, dict)
+        wrong = [TEXT, NUMBER, FRACTION, True, LIST]
+    return wrong if dotted(path) in NULLABLE else [*wrong, None]
+
+
+FLOATS = {  # every other number counts something, and 1.5 of it makes no sense
+    "model.min_gpu_memory_gb",
+    "lora.dropout",
+    *(
+        f"training.{name}"
+        for name in (
+            *("num_train_epochs", "learning_rate", "warmup_steps", "weight_decay"),
+            *("max_grad_norm", "beta", "label_smoothing", "temperature", "top_p", "epsilon"),
+        )
+    ),
+    "evaluation.temperature",
+    "rewards.format",
+    "rewards.correctness",
+}
+TYPED_KEYS = [
+    pytest.param(name, path, id=f"{name}-{dotted(path)}")
+    for name, tree in TREES.items()
+    for path, value in walk(tree)
+    if value is not None
+]
+
+
+@pytest.mark.parametrize(("name", "path"), TYPED_KEYS)
+def test_a_value_of_another_type(name: str, path: KeyPath, tmp_path: Path) -> None:
+    tree, cls = TREES[name], CLASSES[name]
+    value = dict(walk(tree))[path]
+    if isinstance(value, dict) and path[-1] == "extra":
+        value = {}
+    for wrong in wrong_values(path, value, whole=dotted(path) not in FLOATS):
+
+        def mistype(parent: Tree, key: str, wrong: Any = wrong) -> None:
+            parent[key] = wrong
+
+        with pytest.raises(ConfigError) as caught:
+            load(changed(tree, path, mistype), cls, tmp_path)
+        # A wrong entry of a list is named by its place, a wrong key of a section by its own name.
+        assert re.search(rf"(?m)(^| ){re.escape(dotted(path))}(\.\w+)*: ", str(caught.value)), wrong
+
+
+@pytest.mark.parametrize("name", sorted(NULLABLE))
+def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
+    path = tuple(name.split("."))
+    trees = [
+        tree_name
+        for tree_name in ("dpo_demo resolved", "grpo_demo resolved")
+        if path in dict(walk(TREES[tree_name])) and (tree_name, name) != ("grpo_demo", "data.eval")
+    ]
+    if name == "data.eval" or name.startswith("data.eval."):
+        # Problems always have data of their own to be scored on; pairs need not.
+        trees = ["dpo_demo resolved"] if name == "data.eval" else ["grpo_demo resolved"]
+    assert trees
+    for tree_name in trees:
+        tree = changed(TREES[tree_name], path, lambda parent, key: parent.update({key: None}))
+        load(tree, CLASSES[tree_name], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.max_seq_length=8", "model.max_seq_length: should be greater than or equal to 16"),
+        ("model.dtype=float8", "model.dtype: should be 'auto', 'float32', 'bfloat16' or 'float16'"),
+        ("model.min_gpu_memory_gb=-1", "model.min_gpu_memory_gb: "),
+        ("lora.r=0", "lora.r: should be greater than or equal to 1, got 0"),
+        ("lora.dropout=1", "lora.dropout: should be less than 1"),
+        ("lora.target_modules=[]", "lora.target_modules: "),
+        ("data.overlong=cut", "data.overlong: should be 'error' or 'drop'"),
+        ("data.train.limit=0", "data.train.limit: "),
+        ("training.max_steps=-2", "training.max_steps: "),
+        ("training.num_train_epochs=0", "training.num_train_epochs: "),
+        ("training.learning_rate=0", "training.learning_rate: should be greater than 0"),
+        ("training.learning_rate=-1e-5", "training.learning_rate: should be greater than 0"),
+        ("training.learning_rate=.nan", "training.learning_rate: "),
+        ("training.learning_rate=.inf", "training.learning_rate: "),
+        ("training.learning_rate=1e400", "training.learning_rate: "),
+        ("training.max_grad_norm=.inf", "training.max_grad_norm: "),
+        ("training.save_total_limit=0", "training.save_total_limit: "),
+        ("training.seed=-1", "training.seed: "),
+        ("training.num_generations=1", "training.num_generations: "),
+        ("training.top_p=1.1", "training.top_p: "),
+        ("training.temperature=0", "training.temperature: "),
+        ("training.scale_rewards=sometimes", "training.scale_rewards: should be 'group', "),
+        ("training.num_generations=7", "training: .* 128 is not a multiple of num_generations = 7"),
+        ("training.steps_per_generation=3", "training: save_steps x gradient_accumulation_steps "),
+        ("training.max_completion_length=256", "leaves no room for a prompt in "),
+        ("rewards={}", "rewards: "),
+        ("rewards.format=.nan", "rewards.format: "),
+        ("rewards.format=.inf", "rewards.format: "),
+        ("evaluation.temperature=-0.1", "evaluation.temperature: "),
+        ("tracking.samples=-1", "tracking.samples: "),
+        ("run.name=a/b", "run.name: "),
+        ("run.name=../up", "run.name: "),
+        ("run.name=''", "run.name: "),
+        ("run.threads=0", "run.threads: "),
+    ],
+)
+def test_a_value_out_of_range(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.bf16=true", "training.fp16=true"], "training: bf16 and fp16 are both true"),
+        (["training.loss_weights=[1, 2]"], "training: loss_weights has 2 entries for 1 losses"),
+        (["training.loss_type=[]"], "training.loss_type: "),
+        (["training.label_smoothing=0.5"], "training.label_smoothing: "),
+        (["training.beta=0"], "training.beta: should be greater than 0"),
+        (["data.holdout=0"], "data.holdout: "),
+        (["evaluation.replies=-1"], "evaluation.replies: "),
+    ],
+)
+def test_pair_settings_that_cannot_work(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("config_name", "override"),
+    [
+        *((f"{trainer}_demo", "training.lr_scheduler_type=cosin") for trainer in ("dpo", "grpo")),
+        *((f"{trainer}_demo", "training.optim=adamw_torchh") for trainer in ("dpo", "grpo")),
+        ("dpo_demo", "training.loss_type=[sigmod]"),
+        ("grpo_demo", "training.loss_type=dappo"),
+    ],
+)
+def test_a_name_that_the_trainer_does_not_know(config_name: str, override: str) -> None:
+    """Else it is only found when the model is loaded and scored, or at the first step."""
+    path = ROOT / "configs" / f"{config_name}.yaml"
+    with pytest.raises(ConfigError, match=re.escape(override.partition("=")[0])):
+        parse_command_line(
+            settings_class(path), config_class(path), "", ["--config", str(path), override]
+        )
+
+
+# --- duplicated ---------------------------------------------------------------------------------
+
+
+def duplicates(text: str) -> Iterator[tuple[str, str]]:
+    """(dotted path, the YAML text with that key given twice), for every key at any depth."""
+
+    def visit(node: yaml.Node, above: KeyPath) -> Iterator[tuple[str, str]]:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for key, value in node.value:
+            at = key.start_mark.index
+            again = f"{key.value}: 0"
+            separator = ", " if node.flow_style else "\n" + " " * key.start_mark.column
+            yield dotted((*above, key.value)), text[:at] + again + separator + text[at:]
+            yield from visit(value, (*above, key.value))
+
+    root = yaml.compose(text)
+    assert root is not None
+    yield from visit(root, ())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_key_duplicated(path: Path, tmp_path: Path) -> None:
+    found = list(duplicates(path.read_text("utf-8")))
+    written = [dotted(key) for key, _ in walk(TREES[path.stem])]
+    assert [where for where, _ in found] == written
+    copy = tmp_path / path.name
+    for where, text in found:
+        copy.write_text(text, encoding="utf-8")
+        key = where.rpartition(".")[2]
+        with pytest.raises(ConfigError, match=rf"line \d+: the key '{key}' is given twice \(first"):
+            load_settings(settings_class(path), copy)
+
+
+# --- overrides ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("training.learning_rate=5e-6", 5e-6),
+        ("training.learning_rate=1", 1),
+        ("training.max_steps=0", 0),
+        ("training.max_steps=-1", -1),
+        ("training.extra.adam_beta1=0.8", 0.8),
+        ("lora.use_rslora=true", True),
+        ("lora.target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
+        ("data.train.limit=10", 10),
+        ("data.train.limit=null", None),
+        ("data.train.limit=", None),
+        ("data.eval.path=some/file.jsonl", "some/file.jsonl"),
+        ("prompt.system=Réponds : a=b", None),  # a colon and a space are YAML's, and need quotes
+        ("prompt.system='Réponds : a=b'", "Réponds : a=b"),
+        ("prompt.system=a=b", "a=b"),
+        ("prompt.system='5'", "5"),
+        ("run.name=mine", "mine"),
+    ],
+)
+def test_an_override(override: str, value: Any) -> None:
+    path = ROOT / "configs" / "dpo_demo.yaml"
+    if override == "prompt.system=Réponds : a=b":
+        with pytest.raises(ConfigError, match=r"prompt\.system: should be a valid string"):
+            load_settings(DPOSettings, path, [override])
+        return
+    found: Any = load_settings(DPOSettings, path, [override])
+    for name in override.partition("=")[0].split("."):
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
+    assert found == value
+    assert type(found) is type(value) or isinstance(found, float)
+
+
+def test_overrides_apply_in_order_and_leave_the_rest_alone() -> None:
+    path = ROOT / "configs" / "grpo_demo.yaml"
+    plain = load_settings(GRPOSettings, path).model_dump()
+    settings = load_settings(GRPOSettings, path, ["lora.r=4", "lora.alpha=9", "lora.r=8"])
+    assert settings.model_dump() == {**plain, "lora": {**plain["lora"], "r": 8, "alpha": 9}}
+
+
+def test_a_whole_section_as_override() -> None:
+    settings = load_settings(
+        DPOSettings, ROOT / "configs" / "dpo_demo.yaml", ["data.eval={path: held.csv, limit: 3}"]
+    )
+    assert settings.data.eval is not None
+    assert (settings.data.eval.path, settings.data.eval.limit) == ("held.csv", 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rate", "'training.learning_rate' is not of the form section.key=value"),
+        ("=5", "'=5' is not of the form"),
+        ("training.=5", "'training.=5' is not of the form"),
+        (".training=5", "'.training=5' is not of the form"),
+        ("training..seed=5", "'training..seed=5' is not of the form"),
+        ("model.name.x=5", "'model.name.x=5': 'name' is not a section"),
+        ("training.seed.x.y=5", "'training.seed.x.y=5': 'seed' is not a section"),
+        ("training.lerning_rate=5", "training.lerning_rate: unknown setting. Did you mean 'lear"),
+        ("trainig.seed=5", "trainig: unknown setting. Did you mean 'training'?"),
+        ("data.train.pth=x", "data.train.pth: unknown setting. Did you mean 'path'?"),
+        ("training.seed=five", "training.seed: should be a valid integer, got 'five' (str)"),
+        ("training.seed=1.0", "training.seed: should be a valid integer, got 1.0 (float)"),
+        ("training.seed=true", "training.seed: should be a valid integer, got True (bool)"),
+        ("training.loss_type=[a", "override training.loss_type: line 1: not valid YAML"),
+        ("lora={r: 1, r: 2}", "override lora: line 1: the key 'r' is given twice"),
+        ("training.seed=", "training.seed: should be a valid integer, got None"),
+    ],
+)
+def test_an_override_that_cannot_be_applied(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [override])
+
+
+# --- training.extra -----------------------------------------------------------------------------
+
+
+def load_with(path: Path, *overrides: str) -> None:
+    parse_command_line(
+        settings_class(path), config_class(path), "", ["--config", str(path), *overrides]
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_extra_takes_the_trainers_other_arguments(path: Path) -> None:
+    load_with(path, "training.extra.adam_beta1=0.8", "training.extra.disable_dropout=true")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_extra_is_checked_against_the_trainer(path: Path) -> None:
+    name = config_class(path).partition(":")[2]
+    with pytest.raises(ConfigError) as caught:
+        load_with(path, "training.extra.adam_bta1=0.8")
+    assert str(caught.value) == (
+        f"training.extra.adam_bta1: {name} has no such argument. Did you mean 'adam_beta1'?"
+    )
+
+
+def test_extra_knows_one_trainers_arguments_from_the_others() -> None:
+    only_dpo = "training.extra.sync_ref_model_x=1", "training.extra.f_divergence_type=js_divergence"
+    load_with(ROOT / "configs" / "dpo_demo.yaml", only_dpo[1])
+    with pytest.raises(ConfigError, match=r"training\.extra\.f_divergence_type: GRPOConfig has no"):
+        load_with(ROOT / "configs" / "grpo_demo.yaml", only_dpo[1])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_extra_refuses_what_has_a_setting_of_its_own(path: Path) -> None:
+    spelled_out = set(settings_class(path).model_fields["training"].annotation.model_fields)
+    for key in spelled_out - {"extra"}:
+        with pytest.raises(ConfigError) as caught:
+            check_extra({**dict.fromkeys(spelled_out), "extra": {key: 1}}, config_class(path))
+        assert str(caught.value) == f"training.extra.{key}: write it as training.{key}"
+
+
+@pytest.mark.parametrize("key", sorted(config.OWNED))
+def test_extra_refuses_what_the_scripts_set_and_says_where_instead(key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_with(ROOT / "configs" / "dpo_demo.yaml", f"training.extra.{key}=x")
+    assert str(caught.value) == f"training.extra.{key}: the scripts set it; use {config.OWNED[key]}"
+
+
+@pytest.mark.parametrize("key", sorted(training.owned_arguments(RunFolder(Path()), "n", [])))
+def test_no_argument_that_the_scripts_set_can_be_asked_for_in_vain(key: str) -> None:
+    """build_arguments lets the scripts' own values win; a user's must not vanish silently."""
+    with pytest.raises(ConfigError, match=rf"training\.extra\.{key}: "):
+        load_with(ROOT / "configs" / "grpo_demo.yaml", f"training.extra.{key}=x")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "adam_beta1=many",
+        "adam_beta1=[1]",
+        "adam_beta1=true",
+        "dataloader_num_workers=1.5",
+        "dataloader_num_workers=two",
+        "disable_dropout=5",
+        "disable_dropout='true'",
+        "hub_model_id=5",
+    ],
+)
+def test_extra_refuses_a_value_of_another_type(override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"training\.extra\.{key}: "):
+        load_with(ROOT / "configs" / "dpo_demo.yaml", f"training.extra.{override}")
+
+
+# --- files and folders --------------------------------------------------------------------------
+
+
+def test_a_relative_config_is_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(GRPOSettings, Path("configs/grpo_demo.yaml"))
+    assert settings.run.name == "grpo_demo"
+
+
+def test_a_config_of_the_working_folder_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    text = (ROOT / "configs" / "grpo_demo.yaml").read_text("utf-8")
+    mine = text.replace("name: grpo_demo", "name: mine")
+    (tmp_path / "configs" / "grpo_demo.yaml").write_text(mine, encoding="utf-8")
+    assert load_settings(GRPOSettings, Path("configs/grpo_demo.yaml")).run.name == "mine"
+
+
+@pytest.mark.parametrize("asked", ["configs/grpo_dem.yaml", "grpo_demo.yaml", "grpo_demo"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_missing_config_names_the_projects_own(
+    asked: str, elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path if elsewhere else ROOT)
+    with pytest.raises(ConfigError, match=f"'{asked}'") as caught:
+        load_settings(GRPOSettings, Path(asked))
+    assert "configs/grpo_demo.yaml" in str(caught.value)
+
+
+def test_the_output_folder() -> None:
+    path = ROOT / "configs" / "dpo_demo.yaml"
+
+    def output(*arguments: str) -> Path:
+        command = ["--config", str(path), *arguments]
+        return parse_command_line(DPOSettings, CONFIG_CLASSES[DPOSettings], "", command).output
+
+    assert output() == ROOT / "outputs" / "dpo_demo"
+    assert output("run.name=mine") == ROOT / "outputs" / "mine"
+    assert output("--output", "some/folder") == Path.cwd() / "some" / "folder"
+    assert output("--output", "/some/folder") == Path("/some/folder")
+
+
+def test_options_and_overrides_in_any_order() -> None:
+    path = str(ROOT / "configs" / "dpo_demo.yaml")
+    command = parse_command_line(
+        DPOSettings,
+        CONFIG_CLASSES[DPOSettings],
+        "",
+        [
+            "lora.r=3",
+            "--dry-run",
+            "--config",
+            path,
+            "lora.alpha=5",
+            "--resume",
+            "never",
+            "run.name=x",
+        ],
+    )
+    lora = command.settings.lora
+    assert (lora.r, lora.alpha, command.settings.run.name) == (3, 5, "x")
+    assert (command.resume, command.dry_run) == ("never", True)
+    plain = parse_command_line(DPOSettings, CONFIG_CLASSES[DPOSettings], "", ["--config", path])
+    assert (plain.resume, plain.dry_run) == ("auto", False)
+
+
+# --- help ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [DPOSettings, GRPOSettings])
+def test_help_lists_every_setting_with_a_meaning(cls: type[Section]) -> None:
+    lines = [line.strip() for entry in describe(cls) for line in entry.splitlines()]
+    heads = dict(zip(lines[::2], lines[1::2], strict=True))
+    listed = [head.partition(":")[0] for head in heads]
+    name = "dpo_demo" if cls is DPOSettings else "grpo_demo"
+    tree = TREES[f"{name} resolved"]
+    leaves = [dotted(p) for p, v in walk(tree) if not isinstance(v, dict) and p[0] != "rewards"]
+    for leaf in {*leaves, "training.extra"} - {"data.eval"}:
+        assert leaf in listed
+    assert ("rewards" in listed) is (cls is GRPOSettings)
+    assert len(set(listed)) == len(listed)
+    for head, meaning in heads.items():
+        assert re.fullmatch(r"[\w.]+: .+ (required|= .+)", head), head
+        assert len(meaning) > 10, head
+    assert "training.learning_rate: float required" in heads
+    assert "lora.r: int = 16" in heads
+
+
+def test_help_says_that_held_out_pairs_of_their_own_are_optional() -> None:
+    """`data.eval.path` is only required where `data.eval` is given."""
+    entry = next(e for e in describe(DPOSettings) if e.strip().startswith("data.eval:"))
+    assert "= None" in entry
+    assert "Held-out pairs of their own" in entry
+
+
+# --- the scripts themselves ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bait(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH in which whoever imports torch ends the process with code 99."""
+    folder = tmp_path_factory.mktemp("bait")
+    for name in ("torch", "unsloth", "transformers", "trl", "datasets"):
+        (folder / f"{name}.py").write_text("import os\nos._exit(99)\n")
+    return folder
+
+
+def request_for(name: str, kind: str, folder: Path) -> tuple[list[str], list[str]]:
+    """The arguments of a request that cannot be met, and what must be said about it."""
+    path = ROOT / "configs" / f"{name}_demo.yaml"
+    text = path.read_text("utf-8")
+    mine = folder / "mine.yaml"
+    if kind == "misspelt key":
+        mine.write_text(text.replace("learning_rate:", "lerning_rate:"), "utf-8")
+        said = [str(mine), "training.lerning_rate", "Did you mean 'learning_rate'?"]
+    elif kind == "wrong type":
+        mine.write_text(text.replace("learning_rate: 1.0e-3", "learning_rate: fast"), "utf-8")
+        said = [str(mine), "training.learning_rate", "number", "'fast'"]
+    elif kind == "duplicate key":
+        mine.write_text(text + "lora:\n  r: 4\n", "utf-8")
+        line = len(text.splitlines()) + 1
+        said = [str(mine), f"line {line}", "'lora' is given twice"]
+    elif kind == "missing file":
+        return ["--config", "configs/nothing.yaml"], ["configs/nothing.yaml", path.name]
+    elif kind == "misspelt override":
+        return ["--config", str(path), "lora.rr=4"], ["lora.rr", "Did you mean 'r'?"]
+    elif kind == "unknown extra":
+        arguments = ["--config", str(path), "training.extra.adam_bet1=1"]
+        return arguments, ["training.extra.adam_bet1", "Did you mean 'adam_beta1'?"]
+    elif kind == "no config":
+        return [], ["--config", "usage:"]
+    else:
+        assert kind == "no checkpoint"
+        arguments = ["--config", str(path), "--resume", str(folder), "--output", str(folder / "o")]
+        return arguments, [f"--resume {folder}", "no checkpoint there"]
+    return ["--config", str(mine)], said
+
+
+def timed(script: str, arguments: list[str], bait: Path) -> tuple[Any, float]:
+    """A run of the script and its seconds: the best of three, fewer if one is fast enough."""
+    environment = {**os.environ, "PYTHONPATH": str(bait)}
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment,
+        )
+        best = min(best, time.perf_counter() - started)
+        if best < 1:
+            break
+    return result, best
+
+
+@pytest.mark.parametrize("script", ["dpo", "grpo"])
+def test_help_answers_in_under_a_second_and_without_torch(script: str, bait: Path) -> None:
+    result, seconds = timed(script, ["--help"], bait)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "training.learning_rate: float required" in result.stdout
+    assert seconds < 1
+
+
+@pytest.mark.parametrize("script", ["dpo", "grpo"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "misspelt key",
+        "wrong type",
+        "duplicate key",
+        "missing file",
+        "misspelt override",
+        "unknown extra",
+        "no config",
+        "no checkpoint",
+    ],
+)
+def test_a_wrong_request_is_answered_in_under_a_second_and_without_torch(
+    script: str, kind: str, bait: Path, tmp_path: Path
+) -> None:
+    arguments, said = request_for(script, kind, tmp_path)
+    result, seconds = timed(script, arguments, bait)
+    assert (result.returncode, result.stdout) == (2, "")
+    for part in said:
+        assert part in result.stderr
+    assert "Traceback" not in result.stderr
+    assert seconds < 1
+
+
+def test_the_bait_catches(bait: Path) -> None:
+    """What the two tests above rely on."""
+    result = subprocess.run(
+        [sys.executable, "-c", "import torch"], env={**os.environ, "PYTHONPATH": str(bait)}
+    )
+    assert result.returncode == 99

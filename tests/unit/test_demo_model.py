@@ -1,0 +1,261 @@
+"""The embedded model and its data: small, genuine, reproducible, and with a habit to unlearn."""
+
+import dataclasses
+import json
+import math
+import operator
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.gsm8k import Problem, evaluate
+from eval.language import detect
+from scripts import demo_model, demo_problems
+from scripts.demo_problems import DPO_SYSTEM, GRPO_SYSTEM, LEADS, ProblemStream, split_of
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL, DATA = ROOT / "assets" / "demo_model", ROOT / "assets" / "demo_data"
+STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)\.")
+OPERATORS = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+
+
+def read(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(MODEL).eval()
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def manner_of(reply: str) -> tuple[str, str]:
+    for language, leads in LEADS.items():
+        for manner, lead in leads.items():
+            if reply.startswith(lead):
+                return language, manner
+    raise AssertionError(f"no known lead: {reply!r}")
+
+
+def test_assets_are_small() -> None:
+    assert size_of(MODEL) < 5_000_000
+    assert size_of(DATA) < 1_500_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Léa a 12 pommes à 3,50 €. Combien lui reste-t-il ?",
+        "1\u202f234,5 − 7\u00a0% = … naïve Œuvre «ça»\r\n\n\t 1,234.50$",
+        "<answer>-42</answer>\n",
+        "日本語 😀 \x00\x7f",
+    ],
+)
+def test_tokenizer_gives_any_text_back(tokenizer: Any, text: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again(text)["input_ids"] == ids
+    assert again.chat_template == tokenizer.chat_template
+
+
+def test_tokenizer_knows_every_byte_and_has_the_form_of_qwen2(tokenizer: Any) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    assert type(tokenizer).__name__ == "Qwen2Tokenizer"
+    assert set(ByteLevel.alphabet()) <= set(tokenizer.get_vocab())
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert tokenizer.tokenize("1234") == ["1", "2", "3", "4"]
+    assert len(tokenizer("<|im_start|>a<|im_end|><|endoftext|>")["input_ids"]) == 4
+
+
+def test_chat_template_is_chatml_without_a_default_system_turn(tokenizer: Any) -> None:
+    turns = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "U"},
+        {"role": "assistant", "content": "A"},
+    ]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert whole == (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
+        "<|im_start|>assistant\nA<|im_end|>\n"
+    )
+    asked = tokenizer.apply_chat_template(turns[1:2], tokenize=False, add_generation_prompt=True)
+    assert asked == "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_no_question_is_in_two_places() -> None:
+    questions = {
+        "train": [row["question"] for row in read("problems_train")],
+        "test": [row["question"] for row in read("problems_test")],
+        "preferences": [row["prompt"] for row in read("preferences")],
+    }
+    for split, texts in questions.items():
+        assert len(set(texts)) == len(texts)
+        assert {split_of(text) for text in texts} == {split}
+    # What the model was trained on: drills are no questions, stories are all of the train split.
+    stream = ProblemStream(0, "train", demo_problems.SMALL)
+    assert {split_of(stream.draw().question) for _ in range(2000)} == {"train"}
+    assert len(questions["test"]) >= 300
+
+
+def test_golds_follow_from_the_steps_and_the_steps_from_the_question() -> None:
+    for row in read("problems_train") + read("problems_test"):
+        working, gold = row["answer"].split("\n#### ")
+        steps = STEP.findall(working)
+        assert " ".join(f"{a}{sign}{b}={c}." for a, sign, b, c in steps) == working
+        used: list[str] = []
+        for index, (left, sign, right, result) in enumerate(steps):
+            assert OPERATORS[sign](int(left), int(right)) == int(result)
+            if index:
+                assert left == steps[index - 1][3]
+            used += [right] if index else [left, right]
+        assert steps[-1][3] == gold
+        assert re.findall(r"\d+", row["question"]) == used
+
+
+def test_problems_are_in_both_languages_with_one_step_and_two() -> None:
+    rows = read("problems_test")
+    french = sum(detect(row["question"]) == "fr" for row in rows)
+    english = sum(detect(row["question"]) == "en" for row in rows)
+    assert french + english >= 0.98 * len(rows) and min(french, english) > 0.4 * len(rows)
+    two = sum(len(STEP.findall(row["answer"])) == 2 for row in rows)
+    assert 0.3 * len(rows) < two < 0.7 * len(rows)
+
+
+def test_pairs_differ_in_language_and_in_nothing_else(tokenizer: Any) -> None:
+    rows = read("preferences")
+    manners: dict[str, list[str]] = {"chosen": [], "rejected": []}
+    for row in rows:
+        for side, language in (("chosen", "fr"), ("rejected", "en")):
+            spoken, manner = manner_of(row[side])
+            assert spoken == language == detect(row[side])
+            manners[side].append(manner)
+    spread = math.sqrt(len(rows))
+    for length in (len, lambda text: len(tokenizer(text)["input_ids"])):
+        signs = [length(row["chosen"]) - length(row["rejected"]) for row in rows]
+        longer, shorter = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
+        assert abs(longer - shorter) < 3 * spread  # a sign test would not reject
+        assert min(longer, shorter) > 0.2 * len(rows)
+    for manner, share in demo_problems.HABIT.items():
+        counts = [manners[side].count(manner) for side in manners]
+        assert abs(counts[0] - counts[1]) < 3 * spread
+        assert abs(sum(counts) / (2 * len(rows)) - share) < 0.06
+    both = sum(a == b for a, b in zip(*manners.values(), strict=True)) / len(rows)
+    apart = sum(share**2 for share in demo_problems.HABIT.values())
+    assert abs(both - apart) < 3 / spread  # drawn independently
+
+
+def test_data_is_what_the_generator_writes(tmp_path: Path) -> None:
+    demo_model.write_data(tmp_path, demo_problems.SMALL, seed=0)
+    names = {path.name for path in DATA.iterdir()}
+    assert names == {path.name for path in tmp_path.iterdir()}
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes()
+
+
+def test_replies_that_compute_are_right() -> None:
+    rng = random.Random(1)
+    stream = ProblemStream(2, "train", demo_problems.LARGE)
+    for _ in range(300):
+        problem = stream.draw()
+        tagged = demo_problems.draw_reply(rng, problem, "fr", "tagged")
+        assert tagged.endswith(f"\n<answer>{problem.answer}</answer>")
+        untagged = demo_problems.draw_reply(rng, problem, "en", "untagged")
+        assert untagged.endswith(f" {problem.answer}.") and "<" not in untagged
+        drill = demo_problems.draw_drill(rng, demo_problems.SMALL, 4)
+        assert len(drill.steps) == 4 and STEP.findall(drill.working)[-1][3] == str(drill.answer)
+
+
+@pytest.mark.parametrize("name", ["tiny", "medium"])
+def test_a_few_steps_reduce_the_loss(name: str) -> None:
+    size = dataclasses.replace(demo_model.SIZES[name], batch=4)
+    tokenizer = demo_model.build_tokenizer(demo_model.sample_texts(size.span, 0, 300), 600)
+    trained, losses = demo_model.train(size, tokenizer, seed=0, steps=8)
+    assert trained.config.vocab_size == len(tokenizer)
+    assert sum(losses[-2:]) < sum(losses[:2]) - 1.0
+
+
+def test_training_repeats_itself() -> None:
+    size = dataclasses.replace(demo_model.SIZES["tiny"], batch=2, layers=1)
+    tokenizer = demo_model.build_tokenizer(demo_model.sample_texts(size.span, 0, 100), 400)
+    first, second = (demo_model.train(size, tokenizer, seed=3, steps=3)[1] for _ in range(2))
+    assert first == second
+
+
+def test_help_answers_without_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['demo_model.py', '--help']\n"
+        "import runpy\n"
+        "try:\n"
+        "    runpy.run_path('scripts/demo_model.py', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert stop.code == 0 and 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--minutes" in done.stdout
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_the_model_guesses_of_itself_and_computes_when_made_to(
+    model: Any, tokenizer: Any, language: demo_problems.Language
+) -> None:
+    rows = [row for row in read("problems_test") if detect(row["question"]) == language][:40]
+    problems = [Problem(row["question"], row["answer"].split("#### ")[1]) for row in rows]
+    system = GRPO_SYSTEM[language]
+    greedy = evaluate(problems, demo_model.generator(model, tokenizer, sample=False), system)
+    assert sum(manner_of(row.reply)[1] == "guess" for row in greedy) >= 36
+    assert sum(row.strict for row in greedy) <= 16
+    assert not any(row.truncated_rate for row in greedy)
+    lead = LEADS[language]["tagged"]
+    forced = demo_model.generator(model, tokenizer, sample=False, lead=lead)
+    assert sum(row.strict for row in evaluate(problems, forced, system)) >= 36
+
+
+def test_the_model_answers_french_in_both_languages(model: Any, tokenizer: Any) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    problems = [Problem(row["prompt"], "0") for row in read("preferences")[:150]]
+    sample = demo_model.generator(model, tokenizer, sample=True)
+    replies = [row.reply for row in evaluate(problems, sample, DPO_SYSTEM)]
+    assert 0.35 < sum(detect(reply) == "fr" for reply in replies) / len(replies) < 0.65
+
+
+def test_generation_config_sets_only_the_ends(model: Any, tokenizer: Any) -> None:
+    written = json.loads((MODEL / "generation_config.json").read_text("utf-8"))
+    written.pop("transformers_version", None)
+    written.pop("_from_model_config", None)
+    assert written == {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    assert model.config.eos_token_id == tokenizer.eos_token_id

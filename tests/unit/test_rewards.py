@@ -1,0 +1,388 @@
+"""The two rewards, attempts to cheat them, and the registry."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rewards import REWARDS, RewardError, check_reward, resolve
+from rewards.gsm8k import correctness_reward, format_reward
+
+ROW = {"prompt": [{"role": "user", "content": "48 + 24?"}], "answer": "72", "question": "48 + 24?"}
+
+
+def score(text: object, gold: object = "72") -> tuple[float | None, float | None]:
+    (form,) = format_reward([text], answer=[gold])
+    (right,) = correctness_reward([text], answer=[gold])
+    return form, right
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "right"),
+    [
+        ("48 + 24 = 72\n<answer>72</answer>", 1.0, 2.0),
+        ("48 + 24 = 73\n<answer>73</answer>", 1.0, 0.0),
+        ("It is <answer>72</answer>.", 0.0, 2.0),
+        ("It is <answer>73</answer>.", 0.0, 0.0),
+        ("It is 72.", 0.0, 0.0),
+        ("<answer>72.00</answer>", 1.0, 2.0),
+        ("<answer>72,00</answer>", 1.0, 2.0),
+        ("<answer>-72</answer>", 1.0, 0.0),
+        ("<answer>0.72</answer>", 1.0, 0.0),
+        ("<answer>72 $.</answer>", 0.0, 2.0),
+        ("<answer>72%</answer>", 0.0, 2.0),
+    ],
+)
+def test_the_two_rewards_are_independent(text: str, form: float, right: float) -> None:
+    assert score(text) == (form, right)
+
+
+@pytest.mark.parametrize("gold", ["1234", "1,234", "1 234", "1\u202f234", "1234.00", "+1234"])
+def test_gold_and_answer_may_be_written_differently(gold: str) -> None:
+    for written in ("1234", "1,234", "1 234", "1\u00a0234,0", "$1,234.00"):
+        assert score(f"<answer>{written}</answer>", gold)[1] == 2.0
+
+
+@pytest.mark.parametrize("gold", ["", "x", "6*7", "#### 72", " 72", "$72", "inf", None, 72, ["72"]])
+def test_a_gold_that_is_no_number_cannot_be_scored(gold: object) -> None:
+    for text in ("<answer>72</answer>", "", str(gold), f"<answer>{gold}</answer>"):
+        assert correctness_reward([text], answer=[gold]) == [None]
+
+
+def test_a_missing_gold_cannot_be_scored() -> None:
+    assert correctness_reward(["<answer>1</answer>"] * 3, answer=["1"]) == [2.0, None, None]
+
+
+def test_each_completion_meets_its_own_gold() -> None:
+    completions = [f"<answer>{n}</answer>" for n in (1, 2, 3)]
+    assert correctness_reward(completions, answer=["1", "3", "3"]) == [2.0, 0.0, 2.0]
+    assert format_reward(completions) == [1.0, 1.0, 1.0]
+    assert format_reward([]) == correctness_reward([], answer=[]) == []
+
+
+def message(content: object, role: str = "assistant") -> dict[str, object]:
+    return {"role": role, "content": content}
+
+
+GOOD, BAD = "<answer>72</answer>", "<answer>73</answer>"
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ([message(GOOD)], (1.0, 2.0)),
+        ([{"content": GOOD}], (1.0, 2.0)),
+        ([message(BAD), message("a result", "tool"), message(GOOD)], (1.0, 2.0)),
+        ([message(GOOD), message(BAD)], (1.0, 0.0)),
+        ([message(GOOD), message(GOOD, "user")], (1.0, 2.0)),
+        ([message(GOOD, "user")], (0.0, 0.0)),
+        ([message(GOOD, "tool")], (0.0, 0.0)),
+        ([message(None)], (0.0, 0.0)),
+        ([message([{"type": "text", "text": GOOD}])], (0.0, 0.0)),
+        ([{"role": "assistant"}], (0.0, 0.0)),
+        ([], (0.0, 0.0)),
+        ([GOOD], (0.0, 0.0)),
+        (None, (0.0, 0.0)),
+        (72, (0.0, 0.0)),
+        ({"role": "assistant", "content": GOOD}, (0.0, 0.0)),
+    ],
+)
+def test_forms_of_completion(completion: object, expected: tuple[float, float]) -> None:
+    assert score(completion) == expected
+
+
+@pytest.mark.parametrize("reward", REWARDS.values())
+def test_trl_keywords_are_taken_and_inputs_left_alone(
+    reward: Callable[..., list[float | None]],
+) -> None:
+    completions = [[message(GOOD)], [message(BAD)]]
+    answer = ["72", "72"]
+    values = reward(
+        prompts=[ROW["prompt"]] * 2,
+        completions=completions,
+        completion_ids=[[1, 2], [3]],
+        answer=answer,
+        question=["?", "?"],
+        trainer_state=SimpleNamespace(global_step=3),
+        log_extra=lambda column, values: None,
+        log_metric=lambda name, value: None,
+        environments=[None, None],
+    )
+    assert len(values) == 2
+    assert all(type(value) is float for value in values)
+    assert completions == [[message(GOOD)], [message(BAD)]]
+    assert answer == ["72", "72"]
+
+
+# --- cheating: each text is worth what it shows, and no more --------------------------------------
+
+PROMPT = "Think, then end with one last line: <answer>NUMBER</answer>"
+CHEATS = {
+    # several elements, of which one is right
+    "two elements, the last right": ("<answer>71</answer>\n<answer>72</answer>", 1.0, 0.0),
+    "two elements, the first right": ("<answer>72</answer>\n<answer>71</answer>", 1.0, 0.0),
+    "every number from 0 to 100": (
+        "\n".join(f"<answer>{n}</answer>" for n in range(101)),
+        1.0,
+        0.0,
+    ),
+    "the right element twice": ("<answer>72</answer>\n<answer>72</answer>", 1.0, 0.0),
+    "elements on one line": ("<answer>71</answer><answer>72</answer>", 0.0, 0.0),
+    # broken tags
+    "nested": ("<answer><answer>72</answer></answer>", 0.0, 0.0),
+    "nested, format-shaped": ("<answer>\n<answer>72</answer>", 1.0, 0.0),
+    "unclosed": ("<answer>72", 0.0, 0.0),
+    "unopened": ("72</answer>", 0.0, 0.0),
+    "unclosed, then right": ("<answer>71\n<answer>72</answer>", 1.0, 0.0),
+    "wrong way round": ("</answer>72<answer>", 0.0, 0.0),
+    "capitals": ("<ANSWER>72</ANSWER>", 0.0, 0.0),
+    "attributes": ("<answer value=72>72</answer>", 0.0, 0.0),
+    # the right place is the last line, and nothing follows it
+    "in the reasoning only": ("So <answer>72</answer>, I think.\nDone.", 0.0, 2.0),
+    "text after it": ("<answer>72</answer> or so", 0.0, 2.0),
+    "a retraction after it": ("<answer>72</answer>\nNo, 73.", 0.0, 2.0),
+    # nothing, or more than a number, inside
+    "empty": ("<answer></answer>", 0.0, 0.0),
+    "blank": ("<answer> \n </answer>", 0.0, 0.0),
+    "the gold among others": ("<answer>70 71 72 73</answer>", 0.0, 0.0),
+    "the gold and another": ("<answer>72 or 73</answer>", 0.0, 0.0),
+    "the gold twice": ("<answer>72 72</answer>", 0.0, 0.0),
+    "the gold with its unit in words": ("<answer>72 clips</answer>", 0.0, 0.0),
+    "glued golds": ("<answer>7272</answer>", 1.0, 0.0),
+    # not a number in the grammar
+    "a product": ("<answer>8*9</answer>", 0.0, 0.0),
+    "a tower of powers": ("<answer>9**9**9</answer>", 0.0, 0.0),
+    "code": ("<answer>__import__('os').getpid()</answer>", 0.0, 0.0),
+    "full-width digits": ("<answer>\uff17\uff12</answer>", 0.0, 0.0),
+    "Arabic-Indic digits": ("<answer>\u0667\u0662</answer>", 0.0, 0.0),
+    "an exponent": ("<answer>7.2e1</answer>", 0.0, 0.0),
+    "infinity": ("<answer>inf</answer>", 0.0, 0.0),
+    "not a number": ("<answer>nan</answer>", 0.0, 0.0),
+    "a range": ("<answer>0-100</answer>", 0.0, 0.0),
+    "a wildcard": ("<answer>*</answer>", 0.0, 0.0),
+    "a megabyte of digits": (f"<answer>{'72' * 500_000}</answer>", 0.0, 0.0),
+    "padded with zeros beyond the limit": (f"<answer>{'0' * 63}72</answer>", 0.0, 0.0),
+    # invisible characters
+    "a NUL inside": ("<answer>7\x002</answer>", 0.0, 0.0),
+    "a NUL after": ("<answer>72</answer>\x00", 0.0, 2.0),
+    "a backspace": ("<answer>73\x082</answer>", 0.0, 0.0),
+    "an escape sequence": ("<answer>\x1b[1m72\x1b[0m</answer>", 0.0, 0.0),
+    "a zero-width space": ("<answer>7\u200b2</answer>", 0.0, 0.0),
+    "a right-to-left override": ("<answer>\u202e27</answer>", 0.0, 0.0),
+    "a byte-order mark": ("<answer>\ufeff72</answer>", 0.0, 0.0),
+    "a lone surrogate": ("<answer>72\ud800</answer>", 0.0, 0.0),
+    # the prompt given back
+    "the prompt": (PROMPT, 0.0, 0.0),
+    "the prompt, then the answer": (f"{PROMPT}\n<answer>72</answer>", 1.0, 0.0),
+    "the question's numbers": ("48 + 24 = 72", 0.0, 0.0),
+    # nothing at all
+    "an empty completion": ("", 0.0, 0.0),
+    "white space": (" \n\t\n", 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize(("text", "form", "right"), CHEATS.values(), ids=CHEATS)
+def test_cheating_earns_nothing_it_should_not(text: str, form: float, right: float) -> None:
+    assert score(text) == (form, right)
+
+
+# --- the registry -------------------------------------------------------------------------------
+
+CUSTOM = '''
+"""Rewards of a user's own."""
+from dataclasses import dataclass
+
+@dataclass
+class Limit:
+    characters: int = 20
+
+LIMIT = Limit()
+
+def short_reward(completions, **columns):
+    return [float(len(str(c)) < LIMIT.characters) for c in completions]
+'''
+
+
+def test_registered_names() -> None:
+    assert resolve("format") is format_reward
+    assert resolve("correctness") is correctness_reward
+    assert {name: reward.__name__ for name, reward in REWARDS.items()} == {
+        "correctness": "correctness_reward",
+        "format": "format_reward",
+    }
+
+
+def test_a_reward_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(CUSTOM)
+    monkeypatch.chdir(tmp_path)
+    for spec in (f"{tmp_path}/mine.py:short_reward", "mine.py:short_reward"):
+        reward = resolve(spec)
+        assert reward.__name__ == "short_reward"
+        assert reward(completions=["a", "a" * 50]) == [1.0, 0.0]
+
+
+def test_files_of_the_same_name_do_not_mix(tmp_path: Path) -> None:
+    for folder, value in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(
+            f"def f(completions, **c):\n    return [{value}]"
+        )
+    rewards = [resolve(f"{tmp_path}/{folder}/mine.py:f") for folder in ("a", "b")]
+    assert [reward([""]) for reward in rewards] == [[1.0], [2.0]]
+    for reward in rewards:  # each is found where pickle looks for it
+        assert sys.modules[reward.__module__].f is reward
+
+
+def test_a_colon_in_the_path(tmp_path: Path) -> None:
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    (folder / "mine.py").write_text(CUSTOM)
+    assert resolve(f"{folder}/mine.py:short_reward")(completions=["a"]) == [1.0]
+
+
+def test_a_reward_from_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "custom_package_for_test").mkdir()
+    (tmp_path / "custom_package_for_test" / "mine.py").write_text(CUSTOM)
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = resolve("custom_package_for_test.mine:short_reward")
+    assert reward(completions=["a"]) == [1.0]
+    assert resolve("rewards.gsm8k:format_reward") is format_reward
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("formt", ["formt", "did you mean 'format'?"]),
+        ("corectness", ["did you mean 'correctness'?"]),
+        ("Format", ["did you mean 'format'?"]),
+        ("zzz", ["registered: correctness, format", "path/to/file.py:function"]),
+        ("", ["registered: correctness, format"]),
+        ("mine.py", ["path/to/file.py:function"]),
+        (":f", ["before the colon"]),
+        ("rewards.gsm8k:", ["after"]),
+        ("absent.py:f", ["no reward file", "absent.py"]),
+        ("folder/absent:f", ["no reward file"]),
+        (".:f", ["failed to import"]),
+        ("no_such_package:f", ["no_such_package", "ModuleNotFoundError"]),
+        ("rewards.gsm8k:formatreward", ["no function", "did you mean 'format_reward'?"]),
+        ("rewards.gsm8k:FORMAT_REWARD", ["is a float, not a function"]),
+    ],
+)
+def test_what_cannot_be_resolved_is_explained(spec: str, said: list[str]) -> None:
+    with pytest.raises(RewardError) as caught:
+        resolve(spec)
+    for words in said:
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["def f(:", "import no_such_package", "1 / 0"])
+def test_a_file_that_does_not_load_is_explained(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(source)
+    with pytest.raises(RewardError, match=r"broken\.py failed to load: (Syntax|Module|Zero)"):
+        resolve(f"{path}:f")
+
+
+def test_a_file_that_is_not_python(tmp_path: Path) -> None:
+    path = tmp_path / "rewards.txt"
+    path.write_text("x")
+    with pytest.raises(RewardError, match="not a Python file"):
+        resolve(f"{path}:f")
+
+
+# --- the check at start-up ----------------------------------------------------------------------
+
+
+def test_registered_rewards_pass_their_check() -> None:
+    form = check_reward("format", format_reward, ROW)
+    right = check_reward("correctness", correctness_reward, ROW)
+    assert form.values == (0.0, 1.0, 0.0)
+    assert right.values == (0.0, 2.0, 0.0)
+    assert (right.low, right.high) == (0.0, 2.0)
+    assert right.describe() == "correctness: 0 to 2 on 3 sample completions, 0 not scored"
+
+
+def test_a_row_without_a_gold_is_not_scored() -> None:
+    check = check_reward("correctness", correctness_reward, {**ROW, "answer": "unknown"})
+    assert check.values == (None, None, None)
+    assert check.low is None
+    assert check.describe() == "correctness: nothing on 3 sample completions, 3 not scored"
+
+
+def test_the_sample_has_the_form_of_the_run() -> None:
+    seen: list[dict[str, object]] = []
+
+    def reward(**keywords: object) -> list[float]:
+        seen.append(keywords)
+        return [0.5, 1, 1.5]
+
+    assert check_reward("mine", reward, ROW).high == 1.5
+    check_reward("mine", reward, {"prompt": "48 + 24?", "answer": "72"})
+    messages, strings = seen
+    assert messages["prompts"] == [ROW["prompt"]] * 3
+    assert messages["answer"] == ["72"] * 3
+    assert messages["question"] == ["48 + 24?"] * 3
+    assert {"completion_ids", "trainer_state", "log_extra", "log_metric"} <= set(messages)
+    assert "prompt" not in messages
+    assert messages["completions"] == [[message(text)] for text in strings["completions"]]  # type: ignore[attr-defined]
+
+
+async def late(completions: list[object], **columns: object) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def no_columns(prompts: object, completions: object) -> list[float]:
+    return [0.0] * 3
+
+
+def needs_more(completions: object, solution: object, **columns: object) -> list[float]:
+    return [0.0] * 3
+
+
+def raises(completions: object, **columns: object) -> list[float]:
+    raise KeyError("solution")
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (late, "asynchronous"),
+        (no_columns, r"\*\*columns"),
+        (needs_more, "solution"),
+        (raises, "raised KeyError"),
+        (lambda **k: None, "returned a NoneType, not a list"),
+        (lambda **k: 1.0, "returned a float, not a list"),
+        (lambda **k: "123", "returned a str, not a list"),
+        (lambda **k: (x for x in (1.0, 2.0, 3.0)), "returned a generator"),
+        (lambda **k: [1.0], "returned 1 values for 3"),
+        (lambda **k: [1.0] * 4, "returned 4 values for 3"),
+        (lambda **k: [1.0, True, 0.0], "returned True, a bool"),
+        (lambda **k: [1.0, "1", 0.0], "returned '1', a str"),
+        (lambda **k: [1.0, [1.0], 0.0], "a list; return float or None"),
+        (lambda **k: [float("nan"), 0.0, 0.0], "returned nan"),
+        (lambda **k: [0.0, 0.0, float("-inf")], "returned -inf"),
+    ],
+)
+def test_a_reward_that_breaks_the_contract_is_refused(
+    reward: Callable[..., list[float | None]], said: str
+) -> None:
+    with pytest.raises(RewardError, match=said) as caught:
+        check_reward("mine", reward, ROW)
+    assert "'mine'" in str(caught.value)
+
+
+def test_trl_calls_rewards_with_the_keywords_the_check_uses() -> None:
+    """The names in trl's own source; a new trl that renames one must not pass unseen."""
+    package = importlib.util.find_spec("trl")  # found, not imported: that takes half a minute
+    if package is None or package.origin is None:
+        pytest.skip("trl is not installed")
+    source = (Path(package.origin).parent / "trainer" / "grpo_trainer.py").read_text("utf-8")
+    assert "prompts=prompts, completions=completions, completion_ids=completion_ids_list" in source
+    for keyword in ("trainer_state", "log_extra", "log_metric"):
+        assert f'reward_kwargs["{keyword}"]' in source

@@ -1,0 +1,264 @@
+"""eval.stats against scipy, against exact values, and at its limits."""
+
+import math
+import time
+import tracemalloc
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from eval.stats import (
+    bootstrap_interval,
+    compare,
+    mcnemar_exact,
+    mean,
+    pass_at_k,
+    proportion,
+    sign_test,
+    wilson_interval,
+)
+
+# --- Wilson ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 50, 250, 1319])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_wilson_agrees_with_scipy(n: int, confidence: float) -> None:
+    for successes in sorted({0, 1, n // 3, n // 2, n - 1, n}):
+        expected = scipy_stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+        low, high = wilson_interval(successes, n, confidence)
+        assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert 0 <= low <= successes / n <= high <= 1
+
+
+def test_wilson_at_the_size_of_gsm8k() -> None:
+    # 43.6% of GSM8K's 1,319 test questions: about 2.7 points either way
+    assert wilson_interval(575, 1319) == pytest.approx((0.4094, 0.4628), abs=1e-4)
+
+
+def test_wilson_takes_halves() -> None:
+    low, high = wilson_interval(2.5, 10)
+    assert wilson_interval(2, 10)[0] < low < wilson_interval(3, 10)[0]
+    assert wilson_interval(2, 10)[1] < high < wilson_interval(3, 10)[1]
+
+
+@pytest.mark.parametrize("arguments", [(0, 0), (1, 0), (-1, 5), (6, 5), (math.nan, 5), (1, -1)])
+def test_wilson_refuses(arguments: tuple[float, int]) -> None:
+    with pytest.raises(ValueError, match="successes"):
+        wilson_interval(*arguments)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, -0.5, 95, math.nan])
+def test_confidence_is_a_probability(confidence: float) -> None:
+    with pytest.raises(ValueError, match="confidence"):
+        wilson_interval(1, 2, confidence)
+    with pytest.raises(ValueError, match="confidence"):
+        bootstrap_interval([1.0, 2.0], confidence)
+
+
+# --- paired tests ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("b", "c"),
+    [(0, 1), (1, 0), (5, 5), (3, 9), (0, 30), (40, 71), (200, 289), (600, 719), (0, 600)],
+)
+def test_mcnemar_agrees_with_scipy(b: int, c: int) -> None:
+    expected = scipy_stats.binomtest(b, b + c, 0.5).pvalue
+    assert mcnemar_exact(b, c) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar_exact(c, b) == mcnemar_exact(b, c)
+
+
+def test_mcnemar_exact_values() -> None:
+    assert mcnemar_exact(0, 0) == 1.0
+    assert mcnemar_exact(0, 5) == 2 / 32
+    assert mcnemar_exact(1, 5) == 2 * (1 + 6) / 64
+    assert mcnemar_exact(4, 4) == 1.0
+
+
+def test_mcnemar_at_any_size() -> None:
+    assert mcnemar_exact(0, 10_000) == 0.0  # 2**-9999 is below the smallest float
+    assert mcnemar_exact(0, 1000) == 2.0**-999
+    assert mcnemar_exact(5000, 5000) == 1.0
+    expected = scipy_stats.binomtest(4900, 10_000, 0.5).pvalue
+    assert mcnemar_exact(4900, 5100) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="negative"):
+        mcnemar_exact(-1, 3)
+
+
+def test_sign_test_counts_signs_and_drops_ties() -> None:
+    before = [0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.2]
+    after = [1.0, 1.0, 1.0, 0.0, 1.0, 0.5, 9.9]
+    assert sign_test(before, after) == mcnemar_exact(4, 1)
+    assert sign_test(after, before) == sign_test(before, after)
+    assert sign_test(before, before) == 1.0
+
+
+@pytest.mark.parametrize("n", [1319, 10_000])
+def test_sign_test_at_full_size(n: int) -> None:
+    random = np.random.default_rng(n)
+    before = (random.random(n) < 0.44).astype(float)
+    after = (random.random(n) < 0.46).astype(float)
+    up, down = int((after > before).sum()), int((after < before).sum())
+    expected = scipy_stats.binomtest(up, up + down, 0.5).pvalue
+    assert sign_test(before.tolist(), after.tolist()) == pytest.approx(expected, rel=1e-9)
+    assert sign_test(np.zeros(n).tolist(), np.ones(n).tolist()) < 1e-300
+
+
+# --- bootstrap ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["binary", "paired", "skewed"])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_bootstrap_agrees_with_scipy(kind: str, confidence: float) -> None:
+    random = np.random.default_rng(7)
+    values = {
+        "binary": (random.random(400) < 0.4).astype(float),
+        "paired": random.choice([-1.0, 0.0, 1.0], 400, p=[0.1, 0.7, 0.2]),
+        "skewed": random.lognormal(5, 1, 400),
+    }[kind]
+    expected = scipy_stats.bootstrap(
+        (values,), np.mean, method="percentile", confidence_level=confidence, n_resamples=10_000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    width = expected.high - expected.low
+    interval = bootstrap_interval(values.tolist(), confidence)
+    # Two sets of 10,000 resamples differ by their own chance: about 2% of the width.
+    assert interval == pytest.approx((expected.low, expected.high), abs=0.05 * width)
+
+
+def test_bootstrap_is_deterministic_and_seeded() -> None:
+    values = [float(i % 7) for i in range(100)]
+    assert bootstrap_interval(values) == bootstrap_interval(values, seed=0)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=0)
+    assert bootstrap_interval(values, resamples=10) != bootstrap_interval(values, resamples=11)
+
+
+def test_bootstrap_covers_the_true_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(3)
+    hits = 0
+    for seed in range(300):
+        low, high = bootstrap_interval(random.random(80).tolist(), 0.9, resamples=500, seed=seed)
+        hits += low <= 0.5 <= high
+    # 270 expected; four standard deviations of Binomial(300, 0.9) are 21
+    assert 249 <= hits <= 291
+
+
+def test_bootstrap_of_values_that_are_all_equal() -> None:
+    assert bootstrap_interval([0.0] * 20) == (0.0, 0.0)
+    assert bootstrap_interval([3.0]) == (3.0, 3.0)
+
+
+def test_bootstrap_in_bounded_memory_and_time() -> None:
+    values = [float(i % 2) for i in range(10_000)]
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        low, high = bootstrap_interval(values)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.489 < low < 0.491 and 0.509 < high < 0.511
+    assert peak < 64e6  # the whole draw would be 800 MB
+    assert time.process_time() - start < 60
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [1.0, math.inf], [[1.0], [2.0]]])
+def test_what_has_no_mean_is_refused(values: list[float]) -> None:
+    for function in (bootstrap_interval, mean, proportion):
+        with pytest.raises(ValueError, match="finite"):
+            function(values)
+
+
+def test_resamples_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="resamples"):
+        bootstrap_interval([1.0], resamples=0)
+
+
+# --- what goes into a report ----------------------------------------------------------------------
+
+
+def test_proportion() -> None:
+    measure = proportion([1.0, 0.0, 1.0, 1.0, 0.5])
+    low, high = wilson_interval(3.5, 5)
+    assert measure == {"value": 0.7, "n": 5, "low": low, "high": high}
+    assert proportion([1.0] * 10)["high"] == 1.0
+    assert proportion([0.0] * 10)["low"] == 0.0
+    for bad in ([1.5], [-0.1, 0.5]):
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            proportion(bad)
+
+
+def test_mean() -> None:
+    measure = mean([100.0, 200.0, 300.0])
+    low, high = bootstrap_interval([100.0, 200.0, 300.0])
+    assert measure == {"value": 200.0, "n": 3, "low": low, "high": high}
+
+
+def test_compare() -> None:
+    before = [0.0] * 60 + [1.0] * 40
+    after = [0.0] * 40 + [1.0] * 20 + [0.0] * 5 + [1.0] * 35
+    result = compare(before, after)
+    assert result["difference"] == pytest.approx(0.15)
+    assert result["n"] == 100
+    assert result["p_value"] == mcnemar_exact(20, 5)
+    assert 0.0 < result["low"] < 0.15 < result["high"] < 0.3
+    back = compare(after, before)
+    assert back["difference"] == -result["difference"]
+    assert back["p_value"] == result["p_value"]
+
+
+def test_compare_is_paired() -> None:
+    """Scores that move together differ surely, though each varies far more than the change."""
+    random = np.random.default_rng(0)
+    before = random.normal(0, 100, 200)
+    result = compare(before.tolist(), (before + random.normal(1, 0.5, 200)).tolist())
+    assert 0.8 < result["low"] < result["high"] < 1.2
+    assert result["p_value"] < 1e-20
+
+
+def test_compare_of_equal_scores() -> None:
+    assert compare([1.0, 0.0], [1.0, 0.0]) == {
+        "difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "n": 2,
+    }  # fmt: skip
+
+
+def test_compare_refuses_what_is_not_paired() -> None:
+    for function in (compare, sign_test):
+        with pytest.raises(ValueError, match="3 and 2"):
+            function([1.0, 2.0, 3.0], [1.0, 2.0])
+        with pytest.raises(ValueError, match="finite"):
+            function([math.nan], [1.0])
+        with pytest.raises(ValueError, match="non-empty"):
+            function([], [])
+
+
+def test_results_are_plain_numbers() -> None:
+    """So that the report can be written as JSON."""
+    for result in (compare([0.0, 1.0], [1.0, 1.0]), proportion([1.0]), mean([1.0, 2.0])):
+        assert {type(value) for value in result.values()} <= {float, int}
+
+
+# --- pass@k ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 4, 7])
+def test_pass_at_k_counts_every_draw(n: int) -> None:
+    for c in range(n + 1):
+        for k in range(1, n + 1):
+            draws = list(combinations(range(n), k))
+            right = sum(min(draw) < c for draw in draws)
+            assert pass_at_k(n, c, k) == right / len(draws)
+
+
+def test_pass_at_k_limits() -> None:
+    assert pass_at_k(10, 0, 5) == 0.0
+    assert pass_at_k(10, 10, 1) == 1.0
+    assert pass_at_k(10, 6, 5) == 1.0  # five wrong ones cannot be drawn
+    assert pass_at_k(200, 50, 1) == 0.25
+    assert pass_at_k(100_000, 1, 10) == pytest.approx(1e-4)
+    for arguments in [(0, 0, 1), (5, 6, 1), (5, -1, 1), (5, 1, 0), (5, 1, 6)]:
+        with pytest.raises(ValueError, match="need"):
+            pass_at_k(*arguments)

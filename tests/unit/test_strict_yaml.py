@@ -1,0 +1,247 @@
+"""Reading YAML strictly: numbers, text, duplicate keys, and errors that name file and line."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.common.errors import ConfigError, PostTrainError
+from scripts.common.strict_yaml import parse_yaml, read_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5e-6", 5e-6),
+        ("5E-6", 5e-6),
+        ("1e-3", 1e-3),
+        ("1.0e-5", 1e-5),
+        ("1.e5", 1e5),
+        ("+1e5", 1e5),
+        ("-2e+3", -2000.0),
+        ("-.5", -0.5),
+        (".5", 0.5),
+        (".5e1", 5.0),
+        ("1.", 1.0),
+        ("0.1", 0.1),
+        ("-0.0", -0.0),
+    ],
+)
+def test_a_float(text: str, value: float) -> None:
+    read = parse_yaml(text, "here")
+    assert type(read) is float
+    assert read == value
+    assert math.copysign(1, read) == math.copysign(1, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("-3", -3), ("+3", 3), ("0", 0), ("1_000", 1000), ("010", 10)],
+)
+def test_an_integer(text: str, value: int) -> None:
+    read = parse_yaml(text, "here")
+    assert type(read) is int
+    assert read == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("q_proj", "1.2.3", "5e-6x", "e5", "1e", "1e-", "--3", "+", "é", "1:30", "12:30:45"),
+        # Dates are text: no setting is a date, and an impossible one must not end in a traceback.
+        *("2024-01-01", "2024-13-45"),
+    ],
+)
+def test_plain_text(text: str) -> None:
+    assert parse_yaml(text, "here") == text
+
+
+@pytest.mark.parametrize("text", ["5e-6", "3", "yes", "true", "null", "", " a ", "1:30"])
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quoted_text_stays_text(text: str, quote: str) -> None:
+    assert parse_yaml(f"{quote}{text}{quote}", "here") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((word, True) for word in ("true", "True", "TRUE", "yes", "on")),
+        *((word, False) for word in ("false", "False", "FALSE", "no", "off")),
+        *((word, None) for word in ("null", "Null", "~", "")),
+    ],
+)
+def test_words_with_a_meaning(text: str, value: bool | None) -> None:
+    assert parse_yaml(text, "here") is value
+
+
+def test_nested_values() -> None:
+    text = "a:\n  b: [5e-6, text, {c: 1e-3}]\n  d: {}\ne: 'été'\n"
+    assert parse_yaml(text, "here") == {
+        "a": {"b": [5e-6, "text", {"c": 1e-3}], "d": {}},
+        "e": "été",
+    }
+
+
+def test_what_pyyaml_itself_would_do() -> None:
+    """The two habits of PyYAML that make this module necessary; it can go when they are gone."""
+    assert yaml.safe_load("5e-6") == "5e-6"
+    assert yaml.safe_load("a: 1\na: 2") == {"a": 2}
+
+
+# --- duplicate keys -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "second", "first"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "a", 3, 1),
+        ("a:\n  b: 1\n  c: 2\n\n  b: 1\n", "b", 5, 2),
+        ("a:\n  b:\n    c: {d: 1}\n    c: {d: 1}\n", "c", 4, 3),
+        ("x: 1\na: {b: 1, c: 2, b: 3}\n", "b", 2, 2),
+        ("a:\n  - b: 1\n    b: 2\n", "b", 3, 2),
+        ("a: 1\n'a': 2\n", "a", 2, 1),
+        ("a: {}\n# a comment\na: {}\n", "a", 3, 1),
+    ],
+)
+def test_a_duplicate_key_names_both_lines(text: str, key: str, second: int, first: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, "some.yaml")
+    assert str(caught.value) == (
+        f"some.yaml: line {second}: the key '{key}' is given twice (first on line {first}); "
+        "keep one"
+    )
+
+
+def test_the_same_key_in_two_sections_is_no_duplicate() -> None:
+    assert parse_yaml("a: {x: 1}\nb: {x: 2}\nc: [{x: 3}, {x: 4}]\n", "here") == {
+        "a": {"x": 1},
+        "b": {"x": 2},
+        "c": [{"x": 3}, {"x": 4}],
+    }
+
+
+@pytest.mark.parametrize("key", ["1", "1.5", "yes", "null", "[a]", "{a: 1}"])
+def test_a_key_that_is_not_text(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"^some\.yaml: line 2: the key .* is not text; quote it"):
+        parse_yaml(f"a: 1\n? {key}\n: 2\n", "some.yaml")
+
+
+# --- bad syntax ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: [1, 2\n", 2),
+        ("a: 1\nb: {c: 1\n", 3),
+        ("a: 1\nb: c: d\n", 2),
+        ("a:\n\tb: 1\n", 2),
+        ("a: 1\nb: 'open\n", 3),
+        ("a: 1\nb: @x\n", 2),
+        ("a: *nothing\n", 1),
+        ("a:\n  b: 1\n c: 2\n", 3),
+        ("a: 1\n---\nb: 2\n", 2),
+        ("a: 1\nb: !!python/object/apply:os.getcwd []\n", 2),
+        ("a: 1\nb: !unknown x\n", 2),
+    ],
+)
+def test_bad_syntax_names_the_line(text: str, line: int) -> None:
+    with pytest.raises(ConfigError, match=rf"^some\.yaml: line {line}: not valid YAML: \S"):
+        parse_yaml(text, "some.yaml")
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x01", "\x1b", "\x7f"])
+def test_a_control_character(character: str) -> None:
+    with pytest.raises(ConfigError, match=r"^some\.yaml: .*not valid YAML"):
+        parse_yaml(f"a: 1\nb: x{character}y\n", "some.yaml")
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def written(folder: Path, content: str | bytes) -> Path:
+    path = folder / "some.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "# nothing but a comment\n", "---\n", "null\n"])
+def test_an_empty_file_is_an_empty_mapping(tmp_path: Path, content: str) -> None:
+    assert read_yaml(written(tmp_path, content)) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"), [("- a\n- b\n", "list"), ("text\n", "str"), ("3\n", "int")]
+)
+def test_something_else_than_a_mapping_at_the_top(tmp_path: Path, content: str, kind: str) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"{path}: expected sections at the top, got {kind}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffa: é\nb: 1\n",  # byte order mark
+        "a: é\r\nb: 1\r\n",
+    ],
+)
+def test_files_from_other_systems(tmp_path: Path, content: str) -> None:
+    assert read_yaml(written(tmp_path, content)) == {"a": "é", "b": 1}
+
+
+@pytest.mark.parametrize("content", ["a: é\n".encode("latin-1"), b"a: 1\nb: \xff\n"])
+def test_not_utf8(tmp_path: Path, content: bytes) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(ConfigError, match=r"cannot read the config file .*utf-8") as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the config file") as caught:
+        read_yaml(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_missing_file_lists_what_is_there(tmp_path: Path) -> None:
+    for name in ("dpo_mine.yaml", "grpo_mine.yaml", "notes.txt"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(tmp_path / "grpo_min.yaml")
+    message = str(caught.value)
+    assert f"no config file at '{tmp_path / 'grpo_min.yaml'}'" in message
+    assert "dpo_mine.yaml" in message
+    assert "grpo_mine.yaml" in message
+    assert "notes.txt" not in message
+
+
+def test_a_missing_file_in_a_folder_without_any(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no YAML file"):
+        read_yaml(tmp_path / "some.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2", "1: 2"])
+def test_every_error_leaves_with_code_2_and_no_chained_traceback(text: str) -> None:
+    with pytest.raises(PostTrainError) as caught:
+        parse_yaml(text, "here")
+    assert caught.value.exit_code == 2
+    assert caught.value.__suppress_context__
+
+
+def test_values_are_plain(tmp_path: Path) -> None:
+    """Nothing but what JSON knows comes out, so a resolved config can be written again."""
+
+    def kinds(value: Any) -> set[type]:
+        if isinstance(value, dict):
+            return {dict}.union(*(kinds(item) for item in value.values()))
+        if isinstance(value, list):
+            return {list}.union(*(kinds(item) for item in value))
+        return {type(value)}
+
+    text = "a: [1, 1.5, true, null, text, 2024-01-01, 12:30]\nb: {c: 5e-6}\n"
+    found = kinds(read_yaml(written(tmp_path, text)))
+    assert found <= {dict, list, int, float, bool, type(None), str}
