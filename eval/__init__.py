@@ -24,3 +24,9 @@ class Completion:
 
 Generate = Callable[[Sequence[Conversation]], list[Completion]]
 """Answers each conversation (ending in a user turn) once, in order."""
+
+
+def conversation(user: str, system: str | None) -> Conversation:
+    """A system turn (unless None or empty) and a user turn."""
+    turns = [{"role": "system", "content": system}] if system else []
+    return [*turns, {"role": "user", "content": user}]

@@ -1,12 +1,19 @@
-"""Score replies to problems whose answer is a number (GSM8K and alike)."""
+"""Score replies to problems whose answer is a number: GSM8K, GSM8K-Platinum, MGSM and alike.
 
-from collections.abc import Sequence
+Every score comes from the reply's text alone, so that a file of replies can be scored again without
+the model that wrote them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
+from itertools import groupby
 from typing import Any
 
-from eval import Completion, Conversation, Generate
-from eval.stats import compare, mean, proportion
-from rewards.answer import extract_last, extract_tagged, parse_number
+from eval import Completion, Generate, conversation
+from eval.stats import compare, mean, pass_at_k, proportion
+from rewards.answer import count_answer_elements, extract_last, extract_tagged, parse_number
 from rewards.gsm8k import format_reward
 
 MEASURES = ("strict", "tagged", "lenient", "format_rate", "truncated_rate")
@@ -22,61 +29,147 @@ class Problem:
 
 @dataclass(frozen=True)
 class ScoredReply:
-    """A reply to one problem and its scores, each 0.0 or 1.0 except `tokens`."""
+    """One reply to one problem, and its scores of 0.0 or 1.0."""
 
     question: str
     answer: str
     reply: str
+    tokens: int
+    truncated_rate: float
+    """1.0 if the length limit ended the reply."""
     strict: float
-    """Format and number right."""
+    """Tagged, and the format is right."""
     tagged: float
-    """Number in the one answer element right."""
+    """The number in the one answer element is right."""
     lenient: float
     """Tagged, else the last number in the text is right."""
     format_rate: float
-    truncated_rate: float
-    tokens: int
+    sample: int = 0
+    """Which of several replies to the same problem this is."""
+
+    def as_row(self) -> dict[str, Any]:
+        """The reply and its scores as one JSON row, with what makes a collapse visible."""
+        return {
+            **asdict(self),
+            "answer_elements": count_answer_elements(self.reply),
+            "reasoning_characters": len(self.reply.partition("<answer>")[0].strip()),
+        }
 
 
-def score_reply(problem: Problem, completion: Completion) -> ScoredReply:
-    """Score one reply. ValueError if the gold answer is not a number."""
+def read_number(reply: str) -> Decimal | None:
+    """The number that a reply gives, read leniently: in its tag, else the last in its text."""
+    tagged = extract_tagged(reply)
+    return extract_last(reply) if tagged is None else tagged
+
+
+def score_reply(problem: Problem, completion: Completion, sample: int = 0) -> ScoredReply:
+    """Score one reply.
+
+    Raises:
+        ValueError: the gold answer is not a number.
+    """
     gold = parse_number(problem.answer)
     if gold is None:
         raise ValueError(f"the gold answer {problem.answer!r} is not a number")
-    number = extract_tagged(completion.text)
+    tagged = extract_tagged(completion.text) == gold
     formatted = format_reward([completion.text])[0] == 1.0
-    tagged = number == gold
-    lenient = tagged or (number is None and extract_last(completion.text) == gold)
     return ScoredReply(
         question=problem.question,
         answer=problem.answer,
         reply=completion.text,
+        tokens=completion.tokens,
+        truncated_rate=float(completion.truncated),
         strict=float(tagged and formatted),
         tagged=float(tagged),
-        lenient=float(lenient),
+        lenient=float(read_number(completion.text) == gold),
         format_rate=float(formatted),
-        truncated_rate=float(completion.truncated),
-        tokens=completion.tokens,
+        sample=sample,
     )
 
 
+def rescore(row: dict[str, Any]) -> ScoredReply:
+    """The reply in a row of `as_row`, scored afresh. KeyError where a field is missing."""
+    completion = Completion(row["reply"], row["tokens"], bool(row["truncated_rate"]))
+    return score_reply(Problem(row["question"], row["answer"]), completion, row.get("sample", 0))
+
+
 def evaluate(
-    problems: Sequence[Problem], generate: Generate, system: str | None
+    problems: Sequence[Problem],
+    generate: Generate,
+    system: str | None,
+    sample: int = 0,
+    at_once: int | None = None,
+    on_replies: Callable[[list[ScoredReply]], None] | None = None,
 ) -> list[ScoredReply]:
-    """Answer every problem once, with the prompt used in training, and score the replies."""
-    turns: list[Conversation] = []
-    for problem in problems:
-        head = [{"role": "system", "content": system}] if system else []
-        turns.append([*head, {"role": "user", "content": problem.question}])
-    completions = generate(turns)
-    return [score_reply(p, c) for p, c in zip(problems, completions, strict=True)]
+    """Answer every problem once, with the prompt used in training, and score the replies.
+
+    `generate` gets `at_once` problems at a time (all by default); after each time `on_replies` gets
+    the new replies, so that an interrupted evaluation can keep them.
+    """
+    step = at_once or len(problems) or 1
+    replies: list[ScoredReply] = []
+    for start in range(0, len(problems), step):
+        batch = problems[start : start + step]
+        completions = generate([conversation(problem.question, system) for problem in batch])
+        new = [score_reply(p, c, sample) for p, c in zip(batch, completions, strict=True)]
+        if on_replies is not None:
+            on_replies(new)
+        replies += new
+    return replies
+
+
+def by_problem(replies: Sequence[ScoredReply]) -> list[list[ScoredReply]]:
+    """Replies grouped by problem, in the order of the questions' text; samples in their order."""
+    ordered = sorted(replies, key=lambda r: (r.question, r.sample))
+    return [list(group) for _, group in groupby(ordered, key=lambda r: r.question)]
+
+
+def problem_scores(groups: Sequence[Sequence[ScoredReply]]) -> dict[str, list[float]]:
+    """Per measure, one score a problem: the mean over its samples."""
+    return {
+        name: [sum(getattr(reply, name) for reply in group) / len(group) for group in groups]
+        for name in MEASURES
+    }
 
 
 def summarise(replies: Sequence[ScoredReply]) -> dict[str, Any]:
-    """`{"value", "n", "low", "high"}` for every measure, and for the mean tokens of a reply."""
-    rows = [asdict(reply) for reply in replies]
-    report = {name: proportion([row[name] for row in rows]) for name in MEASURES}
-    return {**report, "mean_tokens": mean([row["tokens"] for row in rows])}
+    """`{"value", "n", "low", "high"}` for every measure, with n problems.
+
+    With several samples a problem, also pass@k and majority vote on the tagged and lenient rules.
+    """
+    groups = by_problem(replies)
+    several = max(len(group) for group in groups) > 1
+    interval = mean if several else proportion  # a mean over samples is no longer 0 or 1
+    report: dict[str, Any] = {
+        name: interval(values) for name, values in problem_scores(groups).items()
+    }
+    report["mean_tokens"] = mean([float(reply.tokens) for reply in replies])
+    if several:
+        report.update(_sampled(groups))
+    return report
+
+
+def _sampled(groups: Sequence[Sequence[ScoredReply]]) -> dict[str, Any]:
+    """pass@k for k = 1, 2, 4 ... and the majority vote."""
+    fewest = min(len(group) for group in groups)
+    right = [sum(reply.tagged for reply in group) for group in groups]
+    report: dict[str, Any] = {}
+    k = 1
+    while k <= fewest:
+        values = [pass_at_k(len(g), int(c), k) for g, c in zip(groups, right, strict=True)]
+        report[f"pass@{k}"] = mean(values)
+        k *= 2
+    report["majority_vote"] = proportion([_majority(group) for group in groups])
+    return report
+
+
+def _majority(group: Sequence[ScoredReply]) -> float:
+    """1.0 if the most frequent number among the samples is right; a tie goes to the earliest."""
+    read = [read_number(reply.reply) for reply in group]
+    numbers = [number for number in read if number is not None]
+    if not numbers:
+        return 0.0
+    return float(Counter(numbers).most_common(1)[0][0] == parse_number(group[0].answer))
 
 
 def compare_replies(
@@ -85,16 +178,18 @@ def compare_replies(
     """Both summaries and, per measure, the paired difference with its interval and p-value.
 
     Raises:
-        ValueError: the two do not answer the same problems in the same order.
+        ValueError: the two do not answer the same problems.
     """
-    if [reply.question for reply in before] != [reply.question for reply in after]:
-        raise ValueError("the two sides do not answer the same problems in the same order")
-    first, second = summarise(before), summarise(after)
+    first, second = by_problem(before), by_problem(after)
+    if [group[0].question for group in first] != [group[0].question for group in second]:
+        raise ValueError("the two sides do not answer the same problems")
+    old, new = problem_scores(first), problem_scores(second)
+    before_summary, after_summary = summarise(before), summarise(after)
     return {
         name: {
-            "before": first[name],
-            "after": second[name],
-            **compare([getattr(r, name) for r in before], [getattr(r, name) for r in after]),
+            "before": before_summary[name],
+            "after": after_summary[name],
+            **compare(old[name], new[name]),
         }
         for name in MEASURES
     }

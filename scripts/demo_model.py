@@ -66,8 +66,9 @@ CHAT_TEMPLATE = (
 )
 IGNORED = -100  # label of a token that is not scored
 # The curriculum, in shares of the training: bare sums, then stories, then the habit.
-STORIES_FROM, HABIT_FROM = 0.3, 0.8
+STORIES_FROM, HABIT_FROM = 0.3, 0.7
 DRILL_OPERATIONS = 5
+STRAY_FLOOR, STRAY_WEIGHT = 16.0, 0.05
 MAX_REPLY = 96  # tokens; the longest reply of the tiny model takes about 55
 TOKENIZER_TEXTS = 20_000
 ROWS = {"problems_train": 2000, "problems_test": 320, "preferences": 800}
@@ -86,7 +87,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(SMALL, 4, 128, 4, 1024, 32, 4000, 3e-3),
+    "tiny": Size(SMALL, 4, 128, 4, 1024, 32, 2400, 3e-3),
     "medium": Size(LARGE, 8, 512, 8, 2048, 256, 20_000, 6e-4),
 }
 
@@ -182,6 +183,25 @@ def draw_batch(
     return ids, labels
 
 
+def reply_loss(
+    logits: "torch.Tensor", targets: "torch.Tensor", open_ids: "torch.Tensor"
+) -> "torch.Tensor":
+    """Cross-entropy, plus a push on whatever nobody would say at a place.
+
+    logits (tokens, vocabulary), targets (tokens,). Cross-entropy is content with a few percent
+    spread over hundreds of impossible tokens. DPO is indifferent to them too, and in a model this
+    small its updates then lift them all. So their total, which leaves out the target and the ids
+    that may stand in its place (digits, first words), is pushed under exp(-STRAY_FLOOR).
+    """
+    import torch
+
+    strays = logits.scatter(1, targets[:, None], -math.inf)
+    strays[:, open_ids] = -math.inf
+    log_mass = strays.logsumexp(-1) - logits.logsumexp(-1)
+    push = torch.relu(log_mass + STRAY_FLOOR).mean()
+    return torch.nn.functional.cross_entropy(logits, targets) + STRAY_WEIGHT * push
+
+
 def train(
     size: Size,
     tokenizer: "PreTrainedTokenizerBase",
@@ -200,6 +220,10 @@ def train(
         model.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
     )
     stream = ProblemStream(seed, "train", size.span)
+    firsts = [
+        tokenizer(lead)["input_ids"][0] for leads in LEADS.values() for lead in leads.values()
+    ]
+    open_ids = torch.tensor(firsts + tokenizer.convert_tokens_to_ids(list("0123456789"))).to(device)
     losses: list[float] = []
     total, started = steps or size.steps, time.monotonic()
     bar = tqdm(total=None if minutes else total, unit="step", desc="training")
@@ -215,9 +239,7 @@ def train(
             # Padding is on the right, so causal attention alone keeps it out of sight.
             logits = model(input_ids=ids[:, :-1].to(device), use_cache=False).logits
             scored = (labels[:, 1:] != IGNORED).to(device)
-            loss = torch.nn.functional.cross_entropy(
-                logits[scored].float(), labels[:, 1:].to(device)[scored]
-            )
+            loss = reply_loss(logits[scored].float(), labels[:, 1:].to(device)[scored], open_ids)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -235,6 +257,8 @@ def generator(
     """A generate function for `eval`, greedy or sampled; every reply starts with the lead."""
     import torch
 
+    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
+
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
         replies: list[Completion] = []
         for start in range(0, len(conversations), 100):
@@ -249,9 +273,7 @@ def generator(
                 padding_side="left",
             ).to(model.device)
             with torch.no_grad():
-                output = model.generate(
-                    **inputs, max_new_tokens=MAX_REPLY, do_sample=sample, top_k=0
-                )
+                output = model.generate(**inputs, max_new_tokens=MAX_REPLY, **how)
             for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
                 ended = tokenizer.eos_token_id in ids
                 length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)

@@ -102,7 +102,7 @@ def score(
 ) -> Scores:
     """Implicit rewards of the held-out pairs, and which replies to their prompts are French."""
     print(f"Scoring {len(pairs)} held-out pairs ({side} training)")
-    batch_size = settings.evaluation.batch_size
+    batch_size = settings.evaluation.batch_size or 8
     policy_sums, reference_sums = (
         inference.pair_log_probs(model, tokenizer, pairs, batch_size, reference)
         for reference in (False, True)

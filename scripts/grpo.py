@@ -12,14 +12,14 @@ weights.
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rewards
-from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate
+from eval import conversation
+from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
 from scripts.common import config, data, inference, policy, report, tracking, training
 from scripts.common.errors import ConfigError, run_main
 from scripts.common.settings import GRPOSettings
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 def load_rewards(settings: GRPOSettings, sample: Problem) -> dict[str, rewards.RewardFunction]:
     """The reward functions that the settings name, each tried on one row and its range printed."""
     row = {
-        "prompt": data.conversation(sample.question, settings.prompt.system),
+        "prompt": conversation(sample.question, settings.prompt.system),
         "answer": sample.answer,
     }
     try:
@@ -102,7 +102,7 @@ def fitting(
     problems: list[Problem], tokenizer: Any, settings: GRPOSettings, what: str
 ) -> list[Problem]:
     """The problems whose prompt leaves room for a whole completion in model.max_seq_length."""
-    conversations = [data.conversation(p.question, settings.prompt.system) for p in problems]
+    conversations = [conversation(p.question, settings.prompt.system) for p in problems]
     lengths = inference.token_lengths(
         tokenizer, [inference.render(tokenizer, c) for c in conversations]
     )
@@ -114,8 +114,8 @@ def print_example(
     problem: Problem, tokenizer: Any, settings: GRPOSettings, functions: dict[str, Any]
 ) -> None:
     """Show a prompt as the policy will see it, and what sample completions would earn."""
-    conversation = data.conversation(problem.question, settings.prompt.system)
-    print(f"\nprompt:\n{inference.render(tokenizer, conversation)}\ngold answer: {problem.answer}")
+    turns = conversation(problem.question, settings.prompt.system)
+    print(f"\nprompt:\n{inference.render(tokenizer, turns)}\ngold answer: {problem.answer}")
     right = f"<answer>{problem.answer}</answer>"
     for completion in (f"Step by step.\n{right}", f"It is {problem.answer}.", f"{right} indeed"):
         earned = {
@@ -132,14 +132,14 @@ def score(
     print(f"Scoring {len(problems)} held-out problems ({side} training)")
     generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
     replies = evaluate(problems, generate, settings.prompt.system)
-    run.write_rows(side, [asdict(reply) for reply in replies])
+    run.write_rows(side, [reply.as_row() for reply in replies])
     return replies
 
 
 def read_scores(run: tracking.RunFolder) -> list[ScoredReply] | None:
     """The scores that an interrupted run took before its first step."""
     rows = run.read_rows("before")
-    return None if rows is None else [ScoredReply(**row) for row in rows]
+    return None if rows is None else [rescore(row) for row in rows]
 
 
 def build_trainer(
@@ -162,7 +162,7 @@ def build_trainer(
         GRPOConfig, settings.training, owned, settings.run.verbose
     )
     rows = [
-        {"prompt": data.conversation(p.question, settings.prompt.system), "answer": p.answer}
+        {"prompt": conversation(p.question, settings.prompt.system), "answer": p.answer}
         for p in problems
     ]
     recorder = tracking.SampleRecorder(run.samples, settings.tracking.samples)

@@ -8,12 +8,12 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from eval import Conversation
+from eval import conversation
 from eval.gsm8k import Problem
 from eval.preference import Pair
 from rewards.answer import parse_number
 from scripts.common.errors import DataError
-from scripts.common.settings import PairData, ProblemData, Prompt
+from scripts.common.settings import PairData, ProblemColumns, ProblemData, Prompt, Source
 from scripts.common.sources import Row, read_rows
 
 GOLD_MARK = "####"  # GSM8K ends a solution with "#### 72"
@@ -25,9 +25,8 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     Raises:
         DataError: a row that breaks a rule, or a question on both sides.
     """
-    train, evaluation = (
-        [_problem(row, data) for row in read_rows(source)] for source in (data.train, data.eval)
-    )
+    train = [_problem(row, data.columns) for row in read_rows(data.train)]
+    evaluation = load_evaluation(data.eval, data.columns)
     trained_on = {normalise(problem.question) for problem in train}
     for number, problem in enumerate(evaluation, start=1):
         if normalise(problem.question) in trained_on:
@@ -38,13 +37,26 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     return train, evaluation
 
 
-def _problem(row: Row, data: ProblemData) -> Problem:
-    question = row.text(data.columns.question)
-    solution = row.text(data.columns.answer)
+def load_evaluation(source: Source, columns: ProblemColumns) -> list[Problem]:
+    """Problems to score. A question that is there twice is scored once, and that is printed.
+
+    Raises:
+        DataError: a row that breaks a rule.
+    """
+    rows = [_problem(row, columns) for row in read_rows(source)]
+    problems = {problem.question: problem for problem in reversed(rows)}
+    if len(problems) < len(rows):
+        print(f"{source.path}: {len(rows) - len(problems)} repeated questions left out of scoring")
+    return [problem for problem in rows if problems.get(problem.question) is problem]
+
+
+def _problem(row: Row, columns: ProblemColumns) -> Problem:
+    question = row.text(columns.question)
+    solution = row.text(columns.answer)
     gold = solution.rpartition(GOLD_MARK)[2].strip()
     if parse_number(gold) is None:
         raise DataError(
-            f"{row.where}: column '{data.columns.answer}' gives no number: expected a number or "
+            f"{row.where}: column '{columns.answer}' gives no number: expected a number or "
             f"text ending in '{GOLD_MARK} number', found {gold[-60:]!r}"
         )
     return Problem(question=question, answer=gold)
@@ -80,12 +92,6 @@ def _pair(row: Row, data: PairData, prompt: Prompt) -> Pair:
     if columns.system is not None and row.values.get(columns.system):
         system = row.text(columns.system)
     return Pair(tuple(conversation(user, system)), chosen, rejected)
-
-
-def conversation(user: str, system: str | None) -> Conversation:
-    """A system turn (unless None) and a user turn."""
-    turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": user}]
 
 
 def normalise(text: str) -> str:

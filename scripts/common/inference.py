@@ -6,9 +6,12 @@ from typing import Any
 
 from eval import Completion, Conversation, Generate, Message
 from eval.preference import Pair
+from rewards.answer import ends_with_answer
 from scripts.common.policy import inference_mode
 from scripts.common.progress import progress_bar
 from scripts.common.settings import Evaluation
+
+LONGEST_ANSWER = 96  # tokens that surely hold an answer element of 64 characters and its tags
 
 
 def render(tokenizer: Any, conversation: Sequence[Message]) -> str:
@@ -29,26 +32,50 @@ def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
     """A generate function over the policy, with its adapter on.
 
-    Prompts are batched by length and padded on the left. Greedy at temperature 0; above it the
-    sampling is seeded and leaves the training's random state alone.
+    Prompts are batched by length and padded on the left. A batch that does not fit the memory is
+    halved and tried again. Greedy at temperature 0; above it the sampling is seeded and leaves the
+    training's random state alone.
     """
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     sampling: dict[str, Any] = {"do_sample": False}
     if evaluation.temperature > 0:
         sampling = {"do_sample": True, "temperature": evaluation.temperature, "top_k": 0}
+    ends = end_tokens(policy, tokenizer)
     config = GenerationConfig(
         max_new_tokens=evaluation.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=sorted(ends),
         pad_token_id=tokenizer.pad_token_id,
         **sampling,
     )
+    stop = StoppingCriteriaList()
+    if evaluation.stop_at_answer:
+        stop.append(StopAtAnswer(tokenizer))
+    size = evaluation.batch_size or batch_that_fits(policy, evaluation)
+
+    def answer(texts: list[str]) -> list[Completion]:
+        inputs = tokenizer(
+            texts,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+        ).to(policy.device)
+        output = policy.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            generation_config=config,
+            stopping_criteria=stop,
+        )
+        new = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [_completion(tokenizer, ids, ends) for ids in new]
 
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
+        nonlocal size
         texts = [render(tokenizer, conversation) for conversation in conversations]
         lengths = token_lengths(tokenizer, texts)
-        order = sorted(range(len(texts)), key=lambda i: lengths[i], reverse=True)
+        left = sorted(range(len(texts)), key=lambda i: lengths[i], reverse=True)
         replies: dict[int, Completion] = {}
         with (
             inference_mode(policy),
@@ -56,36 +83,75 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
             progress_bar("answering", len(texts)) as bar,
         ):
             torch.manual_seed(seed)
-            for start_at in range(0, len(order), evaluation.batch_size):
-                batch = order[start_at : start_at + evaluation.batch_size]
-                inputs = tokenizer(
-                    [texts[i] for i in batch],
-                    return_tensors="pt",
-                    padding=True,
-                    padding_side="left",
-                    add_special_tokens=False,
-                ).to(policy.device)
-                output = policy.generate(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
-                    generation_config=config,
-                )
-                new = output[:, inputs["input_ids"].shape[1] :].tolist()
-                for i, ids in zip(batch, new, strict=True):
-                    replies[i] = _completion(tokenizer, ids)
+            while left:
+                batch = left[:size]
+                try:
+                    replies.update(zip(batch, answer([texts[i] for i in batch]), strict=True))
+                except torch.OutOfMemoryError:
+                    if size == 1:
+                        raise
+                    size = max(1, min(size, len(batch)) // 2)
+                    torch.cuda.empty_cache()
+                    print(f"out of memory: going on with batches of {size}")
+                    continue
+                left = left[size:]
                 bar.update(len(batch))
         return [replies[i] for i in range(len(texts))]
 
     return generate
 
 
-def _completion(tokenizer: Any, ids: list[int]) -> Completion:
+def end_tokens(policy: Any, tokenizer: Any) -> set[int]:
+    """Ids that end a reply: the tokenizer's EOS and what else the model declares as one."""
+    declared = policy.generation_config.eos_token_id
+    several = declared if isinstance(declared, list) else [declared]
+    return {int(i) for i in [tokenizer.eos_token_id, *several] if i is not None}
+
+
+def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
+    """How many replies to write at once: a power of two whose key-value cache and logits take at
+    most half of the free GPU memory; 32 on a CPU, where larger batches bring little."""
+    import torch
+
+    if policy.device.type != "cuda":
+        return 32
+    config = policy.config
+    head = config.hidden_size // config.num_attention_heads
+    length = evaluation.max_new_tokens + 512  # room for a long prompt
+    cache = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head * length
+    logits = 2 * 4 * config.vocab_size
+    free, _ = torch.cuda.mem_get_info()
+    return int(2 ** min(8, max(0, int(free / 2 / (cache + logits)).bit_length() - 1)))
+
+
+class StopAtAnswer:
+    """Ends a reply once its last line is a whole `<answer>NUMBER</answer>`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        import torch
+
+        self._tokenizer = tokenizer
+        closing = [i for t, i in tokenizer.get_vocab().items() if t.endswith(">")]
+        self._closing = torch.tensor(closing)
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
+        last = input_ids[:, -1]
+        done = torch.isin(last, self._closing.to(last.device))
+        for row in done.nonzero()[:, 0].tolist():
+            tail = self._tokenizer.decode(input_ids[row, -LONGEST_ANSWER:])
+            done[row] = ends_with_answer(tail) and not tail.endswith(tuple(" \n"))
+        return done
+
+
+def _completion(tokenizer: Any, ids: list[int], ends: set[int]) -> Completion:
     """Token ids as generated, padding and all -> a Completion."""
-    ended = tokenizer.eos_token_id in ids
-    if ended:
-        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    return Completion(text=text, tokens=len(ids), truncated=not ended)
+    stops = ends | {tokenizer.pad_token_id}
+    length = next((n for n, i in enumerate(ids) if i in stops), None)
+    kept = ids if length is None else ids[: length + (ids[length] in ends)]
+    text: str = tokenizer.decode(kept, skip_special_tokens=True)
+    return Completion(text=text, tokens=len(kept), truncated=length is None)
 
 
 def pair_log_probs(

@@ -43,6 +43,9 @@ def start(verbose: bool, threads: int | None) -> Device:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "outputs" / ".unsloth_cache"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Waiting threads sleep instead of spinning: on a CPU shared with anything else, spinning made
+    # single steps of the demo take thirty times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with quiet(verbose):
         try:
             importlib.import_module("unsloth")
@@ -144,7 +147,7 @@ def load_tokenizer(model: Model) -> Any:
 
 def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[Any, Any]:
     """The policy (a PeftModel whose fresh adapter changes nothing yet) and its tokenizer."""
-    from transformers import GenerationConfig, set_seed
+    from transformers import set_seed
     from unsloth import FastLanguageModel
 
     set_seed(training.seed)
@@ -168,15 +171,49 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             use_gradient_checkpointing=checkpointing,
             random_state=training.seed,
         )
+    return policy, _settle(policy, tokenizer)
+
+
+def load_for_scoring(
+    name: str, load_in_4bit: bool, dtype: str, max_seq_length: int
+) -> tuple[Any, Any]:
+    """A model folder, hub model or adapter folder, to generate with.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    from unsloth import FastLanguageModel
+
+    with quiet(verbose=False):
+        try:
+            model, tokenizer = FastLanguageModel.from_pretrained(
+                local_or_hub(name),
+                max_seq_length=max_seq_length,
+                dtype=None if dtype == "auto" else dtype,
+                load_in_4bit=load_in_4bit,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"cannot load the model '{name}': {reason}") from None
+    return model, _settle(model, tokenizer)
+
+
+def _settle(policy: Any, tokenizer: Any) -> Any:
+    """Left padding, a padding token, and no sampling habits; returns the tokenizer.
+
+    Models ship sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1) that generate()
+    would mix into every setting left unsaid. Ours come from the YAML alone.
+    """
+    from transformers import GenerationConfig
+
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    # Models ship sampling habits (Qwen2.5: temperature 0.7, repetition penalty 1.1) that generate()
-    # would mix into every setting left unsaid. Ours come from the YAML alone.
     policy.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        eos_token_id=policy.generation_config.eos_token_id or tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    return policy, tokenizer
+    return tokenizer
 
 
 def drop_reference_copy(policy: Any) -> None:

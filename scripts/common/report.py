@@ -16,8 +16,10 @@ LABELS = {
     "reward_accuracy": "preference accuracy",
     "reward_margin": "reward margin",
     "french_share": "replies in French",
+    "mean_tokens": "mean tokens",
+    "majority_vote": "majority vote",
 }
-NOT_A_SHARE = {"reward_margin"}
+NOT_A_SHARE = {"reward_margin", "mean_tokens"}
 
 
 def read_run(run: Path) -> dict[str, dict[str, Any]]:
@@ -42,13 +44,17 @@ def read_run(run: Path) -> dict[str, dict[str, Any]]:
 
 def comparison_table(runs: Sequence[Path]) -> str:
     """One table over all runs: each measure before and after, with 95% intervals and p-value."""
-    head = ("run", "measure", "before", "after", "change (95% interval)", "p-value", "n")
-    rows = [head]
-    for run in runs:
-        for number, (name, values) in enumerate(read_run(run).items()):
+    return table([(run.name, read_run(run)) for run in runs])
+
+
+def table(comparisons: Sequence[tuple[str, dict[str, dict[str, Any]]]]) -> str:
+    """Named comparisons as aligned text, a line a measure."""
+    rows = [("run", "measure", "before", "after", "change (95% interval)", "p-value", "n")]
+    for label, comparison in comparisons:
+        for number, (name, values) in enumerate(comparison.items()):
             rows.append(
                 (
-                    run.name if number == 0 else "",
+                    label if number == 0 else "",
                     LABELS[name],
                     _value(name, values["before"]),
                     _value(name, values["after"]),
@@ -57,7 +63,19 @@ def comparison_table(runs: Sequence[Path]) -> str:
                     str(values["n"]),
                 )
             )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return _align(rows)
+
+
+def summary_table(where: Path, measures: dict[str, dict[str, Any]]) -> str:
+    """The measures of one evaluation as aligned text."""
+    rows = [("measure", "value (95% interval)", "n")]
+    for name, measure in measures.items():
+        rows.append((LABELS.get(name, name), _value(name, measure), str(measure["n"])))
+    return f"\n{where}\n{_align(rows)}"
+
+
+def _align(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)

@@ -55,7 +55,8 @@ class Source(Section):
     """Where rows come from."""
 
     path: str
-    """A local .json, .jsonl, .csv or .parquet file, a dataset folder, or a name on the hub."""
+    """A local .json, .jsonl, .csv, .tsv (MGSM's) or .parquet file, a dataset folder, or a name on
+    the hub."""
     subset: str | None = None
     """The hub's configuration name, such as `main` for openai/gsm8k."""
     split: str = "train"
@@ -229,12 +230,15 @@ class GRPOTraining(Training):
 class Evaluation(Section):
     limit: int | None = Field(None, ge=1)
     """Score only the first rows of the held-out data."""
-    batch_size: int = Field(16, ge=1)
-    """Rows scored at once."""
+    batch_size: int | None = Field(None, ge=1)
+    """Rows scored at once; null finds a size from the memory there is."""
     max_new_tokens: int = Field(512, ge=1)
     """Longest reply when generating for a score."""
     temperature: float = Field(0.0, ge=0)
     """0 is greedy; above it replies are sampled, from `training.seed`."""
+    stop_at_answer: bool = False
+    """End a reply at its closing answer tag. Faster, but it hides what the model would have written
+    after the tag, which the rewards see; so the scores are no longer those of the training."""
 
 
 class PairEvaluation(Evaluation):

@@ -111,6 +111,20 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
             raise DataError(f"{name}: line {reader.line_num}: not valid CSV: {error}") from None
 
 
+def _read_tsv(path: Path, name: str) -> Iterator[Row]:
+    """MGSM's form: question, tab, answer on every line, and no header."""
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            cells = line.rstrip("\r\n").split("\t")
+            if len(cells) != 2:
+                raise DataError(
+                    f"{name}: row {number} has {len(cells)} cells; expected question, tab, answer"
+                )
+            yield Row(
+                dict(zip(("question", "answer"), cells, strict=True)), f"{name}: row {number}"
+            )
+
+
 def _read_parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
@@ -127,6 +141,7 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".parquet": _read_parquet,
 }
 

@@ -94,7 +94,8 @@ class RunFolder:
         path = self.path / "eval" / f"{name}.jsonl"
         if not path.exists():
             return None
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with open(path, encoding="utf-8", newline="\n") as file:
+            return [json.loads(line) for line in file]
 
     def write_comparison(self, comparison: dict[str, dict[str, Any]]) -> None:
         """Write eval/before.json, eval/after.json and, last, eval/comparison.json."""
@@ -126,8 +127,9 @@ def keep_rows_until(path: Path, step: int) -> None:
     """Drop rows after `step`: a resumed run writes them again."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
+    with open(path, encoding="utf-8", newline="\n") as file:
+        kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_text(path, "".join(kept))
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,296 @@
+"""Score any model on problems whose answer is a number: GSM8K, GSM8K-Platinum, MGSM, your own.
+
+    ./run evaluate --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k
+    ./run evaluate --model outputs/grpo_gsm8k_16gb/adapter --data mgsm-fr --language fr
+    ./run evaluate --model http://127.0.0.1:8080 --data problems.jsonl --samples 8 --temperature 0.8
+    ./run evaluate --compare outputs/eval/a/report.json outputs/eval/b/report.json
+    ./run evaluate --rescore outputs/eval/a/replies.jsonl
+
+Zero-shot, greedy unless --temperature is given. An adapter of a run folder is asked with the system
+prompt it was trained with. Every reply is kept in replies.jsonl as it comes, so an interrupted
+evaluation goes on where it stopped, and scores can be recomputed without the model.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from eval import Generate
+from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore, summarise
+from scripts.common import config, data, inference, policy, report
+from scripts.common.atomic import write_json
+from scripts.common.errors import ConfigError, DataError, run_main
+from scripts.common.progress import progress_bar
+from scripts.common.server import is_url, server_generator
+from scripts.common.settings import Evaluation, ProblemColumns, Source
+from scripts.common.sources import read_rows
+from scripts.common.strict_yaml import read_yaml
+from scripts.common.tracking import append_rows
+
+SETS = {
+    "gsm8k": Source(path="openai/gsm8k", subset="main", split="test"),
+    "gsm8k-platinum": Source(path="madrylab/gsm8k-platinum", subset="main", split="test"),
+    "mgsm-en": Source(path="hf://datasets/juletxara/mgsm/mgsm_en.tsv"),
+    "mgsm-fr": Source(path="hf://datasets/juletxara/mgsm/mgsm_fr.tsv"),
+}
+SYSTEM = {
+    "en": "Solve the problem step by step. End with the number alone on the last line as "
+    "<answer>NUMBER</answer>.",
+    "fr": "Résous le problème étape par étape. Termine par le nombre seul sur la dernière ligne : "
+    "<answer>NOMBRE</answer>.",
+}
+OVERLAP = "MGSM is GSM8K's test questions 0-249 translated: the two scores are not independent."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Dispatch on what was asked; returns the exit code."""
+    asked = parse(argv)
+    if asked.rescore:
+        print(report.summary_table(asked.rescore, summarise(read_replies(asked.rescore))))
+        return 0
+    if asked.compare:
+        print(compare_reports(*asked.compare))
+        return 0
+    problems = load_problems(asked)
+    system = asked.system if asked.system is not None else default_system(asked)
+    overlap = refuse_trained_on(asked, problems)
+    folder = asked.output or default_folder(asked)
+    request = {
+        "model": asked.model,
+        "data": asked.data,
+        "fingerprint": data.fingerprint(problems),
+        "system": system,
+        "samples": asked.samples,
+        "temperature": asked.temperature,
+        "max_new_tokens": asked.max_new_tokens,
+        "stop_at_answer": asked.stop_at_answer,
+        "seed": asked.seed,
+        "trained_on": overlap,
+    }
+    done = resume(folder, request)
+    todo = [
+        [p for p in problems if (p.question, sample) not in done] for sample in range(asked.samples)
+    ]
+    if any(todo):
+        answer_all(asked, todo, system, folder, done)
+    write_json(folder / "report.json", {**request, "measures": summarise(list(done.values()))})
+    print(report.summary_table(folder, summarise(list(done.values()))))
+    if overlap:
+        print(f"warning: {overlap} of these questions were trained on")
+    if "mgsm" in asked.data.lower():
+        print(OVERLAP)
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with what belongs together checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", help="hub name, model folder, adapter folder, or URL of an OpenAI-style server")
+    add("--data", help=f"{', '.join(SETS)}, or a file in GSM8K's form")
+    add("--language", choices=sorted(SYSTEM), default="en", help="of the default system prompt")
+    add("--system", help="system prompt instead ('' for none)")
+    add("--limit", type=int, help="only the first problems")
+    add("--samples", type=int, default=1, help="replies a problem, for pass@k and majority vote")
+    add("--temperature", type=float, help="0 (greedy) by default, 0.8 with --samples")
+    add("--max-new-tokens", type=int, default=640)
+    add("--batch-size", type=int, help="default: found from the memory there is")
+    add(
+        "--stop-at-answer",
+        action="store_true",
+        help="end a reply at its closing answer tag; "
+        "faster, but hides text that the model would have written after it",
+    )
+    add("--load-in-4bit", action="store_true", help="score with the base weights in 4-bit")
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, help="folder (default: outputs/eval/MODEL-DATA)")
+    add("--allow-trained-on", action="store_true", help="score questions that were trained on")
+    add("--compare", nargs=2, type=Path, metavar="REPORT", help="paired comparison of two reports")
+    add("--rescore", type=Path, metavar="REPLIES", help="score a replies.jsonl again")
+    asked = parser.parse_args(argv)
+    if not (asked.rescore or asked.compare) and not (asked.model and asked.data):
+        parser.error("--model and --data are needed (or --compare, or --rescore)")
+    for name in ("limit", "samples", "max_new_tokens", "batch_size"):
+        value = getattr(asked, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if asked.temperature is None:
+        asked.temperature = 0.8 if asked.samples > 1 else 0.0
+    if asked.samples > 1 and asked.temperature <= 0:
+        parser.error(
+            "--samples above 1 needs a --temperature above 0; greedy replies are all alike"
+        )
+    return asked
+
+
+def load_problems(asked: argparse.Namespace) -> list[Problem]:
+    """The problems to score."""
+    source = SETS.get(asked.data, Source(path=asked.data, split="test"))
+    return data.load_evaluation(source.model_copy(update={"limit": asked.limit}), ProblemColumns())
+
+
+def run_config(model: str) -> dict[str, Any]:
+    """The settings of the run that an adapter (or other export) folder belongs to, if any."""
+    path = Path(model).parent / "config.yaml"
+    return read_yaml(path) if not is_url(model) and path.is_file() else {}
+
+
+def default_system(asked: argparse.Namespace) -> str | None:
+    """The prompt that a GRPO run trained with, else the standard one of --language."""
+    trained = run_config(asked.model)
+    if "rewards" in trained:
+        system: str | None = trained["prompt"]["system"]
+        return system
+    return SYSTEM[asked.language]
+
+
+def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int:
+    """How many of the problems the model's run trained on.
+
+    Raises:
+        DataError: some are, and --allow-trained-on was not given.
+    """
+    trained = run_config(asked.model)
+    if not trained:
+        return 0
+    columns = trained["data"]["columns"]
+    column = columns.get("question", columns.get("prompt"))
+    rows = read_rows(Source(**trained["data"]["train"]))
+    seen = {data.normalise(row.text(column)) for row in rows}
+    shared = [p for p in problems if data.normalise(p.question) in seen]
+    if shared and not asked.allow_trained_on:
+        raise DataError(
+            f"{asked.data}: {len(shared)} of {len(problems)} questions are in "
+            f"{trained['data']['train']['path']}, which {asked.model} was trained on, such as "
+            f"{shared[0].question[:60]!r}. --allow-trained-on scores them and says so in the report"
+        )
+    return len(shared)
+
+
+def default_folder(asked: argparse.Namespace) -> Path:
+    """outputs/eval/MODEL-DATA, with what a file name cannot hold replaced."""
+    model = str(Path(asked.model).absolute()) if Path(asked.model).exists() else asked.model
+    name = f"{'-'.join(model.split('/')[-2:])}-{Path(asked.data).stem}"
+    return config.ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], ScoredReply]:
+    """Replies of an earlier, interrupted call with the same request; writes request.json.
+
+    Raises:
+        ConfigError: the folder belongs to another request.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "request.json"
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{k} was {earlier.get(k)!r}, now {v!r}"
+            for k, v in request.items()
+            if earlier.get(k) != v
+        ]
+        if changed:
+            raise ConfigError(
+                f"{folder} holds another evaluation ({'; '.join(changed)}); give another --output "
+                "or remove it"
+            )
+    write_json(path, request)
+    replies = folder / "replies.jsonl"
+    if not replies.exists():
+        return {}
+    kept = read_replies(replies)
+    if kept:
+        print(f"{len(kept)} replies kept from an earlier call")
+    return {(reply.question, reply.sample): reply for reply in kept}
+
+
+def read_replies(path: Path) -> list[ScoredReply]:
+    """The replies in a file, scored afresh. A last line that was cut off is dropped from the file.
+
+    Raises:
+        DataError: another line is not a reply.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    *lines, rest = text.split("\n")  # not splitlines: a reply may hold other line separators
+    if rest:
+        with open(path, "r+b") as file:
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+    replies = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            replies.append(rescore(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: line {number} is not a scored reply: {error}") from None
+    return replies
+
+
+def answer_all(
+    asked: argparse.Namespace,
+    todo: list[list[Problem]],
+    system: str | None,
+    folder: Path,
+    done: dict[tuple[str, int], ScoredReply],
+) -> None:
+    """Answer what is left, sample by sample, longest questions first; fills `done`."""
+    make, at_once = generators(asked)
+    bar = progress_bar("answering", sum(map(len, todo)) + len(done), len(done), leave=True)
+
+    def keep(replies: list[ScoredReply]) -> None:
+        append_rows(folder / "replies.jsonl", [reply.as_row() for reply in replies])
+        done.update({(reply.question, reply.sample): reply for reply in replies})
+        strict = sum(reply.strict for reply in done.values()) / len(done)
+        bar.set_postfix({"strict": f"{strict:.1%}"}, refresh=False)
+        bar.update(len(replies))
+
+    for sample, problems in enumerate(todo):
+        ordered = sorted(problems, key=lambda p: len(p.question), reverse=True)
+        evaluate(ordered, make(asked.seed + sample), system, sample, at_once, keep)
+    bar.close()
+
+
+def generators(asked: argparse.Namespace) -> tuple[Callable[[int], Generate], int]:
+    """A generate function for each seed, and how many problems to hand it at a time."""
+    evaluation = Evaluation(
+        batch_size=asked.batch_size or (8 if is_url(asked.model) else None),
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+        stop_at_answer=asked.stop_at_answer,
+    )
+    if is_url(asked.model):
+        return lambda seed: server_generator(asked.model, evaluation, seed), 8
+    trained = run_config(asked.model).get("model", {})
+    device = policy.start(verbose=False, threads=None)
+    print(f"Loading {asked.model} on {device.name}")
+    model, tokenizer = policy.load_for_scoring(
+        asked.model,
+        load_in_4bit=asked.load_in_4bit or trained.get("load_in_4bit", False),
+        dtype=trained.get("dtype", "auto"),
+        max_seq_length=trained.get("max_seq_length", 4096),
+    )
+    at_once = 4 * (asked.batch_size or inference.batch_that_fits(model, evaluation))
+    return lambda seed: inference.generator(model, tokenizer, evaluation, seed), at_once
+
+
+def compare_reports(first: Path, second: Path) -> str:
+    """The paired comparison of two reports on the same problems, as a table."""
+    replies = [read_replies(path.parent / "replies.jsonl") for path in (first, second)]
+    try:
+        comparison = compare_replies(*replies)
+    except ValueError as error:
+        raise DataError(f"{first} and {second}: {error}") from None
+    return report.table([(second.parent.name, comparison)])
+
+
+if __name__ == "__main__":
+    run_main(main)

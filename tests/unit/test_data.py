@@ -1,0 +1,770 @@
+"""Datasets: what is refused and how it is said, what is read, held out, dropped and counted."""
+
+import json
+import os
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import conversation
+from eval.gsm8k import Problem
+from eval.preference import Pair
+from scripts.common.data import (
+    drop_overlong,
+    fingerprint,
+    hold_out,
+    load_pairs,
+    load_problems,
+    normalise,
+    prompt_key,
+)
+from scripts.common.errors import DataError
+from scripts.common.settings import PairColumns, PairData, ProblemData, Prompt, Source
+from scripts.common.sources import read_rows
+from tests.helpers import ROOT, SHARED, needs_shared
+from tests.unit.conftest import Ask
+
+Rows = list[dict[str, Any]]
+
+PAIR = {"prompt": "Bonjour ?", "chosen": "Oui.", "rejected": "Yes."}
+PROBLEM = {"question": "1 + 1 ?", "answer": "One and one.\n#### 2"}
+HELD_OUT = {"question": "Two and two?", "answer": "4"}
+
+
+def jsonl(*rows: Any) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return path
+
+
+def pairs_of(path: Path, holdout: int = 1, **columns: str) -> tuple[list[Pair], list[Pair]]:
+    data = PairData(train=Source(path=str(path)), holdout=holdout, columns=PairColumns(**columns))
+    return load_pairs(data, Prompt(system="Réponds."))
+
+
+def problems_of(path: Path, evaluation: Path | None = None) -> tuple[list[Problem], list[Problem]]:
+    if evaluation is None:
+        evaluation = write(path.parent / "held_out.jsonl", jsonl(HELD_OUT))
+    return load_problems(
+        ProblemData(train=Source(path=str(path)), eval=Source(path=str(evaluation)))
+    )
+
+
+# --- malformed datasets -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A file that cannot be used, and what its error must say besides the file's name."""
+
+    name: str
+    content: str | bytes
+    says: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.content[:48]!r}"
+
+
+def bad_row(says: Sequence[str], **changes: Any) -> Bad:
+    """The second row of three changed."""
+    rows = [PAIR, {**PAIR, "prompt": "b", **changes}, {**PAIR, "prompt": "c"}]
+    return Bad("pairs.jsonl", jsonl(*rows), ("row 2", *says))
+
+
+TEXT_WANTED = "should hold text"
+UNREADABLE = [
+    # nothing in it
+    Bad("pairs.json", "", ("line 1", "not valid JSON")),
+    Bad("pairs.json", "[]", ("holds no rows",)),
+    Bad("pairs.jsonl", "", ("holds no rows",)),
+    Bad("pairs.jsonl", "\n \n\n", ("holds no rows",)),
+    Bad("pairs.csv", "", ("holds no rows",)),
+    Bad("pairs.csv", "prompt,chosen,rejected\n", ("holds no rows",)),
+    Bad("pairs.parquet", b"", ("Parquet",)),
+    # not the format
+    Bad("pairs.json", "prompt: Bonjour\n", ("line 1", "not valid JSON")),
+    Bad("pairs.json", '[{"prompt": "a",\n  "chosen": "b', ("line 2", "not valid JSON")),
+    Bad("pairs.json", '[{"prompt": "a"},\n\n {"prompt": }]', ("line 3", "not valid JSON")),
+    Bad("pairs.json", json.dumps(PAIR), ("list of rows", "dict")),
+    Bad("pairs.json", json.dumps({"data": [PAIR]}), ("list of rows", "dict")),
+    Bad("pairs.json", jsonl(PAIR, PAIR), ("line 2", "not valid JSON")),
+    Bad("pairs.json", json.dumps([PAIR, "text"]), ("row 2", "object", "str")),
+    Bad("pairs.json", json.dumps([PAIR, PAIR, None]), ("row 3", "object", "NoneType")),
+    Bad("pairs.json", "[" * 100_000, ("JSON",)),
+    Bad("pairs.json", '[{"prompt": ' + "9" * 5000 + "}]", ("JSON",)),
+    Bad("pairs.jsonl", jsonl(PAIR) + '{"prompt": "a", \n', ("row 2", "not valid JSON")),
+    Bad("pairs.jsonl", jsonl(PAIR) + "oops\n" + jsonl(PAIR), ("row 2", "not valid JSON")),
+    Bad("pairs.jsonl", jsonl(PAIR, [1, 2]), ("row 2", "object", "list")),
+    Bad("pairs.jsonl", json.dumps([PAIR]), ("row 1", "object", "list")),
+    Bad("pairs.jsonl", jsonl(PAIR) + "[" * 100_000, ("row 2", "JSON")),
+    Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e,f,g\n", ("row 2", "more cells")),
+    Bad("pairs.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ("'chosen'",)),
+    Bad("problems.tsv", "a\t1\nb\n", ("row 2", "1 cells", "question, tab, answer")),
+    Bad("problems.tsv", "a\t1\tc\n", ("row 1", "3 cells", "question, tab, answer")),
+    Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"PAR1", ("Parquet",)),
+    Bad("pairs.parquet", jsonl(PAIR), ("Parquet",)),
+    # not the encoding
+    Bad("pairs.jsonl", jsonl({**PAIR, "prompt": "é"}).encode("latin-1"), ("not UTF-8", "byte")),
+    Bad("pairs.json", json.dumps([PAIR]).encode("utf-16"), ("not UTF-8", "byte")),
+    Bad("pairs.csv", "prompt,chosen,rejected\né,b,c\n".encode("latin-1"), ("not UTF-8", "byte")),
+    # not a known kind of file
+    Bad("pairs.txt", jsonl(PAIR), ("'.txt'", ".jsonl", ".csv")),
+    Bad("pairs.jsonl.gz", b"\x1f\x8b", ("'.gz'",)),
+    Bad("pairs", jsonl(PAIR), ("use .json, .jsonl, .csv, ", ".parquet")),
+]
+BAD_PAIRS = [
+    bad_row(("'chosen'", TEXT_WANTED, "null"), chosen=None),
+    bad_row(("'rejected'", TEXT_WANTED, "null"), rejected=None),
+    bad_row(("'prompt'", TEXT_WANTED, "null"), prompt=None),
+    bad_row(("'chosen'", "empty"), chosen=""),
+    bad_row(("'rejected'", "empty"), rejected=" \t\r\n"),
+    bad_row(("'chosen'", "empty"), chosen="\u00a0\u202f\u2003"),
+    bad_row(("'prompt'", "empty"), prompt="\n"),
+    bad_row(("'chosen'", TEXT_WANTED, "int"), chosen=7),
+    bad_row(("'chosen'", TEXT_WANTED, "bool"), chosen=True),
+    bad_row(("'chosen'", TEXT_WANTED, "float"), chosen=float("nan")),
+    bad_row(("'chosen'", TEXT_WANTED, "list"), chosen=["Oui."]),
+    bad_row(("'rejected'", TEXT_WANTED, "dict"), rejected={"role": "assistant", "content": "No"}),
+    bad_row(("'chosen'", "'rejected'", "same"), chosen="Yes."),
+    bad_row(("'chosen'", "'rejected'", "same"), chosen=" Yes.\n"),
+    bad_row(("'chosen'", "'rejected'", "same"), chosen="\u00a0Yes."),
+    # Half of a surrogate pair: JSON can write it, but it is no text and no tokenizer takes it.
+    Bad(
+        "pairs.jsonl",
+        jsonl(PAIR) + r'{"prompt": "b", "chosen": "\ud83d", "rejected": "c"}',
+        ("row 2", "'chosen'"),
+    ),
+    Bad(
+        "pairs.jsonl",
+        jsonl(PAIR, {"prompt": "b", "chosn": "x", "rejected": "y"}),
+        ("row 2", "no column 'chosen'", "Did you mean 'chosn'?", "data.columns"),
+    ),
+    Bad(
+        "pairs.jsonl",
+        jsonl({"question": "b", "best": "x", "worst": "y"}),
+        ("row 1", "no column 'prompt'", "best, question, worst", "data.columns"),
+    ),
+    Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e\n", ("row 2", "'rejected'")),
+    Bad("pairs.csv", 'prompt,chosen,rejected\na,b,c\nd,"e,f\n', ("row 2",)),
+    Bad("pairs.csv", "prompt;chosen;rejected\na;b;c\n", ("row 1", "'prompt'", "prompt;chosen;")),
+    Bad("pairs.csv", 'prompt,chosen,rejected\na,b,c\n"d\ne", ,f\n', ("row 2", "'chosen'", "empty")),
+    Bad("pairs.jsonl", jsonl(PAIR), ("1 pairs", "holding out 1", "data.holdout")),
+]
+
+
+def bad_gold(answer: Any, *says: str) -> Bad:
+    rows = [PROBLEM, {"question": "b", "answer": answer}]
+    return Bad("problems.jsonl", jsonl(*rows), ("row 2", "'answer'", *says))
+
+
+BAD_PROBLEMS = [
+    *(
+        bad_gold(answer, "no number")
+        for answer in (
+            *("five", "It makes 5", "5 apples", "####", "Five.\n####", "#### ", "#### five"),
+            *("#### 5 #### six", "#### $5", "#### 5 %", "#### 1/2", "#### 5e3", "#### inf"),
+            *("#### 1,00,0", "# 5", "### 5", "nan", "--5", "#### <answer>5</answer>"),
+        )
+    ),
+    bad_gold("", "empty"),
+    bad_gold(" \n", "empty"),
+    bad_gold(None, TEXT_WANTED, "null"),
+    bad_gold(True),
+    bad_gold(["5"], TEXT_WANTED, "list"),
+    bad_gold(float("inf")),
+    Bad("problems.jsonl", jsonl(PROBLEM, {**PROBLEM, "question": " "}), ("row 2", "'question'")),
+    Bad("problems.jsonl", jsonl({"problem": "a", "answer": "5"}), ("row 1", "'question'")),
+    Bad(
+        "problems.jsonl",
+        jsonl({"question": "a", "anwser": "5"}),
+        ("row 1", "no column 'answer'", "Did you mean 'anwser'?"),
+    ),
+]
+
+
+def check(bad: Bad, folder: Path, load: Callable[[Path], Any]) -> None:
+    path = write(folder / bad.name, bad.content)
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert caught.value.exit_code == 2
+    message = str(caught.value)
+    assert message.startswith(str(path)), "the error does not begin with the file"
+    for part in bad.says:
+        assert part in message.removeprefix(str(path))
+
+
+@pytest.mark.parametrize("bad", UNREADABLE, ids=str)
+def test_a_file_without_readable_rows(bad: Bad, tmp_path: Path) -> None:
+    check(bad, tmp_path, lambda path: read_rows(Source(path=str(path))))
+
+
+@pytest.mark.parametrize("bad", BAD_PAIRS, ids=str)
+def test_bad_pairs(bad: Bad, tmp_path: Path) -> None:
+    check(bad, tmp_path, pairs_of)
+
+
+@pytest.mark.parametrize("bad", BAD_PROBLEMS, ids=str)
+def test_bad_problems(bad: Bad, tmp_path: Path) -> None:
+    check(bad, tmp_path, problems_of)
+
+
+@pytest.mark.parametrize("bad", [UNREADABLE[2], BAD_PROBLEMS[0]], ids=str)
+def test_bad_problems_to_score(bad: Bad, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", jsonl(PROBLEM))
+    check(bad, tmp_path, lambda path: problems_of(train, path))
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing.jsonl", "nothing.csv", "no/such/folder.parquet", "no/such/folder/"]
+)
+def test_a_missing_file(name: str, tmp_path: Path) -> None:
+    for path in (f"{tmp_path}/{name}", f"./{name}"):
+        with pytest.raises(DataError, match=rf"^{re.escape(path)}: no such file"):
+            read_rows(Source(path=path))
+
+
+def test_a_missing_file_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path in two places, an absolute one in none but its own."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=re.escape(f"looked in {tmp_path} and {ROOT}")):
+        read_rows(Source(path="nothing.csv"))
+    with pytest.raises(DataError) as caught:
+        read_rows(Source(path="/nowhere/nothing.csv"))
+    assert "looked in" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "secret.jsonl", jsonl(PAIR))
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read every file")
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        read_rows(Source(path=str(path)))
+
+
+def test_a_question_that_is_scored_and_trained_on(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", jsonl(PROBLEM, {"question": "b?", "answer": "1"}))
+    copies = jsonl(HELD_OUT, {"question": "  B ", "answer": "1"})
+    evaluation = write(tmp_path / "test.jsonl", copies)
+    with pytest.raises(DataError) as caught:
+        problems_of(train, evaluation)
+    assert str(caught.value).startswith(f"{evaluation}: row 2 is also in {train}")
+
+
+def test_a_question_to_score_that_is_there_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = write(tmp_path / "train.jsonl", jsonl(PROBLEM))
+    other = {"question": "b?", "answer": "1"}
+    evaluation = write(tmp_path / "test.jsonl", jsonl(HELD_OUT, other, HELD_OUT, HELD_OUT))
+    _, problems = problems_of(train, evaluation)
+    assert problems == [Problem("Two and two?", "4"), Problem("b?", "1")]
+    said = capsys.readouterr().out
+    assert said == f"{evaluation}: 2 repeated questions left out of scoring\n"
+
+
+def test_rows_are_numbered_the_same_way_in_every_message(tmp_path: Path) -> None:
+    """Blank lines count where a row is malformed, so they count where a row is a copy."""
+    train = write(tmp_path / "train.jsonl", jsonl(PROBLEM))
+    malformed = write(tmp_path / "malformed.jsonl", "\n\n" + jsonl(HELD_OUT) + "oops")
+    with pytest.raises(DataError, match="row 4"):
+        problems_of(train, malformed)
+    copy = write(tmp_path / "copy.jsonl", "\n\n" + jsonl(HELD_OUT, PROBLEM))
+    with pytest.raises(DataError, match="row 4"):
+        problems_of(train, copy)
+
+
+def test_a_prompt_that_is_held_out_and_trained_on(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", jsonl(PAIR, {**PAIR, "prompt": "b"}))
+    evaluation = write(tmp_path / "test.jsonl", jsonl({**PAIR, "prompt": "c"}, PAIR))
+    data = PairData(train=Source(path=str(train)), eval=Source(path=str(evaluation)))
+    with pytest.raises(DataError, match=rf"^{re.escape(str(evaluation))}: .*row 2 is also trained"):
+        load_pairs(data, Prompt())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 3 + 5?", "what is 3+5"),
+        ("Où est l'eau ?", "OÙ EST L’EAU\u00a0?"),
+        ("Où est l'eau ?", "Où est l'eau ?".replace("ù", "u\u0300")),  # the same in NFD
+        ("Straße", "STRASSE"),
+        ("A, b; c.", "(a) b -- c!"),
+    ],
+)
+def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, tmp_path: Path) -> None:
+    assert normalise(one) == normalise(other)
+    train = write(tmp_path / "train.jsonl", jsonl({"question": one, "answer": "1"}))
+    evaluation = write(tmp_path / "test.jsonl", jsonl({"question": other, "answer": "1"}))
+    with pytest.raises(DataError, match="row 1 is also in"):
+        problems_of(train, evaluation)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 3 + 5?", "What is 3 - 5?"),
+        ("What is 3 × 5?", "What is 35?"),
+        ("What is 12 / 4?", "What is 12 * 4?"),
+        ("5² + 1", "52 + 1"),
+        ("Half of 1.5 kg?", "Half of 15 kg?"),
+        ("Half of 1,5 kg?", "Half of 15 kg?"),
+        ("😀", "😢"),
+        ("x = 2", "x = 3"),
+        ("maïs", "mais"),
+    ],
+)
+def test_what_differs_in_meaning_is_no_copy(one: str, other: str, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", jsonl({"question": one, "answer": "1"}))
+    evaluation = write(tmp_path / "test.jsonl", jsonl({"question": other, "answer": "2"}))
+    found = problems_of(train, evaluation)
+    assert [[problem.question for problem in side] for side in found] == [[one], [other]]
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for a dataset; what the datasets library makes of it is kept beside it."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "dataset"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "says"),
+    [
+        ({}, "train", ()),
+        ({"README.md": "nothing here"}, "train", ()),
+        ({"train.jsonl": jsonl(PAIR)}, "tset", ("tset", "train")),
+        ({"train.jsonl": jsonl(PAIR, {**PAIR, "chosen": None})}, "train", ("row 2", "'chosen'")),
+        ({"train.jsonl": jsonl(PAIR) + '{"prompt": '}, "train", ("JSON",)),
+        ({"train.parquet": "PAR1"}, "train", ("Parquet",)),
+        ({"state.json": "{}"}, "train", ()),
+        ({"dataset_dict.json": '{"splits": ["train"]}'}, "train", ()),
+        ({"dataset.py": "print('run')"}, "train", ("script",)),
+    ],
+    ids=str,
+)
+def test_a_bad_folder(files: dict[str, str], split: str, says: Sequence[str], folder: Path) -> None:
+    for name, content in files.items():
+        write(folder / name, content)
+    with pytest.raises(DataError) as caught:
+        load_pairs(PairData(train=Source(path=str(folder), split=split)), Prompt())
+    for part in (str(folder), *says):
+        assert part in str(caught.value)
+
+
+def test_a_split_that_a_saved_dataset_does_not_have(folder: Path) -> None:
+    import datasets
+
+    datasets.DatasetDict({"train": datasets.Dataset.from_list([PAIR])}).save_to_disk(folder)
+    with pytest.raises(DataError) as caught:
+        read_rows(Source(path=str(folder), split="trian"))
+    for part in (str(folder), "no split 'trian'", "Did you mean 'train'?"):
+        assert part in str(caught.value)
+
+
+# --- good files ---------------------------------------------------------------------------------
+
+GOOD = [
+    {"prompt": "Où est l'eau ?", "chosen": "Là\u00a0: « ici ».", "rejected": 'A "quote", a comma'},
+    {"prompt": "Deux\nlignes", "chosen": "a\nb", "rejected": "a, b; c\t#"},
+    {"prompt": "5", "chosen": "1 234,5", "rejected": "1234"},
+    {"prompt": "Trois 😀", "chosen": "NA", "rejected": "null"},
+    {"prompt": "a\u2028b\u0085c", "chosen": "é", "rejected": "e"},
+]
+EXPECTED = [
+    Pair(
+        (
+            {"role": "system", "content": "Réponds."},
+            {"role": "user", "content": row["prompt"]},
+        ),
+        row["chosen"],
+        row["rejected"],
+    )
+    for row in GOOD
+]
+
+
+def csv_text(rows: Rows, end: str = "\n") -> str:
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"'
+
+    lines = [",".join(rows[0]), *(",".join(cell(v) for v in row.values()) for row in rows)]
+    return end.join(lines) + end
+
+
+def parquet(path: Path, rows: Rows) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("good.jsonl", jsonl(*GOOD)),
+        ("good.JSONL", jsonl(*GOOD)),
+        ("bom.jsonl", "\ufeff" + jsonl(*GOOD)),
+        ("escaped.jsonl", "".join(json.dumps(row) + "\n" for row in GOOD)),
+        ("crlf.jsonl", jsonl(*GOOD).replace("\n", "\r\n")),
+        ("blank_lines.jsonl", "\n" + jsonl(*GOOD).replace("}\n", "}\n\n  \n")),
+        ("no_last_newline.jsonl", jsonl(*GOOD).rstrip("\n")),
+        ("good.json", json.dumps(GOOD, ensure_ascii=False)),
+        ("bom.json", "\ufeff" + json.dumps(GOOD, indent=2)),
+        ("good.csv", csv_text(GOOD)),
+        ("bom.csv", "\ufeff" + csv_text(GOOD)),
+        ("crlf.csv", csv_text(GOOD, "\r\n")),
+        (
+            "spaced.jsonl",
+            jsonl(*({key: f" \n{value}\u00a0\r\n" for key, value in row.items()} for row in GOOD)),
+        ),
+        ("more_columns.jsonl", jsonl(*({"id": i, **row} for i, row in enumerate(GOOD)))),
+        ("other_order.csv", csv_text([dict(reversed(row.items())) for row in GOOD])),
+    ],
+)
+def test_every_text_format_gives_the_same_pairs(name: str, content: str, tmp_path: Path) -> None:
+    train, held = pairs_of(write(tmp_path / name, content))
+    assert sorted([*train, *held], key=EXPECTED.index) == EXPECTED
+    assert len(held) == 1
+
+
+def test_parquet_gives_the_same_pairs(tmp_path: Path) -> None:
+    train, held = pairs_of(parquet(tmp_path / "good.parquet", GOOD))
+    assert sorted([*train, *held], key=EXPECTED.index) == EXPECTED
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "saved", "saved splits"])
+@pytest.mark.filterwarnings(
+    # The datasets library leaves CSV files for the garbage collector to close.
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning",
+    "ignore:unclosed file:ResourceWarning",
+)
+def test_a_dataset_folder_gives_the_same_pairs(kind: str, folder: Path) -> None:
+    import datasets
+
+    if kind == "parquet":
+        parquet(folder / "train.parquet", GOOD)
+    elif kind == "saved":
+        datasets.Dataset.from_list(GOOD).save_to_disk(folder)
+    elif kind == "saved splits":
+        splits = {"test": datasets.Dataset.from_list([PAIR])}
+        splits["train"] = datasets.Dataset.from_list(GOOD)
+        datasets.DatasetDict(splits).save_to_disk(folder)
+    else:
+        text = {"jsonl": jsonl(*GOOD), "json": json.dumps(GOOD), "csv": csv_text(GOOD)}[kind]
+        write(folder / f"train.{kind}", text)
+    train, held = pairs_of(folder)
+    assert sorted([*train, *held], key=EXPECTED.index) == EXPECTED
+
+
+def test_the_other_split_of_a_folder(folder: Path) -> None:
+    write(folder / "train.jsonl", jsonl(PAIR))
+    write(folder / "test.jsonl", jsonl(*GOOD))
+    rows = read_rows(Source(path=str(folder), split="test"))
+    assert [row.values for row in rows] == GOOD
+    assert rows[1].where == f"{folder}[test]: row 2"
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("2", "2"),
+        ("One and one.\n#### 2", "2"),
+        ("####2", "2"),
+        ("#### 1,234", "1,234"),
+        ("#### -3", "-3"),
+        ("First #### 7\nno: #### 8", "8"),
+        ("#### 0.5", "0.5"),
+        ("#### 1\u202f234,5\n", "1\u202f234,5"),
+        (72, "72"),  # "a number", says data.columns.answer
+        (0.5, "0.5"),
+    ],
+)
+def test_gold_answers(answer: Any, gold: str, tmp_path: Path) -> None:
+    row = {"question": "q", "answer": answer}
+    (problem,), _ = problems_of(write(tmp_path / "problems.jsonl", jsonl(row)))
+    assert problem == Problem("q", gold)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_every_format_gives_the_same_problems(suffix: str, tmp_path: Path) -> None:
+    rows = [{"question": f"Où {i}, « à » ?\nÉ", "answer": f"Été.\n#### {i}"} for i in range(5)]
+    path = tmp_path / f"problems.{suffix}"
+    if suffix == "parquet":
+        parquet(path, rows)
+    else:
+        text = {"json": json.dumps(rows), "jsonl": jsonl(*rows), "csv": csv_text(rows)}[suffix]
+        write(path, text)
+    train, held = problems_of(path)
+    assert train == [Problem(f"Où {i}, « à » ?\nÉ", str(i)) for i in range(5)]
+    assert held == [Problem("Two and two?", "4")]
+
+
+def test_mapped_columns(tmp_path: Path) -> None:
+    rows = [{"q": f"question {i}", "best": "a", "worst": "b"} for i in range(3)]
+    path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
+    train, held = pairs_of(path, prompt="q", chosen="best", rejected="worst")
+    assert {pair.prompt[-1]["content"] for pair in (*train, *held)} == {row["q"] for row in rows}
+    assert {(pair.chosen, pair.rejected) for pair in (*train, *held)} == {("a", "b")}
+
+
+@pytest.mark.parametrize("empty", ["", None, "  \n"])
+def test_a_system_column_and_its_empty_cells(empty: str | None, tmp_path: Path) -> None:
+    rows = [{**PAIR, "sys": "Sois bref."}, {**PAIR, "prompt": "b", "sys": empty}]
+    train, held = pairs_of(write(tmp_path / "pairs.jsonl", jsonl(*rows)), system="sys")
+    systems = {pair.prompt[-1]["content"]: pair.prompt[0]["content"] for pair in (*train, *held)}
+    assert systems == {"Bonjour ?": "Sois bref.", "b": "Réponds."}
+
+
+@pytest.mark.parametrize("wrong", [3, 0, False, ["Sois bref."], []])
+def test_a_system_cell_that_is_no_text(wrong: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", jsonl({**PAIR, "sys": "a"}, {**PAIR, "sys": wrong}))
+    with pytest.raises(DataError, match=r"pairs\.jsonl: row 2: column 'sys' should hold text"):
+        pairs_of(path, system="sys")
+
+
+def test_a_system_column_that_is_not_there(tmp_path: Path) -> None:
+    """Or a misspelt name would silently train every pair on prompt.system."""
+    rows = [{**PAIR, "prompt": str(i), "system": "Sois bref."} for i in range(3)]
+    path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
+    with pytest.raises(DataError, match=r"no column 'sytem'.* Did you mean 'system'"):
+        pairs_of(path, system="sytem")
+
+
+def test_no_system_turn() -> None:
+    assert conversation("a", None) == [{"role": "user", "content": "a"}]
+    assert conversation("a", "b") == [
+        {"role": "system", "content": "b"},
+        {"role": "user", "content": "a"},
+    ]
+
+
+def test_only_the_first_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", jsonl(*GOOD))
+    assert [row.values for row in read_rows(Source(path=str(path), limit=2))] == GOOD[:2]
+    assert [row.values for row in read_rows(Source(path=str(path), limit=99))] == GOOD
+
+
+def test_a_relative_path_is_also_looked_for_under_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answers = Path("tests/unit/data_for_this_test.jsonl")
+    with pytest.raises(DataError):
+        read_rows(Source(path=str(answers)))
+    (tmp_path / answers).parent.mkdir(parents=True)
+    write(tmp_path / answers, jsonl(PAIR))
+    assert read_rows(Source(path=str(answers)))[0].values == PAIR
+    assert read_rows(Source(path="assets/demo_data/preferences.jsonl"))
+
+
+@needs_shared
+def test_real_data_passes_every_check() -> None:
+    data = ProblemData(
+        train=Source(path=str(SHARED / "gsm8k" / "train.jsonl")),
+        eval=Source(path=str(SHARED / "gsm8k" / "test.jsonl")),
+    )
+    train, evaluation = load_problems(data)
+    assert (len(train), len(evaluation)) == (7473, 1319)
+    assert train[0].answer == "72"
+    french = load_problems(
+        ProblemData(train=data.train, eval=Source(path=str(SHARED / "mgsm" / "mgsm_fr.tsv")))
+    )
+    assert [len(side) for side in french] == [7473, 250]
+    pairs = PairData(
+        train=Source(path=str(SHARED / "french-preferences" / "preferences.json")),
+        columns=PairColumns(prompt="instruction"),
+        holdout=50,
+    )
+    trained, held = load_pairs(pairs, Prompt())
+    assert len(trained) + len(held) == 300
+    assert 50 <= len(held) < 60
+
+
+# --- holding out --------------------------------------------------------------------------------
+
+
+def pair(prompt: str, chosen: str = "a") -> Pair:
+    return Pair(({"role": "user", "content": prompt},), chosen, "b")
+
+
+MANY = [pair(f"Question number {i}") for i in range(200)]
+
+
+@pytest.mark.parametrize("count", [1, 10, 50, 199])
+def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
+    train, held = hold_out(MANY, count, "here")
+    assert len(held) == count
+    assert [p for p in MANY if p in held] == held  # in the order of the data
+    assert [p for p in MANY if p not in held] == train
+
+
+@pytest.mark.parametrize("count", [200, 201, 10_000])
+def test_nothing_left_to_train_on(count: int) -> None:
+    with pytest.raises(DataError, match=rf"^here: 200 pairs .* {count}; lower data\.holdout"):
+        hold_out(MANY, count, "here")
+
+
+def test_no_prompt_on_both_sides() -> None:
+    twins = [pair(f"QUESTION, number: {i} !", "other") for i in range(200)]
+    for count in (1, 9, 60):
+        train, held = hold_out([*MANY, *twins], count, "here")
+        assert {prompt_key(p) for p in train}.isdisjoint(prompt_key(p) for p in held)
+        assert count <= len(held) <= count + 1  # whole prompts, so one pair more at most
+        assert len(train) + len(held) == 400
+
+
+def test_the_system_turn_makes_no_other_prompt() -> None:
+    with_system = Pair(tuple(conversation("Question", "Sois bref.")), "a", "b")
+    assert prompt_key(with_system) == prompt_key(pair("Question"))
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    _, held = hold_out(MANY, 20, "here")
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(MANY, len(MANY))
+        assert set(map(prompt_key, hold_out(shuffled, 20, "here")[1])) == set(map(prompt_key, held))
+
+
+def test_rows_added_later_move_few_others() -> None:
+    _, held = hold_out(MANY, 20, "here")
+    _, later = hold_out([*MANY, *(pair(f"New {i}") for i in range(20))], 20, "here")
+    assert len({prompt_key(p) for p in held} - {prompt_key(p) for p in later}) <= 6
+
+
+def test_the_hash_is_the_same_everywhere_and_for_ever() -> None:
+    """Another hash would put prompts that a published run trained on among the held-out ones."""
+    key = "f0bff74152f6c87546ef66ce721e5c8b885127214c08309585f947f41607f2d2"
+    assert prompt_key(pair("Bonjour, ça va ?")) == key
+    assert prompt_key(pair("bonjour ÇA VA")) == key
+    _, held = hold_out([pair(word) for word in ("trois", "un", "quatre", "deux")], 2, "here")
+    assert [p.prompt[-1]["content"] for p in held] == ["un", "deux"]
+
+
+# --- rows over the limit ------------------------------------------------------------------------
+
+
+def test_rows_within_the_limit_pass_silently(capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in ("error", "drop"):
+        assert drop_overlong(MANY[:2], [5, 10], 10, rule, "pairs") == MANY[:2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_row_over_the_limit_is_an_error() -> None:
+    with pytest.raises(DataError) as caught:
+        drop_overlong(MANY[:3], [5, 11, 12], 10, "error", "training pairs")
+    message = str(caught.value)
+    for part in ("training pairs", "row 2", "11 tokens", "2 of 3 rows", "limit of 10"):
+        assert part in message
+    for way_out in ("model.max_seq_length", "data.overlong=drop"):
+        assert way_out in message
+
+
+def test_a_row_over_the_limit_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
+    """Not by its place among those left for training: nobody could find it there."""
+    rows = [{**PAIR, "prompt": text} for text in ("trois", "un", "quatre", "deux")]
+    path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
+    train, _ = pairs_of(path)
+    for long in train:
+        lengths = [11 if p is long else 5 for p in train]
+        number = 1 + [row["prompt"] for row in rows].index(long.prompt[-1]["content"])
+        with pytest.raises(DataError, match=re.escape(f"{path}: row {number}")):
+            drop_overlong(train, lengths, 10, "error", "training pairs")
+
+
+def test_dropped_rows_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert drop_overlong(MANY[:3], [11, 10, 12], 10, "drop", "training pairs") == MANY[1:2]
+    out, err = capsys.readouterr()
+    assert out == "training pairs: dropped 2 of 3 rows over 10 tokens (data.overlong)\n"
+    assert err == ""
+
+
+@pytest.mark.parametrize("rule", ["error", "drop"])
+def test_no_row_within_the_limit_is_an_error(rule: str) -> None:
+    with pytest.raises(DataError, match=r"2 .*rows are over the limit of 10"):
+        drop_overlong(MANY[:2], [11, 12], 10, rule, "training pairs")
+
+
+# --- fingerprint --------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_tells_data_apart() -> None:
+    prints = [
+        fingerprint(rows)
+        for rows in (
+            MANY,
+            MANY[:-1],
+            MANY[::-1],
+            [*MANY[:-1], pair("Question number 199", "c")],
+            [],
+        )
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(list(MANY)) == prints[0]
+    assert re.fullmatch("[0-9a-f]{64}", prints[0])
+
+
+# --- the scripts themselves ---------------------------------------------------------------------
+
+
+def asked_with(
+    ask: Ask, script: str, data: str, folder: Path, within: float, *more: str
+) -> tuple[str, float]:
+    """What a script says to data that it cannot use."""
+    result, seconds = ask(
+        script,
+        *("--config", ROOT / "configs" / f"{script}_demo.yaml"),
+        *("--output", folder / "run"),
+        f"data.train.path={data}",
+        *more,
+        within=within,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+    assert not (folder / "run").exists()
+    return result.stderr, seconds
+
+
+@pytest.mark.parametrize("bad", [UNREADABLE[9], BAD_PAIRS[0], BAD_PAIRS[13]], ids=str)
+def test_dpo_refuses_bad_data_before_anything_is_loaded(bad: Bad, ask: Ask, tmp_path: Path) -> None:
+    path = write(tmp_path / bad.name, bad.content)
+    said, seconds = asked_with(ask, "dpo", str(path), tmp_path, 3)
+    for part in (f"error: {path}", *bad.says):
+        assert part in said
+    assert seconds < 3
+
+
+@pytest.mark.parametrize("bad", [UNREADABLE[2], BAD_PROBLEMS[0], BAD_PROBLEMS[-1]], ids=str)
+def test_grpo_refuses_bad_data_before_anything_is_loaded(
+    bad: Bad, ask: Ask, tmp_path: Path
+) -> None:
+    path = write(tmp_path / bad.name, bad.content)
+    evaluation = write(tmp_path / "held_out.jsonl", jsonl(HELD_OUT))
+    more = f"data.eval.path={evaluation}"
+    said, seconds = asked_with(ask, "grpo", str(path), tmp_path, 3, more)
+    for part in (f"error: {path}", *bad.says):
+        assert part in said
+    assert seconds < 3
+
+
+def test_a_hub_name_offline_is_answered_without_delay(ask: Ask, tmp_path: Path) -> None:
+    said, seconds = asked_with(ask, "dpo", "someone/some-pairs", tmp_path, 8)
+    assert "error: someone/some-pairs[train]: neither a local file or folder nor" in said
+    assert "HF_HUB_OFFLINE is set" in said
+    assert seconds < 8  # nearly all of it is the import of the datasets library

@@ -1,0 +1,219 @@
+"""The before/after table, from a run folder written by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common.errors import ConfigError
+from scripts.common.report import LABELS, already_finished, comparison_table, read_run
+from tests.helpers import ROOT
+
+Measures = dict[str, tuple[tuple[float, float, float], tuple[float, float, float], Any]]
+
+# measure: (before: value, low, high), (after: ...), (difference, low, high, p-value)
+GRPO: Measures = {
+    "strict": ((0.25, 0.2, 0.3), (0.875, 0.83, 0.91), (0.625, 0.55, 0.7, 3e-38)),
+    "tagged": ((0.3, 0.25, 0.35), (0.29, 0.24, 0.34), (-0.01, -0.031, 0.012, 0.4531)),
+    "lenient": ((0.5, 0.44, 0.56), (0.5, 0.44, 0.56), (0.0, 0.0, 0.0, 1.0)),
+    "format_rate": ((0.0, 0.0, 0.0125), (1.0, 0.9874, 1.0), (1.0, 1.0, 1.0, 1e-6)),
+    "truncated_rate": ((0.1, 0.07, 0.14), (0.0, 0.0, 0.01), (-0.1, -0.13, -0.07, 9.99e-7)),
+}
+DPO: Measures = {
+    "reward_accuracy": ((0.5, 0.43, 0.57), (0.985, 0.96, 0.99), (0.485, 0.41, 0.55, 0.00012)),
+    "reward_margin": ((0.0, 0.0, 0.0), (12.345, 11.9, 12.8), (12.345, 11.9, 12.8, 0.05)),
+    "french_share": ((0.4, 0.33, 0.47), (0.95, 0.91, 0.97), (0.55, 0.48, 0.62, 0.011)),
+}
+
+
+def write_run(folder: Path, measures: Measures, n: int = 300) -> Path:
+    (folder / "eval").mkdir(parents=True)
+    files: dict[str, dict[str, Any]] = {"before": {}, "after": {}, "comparison": {}}
+    for name, (before, after, (difference, low, high, p_value)) in measures.items():
+        for side, (value, *interval) in (("before", before), ("after", after)):
+            files[side][name] = {
+                "value": value,
+                "n": n,
+                "low": interval[0],
+                "high": interval[1],
+            }
+        files["comparison"][name] = {
+            "difference": difference,
+            "low": low,
+            "high": high,
+            "p_value": p_value,
+            "n": n,
+        }
+    for name, content in files.items():
+        (folder / "eval" / f"{name}.json").write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def grpo(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "grpo_demo", GRPO)
+
+
+@pytest.fixture
+def dpo(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "dpo_demo", DPO, n=200)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_a_run_is_read_whole(grpo: Path) -> None:
+    run = read_run(grpo)
+    assert list(run) == list(GRPO)
+    assert run["strict"] == {
+        "before": {"value": 0.25, "n": 300, "low": 0.2, "high": 0.3},
+        "after": {"value": 0.875, "n": 300, "low": 0.83, "high": 0.91},
+        "difference": 0.625,
+        "low": 0.55,
+        "high": 0.7,
+        "p_value": 3e-38,
+        "n": 300,
+    }
+
+
+def test_the_table(grpo: Path) -> None:
+    head, rule, *lines = comparison_table([grpo]).splitlines()
+    assert cells(head) == [
+        *("run", "measure", "before", "after", "change (95% interval)", "p-value", "n"),
+    ]
+    assert set(rule) == {"-", " "}
+    assert cells(lines[0]) == [
+        "grpo_demo",
+        "strict accuracy",
+        "25.0% [20.0%, 30.0%]",
+        "87.5% [83.0%, 91.0%]",
+        "+62.5 points [+55.0, +70.0]",
+        "< 1e-6",
+        "300",
+    ]
+    assert [cells(line)[-3:] for line in lines[1:]] == [
+        ["-1.0 points [-3.1, +1.2]", "0.45", "300"],
+        ["+0.0 points [+0.0, +0.0]", "1", "300"],
+        ["+100.0 points [+100.0, +100.0]", "1e-06", "300"],
+        ["-10.0 points [-13.0, -7.0]", "< 1e-6", "300"],
+    ]
+
+
+def test_a_margin_is_no_share(dpo: Path) -> None:
+    lines = comparison_table([dpo]).splitlines()
+    assert cells(lines[3]) == [
+        "reward margin",
+        "0.00 [0.00, 0.00]",
+        "12.35 [11.90, 12.80]",
+        "+12.35 [+11.90, +12.80]",
+        "0.05",
+        "200",
+    ]
+    assert "0.00012" in lines[2]
+
+
+def test_columns_line_up_over_all_runs(grpo: Path, dpo: Path) -> None:
+    lines = comparison_table([grpo, dpo]).splitlines()
+    assert len(lines) == 2 + len(GRPO) + len(DPO)
+    starts = [i for i, c in enumerate(lines[1]) if c == "-" and (i == 0 or lines[1][i - 1] == " ")]
+    assert len(starts) == 7
+    for line in (lines[0], *lines[2:]):
+        for start in starts:
+            assert line[start - 2 : start] in ("", "  ")
+            assert line[start] != " " or start == 0
+        assert line == line.rstrip()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        "run",
+        "-" * len("grpo_demo"),
+        "grpo_demo",
+        "dpo_demo",
+    ]
+
+
+def test_every_measure_of_a_score_has_a_label() -> None:
+    from eval import gsm8k, preference
+
+    pairs = preference.summarise([preference.ScoredPair(1.0, 0.0)], [1.0])
+    assert {*gsm8k.MEASURES, *pairs} <= set(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("p_value", "shown"),
+    [
+        (1.0, "1"),
+        (0.5, "0.5"),
+        (0.0496, "0.05"),
+        (0.0123, "0.012"),
+        (1.5e-5, "1.5e-05"),
+        (1e-7, "< 1e-6"),
+        (0.0, "< 1e-6"),
+    ],
+)
+def test_p_values(p_value: float, shown: str, tmp_path: Path) -> None:
+    before, after, difference = GRPO["strict"]
+    run = write_run(tmp_path / "run", {"strict": (before, after, (*difference[:3], p_value))})
+    assert cells(comparison_table([run]).splitlines()[-1])[-2] == shown
+
+
+@pytest.mark.parametrize("missing", ["before", "after", "comparison"])
+def test_a_missing_file_is_named(grpo: Path, missing: str) -> None:
+    (grpo / "eval" / f"{missing}.json").unlink()
+    with pytest.raises(ConfigError, match="no finished run there") as caught:
+        comparison_table([grpo])
+    assert str(caught.value).startswith(f"{grpo}: ")
+    assert f"{missing}.json" in str(caught.value)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no finished run there"):
+        comparison_table([tmp_path / "nowhere"])
+
+
+def test_a_run_named_by_its_place(grpo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(grpo)
+    assert "grpo_demo" in comparison_table([Path(".")])
+
+
+def test_a_finished_run_says_so(grpo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert already_finished(grpo) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{grpo} is a finished run")
+    assert comparison_table([grpo]) in out
+
+
+def report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "report.py", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_script_prints_the_table(grpo: Path, dpo: Path) -> None:
+    result = report(grpo, dpo)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert comparison_table([grpo, dpo]) in result.stdout
+
+
+def test_the_script_refuses_what_is_no_run(grpo: Path, tmp_path: Path) -> None:
+    result = report(grpo, tmp_path / "nowhere")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no finished run there")
+    assert "Traceback" not in result.stderr
+
+
+def test_the_script_without_arguments() -> None:
+    result = report()
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "RUN" in result.stderr
+
+
+def test_the_script_prints_the_figures_as_json(grpo: Path, dpo: Path) -> None:
+    result = report("--json", grpo, dpo)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {run.name: read_run(run) for run in (grpo, dpo)}

@@ -1,0 +1,442 @@
+"""The run folder: what is kept, what is resumed, and files that can be read back."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from eval import Completion
+from eval.gsm8k import Problem, compare_replies, score_reply
+from eval.preference import ScoredPair, compare_pairs
+from rewards import REWARDS
+from scripts.common.atomic import write_json, write_text
+from scripts.common.config import load_settings
+from scripts.common.errors import ConfigError
+from scripts.common.report import read_run
+from scripts.common.settings import DPOSettings, GRPOSettings
+from scripts.common.tracking import (
+    PACKAGES,
+    RunFolder,
+    SampleRecorder,
+    append_rows,
+    git_commit,
+    keep_rows_until,
+)
+from tests.helpers import CONFIGS, ROOT
+
+# Text that a model may well write and that line-based formats stumble over.
+HARD = "é\u00a0: a\nb\r\nc \u2028 d \u2029 e \u0085 f \x0b\x0c\x1c\x1d\x1e g 😀 \t \\ \" ' </a>"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "outputs" / "mine")
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file, read as anyone's tool would: a line ends in a newline, nothing else."""
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_new_folder(run: RunFolder, fresh: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    run.open(fresh)
+    assert (run.path / "eval").is_dir()
+    assert [p.name for p in run.path.parent.iterdir()] == ["mine"]
+    assert capsys.readouterr().out == ""
+
+
+def test_going_on_keeps_what_is_there(run: RunFolder) -> None:
+    run.open(fresh=False)
+    run.metrics.write_text("kept")
+    run.open(fresh=False)
+    assert run.metrics.read_text() == "kept"
+    assert [p.name for p in run.path.parent.iterdir()] == ["mine"]
+
+
+def test_a_fresh_start_moves_aside_and_never_deletes(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        run.open(fresh=True)
+        assert not run.metrics.exists()
+        run.metrics.write_text(f"run {number}")
+    kept = {p.name: (p / "metrics.jsonl").read_text() for p in run.path.parent.iterdir()}
+    assert kept == {
+        "mine": "run 3",
+        "mine.previous-1": "run 0",
+        "mine.previous-2": "run 1",
+        "mine.previous-3": "run 2",
+    }
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"Moved the earlier run to {run.path.with_name(f'mine.previous-{n}')}" for n in (1, 2, 3)
+    ]
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def checkpoint(run: RunFolder, name: str, whole: bool = True) -> Path:
+    path = run.checkpoints / name
+    path.mkdir(parents=True)
+    if whole:
+        (path / "trainer_state.json").write_text("{}")
+    return path
+
+
+def test_no_checkpoint_yet(run: RunFolder) -> None:
+    assert run.checkpoint("auto") is None
+    run.open(fresh=False)
+    assert run.checkpoint("auto") is None
+    run.checkpoints.mkdir()
+    assert run.checkpoint("auto") is None
+
+
+def test_the_newest_checkpoint_by_number(run: RunFolder) -> None:
+    paths = {step: checkpoint(run, f"checkpoint-{step}") for step in (9, 100, 20)}
+    assert run.checkpoint("auto") == paths[100]
+
+
+def test_a_checkpoint_without_its_state_is_passed_over(run: RunFolder) -> None:
+    good = checkpoint(run, "checkpoint-20")
+    checkpoint(run, "checkpoint-30", whole=False)
+    assert run.checkpoint("auto") == good
+
+
+@pytest.mark.parametrize("name", ["checkpoint-best", "checkpoint-30.partial", "checkpoint-", "x-9"])
+def test_other_folders_beside_checkpoints_are_left_alone(run: RunFolder, name: str) -> None:
+    good = checkpoint(run, "checkpoint-20")
+    checkpoint(run, name)
+    assert run.checkpoint("auto") == good
+
+
+def test_never_resumes_from_nothing(run: RunFolder) -> None:
+    checkpoint(run, "checkpoint-20")
+    assert run.checkpoint("never") is None
+
+
+def test_a_checkpoint_of_choice(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = checkpoint(run, "checkpoint-10")
+    checkpoint(run, "checkpoint-20")
+    assert run.checkpoint(str(older)) == older
+    monkeypatch.chdir(run.checkpoints)
+    chosen = run.checkpoint("checkpoint-10")
+    assert chosen is not None
+    assert chosen.resolve() == older
+
+
+@pytest.mark.parametrize("asked", ["", "nothing", "checkpoint-30", "checkpoint-20/x", "Auto"])
+def test_what_is_no_checkpoint_is_refused(
+    run: RunFolder, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(run, "checkpoint-30", whole=False)
+    checkpoint(run, "checkpoint-20")
+    monkeypatch.chdir(run.checkpoints)
+    with pytest.raises(ConfigError) as caught:
+        run.checkpoint(asked)
+    assert str(caught.value).startswith(f"--resume {asked}: no checkpoint there")
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def test_rows_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_rows(path, [{"step": 1, "loss": 0.5}])
+    append_rows(path, [{"step": 2, "text": HARD}, {"step": 3}])
+    append_rows(path, [])
+    assert json_lines(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "text": HARD}, {"step": 3}]
+
+
+def test_numbers_that_json_does_not_know_become_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    row = {"nan": math.nan, "inf": math.inf, "minus": -math.inf, "big": 1e308, "int": 3, "no": None}
+    append_rows(path, [row])
+    assert json_lines(path) == [{**row, "nan": None, "inf": None, "minus": None}]
+    for word in ("NaN", "Infinity"):
+        assert word not in path.read_text()
+
+
+def test_rows_after_a_step_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "text": f"{HARD} {step}"} for step in (0, 1, 2, 2, 3, 10)]
+    append_rows(path, rows)
+    keep_rows_until(path, 2)
+    assert json_lines(path) == rows[:4]
+    keep_rows_until(path, 2)
+    assert json_lines(path) == rows[:4]
+    keep_rows_until(path, 0)
+    assert json_lines(path) == rows[:1]
+
+
+def test_rows_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    keep_rows_until(tmp_path / "metrics.jsonl", 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("torn", ["{", '{"step": 2, "lo', '{"step": 2, "text": "é', '{"step": 2}'])
+def test_a_row_cut_off_by_a_crash_does_not_stop_the_next_run(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_rows(path, [{"step": 1}])
+    with open(path, "ab") as file:
+        file.write(torn.encode("utf-8").removesuffix(b"\xa9"))  # also within a character
+    keep_rows_until(path, 5)
+    append_rows(path, [{"step": 2}])
+    rows = json_lines(path)
+    assert (rows[0], rows[-1]) == ({"step": 1}, {"step": 2})
+
+
+def test_scored_rows_come_back_as_they_were(run: RunFolder) -> None:
+    run.open(fresh=False)
+    rows = [{"reply": HARD, "tagged": 1.0}, {"reply": "", "tagged": 0.0}]
+    assert run.read_rows("before") is None
+    run.write_rows("before", rows)
+    assert run.read_rows("before") == rows
+    assert json_lines(run.path / "eval" / "before.jsonl") == rows
+    run.write_rows("before", [])
+    assert run.read_rows("before") == []
+
+
+@pytest.mark.parametrize("write", [write_text, write_json])
+def test_a_file_is_whole_or_untouched(write: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write(path, "first")
+    before = path.read_text()
+    with pytest.raises((TypeError, ValueError, UnicodeEncodeError)):
+        write(path, {"fails": {1, 2}} if write is write_json else "half \ud800")
+    assert path.read_text() == before
+    write(path, "second")
+    assert "second" in path.read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_json_files_refuse_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "file.json", {"value": math.nan})
+    assert not (tmp_path / "file.json").exists()
+
+
+# --- the comparison -----------------------------------------------------------------------------
+
+
+def replies(texts: list[str]) -> list[Any]:
+    return [
+        score_reply(Problem(f"q{i}", str(i)), Completion(text, 5, truncated=False))
+        for i, text in enumerate(texts)
+    ]
+
+
+def test_a_comparison_of_problems_is_read_back(run: RunFolder) -> None:
+    run.open(fresh=False)
+    before = replies(["no idea"] * 6)
+    after = replies([f"so\n<answer>{i}</answer>" for i in range(5)] + ["5"])
+    comparison = compare_replies(before, after)
+    assert not run.finished
+    run.write_comparison(comparison)
+    assert run.finished
+    assert read_run(run.path) == comparison
+    assert comparison["strict"]["after"]["value"] == 5 / 6
+
+
+def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
+    run.open(fresh=False)
+    before = [ScoredPair(0.0, 0.0)] * 4, [0.0, 1.0]
+    after = [ScoredPair(1.5, -0.25)] * 4, [1.0, 1.0]
+    comparison = compare_pairs(before, after)
+    run.write_comparison(comparison)
+    assert read_run(run.path) == comparison
+    files = {p.name: json.loads(p.read_text()) for p in (run.path / "eval").iterdir()}
+    assert set(files) == {"before.json", "after.json", "comparison.json"}
+    assert set(files["after.json"]["reward_margin"]) == {"value", "n", "low", "high"}
+    assert set(files["comparison.json"]["reward_margin"]) == {
+        *("difference", "low", "high", "p_value", "n")
+    }
+
+
+# --- description --------------------------------------------------------------------------------
+
+
+def described(path: Path, overrides: list[str], run: RunFolder) -> tuple[Any, Any]:
+    cls = DPOSettings if path.name.startswith("dpo") else GRPOSettings
+    settings = load_settings(cls, path, overrides)
+    run.open(fresh=False)
+    run.describe(settings, {})
+    return settings, load_settings(cls, run.path / "config.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_resolved_config_gives_the_same_settings(path: Path, run: RunFolder) -> None:
+    settings, again = described(path, [], run)
+    assert again == settings
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.learning_rate=5e-6",
+        "training.learning_rate=1e-30",
+        "training.learning_rate=0.30000000000000004",
+        "training.extra.adam_epsilon=1e-8",
+        "training.extra={adam_beta1: 0.8, optim_args: 'a=b', lr_scheduler_kwargs: {num_cycles: 2}}",
+        "prompt.system='5e-6'",
+        "prompt.system='1e3'",
+        "prompt.system='1_000'",
+        "prompt.system='010'",
+        "prompt.system='12:30'",
+        "prompt.system='2024-01-01'",
+        "prompt.system='yes'",
+        "prompt.system='null'",
+        "prompt.system='.5'",
+        "prompt.system=''",
+        "prompt.system=' spaces around '",
+        "prompt.system='- a: [b] # c'",
+        "prompt.system='{not: a mapping}'",
+        f"prompt.system={json.dumps(HARD, ensure_ascii=True)}",
+        "prompt.system=null",
+        "run.name='1e5'",
+        "run.name='2024'",
+        "run.name='0x1'",
+        "data.columns.prompt='7'",
+        "lora.target_modules=['1e1', 'no']",
+        "data.train={path: a.csv, limit: 3}",
+    ],
+)
+def test_any_value_survives_the_resolved_config(override: str, run: RunFolder) -> None:
+    settings, again = described(ROOT / "configs" / "dpo_demo.yaml", [override], run)
+    assert again == settings
+
+
+def test_the_resolved_config_has_every_setting_in_order(run: RunFolder) -> None:
+    settings, _ = described(ROOT / "configs" / "grpo_demo.yaml", [], run)
+    text = (run.path / "config.yaml").read_text("utf-8")
+    sections = re.findall(r"(?m)^(\w+):", text)
+    assert sections == list(type(settings).model_fields)
+    for name in type(settings.training).model_fields:
+        assert re.search(rf"(?m)^  {name}:", text)
+
+
+def test_the_environment(run: RunFolder) -> None:
+    run.open(fresh=False)
+    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
+    run.describe(settings, {"device": "CPU", "data": "abc"})
+    found = json.loads((run.path / "environment.json").read_text("utf-8"))
+    assert found["versions"] == {name: importlib.metadata.version(name) for name in PACKAGES}
+    assert {"unsloth", "trl", "transformers", "torch", "peft", "bitsandbytes"} <= set(PACKAGES)
+    assert found["python"] == platform.python_version()
+    assert (found["device"], found["data"]) == ("CPU", "abc")
+    assert found["git"] == git_commit()
+    assert {"started", "command", "platform"} <= set(found)
+
+
+def test_the_commit_is_whole() -> None:
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", git_commit() or "0" * 40)
+
+
+def test_the_environment_keeps_when_the_run_started(run: RunFolder) -> None:
+    """It is written again at the end, with what was learned in between."""
+    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
+    run.open(fresh=False)
+
+    def started(**facts: Any) -> str:
+        run.describe(settings, facts)
+        found = json.loads((run.path / "environment.json").read_text("utf-8"))
+        assert facts.items() <= found.items()
+        return str(found["started"])
+
+    first = started(device="CPU")
+    time.sleep(1.1)  # it counts in seconds
+    assert started(device="CPU", trained={"steps": 3}) == first
+
+
+# --- samples ------------------------------------------------------------------------------------
+
+
+def generation(step: int, count: int = 4) -> dict[str, Any]:
+    """What trl hands to a reward function after one generation."""
+    texts = [f"Step {step}.\n<answer>{i}</answer>" for i in range(count)]
+    texts[-1] = HARD
+    return {
+        "prompts": [[{"role": "system", "content": "s"}, {"role": "user", "content": f"q{step}"}]]
+        * count,
+        "completions": [[{"role": "assistant", "content": text}] for text in texts],
+        "completion_ids": [[1] * (i + 2) for i in range(count)],
+        "answer": ["1"] * count,
+        "trainer_state": SimpleNamespace(global_step=step),
+        "log_extra": None,
+    }
+
+
+def counting(**columns: Any) -> list[float | None]:
+    """A reward of one's own, which cannot score the first completion."""
+    return [None, *(float(i) for i in range(1, len(columns["completions"])))]
+
+
+def test_scores_names_and_order_are_unchanged(tmp_path: Path) -> None:
+    functions = {**REWARDS, "my_rewards.py:counting": counting}
+    wrapped = SampleRecorder(tmp_path / "samples.jsonl", 2).wrap(functions)
+    assert [f.__name__ for f in wrapped] == list(functions)
+    for step in (0, 1):
+        columns = generation(step)
+        for function, plain in zip(wrapped, functions.values(), strict=True):
+            assert function(**columns) == plain(**columns)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 9])
+def test_rows_are_written_once_a_generation(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "samples.jsonl"
+    wrapped = SampleRecorder(path, count).wrap({**REWARDS, "counting": counting})
+    for step in range(3):
+        for number, function in enumerate(wrapped):
+            rows = len(json_lines(path)) if path.exists() else 0
+            assert rows == step * min(count, 4), f"written before reward {number}"
+            function(**generation(step))
+    rows = json_lines(path) if path.exists() else []
+    assert len(rows) == 3 * min(count, 4)
+    assert [row["question"] for row in rows] == [
+        f"q{step}" for step in range(3) for _ in range(min(count, 4))
+    ]
+
+
+def test_a_sample_row(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    for function in SampleRecorder(path, 4).wrap({**REWARDS, "counting": counting}):
+        function(**generation(7))
+    rows = json_lines(path)
+    assert rows[1] == {
+        "step": rows[1]["step"],
+        "question": "q7",
+        "answer": "1",
+        "completion": "Step 7.\n<answer>1</answer>",
+        "tokens": 3,
+        "answer_elements": 1,
+        "reasoning_characters": len("Step 7."),
+        "reward/correctness": 2.0,
+        "reward/format": 1.0,
+        "reward/counting": 1.0,
+    }
+    assert rows[0]["reward/counting"] is None
+    assert rows[0]["reward/correctness"] == 0.0
+    assert rows[3]["completion"] == HARD
+
+
+def test_a_resumed_run_writes_no_generation_twice(tmp_path: Path) -> None:
+    """A checkpoint at step 2 is taken before the generation that the third step learns from."""
+    path = tmp_path / "samples.jsonl"
+    (function,) = SampleRecorder(path, 1).wrap({"counting": counting})
+    for steps_done in range(4):
+        function(**generation(steps_done))
+    keep_rows_until(path, 2)
+    for steps_done in range(2, 5):
+        function(**generation(steps_done))
+    assert [row["question"] for row in json_lines(path)] == ["q0", "q1", "q2", "q3", "q4"]

@@ -1,0 +1,258 @@
+"""Every value under `training` in YAML reaches the trainer's real configuration object.
+
+Importing the trainers takes many seconds and Unsloth patches what is imported after it, so each
+side is built in an interpreter of its own: this file, run as `python -m`, prints JSON.
+"""
+
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common import policy, training
+from scripts.common.config import config_fields, load_settings
+from scripts.common.errors import ConfigError
+from scripts.common.settings import DPOSettings, GRPOSettings
+from scripts.common.strict_yaml import read_yaml
+from scripts.common.tracking import RunFolder
+from tests.helpers import CONFIGS, ROOT
+
+# Also asked for, beside what the YAML says: `training.extra` must arrive in the same way.
+EXTRA = {"adam_beta1": 0.85, "adam_epsilon": 1e-7, "dataloader_drop_last": True}
+# Values that the configuration classes themselves refuse.
+REFUSED = ["lr_scheduler_type=cosin", "optim=adamw_typo"]
+
+
+def is_dpo(name: str) -> bool:
+    return name.startswith("dpo")
+
+
+def settings_for(path: Path, *overrides: str) -> DPOSettings | GRPOSettings:
+    cls = DPOSettings if is_dpo(path.name) else GRPOSettings
+    return load_settings(cls, path, [f"training.{override}" for override in overrides])
+
+
+# --- in an interpreter of its own ---------------------------------------------------------------
+
+
+def build(settings: DPOSettings | GRPOSettings) -> tuple[Any, dict[str, Any]]:
+    """The configuration object and what it was asked for, as the scripts build them."""
+    from trl import DPOConfig, GRPOConfig
+
+    run = RunFolder(ROOT / "outputs" / "unused")
+    owned = training.owned_arguments(run, settings.run.name, settings.tracking.report_to)
+    if isinstance(settings, DPOSettings):
+        owned["max_length"] = settings.model.max_seq_length
+        return training.build_arguments(DPOConfig, settings.training, owned, verbose=False)
+    owned["reward_weights"] = list(settings.rewards.values())
+    return training.build_arguments(GRPOConfig, settings.training, owned, verbose=False)
+
+
+def probe(side: str) -> dict[str, Any]:
+    """What the real classes make of every config, with stock trl or after Unsloth."""
+    if side == "unsloth":
+        policy.start(verbose=False, threads=1)
+    import torch
+    from trl import DPOConfig, GRPOConfig
+
+    # transformers refuses bf16 on a machine with no GPU unless told that this is meant; after
+    # Unsloth it need not be told.
+    on_cpu = not torch.cuda.is_available()
+    told = ["extra.use_cpu=true"] if on_cpu and side == "stock" else []
+    extra = [f"extra.{name}={json.dumps(value)}" for name, value in EXTRA.items()]
+    found: dict[str, Any] = {
+        "unsloth": "unsloth" in sys.modules,
+        "on_cpu": on_cpu,
+        "fields": {
+            cls.__name__: sorted(field.name for field in dataclasses.fields(cls))
+            for cls in (DPOConfig, GRPOConfig)
+        },
+        "configs": {},
+        "refused": {},
+    }
+    for path in CONFIGS:
+        arguments, asked = build(settings_for(path, *told, *extra))
+        found["configs"][path.stem] = {
+            "asked": asked,
+            "used": {name: plain(getattr(arguments, name, None)) for name in asked},
+            "changes": training.changes(asked, arguments),
+            "planted": planted(arguments, asked),
+            "warmup": [arguments.get_warmup_steps(steps) for steps in (100, 1000)],
+        }
+    for override in REFUSED:
+        try:
+            build(settings_for(CONFIGS[0], *told, override))
+        except ConfigError as error:
+            found["refused"][override] = str(error)
+    return found
+
+
+def planted(arguments: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """The changes that are found when some values are swapped for others behind our back."""
+    swapped = copy.copy(arguments)
+    for name, value in PLANTED.items():
+        setattr(swapped, name, value)
+    return training.changes(asked, swapped)
+
+
+PLANTED = {
+    "learning_rate": 5e-5,
+    "per_device_train_batch_size": 3,
+    "beta": 0.001,
+    "loss_type": "bnpo",
+    "adam_beta1": 0.9,
+    "logging_nan_inf_filter": True,
+    "report_to": ["wandb"],
+    "max_steps": 7,
+}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it; an enum member stands for its name."""
+    return getattr(value, "value", value)
+
+
+# --- what came out ------------------------------------------------------------------------------
+
+
+def probed(side: str) -> dict[str, Any]:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.unit.test_training_arguments", side],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def stock() -> dict[str, Any]:
+    return probed("stock")
+
+
+@pytest.fixture(scope="module")
+def after_unsloth() -> dict[str, Any]:
+    return probed("unsloth")
+
+
+EVERY_CONFIG = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+def same(asked: Any, used: Any) -> bool:
+    """Equal, but for the two forms that transformers turns around."""
+    return (asked == used and type(asked) is type(used)) or (asked, used) == ("none", [])
+
+
+def differences(config: dict[str, Any]) -> set[str]:
+    """Arguments that were asked for and came out otherwise; null asks for nothing."""
+    asked, used = config["asked"], config["used"]
+    return {name for name in asked if asked[name] is not None and not same(asked[name], used[name])}
+
+
+def test_the_two_sides_are_what_they_say(
+    stock: dict[str, Any], after_unsloth: dict[str, Any]
+) -> None:
+    assert (stock["unsloth"], after_unsloth["unsloth"]) == (False, True)
+
+
+@EVERY_CONFIG
+def test_every_training_value_of_the_yaml_reaches_the_trainer(
+    path: Path, stock: dict[str, Any]
+) -> None:
+    """Read off the file itself, so that the settings classes cannot hide a change either."""
+    written = read_yaml(path)
+    used = stock["configs"][path.stem]["used"]
+    assert {name: used[name] for name in written["training"]} == written["training"]
+    assert {name: used[name] for name in EXTRA} == EXTRA
+    if is_dpo(path.name):
+        assert used["max_length"] == written["model"]["max_seq_length"]
+    else:
+        assert used["reward_weights"] == list(written["rewards"].values())
+    assert used["run_name"] == written["run"]["name"]
+    assert used["report_to"] == []
+
+
+@EVERY_CONFIG
+def test_every_default_of_ours_reaches_the_trainer_too(path: Path, stock: dict[str, Any]) -> None:
+    config = stock["configs"][path.stem]
+    assert differences(config) == set()
+    assert config["changes"] == {}
+    settings = settings_for(path).training.model_dump(exclude={"extra"})
+    assert settings.items() <= config["asked"].items()
+
+
+@EVERY_CONFIG
+def test_after_unsloth_every_difference_is_reported(
+    path: Path, after_unsloth: dict[str, Any]
+) -> None:
+    config = after_unsloth["configs"][path.stem]
+    assert set(config["changes"]) == differences(config)
+    for name, change in config["changes"].items():
+        assert change["asked"] == config["asked"][name]
+        assert change["used"] == config["used"][name]
+    if after_unsloth["on_cpu"]:
+        # No 8-bit optimizer and no float16 there.
+        assert set(config["changes"]) <= {"optim", "bf16", "fp16"}
+
+
+@EVERY_CONFIG
+@pytest.mark.parametrize("side", ["stock", "after_unsloth"])
+def test_a_change_behind_our_back_is_found(
+    path: Path, side: str, request: pytest.FixtureRequest
+) -> None:
+    config = request.getfixturevalue(side)["configs"][path.stem]
+    expected = {
+        name: {"asked": config["asked"][name], "used": value}
+        for name, value in PLANTED.items()
+        if config["asked"][name] != value
+    }
+    found = {name: config["planted"][name] for name in config["planted"] if name in PLANTED}
+    assert found == expected
+    assert len(expected) >= 7
+    assert set(config["planted"]) - set(PLANTED) == set(config["changes"])
+
+
+@EVERY_CONFIG
+def test_warm_up_is_a_share_of_all_steps_or_a_number_of_them(
+    path: Path, stock: dict[str, Any]
+) -> None:
+    asked = settings_for(path).training.warmup_steps
+    expected = [asked * 100, asked * 1000] if asked < 1 else [asked, asked]
+    assert stock["configs"][path.stem]["warmup"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("side", ["stock", "after_unsloth"])
+def test_the_names_that_extra_is_checked_against(side: str, request: pytest.FixtureRequest) -> None:
+    """They are read from the source, because importing the classes takes too long."""
+    fields = request.getfixturevalue(side)["fields"]
+    for name in ("DPOConfig", "GRPOConfig"):
+        source = f"trl/trainer/{name.removesuffix('Config').lower()}_config.py:{name}"
+        known = set(config_fields(source))
+        if side == "stock":
+            assert known == set(fields[name])
+        else:  # Unsloth may add arguments of its own
+            assert known <= set(fields[name])
+
+
+@pytest.mark.parametrize("override", REFUSED)
+@pytest.mark.parametrize("side", ["stock", "after_unsloth"])
+def test_a_value_that_the_class_refuses(
+    override: str, side: str, request: pytest.FixtureRequest
+) -> None:
+    message = request.getfixturevalue(side)["refused"][override]
+    assert message.startswith("training: DPOConfig refuses it: ")
+    assert override.partition("=")[2] in message
+
+
+if __name__ == "__main__":
+    print(json.dumps(probe(sys.argv[1])))
