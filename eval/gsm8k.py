@@ -6,7 +6,7 @@ the model that wrote them.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from itertools import groupby
 from typing import Any
@@ -25,6 +25,8 @@ class Problem:
 
     question: str
     answer: str
+    where: str = field(default="", compare=False, repr=False)
+    """File and row, for messages."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ The implicit reward of a reply is beta (log pi(reply | prompt) - log ref(reply |
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from eval import Message
@@ -19,6 +19,8 @@ class Pair:
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    where: str = field(default="", compare=False, repr=False)
+    """File and row, for messages."""
 
 
 @dataclass(frozen=True)

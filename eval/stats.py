@@ -7,10 +7,11 @@ deterministic, and raises ValueError on empty, non-finite or mismatched input.
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _DRAWS_AT_ONCE = 1 << 20  # resampled values held in memory: 16 MB with their indices
 
@@ -86,6 +87,8 @@ def bootstrap_interval(
     The same seed gives the same interval. Values that are all equal give an interval of no width:
     resampling cannot show what was never seen.
     """
+    import numpy as np  # late: it takes longer to load than a wrong key takes to find
+
     array = _finite(values)
     tail = _tail(confidence)
     if resamples < 1:
@@ -151,14 +154,16 @@ def _tail(confidence: float) -> float:
     return (1 - confidence) / 2
 
 
-def _finite(values: Sequence[float]) -> npt.NDArray[np.float64]:
+def _finite(values: Sequence[float]) -> "npt.NDArray[np.float64]":
+    import numpy as np
+
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError("need a non-empty flat sequence of finite values")
     return array
 
 
-def _differences(before: Sequence[float], after: Sequence[float]) -> npt.NDArray[np.float64]:
+def _differences(before: Sequence[float], after: Sequence[float]) -> "npt.NDArray[np.float64]":
     if len(before) != len(after):
         raise ValueError(f"paired scores differ in length: {len(before)} and {len(after)}")
     return _finite(after) - _finite(before)

@@ -8,9 +8,9 @@ import ast
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from scripts.common.errors import ConfigError, did_you_mean
@@ -27,6 +27,14 @@ OWNED = {
     "resume_from_checkpoint": "--resume",
     "reward_weights": "rewards",
     "max_length": "model.max_seq_length",
+    "save_strategy": "training.save_steps",
+    "logging_strategy": "training.logging_steps",
+    "logging_first_step": "training.logging_steps",
+    "logging_nan_inf_filter": "training.logging_steps",
+}
+NAMES = {
+    "optim": "transformers/training_args.py:OptimizerNames",
+    "lr_scheduler_type": "transformers/trainer_utils.py:SchedulerType",
 }
 S = TypeVar("S", bound=Section)
 
@@ -87,7 +95,10 @@ def load_settings(settings_class: type[S], path: Path, overrides: list[str] | No
     Raises:
         ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
     """
-    if not path.is_absolute() and not path.exists() and (ROOT / path).exists():
+    if not path.is_absolute() and not path.exists():
+        if not (ROOT / path).exists():
+            own = [str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.yaml")]
+            raise ConfigError(f"no config file at '{path}'.{did_you_mean(str(path), own)}")
         path = ROOT / path
     values = read_yaml(path)
     for override in overrides or []:
@@ -155,10 +166,12 @@ def describe(settings_class: type[Section], prefix: str = "") -> list[str]:
     lines: list[str] = []
     for name, field in settings_class.model_fields.items():
         inner = _section_of(field.annotation)
+        annotation = field.annotation
         if inner is not None:
+            if annotation is not inner:
+                lines.append(f"  {prefix}{name}: section = None\n      {field.description}")
             lines += describe(inner, f"{prefix}{name}.")
             continue
-        annotation = field.annotation
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
         kind = kind.replace("typing.", "")
         default = "required" if field.is_required() else f"= {field.default!r}"
@@ -174,6 +187,13 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
         ConfigError: an unknown key, or one that has a setting of its own.
     """
     valid = config_fields(config_class)
+    for key, source in NAMES.items():
+        names = enum_values(source)
+        if training[key] not in names:
+            raise ConfigError(
+                f"training.{key}: there is no {training[key]!r}."
+                f"{did_you_mean(training[key], names)}"
+            )
     for key in training["extra"]:
         if key in OWNED:
             raise ConfigError(f"training.extra.{key}: the scripts set it; use {OWNED[key]}")
@@ -184,30 +204,57 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
                 f"training.extra.{key}: {config_class.split(':')[1]} has no such argument."
                 f"{did_you_mean(key, valid)}"
             )
+        try:
+            kind = eval(valid[key], {"Any": Any, "Literal": Literal})
+        except NameError:  # a class of the library's own
+            continue
+        value = training["extra"][key]
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            raise ConfigError(
+                f"training.extra.{key}: should be {valid[key]}, got {value!r} "
+                f"({type(value).__name__})"
+            ) from None
 
 
-def config_fields(config_class: str) -> set[str]:
-    """Names of the fields of a trl config class and its parents, read from the installed source.
+def enum_values(source: str) -> list[str]:
+    """The values of an Enum of a library, as `package/file.py:Name`, read from its source."""
+    relative, name = source.split(":")
+    tree = _parse(relative)
+    (found,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    return [
+        str(item.value.value)
+        for item in found.body
+        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+    ]
+
+
+def _parse(relative: str) -> ast.Module:
+    package, _, rest = relative.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"the package {package} is not installed; run ./run doctor")
+    return ast.parse((Path(spec.origin).parent / rest).read_text(encoding="utf-8"))
+
+
+def config_fields(config_class: str) -> dict[str, str]:
+    """Names and types of the fields of a trl config class and its parents, from their source.
 
     The classes themselves are out of reach here: importing them takes torch and many seconds.
     """
     relative, name = config_class.split(":")
     sources = [relative, "trl/trainer/base_config.py", "transformers/training_args.py"]
-    fields: set[str] = set()
+    fields: dict[str, str] = {}
     for source in sources:
-        package, _, rest = source.partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise ConfigError(f"the package {package} is not installed; run ./run doctor")
-        tree = ast.parse((Path(spec.origin).parent / rest).read_text(encoding="utf-8"))
-        for node in tree.body:
+        for node in _parse(source).body:
             if isinstance(node, ast.ClassDef) and node.name in (
                 name,
                 "_BaseConfig",
                 "TrainingArguments",
             ):
                 fields |= {
-                    item.target.id
+                    item.target.id: ast.unparse(item.annotation)
                     for item in node.body
                     if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
                 }

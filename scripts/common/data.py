@@ -5,6 +5,8 @@ and column; the only rule that may drop rows instead is length, and then they ar
 """
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,10 +30,10 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     train = [_problem(row, data.columns) for row in read_rows(data.train)]
     evaluation = load_evaluation(data.eval, data.columns)
     trained_on = {normalise(problem.question) for problem in train}
-    for number, problem in enumerate(evaluation, start=1):
+    for problem in evaluation:
         if normalise(problem.question) in trained_on:
             raise DataError(
-                f"{data.eval.path}: row {number} is also in {data.train.path}; a score on "
+                f"{problem.where} is also in {data.train.path}; a score on "
                 f"questions that were trained on says nothing ({problem.question[:60]!r})"
             )
     return train, evaluation
@@ -52,6 +54,9 @@ def load_evaluation(source: Source, columns: ProblemColumns) -> list[Problem]:
 
 def _problem(row: Row, columns: ProblemColumns) -> Problem:
     question = row.text(columns.question)
+    number = row.values.get(columns.answer)
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        row = Row({**row.values, columns.answer: str(number)}, row.where)
     solution = row.text(columns.answer)
     gold = solution.rpartition(GOLD_MARK)[2].strip()
     if parse_number(gold) is None:
@@ -59,7 +64,7 @@ def _problem(row: Row, columns: ProblemColumns) -> Problem:
             f"{row.where}: column '{columns.answer}' gives no number: expected a number or "
             f"text ending in '{GOLD_MARK} number', found {gold[-60:]!r}"
         )
-    return Problem(question=question, answer=gold)
+    return Problem(question=question, answer=gold, where=row.where)
 
 
 def load_pairs(data: PairData, prompt: Prompt) -> tuple[list[Pair], list[Pair]]:
@@ -73,9 +78,9 @@ def load_pairs(data: PairData, prompt: Prompt) -> tuple[list[Pair], list[Pair]]:
         return hold_out(pairs, data.holdout, data.train.path)
     evaluation = [_pair(row, data, prompt) for row in read_rows(data.eval)]
     trained_on = {prompt_key(pair) for pair in pairs}
-    for number, pair in enumerate(evaluation, start=1):
+    for pair in evaluation:
         if prompt_key(pair) in trained_on:
-            raise DataError(f"{data.eval.path}: the prompt of row {number} is also trained on")
+            raise DataError(f"{pair.where} is also trained on")
     return pairs, evaluation
 
 
@@ -89,14 +94,20 @@ def _pair(row: Row, data: PairData, prompt: Prompt) -> Pair:
             "text; such a pair teaches nothing, remove it"
         )
     system = prompt.system
-    if columns.system is not None and row.values.get(columns.system):
-        system = row.text(columns.system)
-    return Pair(tuple(conversation(user, system)), chosen, rejected)
+    if columns.system is not None:
+        own = row.values.get(columns.system, 0)  # 0: no such column, which row.text explains
+        if own is not None and (not isinstance(own, str) or own.strip()):
+            system = row.text(columns.system)
+    return Pair(tuple(conversation(user, system)), chosen, rejected, row.where)
 
 
 def normalise(text: str) -> str:
-    """Text without case, punctuation or spacing, so that trivial edits do not hide a copy."""
-    return "".join(character for character in text.casefold() if character.isalnum())
+    """Text without case, punctuation or spacing, so that trivial edits do not hide a copy.
+
+    What stands between two digits stays: 3 + 5 is not 3 - 5, nor 1.5 the same as 15.
+    """
+    dense = "".join(unicodedata.normalize("NFC", text).casefold().split())
+    return re.sub(r"(?<![0-9])[\W_]|[\W_](?![0-9])", "", dense) or dense
 
 
 def prompt_key(pair: Pair) -> str:
@@ -142,8 +153,9 @@ def drop_overlong(
     if not long:
         return list(rows)
     if rule == "error":
+        first = rows[long[0] - 1].where or f"row {long[0]}"
         raise DataError(
-            f"{what}: row {long[0]} takes {lengths[long[0] - 1]} tokens and {len(long)} of "
+            f"{what}: {first} takes {lengths[long[0] - 1]} tokens and {len(long)} of "
             f"{len(rows)} rows are over the limit of {limit}. Raise model.max_seq_length, or set "
             "data.overlong=drop to leave them out"
         )

@@ -19,6 +19,7 @@ from typing import Any
 from scripts.common.config import ROOT
 from scripts.common.errors import ConfigError
 from scripts.common.settings import Lora, Model, Training
+from scripts.common.strict_yaml import read_yaml
 
 LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
 
@@ -78,11 +79,12 @@ def check_device(device: Device, model: Model, training: Training) -> str:
     Raises:
         ConfigError: the GPU cannot run this config, with the one to use instead.
     """
-    instead = f"; use {model.smaller_config} instead" if model.smaller_config else ""
+    instead = _instead(device, model)
     if device.memory_gb == 0:
         return "No GPU here: training on the CPU (slow for anything but the demo models)."
-    if training.bf16 and not device.bf16:
-        raise ConfigError(f"{device.name} has no bfloat16, which training.bf16 asks for{instead}")
+    for setting, asked in (("training.bf16", training.bf16), ("model.dtype", model.dtype)):
+        if asked in (True, "bfloat16") and not device.bf16:
+            raise ConfigError(f"{device.name} has no bfloat16, which {setting} asks for{instead}")
     if device.memory_gb < model.min_gpu_memory_gb:
         raise ConfigError(
             f"{device.name} has {device.memory_gb:.1f} GB of memory and this config needs "
@@ -90,6 +92,14 @@ def check_device(device: Device, model: Model, training: Training) -> str:
             "training.per_device_train_batch_size and, once it fits, model.min_gpu_memory_gb"
         )
     return f"Training on {device.name} ({device.memory_gb:.0f} GB)."
+
+
+def _instead(device: Device, model: Model) -> str:
+    """The advice to use the smaller config, where this device has the memory for it."""
+    if model.smaller_config is None:
+        return ""
+    needs = read_yaml(ROOT / model.smaller_config)["model"].get("min_gpu_memory_gb", 0)
+    return f"; use {model.smaller_config} instead" if device.memory_gb >= needs else ""
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def read_run(run: Path) -> dict[str, dict[str, Any]]:
 
 def comparison_table(runs: Sequence[Path]) -> str:
     """One table over all runs: each measure before and after, with 95% intervals and p-value."""
-    return table([(run.name, read_run(run)) for run in runs])
+    return table([(run.resolve().name, read_run(run)) for run in runs])
 
 
 def table(comparisons: Sequence[tuple[str, dict[str, dict[str, Any]]]]) -> str:

@@ -14,7 +14,11 @@ class Section(BaseModel):
     """A section: unknown keys and wrong types are refused, nothing is coerced but int to float."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -164,7 +168,25 @@ class Training(Section):
 class DPOTraining(Training):
     beta: float = Field(0.1, gt=0)
     """Strength of the pull towards the reference (equation 7 of arxiv.org/abs/2305.18290)."""
-    loss_type: list[str] = Field(["sigmoid"], min_length=1)
+    loss_type: list[
+        Literal[
+            "sigmoid",
+            "hinge",
+            "ipo",
+            "exo_pair",
+            "nca_pair",
+            "robust",
+            "bco_pair",
+            "sppo_hard",
+            "aot",
+            "aot_unpaired",
+            "apo_zero",
+            "apo_down",
+            "discopop",
+            "sft",
+            "sigmoid_norm",
+        ]
+    ] = Field(["sigmoid"], min_length=1)
     """Losses to combine; sigmoid is DPO's own."""
     loss_weights: list[float] | None = None
     """One weight a loss; null weighs each 1."""
@@ -200,7 +222,9 @@ class GRPOTraining(Training):
     """Micro-batches generated at once; null is gradient_accumulation_steps."""
     epsilon: float = Field(0.2, gt=0)
     """Clip range of the probability ratio."""
-    loss_type: str = "dapo"
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = (
+        "dapo"
+    )
     """How token losses are averaged; see trl's GRPOConfig."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by."""

@@ -37,6 +37,8 @@ class Row:
             raise DataError(f"{self.where}: column '{column}' should hold text, found {kind}")
         if not value.strip():
             raise DataError(f"{self.where}: column '{column}' is empty")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataError(f"{self.where}: column '{column}' holds half a surrogate pair")
         return value.strip()
 
 
@@ -59,10 +61,13 @@ def read_rows(source: Source) -> list[Row]:
             rows = list(reader(path, source.path))
         except UnicodeDecodeError as error:
             raise DataError(f"{source.path}: not UTF-8 text at byte {error.start}") from None
+        except OSError as error:
+            raise DataError(f"{source.path}: cannot be read: {error.strerror}") from None
     elif path.is_dir():
         rows = _from_datasets(source, path)
     elif path.suffix.lower() in _READERS or source.path.startswith((".", "/", "~")):
-        raise DataError(f"{source.path}: no such file (looked in {Path.cwd()} and {ROOT})")
+        looked = "" if path.is_absolute() else f" (looked in {Path.cwd()} and {ROOT})"
+        raise DataError(f"{source.path}: no such file{looked}")
     else:
         rows = _from_hub(source)
     if not rows:
@@ -81,6 +86,10 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{name}: line {error.lineno}: not valid JSON: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{name}: not readable JSON: {error}") from None
     if not isinstance(values, list):
         raise DataError(f"{name}: expected a list of rows, found {type(values).__name__}")
     for number, value in enumerate(values, start=1):
@@ -96,6 +105,8 @@ def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{name}: row {number}: not valid JSON: {error.msg}") from None
+            except (RecursionError, ValueError) as error:
+                raise DataError(f"{name}: row {number}: not readable JSON: {error}") from None
             yield _object(value, f"{name}: row {number}")
 
 
@@ -103,6 +114,10 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:
+            header = list(reader.fieldnames or ())
+            twice = [column for column in header if header.count(column) > 1]
+            if twice:
+                raise DataError(f"{name}: the column '{twice[0]}' is there twice; keep one")
             for number, value in enumerate(reader, start=1):
                 if None in value:
                     raise DataError(f"{name}: row {number} has more cells than the header")
@@ -154,11 +169,21 @@ def _from_datasets(source: Source, folder: Path) -> list[Row]:
         if any((folder / f).exists() for f in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(str(folder))
             if isinstance(loaded, datasets.DatasetDict):
+                if source.split not in loaded:
+                    raise DataError(
+                        f"{source.path}: there is no split '{source.split}'."
+                        f"{did_you_mean(source.split, loaded)}"
+                    )
                 loaded = loaded[source.split]
         else:
-            loaded = datasets.load_dataset(str(folder), source.subset, split=source.split)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{source.path}: cannot load the dataset folder: {error}") from None
+            # pandas would read the text "NA" or "null" of a CSV cell as no text at all.
+            options = {"keep_default_na": False} if any(folder.rglob("*.csv")) else {}
+            loaded = datasets.load_dataset(
+                str(folder), source.subset, split=source.split, **options
+            )
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = error.__cause__ or error
+        raise DataError(f"{source.path}: cannot load the dataset folder: {reason}") from None
     return [Row(v, f"{source.path}[{source.split}]: row {n}") for n, v in enumerate(loaded, 1)]
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from scripts.common.errors import ConfigError
 
+_INT = re.compile(r"[-+]?[0-9][0-9_]*\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 
 
@@ -35,8 +36,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-# An integer also matches _FLOAT, but SafeLoader tries resolvers in order and has its own int first.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what _Loader would otherwise not read as text."""
+
+
+# YAML 1.1 reads 010 as 8, 1:30 as 90, and dates.
+_REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+# An integer also matches _FLOAT; resolvers are tried in order.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -51,8 +65,16 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{where}: {line}not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{where}: not valid YAML: {reason}") from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def dump_yaml(value: Any) -> str:
+    """`value` as YAML that `parse_yaml` reads back as it is."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

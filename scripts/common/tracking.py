@@ -12,14 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rewards import RewardFunction
 from rewards.answer import count_answer_elements
 from scripts.common.atomic import write_json, write_text
 from scripts.common.config import ROOT
 from scripts.common.errors import ConfigError
 from scripts.common.settings import Section
+from scripts.common.strict_yaml import dump_yaml
 
 PACKAGES = (
     "unsloth",
@@ -31,6 +30,9 @@ PACKAGES = (
     "bitsandbytes",
     "datasets",
 )
+
+
+STARTED = datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 class RunFolder:
@@ -62,7 +64,9 @@ class RunFolder:
                 raise ConfigError(f"--resume {resume}: no checkpoint there (no trainer_state.json)")
             return path
         found = [
-            p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").exists()
+            p
+            for p in self.checkpoints.glob("checkpoint-*")
+            if p.name.rpartition("-")[2].isdigit() and (p / "trainer_state.json").exists()
         ]
         return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
@@ -79,9 +83,7 @@ class RunFolder:
     def describe(self, settings: Section, facts: dict[str, Any]) -> None:
         """Write config.yaml (resolved) and environment.json (`facts` are added to it)."""
         values = settings.model_dump(mode="json")
-        write_text(
-            self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        )
+        write_text(self.path / "config.yaml", dump_yaml(values))
         write_json(self.path / "environment.json", {**environment(), **facts})
 
     def write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -127,16 +129,16 @@ def keep_rows_until(path: Path, step: int) -> None:
     """Drop rows after `step`: a resumed run writes them again."""
     if not path.exists():
         return
-    with open(path, encoding="utf-8", newline="\n") as file:
-        kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_text(path, "".join(kept))
+    whole = path.read_bytes().rpartition(b"\n")[0]  # a crash may have cut the last row off
+    lines = [line for line in whole.decode("utf-8").split("\n") if line]
+    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 def environment() -> dict[str, Any]:
     """What would be needed to repeat the run elsewhere: versions, commit, machine."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "started": STARTED,
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -202,7 +204,7 @@ class SampleRecorder:
             text = completions[i][-1]["content"]
             rows.append(
                 {
-                    "step": trainer_state.global_step,
+                    "step": trainer_state.global_step + 1,  # the first step to learn from it
                     "question": prompts[i][-1]["content"],
                     "answer": answer[i],
                     "completion": text,
