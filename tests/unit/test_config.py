@@ -356,7 +356,7 @@ def test_a_value_out_of_range(override: str, message: str) -> None:
     ("overrides", "message"),
     [
         (["training.bf16=true", "training.fp16=true"], "training: bf16 and fp16 are both true"),
-        (["training.loss_weights=[1, 2]"], "training: loss_weights has 2 entries for 1 losses"),
+        (["training.loss_weights=[1, 2, 3]"], "training: loss_weights has 3 entries for 2 losses"),
         (["training.loss_type=[]"], "training.loss_type: "),
         (["training.label_smoothing=0.5"], "training.label_smoothing: "),
         (["training.beta=0"], "training.beta: should be greater than 0"),
@@ -684,7 +684,7 @@ def request_for(name: str, kind: str, folder: Path) -> tuple[list[str], list[str
         mine.write_text(text.replace("learning_rate:", "lerning_rate:"), "utf-8")
         said = [str(mine), "training.lerning_rate", "Did you mean 'learning_rate'?"]
     elif kind == "wrong type":
-        mine.write_text(text.replace("learning_rate: 1.0e-3", "learning_rate: fast"), "utf-8")
+        mine.write_text(re.sub("learning_rate: .*", "learning_rate: fast", text), "utf-8")
         said = [str(mine), "training.learning_rate", "number", "'fast'"]
     elif kind == "duplicate key":
         mine.write_text(text + "lora:\n  r: 4\n", "utf-8")
