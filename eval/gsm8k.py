@@ -5,7 +5,7 @@ the model that wrote them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from itertools import groupby
@@ -96,28 +96,11 @@ def rescore(row: dict[str, Any]) -> ScoredReply:
 
 
 def evaluate(
-    problems: Sequence[Problem],
-    generate: Generate,
-    system: str | None,
-    sample: int = 0,
-    at_once: int | None = None,
-    on_replies: Callable[[list[ScoredReply]], None] | None = None,
+    problems: Sequence[Problem], generate: Generate, system: str | None, sample: int = 0
 ) -> list[ScoredReply]:
-    """Answer every problem once, with the prompt used in training, and score the replies.
-
-    `generate` gets `at_once` problems at a time (all by default); after each time `on_replies` gets
-    the new replies, so that an interrupted evaluation can keep them.
-    """
-    step = at_once or len(problems) or 1
-    replies: list[ScoredReply] = []
-    for start in range(0, len(problems), step):
-        batch = problems[start : start + step]
-        completions = generate([conversation(problem.question, system) for problem in batch])
-        new = [score_reply(p, c, sample) for p, c in zip(batch, completions, strict=True)]
-        if on_replies is not None:
-            on_replies(new)
-        replies += new
-    return replies
+    """Answer every problem once, with the prompt used in training, and score the replies."""
+    completions = generate([conversation(problem.question, system) for problem in problems])
+    return [score_reply(p, c, sample) for p, c in zip(problems, completions, strict=True)]
 
 
 def by_problem(replies: Sequence[ScoredReply]) -> list[list[ScoredReply]]:
@@ -145,7 +128,7 @@ def summarise(replies: Sequence[ScoredReply]) -> dict[str, Any]:
     report: dict[str, Any] = {
         name: interval(values) for name, values in problem_scores(groups).items()
     }
-    report["mean_tokens"] = mean([float(reply.tokens) for reply in replies])
+    report["mean_tokens"] = mean([float(reply.tokens) for group in groups for reply in group])
     if several:
         report.update(_sampled(groups))
     return report

@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from eval.language import in_language
 from eval.preference import Pair, ScoredPair, as_row, compare_pairs, score_pairs
 from scripts.common import config, data, inference, policy, report, tracking, training
+from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import run_main
 from scripts.common.settings import DPOSettings
 
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         "device": device.name,
         "data": data.fingerprint([*train_pairs, *held_out]),
     }
+    identity = run.identity(settings, facts)
+    if checkpoint and not command.resume_anyway:
+        check_same_run(checkpoint, identity)
     run.describe(settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
@@ -64,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
     facts["changed_arguments"] = changed
-    facts["trained"] = training.train(trainer, settings.training, run, PROGRESS, checkpoint)
+    facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
+    if training.stopped_early(facts["trained"], run):
+        return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
 
     # The same pairs and prompts after the last step.

@@ -12,12 +12,13 @@ evaluation goes on where it stopped, and scores can be recomputed without the mo
 """
 
 import argparse
+import hashlib
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -28,7 +29,7 @@ from scripts.common.atomic import write_json
 from scripts.common.errors import ConfigError, DataError, run_main
 from scripts.common.progress import progress_bar
 from scripts.common.server import is_url, server_generator
-from scripts.common.settings import Evaluation, ProblemColumns, Source
+from scripts.common.settings import Evaluation, Model, ProblemColumns, Source
 from scripts.common.sources import read_rows
 from scripts.common.strict_yaml import read_yaml
 from scripts.common.tracking import append_rows
@@ -45,6 +46,7 @@ SYSTEM = {
     "fr": "Résous le problème étape par étape. Termine par le nombre seul sur la dernière ligne : "
     "<answer>NOMBRE</answer>.",
 }
+DTYPES = get_args(Model.model_fields["dtype"].annotation)
 OVERLAP = "MGSM is GSM8K's test questions 0-249 translated: the two scores are not independent."
 
 
@@ -52,7 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     """Dispatch on what was asked; returns the exit code."""
     asked = parse(argv)
     if asked.rescore:
-        print(report.summary_table(asked.rescore, summarise(read_replies(asked.rescore))))
+        replies = read_replies(asked.rescore)
+        if not replies:
+            raise DataError(f"{asked.rescore}: holds no replies")
+        print(report.summary_table(asked.rescore, summarise(replies)))
         return 0
     if asked.compare:
         print(compare_reports(*asked.compare))
@@ -63,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = asked.output or default_folder(asked)
     request = {
         "model": asked.model,
+        "weights": weights_fingerprint(asked.model),
+        **precision(asked),
         "data": asked.data,
         "fingerprint": data.fingerprint(problems),
         "system": system,
@@ -74,11 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         "trained_on": overlap,
     }
     done = resume(folder, request)
-    todo = [
-        [p for p in problems if (p.question, sample) not in done] for sample in range(asked.samples)
-    ]
-    if any(todo):
-        answer_all(asked, todo, system, folder, done)
+    if len(done) < len(problems) * asked.samples:
+        answer_all(asked, problems, system, folder, done)
     write_json(folder / "report.json", {**request, "measures": summarise(list(done.values()))})
     print(report.summary_table(folder, summarise(list(done.values()))))
     if overlap:
@@ -110,10 +114,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "faster, but hides text that the model would have written after it",
     )
     add("--load-in-4bit", action="store_true", help="score with the base weights in 4-bit")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        help="compute type of the base weights (default: as the adapter's run was trained, else "
+        "the best that the device has); only in float32 are replies the same at any batch size",
+    )
     add("--seed", type=int, default=0)
     add("--output", type=Path, help="folder (default: outputs/eval/MODEL-DATA)")
     add("--allow-trained-on", action="store_true", help="score questions that were trained on")
-    add("--compare", nargs=2, type=Path, metavar="REPORT", help="paired comparison of two reports")
+    add(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar="REPORT",
+        help="paired comparison of two reports (report.json or its folder)",
+    )
     add("--rescore", type=Path, metavar="REPLIES", help="score a replies.jsonl again")
     asked = parser.parse_args(argv)
     if not (asked.rescore or asked.compare) and not (asked.model and asked.data):
@@ -122,6 +138,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(asked, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if asked.temperature is not None and not 0 <= asked.temperature < float("inf"):
+        parser.error(f"--temperature must be 0 or more, got {asked.temperature}")
     if asked.temperature is None:
         asked.temperature = 0.8 if asked.samples > 1 else 0.0
     if asked.samples > 1 and asked.temperature <= 0:
@@ -138,9 +156,37 @@ def load_problems(asked: argparse.Namespace) -> list[Problem]:
 
 
 def run_config(model: str) -> dict[str, Any]:
-    """The settings of the run that an adapter (or other export) folder belongs to, if any."""
-    path = Path(model).parent / "config.yaml"
-    return read_yaml(path) if not is_url(model) and path.is_file() else {}
+    """The settings of the run whose adapter, export or checkpoint this folder is, if any."""
+    if is_url(model) or not Path(policy.local_or_hub(model)).is_dir():
+        return {}
+    for folder in list(Path(policy.local_or_hub(model)).parents)[:2]:
+        path = folder / "config.yaml"
+        settings = read_yaml(path) if path.is_file() else {}
+        if {"model", "data", "training"} <= set(settings):
+            return settings
+    return {}
+
+
+def weights_fingerprint(model: str) -> str | None:
+    """SHA-256 over the weight files of a local folder, so that a retrained one is not mistaken."""
+    if is_url(model) or not (folder := Path(policy.local_or_hub(model))).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def precision(asked: argparse.Namespace) -> dict[str, Any]:
+    """What the base weights are loaded in: as asked, else as the adapter's run was trained."""
+    if is_url(asked.model):
+        return {"dtype": None, "load_in_4bit": None}
+    trained = run_config(asked.model).get("model", {})
+    return {
+        "dtype": asked.dtype or trained.get("dtype", "auto"),
+        "load_in_4bit": asked.load_in_4bit or trained.get("load_in_4bit", False),
+    }
 
 
 def default_system(asked: argparse.Namespace) -> str | None:
@@ -178,8 +224,8 @@ def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int
 def default_folder(asked: argparse.Namespace) -> Path:
     """outputs/eval/MODEL-DATA, with what a file name cannot hold replaced."""
     model = str(Path(asked.model).absolute()) if Path(asked.model).exists() else asked.model
-    name = f"{'-'.join(model.split('/')[-2:])}-{Path(asked.data).stem}"
-    return config.ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    name = f"{'-'.join(model.rstrip('/').split('/')[-2:])}-{Path(asked.data).stem}"
+    return config.ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
 
 
 def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], ScoredReply]:
@@ -206,6 +252,9 @@ def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], Score
     replies = folder / "replies.jsonl"
     if not replies.exists():
         return {}
+    whole = replies.read_bytes().rfind(b"\n") + 1
+    with open(replies, "r+b") as file:
+        file.truncate(whole)  # a last line that was cut off
     kept = read_replies(replies)
     if kept:
         print(f"{len(kept)} replies kept from an earlier call")
@@ -213,7 +262,7 @@ def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], Score
 
 
 def read_replies(path: Path) -> list[ScoredReply]:
-    """The replies in a file, scored afresh. A last line that was cut off is dropped from the file.
+    """The replies in a file, scored afresh. A last line that was cut off is left out.
 
     Raises:
         DataError: another line is not a reply.
@@ -223,39 +272,49 @@ def read_replies(path: Path) -> list[ScoredReply]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     *lines, rest = text.split("\n")  # not splitlines: a reply may hold other line separators
-    if rest:
-        with open(path, "r+b") as file:
-            file.truncate(path.read_bytes().rfind(b"\n") + 1)
     replies = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate([*lines, rest] if rest else lines, start=1):
         try:
             replies.append(rescore(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: line {number} is not a scored reply: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number > len(lines):
+                break
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"{path}: line {number} is not a scored reply: {reason}") from None
     return replies
 
 
 def answer_all(
     asked: argparse.Namespace,
-    todo: list[list[Problem]],
+    problems: list[Problem],
     system: str | None,
     folder: Path,
     done: dict[tuple[str, int], ScoredReply],
 ) -> None:
-    """Answer what is left, sample by sample, longest questions first; fills `done`."""
+    """Answer what is left, sample by sample, longest questions first; fills `done`.
+
+    Part of a batch is never asked again on its own: below float32, and when sampling, a reply
+    depends on what else is in its batch, and an interrupted evaluation has to end like any other.
+    """
     make, at_once = generators(asked)
-    bar = progress_bar("answering", sum(map(len, todo)) + len(done), len(done), leave=True)
+    total = len(problems) * asked.samples
+    bar = progress_bar("answering", total, len(done), leave=True)
 
     def keep(replies: list[ScoredReply]) -> None:
-        append_rows(folder / "replies.jsonl", [reply.as_row() for reply in replies])
-        done.update({(reply.question, reply.sample): reply for reply in replies})
+        new = [reply for reply in replies if (reply.question, reply.sample) not in done]
+        append_rows(folder / "replies.jsonl", [reply.as_row() for reply in new])
+        done.update({(reply.question, reply.sample): reply for reply in new})
         strict = sum(reply.strict for reply in done.values()) / len(done)
         bar.set_postfix({"strict": f"{strict:.1%}"}, refresh=False)
-        bar.update(len(replies))
+        bar.update(len(new))
 
-    for sample, problems in enumerate(todo):
-        ordered = sorted(problems, key=lambda p: len(p.question), reverse=True)
-        evaluate(ordered, make(asked.seed + sample), system, sample, at_once, keep)
+    ordered = sorted(problems, key=lambda p: len(p.question), reverse=True)
+    batches = [ordered[i : i + at_once] for i in range(0, len(ordered), at_once)]
+    for sample in range(asked.samples):
+        generate = make(asked.seed + sample)
+        for batch in batches:
+            if any((p.question, sample) not in done for p in batch):
+                keep(evaluate(batch, generate, system, sample))
     bar.close()
 
 
@@ -268,15 +327,13 @@ def generators(asked: argparse.Namespace) -> tuple[Callable[[int], Generate], in
         stop_at_answer=asked.stop_at_answer,
     )
     if is_url(asked.model):
-        return lambda seed: server_generator(asked.model, evaluation, seed), 8
-    trained = run_config(asked.model).get("model", {})
+        at_once = 4 * (evaluation.batch_size or 1)
+        return lambda seed: server_generator(asked.model, evaluation, seed), at_once
     device = policy.start(verbose=False, threads=None)
     print(f"Loading {asked.model} on {device.name}")
+    trained = run_config(asked.model).get("model", {})
     model, tokenizer = policy.load_for_scoring(
-        asked.model,
-        load_in_4bit=asked.load_in_4bit or trained.get("load_in_4bit", False),
-        dtype=trained.get("dtype", "auto"),
-        max_seq_length=trained.get("max_seq_length", 4096),
+        asked.model, max_seq_length=trained.get("max_seq_length", 4096), **precision(asked)
     )
     at_once = 4 * (asked.batch_size or inference.batch_that_fits(model, evaluation))
     return lambda seed: inference.generator(model, tokenizer, evaluation, seed), at_once
@@ -284,12 +341,16 @@ def generators(asked: argparse.Namespace) -> tuple[Callable[[int], Generate], in
 
 def compare_reports(first: Path, second: Path) -> str:
     """The paired comparison of two reports on the same problems, as a table."""
-    replies = [read_replies(path.parent / "replies.jsonl") for path in (first, second)]
+    folders = [path if path.is_dir() else path.parent for path in (first, second)]
+    replies = [read_replies(folder / "replies.jsonl") for folder in folders]
+    for folder, kept in zip(folders, replies, strict=True):
+        if not kept:
+            raise DataError(f"{folder}: holds no replies")
     try:
         comparison = compare_replies(*replies)
     except ValueError as error:
         raise DataError(f"{first} and {second}: {error}") from None
-    return report.table([(second.parent.name, comparison)])
+    return report.table([(folders[1].resolve().name, comparison)])
 
 
 if __name__ == "__main__":

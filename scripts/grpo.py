@@ -21,6 +21,7 @@ import rewards
 from eval import conversation
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
 from scripts.common import config, data, inference, policy, report, tracking, training
+from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import ConfigError, run_main
 from scripts.common.settings import GRPOSettings
 
@@ -62,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         "device": device.name,
         "data": data.fingerprint([*train_problems, *held_out]),
     }
+    identity = run.identity(settings, facts)
+    if checkpoint and not command.resume_anyway:
+        check_same_run(checkpoint, identity)
     run.describe(settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
@@ -72,7 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
     facts["changed_arguments"] = changed
-    facts["trained"] = training.train(trainer, settings.training, run, PROGRESS, checkpoint)
+    facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
+    if training.stopped_early(facts["trained"], run):
+        return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
 
     # The same problems after the last step.
@@ -165,7 +171,9 @@ def build_trainer(
         {"prompt": conversation(p.question, settings.prompt.system), "answer": p.answer}
         for p in problems
     ]
-    recorder = tracking.SampleRecorder(run.samples, settings.tracking.samples)
+    recorder = tracking.SampleRecorder(
+        run.samples, settings.tracking.samples, settings.training.num_generations
+    )
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=recorder.wrap(functions),

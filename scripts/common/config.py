@@ -8,7 +8,7 @@ import ast
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -48,6 +48,8 @@ class Command(Generic[S]):
     """The run folder."""
     resume: str
     """`auto`, `never` or the path of a checkpoint."""
+    resume_anyway: bool
+    """Go on from a checkpoint of a run with other settings, data or versions."""
     dry_run: bool
 
 
@@ -77,6 +79,11 @@ def parse_command_line(
         "and move the old folder aside (never), or go on from a checkpoint folder",
     )
     parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="go on even if settings, data or versions differ from the checkpoint's",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check everything up to the model, then stop"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -84,7 +91,13 @@ def parse_command_line(
     settings = load_settings(settings_class, arguments.config, arguments.overrides)
     check_extra(settings.model_dump()["training"], config_class)
     output = arguments.output or ROOT / "outputs" / settings.model_dump()["run"]["name"]
-    return Command(settings, output.absolute(), arguments.resume, arguments.dry_run)
+    return Command(
+        settings,
+        output.absolute(),
+        arguments.resume,
+        arguments.resume_anyway,
+        arguments.dry_run,
+    )
 
 
 def load_settings(settings_class: type[S], path: Path, overrides: list[str] | None = None) -> S:
@@ -145,6 +158,8 @@ def _fields_at(settings_class: type[BaseModel], location: list[str]) -> list[str
     """Names of the settings inside the section at `location`."""
     current = settings_class
     for name in location:
+        if name.isdigit():  # a place in a list
+            continue
         field = current.model_fields.get(name)
         inner = _section_of(field.annotation) if field else None
         if inner is None:
@@ -154,7 +169,7 @@ def _fields_at(settings_class: type[BaseModel], location: list[str]) -> list[str
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
-    """The Section class in an annotation such as `Source` or `Source | None`."""
+    """The Section class in an annotation: `Source`, `Source | None` or `list[Source]`."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
@@ -167,13 +182,13 @@ def describe(settings_class: type[Section], prefix: str = "") -> list[str]:
     for name, field in settings_class.model_fields.items():
         inner = _section_of(field.annotation)
         annotation = field.annotation
-        if inner is not None:
+        if inner is not None and get_origin(annotation) is not list:
             if annotation is not inner:
                 lines.append(f"  {prefix}{name}: section = None\n      {field.description}")
             lines += describe(inner, f"{prefix}{name}.")
             continue
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        kind = kind.replace("typing.", "")
+        kind = kind.replace("typing.", "").replace(f"{Section.__module__}.", "")
         default = "required" if field.is_required() else f"= {field.default!r}"
         meaning = " ".join((field.description or "").split())
         lines.append(f"  {prefix}{name}: {kind} {default}\n      {meaning}")

@@ -1,20 +1,22 @@
 """Rows of a dataset -> problems and preference pairs, with every check on them.
 
 All checks run before a model is loaded. A row that breaks a rule stops the run with its file, row
-and column; the only rule that may drop rows instead is length, and then they are counted.
+and column. Rows that are left out instead (too long, a tie, another language) are counted.
 """
 
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from eval import conversation
 from eval.gsm8k import Problem
 from eval.preference import Pair
 from rewards.answer import parse_number
 from scripts.common.errors import DataError
+from scripts.common.pair_formats import read_pair
 from scripts.common.settings import PairData, ProblemColumns, ProblemData, Prompt, Source
 from scripts.common.sources import Row, read_rows
 
@@ -67,38 +69,67 @@ def _problem(row: Row, columns: ProblemColumns) -> Problem:
     return Problem(question=question, answer=gold, where=row.where)
 
 
-def load_pairs(data: PairData, prompt: Prompt) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train on and pairs held out; the two share no prompt.
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs to train on and pairs held out, and what became of the other rows."""
+
+    train: list[Pair]
+    held_out: list[Pair]
+    rows: int
+    """Rows read, the dropped ones included."""
+    dropped: dict[str, int]
+    """Rows left out, by rule."""
+
+
+def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
+    """Pairs on both sides, which share no prompt; rows that a rule leaves out are printed.
 
     Raises:
         DataError: a row that breaks a rule, or too few pairs to hold any out.
     """
-    pairs = [_pair(row, data, prompt) for row in read_rows(data.train)]
+    dropped: Counter[str] = Counter()
+    pairs, rows = _read_pairs(data.train, data, prompt, dropped)
     if data.eval is None:
-        return hold_out(pairs, data.holdout, data.train.path)
-    evaluation = [_pair(row, data, prompt) for row in read_rows(data.eval)]
+        train, held_out = hold_out(pairs, data.holdout, data.train.path)
+        return PairSet(train, held_out, rows, dict(dropped))
+    evaluation, more = _read_pairs(data.eval, data, prompt, dropped)
     trained_on = {prompt_key(pair) for pair in pairs}
     for pair in evaluation:
         if prompt_key(pair) in trained_on:
             raise DataError(f"{pair.where} is also trained on")
-    return pairs, evaluation
+    return PairSet(pairs, evaluation, rows + more, dict(dropped))
 
 
-def _pair(row: Row, data: PairData, prompt: Prompt) -> Pair:
-    columns = data.columns
-    user = row.text(columns.prompt)
-    chosen, rejected = row.text(columns.chosen), row.text(columns.rejected)
-    if chosen == rejected:
-        raise DataError(
-            f"{row.where}: columns '{columns.chosen}' and '{columns.rejected}' hold the same "
-            "text; such a pair teaches nothing, remove it"
-        )
-    system = prompt.system
-    if columns.system is not None:
-        own = row.values.get(columns.system, 0)  # 0: no such column, which row.text explains
-        if own is not None and (not isinstance(own, str) or own.strip()):
-            system = row.text(columns.system)
-    return Pair(tuple(conversation(user, system)), chosen, rejected, row.where)
+def load_pairs(data: PairData, prompt: Prompt) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on and pairs held out, as `load_pair_set` finds them."""
+    found = load_pair_set(data, prompt)
+    return found.train, found.held_out
+
+
+def _read_pairs(
+    source: Source, data: PairData, prompt: Prompt, dropped: Counter[str]
+) -> tuple[list[Pair], int]:
+    """The pairs of a source and its number of rows; those left out are added to `dropped`."""
+    rows = read_rows(source)
+    read = [read_pair(row, data, prompt.system) for row in rows]
+    pairs = [pair for pair in read if isinstance(pair, Pair)]
+    reasons = Counter(reason for reason in read if isinstance(reason, str))
+    said = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    if not pairs:
+        raise DataError(f"{source.path}: no pair is left of {len(rows)} rows: {said}")
+    if reasons:
+        print(f"{source.path}: left out {reasons.total()} of {len(rows)} rows: {said}")
+    dropped.update(reasons)
+    return pairs, len(rows)
+
+
+def load_questions(sources: Sequence[Source]) -> list[str]:
+    """The questions of evaluation sets, in their column `question`.
+
+    Raises:
+        DataError: a set cannot be read, or a row holds no question.
+    """
+    return [row.text("question") for source in sources for row in read_rows(source)]
 
 
 def normalise(text: str) -> str:
@@ -111,8 +142,11 @@ def normalise(text: str) -> str:
 
 
 def prompt_key(pair: Pair) -> str:
-    """A hash of the pair's user turn that is the same on every machine."""
-    text = normalise(pair.prompt[-1]["content"])
+    """A hash of the prompt's first user turn that is the same on every machine.
+
+    Of the first, so that all branches of a conversation are on one side.
+    """
+    text = normalise(next(turn["content"] for turn in pair.prompt if turn["role"] == "user"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

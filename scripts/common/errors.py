@@ -27,6 +27,12 @@ class DataError(PostTrainError):
     exit_code = 2
 
 
+class CheckpointError(PostTrainError):
+    """No usable checkpoint, or one that could not be written."""
+
+    exit_code = 2
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the valid name nearest to `word`, or the list of valid names."""
     names = sorted(valid)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from eval import Completion, Conversation, Generate, Message
@@ -12,6 +13,7 @@ from scripts.common.progress import progress_bar
 from scripts.common.settings import Evaluation
 
 LONGEST_ANSWER = 96  # tokens that surely hold an answer element of 64 characters and its tags
+SHORTEST_ROUND = 32  # tokens: below it, reading the prompts again would cost more than it saves
 
 
 def render(tokenizer: Any, conversation: Sequence[Message]) -> str:
@@ -24,69 +26,59 @@ def render(tokenizer: Any, conversation: Sequence[Message]) -> str:
 
 def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """Tokens in each text, special tokens written in it counted as such."""
+    return [len(ids) for ids in _token_ids(tokenizer, texts)]
+
+
+def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
-    return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@dataclass
+class _Draft:
+    """A reply being written."""
+
+    prompt: list[int]
+    reply: list[int] = field(default_factory=list)
+    ended: bool = False
 
 
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
     """A generate function over the policy, with its adapter on.
 
-    Prompts are batched by length and padded on the left. A batch that does not fit the memory is
-    halved and tried again. Greedy at temperature 0; above it the sampling is seeded and leaves the
-    training's random state alone.
+    Prompts are batched by length and padded on the left. Once half of a batch has ended, the other
+    half goes on together with the next prompts, so that one long reply does not keep a batch of
+    ended ones busy. A batch that does not fit the memory is halved and tried again. Greedy at
+    temperature 0; above it the sampling is seeded and leaves the training's random state alone.
     """
     import torch
-    from transformers import GenerationConfig, StoppingCriteriaList
 
     sampling: dict[str, Any] = {"do_sample": False}
     if evaluation.temperature > 0:
         sampling = {"do_sample": True, "temperature": evaluation.temperature, "top_k": 0}
     ends = end_tokens(policy, tokenizer)
-    config = GenerationConfig(
-        max_new_tokens=evaluation.max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.pad_token_id,
-        **sampling,
-    )
-    stop = StoppingCriteriaList()
-    if evaluation.stop_at_answer:
-        stop.append(StopAtAnswer(tokenizer))
+    stop = StopAtAnswer(tokenizer) if evaluation.stop_at_answer else None
     size = evaluation.batch_size or batch_that_fits(policy, evaluation)
-
-    def answer(texts: list[str]) -> list[Completion]:
-        inputs = tokenizer(
-            texts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-        ).to(policy.device)
-        output = policy.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            generation_config=config,
-            stopping_criteria=stop,
-        )
-        new = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [_completion(tokenizer, ids, ends) for ids in new]
 
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
         nonlocal size
         texts = [render(tokenizer, conversation) for conversation in conversations]
-        lengths = token_lengths(tokenizer, texts)
-        left = sorted(range(len(texts)), key=lambda i: lengths[i], reverse=True)
-        replies: dict[int, Completion] = {}
+        drafts = [_Draft(ids) for ids in _token_ids(tokenizer, texts)]
+        waiting = sorted(drafts, key=lambda draft: len(draft.prompt), reverse=True)
         with (
             inference_mode(policy),
             torch.random.fork_rng(),
-            progress_bar("answering", len(texts)) as bar,
+            progress_bar("answering", len(drafts)) as bar,
         ):
             torch.manual_seed(seed)
-            while left:
-                batch = left[:size]
+            while waiting:
+                batch = waiting[:size]
                 try:
-                    replies.update(zip(batch, answer([texts[i] for i in batch]), strict=True))
+                    _write(
+                        policy, tokenizer, batch, ends, evaluation.max_new_tokens, stop, sampling
+                    )
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise
@@ -94,11 +86,88 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
                     torch.cuda.empty_cache()
                     print(f"out of memory: going on with batches of {size}")
                     continue
-                left = left[size:]
-                bar.update(len(batch))
-        return [replies[i] for i in range(len(texts))]
+                unfinished = [draft for draft in batch if not draft.ended]
+                waiting = unfinished + waiting[size:]
+                bar.update(len(batch) - len(unfinished))
+        return [_completion(tokenizer, draft.reply, ends, stop) for draft in drafts]
 
     return generate
+
+
+def _write(
+    policy: Any,
+    tokenizer: Any,
+    drafts: Sequence[_Draft],
+    ends: set[int],
+    limit: int,
+    stop: "StopAtAnswer | None",
+    sampling: dict[str, Any],
+) -> None:
+    """Go on with every draft until half of them, or all, have ended."""
+    import torch
+    from transformers import GenerationConfig, StoppingCriteriaList
+
+    rows = [draft.prompt + draft.reply for draft in drafts]
+    width = max(map(len, rows))
+    padding = [width - len(row) for row in rows]
+    ids = torch.tensor(
+        [[tokenizer.pad_token_id] * n + row for n, row in zip(padding, rows, strict=True)]
+    )
+    mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
+    left = [limit - len(draft.reply) for draft in drafts]
+    criterion = _Round(width, [len(draft.reply) for draft in drafts], left, ends, stop)
+    output = policy.generate(
+        input_ids=ids.to(policy.device),
+        attention_mask=mask.to(policy.device),
+        generation_config=GenerationConfig(
+            max_new_tokens=max(left),
+            eos_token_id=sorted(ends),
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        ),
+        stopping_criteria=StoppingCriteriaList([criterion]),
+    )
+    new = output[:, width:].tolist()
+    for draft, tokens, length in zip(drafts, new, criterion.lengths, strict=True):
+        draft.ended = length is not None
+        draft.reply += tokens[:length]
+
+
+class _Round:
+    """Ends each row at an end token, its limit or its answer, and all rows once half have ended."""
+
+    def __init__(
+        self,
+        width: int,
+        written: Sequence[int],
+        left: Sequence[int],
+        ends: set[int],
+        stop: "StopAtAnswer | None",
+    ) -> None:
+        self.lengths: list[int | None] = [None] * len(left)
+        """New tokens of each row that has ended, the end token included."""
+        self._width, self._written, self._left = width, written, left
+        self._ends, self._stop = ends, stop
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
+        new = input_ids.shape[1] - self._width
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            if self.lengths[row] is None and (
+                token in self._ends
+                or new == self._left[row]
+                or (
+                    self._stop is not None
+                    and token in self._stop.closing
+                    and self._stop.closed(input_ids[row, -(new + self._written[row]) :].tolist())
+                )
+            ):
+                self.lengths[row] = new
+        ended = [length is not None for length in self.lengths]
+        if new >= SHORTEST_ROUND and 2 * sum(ended) >= len(ended):
+            ended = [True] * len(ended)
+        return torch.tensor(ended, device=input_ids.device)
 
 
 def end_tokens(policy: Any, tokenizer: Any) -> set[int]:
@@ -125,33 +194,24 @@ def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
 
 
 class StopAtAnswer:
-    """Ends a reply once its last line is a whole `<answer>NUMBER</answer>`."""
+    """Knows a reply whose last line is a whole `<answer>NUMBER</answer>`."""
 
     def __init__(self, tokenizer: Any) -> None:
-        import torch
-
         self._tokenizer = tokenizer
-        closing = [i for t, i in tokenizer.get_vocab().items() if t.endswith(">")]
-        self._closing = torch.tensor(closing)
+        self.closing = {number for token, number in tokenizer.get_vocab().items() if ">" in token}
+        """Tokens that may close the element, alone or with what follows it."""
 
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        import torch
-
-        last = input_ids[:, -1]
-        done = torch.isin(last, self._closing.to(last.device))
-        for row in done.nonzero()[:, 0].tolist():
-            tail = self._tokenizer.decode(input_ids[row, -LONGEST_ANSWER:])
-            done[row] = ends_with_answer(tail) and not tail.endswith(tuple(" \n"))
-        return done
+    def closed(self, reply: Sequence[int]) -> bool:
+        return ends_with_answer(self._tokenizer.decode(reply[-LONGEST_ANSWER:]))
 
 
-def _completion(tokenizer: Any, ids: list[int], ends: set[int]) -> Completion:
-    """Token ids as generated, padding and all -> a Completion."""
-    stops = ends | {tokenizer.pad_token_id}
-    length = next((n for n, i in enumerate(ids) if i in stops), None)
-    kept = ids if length is None else ids[: length + (ids[length] in ends)]
-    text: str = tokenizer.decode(kept, skip_special_tokens=True)
-    return Completion(text=text, tokens=len(kept), truncated=length is None)
+def _completion(
+    tokenizer: Any, reply: list[int], ends: set[int], stop: StopAtAnswer | None
+) -> Completion:
+    """The token ids of an ended reply -> a Completion."""
+    text: str = tokenizer.decode(reply, skip_special_tokens=True)
+    whole = reply[-1] in ends or (stop is not None and stop.closed(reply))
+    return Completion(text=text, tokens=len(reply), truncated=not whole)
 
 
 def pair_log_probs(

@@ -29,14 +29,10 @@ def server_generator(
     OPENAI_API_KEY. Busy or failing answers are tried again with growing pauses.
 
     Raises:
-        ConfigError: the server cannot be reached or refuses the request.
+        ConfigError: the server cannot be reached, refuses the request or answers something else.
     """
-    base = url.rstrip("/")
-    base = base if base.endswith("/v1") else f"{base}/v1"
-    key = os.environ.get("OPENAI_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    client = httpx.Client(base_url=base, headers=headers, timeout=PATIENCE_S, trust_env=False)
-    name = model or _request(client, "GET", "/models")["data"][0]["id"]
+    client = _client(url)
+    name = model or _first_model(_request(client, "GET", "/models"), url)
 
     def answer(numbered: tuple[int, Conversation]) -> Completion:
         number, conversation = numbered
@@ -47,7 +43,7 @@ def server_generator(
             "temperature": evaluation.temperature,
             "seed": seed + number,
         }
-        return _completion(_request(client, "POST", "/chat/completions", body))
+        return _completion(_request(client, "POST", "/chat/completions", body), url)
 
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
         with ThreadPoolExecutor(evaluation.batch_size) as pool:
@@ -56,28 +52,61 @@ def server_generator(
     return generate
 
 
+def _client(url: str) -> httpx.Client:
+    base = url.rstrip("/")
+    base = base if base.endswith("/v1") else f"{base}/v1"
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):  # an HTTP library's message would show the key
+        raise ConfigError("OPENAI_API_KEY holds a character that no key has, such as a line break")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        return httpx.Client(base_url=base, headers=headers, timeout=PATIENCE_S, trust_env=False)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{url} is not a URL: {error}") from None
+
+
 def _request(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:
     """The JSON answer, after up to TRIES tries."""
+    where = f"{client.base_url}{path.lstrip('/')}"
     for attempt in range(TRIES):
         try:
             response = client.request(method, path, json=body)
-            if response.status_code < 500 and response.status_code != 429:
-                response.raise_for_status()
+            if response.is_success:
                 return response.json()
             problem = f"status {response.status_code}"
-        except httpx.HTTPStatusError as error:
-            raise ConfigError(
-                f"{error.request.url} refused the request: {error.response.text[:300]}"
-            ) from None
-        except (httpx.TransportError, ValueError) as error:
+            if response.status_code < 500 and response.status_code != 429:
+                said = _without_key(client, response.text)[:300]
+                raise ConfigError(f"{where} refused the request: {problem}: {said}")
+        except httpx.TransportError as error:
             problem = str(error) or type(error).__name__
+        except ValueError:
+            problem = "an answer that is not JSON"
         if attempt + 1 < TRIES:
             time.sleep(0.5 * 2**attempt)
-    raise ConfigError(f"no answer from {client.base_url}{path.lstrip('/')}: {problem}")
+    raise ConfigError(
+        f"no answer from {where}: {problem} ({TRIES} tries); is a server running there?"
+    )
 
 
-def _completion(answer: Any) -> Completion:
-    choice = answer["choices"][0]
-    text = choice["message"]["content"] or ""
+def _without_key(client: httpx.Client, text: str) -> str:
+    """Text of the server, which may quote the key that it was sent."""
+    key = client.headers.get("Authorization", "").removeprefix("Bearer ")
+    return text.replace(key, "[key]") if key else text
+
+
+def _first_model(answer: Any, url: str) -> str:
+    try:
+        return str(answer["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"{url} lists no models: not an OpenAI-compatible server?") from None
+
+
+def _completion(answer: Any, url: str) -> Completion:
+    try:
+        choice = answer["choices"][0]
+        text = choice["message"]["content"] or ""
+        truncated = choice["finish_reason"] == "length"
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"{url} answered without a choice: {str(answer)[:200]}") from None
     tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
-    return Completion(text=text, tokens=tokens, truncated=choice["finish_reason"] == "length")
+    return Completion(text=text, tokens=tokens, truncated=truncated)

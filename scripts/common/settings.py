@@ -80,23 +80,62 @@ class Data(Section):
 
 
 class PairColumns(Section):
+    """Names of columns. Those that a format of `data.format` gives another name are in brackets."""
+
     prompt: str = "prompt"
-    """Column of the user's turn."""
+    """Column of the user's turn, or of the messages up to it [orca: question]."""
     chosen: str = "chosen"
     """Column of the preferred reply."""
     rejected: str = "rejected"
     """Column of the other reply."""
     system: str | None = None
-    """Column of a system turn; where it is empty or not named, `prompt.system` is used."""
+    """Column of a system turn; where it is empty or not named, `prompt.system` is used [orca:
+    system, used only where `prompt.system` is null]."""
+    language: str = "lang"
+    """Column of the row's language, read where `data.language` is given."""
+    first: str = "conversation_a"
+    """Column of an arena's first conversation."""
+    second: str = "conversation_b"
+    """Column of an arena's second conversation."""
+    choice: str = "choice"
+    """Column of an arena's vote: a side, a tie, or the name of one of the two models."""
+    turn: str | None = None
+    """Column of the reply that an arena's vote is about, counted from 0; null: the last one."""
+
+
+FORMAT_COLUMNS = {"orca": {"prompt": "question", "system": "system"}}
 
 
 class PairData(Data):
+    format: Literal["columns", "orca", "messages", "conversational", "oasst", "comparia"] = (
+        "columns"
+    )
+    """How a row holds its pair. columns: three columns of text; orca: the same with a system turn;
+    messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
+    prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
+    comparia: two conversations and a vote."""
     columns: PairColumns = PairColumns()
     """Which columns of the dataset hold what."""
+    language: str | None = None
+    """Leave out, and count, rows that `columns.language` gives another language, such as fr."""
+    unusable: Literal["error", "drop"] = "error"
+    """What to do with a pair whose replies are equal or one of which is empty: refuse the run, or
+    leave out and count the row."""
     eval: Source | None = None
     """Held-out pairs of their own; without it `holdout` prompts are split off."""
     holdout: int = Field(200, ge=1)
     """Pairs to hold out of training, chosen by a hash of their prompt."""
+    check_against: list[Source] = []
+    """Evaluation questions (column `question`, as in GSM8K and MGSM) to look for in the prompts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_the_format(cls, values: Any) -> Any:
+        """The format's own column names, where the config gives none: they are in its record."""
+        given = values.get("columns", {}) if isinstance(values, dict) else None
+        if not isinstance(given, dict) or not isinstance(values.get("format"), str):
+            return values
+        return {**values, "columns": {**FORMAT_COLUMNS.get(values["format"], {}), **given}}
 
 
 class ProblemColumns(Section):
@@ -157,6 +196,10 @@ class Training(Section):
     """Seed of everything random in the run."""
     extra: dict[str, Any] = {}
     """Any other argument of the trainer's configuration class."""
+
+    def safe_to_save(self, step: int) -> bool:
+        """Whether a checkpoint after `step` holds all that the next step depends on."""
+        return True
 
     @model_validator(mode="after")
     def _one_precision(self) -> Self:
@@ -241,14 +284,19 @@ class GRPOTraining(Training):
                 f"gradient_accumulation_steps) = {rollouts} is not a multiple of "
                 f"num_generations = {self.num_generations}; groups would be torn apart"
             )
-        buffered = micro_batches * self.num_iterations
-        if (self.save_steps * self.gradient_accumulation_steps) % buffered:
+        if not self.safe_to_save(self.save_steps):
             raise ValueError(
-                f"save_steps x gradient_accumulation_steps must be a multiple of "
-                f"{buffered} (steps_per_generation x num_iterations): a checkpoint taken between "
-                "two generations would lose the rollouts still waiting"
+                "save_steps x gradient_accumulation_steps must be a multiple of "
+                f"{micro_batches * self.num_iterations} (steps_per_generation x num_iterations): a "
+                "checkpoint taken between two generations would lose the rollouts still waiting"
             )
         return self
+
+    def safe_to_save(self, step: int) -> bool:
+        """True between two generations: trl keeps the rollouts still waiting in no checkpoint."""
+        micro_batches = self.steps_per_generation or self.gradient_accumulation_steps
+        done = step * self.gradient_accumulation_steps
+        return done % (micro_batches * self.num_iterations) == 0
 
 
 class Evaluation(Section):
@@ -282,6 +330,8 @@ class Run(Section):
     """Name of the run; its folder is outputs/NAME unless --output says otherwise."""
     verbose: bool = False
     """Show everything that the libraries print."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Stop training with a checkpoint after this long; the same command then goes on."""
     threads: int | None = Field(None, ge=1)
     """CPU threads for torch; null leaves torch's own choice."""
 

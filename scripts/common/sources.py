@@ -20,26 +20,43 @@ class Row:
     values: dict[str, Any]
     where: str
 
-    def text(self, column: str) -> str:
+    def text(self, column: str, may_be_empty: bool = False) -> str:
         """The text in a column, without the white space around it.
 
         Raises:
-            DataError: the column is missing, holds no text, or only white space.
+            DataError: the column is missing, or holds no text or (unless it may) only white space.
+        """
+        what = f"{self.where}: column '{column}'"
+        return checked_text(self.value(column), what, may_be_empty)
+
+    def value(self, column: str) -> Any:
+        """Whatever a column holds.
+
+        Raises:
+            DataError: the column is missing.
         """
         if column not in self.values:
             raise DataError(
                 f"{self.where}: there is no column '{column}'.{did_you_mean(column, self.values)} "
                 "Map it under data.columns."
             )
-        value = self.values[column]
-        if not isinstance(value, str):
-            kind = "null" if value is None else type(value).__name__
-            raise DataError(f"{self.where}: column '{column}' should hold text, found {kind}")
-        if not value.strip():
-            raise DataError(f"{self.where}: column '{column}' is empty")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise DataError(f"{self.where}: column '{column}' holds half a surrogate pair")
-        return value.strip()
+        return self.values[column]
+
+
+def checked_text(value: Any, what: str, may_be_empty: bool = False) -> str:
+    """`value` without the white space around it; `what` is what a message calls it.
+
+    Raises:
+        DataError: it is no text, is half a surrogate pair's, or (unless it may) is empty.
+    """
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise DataError(f"{what} should hold text, found {kind}")
+    if not value.strip() and not may_be_empty:
+        raise DataError(f"{what} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{what} holds half a surrogate pair")
+    return value.strip()
 
 
 def read_rows(source: Source) -> list[Row]:

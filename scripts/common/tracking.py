@@ -15,6 +15,7 @@ from typing import Any
 from rewards import RewardFunction
 from rewards.answer import count_answer_elements
 from scripts.common.atomic import write_json, write_text
+from scripts.common.checkpoint import CheckpointStore, verify
 from scripts.common.config import ROOT
 from scripts.common.errors import ConfigError
 from scripts.common.settings import Section
@@ -40,7 +41,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = CheckpointStore(path / "checkpoints")
         self.adapter = path / "adapter"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
@@ -51,24 +52,20 @@ class RunFolder:
         return (self.path / "eval" / "comparison.json").exists()
 
     def checkpoint(self, resume: str) -> Path | None:
-        """The trainer checkpoint to go on from, for `--resume auto|never|PATH`.
+        """The checkpoint to go on from, for `--resume auto|never|PATH`.
 
         Raises:
             ConfigError: the path is not a checkpoint.
+            CheckpointError: every checkpoint is damaged.
         """
         if resume == "never":
             return None
-        if resume != "auto":
-            path = Path(resume)
-            if not (path / "trainer_state.json").exists():
-                raise ConfigError(f"--resume {resume}: no checkpoint there (no trainer_state.json)")
-            return path
-        found = [
-            p
-            for p in self.checkpoints.glob("checkpoint-*")
-            if p.name.rpartition("-")[2].isdigit() and (p / "trainer_state.json").exists()
-        ]
-        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+        if resume == "auto":
+            return self.checkpoints.newest()
+        problems = verify(Path(resume).absolute())
+        if problems:
+            raise ConfigError(f"--resume {resume}: not a whole checkpoint: {problems[0]}")
+        return Path(resume).absolute()
 
     def open(self, fresh: bool) -> None:
         """Make the folder; with `fresh`, one that is already there is moved aside, not deleted."""
@@ -79,12 +76,21 @@ class RunFolder:
             self.path.rename(aside)
             print(f"Moved the earlier run to {aside}")
         (self.path / "eval").mkdir(parents=True, exist_ok=True)
+        self.checkpoints.folder.mkdir(exist_ok=True)
 
     def describe(self, settings: Section, facts: dict[str, Any]) -> None:
         """Write config.yaml (resolved) and environment.json (`facts` are added to it)."""
         values = settings.model_dump(mode="json")
         write_text(self.path / "config.yaml", dump_yaml(values))
         write_json(self.path / "environment.json", {**environment(), **facts})
+
+    def identity(self, settings: Section, facts: dict[str, Any]) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be of this run: settings that shape the
+        training, the data, and the versions that it ran on."""
+        values = settings.model_dump(mode="json", exclude={"run", "tracking", "evaluation"})
+        for name in ("save_total_limit", "logging_steps"):
+            values["training"].pop(name)
+        return {"settings": values, "data": facts["data"], "versions": environment()["versions"]}
 
     def write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Write eval/NAME.jsonl whole."""
@@ -166,12 +172,15 @@ class SampleRecorder:
     """Wraps reward functions so that some completions of every generation reach samples.jsonl.
 
     trl calls the functions one after the other on the same completions; when the last has scored
-    them, the first `count` rows are written with all their rewards.
+    them, the first `count` rows are written with all their rewards. To the mean and standard
+    deviation that trl logs for each function, `rewards/NAME/zero_spread` adds the share of groups
+    of `group` completions in which all got the same: those teach that reward nothing.
     """
 
-    def __init__(self, path: Path, count: int) -> None:
+    def __init__(self, path: Path, count: int, group: int) -> None:
         self.path = path
         self.count = count
+        self.group = group
         self._scores: dict[str, Sequence[float | None]] = {}
 
     def wrap(self, functions: dict[str, RewardFunction]) -> list[RewardFunction]:
@@ -182,6 +191,9 @@ class SampleRecorder:
         def reward(**columns: Any) -> Sequence[float | None]:
             scores = function(**columns)
             self._scores[name] = scores
+            groups = [scores[i : i + self.group] for i in range(0, len(scores), self.group)]
+            equal = [len(set(group)) == 1 for group in groups]
+            columns["log_metric"](f"rewards/{name}/zero_spread", sum(equal) / len(equal))
             if len(self._scores) == total:
                 self._write(**columns)
                 self._scores = {}

@@ -1,14 +1,19 @@
 """What both trainers share: their arguments, their progress, and running them."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 from scripts.common import policy
-from scripts.common.errors import ConfigError
+from scripts.common.checkpoint import StopRequest, check_disk, is_disk_full
+from scripts.common.errors import CheckpointError, ConfigError
 from scripts.common.progress import progress_bar
-from scripts.common.settings import Training
+from scripts.common.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
 from scripts.common.tracking import Clock, RunFolder, append_rows, keep_rows_until
+
+# A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
+BYTES_A_WEIGHT = 16
 
 
 def build_arguments(
@@ -30,7 +35,7 @@ def build_arguments(
 def owned_arguments(run: RunFolder, name: str, report_to: list[str]) -> dict[str, Any]:
     """The arguments that the scripts decide, the same for both trainers."""
     return {
-        "output_dir": str(run.checkpoints),
+        "output_dir": str(run.checkpoints.staging),
         "run_name": name,
         "report_to": report_to or "none",
         "disable_tqdm": True,
@@ -72,26 +77,71 @@ def report_changes(asked: dict[str, Any], arguments: Any) -> dict[str, dict[str,
 
 
 def train(
-    trainer: Any, training: Training, run: RunFolder, shown: dict[str, str], checkpoint: Path | None
+    trainer: Any,
+    settings: DPOSettings | GRPOSettings,
+    run: RunFolder,
+    shown: dict[str, str],
+    checkpoint: Path | None,
+    identity: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train from the start or from a checkpoint; returns steps and seconds. 0 steps trains none.
+    """Train from the start or from a checkpoint. 0 steps trains none.
 
-    `shown` maps the trainer's metric names to the labels they get beside the progress bar.
+    `shown` maps the trainer's metric names to the labels they get beside the progress bar;
+    `identity` goes into every checkpoint. Returns steps, seconds, and where a signal or the time
+    limit ended it early, the exit code to leave with and the reason.
+
+    Raises:
+        CheckpointError: the disk is full; the earlier checkpoints are whole.
     """
     from transformers import PrinterCallback
 
+    training = settings.training
     if training.max_steps == 0:  # transformers would read 0 as "no limit" and train for an epoch
         print("training.max_steps is 0: nothing is trained")
         return {"steps": 0, "seconds": 0.0}
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    check_disk(run.path, trainable * BYTES_A_WEIGHT, training.save_total_limit)
     clock = Clock()
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_callback(run, shown, clock))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+    with StopRequest(settings.run.max_minutes) as stop:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_callback(run, shown, clock, stop, identity, training))
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception as error:
+            if not is_disk_full(error, run.path):
+                raise
+            raise CheckpointError(
+                f"{run.path}: the disk is full; the checkpoints before this one are whole. Free "
+                "some space and give the same command again"
+            ) from error
+        finally:
+            shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
+    result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+    if stop.exit_code is not None:
+        result |= {"exit_code": stop.exit_code, "reason": stop.reason}
+    return result
 
 
-def _callback(run: RunFolder, shown: dict[str, str], clock: Clock) -> Any:
-    """A TrainerCallback that writes metrics.jsonl and shows one progress bar."""
+def stopped_early(result: dict[str, Any], run: RunFolder) -> bool:
+    """Whether training ended before its last step; then says how to go on."""
+    if "exit_code" not in result:
+        return False
+    print(
+        f"Stopped at step {result['steps']} ({result['reason']}). Everything is in {run.path}; "
+        "the same command goes on from there"
+    )
+    return True
+
+
+def _callback(
+    run: RunFolder,
+    shown: dict[str, str],
+    clock: Clock,
+    stop: StopRequest,
+    identity: dict[str, Any],
+    training: DPOTraining | GRPOTraining,
+) -> Any:
+    """A TrainerCallback: metrics.jsonl, the progress bar, sealed checkpoints, early stops."""
     from transformers import TrainerCallback  # not before Unsloth is imported
 
     class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
@@ -104,6 +154,14 @@ def _callback(run: RunFolder, shown: dict[str, str], clock: Clock) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.bar.update(state.global_step - self.bar.n)
+            if stop.wanted() and training.safe_to_save(state.global_step):
+                control.should_save = True
+                control.should_training_stop = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            written = run.checkpoints.staging / f"checkpoint-{state.global_step}"
+            keep = training.save_total_limit
+            run.checkpoints.publish(written, state.global_step, identity, keep)
 
         def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
             row = {"step": state.global_step, "seconds": clock.seconds(), **extra["logs"]}

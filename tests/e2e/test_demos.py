@@ -1,11 +1,6 @@
 """The two demos: the real scripts on the embedded model, as a user runs them."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +52,7 @@ def test_dpo_demo_learns_french(tmp_path: Path) -> None:
     assert after["french_share"]["value"] >= 0.95
     assert after["reward_margin"]["low"] > 0
     first = rows(run / "metrics.jsonl")[0]
-    assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert first["rewards/margins"] == 0
     for name in RECORD:
         assert (run / name).stat().st_size > 0
 
@@ -73,29 +68,3 @@ def test_without_training_nothing_changes(tmp_path: Path, name: str) -> None:
     for measure, values in read(run, "comparison").items():
         assert values["difference"] == 0, measure
         assert values["p_value"] == 1
-
-
-@pytest.mark.parametrize("name", ["grpo", "dpo"])
-def test_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, name: str) -> None:
-    run = tmp_path / name
-    few = ["evaluation.limit=8", "training.max_steps=6", "training.save_steps=2"]
-    few += ["training.per_device_train_batch_size=16"]
-    few += ["evaluation.replies=4"] if name == "dpo" else []
-    arguments = [name, "--config", CONFIGS[name], "--output", run, *few]
-    command = [sys.executable, ROOT / "scripts" / f"{name}.py", *arguments[1:]]
-    process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not (run / "checkpoints" / "checkpoint-2" / "trainer_state.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    before = (run / "eval" / "before.jsonl").read_bytes()
-
-    result = run_script(*arguments)
-    assert result.returncode == 0, result.stderr
-    steps = [row["step"] for row in rows(run / "metrics.jsonl") if "learning_rate" in row]
-    assert steps == [1, 2, 3, 4, 5, 6]
-    assert (run / "eval" / "before.jsonl").read_bytes() == before

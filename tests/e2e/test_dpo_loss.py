@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def build(tmp_path: Path, *overrides: str) -> tuple[Any, Any, Any, DPOSettings, list[Pair]]:
+    overrides = ("training.loss_type=[sigmoid]", *overrides)
     settings = config.load_settings(DPOSettings, CONFIG, list(overrides))
     pairs, _ = data.load_pairs(settings.data, settings.prompt)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)

@@ -37,6 +37,8 @@ NULLABLE = {
     *(f"data.{side}.{name}" for side in ("train", "eval") for name in ("subset", "revision")),
     *(f"data.{side}.limit" for side in ("train", "eval")),
     "data.columns.system",
+    "data.columns.turn",
+    "data.language",
     "prompt.system",
     "training.loss_weights",
     "training.steps_per_generation",
@@ -275,7 +277,7 @@ def test_every_value_of_another_type(name: str, turn: int, tmp_path: Path) -> No
     with pytest.raises(ConfigError) as caught:
         load(tree, CLASSES[name], tmp_path)
     lines = str(caught.value).removeprefix(f"{tmp_path / 'changed.yaml'}: ").splitlines()
-    named = {re.sub(r"\.\d+$", "", line.strip().partition(": ")[0]) for line in lines}
+    named = {re.sub(r"\.\d+(\.\w+)*$", "", line.strip().partition(": ")[0]) for line in lines}
     assert named == {dotted(path) for path in paths}
 
 

@@ -362,6 +362,9 @@ def test_the_environment_keeps_when_the_run_started(run: RunFolder) -> None:
 # --- samples ------------------------------------------------------------------------------------
 
 
+LOGGED: list[tuple[str, float]] = []
+
+
 def generation(step: int, count: int = 4) -> dict[str, Any]:
     """What trl hands to a reward function after one generation."""
     texts = [f"Step {step}.\n<answer>{i}</answer>" for i in range(count)]
@@ -374,6 +377,7 @@ def generation(step: int, count: int = 4) -> dict[str, Any]:
         "answer": ["1"] * count,
         "trainer_state": SimpleNamespace(global_step=step),
         "log_extra": None,
+        "log_metric": lambda name, value: LOGGED.append((name, value)),
     }
 
 
@@ -382,9 +386,26 @@ def counting(**columns: Any) -> list[float | None]:
     return [None, *(float(i) for i in range(1, len(columns["completions"])))]
 
 
+@pytest.mark.parametrize(
+    ("group", "share"), [(1, [1.0, 1.0, 1.0]), (2, [0.5, 0.5, 0.0]), (4, [0.0, 0.0, 0.0])]
+)
+def test_share_of_groups_without_spread(tmp_path: Path, group: int, share: list[float]) -> None:
+    """format earns 1 1 1 0, correctness 0 2 0 0, counting None 1 2 3."""
+    LOGGED.clear()
+    recorder = SampleRecorder(tmp_path / "samples.jsonl", 0, group)
+    functions = recorder.wrap({**REWARDS, "counting": counting})
+    columns = generation(0)
+    scores = {f.__name__: f(**columns) for f in functions}
+    assert scores["format"] == [1, 1, 1, 0] and scores["correctness"] == [0, 2, 0, 0]
+    names = ["format", "correctness", "counting"]
+    assert dict(LOGGED) == {
+        f"rewards/{name}/zero_spread": value for name, value in zip(names, share, strict=True)
+    }
+
+
 def test_scores_names_and_order_are_unchanged(tmp_path: Path) -> None:
     functions = {**REWARDS, "my_rewards.py:counting": counting}
-    wrapped = SampleRecorder(tmp_path / "samples.jsonl", 2).wrap(functions)
+    wrapped = SampleRecorder(tmp_path / "samples.jsonl", 2, 4).wrap(functions)
     assert [f.__name__ for f in wrapped] == list(functions)
     for step in (0, 1):
         columns = generation(step)
@@ -395,7 +416,7 @@ def test_scores_names_and_order_are_unchanged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 9])
 def test_rows_are_written_once_a_generation(tmp_path: Path, count: int) -> None:
     path = tmp_path / "samples.jsonl"
-    wrapped = SampleRecorder(path, count).wrap({**REWARDS, "counting": counting})
+    wrapped = SampleRecorder(path, count, 4).wrap({**REWARDS, "counting": counting})
     for step in range(3):
         for number, function in enumerate(wrapped):
             rows = len(json_lines(path)) if path.exists() else 0
@@ -410,7 +431,7 @@ def test_rows_are_written_once_a_generation(tmp_path: Path, count: int) -> None:
 
 def test_a_sample_row(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
-    for function in SampleRecorder(path, 4).wrap({**REWARDS, "counting": counting}):
+    for function in SampleRecorder(path, 4, 4).wrap({**REWARDS, "counting": counting}):
         function(**generation(7))
     rows = json_lines(path)
     assert rows[1] == {
@@ -433,7 +454,7 @@ def test_a_sample_row(tmp_path: Path) -> None:
 def test_a_resumed_run_writes_no_generation_twice(tmp_path: Path) -> None:
     """A checkpoint at step 2 is taken before the generation that the third step learns from."""
     path = tmp_path / "samples.jsonl"
-    (function,) = SampleRecorder(path, 1).wrap({"counting": counting})
+    (function,) = SampleRecorder(path, 1, 4).wrap({"counting": counting})
     for steps_done in range(4):
         function(**generation(steps_done))
     keep_rows_until(path, 2)

@@ -1,0 +1,211 @@
+"""Checkpoints that are whole or absent, proven before they are used, and signals that end in one.
+
+The trainer writes into a staging folder. When it is done, every file is synced, a manifest with
+sizes and SHA-256 is written last, and the folder is renamed to `step-NNNNNN`: a crash at any moment
+leaves the earlier checkpoints as they were. On resume a checkpoint counts only if every file is the
+one that the manifest names.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from scripts.common.atomic import sync_folder, write_json
+from scripts.common.errors import CheckpointError, ConfigError
+
+MANIFEST = "manifest.json"
+NOT_KEPT = ("training_args.bin",)  # a pickle, which nothing here reads
+
+
+class CheckpointStore:
+    """The `checkpoints/` folder of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.staging = folder / ".staging"
+
+    def steps(self) -> list[Path]:
+        """Finished checkpoints, oldest first, verified or not."""
+        return sorted(p for p in self.folder.glob("step-*") if p.name[5:].isdigit() and p.is_dir())
+
+    def publish(self, written: Path, step: int, facts: dict[str, Any], keep: int) -> Path:
+        """Seal what the trainer wrote and give it its name; then delete all but the newest `keep`.
+
+        `facts` say which run this is a checkpoint of; they are compared on resume. The earlier
+        checkpoints are deleted only once the new one has been read back and verified.
+
+        Raises:
+            CheckpointError: what is on the disk is not what was written.
+        """
+        for name in NOT_KEPT:
+            (written / name).unlink(missing_ok=True)
+        files = {}
+        for path in sorted(p for p in written.rglob("*") if p.is_file()):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            files[str(path.relative_to(written))] = _identity(path)
+        write_json(written / MANIFEST, {"step": step, "files": files, "facts": facts})
+        sync_folder(written)
+        target = self.folder / f"step-{step:06d}"
+        if target.exists():  # a resumed run writes the same step again
+            shutil.rmtree(target)
+        os.rename(written, target)
+        sync_folder(self.folder)
+        problems = verify(target)
+        if problems:
+            raise CheckpointError(f"{target} did not survive being written: {problems[0]}")
+        for old in self.steps()[:-keep]:
+            shutil.rmtree(old)
+        return target
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that verifies, None if there is none at all.
+
+        A damaged one is named and set aside as `step-NNNNNN.damaged`; what was being written when
+        a run was killed is removed.
+
+        Raises:
+            CheckpointError: there are checkpoints and every one is damaged.
+        """
+        if self.staging.exists():
+            shutil.rmtree(self.staging)
+        found = self.steps()
+        for path in reversed(found):
+            problems = verify(path)
+            if not problems:
+                return path
+            aside = path.with_name(f"{path.name}.damaged")
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+            print(f"checkpoint {path.name} is damaged ({problems[0]}); set aside as {aside.name}")
+        if found:
+            raise CheckpointError(
+                f"{self.folder}: all {len(found)} checkpoints are damaged and were set aside. "
+                "--resume never starts over (the folder is kept under another name)"
+            )
+        return None
+
+
+def verify(path: Path) -> list[str]:
+    """What is wrong with a checkpoint folder; empty if every file is as its manifest says."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        expected = dict(manifest["files"])
+        step = int(manifest["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{MANIFEST} cannot be read: {error}"]
+    problems = []
+    if path.name != f"step-{step:06d}":
+        problems.append(f"{MANIFEST} is of step {step}")
+    present = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - {MANIFEST}
+    problems += [f"{name} is missing" for name in sorted(expected.keys() - present)]
+    problems += [f"{name} does not belong there" for name in sorted(present - expected.keys())]
+    for name in sorted(expected.keys() & present):
+        if _identity(path / name) != expected[name]:
+            problems.append(f"{name} is not what was written")
+    return problems
+
+
+def check_same_run(path: Path, facts: dict[str, Any]) -> None:
+    """Check that a checkpoint is of a run with the same settings, data and versions.
+
+    Raises:
+        ConfigError: it is not, with every difference.
+    """
+    earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    differences = _differences("", earlier, facts)
+    if differences:
+        raise ConfigError(
+            f"{path} is of another run:\n         "
+            + "\n         ".join(differences)
+            + "\n       --resume-anyway goes on all the same, --resume never starts over"
+        )
+
+
+def _differences(where: str, earlier: Any, now: Any) -> list[str]:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        keys = sorted(earlier.keys() | now.keys())
+        inner = f"{where}." if where else ""
+        return [d for k in keys for d in _differences(f"{inner}{k}", earlier.get(k), now.get(k))]
+    return [] if earlier == now else [f"{where} was {earlier!r}, now {now!r}"]
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def check_disk(folder: Path, checkpoint_bytes: int, keep: int) -> None:
+    """Check that the checkpoints of a run will fit: those kept, and one more being written.
+
+    Raises:
+        ConfigError: they will not.
+    """
+    needed = checkpoint_bytes * (keep + 1)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConfigError(
+            f"{folder}: {free / 2**30:.2f} GB free, and the checkpoints need {needed / 2**30:.2f} "
+            "GB; free some, lower training.save_total_limit, or give another --output"
+        )
+
+
+def is_disk_full(error: Exception, folder: Path) -> bool:
+    """Whether a save failed for want of space. torch and safetensors wrap the system's error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    said = str(error).lower()
+    return (
+        "no space left" in said
+        or "storagefull" in said
+        or ("failed writing file" in said and shutil.disk_usage(folder).free < 2**20)
+    )
+
+
+class StopRequest:
+    """Why a run should end at its next safe point: a signal, or its time is up.
+
+    As a context manager it listens for SIGINT and SIGTERM; a second one ends the process at once.
+    """
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self.exit_code: int | None = None
+        """Exit code to leave with once a stop was asked for, else None."""
+        self.reason = ""
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._earlier[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.exit_code = 128 + number
+        self.reason = signal.Signals(number).name
+        print(
+            f"\n{self.reason}: stopping after this step with a checkpoint; once more stops at once",
+            flush=True,
+        )
+        for each in self._earlier:
+            signal.signal(each, signal.SIG_DFL)
+
+    def wanted(self) -> bool:
+        """Whether to stop; looks at the clock too."""
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        if self.exit_code is None and late:
+            self.exit_code, self.reason = 0, "run.max_minutes is over"
+        return self.exit_code is not None

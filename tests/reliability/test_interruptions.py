@@ -1,0 +1,169 @@
+"""Runs that are killed, stopped or out of disk lose nothing, and go on as the same run."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import ROOT, run_script
+
+STEPS = 8
+SMALL = {
+    "grpo": ["training.per_device_train_batch_size=32", "evaluation.limit=8"],
+    "dpo": ["training.per_device_train_batch_size=8", "evaluation={limit: 8, replies: 4}"],
+}
+
+
+def arguments(name: str, run: Path, *more: str) -> list[str]:
+    """A run of a few steps that is deterministic: fp32, one thread."""
+    return [
+        *("--config", str(ROOT / "configs" / f"{name}_demo.yaml"), "--output", str(run)),
+        *(f"training.max_steps={STEPS}", "training.save_steps=2", "run.threads=1"),
+        *SMALL[name],
+        *more,
+    ]
+
+
+def losses(run: Path) -> list[tuple[int, Any, Any]]:
+    """(step, loss, gradient norm) of every step, unrounded."""
+    with open(run / "metrics.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in rows if "grad_norm" in r]
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def start(name: str, run: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments(name, run, *more)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """Wait until `ready`, while the process runs."""
+    deadline = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module", params=["grpo", "dpo"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(name, folder) of an uninterrupted run."""
+    run = tmp_path_factory.mktemp("whole") / request.param
+    result = run_script(request.param, *arguments(request.param, run))
+    assert result.returncode == 0, result.stderr
+    assert [step for step, *_ in losses(run)] == list(range(1, STEPS + 1))
+    return request.param, run
+
+
+def assert_same(run: Path, other: Path) -> None:
+    assert losses(run) == losses(other)
+    assert adapter(run) == adapter(other)
+
+
+def test_killed_run_goes_on_as_the_same_run(whole: tuple[str, Path], tmp_path: Path) -> None:
+    name, reference = whole
+    run = tmp_path / name
+    process = start(name, run)
+    checkpoint = run / "checkpoints" / "step-000004"
+    wait_for(process, lambda: (checkpoint / "manifest.json").exists())
+    process.kill()
+    process.communicate()
+    before = (run / "eval" / "before.jsonl").read_bytes()
+    result = run_script(name, *arguments(name, run))
+    assert result.returncode == 0, result.stderr
+    assert_same(run, reference)
+    assert (run / "eval" / "before.jsonl").read_bytes() == before
+    assert not (run / "checkpoints" / ".staging").exists()
+
+
+def test_sigterm_leaves_a_checkpoint_and_exit_143(whole: tuple[str, Path], tmp_path: Path) -> None:
+    name, reference = whole
+    run = tmp_path / name
+    process = start(name, run)
+    wait_for(process, lambda: (run / "metrics.jsonl").exists())
+    process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert time.monotonic() - asked < 30
+    assert "SIGTERM" in output and "the same command goes on" in output
+    assert list((run / "checkpoints").glob("step-*/manifest.json"))
+    result = run_script(name, *arguments(name, run))
+    assert result.returncode == 0, result.stderr
+    assert_same(run, reference)
+
+
+def test_time_limit_stops_with_exit_0(whole: tuple[str, Path], tmp_path: Path) -> None:
+    name, _ = whole
+    run = tmp_path / name
+    result = run_script(name, *arguments(name, run, "run.max_minutes=0.00001"))
+    assert result.returncode == 0, result.stderr
+    assert "run.max_minutes is over" in result.stdout
+    assert not (run / "eval" / "comparison.json").exists()
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    other = run_script(name, *arguments(name, run, "training.learning_rate=0.1"))
+    assert other.returncode == 2
+    assert "settings.training.learning_rate was" in other.stderr
+    for file in sorted(checkpoint.iterdir()):  # the only checkpoint, damaged file by file
+        kept = file.read_bytes()
+        file.write_bytes(kept[: len(kept) // 2])
+        result = run_script(name, *arguments(name, run, "--dry-run"))
+        assert result.returncode == 2, file.name
+        assert "all 1 checkpoints are damaged" in result.stderr
+        (aside,) = (run / "checkpoints").glob("*.damaged")
+        (aside / file.name).write_bytes(kept)
+        shutil.move(aside, checkpoint)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_twenty_kills_at_random_moments(whole: tuple[str, Path], tmp_path: Path) -> None:
+    """Five of them while a checkpoint is being written."""
+    name, reference = whole
+    generator = random.Random(20)
+    for number in range(20):
+        run = tmp_path / f"{name}-{number}"
+        process = start(name, run)
+        if number % 4 == 0:
+            staging = run / "checkpoints" / ".staging"
+            wait_for(process, lambda: any(staging.glob("checkpoint-*/*")))  # noqa: B023
+        else:
+            wait_for(process, lambda: (run / "metrics.jsonl").exists())  # noqa: B023
+            time.sleep(generator.uniform(0, 6))
+        process.kill()
+        process.communicate()
+        result = run_script(name, *arguments(name, run))
+        assert result.returncode == 0, result.stderr
+        assert_same(run, reference)
+
+
+@pytest.mark.long
+def test_two_fresh_runs_are_identical_and_another_seed_is_not(
+    whole: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, reference = whole
+    again, other = tmp_path / "again", tmp_path / "other"
+    for run, seed in ((again, 42), (other, 43)):
+        result = run_script(name, *arguments(name, run, f"training.seed={seed}"))
+        assert result.returncode == 0, result.stderr
+    assert_same(again, reference)
+    assert losses(other) != losses(reference)

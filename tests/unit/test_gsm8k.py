@@ -1,0 +1,266 @@
+"""eval.gsm8k: how replies are scored, summed up and compared, and which problems are read."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scipy import stats as scipy_stats
+
+from eval import Completion, Conversation
+from eval.gsm8k import (
+    MEASURES,
+    Problem,
+    ScoredReply,
+    by_problem,
+    compare_replies,
+    evaluate,
+    rescore,
+    score_reply,
+    summarise,
+)
+from scripts import evaluate as script
+from tests.helpers import SHARED, needs_shared
+
+RIGHT = "6*7=42.\n<answer>42</answer>"
+WRONG = "6*7=41.\n<answer>41</answer>"
+
+
+def scored(text: str, gold: str = "42", question: str = "q", sample: int = 0) -> ScoredReply:
+    return score_reply(Problem(question, gold), Completion(text, 5, False), sample)
+
+
+def side(rights: Sequence[bool], name: str = "q") -> list[ScoredReply]:
+    return [scored(RIGHT if r else WRONG, question=f"{name}{i}") for i, r in enumerate(rights)]
+
+
+# --- one reply ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "tagged", "lenient", "format_rate"),
+    [
+        (RIGHT, 1, 1, 1, 1),
+        (WRONG, 0, 0, 0, 1),
+        ("42 it is.\n<answer>41</answer>", 0, 0, 0, 1),  # lenient does not look past a tag
+        ("so <answer>42</answer>", 0, 1, 1, 0),  # the element is not a line of its own
+        ("<answer>42</answer> is it.", 0, 1, 1, 0),
+        ("<answer>$42.</answer>", 0, 1, 1, 0),  # tolerated in the number, not in the form
+        ("<answer>42.00</answer>\n \n", 1, 1, 1, 1),
+        ("The answer is 42.", 0, 0, 1, 0),
+        ("42, no, 43", 0, 0, 0, 0),
+        ("<answer>42</answer>\n<answer>42</answer>", 0, 0, 1, 1),  # two elements: none is read
+        ("<answer>forty-two</answer>", 0, 0, 0, 0),
+        ("42\n<answer></answer>", 0, 0, 1, 0),
+        ("-42", 0, 0, 0, 0),
+        ("", 0, 0, 0, 0),
+    ],
+)
+def test_scores(text: str, strict: int, tagged: int, lenient: int, format_rate: int) -> None:
+    reply = scored(text)
+    found = (reply.strict, reply.tagged, reply.lenient, reply.format_rate)
+    assert found == (strict, tagged, lenient, format_rate)
+
+
+def test_gold_in_thousands() -> None:
+    assert scored("<answer>1234</answer>", gold="1,234").strict == 1
+    assert scored("<answer>1 234</answer>", gold="1,234").strict == 1
+    assert scored("<answer>1.234</answer>", gold="1,234").lenient == 0
+
+
+def test_truncation_and_tokens_are_kept_and_change_no_other_score() -> None:
+    whole = score_reply(Problem("q", "42"), Completion(RIGHT, 9, False))
+    cut = score_reply(Problem("q", "42"), Completion(RIGHT, 9, True))
+    assert (whole.truncated_rate, cut.truncated_rate, cut.tokens) == (0.0, 1.0, 9)
+    assert replace(cut, truncated_rate=0.0) == whole
+
+
+def test_gold_that_is_no_number() -> None:
+    with pytest.raises(ValueError, match="'many' is not a number"):
+        scored(RIGHT, gold="many")
+
+
+def test_rows_round_trip_through_json() -> None:
+    for text in (RIGHT, WRONG, "a\u2028b \u0085 \x1c\n<answer>42</answer>", "", "é\t€"):
+        reply = score_reply(Problem("q\u2028?", "42"), Completion(text, 7, True), sample=3)
+        row = json.loads(json.dumps(reply.as_row()))
+        assert rescore(row) == reply
+
+
+def test_rescoring_takes_nothing_but_the_text() -> None:
+    row = scored(WRONG).as_row() | {"strict": 1.0, "tagged": 1.0, "lenient": 1.0}
+    assert rescore(row) == scored(WRONG)
+    with pytest.raises(KeyError, match="reply"):
+        rescore({"question": "q", "answer": "42", "tokens": 1, "truncated_rate": 0})
+
+
+def test_a_row_shows_a_collapse() -> None:
+    row = scored("  Let us see. \n<answer>1</answer><answer>2</answer>").as_row()
+    assert row["answer_elements"] == 2
+    assert row["reasoning_characters"] == len("Let us see.")
+
+
+# --- many replies ---------------------------------------------------------------------------------
+
+
+def test_evaluate_asks_each_problem_once_in_order() -> None:
+    problems = [Problem(f"What is {i}?", str(i)) for i in range(7)]
+    asked: list[list[Conversation]] = []
+
+    def generate(conversations: Sequence[Conversation]) -> list[Completion]:
+        asked.append(list(conversations))
+        numbers = [c[-1]["content"].removeprefix("What is ").rstrip("?") for c in conversations]
+        return [Completion(f"<answer>{n}</answer>", 4, False) for n in numbers]
+
+    replies = evaluate(problems, generate, system="Be brief.", sample=2)
+    assert [r.question for r in replies] == [p.question for p in problems]
+    assert all(r.strict == 1 and r.sample == 2 for r in replies)
+    assert [c[0] for c in asked[0]] == [{"role": "system", "content": "Be brief."}] * 7
+    assert [len(conversations) for conversations in asked] == [7]
+    assert evaluate([], generate, None) == []
+    evaluate(problems[:1], generate, None)
+    assert asked[-1] == [[{"role": "user", "content": "What is 0?"}]]
+
+
+def test_a_generate_function_that_loses_replies_is_found() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        evaluate(
+            [Problem("a", "1"), Problem("b", "2")], lambda _: [Completion("1", 1, False)], None
+        )
+
+
+def test_by_problem_keeps_questions_apart_whatever_separators_they_hold() -> None:
+    questions = ["a\u2028b", "a", "a\nb", "a\u2028b ", "b", "a\x1cb"]
+    replies = [scored(RIGHT, question=q, sample=s) for s in (1, 0) for q in questions]
+    groups = by_problem(replies)
+    assert [g[0].question for g in groups] == sorted(questions)
+    assert all([r.sample for r in g] == [0, 1] for g in groups)
+
+
+def test_summary_of_single_replies() -> None:
+    replies = side([True, True, False, True])
+    report = summarise(replies)
+    assert set(report) == {*MEASURES, "mean_tokens"}
+    interval = scipy_stats.binomtest(3, 4).proportion_ci(method="wilson")
+    for name in ("strict", "tagged", "lenient"):
+        assert report[name]["value"] == 0.75 and report[name]["n"] == 4
+        assert report[name]["low"] == pytest.approx(interval.low)
+        assert report[name]["high"] == pytest.approx(interval.high)
+    assert report["format_rate"]["value"] == 1 and report["truncated_rate"]["value"] == 0
+    assert report["mean_tokens"] == {"value": 5.0, "n": 4, "low": 5.0, "high": 5.0}
+
+
+def test_summary_does_not_depend_on_the_order_of_replies() -> None:
+    replies = [
+        score_reply(Problem(f"q{i}", "42"), Completion(RIGHT if i % 3 else WRONG, i, i % 2 == 0), s)
+        for i in range(20)
+        for s in range(3)
+    ]
+    assert summarise(replies[::-1]) == summarise(replies)
+
+
+def test_summary_of_several_samples() -> None:
+    """Right of 4: 4, 1, 0. pass@2 of the second is 1 - C(3,2)/C(4,2) = 1/2."""
+    rights = {"a": [1, 1, 1, 1], "b": [0, 0, 1, 0], "c": [0, 0, 0, 0]}
+    replies = [
+        scored(RIGHT if right else WRONG, question=q, sample=s)
+        for q, values in rights.items()
+        for s, right in enumerate(values)
+    ]
+    report = summarise(replies)
+    assert report["strict"]["value"] == pytest.approx((1 + 0.25 + 0) / 3)
+    assert report["strict"]["n"] == 3
+    assert report["pass@1"]["value"] == pytest.approx((1 + 0.25 + 0) / 3)
+    assert report["pass@2"]["value"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert report["pass@4"]["value"] == pytest.approx((1 + 1 + 0) / 3)
+    assert not {"pass@3", "pass@8"} & set(report)
+    assert report["majority_vote"]["value"] == pytest.approx(1 / 3)
+    assert report["majority_vote"]["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "right"),
+    [
+        (["41", "42", "42"], 1),
+        (["42", "41", "41"], 0),
+        (["42", "41"], 1),  # a tie goes to the number that came first
+        (["41", "42"], 0),
+        (["", "", "42"], 1),  # what gives no number has no vote
+        (["none", "", "no"], 0),
+        (["42.00", "41", "42", "41", "<answer>42,0</answer>"], 1),  # one number, three ways
+    ],
+)
+def test_majority_vote(texts: list[str], right: int) -> None:
+    report = summarise([scored(text, sample=i) for i, text in enumerate(texts)])
+    assert report["majority_vote"]["value"] == right
+
+
+# --- two sides ------------------------------------------------------------------------------------
+
+
+def test_equal_sides_do_not_differ() -> None:
+    replies = side([True, False, True])
+    comparison = compare_replies(replies, replies[::-1])
+    assert list(comparison) == list(MEASURES)
+    for values in comparison.values():
+        assert (values["difference"], values["low"], values["high"]) == (0, 0, 0)
+        assert values["p_value"] == 1
+        assert values["before"] == values["after"]
+
+
+def test_p_value_is_the_exact_test_on_what_changed() -> None:
+    before = [False] * 9 + [True] * 2 + [True] * 5 + [False] * 4
+    after = [True] * 9 + [False] * 2 + [True] * 5 + [False] * 4
+    values = compare_replies(side(before), side(after))["strict"]
+    assert values["p_value"] == pytest.approx(scipy_stats.binomtest(9, 11).pvalue, rel=1e-12)
+    assert values["difference"] == pytest.approx(7 / 20)
+    assert values["low"] < 7 / 20 < values["high"]
+    assert (values["before"]["value"], values["after"]["value"]) == (7 / 20, 14 / 20)
+    back = compare_replies(side(after), side(before))["strict"]
+    assert back["difference"] == pytest.approx(-7 / 20)
+    assert back["p_value"] == values["p_value"]
+
+
+def test_sides_with_other_problems_are_not_compared() -> None:
+    replies = side([True, False, True])
+    for other in (replies[:2], side([True, False, True], "p"), [*replies, *side([True], "z")]):
+        with pytest.raises(ValueError, match="do not answer the same problems"):
+            compare_replies(replies, other)
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "count", "first"),
+    [("mgsm/mgsm_fr.tsv", 250, "18"), ("gsm8k/test.jsonl", 1319, "18")],
+)
+def test_problems_of_the_public_sets(name: str, count: int, first: str) -> None:
+    asked = script.parse(["--model", "x", "--data", str(SHARED / name)])
+    problems = script.load_problems(asked)
+    lines = (SHARED / name).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    assert len(problems) == len(lines) == count
+    assert problems[0].answer == first
+    assert all(scored(f"<answer>{p.answer}</answer>", gold=p.answer).strict for p in problems)
+
+
+@needs_shared
+def test_limit_takes_the_first_problems() -> None:
+    path = str(SHARED / "gsm8k" / "test.jsonl")
+    every = script.load_problems(script.parse(["--model", "x", "--data", path]))
+    few = script.load_problems(script.parse(["--model", "x", "--data", path, "--limit", "5"]))
+    assert few == every[:5]
+
+
+def test_a_repeated_question_is_scored_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.jsonl"
+    row = {"question": "Six times seven?", "answer": "#### 42"}
+    other = {"question": "One?", "answer": "1"}
+    path.write_text("".join(json.dumps(r) + "\n" for r in (row, other, row)))
+    problems = script.load_problems(script.parse(["--model", "x", "--data", str(path)]))
+    assert [p.answer for p in problems] == ["42", "1"]
+    assert "1 repeated questions" in capsys.readouterr().out

@@ -1,0 +1,405 @@
+"""Answers through an OpenAI-compatible server: a real one on this machine, and what goes wrong."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import Completion, conversation
+from scripts.common import server
+from scripts.common.errors import ConfigError
+from scripts.common.settings import Evaluation
+from tests.helpers import ROOT
+
+KEY = "sk-test-3141592653"
+Reply = tuple[int, Any]  # status and JSON (or raw text); status 0 drops the connection
+Plan = Callable[[dict[str, Any], int], Reply]
+
+
+def choice(text: str | None, finish_reason: str = "stop", tokens: int = 5) -> Reply:
+    message = {"role": "assistant", "content": text}
+    usage = {"completion_tokens": tokens}
+    return 200, {"choices": [{"message": message, "finish_reason": finish_reason}], "usage": usage}
+
+
+def echo(body: dict[str, Any], number: int) -> Reply:
+    """The last word of the question."""
+    return choice(body["messages"][-1]["content"].split()[-1])
+
+
+class Server(ThreadingHTTPServer):
+    """Answers by `plan(body, number of the request)` and keeps what it was asked."""
+
+    daemon_threads = True
+    plan: Plan
+    models: Reply
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.plan, self.models = echo, (200, {"data": [{"id": "tiny"}, {"id": "other"}]})
+        self.bodies: list[dict[str, Any]] = []
+        self.seen: list[tuple[str, str | None]] = []
+        self.lock = threading.Lock()
+        self.busy = self.most_busy = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is no news."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.remember()
+        self.send(*(self.server.models if self.path == "/v1/models" else (404, "no such page")))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.remember()
+        with self.server.lock:
+            number = len(self.server.bodies)
+            self.server.bodies.append(body)
+            self.server.busy += 1
+            self.server.most_busy = max(self.server.most_busy, self.server.busy)
+        reply = self.server.plan(body, number)
+        with self.server.lock:
+            self.server.busy -= 1
+        self.send(*(reply if self.path == "/v1/chat/completions" else (404, "no such page")))
+
+    def remember(self) -> None:
+        with self.server.lock:
+            self.server.seen.append((self.path, self.headers["Authorization"]))
+
+    def send(self, status: int, content: Any) -> None:
+        if status == 0:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        data = (content if isinstance(content, str) else json.dumps(content)).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    served = Server()
+    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield served
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were asked for, in seconds."""
+    pauses: list[float] = []
+    monkeypatch.setattr(server.time, "sleep", pauses.append)
+    return pauses
+
+
+def ask(
+    url: str, questions: Sequence[str], batch_size: int = 4, **settings: Any
+) -> list[Completion]:
+    evaluation = Evaluation(batch_size=batch_size, max_new_tokens=77, **settings)
+    generate = server.server_generator(url, evaluation, seed=10)
+    return generate([conversation(question, "Be brief.") for question in questions])
+
+
+# --- what is asked and what comes back ------------------------------------------------------------
+
+
+def test_order_is_kept_while_requests_run_side_by_side(api: Server) -> None:
+    def slow_first(body: dict[str, Any], number: int) -> Reply:
+        time.sleep(0.05 if number % 4 == 0 else 0.01)
+        return echo(body, number)
+
+    api.plan = slow_first
+    replies = ask(api.url, [f"Say {n}" for n in range(24)])
+    assert [reply.text for reply in replies] == [str(n) for n in range(24)]
+    assert 2 <= api.most_busy <= 4
+
+
+def test_what_a_request_holds(api: Server) -> None:
+    ask(api.url, ["Say 1", "Say 2"], batch_size=1, temperature=0.5)
+    assert api.bodies[0] == {
+        "model": "tiny",
+        "messages": conversation("Say 1", "Be brief."),
+        "max_tokens": 77,
+        "temperature": 0.5,
+        "seed": 10,
+    }
+    assert api.bodies[1]["seed"] == 11
+    assert [path for path, _ in api.seen] == ["/v1/models", *["/v1/chat/completions"] * 2]
+
+
+def test_length_is_what_truncated_means(api: Server) -> None:
+    replies = {"a": choice("cut", "length", 77), "b": choice("done", "stop", 3), "c": choice(None)}
+    api.plan = lambda body, _: replies[body["messages"][-1]["content"]]
+    assert ask(api.url, ["a", "b", "c"]) == [
+        Completion("cut", 77, True),
+        Completion("done", 3, False),
+        Completion("", 5, False),
+    ]
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_url_with_and_without_v1(api: Server, end: str) -> None:
+    assert ask(api.url + end, ["Say 7"])[0].text == "7"
+
+
+def test_a_server_without_token_counts(api: Server) -> None:
+    api.plan = lambda *_: (200, {k: v for k, v in choice("7")[1].items() if k != "usage"})
+    assert ask(api.url, ["Say 7"]) == [Completion("7", 0, False)]
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", [(500, "oops"), (503, ""), (429, "slow down"), (0, "")])
+def test_a_failure_that_passes_is_tried_again(
+    api: Server, no_pauses: list[float], failure: Reply
+) -> None:
+    api.plan = lambda body, number: failure if number < 3 else echo(body, number)
+    assert ask(api.url, ["Say 7"])[0].text == "7"
+    assert len(api.bodies) == 4
+    assert no_pauses == [0.5, 1.0, 2.0]
+
+
+def test_one_of_many_that_fails_at_times_is_still_answered_in_its_place(
+    api: Server, no_pauses: list[float]
+) -> None:
+    api.plan = lambda body, number: (500, "") if number % 3 == 0 else echo(body, number)
+    replies = ask(api.url, [f"Say {n}" for n in range(12)], batch_size=1)
+    assert [reply.text for reply in replies] == [str(n) for n in range(12)]
+    assert len(no_pauses) == len(api.bodies) - 12 > 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [((500, "oops"), "status 500"), ((200, "<html>"), "not JSON"), ((0, ""), "disconnected")],
+)
+def test_a_failure_that_stays(
+    api: Server, no_pauses: list[float], failure: Reply, said: str
+) -> None:
+    api.plan = lambda *_: failure
+    with pytest.raises(ConfigError, match=said) as caught:
+        ask(api.url, ["Say 7"])
+    assert f"no answer from {api.url}/v1/chat/completions" in str(caught.value)
+    assert len(api.bodies) == server.TRIES == len(no_pauses) + 1
+
+
+def test_a_refusal_is_not_tried_again(api: Server, no_pauses: list[float]) -> None:
+    api.plan = lambda *_: (400, '{"error": "max_tokens is too large"}')
+    with pytest.raises(ConfigError, match="refused the request: status 400.*max_tokens is too"):
+        ask(api.url, ["Say 7"])
+    assert len(api.bodies) == 1 and no_pauses == []
+
+
+def test_nothing_runs_there(no_pauses: list[float]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(ConfigError, match=f"no answer from {url}/v1/models.*is a server running"):
+        ask(url, ["Say 7"])
+
+
+@pytest.mark.parametrize("url", ["http://[nowhere", "http://", "http://127.0.0.1:port"])
+def test_what_is_no_url(no_pauses: list[float], url: str) -> None:
+    with pytest.raises(ConfigError, match="http://"):
+        ask(url, ["Say 7"])
+
+
+@pytest.mark.parametrize("answer", [{}, {"data": []}, [], "tiny", {"data": {"id": 1}}])
+def test_a_server_of_another_kind(api: Server, answer: Any) -> None:
+    api.models = (200, json.dumps(answer))
+    with pytest.raises(ConfigError, match="lists no models"):
+        ask(api.url, ["Say 7"])
+
+
+@pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [{"text": "7"}]}, [], None])
+def test_an_answer_of_another_kind(api: Server, answer: Any) -> None:
+    api.plan = lambda *_: (200, json.dumps(answer))
+    with pytest.raises(ConfigError, match="answered without a choice"):
+        ask(api.url, ["Say 7"])
+
+
+# --- the key --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [KEY, f"{KEY}\n"])  # as `$(cat file)` is not, a file's text is
+def test_key_is_sent(api: Server, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", given)
+    ask(api.url, ["Say 7"])
+    assert [header for _, header in api.seen] == [f"Bearer {KEY}"] * 2
+
+
+def test_without_a_key_none_is_sent(api: Server) -> None:
+    ask(api.url, ["Say 7"])
+    assert [header for _, header in api.seen] == [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("key", "failure"),
+    [
+        (KEY, (401, f"Incorrect API key provided: {KEY}.")),
+        (KEY, (500, KEY)),
+        (KEY, (200, KEY)),
+        (KEY, (0, "")),
+        (f"{KEY}\nX-Other: 1", (200, "")),
+        (f"{KEY}é", (200, "")),
+    ],
+)
+def test_key_is_in_no_message(
+    api: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    no_pauses: list[float],
+    key: str,
+    failure: Reply,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    api.models = failure
+    with pytest.raises(ConfigError) as caught:
+        ask(api.url, ["Say 7"])
+    assert KEY not in str(caught.value)
+    assert len(str(caught.value)) > 20
+
+
+# --- the script -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(bait: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """scripts/evaluate.py on ten sums, where importing torch ends with code 99."""
+    problems = tmp_path / "sums.jsonl"
+    rows = [
+        {"question": f"What is 1 + {n}?", "answer": f"1+{n}={n + 1}.\n#### {n + 1}"}
+        for n in range(10)
+    ]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, ROOT / "scripts" / "evaluate.py", *arguments]
+        return subprocess.run(
+            [*map(str, command), *([] if "--data" in arguments else ["--data", str(problems)])],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": str(bait), **environment},
+        )
+
+    return run
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def add(body: dict[str, Any], number: int) -> Reply:
+    """The right sum, in the form for even numbers, in plain text for odd ones, cut for the 9."""
+    n = int(body["messages"][-1]["content"].split()[-1].rstrip("?"))
+    text = f"1+{n}={n + 1}\n<answer>{n + 1}</answer>" if n % 2 == 0 else f"It is {n + 1}."
+    return choice(text, "length" if n == 9 else "stop", tokens=n)
+
+
+def test_script_end_to_end(api: Server, run: Run, tmp_path: Path) -> None:
+    api.plan = add
+    output = tmp_path / "out"
+    result = run("--model", api.url, "--output", output, OPENAI_API_KEY=KEY)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((output / "report.json").read_text())
+    values = {name: measure["value"] for name, measure in report["measures"].items()}
+    assert values == {
+        "strict": 0.5,
+        "tagged": 0.5,
+        "lenient": 1.0,
+        "format_rate": 0.5,
+        "truncated_rate": 0.1,
+        "mean_tokens": 4.5,
+    }
+    assert all(measure["n"] == 10 for measure in report["measures"].values())
+    assert (report["model"], report["samples"], report["trained_on"]) == (api.url, 1, 0)
+    assert "strict accuracy" in result.stdout and "50.0% [23.7%, 76.3%]" in result.stdout
+    assert len((output / "replies.jsonl").read_text().splitlines()) == len(api.bodies) == 10
+    kept = "".join(p.read_text() for p in output.iterdir()) + result.stdout + result.stderr
+    assert KEY not in kept and ("/v1/models", f"Bearer {KEY}") in api.seen
+
+    again = run("--model", api.url, "--output", output)
+    assert again.returncode == 0 and len(api.bodies) == 10  # nothing was asked twice
+    assert json.loads((output / "report.json").read_text()) == report
+
+
+def test_script_takes_samples(api: Server, run: Run, tmp_path: Path) -> None:
+    """Of four samples, those with an odd seed are wrong."""
+
+    def plan(body: dict[str, Any], number: int) -> Reply:
+        status, right = add(body, number)
+        return (status, right) if body["seed"] % 2 == 0 else choice("<answer>0</answer>")
+
+    api.plan = plan
+    output = tmp_path / "out"
+    result = run("--model", api.url, "--output", output, "--samples", "4", "--limit", "3")
+    assert result.returncode == 0, result.stderr
+    assert {body["temperature"] for body in api.bodies} == {0.8}
+    assert len(api.bodies) == 12
+    measures = json.loads((output / "report.json").read_text())["measures"]
+    assert {"pass@1", "pass@2", "pass@4", "majority_vote"} <= set(measures)
+    assert measures["lenient"]["value"] == 0.5 and measures["lenient"]["n"] == 3
+    assert measures["pass@4"]["value"] == pytest.approx(2 / 3)  # the odd one has no tag
+
+
+def test_script_goes_on_where_a_failing_server_stopped_it(
+    api: Server, run: Run, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    api.plan = lambda body, number: add(body, number) if number < 6 else (400, "out of credit")
+    arguments = ("--model", api.url, "--output", output, "--batch-size", "1")
+    stopped = run(*arguments)
+    assert stopped.returncode == 2
+    assert stopped.stderr.startswith("error: ") and "out of credit" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    kept = (output / "replies.jsonl").read_text().splitlines()
+    assert 0 < len(kept) < 10
+    assert not (output / "report.json").exists()
+    api.plan = add
+    assert run(*arguments).returncode == 0
+    assert (output / "replies.jsonl").read_text().splitlines()[: len(kept)] == kept
+    report = json.loads((output / "report.json").read_text())
+    assert report["measures"]["lenient"]["value"] == 1.0
+
+
+def test_script_without_a_server(run: Run, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    result = run("--model", url, "--output", tmp_path / "out")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: no answer from {url}/v1/models: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_script_answers_fast(api: Server, run: Run, tmp_path: Path) -> None:
+    api.plan = add
+    before = os.times()
+    assert run("--model", api.url, "--output", tmp_path / "out").returncode == 0
+    after = os.times()
+    used = after.children_user - before.children_user + after.children_system
+    assert used - before.children_system < 5  # seconds of the processor; torch alone takes more
