@@ -18,6 +18,9 @@ from eval.language import detect
 from scripts import demo_model, demo_problems
 from scripts.demo_problems import DPO_SYSTEM, GRPO_SYSTEM, LEADS, ProblemStream, split_of
 
+# torchao, which transformers imports, has strings that warn whenever its bytecode is not cached.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, DATA = ROOT / "assets" / "demo_model", ROOT / "assets" / "demo_data"
 STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)\.")

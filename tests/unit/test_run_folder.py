@@ -18,7 +18,6 @@ from eval.preference import ScoredPair, compare_pairs
 from rewards import REWARDS
 from scripts.common.atomic import write_json, write_text
 from scripts.common.config import load_settings
-from scripts.common.errors import ConfigError
 from scripts.common.report import read_run
 from scripts.common.settings import DPOSettings, GRPOSettings
 from scripts.common.tracking import (
@@ -85,68 +84,6 @@ def test_a_fresh_start_moves_aside_and_never_deletes(
 
 
 # --- checkpoints --------------------------------------------------------------------------------
-
-
-def checkpoint(run: RunFolder, name: str, whole: bool = True) -> Path:
-    path = run.checkpoints / name
-    path.mkdir(parents=True)
-    if whole:
-        (path / "trainer_state.json").write_text("{}")
-    return path
-
-
-def test_no_checkpoint_yet(run: RunFolder) -> None:
-    assert run.checkpoint("auto") is None
-    run.open(fresh=False)
-    assert run.checkpoint("auto") is None
-    run.checkpoints.mkdir()
-    assert run.checkpoint("auto") is None
-
-
-def test_the_newest_checkpoint_by_number(run: RunFolder) -> None:
-    paths = {step: checkpoint(run, f"checkpoint-{step}") for step in (9, 100, 20)}
-    assert run.checkpoint("auto") == paths[100]
-
-
-def test_a_checkpoint_without_its_state_is_passed_over(run: RunFolder) -> None:
-    good = checkpoint(run, "checkpoint-20")
-    checkpoint(run, "checkpoint-30", whole=False)
-    assert run.checkpoint("auto") == good
-
-
-@pytest.mark.parametrize("name", ["checkpoint-best", "checkpoint-30.partial", "checkpoint-", "x-9"])
-def test_other_folders_beside_checkpoints_are_left_alone(run: RunFolder, name: str) -> None:
-    good = checkpoint(run, "checkpoint-20")
-    checkpoint(run, name)
-    assert run.checkpoint("auto") == good
-
-
-def test_never_resumes_from_nothing(run: RunFolder) -> None:
-    checkpoint(run, "checkpoint-20")
-    assert run.checkpoint("never") is None
-
-
-def test_a_checkpoint_of_choice(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    older = checkpoint(run, "checkpoint-10")
-    checkpoint(run, "checkpoint-20")
-    assert run.checkpoint(str(older)) == older
-    monkeypatch.chdir(run.checkpoints)
-    chosen = run.checkpoint("checkpoint-10")
-    assert chosen is not None
-    assert chosen.resolve() == older
-
-
-@pytest.mark.parametrize("asked", ["", "nothing", "checkpoint-30", "checkpoint-20/x", "Auto"])
-def test_what_is_no_checkpoint_is_refused(
-    run: RunFolder, asked: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint(run, "checkpoint-30", whole=False)
-    checkpoint(run, "checkpoint-20")
-    monkeypatch.chdir(run.checkpoints)
-    with pytest.raises(ConfigError) as caught:
-        run.checkpoint(asked)
-    assert str(caught.value).startswith(f"--resume {asked}: no checkpoint there")
-
 
 # --- rows ---------------------------------------------------------------------------------------
 

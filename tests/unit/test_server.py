@@ -210,7 +210,7 @@ def test_a_failure_that_stays(
 
 def test_a_refusal_is_not_tried_again(api: Server, no_pauses: list[float]) -> None:
     api.plan = lambda *_: (400, '{"error": "max_tokens is too large"}')
-    with pytest.raises(ConfigError, match="refused the request: status 400.*max_tokens is too"):
+    with pytest.raises(ConfigError, match=r"refused the request: status 400.*max_tokens is too"):
         ask(api.url, ["Say 7"])
     assert len(api.bodies) == 1 and no_pauses == []
 
@@ -219,13 +219,13 @@ def test_nothing_runs_there(no_pauses: list[float]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ConfigError, match=f"no answer from {url}/v1/models.*is a server running"):
+    with pytest.raises(ConfigError, match=rf"no answer from {url}/v1/models.*is a server running"):
         ask(url, ["Say 7"])
 
 
-@pytest.mark.parametrize("url", ["http://[nowhere", "http://", "http://127.0.0.1:port"])
-def test_what_is_no_url(no_pauses: list[float], url: str) -> None:
-    with pytest.raises(ConfigError, match="http://"):
+@pytest.mark.parametrize("url", ["http://", "http://127.0.0.1:port"])
+def test_what_is_no_url(url: str) -> None:
+    with pytest.raises(ConfigError, match="is not a URL: "):
         ask(url, ["Say 7"])
 
 

@@ -1,0 +1,362 @@
+"""scripts/evaluate.py on the demo model, as a user runs it: stopped, started again, compared."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common import config
+from scripts.common.settings import GRPOSettings
+from scripts.common.strict_yaml import dump_yaml
+from tests.helpers import ROOT, run_script
+
+PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
+LIMIT = ["--limit", "64", "--max-new-tokens", "48", "--batch-size", "4", "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model in a folder of its own: with no run's config.yaml near it."""
+    folder = tmp_path_factory.mktemp("models") / "nested" / "demo_model"
+    shutil.copytree(ROOT / "assets" / "demo_model", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def request_(model: Path) -> list[str]:
+    return ["evaluate", "--model", str(model), "--data", str(PROBLEMS), *LIMIT]
+
+
+@pytest.fixture(scope="module")
+def whole(request_: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation that nothing interrupted; not to be written to."""
+    folder = tmp_path_factory.mktemp("whole") / "greedy"
+    result = run_script(*request_, "--output", folder)
+    assert result.returncode == 0, result.stderr
+    assert "strict accuracy" in result.stdout and "64" in result.stdout
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def measures(folder: Path) -> dict[str, Any]:
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return dict(report["measures"])
+
+
+def lines(folder: Path) -> int:
+    path = folder / "replies.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def refused(*arguments: str | Path, **environment: str) -> str:
+    """What the script says where it must refuse; one line, no traceback, exit code 2."""
+    result = run_script(*arguments, **environment)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+# --- a whole evaluation ---------------------------------------------------------------------------
+
+
+def test_report(whole: Path, model: Path) -> None:
+    report = json.loads((whole / "report.json").read_text(encoding="utf-8"))
+    assert report["model"] == str(model) and report["dtype"] == "float32"
+    assert report["temperature"] == 0 and report["trained_on"] == 0
+    rows = [json.loads(line) for line in (whole / "replies.jsonl").open(encoding="utf-8")]
+    assert len(rows) == 64
+    for name in ("strict", "tagged", "lenient", "format_rate", "truncated_rate"):
+        found = report["measures"][name]
+        assert found["value"] == sum(row[name] for row in rows) / 64
+        assert found["n"] == 64 and found["low"] <= found["value"] <= found["high"]
+    assert report["measures"]["format_rate"]["value"] > 0.9  # the demo model knows the form
+
+
+# --- interrupted ----------------------------------------------------------------------------------
+
+
+def kill_after(replies: int, arguments: list[str], folder: Path) -> int:
+    """SIGKILL the script once it has kept that many replies; returns how many there are then."""
+    name, *rest = arguments
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *rest, "--output", str(folder)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while lines(folder) < replies:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return lines(folder)
+
+
+def points() -> Iterator[Any]:
+    generator = random.Random(3)
+    yield pytest.param(16, id="16")
+    for replies in sorted(generator.sample(range(1, 49), 3)):
+        yield pytest.param(replies, id=str(replies), marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("replies", points())
+def test_killed_evaluation_ends_in_the_same_report(
+    replies: int, request_: list[str], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    kept = kill_after(replies, request_, folder)
+    assert replies <= kept < 64
+    assert not (folder / "report.json").exists()
+    result = run_script(*request_, "--output", folder)
+    assert result.returncode == 0, result.stderr
+    assert f"{kept} replies kept from an earlier call" in result.stdout
+    assert (folder / "report.json").read_bytes() == (whole / "report.json").read_bytes()
+    assert (folder / "replies.jsonl").read_bytes() == (whole / "replies.jsonl").read_bytes()
+
+
+def test_part_of_a_batch_is_not_sampled_anew_on_its_own(
+    request_: list[str], tmp_path: Path
+) -> None:
+    """Sampled replies depend on what is in the batch; a cut-off file must end as a whole one."""
+    sampled = [*request_, "--limit", "24", "--samples", "2", "--temperature", "1.2"]
+    folder = tmp_path / "sampled"
+    assert run_script(*sampled, "--output", folder).returncode == 0
+    report, replies = ((folder / n).read_bytes() for n in ("report.json", "replies.jsonl"))
+    assert {"pass@1", "pass@2", "majority_vote"} <= set(measures(folder))
+    half = replies.index(b"\n", len(replies) // 3) + 20  # into a line, in the middle of a batch
+    (folder / "replies.jsonl").write_bytes(replies[:half])
+    (folder / "report.json").unlink()
+    result = run_script(*sampled, "--output", folder)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "report.json").read_bytes() == report
+    assert (folder / "replies.jsonl").read_bytes() == replies
+
+
+def test_half_a_last_line_is_dropped_and_answered_again(
+    request_: list[str], whole: Path, copy: Path
+) -> None:
+    replies = (copy / "replies.jsonl").read_bytes()
+    (copy / "replies.jsonl").write_bytes(replies[:-30])
+    result = run_script(*request_, "--output", copy)
+    assert result.returncode == 0, result.stderr
+    assert "63 replies kept" in result.stdout
+    assert (copy / "replies.jsonl").read_bytes() == replies
+    assert (copy / "report.json").read_bytes() == (whole / "report.json").read_bytes()
+
+
+def test_a_finished_evaluation_loads_no_model(request_: list[str], copy: Path) -> None:
+    result = run_script(*request_, "--output", copy)
+    assert result.returncode == 0 and "Loading" not in result.stdout
+    assert "strict accuracy" in result.stdout
+
+
+def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path) -> None:
+    rows = (copy / "replies.jsonl").read_text(encoding="utf-8").split("\n")
+    rows[3] = '{"question": "q"}'
+    (copy / "replies.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    said = refused(*request_, "--output", copy)
+    assert "replies.jsonl: line 4 is not a scored reply: no 'reply'" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--limit", "32"], "fingerprint was"),
+        (["--seed", "1"], "seed was 0, now 1"),
+        (["--max-new-tokens", "50"], "max_new_tokens was 48, now 50"),
+        (["--system", "Be brief."], "now 'Be brief.'"),
+        (["--dtype", "bfloat16"], "dtype was 'float32', now 'bfloat16'"),
+        (["--load-in-4bit"], "load_in_4bit was False, now True"),
+        (["--stop-at-answer"], "stop_at_answer was False, now True"),
+    ],
+)
+def test_another_request_into_the_same_folder_is_refused(
+    request_: list[str], copy: Path, change: list[str], said: str
+) -> None:
+    files = {path: path.read_bytes() for path in copy.iterdir()}
+    message = refused(*request_, *change, "--output", copy)
+    assert message.startswith(f"error: {copy} holds another evaluation") and said in message
+    assert {path: path.read_bytes() for path in copy.iterdir()} == files
+
+
+def test_a_retrained_model_in_the_same_place_is_another_request(
+    request_: list[str], model: Path, copy: Path
+) -> None:
+    weights = model / "model.safetensors"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    try:
+        assert "weights was" in refused(*request_, "--output", copy)
+    finally:
+        weights.write_bytes(original)
+
+
+# --- without the model ----------------------------------------------------------------------------
+
+
+def test_rescore_gives_the_same_measures_and_leaves_the_file_alone(copy: Path) -> None:
+    replies = copy / "replies.jsonl"
+    rows = [json.loads(line) for line in replies.open(encoding="utf-8")]
+    expected = run_script("evaluate", "--rescore", replies).stdout
+    percent = f"{measures(copy)['strict']['value']:.1%}"
+    assert f"strict accuracy    {percent}" in expected
+    wrong = [{**row, "strict": 0.0, "tagged": 0.0, "lenient": 0.0} for row in rows]
+    text = "".join(json.dumps(row) + "\n" for row in wrong) + '{"question": "cut off'
+    replies.write_text(text, encoding="utf-8")
+    result = run_script("evaluate", "--rescore", replies)
+    assert (result.returncode, result.stdout) == (0, expected)
+    assert replies.read_text(encoding="utf-8") == text
+    replies.write_text(text[: text.rindex("\n")], encoding="utf-8")  # whole, without a line end
+    assert run_script("evaluate", "--rescore", replies).stdout == expected
+
+
+def test_compare_prints_the_paired_table(whole: Path, copy: Path) -> None:
+    rows = [json.loads(line) for line in (copy / "replies.jsonl").open(encoding="utf-8")]
+    wrong = [row for row in rows if not row["strict"]]
+    assert len(wrong) >= 8
+    for row in wrong[:8]:
+        row["reply"] = f"<answer>{row['answer']}</answer>"
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (copy / "replies.jsonl").write_text(text, encoding="utf-8")
+    result = run_script("evaluate", "--compare", whole / "report.json", copy / "report.json")
+    assert result.returncode == 0, result.stderr
+    (strict,) = (x for x in result.stdout.splitlines() if "strict accuracy" in x)
+    assert "+12.5 points" in strict and strict.split()[-1] == "64"
+    assert "0.0078" in strict  # 8 of 8 changed one way: 2 / 2^8
+    assert run_script("evaluate", "--compare", whole, copy).stdout == result.stdout
+    same = run_script("evaluate", "--compare", whole, whole).stdout
+    assert "+0.0 points [+0.0, +0.0]" in same
+
+    (copy / "replies.jsonl").write_text("\n".join(text.split("\n")[1:]), encoding="utf-8")
+    said = refused("evaluate", "--compare", whole, copy)
+    assert "do not answer the same problems" in said and str(copy) in said
+    (copy / "replies.jsonl").write_text("")
+    assert "holds no replies" in refused("evaluate", "--compare", whole, copy)
+    assert "holds no replies" in refused("evaluate", "--rescore", copy / "replies.jsonl")
+    assert "cannot be read" in refused("evaluate", "--rescore", copy / "nothing.jsonl")
+
+
+# --- guards ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as scripts/grpo.py leaves it, whose training file shares 3 test questions."""
+    run = tmp_path_factory.mktemp("run")
+    tests = PROBLEMS.read_text(encoding="utf-8").split("\n")[:3]
+    shared = [json.loads(line) for line in tests]
+    shared[0]["question"] = shared[0]["question"].upper().replace(" ", "  ")
+    train = (ROOT / "assets" / "demo_data" / "problems_train.jsonl").read_text(encoding="utf-8")
+    own = "".join(json.dumps(row) + "\n" for row in shared)
+    (run / "train.jsonl").write_text(train + own, encoding="utf-8")
+    overrides = [
+        f"model.name={model}",
+        f"data.train.path={run / 'train.jsonl'}",
+        "prompt.system=Answer.",
+    ]
+    settings = config.load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
+    (run / "config.yaml").write_text(dump_yaml(settings.model_dump()), encoding="utf-8")
+    make = """
+import sys
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, folder = sys.argv[1:]
+base = AutoModelForCausalLM.from_pretrained(model)
+get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(folder)
+AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+"""
+    adapter = run / "adapter"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", make, str(model), str(adapter)],
+        check=True,
+        capture_output=True,
+    )
+    checkpoint = run / "checkpoints" / "checkpoint-2"
+    shutil.copytree(adapter, checkpoint)
+    return run
+
+
+@pytest.mark.parametrize("which", ["adapter", "checkpoints/checkpoint-2"])
+def test_questions_that_were_trained_on_are_refused(
+    trained: Path, which: str, tmp_path: Path
+) -> None:
+    said = refused(
+        *["evaluate", "--model", trained / which, "--data", PROBLEMS, "--limit", "8"],
+        *["--output", tmp_path / "out"],
+    )
+    assert "3 of 8 questions are in" in said and "--allow-trained-on" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_override_scores_them_and_says_so(trained: Path, tmp_path: Path) -> None:
+    """Also what else an adapter's run decides: its system prompt and its precision."""
+    folder = tmp_path / "out"
+    adapter = Path(os.path.relpath(trained / "adapter", tmp_path))  # from another directory
+    result = run_script(
+        *["evaluate", "--model", f"./{adapter}/", "--data", PROBLEMS, "--limit", "8"],
+        *["--max-new-tokens", "8", "--allow-trained-on", "--output", folder],
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "warning: 3 of these questions were trained on" in result.stdout
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["trained_on"] == 3
+    assert (report["system"], report["dtype"], report["load_in_4bit"]) == (
+        "Answer.",
+        "float32",
+        False,
+    )
+
+
+def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "mgsm_mine.tsv"
+    other.write_text("Combien font 2 et 2 ?\t4\n", encoding="utf-8")
+    arguments = ["--data", other, "--max-new-tokens", "8", "--output", tmp_path / "out"]
+    result = run_script("evaluate", "--model", trained / "adapter", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["trained_on"] == 0
+    assert "MGSM is GSM8K's test questions 0-249 translated" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--model and --data are needed"),
+        (["--model", "m"], "--model and --data are needed"),
+        (["--samples", "0"], "--samples must be at least 1, got 0"),
+        (["--limit", "-3"], "--limit must be at least 1, got -3"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--samples", "4", "--temperature", "0"], "greedy replies are all alike"),
+        (["--temperature", "-1"], "--temperature must be 0 or more, got -1.0"),
+        (["--temperature", "nan"], "--temperature must be 0 or more, got nan"),
+        (["--language", "de"], "invalid choice: 'de'"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--model", "./nowhere"], "there is no folder './nowhere'"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--model", "no/such-model"], "cannot load the model 'no/such-model'"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], said: str, model: Path, tmp_path: Path) -> None:
+    given = list(arguments)
+    if arguments and arguments != ["--model", "m"]:
+        given += [] if "--model" in arguments else ["--model", str(model)]
+        given += [] if "--data" in arguments else ["--data", str(PROBLEMS)]
+    assert said in refused("evaluate", *given, "--output", tmp_path / "out")

@@ -1,0 +1,353 @@
+"""Generating replies and scoring given ones, on the demo model in float32."""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from eval import Completion, Conversation, conversation
+from eval.preference import Pair
+from rewards.answer import CLOSE, ends_with_answer
+from scripts.common import config, data, inference, policy
+from scripts.common.settings import DPOSettings, Evaluation, ProblemColumns, Source
+from scripts.evaluate import SYSTEM
+from tests.helpers import ROOT
+
+MODEL = ROOT / "assets" / "demo_model"
+# The libraries' own warnings while a model is built are not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore")
+Loaded = tuple[Any, Any]
+
+
+def load() -> Loaded:
+    return policy.load_for_scoring(str(MODEL), False, "float32", 512)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Loaded:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Conversation]:
+    source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=48)
+    problems = data.load_evaluation(source, ProblemColumns())
+    return [conversation(problem.question, SYSTEM["en"]) for problem in problems]
+
+
+@pytest.fixture(scope="module")
+def rambling(asked: list[Conversation]) -> Loaded:
+    """The demo model with noise on its weights, whose replies are of very different lengths."""
+    import torch
+
+    model, tokenizer = load()
+    trained = [weight.detach().clone() for weight in model.parameters()]
+    for seed in range(1, 9):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for weight, start in zip(model.parameters(), trained, strict=True):
+                weight.copy_(start + start.std() * torch.randn_like(start))
+        lengths = sorted(reply.tokens for reply in answer((model, tokenizer), asked))
+        if lengths[12] <= 24 and lengths[-1] == 64:
+            return model, tokenizer
+    raise AssertionError("no noise makes replies of different lengths")
+
+
+def answer(
+    loaded: Loaded, conversations: Sequence[Conversation], seed: int = 0, **settings: Any
+) -> list[Completion]:
+    settings = {"batch_size": 32, "max_new_tokens": 64, **settings}
+    return inference.generator(*loaded, Evaluation(**settings), seed)(conversations)
+
+
+def by_hand(loaded: Loaded, conversations: Sequence[Conversation], limit: int) -> list[Completion]:
+    """Greedy replies, a token at a time: no batch, no padding, no cache, no generate()."""
+    import torch
+
+    model, tokenizer = loaded
+    replies = []
+    for turns in conversations:
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        new: list[int] = []
+        while len(new) < limit and tokenizer.eos_token_id not in new:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids + new]), use_cache=False).logits
+            new.append(int(logits[0, -1].argmax()))
+        text = tokenizer.decode(new, skip_special_tokens=True)
+        replies.append(Completion(text, len(new), tokenizer.eos_token_id not in new))
+    return replies
+
+
+# --- greedy ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["demo", "rambling"])
+def test_replies_do_not_depend_on_the_batch_size(
+    model: str, asked: list[Conversation], request: pytest.FixtureRequest
+) -> None:
+    loaded = request.getfixturevalue(model)
+    one, seven, many = (answer(loaded, asked, batch_size=n) for n in (1, 7, 32))
+    assert one == seven == many
+    assert len({reply.text for reply in one}) > 10
+
+
+@pytest.mark.parametrize("model", ["demo", "rambling"])
+@pytest.mark.parametrize("shortest_round", [1, 32])
+def test_replies_are_those_written_by_hand(
+    model: str,
+    shortest_round: int,
+    asked: list[Conversation],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inference, "SHORTEST_ROUND", shortest_round)
+    loaded = request.getfixturevalue(model)
+    expected = by_hand(loaded, asked[:12], limit=40)
+    assert answer(loaded, asked[:12], batch_size=5, max_new_tokens=40) == expected
+    if model == "rambling":
+        assert len({reply.tokens for reply in expected}) > 4
+
+
+def test_one_long_reply_does_not_hold_up_the_others(
+    rambling: Loaded, asked: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a batch having ended, the rest goes on with new prompts: fewer rows x steps."""
+    model, _ = rambling
+    work = 0
+    forward = model.forward
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        nonlocal work
+        work += named["input_ids"].shape[0]
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(model, "forward", counting)
+    found = answer(rambling, asked, batch_size=16, max_new_tokens=100)
+    rounds, work = work, 0
+    monkeypatch.setattr(inference, "SHORTEST_ROUND", 1000)
+    assert answer(rambling, asked, batch_size=16, max_new_tokens=100) == found
+    assert 0 < rounds < 0.8 * work
+
+
+def test_limit_on_and_beside_the_end_token(demo: Loaded, asked: list[Conversation]) -> None:
+    for reply, turns in zip(answer(demo, asked[:4]), asked[:4], strict=True):
+        assert not reply.truncated
+        exact, cut, single = (
+            answer(demo, [turns], max_new_tokens=limit)[0]
+            for limit in (reply.tokens, reply.tokens - 1, 1)
+        )
+        assert exact == reply
+        assert (cut.text, cut.tokens, cut.truncated) == (reply.text, reply.tokens - 1, True)
+        assert (single.tokens, single.truncated) == (1, True)
+        assert reply.text.startswith(single.text)
+
+
+def test_padding_that_is_the_end_token(demo: Loaded, asked: list[Conversation]) -> None:
+    """As with a tokenizer that has no padding token."""
+    _, tokenizer = demo
+    expected = answer(demo, asked[:16])
+    padding = tokenizer.pad_token
+    tokenizer.pad_token = tokenizer.eos_token
+    try:
+        assert answer(demo, asked[:16]) == expected
+    finally:
+        tokenizer.pad_token = padding
+
+
+def test_nothing_asked_nothing_answered(demo: Loaded) -> None:
+    assert answer(demo, []) == []
+
+
+# --- stopping at the answer -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def endless() -> Loaded:
+    """The demo model, told that its end token is another: it goes on after its answer."""
+    model, tokenizer = load()
+    tokenizer.eos_token = "<|im_start|>"
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 48])
+def test_stop_at_answer_cuts_after_the_closing_tag(
+    endless: Loaded, asked: list[Conversation], batch_size: int
+) -> None:
+    going_on = answer(endless, asked, batch_size=48)
+    stopped = answer(endless, asked, batch_size=batch_size, stop_at_answer=True)
+    assert sum(reply.truncated for reply in going_on) > 24
+    closed = 0
+    for long, short in zip(going_on, stopped, strict=True):
+        if not ends_with_answer(long.text[: long.text.find(CLOSE) + len(CLOSE)]):
+            continue  # a first element that is no answer does not stop the reply
+        closed += 1
+        assert short.text == long.text[: long.text.index(CLOSE) + len(CLOSE)]
+        assert not short.truncated
+        assert short.tokens < long.tokens
+    assert closed > 24
+
+
+def test_an_answer_closed_by_the_last_token_is_not_truncated(
+    endless: Loaded, asked: list[Conversation]
+) -> None:
+    reply = answer(endless, asked[:1], stop_at_answer=True)[0]
+    assert ends_with_answer(reply.text) and not reply.truncated
+    exact = answer(endless, asked[:1], stop_at_answer=True, max_new_tokens=reply.tokens)[0]
+    assert exact == reply
+    cut = answer(endless, asked[:1], stop_at_answer=True, max_new_tokens=reply.tokens - 1)[0]
+    assert cut.truncated
+
+
+def test_stop_at_answer_where_the_model_stops_by_itself(
+    demo: Loaded, asked: list[Conversation]
+) -> None:
+    plain, stopped = answer(demo, asked), answer(demo, asked, stop_at_answer=True)
+    assert [r.text for r in stopped] == [r.text for r in plain]
+    assert not any(r.truncated for r in stopped)
+    assert [r.tokens for r in stopped] == [r.tokens - ends_with_answer(r.text) for r in plain]
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def with_memory_for(rows: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make generate() run out of memory above `rows` rows; returns the sizes it will be asked."""
+    import torch
+
+    sizes: list[int] = []
+    generate = model.generate
+
+    def limited(*arguments: Any, **named: Any) -> Any:
+        sizes.append(named["input_ids"].shape[0])
+        if sizes[-1] > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(*arguments, **named)
+
+    monkeypatch.setattr(model, "generate", limited)
+    return sizes
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(
+    rambling: Loaded,
+    asked: list[Conversation],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = answer(rambling, asked)
+    sizes = with_memory_for(8, rambling[0], monkeypatch)
+    assert answer(rambling, asked, batch_size=48) == expected
+    assert sizes[:4] == [48, 24, 12, 6] and max(sizes[4:]) <= 6
+    assert capsys.readouterr().out.count("out of memory") == 3 <= math.log2(48)
+
+
+def test_out_of_memory_on_a_batch_smaller_than_asked_for(
+    demo: Loaded, asked: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answer(demo, asked[:10])
+    sizes = with_memory_for(8, demo[0], monkeypatch)
+    assert answer(demo, asked[:10], batch_size=1024) == expected
+    assert sizes == [10, 5, 5]
+
+
+def test_no_memory_for_a_single_reply(
+    demo: Loaded, asked: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    sizes = with_memory_for(0, demo[0], monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        answer(demo, asked[:4])
+    assert sizes == [4, 2, 1]
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+
+def test_sampling_is_seeded_and_leaves_the_random_state_alone(
+    demo: Loaded, asked: list[Conversation]
+) -> None:
+    import torch
+
+    torch.manual_seed(7)
+    state, python_state = torch.get_rng_state(), random.getstate()
+    first, again, other = (
+        answer(demo, asked[:16], seed=seed, temperature=1.0) for seed in (1, 1, 2)
+    )
+    greedy = answer(demo, asked[:16])
+    assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python_state
+    assert first == again
+    assert first != other
+    assert first != greedy
+
+
+def test_a_low_temperature_is_greedy(demo: Loaded, asked: list[Conversation]) -> None:
+    assert answer(demo, asked[:8], temperature=1e-4) == answer(demo, asked[:8])
+
+
+def test_sampling_draws_from_the_models_own_distribution(
+    demo: Loaded, asked: list[Conversation]
+) -> None:
+    """First tokens of many samples against the softmax at that temperature: no top-k, no top-p."""
+    import torch
+
+    model, tokenizer = demo
+    temperature = 1.5
+    replies = answer(
+        demo, [asked[0]] * 1000, batch_size=500, temperature=temperature, max_new_tokens=1
+    )
+    prompt = inference.render(tokenizer, asked[0])
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        probabilities = (model(input_ids=ids).logits[0, -1] / temperature).softmax(-1)
+    for token in probabilities.topk(3).indices.tolist():
+        p = float(probabilities[token])
+        text = tokenizer.decode([token])
+        found = sum(reply.text == text for reply in replies) / len(replies)
+        assert found == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / len(replies)) + 1e-3)
+
+
+# --- scoring given replies ------------------------------------------------------------------------
+
+
+def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    settings = config.load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
+    pairs = data.load_pairs(settings.data, settings.prompt)[0][:24]
+    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
+    fresh = inference.pair_log_probs(model, tokenizer, pairs, 8, reference=False)
+    exact = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)
+
+    def log_prob(pair: Pair, reply: str) -> float:
+        prompt = tokenizer.apply_chat_template(
+            list(pair.prompt), add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        ids = [*prompt, *tokenizer(reply)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            log_probs = exact(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(float(log_probs[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
+
+    expected = [(log_prob(p, p.chosen), log_prob(p, p.rejected)) for p in pairs]
+    assert len({round(value) for pair in expected for value in pair}) > 5
+
+    def same(found: list[tuple[float, float]], other: list[tuple[float, float]]) -> bool:
+        both = zip(found, other, strict=True)
+        return all(a == pytest.approx(b, abs=1e-3) for a, b in both)
+
+    assert same(fresh, expected)  # a fresh adapter changes nothing
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    sizes = {n: inference.pair_log_probs(model, tokenizer, pairs, n, False) for n in (1, 5, 48)}
+    assert same(sizes[1], sizes[5]) and same(sizes[1], sizes[48])
+    assert not same(sizes[1], expected)
+    reference = inference.pair_log_probs(model, tokenizer, pairs, 5, reference=True)
+    assert same(reference, expected)
+    assert inference.pair_log_probs(model, tokenizer, [], 5, reference=False) == []

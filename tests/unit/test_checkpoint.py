@@ -1,0 +1,240 @@
+"""Checkpoints are whole or absent, and one that is not as it was written is never used."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.common import checkpoint
+from scripts.common.checkpoint import (
+    CheckpointStore,
+    StopRequest,
+    check_disk,
+    check_same_run,
+    is_disk_full,
+    verify,
+)
+from scripts.common.errors import CheckpointError, ConfigError
+from scripts.common.tracking import RunFolder
+from tests.helpers import ROOT
+
+FACTS = {
+    "settings": {"training": {"seed": 42, "beta": 0.1}},
+    "data": "abc",
+    "versions": {"trl": "1"},
+}
+FILES = {
+    "adapter_model.safetensors": b"weights" * 99,
+    "optimizer.pt": b"o" * 500,
+    "sub/x.json": b"{}",
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    (tmp_path / "checkpoints").mkdir()
+    return CheckpointStore(tmp_path / "checkpoints")
+
+
+def write(store: CheckpointStore, step: int, keep: int = 2) -> Path:
+    """Publish a checkpoint of a few files, as the trainer leaves them."""
+    written = store.staging / f"checkpoint-{step}"
+    for name, content in {**FILES, "training_args.bin": b"pickle"}.items():
+        path = written / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content + str(step).encode())
+    return store.publish(written, step, FACTS, keep)
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return sorted(path.name for path in store.folder.iterdir() if path != store.staging)
+
+
+def test_a_published_checkpoint_verifies_and_holds_no_pickle(store: CheckpointStore) -> None:
+    path = write(store, 7)
+    assert path.name == "step-000007"
+    assert verify(path) == []
+    assert not (path / "training_args.bin").exists()
+    assert json.loads((path / "manifest.json").read_text())["files"].keys() == FILES.keys()
+
+
+def test_rotation_keeps_the_newest(store: CheckpointStore) -> None:
+    for step in (5, 10, 15, 1000000):
+        write(store, step)
+    assert names(store) == ["step-000015", "step-1000000"]
+    assert store.newest() == store.folder / "step-1000000"
+
+
+def test_the_same_step_again_replaces_it(store: CheckpointStore) -> None:
+    write(store, 5)
+    path = write(store, 5)
+    assert verify(path) == [] and names(store) == ["step-000005"]
+
+
+def test_the_old_one_stays_when_the_new_one_does_not_verify(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = write(store, 5, keep=1)
+    original = os.rename
+
+    def rename_and_damage(source: Path, target: Path) -> None:
+        original(source, target)
+        (Path(target) / "optimizer.pt").write_bytes(b"bad disk")
+
+    monkeypatch.setattr(checkpoint.os, "rename", rename_and_damage)
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt is not what was written"):
+        write(store, 10, keep=1)
+    assert verify(old) == []
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "zeroed":
+        path.write_bytes(bytes(len(content)))
+    elif how == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.mark.parametrize("how", ["truncated", "zeroed", "deleted", "bit flipped"])
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_damage_is_seen_and_the_one_before_used(
+    store: CheckpointStore, name: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = write(store, 5), write(store, 10)
+    damage(bad / name, how)
+    assert store.newest() == good
+    assert "step-000010 is damaged" in capsys.readouterr().out
+    assert names(store) == ["step-000005", "step-000010.damaged"]
+    damage(good / name, how)
+    with pytest.raises(CheckpointError, match=r"all 1 checkpoints are damaged.*--resume never"):
+        store.newest()
+
+
+def test_a_file_too_many_and_a_renamed_folder(store: CheckpointStore) -> None:
+    path = write(store, 5)
+    (path / "extra.pt").write_bytes(b"")
+    assert verify(path) == ["extra.pt does not belong there"]
+    (path / "extra.pt").unlink()
+    assert verify(path.rename(path.with_name("step-000006"))) == ["manifest.json is of step 5"]
+
+
+def test_what_was_being_written_is_no_checkpoint(store: CheckpointStore) -> None:
+    (store.staging / "checkpoint-5").mkdir(parents=True)
+    (store.staging / "checkpoint-5" / "optimizer.pt").write_bytes(b"half")
+    assert store.newest() is None
+    assert names(store) == []
+    assert not store.staging.exists()
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_killed_at_any_moment_of_a_save(tmp_path: Path, moment: int) -> None:
+    """A process that dies at its n-th system call of a save leaves a checkpoint that verifies."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from tests.unit.test_checkpoint import *
+store = CheckpointStore(Path({str(tmp_path)!r}))
+write(store, 5, keep=1)
+calls = 0
+def dying(function):
+    def call(*args, **kwargs):
+        global calls
+        if calls == {moment}:
+            os._exit(9)
+        calls += 1
+        return function(*args, **kwargs)
+    return call
+for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
+    setattr(os, name, dying(getattr(os, name)))
+write(store, 10, keep=1)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode in (0, 9), result.stderr
+    newest = CheckpointStore(tmp_path).newest()
+    assert newest is not None and newest.name in ("step-000005", "step-000010")
+    assert verify(newest) == []
+
+
+def test_another_run_is_refused_with_every_difference(store: CheckpointStore) -> None:
+    path = write(store, 5)
+    check_same_run(path, FACTS)
+    other = json.loads(json.dumps(FACTS))
+    other["settings"]["training"]["beta"] = 0.2
+    other["versions"]["trl"] = "2"
+    with pytest.raises(ConfigError) as caught:
+        check_same_run(path, other)
+    said = str(caught.value)
+    assert "settings.training.beta was 0.1, now 0.2" in said
+    assert "versions.trl was '1', now '2'" in said
+    assert "--resume-anyway" in said
+
+
+def test_checkpoint_of_choice(tmp_path: Path, store: CheckpointStore) -> None:
+    run = RunFolder(tmp_path)
+    assert run.checkpoint("auto") is None
+    path = write(store, 5)
+    assert run.checkpoint("auto") == path == run.checkpoint(str(path))
+    assert run.checkpoint("never") is None
+    for wrong in ("", "nothing", str(tmp_path)):
+        with pytest.raises(ConfigError, match="not a whole checkpoint"):
+            run.checkpoint(wrong)
+
+
+def test_disk_space(tmp_path: Path) -> None:
+    check_disk(tmp_path, 1, keep=2)
+    with pytest.raises(ConfigError, match=r"GB free, and the checkpoints need .* GB"):
+        check_disk(tmp_path, shutil.disk_usage(tmp_path).free, keep=2)
+
+
+def test_a_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
+    assert is_disk_full(OSError(28, "No space left on device"), tmp_path)
+    assert is_disk_full(RuntimeError("IoError(Os { code: 28, kind: StorageFull })"), tmp_path)
+    assert not is_disk_full(OSError(13, "Permission denied"), tmp_path)
+    assert not is_disk_full(RuntimeError("shape mismatch"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_signals(number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    with StopRequest(None) as stop:
+        assert not stop.wanted()
+        os.kill(os.getpid(), number)
+        assert stop.wanted() and stop.exit_code == code
+        assert signal.getsignal(number) == signal.SIG_DFL  # a second one ends the process
+    assert signal.getsignal(number) == before
+    assert number.name in capsys.readouterr().out
+
+
+def test_time_limit() -> None:
+    with StopRequest(0.001) as stop:
+        assert not stop.wanted()
+        time.sleep(0.1)
+        assert stop.wanted()
+    assert (stop.exit_code, stop.reason) == (0, "run.max_minutes is over")
+
+
+def test_safe_points() -> None:
+    """With rollouts for two optimizer steps, only every second step can be saved."""
+    from scripts.common.settings import GRPOTraining
+
+    training = GRPOTraining(
+        learning_rate=1e-3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        steps_per_generation=4,
+        save_steps=2,
+    )
+    assert [training.safe_to_save(step) for step in (1, 2, 3, 4)] == [False, True, False, True]

@@ -1,0 +1,456 @@
+"""The formats of preference data: rows in the shape of each set -> pairs, counts and refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import Message
+from eval.preference import Pair
+from scripts.common.data import PairSet, hold_out, load_pair_set, prompt_key
+from scripts.common.errors import ConfigError, DataError
+from scripts.common.pair_formats import FORMATS, PARTED, USERS_REPLY
+from scripts.common.settings import PairData, Prompt
+
+Row = dict[str, Any]
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def system(text: str) -> Message:
+    return {"role": "system", "content": text}
+
+
+def read(
+    folder: Path, kind: str, rows: list[Row], prompt: Prompt | None = None, **settings: Any
+) -> PairSet:
+    """The rows as a config of that format would read them, with a row of its own held out."""
+    path = folder / f"{kind}.jsonl"
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+    values = {"format": kind, "train": {"path": str(path)}, "holdout": 1, **settings}
+    return load_pair_set(PairData.model_validate(values), prompt or Prompt())
+
+
+def pairs(found: PairSet) -> list[Pair]:
+    return sorted([*found.train, *found.held_out], key=lambda pair: pair.where)
+
+
+def numbered(row: Row, count: int = 3) -> list[Row]:
+    """The row with a number after each text of the user, so that prompts differ."""
+    text = json.dumps(row, ensure_ascii=False)
+    return [json.loads(text.replace("{n}", str(number))) for number in range(1, count + 1)]
+
+
+ORCA = {
+    "system": "Vous êtes un assistant.",
+    "question": "Où est l'eau {n} ?",
+    "chosen": "Dans la carafe.",
+    "rejected": "In the jug.",
+}
+ULTRAFEEDBACK = {
+    "prompt": "Écris un poème {n}.",
+    "prompt_id": "9f1c",
+    "chosen": [user("Écris un poème {n}."), assistant("Ô vent.")],
+    "rejected": [user("Écris un poème {n}."), assistant("O wind.")],
+    "messages": [user("Écris un poème {n}."), assistant("Ô vent.")],
+    "score_chosen": 8.5,
+    "score_rejected": 4.0,
+}
+CONVERSATIONAL = {
+    "prompt": [user("Bonjour {n}"), assistant("Bonjour !"), user("Et demain ?")],
+    "chosen": [assistant("Il pleut.")],
+    "rejected": [assistant("It rains.")],
+}
+OASST = {
+    "lang": "fr",
+    "parent_id": "6ab2",
+    "prompt": "prompter: Salut {n}\nassistant: Oui ?\nDites.\nprompter: Quelle heure ?",
+    "chosen": "Midi.",
+    "rejected": "Noon.",
+}
+ARENA = {
+    "conversation_a": [user("Qui es-tu {n} ?"), assistant("Un modèle.")],
+    "conversation_b": [user("Qui es-tu {n} ?"), assistant("A model.")],
+    "choice": "a_better",
+}
+EXPECTED = {
+    "columns": ((user("Où ? {n}"),), "Là.", "There."),
+    "orca": (
+        (system("Vous êtes un assistant."), user("Où est l'eau {n} ?")),
+        "Dans la carafe.",
+        "In the jug.",
+    ),
+    "messages": ((user("Écris un poème {n}."),), "Ô vent.", "O wind."),
+    "conversational": (tuple(CONVERSATIONAL["prompt"]), "Il pleut.", "It rains."),
+    "oasst": (
+        (user("Salut {n}"), assistant("Oui ?\nDites."), user("Quelle heure ?")),
+        "Midi.",
+        "Noon.",
+    ),
+    "comparia": ((user("Qui es-tu {n} ?"),), "Un modèle.", "A model."),
+}
+SHAPES: dict[str, Row] = {
+    "columns": {"prompt": "Où ? {n}", "chosen": "Là.", "rejected": "There."},
+    "orca": ORCA,
+    "messages": ULTRAFEEDBACK,
+    "conversational": CONVERSATIONAL,
+    "oasst": OASST,
+    "comparia": ARENA,
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_row_of_each_set(kind: str, tmp_path: Path) -> None:
+    found = read(tmp_path, kind, numbered(SHAPES[kind]))
+    turns, chosen, rejected = EXPECTED[kind]
+    assert (found.rows, found.dropped) == (3, {})
+    for number, pair in enumerate(pairs(found), start=1):
+        said = [{**t, "content": t["content"].replace("{n}", str(number))} for t in turns]
+        assert pair == Pair(tuple(said), chosen, rejected)
+        assert pair.where.endswith(f"{kind}.jsonl: row {number}")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_same_from_parquet(kind: str, tmp_path: Path) -> None:
+    """The form in which the hub keeps nearly all of them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = numbered(SHAPES[kind])
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    values = {"format": kind, "train": {"path": str(path)}, "holdout": 1}
+    found = load_pair_set(PairData.model_validate(values), Prompt())
+    assert pairs(found) == pairs(read(tmp_path, kind, rows))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_reply_that_is_no_text(kind: str, side: str, tmp_path: Path) -> None:
+    rows = numbered(SHAPES[kind])
+    name = {"chosen": "conversation_a", "rejected": "conversation_b"}[side]
+    column = name if kind == "comparia" else side
+    rows[1][column] = 7
+    with pytest.raises(DataError, match=rf"{kind}\.jsonl: row 2: column '{column}' should hold"):
+        read(tmp_path, kind, rows)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_column_that_is_missing(kind: str, tmp_path: Path) -> None:
+    rows = numbered(SHAPES[kind])
+    column = "choice" if kind == "comparia" else "chosen"
+    rows[2][f"{column}s"] = rows[2].pop(column)
+    message = rf"row 3: there is no column '{column}'\. Did you mean '{column}s'"
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, kind, rows)
+
+
+def as_reply(kind: str, row: Row, text: str | None) -> Row:
+    """The row with another chosen reply."""
+    if kind == "comparia":
+        turns = row["conversation_a"]
+        return {**row, "conversation_a": [*turns[:-1], {"role": "assistant", "content": text}]}
+    if isinstance(row["chosen"], list):
+        return {
+            **row,
+            "chosen": [*row["chosen"][:-1], {"role": "assistant", "content": text}],
+        }
+    return {**row, "chosen": text}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_pair_that_teaches_nothing(kind: str, empty: bool, tmp_path: Path) -> None:
+    rows = numbered(SHAPES[kind])
+    text = " \n" if empty else f" {EXPECTED[kind][2]}"
+    rows[1] = as_reply(kind, rows[1], text)
+    with pytest.raises(DataError, match=r"row 2: columns? '\w+' .*set data\.unusable=drop"):
+        read(tmp_path, kind, rows)
+    found = read(tmp_path, kind, rows, unusable="drop")
+    assert found.dropped == {"a reply is empty" if empty else "the replies are equal": 1}
+    assert (found.rows, len(pairs(found))) == (3, 2)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_systems_turn(kind: str, tmp_path: Path) -> None:
+    """The config's, where it gives one; a set's own where it does not."""
+    prompt = Prompt(system="Réponds.")
+    for pair in pairs(read(tmp_path, kind, numbered(SHAPES[kind]), prompt)):
+        assert pair.prompt[0] == system("Réponds.")
+        assert [turn["role"] for turn in pair.prompt].count("system") == 1
+
+
+# --- orca ---------------------------------------------------------------------------------------
+
+
+def test_orcas_columns_are_named_in_the_record_of_the_run() -> None:
+    values = {"format": "orca", "train": {"path": "x.jsonl"}, "columns": {"chosen": "best"}}
+    columns = PairData.model_validate(values).columns
+    assert (columns.prompt, columns.system, columns.chosen) == ("question", "system", "best")
+    again = PairData.model_validate(PairData.model_validate(values).model_dump(mode="json"))
+    assert again.columns == columns
+
+
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_an_orca_row_without_a_system_turn(empty: str | None, tmp_path: Path) -> None:
+    rows = [{**row, "system": empty} for row in numbered(ORCA)]
+    for pair in pairs(read(tmp_path, "orca", rows)):
+        assert [turn["role"] for turn in pair.prompt] == ["user"]
+
+
+def test_an_orca_set_without_the_column(tmp_path: Path) -> None:
+    rows = numbered({key: value for key, value in ORCA.items() if key != "system"})
+    with pytest.raises(DataError, match="no column 'system'"):
+        read(tmp_path, "orca", rows)
+    assert len(pairs(read(tmp_path, "orca", rows, columns={"system": None}))) == 3
+    assert len(pairs(read(tmp_path, "orca", rows, Prompt(system="Réponds.")))) == 3
+
+
+# --- message lists ------------------------------------------------------------------------------
+
+
+def test_a_prompt_of_text_and_replies_of_messages(tmp_path: Path) -> None:
+    row = {**ULTRAFEEDBACK, "chosen": [assistant("Ô vent.")], "rejected": [assistant("O wind.")]}
+    found = read(tmp_path, "messages", numbered(row))
+    assert pairs(found) == pairs(read(tmp_path, "messages", numbered(ULTRAFEEDBACK)))
+
+
+def test_several_shared_turns(tmp_path: Path) -> None:
+    opening = [system("Sois bref."), user("a {n}"), assistant("b"), user("c")]
+    row = {"chosen": [*opening, assistant("Oui.")], "rejected": [*opening, assistant("Yes.")]}
+    (first, *_) = pairs(read(tmp_path, "messages", numbered(row)))
+    assert [turn["content"] for turn in first.prompt] == ["Sois bref.", "a 1", "b", "c"]
+    (first, *_) = pairs(read(tmp_path, "messages", numbered(row), Prompt(system="Réponds.")))
+    assert [turn["content"] for turn in first.prompt] == ["Réponds.", "a 1", "b", "c"]
+    (first, *_) = pairs(read(tmp_path, "messages", numbered(row), Prompt(system="")))
+    assert [turn["content"] for turn in first.prompt] == ["a 1", "b", "c"]
+
+
+def test_sides_that_part_early_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = numbered(ULTRAFEEDBACK, 4)
+    rows[0]["rejected"][0] = user("Écris autre chose.")
+    found = read(tmp_path, "messages", rows)
+    assert (found.dropped, len(pairs(found))) == ({PARTED: 1}, 3)
+    said = capsys.readouterr().out
+    assert said == f"{tmp_path / 'messages.jsonl'}: left out 1 of 4 rows: {PARTED} (1)\n"
+
+
+BAD_MESSAGES: list[tuple[Any, str]] = [
+    (None, "should hold a list of messages, found null"),
+    ("text", "should hold a list of messages, found str"),
+    ([], "should hold a list of messages, found none"),
+    (["text"], "message 1 should have a role and a content"),
+    ([{"role": "user"}], "message 1 should have a role and a content"),
+    ([{"from": "human", "value": "a"}], "message 1 should have a role and a content"),
+    ([user("a"), {"role": "bot", "content": "b"}], "message 2 has the role 'bot'; expected one of"),
+    ([user("a"), {"role": ["user"], "content": "b"}], "message 2 has the role "),
+    ([user("a"), system("b")], "message 2 has the role 'system'"),
+    ([user(" "), assistant("b")], "message 1 is empty"),
+    ([user("a"), assistant(""), user("b"), assistant("c")], "message 2 is empty"),
+    ([{"role": "user", "content": None}, assistant("b")], "message 1 should hold text, found null"),
+    ([{"role": "user", "content": [{"text": "a"}]}, assistant("b")], "should hold text, found lis"),
+    ([user("a\ud83d"), assistant("b")], "message 1 holds half a surrogate pair"),
+    ([user("a")], "is empty or ends without a reply"),
+]
+
+
+@pytest.mark.parametrize("kind", ["messages", "comparia"])
+@pytest.mark.parametrize(("value", "says"), BAD_MESSAGES, ids=str)
+def test_malformed_messages(kind: str, value: Any, says: str, tmp_path: Path) -> None:
+    rows = numbered(SHAPES[kind])
+    column = "conversation_a" if kind == "comparia" else "chosen"
+    rows[1][column] = value
+    if "ends without" in says:  # or the two sides would part before their last reply
+        rows[1]["conversation_b" if kind == "comparia" else "rejected"][0] = user("a")
+    path = tmp_path / f"{kind}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    values = {"format": kind, "train": {"path": str(path)}}
+    with pytest.raises(DataError) as caught:
+        load_pair_set(PairData.model_validate(values), Prompt())
+    assert str(caught.value).startswith(f"{path}: row 2: column '{column}'")
+    assert says in str(caught.value)
+
+
+def test_a_conversational_prompt_ends_with_the_user(tmp_path: Path) -> None:
+    rows = numbered(CONVERSATIONAL)
+    rows[1]["prompt"].append(assistant("Hm."))
+    with pytest.raises(DataError, match="row 2: the prompt should end in a turn of the user"):
+        read(tmp_path, "conversational", rows)
+
+
+def test_a_conversational_reply_is_one_message(tmp_path: Path) -> None:
+    rows = numbered(CONVERSATIONAL)
+    rows[1]["chosen"] = [user("Et demain ?"), assistant("Il pleut.")]
+    with pytest.raises(
+        DataError, match=r"row 2: column 'chosen' .* found 2; data\.format=messages"
+    ):
+        read(tmp_path, "conversational", rows)
+
+
+# --- oasst --------------------------------------------------------------------------------------
+
+
+def test_other_languages_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = numbered(OASST, 5)
+    rows[1]["lang"], rows[3]["lang"] = "en", "pt-BR"
+    found = read(tmp_path, "oasst", rows, language="fr")
+    assert (found.rows, found.dropped) == (5, {"not in 'fr'": 2})
+    assert len(pairs(found)) == 3
+    assert "left out 2 of 5 rows: not in 'fr' (2)" in capsys.readouterr().out
+    assert len(pairs(read(tmp_path, "oasst", rows))) == 5
+
+
+def test_no_row_in_the_language(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no pair is left of 3 rows: not in 'de' \(3\)"):
+        read(tmp_path, "oasst", numbered(OASST), language="de")
+
+
+def test_the_language_filter_takes_other_formats_and_columns(tmp_path: Path) -> None:
+    rows = numbered({**SHAPES["columns"], "langue": "fr"})
+    rows[0]["langue"] = "en"
+    found = read(tmp_path, "columns", rows, language="fr", columns={"language": "langue"})
+    assert found.dropped == {"not in 'fr'": 1}
+    with pytest.raises(DataError, match="no column 'lang'"):
+        read(tmp_path, "columns", rows, language="fr")
+
+
+@pytest.mark.parametrize(
+    ("text", "roles"),
+    [
+        ("Quelle heure ?", ["user"]),
+        ("assistant: est un mot. Et toi ?", ["user"]),
+        ("Lis ceci.\nprompter: a\nassistant: b", ["user"]),
+        ("prompter: a", ["user"]),
+        ("prompter: a\nassistant: b\nprompter: c", ["user", "assistant", "user"]),
+    ],
+)
+def test_the_turns_of_an_oasst_prompt(text: str, roles: list[str], tmp_path: Path) -> None:
+    rows = [*numbered(OASST), {**OASST, "prompt": text}]
+    last = pairs(read(tmp_path, "oasst", rows))[-1]
+    assert [turn["role"] for turn in last.prompt] == roles
+    if roles == ["user"] and not text.startswith("prompter"):
+        assert last.prompt[0]["content"] == text
+
+
+def test_what_users_said_next_is_no_reply(tmp_path: Path) -> None:
+    """oasst ranks those too, and a model would learn to speak as the user."""
+    rows = [*numbered(OASST), {**OASST, "prompt": "prompter: a\nassistant: b"}]
+    assert read(tmp_path, "oasst", rows).dropped == {USERS_REPLY: 1}
+
+
+# --- arenas -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "chosen"),
+    [
+        *((name, "Un modèle.") for name in ("a", "model_a", "a_better", "ministral")),
+        *((name, "A model.") for name in ("b", "model_b", "b_better", "phi")),
+    ],
+)
+def test_the_side_that_was_chosen(choice: str, chosen: str, tmp_path: Path) -> None:
+    named = {"model_a_name": "ministral", "model_b_name": "phi", "both_equal": False}
+    rows = [{**row, **named, "vote": choice} for row in numbered(ARENA)]
+    found = pairs(read(tmp_path, "comparia", rows, columns={"choice": "vote"}))
+    assert {pair.chosen for pair in found} == {chosen}
+    assert {pair.rejected for pair in found} == {"Un modèle.", "A model."} - {chosen}
+
+
+def test_ties_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = numbered(ARENA, 10)
+    for row, choice in zip(
+        rows[3:], ("tie", "both_good", "both_bad", "tie (bothbad)", None, "", None), strict=True
+    ):
+        row["choice"] = choice
+    rows[9]["both_equal"] = True
+    found = read(tmp_path, "comparia", rows)
+    assert (found.rows, found.dropped) == (10, {"a tie": 5, "no vote": 2})
+
+
+@pytest.mark.parametrize("choice", ["c", "claude", "A", 1, True, ["a"]])
+def test_a_choice_that_names_no_side(choice: Any, tmp_path: Path) -> None:
+    rows = numbered({**ARENA, "model_a_name": "x", "model_b_name": "y"})
+    rows[1]["choice"] = choice
+    with pytest.raises(DataError, match="row 2: column 'choice' should hold"):
+        read(tmp_path, "comparia", rows)
+
+
+def test_a_model_against_itself_has_no_side(tmp_path: Path) -> None:
+    rows = numbered({**ARENA, "model_a_name": "x", "model_b_name": "x", "choice": "x"})
+    with pytest.raises(DataError, match="row 1: column 'choice'"):
+        read(tmp_path, "comparia", rows)
+
+
+LONGER = {
+    "full_conversation_a": [user("a {n}"), assistant("Oui."), user("b"), assistant("Non.")],
+    "full_conversation_b": [user("a {n}"), assistant("Yes."), user("b"), assistant("No.")],
+    "choice": "b_better",
+}
+FULL = {"first": "full_conversation_a", "second": "full_conversation_b"}
+
+
+def test_a_vote_after_the_models_have_parted(tmp_path: Path) -> None:
+    rows = [*numbered(LONGER), *numbered(LONGER)]
+    for row in rows[:3]:
+        row["full_conversation_b"][1] = assistant("Oui.")
+    found = read(tmp_path, "comparia", rows, columns=FULL)
+    assert found.dropped == {PARTED: 3}
+    assert pairs(found)[0].prompt == (user("a 1"), assistant("Oui."), user("b"))
+
+
+def test_a_vote_about_an_earlier_reply(tmp_path: Path) -> None:
+    rows = [{**row, "turn": 0} for row in numbered(LONGER)]
+    found = read(tmp_path, "comparia", rows, columns={**FULL, "turn": "turn"})
+    assert pairs(found)[0] == Pair((user("a 1"),), "Yes.", "Oui.")
+    for wrong in (2, -1, "0", None, True, 0.0):
+        rows[1]["turn"] = wrong
+        with pytest.raises(DataError, match=r"row 2: column 'turn' should count one of 2 replies"):
+            read(tmp_path, "comparia", rows, columns={**FULL, "turn": "turn"})
+
+
+# --- splits -------------------------------------------------------------------------------------
+
+
+def test_branches_of_a_conversation_are_on_one_side() -> None:
+    """A reply that is held out would otherwise stand in a prompt that is trained on."""
+    pairs = []
+    for number in range(40):
+        opening = [user(f"Question {number}")]
+        pairs.append(Pair(tuple(opening), "a", "b"))
+        pairs.append(Pair((*opening, assistant("a"), user("Continue.")), "c", "d"))
+    train, held = hold_out(pairs, 10, "here")
+    assert {prompt_key(p) for p in train}.isdisjoint(prompt_key(p) for p in held)
+    assert {p.prompt[0]["content"] for p in train}.isdisjoint(p.prompt[0]["content"] for p in held)
+    assert len(held) == 10
+
+
+def test_pairs_of_their_own_to_hold_out_are_counted_too(tmp_path: Path) -> None:
+    rows = numbered(ARENA, 4)
+    held = tmp_path / "held.jsonl"
+    ties = [{**row, "choice": "tie"} for row in rows[2:3]]
+    held.write_text("".join(json.dumps(row) + "\n" for row in [*rows[3:], *ties]), "utf-8")
+    found = read(tmp_path, "comparia", [*rows[:2], *ties], eval={"path": str(held)})
+    assert (found.rows, found.dropped) == (5, {"a tie": 2})
+    assert (len(found.train), len(found.held_out)) == (2, 1)
+
+
+def test_a_format_that_is_not_there() -> None:
+    from scripts.common.config import load_settings
+    from scripts.common.settings import DPOSettings
+    from tests.helpers import ROOT
+
+    with pytest.raises(ConfigError, match=r"data\.format: should be 'columns', 'orca', "):
+        path = ROOT / "configs" / "dpo_demo.yaml"
+        load_settings(DPOSettings, path, ["data.format=ocra"])
