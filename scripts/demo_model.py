@@ -66,7 +66,7 @@ CHAT_TEMPLATE = (
 )
 IGNORED = -100  # label of a token that is not scored
 # The curriculum, in shares of the training: bare sums, then stories, then the habit.
-STORIES_FROM, HABIT_FROM = 0.3, 0.75
+STORIES_FROM, HABIT_FROM = 0.3, 0.7
 DRILL_OPERATIONS = 5
 STRAY_FLOOR, STRAY_WEIGHT = 16.0, 0.05
 MAX_REPLY = 96  # tokens; the longest reply of the tiny model takes about 55
@@ -183,34 +183,20 @@ def draw_batch(
     return ids, labels
 
 
-def kinds_of_tokens(tokenizer: "PreTrainedTokenizerBase") -> "torch.Tensor":
-    """Per token, (vocabulary,): 1 if it can open a reply, 2 if it can go on a number, else 0.
-
-    Where one token of a kind is right, the others of that kind could have been.
-    """
-    import torch
-
-    leads = [lead for of_language in LEADS.values() for lead in of_language.values()]
-    kinds = torch.zeros(len(tokenizer), dtype=torch.long)
-    kinds[[tokenizer(lead)["input_ids"][0] for lead in leads]] = 1
-    kinds[tokenizer("0123456789</")["input_ids"]] = 2
-    return kinds
-
-
 def reply_loss(
-    logits: "torch.Tensor", targets: "torch.Tensor", kinds: "torch.Tensor"
+    logits: "torch.Tensor", targets: "torch.Tensor", open_ids: "torch.Tensor"
 ) -> "torch.Tensor":
     """Cross-entropy, plus a push on tokens that nobody would say at that place.
 
-    logits (tokens, vocabulary), targets (tokens,), kinds (vocabulary,). Cross-entropy is content
-    with a few percent spread over hundreds of impossible tokens. DPO is indifferent to them, and in
-    a model this small its updates then lift them all until replies are noise. So their total
-    probability is pushed below exp(-STRAY_FLOOR).
+    logits (tokens, vocabulary), targets (tokens,), open_ids (open,). Cross-entropy is content with
+    a few percent spread over hundreds of impossible tokens. DPO is indifferent to them, and in a
+    model this small its updates then lift them all until replies are noise. So the total
+    probability of all but the target and the open ids is pushed below exp(-STRAY_FLOOR).
     """
     import torch
 
-    possible = (kinds[targets][:, None] == kinds) & (kinds > 0)
-    strays = logits.masked_fill(possible, -math.inf).scatter(1, targets[:, None], -math.inf)
+    strays = logits.scatter(1, targets[:, None], -math.inf)
+    strays[:, open_ids] = -math.inf
     log_mass = strays.logsumexp(-1) - logits.logsumexp(-1)
     push = torch.relu(log_mass + STRAY_FLOOR).mean()
     return torch.nn.functional.cross_entropy(logits, targets) + STRAY_WEIGHT * push
@@ -234,7 +220,11 @@ def train(
         model.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
     )
     stream = ProblemStream(seed, "train", size.span)
-    kinds = kinds_of_tokens(tokenizer).to(device)
+    # Open ids: digits (a guess may be any number) and the first words of replies.
+    firsts = [
+        tokenizer(lead)["input_ids"][0] for leads in LEADS.values() for lead in leads.values()
+    ]
+    open_ids = torch.tensor(firsts + tokenizer.convert_tokens_to_ids(list("0123456789"))).to(device)
     losses: list[float] = []
     total, started = steps or size.steps, time.monotonic()
     bar = tqdm(total=None if minutes else total, unit="step", desc="training")
@@ -250,7 +240,7 @@ def train(
             # Padding is on the right, so causal attention alone keeps it out of sight.
             logits = model(input_ids=ids[:, :-1].to(device), use_cache=False).logits
             scored = (labels[:, 1:] != IGNORED).to(device)
-            loss = reply_loss(logits[scored].float(), labels[:, 1:].to(device)[scored], kinds)
+            loss = reply_loss(logits[scored].float(), labels[:, 1:].to(device)[scored], open_ids)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

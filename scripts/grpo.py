@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     command = config.parse_command_line(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     settings = command.settings
     run = tracking.RunFolder(command.output)
-    if command.resume == "auto" and run.finished:
+    if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.path)
     checkpoint = run.checkpoint(command.resume)
 

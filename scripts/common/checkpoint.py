@@ -121,20 +121,21 @@ def check_same_run(path: Path, facts: dict[str, Any]) -> None:
         ConfigError: it is not, with every difference.
     """
     earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
-    differences = _differences("", earlier, facts)
-    if differences:
+    changed = differences("", earlier, facts)
+    if changed:
         raise ConfigError(
             f"{path} is of another run:\n         "
-            + "\n         ".join(differences)
+            + "\n         ".join(changed)
             + "\n       --resume-anyway goes on all the same, --resume never starts over"
         )
 
 
-def _differences(where: str, earlier: Any, now: Any) -> list[str]:
+def differences(where: str, earlier: Any, now: Any) -> list[str]:
+    """`key.path was X, now Y` for every value in which two nested mappings differ."""
     if isinstance(earlier, dict) and isinstance(now, dict):
         keys = sorted(earlier.keys() | now.keys())
         inner = f"{where}." if where else ""
-        return [d for k in keys for d in _differences(f"{inner}{k}", earlier.get(k), now.get(k))]
+        return [d for k in keys for d in differences(f"{inner}{k}", earlier.get(k), now.get(k))]
     return [] if earlier == now else [f"{where} was {earlier!r}, now {now!r}"]
 
 

@@ -15,11 +15,11 @@ from typing import Any
 from rewards import RewardFunction
 from rewards.answer import count_answer_elements
 from scripts.common.atomic import write_json, write_text
-from scripts.common.checkpoint import CheckpointStore, verify
+from scripts.common.checkpoint import CheckpointStore, differences, verify
 from scripts.common.config import ROOT
 from scripts.common.errors import ConfigError
 from scripts.common.settings import Section
-from scripts.common.strict_yaml import dump_yaml
+from scripts.common.strict_yaml import dump_yaml, read_yaml
 
 PACKAGES = (
     "unsloth",
@@ -50,6 +50,24 @@ class RunFolder:
     def finished(self) -> bool:
         """The last thing that a run writes is there."""
         return (self.path / "eval" / "comparison.json").exists()
+
+    def is_done(self, settings: Section, resume: str) -> bool:
+        """Whether the folder holds a finished run, which `--resume auto` leaves as it is.
+
+        Raises:
+            ConfigError: it does, but of other settings.
+        """
+        if resume != "auto" or not self.finished:
+            return False
+        earlier = read_yaml(self.path / "config.yaml")
+        changed = differences("", earlier, settings.model_dump(mode="json"))
+        if changed:
+            raise ConfigError(
+                f"{self.path} is a finished run of other settings:\n         "
+                + "\n         ".join(changed)
+                + "\n       give another --output, or --resume never to move it aside"
+            )
+        return True
 
     def checkpoint(self, resume: str) -> Path | None:
         """The checkpoint to go on from, for `--resume auto|never|PATH`.

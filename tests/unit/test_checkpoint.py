@@ -20,7 +20,9 @@ from scripts.common.checkpoint import (
     is_disk_full,
     verify,
 )
+from scripts.common.config import load_settings
 from scripts.common.errors import CheckpointError, ConfigError
+from scripts.common.settings import DPOSettings
 from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 
@@ -238,3 +240,18 @@ def test_safe_points() -> None:
         save_steps=2,
     )
     assert [training.safe_to_save(step) for step in (1, 2, 3, 4)] == [False, True, False, True]
+
+
+def test_a_finished_run_is_left_alone_but_not_mistaken_for_another(tmp_path: Path) -> None:
+    run, yaml = RunFolder(tmp_path / "run"), ROOT / "configs" / "dpo_demo.yaml"
+    settings = load_settings(DPOSettings, yaml)
+    assert not run.is_done(settings, "auto")
+    run.open(fresh=False)
+    run.describe(settings, {})
+    assert not run.is_done(settings, "auto")
+    (run.path / "eval" / "comparison.json").write_text("{}")
+    assert run.is_done(settings, "auto")
+    assert not run.is_done(settings, "never")
+    other = load_settings(DPOSettings, yaml, ["training.beta=0.7"])
+    with pytest.raises(ConfigError, match=r"training\.beta was 0\.1, now 0\.7"):
+        run.is_done(other, "auto")

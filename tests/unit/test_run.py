@@ -1,0 +1,57 @@
+"""The `run` command: any directory, arguments and exit codes passed on, quick the second time."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / ".venv" / "installed.lock").exists(), reason="not installed by ./run"
+)
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(ROOT / "run"), *arguments], cwd=cwd, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    result = run(cwd=tmp_path)
+    assert result.returncode == 0
+    for word in ("./run demo", "./run test", "dpo", "grpo", "evaluate", "PYTHON="):
+        assert word in result.stdout
+    assert "set -euo" not in result.stdout
+
+
+def test_unknown_command(tmp_path: Path) -> None:
+    result = run("trian", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "unknown command 'trian'" in result.stderr
+
+
+def test_arguments_and_exit_codes_pass_through(tmp_path: Path) -> None:
+    code = "import sys; print(sys.argv[1:]); sys.exit(7)"
+    result = run("python", "-c", code, "a b", "*", "--x=1", cwd=tmp_path)
+    assert result.returncode == 7
+    assert result.stdout == "['a b', '*', '--x=1']\n"
+    result = run("grpo", "--config", "nowhere.yaml", cwd=tmp_path)
+    assert result.returncode == 2 and "nowhere.yaml" in result.stderr
+
+
+def test_works_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(ROOT / "run")
+    result = subprocess.run([tmp_path / "link", "python", "-c", "exit(5)"], cwd=tmp_path)
+    assert result.returncode == 5
+
+
+def test_second_call_has_under_a_second_of_overhead(tmp_path: Path) -> None:
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        assert run("python", "-c", "", cwd=tmp_path).returncode == 0
+        times.append(time.monotonic() - started)
+    assert min(times) < 1
