@@ -9,6 +9,7 @@ weights, and the reference is the same weights with the adapter off, so only one
     python scripts/dpo.py --config configs/dpo_demo.yaml training.beta=0.2 --resume never
 """
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,18 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.language import in_language
 from eval.preference import Pair, ScoredPair, as_row, compare_pairs, score_pairs
-from scripts.common import config, data, inference, policy, report, tracking, training
+from scripts.common import (
+    config,
+    data,
+    inference,
+    pair_lengths,
+    pair_report,
+    pair_report_text,
+    policy,
+    report,
+    tracking,
+    training,
+)
 from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import run_main
 from scripts.common.settings import DPOSettings
@@ -33,24 +45,24 @@ def main(argv: list[str] | None = None) -> int:
     command = config.parse_command_line(DPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     settings = command.settings
     run = tracking.RunFolder(command.output)
-    if command.resume == "auto" and run.finished:
+    if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.path)
     checkpoint = run.checkpoint(command.resume)
 
-    # Pairs, checked before anything heavy is loaded.
-    train_pairs, held_out = data.load_pairs(settings.data, settings.prompt)
+    # Pairs, checked and reported on before anything heavy is loaded.
+    pairs = data.load_pair_set(settings.data, settings.prompt)
+    if command.dry_run:
+        return dry_run(pairs, settings)
     device = policy.start(settings.run.verbose, settings.run.threads)
     print(policy.check_device(device, settings.model, settings.training))
     tokenizer = policy.load_tokenizer(settings.model)
-    train_pairs = fitting(train_pairs, tokenizer, settings, "training pairs")
-    held_out = fitting(held_out, tokenizer, settings, "held-out pairs")[: settings.evaluation.limit]
-    print(f"{len(train_pairs)} pairs to train on, {len(held_out)} held out")
-    if command.dry_run:
-        print_example(train_pairs[0], tokenizer)
-        return 0
+    data_report, lengths = examine(pairs, tokenizer, settings)
+    train_pairs, held_out = fitting(pairs, lengths, settings)
+    print(pair_report_text.render_warnings(data_report), end="")
 
     # The run folder and the policy, scored before the first step.
     run.open(fresh=command.resume == "never")
+    pair_report.write(data_report, run.path)
     facts: dict[str, Any] = {
         "device": device.name,
         "data": data.fingerprint([*train_pairs, *held_out]),
@@ -81,26 +93,43 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def fitting(pairs: list[Pair], tokenizer: Any, settings: DPOSettings, what: str) -> list[Pair]:
-    """The pairs whose prompt and longer reply, with its EOS, fit model.max_seq_length."""
-    prompts = inference.token_lengths(
-        tokenizer, [inference.render(tokenizer, p.prompt) for p in pairs]
+def dry_run(pairs: data.PairSet, settings: DPOSettings) -> int:
+    """Print the data report; refuse what a run would refuse.
+
+    The tokenizer is the run's, but neither Unsloth nor torch is imported: it needs neither, and
+    their import takes longer than the report. The process is of no use for a model afterwards.
+    """
+    if "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # transformers then goes without
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # and would warn of it
+    found, lengths = examine(pairs, policy.load_tokenizer(settings.model), settings)
+    print(pair_report_text.render_text(found), end="\n\n")
+    fitting(pairs, lengths, settings)
+    return 0
+
+
+def examine(
+    pairs: data.PairSet, tokenizer: Any, settings: DPOSettings
+) -> tuple[dict[str, Any], list[list[pair_lengths.Lengths]]]:
+    """The data report, and the token lengths of the pairs to train on and of those held out."""
+    lengths = [pair_lengths.measure(side, tokenizer) for side in (pairs.train, pairs.held_out)]
+    limit, language = settings.model.max_seq_length, settings.data.language or "fr"
+    return pair_report.build(pairs, lengths, tokenizer, limit, language), lengths
+
+
+def fitting(
+    pairs: data.PairSet, lengths: list[list[pair_lengths.Lengths]], settings: DPOSettings
+) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on and those to score that fit model.max_seq_length."""
+    sides = ((pairs.train, "training pairs"), (pairs.held_out, "held-out pairs"))
+    limit, rule = settings.model.max_seq_length, settings.data.overlong
+    train, held_out = (
+        data.drop_overlong(side, [length.whole for length in measured], limit, rule, what)
+        for (side, what), measured in zip(sides, lengths, strict=True)
     )
-    replies = [
-        inference.token_lengths(tokenizer, [getattr(pair, side) for pair in pairs])
-        for side in ("chosen", "rejected")
-    ]
-    lengths = [p + max(c, r) + 1 for p, c, r in zip(prompts, *replies, strict=True)]
-    limit = settings.model.max_seq_length
-    return data.drop_overlong(pairs, lengths, limit, settings.data.overlong, what)
-
-
-def print_example(pair: Pair, tokenizer: Any) -> None:
-    """Show a pair as the trainer will see it."""
-    prompt = inference.render(tokenizer, pair.prompt)
-    print(f"\nprompt (masked in the loss):\n{prompt}")
-    for side in ("chosen", "rejected"):
-        print(f"{side} (scored):\n{getattr(pair, side)}{tokenizer.eos_token}\n")
+    held_out = held_out[: settings.evaluation.limit]
+    print(f"{len(train)} pairs to train on, {len(held_out)} held out")
+    return train, held_out
 
 
 def score(

@@ -79,6 +79,8 @@ class PairSet:
     """Rows read, the dropped ones included."""
     dropped: dict[str, int]
     """Rows left out, by rule."""
+    questions: Sequence[str] = ()
+    """Evaluation questions to look for in the prompts."""
 
 
 def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
@@ -88,16 +90,17 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
         DataError: a row that breaks a rule, or too few pairs to hold any out.
     """
     dropped: Counter[str] = Counter()
+    questions = [row.text("question") for set_ in data.check_against for row in read_rows(set_)]
     pairs, rows = _read_pairs(data.train, data, prompt, dropped)
     if data.eval is None:
         train, held_out = hold_out(pairs, data.holdout, data.train.path)
-        return PairSet(train, held_out, rows, dict(dropped))
+        return PairSet(train, held_out, rows, dict(dropped), questions)
     evaluation, more = _read_pairs(data.eval, data, prompt, dropped)
     trained_on = {prompt_key(pair) for pair in pairs}
     for pair in evaluation:
         if prompt_key(pair) in trained_on:
             raise DataError(f"{pair.where} is also trained on")
-    return PairSet(pairs, evaluation, rows + more, dict(dropped))
+    return PairSet(pairs, evaluation, rows + more, dict(dropped), questions)
 
 
 def load_pairs(data: PairData, prompt: Prompt) -> tuple[list[Pair], list[Pair]]:
@@ -121,15 +124,6 @@ def _read_pairs(
         print(f"{source.path}: left out {reasons.total()} of {len(rows)} rows: {said}")
     dropped.update(reasons)
     return pairs, len(rows)
-
-
-def load_questions(sources: Sequence[Source]) -> list[str]:
-    """The questions of evaluation sets, in their column `question`.
-
-    Raises:
-        DataError: a set cannot be read, or a row holds no question.
-    """
-    return [row.text("question") for source in sources for row in read_rows(source)]
 
 
 def normalise(text: str) -> str:
@@ -157,22 +151,20 @@ def hold_out(pairs: list[Pair], count: int, where: str) -> tuple[list[Pair], lis
     """
     chosen: set[str] = set()
     held = 0
-    by_key: dict[str, int] = {}
-    for pair in pairs:
-        key = prompt_key(pair)
-        by_key[key] = by_key.get(key, 0) + 1
+    keys = [prompt_key(pair) for pair in pairs]
+    by_key = Counter(keys)
     for key in sorted(by_key):
         if held >= count:
             break
         chosen.add(key)
         held += by_key[key]
-    train = [pair for pair in pairs if prompt_key(pair) not in chosen]
+    train = [pair for pair, key in zip(pairs, keys, strict=True) if key not in chosen]
     if not train:
         raise DataError(
             f"{where}: {len(pairs)} pairs leave none to train on after holding out {count}; "
             "lower data.holdout"
         )
-    return train, [pair for pair in pairs if prompt_key(pair) in chosen]
+    return train, [pair for pair, key in zip(pairs, keys, strict=True) if key in chosen]
 
 
 def drop_overlong(

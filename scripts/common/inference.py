@@ -48,9 +48,10 @@ class _Draft:
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
     """A generate function over the policy, with its adapter on.
 
-    Prompts are batched by length and padded on the left. Once half of a batch has ended, the other
-    half goes on together with the next prompts, so that one long reply does not keep a batch of
-    ended ones busy. A batch that does not fit the memory is halved and tried again. Greedy at
+    Prompts are batched by length and padded on the left. Once half of a batch has ended, the others
+    are put off until all prompts have had their turn, and then go on among their like: so one long
+    reply neither keeps a batch of ended ones busy nor pads fresh ones to its length. A batch that
+    does not fit the memory is halved and tried again, and loses nothing done before. Greedy at
     temperature 0; above it the sampling is seeded and leaves the training's random state alone.
     """
     import torch
@@ -87,7 +88,7 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
                     print(f"out of memory: going on with batches of {size}")
                     continue
                 unfinished = [draft for draft in batch if not draft.ended]
-                waiting = unfinished + waiting[size:]
+                waiting = waiting[size:] + unfinished
                 bar.update(len(batch) - len(unfinished))
         return [_completion(tokenizer, draft.reply, ends, stop) for draft in drafts]
 

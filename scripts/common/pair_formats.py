@@ -16,6 +16,7 @@ from scripts.common.settings import PairData
 from scripts.common.sources import Row, checked_text
 
 PARTED = "the two sides part before their last reply"
+NOTHING_TO_LEARN = "such a pair teaches nothing; remove it, or set data.unusable=drop to drop all"
 USERS_REPLY = "the replies are the user's, not the assistant's"
 CHOICES = {
     **dict.fromkeys(("a", "model_a", "a_better"), "a"),
@@ -143,9 +144,6 @@ def _pair(
     row: Row, data: PairData, prompt: Conversation, chosen: Reply, rejected: Reply
 ) -> Pair | str:
     """A pair that has something to teach, else the rule that leaves it out or a DataError."""
-    teaches_nothing = (
-        "such a pair teaches nothing; remove it, or set data.unusable=drop to leave out all such"
-    )
     if not prompt or prompt[-1]["role"] != "user":
         raise DataError(f"{row.where}: the prompt should end in a turn of the user")
     for reply in (chosen, rejected):
@@ -154,14 +152,14 @@ def _pair(
                 return "a reply is empty"
             raise DataError(
                 f"{row.where}: column '{reply.column}' is empty or ends without a reply; "
-                + teaches_nothing
+                + NOTHING_TO_LEARN
             )
     if chosen.text == rejected.text:
         if data.unusable == "drop":
             return "the replies are equal"
         raise DataError(
             f"{row.where}: columns '{chosen.column}' and '{rejected.column}' hold the same text; "
-            + teaches_nothing
+            + NOTHING_TO_LEARN
         )
     return Pair(tuple(prompt), chosen.text, rejected.text, row.where)
 

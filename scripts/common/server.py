@@ -60,9 +60,12 @@ def _client(url: str) -> httpx.Client:
         raise ConfigError("OPENAI_API_KEY holds a character that no key has, such as a line break")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        return httpx.Client(base_url=base, headers=headers, timeout=PATIENCE_S, trust_env=False)
+        client = httpx.Client(base_url=base, headers=headers, timeout=PATIENCE_S, trust_env=False)
     except httpx.InvalidURL as error:
         raise ConfigError(f"{url} is not a URL: {error}") from None
+    if not client.base_url.host:
+        raise ConfigError(f"{url} is not a URL: it names no host")
+    return client
 
 
 def _request(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:

@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
+from scripts import evaluate
 from scripts.common import config
+from scripts.common.errors import DataError
 from scripts.common.settings import GRPOSettings
 from scripts.common.strict_yaml import dump_yaml
 from tests.helpers import ROOT, run_script
 
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
+# The libraries' own warnings while an adapter is made are not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore")
 LIMIT = ["--limit", "64", "--max-new-tokens", "48", "--batch-size", "4", "--dtype", "float32"]
 
 
@@ -56,6 +60,11 @@ def measures(folder: Path) -> dict[str, Any]:
     return dict(report["measures"])
 
 
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "replies.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
 def lines(folder: Path) -> int:
     path = folder / "replies.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -76,7 +85,7 @@ def test_report(whole: Path, model: Path) -> None:
     report = json.loads((whole / "report.json").read_text(encoding="utf-8"))
     assert report["model"] == str(model) and report["dtype"] == "float32"
     assert report["temperature"] == 0 and report["trained_on"] == 0
-    rows = [json.loads(line) for line in (whole / "replies.jsonl").open(encoding="utf-8")]
+    rows = rows_of(whole)
     assert len(rows) == 64
     for name in ("strict", "tagged", "lenient", "format_rate", "truncated_rate"):
         found = report["measures"][name]
@@ -112,12 +121,13 @@ def kill_after(replies: int, arguments: list[str], folder: Path) -> int:
 
 def points() -> Iterator[Any]:
     generator = random.Random(3)
+    others = [n for n in range(1, 49) if n != 16]
     yield pytest.param(16, id="16")
-    for replies in sorted(generator.sample(range(1, 49), 3)):
+    for replies in sorted(generator.sample(others, 3)):
         yield pytest.param(replies, id=str(replies), marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("replies", points())
+@pytest.mark.parametrize("replies", list(points()))
 def test_killed_evaluation_ends_in_the_same_report(
     replies: int, request_: list[str], whole: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +135,8 @@ def test_killed_evaluation_ends_in_the_same_report(
     kept = kill_after(replies, request_, folder)
     assert replies <= kept < 64
     assert not (folder / "report.json").exists()
+    with open(folder / "replies.jsonl", "ab") as file:  # what a kill while writing would leave
+        file.write('{"question": "half a line, half a lett\u00e9'.encode()[:-1])
     result = run_script(*request_, "--output", folder)
     assert result.returncode == 0, result.stderr
     assert f"{kept} replies kept from an earlier call" in result.stdout
@@ -132,6 +144,7 @@ def test_killed_evaluation_ends_in_the_same_report(
     assert (folder / "replies.jsonl").read_bytes() == (whole / "replies.jsonl").read_bytes()
 
 
+@pytest.mark.long
 def test_part_of_a_batch_is_not_sampled_anew_on_its_own(
     request_: list[str], tmp_path: Path
 ) -> None:
@@ -148,18 +161,6 @@ def test_part_of_a_batch_is_not_sampled_anew_on_its_own(
     assert result.returncode == 0, result.stderr
     assert (folder / "report.json").read_bytes() == report
     assert (folder / "replies.jsonl").read_bytes() == replies
-
-
-def test_half_a_last_line_is_dropped_and_answered_again(
-    request_: list[str], whole: Path, copy: Path
-) -> None:
-    replies = (copy / "replies.jsonl").read_bytes()
-    (copy / "replies.jsonl").write_bytes(replies[:-30])
-    result = run_script(*request_, "--output", copy)
-    assert result.returncode == 0, result.stderr
-    assert "63 replies kept" in result.stdout
-    assert (copy / "replies.jsonl").read_bytes() == replies
-    assert (copy / "report.json").read_bytes() == (whole / "report.json").read_bytes()
 
 
 def test_a_finished_evaluation_loads_no_model(request_: list[str], copy: Path) -> None:
@@ -214,7 +215,7 @@ def test_a_retrained_model_in_the_same_place_is_another_request(
 
 def test_rescore_gives_the_same_measures_and_leaves_the_file_alone(copy: Path) -> None:
     replies = copy / "replies.jsonl"
-    rows = [json.loads(line) for line in replies.open(encoding="utf-8")]
+    rows = rows_of(copy)
     expected = run_script("evaluate", "--rescore", replies).stdout
     percent = f"{measures(copy)['strict']['value']:.1%}"
     assert f"strict accuracy    {percent}" in expected
@@ -229,7 +230,7 @@ def test_rescore_gives_the_same_measures_and_leaves_the_file_alone(copy: Path) -
 
 
 def test_compare_prints_the_paired_table(whole: Path, copy: Path) -> None:
-    rows = [json.loads(line) for line in (copy / "replies.jsonl").open(encoding="utf-8")]
+    rows = rows_of(copy)
     wrong = [row for row in rows if not row["strict"]]
     assert len(wrong) >= 8
     for row in wrong[:8]:
@@ -260,6 +261,9 @@ def test_compare_prints_the_paired_table(whole: Path, copy: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as scripts/grpo.py leaves it, whose training file shares 3 test questions."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     run = tmp_path_factory.mktemp("run")
     tests = PROBLEMS.read_text(encoding="utf-8").split("\n")[:3]
     shared = [json.loads(line) for line in tests]
@@ -274,21 +278,10 @@ def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     settings = config.load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
     (run / "config.yaml").write_text(dump_yaml(settings.model_dump()), encoding="utf-8")
-    make = """
-import sys
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, folder = sys.argv[1:]
-base = AutoModelForCausalLM.from_pretrained(model)
-get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(folder)
-AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-"""
+    base = AutoModelForCausalLM.from_pretrained(model)
     adapter = run / "adapter"
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", make, str(model), str(adapter)],
-        check=True,
-        capture_output=True,
-    )
+    get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(adapter)
+    AutoTokenizer.from_pretrained(model).save_pretrained(adapter)
     checkpoint = run / "checkpoints" / "checkpoint-2"
     shutil.copytree(adapter, checkpoint)
     return run
@@ -327,13 +320,14 @@ def test_override_scores_them_and_says_so(trained: Path, tmp_path: Path) -> None
 
 
 def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
-    other = tmp_path / "mgsm_mine.tsv"
-    other.write_text("Combien font 2 et 2 ?\t4\n", encoding="utf-8")
-    arguments = ["--data", other, "--max-new-tokens", "8", "--output", tmp_path / "out"]
-    result = run_script("evaluate", "--model", trained / "adapter", *arguments)
-    assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["trained_on"] == 0
-    assert "MGSM is GSM8K's test questions 0-249 translated" in result.stdout
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "Two and two?", "answer": "4"}\n', encoding="utf-8")
+    adapter = ["--model", str(trained / "adapter")]
+    asked = evaluate.parse([*adapter, "--data", str(other)])
+    assert evaluate.refuse_trained_on(asked, evaluate.load_problems(asked)) == 0
+    asked = evaluate.parse([*adapter, "--data", str(PROBLEMS), "--limit", "2"])
+    with pytest.raises(DataError, match="2 of 2 questions"):
+        evaluate.refuse_trained_on(asked, evaluate.load_problems(asked))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +345,11 @@ def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--model", "./nowhere"], "there is no folder './nowhere'"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
-        (["--model", "no/such-model"], "cannot load the model 'no/such-model'"),
+        pytest.param(
+            ["--model", "no/such-model"],
+            "cannot load the model 'no/such-model'",
+            marks=pytest.mark.long,  # only Unsloth can say so
+        ),
     ],
 )
 def test_bad_arguments(arguments: list[str], said: str, model: Path, tmp_path: Path) -> None:

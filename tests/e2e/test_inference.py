@@ -114,7 +114,7 @@ def test_replies_are_those_written_by_hand(
 def test_one_long_reply_does_not_hold_up_the_others(
     rambling: Loaded, asked: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of a batch having ended, the rest goes on with new prompts: fewer rows x steps."""
+    """Half of a batch having ended, the rest goes on elsewhere: fewer rows x steps."""
     model, _ = rambling
     work = 0
     forward = model.forward

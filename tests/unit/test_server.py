@@ -347,6 +347,18 @@ def test_script_end_to_end(api: Server, run: Run, tmp_path: Path) -> None:
     assert json.loads((output / "report.json").read_text()) == report
 
 
+def test_script_says_that_mgsm_overlaps_with_gsm8k(api: Server, run: Run, tmp_path: Path) -> None:
+    api.plan = add
+    data = tmp_path / "mgsm_fr.tsv"
+    data.write_text("Combien font 1 et 4?\t5\n", encoding="utf-8")
+    result = run(
+        "--model", api.url, "--data", data, "--output", tmp_path / "out", "--language", "fr"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "MGSM is GSM8K's test questions 0-249 translated" in result.stdout
+    assert api.bodies[0]["messages"][0]["content"].startswith("Résous le problème")
+
+
 def test_script_takes_samples(api: Server, run: Run, tmp_path: Path) -> None:
     """Of four samples, those with an odd seed are wrong."""
 

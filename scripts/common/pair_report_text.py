@@ -1,0 +1,143 @@
+"""The data report for the terminal: aligned, and no line wider than WIDTH."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+WIDTH = 100
+LINES = 6  # of each part of an example
+BOUNDARY = "¦"  # between two tokens
+LABEL = 24
+
+
+def render_text(report: dict[str, Any]) -> str:
+    """The whole report, its warnings last, where they are seen."""
+    sections = [
+        _rows(report["rows"]),
+        _tokens(report["tokens"]),
+        _length_bias(report["length_bias"]),
+        _languages(report["languages"]),
+        _copies(report["copies"]),
+        _questions(report["evaluation_questions"]),
+        _examples(report["examples"]),
+        render_warnings(report),
+    ]
+    return "\n\n".join(section for section in sections if section).rstrip("\n")
+
+
+def render_warnings(report: dict[str, Any]) -> str:
+    """The warnings, a paragraph and its newline each; empty without any."""
+    paragraphs = [
+        textwrap.fill(f"warning: {w['text']}.", WIDTH, subsequent_indent="  ")
+        for w in report["warnings"]
+    ]
+    return "".join(f"{paragraph}\n" for paragraph in paragraphs)
+
+
+def _line(label: str, value: str) -> str:
+    return textwrap.fill(
+        value, WIDTH, initial_indent=f"  {label:<{LABEL}}", subsequent_indent=" " * (LABEL + 2)
+    )
+
+
+def _rows(rows: dict[str, Any]) -> str:
+    dropped = [_line("left out", f"{count}: {why}") for why, count in rows["dropped"].items()]
+    kept = f"{rows['kept']} ({rows['train']} to train on, {rows['held_out']} held out)"
+    return "\n".join(["Rows", _line("read", str(rows["read"])), *dropped, _line("kept", kept)])
+
+
+def _tokens(tokens: dict[str, Any]) -> str:
+    names = ("min", "median", "p95", "max")
+    head = f"{'Tokens':<{LABEL + 2}}" + "".join(f"{name:>8}" for name in names)
+    body = [
+        f"  {label:<{LABEL}}" + "".join(f"{tokens[part][name]:>8}" for name in names)
+        for part, label in (
+            ("prompt", "prompt"),
+            ("chosen", "chosen"),
+            ("rejected", "rejected"),
+            ("whole", "prompt + longer + EOS"),
+        )
+        if tokens[part]
+    ]
+    over = tokens["over_limit"]
+    said = f"{over['pairs']} of {over['of']} ({over['share']:.1%})"
+    return "\n".join([head, *body, _line(f"over {tokens['limit']}", said)])
+
+
+def _interval(measure: dict[str, Any]) -> str:
+    return f"{measure['value']:.1%} [{measure['low']:.1%}, {measure['high']:.1%}]"
+
+
+def _length_bias(bias: dict[str, Any]) -> str:
+    lines = ["Length bias (in tokens, 95% intervals)"]
+    if bias["pairs"]:
+        counts = f"{bias['chosen_longer']} of {bias['pairs']}"
+        rest = f"{bias['chosen_shorter']} shorter, {bias['same_length']} the same"
+        share = _interval(bias["chosen_longer_share"])
+        lines += [
+            _line("chosen is longer", f"{counts}, {share}; {rest}"),
+            _line("'prefer the longer'", f"{_interval(bias['prefer_the_longer_accuracy'])} right"),
+        ]
+    controlled = bias["length_controlled_accuracy"]
+    return "\n".join([*lines, _line("length-controlled", f"accuracy {controlled}")])
+
+
+def _languages(languages: dict[str, Any]) -> str:
+    head = f"Languages ({languages['sampled']} of {languages['of']} pairs looked at)"
+    lines = []
+    for part in ("prompt", "chosen", "rejected"):
+        shares = [
+            f"{name} {count / languages['sampled']:.1%}" for name, count in languages[part].items()
+        ]
+        lines.append(_line(part, ", ".join(shares)))
+    return "\n".join([head, *lines])
+
+
+def _copies(copies: dict[str, Any]) -> str:
+    lines = [
+        _line("same pair again", str(copies["same_pair"])),
+        _line("same prompt again", str(copies["same_prompt"])),
+        _line("nearly the same prompt", f"{copies['near_prompt']} ({copies['near_rule']})"),
+        _line("held out, near training", str(copies["near_prompt_across_the_split"])),
+        _line("identical replies", str(copies["identical_replies"])),
+    ]
+    return "\n".join(["Copies (case, punctuation and spacing aside)", *lines])
+
+
+def _questions(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    said = f"in {found['pairs']} prompts ({found['rule']})"
+    return "\n".join(["Evaluation questions", _line(f"{found['questions']} looked for", said)])
+
+
+def _examples(examples: Sequence[dict[str, Any]]) -> str:
+    """Each part of an example in a few lines, tokens parted by BOUNDARY and newlines as ⏎."""
+    lines = []
+    for number, example in enumerate(examples, start=1):
+        lines.append(_line(f"{number}", example["where"]))
+        for part in ("masked", "chosen", "rejected"):
+            first, *rest = _token_lines(example[part])
+            lines.append(f"  {f'{part} ({len(example[part])})':<{LABEL}}{first}")
+            lines += [" " * (LABEL + 2) + line for line in rest]
+    head = f"Examples (tokens parted by {BOUNDARY}; masked tokens get no loss)"
+    return "\n".join([head, *lines]) if lines else ""
+
+
+def _token_lines(tokens: Sequence[str]) -> list[str]:
+    """The tokens in at most LINES lines, the middle left out; a line ends after a token."""
+    width = WIDTH - LABEL - 2
+    lines = [""]
+    for number, token in enumerate(tokens):
+        visible = token.replace("\n", "⏎").replace("\t", "⇥")
+        visible = "".join(c if c.isprintable() else "·" for c in visible)
+        visible += BOUNDARY if number + 1 < len(tokens) else ""
+        if lines[-1] and len(lines[-1]) + len(visible) > width:
+            lines.append("")
+        while len(visible) > width:  # a token can be a long run of spaces
+            lines[-1], visible = visible[:width], visible[width:]
+            lines.append("")
+        lines[-1] += visible
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - 2], "...", lines[-1]]
+    return lines

@@ -1,0 +1,213 @@
+"""Our generation for a score and lm-eval's Hugging Face backend, side by side in one process.
+
+    python tests/bench/evaluation.py --output tests/bench/results/evaluation.json
+
+lm-eval is not in the environment. It goes, with what it imports, into a folder of its own:
+
+    uv pip install --no-deps --target /tmp/lmeval lm-eval evaluate sacrebleu rouge-score \\
+        sqlitedict more-itertools pytablewriter word2number jsonlines zstandard dataproperty \\
+        tabledata typepy mbstrdecoder pathvalidate tcolorpy portalocker tabulate colorama lxml \\
+        nltk absl-py
+    PYTHONPATH=/tmp/lmeval python tests/bench/evaluation.py
+
+Same weights in float32, same questions, same chat prompts, same limit, greedy, both ending at the
+model's end token. The sides take turns; figures are medians over the repetitions, after one short
+warm-up each. Seconds of the processor are given beside those of the clock, which other work on the
+machine disturbs.
+
+Two sets of replies, since what batching costs depends on how their lengths differ:
+- `even`: the demo model as it is, whose replies are short and alike.
+- `uneven`: the same model with noise on its weights. What it writes is nonsense, but from a few
+  tokens to the limit, as the replies of real models to real problems are.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from eval import Conversation, conversation
+from scripts.common import data, inference, policy
+from scripts.common.settings import Evaluation, ProblemColumns, Source
+from scripts.evaluate import SYSTEM
+
+MODEL = ROOT / "assets" / "demo_model"
+PROBLEMS = "assets/demo_data/problems_test.jsonl"
+BATCH = 32
+NOISE_SEED = 1
+NOISE = 1.0  # standard deviations of each weight tensor
+PACKAGES = ("lm-eval", "torch", "transformers", "unsloth", "unsloth_zoo")
+Side = Callable[[Sequence[Conversation]], list[str]]
+
+
+def ours(model: Any, tokenizer: Any, batch_size: int, limit: int) -> Side:
+    evaluation = Evaluation(batch_size=batch_size, max_new_tokens=limit)
+
+    def answer(conversations: Sequence[Conversation]) -> list[str]:
+        generate = inference.generator(model, tokenizer, evaluation, seed=0)
+        return [completion.text for completion in generate(conversations)]
+
+    return answer
+
+
+def lm_eval(model: Any, tokenizer: Any, batch_size: int, limit: int) -> Side:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    backend = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=1024)
+    options = {"until": [tokenizer.eos_token], "max_gen_toks": limit, "do_sample": False}
+
+    def answer(conversations: Sequence[Conversation]) -> list[str]:
+        asked = [
+            Instance("generate_until", {}, (backend.apply_chat_template(turns), options), 0)
+            for turns in map(list, conversations)
+        ]
+        return list(backend.generate_until(asked, disable_tqdm=True))
+
+    return answer
+
+
+def add_noise(*models: Any) -> None:
+    """The same noise on each model's weights."""
+    import torch
+
+    for model in models:
+        torch.manual_seed(NOISE_SEED)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(NOISE * weight.std() * torch.randn_like(weight))
+
+
+def measure(
+    sides: dict[str, Side], conversations: Sequence[Conversation], repetitions: int
+) -> dict[str, Any]:
+    """Medians of each side's questions a second, and of the share of texts that are the same."""
+    clock: dict[str, list[float]] = {name: [] for name in sides}
+    processor: dict[str, list[float]] = {name: [] for name in sides}
+    texts: dict[str, list[str]] = {}
+    for answer in sides.values():
+        answer(conversations[:BATCH])
+    for _ in range(repetitions):
+        for name, answer in sides.items():
+            started, used = time.perf_counter(), time.process_time()
+            texts[name] = answer(conversations)
+            clock[name].append(time.perf_counter() - started)
+            processor[name].append(time.process_time() - used)
+    first = texts[f"ours, batch {BATCH}"]
+    return {
+        name: {
+            "questions_per_second": round(len(first) / statistics.median(clock[name]), 1),
+            "questions_per_processor_second": round(
+                len(first) / statistics.median(processor[name]), 1
+            ),
+            "seconds": [round(value, 3) for value in clock[name]],
+            "same_texts_as_ours": sum(map(str.__eq__, texts[name], first)) / len(first),
+        }
+        for name in sides
+    }
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    policy.start(verbose=False, threads=arguments.threads)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = Source(path=PROBLEMS, limit=arguments.questions)
+    problems = data.load_evaluation(source, ProblemColumns())
+    conversations = [conversation(problem.question, SYSTEM["en"]) for problem in problems]
+    model, tokenizer = policy.load_for_scoring(str(MODEL), False, "float32", 1024)
+    theirs = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    own = (model, tokenizer)
+    other = (theirs, AutoTokenizer.from_pretrained(MODEL))
+    limit = arguments.max_new_tokens
+    sides = {
+        f"ours, batch {BATCH}": ours(*own, BATCH, limit),
+        f"lm-eval, batch {BATCH}": lm_eval(*other, BATCH, limit),
+        "ours, batch 1": ours(*own, 1, limit),
+        "lm-eval, batch 1": lm_eval(*other, 1, limit),
+    }
+    result: dict[str, Any] = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {cpu()}",
+        "threads": torch.get_num_threads(),
+        "questions": len(conversations),
+        "max_new_tokens": limit,
+        "repetitions": arguments.repetitions,
+    }
+    for name in ("even", "uneven"):
+        if name == "uneven":
+            add_noise(model, theirs)
+        evaluation = Evaluation(batch_size=BATCH, max_new_tokens=limit)
+        replies = inference.generator(*own, evaluation, seed=0)(conversations)
+        lengths = [reply.tokens for reply in replies]
+        measured = measure(sides, conversations, arguments.repetitions)
+        result[name] = {
+            "reply_tokens": {
+                "mean": round(statistics.mean(lengths), 1),
+                "deciles": [round(value) for value in statistics.quantiles(lengths, n=10)],
+                "longest": max(lengths),
+                "at_the_limit": sum(reply.truncated for reply in replies),
+            },
+            "sides": measured,
+            "times_faster": {
+                f"both at batch {BATCH}": ratio(measured, BATCH, BATCH),
+                "both at batch 1": ratio(measured, 1, 1),
+                "each at its default": ratio(measured, BATCH, 1),
+            },
+        }
+    return result
+
+
+def ratio(measured: dict[str, Any], own: int, other: int) -> dict[str, float]:
+    """How many times ours is as fast, by the clock and by the processor's seconds."""
+    first, second = measured[f"ours, batch {own}"], measured[f"lm-eval, batch {other}"]
+    units = {"clock": "questions_per_second", "processor": "questions_per_processor_second"}
+    return {name: round(first[unit] / second[unit], 2) for name, unit in units.items()}
+
+
+def cpu() -> str:
+    """What the processor calls itself, where the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--questions", type=int, default=192)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of the processor (default: torch's choice)")
+    parser.add_argument("--output", type=Path, help="where to write the JSON result")
+    arguments = parser.parse_args()
+    try:
+        version("lm-eval")
+    except ModuleNotFoundError:
+        print("lm-eval is not installed; --help says how to get it", file=sys.stderr)
+        return 2
+    result = run(arguments)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

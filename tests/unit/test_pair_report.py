@@ -1,0 +1,443 @@
+"""The data report: each count on a few pairs whose answer is known, its warnings, its text."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.preference import Pair
+from scripts.common import copies, pair_lengths, pair_report, pair_warnings
+from scripts.common.data import PairSet, load_pair_set, normalise
+from scripts.common.pair_examples import token_texts
+from scripts.common.pair_lengths import NOT_MEASURABLE, Lengths
+from scripts.common.pair_report_text import WIDTH, render_text, render_warnings
+from scripts.common.settings import PairData, Prompt
+from tests.helpers import ROOT, SHARED, needs_shared, run_script
+
+Report = dict[str, Any]
+
+
+class Words:
+    """A tokenizer whose tokens are words, with a template of one word a role."""
+
+    eos_token = "<eos>"
+
+    def apply_chat_template(self, turns: Sequence[dict[str, str]], **_: Any) -> str:
+        return " ".join(f"<{turn['role']}> {turn['content']}" for turn in turns) + " <assistant> "
+
+    def __call__(self, texts: str | list[str], **_: Any) -> dict[str, Any]:
+        if isinstance(texts, str):
+            return {"input_ids": self._ids(texts)}
+        return {"input_ids": [self._ids(text) for text in texts]}
+
+    def decode(self, ids: Sequence[str], **_: Any) -> str:
+        return " ".join(ids)
+
+    def _ids(self, text: str) -> list[str]:
+        return text.replace(self.eos_token, f" {self.eos_token}").split()
+
+
+FRENCH = "Voici une réponse claire, rédigée en français pour vous aider."
+ENGLISH = "Here is an answer that was written in English to help you."
+
+
+def pair(prompt: str, chosen: str = FRENCH, rejected: str = ENGLISH, where: str = "") -> Pair:
+    return Pair(({"role": "user", "content": prompt},), chosen, rejected, where)
+
+
+def several(count: int) -> list[Pair]:
+    """Pairs whose prompts have nothing in common."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return [
+        pair(" ".join(letters[(i * 7 + k * k * (i + 3)) % 26] * 3 + str(i) for k in range(9)))
+        for i in range(count)
+    ]
+
+
+def report_on(train: list[Pair], held: Sequence[Pair] = (), **more: Any) -> Report:
+    """The report on pairs that are all there was; `limit` is 1,000 words."""
+    limit = more.pop("limit", 1_000)
+    language = more.pop("language", "fr")
+    found = PairSet(train, list(held), more.pop("rows", len(train) + len(held)), {}, **more)
+    lengths = [pair_lengths.measure(side, Words()) for side in (train, held)]
+    report = pair_report.build(found, lengths, Words(), limit, language)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    for line in render_text(report).splitlines():
+        assert len(line) <= WIDTH
+    return report
+
+
+def warned(report: Report) -> list[str]:
+    return [warning["about"] for warning in report["warnings"]]
+
+
+# --- rows and tokens ----------------------------------------------------------------------------
+
+
+def test_rows_are_counted_by_what_became_of_them() -> None:
+    train = [pair("un"), pair("deux", chosen="mot " * 40), pair("trois")]
+    found = PairSet(train, [pair("quatre")], 9, {"a tie": 5})
+    lengths = [pair_lengths.measure(side, Words()) for side in (found.train, found.held_out)]
+    report = pair_report.build(found, lengths, Words(), 30)
+    assert report["rows"] == {
+        "read": 9,
+        "kept": 3,
+        "train": 2,
+        "held_out": 1,
+        "dropped": {"a tie": 5, "over 30 tokens": 1},
+    }
+    assert report["tokens"]["over_limit"] == {"pairs": 1, "of": 4, "share": 0.25}
+    assert report["tokens"]["chosen"]["max"] == 40
+
+
+def test_lengths_are_those_of_the_rendered_prompt_and_the_longer_reply_with_its_eos() -> None:
+    (lengths,) = pair_lengths.measure([pair("un deux trois", "a b", "c d e f")], Words())
+    assert lengths == Lengths(prompt=5, chosen=2, rejected=4)
+    assert lengths.whole == 5 + 4 + 1
+
+
+def test_quantiles_are_lengths_that_are_there() -> None:
+    lengths = [Lengths(1, n, 0) for n in range(1, 101)]
+    found = pair_lengths.tokens(lengths, 100)
+    assert found["chosen"] == {"min": 1, "median": 50, "p95": 95, "max": 100}
+    assert found["over_limit"] == {"pairs": 2, "of": 100, "share": 0.02}
+    assert pair_lengths.tokens(lengths[:1], 100)["chosen"] == dict.fromkeys(
+        ("min", "median", "p95", "max"), 1
+    )
+
+
+# --- length bias --------------------------------------------------------------------------------
+
+
+def test_the_length_bias() -> None:
+    lengths = [Lengths(1, 5, 2)] * 6 + [Lengths(1, 2, 5)] * 2 + [Lengths(1, 3, 3)] * 2
+    found = pair_lengths.length_bias(lengths, train=7)
+    assert (found["chosen_longer"], found["chosen_shorter"], found["same_length"]) == (6, 2, 2)
+    assert found["chosen_longer_share"]["value"] == 0.6
+    assert found["prefer_the_longer_accuracy"]["value"] == 0.7  # ties half
+    assert found["prefer_the_longer_accuracy"]["low"] < 0.7 < found["chosen_longer_share"]["high"]
+    assert found["length_controlled_accuracy"] == "measurable on 1 held-out pairs"
+
+
+@pytest.mark.parametrize("held", [Lengths(1, 5, 2), Lengths(1, 3, 3)])
+def test_no_number_without_a_held_out_pair_whose_chosen_is_shorter(held: Lengths) -> None:
+    found = pair_lengths.length_bias([Lengths(1, 2, 5), held], train=1)
+    assert found["length_controlled_accuracy"] == NOT_MEASURABLE == "not measurable"
+
+
+# --- languages ----------------------------------------------------------------------------------
+
+
+def test_languages_of_each_part() -> None:
+    pairs = [pair("Quelle est la capitale de la France ?"), pair("42")]
+    found = pair_report.languages(pairs, "fr")
+    assert found["prompt"] == {"fr": 1, "?": 1}
+    assert (found["chosen"], found["rejected"]) == ({"fr": 2}, {"en": 2})
+    assert (found["sampled"], found["of"]) == (2, 2)
+
+
+def test_languages_of_an_even_sample() -> None:
+    few = pair_report.LANGUAGE_SAMPLE
+    pairs = [pair("Bonjour à tous", FRENCH if n < 2 * few else ENGLISH) for n in range(3 * few)]
+    found = pair_report.languages(pairs, "fr")
+    assert (found["sampled"], found["of"]) == (few, 3 * few)
+    assert abs(found["chosen"]["fr"] / few - 2 / 3) < 0.01
+
+
+# --- copies -------------------------------------------------------------------------------------
+
+LONG = (
+    "Un train part de Lyon à huit heures et roule vers Paris à deux cents kilomètres à l'heure ; "
+    "un autre part de Paris une heure plus tard. À quelle heure se croisent-ils, et où ?"
+)
+
+
+def test_copies_of_rows_and_prompts() -> None:
+    pairs = [
+        pair(LONG),
+        pair(LONG.upper() + " !"),
+        pair(LONG, chosen="Autre chose."),
+        pair(LONG.replace("huit", "neuf")),
+        pair("Que mange un chat ?", chosen="De tout.", rejected="de TOUT"),
+    ]
+    found = pair_report.copied(pairs, train=3)
+    assert (found["same_pair"], found["same_prompt"]) == (1, 2)
+    assert (found["near_prompt"], found["near_prompt_across_the_split"]) == (1, 1)
+    assert found["identical_replies"] == 1
+
+
+def test_the_system_turn_makes_no_other_prompt() -> None:
+    other = Pair(({"role": "system", "content": "Sois bref."}, *pair(LONG).prompt), "a", "b")
+    assert pair_report.copied([pair(LONG), other], train=2)["same_prompt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (LONG, LONG, True),
+        (LONG, LONG.replace("Lyon", "Nice"), True),
+        (LONG, f"{LONG} Merci.", True),
+        (LONG, LONG[: len(LONG) // 2], False),
+        (LONG, "Un train part de Lyon. Quand arrive-t-il ?", False),
+        ("Bonjour", "Bonjour", True),
+        ("Bonjour", "Bonsoir", False),
+        ("?", "!", False),
+        ("a", "b", False),
+    ],
+)
+def test_near_copies(one: str, other: str, alike: bool) -> None:
+    assert copies.near_copies([normalise(one), normalise(other)]) == [0, 0 if alike else 1]
+
+
+def test_near_copies_do_not_depend_on_the_process() -> None:
+    """Python's own hash of a text would."""
+    assert copies._sketch("bonjour") == [
+        7708673316871185091,
+        8349778319862635611,
+        17143657807256493322,
+    ]
+
+
+def test_each_text_is_compared_with_one_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where all of them share most of their text."""
+    compared = []
+    similarity = copies._similarity
+    monkeypatch.setattr(
+        copies, "_similarity", lambda *sketches: compared.append(1) or similarity(*sketches)
+    )
+    texts = [normalise(f"{LONG} {n} {n * n} {n * 7}") for n in range(500)]
+    assert sum(place != n for n, place in enumerate(copies.near_copies(texts))) > 400
+    assert len(compared) < 500
+
+
+# --- evaluation questions -----------------------------------------------------------------------
+
+QUESTION = (
+    "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes "
+    "muffins for her friends every day with four. How much does she make at the market?"
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "held"),
+    [
+        (QUESTION, True),
+        (f"Résous ce problème : {QUESTION} Réponds en français.", True),
+        (QUESTION.upper().replace(".", " . "), True),
+        (QUESTION.replace("Janet", "Anne"), True),  # most of it is still there
+        ("How much does she make at the market?", False),
+        ("Janet's ducks lay 16 eggs per day.", False),
+        ("Combien font 1 + 1 ?", True),  # short, and the whole question
+        ("Et combien font 1 + 1 ?", False),
+    ],
+)
+def test_prompts_that_hold_a_question(prompt: str, held: bool) -> None:
+    assert copies.holds_question([prompt], [QUESTION, "Combien font 1+1 ?"]) == [held]
+
+
+def test_evaluation_questions_are_found_and_named() -> None:
+    train = [*several(300), pair(QUESTION, where="pairs.jsonl: row 301")]
+    report = report_on(train, questions=[QUESTION, "Who?"])
+    found = report["evaluation_questions"]
+    assert (found["questions"], found["pairs"]) == (2, 1)
+    assert found["rows"] == ["pairs.jsonl: row 301"]
+    assert warned(report) == ["evaluation questions"]
+    assert "such as pairs.jsonl: row 301" in " ".join(render_warnings(report).split())
+    assert report_on(several(3))["evaluation_questions"] is None
+
+
+# --- examples -----------------------------------------------------------------------------------
+
+
+def test_an_example_shows_tokens_and_the_masked_part() -> None:
+    (example,) = report_on([pair("un deux", "oui", "non merci", "here: row 1")])["examples"]
+    assert example == {
+        "where": "here: row 1",
+        "masked": ["<user>", "un", "deux", "<assistant>"],
+        "chosen": ["oui", "<eos>"],
+        "rejected": ["non", "merci", "<eos>"],
+    }
+
+
+def test_three_examples_the_shortest_first() -> None:
+    pairs = [pair("mot " * n, "a", "b", f"row {n}") for n in (5, 2, 9, 7, 1)]
+    assert [e["where"] for e in report_on(pairs)["examples"]] == ["row 1", "row 5", "row 9"]
+    assert len(report_on(pairs[:1])["examples"]) == 1
+
+
+def test_a_long_example_is_cut_in_the_middle() -> None:
+    text = render_text(
+        report_on([pair("un", " ".join(map(str, range(2_000))), "non")], limit=5_000)
+    )
+    assert "chosen (2001)" in text
+    assert "1999¦<eos>" in text
+    assert "  ...\n" in text
+    assert len(text.splitlines()) < 60
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries, as they are imported
+def test_the_real_tokenizer_splits_no_character() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets" / "demo_model")
+    for text in ("Où est l'élève ? 😀 ok", "¿ 漢字 ?", "a\n\nb\tc"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        texts = token_texts(tokenizer, ids)
+        assert "".join(texts) == text
+        assert 1 < len(texts) <= len(ids)
+    ids = tokenizer("😀", add_special_tokens=False)["input_ids"][:-1]
+    assert "".join(token_texts(tokenizer, ids))  # half a character is still shown
+
+
+# --- warnings -----------------------------------------------------------------------------------
+
+
+def test_good_pairs_are_reported_without_a_warning() -> None:
+    pairs = several(240)
+    short = [Pair(p.prompt, FRENCH, ENGLISH * 2) for p in pairs[:120]]
+    report = report_on([*short, *pairs[120:200]], pairs[200:])
+    assert report["warnings"] == []
+    assert render_warnings(report) == ""
+    assert "warning" not in render_text(report)
+
+
+@pytest.mark.parametrize("longer", [192, 193])
+def test_the_warning_about_length(longer: int) -> None:
+    """80% is allowed, and one pair more is not."""
+    pairs = [
+        Pair(p.prompt, FRENCH + (" Oui." if n < longer else ""), FRENCH + " !")
+        for n, p in enumerate(several(240))
+    ]
+    pairs = [Pair(p.prompt, p.chosen.replace(" Oui.", " Oui oui."), p.rejected) for p in pairs]
+    report = report_on(pairs)
+    assert warned(report) == (["length bias"] if longer > 192 else [])
+    if longer > 192:
+        (warning,) = report["warnings"]
+        assert warning["threshold"] == pair_warnings.LONGER == 0.8
+        assert warning["seen"] == 193 / 240
+        for part in ("193 of 240 pairs", "80%", "training.loss_type=[sigmoid_norm]"):
+            assert part in warning["text"]
+
+
+def test_the_warning_about_copies() -> None:
+    pairs = several(300)
+    report = report_on([*pairs, *pairs[:17]])
+    assert warned(report) == ["copies"]
+    assert "17 of 317 prompts" in report["warnings"][0]["text"]
+    assert warned(report_on([*pairs, *pairs[:15]])) == []
+
+
+@pytest.mark.parametrize(("english", "told"), [(20, False), (21, True)])
+def test_the_warning_about_language(english: int, told: bool) -> None:
+    swapped = [Pair(p.prompt, p.rejected, p.chosen) for p in several(200)[:english]]
+    report = report_on([*swapped, *several(200)[english:]])
+    assert ("language" in warned(report)) is told
+    assert "language" not in warned(report_on(swapped, language="en"))
+
+
+def test_the_warning_about_pairs_that_do_not_fit() -> None:
+    pairs = several(240)
+    long = [Pair(p.prompt, FRENCH, "word " * 50) for p in pairs[:13]]
+    report = report_on([*long, *pairs[13:]], limit=50)
+    assert warned(report) == ["length limit"]
+    for part in ("13 of 240 pairs", "50 tokens", "5%", "model.max_seq_length"):
+        assert part in report["warnings"][0]["text"]
+    assert warned(report_on([*long[:12], *pairs[12:]], limit=50)) == []
+
+
+@pytest.mark.parametrize(("count", "told"), [(199, True), (200, False)])
+def test_the_warning_about_few_pairs(count: int, told: bool) -> None:
+    report = report_on(several(count))
+    assert warned(report) == (["few pairs"] if told else [])
+    if told:
+        assert "only 199 pairs (threshold 200)" in report["warnings"][0]["text"]
+
+
+def test_nothing_is_left() -> None:
+    report = report_on(several(3), limit=5)
+    assert report["rows"]["kept"] == 0
+    assert report["length_bias"]["length_controlled_accuracy"] == NOT_MEASURABLE
+    assert set(warned(report)) == {"length limit", "few pairs"}
+
+
+# --- real data, and the script ------------------------------------------------------------------
+
+
+@needs_shared
+@pytest.mark.filterwarnings("ignore")  # of the libraries, as they are imported
+def test_the_public_french_pairs() -> None:
+    from transformers import AutoTokenizer
+
+    data = PairData.model_validate(
+        {
+            "train": {"path": str(SHARED / "french-preferences" / "preferences.json")},
+            "columns": {"prompt": "instruction"},
+            "holdout": 50,
+            "check_against": [
+                {"path": str(SHARED / "gsm8k" / "test.jsonl")},
+                {"path": str(SHARED / "mgsm" / "mgsm_fr.tsv")},
+            ],
+        }
+    )
+    found = load_pair_set(data, Prompt())
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer")
+    lengths = [pair_lengths.measure(side, tokenizer) for side in (found.train, found.held_out)]
+    report = pair_report.build(found, lengths, tokenizer, 1024)
+    bias = report["length_bias"]
+    assert (bias["chosen_longer"], bias["pairs"], bias["chosen_shorter"]) == (300, 300, 0)
+    assert bias["prefer_the_longer_accuracy"]["value"] == 1
+    assert bias["length_controlled_accuracy"] == "not measurable"
+    assert warned(report) == ["length bias"]
+    assert report["languages"]["chosen"]["fr"] >= 295
+    assert report["evaluation_questions"]["questions"] == 1319 + 250
+    assert report["evaluation_questions"]["pairs"] == 0
+    text = render_text(report)
+    assert "300 of 300, 100.0%" in text
+    assert "accuracy not measurable" in text
+    assert "warning: chosen is longer in 300 of 300 pairs (threshold 80%)" in text
+
+
+@needs_shared
+def test_evaluation_questions_among_real_training_questions() -> None:
+    """MGSM-fr is GSM8K's test set translated; neither is in GSM8K's training set."""
+    questions = [
+        json.loads(line)["question"]
+        for line in (SHARED / "gsm8k" / "test.jsonl").read_text("utf-8").splitlines()
+    ]
+    train = [
+        json.loads(line)["question"]
+        for line in (SHARED / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()
+    ]
+    assert sum(copies.holds_question(questions, questions)) == len(questions)
+    assert sum(copies.holds_question(train, questions)) < 0.01 * len(train)
+
+
+@pytest.fixture
+def only_a_tokenizer(tmp_path: Path) -> Path:
+    """A model folder without weights, so that nothing can load them."""
+    folder = tmp_path / "model"
+    weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(ROOT / "assets" / "demo_model", folder, ignore=weights)
+    return folder
+
+
+def test_a_dry_run_prints_the_report_without_torch_and_weights(
+    only_a_tokenizer: Path, bait: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    path = ROOT / "configs" / "dpo_demo.yaml"
+    asked = ["--config", path, "--output", run, "--dry-run", f"model.name={only_a_tokenizer}"]
+    result = run_script("dpo", *asked, PYTHONPATH=str(bait))
+    assert (result.returncode, result.stderr) == (0, "")
+    for part in ("800 (600 to train on, 200 held out)", "Length bias", "masked (", "<|im_end|>"):
+        assert part in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= WIDTH
+    assert not run.exists()
+    # Pairs that a run refuses are refused, once they have been reported on.
+    result = run_script("dpo", *asked, "model.max_seq_length=80", PYTHONPATH=str(bait))
+    assert result.returncode == 2
+    assert "over 80" in result.stdout
+    assert "rows are over the limit of 80" in result.stderr
