@@ -29,7 +29,15 @@ from scripts.common.atomic import write_json
 from scripts.common.errors import ConfigError, DataError, run_main
 from scripts.common.progress import progress_bar
 from scripts.common.server import is_url, server_generator
-from scripts.common.settings import Evaluation, Model, ProblemColumns, Source
+from scripts.common.settings import (
+    Evaluation,
+    Model,
+    PairData,
+    ProblemColumns,
+    ProblemData,
+    Prompt,
+    Source,
+)
 from scripts.common.sources import read_rows
 from scripts.common.strict_yaml import read_yaml
 from scripts.common.tracking import append_rows
@@ -198,6 +206,18 @@ def default_system(asked: argparse.Namespace) -> str | None:
     return SYSTEM[asked.language]
 
 
+def trained_questions(trained: dict[str, Any]) -> list[str]:
+    """The questions of a GRPO run, or every user turn of a DPO run's prompts."""
+    if "rewards" in trained:
+        problems = ProblemData.model_validate(trained["data"])
+        return [row.text(problems.columns.question) for row in read_rows(problems.train)]
+    pairs = data.load_pair_set(
+        PairData.model_validate(trained["data"]), Prompt.model_validate(trained["prompt"])
+    )
+    turns = [turn for pair in (*pairs.train, *pairs.held_out) for turn in pair.prompt]
+    return [turn["content"] for turn in turns if turn["role"] == "user"]
+
+
 def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int:
     """How many of the problems the model's run trained on.
 
@@ -207,10 +227,7 @@ def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int
     trained = run_config(asked.model)
     if not trained:
         return 0
-    columns = trained["data"]["columns"]
-    column = columns.get("question", columns.get("prompt"))
-    rows = read_rows(Source(**trained["data"]["train"]))
-    seen = {data.normalise(row.text(column)) for row in rows}
+    seen = {data.normalise(question) for question in trained_questions(trained)}
     shared = [p for p in problems if data.normalise(p.question) in seen]
     if shared and not asked.allow_trained_on:
         raise DataError(

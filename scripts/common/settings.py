@@ -59,8 +59,8 @@ class Source(Section):
     """Where rows come from."""
 
     path: str
-    """A local .json, .jsonl, .csv, .tsv (MGSM's) or .parquet file, a dataset folder, or a name on
-    the hub."""
+    """A local .json, .jsonl, .csv, .tsv (MGSM's) or .parquet file, a dataset folder, a name on the
+    hub, or one file there as hf://datasets/OWNER/NAME/FILE."""
     subset: str | None = None
     """The hub's configuration name, such as `main` for openai/gsm8k."""
     split: str = "train"

@@ -12,6 +12,8 @@ from scripts.common.config import ROOT
 from scripts.common.errors import DataError, did_you_mean
 from scripts.common.settings import Source
 
+HUB_FILE = "hf://datasets/"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -65,7 +67,8 @@ def read_rows(source: Source) -> list[Row]:
     Raises:
         DataError: it cannot be found or read, or holds no rows.
     """
-    path = Path(source.path).expanduser()
+    hub_file = source.path.startswith(HUB_FILE)
+    path = _hub_file(source) if hub_file else Path(source.path).expanduser()
     if not path.is_absolute() and not path.exists() and (ROOT / path).exists():
         path = ROOT / path
     if path.is_file():
@@ -202,6 +205,25 @@ def _from_datasets(source: Source, folder: Path) -> list[Row]:
         reason = error.__cause__ or error
         raise DataError(f"{source.path}: cannot load the dataset folder: {reason}") from None
     return [Row(v, f"{source.path}[{source.split}]: row {n}") for n, v in enumerate(loaded, 1)]
+
+
+def _hub_file(source: Source) -> Path:
+    """One file of a hub dataset, `hf://datasets/OWNER/NAME/FILE`, in the local cache."""
+    import huggingface_hub
+
+    owner, _, rest = source.path.removeprefix(HUB_FILE).partition("/")
+    name, _, file = rest.partition("/")
+    if not (owner and name and file):
+        raise DataError(f"{source.path}: expected {HUB_FILE}OWNER/NAME/FILE")
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                f"{owner}/{name}", file, repo_type="dataset", revision=source.revision
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{source.path}: not in reach on the hub: {reason}") from None
 
 
 def _from_hub(source: Source) -> list[Row]:

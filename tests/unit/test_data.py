@@ -768,3 +768,11 @@ def test_a_hub_name_offline_is_answered_without_delay(ask: Ask, tmp_path: Path) 
     assert "error: someone/some-pairs[train]: neither a local file or folder nor" in said
     assert "HF_HUB_OFFLINE is set" in said
     assert seconds < 8  # nearly all of it is the import of the datasets library
+
+
+@pytest.mark.parametrize(
+    "path", ["hf://datasets/owner", "hf://datasets/owner/name", "hf://datasets/"]
+)
+def test_a_hub_file_needs_owner_name_and_file(path: str) -> None:
+    with pytest.raises(DataError, match="expected hf://datasets/OWNER/NAME/FILE"):
+        read_rows(Source(path=path))
