@@ -12,8 +12,6 @@ evaluation goes on where it stopped, and scores can be recomputed without the mo
 """
 
 import argparse
-import hashlib
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -23,23 +21,15 @@ from typing import Any, get_args
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval import Generate
-from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore, summarise
+from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, summarise
 from scripts.common import config, data, inference, policy, report
 from scripts.common.atomic import write_json
-from scripts.common.errors import ConfigError, DataError, run_main
+from scripts.common.errors import DataError, run_main
 from scripts.common.progress import progress_bar
+from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
+from scripts.common.replies import read_replies, resume
 from scripts.common.server import is_url, server_generator
-from scripts.common.settings import (
-    Evaluation,
-    Model,
-    PairData,
-    ProblemColumns,
-    ProblemData,
-    Prompt,
-    Source,
-)
-from scripts.common.sources import read_rows
-from scripts.common.strict_yaml import read_yaml
+from scripts.common.settings import Evaluation, Model, ProblemColumns, Source
 from scripts.common.tracking import append_rows
 
 SETS = {
@@ -163,29 +153,6 @@ def load_problems(asked: argparse.Namespace) -> list[Problem]:
     return data.load_evaluation(source.model_copy(update={"limit": asked.limit}), ProblemColumns())
 
 
-def run_config(model: str) -> dict[str, Any]:
-    """The settings of the run whose adapter, export or checkpoint this folder is, if any."""
-    if is_url(model) or not Path(policy.local_or_hub(model)).is_dir():
-        return {}
-    for folder in list(Path(policy.local_or_hub(model)).parents)[:2]:
-        path = folder / "config.yaml"
-        settings = read_yaml(path) if path.is_file() else {}
-        if {"model", "data", "training"} <= set(settings):
-            return settings
-    return {}
-
-
-def weights_fingerprint(model: str) -> str | None:
-    """SHA-256 over the weight files of a local folder, so that a retrained one is not mistaken."""
-    if is_url(model) or not (folder := Path(policy.local_or_hub(model))).is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def precision(asked: argparse.Namespace) -> dict[str, Any]:
     """What the base weights are loaded in: as asked, else as the adapter's run was trained."""
     if is_url(asked.model):
@@ -204,18 +171,6 @@ def default_system(asked: argparse.Namespace) -> str | None:
         system: str | None = trained["prompt"]["system"]
         return system
     return SYSTEM[asked.language]
-
-
-def trained_questions(trained: dict[str, Any]) -> list[str]:
-    """The questions of a GRPO run, or every user turn of a DPO run's prompts."""
-    if "rewards" in trained:
-        problems = ProblemData.model_validate(trained["data"])
-        return [row.text(problems.columns.question) for row in read_rows(problems.train)]
-    pairs = data.load_pair_set(
-        PairData.model_validate(trained["data"]), Prompt.model_validate(trained["prompt"])
-    )
-    turns = [turn for pair in (*pairs.train, *pairs.held_out) for turn in pair.prompt]
-    return [turn["content"] for turn in turns if turn["role"] == "user"]
 
 
 def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int:
@@ -243,62 +198,6 @@ def default_folder(asked: argparse.Namespace) -> Path:
     model = str(Path(asked.model).absolute()) if Path(asked.model).exists() else asked.model
     name = f"{'-'.join(model.rstrip('/').split('/')[-2:])}-{Path(asked.data).stem}"
     return config.ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
-
-
-def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], ScoredReply]:
-    """Replies of an earlier, interrupted call with the same request; writes request.json.
-
-    Raises:
-        ConfigError: the folder belongs to another request.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "request.json"
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{k} was {earlier.get(k)!r}, now {v!r}"
-            for k, v in request.items()
-            if earlier.get(k) != v
-        ]
-        if changed:
-            raise ConfigError(
-                f"{folder} holds another evaluation ({'; '.join(changed)}); give another --output "
-                "or remove it"
-            )
-    write_json(path, request)
-    replies = folder / "replies.jsonl"
-    if not replies.exists():
-        return {}
-    whole = replies.read_bytes().rfind(b"\n") + 1
-    with open(replies, "r+b") as file:
-        file.truncate(whole)  # a last line that was cut off
-    kept = read_replies(replies)
-    if kept:
-        print(f"{len(kept)} replies kept from an earlier call")
-    return {(reply.question, reply.sample): reply for reply in kept}
-
-
-def read_replies(path: Path) -> list[ScoredReply]:
-    """The replies in a file, scored afresh. A last line that was cut off is left out.
-
-    Raises:
-        DataError: another line is not a reply.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    *lines, rest = text.split("\n")  # not splitlines: a reply may hold other line separators
-    replies = []
-    for number, line in enumerate([*lines, rest] if rest else lines, start=1):
-        try:
-            replies.append(rescore(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number > len(lines):
-                break
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise DataError(f"{path}: line {number} is not a scored reply: {reason}") from None
-    return replies
 
 
 def answer_all(

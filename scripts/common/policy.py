@@ -108,7 +108,7 @@ def quiet(verbose: bool) -> Iterator[None]:
     if verbose:
         yield
         return
-    held = io.StringIO()
+    held, succeeded = io.StringIO(), False
     try:
         with (
             contextlib.redirect_stdout(held),
@@ -117,9 +117,10 @@ def quiet(verbose: bool) -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
-    except Exception:
-        print(held.getvalue(), file=sys.stderr)
-        raise
+        succeeded = True
+    finally:
+        if not succeeded:
+            print(held.getvalue(), file=sys.stderr)
 
 
 def local_or_hub(name: str) -> str:

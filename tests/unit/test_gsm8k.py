@@ -153,7 +153,9 @@ def test_summary_of_single_replies() -> None:
 
 def test_summary_does_not_depend_on_the_order_of_replies() -> None:
     replies = [
-        score_reply(Problem(f"q{i}", "42"), Completion(RIGHT if i % 3 else WRONG, i, i % 2 == 0), s)
+        score_reply(
+            Problem(f"q{i}", "42"), Completion(RIGHT if i % 3 else WRONG, i**3, i % 2 == 0), s
+        )
         for i in range(20)
         for s in range(3)
     ]

@@ -1,0 +1,46 @@
+"""Where a model folder comes from: its run's settings, its weights, what it was trained on."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from scripts.common import data, policy
+from scripts.common.server import is_url
+from scripts.common.settings import PairData, ProblemData, Prompt
+from scripts.common.sources import read_rows
+from scripts.common.strict_yaml import read_yaml
+
+
+def run_config(model: str) -> dict[str, Any]:
+    """The settings of the run whose adapter, export or checkpoint this folder is, if any."""
+    if is_url(model) or not Path(policy.local_or_hub(model)).is_dir():
+        return {}
+    for folder in list(Path(policy.local_or_hub(model)).parents)[:2]:
+        path = folder / "config.yaml"
+        settings = read_yaml(path) if path.is_file() else {}
+        if {"model", "data", "training"} <= set(settings):
+            return settings
+    return {}
+
+
+def weights_fingerprint(model: str) -> str | None:
+    """SHA-256 over the weight files of a local folder, so that a retrained one is not mistaken."""
+    if is_url(model) or not (folder := Path(policy.local_or_hub(model))).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def trained_questions(trained: dict[str, Any]) -> list[str]:
+    """The questions of a GRPO run, or every user turn of a DPO run's prompts."""
+    if "rewards" in trained:
+        problems = ProblemData.model_validate(trained["data"])
+        return [row.text(problems.columns.question) for row in read_rows(problems.train)]
+    pairs = data.load_pair_set(
+        PairData.model_validate(trained["data"]), Prompt.model_validate(trained["prompt"])
+    )
+    turns = [turn for pair in pairs.train for turn in pair.prompt]
+    return [turn["content"] for turn in turns if turn["role"] == "user"]
