@@ -71,7 +71,10 @@ def main(argv: list[str] | None = None) -> int:
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
-    before = read_scores(run) or score(model, tokenizer, held_out, settings, run, "before")
+    same_run = checkpoint is not None and not command.resume_anyway
+    before = (read_scores(run) if same_run else None) or score(
+        model, tokenizer, held_out, settings, run, "before"
+    )
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)

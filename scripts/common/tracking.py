@@ -103,9 +103,9 @@ class RunFolder:
         write_json(self.path / "environment.json", {**environment(), **facts})
 
     def identity(self, settings: Section, facts: dict[str, Any]) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be of this run: settings that shape the
-        training, the data, and the versions that it ran on."""
-        values = settings.model_dump(mode="json", exclude={"run", "tracking", "evaluation"})
+        """What must be the same for a checkpoint, and the scores taken before it, to be of this
+        run: the settings that shape training and scores, the data, and the versions."""
+        values = settings.model_dump(mode="json", exclude={"run", "tracking"})
         for name in ("save_total_limit", "logging_steps"):
             values["training"].pop(name)
         return {"settings": values, "data": facts["data"], "versions": environment()["versions"]}

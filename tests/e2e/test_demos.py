@@ -59,7 +59,11 @@ def test_dpo_demo_learns_french(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["grpo", "dpo"])
 def test_without_training_nothing_changes(tmp_path: Path, name: str) -> None:
+    """Nor are scores believed that stand in the folder without a checkpoint of the same run."""
     run = tmp_path / name
+    (run / "eval").mkdir(parents=True)
+    for stale in ("before", "before_replies"):
+        (run / "eval" / f"{stale}.jsonl").write_text('{"of": "another run"}\n', encoding="utf-8")
     limits = ["evaluation.limit=40"] + (["evaluation.replies=40"] if name == "dpo" else [])
     result = run_script(
         name, "--config", CONFIGS[name], "--output", run, "training.max_steps=0", *limits
