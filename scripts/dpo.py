@@ -23,9 +23,6 @@ from scripts.common import (
     config,
     data,
     inference,
-    pair_lengths,
-    pair_report,
-    pair_report_text,
     policy,
     report,
     tracking,
@@ -33,6 +30,9 @@ from scripts.common import (
 )
 from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import run_main
+from scripts.common.pairs import lengths as pair_lengths
+from scripts.common.pairs import report as pair_report
+from scripts.common.pairs import report_text as pair_report_text
 from scripts.common.settings import DPOSettings
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"

@@ -16,7 +16,7 @@ from eval.gsm8k import Problem
 from eval.preference import Pair
 from rewards.answer import parse_number
 from scripts.common.errors import DataError
-from scripts.common.pair_formats import read_pair
+from scripts.common.pairs.formats import read_pair
 from scripts.common.settings import PairData, ProblemColumns, ProblemData, Prompt, Source
 from scripts.common.sources import Row, read_rows
 

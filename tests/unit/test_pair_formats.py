@@ -10,7 +10,7 @@ from eval import Message
 from eval.preference import Pair
 from scripts.common.data import PairSet, hold_out, load_pair_set, prompt_key
 from scripts.common.errors import ConfigError, DataError
-from scripts.common.pair_formats import FORMATS, PARTED, USERS_REPLY
+from scripts.common.pairs.formats import FORMATS, PARTED, USERS_REPLY
 from scripts.common.settings import PairData, Prompt
 
 Row = dict[str, Any]

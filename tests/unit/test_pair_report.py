@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from eval.preference import Pair
-from scripts.common import copies, pair_lengths, pair_report, pair_warnings
 from scripts.common.data import PairSet, load_pair_set, normalise
-from scripts.common.pair_examples import token_texts
-from scripts.common.pair_lengths import NOT_MEASURABLE, Lengths
-from scripts.common.pair_report_text import WIDTH, render_text, render_warnings
+from scripts.common.pairs import copies
+from scripts.common.pairs import lengths as pair_lengths
+from scripts.common.pairs import report as pair_report
+from scripts.common.pairs import warnings as pair_warnings
+from scripts.common.pairs.examples import token_texts
+from scripts.common.pairs.lengths import NOT_MEASURABLE, Lengths
+from scripts.common.pairs.report_text import WIDTH, render_text, render_warnings
 from scripts.common.settings import PairData, Prompt
 from tests.helpers import ROOT, SHARED, needs_shared, run_script
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from eval import Conversation, conversation
 from eval.preference import Pair
-from scripts.common import messages
 from scripts.common.errors import DataError
-from scripts.common.messages import Reply
+from scripts.common.pairs import messages
+from scripts.common.pairs.messages import Reply
 from scripts.common.settings import PairData
 from scripts.common.sources import Row, checked_text
 

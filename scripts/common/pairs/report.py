@@ -11,12 +11,12 @@ from typing import Any
 
 from eval.language import detect
 from eval.preference import Pair
-from scripts.common import copies
 from scripts.common.atomic import write_json
 from scripts.common.data import PairSet, normalise
-from scripts.common.pair_examples import render_examples
-from scripts.common.pair_lengths import Lengths, length_bias, tokens
-from scripts.common.pair_warnings import warnings
+from scripts.common.pairs import copies
+from scripts.common.pairs.examples import render_examples
+from scripts.common.pairs.lengths import Lengths, length_bias, tokens
+from scripts.common.pairs.warnings import warnings
 
 LANGUAGE_SAMPLE = 2_000  # rows whose language is identified, evenly spaced
 LANGUAGE_CHARACTERS = 500  # of each text, which is ample

@@ -1,0 +1,151 @@
+"""Every setting of a run, typed and documented: one class a section of the YAML.
+
+`training` uses the names of trl's and transformers' own configuration classes, so that their
+documentation applies; whatever is not spelled out here goes through `training.extra`, which is
+checked against the real class.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from scripts.common.settings.data import (
+    PairColumns,
+    PairData,
+    ProblemColumns,
+    ProblemData,
+    Prompt,
+    Source,
+)
+from scripts.common.settings.section import Section
+from scripts.common.settings.training import DPOTraining, GRPOTraining, Training
+
+__all__ = [
+    "DPOSettings",
+    "DPOTraining",
+    "Evaluation",
+    "GRPOSettings",
+    "GRPOTraining",
+    "Lora",
+    "Model",
+    "PairColumns",
+    "PairData",
+    "PairEvaluation",
+    "ProblemColumns",
+    "ProblemData",
+    "Prompt",
+    "Run",
+    "Section",
+    "Source",
+    "Tracking",
+    "Training",
+]
+
+
+class Model(Section):
+    name: str
+    """Hub name or folder of the model to train."""
+    revision: str | None = None
+    """Hub revision; ignored by Unsloth when it swaps in a pre-quantised repository."""
+    max_seq_length: int = Field(2048, ge=16)
+    """Longest prompt plus reply, in tokens. A longer row is refused or dropped, never cut."""
+    load_in_4bit: bool = True
+    """QLoRA: base weights in 4-bit NF4. false keeps them in `dtype`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute type of the base weights. auto: the best that the device has."""
+    min_gpu_memory_gb: float = Field(0.0, ge=0)
+    """GPU memory this config needs; a smaller GPU is refused before anything is loaded."""
+    smaller_config: str | None = None
+    """The config to name when this one does not fit the GPU."""
+
+
+class Lora(Section):
+    r: int = Field(16, ge=1)
+    """Rank of the update."""
+    alpha: int = Field(32, ge=1)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input; 0 is what Unsloth's fast path is written for."""
+    target_modules: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+    )
+    """The linear layers that get an adapter."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
+
+
+class Evaluation(Section):
+    limit: int | None = Field(None, ge=1)
+    """Score only the first rows of the held-out data."""
+    batch_size: int | None = Field(None, ge=1)
+    """Rows scored at once; null finds a size from the memory there is."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Longest reply when generating for a score."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy; above it replies are sampled, from `training.seed`."""
+    stop_at_answer: bool = False
+    """End a reply at its closing answer tag. Faster, but it hides what the model would have written
+    after the tag, which the rewards see; so the scores are no longer those of the training."""
+
+
+class PairEvaluation(Evaluation):
+    replies: int = Field(100, ge=0)
+    """Held-out prompts to answer before and after, to see which language the replies are in."""
+
+
+class Tracking(Section):
+    report_to: list[str] = Field([])
+    """Integrations of the trainer, such as wandb; metrics.jsonl is always written."""
+    samples: int = Field(4, ge=0)
+    """Completions to keep in samples.jsonl at every generation."""
+
+
+class Run(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is outputs/NAME unless --output says otherwise."""
+    verbose: bool = False
+    """Show everything that the libraries print."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Stop training with a checkpoint after this long; the same command then goes on."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads for torch; null leaves torch's own choice."""
+
+
+class DPOSettings(Section):
+    """Settings of scripts/dpo.py."""
+
+    model: Model
+    lora: Lora = Lora()
+    data: PairData
+    prompt: Prompt = Prompt()
+    training: DPOTraining
+    evaluation: PairEvaluation = PairEvaluation()
+    tracking: Tracking = Tracking()
+    run: Run
+
+
+class GRPOSettings(Section):
+    """Settings of scripts/grpo.py."""
+
+    model: Model
+    lora: Lora = Lora()
+    data: ProblemData
+    prompt: Prompt = Prompt()
+    rewards: dict[str, float] = Field({"format": 1.0, "correctness": 1.0}, min_length=1)
+    """Reward functions and their weights: a name of rewards/, `file.py:function` or
+    `package.module:function`."""
+    training: GRPOTraining
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    run: Run
+
+    @model_validator(mode="after")
+    def _room_for_a_completion(self) -> Self:
+        longest, limit = self.training.max_completion_length, self.model.max_seq_length
+        if longest >= limit:
+            raise ValueError(
+                f"training.max_completion_length = {longest} leaves no room for a prompt in "
+                f"model.max_seq_length = {limit}"
+            )
+        return self
