@@ -30,6 +30,7 @@ from scripts.common import (
 )
 from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import run_main
+from scripts.common.model_card import write_model_card
 from scripts.common.pairs import lengths as pair_lengths
 from scripts.common.pairs import report as pair_report
 from scripts.common.pairs import report_text as pair_report_text
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     after = score(model, tokenizer, held_out, settings, run, "after")
     run.describe(settings, facts)
     run.write_comparison(compare_pairs(before, after))
+    write_model_card(run.path)
     print(f"\n{report.comparison_table([run.path])}\n\nAdapter and record: {run.path}")
     return 0
 

@@ -23,6 +23,7 @@ from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
 from scripts.common import config, data, inference, policy, report, tracking, training
 from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import ConfigError, run_main
+from scripts.common.model_card import write_model_card
 from scripts.common.settings import GRPOSettings
 
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
@@ -88,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     after = score(model, tokenizer, held_out, settings, run, "after")
     run.describe(settings, facts)
     run.write_comparison(compare_replies(before, after))
+    write_model_card(run.path)
     print(f"\n{report.comparison_table([run.path])}\n\nAdapter and record: {run.path}")
     return 0
 

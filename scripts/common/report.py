@@ -49,7 +49,16 @@ def comparison_table(runs: Sequence[Path]) -> str:
 
 def table(comparisons: Sequence[tuple[str, dict[str, dict[str, Any]]]]) -> str:
     """Named comparisons as aligned text, a line a measure."""
-    rows = [("run", "measure", "before", "after", "change (95% interval)", "p-value", "n")]
+    return _align(table_rows(comparisons))
+
+
+def table_rows(
+    comparisons: Sequence[tuple[str, dict[str, dict[str, Any]]]],
+) -> list[tuple[str, ...]]:
+    """Named comparisons as cells of text: a head, then a row a measure."""
+    rows: list[tuple[str, ...]] = [
+        ("run", "measure", "before", "after", "change (95% interval)", "p-value", "n")
+    ]
     for label, comparison in comparisons:
         for number, (name, values) in enumerate(comparison.items()):
             rows.append(
@@ -63,7 +72,7 @@ def table(comparisons: Sequence[tuple[str, dict[str, dict[str, Any]]]]) -> str:
                     str(values["n"]),
                 )
             )
-    return _align(rows)
+    return rows
 
 
 def summary_table(where: Path, measures: dict[str, dict[str, Any]]) -> str:

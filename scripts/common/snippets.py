@@ -1,0 +1,76 @@
+"""How a trained model is loaded elsewhere, as the model card shows it."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+QUESTIONS = {
+    "DPO": "Explique en deux phrases pourquoi le ciel est bleu.",
+    "GRPO": "Tom has 3 boxes of 12 pens and gives 7 pens away. How many pens are left?",
+}
+TRANSFORMERS = """\
+from {package} import {loader}
+from transformers import AutoTokenizer
+
+model = {loader}.from_pretrained("{folder}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+turns = {turns}
+prompt = tokenizer.apply_chat_template(
+    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+reply = model.generate(**prompt, max_new_tokens={limit}, do_sample=False)
+print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+
+@dataclass(frozen=True)
+class Snippet:
+    title: str
+    language: str
+    code: str
+    tested: bool
+    """The project's tests run this very text."""
+
+
+def snippets(
+    settings: dict[str, Any], exports: dict[str, dict[str, Any]], repository: str | None
+) -> list[Snippet]:
+    """One for the adapter, and one for every way of loading each export there is."""
+    question = QUESTIONS["GRPO" if "rewards" in settings else "DPO"]
+    system, limit = settings["prompt"]["system"], settings["evaluation"]["max_new_tokens"]
+    turns = [{"role": "user", "content": question}]
+    if system:
+        turns.insert(0, {"role": "system", "content": system})
+    shown = (
+        "[\n" + "".join(f"    {json.dumps(turn, ensure_ascii=False)},\n" for turn in turns) + "]"
+    )
+    said = f"-sys {shlex.quote(system)} " if system else ""
+
+    def transformers(package: str, loader: str, folder: str) -> str:
+        return TRANSFORMERS.format(
+            package=package, loader=loader, folder=folder, turns=shown, limit=limit
+        )
+
+    found = [
+        Snippet(
+            "transformers and peft",
+            "python",
+            transformers("peft", "AutoPeftModelForCausalLM", repository or "adapter"),
+            tested=True,
+        )
+    ]
+    for name, export in exports.items():
+        path = export["path"]
+        if name == "merged_16bit":
+            merged = transformers("transformers", "AutoModelForCausalLM", repository or path)
+            found.append(Snippet("transformers, merged weights", "python", merged, tested=True))
+            serve = f"vllm serve {shlex.quote(repository or path)}"
+            found.append(Snippet("vLLM", "bash", serve, tested=False))
+        elif name.startswith("gguf:"):
+            command = f"llama-cli -m {shlex.quote(path)} --temp 0 {said}-p {shlex.quote(question)}"
+            found.append(Snippet(f"llama.cpp, {name[5:]}", "bash", command, tested=False))
+        elif name == "ollama":
+            model = settings["run"]["name"].lower()
+            command = f"ollama create {model} -f {shlex.quote(path)}\nollama run {model}"
+            found.append(Snippet("Ollama", "bash", command, tested=False))
+    return found

@@ -1,0 +1,234 @@
+"""The model card of a run folder, and its upload to a hub (real client, server on localhost)."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from scripts.common.errors import ConfigError
+from scripts.common.hub import to_upload
+from scripts.common.model_card import write_model_card
+from scripts.common.strict_yaml import read_yaml
+from tests.helpers import CONFIGS, ROOT
+
+MEASURE = {
+    "before": {"value": 0.02, "n": 300, "low": 0.01, "high": 0.05},
+    "after": {"value": 0.98, "n": 300, "low": 0.96, "high": 0.99},
+}
+PROVEN = {
+    "path": "merged_16bit",
+    "proven": True,
+    "bytes": 10,
+    "checks": [
+        {"name": "largest logit difference", "value": 0.0012, "limit": 0.01, "passed": True}
+    ],
+}
+UNPROVEN = {
+    "path": "gguf/m-q4_k_m.gguf",
+    "proven": False,
+    "bytes": 10,
+    "checks": [{"name": "perplexity change", "value": 0.7, "limit": 0.1, "passed": False}],
+}
+
+
+def make_run(
+    folder: Path, config: str = "grpo_demo", finished: bool = True, **changes: Any
+) -> Path:
+    """A run folder with its records, as training leaves it, around files of a few bytes."""
+    from scripts.common.config import load_settings
+    from scripts.common.settings import DPOSettings, GRPOSettings
+    from scripts.common.strict_yaml import dump_yaml
+
+    kind: Any = GRPOSettings if config.startswith("grpo") else DPOSettings
+    settings = load_settings(kind, ROOT / "configs" / f"{config}.yaml").model_dump(mode="json")
+    for path, value in changes.items():
+        section, key = path.split("__")
+        settings[section][key] = value
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump_yaml(settings), encoding="utf-8")
+    record = {
+        "versions": dict.fromkeys(("unsloth", "trl", "transformers", "torch"), "1.0"),
+        "device": "CPU",
+        "data": "f" * 64,
+        "trained": {"steps": 40, "seconds": 93.0},
+    }
+    (folder / "environment.json").write_text(json.dumps(record))
+    base = {"base_model_name_or_path": "/home/someone/models/base"}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(base))
+    (folder / "adapter" / "README.md").write_text("peft's own card")
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    if finished:
+        (folder / "eval").mkdir()
+        change = {"difference": 0.96, "low": 0.94, "high": 0.98, "p_value": 1e-9, "n": 300}
+        for name, value in (*MEASURE.items(), ("comparison", change)):
+            (folder / "eval" / f"{name}.json").write_text(json.dumps({"strict": value}))
+    return folder
+
+
+def add_exports(run: Path, **exports: dict[str, Any]) -> None:
+    (run / "export.json").write_text(json.dumps({"exports": exports}))
+    for export in exports.values():
+        path = run / export["path"]
+        path.parent.mkdir(exist_ok=True, parents=True)
+        if path.suffix == ".gguf":
+            path.write_bytes(b"weights")
+        else:
+            path.mkdir()
+            (path / "model.safetensors").write_bytes(b"weights")
+
+
+@pytest.mark.parametrize("config", [path.stem for path in CONFIGS])
+def test_every_config_gets_a_card(tmp_path: Path, config: str) -> None:
+    text = write_model_card(make_run(tmp_path / "run", config)).read_text(encoding="utf-8")
+    _, metadata, _ = text.split("---\n", 2)
+    assert yaml.safe_load(metadata)["license"] == "apache-2.0"
+    assert "| strict accuracy | 2.0% [1.0%, 5.0%] | 98.0% [96.0%, 99.0%] | +96.0 points" in text
+    assert "< 1e-6" in text
+    assert "licence not known" not in text
+    body = text.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(body) == read_yaml(tmp_path / "run" / "config.yaml")
+
+
+def test_it_says_what_was_not_done(tmp_path: Path) -> None:
+    text = write_model_card(make_run(tmp_path / "run", finished=False)).read_text(encoding="utf-8")
+    assert "The evaluation after training has not been run" in text
+    assert "None yet: the folder holds the adapter alone" in text
+
+
+def test_exports_are_shown_with_their_parity(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    add_exports(run, merged_16bit=PROVEN, **{"gguf:q4_k_m": UNPROVEN})
+    text = write_model_card(run).read_text(encoding="utf-8")
+    assert "| merged_16bit | `merged_16bit` | yes | largest logit difference: 0.0012" in text
+    assert "| **no** | perplexity change: 0.7 (limit 0.1), **failed**" in text
+    assert 'AutoModelForCausalLM.from_pretrained("merged_16bit"' in text
+    assert "### vLLM (not tested by the project)" in text
+    assert "llama-cli -m gguf/m-q4_k_m.gguf --temp 0 -sys" in text
+
+
+def test_no_folder_of_this_machine_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", model__name="/home/someone/models/mine")
+    text = write_model_card(run).read_text(encoding="utf-8")
+    assert "/home/someone" not in text
+    assert "`mine`" in text
+    assert "licence not known" in text
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a run folder"):
+        write_model_card(tmp_path)
+
+
+def test_what_is_unproven_or_missing_is_not_uploaded(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    add_exports(run, merged_16bit=PROVEN, **{"gguf:q4_k_m": UNPROVEN})
+    assert [f.name for f in to_upload(run, ["merged_16bit"])] == ["model.safetensors"]
+    with pytest.raises(ConfigError, match=r"gguf:q4_k_m failed its parity check \(perplexity"):
+        to_upload(run, ["merged_16bit", "gguf:q4_k_m"])
+    with pytest.raises(ConfigError, match="has no export gguf:f16"):
+        to_upload(run, ["gguf:f16"])
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the hub's API that an upload of small files uses."""
+
+    created: ClassVar[list[dict[str, Any]]] = []
+    files: ClassVar[dict[str, bytes]] = {}
+    refuse: ClassVar[bool] = False
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        status, answer = 200, self._answer(body)
+        if self.refuse:
+            status, answer = 401, {"error": "Invalid username or password."}
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _answer(self, body: bytes) -> Any:
+        where = f"http://{self.headers['Host']}/someone/model"
+        if self.path == "/api/repos/create":
+            self.created.append(json.loads(body))
+            return {"url": where}
+        if "/preupload/" in self.path:
+            asked = json.loads(body)["files"]
+            found = [{"path": f["path"], "uploadMode": "regular"} for f in asked]
+            return {"files": [{**f, "shouldIgnore": False} for f in found]}
+        if "/commit/" in self.path:
+            for line in body.decode().split("\n"):
+                row = json.loads(line) if line else {}
+                if row.get("key") == "file":
+                    self.files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
+            return {"commitUrl": f"{where}/commit/abc", "commitOid": "abc"}
+        return {"errors": [], "warnings": []}
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    Hub.created, Hub.files, Hub.refuse = [], {}, False
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def upload(run: Path, hub: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys; from pathlib import Path; from scripts.common.hub import push\n"
+        "from scripts.common.errors import run_main\n"
+        "run_main(lambda: print(push(Path(sys.argv[1]), 'someone/model', sys.argv[2:])))"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub,
+        "HF_TOKEN": "hf_sentinel",
+        "HF_HUB_OFFLINE": "0",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code, str(run), *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_adapter_is_uploaded_privately_with_the_card(tmp_path: Path, hub: str) -> None:
+    run = make_run(tmp_path / "run")
+    result = upload(run, hub)
+    assert result.returncode == 0, result.stderr
+    assert Hub.created[0]["name"] == "model"
+    assert Hub.created[0]["visibility"] == "private"
+    assert set(Hub.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert b"# someone/model" in Hub.files["README.md"]
+    assert b'from_pretrained("someone/model"' in Hub.files["README.md"]
+    assert json.loads(Hub.files["adapter_config.json"])["base_model_name_or_path"] == "base"
+    assert not list(run.glob(".push-*"))
+    assert "hf_sentinel" not in result.stdout + result.stderr
+
+
+def test_a_refusal_of_the_hub_is_told_plainly(tmp_path: Path, hub: str) -> None:
+    Hub.refuse = True
+    result = upload(make_run(tmp_path / "run"), hub)
+    assert result.returncode == 2
+    assert "--push someone/model: the hub refuses" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "hf_sentinel" not in result.stdout + result.stderr

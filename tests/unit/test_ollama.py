@@ -1,0 +1,154 @@
+"""The Modelfile: its Go template against the tokenizer's own, rendered by Go where there is Go."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from scripts.common.errors import ConfigError
+from scripts.common.export.ollama import (
+    default_system,
+    export_ollama,
+    modelfile,
+    turn_template,
+)
+from tests.helpers import ROOT, SHARED, needs_shared
+
+TOKENIZERS = [
+    ROOT / "assets" / "demo_model",
+    pytest.param(SHARED / "qwen2.5-tokenizer", marks=needs_shared),
+]
+SYSTEM = "Tu es concis. Pas de {{ .System }} ici."
+CONVERSATIONS = [
+    [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Combien font 2 + 2 ?"}],
+    [
+        {"role": "system", "content": "{{ range .Messages }}"},
+        {"role": "user", "content": "a\n\n b "},
+        {"role": "assistant", "content": "4 }} {{ end }}"},
+        {"role": "user", "content": "<|im_end|> and <|im_start|>"},
+    ],
+]
+RENDER = """package main
+
+import (
+	"encoding/json"
+	"os"
+	"text/template"
+)
+
+type Message struct{ Role, Content string }
+
+func main() {
+	var asked struct {
+		Template      string
+		Conversations [][]Message
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil {
+		panic(err)
+	}
+	parsed := template.Must(template.New("").Parse(asked.Template))
+	for _, messages := range asked.Conversations {
+		if err := parsed.Execute(os.Stdout, map[string]any{"Messages": messages}); err != nil {
+			panic(err)
+		}
+		os.Stdout.WriteString("\\x00")
+	}
+}
+"""
+
+
+def tokenizer_of(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def with_template(template: str) -> Any:
+    tokenizer = tokenizer_of(ROOT / "assets" / "demo_model")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def rendered(tokenizer: Any, turns: Any) -> str:
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+@pytest.mark.parametrize("folder", TOKENIZERS)
+def test_turns_are_rendered_as_by_the_tokenizer(folder: Path) -> None:
+    tokenizer = tokenizer_of(folder)
+    template = turn_template(tokenizer)
+    for turns in CONVERSATIONS:
+        assert template.render(turns) == rendered(tokenizer, turns)
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
+@pytest.mark.parametrize("folder", TOKENIZERS)
+def test_go_renders_it_as_the_tokenizer_does(folder: Path, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(folder)
+    (tmp_path / "render.go").write_text(RENDER, encoding="utf-8")
+    asked = {"Template": turn_template(tokenizer).as_go(), "Conversations": CONVERSATIONS}
+    result = subprocess.run(
+        ["go", "run", str(tmp_path / "render.go")],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split("\0")[:-1] == [rendered(tokenizer, t) for t in CONVERSATIONS]
+
+
+@needs_shared
+def test_qwens_own_system_prompt_is_found() -> None:
+    tokenizer = tokenizer_of(SHARED / "qwen2.5-tokenizer")
+    found = default_system(tokenizer)
+    assert found is not None
+    assert found.startswith("You are Qwen")
+    question = {"role": "user", "content": "?"}
+    given = [{"role": "system", "content": found}, question]
+    assert rendered(tokenizer, given) == rendered(tokenizer, [question])
+    assert default_system(tokenizer_of(ROOT / "assets" / "demo_model")) is None
+
+
+def test_a_template_that_looks_back_is_refused() -> None:
+    numbered = "{% for t in messages %}{{ messages|length }}{{ t.content }}{% endfor %}"
+    with pytest.raises(ConfigError, match="a Modelfile cannot say"):
+        turn_template(with_template(numbered))
+    with pytest.raises(ConfigError, match="a system turn"):
+        turn_template(with_template("{% for t in messages[1:] %}{{ t.content }}{% endfor %}"))
+
+
+def test_braces_in_a_template_are_text_to_go() -> None:
+    template = "{% for t in messages %}{{ '{{' + t.content + '}}' }}{% endfor %}"
+    assert turn_template(with_template(template)).as_go().count('{{ "{{" }}') == 3
+
+
+def test_three_quotes_cannot_be_written() -> None:
+    with pytest.raises(ConfigError, match="system prompt"):
+        modelfile("a.gguf", "t", 'say """ aloud', [], {})
+
+
+def test_the_modelfile_carries_what_the_gguf_does_not(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(ROOT / "assets" / "demo_model")
+    gguf = tmp_path / "model-q8_0.gguf"
+    path, checks = export_ollama(
+        gguf, tokenizer, SYSTEM, {"temperature": 0, "repeat_penalty": 1, "num_ctx": 256}
+    )
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert lines[0] == "FROM ./model-q8_0.gguf"
+    assert f'SYSTEM """{SYSTEM}"""' in lines
+    assert f'PARAMETER stop "{tokenizer.eos_token}"' in lines
+    assert "PARAMETER temperature 0" in lines
+    assert "PARAMETER num_ctx 256" in lines
+    assert checks[0]["passed"]
+    assert checks[0]["value"] == checks[0]["limit"] == 6
+
+
+def test_a_template_that_changes_a_text_fails_the_check(tmp_path: Path) -> None:
+    """Short contents pass through it unchanged, the long ones of the check do not."""
+    template = (
+        "{% for t in messages %}<{{ t.role }}>{{ t.content|replace('quotes', '') }}{% endfor %}"
+    )
+    _, checks = export_ollama(tmp_path / "model.gguf", with_template(template), None, {})
+    assert not checks[0]["passed"]
