@@ -37,7 +37,7 @@ from scripts.common.pairs import report_text as pair_report_text
 from scripts.common.settings import DPOSettings
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
-PROGRESS = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss": "loss"}
 Scores = tuple[list[ScoredPair], list[float]]
 
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     run.describe(settings, facts)
     run.write_comparison(compare_pairs(before, after))
     write_model_card(run.path)
-    print(f"\n{report.comparison_table([run.path])}\n\nAdapter and record: {run.path}")
+    report.finish(run.path)
     return 0
 
 

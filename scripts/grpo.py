@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     run.describe(settings, facts)
     run.write_comparison(compare_replies(before, after))
     write_model_card(run.path)
-    print(f"\n{report.comparison_table([run.path])}\n\nAdapter and record: {run.path}")
+    report.finish(run.path)
     return 0
 
 

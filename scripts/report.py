@@ -1,9 +1,11 @@
-"""Print the before/after table of one or more runs.
+"""Draw the report of one or more runs again, and print their before/after table.
 
     ./run report outputs/grpo_demo outputs/dpo_demo
+    ./run report outputs/first outputs/second --output comparison.html
 
-Differences are paired (the same problems or pairs before and after): a 95% bootstrap interval and
-an exact sign test, which on right/wrong scores is McNemar's test.
+Writes plots/*.png and report.html into each run folder, finished or not. Differences are paired
+(the same problems or pairs before and after): a 95% bootstrap interval and an exact sign test,
+which on right/wrong scores is McNemar's test.
 """
 
 import argparse
@@ -14,7 +16,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from scripts.common.errors import run_main
-from scripts.common.report import comparison_table, read_run
+from scripts.common.report import read_run, table
+from scripts.common.report.ending import shown
 
 
 def main() -> None:
@@ -22,12 +25,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, draw none")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write a page that compares the runs"
+    )
     arguments = parser.parse_args()
     if arguments.json:
         print(json.dumps({run.name: read_run(run) for run in arguments.runs}, indent=2))
-    else:
-        print(comparison_table(arguments.runs))
+        return
+    from scripts.common.report import page, record  # not before the arguments are known to be right
+
+    records = [record.read(run) for run in arguments.runs]
+    pages = [page.write_report(found.path) for found in records]
+    scored = [(found.name, found.measures()) for found in records if found.measures()]
+    if scored:
+        print(table(scored), end="\n\n")
+    for found in records:
+        if not found.finished:
+            print(f"{found.name}: not scored yet, {found.steps} steps are logged")
+    if arguments.output is not None:
+        pages.append(page.write_comparison(arguments.runs, arguments.output))
+    for written in pages:
+        print(f"Report    {shown(written)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 from scripts.common import policy
 from scripts.common.checkpoint import StopRequest, check_disk, is_disk_full
 from scripts.common.errors import CheckpointError, ConfigError
-from scripts.common.progress import progress_bar
+from scripts.common.progress import TrainingView
+from scripts.common.report.ending import LivePage
 from scripts.common.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
 from scripts.common.tracking import Clock, RunFolder, append_rows, keep_rows_until
 
@@ -86,9 +87,9 @@ def train(
 ) -> dict[str, Any]:
     """Train from the start or from a checkpoint. 0 steps trains none.
 
-    `shown` maps the trainer's metric names to the labels they get beside the progress bar;
-    `identity` goes into every checkpoint. Returns steps, seconds, and where a signal or the time
-    limit ended it early, the exit code to leave with and the reason.
+    `shown` maps the trainer's metric names to the labels they get in the view, the one to watch
+    first; `identity` goes into every checkpoint. Returns steps, seconds, and where a signal or the
+    time limit ended it early, the exit code to leave with and the reason.
 
     Raises:
         CheckpointError: the disk is full; the earlier checkpoints are whole.
@@ -102,9 +103,10 @@ def train(
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     check_disk(run.path, trainable * BYTES_A_WEIGHT, training.save_total_limit)
     clock = Clock()
-    with StopRequest(settings.run.max_minutes) as stop:
+    view = TrainingView(shown, run.path / "health.jsonl")
+    with StopRequest(settings.run.max_minutes) as stop, view:
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_callback(run, shown, clock, stop, identity, training))
+        trainer.add_callback(_callback(run, view, clock, stop, identity, training))
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
@@ -135,25 +137,25 @@ def stopped_early(result: dict[str, Any], run: RunFolder) -> bool:
 
 def _callback(
     run: RunFolder,
-    shown: dict[str, str],
+    view: TrainingView,
     clock: Clock,
     stop: StopRequest,
     identity: dict[str, Any],
     training: DPOTraining | GRPOTraining,
 ) -> Any:
-    """A TrainerCallback: metrics.jsonl, the progress bar, sealed checkpoints, early stops."""
+    """A TrainerCallback: metrics.jsonl, the view and page, sealed checkpoints, early stops."""
     from transformers import TrainerCallback  # not before Unsloth is imported
 
-    class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-        bar: Any = None
+    page = LivePage(run.path)
 
+    class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             for path in (run.metrics, run.samples):
                 keep_rows_until(path, state.global_step)
-            self.bar = progress_bar("training", state.max_steps, state.global_step, leave=True)
+            view.start(state.max_steps, state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.update(state.global_step - self.bar.n)
+            view.update(state.global_step)
             if stop.wanted() and training.safe_to_save(state.global_step):
                 control.should_save = True
                 control.should_training_stop = True
@@ -162,15 +164,12 @@ def _callback(
             written = run.checkpoints.staging / f"checkpoint-{state.global_step}"
             keep = training.save_total_limit
             run.checkpoints.publish(written, state.global_step, identity, keep)
+            page.refresh()
 
         def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
             row = {"step": state.global_step, "seconds": clock.seconds(), **extra["logs"]}
             append_rows(run.metrics, [row])
-            values = {label: float(row[key]) for key, label in shown.items() if key in row}
-            if values:
-                self.bar.set_postfix({k: f"{v:.3g}" for k, v in values.items()}, refresh=False)
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.bar.close()
+            view.log(row)
+            page.refresh()
 
     return RunCallback()

@@ -10,6 +10,7 @@ from tests.helpers import ROOT, run_script
 
 CONFIGS = {name: ROOT / "configs" / f"{name}_demo.yaml" for name in ("grpo", "dpo")}
 RECORD = ["config.yaml", "environment.json", "metrics.jsonl", "adapter/adapter_model.safetensors"]
+RECORD += ["report.html", "plots/scores.png"]
 
 
 def read(run: Path, name: str) -> Any:

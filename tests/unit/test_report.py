@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from scripts.common.errors import ConfigError
-from scripts.common.report import LABELS, already_finished, comparison_table, read_run
+from scripts.common.report import (
+    LABELS,
+    already_finished,
+    comparison_table,
+    measures,
+    read_run,
+    summary_table,
+    table,
+)
 from tests.helpers import ROOT
 
 Measures = dict[str, tuple[tuple[float, float, float], tuple[float, float, float], Any]]
@@ -203,8 +211,69 @@ def test_the_script_prints_the_table(grpo: Path, dpo: Path) -> None:
 def test_the_script_refuses_what_is_no_run(grpo: Path, tmp_path: Path) -> None:
     result = report(grpo, tmp_path / "nowhere")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no finished run there")
+    assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no run there")
     assert "Traceback" not in result.stderr
+
+
+def test_a_narrow_table_leaves_intervals_out(grpo: Path, dpo: Path) -> None:
+    runs = [(run.name, read_run(run)) for run in (grpo, dpo)]
+    assert table(runs, 200) == table(runs) == comparison_table([grpo, dpo])
+    lines = table(runs, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2] == "grpo_demo (n = 300)"
+    assert cells(lines[3]) == [
+        *("strict accuracy", "25.0%", "87.5%", "+62.5 points [+55.0, +70.0]", "< 1e-6"),
+    ]
+
+
+def test_a_very_narrow_table_stacks(grpo: Path, dpo: Path) -> None:
+    lines = table([(run.name, read_run(run)) for run in (grpo, dpo)], 44).splitlines()
+    assert max(map(len, lines)) <= 44
+    assert lines[:3] == [
+        "grpo_demo (n = 300)",
+        "  strict accuracy: 25.0% -> 87.5%",
+        "    +62.5 points [+55.0, +70.0]",
+    ]
+
+
+@pytest.mark.parametrize("width", [200, 80, 30])
+def test_what_is_not_measurable_is_said(width: int) -> None:
+    nothing = {"value": None, "n": 0, "low": None, "high": None}
+    change = {"difference": None, "low": None, "high": None, "p_value": None, "n": 0}
+    values = {"length_controlled_accuracy": {"before": nothing, "after": nothing, **change}}
+    text = table([("run", values)], width)
+    assert text.count("not measurable") == 2 and "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "value"),
+    [
+        ("strict", "strict accuracy", "25.0%"),
+        ("mgsm_fr/strict", "MGSM-fr: strict accuracy", "25.0%"),
+        ("my_set/some_new_rate", "my set: some new rate", "25.0%"),
+        ("pass@8", "pass@8", "25.0%"),
+        ("kl_per_token", "KL per token (nats)", "0.25"),
+        ("mean_tokens", "mean tokens", "0.25"),
+        ("never_heard_of", "never heard of", "0.25"),
+    ],
+)
+def test_any_name_gets_a_label_and_a_format(name: str, label: str, value: str) -> None:
+    measure = {"value": 0.25, "n": 7, "low": 0.25, "high": 0.25}
+    line = summary_table(Path("run"), {name: measure}).splitlines()[-1]
+    assert cells(line) == [label, f"{value} [{value}, {value}]", "7"]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(274.25, "274.2"), (12.345, "12.35"), (0.0, "0.00"), (0.00042, "0.00042"), (-0.5, "-0.50")],
+)
+def test_numbers_keep_what_matters(number: float, shown: str) -> None:
+    assert measures.plain("kl_per_token", number) == shown
+
+
+def test_which_way_is_better() -> None:
+    names = ("strict", "gsm8k/strict", "truncated_rate", "mean_tokens", "never_heard_of")
+    assert [measures.better(name) for name in names] == [1, 1, -1, 0, 0]
 
 
 def test_the_script_without_arguments() -> None:

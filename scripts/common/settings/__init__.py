@@ -110,6 +110,8 @@ class Run(Section):
     """Stop training with a checkpoint after this long; the same command then goes on."""
     threads: int | None = Field(None, ge=1)
     """CPU threads for torch; null leaves torch's own choice."""
+    price_per_hour: float | None = Field(None, ge=0)
+    """What the machine costs an hour, in any currency; the report then says what training cost."""
 
 
 class DPOSettings(Section):

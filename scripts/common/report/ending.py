@@ -1,0 +1,107 @@
+"""The last lines of a run: its table, its page, and the commands that come next."""
+
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts.common.config import ROOT
+from scripts.common.errors import ConfigError
+from scripts.common.report.record import section
+from scripts.common.report.tables import comparison_table
+from scripts.common.strict_yaml import read_yaml
+
+
+def finish(run: Path) -> None:
+    """Draw the page of a finished run, then print its table, where things are, and what is next."""
+    page = draw(run)
+    print(f"\n{comparison_table([run])}\n\nAdapter   {shown(run / 'adapter')}")
+    if page is not None:
+        print(f"Report    {shown(page)}")
+    print(next_commands(run))
+
+
+def already_finished(run: Path) -> int:
+    """Say that a run is done and show its table; returns the exit code."""
+    print(f"{run} is a finished run; --resume never trains it again\n\n{comparison_table([run])}")
+    print(next_commands(run))
+    return 0
+
+
+def draw(run: Path, files: bool = True) -> Path | None:
+    """Write report.html, and with `files` plots/*.png; returns the page.
+
+    A run is worth more than its pictures: what goes wrong here is said in one line, and no more.
+    """
+    try:
+        from scripts.common.report.page import write_report
+
+        return write_report(run, files)
+    except Exception as error:  # any fault of a drawing library or of what it is given
+        text = " ".join(str(error).split())[:200]
+        print(f"note: {shown(run / 'report.html')} not drawn: {type(error).__name__}: {text}")
+        return None
+
+
+class LivePage:
+    """Keeps report.html up to date while a run trains, in under 1% of its time.
+
+    A page is drawn at most once in `EVERY` seconds, and later where drawing turned out slow; the
+    PNG files wait for the end of the run.
+    """
+
+    EVERY = 60.0
+    SHARE = 0.01  # of the time, for drawing
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._next = time.monotonic() + self.EVERY
+
+    def refresh(self) -> None:
+        """Draw the page if it is time."""
+        started = time.monotonic()
+        if started < self._next:
+            return
+        draw(self.run, files=False)
+        took = time.monotonic() - started
+        self._next = started + max(self.EVERY, took / self.SHARE)
+
+
+def next_commands(run: Path) -> str:
+    """Three commands a user may want now, as they have to be typed in this folder."""
+    runner, folder = _runner(), shlex.quote(shown(run))
+    adapter = shlex.quote(shown(run / "adapter"))
+    commands = (
+        f"{runner} report {folder}",
+        f"{runner} export {folder} --to gguf:q8_0",
+        f"{runner} evaluate --model {adapter} {_evaluation(run)}",
+    )
+    return "\n  ".join(("\nNext", *commands))
+
+
+def shown(path: Path) -> str:
+    """A path as a user here would type it: relative where it is below this folder."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _runner() -> str:
+    """`./run`, from wherever we are."""
+    here = Path(os.path.relpath(ROOT / "run"))
+    if here.parts[0] != "..":
+        return shlex.quote(f"./{here}")
+    return shlex.quote(str(here if len(here.parts) <= 3 else ROOT / "run"))
+
+
+def _evaluation(run: Path) -> str:
+    """What to score next: a problem run's own held-out file, sampled; else GSM8K."""
+    try:
+        settings: dict[str, Any] = read_yaml(run / "config.yaml")
+    except ConfigError:
+        settings = {}
+    path = str(section(section(settings, "data"), "eval").get("path", ""))
+    local = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)
+    if "rewards" in settings and local is not None:
+        return f"--data {shlex.quote(shown(local))} --samples 8"
+    return "--data gsm8k --samples 8" if "rewards" in settings else "--data mgsm-fr --language fr"

@@ -1,0 +1,111 @@
+"""report.html in headless Chromium: no sideways scrolling, no console error, no request."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common.report.page import write_comparison, write_report
+from scripts.common.tracking import append_rows
+from tests.runs import dpo_run, grpo_run, unfinished, write
+
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}; name one in $CHROMIUM"
+)
+HOSTILE = "<script>document.title = 'broken'</script><img src=http://127.0.0.1:9/x> " + "x" * 300
+KINDS = ["grpo", "dpo", "unfinished", "full", "config only", "comparison"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device() -> None:
+    """Nothing here needs Unsloth, whose import the other tests of this folder begin with."""
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    runs = {
+        "grpo": grpo_run(folder / "grpo"),
+        "dpo": dpo_run(folder / "dpo"),
+        "unfinished": unfinished(grpo_run(folder / "early"), steps=14),
+        "full": grpo_run(folder / ("long_name_" * 12), steps=300, hostile=HOSTILE),
+        "config only": folder / "config",
+    }
+    runs["config only"].mkdir()
+    (runs["config only"] / "config.yaml").write_bytes((runs["dpo"] / "config.yaml").read_bytes())
+    event = {"step": 3, "kind": "kl", "message": HOSTILE, "value": 1, "action": "warned"}
+    append_rows(runs["full"] / "health.jsonl", [event])
+    checks = [{"name": HOSTILE, "value": 0.1, "limit": 0.2, "passed": True}]
+    export = {"path": HOSTILE, "proven": True, "bytes": 10**9, "checks": checks}
+    write(runs["full"] / "export.json", {"exports": {"merged_16bit": export}})
+    compared = write_comparison(list(runs.values()), folder / "compared.html")
+    return {**{kind: write_report(run) for kind, run in runs.items()}, "comparison": compared}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_in_a_browser(
+    kind: str, width: int, scheme: str, pages: dict[str, Path], browser: Any
+) -> None:
+    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    address = pages[kind].as_uri()
+    tab.goto(address)
+    assert said == []
+    assert [url for url in asked if url != address and not url.startswith("data:")] == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.title() != "broken"
+    sticking_out = """(width) => [...document.querySelectorAll('body *')].filter(e => {
+        const box = e.getBoundingClientRect();
+        return box.right > width + 1 && !e.closest('.table') && box.height > 1;
+    }).map(e => e.outerHTML.slice(0, 120))"""
+    assert tab.evaluate(sticking_out, width) == []
+    tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out(scheme: str, pages: dict[str, Path], browser: Any) -> None:
+    """WCAG's contrast of 4.5 for every text, against the nearest background behind it."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    tab.goto(pages["full"].as_uri())
+    faint = """() => {
+      const parts = c => c.match(/[\\d.]+/g).map(Number);
+      const light = c => { const [r, g, b] = parts(c).map(v => { v /= 255;
+        return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 });
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+      const behind = e => { for (; e; e = e.parentElement) {
+        const c = getComputedStyle(e).backgroundColor;
+        if (parts(c).length < 4 || parts(c)[3] > 0) return c } return 'rgb(255, 255, 255)' };
+      const found = [];
+      const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+      while (walker.nextNode()) {
+        const e = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim()) continue;
+        const style = getComputedStyle(e);
+        const ink = e.closest('svg') ? style.fill : style.color;
+        const [a, b] = [light(ink), light(behind(e))].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 4.5) found.push([walker.currentNode.data, ink, behind(e)]);
+      }
+      return found }"""
+    assert tab.evaluate(faint) == []
+    tab.close()

@@ -1,0 +1,143 @@
+"""Run folders as the scripts leave them, made in a moment: what writes them is the real thing."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+from eval import Completion
+from eval.gsm8k import Problem, compare_replies, score_reply
+from eval.preference import Pair, ScoredPair, as_row, compare_pairs
+from scripts.common.config import load_settings
+from scripts.common.settings import DPOSettings, GRPOSettings
+from scripts.common.tracking import RunFolder, append_rows
+from tests.helpers import ROOT
+
+FACTS = {"device": "CPU", "data": "0123456789abcdef" * 4}
+CHANGED = {"optim": {"asked": "adamw_8bit", "used": "adamw_torch"}}
+
+
+def grpo_run(
+    path: Path, steps: int = 40, questions: int = 60, gain: float = 0.6, hostile: str = ""
+) -> Path:
+    """A finished GRPO run: about a fifth right before, `gain` more after; `hostile` is in texts."""
+    chance = random.Random(0)
+    run = RunFolder(path)
+    run.open(fresh=False)
+    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml")
+    trained = {"steps": steps, "seconds": 2.5 * steps}
+    run.describe(settings, {**FACTS, "changed_arguments": CHANGED, "trained": trained})
+    for step in range(1, steps + 1):
+        append_rows(run.metrics, [grpo_metrics(step, steps, chance)])
+        sample = {
+            "step": step,
+            "question": f"{hostile}What is {step} + 1?",
+            "answer": str(step + 1),
+            "completion": f"{hostile}{step} + 1 = {step + 1}.\n<answer>{step + 1}</answer>",
+            "tokens": 12,
+            "reward/format": 1.0,
+            "reward/correctness": 2.0,
+        }
+        append_rows(run.samples, [sample])
+    sides = []
+    for side, share in (("before", 0.2), ("after", 0.2 + gain)):
+        replies = []
+        for i in range(questions):
+            said = i + 1 if chance.random() < share else i + 2
+            text = f"{hostile}{i} + 1 = {said}.\n<answer>{said}</answer>"
+            problem = Problem(f"{hostile}What is {i} + 1?", str(i + 1))
+            replies.append(score_reply(problem, Completion(text, 15, False)))
+        run.write_rows(side, [reply.as_row() for reply in replies])
+        sides.append(replies)
+    run.write_comparison(compare_replies(*sides))
+    return path
+
+
+def grpo_metrics(step: int, steps: int, chance: random.Random) -> dict[str, Any]:
+    """A row of metrics.jsonl."""
+    learned = 1 - math.exp(-4 * step / steps)
+    right, formatted = 2 * learned + chance.gauss(0, 0.1), 0.7 + 0.3 * learned
+    return {
+        "step": step,
+        "seconds": 2.5 * step,
+        "reward": right + formatted,
+        "rewards/correctness/mean": right,
+        "rewards/format/mean": formatted,
+        "rewards/correctness/zero_spread": learned,
+        "rewards/format/zero_spread": learned,
+        "frac_reward_zero_std": learned,
+        "completions/mean_length": 20 + 8 * learned,
+        "completions/min_length": 12.0,
+        "completions/max_length": 35.0,
+        "completions/clipped_ratio": 0.0,
+        "num_tokens": 12_000.0 * step,
+        "epoch": step / 100,
+    }
+
+
+def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
+    """A finished DPO run: half of the replies in French before, all after."""
+    chance = random.Random(0)
+    run = RunFolder(path)
+    run.open(fresh=False)
+    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
+    run.describe(settings, {**FACTS, "trained": {"steps": steps, "seconds": 0.3 * steps}})
+    for step in range(1, steps + 1):
+        margin = step / steps + chance.gauss(0, 0.05)
+        row = {
+            "step": step,
+            "seconds": 0.3 * step,
+            "loss": math.log(1 + math.exp(-margin)),
+            "rewards/margins": margin,
+            "rewards/chosen": 0.0,
+            "rewards/rejected": -margin,
+            "rewards/accuracies": min(1.0, step / 10),
+        }
+        append_rows(run.metrics, [row])
+    sides = []
+    for side, margin in (("before", 0.0), ("after", 1.0)):
+        scored = [ScoredPair(margin + 0.01 * i * (margin > 0), 0.0) for i in range(pairs)]
+        french = [float(side == "after" or i % 2 == 0) for i in range(pairs)]
+        held_out = [
+            Pair(({"role": "user", "content": f"Question {i} ?"},), "Oui.", "Yes.")
+            for i in range(pairs)
+        ]
+        run.write_rows(side, [as_row(p, s) for p, s in zip(held_out, scored, strict=True)])
+        rows = [
+            {
+                "side": side,
+                "prompt": f"Question {i} ?",
+                "text": "Oui, bien sûr." if french[i] else "Yes, of course.",
+                "tokens": 10 + i % 7,
+                "truncated": False,
+                "french": french[i],
+            }
+            for i in range(pairs)
+        ]
+        run.write_rows(f"{side}_replies", rows)
+        sides.append((scored, french))
+    run.write_comparison(compare_pairs(*sides))
+    (path / "data").mkdir()
+    report = {
+        "rows": {"read": 812, "kept": 800, "train": 760, "held_out": 40, "dropped": {"empty": 12}},
+        "warnings": [{"about": "few pairs", "seen": 1, "threshold": 2, "text": "only a few pairs"}],
+    }
+    write(path / "data" / "report.json", report)
+    return path
+
+
+def unfinished(path: Path, steps: int) -> Path:
+    """Make a finished run one that has trained `steps` steps, the last line half written."""
+    for name in ("eval/before.json", "eval/after.json", "eval/comparison.json", "eval/after.jsonl"):
+        (path / name).unlink()
+    lines = (path / "metrics.jsonl").read_text("utf-8").splitlines()
+    (path / "metrics.jsonl").write_text("\n".join([*lines[:steps], lines[steps][:20]]), "utf-8")
+    environment = json.loads((path / "environment.json").read_text("utf-8"))
+    del environment["trained"]
+    write(path / "environment.json", environment)
+    return path
+
+
+def write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

@@ -1,0 +1,499 @@
+"""The report page and plots of run folders that are whole, unfinished, damaged or hostile."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scripts.common.errors import ConfigError
+from scripts.common.report import differences, ending, page, record, samples
+from scripts.common.report.drawing import MOST_POINTS, moving_average, thin
+from scripts.common.report.verdict import Verdict, verdict
+from scripts.common.tracking import append_rows
+from tests.helpers import ROOT
+from tests.runs import dpo_run, grpo_metrics, grpo_run, unfinished, write
+
+HOSTILE = '<script>alert(1)</script><img src="http://example.org/x.png"></pre>&lt; '
+GRPO_PLOTS = {"reward", "spread", "completion_length", "truncation", "scores"}
+DPO_PLOTS = {"loss", "margin", "accuracy", "reply_length", "scores"}
+VOID = {"meta", "link", "br", "img", "path", "use"}
+
+
+@pytest.fixture(scope="module")
+def grpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return grpo_run(tmp_path_factory.mktemp("runs") / "grpo")
+
+
+@pytest.fixture(scope="module")
+def dpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dpo_run(tmp_path_factory.mktemp("runs") / "dpo")
+
+
+class Page(HTMLParser):
+    """What a reader gets of a page: its text, tags, ids and addresses; unclosed tags fail."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.text, self.tags, self.ids, self.links = "", [], [], []
+        self._open: list[str] = []
+        self.feed(self.source)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        named = dict(attributes)
+        self.ids += [named["id"]] if "id" in named else []
+        self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href", "data")]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] != ["style"]:
+            self.text += data
+
+
+def written(run: Path) -> Page:
+    return Page(page.write_report(run))
+
+
+def test_a_finished_run_has_its_story(grpo: Path) -> None:
+    shown = written(grpo)
+    for words in (
+        "GRPO report",
+        "Improved",
+        "Strict accuracy rose from",
+        "assets/demo_model",
+        "assets/demo_data/problems_train.jsonl",
+        "fingerprint 0123456789ab",
+        "60 problems, never trained on",
+        "128 completions each, 16 groups of 8",
+        "1 min 40 s",
+        "wrong before, right after",
+        "Rollouts during training",
+        "Nothing is exported yet",
+        "training.max_completion_length",
+        '"adamw_torch"',
+        "unsloth_zoo",
+    ):
+        assert words in shown.text
+    assert "Health" not in shown.text and "Cost" not in shown.text
+    assert {path.stem for path in (grpo / "plots").iterdir()} == GRPO_PLOTS
+    assert shown.tags.count("svg") == len(GRPO_PLOTS)
+    assert len(shown.ids) == len(set(shown.ids))
+
+
+def test_a_dpo_run_has_its_story(dpo: Path) -> None:
+    shown = written(dpo)
+    for words in (
+        "DPO report",
+        "Preference accuracy rose from 50.0% to 100.0%",
+        "50% by construction",
+        "not French before, French after",
+        "812 rows read, 800 kept: 760 to train on, 40 held out. Left out: 12 empty.",
+        "only a few pairs",
+        "40 pairs, never trained on",
+    ):
+        assert words in shown.text
+    assert {path.stem for path in (dpo / "plots").iterdir()} == DPO_PLOTS
+
+
+@pytest.mark.parametrize("run", ["grpo", "dpo"])
+def test_the_page_asks_for_nothing_and_is_small(run: str, request: pytest.FixtureRequest) -> None:
+    shown = written(request.getfixturevalue(run))
+    assert {tag for tag in shown.tags if tag in ("script", "img", "iframe", "object")} == set()
+    assert all(link.startswith("#") or link == "data:," for link in shown.links)
+    assert not re.findall(r"@import|url\((?!#)", shown.source)
+    assert "default-src 'none'" in shown.source and '<html lang="en">' in shown.source
+    assert len(shown.source) < 200_000
+    for link in shown.links:
+        assert link == "data:," or link.removeprefix("#") in shown.ids
+
+
+def test_pictures_take_their_colours_from_the_page(grpo: Path) -> None:
+    svgs = re.findall(r"<svg.*?</svg>", written(grpo).source, flags=re.DOTALL)
+    for svg in svgs:
+        assert 'role="img" aria-label="' in svg and "width=" not in svg.partition(">")[0]
+        assert "var(--series-1)" in svg and "font-family" not in svg and "<style" not in svg
+        assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set()
+
+
+def test_data_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "run", steps=5, questions=8, hostile=HOSTILE)
+    append_rows(run / "health.jsonl", [{"step": 1, "kind": HOSTILE, "message": HOSTILE}])
+    checks = [{"name": HOSTILE, "value": 1, "limit": HOSTILE, "passed": False}]
+    write(run / "export.json", {"exports": {HOSTILE: {"path": HOSTILE, "checks": checks}}})
+    environment = json.loads((run / "environment.json").read_text("utf-8"))
+    write(run / "environment.json", {**environment, "device": HOSTILE, "git": HOSTILE})
+    rows = [{"step": 1, f"rewards/{HOSTILE}$x^2$/mean": 1.0, "rewards/b/mean": 0.5, "reward": 1.0}]
+    append_rows(run / "metrics.jsonl", rows)
+    shown = written(run)
+    assert HOSTILE in shown.text
+    assert {"script", "img"} & set(shown.tags) == set()
+    assert "example.org" not in "".join(shown.links)
+
+
+def test_a_run_while_it_trains(tmp_path: Path) -> None:
+    run = unfinished(grpo_run(tmp_path / "run"), steps=14)
+    shown = written(run)
+    assert "No scores yet" in shown.text and "Step 14 of 40 is logged" in shown.text
+    assert "Reward on training data went from" in shown.text
+    assert {path.stem for path in (run / "plots").iterdir()} == GRPO_PLOTS - {"scores"}
+    assert "Could not be read" not in shown.text  # a line being written is no damage
+
+
+PARTS = ["config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "eval/before.json"]
+PARTS += ["eval/after.json", "eval/comparison.json", "eval/before.jsonl", "eval/after.jsonl"]
+
+
+@pytest.mark.parametrize("missing", PARTS)
+def test_any_file_may_be_missing(missing: str, tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "run", steps=3, questions=4)
+    (run / missing).unlink()
+    assert "Could not be read" not in written(run).text
+
+
+ODD = b'{"strict": {"value": "x", "low": NaN, "n": []}, "step": {}, "exports": 3, "warnings": [1]}'
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff\xfe", b'{"a": [1]}\n', b"null", ODD])
+@pytest.mark.parametrize(
+    "damaged",
+    [*PARTS, "health.jsonl", "export.json", "data/report.json", "eval/after_replies.jsonl"],
+)
+def test_any_file_may_be_damaged(damaged: str, content: bytes, tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "run", steps=3, questions=4)
+    (run / damaged).parent.mkdir(exist_ok=True)
+    (run / damaged).write_bytes(content)
+    page.render(record.read(run), [])
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "run", steps=3, questions=4)
+    (run / "eval" / "after.json").write_text("{")
+    (run / "samples.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    text = written(run).text
+    assert f"Could not be read: {run.resolve() / 'eval/after.json'}" in text
+    assert "samples.jsonl: lines left out because they are no JSON object: 1" in text
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run there"):
+        page.write_report(tmp_path)
+
+
+@pytest.mark.parametrize("alone", ["config.yaml", "metrics.jsonl"])
+def test_one_file_is_enough(alone: str, dpo: Path, tmp_path: Path) -> None:
+    (tmp_path / alone).write_bytes((dpo / alone).read_bytes())
+    assert "DPO report" in written(tmp_path).text
+
+
+def test_a_long_run_stays_small(tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "run", steps=3, questions=4)
+    chance = random.Random(1)
+    rows = [
+        {**grpo_metrics(s, 2000, chance), "kl": abs(chance.gauss(0, 1))} for s in range(4, 2001)
+    ]
+    for row in rows[700:800]:
+        row["reward"] = float("nan")
+    append_rows(run / "metrics.jsonl", rows)
+    started = time.process_time()
+    shown = written(run)
+    assert time.process_time() - started < 20
+    assert len(shown.source) < 300_000
+    assert (run / "plots" / "kl.png").exists()
+
+
+def test_metrics_that_are_never_a_number_get_no_plot(tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "run", steps=3, questions=4)
+    rows = [
+        {**json.loads(line), "reward": None, "completions/clipped_ratio": "n/a"}
+        for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
+    (run / "metrics.jsonl").unlink()
+    append_rows(run / "metrics.jsonl", rows)
+    written(run)
+    names = {path.stem for path in (run / "plots").iterdir()}
+    assert "truncation" not in names and "reward" in names  # its parts are still there
+
+
+def test_plots_are_png_of_a_readable_size(grpo: Path) -> None:
+    page.write_report(grpo)
+    for path in (grpo / "plots").iterdir():
+        head = path.read_bytes()[:24]
+        assert head[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(head[16:20]) == 1008
+        assert path.stat().st_size < 200_000
+    assert not list(grpo.rglob(".*.partial"))
+
+
+def comparison(value: float, low: float, high: float, p: float) -> dict[str, Any]:
+    return {"difference": value, "low": low, "high": high, "p_value": p, "n": 100}
+
+
+def judged(path: Path, measures: dict[str, tuple[float, float, float, float]]) -> Verdict:
+    sides = {name: {"value": 0.5, "n": 100, "low": 0.4, "high": 0.6} for name in measures}
+    (path / "eval").mkdir(parents=True)
+    write(path / "eval" / "before.json", sides)
+    write(path / "eval" / "after.json", sides)
+    changes = {name: comparison(*values) for name, values in measures.items()}
+    write(path / "eval" / "comparison.json", changes)
+    return verdict(record.read(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ((0.1, 0.05, 0.15, 0.001), "improved"),
+        ((-0.1, -0.15, -0.05, 0.001), "got worse"),
+        ((0.1, -0.01, 0.21, 0.06), "no measurable change"),
+        ((0.1, 0.01, 0.21, 0.06), "no measurable change"),  # the two disagree: not sure
+        ((0.1, -0.01, 0.21, 0.04), "no measurable change"),
+    ],
+)
+@pytest.mark.parametrize("name", ["strict", "reward_accuracy", "mgsm_fr/strict"])
+def test_the_verdict(name: str, change: Any, word: str, tmp_path: Path) -> None:
+    assert judged(tmp_path / "run", {name: change}).word == word
+
+
+def test_less_is_better_for_some(tmp_path: Path) -> None:
+    found = judged(tmp_path / "a", {"truncated_rate": (-0.1, -0.15, -0.05, 0.001)})
+    assert (found.word, "fell from" in found.sentence) == ("improved", True)
+    found = judged(tmp_path / "b", {"truncated_rate": (0.1, 0.05, 0.15, 0.001)})
+    assert (found.word, "rose from" in found.sentence) == ("got worse", True)
+
+
+def test_what_the_headline_hides_is_said(tmp_path: Path) -> None:
+    found = judged(
+        tmp_path / "run",
+        {
+            "strict": (0.5, 0.45, 0.55, 0.0),
+            "lenient": (0.05, 0.01, 0.09, 0.01),
+            "truncated_rate": (0.04, 0.01, 0.07, 0.01),
+        },
+    )
+    assert found.word == "improved"
+    assert any(remark.startswith("Most of the gain is format") for remark in found.remarks)
+    assert any(remark.startswith("Got worse: truncated replies") for remark in found.remarks)
+
+
+def test_what_could_not_be_measured_is_said(tmp_path: Path) -> None:
+    run = dpo_run(tmp_path / "run", steps=3)
+    for name in ("before", "after", "comparison"):
+        path = run / "eval" / f"{name}.json"
+        nothing = {"value": None, "difference": None, "low": None, "high": None, "n": 0}
+        values = {"length_controlled_accuracy": {**nothing, "p_value": None}}
+        write(path, {**values, **json.loads(path.read_text("utf-8"))})
+    shown = written(run)
+    assert "Length-controlled accuracy" in shown.text and "not measurable" in shown.text
+    assert "Preference accuracy rose" in shown.text
+
+
+def test_health_exports_and_cost_are_shown(tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "run", steps=3, questions=4)
+    (run / "health.jsonl").write_text("")
+    assert "nothing to report" in written(run).text
+    event = {"step": 2, "kind": "kl_spike", "message": "KL is high", "value": 0.5, "threshold": 0.1}
+    append_rows(run / "health.jsonl", [{**event, "action": "warned"}])
+    check = {"name": "same_tokens", "value": 0.998, "limit": 0.99, "passed": True}
+    exports = {"merged_16bit": {"path": "merged_16bit", "proven": True, "bytes": 988_000_000}}
+    exports["merged_16bit"]["checks"] = [check]
+    write(run / "export.json", {"exports": exports})
+    config = (run / "config.yaml").read_text("utf-8")
+    config = config.replace("price_per_hour: null", "price_per_hour: 720.0")
+    (run / "config.yaml").write_text(config, "utf-8")
+    text = written(run).text
+    for words in (
+        *("Step 2, kl spike.", "KL is high", "(value 0.5, threshold 0.1)", "warned"),
+        *("merged_16bit", "parity proven", "988.0 MB", "same tokens", "0.998"),
+        *("Cost of training", "1.50", "at 720 an hour"),  # 7.5 s
+    ):
+        assert words in text
+
+
+def test_settings_are_compared_with_their_defaults(grpo: Path) -> None:
+    found = {key: (value, default) for key, value, default in differences.from_defaults(
+        record.read(grpo)
+    )}  # fmt: skip
+    assert found["training.max_steps"] == ("40", "-1")
+    assert found["model.name"] == ("assets/demo_model", "")  # it has no default
+    assert found["data.eval.limit"] == ("300", "null")
+    assert "lora.r" not in found and "rewards" not in found and "tracking.samples" not in found
+
+
+def test_settings_are_compared_between_runs(grpo: Path, dpo: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    config = (grpo / "config.yaml").read_text("utf-8").replace("max_steps: 40", "max_steps: 80")
+    (other / "config.yaml").write_text(config.replace("name: grpo_demo", "name: x"), "utf-8")
+    runs = [record.read(run) for run in (grpo, other)]
+    assert differences.between(runs) == [("training.max_steps", ["40", "80"])]
+
+
+def test_a_comparison_of_runs(grpo: Path, dpo: Path, tmp_path: Path) -> None:
+    longer = grpo_run(tmp_path / "longer", steps=50, questions=4)
+    shown = Page(page.write_comparison([grpo, longer, dpo], tmp_path / "new" / "compared.html"))
+    assert "3 runs compared" in shown.text and "Settings that differ" in shown.text
+    assert shown.tags.count("svg") == 1  # the reward of the two
+    assert len(shown.ids) == len(set(shown.ids))
+
+
+def test_replies_are_picked_by_a_rule(grpo: Path) -> None:
+    picked, rights = samples.pairs(record.read(grpo))
+    assert len(rights) == 60
+    kinds = [(pair.before.good, pair.after.good) for pair in picked]
+    assert kinds == sorted(kinds, key=list(samples.SHOWN).index)
+    for kind, count in samples.SHOWN.items():
+        assert kinds.count(kind) == min(count, rights.count(kind))
+    assert picked[0].before.mark == "wrong" and picked[0].after.mark == "right"
+
+
+def test_rollouts_are_spread_over_the_run(grpo: Path) -> None:
+    assert [rollout.step for rollout in samples.rollouts(record.read(grpo))] == [1, 14, 27, 40]
+
+
+def test_a_long_reply_loses_its_middle() -> None:
+    text = "a" * 5000 + "<answer>7</answer>"
+    short, left_out = samples.shorten(text)
+    assert short.endswith("<answer>7</answer>") and left_out == len(text) - 420 - 260
+    assert samples.shorten("short") == ("short", 0)
+
+
+def test_time_over_several_sessions_adds_up(tmp_path: Path) -> None:
+    rows = [{"step": s, "seconds": t} for s, t in ((1, 10.0), (2, 20.0), (3, 5.0), (4, 15.0))]
+    append_rows(tmp_path / "metrics.jsonl", rows)
+    assert record.read(tmp_path).seconds == 35.0
+
+
+def test_steps_are_guessed_from_epochs(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {max_steps: -1, num_train_epochs: 2.0}\n")
+    append_rows(tmp_path / "metrics.jsonl", [{"step": 25, "epoch": 0.5}])
+    assert record.read(tmp_path).total_steps == 100
+
+
+def test_no_spike_is_lost_in_a_thinned_line() -> None:
+    steps, values = np.arange(5000.0), np.zeros(5000)
+    values[1234], values[2000:2200] = 9.0, np.nan
+    thinned_steps, thinned = thin(steps, values)
+    assert len(thinned) <= MOST_POINTS and np.nanmax(thinned) == 9.0
+    assert thinned_steps[np.nanargmax(thinned)] == 1234 and np.isnan(thinned).any()
+    assert (np.diff(thinned_steps) > 0).all()
+
+
+def test_the_moving_average_leaves_gaps_out() -> None:
+    values = np.array([1.0, 1.0, np.nan, 4.0, 4.0, 4.0, 4.0, 4.0])
+    smooth = moving_average(values)
+    assert np.isnan(smooth[2]) and smooth[0] == 1.0 and smooth[-1] == 4.0
+    assert smooth[1] == 2.0  # of 1, 1 and 4
+
+
+def test_a_fault_in_drawing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = grpo_run(tmp_path / "run", steps=3, questions=4)
+    (run / "plots").write_text("in the way")
+    assert ending.draw(run) is None
+    out = capsys.readouterr().out
+    assert out.startswith(f"note: {run / 'report.html'} not drawn: ") and out.count("\n") == 1
+
+
+def test_a_live_page_is_drawn_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    drawn: list[float] = []
+
+    def slow(run: Path, files: bool) -> None:
+        assert run == tmp_path and not files
+        drawn.append(now[0])
+        now[0] += 3.0
+
+    monkeypatch.setattr(ending.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ending, "draw", slow)
+    live = ending.LivePage(tmp_path)
+    for second in range(0, 1000, 10):
+        now[0] = max(now[0], float(second))
+        live.refresh()
+    assert drawn[0] == 60.0  # then 3 s of drawing ask for 300 s of peace
+    assert drawn == [60.0, 360.0, 660.0, 960.0]
+
+
+def test_a_page_is_replaced_whole(grpo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = page.write_report(grpo).read_text("utf-8")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            page.write_report(grpo)
+    assert (grpo / "report.html").read_text("utf-8") == before
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_next_commands_are_for_this_folder(
+    grpo: Path, inside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(grpo.parent if inside else ROOT)
+    lines = ending.next_commands(grpo).split("\n")
+    name = "grpo" if inside else str(grpo)
+    runner = str(ROOT / "run") if inside else "./run"
+    test_data = str(ROOT / "assets/demo_data/problems_test.jsonl")
+    data = test_data if inside else "assets/demo_data/problems_test.jsonl"
+    assert lines[1:] == [
+        "Next",
+        f"  {runner} report {name}",
+        f"  {runner} export {name} --to gguf:q8_0",
+        f"  {runner} evaluate --model {name}/adapter --data {data} --samples 8",
+    ]
+
+
+def test_the_next_commands_of_other_runs(dpo: Path, tmp_path: Path) -> None:
+    assert "--data mgsm-fr --language fr" in ending.next_commands(dpo)
+    assert "evaluate" in ending.next_commands(tmp_path)  # with no config.yaml
+
+
+def report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "report.py", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_script_on_runs_of_all_kinds(grpo: Path, tmp_path: Path) -> None:
+    early = unfinished(grpo_run(tmp_path / "early", questions=4), steps=3)
+    result = report(grpo, early, "--output", tmp_path / "compared.html")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "strict accuracy" in result.stdout
+    assert "early: not scored yet, 3 steps are logged" in result.stdout
+    for path in (grpo / "report.html", early / "report.html", tmp_path / "compared.html"):
+        assert path.exists() and str(path) in result.stdout
+
+
+def test_help_and_errors_load_no_drawing_library(tmp_path: Path) -> None:
+    for name in ("matplotlib", "jinja2", "torch"):
+        (tmp_path / f"{name}.py").write_text("import os\nos._exit(99)\n")
+    for script in ("report", "grpo", "dpo"):
+        result = subprocess.run(
+            [sys.executable, ROOT / "scripts" / f"{script}.py", "--help"],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            timeout=60,
+        )
+        assert result.returncode == 0
