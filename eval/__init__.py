@@ -5,7 +5,7 @@ GGUF file.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Message = dict[str, str]
 Conversation = list[Message]
@@ -20,6 +20,8 @@ class Completion:
     """Generated tokens, the end-of-sequence token included."""
     truncated: bool
     """True if the length limit, not the model, ended it."""
+    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    """The generated token ids; empty where a server wrote the reply and tells none."""
 
 
 Generate = Callable[[Sequence[Conversation]], list[Completion]]

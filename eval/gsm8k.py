@@ -16,6 +16,16 @@ from eval.stats import compare, mean, pass_at_k, proportion
 from rewards.answer import count_answer_elements, extract_last, extract_tagged, parse_number
 from rewards.gsm8k import format_reward
 
+# The system prompt of an evaluation, by language: steps, and the answer where a program finds it.
+SYSTEM = {
+    "en": "Solve the problem step by step. End with the number alone on the last line as "
+    "<answer>NUMBER</answer>.",
+    "fr": "Résous le problème étape par étape. Termine par le nombre seul sur la dernière ligne : "
+    "<answer>NOMBRE</answer>.",
+}
+MGSM_OVERLAP = (
+    "MGSM is GSM8K's test questions 0-249 translated: the two scores are not independent."
+)
 MEASURES = ("strict", "tagged", "lenient", "format_rate", "truncated_rate")
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from eval import Message
-from eval.stats import compare, mean, proportion
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """Implicit rewards of one pair, in nats times beta."""
+    """Implicit rewards of one pair, in nats times beta, and the lengths of its replies."""
 
     chosen_reward: float
     rejected_reward: float
+    chosen_tokens: int
+    rejected_tokens: int
+    """Lengths of the replies, without EOS."""
 
     @property
     def reward_margin(self) -> float:
@@ -44,44 +46,31 @@ class ScoredPair:
 
 
 def score_pairs(
-    policy: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]], beta: float
+    policy: Sequence[tuple[float, float]],
+    reference: Sequence[tuple[float, float]],
+    tokens: Sequence[tuple[int, int]],
+    beta: float,
 ) -> list[ScoredPair]:
-    """Scores from the summed log-probabilities (chosen, rejected) of policy and reference."""
+    """Scores from the summed log-probabilities of policy and reference and from the lengths in
+    tokens, each of (chosen, rejected)."""
     return [
-        ScoredPair(beta * (p[0] - r[0]), beta * (p[1] - r[1]))
-        for p, r in zip(policy, reference, strict=True)
+        ScoredPair(beta * (p[0] - r[0]), beta * (p[1] - r[1]), *length)
+        for p, r, length in zip(policy, reference, tokens, strict=True)
     ]
 
 
-def summarise(pairs: Sequence[ScoredPair], in_language: Sequence[float]) -> dict[str, Any]:
-    """`{"value", "n", "low", "high"}` for every measure that was taken."""
-    report = {
-        "reward_accuracy": proportion([pair.reward_accuracy for pair in pairs]),
-        "reward_margin": mean([pair.reward_margin for pair in pairs]),
-    }
-    return {**report, "french_share": proportion(in_language)} if in_language else report
+def scores(pairs: Sequence[ScoredPair]) -> dict[str, list[float]]:
+    """Per measure, one score a pair.
 
-
-def compare_pairs(
-    before: tuple[Sequence[ScoredPair], Sequence[float]],
-    after: tuple[Sequence[ScoredPair], Sequence[float]],
-) -> dict[str, dict[str, Any]]:
-    """Both summaries and, per measure, the paired difference with its interval and p-value."""
-    first, second = summarise(*before), summarise(*after)
-    old, new = _values(*before), _values(*after)
-    return {
-        name: {"before": first[name], "after": second[name], **compare(old[name], new[name])}
-        for name in first
-    }
-
-
-def _values(
-    pairs: Sequence[ScoredPair], in_language: Sequence[float]
-) -> dict[str, Sequence[float]]:
+    The length-controlled accuracy is that of the pairs whose chosen reply is the shorter, in
+    tokens: preferring the longer reply gets none of them right. There may be no such pair.
+    """
     return {
         "reward_accuracy": [pair.reward_accuracy for pair in pairs],
+        "length_controlled_accuracy": [
+            pair.reward_accuracy for pair in pairs if pair.chosen_tokens < pair.rejected_tokens
+        ],
         "reward_margin": [pair.reward_margin for pair in pairs],
-        "french_share": in_language,
     }
 
 

@@ -11,14 +11,12 @@ weights, and the reference is the same weights with the adapter off, so only one
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.language import in_language
-from eval.preference import Pair, ScoredPair, as_row, compare_pairs, score_pairs
+from eval.preference import Pair
 from scripts.common import (
     config,
     data,
@@ -32,13 +30,14 @@ from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import run_main
 from scripts.common.model_card import write_model_card
 from scripts.common.pairs import lengths as pair_lengths
+from scripts.common.pairs import problem_sets, scoring
 from scripts.common.pairs import report as pair_report
 from scripts.common.pairs import report_text as pair_report_text
+from scripts.common.pairs.side_by_side import example
 from scripts.common.settings import DPOSettings
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
 PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss": "loss"}
-Scores = tuple[list[ScoredPair], list[float]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = policy.load_tokenizer(settings.model)
     data_report, lengths = examine(pairs, tokenizer, settings)
     train_pairs, held_out = fitting(pairs, lengths, settings)
+    problems = problem_sets.load(settings, train_pairs, tokenizer)
     print(pair_report_text.render_warnings(data_report), end="")
 
     # The run folder and the policy, scored before the first step.
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     pair_report.write(data_report, run.path)
     facts: dict[str, Any] = {
         "device": device.name,
-        "data": data.fingerprint([*train_pairs, *held_out]),
+        "data": data.fingerprint([*train_pairs, *held_out, *problems.items()]),
     }
     identity = run.identity(settings, facts)
     if checkpoint and not command.resume_anyway:
@@ -77,8 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
     same_run = checkpoint is not None and not command.resume_anyway
-    before = (read_scores(run) if same_run else None) or score(
-        model, tokenizer, held_out, settings, run, "before"
+    before = (scoring.read_scores(run, settings) if same_run else None) or scoring.score(
+        model, tokenizer, held_out, problems, settings, run, "before"
     )
 
     # Training.
@@ -89,11 +89,12 @@ def main(argv: list[str] | None = None) -> int:
         return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
 
-    # The same pairs and prompts after the last step.
-    after = score(model, tokenizer, held_out, settings, run, "after")
+    # The same pairs, prompts and problems after the last step.
+    after = scoring.score(model, tokenizer, held_out, problems, settings, run, "after")
     run.describe(settings, facts)
-    run.write_comparison(compare_pairs(before, after))
+    run.write_comparison(scoring.compare_scores(before, after))
     write_model_card(run.path)
+    print(f"\n{example(held_out, before.replies, after.replies)}")
     report.finish(run.path)
     return 0
 
@@ -107,9 +108,11 @@ def dry_run(pairs: data.PairSet, settings: DPOSettings) -> int:
     if "torch" not in sys.modules:
         sys.modules["torch"] = None  # type: ignore[assignment]  # transformers then goes without
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # and would warn of it
-    found, lengths = examine(pairs, policy.load_tokenizer(settings.model), settings)
+    tokenizer = policy.load_tokenizer(settings.model)
+    found, lengths = examine(pairs, tokenizer, settings)
     print(pair_report_text.render_text(found), end="\n\n")
-    fitting(pairs, lengths, settings)
+    train_pairs, _ = fitting(pairs, lengths, settings)
+    problem_sets.load(settings, train_pairs, tokenizer)
     return 0
 
 
@@ -135,39 +138,6 @@ def fitting(
     held_out = held_out[: settings.evaluation.limit]
     print(f"{len(train)} pairs to train on, {len(held_out)} held out")
     return train, held_out
-
-
-def score(
-    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings, run: Any, side: str
-) -> Scores:
-    """Implicit rewards of the held-out pairs, and which replies to their prompts are French."""
-    print(f"Scoring {len(pairs)} held-out pairs ({side} training)")
-    batch_size = settings.evaluation.batch_size or 8
-    policy_sums, reference_sums = (
-        inference.pair_log_probs(model, tokenizer, pairs, batch_size, reference)
-        for reference in (False, True)
-    )
-    scored = score_pairs(policy_sums, reference_sums, settings.training.beta)
-    asked = pairs[: settings.evaluation.replies]
-    generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
-    replies = generate([list(pair.prompt) for pair in asked])
-    french = in_language([reply.text for reply in replies], "fr")
-    run.write_rows(side, [as_row(p, s) for p, s in zip(pairs, scored, strict=True)])
-    rows = [
-        {"side": side, "prompt": pair.prompt[-1]["content"], **asdict(reply), "french": is_french}
-        for pair, reply, is_french in zip(asked, replies, french, strict=True)
-    ]
-    run.write_rows(f"{side}_replies", rows)
-    return scored, french
-
-
-def read_scores(run: tracking.RunFolder) -> Scores | None:
-    """The scores that an interrupted run took before its first step."""
-    pairs, replies = run.read_rows("before"), run.read_rows("before_replies")
-    if pairs is None or replies is None:
-        return None
-    scored = [ScoredPair(row["chosen_reward"], row["rejected_reward"]) for row in pairs]
-    return scored, [row["french"] for row in replies]
 
 
 def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:

@@ -21,7 +21,15 @@ from typing import Any, get_args
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval import Generate
-from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, summarise
+from eval.gsm8k import (
+    MGSM_OVERLAP,
+    SYSTEM,
+    Problem,
+    ScoredReply,
+    compare_replies,
+    evaluate,
+    summarise,
+)
 from scripts.common import config, data, inference, policy, report
 from scripts.common.atomic import write_json
 from scripts.common.errors import DataError, run_main
@@ -38,14 +46,7 @@ SETS = {
     "mgsm-en": Source(path="hf://datasets/juletxara/mgsm/mgsm_en.tsv"),
     "mgsm-fr": Source(path="hf://datasets/juletxara/mgsm/mgsm_fr.tsv"),
 }
-SYSTEM = {
-    "en": "Solve the problem step by step. End with the number alone on the last line as "
-    "<answer>NUMBER</answer>.",
-    "fr": "Résous le problème étape par étape. Termine par le nombre seul sur la dernière ligne : "
-    "<answer>NOMBRE</answer>.",
-}
 DTYPES = get_args(Model.model_fields["dtype"].annotation)
-OVERLAP = "MGSM is GSM8K's test questions 0-249 translated: the two scores are not independent."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if overlap:
         print(f"warning: {overlap} of these questions were trained on")
     if "mgsm" in asked.data.lower():
-        print(OVERLAP)
+        print(MGSM_OVERLAP)
     return 0
 
 
@@ -182,8 +183,7 @@ def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int
     trained = run_config(asked.model)
     if not trained:
         return 0
-    seen = {data.normalise(question) for question in trained_questions(trained)}
-    shared = [p for p in problems if data.normalise(p.question) in seen]
+    shared = data.seen_in_training(problems, trained_questions(trained))
     if shared and not asked.allow_trained_on:
         raise DataError(
             f"{asked.data}: {len(shared)} of {len(problems)} questions are in "

@@ -8,7 +8,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,12 @@ def normalise(text: str) -> str:
     """
     dense = "".join(unicodedata.normalize("NFC", text).casefold().split())
     return re.sub(r"(?<![0-9])[\W_]|[\W_](?![0-9])", "", dense) or dense
+
+
+def seen_in_training(problems: Sequence[Problem], trained_on: Iterable[str]) -> list[Problem]:
+    """The problems whose question is, but for case, punctuation and spacing, a text trained on."""
+    seen = {normalise(text) for text in trained_on}
+    return [problem for problem in problems if normalise(problem.question) in seen]
 
 
 def prompt_key(pair: Pair) -> str:

@@ -1,6 +1,7 @@
 """Run the policy without training it: render prompts, generate replies, score given replies."""
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -212,7 +213,7 @@ def _completion(
     """The token ids of an ended reply -> a Completion."""
     text: str = tokenizer.decode(reply, skip_special_tokens=True)
     whole = reply[-1] in ends or (stop is not None and stop.closed(reply))
-    return Completion(text=text, tokens=len(reply), truncated=not whole)
+    return Completion(text=text, tokens=len(reply), truncated=not whole, ids=tuple(reply))
 
 
 def pair_log_probs(
@@ -222,8 +223,6 @@ def pair_log_probs(
 
     Scored by the policy, or with the adapter off by the reference.
     """
-    import torch
-
     rows = [
         (render(tokenizer, pair.prompt), reply + tokenizer.eos_token)
         for pair in pairs
@@ -234,12 +233,31 @@ def pair_log_probs(
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         ids = tokenizer(prompt + reply, add_special_tokens=False)["input_ids"]
         sequences.append((ids, _common_prefix(prompt_ids, ids)))
+    scores = token_log_probs(policy, tokenizer, sequences, batch_size, reference, "pairs")
+    sums = [math.fsum(tokens) for tokens in scores]
+    return list(zip(sums[::2], sums[1::2], strict=True))
+
+
+def token_log_probs(
+    policy: Any,
+    tokenizer: Any,
+    sequences: Sequence[tuple[list[int], int]],
+    batch_size: int,
+    reference: bool,
+    what: str,
+) -> list[list[float]]:
+    """Log-probability, in nats, of every token that follows the first `n` of a sequence of ids.
+
+    Takes (ids, n) of each sequence; `reference` turns the adapter off.
+    """
+    import torch
+
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]), reverse=True)
-    scores = [0.0] * len(sequences)
+    scores: list[list[float]] = [[] for _ in sequences]
     adapter: Callable[[], contextlib.AbstractContextManager[Any]] = (
         policy.disable_adapter if reference else contextlib.nullcontext
     )
-    what = "scoring pairs (reference)" if reference else "scoring pairs"
+    what = f"scoring {what} (reference)" if reference else f"scoring {what}"
     with inference_mode(policy), adapter(), progress_bar(what, len(sequences)) as bar:
         for start_at in range(0, len(order), batch_size):
             batch = order[start_at : start_at + batch_size]
@@ -261,9 +279,9 @@ def pair_log_probs(
                 steps = slice(prompt_length - 1, len(whole) - 1)
                 targets = ids[row, prompt_length : len(whole)]
                 log_probs = logits[row, steps].float().log_softmax(-1)
-                scores[i] = float(log_probs.gather(-1, targets[:, None]).double().sum())
+                scores[i] = log_probs.gather(-1, targets[:, None])[:, 0].tolist()
             bar.update(len(batch))
-    return list(zip(scores[::2], scores[1::2], strict=True))
+    return scores
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -15,6 +15,23 @@ def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], Score
     Raises:
         ConfigError: the folder belongs to another request.
     """
+    claim(folder, request)
+    replies = folder / "replies.jsonl"
+    if not replies.exists():
+        return {}
+    cut_off_half_line(replies)
+    kept = read_replies(replies)
+    if kept:
+        print(f"{len(kept)} replies kept from an earlier call")
+    return {(reply.question, reply.sample): reply for reply in kept}
+
+
+def claim(folder: Path, request: dict[str, Any]) -> None:
+    """Make the folder that of the request, in request.json.
+
+    Raises:
+        ConfigError: it belongs to another request.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "request.json"
     if path.exists():
@@ -30,16 +47,13 @@ def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], Score
                 "or remove it"
             )
     write_json(path, request)
-    replies = folder / "replies.jsonl"
-    if not replies.exists():
-        return {}
-    whole = replies.read_bytes().rfind(b"\n") + 1
-    with open(replies, "r+b") as file:
-        file.truncate(whole)  # a last line that was cut off
-    kept = read_replies(replies)
-    if kept:
-        print(f"{len(kept)} replies kept from an earlier call")
-    return {(reply.question, reply.sample): reply for reply in kept}
+
+
+def cut_off_half_line(path: Path) -> None:
+    """Remove a last line that has no end, which a crash left."""
+    whole = path.read_bytes().rfind(b"\n") + 1
+    with open(path, "r+b") as file:
+        file.truncate(whole)
 
 
 def read_replies(path: Path) -> list[ScoredReply]:

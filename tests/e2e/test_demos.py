@@ -9,6 +9,14 @@ import pytest
 from tests.helpers import ROOT, run_script
 
 CONFIGS = {name: ROOT / "configs" / f"{name}_demo.yaml" for name in ("grpo", "dpo")}
+MEASURES = (
+    *("reward_accuracy", "length_controlled_accuracy", "reward_margin"),
+    *("french_share", "ended_share", "mean_tokens", "repetition_rate", "kl_per_token"),
+    *("arithmetic/strict", "arithmetic/tagged", "arithmetic/lenient"),
+    *("arithmetic/format_rate", "arithmetic/truncated_rate"),
+)
+PROBLEMS = "path: assets/demo_data/problems_test.jsonl, limit: 20, max_new_tokens: 80"
+ALSO = f"evaluation.also=[{{name: arithmetic, {PROBLEMS}}}]"
 RECORD = ["config.yaml", "environment.json", "metrics.jsonl", "adapter/adapter_model.safetensors"]
 RECORD += ["report.html", "plots/scores.png"]
 
@@ -46,16 +54,47 @@ def test_dpo_demo_learns_french(tmp_path: Path) -> None:
     run = tmp_path / "dpo"
     result = run_script("dpo", "--config", CONFIGS["dpo"], "--output", run)
     assert result.returncode == 0, result.stderr
-    before, after = read(run, "before"), read(run, "after")
+    before, after, comparison = (read(run, name) for name in ("before", "after", "comparison"))
+    assert list(before) == list(after) == list(comparison) == [*MEASURES]
     assert before["reward_accuracy"]["value"] == 0.5  # the reference prefers nothing over itself
     assert after["reward_accuracy"]["value"] >= 0.95
+    assert before["length_controlled_accuracy"]["value"] == 0.5
+    assert after["length_controlled_accuracy"]["value"] >= 0.95  # not by preferring the longer
+    assert after["length_controlled_accuracy"]["n"] >= 50
     assert 0.35 <= before["french_share"]["value"] <= 0.65
     assert after["french_share"]["value"] >= 0.95
     assert after["reward_margin"]["low"] > 0
+    assert before["kl_per_token"] == {"value": 0.0, "n": 200, "low": 0.0, "high": 0.0}
+    assert 0.01 < after["kl_per_token"]["low"] < after["kl_per_token"]["value"] < 1
+    assert after["ended_share"]["value"] >= 0.95 and after["repetition_rate"]["value"] <= 0.05
+    assert before["arithmetic/strict"]["n"] == after["arithmetic/strict"]["n"] == 100
     first = rows(run / "metrics.jsonl")[0]
     assert first["rewards/margins"] == 0
     for name in RECORD:
         assert (run / name).stat().st_size > 0
+    assert_replies_are_whole(run, before, after)
+    out = result.stdout
+    assert "length-controlled accuracy" in out and "arithmetic strict accuracy" in out
+    assert " of them to or from French; the first of those:" in out
+    assert max(map(len, out[: out.index("\nrun ")].splitlines())) <= 100
+
+
+def assert_replies_are_whole(run: Path, before: Any, after: Any) -> None:
+    """What a page on the run shows and a judge reads, in the same order on both sides."""
+    sides = {side: rows(run / "eval" / f"{side}_replies.jsonl") for side in ("before", "after")}
+    for side, measured in (("before", before), ("after", after)):
+        assert len(sides[side]) == 200
+        assert all(
+            row["system"] == "Tu es un assistant qui répond en français." for row in sides[side]
+        )
+        for name, key in (("french_share", "french"), ("ended_share", "ended")):
+            share = sum(row[key] for row in sides[side]) / 200
+            assert share == pytest.approx(measured[name]["value"])
+        tokens = sum(row["tokens"] for row in sides[side]) / 200
+        assert tokens == pytest.approx(measured["mean_tokens"]["value"])
+        assert all(row["text"] and row["prompt"] for row in sides[side])
+    prompts = [[row["prompt"] for row in sides[side]] for side in sides]
+    assert prompts[0] == prompts[1]
 
 
 @pytest.mark.parametrize("name", ["grpo", "dpo"])
@@ -65,7 +104,7 @@ def test_without_training_nothing_changes(tmp_path: Path, name: str) -> None:
     (run / "eval").mkdir(parents=True)
     for stale in ("before", "before_replies"):
         (run / "eval" / f"{stale}.jsonl").write_text('{"of": "another run"}\n', encoding="utf-8")
-    limits = ["evaluation.limit=40"] + (["evaluation.replies=40"] if name == "dpo" else [])
+    limits = ["evaluation.limit=40"] + (["evaluation.replies=40", ALSO] if name == "dpo" else [])
     result = run_script(
         name, "--config", CONFIGS[name], "--output", run, "training.max_steps=0", *limits
     )

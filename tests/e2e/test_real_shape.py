@@ -40,7 +40,7 @@ def test_parameter_count(model: Path) -> None:
                 "data.holdout=100",
                 "training.per_device_train_batch_size=2",
                 "training.gradient_accumulation_steps=1",
-                "evaluation={limit: 2, replies: 1, max_new_tokens: 8, batch_size: 2}",
+                "evaluation={limit: 2, replies: 1, max_new_tokens: 8, batch_size: 2, also: []}",
             ],
         ),
         (

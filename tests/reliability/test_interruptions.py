@@ -17,9 +17,11 @@ import pytest
 from tests.helpers import ROOT, run_script
 
 STEPS = 8
+PROBLEMS = "path: assets/demo_data/problems_test.jsonl, limit: 4, max_new_tokens: 80"
+ALSO = f"evaluation.also=[{{name: arithmetic, {PROBLEMS}}}]"
 SMALL = {
     "grpo": ["training.per_device_train_batch_size=32", "evaluation.limit=8"],
-    "dpo": ["training.per_device_train_batch_size=8", "evaluation={limit: 8, replies: 4}"],
+    "dpo": ["training.per_device_train_batch_size=8", "evaluation={limit: 8, replies: 4}", ALSO],
 }
 
 
@@ -42,6 +44,11 @@ def losses(run: Path) -> list[tuple[int, Any, Any]]:
 
 def adapter(run: Path) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def scores(run: Path) -> bytes:
+    """Those from before, which a resumed run read back from disk, and those from after."""
+    return (run / "eval" / "comparison.json").read_bytes()
 
 
 def start(name: str, run: Path, *more: str) -> subprocess.Popen[str]:
@@ -92,6 +99,7 @@ def test_killed_run_goes_on_as_the_same_run(whole: tuple[str, Path], tmp_path: P
     assert result.returncode == 0, result.stderr
     assert_same(run, reference)
     assert (run / "eval" / "before.jsonl").read_bytes() == before
+    assert scores(run) == scores(reference)
     assert not (run / "checkpoints" / ".staging").exists()
 
 

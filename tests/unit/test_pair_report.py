@@ -440,7 +440,8 @@ def test_a_dry_run_prints_the_report_without_torch_and_weights(
     assert max(map(len, result.stdout.splitlines())) <= WIDTH
     assert not run.exists()
     # Pairs that a run refuses are refused, once they have been reported on.
-    result = run_script("dpo", *asked, "model.max_seq_length=80", PYTHONPATH=str(bait))
+    asked += ["evaluation.also=[]", "model.max_seq_length=80"]
+    result = run_script("dpo", *asked, PYTHONPATH=str(bait))
     assert result.returncode == 2
     assert "over 80" in result.stdout
     assert "rows are over the limit of 80" in result.stderr

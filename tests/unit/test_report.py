@@ -143,10 +143,33 @@ def test_columns_line_up_over_all_runs(grpo: Path, dpo: Path) -> None:
 
 
 def test_every_measure_of_a_score_has_a_label() -> None:
-    from eval import gsm8k, preference
+    from eval import gsm8k, preference, replies
 
-    pairs = preference.summarise([preference.ScoredPair(1.0, 0.0)], [1.0])
-    assert {*gsm8k.MEASURES, *pairs} <= set(LABELS)
+    taken = {*gsm8k.MEASURES, *preference.scores([]), *replies.scores([]), "kl_per_token"}
+    assert taken <= set(LABELS)
+
+
+def test_what_is_not_measurable_is_said_in_words(tmp_path: Path) -> None:
+    from eval.measures import compare
+
+    run = tmp_path / "run"
+    (run / "eval").mkdir(parents=True)
+    comparison = compare({"length_controlled_accuracy": []}, {"length_controlled_accuracy": []})
+    found = comparison["length_controlled_accuracy"]
+    for side in ("before", "after"):
+        measure = {"length_controlled_accuracy": found.pop(side)}
+        (run / "eval" / f"{side}.json").write_text(json.dumps(measure), "utf-8")
+        assert cells(summary_table(run, measure).splitlines()[-1])[1:] == ["not measurable", "0"]
+    (run / "eval" / "comparison.json").write_text(
+        json.dumps({"length_controlled_accuracy": found}), "utf-8"
+    )
+    assert cells(comparison_table([run]).splitlines()[-1]) == [
+        *("run", "length-controlled accuracy"),
+        *["not measurable"] * 3,
+        *("-", "0"),
+    ]
+    result = report("--json", run)
+    assert result.returncode == 0 and json.loads(result.stdout)["run"] == read_run(run)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 
 from eval import Completion
 from eval.gsm8k import Problem, compare_replies, score_reply
-from eval.preference import ScoredPair, compare_pairs
+from eval.measures import compare
+from eval.preference import ScoredPair, scores
 from rewards import REWARDS
 from scripts.common.atomic import write_json, write_text
 from scripts.common.config import load_settings
@@ -188,9 +189,10 @@ def test_a_comparison_of_problems_is_read_back(run: RunFolder) -> None:
 
 def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
     run.open(fresh=False)
-    before = [ScoredPair(0.0, 0.0)] * 4, [0.0, 1.0]
-    after = [ScoredPair(1.5, -0.25)] * 4, [1.0, 1.0]
-    comparison = compare_pairs(before, after)
+    before = scores([ScoredPair(0.0, 0.0, 7, 5)] * 4)
+    after = scores([ScoredPair(1.5, -0.25, 7, 5)] * 4)
+    comparison = compare(before, after)
+    assert comparison["length_controlled_accuracy"]["after"]["value"] is None
     run.write_comparison(comparison)
     assert read_run(run.path) == comparison
     files = {p.name: json.loads(p.read_text()) for p in (run.path / "eval").iterdir()}

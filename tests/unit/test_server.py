@@ -21,7 +21,8 @@ from scripts.common.settings import Evaluation
 from tests.helpers import ROOT
 
 KEY = "sk-test-3141592653"
-Reply = tuple[int, Any]  # status and JSON (or raw text); status 0 drops the connection
+# Status, JSON (or raw text), and headers if need be; status 0 drops the connection.
+Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]
 Plan = Callable[[dict[str, Any], int], Reply]
 
 
@@ -86,13 +87,15 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.seen.append((self.path, self.headers["Authorization"]))
 
-    def send(self, status: int, content: Any) -> None:
+    def send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         if status == 0:
             self.connection.shutdown(socket.SHUT_RDWR)
             return
         data = (content if isinstance(content, str) else json.dumps(content)).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 
@@ -183,6 +186,25 @@ def test_a_failure_that_passes_is_tried_again(
     assert ask(api.url, ["Say 7"])[0].text == "7"
     assert len(api.bodies) == 4
     assert no_pauses == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "pauses"),
+    [
+        ("7", [7.0, 7.0]),
+        ("0", [0.5, 1.0]),
+        ("86400", [60.0, 60.0]),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", [0.5, 1.0]),
+        ("-3", [0.5, 1.0]),
+    ],
+)
+def test_the_pause_that_the_server_asks_for(
+    api: Server, no_pauses: list[float], asked: str, pauses: list[float]
+) -> None:
+    busy = (429, "slow down", {"Retry-After": asked})
+    api.plan = lambda body, number: busy if number < 2 else echo(body, number)
+    assert ask(api.url, ["Say 7"])[0].text == "7"
+    assert no_pauses == pauses
 
 
 def test_one_of_many_that_fails_at_times_is_still_answered_in_its_place(
@@ -363,8 +385,8 @@ def test_script_takes_samples(api: Server, run: Run, tmp_path: Path) -> None:
     """Of four samples, those with an odd seed are wrong."""
 
     def plan(body: dict[str, Any], number: int) -> Reply:
-        status, right = add(body, number)
-        return (status, right) if body["seed"] % 2 == 0 else choice("<answer>0</answer>")
+        right = add(body, number)
+        return right if body["seed"] % 2 == 0 else choice("<answer>0</answer>")
 
     api.plan = plan
     output = tmp_path / "out"

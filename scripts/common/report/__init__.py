@@ -3,6 +3,7 @@
 Only the table is imported here: plots and pages need libraries that take seconds to load.
 """
 
+from scripts.common.report import measures
 from scripts.common.report.ending import already_finished, finish
 from scripts.common.report.measures import LABELS
 from scripts.common.report.tables import (
@@ -18,6 +19,7 @@ __all__ = [
     "already_finished",
     "comparison_table",
     "finish",
+    "measures",
     "read_run",
     "summary_table",
     "table",

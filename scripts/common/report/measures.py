@@ -19,8 +19,8 @@ LABELS = {
     "length_controlled_accuracy": "length-controlled accuracy",
     "reward_margin": "reward margin",
     "french_share": "replies in French",
-    "ended_share": "replies that end",
-    "repetition": "repetition",
+    "ended_share": "replies ended by EOS",
+    "repetition_rate": "repeated 4-grams",
     "kl_per_token": "KL per token (nats)",
     "mean_tokens": "mean tokens",
     "majority_vote": "majority vote",
@@ -31,9 +31,9 @@ SETS = {
     "mgsm_en": "MGSM-en",
     "mgsm_fr": "MGSM-fr",
 }
-SHARES = {"strict", "tagged", "lenient", "majority_vote", "repetition"}
+SHARES = {"strict", "tagged", "lenient", "majority_vote"}
 SHARE_ENDINGS = ("accuracy", "rate", "share")
-LOWER_IS_BETTER = {"truncated_rate", "repetition"}
+LOWER_IS_BETTER = {"truncated_rate", "repetition_rate"}
 NEITHER_IS_BETTER = {"mean_tokens", "kl_per_token"}
 NOT_MEASURABLE = "not measurable"
 

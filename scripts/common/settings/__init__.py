@@ -14,6 +14,7 @@ from scripts.common.settings.data import (
     PairData,
     ProblemColumns,
     ProblemData,
+    ProblemSet,
     Prompt,
     Source,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "PairEvaluation",
     "ProblemColumns",
     "ProblemData",
+    "ProblemSet",
     "Prompt",
     "Run",
     "Section",
@@ -91,7 +93,19 @@ class Evaluation(Section):
 
 class PairEvaluation(Evaluation):
     replies: int = Field(100, ge=0)
-    """Held-out prompts to answer before and after, to see which language the replies are in."""
+    """Held-out prompts to answer before and after, to see what the replies are like: language,
+    length, how they end, repetition, and at temperature 1 the KL to the reference."""
+    also: list[ProblemSet] = Field([])
+    """Problem sets to score before and after, as a check that nothing was lost: `{path, name,
+    limit, language, max_new_tokens, columns, subset, split, revision}` each. A set with a question
+    that is trained on is refused."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [problems.name for problems in self.also]
+        if len(set(names)) < len(names):
+            raise ValueError(f"also: two sets have the same name: {', '.join(names)}")
+        return self
 
 
 class Tracking(Section):
@@ -125,6 +139,17 @@ class DPOSettings(Section):
     evaluation: PairEvaluation = PairEvaluation()
     tracking: Tracking = Tracking()
     run: Run
+
+    @model_validator(mode="after")
+    def _room_for_replies(self) -> Self:
+        for problems in self.evaluation.also:
+            if problems.max_new_tokens >= self.model.max_seq_length:
+                raise ValueError(
+                    f"evaluation.also: {problems.name}: max_new_tokens = {problems.max_new_tokens} "
+                    "leaves no room for a question in model.max_seq_length = "
+                    f"{self.model.max_seq_length}"
+                )
+        return self
 
 
 class GRPOSettings(Section):

@@ -97,6 +97,20 @@ class ProblemColumns(Section):
     """Column of the solution: a number, or text that ends in `#### number` as in GSM8K."""
 
 
+class ProblemSet(Source):
+    """Problems to score before and after a DPO run, as a check that nothing was lost."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What its measures are called by, as in mgsm_fr/strict."""
+    split: str = "test"
+    language: Literal["en", "fr"] = "en"
+    """Of the system prompt that asks for steps and an answer tag: the questions' own."""
+    max_new_tokens: int = Field(640, ge=1)
+    """Longest reply; a reply that is cut counts as wrong. Replies are greedy."""
+    columns: ProblemColumns = ProblemColumns()
+    """Which columns of the dataset hold what."""
+
+
 class ProblemData(Data):
     columns: ProblemColumns = ProblemColumns()
     """Which columns of the dataset hold what."""

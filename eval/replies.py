@@ -1,0 +1,72 @@
+"""What replies are like, whatever they say: language, length, how they end, repetition, and how
+far their distribution moved from the reference."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval import Completion
+from eval.language import in_language
+
+NGRAM = 4  # words
+
+
+@dataclass(frozen=True)
+class MeasuredReply:
+    """One reply to one prompt."""
+
+    text: str
+    tokens: int
+    """Generated tokens, the end-of-sequence token included."""
+    ended: bool
+    """The policy ended it with EOS; False where the length limit did."""
+    french: bool
+    repetition: float
+    """See `repetition`."""
+
+
+def measure(completions: Sequence[Completion]) -> list[MeasuredReply]:
+    """What can be told of each completion from its text and its length."""
+    french = in_language([completion.text for completion in completions], "fr")
+    return [
+        MeasuredReply(c.text, c.tokens, not c.truncated, is_french == 1.0, repetition(c.text))
+        for c, is_french in zip(completions, french, strict=True)
+    ]
+
+
+def repetition(text: str, n: int = NGRAM) -> float:
+    """The share of a text's n-grams that repeat an earlier one: 1 - unique n-grams / n-grams.
+
+    seq-rep-n of Welleck et al., 2019 (https://arxiv.org/abs/1908.04319), over words parted by
+    white space, so that it is the same for every tokenizer. 0.0 below n words.
+    """
+    words = text.split()
+    ngrams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def kl_per_token(policy: Sequence[float], reference: Sequence[float]) -> float:
+    """KL(policy || reference) in nats, the mean over the tokens of a reply that the policy sampled.
+
+    Takes both models' log-probabilities of its tokens. Each token is estimated by k3 = r - 1 - ln r
+    with r = reference / policy (Schulman, 2020, http://joschu.net/blog/kl-approx.html): never
+    negative, and unbiased where the token was sampled from the policy itself, at temperature 1.
+
+    Raises:
+        ValueError: no token, or not one log-probability a token from each.
+    """
+    if not policy:
+        raise ValueError("a reply without a token has no KL")
+    ratios = [r - p for p, r in zip(policy, reference, strict=True)]
+    # expm1(x) - x, not exp(x) - 1 - x, which loses small values to rounding
+    return max(0.0, math.fsum(math.expm1(ratio) - ratio for ratio in ratios) / len(ratios))
+
+
+def scores(replies: Sequence[MeasuredReply]) -> dict[str, list[float]]:
+    """Per measure, one score a reply."""
+    return {
+        "french_share": [float(reply.french) for reply in replies],
+        "ended_share": [float(reply.ended) for reply in replies],
+        "mean_tokens": [float(reply.tokens) for reply in replies],
+        "repetition_rate": [reply.repetition for reply in replies],
+    }

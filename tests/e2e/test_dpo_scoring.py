@@ -1,0 +1,117 @@
+"""How a DPO run is scored: on the demo model, against an independent model in float64."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.replies import kl_per_token
+from scripts.common import config, data, policy
+from scripts.common.pairs import problem_sets, scoring
+from scripts.common.settings import DPOSettings
+from scripts.common.tracking import RunFolder
+from tests.helpers import ROOT
+
+# The libraries' own warnings while a model is built are not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore")
+Loaded = tuple[Any, Any]
+
+
+def settings_with(*overrides: str) -> DPOSettings:
+    return config.load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", list(overrides))
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    """The demo policy with noise on its adapter, its tokenizer, and its like in float64."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    settings = settings_with()
+    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(ROOT / settings.model.name, dtype=torch.float64)
+    return model, tokenizer, PeftModel.from_pretrained(base, folder).double().eval()
+
+
+def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, Any]) -> None:
+    """Per reply it equals k3 of float64; on average, the sum over the whole vocabulary."""
+    import torch
+
+    model, tokenizer, exact = moved
+    settings = settings_with("evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}")
+    pairs, _ = data.load_pairs(settings.data, settings.prompt)
+    prompts = [list(pair.prompt) for pair in pairs[:120]]
+    sampled, found = scoring.sample(model, tokenizer, prompts, settings)
+    assert len({reply.text for reply in sampled}) > 60
+    whole = []
+    for turns, reply, kl in zip(prompts, sampled, found, strict=True):
+        assert tokenizer.decode(reply.ids, skip_special_tokens=True) == reply.text
+        assert len(reply.ids) == reply.tokens
+        assert (reply.ids[-1] == tokenizer.eos_token_id) != reply.truncated
+        start = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        ids = torch.tensor([[*start, *reply.ids]])
+        steps = slice(len(start) - 1, ids.shape[1] - 1)
+        with torch.no_grad():
+            own = exact(ids).logits[0, steps].log_softmax(-1)
+            with exact.disable_adapter():
+                reference = exact(ids).logits[0, steps].log_softmax(-1)
+        chosen = ids[0, len(start) :, None]
+        by_hand = [p.gather(-1, chosen)[:, 0].tolist() for p in (own, reference)]
+        assert kl == pytest.approx(kl_per_token(*by_hand), abs=1e-5)
+        whole.append(float((own.exp() * (own - reference)).sum(-1).mean()))
+    mean, expected = sum(found) / len(found), sum(whole) / len(whole)
+    spread = [a - b for a, b in zip(found, whole, strict=True)]
+    error = math.sqrt(sum((x - mean + expected) ** 2 for x in spread)) / len(spread)
+    assert expected > 0.01
+    assert abs(mean - expected) < 4 * error
+
+
+def test_scores_are_read_back_as_they_were_taken(
+    moved: tuple[Any, Any, Any], tmp_path: Path
+) -> None:
+    model, tokenizer, _ = moved
+    settings = settings_with(
+        "evaluation={replies: 5, batch_size: 16, also: [{name: a, "
+        "path: assets/demo_data/problems_test.jsonl, limit: 6, max_new_tokens: 60}]}"
+    )
+    pairs, _ = data.load_pairs(settings.data, settings.prompt)
+    problems = problem_sets.load(settings, pairs[:8], tokenizer)
+    run = RunFolder(tmp_path)
+    run.open(fresh=False)
+    assert scoring.read_scores(run, settings) is None
+    taken = scoring.score(model, tokenizer, pairs[:8], problems, settings, run, "before")
+    assert scoring.read_scores(run, settings) == taken
+    assert [len(taken.pairs), len(taken.replies), len(taken.divergence)] == [8, 5, 5]
+    assert min(taken.divergence) > 0 and len(taken.problems["a"]) == 6
+    comparison = scoring.compare_scores(taken, taken)
+    assert {"reward_accuracy", "kl_per_token", "a/strict", "a/truncated_rate"} <= set(comparison)
+    assert all(values["difference"] == 0 for values in comparison.values())
+    for name in ("before", "before_replies", "before_samples", "before_problems_a"):
+        path = tmp_path / "eval" / f"{name}.jsonl"
+        path.rename(path.with_suffix(".away"))
+        assert scoring.read_scores(run, settings) is None, name
+        path.with_suffix(".away").rename(path)
+
+
+def test_without_replies_or_problem_sets(moved: tuple[Any, Any, Any], tmp_path: Path) -> None:
+    model, tokenizer, _ = moved
+    settings = settings_with("evaluation={replies: 0, batch_size: 16, also: []}")
+    pairs, _ = data.load_pairs(settings.data, settings.prompt)
+    run = RunFolder(tmp_path)
+    run.open(fresh=False)
+    taken = scoring.score(model, tokenizer, pairs[:4], {}, settings, run, "before")
+    assert scoring.read_scores(run, settings) == taken
+    assert set(scoring.compare_scores(taken, taken)) == {
+        *("reward_accuracy", "length_controlled_accuracy", "reward_margin")
+    }

@@ -1,0 +1,510 @@
+"""The judge: what it is asked, how its verdicts are read and counted, and a real server."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.judge import (
+    INSTRUCTIONS,
+    ORDERS,
+    Comparison,
+    Order,
+    Verdict,
+    outcome,
+    parse_verdict,
+    question,
+    summarise,
+)
+from eval.language import detect
+from eval.measures import NOT_MEASURABLE
+from eval.stats import wilson_interval
+from scripts import judge
+from scripts.common import server
+from scripts.common.errors import ConfigError, DataError
+from tests.helpers import ROOT
+from tests.unit.test_server import Reply, Server, choice
+
+KEY = "sk-judge-2718281828"
+Given = dict[Order, Verdict | None]
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_the_replies_change_places(language: str) -> None:
+    compared = Comparison("Quel temps ?", "It rains.", "Il pleut.", "Réponds en français.")
+    first, second = (question(compared, order, language) for order in ORDERS)
+    assert first[0] == second[0] == {"role": "system", "content": INSTRUCTIONS[language]}
+    texts = [turns[1]["content"] for turns in (first, second)]
+    for text in texts:
+        assert text.index("Réponds en français.") < text.index("Quel temps ?")
+    assert texts[0].index("It rains.") < texts[0].index("Il pleut.")
+    assert texts[1].index("Il pleut.") < texts[1].index("It rains.")
+    assert sorted(texts[0]) == sorted(texts[1]) and "before" not in texts[0]
+
+
+def test_instructions_are_in_their_language_and_name_three_verdicts() -> None:
+    for language, text in INSTRUCTIONS.items():
+        assert detect(text) == language
+    assert parse_verdict("Verdict : égalité") == parse_verdict("Verdict: tie") == "tie"
+
+
+def test_without_a_system_turn() -> None:
+    text = question(Comparison("Hi", "a", "b"), "before_first", "en")[1]["content"]
+    assert text.startswith("[Message]\nHi\n[/Message]")
+
+
+# --- what it answers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("Verdict: A", "A"),
+        ("The second is in French.\n\nVerdict: B\n", "B"),
+        ("Verdict: tie", "tie"),
+        ("Les deux se valent.\nVerdict : égalité.", "tie"),
+        ("Verdict : « B »", "B"),
+        ("**Verdict: A**", "A"),
+        ("**Verdict:** `B`", "B"),
+        ("### Verdict: [[A]]", "A"),
+        ("verdict = b", "B"),
+        ("A", "A"),
+        ("Tie.", "tie"),
+        ("Réponse A", "A"),
+        ("Verdict: Reply B", "B"),
+        ("Verdict: A\nOn reflection:\nVerdict: B", "B"),
+        ("<think>Verdict: A?</think>\nVerdict: B", "B"),
+        ("Verdict: A\u00a0", "A"),
+        ("", None),
+        ("   \n ", None),
+        ("Verdict:", None),
+        ("Verdict: C", None),
+        ("Verdict: A or B", None),
+        ("Verdict: AB", None),
+        ("A is better than B", None),
+        ("Verdict: A\nbecause it is French.", None),
+        ("I cannot judge this.", None),
+        ("Reply A: Bonjour", None),
+    ],
+)
+def test_verdicts(reply: str, verdict: str | None) -> None:
+    assert parse_verdict(reply) == verdict
+
+
+def given(before_first: Verdict | None, after_first: Verdict | None) -> Given:
+    return {"before_first": before_first, "after_first": after_first}
+
+
+@pytest.mark.parametrize(
+    ("before_first", "after_first", "score"),
+    [
+        ("B", "A", 1.0),  # after is preferred wherever it stands
+        ("A", "B", 0.0),
+        ("A", "A", 0.5),  # whatever stands first
+        ("B", "B", 0.5),
+        ("tie", "tie", 0.5),
+        ("B", "tie", 0.5),
+        ("tie", "B", 0.5),
+        (None, "A", None),
+        ("B", None, None),
+        (None, None, None),
+    ],
+)
+def test_outcomes(
+    before_first: Verdict | None, after_first: Verdict | None, score: float | None
+) -> None:
+    assert outcome(given(before_first, after_first)) == score
+
+
+def test_the_report_by_hand() -> None:
+    """3 wins, 1 loss, 2 ties (one inconsistent, one identical), 1 that cannot be read."""
+    compared = [Comparison(f"q{i}", f"b{i}", f"a{i}") for i in range(6)]
+    compared.append(Comparison("q6", "same", "same"))
+    verdicts = [
+        *[given("B", "A")] * 3,
+        given("A", "B"),
+        given("A", "A"),
+        given("B", None),
+        given(None, None),  # never asked
+    ]
+    found = summarise(compared, verdicts)
+    low, high = wilson_interval(4, 6)
+    assert found["win_rate"] == {"value": 4 / 6, "n": 6, "low": low, "high": high}
+    assert found["p_value"] == 0.625  # 3 against 1: 2 (1 + 4) / 16
+    assert (found["wins"], found["ties"], found["losses"], found["left_out"]) == (3, 2, 1, 1)
+    assert (found["comparisons"], found["identical_replies"]) == (7, 1)
+    assert (found["verdicts"], found["unparsable_verdicts"]) == (12, 1)
+    assert found["inconsistent"] == 1
+    assert found["consistency"]["value"] == 4 / 5 and found["consistency"]["n"] == 5
+    # B A, B A, B A, A B, A A, B: six of eleven say A
+    assert found["first_is_preferred"]["value"] == pytest.approx(6 / 11)
+
+
+def test_replies_to_the_same_prompt_count_once() -> None:
+    """Four replies to one prompt all win, those to three others lose: one prompt against three."""
+    compared = [Comparison("q", "b", f"a{i}") for i in range(4)]
+    compared += [Comparison(f"other {i}", "b", "a") for i in range(3)]
+    found = summarise(compared, [given("B", "A")] * 4 + [given("A", "B")] * 3)
+    assert (found["win_rate"]["value"], found["win_rate"]["n"]) == (0.25, 4)
+    assert (found["wins"], found["losses"]) == (4, 3)
+    assert found["p_value"] == 0.625
+
+
+def test_nothing_that_can_be_read_is_no_number() -> None:
+    found = summarise([Comparison("q", "b", "a")] * 2, [given(None, None)] * 2)
+    assert found["win_rate"] == found["consistency"] == found["first_is_preferred"]
+    assert found["win_rate"] == NOT_MEASURABLE
+    assert (found["left_out"], found["unparsable_verdicts"]) == (2, 4)
+
+
+# --- a server -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    served = Server()
+    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield served
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    pauses: list[float] = []
+    monkeypatch.setattr(server.time, "sleep", pauses.append)
+    return pauses
+
+
+FRENCH = "Il fait très beau aujourd'hui dans toute la ville."
+ENGLISH = "The weather is very nice today in the whole city, I would say."
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Ten prompts: after training, 6 replies turned French, 2 English, and 2 stayed as they are."""
+    folder = tmp_path / "run"
+    (folder / "eval").mkdir(parents=True)
+    sides: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
+    for i in range(10):
+        before, after = (
+            (ENGLISH, FRENCH) if i < 6 else (FRENCH, ENGLISH) if i < 8 else (FRENCH, FRENCH)
+        )
+        for side, text in (("before", before), ("after", after)):
+            sides[side].append(
+                {
+                    "side": side,
+                    "system": "Réponds en français.",
+                    "earlier": [{"role": "user", "content": "Bonjour"}] if i == 0 else [],
+                    "prompt": f"Quel temps fait-il ? {i}",
+                    "text": text,
+                }
+            )
+    for side, rows in sides.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "eval" / f"{side}_replies.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def replies_in(body: dict[str, Any]) -> tuple[str, str]:
+    """The two replies that the judge is shown, in their places."""
+    text = body["messages"][1]["content"]
+    parts = [text.split(f"[Réponse {x}]\n")[1].split(f"\n[/Réponse {x}]")[0] for x in "AB"]
+    return parts[0], parts[1]
+
+
+def prefers(better: Callable[[str], float]) -> Callable[[dict[str, Any], int], Reply]:
+    def plan(body: dict[str, Any], number: int) -> Reply:
+        a, b = map(better, replies_in(body))
+        verdict = "A" if a > b else "B" if b > a else "égalité"
+        return choice(f"Voici pourquoi.\n\nVerdict : {verdict}")
+
+    return plan
+
+
+french_judge = prefers(lambda text: float(detect(text) == "fr"))
+longer_judge = prefers(len)
+
+
+def ask(run: Path, api: Server, *more: str | Path) -> dict[str, Any]:
+    assert (
+        judge.main([str(run), "--url", api.url, "--model", "org/the judge", *map(str, more)]) == 0
+    )
+    report = json.loads((run / "judge" / "org-the-judge" / "report.json").read_text("utf-8"))
+    assert isinstance(report, dict)
+    return report
+
+
+def test_a_judge_that_wants_french(
+    api: Server, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.plan = french_judge
+    report = ask(run, api)
+    assert (report["wins"], report["ties"], report["losses"]) == (6, 2, 2)
+    assert report["win_rate"]["value"] == 0.7 and report["win_rate"]["n"] == 10
+    assert (report["win_rate"]["low"], report["win_rate"]["high"]) == wilson_interval(7, 10)
+    assert report["p_value"] == pytest.approx(2 * (1 + 8 + 28) / 2**8)
+    assert report["consistency"]["value"] == 1.0 and report["first_is_preferred"]["value"] == 0.5
+    assert len(api.bodies) == 16  # both orders of eight; identical replies are not asked about
+    body = api.bodies[0]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("org/the judge", 0.0, 512)
+    assert {path for path, _ in api.seen} == {"/v1/chat/completions"}
+    (first,) = {b["messages"][1]["content"] for b in api.bodies if "Bonjour" in str(b)} & {
+        question(
+            Comparison(
+                "user: Bonjour\n\nuser: Quel temps fait-il ? 0",
+                ENGLISH,
+                FRENCH,
+                "Réponds en français.",
+            ),
+            "before_first",
+            "fr",
+        )[1]["content"]
+    }
+    assert replies_in({"messages": [{}, {"content": first}]}) == (ENGLISH, FRENCH)
+    out = capsys.readouterr().out
+    assert "10 prompts, 0 verdicts kept from an earlier call, 16 to ask" in out
+    assert "win rate of after       70.0% [" in out and "6, 2, 2" in out
+    rows = (run / "judge" / "org-the-judge" / "verdicts.jsonl").read_text("utf-8").splitlines()
+    assert len(rows) == 16
+    assert set(json.loads(rows[0])) == {"comparison", "order", "verdict", "reply"}
+
+
+def test_a_judge_that_wants_length(api: Server, run: Path) -> None:
+    """The English replies are the longer ones."""
+    api.plan = longer_judge
+    report = ask(run, api, "--limit", "8")
+    assert (report["wins"], report["ties"], report["losses"]) == (2, 0, 6)
+
+
+def test_a_judge_that_always_says_a_decides_nothing(api: Server, run: Path) -> None:
+    api.plan = lambda *_: choice("Verdict: A")
+    report = ask(run, api)
+    assert (report["wins"], report["ties"], report["losses"]) == (0, 10, 0)
+    assert report["win_rate"]["value"] == 0.5 and report["p_value"] == 1.0
+    assert report["first_is_preferred"]["value"] == 1.0
+    assert report["consistency"]["value"] == 0.0 and report["inconsistent"] == 8
+
+
+def test_a_judge_that_answers_garbage(
+    api: Server, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.plan = lambda *_: choice("As a language model, I like both.")
+    report = ask(run, api, "--limit", "8")
+    assert report["win_rate"] == NOT_MEASURABLE
+    assert (report["unparsable_verdicts"], report["verdicts"], report["left_out"]) == (16, 16, 8)
+    out = capsys.readouterr().out
+    assert "win rate of after       not measurable" in out
+    assert "warning: over 5% of the verdicts cannot be read" in out
+
+
+def test_garbage_now_and_then_leaves_those_prompts_out(api: Server, run: Path) -> None:
+    def plan(body: dict[str, Any], number: int) -> Reply:
+        garbage = "fait-il ? 3" in body["messages"][1]["content"]
+        return choice(None) if garbage else french_judge(body, number)
+
+    api.plan = plan
+    report = ask(run, api)
+    assert (report["unparsable_verdicts"], report["left_out"]) == (2, 1)
+    assert report["win_rate"]["n"] == 9 and report["wins"] == 5
+
+
+@pytest.mark.parametrize(
+    "failure", [(429, "slow", {"Retry-After": "2"}), (500, "oops"), (503, ""), (0, "")]
+)
+def test_failures_that_pass(api: Server, run: Path, no_pauses: list[float], failure: Reply) -> None:
+    api.plan = lambda body, n: failure if n % 3 == 0 else french_judge(body, n)
+    report = ask(run, api, "--at-once", "1")
+    assert (report["wins"], report["losses"], report["unparsable_verdicts"]) == (6, 2, 0)
+    assert len(no_pauses) == len(api.bodies) - 16 > 0
+    assert set(no_pauses) == ({2.0} if failure[0] == 429 else {0.5})
+
+
+def test_an_answer_that_hangs_is_asked_for_again(
+    api: Server, run: Path, no_pauses: list[float]
+) -> None:
+    over = threading.Event()
+
+    def plan(body: dict[str, Any], number: int) -> Reply:
+        if number == 2:
+            over.wait(20)
+        return french_judge(body, number)
+
+    api.plan = plan
+    report = ask(run, api, "--timeout", "0.5")
+    over.set()
+    assert report["wins"] == 6 and len(api.bodies) == 17 and no_pauses == [0.5]
+
+
+def test_a_server_that_stays_away(api: Server, run: Path, no_pauses: list[float]) -> None:
+    api.plan = lambda *_: (500, "oops")
+    with pytest.raises(ConfigError, match=r"no answer from .*status 500 \(4 tries\)"):
+        ask(run, api, "--at-once", "1")
+    assert len(api.bodies) == server.TRIES
+    assert not (run / "judge" / "org-the-judge" / "report.json").exists()
+
+
+def test_the_same_command_goes_on(
+    api: Server, run: Path, no_pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "judge" / "org-the-judge" / "verdicts.jsonl"
+    api.plan = lambda body, n: french_judge(body, n) if n < 5 else (402, "no credit left")
+    with pytest.raises(ConfigError, match="status 402: no credit left"):
+        ask(run, api, "--at-once", "1")
+    assert len(path.read_text("utf-8").splitlines()) == 5
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"comparison": 4, "ord')  # the crash came while a verdict was written
+    api.plan = french_judge
+    asked = len(api.bodies)
+    report = ask(run, api)
+    assert (report["wins"], report["ties"], report["losses"]) == (6, 2, 2)
+    assert len(api.bodies) - asked == 11
+    assert "5 verdicts kept from an earlier call, 11 to ask" in capsys.readouterr().out
+    assert len(path.read_text("utf-8").splitlines()) == 16
+    assert ask(run, api) == report and len(api.bodies) - asked == 11
+
+
+def test_what_is_under_way_when_another_fails_is_kept(api: Server, run: Path) -> None:
+    refused, answered = threading.Event(), threading.Event()
+
+    def plan(body: dict[str, Any], number: int) -> Reply:
+        if number == 0:
+            refused.set()
+            return 400, "bad request"
+        refused.wait(5)
+        answered.wait(0.3)  # until after the refusal has arrived
+        return french_judge(body, number)
+
+    api.plan = plan
+    with pytest.raises(ConfigError, match="bad request"):
+        ask(run, api, "--at-once", "3")
+    path = run / "judge" / "org-the-judge" / "verdicts.jsonl"
+    assert len(path.read_text("utf-8").splitlines()) == len(api.bodies) - 1 < 8
+
+
+def test_more_prompts_later(api: Server, run: Path) -> None:
+    api.plan = french_judge
+    assert ask(run, api, "--limit", "3")["comparisons"] == 3
+    assert ask(run, api)["comparisons"] == 10
+    assert len(api.bodies) == 16
+    assert ask(run, api, "--limit", "3")["wins"] == 3 and len(api.bodies) == 16
+
+
+def test_another_request_is_another_folder(api: Server, run: Path, tmp_path: Path) -> None:
+    api.plan = french_judge
+    ask(run, api)
+    with pytest.raises(ConfigError, match="language was 'fr', now 'en'; "):
+        ask(run, api, "--language", "en")
+    other = tmp_path / "other"
+    with pytest.raises(ConfigError, match="another evaluation"):
+        replies = run / "eval" / "after_replies.jsonl"
+        replies.write_text(replies.read_text("utf-8").replace("beau", "froid"), "utf-8")
+        ask(run, api)
+    ask(run, api, "--output", other)
+    assert (other / "report.json").exists()
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_a_run_without_replies(api: Server, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no finished DPO run there .*before_replies.jsonl"):
+        ask(tmp_path / "nowhere", api)
+    after = run / "eval" / "after_replies.jsonl"
+    text = after.read_text("utf-8")
+    after.write_text(text.split("\n", 1)[1], "utf-8")
+    with pytest.raises(ConfigError, match="not to the same prompts"):
+        ask(run, api)
+    after.write_text('{"prompt": "?"}\n', "utf-8")
+    with pytest.raises(DataError, match="has no 'system'"):
+        ask(run, api)
+    after.write_text("half a li", "utf-8")
+    with pytest.raises(DataError, match="not JSON"):
+        ask(run, api)
+    for side in ("before", "after"):
+        (run / "eval" / f"{side}_replies.jsonl").write_text("", "utf-8")
+    with pytest.raises(ConfigError, match=r"evaluation\.replies was 0"):
+        ask(run, api)
+    assert api.seen == []
+
+
+def test_a_line_that_is_no_verdict(api: Server, run: Path) -> None:
+    folder = run / "judge" / "org-the-judge"
+    folder.mkdir(parents=True)
+    (folder / "verdicts.jsonl").write_text('{"comparison": 0}\n', "utf-8")
+    with pytest.raises(DataError, match="line 1 is not a verdict"):
+        ask(run, api)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--url", "localhost:8000"], "--url must start with http"),
+        (["--url", "https://me:secret@host"], "must hold no password"),
+        (["--url", "https://host/v1?key=secret"], "must hold no password"),
+        (["--limit", "0"], "--limit must be at least 1, got 0"),
+        (["--at-once", "-1"], "--at-once must be at least 1, got -1"),
+        (["--max-tokens", "0"], "--max-tokens must be at least 1"),
+        (["--timeout", "0"], "--timeout must be above 0"),
+        (["--timeout", "nan"], "--timeout must be above 0"),
+        (["--temperature", "-1"], "--temperature must be 0 or more"),
+        (["--language", "de"], "invalid choice: 'de'"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], said: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        judge.main([str(run), "--url", "http://127.0.0.1:9", "--model", "m", *arguments])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error and "secret" not in error
+
+
+# --- the script and the key -----------------------------------------------------------------------
+
+
+def script(
+    bait: Path, *arguments: str | Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """scripts/judge.py, where importing torch ends with code 99."""
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "judge.py", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(bait), **environment},
+    )
+
+
+def test_the_key_is_sent_and_written_nowhere(api: Server, run: Path, bait: Path) -> None:
+    api.plan = french_judge
+    arguments = (run, "--url", f"{api.url}/v1/", "--model", "m", "--key-variable", "MY_KEY")
+    result = script(bait, *arguments, MY_KEY=KEY)
+    assert result.returncode == 0, result.stderr
+    assert {header for _, header in api.seen} == {f"Bearer {KEY}"}
+    assert "win rate of after" in result.stdout
+    written = "".join(p.read_text("utf-8") for p in (run / "judge" / "m").iterdir())
+    assert KEY not in written + result.stdout + result.stderr
+
+
+def test_a_key_that_is_refused_or_missing(api: Server, run: Path, bait: Path) -> None:
+    api.plan = lambda *_: (401, f"Incorrect API key provided: {KEY}")
+    arguments = (run, "--url", api.url, "--model", "m")
+    result = script(bait, *arguments, OPENAI_API_KEY=KEY)
+    assert result.returncode == 2 and result.stderr.count("error: ") == 1
+    assert "Incorrect API key provided: [key]" in result.stderr and KEY not in result.stderr
+    result = script(bait, *arguments, "--key-variable", "NO_SUCH_KEY")
+    assert result.returncode == 2
+    assert "error: --key-variable: the environment has no NO_SUCH_KEY" in result.stderr

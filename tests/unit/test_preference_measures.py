@@ -1,0 +1,315 @@
+"""What DPO's evaluation measures, against cases worked out by hand."""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import Completion, measures, preference, replies
+from eval.preference import Pair, ScoredPair
+from eval.replies import MeasuredReply, kl_per_token, measure, repetition
+from eval.stats import wilson_interval
+from scripts.common import config, data
+from scripts.common.errors import ConfigError, DataError
+from scripts.common.pairs import problem_sets
+from scripts.common.pairs.lengths import measure as measure_lengths
+from scripts.common.pairs.side_by_side import WIDTH, example
+from scripts.common.settings import DPOSettings, PairData, Prompt, Source
+from tests.helpers import ROOT, SHARED, needs_shared
+
+DEMO = ROOT / "configs" / "dpo_demo.yaml"
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def test_length_controlled_accuracy_is_that_of_pairs_whose_shorter_reply_is_chosen() -> None:
+    """Of six pairs three have the shorter chosen: one is right, one wrong, one a tie."""
+    pairs = [
+        ScoredPair(1.0, 0.0, 3, 9),
+        ScoredPair(0.0, 1.0, 3, 4),
+        ScoredPair(0.5, 0.5, 1, 2),
+        ScoredPair(1.0, 0.0, 9, 3),
+        ScoredPair(1.0, 0.0, 4, 4),  # of the same length: neither is the shorter
+        ScoredPair(1.0, 0.0, 8, 7),
+    ]
+    found = measures.summarise(preference.scores(pairs))
+    low, high = wilson_interval(1.5, 3)
+    assert found["length_controlled_accuracy"] == {"value": 0.5, "n": 3, "low": low, "high": high}
+    assert found["reward_accuracy"]["value"] == pytest.approx(4.5 / 6)
+    assert found["reward_margin"]["value"] == pytest.approx(3 / 6)
+
+
+def test_preferring_the_longer_reply_gets_none_of_them_right() -> None:
+    generator = random.Random(0)
+    lengths = [(generator.randint(1, 9), generator.randint(1, 9)) for _ in range(200)]
+    pairs = [ScoredPair(float(c), float(r), c, r) for c, r in lengths]
+    found = measures.summarise(preference.scores(pairs))
+    assert found["reward_accuracy"]["value"] > 0.4
+    assert found["length_controlled_accuracy"]["value"] == 0.0
+    assert found["length_controlled_accuracy"]["n"] == sum(c < r for c, r in lengths)
+
+
+def test_scores_are_beta_times_the_gap_between_policy_and_reference() -> None:
+    (pair,) = preference.score_pairs([(-3.0, -8.0)], [(-5.0, -7.0)], [(4, 6)], beta=0.5)
+    assert pair == ScoredPair(1.0, -0.5, 4, 6)
+    assert (pair.reward_margin, pair.reward_accuracy) == (1.5, 1.0)
+
+
+def test_without_such_a_pair_it_is_not_measurable() -> None:
+    pairs = [ScoredPair(1.0, 0.0, 9, 3)] * 5
+    name = "length_controlled_accuracy"
+    assert measures.summarise(preference.scores(pairs))[name] == measures.NOT_MEASURABLE
+    found = measures.compare(preference.scores(pairs), preference.scores(pairs))[name]
+    assert found["before"] == found["after"] == {"value": None, "n": 0, "low": None, "high": None}
+    assert found["difference"] is found["low"] is found["high"] is found["p_value"] is None
+    assert found["n"] == 0
+    json.dumps(found, allow_nan=False)
+
+
+@needs_shared
+def test_french_pairs_whose_chosen_is_always_longer_are_not_measurable() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer")
+    source = Source(path=str(SHARED / "french-preferences" / "preferences.json"))
+    columns = {"prompt": "instruction"}
+    settings = PairData.model_validate({"train": source, "columns": columns, "holdout": 100})
+    train, held_out = data.load_pairs(settings, Prompt())
+    pairs = [*train, *held_out]
+    assert len(pairs) == 300
+    lengths = measure_lengths(pairs, tokenizer)
+    scored = [ScoredPair(1.0, 0.0, x.chosen, x.rejected) for x in lengths]
+    found = measures.summarise(preference.scores(scored))
+    assert found["length_controlled_accuracy"] == measures.NOT_MEASURABLE
+    assert found["reward_accuracy"]["n"] == 300
+
+
+def test_two_sides_must_hold_the_same() -> None:
+    with pytest.raises(ValueError, match="measures differ"):
+        measures.compare({"a": [1.0]}, {"b": [1.0]})
+    with pytest.raises(ValueError, match="differ in length: 1 and 2"):
+        measures.compare({"a": [1.0]}, {"a": [1.0, 0.0]})
+
+
+# --- replies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 0.0),
+        ("un deux trois", 0.0),  # no 4-gram at all
+        ("un deux trois quatre", 0.0),
+        ("a b c d a b c d", 1 / 5),  # abcd bcda cdab dabc abcd
+        ("a a a a a a a", 3 / 4),  # aaaa four times
+        ("a\nb\tc  d", 0.0),
+        ("ha " * 103, 99 / 100),
+    ],
+)
+def test_repetition(text: str, expected: float) -> None:
+    assert repetition(text) == pytest.approx(expected)
+
+
+def test_repetition_of_another_order() -> None:
+    assert repetition("a b a b a", n=2) == pytest.approx(1 - 2 / 4)
+    assert repetition("a b a b a", n=1) == pytest.approx(1 - 2 / 5)
+
+
+def test_what_is_told_of_a_reply() -> None:
+    completions = [
+        Completion("Le chat dort sur le canapé depuis ce matin.", 12, False),
+        Completion("The cat has been asleep on the sofa " * 4, 80, True),
+        Completion("", 1, False),
+    ]
+    french, english, empty = measure(completions)
+    assert french == MeasuredReply(completions[0].text, 12, True, True, 0.0)
+    assert (english.ended, english.french) == (False, False)
+    assert english.repetition == pytest.approx(1 - 8 / 29)
+    assert (empty.french, empty.ended, empty.repetition) == (False, True, 0.0)
+    found = measures.summarise(replies.scores([french, english, empty]))
+    assert {name: values["value"] for name, values in found.items()} == pytest.approx(
+        {
+            "french_share": 1 / 3,
+            "ended_share": 2 / 3,
+            "mean_tokens": 31.0,
+            "repetition_rate": (1 - 8 / 29) / 3,
+        }
+    )
+    low, high = wilson_interval(2, 3)
+    assert found["ended_share"] == {"value": 2 / 3, "n": 3, "low": low, "high": high}
+
+
+def test_the_change_of_replies_is_paired() -> None:
+    """Each reply ten tokens longer, though lengths differ by far more between prompts."""
+    before = [MeasuredReply("x", 10 * i, True, False, 0.0) for i in range(1, 21)]
+    after = [MeasuredReply("x", 10 * i + 10, i > 2, True, 0.0) for i in range(1, 21)]
+    found = measures.compare(replies.scores(before), replies.scores(after))
+    tokens = found["mean_tokens"]
+    assert (tokens["difference"], tokens["low"], tokens["high"]) == (10.0, 10.0, 10.0)
+    assert tokens["p_value"] == pytest.approx(2 / 2**20)
+    assert found["ended_share"]["difference"] == pytest.approx(-0.1)
+    assert found["ended_share"]["p_value"] == pytest.approx(0.5)  # McNemar, 2 against 0
+    assert found["repetition_rate"]["p_value"] == 1.0
+
+
+# --- KL -------------------------------------------------------------------------------------------
+
+
+def test_kl_by_hand() -> None:
+    """Tokens of probability 1/2 and 1/2 under the policy, 1/4 and 1 under the reference."""
+    policy, reference = [math.log(0.5)] * 2, [math.log(0.25), 0.0]
+    k3 = [(0.5 - 1 - math.log(0.5)), (2 - 1 - math.log(2))]
+    assert kl_per_token(policy, reference) == pytest.approx(sum(k3) / 2)
+
+
+def test_kl_to_itself_is_exactly_zero() -> None:
+    log_probs = [-0.1, -7.25, -1e-9]
+    assert kl_per_token(log_probs, list(log_probs)) == 0.0
+
+
+def test_a_tiny_kl_is_not_lost_to_rounding() -> None:
+    assert kl_per_token([-1.0], [-1.0 + 1e-6]) == pytest.approx(5e-13, rel=1e-3)
+
+
+@pytest.mark.parametrize(("policy", "reference"), [([], []), ([-1.0], []), ([-1.0], [-1.0, -2.0])])
+def test_kl_of_nothing(policy: list[float], reference: list[float]) -> None:
+    with pytest.raises(ValueError):
+        kl_per_token(policy, reference)
+
+
+def test_kl_estimates_the_exact_divergence() -> None:
+    """Over tokens sampled from the policy, the mean of k3 is sum p ln(p / q)."""
+    policy, reference = [0.7, 0.2, 0.1], [0.4, 0.35, 0.25]
+    exact = sum(p * math.log(p / q) for p, q in zip(policy, reference, strict=True))
+    tokens = random.Random(0).choices(range(3), weights=policy, k=100_000)
+    found = kl_per_token(
+        [math.log(policy[t]) for t in tokens], [math.log(reference[t]) for t in tokens]
+    )
+    assert found == pytest.approx(exact, rel=0.02)
+
+
+# --- problem sets ---------------------------------------------------------------------------------
+
+
+def settings_with(*overrides: str) -> DPOSettings:
+    return config.load_settings(DPOSettings, DEMO, list(overrides))
+
+
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(ROOT / "assets" / "demo_model")
+
+
+def write_problems(path: Path, questions: Sequence[str]) -> Path:
+    rows = [{"question": question, "answer": "#### 4"} for question in questions]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def pair(*turns: str) -> Pair:
+    roles = ("user", "assistant")
+    prompt = tuple({"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns))
+    return Pair(prompt=prompt, chosen="oui", rejected="no")
+
+
+def test_problem_sets_are_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_problems(tmp_path / "mgsm_fr.tsv.jsonl", ["2 + 2 ?", "1 + 3 ?", "4 + 0 ?"])
+    settings = settings_with(
+        f"evaluation.also=[{{name: a, path: '{path}', limit: 2, language: fr, max_new_tokens: 80}}]"
+    )
+    found = problem_sets.load(settings, [pair("Bonjour")], tokenizer())
+    assert [p.question for p in found["a"]] == ["2 + 2 ?", "1 + 3 ?"]
+    out = capsys.readouterr().out
+    assert "Also scored before and after: a (2)" in out
+    assert "MGSM is GSM8K's test questions 0-249 translated" in out
+
+
+@pytest.mark.parametrize("turns", [("2+2?",), ("Bonjour", "Oui ?", "2 + 2 ?")])
+def test_a_question_that_is_trained_on_is_refused(tmp_path: Path, turns: tuple[str, ...]) -> None:
+    path = write_problems(tmp_path / "p.jsonl", ["1 + 3 ?", "2 + 2 ?"])
+    settings = settings_with(f"evaluation.also=[{{name: a, path: '{path}', max_new_tokens: 80}}]")
+    with pytest.raises(DataError, match=r"evaluation.also: a: 1 of 2 questions .*'2 \+ 2 \?'"):
+        problem_sets.load(settings, [pair("Salut"), pair(*turns)], tokenizer())
+
+
+def test_a_question_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
+    path = write_problems(tmp_path / "p.jsonl", ["1 + 3 ?", "un " * 200])
+    settings = settings_with(f"evaluation.also=[{{name: a, path: '{path}', max_new_tokens: 80}}]")
+    with pytest.raises(DataError, match=r"a: .*row 2 takes \d+ tokens .* over the limit of 176"):
+        problem_sets.load(settings, [pair("Salut")], tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("also", "said"),
+    [
+        ("[{name: a, path: p.jsonl}]", "a: max_new_tokens = 640 leaves no room"),
+        ("[{name: a/b, path: p, max_new_tokens: 9}]", "also.*name"),
+        ("[{name: a, path: p, max_new_tokens: 9, langauge: fr}]", "langauge"),
+        ("[{name: a, path: p, max_new_tokens: 9, language: de}]", "language"),
+        (
+            "[{name: a, path: p, max_new_tokens: 9}, {name: a, path: q, max_new_tokens: 9}]",
+            "two sets have the same name: a, a",
+        ),
+    ],
+)
+def test_settings_of_problem_sets(also: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        settings_with(f"evaluation.also={also}")
+
+
+@pytest.mark.parametrize("name", ["dpo_french_16gb", "dpo_french_t4"])
+def test_the_french_configs_check_that_arithmetic_is_kept(name: str) -> None:
+    settings = config.load_settings(DPOSettings, ROOT / "configs" / f"{name}.yaml")
+    sets = {each.name: each for each in settings.evaluation.also}
+    assert (sets["mgsm_fr"].limit, sets["mgsm_fr"].language) == (250, "fr")
+    assert (sets["gsm8k"].limit, sets["gsm8k"].language) == (200, "en")
+    assert all(each.split == "test" and each.max_new_tokens == 640 for each in sets.values())
+
+
+def test_the_demo_holds_out_pairs_whose_shorter_reply_is_chosen() -> None:
+    settings = settings_with()
+    _, held_out = data.load_pairs(settings.data, settings.prompt)
+    lengths = measure_lengths(held_out, tokenizer())
+    assert len(held_out) == 200
+    assert sum(x.chosen < x.rejected for x in lengths) >= 50
+
+
+# --- side by side ---------------------------------------------------------------------------------
+
+
+def reply(text: str, french: bool = True, ended: bool = True) -> MeasuredReply:
+    return MeasuredReply(text, len(text.split()), ended, french, 0.0)
+
+
+def test_the_first_reply_that_changed_its_language_is_shown() -> None:
+    pairs = [pair("Un ?"), pair("Deux ?"), pair("Trois ?"), pair("Quatre ?")]
+    before = [reply("same"), reply("moi"), reply("me", french=False)]
+    after = [reply("same"), reply("toi"), reply("moi"), reply("moi")][:3]
+    shown = example(pairs, before, after)
+    assert shown.startswith("2 of 3 replies changed, 1 of them to or from French; the first of")
+    assert "Trois ?" in shown and "Deux ?" not in shown
+    lines = shown.splitlines()
+    assert lines[-3].split(" | ") == [f"{'before (1 tokens)':<48}", "after (1 tokens)"]
+    assert [part.strip() for part in lines[-1].split("|")] == ["me", "moi"]
+
+
+def test_long_replies_are_cut_to_width_and_height() -> None:
+    long = "mot " * 400 + "fin"
+    shown = example(
+        [pair("Dis\n" * 20)], [reply(long, ended=False)], [reply("x" * 300 + "\x1b[1m")]
+    )
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= WIDTH and len(lines) < 20
+    assert shown.count("[...]") == 2 and "\x1b" not in shown
+    assert "before (401 tokens, cut at the limit)" in shown
+
+
+def test_nothing_to_show() -> None:
+    same = [reply("même")] * 3
+    assert example([pair("?")] * 3, same, same) == "All 3 replies are the same before and after."
+    assert "evaluation.replies is 0" in example([pair("?")], [], [])
