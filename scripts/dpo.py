@@ -25,6 +25,7 @@ from scripts.common import (
     report,
     tracking,
     training,
+    trust,
 )
 from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import run_main
@@ -66,16 +67,20 @@ def main(argv: list[str] | None = None) -> int:
     pair_report.write(data_report, run.path)
     facts: dict[str, Any] = {
         "device": device.name,
+        "weights": policy.base_weights(settings.model),
         "data": data.fingerprint([*train_pairs, *held_out, *problems.items()]),
     }
     identity = run.identity(settings, facts)
-    if checkpoint and not command.resume_anyway:
-        check_same_run(checkpoint, identity)
+    if checkpoint:
+        trust.check_checkpoint(checkpoint)
+        if not command.resume_anyway:
+            check_same_run(checkpoint, identity)
     run.describe(settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
+    training.check_room(model, settings.training, run)
     same_run = checkpoint is not None and not command.resume_anyway
     before = (scoring.read_scores(run, settings) if same_run else None) or scoring.score(
         model, tokenizer, held_out, problems, settings, run, "before"

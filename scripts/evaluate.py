@@ -36,6 +36,7 @@ from scripts.common.errors import DataError, run_main
 from scripts.common.progress import progress_bar
 from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
 from scripts.common.replies import read_replies, resume
+from scripts.common.secrets import check_arguments
 from scripts.common.server import is_url, server_generator
 from scripts.common.settings import Evaluation, Model, ProblemColumns, Source
 from scripts.common.tracking import append_rows
@@ -130,6 +131,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="paired comparison of two reports (report.json or its folder)",
     )
     add("--rescore", type=Path, metavar="REPLIES", help="score a replies.jsonl again")
+    check_arguments(sys.argv[1:] if argv is None else argv)
     asked = parser.parse_args(argv)
     if not (asked.rescore or asked.compare) and not (asked.model and asked.data):
         parser.error("--model and --data are needed (or --compare, or --rescore)")

@@ -20,7 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import rewards
 from eval import conversation
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
-from scripts.common import config, data, inference, policy, report, tracking, training
+from scripts.common import config, data, inference, policy, report, tracking, training, trust
 from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import ConfigError, run_main
 from scripts.common.model_card import write_model_card
@@ -62,16 +62,20 @@ def main(argv: list[str] | None = None) -> int:
     run.open(fresh=command.resume == "never")
     facts: dict[str, Any] = {
         "device": device.name,
+        "weights": policy.base_weights(settings.model),
         "data": data.fingerprint([*train_problems, *held_out]),
     }
     identity = run.identity(settings, facts)
-    if checkpoint and not command.resume_anyway:
-        check_same_run(checkpoint, identity)
+    if checkpoint:
+        trust.check_checkpoint(checkpoint)
+        if not command.resume_anyway:
+            check_same_run(checkpoint, identity)
     run.describe(settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
+    training.check_room(model, settings.training, run)
     same_run = checkpoint is not None and not command.resume_anyway
     before = (read_scores(run) if same_run else None) or score(
         model, tokenizer, held_out, settings, run, "before"

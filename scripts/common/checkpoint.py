@@ -9,6 +9,7 @@ one that the manifest names.
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -35,11 +36,20 @@ class CheckpointStore:
         """Finished checkpoints, oldest first, verified or not."""
         return sorted(p for p in self.folder.glob("step-*") if p.name[5:].isdigit() and p.is_dir())
 
-    def publish(self, written: Path, step: int, facts: dict[str, Any], keep: int) -> Path:
-        """Seal what the trainer wrote and give it its name; then delete all but the newest `keep`.
+    def publish(
+        self,
+        written: Path,
+        step: int,
+        facts: dict[str, Any],
+        keep: int,
+        score: dict[str, Any] | None = None,
+    ) -> Path:
+        """Seal what the trainer wrote and give it its name; then delete all but the newest `keep`
+        and the best.
 
-        `facts` say which run this is a checkpoint of; they are compared on resume. The earlier
-        checkpoints are deleted only once the new one has been read back and verified.
+        `facts` say which run this is a checkpoint of; they are compared on resume. `score` is what
+        Score.take() gave. The earlier checkpoints are deleted only once the new one has been read
+        back and verified.
 
         Raises:
             CheckpointError: what is on the disk is not what was written.
@@ -51,7 +61,9 @@ class CheckpointStore:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             files[str(path.relative_to(written))] = _identity(path)
-        write_json(written / MANIFEST, {"step": step, "files": files, "facts": facts})
+        write_json(
+            written / MANIFEST, {"step": step, "score": score, "files": files, "facts": facts}
+        )
         sync_folder(written)
         target = self.folder / f"step-{step:06d}"
         if target.exists():  # a resumed run writes the same step again
@@ -61,9 +73,16 @@ class CheckpointStore:
         problems = verify(target)
         if problems:
             raise CheckpointError(f"{target} did not survive being written: {problems[0]}")
+        best = self.best()
         for old in self.steps()[:-keep]:
-            shutil.rmtree(old)
+            if old != best:
+                shutil.rmtree(old)
         return target
+
+    def best(self) -> Path | None:
+        """The checkpoint with the highest score in its manifest, the newer of two equal ones."""
+        scores = {path: value for path in self.steps() if (value := _score(path)) is not None}
+        return max(scores, key=lambda path: (scores[path], int(path.name[5:])), default=None)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that verifies, None if there is none at all.
@@ -92,6 +111,42 @@ class CheckpointStore:
                 "--resume never starts over (the folder is kept under another name)"
             )
         return None
+
+
+def _score(path: Path) -> float | None:
+    try:
+        value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["score"]["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # of an earlier version, or damaged, which is found on resume
+    return float(value) if isinstance(value, int | float) else None
+
+
+class Score:
+    """The mean of a metric of the training batches since the last checkpoint.
+
+    It is noisy and says nothing of held-out data, but it costs nothing: enough to keep, beside the
+    newest checkpoints, one from before a run went wrong.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self._values: list[float] = []
+
+    def add(self, logs: dict[str, Any]) -> None:
+        """Take note of what the trainer logged."""
+        if self.metric in logs and math.isfinite(value := float(logs[self.metric])):
+            self._values.append(value)
+
+    def take(self) -> dict[str, Any] | None:
+        """`{"metric", "value", "logged"}` for a manifest, None if nothing was logged; starts anew.
+
+        `logged` is how many values the mean is of.
+        """
+        values, self._values = self._values, []
+        if not values:
+            return None
+        mean = math.fsum(values) / len(values)
+        return {"metric": self.metric, "value": mean, "logged": len(values)}
 
 
 def verify(path: Path) -> list[str]:
@@ -145,30 +200,44 @@ def _identity(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def check_disk(folder: Path, checkpoint_bytes: int, keep: int) -> None:
-    """Check that the checkpoints of a run will fit: those kept, and one more being written.
+def check_disk(folder: Path, checkpoint_bytes: int, keep: int, export_bytes: int = 0) -> None:
+    """Check that a run will fit: the newest checkpoints and the best, one more being written, and
+    what is exported at the end.
 
     Raises:
-        ConfigError: they will not.
+        ConfigError: it will not.
     """
-    needed = checkpoint_bytes * (keep + 1)
+    needed = checkpoint_bytes * (keep + 2) + export_bytes
     free = shutil.disk_usage(folder).free
     if free < needed:
+        what = "the checkpoints and exports" if export_bytes else "the checkpoints"
         raise ConfigError(
-            f"{folder}: {free / 2**30:.2f} GB free, and the checkpoints need {needed / 2**30:.2f} "
-            "GB; free some, lower training.save_total_limit, or give another --output"
+            f"{folder}: {free / 2**30:.2f} GB free, and {what} need {needed / 2**30:.2f} GB; free "
+            "some, lower training.save_total_limit, or give another --output"
         )
 
 
+def disk_full_error(folder: Path) -> CheckpointError:
+    """What to raise when a save failed for want of space."""
+    return CheckpointError(
+        f"{folder}: the disk is full; the checkpoints before this one are whole. Free some space "
+        "and give the same command again"
+    )
+
+
 def is_disk_full(error: Exception, folder: Path) -> bool:
-    """Whether a save failed for want of space. torch and safetensors wrap the system's error."""
+    """Whether a save failed for want of space.
+
+    torch and safetensors wrap the system's error. torch's says at best that a write failed, and
+    then fails once more on closing its half-written archive, with a word of positions.
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     said = str(error).lower()
     return (
         "no space left" in said
         or "storagefull" in said
-        or ("failed writing file" in said and shutil.disk_usage(folder).free < 2**20)
+        or ("inline_container" in said and shutil.disk_usage(folder).free < 2**20)
     )
 
 

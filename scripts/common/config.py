@@ -6,6 +6,7 @@ Nothing here imports torch, so that `--help` and every configuration error answe
 import argparse
 import ast
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from scripts.common.errors import ConfigError, did_you_mean
+from scripts.common.secrets import check_arguments, check_values
 from scripts.common.settings import Section
 from scripts.common.strict_yaml import parse_yaml, read_yaml
 
@@ -64,6 +66,7 @@ def parse_command_line(
     Raises:
         ConfigError: a missing file or anything wrong in it, with the key's path.
     """
+    check_arguments(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         description=story,
         epilog="settings (section.key: type = default):\n" + "\n".join(describe(settings_class)),
@@ -116,6 +119,7 @@ def load_settings(settings_class: type[S], path: Path, overrides: list[str] | No
     values = read_yaml(path)
     for override in overrides or []:
         _apply_override(values, override)
+    check_values(values, str(path))
     try:
         return settings_class.model_validate(values)
     except ValidationError as error:

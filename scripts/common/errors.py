@@ -5,6 +5,7 @@ parity check; 130/143 stopped by SIGINT/SIGTERM.
 """
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable
 
@@ -49,6 +50,16 @@ def run_main(main: Callable[[], int | None]) -> None:
     except PostTrainError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: the disk is full{where}; what was saved before is whole. Free some space and "
+            "give the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by the keyboard; the last checkpoint is kept", file=sys.stderr)
         sys.exit(130)

@@ -16,11 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.common.checkpoint import disk_full_error, is_disk_full
 from scripts.common.config import ROOT
 from scripts.common.errors import ConfigError
 from scripts.common.settings import Lora, Model, Training
 from scripts.common.strict_yaml import read_yaml
+from scripts.common.trust import check_model_folder, fingerprint
 
+# No Python and no pickle of a model, wherever it comes from.
+TRUSTED = {"trust_remote_code": False, "use_safetensors": True}
 LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
 
 
@@ -124,9 +128,14 @@ def quiet(verbose: bool) -> Iterator[None]:
 
 
 def local_or_hub(name: str) -> str:
-    """A model folder as an absolute path (relative ones also under the project), else the name."""
+    """A model folder as an absolute path (relative ones also under the project), else the name.
+
+    Raises:
+        ConfigError: there is no such folder, or it is not to be trusted.
+    """
     for candidate in (Path(name).expanduser(), ROOT / name):
         if candidate.is_dir():
+            check_model_folder(candidate.resolve(), "model.name")
             return str(candidate.resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(f"model.name: there is no folder '{name}' (looked in . and {ROOT})")
@@ -139,12 +148,12 @@ def load_tokenizer(model: Model) -> Any:
     Raises:
         ConfigError: neither a model folder nor a hub model in reach.
     """
-    from transformers import AutoTokenizer
-
     name = local_or_hub(model.name)
+    from transformers import AutoTokenizer  # takes seconds
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=model.revision, padding_side="left"
+            name, revision=model.revision, padding_side="left", trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -154,6 +163,29 @@ def load_tokenizer(model: Model) -> Any:
     if tokenizer.eos_token is None:
         raise ConfigError(f"model.name: the tokenizer of '{name}' has no end-of-sequence token")
     return tokenizer
+
+
+def base_weights(model: Model) -> str:
+    """Which weights a run starts from: a folder's fingerprint, or hub repository and commit.
+
+    Raises:
+        ConfigError: the repository is not in reach.
+    """
+    name = local_or_hub(model.name)
+    if Path(name).is_dir():
+        return fingerprint(Path(name))
+    from huggingface_hub import hf_hub_download
+    from unsloth.models.loader_utils import get_model_name
+
+    # What from_pretrained does: 4-bit is loaded from a repository that holds it, at its newest.
+    repository = get_model_name(name, model.load_in_4bit)
+    revision = model.revision if repository.lower() == name.lower() else None
+    try:
+        config = Path(hf_hub_download(repository, "config.json", revision=revision))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.name: '{repository}' is not in reach: {reason}") from None
+    return f"{repository}@{config.parent.name}"
 
 
 def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[Any, Any]:
@@ -171,6 +203,7 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             load_in_4bit=model.load_in_4bit,
             revision=model.revision,
             use_gradient_checkpointing=checkpointing,
+            **TRUSTED,
         )
         policy = FastLanguageModel.get_peft_model(
             base,
@@ -202,6 +235,7 @@ def load_for_scoring(
                 max_seq_length=max_seq_length,
                 dtype=None if dtype == "auto" else dtype,
                 load_in_4bit=load_in_4bit,
+                **TRUSTED,
             )
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -252,6 +286,15 @@ def inference_mode(policy: Any) -> Iterator[None]:
 
 
 def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the adapter and the tokenizer, in safetensors and JSON."""
-    policy.save_pretrained(folder, selected_adapters=["default"])
-    tokenizer.save_pretrained(folder)
+    """Write the adapter and the tokenizer, in safetensors and JSON.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
+    try:
+        policy.save_pretrained(folder, selected_adapters=["default"])
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors and torch wrap the system's error, each in its own
+        if not is_disk_full(error, folder.parent):
+            raise
+        raise disk_full_error(folder.parent) from error

@@ -104,11 +104,17 @@ class RunFolder:
 
     def identity(self, settings: Section, facts: dict[str, Any]) -> dict[str, Any]:
         """What must be the same for a checkpoint, and the scores taken before it, to be of this
-        run: the settings that shape training and scores, the data, and the versions."""
+        run: the settings that shape training and scores, the data, the base model's weights, and
+        the versions."""
         values = settings.model_dump(mode="json", exclude={"run", "tracking"})
         for name in ("save_total_limit", "logging_steps"):
             values["training"].pop(name)
-        return {"settings": values, "data": facts["data"], "versions": environment()["versions"]}
+        return {
+            "settings": values,
+            "data": facts["data"],
+            "weights": facts["weights"],
+            "versions": environment()["versions"],
+        }
 
     def write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Write eval/NAME.jsonl whole."""

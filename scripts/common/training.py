@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common import policy
-from scripts.common.checkpoint import StopRequest, check_disk, is_disk_full
-from scripts.common.errors import CheckpointError, ConfigError
+from scripts.common.checkpoint import (
+    Score,
+    StopRequest,
+    check_disk,
+    disk_full_error,
+    is_disk_full,
+)
+from scripts.common.errors import ConfigError
 from scripts.common.progress import TrainingView
 from scripts.common.report.ending import LivePage
 from scripts.common.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
@@ -15,6 +21,9 @@ from scripts.common.tracking import Clock, RunFolder, append_rows, keep_rows_unt
 
 # A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
 BYTES_A_WEIGHT = 16
+# Which checkpoint is the best: logged anyway, no evaluation needed. The margin of DPO would not do,
+# because on training pairs it grows as long as training goes on.
+BEST_BY = {DPOSettings: "rewards/accuracies", GRPOSettings: "reward"}
 
 
 def build_arguments(
@@ -77,6 +86,17 @@ def report_changes(asked: dict[str, Any], arguments: Any) -> dict[str, dict[str,
     return found
 
 
+def check_room(model: Any, training: Training, run: RunFolder, export_bytes: int = 0) -> None:
+    """Check before anything is scored or trained that checkpoints and exports will fit on the disk.
+
+    Raises:
+        ConfigError: they will not.
+    """
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    keep = training.save_total_limit
+    check_disk(run.path, trainable * BYTES_A_WEIGHT, keep, export_bytes)
+
+
 def train(
     trainer: Any,
     settings: DPOSettings | GRPOSettings,
@@ -100,22 +120,18 @@ def train(
     if training.max_steps == 0:  # transformers would read 0 as "no limit" and train for an epoch
         print("training.max_steps is 0: nothing is trained")
         return {"steps": 0, "seconds": 0.0}
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    check_disk(run.path, trainable * BYTES_A_WEIGHT, training.save_total_limit)
     clock = Clock()
     view = TrainingView(shown, run.path / "health.jsonl")
     with StopRequest(settings.run.max_minutes) as stop, view:
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_callback(run, view, clock, stop, identity, training))
+        score = Score(BEST_BY[type(settings)])
+        trainer.add_callback(_callback(run, view, clock, stop, identity, training, score))
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
             if not is_disk_full(error, run.path):
                 raise
-            raise CheckpointError(
-                f"{run.path}: the disk is full; the checkpoints before this one are whole. Free "
-                "some space and give the same command again"
-            ) from error
+            raise disk_full_error(run.path) from error
         finally:
             shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
     result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
@@ -142,6 +158,7 @@ def _callback(
     stop: StopRequest,
     identity: dict[str, Any],
     training: DPOTraining | GRPOTraining,
+    score: Score,
 ) -> Any:
     """A TrainerCallback: metrics.jsonl, the view and page, sealed checkpoints, early stops."""
     from transformers import TrainerCallback  # not before Unsloth is imported
@@ -163,12 +180,13 @@ def _callback(
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             written = run.checkpoints.staging / f"checkpoint-{state.global_step}"
             keep = training.save_total_limit
-            run.checkpoints.publish(written, state.global_step, identity, keep)
+            run.checkpoints.publish(written, state.global_step, identity, keep, score.take())
             page.refresh()
 
         def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
             row = {"step": state.global_step, "seconds": clock.seconds(), **extra["logs"]}
             append_rows(run.metrics, [row])
+            score.add(extra["logs"])
             view.log(row)
             page.refresh()
 

@@ -14,6 +14,7 @@ import pytest
 from scripts.common import checkpoint
 from scripts.common.checkpoint import (
     CheckpointStore,
+    Score,
     StopRequest,
     check_disk,
     check_same_run,
@@ -29,6 +30,7 @@ from tests.helpers import ROOT
 FACTS = {
     "settings": {"training": {"seed": 42, "beta": 0.1}},
     "data": "abc",
+    "weights": "def",
     "versions": {"trl": "1"},
 }
 FILES = {
@@ -44,14 +46,15 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "checkpoints")
 
 
-def write(store: CheckpointStore, step: int, keep: int = 2) -> Path:
+def write(store: CheckpointStore, step: int, keep: int = 2, score: float | None = None) -> Path:
     """Publish a checkpoint of a few files, as the trainer leaves them."""
     written = store.staging / f"checkpoint-{step}"
     for name, content in {**FILES, "training_args.bin": b"pickle"}.items():
         path = written / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content + str(step).encode())
-    return store.publish(written, step, FACTS, keep)
+    kept = None if score is None else {"metric": "reward", "value": score, "logged": 1}
+    return store.publish(written, step, FACTS, keep, kept)
 
 
 def names(store: CheckpointStore) -> list[str]:
@@ -71,6 +74,37 @@ def test_rotation_keeps_the_newest(store: CheckpointStore) -> None:
         write(store, step)
     assert names(store) == ["step-000015", "step-1000000"]
     assert store.newest() == store.folder / "step-1000000"
+
+
+def test_rotation_keeps_the_best_besides(store: CheckpointStore) -> None:
+    for step, score in ((5, 0.5), (10, 2.5), (15, 1.0), (20, 2.0), (25, None)):
+        write(store, step, score=score)
+    assert names(store) == ["step-000010", "step-000020", "step-000025"]
+    best = store.best()
+    assert best == store.folder / "step-000010" and verify(best) == []
+    assert store.newest() == store.folder / "step-000025"
+    write(store, 30, score=2.5)  # the newer of two equal ones
+    write(store, 35, score=float(7))
+    assert names(store) == ["step-000030", "step-000035"]
+    assert store.best() == store.folder / "step-000035"
+
+
+def test_a_manifest_without_a_score_is_no_best(store: CheckpointStore) -> None:
+    path = write(store, 5)
+    assert store.best() is None
+    for manifest in ("{", "[]", '{"score": 7}', '{"score": {"value": "x"}}'):
+        (path / "manifest.json").write_text(manifest)
+        assert store.best() is None
+
+
+def test_a_score_is_the_mean_since_the_last_checkpoint() -> None:
+    score = Score("reward")
+    assert score.take() is None
+    for logs in ({"reward": 1.0}, {"loss": 9.0}, {"reward": 2.0}, {"reward": float("nan")}):
+        score.add(logs)
+    assert score.take() == {"metric": "reward", "value": 1.5, "logged": 2}
+    score.add({"reward": 3.0})
+    assert score.take() == {"metric": "reward", "value": 3.0, "logged": 1}
 
 
 def test_the_same_step_again_replaces_it(store: CheckpointStore) -> None:
@@ -174,11 +208,13 @@ def test_another_run_is_refused_with_every_difference(store: CheckpointStore) ->
     other = json.loads(json.dumps(FACTS))
     other["settings"]["training"]["beta"] = 0.2
     other["versions"]["trl"] = "2"
+    other["weights"] = "Qwen/other@1"
     with pytest.raises(ConfigError) as caught:
         check_same_run(path, other)
     said = str(caught.value)
     assert "settings.training.beta was 0.1, now 0.2" in said
     assert "versions.trl was '1', now '2'" in said
+    assert "weights was 'def', now 'Qwen/other@1'" in said
     assert "--resume-anyway" in said
 
 
@@ -197,6 +233,8 @@ def test_disk_space(tmp_path: Path) -> None:
     check_disk(tmp_path, 1, keep=2)
     with pytest.raises(ConfigError, match=r"GB free, and the checkpoints need .* GB"):
         check_disk(tmp_path, shutil.disk_usage(tmp_path).free, keep=2)
+    with pytest.raises(ConfigError, match=r"the checkpoints and exports need .* GB"):
+        check_disk(tmp_path, 1, keep=2, export_bytes=2 * shutil.disk_usage(tmp_path).free)
 
 
 def test_a_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:

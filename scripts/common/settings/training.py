@@ -41,7 +41,7 @@ class Training(Section):
     save_steps: int = Field(50, ge=1)
     """Optimizer steps between two checkpoints."""
     save_total_limit: int = Field(2, ge=1)
-    """Checkpoints kept."""
+    """Newest checkpoints kept; the best one by training reward or accuracy is kept besides."""
     seed: int = Field(42, ge=0)
     """Seed of everything random in the run."""
     extra: dict[str, Any] = Field({})

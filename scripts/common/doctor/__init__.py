@@ -1,0 +1,1 @@
+"""What `./run doctor` looks at: the machine, the installation, services, and which config fits."""

@@ -1,0 +1,108 @@
+"""What this machine can run, found out in seconds and before it costs money.
+
+Looks at the GPU and its driver, the installed versions, the disks, the hub and W&B, and says of
+every file in configs/ whether it fits this machine, with an estimate of its peak memory. Loads
+neither torch nor Unsloth, changes nothing, and shows no token.
+
+    ./run doctor
+    ./run doctor --json
+
+Exit code 0 if training can start here, 2 if something that it needs is broken.
+"""
+
+import argparse
+import json
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from scripts.common.config import ROOT
+from scripts.common.doctor import configs, estimate, installation, machine, services
+from scripts.common.doctor.finding import Finding
+from scripts.common.errors import run_main
+
+WIDTH = 100
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Look, print, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    help_text = "the folder that runs will be written to (default: outputs)"
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs", help=help_text)
+    asked = parser.parse_args(argv)
+    sections, figures = look(asked.output)
+    broken = any(f.status == "fail" for findings in sections.values() for f in findings)
+    if asked.json:
+        print(as_json(sections, figures, broken))
+    else:
+        print(as_text(sections, figures, broken))
+    return 2 if broken else 0
+
+
+def look(output: Path) -> tuple[dict[str, list[Finding]], list[dict[str, Any]]]:
+    """All findings by section, and the configs' figures. What waits for others waits at once."""
+    with ThreadPoolExecutor() as pool:
+        gpu_answer = pool.submit(machine.look_for_gpu)
+        service_answer = pool.submit(services.look_at_services)
+        installed = [*installation.look_at_versions(), *installation.look_at_disks(output)]
+        gpu, about_gpu = gpu_answer.result()
+        about_configs, figures = configs.look_at_configs(gpu)
+        return {
+            "machine": [*about_gpu, *machine.look_at_processor()],
+            "installation": installed,
+            "services": service_answer.result(),
+            "configs": about_configs,
+        }, figures
+
+
+def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], broken: bool) -> str:
+    """Findings in aligned lines, what to do under each that needs it, estimates, and a verdict."""
+    subjects = max(len(f.subject) for findings in sections.values() for f in findings)
+    indent = " " * (subjects + 10)
+    lines = []
+    for name, findings in sections.items():
+        lines.append(name)
+        for finding in findings:
+            head = f"  {finding.status:<4}  {finding.subject:<{subjects}}  "
+            advice = f"-> {finding.advice}" if finding.advice else ""
+            for number, text in enumerate((finding.text, advice, *finding.details)):
+                first = head if number == 0 else indent
+                further = indent + ("   " if number else "")
+                lines += textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=further)
+        lines.append("")
+    lines.append(
+        "peak GPU memory in GB, estimated: a sum over the model's shapes, not a measurement"
+    )
+    rows = [
+        (f["config"], f.get("estimated_gb"), f.get("measured") or configs.NOT_MEASURED)
+        for f in figures
+    ]
+    lines += estimate.table(rows)
+    lines.append("  peak = weights + adapter + max(generation, activations + logits) + CUDA")
+    lines.append("  (each term is told in scripts/common/doctor/estimate.py)")
+    lines.append("")
+    fitting = [f.subject for f in sections["configs"] if f.status == "ok"]
+    if broken:
+        lines.append("Not usable yet: see the lines that say fail.")
+    else:
+        lines.append(f"Usable. Configs that fit: {', '.join(fitting) or 'none'}.")
+    return "\n".join(lines)
+
+
+def as_json(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], broken: bool) -> str:
+    """Everything that as_text shows; estimates and measurements under names that say which."""
+    found = {name: [asdict(f) for f in findings] for name, findings in sections.items()}
+    value = {"usable": not broken, **found, "memory": figures}
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,377 @@
+"""What the doctor says of made-up machines: a stand-in nvidia-smi, other versions, full disks."""
+
+import contextlib
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from scripts import doctor
+from scripts.common.config import load_settings
+from scripts.common.doctor import configs, estimate, installation, machine, services
+from scripts.common.settings import DPOSettings, GRPOSettings
+from tests.helpers import CONFIGS, ROOT
+from tests.unit.conftest import Ask
+
+T4 = "0, GPU-1, Tesla T4, 550.54.15, 15360, 3, 7.5"
+L4 = "0, GPU-2, NVIDIA L4, 570.86.15, 23034, 4, 8.9"
+H100 = "0, GPU-3, NVIDIA H100 80GB HBM3, 575.57.08, 81559, 1, 9.0"
+LAPTOP = "0, GPU-4, NVIDIA GeForce RTX 4060 Laptop GPU, 570.86.15, 8188, 1, 8.9"
+K80 = "0, GPU-5, Tesla K80, 470.256.02, 11441, 0, 3.7"
+BROKEN = (
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
+    "Make sure that the latest NVIDIA driver is installed and running."
+)
+Look = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture
+def look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Look:
+    """`look(nvidia_smi_output)` -> the doctor's exit code, its JSON and its text."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "WANDB_API_KEY", "HF_HUB_CACHE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(output: str | None, code: int = 0, extra: str = "") -> tuple[int, dict[str, Any], str]:
+        if output is not None:
+            (tools / "answer").write_text(output + "\n")
+            script = (
+                f'#!/bin/sh\n{extra}\nwhile read line; do echo "$line"; done < {tools}/answer\n'
+            )
+            (tools / "nvidia-smi").write_text(f"{script}exit {code}\n")
+            (tools / "nvidia-smi").chmod(0o755)
+        left = doctor.main(["--output", str(tmp_path)])
+        text = capsys.readouterr().out
+        assert doctor.main(["--json", "--output", str(tmp_path)]) == left
+        found = json.loads(capsys.readouterr().out)
+        assert found["usable"] == (left == 0)
+        return left, found, text
+
+    return run
+
+
+def finding(found: dict[str, Any], subject: str) -> dict[str, Any]:
+    sections = ("machine", "installation", "services", "configs")
+    (one,) = (f for name in sections for f in found[name] if f["subject"] == subject)
+    return dict(one)
+
+
+def fitting(found: dict[str, Any]) -> set[str]:
+    return {Path(row["config"]).stem for row in found["memory"] if row["fits"]}
+
+
+def all_of(*kinds: str) -> set[str]:
+    return {path.stem for path in CONFIGS if path.stem.endswith(kinds)}
+
+
+def test_a_t4(look: Look) -> None:
+    code, found, text = look(T4)
+    assert code == 0
+    assert "Tesla T4, compute capability 7.5" in text
+    assert "15.0 GB, 0.0 GB in use" in text
+    assert "bfloat16 no, float16 yes, flash attention no" in text
+    driver = finding(found, "driver")  # works within CUDA 12, but is older than 12.8's own
+    assert driver["status"] == "warn" and "550.54.15" in driver["text"]
+    assert fitting(found) == all_of("t4", "demo")
+    refused = finding(found, "configs/dpo_french_16gb.yaml")["text"]
+    assert "no bfloat16" in refused and "use configs/dpo_french_t4.yaml instead" in refused
+    assert text.splitlines()[-1].startswith("Usable. Configs that fit: ")
+
+
+@pytest.mark.parametrize("line", [L4, H100], ids=["L4", "H100"])
+def test_cards_that_run_everything(look: Look, line: str) -> None:
+    code, found, text = look(line)
+    assert code == 0
+    assert "bfloat16 yes, float16 yes, flash attention yes" in text
+    assert fitting(found) == {path.stem for path in CONFIGS}
+    assert finding(found, "driver")["status"] == "ok"
+    assert "fail" not in text
+
+
+def test_a_card_that_is_too_small(look: Look) -> None:
+    _, found, _ = look(LAPTOP)
+    assert fitting(found) == all_of("demo")
+    assert "needs 14 GB" in finding(found, "configs/grpo_gsm8k_16gb.yaml")["text"]
+
+
+def test_a_card_and_a_driver_that_are_too_old(look: Look) -> None:
+    code, found, text = look(K80)
+    assert code == 2
+    assert finding(found, "GPU")["status"] == finding(found, "driver")["status"] == "fail"
+    assert "install driver 525.60.13 or later" in finding(found, "driver")["advice"]
+    assert "Not usable yet" in text
+
+
+def test_a_broken_driver(look: Look) -> None:
+    code, found, text = look(BROKEN, code=9)
+    assert code == 2
+    gpu = finding(found, "GPU")
+    assert gpu["status"] == "fail" and "couldn't communicate" in gpu["text"]
+    assert "-> install a driver that fits this kernel" in text
+
+
+def test_a_driver_that_hangs(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SECONDS", 0.3)
+    code, found, _ = look(T4, extra="while :; do :; done")
+    assert code == 2
+    assert "did not answer" in finding(found, "GPU")["text"]
+
+
+@pytest.mark.parametrize("output", ["", "No devices were found", "a, b"])
+def test_a_driver_without_a_card(look: Look, output: str) -> None:
+    code, found, _ = look(output)
+    assert code == 2 and "nvidia-smi fails" in finding(found, "GPU")["text"]
+
+
+def test_no_gpu(look: Look) -> None:
+    code, found, text = look(None)
+    assert code == 0
+    assert finding(found, "GPU")["status"] == "warn"
+    assert fitting(found) == all_of("demo")
+    assert "needs a GPU" in text
+
+
+def test_which_of_several(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = f"{T4}\n1, GPU-abc, NVIDIA L4, 570.86.15, 23034, 4, 8.9"
+    assert "Tesla T4, compute capability 7.5; 1 more here" in look(two)[2]
+    for wanted in ("1", "1,0", "GPU-abc"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
+        assert "NVIDIA L4, compute" in look(two)[2]
+    for wanted in ("", "-1", "7"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
+        code, found, _ = look(two)
+        assert code == 0 and "hides every GPU" in finding(found, "GPU")["text"]
+
+
+def test_what_nvidia_smi_does_not_know(look: Look) -> None:
+    code, found, _ = look("0, GPU-1, Some GPU, 570.86.15, [N/A], [Not Supported], [N/A]")
+    assert code == 0
+    assert {finding(found, s)["status"] for s in ("GPU", "GPU memory", "precision")} == {"warn"}
+
+
+def test_a_card_in_use(look: Look) -> None:
+    _, found, _ = look(T4.replace(" 3,", " 9000,"))
+    memory = finding(found, "GPU memory")
+    assert memory["status"] == "warn" and "8.8 GB in use" in memory["text"]
+
+
+def test_a_torch_without_cuda(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.cuda_of_torch() == "12.8"
+    monkeypatch.setattr(machine, "cuda_of_torch", lambda: None)
+    code, found, _ = look(T4)
+    assert code == 2 and "torch has no CUDA" in finding(found, "driver")["text"]
+
+
+def test_versions_as_locked(look: Look) -> None:
+    _, found, _ = look(None)
+    assert finding(found, "packages")["status"] == "ok"
+    assert len(installation.locked()) > 100
+    assert installation.locked()["torch"] == "2.10.0"
+
+
+@pytest.mark.parametrize(("name", "status"), [("trl", "fail"), ("torch", "fail"), ("tqdm", "warn")])
+def test_another_version(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
+) -> None:
+    info = tmp_path / "site" / f"{name}-0.0.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.1\n")
+    monkeypatch.syspath_prepend(str(info.parent))
+    code, found, text = look(None)
+    assert code == (2 if status == "fail" else 0)
+    packages = finding(found, "packages")
+    assert packages["status"] == status
+    assert packages["details"] == [f"{name} 0.0.1, locked {installation.locked()[name]}"]
+    assert f"{name} 0.0.1" in text and "-> rm -f .venv/installed.lock" in text
+
+
+def test_a_missing_package_and_one_for_another_system(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "nowhere-to-be-found==1.0 \\\n    --hash=sha256:0\nfor-windows==1 ; "
+        "sys_platform == 'win32' \\\n    --hash=sha256:0\n# via x\n"
+    )
+    monkeypatch.setattr(installation, "LOCK", lock)
+    monkeypatch.setattr(installation.locked, "__defaults__", (lock,))
+    _, found, _ = look(None)
+    packages = finding(found, "packages")
+    assert packages["text"] == "0 of 1 packages as in requirements.lock"
+    assert packages["details"] == ["nowhere-to-be-found missing, locked 1.0"]
+
+
+@pytest.mark.parametrize(("free", "code", "status"), [(0.1, 2, "fail"), (1.0, 0, "warn")])
+def test_no_disk(
+    look: Look, monkeypatch: pytest.MonkeyPatch, free: float, code: int, status: str
+) -> None:
+    size = int(free * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12 - size, size))
+    left, found, _ = look(None)
+    assert left == code
+    for subject in ("room for runs", "room for models"):
+        assert finding(found, subject)["status"] == status
+        assert finding(found, subject)["advice"]
+
+
+@contextlib.contextmanager
+def server(answer: bool) -> Iterator[str]:
+    """The address of a server on this machine that refuses, or that never answers."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(403)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    if not answer:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        return
+    with HTTPServer(("127.0.0.1", 0), Refusing) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("answer", [True, False], ids=["answers", "silent"])
+def test_the_hub_and_wandb(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "5e9712e1" * 5)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with server(answer) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setenv("WANDB_BASE_URL", url.replace("http://", "http://me:pa55word@"))
+        started = time.monotonic()
+        found = {f.subject: f for f in services.look_at_services()}
+    assert time.monotonic() - started < 2
+    for subject in ("hub", "W&B"):
+        assert ("127.0.0.1 answers" in found[subject].text) == answer
+        assert found[subject].status == ("ok" if answer else "warn")
+        assert bool(found[subject].advice) == (not answer)
+    assert "pa55word" not in str(found) and "5e9712e1" not in str(found)
+
+
+def test_offline_nobody_is_asked(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "_answers", lambda url: pytest.fail(f"asked {url}"))
+    monkeypatch.setenv("WANDB_API_KEY", "5e9712e1" * 5)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    _, found, _ = look(None)
+    assert "HF_HUB_OFFLINE is set" in finding(found, "hub")["text"]
+    assert "WANDB_MODE is offline" in finding(found, "W&B")["text"]
+
+
+def test_tokens_are_told_of_and_never_shown(
+    look: Look, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "token").write_text("hf_InTheFile99999999999999")
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password InTheNetrc77\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    _, found, text = look(None)
+    assert finding(found, "hub token")["text"] == f"there, in {tmp_path / 'hub' / 'token'}"
+    assert str(tmp_path / ".netrc") in finding(found, "W&B")["text"]
+    monkeypatch.setenv("HF_TOKEN", "hf_InTheEnvironment888888888")
+    monkeypatch.setenv("WANDB_API_KEY", "InTheEnvironment888888888")
+    _, found, more = look(None)
+    assert "there, in HF_TOKEN" in more and "key there, in WANDB_API_KEY" in more
+    for value in ("InTheFile", "InTheNetrc", "InTheEnvironment"):
+        assert value not in text + more + json.dumps(found)
+
+
+def test_the_shape_has_the_weights_of_the_real_model() -> None:
+    shape = estimate.shape_of("Qwen/Qwen2.5-0.5B-Instruct")
+    assert shape is not None
+    biases_and_norms = shape.layers * (shape.queries + 2 * shape.key_value + 2 * shape.hidden)
+    total = shape.layer_weights + shape.embeddings + biases_and_norms + shape.hidden
+    assert total == 494_032_768
+
+
+def test_an_estimate_is_the_sum_that_it_says() -> None:
+    shape = estimate.shape_of("Qwen/Qwen2.5-0.5B-Instruct")
+    assert shape is not None
+    dpo = load_settings(DPOSettings, ROOT / "configs" / "dpo_french_16gb.yaml")
+    terms = estimate.estimate(dpo, shape)
+    assert terms["logits"] == pytest.approx(2 * 4 * 1024 * 151936 * 10 / 2**30)
+    # r 16: 24 layers x 16 x (896+896 + 2 (896+128) + 896+896 + 3 (896+4864)); 8 bytes + 2 moments
+    assert terms["adapter"] == pytest.approx(24 * 16 * 22912 * 10 / 2**30)
+    parts = ("weights", "adapter", "activations", "logits", "CUDA")
+    assert terms["peak"] == pytest.approx(sum(terms[name] for name in parts))
+    whole = load_settings(
+        DPOSettings,
+        ROOT / "configs" / "dpo_french_16gb.yaml",
+        ["model.load_in_4bit=false", "training.gradient_checkpointing=false"],
+    )
+    more = estimate.estimate(whole, shape)
+    assert more["weights"] == pytest.approx((shape.layer_weights + shape.embeddings) * 2 / 2**30)
+    assert more["activations"] > 3 * terms["activations"]
+    grpo = load_settings(GRPOSettings, ROOT / "configs" / "grpo_gsm8k_16gb.yaml")
+    terms = estimate.estimate(grpo, shape)
+    assert terms["generation"] == pytest.approx(64 * 1024 * 24 * 2 * 128 * 2 / 2**30)
+
+
+def test_a_model_of_unknown_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert estimate.shape_of("someone/model") is None
+    snapshot = tmp_path / "models--someone--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    demo = ROOT / "assets" / "demo_model" / "config.json"
+    shutil.copy(demo, snapshot)
+    assert estimate.shape_of("someone/model") == estimate.shape_of("assets/demo_model")
+    (snapshot / "config.json").write_text('{"d_model": 5}')
+    assert estimate.shape_of("someone/model") is None
+
+
+def test_an_estimate_over_the_card_is_a_warning(
+    look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "LOGIT_BYTES", 40)
+    _, found, _ = look(T4)
+    assert "may not fit" in finding(found, "configs/dpo_french_t4.yaml")["text"]
+    assert "grpo_gsm8k_t4" in fitting(found)
+
+
+def test_only_the_header_says_what_was_measured(tmp_path: Path, look: Look) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("# ./run x\n# Peak memory and seconds a step: not measured.\nmodel: {}\n")
+    assert configs.measured_in(path) is None
+    path.write_text(
+        "# ./run x\n# Peak memory 9.1 GB, 4.2 s a step (T4).\nmodel: {}\n# measured 1\n"
+    )
+    assert configs.measured_in(path) == "Peak memory 9.1 GB, 4.2 s a step (T4)."
+    _, found, text = look(L4)
+    assert "estimated: a sum over the model's shapes, not a measurement" in text
+    for row in found["memory"]:
+        assert set(row) == {"config", "fits", "estimated_gb", "measured", "why"}
+
+
+def test_it_answers_within_five_seconds_without_torch(ask: Ask) -> None:
+    for arguments in ((), ("--json",)):
+        result, seconds = ask("doctor", *arguments, within=5.0)
+        assert result.returncode in (0, 2), result.stderr
+        assert seconds < 5.0
+        assert result.stderr == ""

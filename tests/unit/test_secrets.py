@@ -1,0 +1,177 @@
+"""A secret in the settings or on the command line is refused by name, and its value never shown."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.common.config import load_settings
+from scripts.common.errors import ConfigError
+from scripts.common.secrets import check_arguments, check_values, is_secret_name, kind_of_secret
+from scripts.common.settings import DPOSettings, GRPOSettings
+from tests.helpers import CONFIGS, ROOT
+from tests.unit.conftest import Ask
+
+# Made up here; each has the form of the real thing.
+HUB, WANDB, OPENAI = (
+    "hf_" + "aB3" * 11 + "x",
+    "0123456789abcdef" * 2 + "deadbeef",
+    "sk-" + "a1B-" * 9,
+)
+VALUES = {
+    "Hugging Face token": HUB,
+    "W&B key": WANDB,
+    "API key": OPENAI,
+    "GitHub token": "ghp_" + "Zz9" * 12,
+    "AWS key": "AKIA" + "ABCD1234" * 2,
+    "private key": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl",
+    "password in a URL": "http://reader:pa55word@models.example/v1",
+}
+DEMO = ROOT / "configs" / "dpo_demo.yaml"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("token", "hub_token", "hf_token", "HF_TOKEN", "hubToken", "api_key", "apikey", "apiKey"),
+        *("WANDB_API_KEY", "openai-api-key", "password", "db_password", "passwd", "secret"),
+        *("client_secret", "secret_key", "aws_access_key_id", "private_key", "credentials"),
+        *("authorization", "bearer", "access_token", "use_auth_token"),
+    ],
+)
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pad_token", "eos_token", "max_new_tokens", "include_num_input_tokens_seen", "tokenizer"),
+        *("key", "keys", "author", "secretary", "passes", "num_generations", "count_tokens"),
+    ],
+)
+def test_names_of_other_things(name: str) -> None:
+    assert not is_secret_name(name)
+
+
+def test_no_name_of_a_setting_or_trainer_argument_is_refused_but_the_hubs_token() -> None:
+    from scripts.common.config import config_fields, describe
+
+    names = [
+        line.split(":")[0].strip().split(".")[-1]
+        for cls in (DPOSettings, GRPOSettings)
+        for line in describe(cls)[::1]
+        if line.startswith("  ") and not line.startswith("   ")
+    ]
+    assert len(names) > 80
+    for config_class in ("dpo_config.py:DPOConfig", "grpo_config.py:GRPOConfig"):
+        names += config_fields(f"trl/trainer/{config_class}")
+    assert {name for name in names if is_secret_name(name)} == {"hub_token"}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("before", ["", "Bearer ", "see "], ids=["alone", "bearer", "in a text"])
+def test_values_that_look_like_secrets(kind: str, before: str) -> None:
+    if kind == "W&B key" and before:  # 40 digits within a text are a commit as a rule
+        pytest.skip("only alone")
+    assert kind in str(kind_of_secret(before + VALUES[kind]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Qwen/Qwen2.5-0.5B-Instruct", "hf_internal", "jpacifico/french-orca-dpo-pairs-revised"),
+        *("/hub/models--a--b/snapshots/" + WANDB + "/", "http://127.0.0.1:8080/v1", "5e-6"),
+        *("Solve the problem: the ask-for-help-desk-of-the-town costs 3.", "user@host:path/x", ""),
+        *("sk-learn-compared-with-everything-else", "hf://datasets/juletxara/mgsm/mgsm_fr.tsv"),
+    ],
+)
+def test_values_that_are_none(text: str) -> None:
+    assert kind_of_secret(text) is None
+
+
+def test_forty_hexadecimal_digits_are_a_commit_where_a_revision_is_asked_for() -> None:
+    check_values({"model": {"revision": WANDB}, "data": {"train": {"revision": WANDB}}}, "x.yaml")
+    check_arguments([f"model.revision={WANDB}"])
+    with pytest.raises(ConfigError, match=r"model\.name holds a W&B key"):
+        check_values({"model": {"name": WANDB}}, "x.yaml")
+
+
+def test_the_value_of_a_secret_variable_is_known_whatever_its_form(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "correct horse battery")
+    assert kind_of_secret("so: correct horse battery.") == "the value of MY_SERVICE_TOKEN"
+    monkeypatch.setenv("OTHER_TOKEN", str(tmp_path))  # a file that holds one is none itself
+    assert kind_of_secret(f"{tmp_path}/run") is None
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.extra.hub_token=abc",
+        "training.extra={hub_token: abc}",
+        "tracking.wandb_api_key=abc",
+        "password=abc",
+        *(f"run.name={value}" for value in VALUES.values() if "\n" not in value),
+        f"data.train={{path: x, token: {HUB}}}",
+        f"tracking.report_to=[wandb, {WANDB}]",
+    ],
+)
+def test_overrides(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(DPOSettings, DEMO, [override])
+    said = str(caught.value)
+    assert "environment variable" in said
+    assert "abc" not in said.replace("abcdef", "")
+    assert not any(value in said for value in VALUES.values())
+
+
+def test_a_misspelt_number_of_tokens_gets_its_own_message() -> None:
+    check_arguments(["evaluation.max_new_token=5"])
+    with pytest.raises(ConfigError, match="Did you mean 'max_new_tokens'"):
+        load_settings(DPOSettings, DEMO, ["evaluation.max_new_token=5"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_projects_own_configs_hold_none(path: Path) -> None:
+    load_settings(DPOSettings if "dpo" in path.stem else GRPOSettings, path)
+
+
+@pytest.mark.parametrize("script", ["dpo", "grpo"])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([f"training.extra.hub_token={HUB}"], "training.extra.hub_token"),
+        ([f"run.name={OPENAI}"], "run.name"),
+        ([f"--token={HUB}"], "--token"),
+        ([f"--api-key={OPENAI}"], "--api-key"),
+        ([HUB], "argument 3"),
+        (["--output", f"/tmp/{HUB}"], "argument 4"),
+    ],
+)
+def test_a_secret_on_the_command_line(
+    ask: Ask, script: str, arguments: list[str], named: str
+) -> None:
+    config = f"configs/{script}_demo.yaml"
+    result, _ = ask(script, "--config", config, *arguments, within=1.0)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {named}")
+    assert "HF_TOKEN" in result.stderr
+    assert not any(value in result.stderr for value in VALUES.values())
+
+
+def test_a_secret_in_a_config_file(ask: Ask, tmp_path: Path) -> None:
+    text = DEMO.read_text(encoding="utf-8").replace("run:\n", f"run:\n  hub_token: {HUB}\n")
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    result, _ = ask("dpo", "--config", tmp_path / "mine.yaml", within=1.0)
+    assert result.returncode == 2
+    assert f"{tmp_path}/mine.yaml: run.hub_token: a secret has no place here" in result.stderr
+    assert HUB not in result.stderr
+
+
+def test_evaluate_refuses_one_too(ask: Ask) -> None:
+    result, _ = ask("evaluate", "--model", VALUES["password in a URL"], "--data", "x", within=1.0)
+    assert result.returncode == 2
+    assert "argument 2 holds a password in a URL" in result.stderr
+    assert "pa55word" not in result.stderr

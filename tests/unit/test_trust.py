@@ -1,0 +1,231 @@
+"""Model folders that ask for code or hold pickles, and poisoned checkpoints, are refused unrun."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common import policy
+from scripts.common.checkpoint import CheckpointStore, verify
+from scripts.common.errors import CheckpointError, ConfigError
+from scripts.common.settings import Model
+from scripts.common.trust import check_checkpoint, check_model_folder, fingerprint
+from tests.helpers import ROOT
+from tests.unit.conftest import Ask
+
+DEMO = ROOT / "assets" / "demo_model"
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(DEMO, tmp_path / "model"))
+
+
+def edit(path: Path, **values: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **values}))
+
+
+def refused(folder: Path) -> str:
+    """What is said of the folder, the same by every way that leads to it."""
+    with pytest.raises(ConfigError) as caught:
+        check_model_folder(folder, "model.name")
+    for load in (policy.local_or_hub, lambda name: policy.load_tokenizer(Model(name=name))):
+        with pytest.raises(ConfigError) as again:
+            load(str(folder))
+        assert str(again.value) == str(caught.value)
+    return str(caught.value)
+
+
+def test_the_demo_model_is_trusted() -> None:
+    check_model_folder(DEMO, "model.name")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_evil.Model"}}),
+        ("config.json", {"text_config": {"auto_map": {"AutoConfig": "evil.Config"}}}),
+        ("config.json", {"custom_pipelines": {"x": {"impl": "evil.Pipeline"}}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}),
+        ("tokenizer_config.json", {"trust_remote_code": True}),
+        ("generation_config.json", {"auto_map": {"x": "y"}}),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "evil.Processor"}}),
+    ],
+)
+def test_a_folder_that_asks_for_code(folder: Path, name: str, values: dict[str, Any]) -> None:
+    (folder / "modeling_evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    edit(folder / name, **values)
+    assert f"{folder / name} asks to run Python code" in refused(folder)
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl", "x.ckpt"])
+def test_a_folder_with_nothing_but_pickled_weights(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Payload(folder / "ran")))
+    said = refused(folder)
+    assert f"only as pickles ({name})" in said and "safetensors" in said
+    assert not (folder / "ran").exists()
+
+
+def test_pickles_beside_safetensors_are_left_unread(folder: Path) -> None:
+    (folder / "training_args.bin").write_bytes(pickle.dumps(Payload(folder / "ran")))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(folder / "ran")))
+    check_model_folder(folder, "model.name")
+    assert policy.load_tokenizer(Model(name=str(folder))).eos_token
+    assert not (folder / "ran").exists()
+
+
+def test_adapters(folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    edit(adapter / "adapter_config.json", base_model_name_or_path=str(folder), peft_type="LORA")
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    check_model_folder(adapter, "--model")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(ConfigError, match=r"only as pickles \(adapter_model\.bin\)"):
+        check_model_folder(adapter, "--model")
+    (adapter / "adapter_model.bin").rename(adapter / "adapter_model.safetensors")
+    edit(folder / "config.json", auto_map={"AutoConfig": "evil.Config"})
+    with pytest.raises(ConfigError, match=r"the base model: .*config\.json asks to run Python"):
+        check_model_folder(adapter, "--model")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "\udcff"])
+def test_a_configuration_that_cannot_be_read(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        check_model_folder(folder, "model.name")
+
+
+def test_the_scripts_refuse_it_before_anything_heavy(ask: Ask, folder: Path) -> None:
+    edit(folder / "config.json", auto_map={"AutoConfig": "evil.Config"})
+    name = f"model.name={folder}"
+    result, _ = ask("dpo", "--config", "configs/dpo_demo.yaml", name, "--dry-run", within=5)
+    assert result.returncode == 2
+    assert "asks to run Python code" in result.stderr
+
+
+def test_a_fingerprint_changes_with_weights_and_configuration_only(folder: Path) -> None:
+    before = fingerprint(folder)
+    assert before == fingerprint(DEMO) and len(before) == 64
+    edit(folder / "tokenizer_config.json", note="other")
+    assert fingerprint(folder) == before
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert fingerprint(folder) != before
+    (folder / "model.safetensors").write_bytes((DEMO / "model.safetensors").read_bytes())
+    edit(folder / "config.json", rope_theta=5.0)
+    assert fingerprint(folder) != before
+
+
+def test_a_large_weight_file_is_known_by_its_ends_and_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.common.trust._WHOLE", 1000)
+    monkeypatch.setattr("scripts.common.trust._PART", 100)
+    path = folder / "model.safetensors"
+    content, seen = path.read_bytes(), {fingerprint(folder)}
+    for changed in (b"x" + content[1:], content[:-1] + b"x", content + b"x"):
+        path.write_bytes(changed)
+        seen.add(fingerprint(folder))
+    assert len(seen) == 4
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint with the files that torch reads in it, as the trainer writes them."""
+    import random
+
+    import numpy as np
+    import torch
+
+    store = CheckpointStore(tmp_path / "checkpoints")
+    written = store.staging / "checkpoint-5"
+    written.mkdir(parents=True)
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    torch.save(optimizer.state_dict(), written / "optimizer.pt")
+    torch.save(scheduler.state_dict(), written / "scheduler.pt")
+    torch.save({"scale": 65536.0, "growth_factor": 2.0}, written / "scaler.pt")
+    states = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+    }
+    torch.save(states, written / "rng_state.pth")
+    (written / "trainer_state.json").write_text("{}")
+    return store.publish(written, 5, {}, keep=2)
+
+
+def poison(
+    checkpoint: Path, name: str, content: bytes, step: int = 5, facts: dict[str, Any] | None = None
+) -> None:
+    """Put a file in place, with a manifest that vouches for it."""
+    (checkpoint / name).write_bytes(content)
+    written = checkpoint.rename(checkpoint.with_name("rewritten"))
+    (written / "manifest.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scripts.common.checkpoint.NOT_KEPT", ())
+        CheckpointStore(checkpoint.parent).publish(written, step, facts or {}, keep=2)
+    assert verify(checkpoint) == []
+
+
+def test_a_checkpoint_of_the_trainer_is_taken(checkpoint: Path) -> None:
+    check_checkpoint(checkpoint)
+
+
+POISONED = [
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state.pth",
+    "training_args.bin",
+    "adapter_model.bin",
+    "pytorch_model.bin",
+]
+
+
+@pytest.mark.parametrize("name", POISONED)
+@pytest.mark.parametrize("form", ["pickle", "torch", "legacy torch"])
+def test_a_poisoned_checkpoint_executes_nothing(checkpoint: Path, name: str, form: str) -> None:
+    import torch
+
+    marker = checkpoint.parent.parent / "ran"
+    content = io.BytesIO()
+    if form == "pickle":
+        pickle.dump(Payload(marker), content)
+    else:
+        zipped = form == "torch"
+        torch.save({"state": Payload(marker)}, content, _use_new_zipfile_serialization=zipped)
+    poison(checkpoint, name, content.getvalue())
+    with pytest.raises(CheckpointError) as caught:
+        check_checkpoint(checkpoint)
+    said = str(caught.value)
+    assert f"{name}: refused" in said and "Nothing of it was run" in said and "--resume" in said
+    assert not marker.exists()
+    if name.endswith((".pt", ".pth")) and form != "pickle":
+        assert "asks for posix.system" in said
+    if form == "pickle":  # the payload itself is live: this is what was refused
+        pickle.loads(content.getvalue())
+        assert marker.exists()
