@@ -18,10 +18,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.preference import Pair
 from scripts.common import (
+    adapter,
+    batches,
     config,
     data,
     inference,
     policy,
+    reference,
     report,
     tracking,
     training,
@@ -171,17 +174,25 @@ def build_trainer(
     owned = {
         **training.owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "max_length": settings.model.max_seq_length,
+        "disable_dropout": settings.lora.dropout == 0,  # by default trl turns all dropout off
+        "precompute_ref_log_probs": False,  # reference.py does it, and keeps the result
     }
     arguments, asked = training.build_arguments(
         DPOConfig, settings.training, owned, settings.run.verbose
     )
-    trainer = DPOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(trainer_rows(pairs, tokenizer)),
-        processing_class=tokenizer,
-    )
+    with adapter.without_new_start(model):
+        trainer = DPOTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(trainer_rows(pairs, tokenizer)),
+            processing_class=tokenizer,
+        )
     policy.drop_reference_copy(model)
+    batches.check_whole(trainer, len(pairs))
+    if settings.training.train_sampling_strategy == "group_by_length":
+        batches.group_by_length(trainer)
+    if settings.training.precompute_ref_log_probs:
+        reference.precompute(trainer)
     return trainer, training.report_changes(asked, trainer.args)
 
 

@@ -8,7 +8,11 @@ from typing import Any
 
 from eval import Completion
 from eval.gsm8k import Problem, compare_replies, score_reply
-from eval.preference import Pair, ScoredPair, as_row, compare_pairs
+from eval.measures import compare
+from eval.preference import Pair, ScoredPair, as_row
+from eval.preference import scores as pair_scores
+from eval.replies import measure
+from eval.replies import scores as reply_scores
 from scripts.common.config import load_settings
 from scripts.common.settings import DPOSettings, GRPOSettings
 from scripts.common.tracking import RunFolder, append_rows
@@ -97,27 +101,22 @@ def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
         append_rows(run.metrics, [row])
     sides = []
     for side, margin in (("before", 0.0), ("after", 1.0)):
-        scored = [ScoredPair(margin + 0.01 * i * (margin > 0), 0.0) for i in range(pairs)]
-        french = [float(side == "after" or i % 2 == 0) for i in range(pairs)]
+        scored = [ScoredPair(margin + 0.01 * i * (margin > 0), 0.0, 12, 9) for i in range(pairs)]
+        texts = [
+            "Oui, bien sûr, avec plaisir." if side == "after" or i % 2 == 0 else "Yes, of course."
+            for i in range(pairs)
+        ]
+        replies = measure([Completion(t, 10 + i % 7, False) for i, t in enumerate(texts)])
         held_out = [
             Pair(({"role": "user", "content": f"Question {i} ?"},), "Oui.", "Yes.")
             for i in range(pairs)
         ]
         run.write_rows(side, [as_row(p, s) for p, s in zip(held_out, scored, strict=True)])
-        rows = [
-            {
-                "side": side,
-                "prompt": f"Question {i} ?",
-                "text": "Oui, bien sûr." if french[i] else "Yes, of course.",
-                "tokens": 10 + i % 7,
-                "truncated": False,
-                "french": french[i],
-            }
-            for i in range(pairs)
-        ]
+        asked = [{"side": side, "prompt": f"Question {i} ?"} for i in range(pairs)]
+        rows = [{**first, **vars(reply)} for first, reply in zip(asked, replies, strict=True)]
         run.write_rows(f"{side}_replies", rows)
-        sides.append((scored, french))
-    run.write_comparison(compare_pairs(*sides))
+        sides.append({**pair_scores(scored), **reply_scores(replies)})
+    run.write_comparison(compare(*sides))
     (path / "data").mkdir()
     report = {
         "rows": {"read": 812, "kept": 800, "train": 760, "held_out": 40, "dropped": {"empty": 12}},

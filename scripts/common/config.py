@@ -29,6 +29,7 @@ OWNED = {
     "resume_from_checkpoint": "--resume",
     "reward_weights": "rewards",
     "max_length": "model.max_seq_length",
+    "disable_dropout": "lora.dropout",
     "save_strategy": "training.save_steps",
     "logging_strategy": "training.logging_steps",
     "logging_first_step": "training.logging_steps",

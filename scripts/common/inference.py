@@ -2,13 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from eval import Completion, Conversation, Generate, Message
 from eval.preference import Pair
 from rewards.answer import ends_with_answer
+from scripts.common.adapter import reference_mode
 from scripts.common.policy import inference_mode
 from scripts.common.progress import progress_bar
 from scripts.common.settings import Evaluation
@@ -221,7 +222,7 @@ def pair_log_probs(
 ) -> list[tuple[float, float]]:
     """Summed log-probability, in nats, of (chosen, rejected) with its EOS given the prompt.
 
-    Scored by the policy, or with the adapter off by the reference.
+    Scored by the policy, or by its reference.
     """
     rows = [
         (render(tokenizer, pair.prompt), reply + tokenizer.eos_token)
@@ -254,11 +255,9 @@ def token_log_probs(
 
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]), reverse=True)
     scores: list[list[float]] = [[] for _ in sequences]
-    adapter: Callable[[], contextlib.AbstractContextManager[Any]] = (
-        policy.disable_adapter if reference else contextlib.nullcontext
-    )
+    scorer = reference_mode(policy) if reference else contextlib.nullcontext()
     what = f"scoring {what} (reference)" if reference else f"scoring {what}"
-    with inference_mode(policy), adapter(), progress_bar(what, len(sequences)) as bar:
+    with inference_mode(policy), scorer, progress_bar(what, len(sequences)) as bar:
         for start_at in range(0, len(order), batch_size):
             batch = order[start_at : start_at + batch_size]
             width = len(sequences[batch[0]][0])

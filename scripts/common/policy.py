@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.common import adapter
 from scripts.common.checkpoint import disk_full_error, is_disk_full
 from scripts.common.config import ROOT
 from scripts.common.errors import ConfigError
@@ -189,7 +190,7 @@ def base_weights(model: Model) -> str:
 
 
 def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[Any, Any]:
-    """The policy (a PeftModel whose fresh adapter changes nothing yet) and its tokenizer."""
+    """The policy (a PeftModel whose new adapter changes nothing yet) and its tokenizer."""
     from transformers import set_seed
     from unsloth import FastLanguageModel
 
@@ -211,10 +212,11 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules,
-            use_rslora=lora.use_rslora,
             use_gradient_checkpointing=checkpointing,
             random_state=training.seed,
+            **adapter.peft_arguments(lora),
         )
+        adapter.settle_start(policy, lora, local_or_hub(model.name), model.revision)
     return policy, _settle(policy, tokenizer)
 
 
@@ -264,8 +266,8 @@ def _settle(policy: Any, tokenizer: Any) -> Any:
 def drop_reference_copy(policy: Any) -> None:
     """Remove the copy of the adapter that stock trl adds as its reference.
 
-    A fresh adapter changes nothing, so the reference is the base model: trl then scores it with the
-    adapter off. Unsloth's trainers on a GPU already leave the copy out.
+    Without it trl scores the reference with the adapter off, which a new adapter changes nothing
+    of; the kinds of which that is not true are scored before (scripts/common/adapter.py).
     """
     if "ref" in policy.peft_config:
         policy.delete_adapter("ref")
@@ -292,7 +294,7 @@ def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
         CheckpointError: the disk is full.
     """
     try:
-        policy.save_pretrained(folder, selected_adapters=["default"])
+        adapter.save(policy, folder)
         tokenizer.save_pretrained(folder)
     except Exception as error:  # safetensors and torch wrap the system's error, each in its own
         if not is_disk_full(error, folder.parent):

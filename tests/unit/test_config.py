@@ -40,6 +40,7 @@ NULLABLE = {
     "data.columns.turn",
     "data.language",
     "prompt.system",
+    "training.ld_alpha",
     "training.loss_weights",
     "training.steps_per_generation",
     "evaluation.batch_size",
@@ -338,6 +339,7 @@ def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
         ("training.num_generations=7", "training: .* 128 is not a multiple of num_generations = 7"),
         ("training.steps_per_generation=3", "training: save_steps x gradient_accumulation_steps "),
         ("training.max_completion_length=256", "leaves no room for a prompt in "),
+        ("lora.init=loftq", "lora.init = loftq makes up for 4-bit rounding"),
         ("rewards={}", "rewards: "),
         ("rewards.format=.nan", "rewards.format: "),
         ("rewards.format=.inf", "rewards.format: "),
@@ -354,12 +356,32 @@ def test_a_value_out_of_range(override: str, message: str) -> None:
         load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", [override])
 
 
+def test_kl_term_needs_an_adapter_that_can_be_switched_off() -> None:
+    path = ROOT / "configs" / "grpo_demo.yaml"
+    load_settings(GRPOSettings, path, ["lora.init=pissa"])
+    with pytest.raises(ConfigError, match=r"lora\.init = pissa: the reference of the KL term"):
+        load_settings(GRPOSettings, path, ["lora.init=pissa", "training.beta=0.01"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["training.bf16=true", "training.fp16=true"], "training: bf16 and fp16 are both true"),
         (["training.loss_weights=[1, 2, 3]"], "training: loss_weights has 3 entries for 2 losses"),
         (["training.loss_type=[]"], "training.loss_type: "),
+        (["training.loss_type=[exo_pair]"], "training: loss_type exo_pair needs label_smoothing"),
+        (["training.ld_alpha=1.1"], "training.ld_alpha: "),
+        (["training.train_sampling_strategy=length"], "training.train_sampling_strategy: "),
+        (["lora.init=eva"], "lora.init: should be 'default', "),
+        (["lora.init=pissa", "model.load_in_4bit=true"], "lora.init = pissa takes weights that"),
+        (["lora.init=olora", "model.load_in_4bit=true"], "lora.init = olora takes weights that"),
+        (["lora.init=loftq"], "lora.init = loftq makes up for 4-bit rounding"),
+        (["lora.init=pissa", "lora.use_dora=true"], "goes with neither lora.use_dora nor"),
+        (["lora.init=pissa", "lora.dropout=0.1"], "goes with neither lora.use_dora nor"),
+        (
+            ["lora.init=pissa", "training.precompute_ref_log_probs=false"],
+            "set training.precompute_ref_log_probs to true",
+        ),
         (["training.label_smoothing=0.5"], "training.label_smoothing: "),
         (["training.beta=0"], "training.beta: should be greater than 0"),
         (["data.holdout=0"], "data.holdout: "),

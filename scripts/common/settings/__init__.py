@@ -75,6 +75,14 @@ class Lora(Section):
     """The linear layers that get an adapter."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
+    use_dora: bool = False
+    """Learn the length of each row of a weight apart from its direction: DoRA, slower
+    (https://arxiv.org/abs/2402.09353)."""
+    init: Literal["default", "gaussian", "pissa", "olora", "loftq"] = "default"
+    """Where the adapter starts. default and gaussian: at no effect. pissa and olora: at the largest
+    part of each weight, by SVD (https://arxiv.org/abs/2404.02948) or QR
+    (https://arxiv.org/abs/2406.01775); for weights that are not quantised. loftq: at what 4-bit
+    rounding lost of each weight (https://arxiv.org/abs/2310.08659); reads the 16-bit model too."""
 
 
 class Evaluation(Section):
@@ -128,11 +136,33 @@ class Run(Section):
     """What the machine costs an hour, in any currency; the report then says what training cost."""
 
 
-class DPOSettings(Section):
-    """Settings of scripts/dpo.py."""
+class _Trained(Section):
+    """What both scripts train: a model, with an adapter of a kind that fits it."""
 
     model: Model
     lora: Lora = Lora()
+
+    @model_validator(mode="after")
+    def _adapter_fits_the_model(self) -> Self:
+        init, quantised = self.lora.init, self.model.load_in_4bit
+        if init in ("pissa", "olora") and quantised:
+            raise ValueError(
+                f"lora.init = {init} takes weights that are not quantised apart; set "
+                "model.load_in_4bit to false, or lora.init to default"
+            )
+        if init == "loftq" and not quantised:
+            raise ValueError(
+                "lora.init = loftq makes up for 4-bit rounding; set model.load_in_4bit to true, or "
+                "lora.init to default"
+            )
+        if init in ("pissa", "olora", "loftq") and (self.lora.use_dora or self.lora.dropout):
+            raise ValueError(f"lora.init = {init} goes with neither lora.use_dora nor lora.dropout")
+        return self
+
+
+class DPOSettings(_Trained):
+    """Settings of scripts/dpo.py."""
+
     data: PairData
     prompt: Prompt = Prompt()
     training: DPOTraining
@@ -151,12 +181,20 @@ class DPOSettings(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _reference_of_the_start(self) -> Self:
+        init = self.lora.init
+        if init in ("pissa", "olora", "loftq") and not self.training.precompute_ref_log_probs:
+            raise ValueError(
+                f"lora.init = {init}: the reference is not the policy with its adapter off, so it "
+                "has to be scored before training; set training.precompute_ref_log_probs to true"
+            )
+        return self
 
-class GRPOSettings(Section):
+
+class GRPOSettings(_Trained):
     """Settings of scripts/grpo.py."""
 
-    model: Model
-    lora: Lora = Lora()
     data: ProblemData
     prompt: Prompt = Prompt()
     rewards: dict[str, float] = Field({"format": 1.0, "correctness": 1.0}, min_length=1)
@@ -166,6 +204,16 @@ class GRPOSettings(Section):
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
     run: Run
+
+    @model_validator(mode="after")
+    def _reference_of_the_start(self) -> Self:
+        init = self.lora.init
+        if init in ("pissa", "olora", "loftq") and self.training.beta:
+            raise ValueError(
+                f"lora.init = {init}: the reference of the KL term is not the policy with its "
+                "adapter off; set training.beta to 0, or lora.init to default"
+            )
+        return self
 
     @model_validator(mode="after")
     def _room_for_a_completion(self) -> Self:

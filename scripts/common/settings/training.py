@@ -85,11 +85,19 @@ class DPOTraining(Training):
     """One weight a loss; null weighs each 1."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of labels assumed to be flipped."""
+    ld_alpha: float | None = Field(None, ge=0, le=1)
+    """Weight of the tokens by which a reply is longer than the other, against a bias to length
+    (LD-DPO, https://arxiv.org/abs/2409.06411); null and 1 weigh all tokens alike."""
     precompute_ref_log_probs: bool = False
-    """Score the reference once before training instead of at every step."""
+    """Score the reference once before training instead of at every step, and keep the result for
+    later runs on the same rows and model, in $POSTTRAIN_CACHE or ~/.cache/posttrain."""
+    train_sampling_strategy: Literal["random", "group_by_length", "sequential"] = "random"
+    """Order of the rows. group_by_length puts pairs of like length together: less padding."""
 
     @model_validator(mode="after")
     def _one_weight_a_loss(self) -> Self:
+        if "exo_pair" in self.loss_type and self.label_smoothing == 0:
+            raise ValueError("loss_type exo_pair needs label_smoothing above 0, such as 0.001")
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} entries for "

@@ -1,0 +1,146 @@
+"""Every kind of adapter starts as the model it was put on, learns, and is saved for that model."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import dpo
+from scripts.common import adapter, config, data, inference, policy, tracking
+from scripts.common.settings import DPOSettings
+from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
+
+CONFIG = ROOT / "configs" / "dpo_demo.yaml"
+MODEL = ROOT / "assets" / "demo_model"
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
+
+KINDS = {
+    "default": [],
+    "gaussian": ["lora.init=gaussian"],
+    "rslora": ["lora.use_rslora=true"],
+    "dora": ["lora.use_dora=true"],
+    "pissa": ["lora.init=pissa"],
+    "pissa rslora": ["lora.init=pissa", "lora.use_rslora=true"],
+    "olora": ["lora.init=olora"],
+}
+
+
+def settings_of(*overrides: str) -> DPOSettings:
+    short = ("training.max_steps=2", "training.loss_type=[sigmoid]", "training.save_steps=1")
+    precomputed = "training.precompute_ref_log_probs=true"
+    return config.load_settings(DPOSettings, CONFIG, [*short, precomputed, *overrides])
+
+
+class Trained:
+    """Two steps of DPO on 16 pairs."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        settings = settings_of(*overrides)
+        self.pairs = data.load_pairs(settings.data, settings.prompt)[0][:16]
+        self.model, self.tokenizer = policy.load(
+            settings.model, settings.lora, settings.training, verbose=False
+        )
+        self.start = self.logits(self.model)
+        run = tracking.RunFolder(folder / "run")
+        self.trainer, _ = dpo.build_trainer(self.model, self.tokenizer, self.pairs, settings, run)
+        with adapter.reference_mode(self.model):
+            self.reference = self.logits(self.model)
+        self.trainer.train()
+        rows = [row for row in self.trainer.state.log_history if "loss" in row]
+        self.losses = [row["loss"] for row in rows]
+        policy.save_adapter(self.model, self.tokenizer, folder / "adapter")
+        self.trained = self.logits(self.model)
+        with adapter.reference_mode(self.model):
+            self.reference_after = self.logits(self.model)
+
+    def logits(self, model: Any) -> Any:
+        import torch
+
+        texts = [inference.render(self.tokenizer, p.prompt) + p.chosen for p in self.pairs[:4]]
+        rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            found = [model(torch.tensor([row])).logits[0].float() for row in rows]
+        model.train(training)
+        return torch.cat(found)
+
+
+def distance(first: Any, second: Any) -> float:
+    return float((first - second).abs().max())
+
+
+def plain(folder: Path) -> Any:
+    """The untouched demo model with a saved adapter, by transformers and peft alone."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    return PeftModel.from_pretrained(base, folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_starts_as_the_base_model_and_is_saved_for_it(tmp_path: Path, kind: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    trained = Trained(tmp_path, *KINDS[kind])
+    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    original = trained.logits(base)
+    assert distance(trained.start, original) < 1e-4
+    assert distance(trained.reference, original) < 1e-4
+    assert distance(trained.reference_after, original) < 1e-4
+    assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert trained.losses[1] < trained.losses[0] - 1e-3
+    assert distance(trained.trained, original) > 1e-2
+    loaded = plain(tmp_path / "adapter")
+    assert distance(trained.logits(loaded), trained.trained) < 1e-4
+    assert list(trained.model.peft_config) == ["default"]
+
+
+def test_pissa_checkpoint_is_the_policy_at_its_step(tmp_path: Path) -> None:
+    """trl saves a checkpoint unconverted; what it says of itself has to load right all the same."""
+    trained = Trained(tmp_path, "lora.init=pissa")
+    (checkpoint,) = (tmp_path / "run").glob("checkpoints/.staging/checkpoint-2")
+    loaded = plain(checkpoint)
+    assert distance(trained.logits(loaded), trained.trained) < 1e-4
+
+
+@needs_shared
+@pytest.mark.long
+def test_loftq_is_closer_to_the_16_bit_model_than_its_rounded_weights(tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = make_qwen(
+        tmp_path / "model",
+        SHARED / "qwen2.5-tokenizer",
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    trained = Trained(
+        tmp_path,
+        f"model.name={folder}",
+        "model.load_in_4bit=true",
+        "model.max_seq_length=1024",
+        "lora.init=loftq",
+    )
+    exact = trained.logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    with trained.model.disable_adapter():
+        rounded = trained.logits(trained.model)
+    assert (trained.start - exact).norm() < 0.95 * (rounded - exact).norm()
+    assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert distance(trained.reference_after, trained.reference) == 0  # rounded to bf16 by then
+    assert distance(trained.trained, trained.reference) > 1e-3
+    base, _ = policy.load_for_scoring(str(folder), True, "float32", 1024)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    for name, parameter in loaded.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.bfloat16()  # as trl trains it on quantised weights
+    assert distance(trained.logits(loaded), trained.trained) < 1e-4

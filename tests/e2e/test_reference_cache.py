@@ -1,0 +1,217 @@
+"""Reference log-probabilities from disk: the same numbers, and only where nothing has changed."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.preference import Pair
+from scripts import dpo
+from scripts.common import batches, config, data, policy, reference, tracking
+from scripts.common.errors import DataError
+from scripts.common.settings import DPOSettings
+from tests.helpers import ROOT
+
+CONFIG = ROOT / "configs" / "dpo_demo.yaml"
+MODEL = ROOT / "assets" / "demo_model"
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
+Build = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "reference"
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    def trainer_of(*overrides: str, change: Callable[[list[Pair]], list[Pair]] = list) -> Any:
+        first = ("training.precompute_ref_log_probs=true", "training.max_steps=3")
+        settings = config.load_settings(DPOSettings, CONFIG, [*first, *overrides])
+        pairs = change(data.load_pairs(settings.data, settings.prompt)[0][:48])
+        model, tokenizer = policy.load(
+            settings.model, settings.lora, settings.training, verbose=False
+        )
+        run = tracking.RunFolder(tmp_path / "run")
+        return dpo.build_trainer(model, tokenizer, pairs, settings, run)[0]
+
+    return trainer_of
+
+
+def losses(trainer: Any) -> list[tuple[float, float]]:
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == 3
+    return [(row["loss"], row["grad_norm"]) for row in rows]
+
+
+def columns(trainer: Any) -> list[list[float]]:
+    return [list(trainer.train_dataset[f"ref_{side}_logps"]) for side in ("chosen", "rejected")]
+
+
+def test_cached_computed_and_per_step_losses_are_the_same(
+    build: Build, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = build()
+    assert "computed in" in capsys.readouterr().out
+    (file,) = cache.iterdir()
+    again = build("lora.r=8", "training.beta=0.5", "training.seed=1", "training.learning_rate=1e-3")
+    assert columns(again) == columns(first)  # none of these changes the reference
+    with monkeypatch.context() as patched:
+        patched.setattr(reference, "compute", None)
+        cached = build()
+    assert str(file) in capsys.readouterr().out
+    fresh = losses(first)
+    assert losses(cached) == fresh  # bit by bit
+    shutil.rmtree(cache)
+    assert losses(build()) == fresh
+    at_each_step = losses(build("training.precompute_ref_log_probs=false"))
+    for one, other in zip(at_each_step, fresh, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_numbers_are_those_of_the_base_model(build: Build) -> None:
+    """Summed log-probability of reply and EOS, from an independent float64 model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    trainer = build()
+    exact = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)
+    for number, row in enumerate(trainer.train_dataset.select(range(8))):
+        for side in ("chosen", "rejected"):
+            ids = row["prompt_ids"] + row[f"{side}_ids"]
+            with torch.no_grad():
+                scores = exact(torch.tensor([ids])).logits[0].log_softmax(-1)
+            places = range(len(row["prompt_ids"]), len(ids))
+            expected = sum(float(scores[i - 1, ids[i]]) for i in places)
+            assert row[f"ref_{side}_logps"] == pytest.approx(expected, abs=1e-4), number
+
+
+def with_another_word(pairs: list[Pair]) -> list[Pair]:
+    first, *others = pairs
+    return [first.__class__(**{**vars(first), "chosen": first.chosen + " Oui."}), *others]
+
+
+def test_another_row_template_model_or_limit_is_another_file(
+    build: Build, cache: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    names: set[str] = set()
+
+    def expect_new(what: str, new: bool = True) -> None:
+        found = {path.name for path in cache.iterdir()}
+        assert (found > names) == new, what
+        names.update(found)
+
+    build()
+    expect_new("the first")
+    build()
+    expect_new("the same", new=False)
+    build(change=with_another_word)
+    expect_new("a row")
+    build(change=lambda pairs: pairs[::-1])
+    expect_new("the order")
+    build("prompt.system=Réponds.")
+    expect_new("the system prompt")
+    build("model.max_seq_length=300")
+    expect_new("the limit")
+    build("training.ld_alpha=0.5")
+    expect_new("LD-DPO's alpha")
+
+    template = shutil.copytree(MODEL, tmp_path / "template")
+    jinja = template / "chat_template.jinja"
+    jinja.write_text(jinja.read_text().replace("<|im_start|>", "<|im_start|> "))
+    build(f"model.name={template}")
+    expect_new("the chat template")
+
+    moved = shutil.copytree(MODEL, tmp_path / "moved")
+    build(f"model.name={moved}")
+    expect_new("the folder alone", new=False)
+    weights = load_file(moved / "model.safetensors")
+    name = next(name for name in weights if name.endswith("down_proj.weight"))
+    weights[name].view(-1)[0] = torch.nextafter(weights[name].view(-1)[0], torch.tensor(9.0))
+    save_file(weights, moved / "model.safetensors", {"format": "pt"})
+    build(f"model.name={moved}")
+    expect_new("one bit of a weight")
+
+    settings = json.loads((moved / "config.json").read_text())
+    settings["rms_norm_eps"] *= 2
+    (moved / "config.json").write_text(json.dumps(settings))
+    build(f"model.name={moved}")
+    expect_new("the model's config")
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def other_number(text: str) -> str:
+    values = json.loads(text)
+    values["values"]["ref_chosen_logps"][3] += 1e-3
+    return json.dumps(values)
+
+
+def one_too_few(text: str) -> str:
+    found = json.loads(text)
+    values = {name: column[1:] for name, column in found["values"].items()}
+    return json.dumps({**found, "values": values, "sha256": reference._checksum(values)})
+
+
+@pytest.mark.parametrize("damage", [cut, other_number, one_too_few, lambda _: "", lambda _: "[]"])
+def test_damaged_file_is_computed_again_with_a_note(
+    build: Build, cache: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[str], str]
+) -> None:
+    right = columns(build())
+    (file,) = cache.iterdir()
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(damage(whole), encoding="utf-8")
+    capsys.readouterr()
+    assert columns(build()) == right
+    said = capsys.readouterr().out
+    assert f"note: {file} is damaged" in said and "computed in" in said
+    assert file.read_text(encoding="utf-8") == whole
+
+
+def test_folder_that_cannot_be_written_to_does_not_stop_the_run(
+    build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert len(columns(build())[0]) == 48
+    assert "not kept for the next run" in capsys.readouterr().out
+
+
+def test_reply_of_no_finite_log_probability_stops_the_run(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build("training.precompute_ref_log_probs=false")
+    score = trainer.compute_ref_log_probs
+
+    def overflow(model: Any, inputs: Any) -> Any:
+        return [value * math.inf for value in score(model, inputs)]
+
+    trainer.compute_ref_log_probs = overflow
+    with pytest.raises(
+        DataError, match=r"training pair 1: .* log-probability -inf; try model.dtype"
+    ):
+        reference.compute(trainer)
+
+
+def test_reply_that_would_be_cut_stops_the_run(build: Build) -> None:
+    """data.py refuses such a pair before; this is for what trl may count otherwise."""
+    trainer = build()
+    lengths = batches.pair_lengths(trainer.train_dataset)
+    longest = max(lengths)
+    build(f"model.max_seq_length={longest}")
+    said = f"{lengths.count(longest)} of 48 pairs take over {longest - 1} tokens"
+    with pytest.raises(DataError, match=said):
+        build(f"model.max_seq_length={longest - 1}")
+    shortest = min(len(ids) for ids in trainer.train_dataset["prompt_ids"])
+    with pytest.raises(DataError, match=f"48 of 48 pairs take over {shortest + 1}"):
+        build(f"model.max_seq_length={shortest + 1}")  # trl drops most of them
