@@ -23,6 +23,7 @@ from scripts.common import (
     config,
     data,
     inference,
+    integrations,
     policy,
     reference,
     report,
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.path)
     checkpoint = run.checkpoint(command.resume)
+    integrations.keep_files_in(run, settings.tracking.report_to)
 
     # Pairs, checked and reported on before anything heavy is loaded.
     pairs = data.load_pair_set(settings.data, settings.prompt)
@@ -79,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         if not command.resume_anyway:
             check_same_run(checkpoint, identity)
     run.describe(settings, facts)
+    trackers = integrations.start(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
@@ -91,9 +94,11 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
+    trainer.add_callback(trackers.callback())
     facts["changed_arguments"] = changed
     facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
     if training.stopped_early(facts["trained"], run):
+        trackers.close(facts["trained"]["exit_code"])
         return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
 
@@ -104,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     write_model_card(run.path)
     print(f"\n{example(held_out, before.replies, after.replies)}")
     report.finish(run.path)
+    trackers.finish()
     return 0
 
 
@@ -174,9 +180,10 @@ def build_trainer(
     owned = {
         **training.owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "max_length": settings.model.max_seq_length,
-        "disable_dropout": settings.lora.dropout == 0,  # by default trl turns all dropout off
         "precompute_ref_log_probs": False,  # reference.py does it, and keeps the result
     }
+    if settings.lora.dropout:  # by default trl turns all dropout off
+        owned["disable_dropout"] = False
     arguments, asked = training.build_arguments(
         DPOConfig, settings.training, owned, settings.run.verbose
     )

@@ -20,7 +20,17 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import rewards
 from eval import conversation
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
-from scripts.common import config, data, inference, policy, report, tracking, training, trust
+from scripts.common import (
+    config,
+    data,
+    inference,
+    integrations,
+    policy,
+    report,
+    tracking,
+    training,
+    trust,
+)
 from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import ConfigError, run_main
 from scripts.common.model_card import write_model_card
@@ -43,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.path)
     checkpoint = run.checkpoint(command.resume)
+    integrations.keep_files_in(run, settings.tracking.report_to)
 
     # Problems and rewards, checked before anything heavy is loaded.
     train_problems, held_out = data.load_problems(settings.data)
@@ -71,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         if not command.resume_anyway:
             check_same_run(checkpoint, identity)
     run.describe(settings, facts)
+    trackers = integrations.start(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
@@ -83,9 +95,11 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
+    trainer.add_callback(trackers.callback())
     facts["changed_arguments"] = changed
     facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
     if training.stopped_early(facts["trained"], run):
+        trackers.close(facts["trained"]["exit_code"])
         return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
 
@@ -95,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     run.write_comparison(compare_replies(before, after))
     write_model_card(run.path)
     report.finish(run.path)
+    trackers.finish()
     return 0
 
 

@@ -1,8 +1,10 @@
-"""No test reads or writes the user's own cache."""
+"""What holds for every test: neither the user's cache nor their W&B account is touched."""
 
 import os
 
 import pytest
+
+os.environ["WANDB_MODE"] = "disabled"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from scripts.common import distributed
 from scripts.common.atomic import sync_folder, write_json
 from scripts.common.errors import CheckpointError, ConfigError
 
@@ -274,8 +275,12 @@ class StopRequest:
             signal.signal(each, signal.SIG_DFL)
 
     def wanted(self) -> bool:
-        """Whether to stop; looks at the clock too."""
+        """Whether to stop; looks at the clock too. Several processes stop at the same step: all of
+        them must ask after every step, and one that wants to is enough."""
         late = self._deadline is not None and time.monotonic() >= self._deadline
         if self.exit_code is None and late:
             self.exit_code, self.reason = 0, "run.max_minutes is over"
+        agreed = distributed.highest(-1 if self.exit_code is None else self.exit_code)
+        if self.exit_code is None and agreed >= 0:
+            self.exit_code, self.reason = agreed, "another process stopped"
         return self.exit_code is not None

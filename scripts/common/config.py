@@ -29,7 +29,6 @@ OWNED = {
     "resume_from_checkpoint": "--resume",
     "reward_weights": "rewards",
     "max_length": "model.max_seq_length",
-    "disable_dropout": "lora.dropout",
     "save_strategy": "training.save_steps",
     "logging_strategy": "training.logging_steps",
     "logging_first_step": "training.logging_steps",
@@ -94,6 +93,7 @@ def parse_command_line(
     arguments = parser.parse_intermixed_args(argv)
     settings = load_settings(settings_class, arguments.config, arguments.overrides)
     check_extra(settings.model_dump()["training"], config_class)
+    check_packages(settings.model_dump()["tracking"]["report_to"])
     output = arguments.output or ROOT / "outputs" / settings.model_dump()["run"]["name"]
     return Command(
         settings,
@@ -236,6 +236,20 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
                 f"training.extra.{key}: should be {valid[key]}, got {value!r} "
                 f"({type(value).__name__})"
             ) from None
+
+
+def check_packages(report_to: list[str]) -> None:
+    """Check that what `tracking.report_to` names is installed.
+
+    Raises:
+        ConfigError: it is not, with the command that installs it.
+    """
+    for name in report_to:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"tracking.report_to: the package '{name}' is not installed; "
+                f".venv/bin/uv pip install {name}"
+            )
 
 
 def enum_values(source: str) -> list[str]:

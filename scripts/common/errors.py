@@ -6,8 +6,11 @@ parity check; 130/143 stopped by SIGINT/SIGTERM.
 
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable
+
+from scripts.common.distributed import is_main
 
 
 class PostTrainError(Exception):
@@ -45,10 +48,13 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Run `main` and leave the process with its exit code; a PostTrainError becomes one message."""
+    if not is_main():  # what it would say, the main process says
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         sys.exit(main() or 0)
     except PostTrainError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_main():
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

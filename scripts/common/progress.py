@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
+from scripts.common.distributed import is_main
+
 if TYPE_CHECKING:
     from rich.live import Live
 
@@ -25,7 +27,7 @@ def can_redraw() -> bool:
     """Whether standard error is a terminal on which lines can be drawn again."""
     dumb = os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
     notebook = any(name in os.environ for name in NOTEBOOKS)
-    return sys.stderr.isatty() and not dumb and not notebook
+    return is_main() and sys.stderr.isatty() and not dumb and not notebook
 
 
 class _Lines:
@@ -49,6 +51,7 @@ def progress_bar(what: str, total: int, initial: int = 0, leave: bool = False) -
         initial=initial,
         delay=2.0,
         leave=leave,
+        disable=not is_main(),
         mininterval=0.5 if redraw else LINE_EVERY,
         maxinterval=30.0,
         ncols=None if redraw else 100,
@@ -122,6 +125,8 @@ class TrainingView:
             self._print_line()
 
     def _print_line(self) -> None:
+        if not is_main():
+            return
         self._printed = time.monotonic()
         metrics = [f"{label} {value}" for label, value in self.metrics()]
         if metrics and len(self.history) > 1:

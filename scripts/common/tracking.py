@@ -14,6 +14,7 @@ from typing import Any
 
 from rewards import RewardFunction
 from rewards.answer import count_answer_elements
+from scripts.common import distributed
 from scripts.common.atomic import write_json, write_text
 from scripts.common.checkpoint import CheckpointStore, differences, verify
 from scripts.common.config import ROOT
@@ -40,16 +41,18 @@ class RunFolder:
     """A folder that is readable and complete with no account anywhere. See README, "Run folder"."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.shared = path
+        """The folder that the user asked for, also in processes that must not write there."""
+        self.path = distributed.own_folder(path)
         self.checkpoints = CheckpointStore(path / "checkpoints")
-        self.adapter = path / "adapter"
-        self.metrics = path / "metrics.jsonl"
-        self.samples = path / "samples.jsonl"
+        self.adapter = self.path / "adapter"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
 
     @property
     def finished(self) -> bool:
         """The last thing that a run writes is there."""
-        return (self.path / "eval" / "comparison.json").exists()
+        return (self.shared / "eval" / "comparison.json").exists()
 
     def is_done(self, settings: Section, resume: str) -> bool:
         """Whether the folder holds a finished run, which `--resume auto` leaves as it is.
@@ -59,7 +62,7 @@ class RunFolder:
         """
         if resume != "auto" or not self.finished:
             return False
-        earlier = read_yaml(self.path / "config.yaml")
+        earlier = read_yaml(self.shared / "config.yaml")
         changed = differences("", earlier, settings.model_dump(mode="json"))
         if changed:
             raise ConfigError(
@@ -76,7 +79,7 @@ class RunFolder:
             ConfigError: the path is not a checkpoint.
             CheckpointError: every checkpoint is damaged.
         """
-        if resume == "never":
+        if resume == "never" or not distributed.is_main():  # the others are told: training.train
             return None
         if resume == "auto":
             return self.checkpoints.newest()
@@ -94,7 +97,8 @@ class RunFolder:
             self.path.rename(aside)
             print(f"Moved the earlier run to {aside}")
         (self.path / "eval").mkdir(parents=True, exist_ok=True)
-        self.checkpoints.folder.mkdir(exist_ok=True)
+        if distributed.is_main():
+            self.checkpoints.folder.mkdir(exist_ok=True)
 
     def describe(self, settings: Section, facts: dict[str, Any]) -> None:
         """Write config.yaml (resolved) and environment.json (`facts` are added to it)."""
@@ -109,11 +113,13 @@ class RunFolder:
         values = settings.model_dump(mode="json", exclude={"run", "tracking"})
         for name in ("save_total_limit", "logging_steps"):
             values["training"].pop(name)
+        now = environment()
         return {
             "settings": values,
             "data": facts["data"],
             "weights": facts["weights"],
-            "versions": environment()["versions"],
+            "versions": now["versions"],
+            "processes": now["processes"],
         }
 
     def write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -124,10 +130,7 @@ class RunFolder:
     def read_rows(self, name: str) -> list[dict[str, Any]] | None:
         """Rows of eval/NAME.jsonl, None if it was not written."""
         path = self.path / "eval" / f"{name}.jsonl"
-        if not path.exists():
-            return None
-        with open(path, encoding="utf-8", newline="\n") as file:
-            return [json.loads(line) for line in file]
+        return jsonl_rows(path) if path.exists() else None
 
     def write_comparison(self, comparison: dict[str, dict[str, Any]]) -> None:
         """Write eval/before.json, eval/after.json and, last, eval/comparison.json."""
@@ -141,6 +144,12 @@ class RunFolder:
             for name, values in comparison.items()
         }
         write_json(self.path / "eval" / "comparison.json", differences)
+
+
+def jsonl_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a JSONL file."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -173,6 +182,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
+        "processes": distributed.processes(),
         "git": git_commit(),
     }
 

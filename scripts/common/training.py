@@ -2,10 +2,11 @@
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common import policy
+from scripts.common import distributed, policy
 from scripts.common.checkpoint import (
     Score,
     StopRequest,
@@ -42,12 +43,12 @@ def build_arguments(
         raise ConfigError(f"training: {config_class.__name__} refuses it: {error}") from None
 
 
-def owned_arguments(run: RunFolder, name: str, report_to: list[str]) -> dict[str, Any]:
+def owned_arguments(run: RunFolder, name: str, report_to: Sequence[str]) -> dict[str, Any]:
     """The arguments that the scripts decide, the same for both trainers."""
     return {
         "output_dir": str(run.checkpoints.staging),
         "run_name": name,
-        "report_to": report_to or "none",
+        "report_to": [name for name in report_to if name != "wandb"] or "none",  # wandb_log's
         "disable_tqdm": True,
         "save_strategy": "steps",
         "logging_strategy": "steps",
@@ -120,6 +121,10 @@ def train(
     if training.max_steps == 0:  # transformers would read 0 as "no limit" and train for an epoch
         print("training.max_steps is 0: nothing is trained")
         return {"steps": 0, "seconds": 0.0}
+    if (count := distributed.processes()) > 1:
+        rows = count * training.per_device_train_batch_size * training.gradient_accumulation_steps
+        print(f"{count} processes train together: {rows} rows an optimizer step")
+    checkpoint = distributed.main_checkpoint(checkpoint)
     clock = Clock()
     view = TrainingView(shown, run.path / "health.jsonl")
     with StopRequest(settings.run.max_minutes) as stop, view:
@@ -133,7 +138,8 @@ def train(
                 raise
             raise disk_full_error(run.path) from error
         finally:
-            shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
+            if distributed.is_main():
+                shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
     result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
@@ -180,8 +186,12 @@ def _callback(
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             written = run.checkpoints.staging / f"checkpoint-{state.global_step}"
             keep = training.save_total_limit
-            run.checkpoints.publish(written, state.global_step, identity, keep, score.take())
-            page.refresh()
+            best_by = score.take()
+            distributed.barrier()  # every process has put its part there
+            if distributed.is_main():
+                run.checkpoints.publish(written, state.global_step, identity, keep, best_by)
+                page.refresh()
+            distributed.barrier()
 
         def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
             row = {"step": state.global_step, "seconds": clock.seconds(), **extra["logs"]}

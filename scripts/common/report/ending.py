@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.config import ROOT
+from scripts.common.distributed import is_main
 from scripts.common.errors import ConfigError
 from scripts.common.report.record import section
 from scripts.common.report.tables import comparison_table
@@ -30,10 +31,12 @@ def already_finished(run: Path) -> int:
 
 
 def draw(run: Path, files: bool = True) -> Path | None:
-    """Write report.html, and with `files` plots/*.png; returns the page.
+    """Write report.html, and with `files` plots/*.png; returns the page. The main process does.
 
     A run is worth more than its pictures: what goes wrong here is said in one line, and no more.
     """
+    if not is_main():
+        return None
     try:
         from scripts.common.report.page import write_report
 

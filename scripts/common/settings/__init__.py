@@ -117,8 +117,9 @@ class PairEvaluation(Evaluation):
 
 
 class Tracking(Section):
-    report_to: list[str] = Field([])
-    """Integrations of the trainer, such as wandb; metrics.jsonl is always written."""
+    report_to: list[Literal["wandb", "tensorboard", "trackio"]] = Field([])
+    """Where metrics go beside metrics.jsonl. wandb is also on when its key is there (WANDB_API_KEY
+    or ~/.netrc; WANDB_MODE=disabled keeps it off)."""
     samples: int = Field(4, ge=0)
     """Completions to keep in samples.jsonl at every generation."""
 

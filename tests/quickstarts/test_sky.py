@@ -1,0 +1,67 @@
+"""The SkyPilot task: valid for SkyPilot's own parser where it is installed, and for us in any case.
+
+SkyPilot is no dependency of the project: `uv pip install skypilot` beside it runs the first test.
+"""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common.strict_yaml import read_yaml
+from tests.helpers import ROOT
+
+TASK = ROOT / "sky.yaml"
+
+
+@pytest.fixture
+def task() -> dict[str, Any]:
+    return read_yaml(TASK)
+
+
+def test_skypilot_accepts_it(task: dict[str, Any]) -> None:
+    sky = pytest.importorskip("sky", reason="SkyPilot is not installed")
+    parsed = sky.Task.from_yaml_config(task, env_overrides=[("BUCKET", "posttrain-test")])
+    assert all(r.use_spot and r.job_recovery for r in parsed.resources)
+    assert list(parsed.storage_mounts) == ["/outputs"]
+    with pytest.raises(ValueError, match="BUCKET"):
+        sky.Task.from_yaml_config(read_yaml(TASK))
+
+
+def test_spot_recovery_and_a_run_folder_that_outlives_the_machine(task: dict[str, Any]) -> None:
+    assert set(task) == {
+        *("name", "resources", "envs", "workdir", "file_mounts", "setup", "run"),
+    }
+    resources = task["resources"]
+    assert set(resources) == {"accelerators", "use_spot", "disk_size", "job_recovery"}
+    assert resources["use_spot"] is True
+    assert resources["job_recovery"]["strategy"] in ("EAGER_NEXT_REGION", "FAILOVER")
+    assert resources["job_recovery"]["recover_on_exit_codes"] == [143]
+    assert task["file_mounts"]["/outputs"] == {"name": "${BUCKET}", "mode": "MOUNT_CACHED"}
+    assert task["envs"]["BUCKET"] is None  # must be given; SkyPilot refuses to start without
+    assert (TASK.parent / task["workdir"]).resolve() == ROOT
+
+
+def test_its_commands_run(task: dict[str, Any], tmp_path: Path) -> None:
+    """`setup` and `run` as a shell would take them, up to the model (--dry-run)."""
+    commands = task["run"].replace("/outputs/", f"{shlex.quote(str(tmp_path))}/")
+    used = set(re.findall(r"\$(\w+)", commands)) - {"HOME"}
+    assert used == {"SCRIPT", "CONFIG", "ARGUMENTS"} and used <= set(task["envs"])
+    values = {**task["envs"], "BUCKET": "b", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    assert (ROOT / values["CONFIG"]).exists()
+    values |= {"CONFIG": "configs/dpo_demo.yaml", "SCRIPT": "dpo", "ARGUMENTS": "--dry-run"}
+    if not (ROOT / ".venv" / "installed.lock").exists():
+        pytest.skip("not installed by ./run")
+    result = subprocess.run(
+        ["bash", "-euc", f"{task['setup']}\n{commands}"],
+        cwd=ROOT,
+        env=values,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "600 pairs to train on" in result.stdout

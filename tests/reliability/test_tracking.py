@@ -1,0 +1,101 @@
+"""A run with a W&B key and no network is complete, is resumed as the same W&B run, and keeps the
+key to itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.helpers import ROOT, run_script
+from tests.wandb_files import read_offline_run
+
+KEY = "sentinel" + "0123456789abcdef" * 2
+WITHOUT_NETWORK = {
+    "WANDB_MODE": "online",
+    "WANDB_API_KEY": KEY,
+    "WANDB_BASE_URL": "http://127.0.0.1:9",
+    "OMP_NUM_THREADS": "1",
+}
+ARGUMENTS = {
+    "grpo": ["training.per_device_train_batch_size=32", "evaluation.limit=8"],
+    "dpo": ["training.per_device_train_batch_size=8", "evaluation={limit: 8, replies: 4}"],
+}
+
+
+def stop_after_a_step(command: list[Any], run: Path) -> tuple[int, str, str]:
+    """Start a script, send it SIGTERM once it has trained a step; its exit code and output."""
+    name, *arguments = map(str, command)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **WITHOUT_NETWORK},
+    )
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+@pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
+def test_key_without_network(tmp_path: Path, name: str) -> None:
+    run = tmp_path / name
+    command = [
+        *(name, "--config", ROOT / "configs" / f"{name}_demo.yaml", "--output", run),
+        *("training.max_steps=8", "training.save_steps=2", "run.threads=1"),
+        *("tracking.report_to=[tensorboard]", *ARGUMENTS[name]),
+    ]
+    code, *stopped = stop_after_a_step(command, run)
+    assert code == 143, stopped
+    finished = run_script(*command, **WITHOUT_NETWORK)
+    assert finished.returncode == 0, finished.stderr
+    for out, err in (stopped, (finished.stdout, finished.stderr)):
+        assert out.count("W&B") == 1
+        assert "W&B: 127.0.0.1 is out of reach, so its files stay here" in out
+        assert "wandb" not in err
+
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    parts = [read_offline_run(p) for p in sorted((run / "wandb").glob("offline-run-*"))]
+    assert [part.exit_code for part in parts] == [143, 0]
+    assert len({part.id for part in parts}) == 1
+    logged: dict[int, dict[str, Any]] = {}
+    for row in (row for part in parts for row in part.history):
+        logged.setdefault(row["_step"], {}).update(row)
+    wanted: dict[int, dict[str, Any]] = {}
+    for row in rows:  # the last step has two: its own, and the one of the whole training
+        wanted.setdefault(row["step"], {}).update(row)
+    for step, row in wanted.items():
+        for metric in row.keys() - {"step"}:
+            if row[metric] is not None:
+                assert logged[step][metric] == pytest.approx(row[metric]), (step, metric)
+    whole = parts[1]
+    assert whole.config["training"]["save_steps"] == 2
+    assert whole.config["environment"]["device"] == "CPU"
+    assert any(a.type == "dataset" and a.use_after_commit for a in whole.artifacts.values())
+    kinds = {a.type for a in whole.artifacts.values()}
+    assert {"model", "report", "run_table"} <= kinds
+    assert ("data-report" in kinds) == (name == "dpo")
+    tables = {key for row in whole.history for key in row if key.startswith("tables/")}
+    samples = "samples" if name == "grpo" else "eval/after_replies"
+    assert f"tables/{samples}/nrows" in tables
+    measure = "strict" if name == "grpo" else "reward_accuracy"
+    for side in ("before", "after"):
+        assert whole.summary[f"eval/{side}/{measure}/n"] == 8
+
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    assert {event.step for event in board.Scalars("train/grad_norm")} == set(range(1, 9))
+    for path in run.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path

@@ -1,0 +1,132 @@
+"""Several processes under `accelerate launch`: one owns the run folder, all stop together."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.common import distributed
+from scripts.common.config import load_settings
+from scripts.common.errors import ConfigError, run_main
+from scripts.common.settings import GRPOSettings
+from scripts.common.tracking import RunFolder
+from tests.helpers import ROOT
+
+SETTINGS = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml")
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the second of two processes."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+
+
+def test_alone_nothing_is_different(tmp_path: Path) -> None:
+    assert distributed.is_main() and distributed.processes() == 1
+    assert RunFolder(tmp_path / "run").path == tmp_path / "run"
+    assert distributed.highest(-1) == -1 and distributed.main_checkpoint(None) is None
+
+
+@pytest.mark.usefixtures("second")
+def test_the_second_process_leaves_the_run_folder_alone(tmp_path: Path) -> None:
+    shared = tmp_path / "run"
+    (shared / "checkpoints" / ".staging" / "checkpoint-2").mkdir(parents=True)
+    (shared / "config.yaml").write_text("the main process's")
+    before = files(tmp_path)
+    run = RunFolder(shared)
+    for fresh in (True, False):
+        run.open(fresh)
+        assert run.checkpoint("auto") is None
+    run.describe(SETTINGS, {"data": "d"})
+    run.write_rows("before", [{"a": 1}])
+    assert files(tmp_path) == before
+    assert run.read_rows("before") == [{"a": 1}]
+    assert tmp_path not in run.path.parents
+    # What the trainer writes goes to the shared folder: every process adds its random state there.
+    assert run.checkpoints.staging == shared / "checkpoints" / ".staging"
+
+
+def test_all_processes_know_that_a_run_is_finished(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.open(fresh=False)
+    run.describe(SETTINGS, {})
+    (run.path / "eval" / "comparison.json").write_text("{}")
+    request.getfixturevalue("second")
+    assert RunFolder(tmp_path / "run").is_done(SETTINGS, "auto")
+
+
+def test_another_number_of_processes_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    alone = run.identity(SETTINGS, {"data": "d"})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run.identity(SETTINGS, {"data": "d"}) == {**alone, "processes": 2}
+
+
+@pytest.mark.usefixtures("second")
+def test_only_the_main_process_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
+
+    def main() -> int:
+        print("a word")
+        raise ConfigError("wrong")
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    sys.stdout.close()
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+TOGETHER = """
+import sys, torch
+from pathlib import Path
+from scripts.common import distributed
+from scripts.common.checkpoint import StopRequest
+
+torch.distributed.init_process_group("gloo")
+stop = StopRequest(None)
+assert not stop.wanted()
+if not distributed.is_main():
+    stop.exit_code, stop.reason = 143, "SIGTERM"
+assert stop.wanted() and stop.exit_code == 143
+print(stop.reason, distributed.main_checkpoint(Path("mine") if distributed.is_main() else None))
+distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_stop_together_and_take_up_one_checkpoint() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER],
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert said[0][0].strip().endswith("another process stopped mine")
+    assert said[1][0].strip().endswith("SIGTERM mine")

@@ -1,0 +1,323 @@
+"""Whether W&B takes part is decided at once; its real client writes what the run folder says."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import wandb
+
+from scripts.common.atomic import write_json
+from scripts.common.config import check_packages, load_settings
+from scripts.common.errors import ConfigError
+from scripts.common.settings import GRPOSettings
+from scripts.common.tracking import RunFolder, append_rows
+from scripts.common.wandb_log import Choice, WandbLog, choose, reachable
+from tests.helpers import ROOT
+from tests.unit.conftest import Ask
+from tests.wandb_files import read_offline_run
+
+CONFIG = ROOT / "configs" / "grpo_demo.yaml"
+KEY = "sentinel" + "0123456789abcdef" * 2
+CLOSED = "http://127.0.0.1:9"
+FACTS = {"data": "ab" * 32, "device": "CPU"}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No trace of W&B in the environment; the client reads it once until it is torn down."""
+    wandb.teardown()
+    for name in [n for n in os.environ if n.startswith("WANDB_") or n.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_SILENT", "true")  # as start() sets it, for this test alone
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    """A server that refuses every key."""
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refuse)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+# --- the choice ---------------------------------------------------------------------------------
+
+
+def test_off_without_key_and_without_asking() -> None:
+    assert choose(asked=False) == Choice("off")
+
+
+def test_asked_without_key_is_offline() -> None:
+    choice = choose(asked=True)
+    assert choice.mode == "offline" and "WANDB_API_KEY" in choice.why
+
+
+def test_key_and_server(monkeypatch: pytest.MonkeyPatch, answering: str) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", answering)
+    assert choose(asked=False) == Choice("online")
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert choose(asked=True) == Choice("off")
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert choose(asked=False).mode == "offline"
+
+
+def test_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answering: str) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", answering)
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine elsewhere login user password {KEY}\n")
+    assert choose(asked=False).mode == "off"
+    netrc.write_text(f"machine {urlsplit(answering).netloc} login user password {KEY}\n")
+    assert choose(asked=False).mode == "online"
+    wandb.teardown()
+    netrc.write_text("machine machine machine\nnonsense")
+    assert choose(asked=False).mode == "off"
+
+
+def test_a_key_that_cannot_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    choice = choose(asked=False)
+    assert choice.mode == "offline" and "key cannot be used" in choice.why
+
+
+def test_key_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", CLOSED)
+    choice = choose(asked=False)
+    assert choice.mode == "offline" and "127.0.0.1 is out of reach" in choice.why
+    assert KEY not in choice.why
+
+
+def test_a_name_server_that_never_answers_costs_under_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waiting = threading.Event()
+
+    def wait(*_: Any, **__: Any) -> None:
+        waiting.wait(30)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    started = time.monotonic()
+    assert not reachable("https://api.wandb.ai")
+    assert time.monotonic() - started < 1.5
+    waiting.set()
+
+
+def test_a_proxy_is_what_must_answer(monkeypatch: pytest.MonkeyPatch, answering: str) -> None:
+    monkeypatch.setenv("https_proxy", answering)
+    assert reachable("https://no-such-host.invalid")
+    monkeypatch.setenv("https_proxy", CLOSED)
+    assert not reachable("https://no-such-host.invalid")
+
+
+# --- names in the settings ----------------------------------------------------------------------
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_packages(["wandb", "tensorboard"])
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match="uv pip install trackio"):
+        check_packages(["tensorboard", "trackio"])
+
+
+def test_unknown_integration_is_refused_at_once(ask: Ask) -> None:
+    result, seconds = ask("grpo", "--config", CONFIG, "tracking.report_to=[tensorbord]", within=1.0)
+    assert result.returncode == 2
+    assert "tracking.report_to.0" in result.stderr and "'tensorboard'" in result.stderr
+    assert seconds < 1.0
+
+
+# --- the real client, offline -------------------------------------------------------------------
+
+
+def record(path: Path) -> RunFolder:
+    """A run folder as a short GRPO run leaves it."""
+    run = RunFolder(path)
+    run.open(fresh=False)
+    settings = load_settings(GRPOSettings, CONFIG)
+    run.describe(settings, FACTS)
+    append_rows(
+        run.samples,
+        [
+            {"step": 1, "question": "q", "completion": "é\u2028\n", "reward/format": 1.0},
+            {"step": 2, "question": "r", "completion": "", "reward/format": None, "extra": [1]},
+        ],
+    )
+    run.write_rows("before", [{"question": "q", "text": "a"}])
+    (run.path / "plots").mkdir()
+    (run.path / "data").mkdir()
+    write_json(run.path / "data" / "report.json", {"rows": 3})
+    picture = bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c"
+        "6360606060000000050001a5f645400000000049454e44ae426082"
+    )
+    (run.path / "plots" / "reward.png").write_bytes(picture)
+    (run.path / "report.html").write_text("<p>a report</p>")
+    run.adapter.mkdir()
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    measure = {"value": 0.5, "n": 4, "low": 0.1, "high": 0.9}
+    change = {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "n": 4}
+    run.write_comparison({"strict": {"before": measure, "after": measure, **change}})
+    return run
+
+
+def mirror(run: RunFolder, steps: range) -> WandbLog:
+    """W&B's part of a run that trains `steps`."""
+    settings = load_settings(GRPOSettings, CONFIG).model_dump(mode="json")
+    log = WandbLog(run, settings, FACTS)
+    log.start(asked=True)
+    log.metrics()
+    for step in steps:
+        append_rows(run.metrics, [{"step": step, "loss": step / 4, "rewards/a/mean": 1.0}])
+        log.metrics()
+    log.tables()
+    return log
+
+
+def offline_runs(run: RunFolder) -> list[Path]:
+    """The folders to upload, once the client's own process has ended, as it does with a script."""
+    wandb.teardown()
+    return sorted((run.path / "wandb").glob("offline-run-*"))
+
+
+def test_everything_is_in_the_offline_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    run = record(tmp_path / "run")
+    settings = load_settings(GRPOSettings, CONFIG).model_dump(mode="json")
+    monkeypatch.setenv("WANDB_BASE_URL", CLOSED)
+    mirror(run, range(1, 4)).finish()
+    (folder,) = offline_runs(run)
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and f"wandb sync {folder}" in out
+    assert err == ""
+    written = read_offline_run(folder)
+    assert written.project == "posttrain" and written.name == "grpo_demo"
+    assert {name: written.config[name] for name in settings} == settings
+    assert written.config["environment"]["data"] == FACTS["data"]
+    by_step = {row["_step"]: row for row in written.history}
+    assert [by_step[step]["loss"] for step in (1, 2, 3)] == [0.25, 0.5, 0.75]
+    assert by_step[3]["rewards/a/mean"] == 1.0
+    assert written.summary["eval/before/strict/value"] == 0.5
+    assert written.summary["eval/comparison/strict/p_value"] == 1.0
+    samples = json.loads((folder / "files" / by_step[3]["tables/samples/path"]).read_text())
+    assert samples["columns"] == ["step", "question", "completion", "reward/format", "extra"]
+    assert samples["data"][0] == [1, "q", "é\u2028\n", 1.0, None]
+    assert by_step[3]["tables/eval/before/nrows"] == 1
+    assert by_step[3]["plots/reward/_type"] == "image-file"
+    assert written.exit_code == 0
+    # Artifacts: what this run used, and what it made.
+    data = written.artifacts[f"data-{FACTS['data'][:12]}"]
+    assert data.use_after_commit and data.type == "dataset"
+    assert json.loads(data.metadata)["fingerprint"] == FACTS["data"]
+    contents = {
+        name: {entry.path for entry in artifact.manifest.contents}
+        for name, artifact in written.artifacts.items()
+    }
+    assert contents["grpo_demo-adapter"] == {"adapter_model.safetensors"}
+    assert {"report.html", "eval/after.json", "plots/reward.png"} <= contents["grpo_demo-report"]
+    assert contents["grpo_demo-data-report"] == {"report.json"}
+    adapter = json.loads(written.artifacts["grpo_demo-adapter"].metadata)
+    assert adapter["data"] == FACTS["data"] and adapter["strict"]["value"] == 0.5
+    for path in run.path.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+    # What uploads it knows the files.
+    listed = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", "--dry-run", folder],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Would sync 1 run(s)" in listed.stderr + listed.stdout
+
+
+def test_resuming_is_the_same_run_and_sends_only_new_rows(tmp_path: Path) -> None:
+    run = record(tmp_path / "run")
+    first = mirror(run, range(1, 3))
+    first.close(143)
+    time.sleep(1.1)  # W&B names its folders by the second
+    mirror(run, range(3, 5)).finish()
+    one, two = (read_offline_run(folder) for folder in offline_runs(run))
+    assert one.id == two.id == (run.path / "wandb" / "run_id.txt").read_text().strip()
+    assert one.exit_code == 143
+    assert [row["_step"] for row in one.history] == [1, 2]
+    assert [row["_step"] for row in two.history] == [3, 4]
+
+
+def test_a_refused_key_falls_back_to_offline_quickly(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answering: str,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", answering)
+    run = record(tmp_path / "run")
+    mirror(run, range(1, 3)).finish()
+    out = capsys.readouterr().out
+    assert "the server refused" in out and KEY not in out
+    (folder,) = offline_runs(run)
+    assert len(read_offline_run(folder).history) == 2
+
+
+def test_a_failing_client_is_told_once_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = record(tmp_path / "run")
+    log = mirror(run, range(1, 2))
+    client = log._run
+    client.finish()  # whatever is logged from here on is an error of the client's
+    append_rows(run.metrics, [{"step": 2, "loss": 1.0}])
+    for _ in range(3):
+        log.metrics()
+    log.finish()
+    assert capsys.readouterr().out.count("W&B failed") == 1
+
+
+def test_no_network_delays_the_start_by_less_than_two_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", CLOSED)
+    times = []
+    for number in range(3):
+        run = record(tmp_path / str(number))
+        started = time.monotonic()
+        log = WandbLog(run, load_settings(GRPOSettings, CONFIG).model_dump(mode="json"), FACTS)
+        log.start(asked=False)
+        times.append(time.monotonic() - started)
+        assert log.active
+        log.finish()
+        wandb.teardown()  # each start pays for starting the client's own process
+    assert min(times) < 2
