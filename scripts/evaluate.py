@@ -2,6 +2,7 @@
 
     ./run evaluate --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k
     ./run evaluate --model outputs/grpo_gsm8k_16gb/adapter --data mgsm-fr --language fr
+    ./run evaluate --model outputs/grpo_gsm8k_16gb/gguf/grpo_gsm8k_16gb-q8_0.gguf --data gsm8k
     ./run evaluate --model http://127.0.0.1:8080 --data problems.jsonl --samples 8 --temperature 0.8
     ./run evaluate --compare outputs/eval/a/report.json outputs/eval/b/report.json
     ./run evaluate --rescore outputs/eval/a/replies.jsonl
@@ -12,6 +13,7 @@ evaluation goes on where it stopped, and scores can be recomputed without the mo
 """
 
 import argparse
+import contextlib
 import re
 import sys
 from collections.abc import Callable
@@ -33,6 +35,7 @@ from eval.gsm8k import (
 from scripts.common import config, data, inference, policy, report
 from scripts.common.atomic import write_json
 from scripts.common.errors import DataError, run_main
+from scripts.common.llama_server import is_gguf, serve
 from scripts.common.progress import progress_bar
 from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
 from scripts.common.replies import read_replies, resume
@@ -82,7 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     done = resume(folder, request)
     if len(done) < len(problems) * asked.samples:
-        answer_all(asked, problems, system, folder, done)
+        with contextlib.ExitStack() as stack:
+            answer_all(asked, problems, system, folder, done, stack)
     write_json(folder / "report.json", {**request, "measures": summarise(list(done.values()))})
     print(report.summary_table(folder, summarise(list(done.values()))))
     if overlap:
@@ -98,7 +102,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", help="hub name, model folder, adapter folder, or URL of an OpenAI-style server")
+    add(
+        "--model",
+        help="hub name, model folder, adapter folder, GGUF file (run by llama.cpp), or URL of an "
+        "OpenAI-style server",
+    )
     add("--data", help=f"{', '.join(SETS)}, or a file in GSM8K's form")
     add("--language", choices=sorted(SYSTEM), default="en", help="of the default system prompt")
     add("--system", help="system prompt instead ('' for none)")
@@ -158,9 +166,10 @@ def load_problems(asked: argparse.Namespace) -> list[Problem]:
 
 def precision(asked: argparse.Namespace) -> dict[str, Any]:
     """What the base weights are loaded in: as asked, else as the adapter's run was trained."""
-    if is_url(asked.model):
+    if is_url(asked.model) or is_gguf(asked.model):
         return {"dtype": None, "load_in_4bit": None}
-    trained = run_config(asked.model).get("model", {})
+    adapter = Path(policy.local_or_hub(asked.model)) / "adapter_config.json"
+    trained = run_config(asked.model).get("model", {}) if adapter.is_file() else {}
     return {
         "dtype": asked.dtype or trained.get("dtype", "auto"),
         "load_in_4bit": asked.load_in_4bit or trained.get("load_in_4bit", False),
@@ -208,13 +217,14 @@ def answer_all(
     system: str | None,
     folder: Path,
     done: dict[tuple[str, int], ScoredReply],
+    stack: contextlib.ExitStack,
 ) -> None:
     """Answer what is left, sample by sample, longest questions first; fills `done`.
 
     Part of a batch is never asked again on its own: below float32, and when sampling, a reply
     depends on what else is in its batch, and an interrupted evaluation has to end like any other.
     """
-    make, at_once = generators(asked)
+    make, at_once = generators(asked, stack)
     total = len(problems) * asked.samples
     bar = progress_bar("answering", total, len(done), leave=True)
 
@@ -236,17 +246,27 @@ def answer_all(
     bar.close()
 
 
-def generators(asked: argparse.Namespace) -> tuple[Callable[[int], Generate], int]:
-    """A generate function for each seed, and how many problems to hand it at a time."""
+def generators(
+    asked: argparse.Namespace, stack: contextlib.ExitStack
+) -> tuple[Callable[[int], Generate], int]:
+    """A generate function for each seed, and how many problems to hand it at a time.
+
+    The server of a GGUF file runs until `stack` is closed.
+    """
+    served = is_gguf(asked.model)
     evaluation = Evaluation(
-        batch_size=asked.batch_size or (8 if is_url(asked.model) else None),
+        batch_size=asked.batch_size or (8 if served or is_url(asked.model) else None),
         max_new_tokens=asked.max_new_tokens,
         temperature=asked.temperature,
         stop_at_answer=asked.stop_at_answer,
     )
-    if is_url(asked.model):
-        at_once = 4 * (evaluation.batch_size or 1)
-        return lambda seed: server_generator(asked.model, evaluation, seed), at_once
+    if served or is_url(asked.model):
+        parallel = evaluation.batch_size or 1
+        url = asked.model
+        if served:
+            context = run_config(asked.model).get("model", {}).get("max_seq_length", 4096)
+            url = stack.enter_context(serve(Path(asked.model), context, parallel))
+        return lambda seed: server_generator(url, evaluation, seed), 4 * parallel
     device = policy.start(verbose=False, threads=None)
     print(f"Loading {asked.model} on {device.name}")
     trained = run_config(asked.model).get("model", {})

@@ -33,6 +33,7 @@ from scripts.common import (
 )
 from scripts.common.checkpoint import check_same_run
 from scripts.common.errors import ConfigError, run_main
+from scripts.common.export.launch import after_training
 from scripts.common.model_card import write_model_card
 from scripts.common.settings import GRPOSettings
 
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = command.settings
     run = tracking.RunFolder(command.output)
     if not command.dry_run and run.is_done(settings, command.resume):
-        return report.already_finished(run.path)
+        return report.already_finished(run.path) or after_training(run.path, settings.export)
     checkpoint = run.checkpoint(command.resume)
     integrations.keep_files_in(run, settings.tracking.report_to)
 
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     write_model_card(run.path)
     report.finish(run.path)
     trackers.finish()
-    return 0
+    return after_training(run.path, settings.export)
 
 
 def load_rewards(settings: GRPOSettings, sample: Problem) -> dict[str, rewards.RewardFunction]:

@@ -60,3 +60,27 @@ def make_qwen(folder: Path, tokenizer: Path, **shape: int) -> Path:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return folder
+
+
+def make_adapter(base: Path, folder: Path, spread: float = 0.003, **options: object) -> Path:
+    """A LoRA adapter as training leaves one: no B is zero. `options` are LoraConfig's.
+
+    `spread` is the standard deviation of B; 0.003 changes weights of a 0.5B by a few percent.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = {"r": 16, "lora_alpha": 32, "target_modules": linear, **options}
+    torch.manual_seed(1)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype="auto"),
+        LoraConfig(task_type="CAUSAL_LM", **config),
+    )
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight, std=spread)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder

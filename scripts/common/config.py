@@ -117,15 +117,25 @@ def load_settings(settings_class: type[S], path: Path, overrides: list[str] | No
             own = [str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.yaml")]
             raise ConfigError(f"no config file at '{path}'.{did_you_mean(str(path), own)}")
         path = ROOT / path
-    values = read_yaml(path)
+    return check_settings(settings_class, read_yaml(path), str(path), overrides)
+
+
+def check_settings(
+    settings_class: type[S], values: dict[str, Any], where: str, overrides: list[str] | None = None
+) -> S:
+    """`values`, which came from `where`, with overrides applied, as settings.
+
+    Raises:
+        ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
+    """
     for override in overrides or []:
         _apply_override(values, override)
-    check_values(values, str(path))
+    check_values(values, where)
     try:
         return settings_class.model_validate(values)
     except ValidationError as error:
         problems = [_explain(settings_class, details) for details in error.errors()]
-        raise ConfigError(f"{path}: " + "\n       ".join(problems)) from None
+        raise ConfigError(f"{where}: " + "\n       ".join(problems)) from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

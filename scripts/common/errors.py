@@ -37,6 +37,12 @@ class CheckpointError(PostTrainError):
     exit_code = 2
 
 
+class ExportError(PostTrainError):
+    """An exported file does not behave like the adapter, or a tool failed to make it."""
+
+    exit_code = 4
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the valid name nearest to `word`, or the list of valid names."""
     names = sorted(valid)

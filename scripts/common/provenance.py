@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common import data, policy
+from scripts.common.llama_server import is_gguf
 from scripts.common.server import is_url
 from scripts.common.settings import PairData, ProblemData, Prompt
 from scripts.common.sources import read_rows
@@ -13,9 +14,12 @@ from scripts.common.strict_yaml import read_yaml
 
 def run_config(model: str) -> dict[str, Any]:
     """The settings of the run whose adapter, export or checkpoint this folder is, if any."""
-    if is_url(model) or not Path(policy.local_or_hub(model)).is_dir():
+    if is_url(model):
         return {}
-    for folder in list(Path(policy.local_or_hub(model)).parents)[:2]:
+    place = Path(model).absolute() if is_gguf(model) else Path(policy.local_or_hub(model))
+    if not place.exists():
+        return {}
+    for folder in list(place.parents)[:2]:
         path = folder / "config.yaml"
         settings = read_yaml(path) if path.is_file() else {}
         if {"model", "data", "training"} <= set(settings):
@@ -24,7 +28,11 @@ def run_config(model: str) -> dict[str, Any]:
 
 
 def weights_fingerprint(model: str) -> str | None:
-    """SHA-256 over the weight files of a local folder, so that a retrained one is not mistaken."""
+    """SHA-256 of a GGUF file, or over the weight files of a local folder, so that a retrained one
+    is not mistaken."""
+    if is_gguf(model):
+        with open(model, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     if is_url(model) or not (folder := Path(policy.local_or_hub(model))).is_dir():
         return None
     digest = hashlib.sha256()

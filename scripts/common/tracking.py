@@ -63,7 +63,9 @@ class RunFolder:
         if resume != "auto" or not self.finished:
             return False
         earlier = read_yaml(self.shared / "config.yaml")
-        changed = differences("", earlier, settings.model_dump(mode="json"))
+        asked = settings.model_dump(mode="json")
+        earlier["export"] = asked["export"]  # exports can be added to a finished run
+        changed = differences("", earlier, asked)
         if changed:
             raise ConfigError(
                 f"{self.path} is a finished run of other settings:\n         "
@@ -110,7 +112,7 @@ class RunFolder:
         """What must be the same for a checkpoint, and the scores taken before it, to be of this
         run: the settings that shape training and scores, the data, the base model's weights, and
         the versions."""
-        values = settings.model_dump(mode="json", exclude={"run", "tracking"})
+        values = settings.model_dump(mode="json", exclude={"run", "tracking", "export"})
         for name in ("save_total_limit", "logging_steps"):
             values["training"].pop(name)
         now = environment()

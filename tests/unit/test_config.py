@@ -16,6 +16,7 @@ from scripts.common import config, training
 from scripts.common.config import check_extra, describe, load_settings, parse_command_line
 from scripts.common.errors import ConfigError
 from scripts.common.settings import DPOSettings, GRPOSettings, Section
+from scripts.common.settings.export import Parity
 from scripts.common.strict_yaml import read_yaml
 from scripts.common.tracking import RunFolder
 from scripts.grpo import load_rewards
@@ -250,6 +251,7 @@ FLOATS = {  # every other number counts something, and 1.5 of it makes no sense
         )
     ),
     "evaluation.temperature",
+    *(f"export.parity.{name}" for name in Parity.model_fields if name.startswith("max_")),
     "rewards.format",
     "rewards.correctness",
 }

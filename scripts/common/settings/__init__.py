@@ -18,6 +18,7 @@ from scripts.common.settings.data import (
     Prompt,
     Source,
 )
+from scripts.common.settings.export import Export
 from scripts.common.settings.section import Section
 from scripts.common.settings.training import DPOTraining, GRPOTraining, Training
 
@@ -25,6 +26,7 @@ __all__ = [
     "DPOSettings",
     "DPOTraining",
     "Evaluation",
+    "Export",
     "GRPOSettings",
     "GRPOTraining",
     "Lora",
@@ -169,6 +171,7 @@ class DPOSettings(_Trained):
     training: DPOTraining
     evaluation: PairEvaluation = PairEvaluation()
     tracking: Tracking = Tracking()
+    export: Export = Export()
     run: Run
 
     @model_validator(mode="after")
@@ -204,6 +207,7 @@ class GRPOSettings(_Trained):
     training: GRPOTraining
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+    export: Export = Export()
     run: Run
 
     @model_validator(mode="after")

@@ -1,0 +1,73 @@
+"""Turn an adapter into files that run elsewhere, and prove that they behave like it.
+
+    ./run export outputs/grpo_gsm8k_16gb --to merged_16bit,gguf:q8_0,gguf:q4_k_m,ollama
+    ./run export path/to/adapter --base Qwen/Qwen2.5-0.5B-Instruct --to merged_16bit
+
+The adapter is merged into the 16-bit base weights, in float32, rounded once. Every file is
+compared with the adapter (GGUF: run by llama.cpp). What was found is in export.json; a file that
+does not pass is kept, marked as unproven, and ends the command with code 4. What is proven already
+is left as it is. GGUF needs llama.cpp's converter, which is fetched once; q4_k_m also needs a C++
+compiler, and minutes to build llama-quantize, once.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from scripts.common import config
+from scripts.common.errors import run_main
+from scripts.common.export import session, source
+from scripts.common.hub import push
+from scripts.common.model_card import write_model_card
+from scripts.common.report import ending
+from scripts.common.settings.export import ExportSettings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export what was asked for; returns the exit code."""
+    asked = parse(argv)
+    trained = source.find(asked.run, asked.output)
+    given = {
+        "to": asked.to.split(",") if asked.to else None,
+        "base": asked.base,
+        "dtype": asked.dtype,
+        "llama_cpp": asked.llama_cpp,
+    }
+    section = trained.run.get("export", {}) | {k: v for k, v in given.items() if v is not None}
+    settings = config.check_settings(
+        ExportSettings, {"export": section}, str(asked.run), asked.overrides
+    )
+    code = session.export(trained, settings.export)
+    if (trained.output / "config.yaml").exists():
+        write_model_card(trained.output)
+        ending.draw(trained.output)
+    if asked.push and code == 0:
+        files = [str(target) for target in settings.export.to]
+        print(f"Uploaded to {push(trained.output, asked.push, files, private=not asked.public)}")
+    return code
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="settings (also the `export` section of a run's YAML):\n"
+        + "\n".join(config.describe(ExportSettings)),
+    )
+    parser.add_argument("run", type=Path, help="run folder or adapter folder")
+    parser.add_argument("--to", metavar="TARGET,...", help="default: export.to of the run")
+    parser.add_argument("--base", help="16-bit base model (default: the one that was trained on)")
+    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16"])
+    parser.add_argument("--llama-cpp", metavar="PATH", help="llama.cpp tree or source archive")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload to the hub what was proven")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+    parser.add_argument("--output", type=Path, help="folder (default: the run folder)")
+    parser.add_argument("overrides", nargs="*", metavar="export.key=value")
+    return parser.parse_intermixed_args(argv)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,272 @@
+"""Exports of an adapter on the demo model: made, proven, corrupted, killed, and scored."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common.errors import ConfigError
+from scripts.common.export import gguf, llama_cpp, merge, parity, reference, texts
+from scripts.common.export.record import Check
+from scripts.common.export.weights import check_weights
+from scripts.common.settings.export import Parity
+from tests.helpers import ROOT, make_adapter, run_script
+
+DEMO = ROOT / "assets" / "demo_model"
+PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
+SMALL = [
+    "export.parity.new_tokens=24",
+    "export.parity.problems=4",
+    "export.parity.answer_tokens=24",
+]
+LIMITS = Parity(new_tokens=24, problems=4, answer_tokens=24)
+TEXTS = texts.gate_texts({}, 4)
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def tree() -> Path:
+    """The pinned llama.cpp, for its converter alone: nothing is compiled."""
+    try:
+        return llama_cpp.find_tree(None)
+    except ConfigError as error:
+        pytest.skip(f"llama.cpp is not in the cache and cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(DEMO, tmp_path_factory.mktemp("adapters") / "tiny", spread=0.02)
+
+
+@pytest.fixture(scope="module")
+def exported(adapter: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with merged weights, f16 and q8_0, each proven; not to be written to."""
+    folder = tmp_path_factory.mktemp("exported")
+    result = export(adapter, folder, "merged_16bit,gguf:f16,gguf:q8_0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def export(adapter: Path, folder: Path, to: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return run_script("export", adapter, "--output", folder, "--to", to, *SMALL, *more)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "export.json").read_text(encoding="utf-8")))
+
+
+def test_every_target_is_proven_and_recorded(exported: Path, adapter: Path) -> None:
+    found = record(exported)
+    assert found["base"]["name"] == str(DEMO) and found["base"]["dtype"] == "float32"
+    assert list(found["exports"]) == ["merged_16bit", "gguf:f16", "gguf:q8_0"]
+    names = {"chat_template", "tokenisation"}
+    for target, more in {
+        "merged_16bit": {
+            "weight_error",
+            "relative_logit_difference",
+            "max_logit_difference",
+            "greedy_text",
+        },
+        "gguf:f16": {"max_log_prob_difference", "greedy_text"},
+        "gguf:q8_0": {"perplexity_change", "answer_disagreement"},
+    }.items():
+        entry = found["exports"][target]
+        assert entry["proven"] and {c["name"] for c in entry["checks"]} == names | more
+        assert (exported / entry["path"]).exists()
+    assert not [p for p in exported.rglob("*") if "partial" in p.name]
+    merged = exported / "merged_16bit"
+    generation = json.loads((merged / "generation_config.json").read_text())
+    assert generation["do_sample"] is False and generation["eos_token_id"] == 2
+    template = "chat_template.jinja"
+    assert (merged / template).read_text() == (DEMO / template).read_text()
+
+
+def test_a_second_call_leaves_what_is_proven(exported: Path, adapter: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in exported.rglob("*") if p.is_file()}
+    result = export(adapter, exported, "merged_16bit,gguf:f16,gguf:q8_0")
+    assert result.returncode == 0 and result.stdout.count("proven already") == 3
+    changed = [p.name for p, t in before.items() if p.stat().st_mtime_ns != t]
+    assert changed in ([], [".export.lock"])
+
+
+def test_a_failed_gate_ends_with_4_and_keeps_the_file(adapter: Path, tmp_path: Path) -> None:
+    strict = "export.parity.max_logit_difference=1e-9"
+    result = export(adapter, tmp_path, "merged_16bit", strict)
+    assert result.returncode == 4 and "UNPROVEN: merged_16bit" in result.stdout
+    entry = record(tmp_path)["exports"]["merged_16bit"]
+    assert entry["proven"] is False and (tmp_path / entry["path"] / "config.json").is_file()
+
+
+def test_a_gguf_file_is_scored_through_llama_cpp(exported: Path, tmp_path: Path) -> None:
+    arguments = ["--data", PROBLEMS, "--limit", "32", "--max-new-tokens", "32"]
+    scores = []
+    for number, model in enumerate((exported / "gguf").glob("*.gguf")):
+        folder = tmp_path / str(number)
+        result = run_script("evaluate", "--model", model, *arguments, "--output", folder)
+        assert result.returncode == 0, result.stderr
+        report = json.loads((folder / "report.json").read_text())
+        assert report["weights"] and report["measures"]["strict"]["n"] == 32
+        scores.append(report["measures"]["strict"]["value"])
+    assert len(scores) == 2
+
+
+@pytest.fixture(scope="module")
+def trained(adapter: Path) -> parity.Greedy:
+    return greedy(adapter)
+
+
+def greedy(adapter: Path) -> parity.Greedy:
+    known = reference.adapter_reference(DEMO, adapter)
+    return parity.greedy_texts(known, TEXTS.conversations, LIMITS.new_tokens)
+
+
+Edit = Callable[[Path], None]
+
+
+def without(pattern: str) -> Edit:
+    """Leave the adapter of some layers out."""
+
+    def edit(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        path = folder / "adapter_model.safetensors"
+        weights = load_file(path)
+        for name in [n for n in weights if re.search(pattern, n) and "lora_B" in n]:
+            weights[name].zero_()
+        save_file(weights, path)
+
+    return edit
+
+
+def with_config(**values: Any) -> Edit:
+    def edit(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return edit
+
+
+def with_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|im_start|>assistant", "<|im_start|>model"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "caught"),
+    [
+        (None, set()),
+        (without(r"layers\.1\."), {"weight_error", "relative_logit_difference"}),
+        (without(r"layers\.3\.mlp\.down_proj"), {"weight_error"}),
+        (with_config(lora_alpha=33), {"weight_error"}),
+        (with_config(use_rslora=True), {"weight_error", "relative_logit_difference"}),
+        (with_template, {"chat_template"}),
+    ],
+    ids=["right", "layer", "projection", "scale", "rslora", "template"],
+)
+def test_a_corrupted_merge_is_caught(
+    edit: Edit | None,
+    caught: set[str],
+    adapter: Path,
+    trained: parity.Greedy,
+    tmp_path: Path,
+) -> None:
+    wrong = tmp_path / "adapter"
+    shutil.copytree(adapter, wrong)
+    if edit:
+        edit(wrong)
+    merge.merge(DEMO, wrong, "float16", tmp_path / "merged")
+    checks = parity.check_merged(trained, tmp_path / "merged", TEXTS, LIMITS)
+    checks.append(check_weights(DEMO, adapter, tmp_path / "merged"))
+    failed = {check.name for check in checks if not check.passed}
+    assert caught <= failed and bool(failed) == bool(caught), checks
+
+
+@pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"r": 4}])
+def test_kinds_of_lora_merge_to_what_they_compute(options: dict[str, Any], tmp_path: Path) -> None:
+    adapter = make_adapter(DEMO, tmp_path / "adapter", spread=0.02, **options)
+    merge.merge(DEMO, adapter, "float32", tmp_path / "merged")
+    exact = LIMITS.model_copy(update={"max_logit_difference": 1e-4})
+    checks = parity.check_merged(greedy(adapter), tmp_path / "merged", TEXTS, exact)
+    merge.merge(DEMO, adapter, "bfloat16", tmp_path / "rounded")
+    checks.append(check_weights(DEMO, adapter, tmp_path / "rounded"))
+    assert all(check.passed for check in checks), checks
+
+
+def test_an_incomplete_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    wrong = tmp_path / "adapter"
+    shutil.copytree(adapter, wrong)
+    weights = load_file(wrong / "adapter_model.safetensors")
+    weights.pop(next(name for name in weights if "layers.2" in name))
+    save_file(weights, wrong / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match=r"1 tensors are on one side only.*layers\.2"):
+        merge.merge(DEMO, wrong, "float16", tmp_path / "merged")
+
+
+def checks_of_gguf(file: Path, merged: Path) -> list[Check]:
+    answers = parity.MergedAnswers(merged, TEXTS, LIMITS)
+    return parity.check_gguf(file, "f16", answers, TEXTS, LIMITS)
+
+
+def test_a_gguf_of_other_weights_or_template_is_caught(
+    exported: Path, tree: Path, tmp_path: Path
+) -> None:
+    merged = exported / "merged_16bit"
+    of_base = tmp_path / "of_base.gguf"
+    gguf.write_gguf(DEMO, "f16", of_base, "x", str(tree))
+    failed = {check.name for check in checks_of_gguf(of_base, merged) if not check.passed}
+    assert "max_log_prob_difference" in failed
+    wrong = shutil.copytree(merged, tmp_path / "wrong")
+    with_template(wrong)
+    gguf.write_gguf(wrong, "f16", tmp_path / "wrong.gguf", "x", str(tree))
+    failed = {c.name for c in checks_of_gguf(tmp_path / "wrong.gguf", merged) if not c.passed}
+    assert failed == {"chat_template"}
+
+
+def test_an_unknown_tokenizer_is_refused_in_plain_words(tree: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(DEMO, tmp_path / "model")
+    tokenizer = (model / "tokenizer.json").read_text(encoding="utf-8")
+    (model / "tokenizer.json").write_text(tokenizer.replace('"NFC"', '"NFKC"'))
+    with pytest.raises(ConfigError, match="does not know this tokenizer"):
+        gguf.write_gguf(model, "f16", tmp_path / "x.gguf", "x", str(tree))
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_killed_at_random_points_it_ends_as_if_never_killed(
+    adapter: Path, tree: Path, tmp_path: Path
+) -> None:
+    to = "merged_16bit,gguf:f16,gguf:q4_k_m"
+    started = time.monotonic()
+    whole = export(adapter, tmp_path / "whole", to)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    seconds = time.monotonic() - started
+    expected = {name: e["files"] for name, e in record(tmp_path / "whole")["exports"].items()}
+    chance = random.Random(0)
+    script = [sys.executable, str(ROOT / "scripts" / "export.py"), str(adapter)]
+    for number in range(6):
+        folder = tmp_path / str(number)
+        command = [*script, "--output", str(folder), "--to", to, *SMALL]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(chance.uniform(0.3, 1.0) * seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done = record(folder)["exports"] if (folder / "export.json").exists() else {}
+        assert all(expected[name] == entry["files"] for name, entry in done.items())
+        result = export(adapter, folder, to)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert result.stdout.count("proven already") == len(done)
+        found = {name: e["files"] for name, e in record(folder)["exports"].items()}
+        assert found == expected

@@ -1,0 +1,268 @@
+"""The parts of an export that need no model: what is exported, from what, and what is believed."""
+
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common.errors import ConfigError
+from scripts.common.export import llama_cpp, merge, room, session, source
+from scripts.common.export.gguf import known_pre_tokenizer
+from scripts.common.export.record import Check, Record, at_most
+from scripts.common.llama_server import is_gguf
+from scripts.common.settings.export import Parity
+from tests.helpers import ROOT
+from tests.unit.conftest import Ask
+
+DEMO = ROOT / "assets" / "demo_model"
+BASE = {"name": "base", "dtype": "bfloat16", "sha256": "b"}
+GATE = {"dtype": "bfloat16", "parity": {}}
+PASSED = [Check("tokenisation", 0, 0, True)]
+
+
+def make_config(folder: Path, **values: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"peft_type": "LORA", "target_modules": ["q_proj"], **values}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_targets_come_after_what_they_are_made_from() -> None:
+    assert session.in_order(["gguf:q8_0"]) == ["merged_16bit", "gguf:q8_0"]
+    assert session.in_order(["ollama", "gguf:f16", "merged_16bit", "gguf:f16"]) == [
+        "merged_16bit",
+        "gguf:f16",
+        "ollama",
+    ]
+    assert session.in_order(["ollama"]) == ["merged_16bit", "gguf:q8_0", "ollama"]
+
+
+@pytest.fixture
+def proven(tmp_path: Path) -> Record:
+    """The record of a folder that holds one proven export."""
+    (tmp_path / "merged_16bit").mkdir()
+    (tmp_path / "merged_16bit" / "model.safetensors").write_bytes(b"weights")
+    record = Record(tmp_path, BASE, "a")
+    assert record.add("merged_16bit", tmp_path / "merged_16bit", 1.0, GATE, PASSED)
+    return record
+
+
+def again(record: Record, base: dict[str, str] = BASE, adapter: str = "a") -> Record:
+    return Record(record.folder, base, adapter)
+
+
+def test_what_is_proven_is_believed_while_nothing_changes(proven: Record) -> None:
+    assert again(proven).proven("merged_16bit", GATE)
+    assert not again(proven).proven("gguf:f16", GATE)
+    assert not again(proven).proven("merged_16bit", {**GATE, "dtype": "float16"})
+
+
+@pytest.mark.parametrize("content", [b"w3ights", b"weight", None])
+def test_changed_files_are_not_believed(proven: Record, content: bytes | None) -> None:
+    path = proven.folder / "merged_16bit" / "model.safetensors"
+    path.unlink() if content is None else path.write_bytes(content)
+    assert not again(proven).proven("merged_16bit", GATE)
+
+
+def test_exports_of_other_weights_stay_listed_as_unproven(proven: Record) -> None:
+    for other in (again(proven, adapter="retrained"), again(proven, {**BASE, "sha256": "c"})):
+        assert not other.proven("merged_16bit", GATE)
+        assert other.content["exports"]["merged_16bit"]["stale"] == "made from other weights"
+
+
+def test_one_failed_check_makes_a_file_unproven(proven: Record) -> None:
+    checks = [*PASSED, at_most("max_logit_difference", 3.0, 0.25)]
+    assert not proven.add("merged_16bit", proven.folder / "merged_16bit", 1.0, GATE, checks)
+    assert not again(proven).proven("merged_16bit", GATE)
+    entry = json.loads(proven.path.read_text())["exports"]["merged_16bit"]
+    assert entry["proven"] is False
+    assert [check["passed"] for check in entry["checks"]] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "passed"),
+    [(0, 0, True), (0.25, 0.25, True), (0.3, 0.25, False), (float("nan"), 1.0, False)],
+)
+def test_a_value_passes_up_to_its_limit(value: float, limit: float, passed: bool) -> None:
+    check = at_most("name", value, limit)
+    assert check.passed is passed
+    json.dumps(check.value, allow_nan=False)
+
+
+@pytest.mark.parametrize("crash_at", range(5))
+def test_a_crash_never_leaves_what_a_later_call_believes(
+    proven: Record, crash_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two steps on the disk; the call after it ends with the whole new export."""
+    final = proven.folder / "merged_16bit"
+
+    def write(into: Path) -> list[Check]:
+        into.mkdir()
+        (into / "model.safetensors").write_bytes(b"new")
+        return PASSED
+
+    steps = 0
+
+    def crashing(real: Any) -> Any:
+        def step(*arguments: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps > crash_at:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        return step
+
+    other = {**GATE, "dtype": "float16"}
+    with monkeypatch.context() as patched:
+        for name in ("replace", "fsync"):
+            patched.setattr(os, name, crashing(getattr(os, name)))
+        with pytest.raises(KeyboardInterrupt):
+            path, checks = session._whole(final, write)
+            proven.add("merged_16bit", path, 1.0, other, checks)
+    assert not again(proven).proven("merged_16bit", other)
+    kept = final / "model.safetensors"
+    assert not kept.exists() or kept.read_bytes() in (b"weights", b"new")
+
+    path, checks = session._whole(final, write)
+    assert proven.add("merged_16bit", path, 1.0, other, checks)
+    assert again(proven).proven("merged_16bit", other)
+    assert [p.name for p in proven.folder.iterdir() if ".partial" in p.name] == []
+
+
+def test_a_run_folder_an_adapter_of_a_run_and_a_lone_adapter(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    make_config(run / "adapter")
+    (run / "config.yaml").write_text("model: {name: x}\n")
+    for path in (run, run / "adapter"):
+        found = source.find(path, None)
+        assert (found.adapter, found.output, found.name) == (run / "adapter", run, "my-run")
+        assert found.run == {"model": {"name": "x"}}
+    lone = source.find(make_config(tmp_path / "lone"), None)
+    assert (lone.output, lone.run) == (ROOT / "outputs" / "export" / "lone", {})
+    assert source.find(tmp_path / "lone", tmp_path / "out").output == tmp_path / "out"
+    with pytest.raises(ConfigError, match=r"neither a run folder .* adapter_config.json"):
+        source.find(tmp_path, None)
+
+
+def test_the_base_is_the_runs_then_the_adapters_then_what_was_asked(tmp_path: Path) -> None:
+    adapter = make_config(tmp_path / "adapter", base_model_name_or_path=str(DEMO))
+    trained = source.Trained(adapter, tmp_path, "x", {})
+    assert source.base_folder(trained, None) == (str(DEMO), DEMO)
+    other = shutil.copytree(DEMO, tmp_path / "other")
+    of_run = source.Trained(adapter, tmp_path, "x", {"model": {"name": str(other)}})
+    assert source.base_folder(of_run, None)[1] == other
+    assert source.base_folder(of_run, str(DEMO))[1] == DEMO
+
+
+def test_a_quantised_base_is_refused_and_its_name_led_back(tmp_path: Path) -> None:
+    quantised = shutil.copytree(DEMO, tmp_path / "quantised")
+    config = json.loads((quantised / "config.json").read_text())
+    config["quantization_config"] = {"load_in_4bit": True}
+    (quantised / "config.json").write_text(json.dumps(config))
+    adapter = make_config(tmp_path / "adapter", base_model_name_or_path=str(quantised))
+    with pytest.raises(ConfigError, match=r"quantised weights.*--base"):
+        source.base_folder(source.Trained(adapter, tmp_path, "x", {}), None)
+    shutil.copytree(DEMO, tmp_path / "real")
+    adapter = make_config(
+        tmp_path / "adapter2", base_model_name_or_path=f"{tmp_path}/real-unsloth-bnb-4bit"
+    )
+    found = source.base_folder(source.Trained(adapter, tmp_path, "x", {}), None)
+    assert found[1] == tmp_path / "real"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"peft_type": "LOHA"}, "is a LOHA adapter"),
+        ({"modules_to_save": ["lm_head"]}, "trains whole modules"),
+        ({"bias": "all"}, "trains biases"),
+        ({"trainable_token_indices": [1]}, "trains token embeddings"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "changes lm_head .tied"),
+        ({"target_modules": ["model.embed_tokens"]}, "changes embed_tokens"),
+    ],
+)
+def test_what_cannot_be_merged_exactly_is_refused(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        merge.check_adapter(make_config(tmp_path, **values), DEMO)
+
+
+def test_the_type_of_the_merged_weights(tmp_path: Path) -> None:
+    assert merge.target_dtype(DEMO, "auto") == "float16"  # the demo model is in float32
+    assert merge.target_dtype(DEMO, "bfloat16") == "bfloat16"
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    assert merge.target_dtype(tmp_path, "auto") == "bfloat16"
+
+
+def test_a_pre_tokenizer_is_known_by_its_rules_alone(tmp_path: Path) -> None:
+    assert known_pre_tokenizer(DEMO) == "qwen2"
+    tokenizer = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
+    split = tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]
+    split["Regex"] = split["Regex"].replace(r"\p{N}|", r"\p{N}{1,3}|")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert known_pre_tokenizer(tmp_path) is None
+
+
+def test_no_room_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 10**6))
+    with pytest.raises(ConfigError, match=r"0.0 GB free on the disk.*needs 0.2 GB"):
+        room.check_room(DEMO, tmp_path, ["merged_16bit", "gguf:q4_k_m"])
+    room.check_room(DEMO, tmp_path, [])
+
+
+def test_only_the_pinned_archive_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    archive = tmp_path / "llama_cpp_python.tar.gz"
+    archive.write_bytes(b"something else")
+    with pytest.raises(ConfigError, match="is not the pinned"):
+        llama_cpp.find_tree(str(archive))
+    with pytest.raises(ConfigError, match=r"no llama.cpp tree: there is no convert_hf"):
+        llama_cpp.find_tree(str(tmp_path))
+    (tmp_path / llama_cpp.CONVERTER).touch()
+    assert llama_cpp.find_tree(str(tmp_path)) == tmp_path
+    with pytest.raises(ConfigError, match="has no llama-quantize"):
+        llama_cpp.find_quantizer(tmp_path)
+    (tmp_path / "build" / "bin").mkdir(parents=True)
+    (tmp_path / "build" / "bin" / "llama-quantize").touch()
+    assert llama_cpp.find_quantizer(tmp_path).parent.name == "bin"
+
+
+def test_a_gguf_file_is_told_from_a_url(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    assert is_gguf(str(tmp_path / "a.gguf"))
+    assert not is_gguf("http://127.0.0.1/a.gguf") and not is_gguf(str(DEMO))
+    with pytest.raises(ConfigError, match="there is no file"):
+        is_gguf(str(tmp_path / "b.gguf"))
+
+
+def test_help_and_wrong_requests_answer_at_once(ask: Ask, tmp_path: Path) -> None:
+    result, seconds = ask("export", "--help", within=1.0)
+    assert result.returncode == 0 and "export.parity.max_logit_difference" in result.stdout
+    assert seconds < 1.0
+    adapter = make_config(tmp_path / "adapter", base_model_name_or_path=str(DEMO))
+    for arguments, message in (
+        ([tmp_path / "none"], "neither a run folder"),
+        ([adapter], "nothing to export"),
+        ([adapter, "--to", "gguf:q5_k_m"], "export.to.0: should be 'merged_16bit'"),
+        ([adapter, "export.parity.problem=3"], "Did you mean 'problems'?"),
+    ):
+        result, seconds = ask("export", *arguments, within=1.0)
+        assert (result.returncode, message in result.stderr) == (2, True), result.stderr
+        assert seconds < 1.0
+
+
+def test_settings_have_defaults_that_export_nothing() -> None:
+    from scripts.common.settings import Export
+
+    assert Export().to == [] and Export().parity == Parity()
