@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
+# Beside the project, or carried inside it to a machine that has nothing else.
+SHARED = next(
+    (path for path in (ROOT.parent / "shared" / "data", ROOT / ".gpu" / "data") if path.is_dir()),
+    ROOT.parent / "shared" / "data",
+)
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 needs_shared = pytest.mark.skipif(

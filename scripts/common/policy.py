@@ -6,6 +6,7 @@ off. With no GPU, Unsloth trains on the CPU through the same calls.
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import logging
 import os
@@ -19,8 +20,9 @@ from typing import Any
 from scripts.common import adapter
 from scripts.common.checkpoint import disk_full_error, is_disk_full
 from scripts.common.config import ROOT
+from scripts.common.decoding import admit_decode_graphs
 from scripts.common.errors import ConfigError
-from scripts.common.settings import Lora, Model, Training
+from scripts.common.settings import Lora, Model, RolloutModel, Training
 from scripts.common.strict_yaml import read_yaml
 from scripts.common.trust import check_model_folder, fingerprint
 
@@ -205,6 +207,7 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             revision=model.revision,
             use_gradient_checkpointing=checkpointing,
             **TRUSTED,
+            **_vllm_arguments(model, lora),
         )
         policy = FastLanguageModel.get_peft_model(
             base,
@@ -217,7 +220,42 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             **adapter.peft_arguments(lora),
         )
         adapter.settle_start(policy, lora, local_or_hub(model.name), model.revision)
-    return policy, _settle(policy, tokenizer)
+    tokenizer = _settle(policy, tokenizer)
+    if isinstance(model, RolloutModel) and model.decode_graphs:
+        _admit_decode_graphs(policy)
+    return policy, tokenizer
+
+
+def _vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
+    """What loading needs so that rollouts are sampled with vLLM; nothing where they are not.
+
+    Raises:
+        ConfigError: vLLM is asked for and cannot be used here.
+    """
+    import torch
+
+    if not isinstance(model, RolloutModel) or model.fast_inference == "never":
+        return {}
+    installed = importlib.util.find_spec("vllm") is not None
+    if not (installed and torch.cuda.is_available()):
+        if model.fast_inference == "auto":
+            return {}
+        missing = "has no GPU" if installed else "has no vLLM (pip install vllm)"
+        raise ConfigError(f"model.fast_inference: this machine {missing}; use auto or never")
+    rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM knows powers of two
+    return {"fast_inference": True, "max_lora_rank": rank}
+
+
+def _admit_decode_graphs(policy: Any) -> None:
+    """Switch CUDA-graph decoding on where it is as good as eager decoding; say if it is not."""
+    if "unsloth.models" not in sys.modules:  # Unsloth has no such module without a GPU
+        why_not: str | None = "it needs an NVIDIA GPU"
+    else:
+        graphs = importlib.import_module("unsloth.models._decode_graphs")
+        with inference_mode(policy):
+            why_not = admit_decode_graphs(policy, graphs)
+    said = f"not used: {why_not}" if why_not else "give what eager decoding gives: used"
+    print(f"note: model.decode_graphs: CUDA graphs {said}")
 
 
 def load_for_scoring(

@@ -38,6 +38,7 @@ __all__ = [
     "ProblemData",
     "ProblemSet",
     "Prompt",
+    "RolloutModel",
     "Run",
     "Section",
     "Source",
@@ -61,6 +62,16 @@ class Model(Section):
     """GPU memory this config needs; a smaller GPU is refused before anything is loaded."""
     smaller_config: str | None = None
     """The config to name when this one does not fit the GPU."""
+
+
+class RolloutModel(Model):
+    """A model that also samples the completions that it learns from."""
+
+    decode_graphs: bool = False
+    """Decode rollouts by CUDA graphs, once they gave the same bits as eager decoding at start-up.
+    Not yet proven on a GPU."""
+    fast_inference: Literal["never", "auto", "always"] = "never"
+    """Sample rollouts with vLLM; auto: where it is installed and there is a GPU. Not yet proven."""
 
 
 class Lora(Section):
@@ -199,6 +210,7 @@ class DPOSettings(_Trained):
 class GRPOSettings(_Trained):
     """Settings of scripts/grpo.py."""
 
+    model: RolloutModel
     data: ProblemData
     prompt: Prompt = Prompt()
     rewards: dict[str, float] = Field({"format": 1.0, "correctness": 1.0}, min_length=1)

@@ -1,0 +1,400 @@
+"""This project beside stock trl, on one GPU: seconds a step, tokens a second, memory, utilisation.
+
+    python tests/bench/gpu.py                          # DPO and GRPO at the shape of Qwen2.5-0.5B
+    python tests/bench/gpu.py --size cpu               # the same with the demo model, on any CPU
+    python tests/bench/gpu.py --memory-limit 15        # does every config fit a 16 GB card?
+    python tests/bench/gpu.py --sweep                  # each lever of levers.py, one at a time
+    python tests/bench/gpu.py --lever decode_graphs training.optim=adamw_torch_fused
+
+Each measurement is a process of its own (see side.py for the sides); they take turns, the order of
+the sides changing with every round. Weights are random at the exact shape, the tokenizer and the
+data are real, and completions are forced to recorded lengths. Results are written as they come:
+the same command goes on where a run was cut. Measured:
+
+- seconds a step: median over `--steps` steps after `--warmup`, from the end of one optimizer step
+  to the end of the next, with data loading, logging and callbacks;
+- rates: completions, pairs or tokens of the measured steps, at the speed of the median step;
+- model FLOP utilisation: FLOPs that the model needs (devices.py has the formula; what gradient
+  checkpointing repeats is not counted) a second, as a share of the card's 16-bit peak;
+- bandwidth utilisation of decoding: bytes of weights, once a decoding step, and of keys and values
+  of the rows still being written, a second of generation, as a share of the card's bandwidth;
+- peaks of memory since the process started, by PyTorch's allocator.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.bench.levers import BY_NAME, LEVERS
+
+SIDES = ("project", "stock", "stock_16bit")
+CONFIGS = {
+    "gpu": {"grpo": "configs/grpo_gsm8k_16gb.yaml", "dpo": "configs/dpo_french_16gb.yaml"},
+    "cpu": {"grpo": "configs/grpo_demo.yaml", "dpo": "configs/dpo_demo.yaml"},
+}
+FITTED = (
+    *("configs/grpo_gsm8k_16gb.yaml", "configs/dpo_french_16gb.yaml"),
+    *("configs/grpo_gsm8k_t4.yaml", "configs/dpo_french_t4.yaml"),
+)
+SMALL = {  # the demo's batches, cut so that a step on a CPU takes about a second
+    "grpo": ["training.per_device_train_batch_size=32"],
+    "dpo": [],
+}
+RESULTS = Path(__file__).parent / "results"
+SHOWN = {
+    "seconds_a_step": "s/step",
+    "process_seconds_a_step": "processor s/step",
+    "completions_a_second": "completions/s",
+    "pairs_a_second": "pairs/s",
+    "tokens_a_second": "tokens/s",
+    "peak_allocated_gib": "peak GiB",
+    "peak_reserved_gib": "reserved GiB",
+    "model_flops_utilisation": "MFU",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A measurement and what it is called in the results."""
+
+    part: str
+    """compare, fit or lever."""
+    name: str
+    round: int
+    spec: dict[str, Any]
+
+    def key(self, places: dict[str, str]) -> str:
+        """The same job gives the same key, whenever and wherever it is run."""
+        text = json.dumps([self.part, self.name, self.round, self.spec], sort_keys=True)
+        return hashlib.sha256(hide(text, places).encode()).hexdigest()[:16]
+
+
+def hide(text: str, places: dict[str, str]) -> str:
+    """The text with this machine's folders under the names that they have in `places`."""
+    for place, name in sorted(places.items(), key=lambda item: len(item[0]), reverse=True):
+        text = text.replace(place, name)
+    return text
+
+
+# --- what to measure ------------------------------------------------------------------------------
+
+
+def data_overrides(task: str, size: str, folder: Path | None, model: Path | None) -> list[str]:
+    """Where the model and the data are on this machine."""
+    if size == "cpu":
+        return SMALL[task]
+    assert folder and model
+    if task == "grpo":
+        return [
+            f"model.name={model}",
+            f"data.train={{path: '{folder}/gsm8k/train.jsonl'}}",
+            f"data.eval={{path: '{folder}/gsm8k/test.jsonl'}}",
+        ]
+    return [
+        f"model.name={model}",
+        f"data.train={{path: '{folder}/french-preferences/preferences.json'}}",
+        "data.columns={prompt: instruction, chosen: chosen, rejected: rejected}",
+        "data.format=columns",
+        "data.holdout=20",
+    ]
+
+
+def plan(arguments: argparse.Namespace, folder: Path | None, model: Path | None) -> list[Job]:
+    """The jobs, the most important first."""
+    steps = {"cycles": arguments.steps, "warmup": arguments.warmup}
+
+    def spec(task: str, side: str, config: str, overrides: Sequence[str] = (), **more: Any) -> Any:
+        where = data_overrides(task, arguments.size, folder, model)
+        values = {"task": task, "side": side, "config": config, **steps, **more}
+        return {**values, "overrides": [*where, *overrides]}
+
+    tasks = [task for task in ("grpo", "dpo") if arguments.task in (None, task)]
+    configs = CONFIGS[arguments.size]
+    own = arguments.overrides
+    jobs = []
+    if arguments.memory_limit is not None:
+        capped = {"memory_limit": arguments.memory_limit, "longest": True, "cycles": 2, "warmup": 1}
+        for config in FITTED:
+            task = "grpo" if "/grpo_" in config else "dpo"
+            values = spec(task, "project", config, own, flash="t4" not in config, **capped)
+            jobs.append(Job("fit", config, 0, values))
+        return [job for job in jobs if job.spec["task"] in tasks]
+    if arguments.sweep or arguments.lever:
+        for task in tasks:
+            shipped = spec(task, "project", configs[task])
+            jobs.append(Job("lever", f"{task}: as shipped", 0, shipped))
+        for lever in [BY_NAME[name] for name in arguments.lever] or LEVERS:
+            task, changes = lever.task, (*lever.overrides, *own)
+            environment = dict(lever.environment)
+            values = spec(task, "project", configs[task], changes, environment=environment)
+            jobs.append(Job("lever", f"{task}: {lever.name}", 0, values))
+        return [job for job in jobs if job.spec["task"] in tasks]
+    for number in range(arguments.rounds):
+        sides = [side for side in SIDES if side in arguments.sides]
+        for side in reversed(sides) if number % 2 else sides:
+            for task in tasks:
+                values = spec(task, side, configs[task], own if side == "project" else [])
+                jobs.append(Job("compare", f"{task}: {side}", number, values))
+    # Project and stock of both scripts before the third side.
+    return sorted(jobs, key=lambda job: (job.round, job.spec["side"] == "stock_16bit"))
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def run_job(job: Job, work: Path, places: dict[str, str], timeout: float) -> dict[str, Any]:
+    """Run side.py on the job; what came of it, whatever that is: ok, failed or cut."""
+    folder = work / job.key(places)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec, result, log = folder / "spec.json", folder / "result.json", folder / "log"
+    result.unlink(missing_ok=True)
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    spec.write_text(json.dumps(job.spec), encoding="utf-8")
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "WANDB_MODE": "disabled",
+        **os.environ,
+        "BENCH_RUN": str(folder / "run"),
+        **job.spec.get("environment", {}),
+    }
+    started = time.monotonic()
+    with open(log, "w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("side.py")), str(spec), str(result)],
+            stdout=output,
+            stderr=output,
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(timeout=timeout)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            code = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    found: dict[str, Any] = {"wall_seconds": round(time.monotonic() - started, 1)}
+    if code == 0 and result.exists():
+        text = hide(result.read_text(encoding="utf-8"), places)
+        return {"status": "ok", **found, **json.loads(text)}
+    said = hide(log.read_text(encoding="utf-8", errors="replace"), places)
+    tail = said.strip().splitlines()[-40:]
+    if code is None:
+        return {"status": "cut", **found, "seconds_allowed": round(timeout), "log": tail[-5:]}
+    return {"status": "failed", **found, "exit_code": code, "error": tail[-1:], "log_tail": tail}
+
+
+def device_name() -> str:
+    """The first GPU's name, or CPU."""
+    code = (
+        "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'CPU')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return found.stdout.strip().splitlines()[-1]
+
+
+def find_data(given: Path | None) -> Path:
+    """The folder with gsm8k/, french-preferences/ and qwen2.5-tokenizer/."""
+    places = [given] if given else [ROOT.parent / "shared" / "data", ROOT / ".gpu" / "data"]
+    for place in places:
+        if place and (place / "gsm8k" / "train.jsonl").exists():
+            return place.resolve()
+    names = " or ".join(str(place) for place in places)
+    raise SystemExit(f"error: no gsm8k/train.jsonl in {names}; name the folder with --data")
+
+
+def make_model(work: Path, tokenizer: Path, **shape: int) -> Path:
+    """Random weights, made once in a process of its own: Qwen2.5-0.5B's shape but for `shape`."""
+    folder = work / "qwen2.5-random"
+    if not (folder / "tokenizer_config.json").exists():  # the last thing to be written
+        code = (
+            "import json, sys; from pathlib import Path; from tests.helpers import make_qwen; "
+            "make_qwen(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))"
+        )
+        command = [sys.executable, "-c", code, str(folder), str(tokenizer), json.dumps(shape)]
+        subprocess.run(command, check=True, cwd=ROOT)
+    return folder
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def summary(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds by part and name, and how the project compares with stock trl."""
+    names = list(dict.fromkeys((m["part"], m["name"]) for m in measurements))
+    table: dict[str, Any] = {}
+    for part, name in names:
+        rows = [m for m in measurements if (m["part"], m["name"]) == (part, name)]
+        done = [m for m in rows if m["status"] == "ok"]
+        values: dict[str, Any] = {
+            "status": "ok" if done else rows[-1]["status"],
+            "rounds": len(done),
+        }
+        for key in SHOWN:
+            seen = [m[key] for m in done if m.get(key) is not None]
+            if seen:
+                values[key] = round(statistics.median(seen), 4)
+        for key in ("share_of_step", "bandwidth_utilisation"):
+            seen = [
+                m["generation"][key] for m in done if m.get("generation", {}).get(key) is not None
+            ]
+            if seen:
+                values[f"generation_{key}"] = round(statistics.median(seen), 4)
+        table.setdefault(part, {})[name] = values
+    compared = table.get("compare", {})
+    ratios = {}
+    for task, rate in (("grpo", "completions_a_second"), ("dpo", "pairs_a_second")):
+        own = compared.get(f"{task}: project", {})
+        for side in SIDES[1:]:
+            other = compared.get(f"{task}: {side}", {})
+            for key, what in (
+                (rate, "times_the_rate"),
+                ("peak_allocated_gib", "share_of_the_peak"),
+            ):
+                if own.get(key) and other.get(key):
+                    name = f"{task}: project against {side}"
+                    ratios.setdefault(name, {})[what] = round(own[key] / other[key], 3)
+    return {**table, "project_against": ratios}
+
+
+def render(found: dict[str, Any]) -> str:
+    """The summary as a markdown table."""
+    lines = []
+    for part, rows in found.items():
+        if part == "project_against":
+            lines += [f"{name}: {values}" for name, values in rows.items()]
+            continue
+        keys = [key for key in SHOWN if any(key in row for row in rows.values())]
+        lines.append(f"| {part} | " + " | ".join(SHOWN[key] for key in keys) + " |")
+        lines.append("|---|" + "---|" * len(keys))
+        for name, row in rows.items():
+            cells = [
+                str(row.get(key, row["status"] if row["status"] != "ok" else "")) for key in keys
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Whole or not at all: the run may be cut at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def waiting(
+    jobs: Sequence[Job], done: Sequence[dict[str, Any]], places: dict[str, str]
+) -> list[Job]:
+    """The jobs without a result; one that was cut is tried again."""
+    finished = {m["key"] for m in done if m["status"] != "cut"}
+    return [job for job in jobs if job.key(places) not in finished]
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--task", choices=("grpo", "dpo"), help="only this script")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--steps", type=int, default=5, help="measured steps (default 5)")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them (default 2)")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of every side (default 1)")
+    parser.add_argument(
+        "--budget", type=float, help="seconds; what is left then waits for the next run"
+    )
+    parser.add_argument("--memory-limit", type=float, help="GiB: try every config under this cap")
+    parser.add_argument("--sweep", action="store_true", help="every lever of levers.py")
+    parser.add_argument("--lever", action="append", default=[], choices=sorted(BY_NAME))
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/, french-preferences/, ...")
+    parser.add_argument(
+        "--model", type=Path, help="model folder (default: made with random weights)"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="scratch folder (default: in the temporary folder)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON (default: results/gpu_<device>.json)")
+    parser.add_argument("--again", action="store_true", help="measure what has a result again")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="project side only"
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    until = time.monotonic() + (arguments.budget or float("inf"))
+    work = arguments.work or Path(tempfile.gettempdir()) / "posttrain-bench"
+    work.mkdir(parents=True, exist_ok=True)
+    device = device_name()
+    slug = "-".join(device.lower().split())
+    output = arguments.output or RESULTS / f"gpu_{slug}.json"
+    folder = model = None
+    if arguments.size == "gpu":
+        folder = find_data(arguments.data)
+        model = arguments.model or make_model(work, folder / "qwen2.5-tokenizer")
+    result: dict[str, Any] = {"device": device, "measurements": []}
+    if output.exists():
+        result = json.loads(output.read_text(encoding="utf-8"))
+        if result["device"] != device:
+            raise SystemExit(f"error: {output} is of {result['device']}; name another --output")
+    measurements = result["measurements"]
+    jobs = plan(arguments, folder, model)
+    known = {"PROJECT": ROOT, "WORK": work, "DATA": folder, "MODEL": model}
+    places = {str(place): name for name, place in known.items() if place}
+    left = jobs if arguments.again else waiting(jobs, measurements, places)
+    print(
+        f"{device}: {len(left)} of {len(jobs)} measurements to take; results in {output}",
+        flush=True,
+    )
+    unfinished = 0
+    for job in left:
+        remaining = until - time.monotonic()
+        if remaining < 20:
+            unfinished += 1
+            continue
+        found = run_job(job, work, places, min(remaining - 5, 1800.0))
+        key = job.key(places)
+        measurements[:] = [m for m in measurements if m["key"] != key]
+        names = {"key": key, "part": job.part, "name": job.name, "round": job.round}
+        measurements.append({**names, **found})
+        for key in ("device", "python", "versions"):
+            if key in found:
+                result[key] = found[key]
+        result["summary"] = summary(measurements)
+        write(output, result)
+        rate = found.get("seconds_a_step", found.get("error") or "")
+        print(
+            f"{job.part} {job.name}: {found['status']} {rate} ({found['wall_seconds']:.0f} s)",
+            flush=True,
+        )
+    print("\n" + render(result.get("summary", {})))
+    if unfinished:
+        print(f"{unfinished} measurements did not fit the budget; the same command goes on")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

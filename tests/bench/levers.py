@@ -1,0 +1,69 @@
+"""Settings to try one at a time against the shipped configuration; NOTES.md says what to expect."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A change to the project's side of one script."""
+
+    name: str
+    task: str
+    overrides: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+LEVERS = (
+    # GRPO, generation
+    Lever("decode_graphs", "grpo", ("model.decode_graphs=true",)),
+    Lever("fast_inference", "grpo", ("model.fast_inference=always",)),
+    Lever(
+        "continuous_batching",
+        "grpo",
+        ("training.extra={use_transformers_continuous_batching: true}",),
+    ),
+    Lever("generate_4_steps_at_once", "grpo", ("training.steps_per_generation=16",)),
+    # GRPO, training
+    Lever("grpo_16_bit", "grpo", ("model.load_in_4bit=false",)),
+    Lever(
+        "grpo_16_bit_decode_graphs",
+        "grpo",
+        ("model.load_in_4bit=false", "model.decode_graphs=true"),
+    ),
+    Lever("grpo_no_checkpointing", "grpo", ("training.gradient_checkpointing=false",)),
+    Lever(
+        "grpo_one_micro_batch",
+        "grpo",
+        ("training.per_device_train_batch_size=64", "training.gradient_accumulation_steps=1"),
+    ),
+    Lever("grpo_paged_8bit", "grpo", ("training.optim=paged_adamw_8bit",)),
+    Lever("grpo_adamw_fused", "grpo", ("training.optim=adamw_torch_fused",)),
+    Lever("grpo_rank_16", "grpo", ("lora.r=16", "lora.alpha=32")),
+    Lever(
+        "grpo_attention_only",
+        "grpo",
+        ("lora.target_modules=[q_proj, k_proj, v_proj, o_proj]",),
+    ),
+    Lever("no_prefix_sharing", "grpo", (), (("UNSLOTH_GRPO_PREFIX_GROUPER", "0"),)),
+    # DPO
+    Lever("dpo_16_bit", "dpo", ("model.load_in_4bit=false",)),
+    Lever("dpo_no_checkpointing", "dpo", ("training.gradient_checkpointing=false",)),
+    Lever("dpo_cached_reference", "dpo", ("training.precompute_ref_log_probs=true",)),
+    Lever(
+        "dpo_larger_micro_batch",
+        "dpo",
+        ("training.per_device_train_batch_size=16", "training.gradient_accumulation_steps=2"),
+    ),
+    Lever(
+        "dpo_length_grouped",
+        "dpo",
+        (
+            "training.extra={train_sampling_strategy: group_by_length, "
+            "remove_unused_columns: false}",
+        ),
+    ),
+    Lever("dpo_fused_loss", "dpo", (), (("UNSLOTH_FUSED_PREFERENCE_LOSS", "1"),)),
+    Lever("dpo_padding_free", "dpo", ("training.extra={padding_free: true}",)),
+    Lever("dpo_adamw_fused", "dpo", ("training.optim=adamw_torch_fused",)),
+)
+BY_NAME = {lever.name: lever for lever in LEVERS}

@@ -1,0 +1,212 @@
+"""Who builds the trainer: the project's own script, or stock trl with the same model and data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval.preference import Pair
+from scripts import dpo, grpo
+from scripts.common import data, policy, tracking, training
+from scripts.common.pairs import lengths as pair_lengths
+from scripts.common.settings import DPOSettings, GRPOSettings
+
+SETTINGS: dict[str, Any] = {"dpo": DPOSettings, "grpo": GRPOSettings}
+SCRIPTS: dict[str, Any] = {"dpo": dpo, "grpo": grpo}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to measure."""
+
+    task: str
+    """dpo or grpo."""
+    side: str
+    """project, stock or stock_16bit."""
+    config: str
+    """A YAML file of configs/."""
+    overrides: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    cycles: int = 5
+    """Measured steps; with several optimizer steps a generation, measured generations."""
+    warmup: int = 2
+    """Cycles before them."""
+    memory_limit: float | None = None
+    """GiB that PyTorch may take."""
+    longest: bool = False
+    """Every row as long as the config allows, to see the peak of memory."""
+    flash: bool = True
+    """false switches PyTorch's flash and cuDNN attention off, as on a T4."""
+    lengths: str = "recorded"
+    """Completions: recorded (forced to the recorded lengths), free, or fixed (none is generated:
+    the same random tokens and rewards on every side, for comparing losses)."""
+    adapter_seed: int | None = None
+    """Start from this random adapter, the same on every side, instead of one that does nothing."""
+
+
+def load_rows(spec: Spec, settings: Any, tokenizer: Any) -> list[Any]:
+    """The rows that the script would train on; with `longest` all as long as the config allows."""
+    if spec.task == "grpo":
+        problems, _ = data.load_problems(settings.data)
+        fitting = grpo.fitting(problems, tokenizer, settings, "training problems")
+        if spec.longest:  # by characters: the longest questions of the data
+            fitting = sorted(fitting, key=lambda p: len(p.question), reverse=True)[:64]
+        return fitting
+    pairs = data.load_pair_set(settings.data, settings.prompt)
+    sides = (pairs.train, pairs.held_out)
+    lengths = [pair_lengths.measure(side, tokenizer) for side in sides]
+    train, _ = dpo.fitting(pairs, lengths, settings)
+    if spec.longest:
+        train = [stretched(pair, tokenizer, settings.model.max_seq_length) for pair in train[:64]]
+    return train
+
+
+def stretched(pair: Any, tokenizer: Any, limit: int) -> Any:
+    """The pair with both replies repeated until it nearly fills the limit (some tokens merge)."""
+    prompt = pair_lengths.measure([pair], tokenizer)[0].prompt
+
+    def long(reply: str) -> str:
+        ids = tokenizer(reply + "\n", add_special_tokens=False)["input_ids"]
+        room = limit - prompt - 8
+        text: str = tokenizer.decode((ids * (room // len(ids) + 1))[:room])
+        return text
+
+    return Pair(pair.prompt, long(pair.chosen), long(pair.rejected) + ".")
+
+
+def build_project(
+    spec: Spec, settings: Any, run: tracking.RunFolder
+) -> tuple[Any, Callable[[], Any]]:
+    """The trainer of the project's script, and what trains it."""
+    script = SCRIPTS[spec.task]
+    tokenizer = policy.load_tokenizer(settings.model)
+    rows = load_rows(spec, settings, tokenizer)
+    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
+    run.open(fresh=False)
+    if spec.task == "grpo":
+        functions = grpo.load_rewards(settings, rows[0])
+        trainer, _ = grpo.build_trainer(model, tokenizer, rows, settings, functions, run)
+    else:
+        trainer, _ = dpo.build_trainer(model, tokenizer, rows, settings, run)
+    return trainer, lambda: training.train(trainer, settings, run, script.PROGRESS, None, {})
+
+
+def build_stock(
+    spec: Spec, settings: Any, run: tracking.RunFolder
+) -> tuple[Any, Callable[[], Any]]:
+    """The same with trl, transformers, peft and bitsandbytes alone."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+
+    if not torch.cuda.is_available():
+        plain_head()
+    set_seed(settings.training.seed)
+    tokenizer = policy.load_tokenizer(settings.model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = load_rows(spec, settings, tokenizer)
+    name = settings.model.dtype
+    dtype = torch.bfloat16 if name == "auto" or spec.side == "stock_16bit" else name
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    quantised = settings.model.load_in_4bit and spec.side == "stock"
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        policy.local_or_hub(settings.model.name),
+        dtype=dtype,
+        quantization_config=four_bit if quantised else None,
+        attn_implementation="sdpa",
+        device_map={"": 0} if torch.cuda.is_available() else None,
+    )
+    lora = settings.lora
+    owned = training.owned_arguments(run, settings.run.name, [])
+    common = {
+        "model": model,
+        "processing_class": tokenizer,
+        "peft_config": LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            use_rslora=lora.use_rslora,
+            task_type="CAUSAL_LM",
+        ),
+    }
+    if spec.task == "grpo":
+        from trl import GRPOConfig, GRPOTrainer
+
+        owned["reward_weights"] = list(settings.rewards.values())
+        arguments, _ = training.build_arguments(GRPOConfig, settings.training, owned, True)
+        prompts = [
+            {"prompt": grpo.conversation(p.question, settings.prompt.system), "answer": p.answer}
+            for p in rows
+        ]
+        trainer = GRPOTrainer(
+            args=arguments,
+            reward_funcs=list(grpo.load_rewards(settings, rows[0]).values()),
+            train_dataset=Dataset.from_list(prompts),
+            **common,
+        )
+    else:
+        from trl import DPOConfig, DPOTrainer
+
+        owned["max_length"] = settings.model.max_seq_length
+        arguments, _ = training.build_arguments(DPOConfig, settings.training, owned, True)
+        dataset = Dataset.from_list(dpo.trainer_rows(rows, tokenizer))
+        trainer = DPOTrainer(args=arguments, train_dataset=dataset, **common)
+    return trainer, trainer.train
+
+
+def plain_head() -> None:
+    """Let stock trl compute log-probabilities on a CPU: its own head is a Triton kernel for GPUs.
+
+    The same quantities from whole rows of logits; only where there is no GPU.
+    """
+    import torch
+    from trl.trainer import utils
+
+    class PlainHead:
+        @staticmethod
+        def apply(
+            hidden: Any,  # (tokens, hidden)
+            weight: Any,  # (vocabulary, hidden)
+            bias: Any,
+            targets: Any,  # (tokens,)
+            temperature: float,
+            _tile: int,
+            softcap: float | None,
+            scale: float,
+            outputs: tuple[str, ...],
+        ) -> tuple[Any, ...]:
+            """log-probabilities, entropy, log sum of squares, mean logit, whether it is the top."""
+            assert softcap is None
+            logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale / temperature
+            log_probs = logits.log_softmax(-1)
+            more = {
+                "entropy": lambda: -(log_probs.exp() * log_probs).sum(-1),
+                "log_sum_sq_probs": lambda: (2 * log_probs).logsumexp(-1).detach(),
+                "mean_logits": lambda: logits.mean(-1).detach(),
+                "is_top1": lambda: logits.argmax(-1) == targets,
+            }
+            chosen = log_probs.gather(-1, targets[:, None])[:, 0]
+            return chosen, *(make() if name in outputs else None for name, make in more.items())
+
+    utils._ChunkedLogProbFunction = PlainHead
+
+
+def seed_adapter(model: Any, seed: int) -> None:
+    """Random LoRA weights that are the same whoever made the adapter: drawn by name, on the CPU."""
+    import torch
+
+    for name, weight in sorted(model.named_parameters()):
+        if "lora_" in name:
+            generator = torch.Generator().manual_seed(seed + sum(name.encode()))
+            scale = weight.shape[1] ** -0.5 if "lora_A" in name else 0.02
+            drawn = scale * torch.randn(weight.shape, generator=generator)
+            with torch.no_grad():
+                weight.copy_(drawn.to(weight.dtype))

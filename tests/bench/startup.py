@@ -1,0 +1,168 @@
+"""Seconds from the command to the first optimizer step, by stage, on this machine.
+
+    python tests/bench/startup.py --output tests/bench/results/startup_cpu.json
+    python tests/bench/startup.py --config configs/grpo_gsm8k_16gb.yaml model.name=MODEL ...
+
+Runs the real main() of the script in a process of its own, with a clock around what it calls; the
+run ends after one step. A stage counts what no inner stage counts. Seconds of the processor are
+given beside those of the clock, which other work on the machine disturbs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)
+
+CONFIGS = ("configs/grpo_demo.yaml", "configs/dpo_demo.yaml")
+STAGES = (
+    *("python and settings", "data", "import Unsloth, trl, torch", "load tokenizer"),
+    *("tokenise", "load model", "score before", "build trainer", "first step", "other"),
+)
+STARTED = "BENCH_STARTED"  # wall clock, set by whoever starts the process
+
+
+class Stages:
+    """Time by stage; an inner stage's time is not the outer's."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self._open: list[str] = ["other"]
+        self._last = (float(os.environ[STARTED]), 0.0)
+
+    def switch(self) -> None:
+        """Add what passed since the last switch to the innermost stage."""
+        now = (time.time(), time.process_time())
+        total = self.seconds.setdefault(self._open[-1], [0.0, 0.0])
+        for i in (0, 1):
+            total[i] += now[i] - self._last[i]
+        self._last = now
+
+    def wrap(self, owner: Any, name: str, stage: str) -> None:
+        """Count the time inside owner.name as the stage."""
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            self.switch()
+            self._open.append(stage)
+            try:
+                return inner(*arguments, **named)
+            finally:
+                self.switch()
+                self._open.pop()
+
+        setattr(owner, name, timed)
+
+
+def worker(script_name: str, arguments: list[str]) -> int:
+    """Run the script's main with a clock; prints the stages as the last line."""
+    from scripts import dpo, grpo
+    from scripts.common import data, policy, training
+
+    stages = Stages()
+    stages._open.append("python and settings")
+    script: Any = {"dpo": dpo, "grpo": grpo}[script_name]
+    for owner, name, stage in (
+        (data, "load_problems", "data"),
+        (data, "load_pair_set", "data"),
+        (policy, "start", "import Unsloth, trl, torch"),
+        (policy, "load_tokenizer", "load tokenizer"),
+        (script, "fitting" if script is grpo else "examine", "tokenise"),
+        (policy, "load", "load model"),
+        (script, "score", "score before"),
+        (script, "build_trainer", "build trainer"),
+    ):
+        stages.wrap(owner, name, stage)
+    parse = script.config.parse_command_line
+
+    def parsed(*given: Any, **named: Any) -> Any:
+        command = parse(*given, **named)
+        stages.switch()
+        stages._open.pop()
+        return command
+
+    script.config.parse_command_line = parsed
+
+    def train(trainer: Any, *_: Any, **__: Any) -> Any:
+        stages.switch()
+        stages._open.append("first step")
+        trainer.train()
+        stages.switch()
+        print(json.dumps(stages.seconds))
+        sys.stdout.flush()
+        os._exit(0)
+
+    training.train = train
+    script.main(arguments)
+    return 1
+
+
+def measure(config: str, overrides: list[str]) -> dict[str, list[float]]:
+    """Stages of one start: {stage: [clock, processor]}."""
+    name = "grpo" if "grpo" in Path(config).name else "dpo"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--worker", name, "--config", config]
+        command += ["--output", f"{folder}/run", "training.max_steps=1", *overrides]
+        found = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={"HF_HUB_OFFLINE": "1", **os.environ, STARTED: repr(time.time())},
+        )
+    if found.returncode != 0:
+        raise SystemExit(found.stdout + found.stderr)
+    stages: dict[str, list[float]] = json.loads(found.stdout.strip().splitlines()[-1])
+    return stages
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--worker"]:
+        return worker(sys.argv[2], sys.argv[3:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", action="append", help="default: the two demos")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="where to write the JSON result")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_intermixed_args()
+    result: dict[str, Any] = {
+        "what": "median seconds of each stage from the command to the end of the first step",
+        "python": sys.version.split()[0],
+        "cpus": os.cpu_count(),
+        "repetitions": arguments.repetitions,
+    }
+    for config in arguments.config or CONFIGS:
+        runs = [measure(config, arguments.overrides) for _ in range(arguments.repetitions)]
+        stages = {
+            stage: {
+                unit: round(statistics.median(run.get(stage, [0.0, 0.0])[i] for run in runs), 2)
+                for i, unit in enumerate(("clock", "processor"))
+            }
+            for stage in STAGES
+        }
+        totals = [[sum(part[i] for part in run.values()) for i in (0, 1)] for run in runs]
+        stages["total"] = {
+            unit: round(statistics.median(total[i] for total in totals), 2)
+            for i, unit in enumerate(("clock", "processor"))
+        }
+        result[config] = stages
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""A model of the real shape, and the sides of the benchmark as subjects of tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.bench.gpu import Job, data_overrides, make_model, run_job
+from tests.helpers import SHARED
+
+
+def real_model(folder: Path) -> Path:
+    """Random weights at the exact shape of Qwen2.5-0.5B; made in a process of its own."""
+    return make_model(folder, SHARED / "qwen2.5-tokenizer")
+
+
+def real_data(task: str, model: Path) -> list[str]:
+    """Overrides that put the public test data and this model into a config of configs/."""
+    return data_overrides(task, "gpu", SHARED, model)
+
+
+def run_side(folder: Path, **spec: Any) -> dict[str, Any]:
+    """What tests/bench/side.py measured, in a process of its own."""
+    found = run_job(Job("test", spec["side"], 0, spec), folder, {}, timeout=900)
+    assert found["status"] == "ok", "\n".join(found.get("log_tail", found.get("log", [])))
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl that are about a step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "grad_norm" in row]

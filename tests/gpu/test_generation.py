@@ -1,0 +1,97 @@
+"""What the policy writes and computes on a GPU: padding, merging, CUDA graphs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import conversation
+from scripts.common import config, data, inference, policy
+from scripts.common.settings import Evaluation, GRPOSettings, ProblemColumns, Source
+from scripts.evaluate import SYSTEM
+from tests.helpers import ROOT
+
+MODEL = ROOT / "assets" / "demo_model"
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device() -> policy.Device:
+    return policy.start(verbose=False, threads=None)
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Any]:
+    source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=64)
+    problems = data.load_evaluation(source, ProblemColumns())
+    return [conversation(problem.question, SYSTEM["en"]) for problem in problems]
+
+
+@pytest.mark.parametrize(("dtype", "same"), [("float32", 64), ("bfloat16", 58), ("float16", 58)])
+def test_left_padded_batch_writes_what_a_single_row_writes(
+    dtype: str, same: int, asked: list[Any]
+) -> None:
+    """In 16 bits a tie may fall the other way now and then: at least nine in ten are the same."""
+    loaded = policy.load_for_scoring(str(MODEL), False, dtype, 512)
+    one, many = (
+        inference.generator(*loaded, Evaluation(batch_size=size, max_new_tokens=64), 0)(asked)
+        for size in (1, 32)
+    )
+    assert sum(a.text == b.text for a, b in zip(one, many, strict=True)) >= same
+    assert len({reply.text for reply in many}) > 20
+
+
+def load_policy(*overrides: str) -> tuple[Any, Any]:
+    settings = config.load_settings(
+        GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", ["model.dtype=bfloat16", *overrides]
+    )
+    return policy.load(settings.model, settings.lora, settings.training, verbose=False)
+
+
+def test_merged_model_computes_what_the_adapter_computes(tmp_path: Path, asked: list[Any]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = load_policy()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                noise = 0.05 * torch.randn(weight.shape, generator=generator)
+                weight.copy_(noise.to(weight.device, weight.dtype))
+    ids = tokenizer(inference.render(tokenizer, asked[0]), return_tensors="pt")["input_ids"].cuda()
+    with policy.inference_mode(model):
+        with_adapter = model(input_ids=ids).logits.float().log_softmax(-1)
+        with model.disable_adapter():
+            without = model(input_ids=ids).logits.float().log_softmax(-1)
+    model.save_pretrained_merged(str(tmp_path), tokenizer, save_method="merged_16bit")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).cuda()
+    with torch.no_grad():
+        found = merged(input_ids=ids).logits.float().log_softmax(-1)
+
+    def apart(first: Any, second: Any) -> float:
+        """Mean distance, over the positions, of the two distributions (total variation)."""
+        return float(((first.exp() - second.exp()).abs().sum(-1) / 2).mean())
+
+    assert apart(with_adapter, found) < 0.03
+    assert apart(with_adapter, without) > 0.15  # the adapter does change something
+
+
+@pytest.fixture
+def graphs() -> Iterator[Any]:
+    import importlib
+
+    module = importlib.import_module("unsloth.models._decode_graphs")
+    known = set(module._SUPPORTED_MODEL_TYPES)
+    yield module
+    module._SUPPORTED_MODEL_TYPES.clear()
+    module._SUPPORTED_MODEL_TYPES.update(known)
+
+
+def test_decode_graphs_give_what_eager_decoding_gives(
+    graphs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_policy("model.decode_graphs=true")
+    assert "give what eager decoding gives: used" in capsys.readouterr().out
+    assert "qwen2" in graphs._SUPPORTED_MODEL_TYPES

@@ -1,0 +1,50 @@
+"""A run killed on a GPU goes on as the run that was not, but for what its kernels round."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gpu.helpers import metrics
+from tests.helpers import run_script
+from tests.reliability.test_interruptions import STEPS, arguments, start, wait_for
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
+
+
+def weights(run: Path) -> Any:
+    """All of the adapter's weights in one vector."""
+    import torch
+    from safetensors.torch import load_file
+
+    found = load_file(run / "adapter" / "adapter_model.safetensors")
+    return torch.cat([found[name].float().flatten() for name in sorted(found)])
+
+
+@pytest.mark.parametrize("name", ["dpo", "grpo"])
+def test_killed_run_goes_on(name: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_script(name, *arguments(name, whole)).returncode == 0
+    process = start(name, cut)
+    wait_for(process, (cut / "checkpoints" / "step-000004" / "manifest.json").exists)
+    process.kill()
+    process.communicate()
+    result = run_script(name, *arguments(name, cut))
+    assert result.returncode == 0, result.stderr
+
+    own, other = metrics(cut), metrics(whole)
+    assert [row["step"] for row in own] == list(range(1, STEPS + 1))
+    if name == "dpo":  # the same pairs in the same order: the same path but for rounding
+        for a, b in zip(own, other, strict=True):
+            assert math.isclose(a["loss"], b["loss"], rel_tol=0.02), a["step"]
+        distance = float((weights(cut) - weights(whole)).norm() / weights(whole).norm())
+        assert distance < 0.02
+        return
+    # Sampled completions part at the first token that rounds otherwise, so means are compared:
+    # 32 completions a step, four steps after the checkpoint.
+    for key, band in (("reward", 0.4), ("completions/mean_length", 6.0)):
+        late, reference = (
+            sum(row[key] for row in rows[4:]) / len(rows[4:]) for rows in (own, other)
+        )
+        assert abs(late - reference) < band, key
