@@ -48,20 +48,13 @@ LEVERS = (
     # DPO
     Lever("dpo_16_bit", "dpo", ("model.load_in_4bit=false",)),
     Lever("dpo_no_checkpointing", "dpo", ("training.gradient_checkpointing=false",)),
-    Lever("dpo_cached_reference", "dpo", ("training.precompute_ref_log_probs=true",)),
+    Lever("dpo_reference_each_step", "dpo", ("training.precompute_ref_log_probs=false",)),
     Lever(
         "dpo_larger_micro_batch",
         "dpo",
         ("training.per_device_train_batch_size=16", "training.gradient_accumulation_steps=2"),
     ),
-    Lever(
-        "dpo_length_grouped",
-        "dpo",
-        (
-            "training.extra={train_sampling_strategy: group_by_length, "
-            "remove_unused_columns: false}",
-        ),
-    ),
+    Lever("dpo_any_length", "dpo", ("training.train_sampling_strategy=random",)),
     Lever("dpo_fused_loss", "dpo", (), (("UNSLOTH_FUSED_PREFERENCE_LOSS", "1"),)),
     Lever("dpo_padding_free", "dpo", ("training.extra={padding_free: true}",)),
     Lever("dpo_adamw_fused", "dpo", ("training.optim=adamw_torch_fused",)),
