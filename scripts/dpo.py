@@ -22,6 +22,7 @@ from scripts.common import (
     batches,
     config,
     data,
+    guarded_trainers,
     inference,
     integrations,
     policy,
@@ -189,7 +190,7 @@ def build_trainer(
         DPOConfig, settings.training, owned, settings.run.verbose
     )
     with adapter.without_new_start(model):
-        trainer = DPOTrainer(
+        trainer = guarded_trainers.guarded_dpo(DPOTrainer)(
             model=model,
             args=arguments,
             train_dataset=Dataset.from_list(trainer_rows(pairs, tokenizer)),

@@ -23,6 +23,7 @@ from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
 from scripts.common import (
     config,
     data,
+    guarded_trainers,
     inference,
     integrations,
     policy,
@@ -199,7 +200,7 @@ def build_trainer(
     recorder = tracking.SampleRecorder(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )
-    trainer = GRPOTrainer(
+    trainer = guarded_trainers.guarded_grpo(GRPOTrainer)(
         model=model,
         reward_funcs=recorder.wrap(functions),
         args=arguments,

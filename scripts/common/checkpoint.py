@@ -6,6 +6,7 @@ leaves the earlier checkpoints as they were. On resume a checkpoint counts only 
 one that the manifest names.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -14,6 +15,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -242,6 +244,13 @@ def is_disk_full(error: Exception, folder: Path) -> bool:
     )
 
 
+class StepAbandoned(BaseException):
+    """A signal came in the middle of a step that need not be finished.
+
+    Not an Exception, so that no library takes it for a failure of its own.
+    """
+
+
 class StopRequest:
     """Why a run should end at its next safe point: a signal, or its time is up.
 
@@ -254,6 +263,7 @@ class StopRequest:
         self.reason = ""
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._earlier: dict[int, Any] = {}
+        self._abandoning = False
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -268,11 +278,25 @@ class StopRequest:
         self.exit_code = 128 + number
         self.reason = signal.Signals(number).name
         print(
-            f"\n{self.reason}: stopping after this step with a checkpoint; once more stops at once",
+            f"\n{self.reason}: stopping with a checkpoint; once more stops at once",
             flush=True,
         )
         for each in self._earlier:
             signal.signal(each, signal.SIG_DFL)
+        if self._abandoning:
+            self._abandoning = False
+            raise StepAbandoned
+
+    @contextlib.contextmanager
+    def abandoning(self, allowed: bool) -> Iterator[None]:
+        """Where `allowed`, a signal ends what is done inside at once, with StepAbandoned."""
+        self._abandoning = allowed
+        try:
+            if allowed and self.exit_code is not None:  # it came between two steps
+                raise StepAbandoned
+            yield
+        finally:
+            self._abandoning = False
 
     def wanted(self) -> bool:
         """Whether to stop; looks at the clock too. Several processes stop at the same step: all of

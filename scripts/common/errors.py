@@ -7,8 +7,10 @@ parity check; 130/143 stopped by SIGINT/SIGTERM.
 import difflib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 
 from scripts.common.distributed import is_main
 
@@ -43,6 +45,12 @@ class ExportError(PostTrainError):
     exit_code = 4
 
 
+class HealthError(PostTrainError):
+    """A run that trains itself to ruin, or cannot go on in the memory there is."""
+
+    exit_code = 3
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the valid name nearest to `word`, or the list of valid names."""
     names = sorted(valid)
@@ -52,8 +60,17 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     return f" Valid: {', '.join(names)}." if names else ""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing else waits for it. Not an Exception, as KeyboardInterrupt is none."""
+
+
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run `main` and leave the process with its exit code; a PostTrainError becomes one message."""
+    """Run `main` and leave the process with its exit code; a PostTrainError becomes one message.
+
+    A signal does too, wherever it comes; while training, StopRequest first sees to a checkpoint. A
+    second signal ends the process at once.
+    """
+    signal.signal(signal.SIGTERM, _on_sigterm)
     if not is_main():  # what it would say, the main process says
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -72,6 +89,17 @@ def run_main(main: Callable[[], int | None]) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped by the keyboard; the last checkpoint is kept", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
+        print(
+            f"\nstopped by {number.name}; what is on the disk is whole, and the same command goes "
+            "on from there",
+            file=sys.stderr,
+        )
+        sys.exit(128 + number)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    raise Terminated

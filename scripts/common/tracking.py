@@ -48,6 +48,7 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.health = self.path / "health.jsonl"
 
     @property
     def finished(self) -> bool:
@@ -112,7 +113,7 @@ class RunFolder:
         """What must be the same for a checkpoint, and the scores taken before it, to be of this
         run: the settings that shape training and scores, the data, the base model's weights, and
         the versions."""
-        values = settings.model_dump(mode="json", exclude={"run", "tracking", "export"})
+        values = settings.model_dump(mode="json", exclude={"run", "tracking", "health", "export"})
         for name in ("save_total_limit", "logging_steps"):
             values["training"].pop(name)
         now = environment()
@@ -204,13 +205,19 @@ def git_commit() -> str | None:
     return result.stdout.strip()
 
 
+def reasoning(text: str) -> str:
+    """What a completion says before its answer."""
+    return text.partition("<answer>")[0].strip()
+
+
 class SampleRecorder:
     """Wraps reward functions so that some completions of every generation reach samples.jsonl.
 
     trl calls the functions one after the other on the same completions; when the last has scored
     them, the first `count` rows are written with all their rewards. To the mean and standard
     deviation that trl logs for each function, `rewards/NAME/zero_spread` adds the share of groups
-    of `group` completions in which all got the same: those teach that reward nothing.
+    of `group` completions in which all got the same: those teach that reward nothing; and
+    `completions/reasoning` the mean number of characters before the answer.
     """
 
     def __init__(self, path: Path, count: int, group: int) -> None:
@@ -231,6 +238,8 @@ class SampleRecorder:
             equal = [len(set(group)) == 1 for group in groups]
             columns["log_metric"](f"rewards/{name}/zero_spread", sum(equal) / len(equal))
             if len(self._scores) == total:
+                lengths = [len(reasoning(turns[-1]["content"])) for turns in columns["completions"]]
+                columns["log_metric"]("completions/reasoning", sum(lengths) / len(lengths))
                 self._write(**columns)
                 self._scores = {}
             return scores
@@ -258,7 +267,7 @@ class SampleRecorder:
                     "completion": text,
                     "tokens": len(completion_ids[i]),
                     "answer_elements": count_answer_elements(text),
-                    "reasoning_characters": len(text.partition("<answer>")[0].strip()),
+                    "reasoning_characters": len(reasoning(text)),
                     **{f"reward/{name}": scores[i] for name, scores in self._scores.items()},
                 }
             )

@@ -1,6 +1,7 @@
 """What both trainers share: their arguments, their progress, and running them."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Any
 from scripts.common import distributed, policy
 from scripts.common.checkpoint import (
     Score,
+    StepAbandoned,
     StopRequest,
     check_disk,
     disk_full_error,
     is_disk_full,
 )
 from scripts.common.errors import ConfigError
+from scripts.common.guard import is_out_of_memory
 from scripts.common.progress import TrainingView
 from scripts.common.report.ending import LivePage
 from scripts.common.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
 from scripts.common.tracking import Clock, RunFolder, append_rows, keep_rows_until
+from scripts.common.watch import Watch
 
 # A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
 BYTES_A_WEIGHT = 16
@@ -114,6 +118,7 @@ def train(
 
     Raises:
         CheckpointError: the disk is full; the earlier checkpoints are whole.
+        HealthError: the run was stopped for its health, or does not fit the memory.
     """
     from transformers import PrinterCallback
 
@@ -125,15 +130,26 @@ def train(
         rows = count * training.per_device_train_batch_size * training.gradient_accumulation_steps
         print(f"{count} processes train together: {rows} rows an optimizer step")
     checkpoint = distributed.main_checkpoint(checkpoint)
+    if checkpoint is not None:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if state["global_step"] >= state["max_steps"]:  # transformers would take one step more
+            print(f"Training was done at step {state['global_step']}; going on from there")
+            trainer._load_from_checkpoint(str(checkpoint))
+            return {"steps": state["global_step"], "seconds": 0.0}
     clock = Clock()
     view = TrainingView(shown, run.path / "health.jsonl")
     with StopRequest(settings.run.max_minutes) as stop, view:
         trainer.remove_callback(PrinterCallback)
         score = Score(BEST_BY[type(settings)])
         trainer.add_callback(_callback(run, view, clock, stop, identity, training, score))
+        watch = Watch(trainer, settings, run, stop)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except StepAbandoned:
+            watch.save_last_step()
         except Exception as error:
+            if is_out_of_memory(error):
+                watch.no_room("training", None)
             if not is_disk_full(error, run.path):
                 raise
             raise disk_full_error(run.path) from error
@@ -173,7 +189,7 @@ def _callback(
 
     class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            for path in (run.metrics, run.samples):
+            for path in (run.metrics, run.samples, run.health):
                 keep_rows_until(path, state.global_step)
             view.start(state.max_steps, state.global_step)
 

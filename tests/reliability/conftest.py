@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
+from tests.reliability.inside import on_forward, own_handlers
+
+__all__ = ["on_forward", "own_handlers", "sealed"]
 
 SECRETS = {
     "HF_TOKEN": "hf_" + "SentinelHub9" * 3,

@@ -46,6 +46,9 @@ NULLABLE = {
     "training.steps_per_generation",
     "evaluation.batch_size",
     "evaluation.limit",
+    *(f"health.{name}" for name in ("every", "max_skipped_steps", "max_still_steps")),
+    *(f"health.{name}" for name in ("max_chosen_drop", "max_flat_groups", "max_truncated")),
+    *(f"health.{name}" for name in ("min_reasoning", "max_kl")),
     "run.threads",
 }
 
@@ -252,6 +255,8 @@ FLOATS = {  # every other number counts something, and 1.5 of it makes no sense
     ),
     "evaluation.temperature",
     *(f"export.parity.{name}" for name in Parity.model_fields if name.startswith("max_")),
+    *(f"health.{name}" for name in ("max_chosen_drop", "max_flat_groups", "max_truncated")),
+    *(f"health.{name}" for name in ("min_reasoning", "max_kl")),
     "rewards.format",
     "rewards.correctness",
 }

@@ -337,8 +337,10 @@ def test_share_of_groups_without_spread(tmp_path: Path, group: int, share: list[
     scores = {f.__name__: f(**columns) for f in functions}
     assert scores["format"] == [1, 1, 1, 0] and scores["correctness"] == [0, 2, 0, 0]
     names = ["format", "correctness", "counting"]
+    before_the_answer = [len("Step 0.")] * 3 + [len(HARD.partition("<answer>")[0].strip())]
     assert dict(LOGGED) == {
-        f"rewards/{name}/zero_spread": value for name, value in zip(names, share, strict=True)
+        **{f"rewards/{name}/zero_spread": value for name, value in zip(names, share, strict=True)},
+        "completions/reasoning": sum(before_the_answer) / 4,
     }
 
 

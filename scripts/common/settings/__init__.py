@@ -19,6 +19,7 @@ from scripts.common.settings.data import (
     Source,
 )
 from scripts.common.settings.export import Export
+from scripts.common.settings.health import Health, PairHealth, ProblemHealth
 from scripts.common.settings.section import Section
 from scripts.common.settings.training import DPOTraining, GRPOTraining, Training
 
@@ -29,13 +30,16 @@ __all__ = [
     "Export",
     "GRPOSettings",
     "GRPOTraining",
+    "Health",
     "Lora",
     "Model",
     "PairColumns",
     "PairData",
     "PairEvaluation",
+    "PairHealth",
     "ProblemColumns",
     "ProblemData",
+    "ProblemHealth",
     "ProblemSet",
     "Prompt",
     "RolloutModel",
@@ -181,6 +185,7 @@ class DPOSettings(_Trained):
     prompt: Prompt = Prompt()
     training: DPOTraining
     evaluation: PairEvaluation = PairEvaluation()
+    health: PairHealth = PairHealth()
     tracking: Tracking = Tracking()
     export: Export = Export()
     run: Run
@@ -218,6 +223,7 @@ class GRPOSettings(_Trained):
     `package.module:function`."""
     training: GRPOTraining
     evaluation: Evaluation = Evaluation()
+    health: ProblemHealth = ProblemHealth()
     tracking: Tracking = Tracking()
     export: Export = Export()
     run: Run

@@ -1,0 +1,262 @@
+"""Watches a run while it trains: judges its health, writes health.jsonl, and says how it is doing.
+
+The trainer (scripts/common/guard.py) tells of its micro-batches and of its memory; transformers'
+callbacks tell of its steps and its metrics.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from scripts.common import distributed
+from scripts.common.checkpoint import StopRequest
+from scripts.common.errors import HealthError
+from scripts.common.health import Event, Signs, Updates, signs_of
+from scripts.common.micro_batches import write_rows
+from scripts.common.moment import random_states, restore
+from scripts.common.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
+from scripts.common.state_line import state_line
+from scripts.common.tracking import Clock, RunFolder, append_rows
+
+SIZES = {  # the trainer's attribute that each kind of event changes
+    "out_of_memory_training": "rows_at_once",
+    "out_of_memory_generation": "prompts_at_once",
+    "out_of_memory_scoring": "scored_at_once",
+}
+
+
+class Watch:
+    """The health of one run; hangs itself on the trainer."""
+
+    def __init__(
+        self, trainer: Any, settings: DPOSettings | GRPOSettings, run: RunFolder, stop: StopRequest
+    ) -> None:
+        self.trainer = trainer
+        self.settings = settings
+        self.health = settings.health
+        self.run = run
+        self.stop = stop
+        signs = signs_of(self.health, settings.training.beta)
+        self.signs = Signs(signs, self.health.patience, self.health.stop_on)
+        self.updates = Updates(self.health.max_skipped_steps, self.health.max_still_steps)
+        self._step: list[tuple[Any, Any]] = []  # (loss, micro-batch) of the step at hand
+        self._last: list[Any] = []  # micro-batches of the step that is done
+        self._learnable = True
+        self._rows: list[dict[str, Any]] = []  # metrics since the last state line
+        self._clock = Clock()
+        self._moment: dict[str, Any] = {}
+        trainer.watch = self
+        trainer.add_callback(_callback(self))
+
+    @cached_property
+    def weights(self) -> list[Any]:
+        """The trained tensors; first asked for once training has begun."""
+        return [weight for weight in self.trainer.model.parameters() if weight.requires_grad]
+
+    # What the trainer tells.
+
+    @contextmanager
+    def abandoning(self, step: int) -> Iterator[None]:
+        """Let a signal end the step that follows `step` at once, where `step` can be gone on from:
+        a long generation, or a backward pass, is not waited for. Several processes stop together
+        between two steps."""
+        alone = distributed.processes() == 1
+        allowed = alone and step > 0 and self.settings.training.safe_to_save(step)
+        with self.stop.abandoning(allowed):
+            yield
+
+    def after_micro_batch(self, loss: Any, batch: Any, is_last: bool) -> None:
+        """Take note of a micro-batch; after the last of a step, check their losses before the
+        optimizer uses them. The only wait for the device is here, once a step."""
+        import torch
+
+        self._step.append((loss, batch))
+        if not is_last:
+            return
+        step, self._step = self._step, []
+        signals = [self.trainer.learnable(batch) for _, batch in step]
+        figures = torch.stack([*(loss for loss, _ in step), *signals]).float().tolist()
+        losses, self._learnable = figures[: len(step)], any(figures[len(step) :])
+        self._last = [batch for _, batch in step]
+        bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
+        if bad:
+            number = self.trainer.state.global_step + 1
+            where = self._write_batches(number, [self._last[i] for i in bad], losses)
+            self.record(
+                Event(
+                    number,
+                    "loss_not_finite",
+                    f"the loss is {losses[bad[0]]}. Its rows are in {where}. Lower "
+                    "training.learning_rate, or train in bf16 or float32; a row that does this by "
+                    "itself has to leave the data",
+                    None,
+                    None,
+                    "stopped",
+                )
+            )
+
+    def halved(self, what: str, rows: int, fewer: int) -> None:
+        """Out of memory with `rows` at once: the run goes on with `fewer`."""
+        message = (
+            f"out of memory in {what} with {self._count(what, rows)} at once; going on with "
+            f"{fewer}, the effective batch unchanged"
+        )
+        step = self.trainer.state.global_step + 1
+        self.record(Event(step, f"out_of_memory_{what}", message, fewer, rows, "halved"))
+
+    def no_room(self, what: str, rows: int | None) -> NoReturn:
+        """Out of memory where smaller parts cannot help: one row, or a loss that has no parts."""
+        would = smaller(self.settings.model, self.settings.training)
+        if rows is not None and rows > 1:
+            would.insert(0, f"training.per_device_train_batch_size below {rows}")
+        with_ = "" if rows is None else f" with {self._count(what, rows)} at once"
+        message = (
+            f"out of memory in {what}{with_}, and smaller parts cannot help. What would: "
+            + "; ".join(would)
+        )
+        step = self.trainer.state.global_step + 1
+        self.record(Event(step, f"out_of_memory_{what}", message, rows, None, "stopped"))
+        raise AssertionError  # record() raised
+
+    def _count(self, what: str, rows: int) -> str:
+        unit = "pair" if isinstance(self.settings, DPOSettings) else "completion"
+        return f"{rows} {unit if what != 'generation' else 'prompt'}{'' if rows == 1 else 's'}"
+
+    # What the callbacks tell.
+
+    def start(self) -> None:
+        """Judge the steps before a checkpoint again, in silence, and keep to the sizes found."""
+        for row in _read(self.run.metrics):
+            if "loss" in row:
+                self.signs.observe(row["step"], row)
+        for event in _read(self.run.health):
+            if event["action"] == "halved":
+                setattr(self.trainer, SIZES[event["kind"]], int(event["value"]))
+
+    def after_update(self, step: int, learning_rate: float) -> None:
+        """Check the weights that a step has left, before they can reach a checkpoint."""
+        import torch
+
+        weights = [weight.detach() for weight in self.weights]
+        norms = torch.stack(torch._foreach_norm(weights, 2, dtype=torch.float64)).tolist()
+        skipped = bool(self.trainer.accelerator.optimizer_step_was_skipped)
+        event = self.updates.observe(step, norms, learning_rate, skipped, self._learnable)
+        if event is not None:
+            if event.kind == "weights_not_finite":
+                where = self._write_batches(step, self._last, [])
+                event = replace(event, message=f"{event.message}. The step's rows are in {where}")
+            self.record(event)
+        self._last = []
+        self._moment = {**random_states(), "tokens": self.trainer.state.num_input_tokens_seen}
+
+    def after_log(self, step: int, logs: dict[str, Any]) -> None:
+        """Judge the metrics, and say how the run is doing every `health.every` steps."""
+        if "loss" not in logs:  # the totals after the last step
+            return
+        for event in self.signs.observe(step, logs):
+            self.record(event)
+        row = {"step": step, "seconds": self._clock.seconds(), **logs}
+        earlier = self._rows[-1]["step"] if self._rows else step - 1
+        self._rows.append(row)
+        every, last = self.health.every, self.trainer.state.max_steps
+        if every and (step // every > earlier // every or step == last) and len(self._rows) > 1:
+            say(state_line(self._rows, last))
+            self._rows = [row]
+
+    # What comes of it.
+
+    def record(self, event: Event) -> None:
+        """Write an event down and say it.
+
+        Raises:
+            HealthError: it stops the run.
+        """
+        append_rows(self.run.health, [asdict(event)])
+        if event.action != "stopped":
+            label = "warning" if event.action == "warned" else "note"
+            say(f"{label}: step {event.step}: {event.message}")
+            return
+        raise HealthError(f"step {event.step}: {event.message}\n       {self._way_on()}")
+
+    def _way_on(self) -> str:
+        kept = self.run.checkpoints.steps()
+        if not kept:
+            return "There is no checkpoint yet: the same command starts over"
+        return (
+            f"Newest checkpoint, from before this: {kept[-1]}\n       With changed settings, "
+            "--resume-anyway goes on from it and --resume never starts over"
+        )
+
+    def _write_batches(self, step: int, batches: list[Any], losses: list[float]) -> Path:
+        where = self.run.path / "health" / f"step-{step:06d}" / "batch.json"
+        rows = [row for batch in batches for row in self.trainer.describe(batch)]
+        return write_rows(where, step, losses, rows)
+
+    def save_last_step(self) -> None:
+        """After a step was abandoned: the checkpoint of the step before it, if there is none."""
+        trainer = self.trainer
+        step = trainer.state.global_step
+        kept = self.run.checkpoints.folder / f"step-{step:06d}"
+        if kept.exists() or not self._moment:  # or nothing was trained since it was loaded
+            return
+        restore(self._moment)
+        trainer.state.num_input_tokens_seen = self._moment["tokens"]
+        trainer._save_checkpoint(trainer.model, None)
+        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
+
+def say(line: str) -> None:
+    """A plain line on stdout, above the progress bar if there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def smaller(model: Model, training: Training) -> list[str]:
+    """The settings that would take less memory than these."""
+    found = [f"model.max_seq_length below {model.max_seq_length}"]
+    if isinstance(training, GRPOTraining):
+        found = [f"training.max_completion_length below {training.max_completion_length}", *found]
+    if not training.gradient_checkpointing:
+        found.append("training.gradient_checkpointing: true")
+    if not model.load_in_4bit:
+        found.append("model.load_in_4bit: true")
+    if model.smaller_config is not None:
+        found.append(f"the config {model.smaller_config}")
+    return found
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _callback(watch: Watch) -> Any:
+    from transformers import TrainerCallback  # not before Unsloth is imported
+
+    class WatchCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
+        learning_rate = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            watch.start()
+
+        def on_pre_optimizer_step(
+            self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+        ) -> None:
+            self.learning_rate = max(group["lr"] for group in optimizer.param_groups)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            watch.after_update(state.global_step, self.learning_rate)
+
+        def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
+            watch.after_log(state.global_step, extra["logs"])
+
+    return WatchCallback()

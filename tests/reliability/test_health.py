@@ -1,0 +1,367 @@
+"""A real run of the demo model stops when it should, and goes on when memory is short."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common.checkpoint import verify
+from tests.reliability.inside import (
+    OnForward,
+    adapter,
+    arguments,
+    learning,
+    leave_with,
+    losses,
+    rows,
+)
+
+Install = Callable[..., None]
+BOTH = pytest.mark.parametrize("name", ["dpo", "grpo"])
+GRPO_QUICK = pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
+
+
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").glob("step-*"))[-1]
+
+
+def assert_no_bad_checkpoint(run: Path) -> None:
+    from safetensors.torch import load_file
+
+    assert newest(run).name == "step-000002"
+    assert verify(newest(run)) == []
+    weights = load_file(newest(run) / "adapter_model.safetensors")
+    assert all(bool(w.isfinite().all()) for w in weights.values())
+    assert not (run / "adapter").exists()
+
+
+@BOTH
+def test_nan_loss_stops_the_same_step(
+    name: str, tmp_path: Path, on_forward: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At step 4, whose checkpoint is due, with metrics logged at every third step only."""
+    run, passes = tmp_path / name, 0
+
+    def inject(_: int, states: Any) -> Any:
+        nonlocal passes
+        passes += learning()
+        return states * math.nan if learning() and passes == 4 else None
+
+    on_forward(inject)
+    assert leave_with(name, run, "training.logging_steps=3") == 3
+    said = capsys.readouterr().err
+    batch = run / "health" / "step-000004" / "batch.json"
+    assert "step 4: the loss is nan" in said and str(batch) in said and "step-000002" in said
+    assert "--resume-anyway" in said and "Traceback" not in said
+    (event,) = rows(run / "health.jsonl")
+    assert (event["step"], event["kind"]) == (4, "loss_not_finite")
+    assert event["action"] == "stopped"
+    assert_no_bad_checkpoint(run)
+    check_batch(name, batch)
+
+
+def check_batch(name: str, path: Path) -> None:
+    import json
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["step"] == 4 and content["losses"] == ["nan"]
+    assert len(content["rows"]) == 16
+    for row in content["rows"]:
+        assert row["prompt"].startswith("<|im_start|>system")
+        assert row["prompt"].endswith("<|im_start|>assistant\n")
+        if name == "dpo":
+            assert row["chosen"].endswith("<|im_end|>") and row["chosen"] != row["rejected"]
+            assert len(row["chosen_ids"]) > 1 and len(row["rejected_ids"]) > 1
+        else:
+            assert 1 <= len(row["completion_ids"]) <= 24 and row["completion"]
+            assert set(row["rewards"]) == {"format", "correctness"}
+            assert isinstance(row["advantage"], float)
+
+
+@GRPO_QUICK
+def test_nan_gradient_stops_before_the_checkpoint(
+    name: str, tmp_path: Path, on_forward: Install
+) -> None:
+    """The loss is finite; the weights are not after the step."""
+    run, passes = tmp_path / name, 0
+
+    def inject(_: int, states: Any) -> None:
+        nonlocal passes
+        passes += learning()
+        if learning() and passes == 4:
+            states.register_hook(lambda gradient: gradient * math.nan)
+
+    on_forward(inject)
+    assert leave_with(name, run) == 3
+    (event,) = rows(run / "health.jsonl")
+    assert (event["step"], event["kind"]) == (4, "weights_not_finite")
+    assert (run / "health" / "step-000004" / "batch.json").exists()
+    assert_no_bad_checkpoint(run)
+
+
+def test_weights_that_do_not_move_stop_the_run(tmp_path: Path, on_forward: Install) -> None:
+    """As when nothing that is trained reaches the loss."""
+    run = tmp_path / "dpo"
+    on_forward(
+        lambda _, states: states.detach().requires_grad_() if learning() else None, last=True
+    )
+    assert leave_with("dpo", run, "health.max_still_steps=2") == 3
+    (event,) = rows(run / "health.jsonl")
+    assert (event["step"], event["kind"], event["value"]) == (3, "still_weights", 2)
+
+
+def test_sign_warns_then_stops_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "grpo"
+    signs = ["health.patience=1", "health.max_truncated=0.01", "training.max_completion_length=4"]
+    assert leave_with("grpo", run, *signs, "health.stop_on=[truncated]") == 3
+    warned, stopped = (e for e in rows(run / "health.jsonl") if e["kind"] == "truncated")
+    assert (warned["step"], warned["action"]) == (1, "warned")
+    assert (stopped["step"], stopped["action"]) == (2, "stopped")
+    assert "warning: step 1: for 1 steps 100% of the completions" in capsys.readouterr().out
+
+
+def out_of_memory(at_most: int, where: str, passes: dict[str, int]) -> OnForward:
+    """Memory runs out in `where`, of more than `at_most` rows; from the second micro-batch on, so
+    that there is a gradient to lose already."""
+    import torch
+
+    def fail(*_: Any) -> None:
+        passes["failed"] += 1
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB (injected)")
+
+    def inject(rows_now: int, states: Any) -> None:
+        passes["learning"] += learning()
+        if rows_now <= at_most or (learning() and passes["learning"] < 2):
+            return
+        if where == "backward" and learning():
+            states.register_hook(fail)
+        elif where != "backward" and learning() == (where == "forward"):
+            fail()
+
+    return inject
+
+
+def assert_close(run: Path, other: Path) -> None:
+    assert len(losses(run)) == 3
+    for mine, theirs in zip(losses(run), losses(other), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    weights, others = adapter(run), adapter(other)
+    for key in others:
+        assert float((weights[key] - others[key]).abs().max()) < 1e-5, key
+
+
+TWO_MICRO_BATCHES = [
+    "training.gradient_accumulation_steps=2",
+    "training.max_steps=3",
+    "training.save_steps=3",
+]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of both scripts with memory enough."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in ("dpo", "grpo"):
+        assert leave_with(name, folder / name, *TWO_MICRO_BATCHES) == 0
+    return {name: folder / name for name in ("dpo", "grpo")}
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("dpo", "backward"),
+        ("grpo", "forward"),
+        pytest.param("dpo", "forward", marks=pytest.mark.long),
+        pytest.param("grpo", "backward", marks=pytest.mark.long),
+    ],
+)
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
+    name: str,
+    where: str,
+    tmp_path: Path,
+    on_forward: Install,
+    whole_run: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, passes = tmp_path / name, {"failed": 0, "learning": 0}
+    pair = 2 if name == "dpo" else 1  # rows of the model
+    on_forward(out_of_memory(5 * pair, where, passes))
+    assert leave_with(name, run, *TWO_MICRO_BATCHES) == 0
+    halvings = rows(run / "health.jsonl")
+    assert [(e["threshold"], e["value"]) for e in halvings] == [(16, 8), (8, 4)]
+    assert {(e["step"], e["kind"], e["action"]) for e in halvings} == {
+        (1, "out_of_memory_training", "halved")
+    }
+    assert passes["failed"] == 2  # the smaller size is kept
+    assert "note: step 1: out of memory in training with 16" in capsys.readouterr().out
+    metrics, others = (rows(path / "metrics.jsonl") for path in (run, whole_run[name]))
+    assert metrics[1]["rows_at_once"] == 4
+    figure = "rewards/margins" if name == "dpo" else "entropy"
+    assert metrics[2][figure] == pytest.approx(others[2][figure], rel=1e-4)
+    assert metrics[2]["num_tokens"] == others[2]["num_tokens"]
+    assert_close(run, whole_run[name])
+
+
+def test_out_of_memory_in_generation_leaves_training_alone(
+    tmp_path: Path, on_forward: Install
+) -> None:
+    run, passes = tmp_path / "grpo", {"failed": 0, "learning": 0}
+    on_forward(out_of_memory(7, "generation", passes))
+    assert leave_with("grpo", run) == 0
+    halvings = rows(run / "health.jsonl")
+    assert [(e["threshold"], e["value"]) for e in halvings] == [(16, 8), (8, 4)]
+    assert {e["kind"] for e in halvings} == {"out_of_memory_generation"}
+    assert len(losses(run)) == 4
+    assert "rows_at_once" not in rows(run / "metrics.jsonl")[-2]
+
+
+@pytest.mark.long
+def test_out_of_memory_in_scoring_is_sized_by_itself(tmp_path: Path, on_forward: Install) -> None:
+    """The reference is scored at beta above 0, after a generation and without a gradient."""
+    import torch
+
+    run, failed, earlier = tmp_path / "grpo", 0, (0, 0)
+
+    def inject(rows_now: int, states: Any) -> None:
+        """A reply is written a token a pass; what then reads many tokens is scoring."""
+        nonlocal failed, earlier
+        after_a_reply = earlier == (16, 1) and states.shape[1] > 1
+        if not learning() and rows_now > 4 and after_a_reply:
+            failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        earlier = (rows_now, states.shape[1])
+
+    on_forward(inject)
+    assert leave_with("grpo", run, "training.beta=0.04") == 0
+    halvings = rows(run / "health.jsonl")
+    assert {e["kind"] for e in halvings} == {"out_of_memory_scoring"}
+    assert [e["value"] for e in halvings] == [8, 4] and failed == 2
+    assert len(losses(run)) == 4
+
+
+@GRPO_QUICK
+def test_no_room_for_one_row_stops_with_what_would_fit(
+    name: str, tmp_path: Path, on_forward: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, passes = tmp_path / name, {"failed": 0, "learning": 1}
+    on_forward(out_of_memory(0, "forward", passes))
+    small = "training.per_device_train_batch_size=" + ("2" if name == "dpo" else "8")
+    assert leave_with(name, run, small) == 3
+    assert rows(run / "health.jsonl")[-1]["action"] == "stopped"
+    said = capsys.readouterr().err
+    assert "at once, and smaller parts cannot help" in said
+    for setting in ("model.max_seq_length below 256", "training.gradient_checkpointing: true"):
+        assert setting in said
+    assert ("training.max_completion_length below 24" in said) == (name == "grpo")
+
+
+DPO_LOSSES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
+    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
+GRPO_LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+
+
+@BOTH
+def test_parts_add_up_for_every_loss(name: str, tmp_path: Path) -> None:
+    """Loss and gradient of a micro-batch of 8 in parts of 3, 3 and 2 are those of the whole."""
+    import torch
+
+    trainer, inputs = build(name, tmp_path)
+    for loss_type in DPO_LOSSES if name == "dpo" else GRPO_LOSSES:
+        if name == "dpo":
+            trainer.loss_types, trainer.loss_weights = [loss_type, "sft"], [0.7, 0.3]
+            trainer.label_smoothing = 0.1
+        else:
+            trainer.loss_type = loss_type
+        assert trainer.divisible()
+        results = []
+        for trainer.rows_at_once in (None, 3):
+            torch.manual_seed(1)
+            trainer.model.zero_grad()
+            loss = trainer.training_step(trainer.model, inputs, None)
+            weights = [p for p in trainer.model.parameters() if p.requires_grad]
+            results.append((float(loss), [p.grad.clone() for p in weights]))
+        (whole, gradient), (parts, others) = results
+        assert whole != 0 and parts == pytest.approx(whole, rel=1e-4, abs=1e-6), loss_type
+        largest = max(float(g.abs().max()) for g in gradient)
+        assert largest > 0
+        for mine, theirs in zip(gradient, others, strict=True):
+            assert float((mine - theirs).abs().max()) < 1e-4 * largest, loss_type
+
+
+def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
+    """A watched trainer whose adapter is not fresh, and 8 rows for a training step."""
+    import torch
+
+    from scripts import dpo, grpo
+    from scripts.common import config, data, policy, tracking
+    from scripts.common.checkpoint import StopRequest
+    from scripts.common.settings import DPOSettings, GRPOSettings
+    from scripts.common.watch import Watch
+
+    policy.start(verbose=False, threads=1)
+    given = arguments(name, tmp_path / "run", "training.per_device_train_batch_size=8")
+    given += (
+        ["training.num_generations=4", "training.beta=0.04", "training.max_completion_length=8"]
+        if name == "grpo"
+        else []
+    )
+    settings: Any = config.load_settings(
+        {"dpo": DPOSettings, "grpo": GRPOSettings}[name], Path(given[1]), given[4:]
+    )
+    run = tracking.RunFolder(tmp_path / "run")
+    run.open(fresh=False)
+    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
+    if name == "dpo":
+        pairs, _ = data.load_pairs(settings.data, settings.prompt)
+        trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:8], settings, run)
+        inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    else:
+        problems, _ = data.load_problems(settings.data)
+        functions = grpo.load_rewards(settings, problems[0])
+        trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
+        inputs = [trainer.train_dataset[i // 4] for i in range(8)]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if "lora_B" in key:
+                weight.normal_(std=0.02)
+    trainer.current_gradient_accumulation_steps = 1
+    Watch(trainer, settings, run, StopRequest(None))
+    return trainer, inputs
+
+
+@BOTH
+def test_batches_of_8_and_twice_4_are_the_same_run(name: str, tmp_path: Path) -> None:
+    """Per-device batch x accumulation. GRPO's rollouts are the same because both generate the 8
+    completions of a step at once. DPO without sft, whose mean is over a micro-batch's tokens."""
+    shape = ["training.max_steps=4", "training.save_steps=4"]
+    shape += ["training.num_generations=4"] if name == "grpo" else ["training.loss_type=[sigmoid]"]
+    for size, steps in ((8, 1), (4, 2)):
+        batch = [
+            f"training.per_device_train_batch_size={size}",
+            f"training.gradient_accumulation_steps={steps}",
+        ]
+        assert leave_with(name, tmp_path / f"{size}", *shape, *batch) == 0
+    eights, fours = losses(tmp_path / "8"), losses(tmp_path / "4")
+    assert len(eights) == 4 and sum(abs(loss) > 1e-3 for loss in eights) >= 2
+    for eight, four in zip(eights, fours, strict=True):
+        assert four == pytest.approx(eight, abs=1e-4)
+
+
+def test_resumed_run_keeps_its_health_record_and_its_sizes(
+    tmp_path: Path, on_forward: Install
+) -> None:
+    run, passes = tmp_path / "dpo", {"failed": 0, "learning": 0}
+    on_forward(out_of_memory(16, "forward", passes))
+    assert leave_with("dpo", run, "training.max_steps=4", "run.max_minutes=0.00001") == 0
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-000001"]
+    assert leave_with("dpo", run) == 0
+    assert [row["step"] for row in rows(run / "health.jsonl")] == [2]
+    assert passes["failed"] == 1

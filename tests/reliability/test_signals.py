@@ -1,0 +1,223 @@
+"""SIGTERM at the worst moments: exit 143, nothing lost, and the same run afterwards.
+
+The signal is real; it is sent to this process from inside the call that it is to interrupt.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.common.checkpoint import CheckpointStore, verify
+from tests.helpers import ROOT
+from tests.reliability.inside import OnForward, adapter, arguments, learning, leave_with, rows
+
+Install = Callable[..., None]
+BOTH = pytest.mark.parametrize("name", ["dpo", "grpo"])
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
+
+
+class Sender:
+    """Sends one SIGTERM, and counts what still runs after it."""
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+        self.learned = 0
+        """Passes that were differentiated, before the signal and after."""
+        self.passes_after = 0
+
+    def send(self, *_: Any) -> None:
+        if self.at is None:
+            self.at = time.monotonic()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def hook(self, moment: Callable[[Any], None]) -> OnForward:
+        def inject(_: int, states: Any) -> None:
+            self.passes_after += self.at is not None
+            self.learned += learning()
+            moment(states)
+
+        return inject
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in ("dpo", "grpo"):
+        assert leave_with(name, folder / name) == 0
+    return {name: folder / name for name in ("dpo", "grpo")}
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Bit for bit: the loss and gradient of every step, the tokens, and the adapter."""
+    for key in ("step", "loss", "grad_norm", "num_tokens"):
+        mine, theirs = ([r.get(key) for r in rows(p / "metrics.jsonl")[:4]] for p in (run, other))
+        if key != "num_tokens" or "dpo" not in str(run):  # trl's DPO counts anew in each process
+            assert mine == theirs, key
+    weights, others = adapter(run), adapter(other)
+    assert all(bool((weights[key] == others[key]).all()) for key in others)
+
+
+def interrupted(name: str, run: Path, sender: Sender, capsys: Any) -> list[str]:
+    """Run into the signal; the names of the checkpoints that it leaves, all of them whole."""
+    assert leave_with(name, run) == 143
+    assert sender.at is not None and time.monotonic() - sender.at < 30
+    said = capsys.readouterr()
+    assert "SIGTERM: stopping with a checkpoint; once more stops at once" in said.out
+    assert "the same command goes on from there" in said.out
+    kept = sorted((run / "checkpoints").glob("step-*"))
+    assert [verify(path) for path in kept] == [[] for _ in kept]
+    assert not (run / "checkpoints" / ".staging").exists()
+    return [path.name for path in kept]
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [
+        ("grpo", "generation"),
+        ("dpo", "backward"),
+        pytest.param("grpo", "backward", marks=pytest.mark.long),
+    ],
+)
+def test_in_the_middle_of_a_step(
+    name: str,
+    moment: str,
+    tmp_path: Path,
+    on_forward: Install,
+    whole: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Step 4 is given up at once, and step 3, which was due no checkpoint, gets one."""
+    run, sender, tokens = tmp_path / name, Sender(), 0
+
+    def at(states: Any) -> None:
+        nonlocal tokens
+        tokens += sender.learned == 3 and not learning()
+        if moment == "generation" and tokens == 5:  # some are sampled already
+            sender.send()
+        elif moment == "backward" and sender.learned == 4 and learning():
+            states.register_hook(sender.send)
+
+    on_forward(sender.hook(at))
+    assert interrupted(name, run, sender, capsys)[-1] == "step-000003"
+    assert sender.passes_after == 0
+    assert leave_with(name, run) == 0
+    assert_same(run, whole[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [
+        ("grpo", "sealing"),
+        pytest.param("dpo", "writing", marks=pytest.mark.long),
+        pytest.param("grpo", "writing", marks=pytest.mark.long),
+        pytest.param("dpo", "sealing", marks=pytest.mark.long),
+    ],
+)
+def test_while_a_checkpoint_is_saved(
+    name: str,
+    moment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The checkpoint is finished, and no step is begun."""
+    from transformers import Trainer
+
+    run, sender = tmp_path / name, Sender()
+    owner: Any = CheckpointStore if moment == "sealing" else Trainer
+    method = "publish" if moment == "sealing" else "_save_rng_state"
+    real = getattr(owner, method)
+
+    def interrupting(*given: Any) -> Any:
+        sender.send()
+        return real(*given)
+
+    monkeypatch.setattr(owner, method, interrupting)
+    assert interrupted(name, run, sender, capsys) == ["step-000002"]
+    assert len(rows(run / "metrics.jsonl")) <= 3
+    assert leave_with(name, run) == 0
+    assert_same(run, whole[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("grpo", "before"),
+        ("dpo", "after"),
+        pytest.param("grpo", "after", marks=pytest.mark.long),
+        pytest.param("dpo", "before", marks=pytest.mark.long),
+    ],
+)
+def test_while_scoring(
+    name: str,
+    side: str,
+    tmp_path: Path,
+    on_forward: Install,
+    whole: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before training the scores are taken again; after it nothing is trained again."""
+    run, sender = tmp_path / name, Sender()
+
+    def at(_: Any) -> None:
+        if side == "before" or (run / "adapter").exists():
+            sender.send()
+
+    on_forward(sender.hook(at))
+    assert leave_with(name, run) == 143
+    said = capsys.readouterr().err
+    assert "stopped by SIGTERM; what is on the disk is whole" in said
+    assert "Traceback" not in said
+    assert not (run / "eval" / f"{side}.jsonl").exists()
+    learned = sender.learned
+    assert leave_with(name, run) == 0
+    assert sender.learned - learned == (4 if side == "before" else 0)
+    assert_same(run, whole[name])
+    for file in ("before.jsonl", "comparison.json"):
+        assert (run / "eval" / file).read_bytes() == (whole[name] / "eval" / file).read_bytes()
+
+
+TWICE = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from scripts.common.checkpoint import CheckpointStore
+real = CheckpointStore.publish
+
+def publish(self, *given):
+    if len(self.steps()) == 1:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    return real(self, *given)
+
+CheckpointStore.publish = publish
+from scripts.common.errors import run_main
+from scripts import dpo
+run_main(lambda: dpo.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+def test_second_signal_stops_at_once(tmp_path: Path, whole: dict[str, Path]) -> None:
+    """In the middle of the second save: the process is gone, the first checkpoint is whole."""
+    run = tmp_path / "dpo"
+    result = subprocess.run(
+        [sys.executable, "-c", TWICE.format(root=str(ROOT)), *arguments("dpo", run)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == -signal.SIGTERM, result.stderr
+    (kept,) = (run / "checkpoints").glob("step-*")
+    assert kept.name == "step-000002" and verify(kept) == []
+    assert leave_with("dpo", run) == 0
+    assert_same(run, whole["dpo"])

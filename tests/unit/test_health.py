@@ -1,0 +1,223 @@
+"""The rules of health on streams of metrics, and the lines that say them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from scripts.common import config
+from scripts.common.errors import ConfigError, HealthError
+from scripts.common.health import Event, Signs, Updates, signs_of
+from scripts.common.settings import DPOSettings, GRPOSettings, PairHealth, ProblemHealth
+from scripts.common.state_line import state_line
+from tests.helpers import CONFIGS, ROOT
+
+HEALTHY = {
+    "frac_reward_zero_std": 0.5,
+    "completions/clipped_ratio": 0.1,
+    "completions/reasoning": 200.0,
+    "kl": 0.05,
+}
+
+
+def judge(
+    stream: list[dict[str, float]], health: Any = None, every: int = 1
+) -> list[tuple[int, str, str]]:
+    health = health or ProblemHealth(patience=3)
+    signs = Signs(signs_of(health, 0.1), health.patience, health.stop_on)
+    return [
+        (event.step, event.kind, event.action)
+        for number, row in enumerate(stream, 1)
+        for event in signs.observe(number * every, row)
+    ]
+
+
+def test_healthy_stream_says_nothing() -> None:
+    assert judge([HEALTHY] * 100) == []
+    assert judge([{"rewards/chosen": 0.5}, {"rewards/chosen": -9.9}] * 50, PairHealth()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        ("flat_groups", {"frac_reward_zero_std": 1.0}),
+        ("truncated", {"completions/clipped_ratio": 0.5}),
+        ("reasoning", {"completions/reasoning": 59.0}),
+        ("kl", {"kl": 1.0}),
+    ],
+)
+def test_sign_has_to_last(kind: str, bad: dict[str, float]) -> None:
+    """Three steps in a row warn once; stop_on stops at six; it warns again after a recovery."""
+    sick = {**HEALTHY, **bad}
+    start = [HEALTHY] * 3
+    assert judge([*start, sick, sick, HEALTHY] * 4) == []
+    assert judge([*start, *[sick] * 20]) == [(6, kind, "warned")]
+    asked = ProblemHealth.model_validate({"patience": 3, "stop_on": [kind]})
+    assert judge([*start, *[sick] * 6], asked) == [(6, kind, "warned"), (9, kind, "stopped")]
+    again = [*start, *[sick] * 3, HEALTHY, *[sick] * 3]
+    assert judge(again) == [(6, kind, "warned"), (10, kind, "warned")]
+
+
+def test_just_below_the_threshold_is_healthy() -> None:
+    near = {
+        "frac_reward_zero_std": 0.99,
+        "completions/clipped_ratio": 0.49,
+        "completions/reasoning": 61.0,
+        "kl": 0.99,
+    }
+    assert judge([*[HEALTHY] * 3, *[near] * 20]) == []
+
+
+def test_rows_that_cover_several_steps_count_as_many() -> None:
+    sick = {**HEALTHY, "frac_reward_zero_std": 1.0}
+    assert judge([sick] * 4, every=2) == [(4, "flat_groups", "warned")]
+
+
+@pytest.mark.parametrize("name", ["flat_groups", "truncated", "reasoning", "kl"])
+def test_null_switches_a_sign_off(name: str) -> None:
+    sick = {
+        "frac_reward_zero_std": 1.0,
+        "completions/clipped_ratio": 1.0,
+        "completions/reasoning": 1.0,
+        "kl": 9.0,
+    }
+    key = f"min_{name}" if name == "reasoning" else f"max_{name}"
+    off = ProblemHealth.model_validate({"patience": 3, key: None})
+    kinds = {kind for _, kind, _ in judge([*[HEALTHY] * 3, *[sick] * 9], off)}
+    assert kinds == {"flat_groups", "truncated", "reasoning", "kl"} - {name}
+
+
+def test_figures_that_are_not_logged_are_no_sign() -> None:
+    """No KL at beta 0; None where trl found no valid figure."""
+    assert judge([{"reward": 0.0, "kl": None, "frac_reward_zero_std": None}] * 30) == []  # type: ignore[list-item]
+
+
+def test_reasoning_is_held_against_the_first_steps_however_long_they_were() -> None:
+    short = {"completions/reasoning": 20.0}
+    assert judge([short] * 50) == []
+    assert judge([{"completions/reasoning": 0.0}] * 50) == []
+
+
+def test_dpo_chosen_drop_is_in_nats() -> None:
+    """rewards/chosen is beta times the log-ratio: -10 at beta 0.1 is 100 nats."""
+    stream = [{"rewards/chosen": -10.0}] * 12
+    assert judge(stream, PairHealth()) == [(10, "chosen_drop", "warned")]
+    assert judge(stream, PairHealth(max_chosen_drop=None)) == []
+
+
+def test_messages_name_figure_threshold_and_setting() -> None:
+    health = ProblemHealth(patience=2)
+    signs = Signs(signs_of(health, 0.0), 2, [])
+    row = {**HEALTHY, "completions/clipped_ratio": 0.875}
+    (event,) = [*signs.observe(1, row), *signs.observe(2, row)]
+    assert event.message == (
+        "for 2 steps 88% of the completions have hit the length limit (health.max_truncated = "
+        "50%): raise training.max_completion_length"
+    )
+    assert (event.value, event.threshold) == (0.875, 0.5)
+
+
+def updates(*steps: tuple[list[float], float, bool, bool], **limits: Any) -> Event | None:
+    watch = Updates(limits.get("skipped", 3), limits.get("still", 2))
+    for number, (norms, rate, skipped, learnable) in enumerate(steps, 1):
+        event = watch.observe(number, norms, rate, skipped, learnable)
+        if event is not None:
+            return event
+    return None
+
+
+def test_weights_that_move_are_fine() -> None:
+    assert updates(*[([1.0, n * 1e-12], 1e-6, False, True) for n in range(50)]) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weight_that_is_no_number_stops_at_once(value: float) -> None:
+    event = updates(([1.0, value], 1e-6, False, True))
+    assert event is not None
+    assert (event.step, event.kind, event.action) == (1, "weights_not_finite", "stopped")
+    assert event.message.startswith("1 of 2 trained tensors")
+
+
+def test_still_weights_count_only_where_they_should_have_moved() -> None:
+    still = ([1.0, 0.0], 1e-6, False, True)
+    event = updates(still, still, still)
+    assert event is not None and (event.step, event.kind) == (3, "still_weights")
+    for excused in (
+        ([1.0, 0.0], 0.0, False, True),  # warm-up starts at 0
+        ([1.0, 0.0], 1e-6, False, False),  # no completion had an advantage
+    ):
+        assert updates(still, *[excused] * 50) is None
+    moved = ([1.0, 0.1], 1e-6, False, True)
+    assert updates(still, still, moved, moved, still) is None
+    assert updates(*[still] * 50, still=None) is None
+
+
+def test_skipped_steps_count_in_a_row() -> None:
+    good = lambda n: ([1.0, float(n)], 1e-6, False, True)  # noqa: E731
+    skip = ([1.0, 0.0], 1e-6, True, True)
+    assert updates(skip, skip, good(1), skip, skip, good(2)) is None
+    event = updates(skip, skip, skip)
+    assert event is not None and (event.step, event.kind) == (3, "skipped_steps")
+    assert "bf16" in event.message
+    assert updates(*[skip] * 50, skipped=None) is None
+
+
+def test_settings_refuse_what_means_nothing() -> None:
+    for values in ({"patience": 0}, {"max_truncated": 1.5}, {"stop_on": ["nan"]}, {"every": 0}):
+        with pytest.raises(ValidationError):
+            ProblemHealth.model_validate(values)
+    with pytest.raises(
+        ConfigError, match=r"health.max_kls: unknown setting. Did you mean 'max_kl'"
+    ):
+        config.load_settings(GRPOSettings, ROOT / "configs/grpo_demo.yaml", ["health.max_kls=1"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_has_health_settings(path: Path) -> None:
+    settings: Any = config.load_settings(
+        DPOSettings if path.stem.startswith("dpo") else GRPOSettings, path
+    )
+    assert settings.health.every == 10 and settings.health.stop_on == []
+
+
+def test_health_error_is_exit_3() -> None:
+    assert HealthError("x").exit_code == 3
+
+
+def test_state_line_of_grpo() -> None:
+    row = {"reward": 1.0, "frac_reward_zero_std": 0.25, "completions/clipped_ratio": 0.0}
+    rows = [
+        {"step": 10, "seconds": 100.0, "num_tokens": 5000, **row, "reward": 9.0},
+        {"step": 11, "seconds": 105.0, "num_tokens": 9000, **row},
+        {"step": 20, "seconds": 150.0, "num_tokens": 105_000, **row, "reward": 2.0},
+    ]
+    assert state_line(rows, 60) == (
+        "step 20/60: reward 1.50, 75% of groups with spread, none cut, 2,000 tokens/s, "
+        "3 min 20 s left"
+    )
+
+
+def test_state_line_of_dpo() -> None:
+    row = {"rewards/margins": 0.5, "rewards/accuracies": 0.75}
+    rows = [{"step": s, "seconds": float(s * 60), "num_tokens": s * 600, **row} for s in (1, 10)]
+    assert state_line(rows, 100) == (
+        "step 10/100: margin 0.50, 75% of pairs right, 10 tokens/s, 1 h 30 min left"
+    )
+    assert state_line([*rows[:1], {**rows[1], "step": 100}], 100).endswith("tokens/s")
+
+
+def test_event_is_a_line_of_json() -> None:
+    from dataclasses import asdict
+
+    event = Event(3, "kl", "m", 1.5, 1.0, "warned")
+    assert json.loads(json.dumps(asdict(event))) == {
+        "step": 3,
+        "kind": "kl",
+        "message": "m",
+        "value": 1.5,
+        "threshold": 1.0,
+        "action": "warned",
+    }
