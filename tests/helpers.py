@@ -1,6 +1,7 @@
 """What tests share: where things are, running a script, models of the real shape."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,17 @@ def run_script(
         cwd=cwd,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **environment},
     )
+
+
+def copy_project(into: Path) -> Path:
+    """The project's files, as a download without git history would have them, and its .venv."""
+    listed = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listed, text=True).splitlines():
+        if (ROOT / name).is_file():
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, into / name)
+    (into / ".venv").symlink_to((ROOT / ".venv").resolve())
+    return into
 
 
 def make_qwen(folder: Path, tokenizer: Path, **shape: int) -> Path:

@@ -2,15 +2,13 @@
 
 import ast
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, copy_project
 
 NOTEBOOK = ROOT / "notebooks" / "quickstart_colab.ipynb"
 COMMAND = re.compile(r"run\(\"(\w+)\"")
@@ -38,7 +36,7 @@ def test_clean_and_short(notebook: nbformat.NotebookNode) -> None:
 def test_what_it_names_is_there(notebook: nbformat.NotebookNode) -> None:
     text = "\n".join(cell.source for cell in notebook.cells)
     for command in COMMAND.findall(text):
-        if command not in ("demo", "python", "export"):
+        if command not in ("demo", "python"):
             assert (ROOT / "scripts" / f"{command}.py").exists(), command
     for config in re.findall(r"configs/\w+\.yaml", text):
         assert (ROOT / config).exists(), config
@@ -56,19 +54,11 @@ def test_runs_from_top_to_bottom(
     notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a copy of the project with no git history, with demo settings and few steps."""
-    copy = tmp_path / "project"
-    listed = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(listed, text=True).splitlines():
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-    (copy / ".venv").symlink_to((ROOT / ".venv").resolve())
+    copy = copy_project(tmp_path / "project")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")  # no nvidia-smi: the notebook takes the demo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("POSTTRAIN_QUICK", "training.max_steps=2 evaluation.limit=8")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as on Colab
-    if not (ROOT / "scripts" / "export.py").exists():
-        notebook.cells = [c for c in notebook.cells if 'run("export"' not in c.source]
     client = NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(copy / "notebooks")}}
     )
@@ -77,4 +67,6 @@ def test_runs_from_top_to_bottom(
     assert any("No GPU" in text for text in shown)
     assert any("Both demos" in text and "strict accuracy" in text for text in shown)
     assert any("is a finished run" in text for text in shown)  # the demo's, taken up again
-    assert (copy / "outputs" / "grpo_demo" / "adapter" / "adapter_model.safetensors").exists()
+    run = copy / "outputs" / "grpo_demo"
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+    assert (run / "gguf" / "grpo_demo-q8_0.gguf").exists()
