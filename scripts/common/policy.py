@@ -178,10 +178,12 @@ def base_weights(model: Model) -> str:
     if Path(name).is_dir():
         return fingerprint(Path(name))
     from huggingface_hub import hf_hub_download
-    from unsloth.models.loader_utils import get_model_name
 
-    # What from_pretrained does: 4-bit is loaded from a repository that holds it, at its newest.
-    repository = get_model_name(name, model.load_in_4bit)
+    repository = name
+    if "unsloth.models" in sys.modules:  # only on a GPU: importing it patches trl for one
+        # What from_pretrained does there: 4-bit comes from a repository that holds it, its newest.
+        mapping = importlib.import_module("unsloth.models.loader_utils")
+        repository = mapping.get_model_name(name, model.load_in_4bit)
     revision = model.revision if repository.lower() == name.lower() else None
     try:
         config = Path(hf_hub_download(repository, "config.json", revision=revision))

@@ -1,6 +1,9 @@
 """Which weights a run starts from, so that a checkpoint is not resumed on others; and how a model
 is loaded: no code and no pickle of its own."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +53,33 @@ def test_a_hub_model_is_known_by_its_commit(hub: Path) -> None:
 
 
 def test_the_repository_that_unsloth_takes_instead_counts(hub: Path) -> None:
-    from unsloth.models.loader_utils import get_model_name
+    """As on a GPU, in a process of its own: importing unsloth.models patches trl for good."""
+    code = f"""
+from pathlib import Path
+from scripts.common import policy
+from scripts.common.settings import Model
+from tests.e2e.test_base_weights import cache
+policy.start(False, 1)
+from unsloth.models.loader_utils import get_model_name
+model = Model(name="Qwen/Qwen2.5-0.5B-Instruct", revision="{COMMITS[0]}")
+taken = get_model_name(model.name, load_in_4bit=True)
+assert taken.startswith("unsloth/") and taken.endswith("4bit"), taken
+cache(Path({str(hub)!r}), taken, "{COMMITS[1]}")
+assert policy.base_weights(model) == f"{{taken}}@{COMMITS[1]}"
+"""
+    environment = {**os.environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
 
+
+def test_without_a_gpu_the_model_itself_is_taken(hub: Path) -> None:
+    cache(hub, "Qwen/Qwen2.5-0.5B-Instruct", COMMITS[0])
     model = Model(name="Qwen/Qwen2.5-0.5B-Instruct", revision=COMMITS[0])
-    taken = get_model_name(model.name, load_in_4bit=True)
-    assert taken.startswith("unsloth/") and taken.endswith("4bit")
-    cache(hub, taken, COMMITS[1])
-    assert policy.base_weights(model) == f"{taken}@{COMMITS[1]}"
+    if "unsloth.models" in sys.modules:
+        pytest.skip("there is a GPU")
+    assert policy.base_weights(model) == f"Qwen/Qwen2.5-0.5B-Instruct@{COMMITS[0]}"
 
 
 def test_a_hub_model_out_of_reach(hub: Path) -> None:

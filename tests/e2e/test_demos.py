@@ -74,7 +74,7 @@ def test_dpo_demo_learns_french(tmp_path: Path) -> None:
         assert (run / name).stat().st_size > 0
     assert_replies_are_whole(run, before, after)
     out = result.stdout
-    assert "length-controlled accuracy" in out and "arithmetic strict accuracy" in out
+    assert "length-controlled accuracy" in out and "arithmetic: strict accuracy" in out
     assert " of them to or from French; the first of those:" in out
     assert max(map(len, out[: out.index("\nrun ")].splitlines())) <= 100
 

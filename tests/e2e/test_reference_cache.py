@@ -31,7 +31,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
     def trainer_of(*overrides: str, change: Callable[[list[Pair]], list[Pair]] = list) -> Any:
-        first = ("training.precompute_ref_log_probs=true", "training.max_steps=3")
+        first = ["training.precompute_ref_log_probs=true", "training.max_steps=3"]
+        first.append("evaluation.also=[]")
         settings = config.load_settings(DPOSettings, CONFIG, [*first, *overrides])
         pairs = change(data.load_pairs(settings.data, settings.prompt)[0][:48])
         model, tokenizer = policy.load(

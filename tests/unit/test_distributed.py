@@ -69,9 +69,10 @@ def test_another_number_of_processes_is_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    alone = run.identity(SETTINGS, {"data": "d"})
+    facts = {"data": "d", "weights": "w"}
+    alone = run.identity(SETTINGS, facts)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run.identity(SETTINGS, {"data": "d"}) == {**alone, "processes": 2}
+    assert run.identity(SETTINGS, facts) == {**alone, "processes": 2}
 
 
 @pytest.mark.usefixtures("second")
