@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = command.settings
     run = tracking.RunFolder(command.output)
     if not command.dry_run and run.is_done(settings, command.resume):
-        return report.already_finished(run.path) or after_training(run.path, settings.export)
+        return report.already_finished(run.shared) or after_training(run.path, settings.export)
     checkpoint = run.checkpoint(command.resume)
     integrations.keep_files_in(run, settings.tracking.report_to)
 
@@ -70,8 +70,6 @@ def main(argv: list[str] | None = None) -> int:
     print(pair_report_text.render_warnings(data_report), end="")
 
     # The run folder and the policy, scored before the first step.
-    run.open(fresh=command.resume == "never")
-    pair_report.write(data_report, run.path)
     facts: dict[str, Any] = {
         "device": device.name,
         "weights": policy.base_weights(settings.model),
@@ -82,13 +80,15 @@ def main(argv: list[str] | None = None) -> int:
         trust.check_checkpoint(checkpoint)
         if not command.resume_anyway:
             check_same_run(checkpoint, identity)
+    run.open(fresh=command.resume == "never")
+    pair_report.write(data_report, run.path)
     run.describe(settings, facts)
     trackers = integrations.start(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
-    training.check_room(model, settings.training, run)
+    training.check_room(model, settings, run)
     same_run = checkpoint is not None and not command.resume_anyway
     before = (scoring.read_scores(run, settings) if same_run else None) or scoring.score(
         model, tokenizer, held_out, problems, settings, run, "before"

@@ -17,8 +17,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from scripts.common import config
-from scripts.common.errors import run_main
+from scripts.common.errors import ConfigError, run_main
 from scripts.common.export import session, source
+from scripts.common.export.room import MERGED, in_order
 from scripts.common.hub import push
 from scripts.common.model_card import write_model_card
 from scripts.common.report import ending
@@ -39,12 +40,16 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.check_settings(
         ExportSettings, {"export": section}, str(asked.run), asked.overrides
     )
-    code = session.export(trained, settings.export)
+    if asked.push and not (trained.output / "config.yaml").is_file():
+        raise ConfigError(f"--push: {trained.output} is no run folder, so there is no model card")
+    to = settings.export.to
+    code = 0 if asked.push and not to else session.export(trained, settings.export)
     if (trained.output / "config.yaml").exists():
         write_model_card(trained.output)
         ending.draw(trained.output)
     if asked.push and code == 0:
-        files = [str(target) for target in settings.export.to]
+        # A Modelfile is of no use without its GGUF; merged weights may be no more than a step.
+        files = [target for target in in_order(to) if target in to or target != MERGED]
         print(f"Uploaded to {push(trained.output, asked.push, files, private=not asked.public)}")
     return code
 
@@ -62,7 +67,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", help="16-bit base model (default: the one that was trained on)")
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16"])
     parser.add_argument("--llama-cpp", metavar="PATH", help="llama.cpp tree or source archive")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="upload to the hub what was proven")
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload the proven exports to the hub, or the adapter where none is named",
+    )
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--output", type=Path, help="folder (default: the run folder)")
     parser.add_argument("overrides", nargs="*", metavar="export.key=value")

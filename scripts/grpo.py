@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = command.settings
     run = tracking.RunFolder(command.output)
     if not command.dry_run and run.is_done(settings, command.resume):
-        return report.already_finished(run.path) or after_training(run.path, settings.export)
+        return report.already_finished(run.shared) or after_training(run.path, settings.export)
     checkpoint = run.checkpoint(command.resume)
     integrations.keep_files_in(run, settings.tracking.report_to)
 
@@ -72,7 +72,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # The run folder and the policy, scored before the first step.
-    run.open(fresh=command.resume == "never")
     facts: dict[str, Any] = {
         "device": device.name,
         "weights": policy.base_weights(settings.model),
@@ -83,13 +82,14 @@ def main(argv: list[str] | None = None) -> int:
         trust.check_checkpoint(checkpoint)
         if not command.resume_anyway:
             check_same_run(checkpoint, identity)
+    run.open(fresh=command.resume == "never")
     run.describe(settings, facts)
     trackers = integrations.start(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
-    training.check_room(model, settings.training, run)
+    training.check_room(model, settings, run)
     same_run = checkpoint is not None and not command.resume_anyway
     before = (read_scores(run) if same_run else None) or score(
         model, tokenizer, held_out, settings, run, "before"

@@ -82,6 +82,18 @@ class CheckpointStore:
                 shutil.rmtree(old)
         return target
 
+    def set_aside_after(self, step: int) -> None:
+        """Set checkpoints of later steps aside as `step-NNNNNN.later`, where `--resume PATH` went
+        back to an earlier one: they are of a course that is not followed any more, and would be
+        taken for the newest."""
+        for path in self.steps():
+            if int(path.name[5:]) > step:
+                aside = path.with_name(f"{path.name}.later")
+                if aside.exists():
+                    shutil.rmtree(aside)
+                path.rename(aside)
+                print(f"checkpoint {path.name} is of a later step; set aside as {aside.name}")
+
     def best(self) -> Path | None:
         """The checkpoint with the highest score in its manifest, the newer of two equal ones."""
         scores = {path: value for path in self.steps() if (value := _score(path)) is not None}

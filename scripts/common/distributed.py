@@ -2,7 +2,7 @@
 
 Every process runs the whole script on its own card. The first one alone speaks and owns the run
 folder; the others keep what they write in a temporary folder of their own (see
-tracking.RunFolder), so that no other module has to ask which process it is in.
+tracking.RunFolder), so that few modules have to ask which process they are in.
 """
 
 import os
@@ -15,9 +15,14 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Which of them this is, from 0 on."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main() -> bool:
     """Whether this is the process that speaks and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def own_folder(shared: Path) -> Path:

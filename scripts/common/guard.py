@@ -8,6 +8,7 @@ their losses are known to be finite, and lets a signal end a step that need not 
 import gc
 from typing import Any
 
+from scripts.common import distributed
 from scripts.common.micro_batches import Batch, Part
 
 
@@ -69,7 +70,8 @@ def guarded(trainer_class: Any) -> Any:
                 # Only here, where the error and the tensors in its frames are gone.
                 self._rewind()
                 free_memory()
-                if rows == 1 or not self.divisible():
+                # DDP averages at each backward pass, so processes must make the same number.
+                if rows == 1 or not self.divisible() or distributed.processes() > 1:
                     self.watch.no_room("training", rows)
                 self.rows_at_once = (rows + 1) // 2
                 self.watch.halved("training", rows, self.rows_at_once)

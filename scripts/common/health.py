@@ -156,6 +156,10 @@ class Signs:
                 events.append(Event(step, sign.kind, message, value, sign.threshold, action))
         return events
 
+    def go_on_after(self, step: int) -> None:
+        """The next row covers the steps after `step`, whatever was observed of those before."""
+        self._last_step = step
+
     def _action(self, kind: str, was: int, now: int) -> Literal["warned", "stopped"] | None:
         if kind in self._stop_on and was < 2 * self._patience <= now:
             return "stopped"

@@ -7,7 +7,7 @@ from typing import Any
 
 from scripts.common.atomic import write_text
 from scripts.common.errors import ConfigError
-from scripts.common.report import read_run, table_rows
+from scripts.common.report import read_run, record, table_rows
 from scripts.common.snippets import snippets
 from scripts.common.strict_yaml import dump_yaml, read_yaml
 
@@ -94,7 +94,7 @@ def _facts(
         "method": {**method, "text": _method_text(method["text"], settings)},
         "settings": settings,
         "trained": trained,
-        "duration": f"{trained.get('seconds', 0) / 60:.0f} minutes",
+        "duration": f"{record.read(run).seconds / 60:.0f} minutes",  # of all its sessions
         "device": environment.get("device", "an unnamed device"),
         "fingerprint": str(environment.get("data", ""))[:16],
         "versions": ", ".join(
@@ -230,5 +230,10 @@ def _limitations(settings: dict[str, Any], measures: dict[str, dict[str, Any]]) 
         lines.append(
             "Trained on 4-bit base weights. An export applies the adapter to the 16-bit weights, "
             "which differ from them a little; its parity is in the table of exports."
+        )
+    if settings.get("lora", {}).get("init") == "loftq":
+        lines.append(
+            "The adapter started (LoftQ) at what 4-bit rounding had lost, so it belongs to the "
+            "4-bit weights: on the 16-bit weights, as in an export, it adds that a second time."
         )
     return lines

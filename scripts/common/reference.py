@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 from scripts.common import adapter
 from scripts.common.atomic import write_json
 from scripts.common.batches import pair_lengths
+from scripts.common.cache import cache_folder
+from scripts.common.distributed import is_main
 from scripts.common.errors import DataError
 from scripts.common.progress import progress_bar
 
@@ -30,12 +31,6 @@ VOLATILE = {"_name_or_path", "architectures", "transformers_version", "unsloth_v
 Values = dict[str, list[float]]
 
 
-def folder() -> Path:
-    """Where the files are: $POSTTRAIN_CACHE, else posttrain in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("POSTTRAIN_CACHE") or Path(home) / "posttrain") / "reference"
-
-
 def precompute(trainer: Any) -> None:
     """Give each row of a DPOTrainer its reference log-probabilities, from disk where they are.
 
@@ -45,7 +40,7 @@ def precompute(trainer: Any) -> None:
         DataError: the reference gives a reply a log-probability that is no number.
     """
     basis = depends_on(trainer)
-    path = folder() / f"{_digest(json.dumps(basis, sort_keys=True))}.json"
+    path = cache_folder() / "reference" / f"{_digest(json.dumps(basis, sort_keys=True))}.json"
     values = read(path, basis, len(trainer.train_dataset))
     if values is not None:
         print(f"Reference log-probabilities: {path}")
@@ -55,7 +50,8 @@ def precompute(trainer: Any) -> None:
         print(
             f"Reference log-probabilities: computed in {time.monotonic() - started:.1f} s", end=""
         )
-        print(f", kept in {path}" if keep(path, basis, values) else "")
+        kept = is_main() and keep(path, basis, values)  # every process has the same numbers
+        print(f", kept in {path}" if kept else "")
     rows = trainer.train_dataset
     for name, column in values.items():
         rows = rows.add_column(name, column)

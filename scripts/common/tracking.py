@@ -32,8 +32,8 @@ PACKAGES = (
     "bitsandbytes",
     "datasets",
 )
-
-
+# Sections that shape neither training nor scores.
+NOT_SHAPING = ("run", "tracking", "health", "export")
 STARTED = datetime.now().astimezone().isoformat(timespec="seconds")
 
 
@@ -65,7 +65,8 @@ class RunFolder:
             return False
         earlier = read_yaml(self.shared / "config.yaml")
         asked = settings.model_dump(mode="json")
-        earlier["export"] = asked["export"]  # exports can be added to a finished run
+        for name in NOT_SHAPING:  # exports, for one, can be added to a finished run
+            earlier[name] = asked[name]
         changed = differences("", earlier, asked)
         if changed:
             raise ConfigError(
@@ -92,13 +93,22 @@ class RunFolder:
         return Path(resume).absolute()
 
     def open(self, fresh: bool) -> None:
-        """Make the folder; with `fresh`, one that is already there is moved aside, not deleted."""
+        """Make the folder; with `fresh`, one that is already there is moved aside, not deleted.
+
+        So are the results of a finished run that `--resume PATH` trains on: until it is finished
+        again, it has no comparison, and no exports of its weights.
+        """
         if fresh and self.path.exists():
             number = 1
             while (aside := self.path.with_name(f"{self.path.name}.previous-{number}")).exists():
                 number += 1
             self.path.rename(aside)
             print(f"Moved the earlier run to {aside}")
+        for name in ("eval/comparison.json", "export.json"):
+            if (self.path / name).exists():
+                earlier = (self.path / name).with_suffix(".previous.json")
+                (self.path / name).replace(earlier)
+                print(f"Moved {name} of the finished run to {earlier.name}")
         (self.path / "eval").mkdir(parents=True, exist_ok=True)
         if distributed.is_main():
             self.checkpoints.folder.mkdir(exist_ok=True)
@@ -113,7 +123,7 @@ class RunFolder:
         """What must be the same for a checkpoint, and the scores taken before it, to be of this
         run: the settings that shape training and scores, the data, the base model's weights, and
         the versions."""
-        values = settings.model_dump(mode="json", exclude={"run", "tracking", "health", "export"})
+        values = settings.model_dump(mode="json", exclude=set(NOT_SHAPING))
         for name in ("save_total_limit", "logging_steps"):
             values["training"].pop(name)
         now = environment()

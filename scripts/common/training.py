@@ -19,7 +19,7 @@ from scripts.common.checkpoint import (
 from scripts.common.errors import ConfigError
 from scripts.common.guard import is_out_of_memory
 from scripts.common.progress import TrainingView
-from scripts.common.report.ending import LivePage
+from scripts.common.report.ending import LivePage, draw
 from scripts.common.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
 from scripts.common.tracking import Clock, RunFolder, append_rows, keep_rows_until
 from scripts.common.watch import Watch
@@ -91,14 +91,21 @@ def report_changes(asked: dict[str, Any], arguments: Any) -> dict[str, dict[str,
     return found
 
 
-def check_room(model: Any, training: Training, run: RunFolder, export_bytes: int = 0) -> None:
+def check_room(model: Any, settings: DPOSettings | GRPOSettings, run: RunFolder) -> None:
     """Check before anything is scored or trained that checkpoints and exports will fit on the disk.
+
+    The main process does: what others keep for themselves is small, and elsewhere.
 
     Raises:
         ConfigError: they will not.
     """
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    keep = training.save_total_limit
+    if not distributed.is_main():
+        return
+    from scripts.common.export.room import disk_bytes, in_order
+
+    trainable, weights = model.get_nb_trainable_parameters()  # counts packed 4-bit weights too
+    export_bytes = int(disk_bytes(weights - trainable, in_order(settings.export.to)))
+    keep = settings.training.save_total_limit
     check_disk(run.path, trainable * BYTES_A_WEIGHT, keep, export_bytes)
 
 
@@ -166,6 +173,7 @@ def stopped_early(result: dict[str, Any], run: RunFolder) -> bool:
     """Whether training ended before its last step; then says how to go on."""
     if "exit_code" not in result:
         return False
+    draw(run.path, files=False)
     print(
         f"Stopped at step {result['steps']} ({result['reason']}). Everything is in {run.path}; "
         "the same command goes on from there"
@@ -191,6 +199,8 @@ def _callback(
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             for path in (run.metrics, run.samples, run.health):
                 keep_rows_until(path, state.global_step)
+            if distributed.is_main():
+                run.checkpoints.set_aside_after(state.global_step)
             view.start(state.max_steps, state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -227,6 +227,7 @@ class WandbLog:
         size = path.stat().st_size if path.exists() else 0
         if self._offset is None:  # rows of an earlier part of the run are known already
             self._offset = size
+            self._step = max((row["step"] for row in jsonl_rows(path)), default=0) if size else 0
         if size == self._offset:
             return
         with open(path, "rb") as file:

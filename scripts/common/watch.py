@@ -4,7 +4,6 @@ The trainer (scripts/common/guard.py) tells of its micro-batches and of its memo
 callbacks tell of its steps and its metrics.
 """
 
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -22,9 +21,10 @@ from scripts.common.errors import HealthError
 from scripts.common.health import Event, Signs, Updates, signs_of
 from scripts.common.micro_batches import write_rows
 from scripts.common.moment import random_states, restore
+from scripts.common.report.ending import draw
 from scripts.common.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
 from scripts.common.state_line import state_line
-from scripts.common.tracking import Clock, RunFolder, append_rows
+from scripts.common.tracking import Clock, RunFolder, append_rows, jsonl_rows
 
 SIZES = {  # the trainer's attribute that each kind of event changes
     "out_of_memory_training": "rows_at_once",
@@ -84,17 +84,23 @@ class Watch:
         step, self._step = self._step, []
         signals = [self.trainer.learnable(batch) for _, batch in step]
         figures = torch.stack([*(loss for loss, _ in step), *signals]).float().tolist()
-        losses, self._learnable = figures[: len(step)], any(figures[len(step) :])
+        losses = figures[: len(step)]
         self._last = [batch for _, batch in step]
         bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
-        if bad:
+        # The gradient is the mean over all processes: what one of them has, each has to act on.
+        worst = distributed.highest(2 if bad else int(any(figures[len(step) :])))
+        self._learnable = worst > 0
+        if worst == 2:
             number = self.trainer.state.global_step + 1
-            where = self._write_batches(number, [self._last[i] for i in bad], losses)
+            where, what = self._batches(number).parent, "of another process is not finite"
+            if bad:
+                where = self._write_batches(number, [self._last[i] for i in bad], losses)
+                what = f"is {losses[bad[0]]}"
             self.record(
                 Event(
                     number,
                     "loss_not_finite",
-                    f"the loss is {losses[bad[0]]}. Its rows are in {where}. Lower "
+                    f"the loss {what}. Its rows are in {where}. Lower "
                     "training.learning_rate, or train in bf16 or float32; a row that does this by "
                     "itself has to leave the data",
                     None,
@@ -113,7 +119,8 @@ class Watch:
         self.record(Event(step, f"out_of_memory_{what}", message, fewer, rows, "halved"))
 
     def no_room(self, what: str, rows: int | None) -> NoReturn:
-        """Out of memory where smaller parts cannot help: one row, or a loss that has no parts."""
+        """Out of memory where smaller parts cannot help: one row, a loss that has no parts, or
+        several processes, which have to go through as many backward passes each."""
         would = smaller(self.settings.model, self.settings.training)
         if rows is not None and rows > 1:
             would.insert(0, f"training.per_device_train_batch_size below {rows}")
@@ -123,6 +130,8 @@ class Watch:
             + "; ".join(would)
         )
         step = self.trainer.state.global_step + 1
+        if not distributed.is_main():  # which may have had the memory, and says nothing
+            print(f"error: process {distributed.rank()}: {message}", file=sys.stderr)
         self.record(Event(step, f"out_of_memory_{what}", message, rows, None, "stopped"))
         raise AssertionError  # record() raised
 
@@ -132,12 +141,16 @@ class Watch:
 
     # What the callbacks tell.
 
-    def start(self) -> None:
-        """Judge the steps before a checkpoint again, in silence, and keep to the sizes found."""
-        for row in _read(self.run.metrics):
+    def start(self, step: int) -> None:
+        """Judge the steps up to a checkpoint of `step` again, in silence, and keep to the sizes
+        found. Every process does, from the same rows, so that all come to the same end."""
+        distributed.barrier()  # the main one has dropped the rows of later steps
+        for row in _read(self.run.shared / self.run.metrics.name):
             if "loss" in row:
                 self.signs.observe(row["step"], row)
-        for event in _read(self.run.health):
+        self.signs.go_on_after(step)
+        alone = distributed.processes() == 1
+        for event in _read(self.run.health) if alone else ():
             if event["action"] == "halved":
                 setattr(self.trainer, SIZES[event["kind"]], int(event["value"]))
 
@@ -184,6 +197,7 @@ class Watch:
             label = "warning" if event.action == "warned" else "note"
             say(f"{label}: step {event.step}: {event.message}")
             return
+        draw(self.run.path, files=False)  # with what stopped it
         raise HealthError(f"step {event.step}: {event.message}\n       {self._way_on()}")
 
     def _way_on(self) -> str:
@@ -195,10 +209,14 @@ class Watch:
             "--resume-anyway goes on from it and --resume never starts over"
         )
 
+    def _batches(self, step: int) -> Path:
+        """The file for the rows of a step; each process has its own, in the shared run folder."""
+        name = "batch.json" if distributed.is_main() else f"batch-{distributed.rank()}.json"
+        return self.run.shared / "health" / f"step-{step:06d}" / name
+
     def _write_batches(self, step: int, batches: list[Any], losses: list[float]) -> Path:
-        where = self.run.path / "health" / f"step-{step:06d}" / "batch.json"
         rows = [row for batch in batches for row in self.trainer.describe(batch)]
-        return write_rows(where, step, losses, rows)
+        return write_rows(self._batches(step), step, losses, rows)
 
     def save_last_step(self) -> None:
         """After a step was abandoned: the checkpoint of the step before it, if there is none."""
@@ -234,9 +252,7 @@ def smaller(model: Model, training: Training) -> list[str]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return jsonl_rows(path) if path.exists() else []
 
 
 def _callback(watch: Watch) -> Any:
@@ -246,7 +262,7 @@ def _callback(watch: Watch) -> Any:
         learning_rate = 0.0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            watch.start()
+            watch.start(state.global_step)
 
         def on_pre_optimizer_step(
             self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any

@@ -89,6 +89,20 @@ def test_rotation_keeps_the_best_besides(store: CheckpointStore) -> None:
     assert store.best() == store.folder / "step-000035"
 
 
+def test_going_back_to_an_earlier_step_sets_the_later_ones_aside(
+    store: CheckpointStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (5, 10, 15):
+        write(store, step, keep=3, score=float(step))
+    store.set_aside_after(5)
+    assert "step-000010 is of a later step" in capsys.readouterr().out
+    write(store, 7, keep=1, score=6.0)
+    assert names(store) == ["step-000007", "step-000010.later", "step-000015.later"]
+    assert store.newest() == store.best() == store.folder / "step-000007"
+    store.set_aside_after(7)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_manifest_without_a_score_is_no_best(store: CheckpointStore) -> None:
     path = write(store, 5)
     assert store.best() is None
@@ -290,6 +304,8 @@ def test_a_finished_run_is_left_alone_but_not_mistaken_for_another(tmp_path: Pat
     (run.path / "eval" / "comparison.json").write_text("{}")
     assert run.is_done(settings, "auto")
     assert not run.is_done(settings, "never")
+    same = ["health.every=3", "run.max_minutes=5", "tracking.samples=1", "export.to=[ollama]"]
+    assert run.is_done(load_settings(DPOSettings, yaml, same), "auto")
     other = load_settings(DPOSettings, yaml, ["training.beta=0.7"])
     with pytest.raises(ConfigError, match=r"training\.beta was 0\.1, now 0\.7"):
         run.is_done(other, "auto")

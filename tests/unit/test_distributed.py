@@ -1,5 +1,6 @@
 """Several processes under `accelerate launch`: one owns the run folder, all stop together."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from scripts import grpo
 from scripts.common import distributed
 from scripts.common.config import load_settings
 from scripts.common.errors import ConfigError, run_main
 from scripts.common.settings import GRPOSettings
 from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
+from tests.runs import grpo_run
 
 SETTINGS = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml")
 
@@ -65,6 +68,17 @@ def test_all_processes_know_that_a_run_is_finished(
     assert RunFolder(tmp_path / "run").is_done(SETTINGS, "auto")
 
 
+def test_a_finished_run_is_told_in_every_process(
+    tmp_path: Path, second: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    monkeypatch.setenv("RANK", "0")
+    grpo_run(path)
+    monkeypatch.setenv("RANK", "1")
+    output = ["--config", "configs/grpo_demo.yaml", "--output", str(path)]
+    assert grpo.main(output) == 0
+
+
 def test_another_number_of_processes_is_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +110,7 @@ def test_only_the_main_process_speaks(
 TOGETHER = """
 import sys, torch
 from pathlib import Path
+from scripts import grpo
 from scripts.common import distributed
 from scripts.common.checkpoint import StopRequest
 
@@ -111,14 +126,68 @@ torch.distributed.destroy_process_group()
 """
 
 
+NOT_FINITE = """
+import json, sys, torch
+from pathlib import Path
+from types import SimpleNamespace
+from scripts import grpo
+from scripts.common import distributed
+from scripts.common.errors import HealthError
+from scripts.common.config import load_settings
+from scripts.common.settings import GRPOSettings
+from scripts.common.tracking import RunFolder
+from scripts.common.watch import Watch
+
+torch.distributed.init_process_group("gloo")
+run = RunFolder(Path(sys.argv[1]))
+run.open(fresh=False)
+trainer = SimpleNamespace(  # what a Watch asks of a trainer
+    state=SimpleNamespace(global_step=6),
+    add_callback=lambda _: None,
+    learnable=lambda batch: batch,
+    describe=lambda batch: [{"of": distributed.rank()}],
+)
+watch = Watch(trainer, load_settings(GRPOSettings, Path(sys.argv[2])), run, None)
+fine, teaches = torch.tensor(0.5), torch.tensor(float(distributed.is_main()))
+watch.after_micro_batch(fine, teaches, True)
+assert watch._learnable  # the other process has something to learn
+loss = fine if distributed.is_main() else fine * float("nan")
+try:
+    watch.after_micro_batch(loss, teaches, True)
+except HealthError as error:
+    print(error)
+distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    first, second = together(NOT_FINITE, run, ROOT / "configs" / "grpo_demo.yaml")
+    where = run / "health" / "step-000007"
+    assert f"the loss of another process is not finite. Its rows are in {where}" in first
+    assert "the loss is nan" in second and str(where / "batch-1.json") in second
+    assert json.loads((where / "batch-1.json").read_text())["rows"] == [{"of": 1}]
+    (event,) = map(json.loads, (run / "health.jsonl").read_text().splitlines())
+    assert (event["kind"], event["action"]) == ("loss_not_finite", "stopped")
+
+
 def test_two_processes_stop_together_and_take_up_one_checkpoint() -> None:
+    first, second = together(TOGETHER)
+    assert first.strip().endswith("another process stopped mine")
+    assert second.strip().endswith("SIGTERM mine")
+
+
+def together(code: str, *arguments: Path) -> list[str]:
+    """What two processes print that run the same code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", TOGETHER],
+            [sys.executable, "-c", code, *arguments],
             cwd=ROOT,
             env={**os.environ, **shared, "RANK": rank, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -129,5 +198,4 @@ def test_two_processes_stop_together_and_take_up_one_checkpoint() -> None:
     ]
     said = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
-    assert said[0][0].strip().endswith("another process stopped mine")
-    assert said[1][0].strip().endswith("SIGTERM mine")
+    return [output for output, _ in said]

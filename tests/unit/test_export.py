@@ -12,9 +12,10 @@ import pytest
 from scripts.common.errors import ConfigError
 from scripts.common.export import llama_cpp, merge, room, session, source
 from scripts.common.export.gguf import known_pre_tokenizer
+from scripts.common.export.launch import after_training
 from scripts.common.export.record import Check, Record, at_most
 from scripts.common.llama_server import is_gguf
-from scripts.common.settings.export import Parity
+from scripts.common.settings.export import Export, Parity
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 
@@ -32,13 +33,13 @@ def make_config(folder: Path, **values: Any) -> Path:
 
 
 def test_targets_come_after_what_they_are_made_from() -> None:
-    assert session.in_order(["gguf:q8_0"]) == ["merged_16bit", "gguf:q8_0"]
-    assert session.in_order(["ollama", "gguf:f16", "merged_16bit", "gguf:f16"]) == [
+    assert room.in_order(["gguf:q8_0"]) == ["merged_16bit", "gguf:q8_0"]
+    assert room.in_order(["ollama", "gguf:f16", "merged_16bit", "gguf:f16"]) == [
         "merged_16bit",
         "gguf:f16",
         "ollama",
     ]
-    assert session.in_order(["ollama"]) == ["merged_16bit", "gguf:q8_0", "ollama"]
+    assert room.in_order(["ollama"]) == ["merged_16bit", "gguf:q8_0", "ollama"]
 
 
 @pytest.fixture
@@ -184,6 +185,7 @@ def test_a_quantised_base_is_refused_and_its_name_led_back(tmp_path: Path) -> No
         ({"trainable_token_indices": [1]}, "trains token embeddings"),
         ({"target_modules": ["q_proj", "lm_head"]}, "changes lm_head .tied"),
         ({"target_modules": ["model.embed_tokens"]}, "changes embed_tokens"),
+        ({"init_lora_weights": "pissa"}, "is a checkpoint's: part of the base weights has moved"),
     ],
 )
 def test_what_cannot_be_merged_exactly_is_refused(
@@ -217,6 +219,24 @@ def test_no_room_is_said_before_anything_is_written(
     with pytest.raises(ConfigError, match=r"0.0 GB free on the disk.*needs 0.2 GB"):
         room.check_room(DEMO, tmp_path, ["merged_16bit", "gguf:q4_k_m"])
     room.check_room(DEMO, tmp_path, [])
+
+
+def test_room_on_the_disk_is_for_all_that_an_export_makes() -> None:
+    assert room.disk_bytes(1000, room.in_order([])) == 0
+    merged = room.disk_bytes(1000, ["merged_16bit"])
+    assert merged - room.SPARE == 2000
+    assert room.disk_bytes(1000, room.in_order(["ollama"])) - merged == pytest.approx(1062.5)
+    assert room.disk_bytes(1000, room.in_order(["gguf:q4_k_m"])) - merged == pytest.approx(2700)
+
+
+def test_only_one_of_several_processes_exports_after_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = Export(to=["merged_16bit"])
+    assert after_training(tmp_path, asked) == 2  # there is no adapter
+    assert "adapter_config.json" in capfd.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert after_training(tmp_path, asked) == 0
 
 
 def test_only_the_pinned_archive_is_unpacked(
@@ -263,6 +283,4 @@ def test_help_and_wrong_requests_answer_at_once(ask: Ask, tmp_path: Path) -> Non
 
 
 def test_settings_have_defaults_that_export_nothing() -> None:
-    from scripts.common.settings import Export
-
     assert Export().to == [] and Export().parity == Parity()

@@ -76,6 +76,16 @@ def test_rows_that_cover_several_steps_count_as_many() -> None:
     assert judge([sick] * 4, every=2) == [(4, "flat_groups", "warned")]
 
 
+def test_going_on_in_a_folder_without_metrics_counts_from_its_checkpoint() -> None:
+    health = ProblemHealth(patience=3, stop_on=["truncated"])
+    signs = Signs(signs_of(health, 0.1), health.patience, health.stop_on)
+    signs.go_on_after(50)
+    sick = {"completions/clipped_ratio": 1.0}
+    assert [signs.observe(step, sick) for step in (51, 52)] == [[], []]
+    (event,) = signs.observe(53, sick)
+    assert event.action == "warned" and event.message.startswith("for 3 steps")
+
+
 @pytest.mark.parametrize("name", ["flat_groups", "truncated", "reasoning", "kl"])
 def test_null_switches_a_sign_off(name: str) -> None:
     sick = {

@@ -18,7 +18,8 @@ from scripts.common.errors import ConfigError
 from scripts.common.hub import to_upload
 from scripts.common.model_card import write_model_card
 from scripts.common.strict_yaml import read_yaml
-from tests.helpers import CONFIGS, ROOT
+from scripts.common.tracking import append_rows
+from tests.helpers import CONFIGS, ROOT, run_script
 
 MEASURE = {
     "before": {"value": 0.02, "n": 300, "low": 0.01, "high": 0.05},
@@ -123,6 +124,13 @@ def test_no_folder_of_this_machine_is_named(tmp_path: Path) -> None:
     assert "licence not known" in text
 
 
+def test_its_training_time_is_that_of_all_sessions(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = [{"step": 1, "seconds": 600.0}, {"step": 2, "seconds": 60.0}]  # resumed in between
+    append_rows(run / "metrics.jsonl", rows)
+    assert "40 steps, 11 minutes" in write_model_card(run).read_text("utf-8")
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a run folder"):
         write_model_card(tmp_path)
@@ -223,6 +231,17 @@ def test_the_adapter_is_uploaded_privately_with_the_card(tmp_path: Path, hub: st
     assert json.loads(Hub.files["adapter_config.json"])["base_model_name_or_path"] == "base"
     assert not list(run.glob(".push-*"))
     assert "hf_sentinel" not in result.stdout + result.stderr
+
+
+def test_the_command_uploads_the_adapter_where_no_export_is_named(tmp_path: Path, hub: str) -> None:
+    run = make_run(tmp_path / "run")
+    environment = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_sentinel", "HF_HUB_OFFLINE": "0"}
+    result = run_script("export", run, "--push", "someone/model", **environment)
+    assert result.returncode == 0, result.stderr
+    assert f"Uploaded to {hub}/someone/model" in result.stdout
+    assert "adapter_model.safetensors" in Hub.files
+    alone = run_script("export", run / "adapter", "--push", "a/b", "--output", tmp_path / "o")
+    assert alone.returncode == 2 and "there is no model card" in alone.stderr
 
 
 def test_a_refusal_of_the_hub_is_told_plainly(tmp_path: Path, hub: str) -> None:

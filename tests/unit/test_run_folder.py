@@ -64,6 +64,18 @@ def test_going_on_keeps_what_is_there(run: RunFolder) -> None:
     assert [p.name for p in run.path.parent.iterdir()] == ["mine"]
 
 
+def test_a_finished_run_that_is_trained_on_is_no_finished_run(run: RunFolder) -> None:
+    run.open(fresh=False)
+    for name in ("eval/comparison.json", "export.json"):
+        write_text(run.path / name, name)
+    assert run.finished
+    run.open(fresh=False)
+    assert not run.finished and not (run.path / "export.json").exists()
+    kept = run.path / "eval" / "comparison.previous.json"
+    assert kept.read_text() == "eval/comparison.json"
+    assert (run.path / "export.previous.json").read_text() == "export.json"
+
+
 def test_a_fresh_start_moves_aside_and_never_deletes(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -275,6 +275,17 @@ def test_resuming_is_the_same_run_and_sends_only_new_rows(tmp_path: Path) -> Non
     assert [row["_step"] for row in two.history] == [3, 4]
 
 
+def test_scores_of_a_run_that_had_only_to_be_scored_belong_to_its_last_step(
+    tmp_path: Path,
+) -> None:
+    run = record(tmp_path / "run")
+    append_rows(run.metrics, [{"step": step, "loss": 0.5} for step in (1, 2, 3)])
+    mirror(run, range(0)).finish()
+    (folder,) = offline_runs(run)
+    history = read_offline_run(folder).history
+    assert history and {row["_step"] for row in history} == {3}
+
+
 def test_a_refused_key_falls_back_to_offline_quickly(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -10,13 +10,20 @@ import sys
 from pathlib import Path
 
 from scripts.common.config import ROOT
+from scripts.common.distributed import is_main
+from scripts.common.guard import free_memory
 from scripts.common.settings import Export
 
 
 def after_training(run: Path, settings: Export) -> int:
-    """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate."""
-    if not settings.to:
+    """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate.
+
+    The main process does; what others keep is in a folder that ends with them.
+    """
+    if not settings.to or not is_main():
         return 0
+    if "torch" in sys.modules:  # it keeps the memory of the largest step, which the gate needs
+        free_memory()
     section = json.dumps(settings.model_dump(mode="json"))
     print("\nExporting", flush=True)
     command = [sys.executable, str(ROOT / "scripts" / "export.py"), str(run), f"export={section}"]

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from scripts.common.cache import cache_folder
 from scripts.common.errors import ConfigError, ExportError
 from scripts.common.export.record import sha256
 
@@ -34,13 +35,6 @@ FLAGS = (
     "-DLLAMA_OPENSSL=OFF",
     *(f"-DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "SERVER", "APP")),
 )
-
-
-def cache_folder() -> Path:
-    """POSTTRAIN_CACHE, else `posttrain` in the user's cache."""
-    named = os.environ.get("POSTTRAIN_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named or Path(users) / "posttrain").expanduser().absolute()
 
 
 def cached_tree() -> Path:

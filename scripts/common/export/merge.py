@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from scripts.common.adapter import MOVED
 from scripts.common.errors import ConfigError
 
 LORA_TENSOR = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
@@ -48,6 +49,11 @@ def check_adapter(adapter: Path, base: Path) -> None:
         (config.get("bias", "none") != "none", "trains biases"),
         (config.get("lora_bias"), "has biases of its own (lora_bias)"),
         (config.get("target_parameters"), "targets bare parameters (target_parameters)"),
+        (
+            str(config.get("init_lora_weights")).startswith(MOVED),
+            "is a checkpoint's: part of the base weights has moved into it (init_lora_weights = "
+            f"{config.get('init_lora_weights')}). A run's adapter/ is saved for the whole base;",
+        ),
     ]
     targets = config.get("target_modules") or []
     targets = [targets] if isinstance(targets, str) else targets

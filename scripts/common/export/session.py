@@ -19,14 +19,12 @@ from scripts.common.export.gguf import write_gguf
 from scripts.common.export.ollama import export_ollama
 from scripts.common.export.record import Check, Record, fingerprint
 from scripts.common.export.reference import adapter_reference
-from scripts.common.export.room import check_room
+from scripts.common.export.room import MERGED, check_room, in_order
 from scripts.common.export.source import Trained, base_folder
 from scripts.common.export.texts import gate_texts
 from scripts.common.export.weights import check_weights
 from scripts.common.policy import LIBRARIES
 from scripts.common.settings import Export
-
-MERGED = "merged_16bit"
 
 
 def export(trained: Trained, settings: Export) -> int:
@@ -38,6 +36,12 @@ def export(trained: Trained, settings: Export) -> int:
     """
     if not settings.to:
         raise ConfigError("nothing to export: say --to merged_16bit,gguf:q8_0 (export.to)")
+    if trained.run.get("lora", {}).get("init") == "loftq":
+        raise ConfigError(
+            "a LoftQ adapter makes up for what 4-bit rounding took from its base; on the 16-bit "
+            "weights it would add that twice. Load it on the 4-bit base, or train with lora.init: "
+            "default to export"
+        )
     name, base = base_folder(trained, settings.base)
     merge.check_adapter(trained.adapter, base)
     trained.output.mkdir(parents=True, exist_ok=True)
@@ -156,15 +160,6 @@ def sampling(run: dict[str, Any]) -> dict[str, float]:
     temperature = (run.get("evaluation") or {}).get("temperature", 0.0)
     untouched = {"top_k": 0, "top_p": 1, "min_p": 0} if temperature else {}
     return {"temperature": temperature, **untouched, "repeat_penalty": 1}
-
-
-def in_order(to: list[Any]) -> list[str]:
-    """Targets with what they are made from: merged weights first, then GGUF, then Ollama, which
-    takes the first GGUF asked for, or q8_0."""
-    gguf = [target for target in dict.fromkeys(to) if target.startswith("gguf:")]
-    if "ollama" in to and not gguf:
-        gguf = ["gguf:q8_0"]
-    return [MERGED, *gguf, *(["ollama"] if "ollama" in to else [])]
 
 
 def _whole(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, list[Check]]:
