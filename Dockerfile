@@ -17,9 +17,9 @@ WORKDIR /app
 
 # The environment first: its layer is built again only when the lock changes. uv's cache stays
 # outside the image.
-ENV UV_LINK_MODE=copy
+ENV UV_LINK_MODE=copy UV_CACHE_DIR=/var/cache/uv
 COPY run requirements.lock ./
-RUN --mount=type=cache,target=/root/.cache/uv ./run python -c ''
+RUN --mount=type=cache,target=/var/cache/uv ./run python -c ''
 
 COPY . .
 

@@ -1,5 +1,6 @@
 """Every command of the README, run in a copy of the project on local data, with few steps."""
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.common.llama_server import serve
+from scripts.common.report import table
 from tests.helpers import ROOT, copy_project
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,6 +60,12 @@ def test_every_command_is_known() -> None:
             if word.endswith((".yaml", ".jsonl")):
                 assert (ROOT / word).is_file(), word
     assert set(ADDED) | NOT_RUN_HERE <= set(COMMANDS)
+
+
+def test_the_table_is_that_of_the_measured_demo() -> None:
+    measured = ROOT / "tests" / "bench" / "results" / "demo_cpu.json"
+    runs = json.loads(measured.read_text(encoding="utf-8"))
+    assert table(list(runs.items()), width=100) in README
 
 
 @pytest.mark.long
