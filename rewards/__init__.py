@@ -93,7 +93,7 @@ def resolve(spec: str) -> RewardFunction:
         raise RewardError(f"{location} has no function {name!r}{_nearest(name, functions)}")
     function: RewardFunction = members[name]
     if not callable(function):
-        raise RewardError(f"{spec} is a {type(function).__name__}, not a function")
+        raise RewardError(f"{spec} is {_a(function)}, not a function")
     return function
 
 
@@ -123,7 +123,7 @@ def check_reward(
             f"reward {name!r} raised {type(error).__name__} on a sample row: {error}"
         ) from error
     if not isinstance(values, list | tuple):
-        raise RewardError(f"reward {name!r} returned a {type(values).__name__}, not a list")
+        raise RewardError(f"reward {name!r} returned {_a(values)}, not a list")
     expected = len(_sample_texts(sample_row))
     if len(values) != expected:
         raise RewardError(f"reward {name!r} returned {len(values)} values for {expected} samples")
@@ -132,13 +132,17 @@ def check_reward(
     return RewardCheck(name, tuple(values))
 
 
+def _a(value: object) -> str:
+    """`a str` or `an int`, for messages."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+
+
 def _check_value(name: str, value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RewardError(
-            f"reward {name!r} returned {value!r}, a {type(value).__name__}; return float or None"
-        )
+        raise RewardError(f"reward {name!r} returned {value!r}, {_a(value)}; return float or None")
     if not math.isfinite(value):
         raise RewardError(f"reward {name!r} returned {value}; return None for what has no score")
 

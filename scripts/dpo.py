@@ -5,8 +5,8 @@ The loss is -log sigmoid(beta (log pi(y_c|x)/ref(y_c|x) - log pi(y_r|x)/ref(y_r|
 rejected reply to the same prompt. Unlike the paper, the policy is a LoRA adapter on quantised
 weights, and the reference is the same weights with the adapter off, so only one model is in memory.
 
-    python scripts/dpo.py --config configs/dpo_french_16gb.yaml
-    python scripts/dpo.py --config configs/dpo_demo.yaml training.beta=0.2 --resume never
+    ./run dpo --config configs/dpo_french_16gb.yaml
+    ./run dpo --config configs/dpo_demo.yaml training.beta=0.2 --resume never
 """
 
 import os
@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     # Pairs, checked and reported on before anything heavy is loaded.
     pairs = data.load_pair_set(settings.data, settings.prompt)
     if command.dry_run:
-        return dry_run(pairs, settings)
+        dry_run(pairs, settings)
+        print(command.verdict())
+        return 0
     device = policy.start(settings.run.verbose, settings.run.threads)
     print(policy.check_device(device, settings.model, settings.training))
     tokenizer = policy.load_tokenizer(settings.model)
@@ -90,16 +92,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     training.check_room(model, settings, run)
     same_run = checkpoint is not None and not command.resume_anyway
-    before = (scoring.read_scores(run, settings) if same_run else None) or scoring.score(
-        model, tokenizer, held_out, problems, settings, run, "before"
-    )
+    kept = scoring.read_scores(run, settings) if same_run else None
+    if checkpoint:
+        print(training.going_on(checkpoint, settings.training, run, kept is not None))
+    before = kept or scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
     trainer.add_callback(trackers.callback())
     facts["changed_arguments"] = changed
     facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
-    if training.stopped_early(facts["trained"], run):
+    if training.stopped_early(facts, run):
         trackers.close(facts["trained"]["exit_code"])
         return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
@@ -115,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     return after_training(run.path, settings.export)
 
 
-def dry_run(pairs: data.PairSet, settings: DPOSettings) -> int:
+def dry_run(pairs: data.PairSet, settings: DPOSettings) -> None:
     """Print the data report; refuse what a run would refuse.
 
     The tokenizer is the run's, but neither Unsloth nor torch is imported: it needs neither, and
@@ -129,7 +132,6 @@ def dry_run(pairs: data.PairSet, settings: DPOSettings) -> int:
     print(pair_report_text.render_text(found), end="\n\n")
     train_pairs, _ = fitting(pairs, lengths, settings)
     problem_sets.load(settings, train_pairs, tokenizer)
-    return 0
 
 
 def examine(

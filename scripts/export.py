@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.common import config
+from scripts.common import config, usage
 from scripts.common.errors import ConfigError, run_main
 from scripts.common.export import session, source
 from scripts.common.export.room import MERGED, in_order
@@ -60,7 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="settings (also the `export` section of a run's YAML):\n"
-        + "\n".join(config.describe(ExportSettings)),
+        + usage.listed(ExportSettings),
     )
     parser.add_argument("run", type=Path, help="run folder or adapter folder")
     parser.add_argument("--to", metavar="TARGET,...", help="default: export.to of the run")

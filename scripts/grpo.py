@@ -7,8 +7,8 @@ reward minus the group's mean, divided by the group's standard deviation (sectio
 (beta 0, as in https://arxiv.org/abs/2503.20783), and the policy is a LoRA adapter on quantised
 weights.
 
-    python scripts/grpo.py --config configs/grpo_gsm8k_16gb.yaml
-    python scripts/grpo.py --config configs/grpo_demo.yaml training.max_steps=20 --resume never
+    ./run grpo --config configs/grpo_gsm8k_16gb.yaml
+    ./run grpo --config configs/grpo_demo.yaml training.max_steps=20 --resume never
 """
 
 import sys
@@ -41,7 +41,7 @@ from scripts.common.settings import GRPOSettings
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
 PROGRESS = {
     "reward": "reward",
-    "reward_std": "spread",
+    "reward_std": "std",
     "completions/mean_length": "tokens",
     "completions/clipped_ratio": "cut",
 }
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(train_problems)} problems to train on, {len(held_out)} held out")
     if command.dry_run:
         print_example(train_problems[0], tokenizer, settings, functions)
+        print(command.verdict())
         return 0
 
     # The run folder and the policy, scored before the first step.
@@ -91,16 +92,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     training.check_room(model, settings, run)
     same_run = checkpoint is not None and not command.resume_anyway
-    before = (read_scores(run) if same_run else None) or score(
-        model, tokenizer, held_out, settings, run, "before"
-    )
+    kept = read_scores(run) if same_run else None
+    if checkpoint:
+        print(training.going_on(checkpoint, settings.training, run, kept is not None))
+    before = kept or score(model, tokenizer, held_out, settings, run, "before")
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
     trainer.add_callback(trackers.callback())
     facts["changed_arguments"] = changed
     facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
-    if training.stopped_early(facts["trained"], run):
+    if training.stopped_early(facts, run):
         trackers.close(facts["trained"]["exit_code"])
         return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
@@ -150,11 +152,14 @@ def print_example(
     print(f"\nprompt:\n{inference.render(tokenizer, turns)}\ngold answer: {problem.answer}")
     right = f"<answer>{problem.answer}</answer>"
     for completion in (f"Step by step.\n{right}", f"It is {problem.answer}.", f"{right} indeed"):
-        earned = {
-            name: function(completions=[completion], answer=[problem.answer])[0]
-            for name, function in functions.items()
-        }
-        print(f"completion {completion!r} earns {earned}")
+        parts, total = [], 0.0
+        for name, function in functions.items():
+            value = function(completions=[completion], answer=[problem.answer])[0]
+            weight = settings.rewards[name]
+            times = "" if weight == 1 else f"{weight:g} x "
+            parts.append(f"{times}{name} {'none' if value is None else f'{value:g}'}")
+            total += weight * (value or 0.0)
+        print(f"completion {completion!r} earns {' + '.join(parts)} = {total:g}")
 
 
 def score(

@@ -123,7 +123,7 @@ class CheckpointStore:
         if found:
             raise CheckpointError(
                 f"{self.folder}: all {len(found)} checkpoints are damaged and were set aside. "
-                "--resume never starts over (the folder is kept under another name)"
+                '"--resume never" starts over (the old folder is moved aside)'
             )
         return None
 
@@ -196,7 +196,8 @@ def check_same_run(path: Path, facts: dict[str, Any]) -> None:
         raise ConfigError(
             f"{path} is of another run:\n         "
             + "\n         ".join(changed)
-            + "\n       --resume-anyway goes on all the same, --resume never starts over"
+            + '\n       "--resume-anyway" goes on all the same, "--resume never" starts over (the '
+            "old folder is moved aside)"
         )
 
 
@@ -290,7 +291,7 @@ class StopRequest:
         self.exit_code = 128 + number
         self.reason = signal.Signals(number).name
         print(
-            f"\n{self.reason}: stopping with a checkpoint; once more stops at once",
+            f"\n{self.reason}: writing a checkpoint; once more stops at once",
             flush=True,
         )
         for each in self._earlier:

@@ -3,21 +3,23 @@
 Nothing here imports torch, so that `--help` and every configuration error answer at once.
 """
 
-import argparse
 import ast
+import copy
 import importlib.util
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from scripts.common.errors import ConfigError, did_you_mean
+from scripts.common.errors import ConfigError, did_you_mean, nearest
 from scripts.common.secrets import check_arguments, check_values
-from scripts.common.settings import Section
+from scripts.common.settings import DPOSettings, GRPOSettings, Section
 from scripts.common.strict_yaml import parse_yaml, read_yaml
+from scripts.common.usage import Parser, section_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # Arguments of the trainers that the scripts set themselves, and where the user says it instead.
@@ -38,6 +40,8 @@ NAMES = {
     "optim": "transformers/training_args.py:OptimizerNames",
     "lr_scheduler_type": "transformers/trainer_utils.py:SchedulerType",
 }
+SCRIPTS: dict[str, type[Section]] = {"dpo": DPOSettings, "grpo": GRPOSettings}
+# Each as ./run knows it.
 S = TypeVar("S", bound=Section)
 
 
@@ -53,6 +57,12 @@ class Command(Generic[S]):
     resume_anyway: bool
     """Go on from a checkpoint of a run with other settings, data or versions."""
     dry_run: bool
+    command: str
+    """The same command without --dry-run, as it is typed."""
+
+    def verdict(self) -> str:
+        """The last words of a dry run that found nothing wrong."""
+        return f"\nConfig and data are fine; nothing was trained. To train: {self.command}"
 
 
 def parse_command_line(
@@ -66,12 +76,11 @@ def parse_command_line(
     Raises:
         ConfigError: a missing file or anything wrong in it, with the key's path.
     """
-    check_arguments(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        description=story,
-        epilog="settings (section.key: type = default):\n" + "\n".join(describe(settings_class)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    words = sys.argv[1:] if argv is None else argv
+    check_arguments(words)
+    script = next((name for name, cls in SCRIPTS.items() if cls is settings_class), None)
+    parser = Parser(settings_class, story, prog=script and f"./run {script}")
+    parser.words = words
     parser.add_argument("--config", required=True, type=Path, help="a YAML file of configs/")
     parser.add_argument("--output", type=Path, help="run folder (default: outputs/<run.name>)")
     parser.add_argument(
@@ -101,7 +110,12 @@ def parse_command_line(
         arguments.resume,
         arguments.resume_anyway,
         arguments.dry_run,
+        shlex.join(["./run", script or "", *(w for w in words if not _is_dry_run(w))]),
     )
+
+
+def _is_dry_run(word: str) -> bool:
+    return len(word) > 2 and "--dry-run".startswith(word)  # argparse takes --dry too
 
 
 def load_settings(settings_class: type[S], path: Path, overrides: list[str] | None = None) -> S:
@@ -114,8 +128,12 @@ def load_settings(settings_class: type[S], path: Path, overrides: list[str] | No
     """
     if not path.is_absolute() and not path.exists():
         if not (ROOT / path).exists():
-            own = [str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.yaml")]
-            raise ConfigError(f"no config file at '{path}'.{did_you_mean(str(path), own)}")
+            own = {p.stem: f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.yaml"))}
+            near = nearest(path.stem, own)
+            hint = (
+                f"Did you mean '{own[near]}'?" if near else f"There are {', '.join(own.values())}"
+            )
+            raise ConfigError(f"no config file at '{path}'. {hint}")
         path = ROOT / path
     return check_settings(settings_class, read_yaml(path), str(path), overrides)
 
@@ -128,14 +146,34 @@ def check_settings(
     Raises:
         ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
     """
+    own = copy.deepcopy(values)
     for override in overrides or []:
         _apply_override(values, override)
     check_values(values, where)
     try:
         return settings_class.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(settings_class, details) for details in error.errors()]
-        raise ConfigError(f"{where}: " + "\n       ".join(problems)) from None
+        found = error.errors()
+    for name, other in SCRIPTS.items():
+        mistaken = settings_class in SCRIPTS.values() and settings_class is not other
+        if mistaken and not _problems(other, own):
+            raise ConfigError(f"{where}: this looks like a config of ./run {name}")
+    known = [(details["loc"], details["msg"]) for details in _problems(settings_class, own)]
+    by_place: dict[str, list[str]] = {}
+    for details in found:  # what the file does not have wrong came with the overrides
+        in_file = not overrides or (details["loc"], details["msg"]) in known
+        place = where if in_file else "command line"
+        by_place.setdefault(place, []).append(_explain(settings_class, details))
+    lines = [f"{place}: " + "\n       ".join(problems) for place, problems in by_place.items()]
+    raise ConfigError("\n       ".join(lines))
+
+
+def _problems(settings_class: type[Section], values: dict[str, Any]) -> list[ErrorDetails]:
+    try:
+        settings_class.model_validate(values)
+    except ValidationError as error:
+        return error.errors()
+    return []
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -159,7 +197,8 @@ def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
     path = ".".join(location)
     if details["type"] == "extra_forbidden":
         fields = _fields_at(settings_class, location[:-1])
-        return f"{path}: unknown setting.{did_you_mean(location[-1], fields)}"
+        hint = did_you_mean(location[-1], fields) or " --help lists the settings."
+        return f"{path}: unknown setting.{hint}"
     if details["type"] == "missing":
         return f"{path}: missing; it has no default"
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -176,38 +215,11 @@ def _fields_at(settings_class: type[BaseModel], location: list[str]) -> list[str
         if name.isdigit():  # a place in a list
             continue
         field = current.model_fields.get(name)
-        inner = _section_of(field.annotation) if field else None
+        inner = section_of(field.annotation) if field else None
         if inner is None:
             return []
         current = inner
     return list(current.model_fields)
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    """The Section class in an annotation: `Source`, `Source | None` or `list[Source]`."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
-    return None
-
-
-def describe(settings_class: type[Section], prefix: str = "") -> list[str]:
-    """Help lines for every setting: path, type, default and what it means."""
-    lines: list[str] = []
-    for name, field in settings_class.model_fields.items():
-        inner = _section_of(field.annotation)
-        annotation = field.annotation
-        if inner is not None and get_origin(annotation) is not list:
-            if annotation is not inner:
-                lines.append(f"  {prefix}{name}: section = None\n      {field.description}")
-            lines += describe(inner, f"{prefix}{name}.")
-            continue
-        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        kind = kind.replace("typing.", "").replace(f"{Section.__module__}.", "")
-        default = "required" if field.is_required() else f"= {field.default!r}"
-        meaning = " ".join((field.description or "").split())
-        lines.append(f"  {prefix}{name}: {kind} {default}\n      {meaning}")
-    return lines
 
 
 def check_extra(training: dict[str, Any], config_class: str) -> None:

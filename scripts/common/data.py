@@ -15,7 +15,7 @@ from typing import Any
 from eval.gsm8k import Problem
 from eval.preference import Pair
 from rewards.answer import parse_number
-from scripts.common.errors import DataError
+from scripts.common.errors import DataError, quoted
 from scripts.common.pairs.formats import read_pair
 from scripts.common.settings import PairData, ProblemColumns, ProblemData, Prompt, Source
 from scripts.common.sources import Row, read_rows
@@ -36,7 +36,7 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
         if normalise(problem.question) in trained_on:
             raise DataError(
                 f"{problem.where} is also in {data.train.path}; a score on "
-                f"questions that were trained on says nothing ({problem.question[:60]!r})"
+                f"questions that were trained on says nothing ({quoted(problem.question)})"
             )
     return train, evaluation
 

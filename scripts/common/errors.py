@@ -14,6 +14,8 @@ from types import FrameType
 
 from scripts.common.distributed import is_main
 
+FEW = 12  # names that a message can list
+
 
 class PostTrainError(Exception):
     """Something the user can act on. Its text says what is wrong, where, and what to do."""
@@ -51,13 +53,25 @@ class HealthError(PostTrainError):
     exit_code = 3
 
 
+def nearest(word: str, valid: Iterable[str]) -> str | None:
+    """The valid name that `word` may be a slip of, None where none is like it."""
+    cutoff = 0.6 if len(word) > 2 else 0.5  # two letters in the wrong order are half right
+    near = difflib.get_close_matches(word, sorted(valid), n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for the valid name nearest to `word`, or the list of valid names."""
+    """`" Did you mean 'x'?"` for the nearest valid name; without one the names, where few."""
     names = sorted(valid)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean '{near[0]}'?"
-    return f" Valid: {', '.join(names)}." if names else ""
+    near = nearest(word, names)
+    if near is not None:
+        return f" Did you mean '{near}'?"
+    return f" Valid: {', '.join(names)}." if 0 < len(names) <= FEW else ""
+
+
+def quoted(text: str, limit: int = 60) -> str:
+    """The beginning of a text in quotation marks, with an ellipsis where it was cut."""
+    return repr(text if len(text) <= limit else f"{text[:limit]}…")
 
 
 class Terminated(KeyboardInterrupt):

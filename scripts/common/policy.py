@@ -126,8 +126,8 @@ def quiet(verbose: bool) -> Iterator[None]:
             yield
         succeeded = True
     finally:
-        if not succeeded:
-            print(held.getvalue(), file=sys.stderr)
+        if not succeeded and (said := held.getvalue().strip()):
+            print(said, file=sys.stderr)
 
 
 def local_or_hub(name: str) -> str:
@@ -141,7 +141,8 @@ def local_or_hub(name: str) -> str:
             check_model_folder(candidate.resolve(), "model.name")
             return str(candidate.resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(f"model.name: there is no folder '{name}' (looked in . and {ROOT})")
+        places = " and ".join(dict.fromkeys((str(Path.cwd()), str(ROOT))))
+        raise ConfigError(f"model.name: there is no folder '{name}' (looked in {places})")
     return name
 
 

@@ -86,7 +86,8 @@ def read_rows(source: Source) -> list[Row]:
     elif path.is_dir():
         rows = _from_datasets(source, path)
     elif path.suffix.lower() in _READERS or source.path.startswith((".", "/", "~")):
-        looked = "" if path.is_absolute() else f" (looked in {Path.cwd()} and {ROOT})"
+        places = dict.fromkeys((str(Path.cwd()), str(ROOT)))
+        looked = "" if path.is_absolute() else f" (looked in {' and '.join(places)})"
         raise DataError(f"{source.path}: no such file{looked}")
     else:
         rows = _from_hub(source)

@@ -72,7 +72,8 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} is a finished run of other settings:\n         "
                 + "\n         ".join(changed)
-                + "\n       give another --output, or --resume never to move it aside"
+                + '\n       give another --output, or "--resume never" to start over (the old '
+                "folder is moved aside)"
             )
         return True
 
@@ -118,6 +119,12 @@ class RunFolder:
         values = settings.model_dump(mode="json")
         write_text(self.path / "config.yaml", dump_yaml(values))
         write_json(self.path / "environment.json", {**environment(), **facts})
+
+    def amend(self, facts: dict[str, Any]) -> None:
+        """Add facts to environment.json, such as why a run stopped."""
+        path = self.path / "environment.json"
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        write_json(path, {**earlier, **facts})
 
     def identity(self, settings: Section, facts: dict[str, Any]) -> dict[str, Any]:
         """What must be the same for a checkpoint, and the scores taken before it, to be of this

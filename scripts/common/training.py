@@ -16,7 +16,7 @@ from scripts.common.checkpoint import (
     disk_full_error,
     is_disk_full,
 )
-from scripts.common.errors import ConfigError
+from scripts.common.errors import ConfigError, HealthError
 from scripts.common.guard import is_out_of_memory
 from scripts.common.progress import TrainingView
 from scripts.common.report.ending import LivePage, draw
@@ -154,6 +154,9 @@ def train(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except StepAbandoned:
             watch.save_last_step()
+        except HealthError as error:
+            _record_health_stop(error, trainer, clock, run)
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 watch.no_room("training", None)
@@ -169,16 +172,38 @@ def train(
     return result
 
 
-def stopped_early(result: dict[str, Any], run: RunFolder) -> bool:
-    """Whether training ended before its last step; then says how to go on."""
+def going_on(checkpoint: Path, training: Training, run: RunFolder, scored: bool) -> str:
+    """What a resumed run says first; `scored`: the scores from before training are not repeated."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    total = training.max_steps if training.max_steps >= 0 else state["max_steps"]
+    inside = checkpoint.is_relative_to(run.path)
+    where = checkpoint.relative_to(run.path) if inside else checkpoint
+    scores = "are kept" if scored else "are taken anew"
+    return (
+        f"Going on from step {state['global_step']} of {total} ({where}); the scores from before "
+        f"training {scores}"
+    )
+
+
+def stopped_early(facts: dict[str, Any], run: RunFolder) -> bool:
+    """Whether training ended before its last step; then writes that down and says how to go on."""
+    result = facts["trained"]
     if "exit_code" not in result:
         return False
-    draw(run.path, files=False)
+    run.amend(facts)
+    draw(run.path)
     print(
         f"Stopped at step {result['steps']} ({result['reason']}). Everything is in {run.path}; "
         "the same command goes on from there"
     )
     return True
+
+
+def _record_health_stop(error: HealthError, trainer: Any, clock: Clock, run: RunFolder) -> None:
+    result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+    reason = str(error).split("\n")[0]
+    run.amend({"trained": {**result, "exit_code": error.exit_code, "reason": reason}})
+    draw(run.path)
 
 
 def _callback(

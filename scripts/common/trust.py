@@ -111,8 +111,8 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 def _refusal(path: Path, reason: str) -> str:
     return (
-        f"{path}: refused, {reason}. Nothing of it was run. --resume PATH goes on from another "
-        "checkpoint, --resume never starts over (the folder is kept under another name)"
+        f'{path}: refused, {reason}. Nothing of it was run. "--resume PATH" goes on from another '
+        'checkpoint, "--resume never" starts over (the old folder is moved aside)'
     )
 
 

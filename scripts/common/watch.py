@@ -206,7 +206,8 @@ class Watch:
             return "There is no checkpoint yet: the same command starts over"
         return (
             f"Newest checkpoint, from before this: {kept[-1]}\n       With changed settings, "
-            "--resume-anyway goes on from it and --resume never starts over"
+            '"--resume-anyway" goes on from it and "--resume never" starts over (the old folder is '
+            "moved aside)"
         )
 
     def _batches(self, step: int) -> Path:

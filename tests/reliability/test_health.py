@@ -1,5 +1,6 @@
 """A real run of the demo model stops when it should, and goes on when memory is short."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -59,13 +60,14 @@ def test_nan_loss_stops_the_same_step(
     (event,) = rows(run / "health.jsonl")
     assert (event["step"], event["kind"]) == (4, "loss_not_finite")
     assert event["action"] == "stopped"
+    stopped = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
+    assert stopped["exit_code"] == 3 and "the loss is nan" in stopped["reason"]
+    assert (run / "report.html").exists()
     assert_no_bad_checkpoint(run)
     check_batch(name, batch)
 
 
 def check_batch(name: str, path: Path) -> None:
-    import json
-
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["step"] == 4 and content["losses"] == ["nan"]
     assert len(content["rows"]) == 16

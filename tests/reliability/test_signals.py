@@ -3,6 +3,7 @@
 The signal is real; it is sent to this process from inside the call that it is to interrupt.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -70,8 +71,11 @@ def interrupted(name: str, run: Path, sender: Sender, capsys: Any) -> list[str]:
     assert leave_with(name, run) == 143
     assert sender.at is not None and time.monotonic() - sender.at < 30
     said = capsys.readouterr()
-    assert "SIGTERM: stopping with a checkpoint; once more stops at once" in said.out
+    assert "SIGTERM: writing a checkpoint; once more stops at once" in said.out
     assert "the same command goes on from there" in said.out
+    stopped = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
+    assert (stopped["exit_code"], stopped["reason"]) == (143, "SIGTERM")
+    assert (run / "report.html").stat().st_size > 0
     kept = sorted((run / "checkpoints").glob("step-*"))
     assert [verify(path) for path in kept] == [[] for _ in kept]
     assert not (run / "checkpoints" / ".staging").exists()

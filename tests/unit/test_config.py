@@ -13,12 +13,13 @@ import yaml
 
 from eval.gsm8k import Problem
 from scripts.common import config, training
-from scripts.common.config import check_extra, describe, load_settings, parse_command_line
+from scripts.common.config import check_extra, load_settings, parse_command_line
 from scripts.common.errors import ConfigError
 from scripts.common.settings import DPOSettings, GRPOSettings, Section
 from scripts.common.settings.export import Parity
 from scripts.common.strict_yaml import read_yaml
 from scripts.common.tracking import RunFolder
+from scripts.common.usage import describe
 from scripts.grpo import load_rewards
 from tests.helpers import CONFIGS, ROOT
 from tests.unit.conftest import Ask
@@ -189,7 +190,9 @@ def test_every_letter_of_every_key_misspelt(name: str, tmp_path: Path) -> None:
 def test_a_key_far_from_every_name_is_refused_with_the_list(where: str, tmp_path: Path) -> None:
     path = (*filter(None, where.split(".")), "zzzzzz")
     tree = changed(TREES["dpo_french_t4"], path, lambda parent, key: parent.update({key: 1}))
-    with pytest.raises(ConfigError, match=rf"{re.escape(dotted(path))}: unknown setting\. Valid: "):
+    names = "--help lists" if where == "training" else "Valid: "  # there they are many
+    said = rf"{re.escape(dotted(path))}: unknown setting\. {names}"
+    with pytest.raises(ConfigError, match=said):
         load(tree, DPOSettings, tmp_path)
 
 
@@ -530,6 +533,63 @@ def test_an_override_that_cannot_be_applied(override: str, message: str) -> None
         load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [override])
 
 
+def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    """Nor the file's own mistake on an override."""
+    mine = tmp_path / "mine.yaml"
+    text = (ROOT / "configs" / "grpo_demo.yaml").read_text("utf-8")
+    mine.write_text(text.replace("num_generations:", "num_generation:"), "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(GRPOSettings, mine, ["training.max_step=4"])
+    assert str(caught.value).split("\n") == [
+        f"{mine}: training.num_generation: unknown setting. Did you mean 'num_generations'?",
+        "       command line: training.max_step: unknown setting. Did you mean 'max_steps'?",
+    ]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_of_the_other_script_is_named_as_that(path: Path) -> None:
+    own, other = settings_class(path), {DPOSettings, GRPOSettings} - {settings_class(path)}
+    script = "dpo" if own is DPOSettings else "grpo"
+    with pytest.raises(ConfigError) as caught:
+        load_settings(other.pop(), path, ["lora.r=4"])
+    assert str(caught.value) == f"{path}: this looks like a config of ./run {script}"
+
+
+def test_nothing_is_guessed_where_nothing_is_near() -> None:
+    path = ROOT / "configs" / "grpo_demo.yaml"
+    with pytest.raises(ConfigError) as caught:
+        load_settings(GRPOSettings, path, ["training.train_sampling_strategy=random"])
+    assert "Did you mean" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"There are configs/dpo_demo.yaml, ") as caught:
+        load_settings(GRPOSettings, Path("configs/nope.yaml"))
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config", "x.yaml", "--max_steps", "4"], "given as training.max_steps=4\n"),
+        (["--config", "x.yaml", "--max-steps=4"], "given as training.max_steps=4\n"),
+        (["--config", "x.yaml", "--nothing"], "given as section.key=value, and --help lists"),
+        (["configs/dpo_demo.yaml"], "write it as --config configs/dpo_demo.yaml\n"),
+    ],
+)
+def test_what_argparse_refuses_says_what_to_write(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_command_line(DPOSettings, CONFIG_CLASSES[DPOSettings], "", words)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_dry_run_ends_with_the_command_that_trains() -> None:
+    words = ["--config", "configs/dpo_demo.yaml", "--dry-run", "prompt.system=a b"]
+    command = parse_command_line(DPOSettings, CONFIG_CLASSES[DPOSettings], "", words)
+    again = "./run dpo --config configs/dpo_demo.yaml 'prompt.system=a b'"
+    assert command.verdict().endswith(f"nothing was trained. To train: {again}")
+
+
 # --- training.extra -----------------------------------------------------------------------------
 
 
@@ -690,16 +750,16 @@ def test_help_lists_every_setting_with_a_meaning(cls: type[Section]) -> None:
     assert ("rewards" in listed) is (cls is GRPOSettings)
     assert len(set(listed)) == len(listed)
     for head, meaning in heads.items():
-        assert re.fullmatch(r"[\w.]+: .+ (required|= .+)", head), head
+        assert re.fullmatch(r"[\w.]+: .+ (\(required\)|= .+)", head), head
         assert len(meaning) > 10, head
-    assert "training.learning_rate: float required" in heads
-    assert "lora.r: int = 16" in heads
+    assert "training.learning_rate: number (required)" in heads
+    assert "lora.r: integer = 16" in heads
 
 
 def test_help_says_that_held_out_pairs_of_their_own_are_optional() -> None:
     """`data.eval.path` is only required where `data.eval` is given."""
     entry = next(e for e in describe(DPOSettings) if e.strip().startswith("data.eval:"))
-    assert "= None" in entry
+    assert "= null" in entry
     assert "Held-out pairs of their own" in entry
 
 
@@ -742,7 +802,7 @@ def request_for(name: str, kind: str, folder: Path) -> tuple[list[str], list[str
 def test_help_answers_in_under_a_second_and_without_torch(script: str, ask: Ask) -> None:
     result, seconds = ask(script, "--help", within=1)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "training.learning_rate: float required" in result.stdout
+    assert "training.learning_rate: number (required)" in result.stdout
     assert seconds < 1
 
 

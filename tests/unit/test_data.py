@@ -238,6 +238,9 @@ def test_a_missing_file_says_where_it_was_looked_for(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=re.escape(f"looked in {tmp_path} and {ROOT}")):
         read_rows(Source(path="nothing.csv"))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(DataError, match=re.escape(f"(looked in {ROOT})")):
+        read_rows(Source(path="nothing.csv"))
     with pytest.raises(DataError) as caught:
         read_rows(Source(path="/nowhere/nothing.csv"))
     assert "looked in" not in str(caught.value)

@@ -19,7 +19,7 @@ from scripts.common import progress, terminal
 from scripts.common.progress import TrainingView, clock, last_event, sparkline
 from tests.helpers import ROOT
 
-SHOWN = {"reward": "reward", "reward_std": "spread"}
+SHOWN = {"reward": "reward", "reward_std": "std"}
 TRAIN = """
 import sys, time
 sys.path.insert(0, {root!r})
@@ -28,7 +28,7 @@ sys.modules["torch"].cuda = type(sys)("cuda")
 sys.modules["torch"].cuda.is_available = lambda: False
 from pathlib import Path
 from scripts.common.progress import TrainingView
-with TrainingView({{"reward": "reward", "reward_std": "spread"}}, Path({health!r})) as view:
+with TrainingView({{"reward": "reward", "reward_std": "std"}}, Path({health!r})) as view:
     view.start(20, 0)
     for step in range(1, 21):
         time.sleep({pause})
@@ -113,7 +113,7 @@ def test_on_a_terminal_the_last_state_stays(tmp_path: Path, columns: int) -> Non
     assert lines[0] == "a line of a library" and lines[-1] == "done"
     view = "\n".join(lines[1:-1])
     assert re.search(r"training ━+ 20/20 100%", view)
-    for words in ("reward 2 ▁", "spread 0.5", "tokens/s", "GB", "in all"):
+    for words in ("reward 2 ▁", "std 0.5", "tokens/s", "GB", "in all"):
         assert words in view
     assert "step 7: all groups are equal" in view
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")  # the cursor is back
@@ -145,7 +145,7 @@ def test_without_a_terminal_a_line_is_printed(tmp_path: Path) -> None:
     assert result.stdout == "a line of a library\ndone\n"
     (line,) = result.stderr.splitlines()
     assert re.fullmatch(
-        r"training 20/20 100% \| 0:0\d \| reward 2 [▁-█]+  spread 0.5 \| [\d,]+ tokens/s \| .* GB",
+        r"training 20/20 100% \| 0:0\d \| reward 2 [▁-█]+  std 0.5 \| [\d,]+ tokens/s \| .* GB",
         line,
     )
 

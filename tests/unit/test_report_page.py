@@ -456,14 +456,18 @@ def test_the_next_commands_are_for_this_folder(
     data = test_data if inside else "assets/demo_data/problems_test.jsonl"
     assert lines[1:] == [
         "Next",
-        f"  {runner} report {name}",
         f"  {runner} export {name} --to gguf:q8_0",
         f"  {runner} evaluate --model {name}/adapter --data {data} --samples 8",
     ]
 
 
 def test_the_next_commands_of_other_runs(dpo: Path, tmp_path: Path) -> None:
-    assert "--data mgsm-fr --language fr" in ending.next_commands(dpo)
+    data = "--data assets/demo_data/problems_test.jsonl --language en"
+    assert data in ending.next_commands(dpo).replace(f"{ROOT}/", "")
+    settings = (dpo / "config.yaml").read_text("utf-8")
+    (tmp_path / "config.yaml").write_text(settings.replace("problems_test", "gone"), "utf-8")
+    assert "--data mgsm-fr --language fr" in ending.next_commands(tmp_path)
+    (tmp_path / "config.yaml").unlink()
     assert "evaluate" in ending.next_commands(tmp_path)  # with no config.yaml
 
 

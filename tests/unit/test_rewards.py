@@ -358,6 +358,7 @@ def raises(completions: object, **columns: object) -> list[float]:
         (raises, "raised KeyError"),
         (lambda **k: None, "returned a NoneType, not a list"),
         (lambda **k: 1.0, "returned a float, not a list"),
+        (lambda **k: 1, "returned an int, not a list"),
         (lambda **k: "123", "returned a str, not a list"),
         (lambda **k: (x for x in (1.0, 2.0, 3.0)), "returned a generator"),
         (lambda **k: [1.0], "returned 1 values for 3"),

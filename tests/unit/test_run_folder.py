@@ -17,6 +17,7 @@ from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
 from rewards import REWARDS
+from scripts.common import training
 from scripts.common.atomic import write_json, write_text
 from scripts.common.config import load_settings
 from scripts.common.report import read_run
@@ -414,3 +415,31 @@ def test_a_resumed_run_writes_no_generation_twice(tmp_path: Path) -> None:
     for steps_done in range(2, 5):
         function(**generation(steps_done))
     assert [row["question"] for row in json_lines(path)] == ["q0", "q1", "q2", "q3", "q4"]
+
+
+def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path) -> None:
+    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
+    run = RunFolder(tmp_path)
+    checkpoint = run.path / "checkpoints" / "step-000003"
+    checkpoint.mkdir(parents=True)
+    state = {"global_step": 3, "max_steps": 12}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state), "utf-8")
+    shape = settings.training.model_copy(update={"max_steps": -1})
+    assert training.going_on(checkpoint, shape, run, True) == (
+        "Going on from step 3 of 12 (checkpoints/step-000003); the scores from before training "
+        "are kept"
+    )
+    assert "are taken anew" in training.going_on(checkpoint, shape, run, False)
+
+
+def test_a_run_that_stopped_early_says_why_and_has_a_page(tmp_path: Path) -> None:
+    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
+    run = RunFolder(tmp_path / "run")
+    run.open(fresh=False)
+    run.describe(settings, {"device": "CPU"})
+    stopped = {"steps": 2, "seconds": 1.0, "exit_code": 130, "reason": "SIGINT"}
+    assert training.stopped_early({"trained": stopped, "changed_arguments": {}}, run)
+    kept = json.loads((run.path / "environment.json").read_text("utf-8"))
+    assert (kept["trained"], kept["device"]) == (stopped, "CPU")
+    assert (run.path / "report.html").stat().st_size > 0
+    assert not training.stopped_early({"trained": {"steps": 2, "seconds": 1.0}}, run)

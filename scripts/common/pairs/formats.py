@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from eval import Conversation, conversation
 from eval.preference import Pair
-from scripts.common.errors import DataError
+from scripts.common.errors import DataError, quoted
 from scripts.common.pairs import messages
 from scripts.common.pairs.messages import Reply
 from scripts.common.settings import PairData
@@ -194,6 +194,6 @@ def _choice(row: Row, column: str) -> str:
     if len(sides) != 1:
         raise DataError(
             f"{row.where}: column '{column}' should hold one of {', '.join(CHOICES)} or the name "
-            f"in column 'model_a_name' or 'model_b_name', found {text[:60]!r}"
+            f"in column 'model_a_name' or 'model_b_name', found {quoted(text)}"
         )
     return sides[0]

@@ -7,7 +7,7 @@ from eval import conversation
 from eval.gsm8k import MGSM_OVERLAP, SYSTEM, Problem, ScoredReply, evaluate
 from eval.preference import Pair
 from scripts.common import data, inference
-from scripts.common.errors import DataError
+from scripts.common.errors import DataError, quoted
 from scripts.common.settings import DPOSettings, ProblemSet
 
 Problems = dict[str, list[Problem]]
@@ -39,7 +39,7 @@ def _load(
     if shared:
         raise DataError(
             f"evaluation.also: {each.name}: {len(shared)} of {len(problems)} questions are prompts "
-            f"of {settings.data.train.path}, such as {shared[0].question[:60]!r}; a score on "
+            f"of {settings.data.train.path}, such as {quoted(shared[0].question)}; a score on "
             "questions that were trained on says nothing. Remove those rows, or the set"
         )
     prompts = [

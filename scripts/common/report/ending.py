@@ -25,7 +25,10 @@ def finish(run: Path) -> None:
 
 def already_finished(run: Path) -> int:
     """Say that a run is done and show its table; returns the exit code."""
-    print(f"{run} is a finished run; --resume never trains it again\n\n{comparison_table([run])}")
+    print(
+        f'{run} is a finished run; nothing to do. "--resume never" trains it from the start '
+        f"(the old folder is moved aside).\n\n{comparison_table([run])}"
+    )
     print(next_commands(run))
     return 0
 
@@ -72,11 +75,10 @@ class LivePage:
 
 
 def next_commands(run: Path) -> str:
-    """Three commands a user may want now, as they have to be typed in this folder."""
+    """Two commands a user may want now, as they have to be typed in this folder."""
     runner, folder = _runner(), shlex.quote(shown(run))
     adapter = shlex.quote(shown(run / "adapter"))
     commands = (
-        f"{runner} report {folder}",
         f"{runner} export {folder} --to gguf:q8_0",
         f"{runner} evaluate --model {adapter} {_evaluation(run)}",
     )
@@ -98,13 +100,23 @@ def _runner() -> str:
 
 
 def _evaluation(run: Path) -> str:
-    """What to score next: a problem run's own held-out file, sampled; else GSM8K."""
+    """What to score next: the run's own problems where they are a local file here."""
     try:
         settings: dict[str, Any] = read_yaml(run / "config.yaml")
     except ConfigError:
         settings = {}
-    path = str(section(section(settings, "data"), "eval").get("path", ""))
-    local = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)
-    if "rewards" in settings and local is not None:
-        return f"--data {shlex.quote(shown(local))} --samples 8"
-    return "--data gsm8k --samples 8" if "rewards" in settings else "--data mgsm-fr --language fr"
+    if "rewards" in settings:
+        local = _local(section(section(settings, "data"), "eval"))
+        return f"--data {local or 'gsm8k'} --samples 8"
+    also = section(settings, "evaluation").get("also")
+    for each in also if isinstance(also, list) else []:
+        if isinstance(each, dict) and (local := _local(each)):
+            return f"--data {local} --language {each.get('language', 'en')}"
+    return "--data mgsm-fr --language fr"
+
+
+def _local(source: dict[str, Any]) -> str | None:
+    """The file of a Source as it is typed here, None where it is not on this machine."""
+    path = str(source.get("path", ""))
+    found = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)
+    return None if found is None else shlex.quote(shown(found))
