@@ -38,7 +38,8 @@ from scripts.common.errors import DataError, run_main
 from scripts.common.llama_server import is_gguf, serve
 from scripts.common.progress import progress_bar
 from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
-from scripts.common.replies import read_replies, resume
+from scripts.common.replies import claim, read_replies, resume
+from scripts.common.report.ending import shown
 from scripts.common.secrets import check_arguments
 from scripts.common.server import is_url, server_generator
 from scripts.common.settings import Evaluation, Model, ProblemColumns, Source
@@ -60,11 +61,12 @@ def main(argv: list[str] | None = None) -> int:
         replies = read_replies(asked.rescore)
         if not replies:
             raise DataError(f"{asked.rescore}: holds no replies")
-        print(report.summary_table(asked.rescore, summarise(replies)))
+        print(report.summary_table(summarise(replies)))
         return 0
     if asked.compare:
         print(compare_reports(*asked.compare))
         return 0
+    asked.model = adapter_of_run(asked.model)
     problems = load_problems(asked)
     system = asked.system if asked.system is not None else default_system(asked)
     overlap = refuse_trained_on(asked, problems)
@@ -86,9 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     done = resume(folder, request)
     if len(done) < len(problems) * asked.samples:
         with contextlib.ExitStack() as stack:
-            answer_all(asked, problems, system, folder, done, stack)
+            answer_all(asked, problems, request, folder, done, stack)
     write_json(folder / "report.json", {**request, "measures": summarise(list(done.values()))})
-    print(report.summary_table(folder, summarise(list(done.values()))))
+    print(f"\n{report.summary_table(summarise(list(done.values())))}\n\nKept in {shown(folder)}")
     if overlap:
         print(f"warning: {overlap} of these questions were trained on")
     if "mgsm" in asked.data.lower():
@@ -104,8 +106,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--model",
-        help="hub name, model folder, adapter folder, GGUF file (run by llama.cpp), or URL of an "
-        "OpenAI-style server",
+        help="hub name, folder of a model, run or adapter, GGUF file (run by llama.cpp), or URL of "
+        "an OpenAI-style server",
     )
     add("--data", help=f"{', '.join(SETS)}, or a file in GSM8K's form")
     add("--language", choices=sorted(SYSTEM), default="en", help="of the default system prompt")
@@ -158,6 +160,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return asked
 
 
+def adapter_of_run(model: str) -> str:
+    """The adapter's folder, where the model named is a run folder that has one."""
+    for folder in (Path(model).expanduser(), config.ROOT / model):
+        if (folder / "adapter" / "adapter_config.json").is_file():
+            return str(folder / "adapter")
+    return model
+
+
 def load_problems(asked: argparse.Namespace) -> list[Problem]:
     """The problems to score."""
     source = SETS.get(asked.data, Source(path=asked.data, split="test"))
@@ -205,21 +215,29 @@ def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int
 
 
 def default_folder(asked: argparse.Namespace) -> Path:
-    """outputs/eval/MODEL-DATA, with what a file name cannot hold replaced."""
+    """outputs/eval/MODEL-DATA, with what a file name cannot hold replaced.
+
+    MODEL is a folder's name after that of the folder around it, or a GGUF file's after its run's.
+    """
     model = str(Path(asked.model).absolute()) if Path(asked.model).exists() else asked.model
-    name = f"{'-'.join(model.rstrip('/').split('/')[-2:])}-{Path(asked.data).stem}"
+    parts = model.rstrip("/").removesuffix(".gguf").split("/")
+    *around, last = [part for part in parts if part != "gguf"][-2:]
+    named = [last] if last.startswith(f"{''.join(around)}-") else [*around, last]
+    name = f"{'-'.join(named)}-{Path(asked.data).stem}"
     return config.ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
 
 
 def answer_all(
     asked: argparse.Namespace,
     problems: list[Problem],
-    system: str | None,
+    request: dict[str, Any],
     folder: Path,
     done: dict[tuple[str, int], ScoredReply],
     stack: contextlib.ExitStack,
 ) -> None:
     """Answer what is left, sample by sample, longest questions first; fills `done`.
+
+    The folder is made with the first replies: a model that does not load leaves none behind.
 
     Part of a batch is never asked again on its own: below float32, and when sampling, a reply
     depends on what else is in its batch, and an interrupted evaluation has to end like any other.
@@ -230,6 +248,8 @@ def answer_all(
 
     def keep(replies: list[ScoredReply]) -> None:
         new = [reply for reply in replies if (reply.question, reply.sample) not in done]
+        if not (folder / "request.json").is_file():
+            claim(folder, request)
         append_rows(folder / "replies.jsonl", [reply.as_row() for reply in new])
         done.update({(reply.question, reply.sample): reply for reply in new})
         strict = sum(reply.strict for reply in done.values()) / len(done)
@@ -242,7 +262,7 @@ def answer_all(
         generate = make(asked.seed + sample)
         for batch in batches:
             if any((p.question, sample) not in done for p in batch):
-                keep(evaluate(batch, generate, system, sample))
+                keep(evaluate(batch, generate, request["system"], sample))
     bar.close()
 
 
@@ -279,7 +299,11 @@ def generators(
 
 def compare_reports(first: Path, second: Path) -> str:
     """The paired comparison of two reports on the same problems, as a table."""
-    folders = [path if path.is_dir() else path.parent for path in (first, second)]
+    folders = []
+    for path in (first, second):
+        folders.append(path if path.is_dir() else path.parent)
+        if not path.exists() or not (folders[-1] / "replies.jsonl").is_file():
+            raise DataError(f"{path}: no such report (report.json, beside its replies.jsonl)")
     replies = [read_replies(folder / "replies.jsonl") for folder in folders]
     for folder, kept in zip(folders, replies, strict=True):
         if not kept:

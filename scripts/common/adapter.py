@@ -138,7 +138,13 @@ def save(policy: Any, folder: Path) -> None:
     """
     if policy.peft_config["default"].init_lora_weights not in MOVED:
         policy.save_pretrained(folder, selected_adapters=["default"])
-        return
+    else:
+        _save_moved(policy, folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run has its own card
+
+
+def _save_moved(policy: Any, folder: Path) -> None:
+    """What PiSSA and OLoRA learnt, from the start that they moved out of the base weights."""
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"
         with reference_mode(policy):

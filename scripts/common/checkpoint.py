@@ -25,7 +25,8 @@ from scripts.common.atomic import sync_folder, write_json
 from scripts.common.errors import CheckpointError, ConfigError
 
 MANIFEST = "manifest.json"
-NOT_KEPT = ("training_args.bin",)  # a pickle, which nothing here reads
+# A pickle, which nothing here reads, and an empty template of a model card.
+NOT_KEPT = ("training_args.bin", "README.md")
 
 
 class CheckpointStore:

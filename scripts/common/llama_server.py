@@ -39,7 +39,9 @@ def serve(gguf: Path, context: int = 4096, parallel: int = 1) -> Iterator[str]:
     parameters.model.path = str(gguf)
     parameters.n_ctx = context * parallel
     parameters.n_parallel = parallel
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = os.cpu_count() or 1
+    for pool in (parameters.cpuparams, parameters.cpuparams_batch):
+        pool.n_threads = _threads()
+        pool.poll = 0  # a waiting thread sleeps: spinning takes the cores of those it waits for
     parameters.verbosity = -1
     parameters.warmup = False
     try:
@@ -51,3 +53,11 @@ def serve(gguf: Path, context: int = 4096, parallel: int = 1) -> Iterator[str]:
     finally:
         del server
         gc.collect()
+
+
+def _threads() -> int:
+    """The physical cores, of those that this process may run on."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))

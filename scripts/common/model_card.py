@@ -7,6 +7,7 @@ from typing import Any
 
 from scripts.common.atomic import write_text
 from scripts.common.errors import ConfigError
+from scripts.common.export.wording import in_words
 from scripts.common.report import read_run, record, table_rows
 from scripts.common.snippets import snippets
 from scripts.common.strict_yaml import dump_yaml, read_yaml
@@ -198,10 +199,9 @@ def _table(measures: dict[str, dict[str, Any]]) -> str:
 
 
 def _said(check: dict[str, Any]) -> str:
-    value = check["value"]
-    shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-    limit = "" if check["limit"] is None else f" (limit {check['limit']})"
-    return f"{check['name']}: {shown}{limit}{'' if check['passed'] else ', **failed**'}"
+    name, value, limit = in_words(check)
+    limit = f" ({limit})" if limit else ""
+    return f"{name}: {value}{limit}{'' if check['passed'] else ', **failed**'}"
 
 
 def _limitations(settings: dict[str, Any], measures: dict[str, dict[str, Any]]) -> list[str]:

@@ -31,12 +31,21 @@ def can_redraw() -> bool:
 
 
 class _Lines:
-    """A file for tqdm that ends each redraw with a newline, for logs and notebooks."""
+    """A file for tqdm that ends each redraw with a newline, for logs and notebooks.
+
+    On closing, a bar draws its last state again; it is printed once.
+    """
+
+    def __init__(self) -> None:
+        self._last = ""
 
     def write(self, text: str) -> None:
         line = text.strip()
-        if line:
+        before, _, after = line.partition("|")
+        state = before + after.partition("[")[0].rpartition("|")[2]  # without bar and times
+        if line and not ("100%" in state and state == self._last):
             print(line, file=sys.stderr)
+            self._last = state
 
     def flush(self) -> None:
         sys.stderr.flush()

@@ -10,12 +10,12 @@ from scripts.common.errors import ConfigError, DataError
 
 
 def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], ScoredReply]:
-    """Replies of an earlier, interrupted call with the same request; writes request.json.
+    """Replies of an earlier, interrupted call with the same request.
 
     Raises:
         ConfigError: the folder belongs to another request.
     """
-    claim(folder, request)
+    check_request(folder, request)
     replies = folder / "replies.jsonl"
     if not replies.exists():
         return {}
@@ -32,7 +32,17 @@ def claim(folder: Path, request: dict[str, Any]) -> None:
     Raises:
         ConfigError: it belongs to another request.
     """
+    check_request(folder, request)
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "request.json", request)
+
+
+def check_request(folder: Path, request: dict[str, Any]) -> None:
+    """Check that the folder is not that of another request.
+
+    Raises:
+        ConfigError: it is.
+    """
     path = folder / "request.json"
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -46,7 +56,6 @@ def claim(folder: Path, request: dict[str, Any]) -> None:
                 f"{folder} holds another evaluation ({'; '.join(changed)}); give another --output "
                 "or remove it"
             )
-    write_json(path, request)
 
 
 def cut_off_half_line(path: Path) -> None:

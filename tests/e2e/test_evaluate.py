@@ -251,6 +251,7 @@ def test_compare_prints_the_paired_table(whole: Path, copy: Path) -> None:
     assert "do not answer the same problems" in said and str(copy) in said
     (copy / "replies.jsonl").write_text("")
     assert "holds no replies" in refused("evaluate", "--compare", whole, copy)
+    assert "nowhere: no such report" in refused("evaluate", "--compare", whole, "nowhere")
     assert "holds no replies" in refused("evaluate", "--rescore", copy / "replies.jsonl")
     assert "cannot be read" in refused("evaluate", "--rescore", copy / "nothing.jsonl")
 
@@ -358,3 +359,25 @@ def test_bad_arguments(arguments: list[str], said: str, model: Path, tmp_path: P
         given += [] if "--model" in arguments else ["--model", str(model)]
         given += [] if "--data" in arguments else ["--data", str(PROBLEMS)]
     assert said in refused("evaluate", *given, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_folder_stands_for_its_adapter(tmp_path: Path) -> None:
+    assert evaluate.adapter_of_run(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert evaluate.adapter_of_run(str(tmp_path)) == str(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("outputs/g3/gguf/g3-q8_0.gguf", "g3-q8_0-problems_test"),
+        ("outputs/g3/gguf/other.gguf", "g3-other-problems_test"),
+        ("outputs/g3/adapter", "g3-adapter-problems_test"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen-Qwen2.5-0.5B-Instruct-problems_test"),
+    ],
+)
+def test_the_default_folder_is_named_after_model_and_data(model: str, name: str) -> None:
+    asked = evaluate.parse(["--model", model, "--data", str(PROBLEMS)])
+    assert evaluate.default_folder(asked) == ROOT / "outputs" / "eval" / name

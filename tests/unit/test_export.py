@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scripts.common.errors import ConfigError
-from scripts.common.export import llama_cpp, merge, room, session, source
+from scripts.common.export import llama_cpp, merge, room, session, source, wording
 from scripts.common.export.gguf import known_pre_tokenizer
 from scripts.common.export.launch import after_training
 from scripts.common.export.record import Check, Record, at_most
@@ -148,6 +149,42 @@ def test_a_run_folder_an_adapter_of_a_run_and_a_lone_adapter(tmp_path: Path) -> 
     assert source.find(tmp_path / "lone", tmp_path / "out").output == tmp_path / "out"
     with pytest.raises(ConfigError, match=r"neither a run folder .* adapter_config.json"):
         source.find(tmp_path, None)
+
+
+def test_an_unfinished_run_is_named_with_the_command_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-000020").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("model: {name: x}\n")
+    command = ["/there/scripts/grpo.py", "--config", "my own.yaml", "--resume", "never"]
+    (tmp_path / "environment.json").write_text(json.dumps({"command": command}))
+    said = r"not finished.* step 20; .*\n  ./run grpo --config 'my own.yaml'$"
+    with pytest.raises(ConfigError, match=said):
+        source.find(tmp_path, None)
+    (tmp_path / "environment.json").write_text("{}")
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ConfigError, match=r"no checkpoint yet; give its training command again"):
+        source.find(tmp_path, None)
+
+
+def test_checks_are_shown_in_words_and_in_columns() -> None:
+    checks = [
+        at_most("weight_error", 0.4994, 0.6),
+        at_most("greedy_text", 0, 0, of=12),
+        at_most("perplexity_change", 0.25, 0.02),
+        Check("prompts rendered", 6, 6, True, of=6),
+        Check("proven_gguf", "gguf:q8_0", "gguf:q8_0", True),
+        at_most("own name", float("nan"), 1.0),
+    ]
+    assert wording.lines([asdict(check) for check in checks]) == [
+        "ok      merged weights, largest error  0.5 rounding steps  at most 0.6 rounding steps",
+        "ok      greedy replies that differ     0 of 12             none allowed",
+        "FAILED  perplexity, change             25%                 at most 2%",
+        "ok      prompts rendered               6 of 6              all needed",
+        "ok      made from a proven GGUF file   gguf:q8_0",
+        "FAILED  own name                       nan                 at most 1",
+    ]
+    old = {"name": "greedy_text", "value": 1, "limit": 0, "passed": False}  # counts had no total
+    assert wording.in_words(old) == ("greedy replies that differ", "1", "at most 0")
+    assert (wording.size(512), wording.size(988e6)) == ("0.5 kB", "988.0 MB")
 
 
 def test_the_base_is_the_runs_then_the_adapters_then_what_was_asked(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_exports_are_shown_with_their_parity(tmp_path: Path) -> None:
     add_exports(run, merged_16bit=PROVEN, **{"gguf:q4_k_m": UNPROVEN})
     text = write_model_card(run).read_text(encoding="utf-8")
     assert "| merged_16bit | `merged_16bit` | yes | largest logit difference: 0.0012" in text
-    assert "| **no** | perplexity change: 0.7 (limit 0.1), **failed**" in text
+    assert "| **no** | perplexity change: 0.7 (at most 0.1), **failed**" in text
     assert 'AutoModelForCausalLM.from_pretrained("merged_16bit"' in text
     assert "### vLLM (not tested by the project)" in text
     assert "llama-cli -m gguf/m-q4_k_m.gguf --temp 0 -sys" in text

@@ -214,3 +214,16 @@ def test_the_last_event(tmp_path: Path) -> None:
     events = [{"step": 1, "message": "first"}, {"step": 9, "message": "last"}]
     path.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"step": 10, "mes')
     assert last_event(path) == "step 9: last"
+
+
+def test_a_bar_in_a_log_prints_its_end_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    bar = progress.progress_bar("answering", 2, leave=True)
+    bar.delay = 0
+    for _ in range(2):
+        bar.update(1)
+    bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("%")[0].split()[-1] for line in lines][-2:] == ["50", "100"]

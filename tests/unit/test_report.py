@@ -159,7 +159,7 @@ def test_what_is_not_measurable_is_said_in_words(tmp_path: Path) -> None:
     for side in ("before", "after"):
         measure = {"length_controlled_accuracy": found.pop(side)}
         (run / "eval" / f"{side}.json").write_text(json.dumps(measure), "utf-8")
-        assert cells(summary_table(run, measure).splitlines()[-1])[1:] == ["not measurable", "0"]
+        assert cells(summary_table(measure).splitlines()[-1])[1:] == ["not measurable", "0"]
     (run / "eval" / "comparison.json").write_text(
         json.dumps({"length_controlled_accuracy": found}), "utf-8"
     )
@@ -282,7 +282,7 @@ def test_what_is_not_measurable_is_said(width: int) -> None:
 )
 def test_any_name_gets_a_label_and_a_format(name: str, label: str, value: str) -> None:
     measure = {"value": 0.25, "n": 7, "low": 0.25, "high": 0.25}
-    line = summary_table(Path("run"), {name: measure}).splitlines()[-1]
+    line = summary_table({name: measure}).splitlines()[-1]
     assert cells(line) == [label, f"{value} [{value}, {value}]", "7"]
 
 

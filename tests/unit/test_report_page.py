@@ -471,6 +471,15 @@ def test_the_next_commands_of_other_runs(dpo: Path, tmp_path: Path) -> None:
     assert "evaluate" in ending.next_commands(tmp_path)  # with no config.yaml
 
 
+def test_the_commands_after_an_export(grpo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(grpo.parent)
+    made = {"merged_16bit": "merged_16bit", "gguf:q8_0": "gguf/m.gguf", "ollama": "gguf/Modelfile"}
+    head, *commands = ending.after_export(grpo, made, "m", {}).strip().split("\n  ")
+    assert head == "Next"
+    assert commands[0] == "ollama create m -f grpo/gguf/Modelfile && ollama run m"
+    assert "evaluate --model grpo/gguf/m.gguf --data " in commands[1] and len(commands) == 2
+
+
 def report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, ROOT / "scripts" / "report.py", *arguments],

@@ -140,7 +140,7 @@ def export_ollama(
         parameters: Ollama's sampling parameters, such as `{"temperature": 0}`.
 
     Returns:
-        The Modelfile, and what was checked, one `{name, value, limit, passed}` a check.
+        The Modelfile, and what was checked, one `{name, value, limit, passed, of}` a check.
 
     Raises:
         ConfigError: the chat template or the system prompt cannot be written in a Modelfile.
@@ -167,7 +167,7 @@ def _probes(system: str | None) -> list[Conversation]:
 
 
 def _check(name: str, value: int, limit: int) -> dict[str, Any]:
-    return {"name": name, "value": value, "limit": limit, "passed": value == limit}
+    return {"name": name, "value": value, "limit": limit, "passed": value == limit, "of": limit}
 
 
 def _ask_ollama(path: Path, tokenizer: Any, probes: Sequence[Conversation]) -> list[dict[str, Any]]:

@@ -169,7 +169,10 @@ def same_text(
     """How many prompts render, and how many texts tokenise, to something else."""
     rendered = sum(a != b for a, b in zip(prompts, known, strict=True))
     tokenised = sum(a != b for a, b in zip(ids, known_ids, strict=True))
-    return [at_most("chat_template", rendered, 0), at_most("tokenisation", tokenised, 0)]
+    return [
+        at_most("chat_template", rendered, 0, of=len(prompts)),
+        at_most("tokenisation", tokenised, 0, of=len(ids)),
+    ]
 
 
 def greedy_check(known: Greedy, replies: list[list[int]], margin: float) -> Check:
@@ -180,7 +183,7 @@ def greedy_check(known: Greedy, replies: list[list[int]], margin: float) -> Chec
             if token != expected:
                 wrong += float(logits[place, expected] - logits[place, token]) > margin
                 break
-    return at_most("greedy_text", wrong, 0)
+    return at_most("greedy_text", wrong, 0, of=len(replies))
 
 
 def last_number(text: str) -> Any:

@@ -3,7 +3,7 @@
     {"base": {"name", "dtype", "sha256"}, "adapter_sha256",
      "exports": {TARGET: {"path", "proven", "bytes", "seconds", "settings",
                           "files": {name: {"bytes", "sha256"}},
-                          "checks": [{"name", "value", "limit", "passed"}]}}}
+                          "checks": [{"name", "value", "limit", "passed", "of"}]}}}
 
 An entry is written after its files are in place, and is believed only while they have its hashes.
 """
@@ -27,12 +27,14 @@ class Check:
     value: float | int | str
     limit: float | int | str | None
     passed: bool
+    of: int | None = None
+    """How many were looked at, where the value is a count."""
 
 
-def at_most(name: str, value: float | int, limit: float | int) -> Check:
+def at_most(name: str, value: float | int, limit: float | int, of: int | None = None) -> Check:
     """A check that `value` is not above `limit`; NaN and infinity fail and are kept as text."""
     kept = value if abs(value) < float("inf") else str(value)
-    return Check(name, kept, limit, bool(value <= limit))
+    return Check(name, kept, limit, bool(value <= limit), of)
 
 
 def sha256(path: Path) -> str:

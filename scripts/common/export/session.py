@@ -8,13 +8,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from scripts.common.atomic import sync_folder
 from scripts.common.errors import ConfigError
-from scripts.common.export import merge, parity
+from scripts.common.export import merge, parity, wording
 from scripts.common.export.gguf import write_gguf
 from scripts.common.export.ollama import export_ollama
 from scripts.common.export.record import Check, Record, fingerprint
@@ -24,6 +25,7 @@ from scripts.common.export.source import Trained, base_folder
 from scripts.common.export.texts import gate_texts
 from scripts.common.export.weights import check_weights
 from scripts.common.policy import LIBRARIES
+from scripts.common.report import ending
 from scripts.common.settings import Export
 
 
@@ -53,9 +55,14 @@ def export(trained: Trained, settings: Export) -> int:
             elif not exports.make(target) and target == MERGED:
                 break  # nothing can be proven against weights that are not
     if exports.unproven:
-        print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {exports.record.path})")
+        record = ending.shown(exports.record.path)
+        print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {record})")
         return 4
-    print(f"\nProven: {', '.join(exports.wanted)} (record: {exports.record.path})")
+    made = {t: exports.record.content["exports"][t]["path"] for t in exports.wanted}
+    print("\nProven")
+    for target, path in (made | {"record": exports.record.path.name}).items():
+        print(f"  {target:12}  {ending.shown(trained.output / path)}")
+    print(ending.after_export(trained.output, made, trained.name, trained.run))
     return 0
 
 
@@ -95,7 +102,9 @@ class Exports:
 
     def make(self, target: str) -> bool:
         """Make one target and record it; returns whether it is proven."""
-        print(f"{target}: ", end="", flush=True)
+        against = "the adapter" if target == MERGED else "the merged weights"
+        against = "the tokenizer's prompts" if target == "ollama" else against
+        print(f"\n{target}: making it, comparing it with {against}", flush=True)
         started = time.monotonic()
         if target == MERGED:
             path, checks = self._merged()
@@ -107,11 +116,10 @@ class Exports:
         proven = self.record.add(target, path, seconds, self._gate, checks)
         if not proven:
             self.unproven.append(target)
-        size = self.record.content["exports"][target]["bytes"] / 1e6
-        print(f"{'proven' if proven else 'UNPROVEN'} ({size:.1f} MB, {seconds:.0f} s)")
-        for check in checks:
-            mark = "  " if check.passed else "x "
-            print(f"  {mark}{check.name:24} {_short(check.value):>10}  limit {check.limit}")
+        for line in wording.lines([asdict(check) for check in checks]):
+            print(f"  {line}")
+        size = wording.size(self.record.content["exports"][target]["bytes"])
+        print(f"  {'proven' if proven else 'UNPROVEN'} ({size}, {seconds:.0f} s)")
         return proven
 
     def _merged(self) -> tuple[Path, list[Check]]:
@@ -189,10 +197,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _short(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.common.checkpoint import CheckpointStore
 from scripts.common.config import ROOT
 from scripts.common.errors import ConfigError
 from scripts.common.policy import local_or_hub
@@ -32,11 +34,13 @@ def find(path: Path, output: Path | None) -> Trained:
     """The adapter of a run folder, or an adapter folder itself.
 
     Raises:
-        ConfigError: neither of them.
+        ConfigError: neither of them, or a run that is not finished.
     """
     path = path.absolute()
     adapter = path / "adapter" if (path / "adapter" / "adapter_config.json").is_file() else path
     if not (adapter / "adapter_config.json").is_file():
+        if (path / "config.yaml").is_file() and (path / "environment.json").is_file():
+            raise ConfigError(_unfinished(path))
         raise ConfigError(
             f"{path} is neither a run folder with an adapter nor an adapter folder: there is no "
             "adapter_config.json in it or in its adapter/"
@@ -48,6 +52,26 @@ def find(path: Path, output: Path | None) -> Trained:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.name if run and settings else adapter.name)
     default = run if run and settings else ROOT / "outputs" / "export" / name
     return Trained(adapter, (output or default).absolute(), name, settings)
+
+
+def _unfinished(run: Path) -> str:
+    """Where a run without an adapter stands, and how it goes on."""
+    checkpoints = CheckpointStore(run / "checkpoints").steps()
+    at = (
+        f"its newest checkpoint is step {int(checkpoints[-1].name[5:])}"
+        if checkpoints
+        else ("it has no checkpoint yet")
+    )
+    again = "give its training command again"
+    recorded = json.loads((run / "environment.json").read_text(encoding="utf-8")).get("command")
+    if isinstance(recorded, list) and recorded:
+        script, *arguments = map(str, recorded)
+        while "--resume" in arguments:  # such as `--resume never`, which would start it over
+            at_flag = arguments.index("--resume")
+            del arguments[at_flag : at_flag + 2]
+        arguments = [a for a in arguments if not a.startswith("--resume=")]
+        again = f"to go on with it:\n  ./run {Path(script).stem} {shlex.join(arguments)}"
+    return f"{run}: the run is not finished: there is no adapter/ yet, and {at}; {again}"
 
 
 def base_folder(trained: Trained, asked: str | None) -> tuple[str, Path]:

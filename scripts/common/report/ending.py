@@ -3,6 +3,7 @@
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,35 @@ def next_commands(run: Path) -> str:
     """Two commands a user may want now, as they have to be typed in this folder."""
     runner, folder = _runner(), shlex.quote(shown(run))
     adapter = shlex.quote(shown(run / "adapter"))
-    commands = (
+    try:
+        settings: dict[str, Any] = read_yaml(run / "config.yaml")
+    except ConfigError:
+        settings = {}
+    return _next(
         f"{runner} export {folder} --to gguf:q8_0",
-        f"{runner} evaluate --model {adapter} {_evaluation(run)}",
+        f"{runner} evaluate --model {adapter} {_evaluation(settings)}",
     )
+
+
+def after_export(folder: Path, made: Mapping[str, str], name: str, settings: dict[str, Any]) -> str:
+    """The commands that use what was exported.
+
+    Args:
+        made: Paths below `folder` by target, such as `{"gguf:q8_0": "gguf/m-q8_0.gguf"}`.
+        name: What the model is to be called in Ollama.
+        settings: Those of the run that was exported; empty without one.
+    """
+    commands = []
+    if "ollama" in made:
+        modelfile = shlex.quote(shown(folder / made["ollama"]))
+        commands.append(f"ollama create {name} -f {modelfile} && ollama run {name}")
+    last = [path for target, path in made.items() if target != "ollama"][-1:]
+    for model in (shlex.quote(shown(folder / path)) for path in last):
+        commands.append(f"{_runner()} evaluate --model {model} {_evaluation(settings)}")
+    return _next(*commands)
+
+
+def _next(*commands: str) -> str:
     return "\n  ".join(("\nNext", *commands))
 
 
@@ -99,12 +125,8 @@ def _runner() -> str:
     return shlex.quote(str(here if len(here.parts) <= 3 else ROOT / "run"))
 
 
-def _evaluation(run: Path) -> str:
+def _evaluation(settings: dict[str, Any]) -> str:
     """What to score next: the run's own problems where they are a local file here."""
-    try:
-        settings: dict[str, Any] = read_yaml(run / "config.yaml")
-    except ConfigError:
-        settings = {}
     if "rewards" in settings:
         local = _local(section(section(settings, "data"), "eval"))
         return f"--data {local or 'gsm8k'} --samples 8"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scripts.common.export import wording
 from scripts.common.report import measures
 from scripts.common.report.record import SIDES, Record, Row, number, section
 
@@ -191,13 +192,13 @@ def exports(record: Record) -> list[Row]:
             {
                 "name": name,
                 "path": str(values.get("path", "")),
-                "size": f"{size / 1e6:,.1f} MB" if size else "",
+                "size": wording.size(size) if size else "",
                 "proven": bool(values.get("proven")),
                 "checks": [
                     {
-                        "name": str(check.get("name", "")).replace("_", " "),
-                        "value": _figure(check.get("value")),
-                        "limit": _figure(check.get("limit")),
+                        **dict(
+                            zip(("name", "value", "limit"), wording.in_words(check), strict=True)
+                        ),
                         "passed": bool(check.get("passed")),
                     }
                     for check in values.get("checks") or []

@@ -115,14 +115,14 @@ def _heading(run: str, comparison: Comparison) -> str:
     return f"{run} (n = {' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))})"
 
 
-def summary_table(where: Path, found: Comparison) -> str:
+def summary_table(found: Comparison) -> str:
     """The measures of one evaluation as aligned text."""
     rows = [("measure", "value (95% interval)", "n")]
     for name, measure in found.items():
         rows.append(
             (measures.label(name), measures.value(name, measure), str(measure.get("n", "-")))
         )
-    return f"\n{where}\n{_align(rows)}"
+    return _align(rows)
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> str:

@@ -1,0 +1,71 @@
+"""The checks of export.json in words: for the terminal, the model card and the report."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2g}%" if abs(value) < 0.1 else f"{100 * value:.0f}%"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _steps(value: float) -> str:
+    return f"{value:.2g} rounding steps"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2g} nats"
+
+
+# By the name in export.json: what it measures, and its figures with their unit.
+WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "weight_error": ("merged weights, largest error", _steps),
+    "chat_template": ("prompts rendered differently", _plain),
+    "tokenisation": ("texts tokenised differently", _plain),
+    "relative_logit_difference": ("logits, difference from the adapter's", _percent),
+    "max_logit_difference": ("one logit, largest difference", lambda v: f"{v:.2g}"),
+    "greedy_text": ("greedy replies that differ", _plain),
+    "max_log_prob_difference": ("one token's log-probability, off by", _nats),
+    "perplexity_change": ("perplexity, change", _percent),
+    "answer_disagreement": ("answers to problems that differ", _percent),
+    "proven_gguf": ("made from a proven GGUF file", _plain),
+}
+
+
+def in_words(check: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a check looked at, what it found, and what is allowed; the last is empty without a
+    limit. A name that is not known is shown as it is."""
+    name, value, limit = str(check.get("name", "")), check.get("value"), check.get("limit")
+    label, figure = WORDS.get(name, (name.replace("_", " "), _plain))
+    of = check.get("of")
+    found, allowed = _text(value, figure), _text(limit, figure)
+    if of is not None:
+        found = f"{found} of {of}"
+        return label, found, {0: "none allowed", of: "all needed"}.get(limit, f"at most {allowed}")
+    if isinstance(limit, str):  # a text that is wanted
+        return label, found, "" if value == limit else allowed
+    return label, found, f"at most {allowed}" if allowed else ""
+
+
+def _text(value: Any, figure: Callable[[float], str]) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return figure(value)
+    return "" if value is None else str(value)
+
+
+def size(count: float) -> str:
+    """Bytes as `988.1 MB`, below 0.1 MB as `1.2 kB`."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def lines(checks: list[Mapping[str, Any]]) -> list[str]:
+    """Checks as an aligned table, one line each."""
+    rows = [("ok" if c.get("passed") else "FAILED", *in_words(c)) for c in checks]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
