@@ -437,7 +437,9 @@ def test_a_dry_run_prints_the_report_without_torch_and_weights(
     assert (result.returncode, result.stderr) == (0, "")
     for part in ("800 (600 to train on, 200 held out)", "Length bias", "masked (", "<|im_end|>"):
         assert part in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= WIDTH
+    shown, verdict = result.stdout.split("\nConfig and data are fine; ")
+    assert max(map(len, shown.splitlines())) <= WIDTH
+    assert verdict.startswith("nothing was trained. To train: ")
     assert not run.exists()
     # Pairs that a run refuses are refused, once they have been reported on.
     asked += ["evaluation.also=[]", "model.max_seq_length=80"]
