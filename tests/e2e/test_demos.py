@@ -76,7 +76,8 @@ def test_dpo_demo_learns_french(tmp_path: Path) -> None:
     out = result.stdout
     assert "length-controlled accuracy" in out and "arithmetic: strict accuracy" in out
     assert " of them to or from French; the first of those:" in out
-    assert max(map(len, out[: out.index("\nrun ")].splitlines())) <= 100
+    example = out[out.index(" of them to or from French") : out.index("\nrun ")]
+    assert max(map(len, example.splitlines())) <= 100
 
 
 def assert_replies_are_whole(run: Path, before: Any, after: Any) -> None:

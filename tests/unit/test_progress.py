@@ -120,7 +120,7 @@ def test_on_a_terminal_the_last_state_stays(tmp_path: Path, columns: int) -> Non
 
 
 def test_ctrl_c_leaves_a_usable_terminal(tmp_path: Path) -> None:
-    output, code = on_a_terminal(script(tmp_path, pause=0.2), 80, stop_at=b"0/20")
+    output, code = on_a_terminal(script(tmp_path, pause=1.0), 80, stop_at=b"0/20")
     assert code != 0 and "KeyboardInterrupt" in output
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
 
