@@ -1,0 +1,41 @@
+"""The model card's Python snippets, run as they stand in a folder like a run's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.common.config import load_settings
+from scripts.common.export.merge import merge
+from scripts.common.settings import GRPOSettings
+from scripts.common.snippets import snippets
+from tests.helpers import ROOT, make_adapter
+
+BASE = ROOT / "assets" / "demo_model"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an adapter of the demo model, and merged weights."""
+    folder = tmp_path_factory.mktemp("run")
+    make_adapter(BASE, folder / "adapter")
+    merge(BASE, folder / "adapter", "float16", folder / "merged_16bit")
+    return folder
+
+
+def test_what_is_called_tested_runs(run: Path) -> None:
+    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml")
+    exports = {"merged_16bit": {"path": "merged_16bit"}}
+    found = snippets(settings.model_dump(mode="json"), exports, None)
+    tested = [snippet for snippet in found if snippet.tested]
+    assert [snippet.title for snippet in tested] == [
+        "transformers and peft",
+        "transformers, merged weights",
+    ]
+    for snippet in tested:
+        result = subprocess.run(
+            [sys.executable, "-c", snippet.code], cwd=run, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip()
