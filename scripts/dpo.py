@@ -33,6 +33,7 @@ from scripts.common import (
     trust,
 )
 from scripts.common.checkpoint import check_same_run
+from scripts.common.device import check_device
 from scripts.common.errors import run_main
 from scripts.common.export.launch import after_training
 from scripts.common.model_card import write_model_card
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         print(command.verdict())
         return 0
     device = policy.start(settings.run.verbose, settings.run.threads)
-    print(policy.check_device(device, settings.model, settings.training))
+    print(check_device(device, settings.model, settings.training))
     tokenizer = policy.load_tokenizer(settings.model)
     data_report, lengths = examine(pairs, tokenizer, settings)
     train_pairs, held_out = fitting(pairs, lengths, settings)

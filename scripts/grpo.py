@@ -33,9 +33,11 @@ from scripts.common import (
     trust,
 )
 from scripts.common.checkpoint import check_same_run
+from scripts.common.device import check_device
 from scripts.common.errors import ConfigError, run_main
 from scripts.common.export.launch import after_training
 from scripts.common.model_card import write_model_card
+from scripts.common.samples import SampleRecorder
 from scripts.common.settings import GRPOSettings
 
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     train_problems, held_out = data.load_problems(settings.data)
     functions = load_rewards(settings, train_problems[0])
     device = policy.start(settings.run.verbose, settings.run.threads)
-    print(policy.check_device(device, settings.model, settings.training))
+    print(check_device(device, settings.model, settings.training))
     tokenizer = policy.load_tokenizer(settings.model)
     train_problems = fitting(train_problems, tokenizer, settings, "training problems")
     held_out = fitting(held_out, tokenizer, settings, "held-out problems")
@@ -202,7 +204,7 @@ def build_trainer(
         {"prompt": conversation(p.question, settings.prompt.system), "answer": p.answer}
         for p in problems
     ]
-    recorder = tracking.SampleRecorder(
+    recorder = SampleRecorder(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )
     trainer = guarded_trainers.guarded_grpo(GRPOTrainer)(

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, proven before they are used, and signals that end in one.
+"""Checkpoints that are whole or absent, proven before they are used.
 
 The trainer writes into a staging folder. When it is done, every file is synced, a manifest with
 sizes and SHA-256 is written last, and the folder is renamed to `step-NNNNNN`: a crash at any moment
@@ -6,21 +6,14 @@ leaves the earlier checkpoints as they were. On resume a checkpoint counts only 
 one that the manifest names.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
 import math
 import os
 import shutil
-import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from scripts.common import distributed
 from scripts.common.atomic import sync_folder, write_json
 from scripts.common.errors import CheckpointError, ConfigError
 
@@ -215,110 +208,3 @@ def _identity(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def check_disk(folder: Path, checkpoint_bytes: int, keep: int, export_bytes: int = 0) -> None:
-    """Check that a run will fit: the newest checkpoints and the best, one more being written, and
-    what is exported at the end.
-
-    Raises:
-        ConfigError: it will not.
-    """
-    needed = checkpoint_bytes * (keep + 2) + export_bytes
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        what = "the checkpoints and exports" if export_bytes else "the checkpoints"
-        raise ConfigError(
-            f"{folder}: {free / 2**30:.2f} GB free, and {what} need {needed / 2**30:.2f} GB; free "
-            "some, lower training.save_total_limit, or give another --output"
-        )
-
-
-def disk_full_error(folder: Path) -> CheckpointError:
-    """What to raise when a save failed for want of space."""
-    return CheckpointError(
-        f"{folder}: the disk is full; the checkpoints before this one are whole. Free some space "
-        "and give the same command again"
-    )
-
-
-def is_disk_full(error: Exception, folder: Path) -> bool:
-    """Whether a save failed for want of space.
-
-    torch and safetensors wrap the system's error. torch's says at best that a write failed, and
-    then fails once more on closing its half-written archive, with a word of positions.
-    """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    said = str(error).lower()
-    return (
-        "no space left" in said
-        or "storagefull" in said
-        or ("inline_container" in said and shutil.disk_usage(folder).free < 2**20)
-    )
-
-
-class StepAbandoned(BaseException):
-    """A signal came in the middle of a step that need not be finished.
-
-    Not an Exception, so that no library takes it for a failure of its own.
-    """
-
-
-class StopRequest:
-    """Why a run should end at its next safe point: a signal, or its time is up.
-
-    As a context manager it listens for SIGINT and SIGTERM; a second one ends the process at once.
-    """
-
-    def __init__(self, max_minutes: float | None) -> None:
-        self.exit_code: int | None = None
-        """Exit code to leave with once a stop was asked for, else None."""
-        self.reason = ""
-        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self._earlier: dict[int, Any] = {}
-        self._abandoning = False
-
-    def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._earlier[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._earlier.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.exit_code = 128 + number
-        self.reason = signal.Signals(number).name
-        print(
-            f"\n{self.reason}: writing a checkpoint; once more stops at once",
-            flush=True,
-        )
-        for each in self._earlier:
-            signal.signal(each, signal.SIG_DFL)
-        if self._abandoning:
-            self._abandoning = False
-            raise StepAbandoned
-
-    @contextlib.contextmanager
-    def abandoning(self, allowed: bool) -> Iterator[None]:
-        """Where `allowed`, a signal ends what is done inside at once, with StepAbandoned."""
-        self._abandoning = allowed
-        try:
-            if allowed and self.exit_code is not None:  # it came between two steps
-                raise StepAbandoned
-            yield
-        finally:
-            self._abandoning = False
-
-    def wanted(self) -> bool:
-        """Whether to stop; looks at the clock too. Several processes stop at the same step: all of
-        them must ask after every step, and one that wants to is enough."""
-        late = self._deadline is not None and time.monotonic() >= self._deadline
-        if self.exit_code is None and late:
-            self.exit_code, self.reason = 0, "run.max_minutes is over"
-        agreed = distributed.highest(-1 if self.exit_code is None else self.exit_code)
-        if self.exit_code is None and agreed >= 0:
-            self.exit_code, self.reason = agreed, "another process stopped"
-        return self.exit_code is not None

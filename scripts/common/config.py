@@ -3,7 +3,6 @@
 Nothing here imports torch, so that `--help` and every configuration error answer at once.
 """
 
-import ast
 import copy
 import importlib.util
 import shlex
@@ -19,6 +18,7 @@ from scripts.common.errors import ConfigError, did_you_mean, nearest
 from scripts.common.secrets import check_arguments, check_values
 from scripts.common.settings import DPOSettings, GRPOSettings, Section
 from scripts.common.strict_yaml import parse_yaml, read_yaml
+from scripts.common.trainer_fields import config_fields, enum_values
 from scripts.common.usage import Parser, section_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,6 @@ NAMES = {
     "lr_scheduler_type": "transformers/trainer_utils.py:SchedulerType",
 }
 SCRIPTS: dict[str, type[Section]] = {"dpo": DPOSettings, "grpo": GRPOSettings}
-# Each as ./run knows it.
 S = TypeVar("S", bound=Section)
 
 
@@ -272,46 +271,3 @@ def check_packages(report_to: list[str]) -> None:
                 f"tracking.report_to: the package '{name}' is not installed; "
                 f".venv/bin/uv pip install {name}"
             )
-
-
-def enum_values(source: str) -> list[str]:
-    """The values of an Enum of a library, as `package/file.py:Name`, read from its source."""
-    relative, name = source.split(":")
-    tree = _parse(relative)
-    (found,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-    return [
-        str(item.value.value)
-        for item in found.body
-        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
-    ]
-
-
-def _parse(relative: str) -> ast.Module:
-    package, _, rest = relative.partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"the package {package} is not installed; run ./run doctor")
-    return ast.parse((Path(spec.origin).parent / rest).read_text(encoding="utf-8"))
-
-
-def config_fields(config_class: str) -> dict[str, str]:
-    """Names and types of the fields of a trl config class and its parents, from their source.
-
-    The classes themselves are out of reach here: importing them takes torch and many seconds.
-    """
-    relative, name = config_class.split(":")
-    sources = [relative, "trl/trainer/base_config.py", "transformers/training_args.py"]
-    fields: dict[str, str] = {}
-    for source in sources:
-        for node in _parse(source).body:
-            if isinstance(node, ast.ClassDef) and node.name in (
-                name,
-                "_BaseConfig",
-                "TrainingArguments",
-            ):
-                fields |= {
-                    item.target.id: ast.unparse(item.annotation)
-                    for item in node.body
-                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-                }
-    return fields

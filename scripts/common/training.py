@@ -8,19 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common import distributed, policy
-from scripts.common.checkpoint import (
-    Score,
-    StepAbandoned,
-    StopRequest,
-    check_disk,
-    disk_full_error,
-    is_disk_full,
-)
+from scripts.common.checkpoint import Score
+from scripts.common.disk import check_disk, disk_full_error, is_disk_full
 from scripts.common.errors import ConfigError, HealthError
 from scripts.common.guard import is_out_of_memory
 from scripts.common.progress import TrainingView
 from scripts.common.report.ending import LivePage, draw
 from scripts.common.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
+from scripts.common.stop import StepAbandoned, StopRequest
 from scripts.common.tracking import Clock, RunFolder, append_rows, keep_rows_until
 from scripts.common.watch import Watch
 

@@ -4,97 +4,24 @@ The run folder stays the record: metrics are read back from metrics.jsonl, so th
 the same in both, and tables, pictures and artifacts are made from its files. Not transformers'
 callback, which renames every metric, and knows neither samples nor scores nor a resumed run.
 
-On when a key is there (WANDB_API_KEY, or ~/.netrc) or `tracking.report_to` names wandb. What
-happens is decided before W&B is started, so it never asks anything; W&B's own WANDB_MODE,
-WANDB_PROJECT, WANDB_ENTITY and WANDB_BASE_URL apply.
+W&B's own WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and WANDB_BASE_URL apply.
 """
 
 import json
 import os
 import secrets
-import socket
-import threading
-import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
-from urllib.parse import urlsplit
 
 from scripts.common.atomic import write_text
 from scripts.common.tracking import RunFolder, environment, jsonl_rows
+from scripts.common.wandb_choice import choose
 
 P = ParamSpec("P")
 TABLE_ROWS = 1000
 FINISH_SECONDS = 300.0
 """How long the end of a run may wait for uploads; what is missing then is still on disk."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Whether and how W&B takes part."""
-
-    mode: Literal["off", "offline", "online"]
-    why: str = ""
-
-
-def choose(asked: bool) -> Choice:
-    """Decide before W&B is started; `asked`: the settings name wandb.
-
-    Takes under a second beyond importing the client, which happens only where a key may be.
-    """
-    key_files = (os.environ.get("NETRC") or "~/.netrc", "~/_netrc")
-    hints = [os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")]
-    if not (asked or any(hints) or any(Path(p).expanduser().exists() for p in key_files)):
-        return Choice("off")
-    import wandb
-    from wandb.sdk.lib import wbauth
-
-    settings = wandb.setup().settings
-    url, mode = settings.base_url, settings.mode
-    if mode == "disabled":
-        return Choice("off")
-    try:
-        key = wbauth.authenticate_session(
-            host=url, source="choose", prompt=False, update_session=False
-        )
-    except wandb.Error as error:
-        return Choice("offline", f"its key cannot be used ({error})")
-    if not (key or asked):
-        return Choice("off")
-    if mode == "offline":
-        return Choice("offline", "WANDB_MODE is offline")
-    if not key:
-        return Choice("offline", "there is no key (WANDB_API_KEY, or `wandb login`)")
-    if not reachable(url):
-        return Choice("offline", f"{urlsplit(url).hostname} is out of reach")
-    return Choice("online")
-
-
-def reachable(url: str, within: float = 0.9) -> bool:
-    """Whether the host of `url`, or the proxy on the way to it, takes a connection in time.
-
-    Looking up a name knows no time limit, so it is done in a thread that is left to itself.
-    """
-    host = urlsplit(url).hostname or ""
-    proxy = urllib.request.getproxies().get(urlsplit(url).scheme)
-    if proxy and not urllib.request.proxy_bypass(host):
-        url = proxy if "//" in proxy else f"//{proxy}"
-    parts = urlsplit(url)
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    connected = threading.Event()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((parts.hostname or "", port), within).close()
-        except OSError:
-            return
-        connected.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(within)
-    return connected.is_set()
 
 
 def harmless(

@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from scripts.common import distributed
-from scripts.common.checkpoint import StopRequest
 from scripts.common.errors import HealthError
 from scripts.common.health import Event, Signs, Updates, signs_of
 from scripts.common.micro_batches import write_rows
@@ -24,6 +23,7 @@ from scripts.common.moment import random_states, restore
 from scripts.common.report.ending import draw
 from scripts.common.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
 from scripts.common.state_line import state_line
+from scripts.common.stop import StopRequest
 from scripts.common.tracking import Clock, RunFolder, append_rows, jsonl_rows
 
 SIZES = {  # the trainer's attribute that each kind of event changes

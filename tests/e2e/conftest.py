@@ -3,8 +3,9 @@
 import pytest
 
 from scripts.common import policy
+from scripts.common.device import Device
 
 
 @pytest.fixture(scope="session", autouse=True)
-def device() -> policy.Device:
+def device() -> Device:
     return policy.start(verbose=False, threads=2)

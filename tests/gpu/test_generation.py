@@ -8,6 +8,7 @@ import pytest
 
 from eval import conversation
 from scripts.common import config, data, inference, policy
+from scripts.common.device import Device
 from scripts.common.settings import Evaluation, GRPOSettings, ProblemColumns, Source
 from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def device() -> policy.Device:
+def device() -> Device:
     return policy.start(verbose=False, threads=None)
 
 

@@ -303,8 +303,8 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
 
     from scripts import dpo, grpo
     from scripts.common import config, data, policy, tracking
-    from scripts.common.checkpoint import StopRequest
     from scripts.common.settings import DPOSettings, GRPOSettings
+    from scripts.common.stop import StopRequest
     from scripts.common.watch import Watch
 
     policy.start(verbose=False, threads=1)

@@ -15,15 +15,14 @@ from scripts.common import checkpoint
 from scripts.common.checkpoint import (
     CheckpointStore,
     Score,
-    StopRequest,
-    check_disk,
     check_same_run,
-    is_disk_full,
     verify,
 )
 from scripts.common.config import load_settings
+from scripts.common.disk import check_disk, is_disk_full
 from scripts.common.errors import CheckpointError, ConfigError
 from scripts.common.settings import DPOSettings
+from scripts.common.stop import StopRequest
 from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 

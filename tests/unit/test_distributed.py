@@ -112,7 +112,7 @@ import sys, torch
 from pathlib import Path
 from scripts import grpo
 from scripts.common import distributed
-from scripts.common.checkpoint import StopRequest
+from scripts.common.stop import StopRequest
 
 torch.distributed.init_process_group("gloo")
 stop = StopRequest(None)

@@ -21,11 +21,11 @@ from scripts.common import training
 from scripts.common.atomic import write_json, write_text
 from scripts.common.config import load_settings
 from scripts.common.report import read_run
+from scripts.common.samples import SampleRecorder
 from scripts.common.settings import DPOSettings, GRPOSettings
 from scripts.common.tracking import (
     PACKAGES,
     RunFolder,
-    SampleRecorder,
     append_rows,
     git_commit,
     keep_rows_until,

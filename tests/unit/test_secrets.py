@@ -54,7 +54,7 @@ def test_names_of_other_things(name: str) -> None:
 
 
 def test_no_name_of_a_setting_or_trainer_argument_is_refused_but_the_hubs_token() -> None:
-    from scripts.common.config import config_fields
+    from scripts.common.trainer_fields import config_fields
     from scripts.common.usage import describe
 
     names = [

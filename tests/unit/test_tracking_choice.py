@@ -21,7 +21,8 @@ from scripts.common.config import check_packages, load_settings
 from scripts.common.errors import ConfigError
 from scripts.common.settings import GRPOSettings
 from scripts.common.tracking import RunFolder, append_rows
-from scripts.common.wandb_log import Choice, WandbLog, choose, reachable
+from scripts.common.wandb_choice import Choice, choose, reachable
+from scripts.common.wandb_log import WandbLog
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 from tests.wandb_files import read_offline_run

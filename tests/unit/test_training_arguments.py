@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from scripts.common import policy, training
-from scripts.common.config import config_fields, load_settings
+from scripts.common.config import load_settings
 from scripts.common.errors import ConfigError
 from scripts.common.settings import DPOSettings, GRPOSettings
 from scripts.common.strict_yaml import read_yaml
 from scripts.common.tracking import RunFolder
+from scripts.common.trainer_fields import config_fields
 from tests.helpers import CONFIGS, ROOT
 
 # Also asked for, beside what the YAML says: `training.extra` must arrive in the same way.
