@@ -1,7 +1,7 @@
 """The project's exceptions, and how a script turns them into a message and an exit code.
 
 Exit codes: 0 done; 2 the request is wrong; 3 a health check stopped the run; 4 an export failed its
-parity check; 130/143 stopped by SIGINT/SIGTERM.
+parity check; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
 """
 
 import difflib
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 
 from scripts.common.distributed import is_main
+from scripts.common.output import outlive_readers
 
 FEW = 12  # names that a message can list
 
@@ -85,6 +86,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     second signal ends the process at once.
     """
     signal.signal(signal.SIGTERM, _on_sigterm)
+    outlive_readers()
     if not is_main():  # what it would say, the main process says
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:

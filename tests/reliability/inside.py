@@ -6,6 +6,7 @@ a training step of the demo model.
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,14 @@ def adapter(run: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def own_handlers() -> Iterator[None]:
-    """What a run did to the signal handlers ends with the test."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """What a run did to the signal handlers and the output ends with the test."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    kept = {number: signal.getsignal(number) for number in signals}
+    streams = sys.stdout, sys.stderr
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
+    sys.stdout, sys.stderr = streams
 
 
 @pytest.fixture

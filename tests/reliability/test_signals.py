@@ -225,3 +225,42 @@ def test_second_signal_stops_at_once(tmp_path: Path, whole: dict[str, Path]) -> 
     assert kept.name == "step-000002" and verify(kept) == []
     assert leave_with("dpo", run) == 0
     assert_same(run, whole["dpo"])
+
+
+CLOSED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from scripts.common.checkpoint import CheckpointStore
+real = CheckpointStore.publish
+
+def publish(self, *given):
+    if not self.steps():
+        reader, writer = os.pipe()
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        os.close(reader)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+    return real(self, *given)
+
+CheckpointStore.publish = publish
+from scripts.common.errors import run_main
+from scripts import grpo
+run_main(lambda: grpo.main(sys.argv[1:]))
+"""
+
+
+def test_a_terminal_that_is_closed(tmp_path: Path, whole: dict[str, Path]) -> None:
+    """SIGHUP, once by the shell and once by the terminal, and nobody to print to."""
+    run = tmp_path / "grpo"
+    result = subprocess.run(
+        [sys.executable, "-c", CLOSED.format(root=str(ROOT)), *arguments("grpo", run)],
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+    assert result.returncode == 128 + signal.SIGHUP
+    (kept,) = (run / "checkpoints").glob("step-*")
+    assert kept.name == "step-000002" and verify(kept) == []
+    assert leave_with("grpo", run) == 0
+    assert_same(run, whole["grpo"])

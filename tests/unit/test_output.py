@@ -1,0 +1,55 @@
+"""Output whose reader goes away: the process goes on, and leaves with its own exit code."""
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.helpers import ROOT
+
+PROGRAM = """
+import logging, os, sys
+from scripts.common.errors import run_main
+
+def main():
+    logging.warning("an early word")
+    assert sys.stdin.readline() == "go\\n"
+    for number in range(3):
+        print("word " * 5000, flush=number == 1)
+        print("word", file=sys.stderr)
+    logging.warning("a late word")
+    os.write(1, b"beside Python")
+    return 7
+
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty], ids=["pipe", "terminal"])
+def test_output_may_lose_its_reader(opened: Callable[[], tuple[int, int]]) -> None:
+    reader, writer = opened()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=writer,
+        stderr=writer,
+        cwd=ROOT,
+        text=True,
+    )
+    os.close(writer)
+    assert b"an early word" in os.read(reader, 4096)
+    os.close(reader)
+    process.communicate("go\n", timeout=60)
+    assert process.returncode == 7
+
+
+def test_output_that_is_read_arrives_whole() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input="go\n", capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 7
+    assert result.stdout.count("word ") == 15000 and "beside Python" in result.stdout
+    assert result.stderr.count("word\n") == 3 + 2  # printed, logged
