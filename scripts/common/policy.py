@@ -1,4 +1,4 @@
-"""The policy: the only file that imports unsloth. Device, loading, LoRA, modes, saving.
+"""The policy: the only file that imports unsloth. Loading, LoRA, modes, saving.
 
 The policy is the base model plus a LoRA adapter; the reference is the same weights with the adapter
 off. With no GPU, Unsloth trains on the CPU through the same calls.
@@ -13,33 +13,22 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.common import adapter
-from scripts.common.checkpoint import disk_full_error, is_disk_full
 from scripts.common.config import ROOT
 from scripts.common.decoding import admit_decode_graphs
+from scripts.common.device import Device
+from scripts.common.disk import disk_full_error, is_disk_full
 from scripts.common.errors import ConfigError
+from scripts.common.fingerprint import model_fingerprint
 from scripts.common.settings import Lora, Model, RolloutModel, Training
-from scripts.common.strict_yaml import read_yaml
-from scripts.common.trust import check_model_folder, fingerprint
+from scripts.common.trust import check_model_folder
 
 # No Python and no pickle of a model, wherever it comes from.
 TRUSTED = {"trust_remote_code": False, "use_safetensors": True}
 LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the policy will run on."""
-
-    name: str
-    memory_gb: float
-    """Memory of the GPU in GB (10^9 bytes would be the maker's; this is 2^30); 0 without a GPU."""
-    bf16: bool
-    """The device computes in bfloat16 itself, without emulation."""
 
 
 def start(verbose: bool, threads: int | None) -> Device:
@@ -78,35 +67,6 @@ def start(verbose: bool, threads: int | None) -> Device:
     properties = torch.cuda.get_device_properties(0)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Device(properties.name, properties.total_memory / 2**30, bf16)
-
-
-def check_device(device: Device, model: Model, training: Training) -> str:
-    """One line about where the run takes place.
-
-    Raises:
-        ConfigError: the GPU cannot run this config, with the one to use instead.
-    """
-    instead = _instead(device, model)
-    if device.memory_gb == 0:
-        return "No GPU here: training on the CPU (slow for anything but the demo models)."
-    for setting, asked in (("training.bf16", training.bf16), ("model.dtype", model.dtype)):
-        if asked in (True, "bfloat16") and not device.bf16:
-            raise ConfigError(f"{device.name} has no bfloat16, which {setting} asks for{instead}")
-    if device.memory_gb < model.min_gpu_memory_gb:
-        raise ConfigError(
-            f"{device.name} has {device.memory_gb:.1f} GB of memory and this config needs "
-            f"{model.min_gpu_memory_gb:g} GB{instead}; or lower "
-            "training.per_device_train_batch_size and, once it fits, model.min_gpu_memory_gb"
-        )
-    return f"Training on {device.name} ({device.memory_gb:.0f} GB)."
-
-
-def _instead(device: Device, model: Model) -> str:
-    """The advice to use the smaller config, where this device has the memory for it."""
-    if model.smaller_config is None:
-        return ""
-    needs = read_yaml(ROOT / model.smaller_config)["model"].get("min_gpu_memory_gb", 0)
-    return f"; use {model.smaller_config} instead" if device.memory_gb >= needs else ""
 
 
 @contextlib.contextmanager
@@ -177,7 +137,7 @@ def base_weights(model: Model) -> str:
     """
     name = local_or_hub(model.name)
     if Path(name).is_dir():
-        return fingerprint(Path(name))
+        return model_fingerprint(Path(name))
     from huggingface_hub import hf_hub_download
 
     repository = name

@@ -1,10 +1,10 @@
 """Where a model folder comes from: its run's settings, its weights, what it was trained on."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from scripts.common import data, policy
+from scripts.common.fingerprint import model_fingerprint, sha256
 from scripts.common.llama_server import is_gguf
 from scripts.common.server import is_url
 from scripts.common.settings import PairData, ProblemData, Prompt
@@ -28,18 +28,12 @@ def run_config(model: str) -> dict[str, Any]:
 
 
 def weights_fingerprint(model: str) -> str | None:
-    """SHA-256 of a GGUF file, or over the weight files of a local folder, so that a retrained one
-    is not mistaken."""
+    """SHA-256 of a GGUF file or a local folder, so that a retrained one is not mistaken."""
     if is_gguf(model):
-        with open(model, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(Path(model))
     if is_url(model) or not (folder := Path(policy.local_or_hub(model))).is_dir():
         return None
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin")):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return model_fingerprint(folder)
 
 
 def trained_questions(trained: dict[str, Any]) -> list[str]:

@@ -6,7 +6,6 @@ that torch has to read are read with `weights_only=True`, which builds no object
 short list.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -24,8 +23,6 @@ CONFIGS = (
     "preprocessor_config.json",
     "adapter_config.json",
 )
-_WHOLE = 8 * 2**30  # larger weight files are hashed in part
-_PART = 64 * 2**20
 
 
 def check_model_folder(folder: Path, where: str) -> None:
@@ -114,25 +111,3 @@ def _refusal(path: Path, reason: str) -> str:
         f'{path}: refused, {reason}. Nothing of it was run. "--resume PATH" goes on from another '
         'checkpoint, "--resume never" starts over (the old folder is moved aside)'
     )
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the configuration and the weights of a local model folder.
-
-    Of a weight file over 8 GB, its size and its first and last 64 MB stand for it.
-    """
-    digest = hashlib.sha256()
-    weights = (p for p in folder.iterdir() if p.suffix == ".safetensors")
-    for path in sorted([*weights, folder / "config.json"]):
-        if not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with open(path, "rb") as file:
-            if size <= _WHOLE:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-                continue
-            digest.update(file.read(_PART))
-            file.seek(size - _PART)
-            digest.update(file.read(_PART))
-    return digest.hexdigest()

@@ -11,8 +11,8 @@ import pytest
 
 from scripts.common import policy
 from scripts.common.errors import ConfigError
+from scripts.common.fingerprint import model_fingerprint
 from scripts.common.settings import Model
-from scripts.common.trust import fingerprint
 from tests.helpers import ROOT
 
 COMMITS = ("1" * 40, "2" * 40)
@@ -40,7 +40,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_folder_is_known_by_its_content() -> None:
     model = Model(name="assets/demo_model")
-    assert policy.base_weights(model) == fingerprint(ROOT / "assets" / "demo_model")
+    assert policy.base_weights(model) == model_fingerprint(ROOT / "assets" / "demo_model")
 
 
 def test_a_hub_model_is_known_by_its_commit(hub: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from scripts.common import policy
 from scripts.common.checkpoint import CheckpointStore, verify
 from scripts.common.errors import CheckpointError, ConfigError
+from scripts.common.fingerprint import model_fingerprint
 from scripts.common.settings import Model
-from scripts.common.trust import check_checkpoint, check_model_folder, fingerprint
+from scripts.common.trust import check_checkpoint, check_model_folder
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 
@@ -122,30 +123,35 @@ def test_the_scripts_refuse_it_before_anything_heavy(ask: Ask, folder: Path) -> 
     assert "asks to run Python code" in result.stderr
 
 
-def test_a_fingerprint_changes_with_weights_and_configuration_only(folder: Path) -> None:
-    before = fingerprint(folder)
-    assert before == fingerprint(DEMO) and len(before) == 64
-    edit(folder / "tokenizer_config.json", note="other")
-    assert fingerprint(folder) == before
+def test_a_fingerprint_changes_with_what_makes_the_model_only(folder: Path) -> None:
+    before = model_fingerprint(folder)
+    assert before == model_fingerprint(DEMO) and len(before) == 64
+    (folder / "README.md").write_text("of no matter")
+    assert model_fingerprint(folder) == before
+    template = folder / "chat_template.jinja"
+    kept = template.read_bytes()
+    template.write_bytes(kept.replace(b"assistant", b"model"))
+    assert model_fingerprint(folder) != before
+    template.write_bytes(kept)
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
-    assert fingerprint(folder) != before
+    assert model_fingerprint(folder) != before
     (folder / "model.safetensors").write_bytes((DEMO / "model.safetensors").read_bytes())
     edit(folder / "config.json", rope_theta=5.0)
-    assert fingerprint(folder) != before
+    assert model_fingerprint(folder) != before
 
 
 def test_a_large_weight_file_is_known_by_its_ends_and_size(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.common.trust._WHOLE", 1000)
-    monkeypatch.setattr("scripts.common.trust._PART", 100)
+    monkeypatch.setattr("scripts.common.fingerprint._WHOLE", 1000)
+    monkeypatch.setattr("scripts.common.fingerprint._PART", 100)
     path = folder / "model.safetensors"
-    content, seen = path.read_bytes(), {fingerprint(folder)}
+    content, seen = path.read_bytes(), {model_fingerprint(folder)}
     for changed in (b"x" + content[1:], content[:-1] + b"x", content + b"x"):
         path.write_bytes(changed)
-        seen.add(fingerprint(folder))
+        seen.add(model_fingerprint(folder))
     assert len(seen) == 4
 
 

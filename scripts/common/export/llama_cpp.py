@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scripts.common.cache import cache_folder
 from scripts.common.errors import ConfigError, ExportError
-from scripts.common.export.record import sha256
+from scripts.common.fingerprint import sha256
 
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"

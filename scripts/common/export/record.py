@@ -8,15 +8,13 @@
 An entry is written after its files are in place, and is believed only while they have its hashes.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.common.atomic import write_json
-
-CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+from scripts.common.fingerprint import sha256
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,6 @@ def at_most(name: str, value: float | int, limit: float | int, of: int | None = 
     """A check that `value` is not above `limit`; NaN and infinity fail and are kept as text."""
     kept = value if abs(value) < float("inf") else str(value)
     return Check(name, kept, limit, bool(value <= limit), of)
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over names and contents of what makes a model or adapter folder behave as it does."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in CONTENT):
-        digest.update(f"{path.name} {sha256(path)}\n".encode())
-    return digest.hexdigest()
 
 
 class Record:
