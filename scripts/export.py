@@ -43,10 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     if asked.push and not (trained.output / "config.yaml").is_file():
         raise ConfigError(f"--push: {trained.output} is no run folder, so there is no model card")
     to = settings.export.to
-    code = 0 if asked.push and not to else session.export(trained, settings.export)
-    if (trained.output / "config.yaml").exists():
-        write_model_card(trained.output)
-        ending.draw(trained.output)
+    try:
+        code = 0 if asked.push and not to else session.export(trained, settings.export)
+    finally:  # a target that failed leaves those before it made and recorded
+        if (trained.output / "config.yaml").exists():
+            write_model_card(trained.output)
+            ending.draw(trained.output)
     if asked.push and code == 0:
         # A Modelfile is of no use without its GGUF; merged weights may be no more than a step.
         files = [target for target in in_order(to) if target in to or target != MERGED]

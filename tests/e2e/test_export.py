@@ -32,6 +32,7 @@ SMALL = [
 LIMITS = Parity(new_tokens=24, problems=4, answer_tokens=24)
 TEXTS = texts.gate_texts({}, 4)
 pytestmark = pytest.mark.filterwarnings("ignore")
+Trained = tuple[parity.Greedy, float]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,8 @@ def test_every_target_is_proven_and_recorded(exported: Path, adapter: Path) -> N
             "weight_error",
             "relative_logit_difference",
             "max_logit_difference",
+            "learning_lost",
+            "arithmetic_difference",
             "greedy_text",
         },
         "gguf:f16": {"max_log_prob_difference", "greedy_text"},
@@ -121,13 +124,15 @@ def test_a_gguf_file_is_scored_through_llama_cpp(exported: Path, tmp_path: Path)
 
 
 @pytest.fixture(scope="module")
-def trained(adapter: Path) -> parity.Greedy:
-    return greedy(adapter)
+def trained(adapter: Path) -> Trained:
+    return answers(adapter)
 
 
-def greedy(adapter: Path) -> parity.Greedy:
-    known = reference.adapter_reference(DEMO, adapter)
-    return parity.greedy_texts(known, TEXTS.conversations, LIMITS.new_tokens)
+def answers(adapter: Path, base: Path = DEMO) -> Trained:
+    """What the adapter on its base says, and how much of that it has learnt."""
+    model = reference.adapter_reference(base, adapter)
+    known = parity.greedy_texts(model, TEXTS.conversations, LIMITS.new_tokens)
+    return known, parity.learnt_change(model, known)
 
 
 Edit = Callable[[Path], None]
@@ -177,7 +182,7 @@ def test_a_corrupted_merge_is_caught(
     edit: Edit | None,
     caught: set[str],
     adapter: Path,
-    trained: parity.Greedy,
+    trained: Trained,
     tmp_path: Path,
 ) -> None:
     wrong = tmp_path / "adapter"
@@ -185,7 +190,7 @@ def test_a_corrupted_merge_is_caught(
     if edit:
         edit(wrong)
     merge.merge(DEMO, wrong, "float16", tmp_path / "merged")
-    checks = parity.check_merged(trained, tmp_path / "merged", TEXTS, LIMITS)
+    checks = parity.check_merged(*trained, tmp_path / "merged", TEXTS, LIMITS)
     checks.append(check_weights(DEMO, adapter, tmp_path / "merged"))
     failed = {check.name for check in checks if not check.passed}
     assert caught <= failed and bool(failed) == bool(caught), checks
@@ -196,10 +201,48 @@ def test_kinds_of_lora_merge_to_what_they_compute(options: dict[str, Any], tmp_p
     adapter = make_adapter(DEMO, tmp_path / "adapter", spread=0.02, **options)
     merge.merge(DEMO, adapter, "float32", tmp_path / "merged")
     exact = LIMITS.model_copy(update={"max_logit_difference": 1e-4})
-    checks = parity.check_merged(greedy(adapter), tmp_path / "merged", TEXTS, exact)
+    checks = parity.check_merged(*answers(adapter), tmp_path / "merged", TEXTS, exact)
     merge.merge(DEMO, adapter, "bfloat16", tmp_path / "rounded")
     checks.append(check_weights(DEMO, adapter, tmp_path / "rounded"))
     assert all(check.passed for check in checks), checks
+
+
+def other_base(folder: Path, dtype: str, down_proj: float = 1.0) -> Path:
+    """The demo model in another type, its MLPs' output scaled."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=getattr(torch, dtype))
+    for name, weight in model.named_parameters():
+        if "down_proj" in name:
+            weight.data *= down_proj
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("dtype", "failed"), [("bfloat16", {"learning_lost"}), ("float16", set())])
+def test_a_small_change_that_rounding_takes_back_is_noticed(
+    dtype: str, failed: set[str], tmp_path: Path
+) -> None:
+    """Weights of a bfloat16 base are on its grid, and W + BA is rounded back to W."""
+    base = other_base(tmp_path / "base", "bfloat16")
+    adapter = make_adapter(base, tmp_path / "adapter", spread=0.0005)
+    merge.merge(base, adapter, dtype, tmp_path / "merged")
+    known = answers(adapter, base)
+    checks = parity.check_merged(*known, tmp_path / "merged", TEXTS, LIMITS)
+    checks.append(check_weights(base, adapter, tmp_path / "merged"))
+    assert {check.name for check in checks if not check.passed} == failed, checks
+
+
+def test_activations_that_do_not_fit_float16_are_noticed(tmp_path: Path) -> None:
+    base = other_base(tmp_path / "base", "float32", down_proj=1e4)
+    adapter = make_adapter(base, tmp_path / "adapter", spread=0.02)
+    result = export(adapter, tmp_path / "float16", "merged_16bit")
+    assert result.returncode == 4
+    assert "activations are too large for float16 arithmetic: use --dtype bfloat16" in result.stdout
+    result = export(adapter, tmp_path / "bfloat16", "merged_16bit", "--dtype", "bfloat16")
+    assert "FAILED  logits, what computing in 16 bits changes" not in result.stdout
 
 
 def test_an_incomplete_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:

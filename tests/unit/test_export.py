@@ -232,11 +232,18 @@ def test_what_cannot_be_merged_exactly_is_refused(
         merge.check_adapter(make_config(tmp_path, **values), DEMO)
 
 
-def test_the_type_of_the_merged_weights(tmp_path: Path) -> None:
-    assert merge.target_dtype(DEMO, "auto") == "float16"  # the demo model is in float32
-    assert merge.target_dtype(DEMO, "bfloat16") == "bfloat16"
-    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
-    assert merge.target_dtype(tmp_path, "auto") == "bfloat16"
+def test_the_type_of_the_merged_weights() -> None:
+    assert room.merged_dtype("auto", ["merged_16bit", "gguf:q8_0"]) == "float16"
+    assert room.merged_dtype("auto", ["gguf:bf16"]) == "bfloat16"
+    assert room.merged_dtype("bfloat16", ["gguf:f16"]) == "bfloat16"
+    with pytest.raises(ConfigError, match="gguf:bf16 would round float16 weights a second time"):
+        room.merged_dtype("float16", ["gguf:bf16"])
+
+
+def test_a_failed_check_comes_with_what_to_do() -> None:
+    (line,) = wording.advice(["greedy_text", "learning_lost"])
+    assert line.startswith("advice: ") and "--dtype float16" in line
+    assert set(wording.ADVICE) <= set(wording.WORDS)
 
 
 def test_a_pre_tokenizer_is_known_by_its_rules_alone(tmp_path: Path) -> None:

@@ -25,14 +25,6 @@ def stored_dtype(base: Path) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def target_dtype(base: Path, asked: str) -> str:
-    """The type of the merged weights: as asked, else the base's own if it has 16 bits."""
-    own = stored_dtype(base)
-    if asked != "auto":
-        return asked
-    return own if own in ("bfloat16", "float16") else "float16"
-
-
 def check_adapter(adapter: Path, base: Path) -> None:
     """Refuse what cannot be merged exactly.
 
@@ -133,7 +125,7 @@ def merge(base: Path, adapter: Path, dtype: str, into: Path) -> None:
                     weight = _merge_layer(layer, weight)
                 merged[name] = weight.to(kind)
                 if not torch.isfinite(merged[name]).all():
-                    raise ConfigError(f"{name} does not fit {dtype}; use export.dtype=bfloat16")
+                    raise ConfigError(f"{name} does not fit {dtype}: export with --dtype bfloat16")
         save_file(merged, into / shard.name, metadata={"format": "pt"})
         (into / shard.name).chmod(0o644)
     if layers:

@@ -22,6 +22,7 @@ from scripts.common.errors import ConfigError
 
 CHECK_NAME = "posttrain-check"  # the model made in Ollama for the check, and removed
 CHECK_TOKENS = 48
+OLLAMA_SECONDS = 900
 PROMPTS = (
     "What is 17 + 25?",
     "Combien font 12 fois 8 ? Réponds en une phrase.",
@@ -205,10 +206,16 @@ def _replies_alike(tokenizer: Any, turns: Conversation) -> bool:
 
 
 def _ollama(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["ollama", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    """What a command of Ollama's gave; one that hangs is ended, and counts as failed."""
+    command = ["ollama", *arguments]
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=OLLAMA_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        why = f"`{' '.join(command[:2])}` took over {OLLAMA_SECONDS} seconds"
+        return subprocess.CompletedProcess(command, 1, "", why)

@@ -16,6 +16,7 @@ import httpx
 from eval import Conversation
 from rewards.answer import extract_last, extract_tagged
 from scripts.common.errors import ExportError
+from scripts.common.export.merge import stored_dtype
 from scripts.common.export.record import Check, at_most
 from scripts.common.export.reference import Reference, merged_reference, render, token_ids
 from scripts.common.export.texts import STRINGS, Texts, template_cases
@@ -25,6 +26,7 @@ from scripts.common.settings import Evaluation
 from scripts.common.settings.export import Parity
 
 SCORED_TEXTS = 6  # texts of the perplexity: every token of theirs is one request to llama.cpp
+ARITHMETIC_TEXTS = 6  # texts that are computed in 16 bits as well
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,20 @@ def greedy_texts(reference: Reference, conversations: Sequence[Conversation], n:
     return Greedy(prompts, replies, logits, reference.tokenizer)
 
 
-def check_merged(known: Greedy, merged: Path, texts: Texts, limits: Parity) -> list[Check]:
-    """Merged weights, loaded anew from their folder, against the adapter on its base (`known`)."""
+def learnt_change(adapter: Reference, known: Greedy) -> float:
+    """Sum of squares of what the adapter changes in the logits of its own greedy replies."""
+    total = 0.0
+    with adapter.model.disable_adapter():
+        for prompt, reply, logits in zip(known.prompts, known.replies, known.logits, strict=True):
+            total += float((adapter.logits(prompt, reply) - logits).double().square().sum())
+    return total
+
+
+def check_merged(
+    known: Greedy, learnt: float, merged: Path, texts: Texts, limits: Parity
+) -> list[Check]:
+    """Merged weights, loaded anew from their folder, against the adapter on its base: `known` and
+    `learnt` are what greedy_texts and learnt_change found there."""
     found = merged_reference(merged)
     largest, squares, spread = 0.0, 0.0, 0.0
     for prompt, reply, logits in zip(known.prompts, known.replies, known.logits, strict=True):
@@ -57,7 +71,9 @@ def check_merged(known: Greedy, merged: Path, texts: Texts, limits: Parity) -> l
         squares += float(difference.square().sum())
         # A constant added to all logits of a token changes nothing, so each token has its own mean.
         spread += float((logits - logits.mean(-1, keepdim=True)).double().square().sum())
+    lost = math.sqrt(squares / learnt) if learnt else 0.0
     replies = found.greedy(known.prompts, limits.new_tokens)
+    arithmetic = _arithmetic_difference(found, known, stored_dtype(merged))
     cases = template_cases(texts)
     return [
         *same_text(
@@ -72,8 +88,23 @@ def check_merged(known: Greedy, merged: Path, texts: Texts, limits: Parity) -> l
             limits.max_relative_logit_difference,
         ),
         at_most("max_logit_difference", largest, limits.max_logit_difference),
+        at_most("learning_lost", lost, limits.max_learning_lost),
+        at_most("arithmetic_difference", arithmetic, limits.max_arithmetic_difference),
         greedy_check(known, replies, 2 * limits.max_logit_difference),
     ]
+
+
+def _arithmetic_difference(model: Reference, known: Greedy, dtype: str) -> float:
+    """Root mean square of what computing in `dtype` changes in a model's logits, over their
+    standard deviation; infinity where it gives no number. The model keeps that type."""
+    texts = list(zip(known.prompts, known.replies, strict=True))[:ARITHMETIC_TEXTS]
+    exact = [model.logits(prompt, reply) for prompt, reply in texts]
+    model.compute_in(dtype)
+    squares, spread = 0.0, 0.0
+    for (prompt, reply), logits in zip(texts, exact, strict=True):
+        squares += float((model.logits(prompt, reply) - logits).double().square().sum())
+        spread += float((logits - logits.mean(-1, keepdim=True)).double().square().sum())
+    return math.sqrt(squares / spread) if math.isfinite(squares) else math.inf
 
 
 def check_gguf(

@@ -83,6 +83,14 @@ class Reference:
             logits = self.model(input_ids=ids, use_cache=False).logits
         return logits[0, len(prompt) - 1 : -1].float().cpu()
 
+    def compute_in(self, dtype: str) -> None:
+        """Compute in another type from here on, as a model that is loaded in it: weights in that
+        type, rotary frequencies in float32."""
+        import torch
+
+        for weight in self.model.parameters():
+            weight.data = weight.data.to(getattr(torch, dtype))
+
     def text(self, reply: list[int]) -> str:
         text: str = self.tokenizer.decode(reply, skip_special_tokens=True)
         return text

@@ -18,12 +18,13 @@ from scripts.common.errors import ConfigError
 from scripts.common.export import merge, parity, wording
 from scripts.common.export.gguf import write_gguf
 from scripts.common.export.ollama import export_ollama
-from scripts.common.export.record import Check, Record, fingerprint
+from scripts.common.export.record import Check, Record
 from scripts.common.export.reference import adapter_reference
-from scripts.common.export.room import MERGED, check_room, in_order
+from scripts.common.export.room import MERGED, check_room, in_order, merged_dtype
 from scripts.common.export.source import Trained, base_folder
 from scripts.common.export.texts import gate_texts
 from scripts.common.export.weights import check_weights
+from scripts.common.fingerprint import model_fingerprint
 from scripts.common.policy import LIBRARIES
 from scripts.common.report import ending
 from scripts.common.settings import Export
@@ -71,12 +72,12 @@ class Exports:
 
     def __init__(self, trained: Trained, settings: Export, base_name: str, base: Path) -> None:
         self.trained, self.settings, self.base = trained, settings, base
-        self.dtype = merge.target_dtype(base, settings.dtype)
+        self.dtype = merged_dtype(settings.dtype, settings.to)
         stored = merge.stored_dtype(base)
         self.record = Record(
             trained.output,
-            {"name": base_name, "dtype": stored, "sha256": fingerprint(base)},
-            fingerprint(trained.adapter),
+            {"name": base_name, "dtype": stored, "sha256": model_fingerprint(base)},
+            model_fingerprint(trained.adapter),
         )
         self.unproven: list[str] = []
         self.wanted = in_order(settings.to)
@@ -118,6 +119,8 @@ class Exports:
             self.unproven.append(target)
         for line in wording.lines([asdict(check) for check in checks]):
             print(f"  {line}")
+        for line in wording.advice([check.name for check in checks if not check.passed]):
+            print(f"  {line}")
         size = wording.size(self.record.content["exports"][target]["bytes"])
         print(f"  {'proven' if proven else 'UNPROVEN'} ({size}, {seconds:.0f} s)")
         return proven
@@ -126,13 +129,12 @@ class Exports:
         def write(into: Path) -> list[Check]:
             merge.merge(self.base, self.trained.adapter, self.dtype, into)
             limits = self.settings.parity
-            known = parity.greedy_texts(
-                adapter_reference(self.base, self.trained.adapter),
-                self.texts.conversations,
-                limits.new_tokens,
-            )  # the model itself is out of memory again when the merged one is loaded
+            trained = adapter_reference(self.base, self.trained.adapter)
+            known = parity.greedy_texts(trained, self.texts.conversations, limits.new_tokens)
+            learnt = parity.learnt_change(trained, known)
+            del trained  # out of memory before the merged model is loaded
             sums = check_weights(self.base, self.trained.adapter, into)
-            return [sums, *parity.check_merged(known, into, self.texts, limits)]
+            return [sums, *parity.check_merged(known, learnt, into, self.texts, limits)]
 
         return _whole(self.trained.output / MERGED, write)
 

@@ -19,7 +19,8 @@ is for the order of a float32 sum."""
 
 def check_weights(base: Path, adapter: Path, merged: Path) -> Check:
     """Largest distance of a merged weight from W + scale B A, relative to the weight, in units of
-    its type's precision. Weights near zero are measured against a thousandth of the largest."""
+    its type's precision. Weights near zero are measured against a thousandth of the largest,
+    or the type's smallest normal number."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -39,7 +40,7 @@ def check_weights(base: Path, adapter: Path, merged: Path) -> Check:
                     name.removesuffix(".weight"), before.get_tensor(name), lora, config
                 )
                 found = after.get_tensor(name)
-                floor = max(float(expected.abs().max()) / 1000, torch.finfo(torch.float32).tiny)
+                floor = max(float(expected.abs().max()) / 1000, torch.finfo(found.dtype).tiny)
                 error = (found.float() - expected).abs_() / expected.abs().clamp_(min=floor)
                 worst = max(worst, float(error.max()) / torch.finfo(found.dtype).eps)
     return at_most("weight_error", worst, HALF_A_UNIT)

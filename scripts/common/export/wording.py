@@ -27,6 +27,8 @@ WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "tokenisation": ("texts tokenised differently", _plain),
     "relative_logit_difference": ("logits, difference from the adapter's", _percent),
     "max_logit_difference": ("one logit, largest difference", lambda v: f"{v:.2g}"),
+    "learning_lost": ("of what training changed, lost to rounding", _percent),
+    "arithmetic_difference": ("logits, what computing in 16 bits changes", _percent),
     "greedy_text": ("greedy replies that differ", _plain),
     "max_log_prob_difference": ("one token's log-probability, off by", _nats),
     "perplexity_change": ("perplexity, change", _percent),
@@ -48,6 +50,23 @@ def in_words(check: Mapping[str, Any]) -> tuple[str, str, str]:
     if isinstance(limit, str):  # a text that is wanted
         return label, found, "" if value == limit else allowed
     return label, found, f"at most {allowed}" if allowed else ""
+
+
+# What to do where a check fails, by its name.
+ADVICE = {
+    "learning_lost": (
+        "the change that training made is small beside what this type can hold: use --dtype "
+        "float16, which rounds eight times finer than bfloat16, or train longer"
+    ),
+    "arithmetic_difference": (
+        "the model's activations are too large for float16 arithmetic: use --dtype bfloat16"
+    ),
+}
+
+
+def advice(failed: list[str]) -> list[str]:
+    """What to do about the checks that failed, where there is something to say."""
+    return [f"advice: {ADVICE[name]}" for name in failed if name in ADVICE]
 
 
 def _text(value: Any, figure: Callable[[float], str]) -> str:

@@ -20,6 +20,13 @@ class Parity(Section):
     max_logit_difference: float = Field(0.5, gt=0)
     """The same as the largest difference of any logit of any token: rounding reaches six times the
     root mean square somewhere in 150,000 logits a token."""
+    max_learning_lost: float = Field(0.5, gt=0)
+    """The root mean square again, over that of what the adapter itself changes in the logits: the
+    share of the training that rounding takes back. Where LoRA changes a weight by less than half of
+    a rounding step, W + BA is rounded back to W."""
+    max_arithmetic_difference: float = Field(0.1, gt=0)
+    """Merged weights, computed with in their own 16-bit type against float32, as the first limit: a
+    model whose activations do not fit float16 shows here."""
     max_log_prob_difference: float = Field(0.2, gt=0)
     """GGUF f16/bf16 against merged: largest difference of a token's log-probability, in nats.
     llama.cpp rounds activations and its cache to 16 bits, which moves it by some thousandths."""
@@ -49,8 +56,9 @@ class Export(Section):
     base: str | None = None
     """The 16-bit base model, where it is not the one that was trained on (a 4-bit repository)."""
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
-    """Type of the merged weights. auto: the base's own if it has 16 bits, else float16, which
-    rounds eight times finer than bfloat16 and is refused if a weight does not fit."""
+    """Type of the merged weights. auto: float16 (bfloat16 if gguf:bf16 is asked for), whatever the
+    base's own is: it rounds eight times finer, and bfloat16 rounds much of what a short LoRA
+    training changed back to the base. A weight that does not fit is an error."""
     llama_cpp: str | None = None
     """A llama.cpp tree, or the source archive that holds one; null fetches the pinned archive from
     the package index once and keeps it."""
