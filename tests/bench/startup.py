@@ -67,6 +67,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
     """Run the script's main with a clock; prints the stages as the last line."""
     from scripts import dpo, grpo
     from scripts.common import data, policy, training
+    from scripts.common.pairs import scoring
 
     stages = Stages()
     stages._open.append("python and settings")
@@ -78,7 +79,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
         (policy, "load_tokenizer", "load tokenizer"),
         (script, "fitting" if script is grpo else "examine", "tokenise"),
         (policy, "load", "load model"),
-        (script, "score", "score before"),
+        (script if script is grpo else scoring, "score", "score before"),
         (script, "build_trainer", "build trainer"),
     ):
         stages.wrap(owner, name, stage)
