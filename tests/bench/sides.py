@@ -156,7 +156,9 @@ def build_stock(
         from trl import DPOConfig, DPOTrainer
 
         owned["max_length"] = settings.model.max_seq_length
-        arguments, _ = training.build_arguments(DPOConfig, settings.training, owned, True)
+        # trl cannot put pairs of like length together: it drops the column with their lengths.
+        any_length = settings.training.model_copy(update={"train_sampling_strategy": "random"})
+        arguments, _ = training.build_arguments(DPOConfig, any_length, owned, True)
         dataset = Dataset.from_list(dpo.trainer_rows(rows, tokenizer))
         trainer = DPOTrainer(args=arguments, train_dataset=dataset, **common)
     return trainer, trainer.train

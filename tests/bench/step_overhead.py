@@ -2,16 +2,19 @@
 
     python tests/bench/step_overhead.py --output tests/bench/results/step_overhead_cpu.json
 
-Two sides on the same Unsloth model, the same trl trainer, arguments, data and completion lengths:
+Three sides on the same Unsloth model, the same trl trainer, arguments, data, completion lengths:
+- `bare`: Unsloth's model, trl's trainer, two reward functions of a few lines, `trainer.train()`;
 - `project`: build_trainer of the script and training.train, with everything that a run has on:
-  metrics.jsonl, progress bar, sample records, reward statistics, early stops;
-- `bare`: Unsloth's model, trl's trainer, two reward functions of a few lines, `trainer.train()`.
+  metrics.jsonl, progress bar, sample records, reward statistics, health checks, early stops;
+- `tracked`: the same with W&B (offline) and TensorBoard.
 
-The sides take turns, many short trainings each, the order changing every round. Given are seconds
-of the clock and of the processor (which other work on the machine disturbs less): the median of the
-rounds' ratios, and how far they spread. As the spread of whole steps on a shared machine is of the
-size of what is looked for, the project's own code is also timed by itself, inside the step:
-callbacks and rewards, by the processor's seconds, less what the bare rewards take.
+The sides take turns in one process with one thread, many short trainings each, the order changing
+every round; step n does the same work on every side. A step of the same work is up to a tenth
+slower or faster from one training to the next, on an idle machine as well, by where its tensors
+happen to lie; hence many trainings, each a fresh model and trainer. Given are seconds of the clock
+and of the processor: the median of the rounds' ratios with its 95% bootstrap interval. As that
+interval is of the size of what is looked for, what a side adds is also timed by itself, inside the
+step: callbacks, rewards, and the processes that trackers start, by the processor's seconds.
 
 Saves are left out of the steps: `seconds_after_last_step` has the one at the end.
 """
@@ -35,19 +38,27 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
 from scripts import dpo, grpo
-from scripts.common import config, data, policy, tracking, training
+from scripts.common import config, data, integrations, policy, tracking, training
 from tests.bench.lengths import force_lengths, recorded_lengths
 from tests.bench.sides import SCRIPTS, SETTINGS
 from tests.bench.watch import Clock
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth")
-STEPS = {"grpo": (2, 6), "dpo": (2, 12)}  # warm-up, measured
-# A quarter of the demo's batch: more steps in the time, and what a step adds weighs more in them.
-SMALL = {"grpo": ["training.per_device_train_batch_size=32"], "dpo": []}
+PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "wandb", "tensorboard")
+STEPS = {"grpo": (1, 4), "dpo": (1, 7)}  # warm-up, measured
+OVERRIDES = {
+    # A quarter of the demo's batch: more steps in the time, and what a step adds weighs more in it.
+    "grpo": ["training.per_device_train_batch_size=32"],
+    # What saves work is left out, so that both sides do the same.
+    "dpo": ["training.precompute_ref_log_probs=false", "training.train_sampling_strategy=random"],
+}
+SIDES = ("bare", "project", "tracked")
+TRACKERS = ["wandb", "tensorboard"]
 OFTEN = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step")
 IN_STEP = (*OFTEN, "on_step_end", "on_log")
 
@@ -102,16 +113,21 @@ class Meter:
         return timed
 
     def watch(self, trainer: Any) -> None:
-        """Wrap the trainer's rewards, and every callback that is added from now on."""
+        """Wrap the trainer's rewards and its callbacks, those that will be added too."""
         if hasattr(trainer, "reward_funcs"):
             trainer.reward_funcs = [self.wrap("rewards", f) for f in trainer.reward_funcs]
         add = trainer.add_callback
 
-        def add_timed(callback: Any) -> None:
+        def clocked(callback: Any) -> None:
             for event in IN_STEP:
                 setattr(callback, event, self.wrap("callbacks", getattr(callback, event)))
+
+        def add_timed(callback: Any) -> None:
+            clocked(callback)
             add(callback)
 
+        for callback in trainer.callback_handler.callbacks:
+            clocked(callback)
         trainer.add_callback = add_timed
 
 
@@ -151,10 +167,16 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
     return trainer, trainer.train
 
 
-def build_project(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[], Any]]:
+def build_project(
+    task: str, settings: Any, folder: Path, tracked: bool
+) -> tuple[Any, Callable[[], Any]]:
     """The script's trainer, trained as the script does."""
     run = tracking.RunFolder(folder)
     run.open(fresh=False)
+    choice = settings.tracking.model_copy(update={"report_to": TRACKERS if tracked else []})
+    settings = settings.model_copy(update={"tracking": choice})
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    trackers = integrations.start(run, settings, {"data": "0" * 64})
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if task == "grpo":
         problems, _ = data.load_problems(settings.data)
@@ -163,67 +185,75 @@ def build_project(task: str, settings: Any, folder: Path) -> tuple[Any, Callable
     else:
         pairs, _ = data.load_pairs(settings.data, settings.prompt)
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
-    shown = SCRIPTS[task].PROGRESS
-    return trainer, lambda: training.train(trainer, settings, run, shown, None, {})
+    trainer.add_callback(trackers.callback())
+
+    def train() -> None:
+        training.train(trainer, settings, run, SCRIPTS[task].PROGRESS, None, {})
+        trackers.close(0)
+        files = [*folder.glob("wandb/offline-run-*/*.wandb"), *folder.glob("tensorboard/events*")]
+        assert len(files) == 2 * tracked, files
+
+    return trainer, train
 
 
 def measure(task: str, side: str, settings: Any, lengths: Lengths) -> dict[str, Any]:
     """One short training: medians of its steps, and what the side's own code took of them."""
-    build = build_project if side == "project" else build_bare
     warmup, steps = STEPS[task]
     clock, meter = Clock(), Meter()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        trainer, train = build(task, settings, Path(folder) / "run")
-        trainer.add_callback(clock.callback())
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        folder = Path(name) / "run"
+        if side == "bare":
+            trainer, train = build_bare(task, settings, folder)
+        else:
+            trainer, train = build_project(task, settings, folder, side == "tracked")
         meter.watch(trainer)
-        if task == "grpo":
-            lengths.restart(settings.training.max_completion_length)
+        trainer.add_callback(clock.callback())
+        lengths.restart(getattr(settings.training, "max_completion_length", 1))
+        started = processes()
         train()
-    measured = clock.steps[warmup:]
-    taken = [[b[i] - a[i] for a, b in pairwise(measured)] for i in (0, 1)]
+        meter.seconds["processes"] = processes() - started
+    taken = [[b[i] - a[i] for a, b in pairwise(clock.steps[warmup:])] for i in (0, 1)]
     return {
         "clock_seconds": statistics.median(taken[0]),
         "processor_seconds": statistics.median(taken[1]),
-        "own_code_seconds": {k: v / (warmup + steps) for k, v in meter.seconds.items()},
+        "added_seconds": {k: v / (warmup + steps) for k, v in meter.seconds.items()},
         "seconds_after_last_step": (clock.ended or 0.0) - clock.steps[-1][0],
     }
 
 
+def processes() -> float:
+    """Processor seconds of the processes that this one started and that still run."""
+    children = psutil.Process().children(recursive=True)
+    return float(sum(sum(child.cpu_times()[:2]) for child in children))
+
+
 def compare(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Medians and the overhead of the project over the bare loop."""
-
-    def column(side: str, key: str) -> list[float]:
-        return [row[side][key] for row in rounds]
-
+    """Medians of each side, and what each adds to the one before it."""
     result: dict[str, Any] = {"rounds": len(rounds)}
     for key in ("clock_seconds", "processor_seconds", "seconds_after_last_step"):
         result[key] = {
-            side: round(statistics.median(column(side, key)), 4) for side in ("project", "bare")
+            side: round(statistics.median(row[side][key] for row in rounds), 4) for side in SIDES
         }
-    for key, what in (("clock_seconds", "clock"), ("processor_seconds", "processor")):
-        ratios = [row["project"][key] / row["bare"][key] - 1 for row in rounds]
-        low, high = interval(ratios)
-        result[f"overhead_by_{what}"] = {
-            "median": round(statistics.median(ratios), 4),
-            "interval_95": [round(low, 4), round(high, 4)],
-            "of_each_round": [round(ratio, 4) for ratio in ratios],
+    for before, side in pairwise(SIDES):
+        found: dict[str, Any] = {}
+        for what in ("clock", "processor"):
+            key = f"{what}_seconds"
+            ratios = [row[side][key] / row[before][key] - 1 for row in rounds]
+            found[f"whole_steps_by_{what}"] = {
+                "median": round(statistics.median(ratios), 4),
+                "interval_95": [round(end, 4) for end in interval(ratios)],
+                "of_each_round": [round(ratio, 4) for ratio in ratios],
+            }
+        added = [(row[side]["added_seconds"], row[before]["added_seconds"]) for row in rounds]
+        seconds = {
+            name: statistics.median(more[name] - less.get(name, 0.0) for more, less in added)
+            for name in added[0][0]
         }
-    own = {
-        side: statistics.median(sum(row[side]["own_code_seconds"].values()) for row in rounds)
-        for side in ("project", "bare")
-    }
-    step = statistics.median(column("bare", "processor_seconds"))
-    parts = {
-        name: round(
-            statistics.median(r["project"]["own_code_seconds"].get(name, 0) for r in rounds), 6
-        )
-        for name in ("callbacks", "rewards")
-    }
-    result["own_code"] = {
-        "seconds_a_step": parts,
-        "bare_rewards_seconds_a_step": round(own["bare"], 6),
-        "overhead": round((own["project"] - own["bare"]) / step, 5),
-    }
+        found["timed_inside_the_step"] = {
+            "seconds_a_step": {name: round(value, 6) for name, value in seconds.items()},
+            "share": round(sum(seconds.values()) / result["processor_seconds"][before], 5),
+        }
+        result[f"{side}_over_{before}"] = found
     return result
 
 
@@ -238,10 +268,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side (default 9)")
+    parser.add_argument("--rounds", type=int, default=24, help="turns of each side (default 24)")
     parser.add_argument("--task", choices=("grpo", "dpo"), help="only this script")
     parser.add_argument("--output", type=Path, help="where to write the JSON result")
     arguments = parser.parse_args()
+    os.environ["WANDB_MODE"] = "offline"
     policy.start(verbose=False, threads=1)
     lengths = Lengths()
     result: dict[str, Any] = {
@@ -251,18 +282,15 @@ def main() -> int:
         "cpus": os.cpu_count(),
         "commit": tracking.git_commit(),
     }
-    ends: list[int] = []
     for task in [task for task in ("dpo", "grpo") if arguments.task in (None, task)]:
         path = ROOT / "configs" / f"{task}_demo.yaml"
-        steps = [*SMALL[task], f"training.max_steps={sum(STEPS[task])}", "training.save_steps=1000"]
-        settings = config.load_settings(SETTINGS[task], path, steps)
-        if task == "grpo" and not ends:
-            tokenizer = policy.load_tokenizer(settings.model)
-            ends = [tokenizer.eos_token_id]
-            force_lengths(lengths, ends)
+        short = [f"training.max_steps={sum(STEPS[task])}", "training.save_steps=1000"]
+        settings = config.load_settings(SETTINGS[task], path, [*OVERRIDES[task], *short])
+        if task == "grpo":
+            force_lengths(lengths, [policy.load_tokenizer(settings.model).eos_token_id])
         rounds: list[dict[str, dict[str, Any]]] = []
         for number in range(arguments.rounds + 1):
-            sides = ("project", "bare") if number % 2 else ("bare", "project")
+            sides = SIDES[::-1] if number % 2 else SIDES
             rounds.append({side: measure(task, side, settings, lengths) for side in sides})
             print(f"{task} {number}/{arguments.rounds}", file=sys.stderr, flush=True)
         result[task] = compare(rounds[1:])  # the first has what a process does once

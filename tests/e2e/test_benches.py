@@ -1,0 +1,70 @@
+"""Every benchmark that a machine without a GPU can run, in its smallest form, as a user would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import ROOT, SHARED, needs_shared
+
+
+def bench(name: str, output: Path, *arguments: str | Path) -> Any:
+    """The JSON that tests/bench/NAME.py writes."""
+    script = ROOT / "tests" / "bench" / f"{name}.py"
+    result = subprocess.run(
+        [sys.executable, script, "--output", output, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return json.loads(output.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("task", "side"),
+    [
+        ("dpo", "stock"),
+        pytest.param("dpo", "project", marks=pytest.mark.long),
+        pytest.param("grpo", "stock", marks=pytest.mark.long),
+        pytest.param("grpo", "project", marks=pytest.mark.long),
+    ],
+)
+def test_a_side_of_the_comparison(task: str, side: str, tmp_path: Path) -> None:
+    short = ["--size", "cpu", "--steps", "1", "--warmup", "1", "--work", tmp_path / "work"]
+    found = bench("gpu", tmp_path / "gpu.json", *short, "--task", task, "--sides", side)
+    (measured,) = found["measurements"]
+    assert measured["status"] == "ok", measured
+    assert 0 < measured["seconds_a_step"] < measured["wall_seconds"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_what_our_code_adds_to_a_step(tmp_path: Path) -> None:
+    found = bench("step_overhead", tmp_path / "overhead.json", "--rounds", "1", "--task", "dpo")
+    for more, less in (("project", "bare"), ("tracked", "project")):
+        added = found["dpo"][f"{more}_over_{less}"]["timed_inside_the_step"]
+        assert 0 < added["share"] < 0.03, added
+
+
+@pytest.mark.long
+def test_start_up_by_stage(tmp_path: Path) -> None:
+    found = bench("startup", tmp_path / "startup.json", "--repetitions", "1")
+    stages = found["configs/dpo_demo.yaml"]
+    assert stages["load model"]["clock"] > 0 and stages["first step"]["clock"] > 0
+
+
+@needs_shared
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_what_rounding_takes_back(tmp_path: Path) -> None:
+    tokenizer = SHARED / "qwen2.5-tokenizer"
+    for row in bench("rounding", tmp_path / "rounding.json", "--tokenizer", tokenizer)["adapters"]:
+        assert row["float32"]["largest_logit_difference"] < 1e-5
+        assert row["float16"]["largest_logit_difference"] < 1e-2
+        assert row["float16"]["lost"] < row["bfloat16"]["lost"] / 3
