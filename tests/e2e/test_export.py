@@ -242,7 +242,7 @@ def test_activations_that_do_not_fit_float16_are_noticed(tmp_path: Path) -> None
     assert result.returncode == 4
     assert "activations are too large for float16 arithmetic: use --dtype bfloat16" in result.stdout
     result = export(adapter, tmp_path / "bfloat16", "merged_16bit", "--dtype", "bfloat16")
-    assert "FAILED  logits, what computing in 16 bits changes" not in result.stdout
+    assert "FAILED  logits, changed by 16-bit arithmetic" not in result.stdout
 
 
 def test_an_incomplete_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
