@@ -11,6 +11,7 @@ compiler, and minutes to build llama-quantize, once.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from scripts.common.settings.export import ExportSettings
 def main(argv: list[str] | None = None) -> int:
     """Export what was asked for; returns the exit code."""
     asked = parse(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as in policy.start
     trained = source.find(asked.run, asked.output)
     given = {
         "to": asked.to.split(",") if asked.to else None,

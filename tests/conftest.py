@@ -5,6 +5,8 @@ import os
 import pytest
 
 os.environ["WANDB_MODE"] = "disabled"
+# Several processes at once on few cores: waiting threads sleep, as policy.start has it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session", autouse=True)
