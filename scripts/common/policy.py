@@ -294,6 +294,7 @@ def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
     Raises:
         CheckpointError: the disk is full.
     """
+    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was read here, or it is saved too
     try:
         adapter.save(policy, folder)
         tokenizer.save_pretrained(folder)

@@ -189,6 +189,7 @@ def load_tokenizer(adapter: Path, base: Path) -> Any:
 
     own = all((adapter / name).is_file() for name in TOKENIZER_FILES)
     tokenizer = AutoTokenizer.from_pretrained(adapter if own else base)
+    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was read here, or it is saved too
     if not tokenizer.chat_template:
         raise ConfigError(f"the tokenizer of {adapter} and {base} has no chat template")
     return tokenizer
