@@ -377,11 +377,15 @@ def test_the_same_command_goes_on(
 
 def test_what_is_under_way_when_another_fails_is_kept(api: Server, run: Path) -> None:
     refused, answered = threading.Event(), threading.Event()
+    under_way = threading.Semaphore(0)
 
     def plan(body: dict[str, Any], number: int) -> Reply:
         if number == 0:
+            for _ in range(2):
+                under_way.acquire(timeout=5)
             refused.set()
             return 400, "bad request"
+        under_way.release()
         refused.wait(5)
         answered.wait(0.3)  # until after the refusal has arrived
         return french_judge(body, number)

@@ -64,6 +64,8 @@ def on_a_terminal(
         stderr=theirs,
         start_new_session=True,
         env={**kept, "TERM": "xterm-256color", **environment},
+        # A job that a script put in the background ignores it, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(theirs)
     output = b""
