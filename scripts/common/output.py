@@ -29,14 +29,17 @@ def outlive_readers() -> None:
 
 
 def _outliving(stream: TextIO) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
     try:
         raw = _Unheard(stream.fileno(), "w", closefd=False)
     except io.UnsupportedOperation:  # no file: it is captured inside this process
         return stream
     stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        raw if stream.write_through else io.BufferedWriter(raw),  # PYTHONUNBUFFERED stays so
         encoding=stream.encoding,
         errors=stream.errors,
-        line_buffering=stream.isatty() or stream is sys.stderr,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
     )

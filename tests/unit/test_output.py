@@ -46,9 +46,29 @@ def test_output_may_lose_its_reader(opened: Callable[[], tuple[int, int]]) -> No
     assert process.returncode == 7
 
 
-def test_output_that_is_read_arrives_whole() -> None:
+def test_unbuffered_output_stays_unbuffered() -> None:
+    program = "from scripts.common.errors import run_main\n"
+    program += "run_main(lambda: print('now', end='') or input() and 0)"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    assert os.read(process.stdout.fileno(), 16) == b"now"  # while it waits for its input
+    process.communicate(b"go\n", timeout=60)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_is_read_arrives_whole(unbuffered: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input="go\n", capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", PROGRAM],
+        input="go\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
     assert result.returncode == 7
     assert result.stdout.count("word ") == 15000 and "beside Python" in result.stdout
