@@ -47,8 +47,8 @@ def test_output_may_lose_its_reader(opened: Callable[[], tuple[int, int]]) -> No
 
 
 def test_unbuffered_output_stays_unbuffered() -> None:
-    program = "from scripts.common.errors import run_main\n"
-    program += "run_main(lambda: print('now', end='') or input() and 0)"
+    program = "import sys\nfrom scripts.common.errors import run_main\n"
+    program += "run_main(lambda: print('now', end='') or sys.stdin.readline() and 0)"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", program],
         stdin=subprocess.PIPE,
