@@ -1,0 +1,46 @@
+"""The configs of cards, as they are but for the model, the data and the size of a step."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.pretend_gpu.card import BFLOAT16
+from tests.reliability.inside import adapter, leave_with, rows
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.long]
+CARD = "16gb" if BFLOAT16 else "t4"
+DEMO = {
+    "dpo": [
+        "data.train={path: assets/demo_data/preferences.jsonl, limit: 300}",
+        *("data.columns={}", "data.holdout=20", "training.gradient_accumulation_steps=2"),
+        "evaluation={limit: 8, replies: 4, max_new_tokens: 16, also: []}",
+    ],
+    "grpo": [
+        "data.train={path: assets/demo_data/problems_train.jsonl}",
+        "data.eval={path: assets/demo_data/problems_test.jsonl, limit: 8}",
+        *("training.max_completion_length=32", "training.per_device_train_batch_size=8"),
+        *("training.gradient_accumulation_steps=2", "evaluation.max_new_tokens=32"),
+    ],
+}
+STEPS = 2 if BFLOAT16 else 8  # the loss scaler of float16 skips the first few
+
+
+@pytest.mark.parametrize(("name", "file"), [("dpo", "dpo_french"), ("grpo", "grpo_gsm8k")])
+def test_card_config(name: str, file: str, tmp_path: Path) -> None:
+    run = tmp_path / name
+    config = ROOT / "configs" / f"{file}_{CARD}.yaml"
+    small = [f"training.max_steps={STEPS}", f"training.save_steps={STEPS}"]
+    chosen = ["model.name=assets/demo_model", "model.max_seq_length=256", *small, *DEMO[name]]
+    assert leave_with(name, run, *chosen, config=config) == 0
+    steps = [row for row in rows(run / "metrics.jsonl") if "grad_norm" in row]
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    assert all(math.isfinite(row["loss"]) for row in steps)
+    assert math.isfinite(steps[-1]["grad_norm"]) and steps[-1]["grad_norm"] > 0
+    weights = adapter(run)
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+    assert any(bool(weight.any()) for key, weight in weights.items() if "lora_B" in key)
+    changed = json.loads((run / "environment.json").read_text("utf-8"))["changed_arguments"]
+    assert not {"bf16", "fp16", "optim", "loss_type"} & set(changed)

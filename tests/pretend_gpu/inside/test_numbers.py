@@ -1,0 +1,70 @@
+"""In float32 the card gives the numbers of the machine without one."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.pretend_gpu import CARD, SITE
+from tests.reliability.inside import adapter, leave_with, rows
+from tests.reliability.inside import arguments as few_steps
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+STEPS = ["training.max_steps=3", "training.save_steps=3"]
+SAME = {
+    "dpo": ("loss", "grad_norm", "rewards/margins", "logps/chosen", "num_tokens"),
+    "grpo": ("loss", "grad_norm", "reward", "reward_std", "completions/mean_length", "num_tokens"),
+}
+EVALUATION = {
+    "dpo": "evaluation={limit: 16, replies: 8, max_new_tokens: 40, temperature: 0.0}",
+    "grpo": "evaluation={limit: 16, max_new_tokens: 60}",
+}
+
+
+def without_card() -> dict[str, str]:
+    path = os.environ["PYTHONPATH"].split(os.pathsep)
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("PRETEND_", "UNSLOTH_", "TRITON_", "TORCHDYNAMO_"))
+    }
+    kept.pop(CARD, None)
+    return {**kept, "PYTHONPATH": os.pathsep.join(p for p in path if p != str(SITE))}
+
+
+@pytest.mark.parametrize("name", ["dpo", "grpo"])
+def test_three_steps_and_greedy_replies(name: str, tmp_path: Path) -> None:
+    here, there = tmp_path / "card", tmp_path / "cpu"
+    overrides = [*STEPS, EVALUATION[name]]
+    assert leave_with(name, here, *overrides) == 0
+    script = str(ROOT / "scripts" / f"{name}.py")
+    command = [sys.executable, script, *few_steps(name, there, *overrides)]
+    done = subprocess.run(command, env=without_card(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "No GPU here" in done.stdout
+    for mine, other in zip(steps(here), steps(there), strict=True):
+        for key in SAME[name]:
+            assert mine[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), (mine["step"], key)
+    names = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")
+    saved = [[(run / "adapter" / name).read_text() for name in names] for run in (here, there)]
+    assert saved[0] == saved[1]
+    weights, others = adapter(here), adapter(there)
+    apart = math.sqrt(sum(float((weights[k] - others[k]).square().sum()) for k in others))
+    size = math.sqrt(sum(float(others[k].square().sum()) for k in others))
+    assert apart < 1e-3 * size
+    file = "before.jsonl" if name == "grpo" else "before_replies.jsonl"
+    texts = [
+        [row["reply"] if "reply" in row else row["text"] for row in rows(run / "eval" / file)]
+        for run in (here, there)
+    ]
+    assert texts[0] == texts[1] and len(set(texts[0])) > 4
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][:3]

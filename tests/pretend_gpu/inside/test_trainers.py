@@ -1,0 +1,134 @@
+"""Unsloth's GPU trainers are the ones that train, in every precision and with every adapter."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pretend_gpu.card import BFLOAT16
+from tests.reliability.inside import adapter, arguments, leave_with, losses, rows
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
+BOTH = pytest.mark.parametrize("name", ["dpo", "grpo"])
+HALF = (
+    ["model.dtype=bfloat16", "training.bf16=true"]
+    if BFLOAT16
+    else [
+        "model.dtype=float16",
+        "training.fp16=true",
+    ]
+)
+PRECISIONS = {
+    "float32": [],
+    "16bit": HALF,
+    "4bit": [*HALF, "model.load_in_4bit=true"],
+}
+
+
+def trained(name: str, run: Path, *overrides: str) -> list[dict[str, Any]]:
+    """The rows of a run of two steps, whose adapter is finite and not the one it began with."""
+    small = [
+        "training.max_steps=2",
+        "training.save_steps=2",
+        "training.per_device_train_batch_size=8",
+    ]
+    assert leave_with(name, run, *small, *overrides) == 0
+    found = [row for row in rows(run / "metrics.jsonl") if "grad_norm" in row]
+    assert [row["step"] for row in found] == [1, 2]
+    assert all(math.isfinite(row["loss"]) for row in found)
+    weights = adapter(run)
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
+    return found
+
+
+@BOTH
+def test_trainer_is_unsloths(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scripts.common import training
+
+    seen: list[Any] = []
+    real = training.train
+    monkeypatch.setattr(
+        training, "train", lambda trainer, *rest: (seen.append(trainer), real(trainer, *rest))[1]
+    )
+    trained(name, tmp_path / name)
+    (trainer,) = seen
+    names = [kind.__name__ for kind in type(trainer).__mro__]
+    assert f"Unsloth{name.upper()}Trainer" in names and names[0] == f"Guarded{name.upper()}"
+    assert "unsloth.models.llama" in sys.modules
+    assert trainer.model.device.type == "cuda"
+    used = json.loads((tmp_path / name / "environment.json").read_text("utf-8"))
+    assert "bf16" not in used["changed_arguments"]  # float32 was asked for and is what there is
+    assert not (trainer.args.bf16 or trainer.args.fp16)
+
+
+@pytest.mark.parametrize(
+    "precision", [pytest.param("16bit", marks=pytest.mark.long), "float32", "4bit"]
+)
+def test_first_loss_of_dpo_is_ln_2(
+    precision: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The new adapter changes nothing, so policy and reference agree: scored now, and from disk."""
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    for kept in (False, True):
+        asked = [*PRECISIONS[precision], "training.loss_type=[sigmoid]", "data.train.limit=300"]
+        run = tmp_path / f"{precision}-{kept}"
+        found = trained("dpo", run, *asked)
+        said = capsys.readouterr().out
+        assert ("Reference log-probabilities: computed" in said) != kept
+        assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+        assert abs(found[0]["rewards/margins"]) < 1e-5
+        assert found[1]["loss"] < math.log(2) or not BFLOAT16  # a scaler skips its first steps
+
+
+KINDS = {
+    "rslora": ["lora.use_rslora=true"],
+    "dora": ["lora.use_dora=true"],
+    "gaussian": ["lora.init=gaussian"],
+    "pissa": ["lora.init=pissa"],
+    "olora": ["lora.init=olora"],
+    "dropout": ["lora.dropout=0.1"],
+}
+
+
+@BOTH
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_adapter(kind: str, name: str, tmp_path: Path) -> None:
+    found = trained(name, tmp_path / name, *KINDS[kind])
+    assert any(row["grad_norm"] > 0 for row in found)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(["training.beta=0.04"], marks=pytest.mark.long),
+        pytest.param(["training.num_iterations=2"], marks=pytest.mark.long),
+        ["training.beta=0.04", "training.num_iterations=2", "training.steps_per_generation=2"],
+    ],
+    ids=["kl", "two iterations", "both"],
+)
+def test_ways_of_grpo(overrides: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "grpo"
+    steps = ["training.max_steps=4", "training.save_steps=4"]
+    assert leave_with("grpo", run, *steps, *overrides) == 0
+    assert len(losses(run)) == 4 and all(math.isfinite(loss) for loss in losses(run))
+    kl = [row["kl"] for row in rows(run / "metrics.jsonl") if "kl" in row]
+    assert ("training.beta=0.04" in overrides) == any(value > 0 for value in kl)
+
+
+def test_decode_graphs_fall_back_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    from scripts.common import config, policy
+    from scripts.common.settings import GRPOSettings
+
+    given = arguments("grpo", Path("unused"), "model.decode_graphs=true")
+    settings = config.load_settings(GRPOSettings, Path(given[1]), given[4:])
+    policy.load(settings.model, settings.lora, settings.training, verbose=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "decode_graphs" in line]
+    (line,) = lines
+    assert line.startswith("note: model.decode_graphs: CUDA graphs not used: Unsloth did not use")

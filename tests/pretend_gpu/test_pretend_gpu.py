@@ -1,0 +1,148 @@
+"""Starts the tests that belong on the pretended card, each file in a process that has it.
+
+inside/ holds tests of the card alone; the others are the project's own tests, which pass there as
+they do without a GPU.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.pretend_gpu import environment, hooks
+
+INSIDE = "tests/pretend_gpu/inside"
+QUICK = "not long"
+long = pytest.mark.long
+
+
+def on_card(*arguments: str, capability: str = "8.0", timeout: float = 3000) -> str:
+    """Run Python on the card; returns what it said.
+
+    Unless told otherwise, generated trainers are kept apart for each worker, which would otherwise
+    write the same files at once.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    own = environment(capability)
+    own["UNSLOTH_COMPILE_LOCATION"] += worker
+    own.pop("PYTEST_CURRENT_TEST", None)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+def run_tests(*targets: str, marks: str = "", capability: str = "8.0") -> None:
+    """Run tests on the card: all of them pass, and none is skipped."""
+    chosen = [
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-W",
+        "ignore",
+        "-m",
+        marks,
+    ]
+    said = on_card(*chosen, *targets, capability=capability)
+    assert re.search(r"^\d+ passed( |,)(?!.*skipped)", said, re.MULTILINE), said[-3000:]
+
+
+@pytest.mark.timeout(1800)
+def test_quick() -> None:
+    """In one process: to import Unsloth takes as long as several of them."""
+    files = (f"{INSIDE}/test_{name}.py" for name in ("trainers", "numbers"))
+    losses = "tests/reliability/test_health.py::test_parts_add_up_for_every_loss"
+    run_tests(*files, losses, marks=QUICK)
+
+
+@long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"{INSIDE}/test_trainers.py",
+        f"{INSIDE}/test_commands.py",
+        f"{INSIDE}/test_configs.py",
+        "tests/reliability/test_health.py",
+        "tests/reliability/test_signals.py",
+        "tests/reliability/test_interruptions.py",
+        "tests/e2e/test_demos.py",
+        "tests/gpu",
+    ],
+)
+def test_whole(target: str) -> None:
+    if target.startswith(INSIDE):
+        run_tests(target, marks="long")  # the others of the file are in test_quick
+    else:
+        run_tests(target, marks="" if "interruptions" not in target else QUICK)
+
+
+@long
+@pytest.mark.timeout(3600)
+def test_on_a_t4() -> None:
+    """Compute capability 7.5: float16 with a loss scaler, no bfloat16."""
+    for name in ("trainers", "configs"):
+        run_tests(f"{INSIDE}/test_{name}.py", capability="7.5")
+
+
+@long
+@pytest.mark.timeout(3600)
+def test_benchmark_from_start_to_json(tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    steps = ["--size", "cpu", "--steps", "1", "--warmup", "0", "--work", str(tmp_path / "work")]
+    said = on_card("tests/bench/gpu.py", *steps, "--output", str(output))
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert result["device"] == "Pretended card 8.0" and result["pretended"] is True
+    assert [m["status"] for m in result["measurements"]] == ["ok"] * 6, said[-3000:]
+    for task in ("dpo", "grpo"):
+        sides = result["summary"]["compare"]
+        assert sides[f"{task}: project"]["seconds_a_step"] > 0
+    kinds = {m["name"]: m["trainer"] for m in result["measurements"]}
+    assert "UnslothGRPOTrainer" in kinds["grpo: project"]
+    assert "UnslothDPOTrainer" in kinds["dpo: project"]
+    assert "Unsloth" not in kinds["grpo: stock"] + kinds["dpo: stock"]
+
+
+def test_pins_are_of_the_locked_versions() -> None:
+    pinned = json.loads(hooks.PINS.read_text(encoding="utf-8"))["versions"]
+    assert pinned == {name: version(name) for name in pinned}
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    for name, number in pinned.items():
+        assert f"\n{name.replace('_', '-')}=={number} " in lock
+
+
+def test_a_name_that_moved_or_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("library")
+    exec("def kernel(x):\n    return x\n", module.__dict__)
+    pins = tmp_path / "pins.json"
+    monkeypatch.setattr(hooks, "PINS", pins)
+    monkeypatch.setattr(hooks, "replaced", {})
+    for sources in ({}, {"library.kernel": "another source"}):
+        pins.write_text(json.dumps({"sources": sources}))
+        with pytest.raises(hooks.Moved, match=r"library\.kernel is not the one .* --pin"):
+            hooks.put(module, "kernel", None)
+    assert module.kernel(1) == 1
+    with pytest.raises(hooks.Moved, match=r"library\.other is gone"):
+        hooks.put(module, "other", None)
+    pins.write_text(json.dumps({"sources": {"library.kernel": None}}))  # written in C, as it were
+    hooks.put(module, "kernel", "replacement")
+    assert module.kernel == "replacement"
