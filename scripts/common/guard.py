@@ -8,7 +8,7 @@ their losses are known to be finite, and lets a signal end a step that need not 
 import gc
 from typing import Any
 
-from scripts.common import distributed
+from scripts.common import distributed, policy
 from scripts.common.micro_batches import Batch, Part
 
 
@@ -46,6 +46,10 @@ def guarded(trainer_class: Any) -> Any:
         _next = 0  # the part to run
         _grads: list[tuple[Any, Any]]  # (weight, its gradient) before the micro-batch
         _logged: dict[str, list[float]]  # metrics before it
+
+        def __init__(self, model: Any, args: Any, **others: Any) -> None:
+            with policy.full_precision(model, args):
+                super().__init__(model=model, args=args, **others)
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             if self.watch is None:
@@ -124,9 +128,16 @@ def guarded(trainer_class: Any) -> Any:
                 earlier = self._logged.get(name, [])
                 new = values[len(earlier) :]
                 if len(new) == len(self._parts):
-                    shares = [1.0 if name == "step_time" else p.share for p in self._parts]
+                    shares = [self._share(name, part) for part in self._parts]
                     merged = sum(s * value for s, value in zip(shares, new, strict=True))
                     values[:] = [*earlier, merged]
+
+        def _share(self, name: str, part: Part) -> float:
+            if name == "step_time":
+                return 1.0
+            if name == "completion_length":  # Unsloth's, a mean over completions
+                return float(self.count(part.inputs) / self.count(self._batch))
+            return part.share
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if self.rows_at_once is not None:

@@ -8,6 +8,7 @@ from scripts.common.micro_batches import (
     Part,
     describe_completions,
     describe_pairs,
+    join_scores,
     pair_count,
     split_completions,
     split_pairs,
@@ -19,7 +20,15 @@ def guarded_dpo(trainer_class: Any) -> Any:
 
     class GuardedDPO(guarded(trainer_class)):  # type: ignore[misc]
         loss_weights: list[float]
-        _total_train_tokens: float
+
+        @property
+        def _total_train_tokens(self) -> int:
+            """trl's count of tokens, kept where a checkpoint keeps it."""
+            return int(self.state.num_input_tokens_seen)
+
+        @_total_train_tokens.setter
+        def _total_train_tokens(self, count: int) -> None:
+            self.state.num_input_tokens_seen = count
 
         def count(self, batch: Batch) -> int:
             return pair_count(batch)
@@ -70,7 +79,7 @@ def guarded_dpo(trainer_class: Any) -> Any:
 
 
 def guarded_grpo(trainer_class: Any) -> Any:
-    """The guarded subclass of a GRPOTrainer: generation and training are sized separately."""
+    """The guarded subclass of a GRPOTrainer: generation, scoring, training are sized separately."""
 
     class GuardedGRPO(guarded(trainer_class)):  # type: ignore[misc]
         prompts_at_once: int | None = None
@@ -78,6 +87,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
         scored_at_once: int | None = None
         """Completions to score at once without a gradient, at beta above 0; None is trl's size."""
         rows_at_once: int | None
+        current_gradient_accumulation_steps: float
 
         def count(self, batch: Batch) -> int:
             return len(batch["completion_ids"])
@@ -108,10 +118,15 @@ def guarded_grpo(trainer_class: Any) -> Any:
             return_outputs: bool = False,
             num_items_in_batch: Any = None,
         ) -> Any:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            if self._batch is not None and len(self._parts) > 1:
-                loss = loss * self._parts[self._next].weight
-            return loss
+            """The part's share of the loss goes into the number that the loss is divided by:
+            Unsloth's backward pass takes no account of what its result is multiplied by."""
+            whole = self.current_gradient_accumulation_steps
+            if self._batch is not None:
+                self.current_gradient_accumulation_steps = whole / self._parts[self._next].weight
+            try:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            finally:
+                self.current_gradient_accumulation_steps = whole
 
         def _before_next_part(self) -> None:
             self._step -= 1  # trl counts micro-batches in training_step
@@ -150,20 +165,29 @@ def guarded_grpo(trainer_class: Any) -> Any:
                 self.prompts_at_once = (rows + 1) // 2
                 self.watch.halved("generation", rows, self.prompts_at_once)
 
-        def _get_per_token_logps_and_entropies(self, *inputs: Any, **named: Any) -> Any:
-            """Scoring without a gradient, before the loss, is trl's to cut: it takes a size."""
-            size = named.get("batch_size")
-            if self.watch is None or size is None:
-                return super()._get_per_token_logps_and_entropies(*inputs, **named)
+        def _get_per_token_logps_and_entropies(
+            self, model: Any, ids: Any, mask: Any, *rest: Any, **named: Any
+        ) -> Any:
+            """Scoring without a gradient, before the loss, is cut by rows where memory is short.
+
+            trl cuts it by `batch_size`; Unsloth packs all rows into one, whatever the size says.
+            """
+            import torch
+
+            score = super()._get_per_token_logps_and_entropies
+            if self.watch is None or torch.is_grad_enabled():
+                return score(model, ids, mask, *rest, **named)
             while True:
-                named["batch_size"] = min(size, self.scored_at_once or size)
+                rows = min(self.scored_at_once or len(ids), len(ids))
+                parts = [slice(at, at + rows) for at in range(0, len(ids), rows)]
                 try:
-                    return super()._get_per_token_logps_and_entropies(*inputs, **named)
+                    scores = [score(model, ids[p], mask[p], *rest, **named) for p in parts]
+                    return join_scores(scores)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
                 free_memory()
-                rows = min(named["batch_size"], len(inputs[1]))
+                rows = min(rows, named.get("batch_size") or rows)
                 if rows == 1:
                     self.watch.no_room("scoring", rows)
                 self.scored_at_once = (rows + 1) // 2

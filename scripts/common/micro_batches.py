@@ -83,6 +83,22 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
     return parts
 
 
+def join_scores(parts: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
+    """Log-probabilities (rows, tokens) of parts of a batch as those of the batch.
+
+    Unsloth's are as wide as the completions and the most padding that any row has on its left;
+    what a part with less of it lacks there is masked in the loss.
+    """
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    scores = [log_probs for log_probs, _, _ in parts]
+    width = max(log_probs.shape[1] for log_probs in scores)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(row, (width - row.shape[1], 0)) for row in scores]), None, None
+
+
 def _rows(value: Any, which: slice) -> Any:
     return value if value is None or getattr(value, "ndim", 1) == 0 else value[which]
 

@@ -165,7 +165,7 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
         base, tokenizer = FastLanguageModel.from_pretrained(
             local_or_hub(model.name),
             max_seq_length=model.max_seq_length,
-            dtype=None if model.dtype == "auto" else model.dtype,
+            dtype=_torch_dtype(model.dtype),
             load_in_4bit=model.load_in_4bit,
             revision=model.revision,
             use_gradient_checkpointing=checkpointing,
@@ -184,9 +184,18 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
         )
         adapter.settle_start(policy, lora, local_or_hub(model.name), model.revision)
     tokenizer = _settle(policy, tokenizer)
+    # Unsloth's GPU path puts its own limit there, which would be saved with the adapter.
+    tokenizer.model_max_length = load_tokenizer(model).model_max_length
     if isinstance(model, RolloutModel) and model.decode_graphs:
         _admit_decode_graphs(policy)
     return policy, tokenizer
+
+
+def _torch_dtype(name: str) -> Any:
+    """torch's own dtype: of strings, Unsloth's GPU path knows two. None leaves it the choice."""
+    import torch
+
+    return None if name == "auto" else getattr(torch, name)
 
 
 def _vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
@@ -236,7 +245,7 @@ def load_for_scoring(
             model, tokenizer = FastLanguageModel.from_pretrained(
                 local_or_hub(name),
                 max_seq_length=max_seq_length,
-                dtype=None if dtype == "auto" else dtype,
+                dtype=_torch_dtype(dtype),
                 load_in_4bit=load_in_4bit,
                 **TRUSTED,
             )
@@ -275,6 +284,39 @@ def drop_reference_copy(policy: Any) -> None:
 
 
 @contextlib.contextmanager
+def full_precision(policy: Any, arguments: Any) -> Iterator[None]:
+    """Build a trainer whose policy in float32 stays in it where neither bf16 nor fp16 is asked for.
+
+    On a GPU Unsloth's trainers would switch mixed precision on. They leave it off under the value
+    of this variable that means "the weights have the precision that is wanted".
+    """
+    import torch
+
+    variable = "UNSLOTH_MIXED_PRECISION"
+    earlier = os.environ.get(variable)
+    mixed = arguments.bf16 or arguments.fp16 or policy.dtype != torch.float32
+    if not mixed:
+        os.environ[variable] = "bfloat16"
+    evaluation = arguments.bf16_full_eval
+    try:
+        yield
+    finally:
+        if not mixed:
+            arguments.bf16_full_eval = evaluation
+            if earlier is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = earlier
+
+
+def training_mode(policy: Any) -> None:
+    """Put the policy in training mode, in which Unsloth pads and attends as training does."""
+    from unsloth import FastLanguageModel
+
+    FastLanguageModel.for_training(policy)
+
+
+@contextlib.contextmanager
 def inference_mode(policy: Any) -> Iterator[None]:
     """Put the policy in Unsloth's inference mode, without gradients, and back in training mode."""
     import torch
@@ -285,7 +327,7 @@ def inference_mode(policy: Any) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        FastLanguageModel.for_training(policy)
+        training_mode(policy)
 
 
 def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
@@ -295,6 +337,7 @@ def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
         CheckpointError: the disk is full.
     """
     tokenizer.init_kwargs.pop("local_files_only", None)  # how it was read here, or it is saved too
+    tokenizer.padding_side = "left"  # trainers and modes of Unsloth's turn it
     try:
         adapter.save(policy, folder)
         tokenizer.save_pretrained(folder)

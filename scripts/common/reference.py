@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.common import adapter
+from scripts.common import adapter, policy
 from scripts.common.atomic import write_json
 from scripts.common.batches import pair_lengths
 from scripts.common.cache import cache_folder
@@ -34,11 +34,16 @@ Values = dict[str, list[float]]
 def precompute(trainer: Any) -> None:
     """Give each row of a DPOTrainer its reference log-probabilities, from disk where they are.
 
+    They are computed in training mode, like those of the policy that they are compared with: in
+    inference mode, in which Unsloth's GPU path leaves a new trainer, it pads and attends another
+    way, and in 16 bits a reply's log-probability differs by up to 0.15 nats.
+
     The trainer must have been built to score the reference at each step; it will not any more.
 
     Raises:
         DataError: the reference gives a reply a log-probability that is no number.
     """
+    policy.training_mode(trainer.model)
     basis = depends_on(trainer)
     path = cache_folder() / "reference" / f"{_digest(json.dumps(basis, sort_keys=True))}.json"
     values = read(path, basis, len(trainer.train_dataset))
@@ -64,16 +69,17 @@ def depends_on(trainer: Any) -> dict[str, Any]:
 
     The token ids stand for the dataset, the system prompt, the tokenizer and its chat template.
     """
-    policy, args = trainer.model, trainer.args
-    config = {k: v for k, v in policy.config.to_dict().items() if k not in VOLATILE}
+    model, args = trainer.model, trainer.args
+    config = {k: v for k, v in model.config.to_dict().items() if k not in VOLATILE}
     return {
         "rows": _rows_digest(trainer.train_dataset),
-        "weights": _weights_digest(policy),
+        "weights": _weights_digest(model),
         "config": _digest(json.dumps(config, sort_keys=True, default=str)),
         "truncation": [args.max_length, args.truncation_mode],
         "ld_alpha": args.ld_alpha,
-        "precision": [str(policy.dtype), trainer.accelerator.mixed_precision],
-        "device": policy.device.type,
+        "precision": [str(model.dtype), trainer.accelerator.mixed_precision],
+        "mode": "training" if model.training else "inference",
+        "device": model.device.type,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 

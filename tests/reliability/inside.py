@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,30 @@ SMALL = {
     "dpo": ["evaluation={limit: 8, replies: 2, max_new_tokens: 8}", "data.train.limit=300"],
     "grpo": ["evaluation={limit: 4, max_new_tokens: 8}", "training.max_completion_length=24"],
 }
-OnForward = Callable[[Any, Any], Any]
-"""(rows going through the model, hidden states) -> None, or the states to use instead."""
+OnForward = Callable[[int, Any], Any]
+"""(rows that the trainer is at work on, hidden states or scores) -> None, or what to use now."""
 
 
-def arguments(name: str, run: Path, *overrides: str) -> list[str]:
-    """A run of few small steps that is deterministic: fp32, one thread."""
+@dataclass
+class Now:
+    """What the trainer of this process is doing."""
+
+    phase: str = ""
+    """training, generation or scoring; nothing outside of a step."""
+    rows: int = 0
+    micro_batches: int = 0
+    """Losses asked for so far, the one at hand included; a micro-batch in parts asks for several,
+    and Unsloth's GPU path may send one through the model more than once."""
+
+
+NOW = Now()
+
+
+def arguments(name: str, run: Path, *overrides: str, config: Path | None = None) -> list[str]:
+    """A run of few small steps that is deterministic: fp32, one thread; of the demo's config
+    unless another is named, which is taken as it is."""
+    if config is not None:
+        return ["--config", str(config), "--output", str(run), "run.threads=1", *overrides]
     return [
         *("--config", str(ROOT / "configs" / f"{name}_demo.yaml"), "--output", str(run)),
         *("run.threads=1", "training.max_steps=4", "training.per_device_train_batch_size=16"),
@@ -36,10 +55,10 @@ def arguments(name: str, run: Path, *overrides: str) -> list[str]:
     ]
 
 
-def leave_with(name: str, run: Path, *overrides: str) -> int:
+def leave_with(name: str, run: Path, *overrides: str, config: Path | None = None) -> int:
     """The exit code of a run, given as to the command line."""
     with pytest.raises(SystemExit) as left:
-        run_main(lambda: MAIN[name](arguments(name, run, *overrides)))
+        run_main(lambda: MAIN[name](arguments(name, run, *overrides, config=config)))
     return int(left.value.code or 0)
 
 
@@ -71,25 +90,74 @@ def own_handlers() -> Iterator[None]:
 
 @pytest.fixture
 def on_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`on_forward(f)`: f is called after each pass through the policy's first layer.
+    """`on_forward(f)`: f is called after each pass through the policy's first layer, and while
+    completions are generated with the scores of each token: Unsloth's decoding on a GPU calls no
+    layer as a module.
 
     An error in the backward pass there comes when the layers above have their gradients already.
     With `last=True` it is called at the end of the last layer.
     """
+    import trl
+    from transformers.generation.utils import GenerationMixin
+
+    def tell(owner: Any, name: str, phase: str, count: Callable[..., int]) -> None:
+        real = getattr(owner, name)
+
+        def told(self: Any, *given: Any, **named: Any) -> Any:
+            if phase == "scoring" and learning():  # part of the loss
+                return real(self, *given, **named)
+            earlier = NOW.phase, NOW.rows
+            NOW.phase, NOW.rows = phase, count(*given, **named)
+            NOW.micro_batches += phase == "training"
+            try:
+                return real(self, *given, **named)
+            finally:
+                NOW.phase, NOW.rows = earlier
+
+        monkeypatch.setattr(owner, name, told)
 
     def install(function: OnForward, last: bool = False) -> None:
-        load = policy.load
+        NOW.__init__()  # type: ignore[misc]  # a run of its own
+        load, assemble = policy.load, GenerationMixin._get_logits_processor
+
+        def after_layer(_: Any, __: Any, output: Any) -> Any:
+            if NOW.phase == "generation":
+                return None
+            states = output[0] if isinstance(output, tuple) else output
+            found = function(NOW.rows or len(states), states)
+            return found if found is None or states is output else (found, *output[1:])
+
+        def at_each_token(self: Any, *given: Any, **named: Any) -> Any:
+            found = assemble(self, *given, **named)
+            if NOW.phase == "generation":
+                found.append(lambda ids, scores: (function(NOW.rows, scores), scores)[1])
+            return found
 
         def loaded(*given: Any) -> Any:
             model, tokenizer = load(*given)
-            inner = model.get_base_model().model
-            layer = inner.norm if last else inner.layers[0]
-            layer.register_forward_hook(lambda _, __, states: function(states.shape[0], states))
+            layers = model.get_base_model().model.layers
+            layers[-1 if last else 0].register_forward_hook(after_layer)
+            for trainer in (trl.DPOTrainer, trl.GRPOTrainer):
+                tell(trainer, "compute_loss", "training", _count_rows)
+            tell(
+                trl.GRPOTrainer,
+                "_generate_single_turn",
+                "generation",
+                lambda ids, *_, **__: len(ids),
+            )
+            score = "_get_per_token_logps_and_entropies"
+            tell(trl.GRPOTrainer, score, "scoring", lambda _, ids, *__, **___: len(ids))
             return model, tokenizer
 
         monkeypatch.setattr(policy, "load", loaded)
+        monkeypatch.setattr(GenerationMixin, "_get_logits_processor", at_each_token)
 
     return install
+
+
+def _count_rows(_: Any, inputs: Any, *__: Any, **___: Any) -> int:
+    """Rows of a micro-batch as the model sees them: a pair is two."""
+    return len(inputs["completion_ids" if "completion_ids" in inputs else "input_ids"])
 
 
 def learning() -> bool:
