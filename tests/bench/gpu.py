@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.bench.levers import BY_NAME, LEVERS
+from tests.pretend_gpu import installed
 
 SIDES = ("project", "stock", "stock_16bit")
 CONFIGS = {
@@ -355,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.size == "gpu":
         folder = find_data(arguments.data)
         model = arguments.model or make_model(work, folder / "qwen2.5-tokenizer")
-    result: dict[str, Any] = {"device": device, "measurements": []}
+    result: dict[str, Any] = {"device": device, "pretended": installed(), "measurements": []}
     if output.exists():
         result = json.loads(output.read_text(encoding="utf-8"))
         if result["device"] != device:

@@ -138,7 +138,7 @@ def environment(trainer: Any, spec: Spec) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
         "python": sys.version.split()[0],
         "versions": {name: installed(name) for name in PACKAGES},
-        "trainer": f"{type(trainer).__module__}.{type(trainer).__qualname__}",
+        "trainer": [k.__name__ for k in type(trainer).__mro__ if k.__name__.endswith("OTrainer")],
         "unsloth_imported": "unsloth" in sys.modules,
         "xformers_imported": "xformers.ops" in sys.modules,
         "adapter_parameters": sum(p.numel() for p in trainable),

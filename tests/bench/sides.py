@@ -9,6 +9,7 @@ from scripts import dpo, grpo
 from scripts.common import data, policy, tracking, training
 from scripts.common.pairs import lengths as pair_lengths
 from scripts.common.settings import DPOSettings, GRPOSettings
+from tests.pretend_gpu import installed
 
 SETTINGS: dict[str, Any] = {"dpo": DPOSettings, "grpo": GRPOSettings}
 SCRIPTS: dict[str, Any] = {"dpo": dpo, "grpo": grpo}
@@ -99,7 +100,7 @@ def build_stock(
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 
-    if not torch.cuda.is_available():
+    if installed() or not torch.cuda.is_available():
         plain_head()
     set_seed(settings.training.seed)
     tokenizer = policy.load_tokenizer(settings.model)
@@ -157,7 +158,8 @@ def build_stock(
 
         owned["max_length"] = settings.model.max_seq_length
         # trl cannot put pairs of like length together: it drops the column with their lengths.
-        any_length = settings.training.model_copy(update={"train_sampling_strategy": "random"})
+        order = settings.training.train_sampling_strategy.replace("group_by_length", "random")
+        any_length = settings.training.model_copy(update={"train_sampling_strategy": order})
         arguments, _ = training.build_arguments(DPOConfig, any_length, owned, True)
         dataset = Dataset.from_list(dpo.trainer_rows(rows, tokenizer))
         trainer = DPOTrainer(args=arguments, train_dataset=dataset, **common)
@@ -167,7 +169,7 @@ def build_stock(
 def plain_head() -> None:
     """Let stock trl compute log-probabilities on a CPU: its own head is a Triton kernel for GPUs.
 
-    The same quantities from whole rows of logits; only where there is no GPU.
+    The same quantities from whole rows of logits; only where there is no real GPU.
     """
     import torch
     from trl.trainer import utils

@@ -7,13 +7,18 @@ from typing import Any
 import pytest
 
 from tests.bench.gpu import make_model
-from tests.gpu.helpers import real_data, real_model, run_side
+from tests.gpu.helpers import SMALL_SHAPE, real_data, real_model, run_side
 from tests.helpers import SHARED, needs_shared
+from tests.pretend_gpu import installed
 
 TASKS = ["dpo", "grpo"]
 CONFIG = {"dpo": "configs/dpo_french_16gb.yaml", "grpo": "configs/grpo_gsm8k_16gb.yaml"}
 SMALL = {
-    "dpo": ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1"],
+    "dpo": [
+        "training.per_device_train_batch_size=4",
+        "training.gradient_accumulation_steps=1",
+        "training.train_sampling_strategy=sequential",  # trl cannot group pairs by length
+    ],
     "grpo": [
         "training.per_device_train_batch_size=16",
         "training.gradient_accumulation_steps=1",
@@ -24,14 +29,13 @@ SMALL = {
 # sums and norms over the same tokens, with the rounding of 16-bit matrix products in between.
 COMPARED = {
     "dpo": ("loss", "grad_norm", "logps/chosen", "logps/rejected"),
-    "grpo": ("grad_norm", "entropy"),
+    "grpo": ("loss", "grad_norm"),
 }
 BAND = {
     "loss": 0.2,  # a tenth of a difference of sums over hundreds of tokens, through a logarithm
     "grad_norm": 0.15,
     "logps/chosen": 0.005,
     "logps/rejected": 0.005,
-    "entropy": 0.01,
 }
 STEPS = 3
 
@@ -53,14 +57,12 @@ def both_sides(folder: Path, task: str, overrides: list[str]) -> tuple[Any, Any]
     )
 
 
-def assert_near(project: Any, stock: Any, task: str, tighter: float = 1.0) -> None:
+def assert_near(project: Any, stock: Any, task: str) -> None:
     for own, other in zip(project["log"], stock["log"], strict=True):
         for name in COMPARED[task]:
             assert math.isfinite(own[name])
-            apart = abs(own[name] - other[name]) / max(abs(own[name]), abs(other[name]))
-            assert apart <= BAND[name] * tighter, (
-                f"step {own['step']}: {name} {own[name]} {other[name]}"
-            )
+            apart = abs(own[name] - other[name]) / max(abs(own[name]), abs(other[name]), 0.1)
+            assert apart <= BAND[name], f"step {own['step']}: {name} {own[name]} {other[name]}"
     first = project["log"][0]
     if task == "dpo":  # the adapter is not the one that does nothing, and is compared as such
         assert abs(first["loss"] - math.log(2)) > 0.02
@@ -74,8 +76,8 @@ def test_trainers_are_unsloths(task: str, tmp_path: Path) -> None:
     demo["overrides"] = ["model.dtype=bfloat16", "training.bf16=true"]
     project = run_side(tmp_path / "project", side="project", **demo)
     stock = run_side(tmp_path / "stock", side="stock", **demo)
-    assert project["trainer"].rpartition(".")[2] == f"Unsloth{task.upper()}Trainer"
-    assert stock["trainer"] == f"trl.trainer.{task}_trainer.{task.upper()}Trainer"
+    assert f"Unsloth{task.upper()}Trainer" in project["trainer"]
+    assert stock["trainer"] == [f"{task.upper()}Trainer"]
     assert (project["unsloth_imported"], stock["unsloth_imported"]) == (True, False)
 
 
@@ -96,10 +98,12 @@ def test_losses_are_those_of_stock_trl(task: str, four_bit: bool, tmp_path: Path
 @pytest.mark.parametrize("task", TASKS)
 def test_comparison_holds_without_a_gpu(task: str, tmp_path: Path) -> None:
     """The same comparison of a small model in float32, where both sides must be nearly equal."""
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    model = make_model(tmp_path, SHARED / "qwen2.5-tokenizer", **shape, **heads)
+    model = make_model(tmp_path, SHARED / "qwen2.5-tokenizer", **SMALL_SHAPE)
     exact = ["model.load_in_4bit=false", "model.dtype=float32", "training.bf16=false"]
     exact += ["training.optim=adamw_torch", "training.gradient_checkpointing=false"]
     project, stock = both_sides(tmp_path, task, [*real_data(task, model), *exact])
-    assert_near(project, stock, task, tighter=0.01)
+    assert (f"Unsloth{task.upper()}Trainer" in project["trainer"]) == installed()
+    for own, other in zip(project["log"], stock["log"], strict=True):
+        for name in COMPARED[task]:
+            assert own[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), (own["step"], name)
+    assert project["log"][0]["grad_norm"] > 0
