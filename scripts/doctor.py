@@ -21,10 +21,10 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from posttrain.base.errors import run_main
 from scripts.common.config import ROOT
 from scripts.common.doctor import configs, estimate, installation, machine, services
 from scripts.common.doctor.finding import Finding
-from scripts.common.errors import run_main
 
 WIDTH = 100
 

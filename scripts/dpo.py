@@ -17,6 +17,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.preference import Pair
+from posttrain.base.errors import run_main
 from scripts.common import (
     adapter,
     batches,
@@ -34,7 +35,6 @@ from scripts.common import (
 )
 from scripts.common.checkpoint import check_same_run
 from scripts.common.device import check_device
-from scripts.common.errors import run_main
 from scripts.common.export.launch import after_training
 from scripts.common.model_card import write_model_card
 from scripts.common.pairs import lengths as pair_lengths

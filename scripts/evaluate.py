@@ -32,11 +32,11 @@ from eval.gsm8k import (
     evaluate,
     summarise,
 )
+from posttrain.base.errors import DataError, run_main
+from posttrain.base.files import write_json
+from posttrain.base.progress import progress_bar
 from scripts.common import config, data, inference, policy, report
-from scripts.common.atomic import write_json
-from scripts.common.errors import DataError, run_main
 from scripts.common.llama_server import is_gguf, serve
-from scripts.common.progress import progress_bar
 from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
 from scripts.common.replies import claim, read_replies, resume
 from scripts.common.report.ending import shown

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from posttrain.base.errors import ConfigError, run_main
 from scripts.common import config, usage
-from scripts.common.errors import ConfigError, run_main
 from scripts.common.export import session, source
 from scripts.common.export.room import MERGED, in_order
 from scripts.common.hub import push

@@ -20,6 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import rewards
 from eval import conversation
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
+from posttrain.base.errors import ConfigError, run_main
 from scripts.common import (
     config,
     data,
@@ -34,7 +35,6 @@ from scripts.common import (
 )
 from scripts.common.checkpoint import check_same_run
 from scripts.common.device import check_device
-from scripts.common.errors import ConfigError, run_main
 from scripts.common.export.launch import after_training
 from scripts.common.model_card import write_model_card
 from scripts.common.samples import SampleRecorder

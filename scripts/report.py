@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.common.errors import run_main
+from posttrain.base.errors import run_main
 from scripts.common.report import read_run, table
 from scripts.common.report.ending import shown
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scripts.common.errors import DataError
+from posttrain.base.errors import DataError
 
 
 def pair_lengths(rows: Any) -> list[int]:

@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scripts.common.atomic import sync_folder, write_json
-from scripts.common.errors import CheckpointError, ConfigError
+from posttrain.base.errors import CheckpointError, ConfigError
+from posttrain.base.files import sync_folder, write_json
 
 MANIFEST = "manifest.json"
 # A pickle, which nothing here reads, and an empty template of a model card.

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from scripts.common.errors import ConfigError, did_you_mean, nearest
+from posttrain.base.errors import ConfigError, did_you_mean, nearest
 from scripts.common.secrets import check_arguments, check_values
 from scripts.common.settings import DPOSettings, GRPOSettings, Section
 from scripts.common.strict_yaml import parse_yaml, read_yaml

@@ -14,8 +14,8 @@ from typing import Any
 
 from eval.gsm8k import Problem
 from eval.preference import Pair
+from posttrain.base.errors import DataError, quoted
 from rewards.answer import parse_number
-from scripts.common.errors import DataError, quoted
 from scripts.common.pairs.formats import read_pair
 from scripts.common.settings import PairData, ProblemColumns, ProblemData, Prompt, Source
 from scripts.common.sources import Row, read_rows

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from posttrain.base.errors import ConfigError
 from scripts.common.config import ROOT
-from scripts.common.errors import ConfigError
 from scripts.common.settings import Model, Training
 from scripts.common.strict_yaml import read_yaml
 

@@ -8,7 +8,7 @@ their losses are known to be finite, and lets a signal end a step that need not 
 import gc
 from typing import Any
 
-from scripts.common import distributed
+from posttrain.base import distributed
 from scripts.common.micro_batches import Batch, Part
 
 

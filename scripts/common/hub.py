@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 from scripts.common.model_card import read_exports, render_model_card
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from eval import Completion, Conversation, Generate, Message
 from eval.preference import Pair
+from posttrain.base.progress import progress_bar
 from rewards.answer import ends_with_answer
 from scripts.common.adapter import reference_mode
 from scripts.common.policy import inference_mode
-from scripts.common.progress import progress_bar
 from scripts.common.settings import Evaluation
 
 LONGEST_ANSWER = 96  # tokens that surely hold an answer element of 64 characters and its tags

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from posttrain.base.distributed import is_main
 from scripts.common import wandb_log
-from scripts.common.distributed import is_main
 from scripts.common.settings import Section
 from scripts.common.tracking import RunFolder
 

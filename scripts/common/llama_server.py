@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 
 
 def is_gguf(name: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.common.atomic import write_text
+from posttrain.base.files import write_text
 
 Batch = dict[str, Any]
 

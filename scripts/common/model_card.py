@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from scripts.common.atomic import write_text
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import write_text
 from scripts.common.export.wording import in_words
 from scripts.common.report import read_run, record, table_rows
 from scripts.common.snippets import snippets

@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.distributed import is_main
+from posttrain.base.errors import DataError
+from posttrain.base.files import write_json
+from posttrain.base.paths import cache_folder
+from posttrain.base.progress import progress_bar
 from scripts.common import adapter
-from scripts.common.atomic import write_json
 from scripts.common.batches import pair_lengths
-from scripts.common.cache import cache_folder
-from scripts.common.distributed import is_main
-from scripts.common.errors import DataError
-from scripts.common.progress import progress_bar
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")
 # Settings of the model's config that say nothing about what it computes.

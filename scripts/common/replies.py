@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.gsm8k import ScoredReply, rescore
-from scripts.common.atomic import write_json
-from scripts.common.errors import ConfigError, DataError
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.files import write_json
 
 
 def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], ScoredReply]:

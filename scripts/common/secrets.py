@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 
 # Names of settings that hold a secret. `pad_token` and its like are words of a vocabulary.
 _NAME = re.compile(

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from eval import Completion, Conversation, Generate
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 from scripts.common.settings import Evaluation
 
 TRIES = 4

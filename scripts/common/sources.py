@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.errors import DataError, did_you_mean
 from scripts.common.config import ROOT
-from scripts.common.errors import DataError, did_you_mean
 from scripts.common.settings import Source
 
 HUB_FILE = "hf://datasets/"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from scripts.common import distributed
+from posttrain.base import distributed
 
 
 class StepAbandoned(BaseException):

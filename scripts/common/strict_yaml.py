@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from scripts.common.progress import TrainingView, clock, sparkline
+from posttrain.base.progress import TrainingView, clock, sparkline
 
 GAP = "   "
 FAINT = "bright_black"

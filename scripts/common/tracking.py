@@ -12,11 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scripts.common import distributed
-from scripts.common.atomic import write_json, write_text
+from posttrain.base import distributed
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import write_json, write_text
 from scripts.common.checkpoint import CheckpointStore, differences, verify
 from scripts.common.config import ROOT
-from scripts.common.errors import ConfigError
 from scripts.common.settings import Section
 from scripts.common.strict_yaml import dump_yaml, read_yaml
 

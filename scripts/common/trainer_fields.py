@@ -8,7 +8,7 @@ import ast
 import importlib.util
 from pathlib import Path
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 
 
 def enum_values(source: str) -> list[str]:

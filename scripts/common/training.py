@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common import distributed, policy
+from posttrain.base import distributed
+from posttrain.base.disk import check_disk, disk_full_error, is_disk_full
+from posttrain.base.errors import ConfigError, HealthError
+from posttrain.base.progress import TrainingView
+from scripts.common import policy
 from scripts.common.checkpoint import Score
-from scripts.common.disk import check_disk, disk_full_error, is_disk_full
-from scripts.common.errors import ConfigError, HealthError
 from scripts.common.guard import is_out_of_memory
-from scripts.common.progress import TrainingView
 from scripts.common.report.ending import LivePage, draw
 from scripts.common.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
 from scripts.common.stop import StepAbandoned, StopRequest

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import CheckpointError, ConfigError
+from posttrain.base.errors import CheckpointError, ConfigError
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 READ_BY_TORCH = (".pt", ".pth")  # optimizer, scheduler, scaler and random states of a checkpoint

@@ -9,8 +9,8 @@ from typing import Any
 
 from eval import Completion, Conversation
 from eval.judge import ORDERS, Comparison, Order, Verdict, parse_verdict, question
-from scripts.common.errors import ConfigError, DataError, PostTrainError
-from scripts.common.progress import progress_bar
+from posttrain.base.errors import ConfigError, DataError, PostTrainError
+from posttrain.base.progress import progress_bar
 from scripts.common.replies import cut_off_half_line
 from scripts.common.tracking import append_rows
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
-from scripts.common.atomic import write_text
+from posttrain.base.files import write_text
 from scripts.common.tracking import RunFolder, environment, jsonl_rows
 from scripts.common.wandb_choice import choose
 

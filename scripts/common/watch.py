@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from scripts.common import distributed
-from scripts.common.errors import HealthError
+from posttrain.base import distributed
+from posttrain.base.errors import HealthError
 from scripts.common.health import Event, Signs, Updates, signs_of
 from scripts.common.micro_batches import write_rows
 from scripts.common.moment import random_states, restore

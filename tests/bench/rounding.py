@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from scripts.common.atomic import write_json
+from posttrain.base.files import write_json
 from scripts.common.export.merge import merge
 from scripts.common.export.reference import adapter_reference, merged_reference
 from tests.helpers import make_adapter, make_qwen

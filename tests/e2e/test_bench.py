@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.errors import ConfigError
 from scripts.common import config, decoding, policy
-from scripts.common.errors import ConfigError
 from scripts.common.settings import GRPOSettings
 from tests.bench.lengths import force_lengths
 from tests.helpers import ROOT

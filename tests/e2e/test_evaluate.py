@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.errors import DataError
 from scripts import evaluate
 from scripts.common import config
-from scripts.common.errors import DataError
 from scripts.common.settings import GRPOSettings
 from scripts.common.strict_yaml import dump_yaml
 from tests.helpers import ROOT, run_script

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 from scripts.common.export import gguf, llama_cpp, merge, parity, reference, texts
 from scripts.common.export.record import Check
 from scripts.common.export.weights import check_weights

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from eval.preference import Pair
+from posttrain.base.errors import DataError
 from scripts import dpo
 from scripts.common import batches, config, data, policy, reference, tracking
-from scripts.common.errors import DataError
 from scripts.common.settings import DPOSettings
 from tests.helpers import ROOT
 

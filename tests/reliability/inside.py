@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.errors import run_main
 from scripts import dpo, grpo
 from scripts.common import policy
-from scripts.common.errors import run_main
 from tests.helpers import ROOT
 
 MAIN = {"dpo": dpo.main, "grpo": grpo.main}

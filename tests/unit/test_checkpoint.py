@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.base.disk import check_disk, is_disk_full
+from posttrain.base.errors import CheckpointError, ConfigError
 from scripts.common import checkpoint
 from scripts.common.checkpoint import (
     CheckpointStore,
@@ -19,8 +21,6 @@ from scripts.common.checkpoint import (
     verify,
 )
 from scripts.common.config import load_settings
-from scripts.common.disk import check_disk, is_disk_full
-from scripts.common.errors import CheckpointError, ConfigError
 from scripts.common.settings import DPOSettings
 from scripts.common.stop import StopRequest
 from scripts.common.tracking import RunFolder

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from eval.gsm8k import Problem
+from posttrain.base.errors import ConfigError
 from scripts.common import config, training
 from scripts.common.config import check_extra, load_settings, parse_command_line
-from scripts.common.errors import ConfigError
 from scripts.common.settings import DPOSettings, GRPOSettings, Section
 from scripts.common.settings.export import Parity
 from scripts.common.strict_yaml import read_yaml

@@ -14,6 +14,7 @@ import pytest
 from eval import conversation
 from eval.gsm8k import Problem
 from eval.preference import Pair
+from posttrain.base.errors import DataError
 from scripts.common.data import (
     drop_overlong,
     fingerprint,
@@ -23,7 +24,6 @@ from scripts.common.data import (
     normalise,
     prompt_key,
 )
-from scripts.common.errors import DataError
 from scripts.common.settings import PairColumns, PairData, ProblemData, Prompt, Source
 from scripts.common.sources import read_rows
 from tests.helpers import ROOT, SHARED, needs_shared

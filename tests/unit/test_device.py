@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.base.errors import ConfigError
 from scripts.common.config import load_settings
 from scripts.common.device import Device, check_device
-from scripts.common.errors import ConfigError
 from scripts.common.settings import DPOSettings, GRPOSettings
 from tests.helpers import CONFIGS, ROOT
 

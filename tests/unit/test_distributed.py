@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.base import distributed
+from posttrain.base.errors import ConfigError, run_main
 from scripts import grpo
-from scripts.common import distributed
 from scripts.common.config import load_settings
-from scripts.common.errors import ConfigError, run_main
 from scripts.common.settings import GRPOSettings
 from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
@@ -111,7 +111,7 @@ TOGETHER = """
 import sys, torch
 from pathlib import Path
 from scripts import grpo
-from scripts.common import distributed
+from posttrain.base import distributed
 from scripts.common.stop import StopRequest
 
 torch.distributed.init_process_group("gloo")
@@ -131,8 +131,8 @@ import json, sys, torch
 from pathlib import Path
 from types import SimpleNamespace
 from scripts import grpo
-from scripts.common import distributed
-from scripts.common.errors import HealthError
+from posttrain.base import distributed
+from posttrain.base.errors import HealthError
 from scripts.common.config import load_settings
 from scripts.common.settings import GRPOSettings
 from scripts.common.tracking import RunFolder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 from scripts.common.export import llama_cpp, merge, room, session, source, wording
 from scripts.common.export.gguf import known_pre_tokenizer
 from scripts.common.export.launch import after_training

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from posttrain.base.errors import ConfigError, HealthError
 from scripts.common import config
-from scripts.common.errors import ConfigError, HealthError
 from scripts.common.health import Event, Signs, Updates, signs_of
 from scripts.common.settings import DPOSettings, GRPOSettings, PairHealth, ProblemHealth
 from scripts.common.state_line import state_line

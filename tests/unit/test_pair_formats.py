@@ -8,8 +8,8 @@ import pytest
 
 from eval import Message
 from eval.preference import Pair
+from posttrain.base.errors import ConfigError, DataError
 from scripts.common.data import PairSet, hold_out, load_pair_set, prompt_key
-from scripts.common.errors import ConfigError, DataError
 from scripts.common.pairs.formats import FORMATS, PARTED, USERS_REPLY
 from scripts.common.settings import PairData, Prompt
 

@@ -13,8 +13,8 @@ from eval import Completion, measures, preference, replies
 from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply, kl_per_token, measure, repetition
 from eval.stats import wilson_interval
+from posttrain.base.errors import ConfigError, DataError
 from scripts.common import config, data
-from scripts.common.errors import ConfigError, DataError
 from scripts.common.pairs import problem_sets
 from scripts.common.pairs.lengths import measure as measure_lengths
 from scripts.common.pairs.side_by_side import WIDTH, example

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common import progress, terminal
-from scripts.common.progress import TrainingView, clock, last_event, sparkline
+from posttrain.base import progress
+from posttrain.base.progress import TrainingView, clock, last_event, sparkline
+from scripts.common import terminal
 from tests.helpers import ROOT
 
 SHOWN = {"reward": "reward", "reward_std": "std"}
@@ -27,7 +28,7 @@ sys.modules["torch"] = type(sys)("torch")  # it would take seconds to load, and 
 sys.modules["torch"].cuda = type(sys)("cuda")
 sys.modules["torch"].cuda.is_available = lambda: False
 from pathlib import Path
-from scripts.common.progress import TrainingView
+from posttrain.base.progress import TrainingView
 with TrainingView({{"reward": "reward", "reward_std": "std"}}, Path({health!r})) as view:
     view.start(20, 0)
     for step in range(1, 21):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 from scripts.common.report import (
     LABELS,
     already_finished,

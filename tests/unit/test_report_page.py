@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 from scripts.common.report import differences, ending, page, record, samples
 from scripts.common.report.drawing import MOST_POINTS, moving_average, thin
 from scripts.common.report.verdict import Verdict, verdict

@@ -16,9 +16,9 @@ from eval import Completion
 from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
+from posttrain.base.files import write_json, write_text
 from rewards import REWARDS
 from scripts.common import training
-from scripts.common.atomic import write_json, write_text
 from scripts.common.config import load_settings
 from scripts.common.report import read_run
 from scripts.common.samples import SampleRecorder

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.base.errors import ConfigError
 from scripts.common.config import load_settings
-from scripts.common.errors import ConfigError
 from scripts.common.secrets import check_arguments, check_values, is_secret_name, kind_of_secret
 from scripts.common.settings import DPOSettings, GRPOSettings
 from tests.helpers import CONFIGS, ROOT

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from eval import Completion, conversation
+from posttrain.base.errors import ConfigError
 from scripts.common import server
-from scripts.common.errors import ConfigError
 from scripts.common.settings import Evaluation
 from tests.helpers import ROOT
 

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 import pytest
 import wandb
 
-from scripts.common.atomic import write_json
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import write_json
 from scripts.common.config import check_packages, load_settings
-from scripts.common.errors import ConfigError
 from scripts.common.settings import GRPOSettings
 from scripts.common.tracking import RunFolder, append_rows
 from scripts.common.wandb_choice import Choice, choose, reachable

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.errors import ConfigError
 from scripts.common import policy, training
 from scripts.common.config import load_settings
-from scripts.common.errors import ConfigError
 from scripts.common.settings import DPOSettings, GRPOSettings
 from scripts.common.strict_yaml import read_yaml
 from scripts.common.tracking import RunFolder

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.errors import CheckpointError, ConfigError
 from scripts.common import policy
 from scripts.common.checkpoint import CheckpointStore, verify
-from scripts.common.errors import CheckpointError, ConfigError
 from scripts.common.fingerprint import model_fingerprint
 from scripts.common.settings import Model
 from scripts.common.trust import check_checkpoint, check_model_folder

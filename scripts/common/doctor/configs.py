@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.errors import ConfigError
 from scripts.common.config import ROOT, load_settings
 from scripts.common.device import Device, check_device
 from scripts.common.doctor.estimate import estimate, shape_of
 from scripts.common.doctor.finding import Finding
 from scripts.common.doctor.machine import GPU
-from scripts.common.errors import ConfigError
 from scripts.common.settings import DPOSettings, GRPOSettings
 from scripts.common.strict_yaml import read_yaml
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import ConfigError, ExportError
+from posttrain.base.errors import ConfigError, ExportError
 from scripts.common.export.llama_cpp import find_quantizer, find_tree, run_tool
 
 # How Qwen2 and later split text before byte-pair encoding, as in a tokenizer.json, and the name

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from posttrain.base.distributed import is_main
 from scripts.common.config import ROOT
-from scripts.common.distributed import is_main
 from scripts.common.guard import free_memory
 from scripts.common.settings import Export
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.common.cache import cache_folder
-from scripts.common.errors import ConfigError, ExportError
+from posttrain.base.errors import ConfigError, ExportError
+from posttrain.base.paths import cache_folder
 from scripts.common.fingerprint import sha256
 
 VERSION = "0.3.36"

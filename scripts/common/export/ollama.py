@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 
 from eval import Conversation, Message
-from scripts.common.atomic import write_text
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import write_text
 
 CHECK_NAME = "posttrain-check"  # the model made in Ollama for the check, and removed
 CHECK_TOKENS = 48

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 
 from eval import Conversation
+from posttrain.base.errors import ExportError
 from rewards.answer import extract_last, extract_tagged
-from scripts.common.errors import ExportError
 from scripts.common.export.merge import stored_dtype
 from scripts.common.export.record import Check, at_most
 from scripts.common.export.reference import Reference, merged_reference, render, token_ids

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.common.atomic import write_json
+from posttrain.base.files import write_json
 from scripts.common.fingerprint import sha256
 
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 
 MERGED = "merged_16bit"
 # Bytes a weight takes: blocks of 32 weights in 8 bits with a 16-bit scale; about 5 bits a weight.

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scripts.common.atomic import sync_folder
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import sync_folder
 from scripts.common.export import merge, parity, wording
 from scripts.common.export.gguf import write_gguf
 from scripts.common.export.ollama import export_ollama

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.errors import ConfigError
 from scripts.common.checkpoint import CheckpointStore
 from scripts.common.config import ROOT
-from scripts.common.errors import ConfigError
 from scripts.common.policy import local_or_hub
 from scripts.common.strict_yaml import read_yaml
 

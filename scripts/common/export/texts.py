@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval import Conversation, conversation
+from posttrain.base.errors import DataError
 from scripts.common import data
-from scripts.common.errors import DataError
 from scripts.common.settings import ProblemColumns, Source
 
 QUESTIONS = (

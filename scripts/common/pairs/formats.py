@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from eval import Conversation, conversation
 from eval.preference import Pair
-from scripts.common.errors import DataError, quoted
+from posttrain.base.errors import DataError, quoted
 from scripts.common.pairs import messages
 from scripts.common.pairs.messages import Reply
 from scripts.common.settings import PairData

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from eval import Conversation, Message
-from scripts.common.errors import DataError
+from posttrain.base.errors import DataError
 from scripts.common.sources import Row, checked_text
 
 ROLES = ("system", "user", "assistant")

@@ -6,8 +6,8 @@ from typing import Any
 from eval import conversation
 from eval.gsm8k import MGSM_OVERLAP, SYSTEM, Problem, ScoredReply, evaluate
 from eval.preference import Pair
+from posttrain.base.errors import DataError, quoted
 from scripts.common import data, inference
-from scripts.common.errors import DataError, quoted
 from scripts.common.settings import DPOSettings, ProblemSet
 
 Problems = dict[str, list[Problem]]

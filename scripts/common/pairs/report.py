@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.language import detect
 from eval.preference import Pair
-from scripts.common.atomic import write_json
+from posttrain.base.files import write_json
 from scripts.common.data import PairSet, normalise
 from scripts.common.pairs import copies
 from scripts.common.pairs.examples import render_examples

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.distributed import is_main
+from posttrain.base.errors import ConfigError
 from scripts.common.config import ROOT
-from scripts.common.distributed import is_main
-from scripts.common.errors import ConfigError
 from scripts.common.report.record import section
 from scripts.common.report.tables import comparison_table
 from scripts.common.strict_yaml import read_yaml

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from scripts.common.atomic import write_bytes, write_text
+from posttrain.base.files import write_bytes, write_text
 from scripts.common.report import differences, drawing, plots, record, samples, story
 from scripts.common.report.record import Record
 from scripts.common.report.verdict import verdict

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import ConfigError
+from posttrain.base.errors import ConfigError
 from scripts.common.strict_yaml import read_yaml
 
 SIDES = ("before", "after")

@@ -4,7 +4,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from scripts.common.errors import CheckpointError, ConfigError
+from posttrain.base.errors import CheckpointError, ConfigError
 
 
 def check_disk(folder: Path, checkpoint_bytes: int, keep: int, export_bytes: int = 0) -> None:

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from scripts.common.distributed import is_main
-from scripts.common.output import outlive_readers
+from posttrain.base.distributed import is_main
+from posttrain.base.process import outlive_readers
 
 FEW = 12  # names that a message can list
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
-from scripts.common.distributed import is_main
+from posttrain.base.distributed import is_main
 
 if TYPE_CHECKING:
     from rich.live import Live
