@@ -21,8 +21,8 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from posttrain.base.errors import run_main
-from scripts.common.config import ROOT
+from posttrain.base.paths import ROOT
+from posttrain.base.process import run_main
 from scripts.common.doctor import configs, estimate, installation, machine, services
 from scripts.common.doctor.finding import Finding
 

@@ -17,7 +17,8 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.preference import Pair
-from posttrain.base.errors import run_main
+from posttrain.base.files import fingerprint
+from posttrain.base.process import run_main
 from scripts.common import (
     adapter,
     batches,
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     facts: dict[str, Any] = {
         "device": device.name,
         "weights": policy.base_weights(settings.model),
-        "data": data.fingerprint([*train_pairs, *held_out, *problems.items()]),
+        "data": fingerprint([*train_pairs, *held_out, *problems.items()]),
     }
     identity = run.identity(settings, facts)
     if checkpoint:

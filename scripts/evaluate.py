@@ -32,18 +32,18 @@ from eval.gsm8k import (
     evaluate,
     summarise,
 )
-from posttrain.base.errors import DataError, run_main
-from posttrain.base.files import write_json
+from posttrain.base.errors import DataError
+from posttrain.base.files import append_rows, fingerprint, write_json
+from posttrain.base.paths import ROOT, shown
+from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
-from scripts.common import config, data, inference, policy, report
+from scripts.common import data, inference, policy, report
 from scripts.common.llama_server import is_gguf, serve
 from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
 from scripts.common.replies import claim, read_replies, resume
-from scripts.common.report.ending import shown
 from scripts.common.secrets import check_arguments
 from scripts.common.server import is_url, server_generator
 from scripts.common.settings import Evaluation, Model, ProblemColumns, Source
-from scripts.common.tracking import append_rows
 
 SETS = {
     "gsm8k": Source(path="openai/gsm8k", subset="main", split="test"),
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         "weights": weights_fingerprint(asked.model),
         **precision(asked),
         "data": asked.data,
-        "fingerprint": data.fingerprint(problems),
+        "fingerprint": fingerprint(problems),
         "system": system,
         "samples": asked.samples,
         "temperature": asked.temperature,
@@ -162,7 +162,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def adapter_of_run(model: str) -> str:
     """The adapter's folder, where the model named is a run folder that has one."""
-    for folder in (Path(model).expanduser(), config.ROOT / model):
+    for folder in (Path(model).expanduser(), ROOT / model):
         if (folder / "adapter" / "adapter_config.json").is_file():
             return str(folder / "adapter")
     return model
@@ -224,7 +224,7 @@ def default_folder(asked: argparse.Namespace) -> Path:
     *around, last = [part for part in parts if part != "gguf"][-2:]
     named = [last] if last.startswith(f"{''.join(around)}-") else [*around, last]
     name = f"{'-'.join(named)}-{Path(asked.data).stem}"
-    return config.ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    return ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
 
 
 def answer_all(

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from posttrain.base.errors import ConfigError, run_main
+from posttrain.base.errors import ConfigError
+from posttrain.base.process import run_main
 from scripts.common import config, usage
 from scripts.common.export import session, source
 from scripts.common.export.room import MERGED, in_order

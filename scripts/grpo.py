@@ -20,7 +20,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import rewards
 from eval import conversation
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
-from posttrain.base.errors import ConfigError, run_main
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import fingerprint
+from posttrain.base.process import run_main
 from scripts.common import (
     config,
     data,
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     facts: dict[str, Any] = {
         "device": device.name,
         "weights": policy.base_weights(settings.model),
-        "data": data.fingerprint([*train_problems, *held_out]),
+        "data": fingerprint([*train_problems, *held_out]),
     }
     identity = run.identity(settings, facts)
     if checkpoint:

@@ -19,10 +19,10 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.judge import INSTRUCTIONS, ORDERS, summarise
-from posttrain.base.errors import ConfigError, run_main
-from posttrain.base.files import write_json
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import fingerprint, write_json
+from posttrain.base.process import run_main
 from scripts.common import report
-from scripts.common.data import fingerprint
 from scripts.common.replies import claim
 from scripts.common.server import KEY_VARIABLE, asker, is_url
 from scripts.common.settings import Evaluation

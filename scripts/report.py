@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from posttrain.base.errors import run_main
+from posttrain.base.paths import shown
+from posttrain.base.process import run_main
 from scripts.common.report import read_run, table
-from scripts.common.report.ending import shown
 
 
 def main() -> None:

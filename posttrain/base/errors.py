@@ -1,19 +1,11 @@
-"""The project's exceptions, and how a script turns them into a message and an exit code.
+"""The project's exceptions, each with the exit code that a script leaves with, and their words.
 
 Exit codes: 0 done; 2 the request is wrong; 3 a health check stopped the run; 4 an export failed its
 parity check; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
 """
 
 import difflib
-import errno
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterable
-from types import FrameType
-
-from posttrain.base.distributed import is_main
-from posttrain.base.process import outlive_readers
+from collections.abc import Iterable
 
 FEW = 12  # names that a message can list
 
@@ -73,49 +65,3 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 def quoted(text: str, limit: int = 60) -> str:
     """The beginning of a text in quotation marks, with an ellipsis where it was cut."""
     return repr(text if len(text) <= limit else f"{text[:limit]}…")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, where nothing else waits for it. Not an Exception, as KeyboardInterrupt is none."""
-
-
-def run_main(main: Callable[[], int | None]) -> None:
-    """Run `main` and leave the process with its exit code; a PostTrainError becomes one message.
-
-    A signal does too, wherever it comes; while training, StopRequest first sees to a checkpoint. A
-    second signal ends the process at once.
-    """
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    outlive_readers()
-    if not is_main():  # what it would say, the main process says
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    try:
-        sys.exit(main() or 0)
-    except PostTrainError as error:
-        if is_main():
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"error: the disk is full{where}; what was saved before is whole. Free some space and "
-            "give the same command again",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except KeyboardInterrupt as stopped:
-        number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
-        print(
-            f"\nstopped by {number.name}; what is on the disk is whole, and the same command goes "
-            "on from there",
-            file=sys.stderr,
-        )
-        sys.exit(128 + number)
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
-    raise Terminated

@@ -1,11 +1,20 @@
-"""Output that may lose its reader: `| head` has read enough, `| tee` died of the same Ctrl-C, the
-terminal was closed. What is written then goes nowhere, and the process goes on."""
+"""The process of a script: its exit code, and output that may lose its reader.
+
+`| head` has read enough, `| tee` died of the same Ctrl-C, the terminal was closed: what is written
+then goes nowhere, and the process goes on.
+"""
 
 import errno
 import io
 import os
+import signal
 import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import TextIO
+
+from posttrain.base.distributed import is_main
+from posttrain.base.errors import PostTrainError
 
 
 class _Unheard(io.FileIO):
@@ -43,3 +52,49 @@ def _outliving(stream: TextIO) -> TextIO:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing else waits for it. Not an Exception, as KeyboardInterrupt is none."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run `main` and leave the process with its exit code; a PostTrainError becomes one message.
+
+    A signal does too, wherever it comes; while training, StopRequest first sees to a checkpoint. A
+    second signal ends the process at once.
+    """
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    outlive_readers()
+    if not is_main():  # what it would say, the main process says
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        sys.exit(main() or 0)
+    except PostTrainError as error:
+        if is_main():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: the disk is full{where}; what was saved before is whole. Free some space and "
+            "give the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt as stopped:
+        number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
+        print(
+            f"\nstopped by {number.name}; what is on the disk is whole, and the same command goes "
+            "on from there",
+            file=sys.stderr,
+        )
+        sys.exit(128 + number)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    raise Terminated

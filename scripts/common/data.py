@@ -195,12 +195,3 @@ def drop_overlong(
         raise DataError(f"{what}: all {len(rows)} rows are over the limit of {limit} tokens")
     print(f"{what}: dropped {len(long)} of {len(rows)} rows over {limit} tokens (data.overlong)")
     return [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
-
-
-def fingerprint(values: Sequence[Any]) -> str:
-    """SHA-256 over rows, to tell whether two runs saw the same data."""
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(repr(value).encode("utf-8"))
-        digest.update(b"\n")
-    return digest.hexdigest()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from posttrain.base.errors import ConfigError
-from scripts.common.config import ROOT
+from posttrain.base.paths import ROOT
 from scripts.common.settings import Model, Training
 from scripts.common.strict_yaml import read_yaml
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError
+from posttrain.base.files import model_fingerprint
+from posttrain.base.paths import ROOT
 from scripts.common import adapter
-from scripts.common.config import ROOT
 from scripts.common.decoding import admit_decode_graphs
 from scripts.common.device import Device
-from scripts.common.fingerprint import model_fingerprint
 from scripts.common.settings import Lora, Model, RolloutModel, Training
 from scripts.common.trust import check_model_folder
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.files import model_fingerprint, sha256
 from scripts.common import data, policy
-from scripts.common.fingerprint import model_fingerprint, sha256
 from scripts.common.llama_server import is_gguf
 from scripts.common.server import is_url
 from scripts.common.settings import PairData, ProblemData, Prompt

@@ -6,7 +6,7 @@ from typing import Any
 
 from eval.gsm8k import ScoredReply, rescore
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.base.files import write_json
+from posttrain.base.files import cut_off_half_line, write_json
 
 
 def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], ScoredReply]:
@@ -56,13 +56,6 @@ def check_request(folder: Path, request: dict[str, Any]) -> None:
                 f"{folder} holds another evaluation ({'; '.join(changed)}); give another --output "
                 "or remove it"
             )
-
-
-def cut_off_half_line(path: Path) -> None:
-    """Remove a last line that has no end, which a crash left."""
-    whole = path.read_bytes().rfind(b"\n") + 1
-    with open(path, "r+b") as file:
-        file.truncate(whole)
 
 
 def read_replies(path: Path) -> list[ScoredReply]:

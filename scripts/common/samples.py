@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.files import append_rows
 from rewards import RewardFunction
 from rewards.answer import count_answer_elements
-from scripts.common.tracking import append_rows
 
 
 def reasoning(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import DataError, did_you_mean
-from scripts.common.config import ROOT
+from posttrain.base.paths import ROOT
 from scripts.common.settings import Source
 
 HUB_FILE = "hf://datasets/"

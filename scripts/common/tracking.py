@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -14,9 +13,9 @@ from typing import Any
 
 from posttrain.base import distributed
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import write_json, write_text
+from posttrain.base.files import jsonl_rows, write_json, write_text
+from posttrain.base.paths import ROOT
 from scripts.common.checkpoint import CheckpointStore, differences, verify
-from scripts.common.config import ROOT
 from scripts.common.settings import Section
 from scripts.common.strict_yaml import dump_yaml, read_yaml
 
@@ -162,33 +161,6 @@ class RunFolder:
             for name, values in comparison.items()
         }
         write_json(self.path / "eval" / "comparison.json", differences)
-
-
-def jsonl_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSONL file."""
-    with open(path, encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
-
-
-def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows to a JSONL file; a number that JSON does not know (NaN, infinity) becomes null."""
-    with open(path, "a", encoding="utf-8") as file:
-        for row in rows:
-            clean = {k: None if _not_finite(v) else v for k, v in row.items()}
-            file.write(json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def keep_rows_until(path: Path, step: int) -> None:
-    """Drop rows after `step`: a resumed run writes them again."""
-    if not path.exists():
-        return
-    whole = path.read_bytes().rpartition(b"\n")[0]  # a crash may have cut the last row off
-    lines = [line for line in whole.decode("utf-8").split("\n") if line]
-    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 def environment() -> dict[str, Any]:

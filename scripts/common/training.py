@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.base import distributed
 from posttrain.base.disk import check_disk, disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError, HealthError
+from posttrain.base.files import append_rows, keep_rows_until
 from posttrain.base.progress import TrainingView
 from scripts.common import policy
 from scripts.common.checkpoint import Score
@@ -17,7 +18,7 @@ from scripts.common.guard import is_out_of_memory
 from scripts.common.report.ending import LivePage, draw
 from scripts.common.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
 from scripts.common.stop import StepAbandoned, StopRequest
-from scripts.common.tracking import Clock, RunFolder, append_rows, keep_rows_until
+from scripts.common.tracking import Clock, RunFolder
 from scripts.common.watch import Watch
 
 # A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.

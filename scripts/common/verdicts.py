@@ -10,9 +10,8 @@ from typing import Any
 from eval import Completion, Conversation
 from eval.judge import ORDERS, Comparison, Order, Verdict, parse_verdict, question
 from posttrain.base.errors import ConfigError, DataError, PostTrainError
+from posttrain.base.files import append_rows, cut_off_half_line
 from posttrain.base.progress import progress_bar
-from scripts.common.replies import cut_off_half_line
-from scripts.common.tracking import append_rows
 
 Ask = Callable[[Conversation, int], Completion]
 Given = dict[tuple[int, Order], Verdict | None]

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
-from posttrain.base.files import write_text
-from scripts.common.tracking import RunFolder, environment, jsonl_rows
+from posttrain.base.files import jsonl_rows, write_text
+from scripts.common.tracking import RunFolder, environment
 from scripts.common.wandb_choice import choose
 
 P = ParamSpec("P")

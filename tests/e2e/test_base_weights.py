@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.files import model_fingerprint
 from scripts.common import policy
-from scripts.common.fingerprint import model_fingerprint
 from scripts.common.settings import Model
 from tests.helpers import ROOT
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.base.errors import run_main
+from posttrain.base.process import run_main
 from scripts import dpo, grpo
 from scripts.common import policy
 from tests.helpers import ROOT

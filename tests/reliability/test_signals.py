@@ -203,7 +203,7 @@ def publish(self, *given):
     return real(self, *given)
 
 CheckpointStore.publish = publish
-from posttrain.base.errors import run_main
+from posttrain.base.process import run_main
 from scripts import dpo
 run_main(lambda: dpo.main(sys.argv[1:]))
 """
@@ -244,7 +244,7 @@ def publish(self, *given):
     return real(self, *given)
 
 CheckpointStore.publish = publish
-from posttrain.base.errors import run_main
+from posttrain.base.process import run_main
 from scripts import grpo
 run_main(lambda: grpo.main(sys.argv[1:]))
 """

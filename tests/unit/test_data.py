@@ -15,9 +15,9 @@ from eval import conversation
 from eval.gsm8k import Problem
 from eval.preference import Pair
 from posttrain.base.errors import DataError
+from posttrain.base.files import fingerprint
 from scripts.common.data import (
     drop_overlong,
-    fingerprint,
     hold_out,
     load_pairs,
     load_problems,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.base import distributed
-from posttrain.base.errors import ConfigError, run_main
+from posttrain.base.errors import ConfigError
+from posttrain.base.process import run_main
 from scripts import grpo
 from scripts.common.config import load_settings
 from scripts.common.settings import GRPOSettings

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.files import append_rows
 from scripts.common.hub import to_upload
 from scripts.common.model_card import write_model_card
 from scripts.common.strict_yaml import read_yaml
-from scripts.common.tracking import append_rows
 from tests.helpers import CONFIGS, ROOT, run_script
 
 MEASURE = {
@@ -200,7 +200,7 @@ def hub() -> Iterator[str]:
 def upload(run: Path, hub: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = (
         "import sys; from pathlib import Path; from scripts.common.hub import push\n"
-        "from posttrain.base.errors import run_main\n"
+        "from posttrain.base.process import run_main\n"
         "run_main(lambda: print(push(Path(sys.argv[1]), 'someone/model', sys.argv[2:])))"
     )
     environment = {

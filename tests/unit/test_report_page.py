@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.files import append_rows
 from scripts.common.report import differences, ending, page, record, samples
 from scripts.common.report.drawing import MOST_POINTS, moving_average, thin
 from scripts.common.report.verdict import Verdict, verdict
-from scripts.common.tracking import append_rows
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_metrics, grpo_run, unfinished, write
 

@@ -17,10 +17,10 @@ import pytest
 import wandb
 
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import write_json
+from posttrain.base.files import append_rows, write_json
 from scripts.common.config import check_packages, load_settings
 from scripts.common.settings import GRPOSettings
-from scripts.common.tracking import RunFolder, append_rows
+from scripts.common.tracking import RunFolder
 from scripts.common.wandb_choice import Choice, choose, reachable
 from scripts.common.wandb_log import WandbLog
 from tests.helpers import ROOT

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import CheckpointError, ConfigError
+from posttrain.base.files import model_fingerprint
 from scripts.common import policy
 from scripts.common.checkpoint import CheckpointStore, verify
-from scripts.common.fingerprint import model_fingerprint
 from scripts.common.settings import Model
 from scripts.common.trust import check_checkpoint, check_model_folder
 from tests.helpers import ROOT
@@ -145,8 +145,8 @@ def test_a_fingerprint_changes_with_what_makes_the_model_only(folder: Path) -> N
 def test_a_large_weight_file_is_known_by_its_ends_and_size(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.common.fingerprint._WHOLE", 1000)
-    monkeypatch.setattr("scripts.common.fingerprint._PART", 100)
+    monkeypatch.setattr("posttrain.base.files._WHOLE", 1000)
+    monkeypatch.setattr("posttrain.base.files._PART", 100)
     path = folder / "model.safetensors"
     content, seen = path.read_bytes(), {model_fingerprint(folder)}
     for changed in (b"x" + content[1:], content[:-1] + b"x", content + b"x"):

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from scripts.common.config import ROOT, load_settings
+from posttrain.base.paths import ROOT
+from scripts.common.config import load_settings
 from scripts.common.device import Device, check_device
 from scripts.common.doctor.estimate import estimate, shape_of
 from scripts.common.doctor.finding import Finding

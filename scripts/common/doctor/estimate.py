@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.common.config import ROOT
+from posttrain.base.paths import ROOT
 from scripts.common.doctor.installation import model_cache
 from scripts.common.settings import DPOSettings, GRPOSettings, GRPOTraining
 

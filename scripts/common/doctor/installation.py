@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
-from scripts.common.config import ROOT
+from posttrain.base.paths import ROOT
 from scripts.common.doctor.finding import Finding
 from scripts.common.tracking import PACKAGES
 

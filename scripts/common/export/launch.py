@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from posttrain.base.distributed import is_main
-from scripts.common.config import ROOT
+from posttrain.base.paths import ROOT
 from scripts.common.guard import free_memory
 from scripts.common.settings import Export
 

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from posttrain.base.errors import ConfigError, ExportError
-from posttrain.base.paths import cache_folder
-from scripts.common.fingerprint import sha256
+from posttrain.base.files import sha256
+from posttrain.base.paths import ROOT, cache_folder
 
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -97,7 +97,7 @@ def run_tool(command: Sequence[str | Path], **options: str) -> str:
         text=True,
         errors="replace",
         env=environment,
-        cwd=Path(__file__).resolve().parents[3],
+        cwd=ROOT,
     )
     if result.returncode:
         end = "\n  ".join(result.stdout.strip().splitlines()[-15:])

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.files import write_json
-from scripts.common.fingerprint import sha256
+from posttrain.base.files import sha256, write_json
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import sync_folder
+from posttrain.base.files import model_fingerprint, sync_folder
+from posttrain.base.paths import shown
 from scripts.common.export import merge, parity, wording
 from scripts.common.export.gguf import write_gguf
 from scripts.common.export.ollama import export_ollama
@@ -24,7 +25,6 @@ from scripts.common.export.room import MERGED, check_room, in_order, merged_dtyp
 from scripts.common.export.source import Trained, base_folder
 from scripts.common.export.texts import gate_texts
 from scripts.common.export.weights import check_weights
-from scripts.common.fingerprint import model_fingerprint
 from scripts.common.policy import LIBRARIES
 from scripts.common.report import ending
 from scripts.common.settings import Export
@@ -56,13 +56,13 @@ def export(trained: Trained, settings: Export) -> int:
             elif not exports.make(target) and target == MERGED:
                 break  # nothing can be proven against weights that are not
     if exports.unproven:
-        record = ending.shown(exports.record.path)
+        record = shown(exports.record.path)
         print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {record})")
         return 4
     made = {t: exports.record.content["exports"][t]["path"] for t in exports.wanted}
     print("\nProven")
     for target, path in (made | {"record": exports.record.path.name}).items():
-        print(f"  {target:12}  {ending.shown(trained.output / path)}")
+        print(f"  {target:12}  {shown(trained.output / path)}")
     print(ending.after_export(trained.output, made, trained.name, trained.run))
     return 0
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.paths import ROOT
 from scripts.common.checkpoint import CheckpointStore
-from scripts.common.config import ROOT
 from scripts.common.policy import local_or_hub
 from scripts.common.strict_yaml import read_yaml
 

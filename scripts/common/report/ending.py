@@ -1,6 +1,5 @@
 """The last lines of a run: its table, its page, and the commands that come next."""
 
-import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from typing import Any
 
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import ConfigError
-from scripts.common.config import ROOT
+from posttrain.base.paths import ROOT, run_command, shown
 from scripts.common.report.record import section
 from scripts.common.report.tables import comparison_table
 from scripts.common.strict_yaml import read_yaml
@@ -77,7 +76,7 @@ class LivePage:
 
 def next_commands(run: Path) -> str:
     """Two commands a user may want now, as they have to be typed in this folder."""
-    runner, folder = _runner(), shlex.quote(shown(run))
+    runner, folder = run_command(), shlex.quote(shown(run))
     adapter = shlex.quote(shown(run / "adapter"))
     try:
         settings: dict[str, Any] = read_yaml(run / "config.yaml")
@@ -103,26 +102,12 @@ def after_export(folder: Path, made: Mapping[str, str], name: str, settings: dic
         commands.append(f"ollama create {name} -f {modelfile} && ollama run {name}")
     last = [path for target, path in made.items() if target != "ollama"][-1:]
     for model in (shlex.quote(shown(folder / path)) for path in last):
-        commands.append(f"{_runner()} evaluate --model {model} {_evaluation(settings)}")
+        commands.append(f"{run_command()} evaluate --model {model} {_evaluation(settings)}")
     return _next(*commands)
 
 
 def _next(*commands: str) -> str:
     return "\n  ".join(("\nNext", *commands))
-
-
-def shown(path: Path) -> str:
-    """A path as a user here would type it: relative where it is below this folder."""
-    path, here = path.absolute(), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def _runner() -> str:
-    """`./run`, from wherever we are."""
-    here = Path(os.path.relpath(ROOT / "run"))
-    if here.parts[0] != "..":
-        return shlex.quote(f"./{here}")
-    return shlex.quote(str(here if len(here.parts) <= 3 else ROOT / "run"))
 
 
 def _evaluation(settings: dict[str, Any]) -> str:
