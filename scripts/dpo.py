@@ -19,10 +19,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from eval.preference import Pair
 from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import parse_command_line
 from scripts.common import (
     adapter,
     batches,
-    config,
     data,
     guarded_trainers,
     inference,
@@ -43,7 +44,6 @@ from scripts.common.pairs import problem_sets, scoring
 from scripts.common.pairs import report as pair_report
 from scripts.common.pairs import report_text as pair_report_text
 from scripts.common.pairs.side_by_side import example
-from scripts.common.settings import DPOSettings
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
 PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss": "loss"}
@@ -51,7 +51,7 @@ PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss
 
 def main(argv: list[str] | None = None) -> int:
     """The story of a run; returns the exit code."""
-    command = config.parse_command_line(DPOSettings, CONFIG_CLASS, __doc__ or "", argv)
+    command = parse_command_line(DPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     settings = command.settings
     run = tracking.RunFolder(command.output)
     if not command.dry_run and run.is_done(settings, command.resume):

@@ -37,13 +37,13 @@ from posttrain.base.files import append_rows, fingerprint, write_json
 from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
+from posttrain.settings import Evaluation, Model, ProblemColumns, Source
+from posttrain.settings.secrets import check_arguments
 from scripts.common import data, inference, policy, report
 from scripts.common.llama_server import is_gguf, serve
 from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
 from scripts.common.replies import claim, read_replies, resume
-from scripts.common.secrets import check_arguments
 from scripts.common.server import is_url, server_generator
-from scripts.common.settings import Evaluation, Model, ProblemColumns, Source
 
 SETS = {
     "gsm8k": Source(path="openai/gsm8k", subset="main", split="test"),

@@ -23,8 +23,9 @@ from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import parse_command_line
 from scripts.common import (
-    config,
     data,
     guarded_trainers,
     inference,
@@ -40,7 +41,6 @@ from scripts.common.device import check_device
 from scripts.common.export.launch import after_training
 from scripts.common.model_card import write_model_card
 from scripts.common.samples import SampleRecorder
-from scripts.common.settings import GRPOSettings
 
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
 PROGRESS = {
@@ -53,7 +53,7 @@ PROGRESS = {
 
 def main(argv: list[str] | None = None) -> int:
     """The story of a run; returns the exit code."""
-    command = config.parse_command_line(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
+    command = parse_command_line(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     settings = command.settings
     run = tracking.RunFolder(command.output)
     if not command.dry_run and run.is_done(settings, command.resume):

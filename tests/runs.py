@@ -14,8 +14,8 @@ from eval.preference import scores as pair_scores
 from eval.replies import measure
 from eval.replies import scores as reply_scores
 from posttrain.base.files import append_rows
-from scripts.common.config import load_settings
-from scripts.common.settings import DPOSettings, GRPOSettings
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
 from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from scripts.common.settings import Lora
+from posttrain.settings import Lora
 
 MOVED = ("pissa", "olora")
 """Starts that change the base weights; their adapters are converted when they are saved."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
-from scripts.common.settings import Model, Training
-from scripts.common.strict_yaml import read_yaml
+from posttrain.settings import Model, Training
+from posttrain.settings.strict_yaml import read_yaml
 
 
 @dataclass(frozen=True)

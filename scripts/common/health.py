@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scripts.common.settings import PairHealth, ProblemHealth
+from posttrain.settings import PairHealth, ProblemHealth
 
 Row = Mapping[str, Any]
 """What the trainer logs of a step, or the mean over the steps since the last one it logged."""

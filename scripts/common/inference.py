@@ -9,10 +9,10 @@ from typing import Any
 from eval import Completion, Conversation, Generate, Message
 from eval.preference import Pair
 from posttrain.base.progress import progress_bar
+from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 from scripts.common.adapter import reference_mode
 from scripts.common.policy import inference_mode
-from scripts.common.settings import Evaluation
 
 LONGEST_ANSWER = 96  # tokens that surely hold an answer element of 64 characters and its tags
 SHORTEST_ROUND = 32  # tokens: below it, reading the prompts again would cost more than it saves

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from posttrain.base.distributed import is_main
+from posttrain.settings import Section
 from scripts.common import wandb_log
-from scripts.common.settings import Section
 from scripts.common.tracking import RunFolder
 
 # Where each keeps its files, unless the user's environment says otherwise.

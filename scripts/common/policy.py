@@ -20,10 +20,10 @@ from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint
 from posttrain.base.paths import ROOT
+from posttrain.settings import Lora, Model, RolloutModel, Training
 from scripts.common import adapter
 from scripts.common.decoding import admit_decode_graphs
 from scripts.common.device import Device
-from scripts.common.settings import Lora, Model, RolloutModel, Training
 from scripts.common.trust import check_model_folder
 
 # No Python and no pickle of a model, wherever it comes from.

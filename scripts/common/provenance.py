@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.files import model_fingerprint, sha256
+from posttrain.settings import PairData, ProblemData, Prompt
+from posttrain.settings.strict_yaml import read_yaml
 from scripts.common import data, policy
 from scripts.common.llama_server import is_gguf
 from scripts.common.server import is_url
-from scripts.common.settings import PairData, ProblemData, Prompt
 from scripts.common.sources import read_rows
-from scripts.common.strict_yaml import read_yaml
 
 
 def run_config(model: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import httpx
 
 from eval import Completion, Conversation, Generate
 from posttrain.base.errors import ConfigError
-from scripts.common.settings import Evaluation
+from posttrain.settings import Evaluation
 
 TRIES = 4
 PATIENCE_S = 600.0  # a busy CPU server may take minutes for one long reply

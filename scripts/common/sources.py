@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.base.errors import DataError, did_you_mean
 from posttrain.base.paths import ROOT
-from scripts.common.settings import Source
+from posttrain.settings import Source
 
 HUB_FILE = "hf://datasets/"
 

@@ -70,8 +70,8 @@ sys.exit(code)
 
 def load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """The settings of both sides, and the overrides that give them to our command."""
-    from scripts.common.config import load_settings
-    from scripts.common.settings import DPOSettings
+    from posttrain.settings import DPOSettings
+    from posttrain.settings.command import load_settings
 
     overrides = [
         f"training.max_steps={arguments.steps}",

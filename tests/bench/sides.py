@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.preference import Pair
+from posttrain.settings import DPOSettings, GRPOSettings
 from scripts import dpo, grpo
 from scripts.common import data, policy, tracking, training
 from scripts.common.pairs import lengths as pair_lengths
-from scripts.common.settings import DPOSettings, GRPOSettings
 
 SETTINGS: dict[str, Any] = {"dpo": DPOSettings, "grpo": GRPOSettings}
 SCRIPTS: dict[str, Any] = {"dpo": dpo, "grpo": grpo}

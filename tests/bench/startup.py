@@ -83,7 +83,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
         (script, "build_trainer", "build trainer"),
     ):
         stages.wrap(owner, name, stage)
-    parse = script.config.parse_command_line
+    parse = script.parse_command_line
 
     def parsed(*given: Any, **named: Any) -> Any:
         command = parse(*given, **named)
@@ -91,7 +91,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
         stages._open.pop()
         return command
 
-    script.config.parse_command_line = parsed
+    script.parse_command_line = parsed
 
     def train(trainer: Any, *_: Any, **__: Any) -> Any:
         stages.switch()

@@ -43,8 +43,9 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from posttrain.settings import command as config
 from scripts import dpo, grpo
-from scripts.common import config, data, integrations, policy, tracking, training
+from scripts.common import data, integrations, policy, tracking, training
 from tests.bench.lengths import force_lengths, recorded_lengths
 from tests.bench.sides import SCRIPTS, SETTINGS
 from tests.bench.watch import Clock

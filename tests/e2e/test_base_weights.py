@@ -11,8 +11,8 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint
+from posttrain.settings import Model
 from scripts.common import policy
-from scripts.common.settings import Model
 from tests.helpers import ROOT
 
 COMMITS = ("1" * 40, "2" * 40)
@@ -57,7 +57,7 @@ def test_the_repository_that_unsloth_takes_instead_counts(hub: Path) -> None:
     code = f"""
 from pathlib import Path
 from scripts.common import policy
-from scripts.common.settings import Model
+from posttrain.settings import Model
 from tests.e2e.test_base_weights import cache
 policy.start(False, 1)
 from unsloth.models.loader_utils import get_model_name

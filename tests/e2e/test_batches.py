@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import batches, config, data, policy, tracking
-from scripts.common.settings import DPOSettings
+from scripts.common import batches, data, policy, tracking
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a 
 
 
 def build(folder: Path, strategy: str, *overrides: str, pairs: int = 40) -> Any:
-    settings = config.load_settings(
+    settings = load_settings(
         DPOSettings,
         CONFIG,
         [

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from scripts.common import config, decoding, policy
-from scripts.common.settings import GRPOSettings
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
+from scripts.common import decoding, policy
 from tests.bench.lengths import force_lengths
 from tests.helpers import ROOT
 
@@ -19,7 +20,7 @@ CONFIG = ROOT / "configs" / "grpo_demo.yaml"
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[Any, Any]:
-    settings = config.load_settings(GRPOSettings, CONFIG)
+    settings = load_settings(GRPOSettings, CONFIG)
     return policy.load(settings.model, settings.lora, settings.training, verbose=False)
 
 
@@ -134,7 +135,7 @@ def test_settings_of_decoding(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a GPU or vLLM: a note, nothing, and an error that says what to do."""
 
     def load(*overrides: str) -> None:
-        settings = config.load_settings(GRPOSettings, CONFIG, list(overrides))
+        settings = load_settings(GRPOSettings, CONFIG, list(overrides))
         policy.load(settings.model, settings.lora, settings.training, verbose=False)
 
     load("model.decode_graphs=true", "model.fast_inference=auto")

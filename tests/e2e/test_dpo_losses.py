@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import config, data, policy, tracking
-from scripts.common.settings import DPOSettings
+from scripts.common import data, policy, tracking
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -38,7 +39,7 @@ FIRST_LOSS = {
 
 def train(folder: Path, *overrides: str, steps: int = 1) -> tuple[Any, list[float]]:
     chosen = [f"training.beta={BETA}", f"training.max_steps={steps}", *overrides]
-    settings = config.load_settings(
+    settings = load_settings(
         DPOSettings, CONFIG, ["training.precompute_ref_log_probs=true", *chosen]
     )
     pairs = data.load_pairs(settings.data, settings.prompt)[0][:16]

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from eval.replies import kl_per_token
-from scripts.common import config, data, policy
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
+from scripts.common import data, policy
 from scripts.common.pairs import problem_sets, scoring
-from scripts.common.settings import DPOSettings
 from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 
@@ -19,7 +20,7 @@ Loaded = tuple[Any, Any]
 
 
 def settings_with(*overrides: str) -> DPOSettings:
-    return config.load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", list(overrides))
+    return load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", list(overrides))
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
+from posttrain.settings.export import Parity
 from scripts.common.export import gguf, llama_cpp, merge, parity, reference, texts
 from scripts.common.export.record import Check
 from scripts.common.export.weights import check_weights
-from scripts.common.settings.export import Parity
 from tests.helpers import ROOT, make_adapter, run_script
 
 DEMO = ROOT / "assets" / "demo_model"

@@ -9,9 +9,10 @@ import pytest
 
 from eval import Completion, Conversation, conversation
 from eval.preference import Pair
+from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
+from posttrain.settings.command import load_settings
 from rewards.answer import CLOSE, ends_with_answer
-from scripts.common import config, data, inference, policy
-from scripts.common.settings import DPOSettings, Evaluation, ProblemColumns, Source
+from scripts.common import data, inference, policy
 from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT
 
@@ -317,7 +318,7 @@ def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> N
     import torch
     from transformers import AutoModelForCausalLM
 
-    settings = config.load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
+    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
     pairs = data.load_pairs(settings.data, settings.prompt)[0][:24]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     fresh = inference.pair_log_probs(model, tokenizer, pairs, 8, reference=False)

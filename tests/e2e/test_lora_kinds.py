@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import adapter, config, data, inference, policy, tracking
-from scripts.common.settings import DPOSettings
+from scripts.common import adapter, data, inference, policy, tracking
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -29,7 +30,7 @@ KINDS = {
 def settings_of(*overrides: str) -> DPOSettings:
     short = ("training.max_steps=2", "training.loss_type=[sigmoid]", "training.save_steps=1")
     precomputed = "training.precompute_ref_log_probs=true"
-    return config.load_settings(DPOSettings, CONFIG, [*short, precomputed, *overrides])
+    return load_settings(DPOSettings, CONFIG, [*short, precomputed, *overrides])
 
 
 class Trained:

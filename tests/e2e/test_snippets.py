@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.config import load_settings
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
 from scripts.common.export.merge import merge
-from scripts.common.settings import GRPOSettings
 from scripts.common.snippets import snippets
 from tests.helpers import ROOT, make_adapter
 

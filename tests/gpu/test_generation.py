@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from eval import conversation
-from scripts.common import config, data, inference, policy
+from posttrain.settings import Evaluation, GRPOSettings, ProblemColumns, Source
+from posttrain.settings import command as config
+from scripts.common import data, inference, policy
 from scripts.common.device import Device
-from scripts.common.settings import Evaluation, GRPOSettings, ProblemColumns, Source
 from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT
 

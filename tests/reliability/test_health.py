@@ -301,9 +301,10 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
     """A watched trainer whose adapter is not fresh, and 8 rows for a training step."""
     import torch
 
+    from posttrain.settings import DPOSettings, GRPOSettings
+    from posttrain.settings.command import load_settings
     from scripts import dpo, grpo
-    from scripts.common import config, data, policy, tracking
-    from scripts.common.settings import DPOSettings, GRPOSettings
+    from scripts.common import data, policy, tracking
     from scripts.common.stop import StopRequest
     from scripts.common.watch import Watch
 
@@ -314,7 +315,7 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
         if name == "grpo"
         else []
     )
-    settings: Any = config.load_settings(
+    settings: Any = load_settings(
         {"dpo": DPOSettings, "grpo": GRPOSettings}[name], Path(given[1]), given[4:]
     )
     run = tracking.RunFolder(tmp_path / "run")

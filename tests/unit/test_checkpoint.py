@@ -13,6 +13,8 @@ import pytest
 
 from posttrain.base.disk import check_disk, is_disk_full
 from posttrain.base.errors import CheckpointError, ConfigError
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
 from scripts.common import checkpoint
 from scripts.common.checkpoint import (
     CheckpointStore,
@@ -20,8 +22,6 @@ from scripts.common.checkpoint import (
     check_same_run,
     verify,
 )
-from scripts.common.config import load_settings
-from scripts.common.settings import DPOSettings
 from scripts.common.stop import StopRequest
 from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
@@ -281,7 +281,7 @@ def test_time_limit() -> None:
 
 def test_safe_points() -> None:
     """With rollouts for two optimizer steps, only every second step can be saved."""
-    from scripts.common.settings import GRPOTraining
+    from posttrain.settings import GRPOTraining
 
     training = GRPOTraining(
         learning_rate=1e-3,

@@ -16,6 +16,7 @@ from eval.gsm8k import Problem
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint
+from posttrain.settings import PairColumns, PairData, ProblemData, Prompt, Source
 from scripts.common.data import (
     drop_overlong,
     hold_out,
@@ -24,7 +25,6 @@ from scripts.common.data import (
     normalise,
     prompt_key,
 )
-from scripts.common.settings import PairColumns, PairData, ProblemData, Prompt, Source
 from scripts.common.sources import read_rows
 from tests.helpers import ROOT, SHARED, needs_shared
 from tests.unit.conftest import Ask

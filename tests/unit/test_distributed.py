@@ -12,9 +12,9 @@ import pytest
 from posttrain.base import distributed
 from posttrain.base.errors import ConfigError
 from posttrain.base.process import run_main
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
 from scripts import grpo
-from scripts.common.config import load_settings
-from scripts.common.settings import GRPOSettings
 from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 from tests.runs import grpo_run
@@ -134,8 +134,8 @@ from types import SimpleNamespace
 from scripts import grpo
 from posttrain.base import distributed
 from posttrain.base.errors import HealthError
-from scripts.common.config import load_settings
-from scripts.common.settings import GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.settings import GRPOSettings
 from scripts.common.tracking import RunFolder
 from scripts.common.watch import Watch
 

@@ -16,9 +16,9 @@ import yaml
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
+from posttrain.settings.strict_yaml import read_yaml
 from scripts.common.hub import to_upload
 from scripts.common.model_card import write_model_card
-from scripts.common.strict_yaml import read_yaml
 from tests.helpers import CONFIGS, ROOT, run_script
 
 MEASURE = {
@@ -45,9 +45,9 @@ def make_run(
     folder: Path, config: str = "grpo_demo", finished: bool = True, **changes: Any
 ) -> Path:
     """A run folder with its records, as training leaves it, around files of a few bytes."""
-    from scripts.common.config import load_settings
-    from scripts.common.settings import DPOSettings, GRPOSettings
-    from scripts.common.strict_yaml import dump_yaml
+    from posttrain.settings import DPOSettings, GRPOSettings
+    from posttrain.settings.command import load_settings
+    from posttrain.settings.strict_yaml import dump_yaml
 
     kind: Any = GRPOSettings if config.startswith("grpo") else DPOSettings
     settings = load_settings(kind, ROOT / "configs" / f"{config}.yaml").model_dump(mode="json")

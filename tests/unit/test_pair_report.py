@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from eval.preference import Pair
+from posttrain.settings import PairData, Prompt
 from scripts.common.data import PairSet, load_pair_set, normalise
 from scripts.common.pairs import copies
 from scripts.common.pairs import lengths as pair_lengths
@@ -17,7 +18,6 @@ from scripts.common.pairs import warnings as pair_warnings
 from scripts.common.pairs.examples import token_texts
 from scripts.common.pairs.lengths import NOT_MEASURABLE, Lengths
 from scripts.common.pairs.report_text import WIDTH, render_text, render_warnings
-from scripts.common.settings import PairData, Prompt
 from tests.helpers import ROOT, SHARED, needs_shared, run_script
 
 Report = dict[str, Any]

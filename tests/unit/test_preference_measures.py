@@ -14,11 +14,12 @@ from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply, kl_per_token, measure, repetition
 from eval.stats import wilson_interval
 from posttrain.base.errors import ConfigError, DataError
-from scripts.common import config, data
+from posttrain.settings import DPOSettings, PairData, Prompt, Source
+from posttrain.settings.command import load_settings
+from scripts.common import data
 from scripts.common.pairs import problem_sets
 from scripts.common.pairs.lengths import measure as measure_lengths
 from scripts.common.pairs.side_by_side import WIDTH, example
-from scripts.common.settings import DPOSettings, PairData, Prompt, Source
 from tests.helpers import ROOT, SHARED, needs_shared
 
 DEMO = ROOT / "configs" / "dpo_demo.yaml"
@@ -196,7 +197,7 @@ def test_kl_estimates_the_exact_divergence() -> None:
 
 
 def settings_with(*overrides: str) -> DPOSettings:
-    return config.load_settings(DPOSettings, DEMO, list(overrides))
+    return load_settings(DPOSettings, DEMO, list(overrides))
 
 
 def tokenizer() -> Any:
@@ -264,7 +265,7 @@ def test_settings_of_problem_sets(also: str, said: str) -> None:
 
 @pytest.mark.parametrize("name", ["dpo_french_16gb", "dpo_french_t4"])
 def test_the_french_configs_check_that_arithmetic_is_kept(name: str) -> None:
-    settings = config.load_settings(DPOSettings, ROOT / "configs" / f"{name}.yaml")
+    settings = load_settings(DPOSettings, ROOT / "configs" / f"{name}.yaml")
     sets = {each.name: each for each in settings.evaluation.also}
     assert (sets["mgsm_fr"].limit, sets["mgsm_fr"].language) == (250, "fr")
     assert (sets["gsm8k"].limit, sets["gsm8k"].language) == (200, "en")

@@ -18,8 +18,8 @@ import wandb
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows, write_json
-from scripts.common.config import check_packages, load_settings
-from scripts.common.settings import GRPOSettings
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import check_packages, load_settings
 from scripts.common.tracking import RunFolder
 from scripts.common.wandb_choice import Choice, choose, reachable
 from scripts.common.wandb_log import WandbLog

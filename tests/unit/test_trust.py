@@ -12,9 +12,9 @@ import pytest
 
 from posttrain.base.errors import CheckpointError, ConfigError
 from posttrain.base.files import model_fingerprint
+from posttrain.settings import Model
 from scripts.common import policy
 from scripts.common.checkpoint import CheckpointStore, verify
-from scripts.common.settings import Model
 from scripts.common.trust import check_checkpoint, check_model_folder
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask

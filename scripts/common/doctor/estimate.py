@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.paths import ROOT
+from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining
 from scripts.common.doctor.installation import model_cache
-from scripts.common.settings import DPOSettings, GRPOSettings, GRPOTraining
 
 GB = 2**30
 NF4_BYTES = 4.127 / 8

@@ -16,6 +16,7 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.paths import shown
+from posttrain.settings import Export
 from scripts.common.export import merge, parity, wording
 from scripts.common.export.gguf import write_gguf
 from scripts.common.export.ollama import export_ollama
@@ -27,7 +28,6 @@ from scripts.common.export.texts import gate_texts
 from scripts.common.export.weights import check_weights
 from scripts.common.policy import LIBRARIES
 from scripts.common.report import ending
-from scripts.common.settings import Export
 
 
 def export(trained: Trained, settings: Export) -> int:

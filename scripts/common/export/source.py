@@ -9,9 +9,9 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
+from posttrain.settings.strict_yaml import read_yaml
 from scripts.common.checkpoint import CheckpointStore
 from scripts.common.policy import local_or_hub
-from scripts.common.strict_yaml import read_yaml
 
 QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]

@@ -5,8 +5,8 @@ from typing import Any
 
 from eval import Conversation, conversation
 from posttrain.base.errors import DataError
+from posttrain.settings import ProblemColumns, Source
 from scripts.common import data
-from scripts.common.settings import ProblemColumns, Source
 
 QUESTIONS = (
     "What is the capital of France, and which river runs through it?",

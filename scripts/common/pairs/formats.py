@@ -10,9 +10,9 @@ from collections.abc import Callable
 from eval import Conversation, conversation
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
+from posttrain.settings import PairData
 from scripts.common.pairs import messages
 from scripts.common.pairs.messages import Reply
-from scripts.common.settings import PairData
 from scripts.common.sources import Row, checked_text
 
 PARTED = "the two sides part before their last reply"

@@ -7,8 +7,8 @@ from eval import conversation
 from eval.gsm8k import MGSM_OVERLAP, SYSTEM, Problem, ScoredReply, evaluate
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
+from posttrain.settings import DPOSettings, ProblemSet
 from scripts.common import data, inference
-from scripts.common.settings import DPOSettings, ProblemSet
 
 Problems = dict[str, list[Problem]]
 """The problems of each set, by its name."""

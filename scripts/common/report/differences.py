@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from posttrain.settings import DPOSettings, GRPOSettings
 from scripts.common.report.record import Record
-from scripts.common.settings import DPOSettings, GRPOSettings
 
 ABSENT = object()
 

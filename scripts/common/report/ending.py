@@ -9,9 +9,9 @@ from typing import Any
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT, run_command, shown
+from posttrain.settings.strict_yaml import read_yaml
 from scripts.common.report.record import section
 from scripts.common.report.tables import comparison_table
-from scripts.common.strict_yaml import read_yaml
 
 
 def finish(run: Path) -> None:

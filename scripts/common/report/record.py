@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from scripts.common.strict_yaml import read_yaml
+from posttrain.settings.strict_yaml import read_yaml
 
 SIDES = ("before", "after")
 TRACES = ("config.yaml", "environment.json", "metrics.jsonl", "eval")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from scripts.common.settings.section import Section
+from posttrain.settings.section import Section
 
 Target = Literal["merged_16bit", "gguf:f16", "gguf:bf16", "gguf:q8_0", "gguf:q4_k_m", "ollama"]
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from scripts.common.settings.section import Section
+from posttrain.settings.section import Section
 
 
 class Health(Section):

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from scripts.common.settings.section import Section
+from posttrain.settings.section import Section
 
 
 class Training(Section):

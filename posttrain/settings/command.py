@@ -16,11 +16,11 @@ from pydantic_core import ErrorDetails
 
 from posttrain.base.errors import ConfigError, did_you_mean, nearest
 from posttrain.base.paths import ROOT
-from scripts.common.secrets import check_arguments, check_values
-from scripts.common.settings import DPOSettings, GRPOSettings, Section
-from scripts.common.strict_yaml import parse_yaml, read_yaml
-from scripts.common.trainer_fields import config_fields, enum_values
-from scripts.common.usage import Parser, section_of
+from posttrain.settings import DPOSettings, GRPOSettings, Section
+from posttrain.settings.help import Parser, section_of
+from posttrain.settings.secrets import check_arguments, check_values
+from posttrain.settings.strict_yaml import parse_yaml, read_yaml
+from posttrain.settings.trainer_fields import config_fields, enum_values
 
 # Arguments of the trainers that the scripts set themselves, and where the user says it instead.
 OWNED = {

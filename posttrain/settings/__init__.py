@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from scripts.common.settings.data import (
+from posttrain.settings.data import (
     PairColumns,
     PairData,
     ProblemColumns,
@@ -18,10 +18,10 @@ from scripts.common.settings.data import (
     Prompt,
     Source,
 )
-from scripts.common.settings.export import Export
-from scripts.common.settings.health import Health, PairHealth, ProblemHealth
-from scripts.common.settings.section import Section
-from scripts.common.settings.training import DPOTraining, GRPOTraining, Training
+from posttrain.settings.export import Export
+from posttrain.settings.health import Health, PairHealth, ProblemHealth
+from posttrain.settings.section import Section
+from posttrain.settings.training import DPOTraining, GRPOTraining, Training
 
 __all__ = [
     "DPOSettings",

@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from scripts.common.settings import Section
+from posttrain.settings import Section
 
 WORDS = {
     int: "integer",
