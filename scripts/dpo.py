@@ -19,12 +19,15 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from eval.preference import Pair
 from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
+from posttrain.data.pairs import PairSet, drop_overlong, load_pair_set
+from posttrain.data.report import build as pair_report
+from posttrain.data.report import lengths as pair_lengths
+from posttrain.data.report import text as pair_report_text
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import parse_command_line
 from scripts.common import (
     adapter,
     batches,
-    data,
     guarded_trainers,
     inference,
     integrations,
@@ -39,10 +42,7 @@ from scripts.common.checkpoint import check_same_run
 from scripts.common.device import check_device
 from scripts.common.export.launch import after_training
 from scripts.common.model_card import write_model_card
-from scripts.common.pairs import lengths as pair_lengths
 from scripts.common.pairs import problem_sets, scoring
-from scripts.common.pairs import report as pair_report
-from scripts.common.pairs import report_text as pair_report_text
 from scripts.common.pairs.side_by_side import example
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     integrations.keep_files_in(run, settings.tracking.report_to)
 
     # Pairs, checked and reported on before anything heavy is loaded.
-    pairs = data.load_pair_set(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt)
     if command.dry_run:
         dry_run(pairs, settings)
         print(command.verdict())
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     return after_training(run.path, settings.export)
 
 
-def dry_run(pairs: data.PairSet, settings: DPOSettings) -> None:
+def dry_run(pairs: PairSet, settings: DPOSettings) -> None:
     """Print the data report; refuse what a run would refuse.
 
     The tokenizer is the run's, but neither Unsloth nor torch is imported: it needs neither, and
@@ -137,7 +137,7 @@ def dry_run(pairs: data.PairSet, settings: DPOSettings) -> None:
 
 
 def examine(
-    pairs: data.PairSet, tokenizer: Any, settings: DPOSettings
+    pairs: PairSet, tokenizer: Any, settings: DPOSettings
 ) -> tuple[dict[str, Any], list[list[pair_lengths.Lengths]]]:
     """The data report, and the token lengths of the pairs to train on and of those held out."""
     lengths = [pair_lengths.measure(side, tokenizer) for side in (pairs.train, pairs.held_out)]
@@ -146,13 +146,13 @@ def examine(
 
 
 def fitting(
-    pairs: data.PairSet, lengths: list[list[pair_lengths.Lengths]], settings: DPOSettings
+    pairs: PairSet, lengths: list[list[pair_lengths.Lengths]], settings: DPOSettings
 ) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train on and those to score that fit model.max_seq_length."""
     sides = ((pairs.train, "training pairs"), (pairs.held_out, "held-out pairs"))
     limit, rule = settings.model.max_seq_length, settings.data.overlong
     train, held_out = (
-        data.drop_overlong(side, [length.whole for length in measured], limit, rule, what)
+        drop_overlong(side, [length.whole for length in measured], limit, rule, what)
         for (side, what), measured in zip(sides, lengths, strict=True)
     )
     held_out = held_out[: settings.evaluation.limit]

@@ -37,9 +37,10 @@ from posttrain.base.files import append_rows, fingerprint, write_json
 from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
+from posttrain.data.pairs import load_evaluation, seen_in_training
 from posttrain.settings import Evaluation, Model, ProblemColumns, Source
 from posttrain.settings.secrets import check_arguments
-from scripts.common import data, inference, policy, report
+from scripts.common import inference, policy, report
 from scripts.common.llama_server import is_gguf, serve
 from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
 from scripts.common.replies import claim, read_replies, resume
@@ -171,7 +172,7 @@ def adapter_of_run(model: str) -> str:
 def load_problems(asked: argparse.Namespace) -> list[Problem]:
     """The problems to score."""
     source = SETS.get(asked.data, Source(path=asked.data, split="test"))
-    return data.load_evaluation(source.model_copy(update={"limit": asked.limit}), ProblemColumns())
+    return load_evaluation(source.model_copy(update={"limit": asked.limit}), ProblemColumns())
 
 
 def precision(asked: argparse.Namespace) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int
     trained = run_config(asked.model)
     if not trained:
         return 0
-    shared = data.seen_in_training(problems, trained_questions(trained))
+    shared = seen_in_training(problems, trained_questions(trained))
     if shared and not asked.allow_trained_on:
         raise DataError(
             f"{asked.data}: {len(shared)} of {len(problems)} questions are in "

@@ -23,10 +23,10 @@ from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
+from posttrain.data.pairs import drop_overlong, load_problems
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import parse_command_line
 from scripts.common import (
-    data,
     guarded_trainers,
     inference,
     integrations,
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     integrations.keep_files_in(run, settings.tracking.report_to)
 
     # Problems and rewards, checked before anything heavy is loaded.
-    train_problems, held_out = data.load_problems(settings.data)
+    train_problems, held_out = load_problems(settings.data)
     functions = load_rewards(settings, train_problems[0])
     device = policy.start(settings.run.verbose, settings.run.threads)
     print(check_device(device, settings.model, settings.training))
@@ -145,7 +145,7 @@ def fitting(
         tokenizer, [inference.render(tokenizer, c) for c in conversations]
     )
     limit = settings.model.max_seq_length - settings.training.max_completion_length
-    return data.drop_overlong(problems, lengths, limit, settings.data.overlong, what)
+    return drop_overlong(problems, lengths, limit, settings.data.overlong, what)
 
 
 def print_example(

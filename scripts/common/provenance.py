@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.files import model_fingerprint, sha256
+from posttrain.data.pairs import load_pair_set
+from posttrain.data.sources import read_rows
 from posttrain.settings import PairData, ProblemData, Prompt
 from posttrain.settings.strict_yaml import read_yaml
-from scripts.common import data, policy
+from scripts.common import policy
 from scripts.common.llama_server import is_gguf
 from scripts.common.server import is_url
-from scripts.common.sources import read_rows
 
 
 def run_config(model: str) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def trained_questions(trained: dict[str, Any]) -> list[str]:
     if "rewards" in trained:
         problems = ProblemData.model_validate(trained["data"])
         return [row.text(problems.columns.question) for row in read_rows(problems.train)]
-    pairs = data.load_pair_set(
+    pairs = load_pair_set(
         PairData.model_validate(trained["data"]), Prompt.model_validate(trained["prompt"])
     )
     turns = [turn for pair in pairs.train for turn in pair.prompt]

@@ -92,8 +92,9 @@ def load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 def write_pairs(settings: Any, folder: Path) -> int:
     """The rows that our command trains on, as text that trl's splits into the same token ids."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # the tokenizer needs none
+    from posttrain.data import pairs as data
     from scripts import dpo
-    from scripts.common import data, policy
+    from scripts.common import policy
 
     tokenizer = policy.load_tokenizer(settings.model)
     pairs = data.load_pair_set(settings.data, settings.prompt)

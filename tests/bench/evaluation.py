@@ -37,8 +37,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from eval import Conversation, conversation
+from posttrain.data import pairs as data
 from posttrain.settings import Evaluation, ProblemColumns, Source
-from scripts.common import data, inference, policy
+from scripts.common import inference, policy
 from scripts.evaluate import SYSTEM
 
 MODEL = ROOT / "assets" / "demo_model"

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.preference import Pair
+from posttrain.data import pairs as data
+from posttrain.data.report import lengths as pair_lengths
 from posttrain.settings import DPOSettings, GRPOSettings
 from scripts import dpo, grpo
-from scripts.common import data, policy, tracking, training
-from scripts.common.pairs import lengths as pair_lengths
+from scripts.common import policy, tracking, training
 
 SETTINGS: dict[str, Any] = {"dpo": DPOSettings, "grpo": GRPOSettings}
 SCRIPTS: dict[str, Any] = {"dpo": dpo, "grpo": grpo}

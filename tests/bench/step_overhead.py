@@ -43,9 +43,10 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from posttrain.data import pairs as data
 from posttrain.settings import command as config
 from scripts import dpo, grpo
-from scripts.common import data, integrations, policy, tracking, training
+from scripts.common import integrations, policy, tracking, training
 from tests.bench.lengths import force_lengths, recorded_lengths
 from tests.bench.sides import SCRIPTS, SETTINGS
 from tests.bench.watch import Clock

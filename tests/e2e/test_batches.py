@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from posttrain.data.pairs import load_pairs
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import batches, data, policy, tracking
+from scripts.common import batches, policy, tracking
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -28,7 +29,7 @@ def build(folder: Path, strategy: str, *overrides: str, pairs: int = 40) -> Any:
             *overrides,
         ],
     )
-    some = data.load_pairs(settings.data, settings.prompt)[0][:pairs]
+    some = load_pairs(settings.data, settings.prompt)[0][:pairs]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     run = tracking.RunFolder(folder / "run")
     return dpo.build_trainer(model, tokenizer, some, settings, run)[0]

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from eval.preference import Pair
+from posttrain.data.pairs import load_pairs
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import data, policy, tracking
+from scripts.common import policy, tracking
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def build(tmp_path: Path, *overrides: str) -> tuple[Any, Any, Any, DPOSettings, list[Pair]]:
     overrides = ("training.loss_type=[sigmoid]", *overrides)
     settings = load_settings(DPOSettings, CONFIG, list(overrides))
-    pairs, _ = data.load_pairs(settings.data, settings.prompt)
+    pairs, _ = load_pairs(settings.data, settings.prompt)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     run = tracking.RunFolder(tmp_path / "run")
     trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:16], settings, run)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from posttrain.data.pairs import load_pairs
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import data, policy, tracking
+from scripts.common import policy, tracking
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -42,7 +43,7 @@ def train(folder: Path, *overrides: str, steps: int = 1) -> tuple[Any, list[floa
     settings = load_settings(
         DPOSettings, CONFIG, ["training.precompute_ref_log_probs=true", *chosen]
     )
-    pairs = data.load_pairs(settings.data, settings.prompt)[0][:16]
+    pairs = load_pairs(settings.data, settings.prompt)[0][:16]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     run = tracking.RunFolder(folder / "run")
     trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)

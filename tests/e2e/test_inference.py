@@ -9,10 +9,11 @@ import pytest
 
 from eval import Completion, Conversation, conversation
 from eval.preference import Pair
+from posttrain.data.pairs import load_evaluation, load_pairs
 from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
 from posttrain.settings.command import load_settings
 from rewards.answer import CLOSE, ends_with_answer
-from scripts.common import data, inference, policy
+from scripts.common import inference, policy
 from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT
 
@@ -34,7 +35,7 @@ def demo() -> Loaded:
 @pytest.fixture(scope="module")
 def asked() -> list[Conversation]:
     source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=48)
-    problems = data.load_evaluation(source, ProblemColumns())
+    problems = load_evaluation(source, ProblemColumns())
     return [conversation(problem.question, SYSTEM["en"]) for problem in problems]
 
 
@@ -319,7 +320,7 @@ def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> N
     from transformers import AutoModelForCausalLM
 
     settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
-    pairs = data.load_pairs(settings.data, settings.prompt)[0][:24]
+    pairs = load_pairs(settings.data, settings.prompt)[0][:24]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     fresh = inference.pair_log_probs(model, tokenizer, pairs, 8, reference=False)
     exact = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)

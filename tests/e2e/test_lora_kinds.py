@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from posttrain.data.pairs import load_pairs
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import adapter, data, inference, policy, tracking
+from scripts.common import adapter, inference, policy, tracking
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -38,7 +39,7 @@ class Trained:
 
     def __init__(self, folder: Path, *overrides: str) -> None:
         settings = settings_of(*overrides)
-        self.pairs = data.load_pairs(settings.data, settings.prompt)[0][:16]
+        self.pairs = load_pairs(settings.data, settings.prompt)[0][:16]
         self.model, self.tokenizer = policy.load(
             settings.model, settings.lora, settings.training, verbose=False
         )

@@ -11,10 +11,11 @@ import pytest
 
 from eval.preference import Pair
 from posttrain.base.errors import DataError
+from posttrain.data.pairs import load_pairs
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import batches, data, policy, reference, tracking
+from scripts.common import batches, policy, reference, tracking
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -35,7 +36,7 @@ def build(tmp_path: Path) -> Build:
         first = ["training.precompute_ref_log_probs=true", "training.max_steps=3"]
         first.append("evaluation.also=[]")
         settings = load_settings(DPOSettings, CONFIG, [*first, *overrides])
-        pairs = change(data.load_pairs(settings.data, settings.prompt)[0][:48])
+        pairs = change(load_pairs(settings.data, settings.prompt)[0][:48])
         model, tokenizer = policy.load(
             settings.model, settings.lora, settings.training, verbose=False
         )

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from eval import conversation
+from posttrain.data import pairs as data
 from posttrain.settings import Evaluation, GRPOSettings, ProblemColumns, Source
 from posttrain.settings import command as config
-from scripts.common import data, inference, policy
+from scripts.common import inference, policy
 from scripts.common.device import Device
 from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT

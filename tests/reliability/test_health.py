@@ -301,10 +301,11 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
     """A watched trainer whose adapter is not fresh, and 8 rows for a training step."""
     import torch
 
+    from posttrain.data.pairs import load_pairs, load_problems
     from posttrain.settings import DPOSettings, GRPOSettings
     from posttrain.settings.command import load_settings
     from scripts import dpo, grpo
-    from scripts.common import data, policy, tracking
+    from scripts.common import policy, tracking
     from scripts.common.stop import StopRequest
     from scripts.common.watch import Watch
 
@@ -322,11 +323,11 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
     run.open(fresh=False)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if name == "dpo":
-        pairs, _ = data.load_pairs(settings.data, settings.prompt)
+        pairs, _ = load_pairs(settings.data, settings.prompt)
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:8], settings, run)
         inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
     else:
-        problems, _ = data.load_problems(settings.data)
+        problems, _ = load_problems(settings.data)
         functions = grpo.load_rewards(settings, problems[0])
         trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
         inputs = [trainer.train_dataset[i // 4] for i in range(8)]

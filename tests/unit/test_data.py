@@ -16,8 +16,7 @@ from eval.gsm8k import Problem
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint
-from posttrain.settings import PairColumns, PairData, ProblemData, Prompt, Source
-from scripts.common.data import (
+from posttrain.data.pairs import (
     drop_overlong,
     hold_out,
     load_pairs,
@@ -25,7 +24,8 @@ from scripts.common.data import (
     normalise,
     prompt_key,
 )
-from scripts.common.sources import read_rows
+from posttrain.data.sources import read_rows
+from posttrain.settings import PairColumns, PairData, ProblemData, Prompt, Source
 from tests.helpers import ROOT, SHARED, needs_shared
 from tests.unit.conftest import Ask
 

@@ -9,9 +9,9 @@ import pytest
 from eval import Message
 from eval.preference import Pair
 from posttrain.base.errors import ConfigError, DataError
+from posttrain.data.formats import FORMATS, PARTED, USERS_REPLY
+from posttrain.data.pairs import PairSet, hold_out, load_pair_set, prompt_key
 from posttrain.settings import PairData, Prompt
-from scripts.common.data import PairSet, hold_out, load_pair_set, prompt_key
-from scripts.common.pairs.formats import FORMATS, PARTED, USERS_REPLY
 
 Row = dict[str, Any]
 

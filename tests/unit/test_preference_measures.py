@@ -14,11 +14,11 @@ from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply, kl_per_token, measure, repetition
 from eval.stats import wilson_interval
 from posttrain.base.errors import ConfigError, DataError
+from posttrain.data.pairs import load_pairs
+from posttrain.data.report.lengths import measure as measure_lengths
 from posttrain.settings import DPOSettings, PairData, Prompt, Source
 from posttrain.settings.command import load_settings
-from scripts.common import data
 from scripts.common.pairs import problem_sets
-from scripts.common.pairs.lengths import measure as measure_lengths
 from scripts.common.pairs.side_by_side import WIDTH, example
 from tests.helpers import ROOT, SHARED, needs_shared
 
@@ -79,7 +79,7 @@ def test_french_pairs_whose_chosen_is_always_longer_are_not_measurable() -> None
     source = Source(path=str(SHARED / "french-preferences" / "preferences.json"))
     columns = {"prompt": "instruction"}
     settings = PairData.model_validate({"train": source, "columns": columns, "holdout": 100})
-    train, held_out = data.load_pairs(settings, Prompt())
+    train, held_out = load_pairs(settings, Prompt())
     pairs = [*train, *held_out]
     assert len(pairs) == 300
     lengths = measure_lengths(pairs, tokenizer)
@@ -274,7 +274,7 @@ def test_the_french_configs_check_that_arithmetic_is_kept(name: str) -> None:
 
 def test_the_demo_holds_out_pairs_whose_shorter_reply_is_chosen() -> None:
     settings = settings_with()
-    _, held_out = data.load_pairs(settings.data, settings.prompt)
+    _, held_out = load_pairs(settings.data, settings.prompt)
     lengths = measure_lengths(held_out, tokenizer())
     assert len(held_out) == 200
     assert sum(x.chosen < x.rejected for x in lengths) >= 50

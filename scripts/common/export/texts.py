@@ -5,8 +5,8 @@ from typing import Any
 
 from eval import Conversation, conversation
 from posttrain.base.errors import DataError
+from posttrain.data.pairs import load_evaluation
 from posttrain.settings import ProblemColumns, Source
-from scripts.common import data
 
 QUESTIONS = (
     "What is the capital of France, and which river runs through it?",
@@ -70,7 +70,7 @@ def gate_texts(run: dict[str, Any], problems: int) -> Texts:
     questions = list(PROBLEMS)
     if "rewards" in run:
         try:
-            own = data.load_evaluation(
+            own = load_evaluation(
                 Source.model_validate(run["data"]["eval"]),
                 ProblemColumns.model_validate(run["data"]["columns"]),
             )

@@ -7,8 +7,9 @@ from eval import conversation
 from eval.gsm8k import MGSM_OVERLAP, SYSTEM, Problem, ScoredReply, evaluate
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
+from posttrain.data.pairs import drop_overlong, load_evaluation, seen_in_training
 from posttrain.settings import DPOSettings, ProblemSet
-from scripts.common import data, inference
+from scripts.common import inference
 
 Problems = dict[str, list[Problem]]
 """The problems of each set, by its name."""
@@ -34,8 +35,8 @@ def load(settings: DPOSettings, train: Sequence[Pair], tokenizer: Any) -> Proble
 def _load(
     each: ProblemSet, trained_on: Sequence[str], tokenizer: Any, settings: DPOSettings
 ) -> list[Problem]:
-    problems = data.load_evaluation(each, each.columns)
-    shared = data.seen_in_training(problems, trained_on)
+    problems = load_evaluation(each, each.columns)
+    shared = seen_in_training(problems, trained_on)
     if shared:
         raise DataError(
             f"evaluation.also: {each.name}: {len(shared)} of {len(problems)} questions are prompts "
@@ -48,7 +49,7 @@ def _load(
     ]
     lengths = inference.token_lengths(tokenizer, prompts)
     limit = settings.model.max_seq_length - each.max_new_tokens
-    return data.drop_overlong(problems, lengths, limit, settings.data.overlong, each.name)
+    return drop_overlong(problems, lengths, limit, settings.data.overlong, each.name)
 
 
 def score(

@@ -12,9 +12,10 @@ from eval import Completion, Conversation, measures, preference, replies
 from eval.gsm8k import ScoredReply, compare_replies, rescore
 from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply
+from posttrain.data.report import lengths
 from posttrain.settings import DPOSettings
 from scripts.common import inference
-from scripts.common.pairs import lengths, problem_sets
+from scripts.common.pairs import problem_sets
 from scripts.common.tracking import RunFolder
 
 ROWS_AT_ONCE = 8  # scored at once where evaluation.batch_size is null

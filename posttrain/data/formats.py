@@ -10,10 +10,10 @@ from collections.abc import Callable
 from eval import Conversation, conversation
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
+from posttrain.data import messages
+from posttrain.data.messages import Reply
+from posttrain.data.sources import Row, checked_text
 from posttrain.settings import PairData
-from scripts.common.pairs import messages
-from scripts.common.pairs.messages import Reply
-from scripts.common.sources import Row, checked_text
 
 PARTED = "the two sides part before their last reply"
 NOTHING_TO_LEARN = "such a pair teaches nothing; remove it, or set data.unusable=drop to drop all"

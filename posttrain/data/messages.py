@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from eval import Conversation, Message
 from posttrain.base.errors import DataError
-from scripts.common.sources import Row, checked_text
+from posttrain.data.sources import Row, checked_text
 
 ROLES = ("system", "user", "assistant")
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scripts.common.data import normalise
+from posttrain.data.pairs import normalise
 
 if TYPE_CHECKING:
     import numpy as np

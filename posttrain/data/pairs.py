@@ -15,10 +15,10 @@ from typing import Any
 from eval.gsm8k import Problem
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
+from posttrain.data.formats import read_pair
+from posttrain.data.sources import Row, read_rows
 from posttrain.settings import PairData, ProblemColumns, ProblemData, Prompt, Source
 from rewards.answer import parse_number
-from scripts.common.pairs.formats import read_pair
-from scripts.common.sources import Row, read_rows
 
 GOLD_MARK = "####"  # GSM8K ends a solution with "#### 72"
 
