@@ -19,7 +19,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from eval.preference import Pair
 from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
-from posttrain.data.pairs import PairSet, drop_overlong, load_pair_set
+from posttrain.data.pairs import PairSet, load_pair_set
+from posttrain.data.render import drop_overlong, render
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import lengths as pair_lengths
 from posttrain.data.report import text as pair_report_text
@@ -29,7 +30,6 @@ from scripts.common import (
     adapter,
     batches,
     guarded_trainers,
-    inference,
     integrations,
     policy,
     reference,
@@ -168,7 +168,7 @@ def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:
     """
     return [
         {
-            "prompt": inference.render(tokenizer, pair.prompt),
+            "prompt": render(tokenizer, pair.prompt),
             "chosen": pair.chosen,
             "rejected": pair.rejected,
         }

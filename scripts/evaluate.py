@@ -37,7 +37,7 @@ from posttrain.base.files import append_rows, fingerprint, write_json
 from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
-from posttrain.data.pairs import load_evaluation, seen_in_training
+from posttrain.data.problems import load_evaluation, seen_in_training
 from posttrain.settings import Evaluation, Model, ProblemColumns, Source
 from posttrain.settings.secrets import check_arguments
 from scripts.common import inference, policy, report

@@ -23,7 +23,8 @@ from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
-from posttrain.data.pairs import drop_overlong, load_problems
+from posttrain.data.problems import load_problems
+from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import parse_command_line
 from scripts.common import (
@@ -141,9 +142,7 @@ def fitting(
 ) -> list[Problem]:
     """The problems whose prompt leaves room for a whole completion in model.max_seq_length."""
     conversations = [conversation(p.question, settings.prompt.system) for p in problems]
-    lengths = inference.token_lengths(
-        tokenizer, [inference.render(tokenizer, c) for c in conversations]
-    )
+    lengths = token_lengths(tokenizer, [render(tokenizer, c) for c in conversations])
     limit = settings.model.max_seq_length - settings.training.max_completion_length
     return drop_overlong(problems, lengths, limit, settings.data.overlong, what)
 
@@ -153,7 +152,7 @@ def print_example(
 ) -> None:
     """Show a prompt as the policy will see it, and what sample completions would earn."""
     turns = conversation(problem.question, settings.prompt.system)
-    print(f"\nprompt:\n{inference.render(tokenizer, turns)}\ngold answer: {problem.answer}")
+    print(f"\nprompt:\n{render(tokenizer, turns)}\ngold answer: {problem.answer}")
     right = f"<answer>{problem.answer}</answer>"
     for completion in (f"Step by step.\n{right}", f"It is {problem.answer}.", f"{right} indeed"):
         parts, total = [], 0.0

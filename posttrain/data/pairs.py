@@ -1,72 +1,20 @@
-"""Rows of a dataset -> problems and preference pairs, with every check on them.
+"""Rows of a dataset -> preference pairs to train on and to hold out, with every check on them.
 
 All checks run before a model is loaded. A row that breaks a rule stops the run with its file, row
 and column. Rows that are left out instead (too long, a tie, another language) are counted.
 """
 
 import hashlib
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from eval.gsm8k import Problem
 from eval.preference import Pair
-from posttrain.base.errors import DataError, quoted
+from posttrain.base.errors import DataError
 from posttrain.data.formats import read_pair
-from posttrain.data.sources import Row, read_rows
-from posttrain.settings import PairData, ProblemColumns, ProblemData, Prompt, Source
-from rewards.answer import parse_number
-
-GOLD_MARK = "####"  # GSM8K ends a solution with "#### 72"
-
-
-def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on and problems to score; the two share no question.
-
-    Raises:
-        DataError: a row that breaks a rule, or a question on both sides.
-    """
-    train = [_problem(row, data.columns) for row in read_rows(data.train)]
-    evaluation = load_evaluation(data.eval, data.columns)
-    trained_on = {normalise(problem.question) for problem in train}
-    for problem in evaluation:
-        if normalise(problem.question) in trained_on:
-            raise DataError(
-                f"{problem.where} is also in {data.train.path}; a score on "
-                f"questions that were trained on says nothing ({quoted(problem.question)})"
-            )
-    return train, evaluation
-
-
-def load_evaluation(source: Source, columns: ProblemColumns) -> list[Problem]:
-    """Problems to score. A question that is there twice is scored once, and that is printed.
-
-    Raises:
-        DataError: a row that breaks a rule.
-    """
-    rows = [_problem(row, columns) for row in read_rows(source)]
-    problems = {problem.question: problem for problem in reversed(rows)}
-    if len(problems) < len(rows):
-        print(f"{source.path}: {len(rows) - len(problems)} repeated questions left out of scoring")
-    return [problem for problem in rows if problems.get(problem.question) is problem]
-
-
-def _problem(row: Row, columns: ProblemColumns) -> Problem:
-    question = row.text(columns.question)
-    number = row.values.get(columns.answer)
-    if isinstance(number, int | float) and not isinstance(number, bool):
-        row = Row({**row.values, columns.answer: str(number)}, row.where)
-    solution = row.text(columns.answer)
-    gold = solution.rpartition(GOLD_MARK)[2].strip()
-    if parse_number(gold) is None:
-        raise DataError(
-            f"{row.where}: column '{columns.answer}' gives no number: expected a number or "
-            f"text ending in '{GOLD_MARK} number', found {gold[-60:]!r}"
-        )
-    return Problem(question=question, answer=gold, where=row.where)
+from posttrain.data.sources import read_rows
+from posttrain.data.text import normalise
+from posttrain.settings import PairData, Prompt, Source
 
 
 @dataclass(frozen=True)
@@ -126,21 +74,6 @@ def _read_pairs(
     return pairs, len(rows)
 
 
-def normalise(text: str) -> str:
-    """Text without case, punctuation or spacing, so that trivial edits do not hide a copy.
-
-    What stands between two digits stays: 3 + 5 is not 3 - 5, nor 1.5 the same as 15.
-    """
-    dense = "".join(unicodedata.normalize("NFC", text).casefold().split())
-    return re.sub(r"(?<![0-9])[\W_]|[\W_](?![0-9])", "", dense) or dense
-
-
-def seen_in_training(problems: Sequence[Problem], trained_on: Iterable[str]) -> list[Problem]:
-    """The problems whose question is, but for case, punctuation and spacing, a text trained on."""
-    seen = {normalise(text) for text in trained_on}
-    return [problem for problem in problems if normalise(problem.question) in seen]
-
-
 def prompt_key(pair: Pair) -> str:
     """A hash of the prompt's first user turn that is the same on every machine.
 
@@ -171,27 +104,3 @@ def hold_out(pairs: list[Pair], count: int, where: str) -> tuple[list[Pair], lis
             "lower data.holdout"
         )
     return train, [pair for pair, key in zip(pairs, keys, strict=True) if key in chosen]
-
-
-def drop_overlong(
-    rows: Sequence[Any], lengths: Sequence[int], limit: int, rule: str, what: str
-) -> list[Any]:
-    """The rows whose length fits `limit` tokens; what becomes of the others is never silent.
-
-    Raises:
-        DataError: a row is too long and `rule` is "error", or no row is left.
-    """
-    long = [number for number, length in enumerate(lengths, start=1) if length > limit]
-    if not long:
-        return list(rows)
-    if rule == "error":
-        first = rows[long[0] - 1].where or f"row {long[0]}"
-        raise DataError(
-            f"{what}: {first} takes {lengths[long[0] - 1]} tokens and {len(long)} of "
-            f"{len(rows)} rows are over the limit of {limit}. Raise model.max_seq_length, or set "
-            "data.overlong=drop to leave them out"
-        )
-    if len(long) == len(rows):
-        raise DataError(f"{what}: all {len(rows)} rows are over the limit of {limit} tokens")
-    print(f"{what}: dropped {len(long)} of {len(rows)} rows over {limit} tokens (data.overlong)")
-    return [row for row, length in zip(rows, lengths, strict=True) if length <= limit]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval import Completion, Conversation, Generate, Message
+from eval import Completion, Conversation, Generate
 from eval.preference import Pair
 from posttrain.base.progress import progress_bar
+from posttrain.data.render import render, token_ids
 from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 from scripts.common.adapter import reference_mode
@@ -16,26 +17,6 @@ from scripts.common.policy import inference_mode
 
 LONGEST_ANSWER = 96  # tokens that surely hold an answer element of 64 characters and its tags
 SHORTEST_ROUND = 32  # tokens: below it, reading the prompts again would cost more than it saves
-
-
-def render(tokenizer: Any, conversation: Sequence[Message]) -> str:
-    """The prompt as text, up to where the reply starts."""
-    text: str = tokenizer.apply_chat_template(
-        list(conversation), tokenize=False, add_generation_prompt=True
-    )
-    return text
-
-
-def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Tokens in each text, special tokens written in it counted as such."""
-    return [len(ids) for ids in _token_ids(tokenizer, texts)]
-
-
-def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return ids
 
 
 @dataclass
@@ -68,7 +49,7 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
         nonlocal size
         texts = [render(tokenizer, conversation) for conversation in conversations]
-        drafts = [_Draft(ids) for ids in _token_ids(tokenizer, texts)]
+        drafts = [_Draft(ids) for ids in token_ids(tokenizer, texts)]
         waiting = sorted(drafts, key=lambda draft: len(draft.prompt), reverse=True)
         with (
             inference_mode(policy),

@@ -92,12 +92,12 @@ def load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 def write_pairs(settings: Any, folder: Path) -> int:
     """The rows that our command trains on, as text that trl's splits into the same token ids."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # the tokenizer needs none
-    from posttrain.data import pairs as data
+    from posttrain.data.pairs import load_pair_set
     from scripts import dpo
     from scripts.common import policy
 
     tokenizer = policy.load_tokenizer(settings.model)
-    pairs = data.load_pair_set(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt)
     _, lengths = dpo.examine(pairs, tokenizer, settings)
     train, _ = dpo.fitting(pairs, lengths, settings)
     folder.mkdir()

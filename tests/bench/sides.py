@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.preference import Pair
-from posttrain.data import pairs as data
+from posttrain.data.pairs import load_pair_set
+from posttrain.data.problems import load_problems
 from posttrain.data.report import lengths as pair_lengths
 from posttrain.settings import DPOSettings, GRPOSettings
 from scripts import dpo, grpo
@@ -47,12 +48,12 @@ class Spec:
 def load_rows(spec: Spec, settings: Any, tokenizer: Any) -> list[Any]:
     """The rows that the script would train on; with `longest` all as long as the config allows."""
     if spec.task == "grpo":
-        problems, _ = data.load_problems(settings.data)
+        problems, _ = load_problems(settings.data)
         fitting = grpo.fitting(problems, tokenizer, settings, "training problems")
         if spec.longest:  # by characters: the longest questions of the data
             fitting = sorted(fitting, key=lambda p: len(p.question), reverse=True)[:64]
         return fitting
-    pairs = data.load_pair_set(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt)
     sides = (pairs.train, pairs.held_out)
     lengths = [pair_lengths.measure(side, tokenizer) for side in sides]
     train, _ = dpo.fitting(pairs, lengths, settings)

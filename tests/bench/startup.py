@@ -65,7 +65,6 @@ class Stages:
 
 def worker(script_name: str, arguments: list[str]) -> int:
     """Run the script's main with a clock; prints the stages as the last line."""
-    from posttrain.data import pairs as data
     from scripts import dpo, grpo
     from scripts.common import policy, training
     from scripts.common.pairs import scoring
@@ -74,8 +73,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
     stages._open.append("python and settings")
     script: Any = {"dpo": dpo, "grpo": grpo}[script_name]
     for owner, name, stage in (
-        (data, "load_problems", "data"),
-        (data, "load_pair_set", "data"),
+        (script, "load_problems" if script is grpo else "load_pair_set", "data"),
         (policy, "start", "import Unsloth, trl, torch"),
         (policy, "load_tokenizer", "load tokenizer"),
         (script, "fitting" if script is grpo else "examine", "tokenise"),

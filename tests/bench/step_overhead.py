@@ -43,7 +43,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from posttrain.data import pairs as data
+from posttrain.data.pairs import load_pairs
+from posttrain.data.problems import load_problems
 from posttrain.settings import command as config
 from scripts import dpo, grpo
 from scripts.common import integrations, policy, tracking, training
@@ -141,7 +142,7 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     own: dict[str, Any] = {"output_dir": str(folder), "report_to": "none", "disable_tqdm": True}
     if task == "grpo":
-        problems, _ = data.load_problems(settings.data)
+        problems, _ = load_problems(settings.data)
         own["reward_weights"] = list(settings.rewards.values())
         arguments, _ = training.build_arguments(GRPOConfig, settings.training, own, False)
         rows = [
@@ -156,7 +157,7 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
             processing_class=tokenizer,
         )
     else:
-        pairs, _ = data.load_pairs(settings.data, settings.prompt)
+        pairs, _ = load_pairs(settings.data, settings.prompt)
         own["max_length"] = settings.model.max_seq_length
         arguments, _ = training.build_arguments(DPOConfig, settings.training, own, False)
         trainer = DPOTrainer(
@@ -181,11 +182,11 @@ def build_project(
     trackers = integrations.start(run, settings, {"data": "0" * 64})
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if task == "grpo":
-        problems, _ = data.load_problems(settings.data)
+        problems, _ = load_problems(settings.data)
         functions = grpo.load_rewards(settings, problems[0])
         trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
     else:
-        pairs, _ = data.load_pairs(settings.data, settings.prompt)
+        pairs, _ = load_pairs(settings.data, settings.prompt)
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
     trainer.add_callback(trackers.callback())
 

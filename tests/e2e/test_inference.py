@@ -9,7 +9,9 @@ import pytest
 
 from eval import Completion, Conversation, conversation
 from eval.preference import Pair
-from posttrain.data.pairs import load_evaluation, load_pairs
+from posttrain.data.pairs import load_pairs
+from posttrain.data.problems import load_evaluation
+from posttrain.data.render import render
 from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
 from posttrain.settings.command import load_settings
 from rewards.answer import CLOSE, ends_with_answer
@@ -301,7 +303,7 @@ def test_sampling_draws_from_the_models_own_distribution(
     replies = answer(
         demo, [asked[0]] * 1000, batch_size=500, temperature=temperature, max_new_tokens=1
     )
-    prompt = inference.render(tokenizer, asked[0])
+    prompt = render(tokenizer, asked[0])
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         probabilities = (model(input_ids=ids).logits[0, -1] / temperature).softmax(-1)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from posttrain.data.pairs import load_pairs
+from posttrain.data.render import render
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import adapter, inference, policy, tracking
+from scripts.common import adapter, policy, tracking
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -59,7 +60,7 @@ class Trained:
     def logits(self, model: Any) -> Any:
         import torch
 
-        texts = [inference.render(self.tokenizer, p.prompt) + p.chosen for p in self.pairs[:4]]
+        texts = [render(self.tokenizer, p.prompt) + p.chosen for p in self.pairs[:4]]
         rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         training = model.training
         model.eval()

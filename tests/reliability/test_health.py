@@ -301,7 +301,8 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
     """A watched trainer whose adapter is not fresh, and 8 rows for a training step."""
     import torch
 
-    from posttrain.data.pairs import load_pairs, load_problems
+    from posttrain.data.pairs import load_pairs
+    from posttrain.data.problems import load_problems
     from posttrain.settings import DPOSettings, GRPOSettings
     from posttrain.settings.command import load_settings
     from scripts import dpo, grpo

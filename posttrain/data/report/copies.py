@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from posttrain.data.pairs import normalise
+from posttrain.data.text import normalise
 
 if TYPE_CHECKING:
     import numpy as np

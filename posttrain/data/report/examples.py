@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval.preference import Pair
-from scripts.common.inference import render
+from posttrain.data.render import render
 
 MOST_BYTES = 4  # of one character in UTF-8, each of which may be a token of its own
 

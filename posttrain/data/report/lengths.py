@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from eval.preference import Pair
 from eval.stats import proportion
-from scripts.common.inference import render, token_lengths
+from posttrain.data.render import render, token_lengths
 
 NOT_MEASURABLE = "not measurable"
 

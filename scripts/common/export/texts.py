@@ -5,7 +5,7 @@ from typing import Any
 
 from eval import Conversation, conversation
 from posttrain.base.errors import DataError
-from posttrain.data.pairs import load_evaluation
+from posttrain.data.problems import load_evaluation
 from posttrain.settings import ProblemColumns, Source
 
 QUESTIONS = (

@@ -7,7 +7,8 @@ from eval import conversation
 from eval.gsm8k import MGSM_OVERLAP, SYSTEM, Problem, ScoredReply, evaluate
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
-from posttrain.data.pairs import drop_overlong, load_evaluation, seen_in_training
+from posttrain.data.problems import load_evaluation, seen_in_training
+from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.settings import DPOSettings, ProblemSet
 from scripts.common import inference
 
@@ -43,11 +44,8 @@ def _load(
             f"of {settings.data.train.path}, such as {quoted(shared[0].question)}; a score on "
             "questions that were trained on says nothing. Remove those rows, or the set"
         )
-    prompts = [
-        inference.render(tokenizer, conversation(p.question, SYSTEM[each.language]))
-        for p in problems
-    ]
-    lengths = inference.token_lengths(tokenizer, prompts)
+    prompts = [render(tokenizer, conversation(p.question, SYSTEM[each.language])) for p in problems]
+    lengths = token_lengths(tokenizer, prompts)
     limit = settings.model.max_seq_length - each.max_new_tokens
     return drop_overlong(problems, lengths, limit, settings.data.overlong, each.name)
 

@@ -12,6 +12,7 @@ from eval import Completion, Conversation, measures, preference, replies
 from eval.gsm8k import ScoredReply, compare_replies, rescore
 from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply
+from posttrain.data.render import render
 from posttrain.data.report import lengths
 from posttrain.settings import DPOSettings
 from scripts.common import inference
@@ -92,7 +93,7 @@ def sample(
     sampled = inference.generator(model, tokenizer, evaluation, settings.training.seed)(prompts)
     sequences = []
     for turns, reply in zip(prompts, sampled, strict=True):
-        prompt = tokenizer(inference.render(tokenizer, turns), add_special_tokens=False)
+        prompt = tokenizer(render(tokenizer, turns), add_special_tokens=False)
         sequences.append(([*prompt["input_ids"], *reply.ids], len(prompt["input_ids"])))
     batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
     policy, reference = (
