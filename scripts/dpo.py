@@ -24,6 +24,8 @@ from posttrain.data.render import drop_overlong, render
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import lengths as pair_lengths
 from posttrain.data.report import text as pair_report_text
+from posttrain.run.checkpoint import check_same_run
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import parse_command_line
 from scripts.common import (
@@ -34,11 +36,9 @@ from scripts.common import (
     policy,
     reference,
     report,
-    tracking,
     training,
     trust,
 )
-from scripts.common.checkpoint import check_same_run
 from scripts.common.device import check_device
 from scripts.common.export.launch import after_training
 from scripts.common.model_card import write_model_card
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     """The story of a run; returns the exit code."""
     command = parse_command_line(DPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     settings = command.settings
-    run = tracking.RunFolder(command.output)
+    run = RunFolder(command.output)
     if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.shared) or after_training(run.path, settings.export)
     checkpoint = run.checkpoint(command.resume)
@@ -177,7 +177,7 @@ def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:
 
 
 def build_trainer(
-    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings, run: tracking.RunFolder
+    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings, run: RunFolder
 ) -> tuple[Any, dict[str, Any]]:
     """trl's DPOTrainer, and the arguments that it or Unsloth changed."""
     from datasets import Dataset

@@ -25,6 +25,8 @@ from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
 from posttrain.data.problems import load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.run.checkpoint import check_same_run
+from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import parse_command_line
 from scripts.common import (
@@ -33,11 +35,9 @@ from scripts.common import (
     integrations,
     policy,
     report,
-    tracking,
     training,
     trust,
 )
-from scripts.common.checkpoint import check_same_run
 from scripts.common.device import check_device
 from scripts.common.export.launch import after_training
 from scripts.common.model_card import write_model_card
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """The story of a run; returns the exit code."""
     command = parse_command_line(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     settings = command.settings
-    run = tracking.RunFolder(command.output)
+    run = RunFolder(command.output)
     if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.shared) or after_training(run.path, settings.export)
     checkpoint = run.checkpoint(command.resume)
@@ -176,7 +176,7 @@ def score(
     return replies
 
 
-def read_scores(run: tracking.RunFolder) -> list[ScoredReply] | None:
+def read_scores(run: RunFolder) -> list[ScoredReply] | None:
     """The scores that an interrupted run took before its first step."""
     rows = run.read_rows("before")
     return None if rows is None else [rescore(row) for row in rows]
@@ -188,7 +188,7 @@ def build_trainer(
     problems: list[Problem],
     settings: GRPOSettings,
     functions: dict[str, rewards.RewardFunction],
-    run: tracking.RunFolder,
+    run: RunFolder,
 ) -> tuple[Any, dict[str, Any]]:
     """trl's GRPOTrainer, and the arguments that it or Unsloth changed."""
     from datasets import Dataset

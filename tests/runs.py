@@ -14,9 +14,9 @@ from eval.preference import scores as pair_scores
 from eval.replies import measure
 from eval.replies import scores as reply_scores
 from posttrain.base.files import append_rows
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
-from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 
 FACTS = {"device": "CPU", "data": "0123456789abcdef" * 4}

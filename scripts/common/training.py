@@ -12,13 +12,13 @@ from posttrain.base.disk import check_disk, disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import append_rows, keep_rows_until
 from posttrain.base.progress import TrainingView
+from posttrain.run.checkpoint import Score
+from posttrain.run.folder import Clock, RunFolder
 from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
 from scripts.common import policy
-from scripts.common.checkpoint import Score
 from scripts.common.guard import is_out_of_memory
 from scripts.common.report.ending import LivePage, draw
 from scripts.common.stop import StepAbandoned, StopRequest
-from scripts.common.tracking import Clock, RunFolder
 from scripts.common.watch import Watch
 
 # A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
@@ -98,7 +98,7 @@ def check_room(model: Any, settings: DPOSettings | GRPOSettings, run: RunFolder)
     """
     if not distributed.is_main():
         return
-    from scripts.common.export.room import disk_bytes, in_order
+    from posttrain.run.room import disk_bytes, in_order
 
     trainable, weights = model.get_nb_trainable_parameters()  # counts packed 4-bit weights too
     export_bytes = int(disk_bytes(weights - trainable, in_order(settings.export.to)))

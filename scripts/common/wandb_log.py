@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from posttrain.base.files import jsonl_rows, write_text
-from scripts.common.tracking import RunFolder, environment
+from posttrain.run.folder import RunFolder, environment
 from scripts.common.wandb_choice import choose
 
 P = ParamSpec("P")

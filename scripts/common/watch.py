@@ -18,6 +18,7 @@ from tqdm import tqdm
 from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows
+from posttrain.run.folder import Clock, RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
 from scripts.common.health import Event, Signs, Updates, signs_of
 from scripts.common.micro_batches import write_rows
@@ -25,7 +26,6 @@ from scripts.common.moment import random_states, restore
 from scripts.common.report.ending import draw
 from scripts.common.state_line import state_line
 from scripts.common.stop import StopRequest
-from scripts.common.tracking import Clock, RunFolder
 
 SIZES = {  # the trainer's attribute that each kind of event changes
     "out_of_memory_training": "rows_at_once",

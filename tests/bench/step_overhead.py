@@ -45,9 +45,10 @@ sys.path[0] = str(ROOT)
 
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_problems
+from posttrain.run import folder as tracking
 from posttrain.settings import command as config
 from scripts import dpo, grpo
-from scripts.common import integrations, policy, tracking, training
+from scripts.common import integrations, policy, training
 from tests.bench.lengths import force_lengths, recorded_lengths
 from tests.bench.sides import SCRIPTS, SETTINGS
 from tests.bench.watch import Clock

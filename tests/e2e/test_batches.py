@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from posttrain.data.pairs import load_pairs
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import batches, policy, tracking
+from scripts.common import batches, policy
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -31,7 +32,7 @@ def build(folder: Path, strategy: str, *overrides: str, pairs: int = 40) -> Any:
     )
     some = load_pairs(settings.data, settings.prompt)[0][:pairs]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = tracking.RunFolder(folder / "run")
+    run = RunFolder(folder / "run")
     return dpo.build_trainer(model, tokenizer, some, settings, run)[0]
 
 

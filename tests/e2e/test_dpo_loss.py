@@ -8,10 +8,11 @@ import pytest
 
 from eval.preference import Pair
 from posttrain.data.pairs import load_pairs
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import policy, tracking
+from scripts.common import policy
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -24,7 +25,7 @@ def build(tmp_path: Path, *overrides: str) -> tuple[Any, Any, Any, DPOSettings, 
     settings = load_settings(DPOSettings, CONFIG, list(overrides))
     pairs, _ = load_pairs(settings.data, settings.prompt)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = tracking.RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:16], settings, run)
     return trainer, model, tokenizer, settings, pairs[:16]
 

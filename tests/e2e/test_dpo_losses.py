@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from posttrain.data.pairs import load_pairs
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import policy, tracking
+from scripts.common import policy
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -45,7 +46,7 @@ def train(folder: Path, *overrides: str, steps: int = 1) -> tuple[Any, list[floa
     )
     pairs = load_pairs(settings.data, settings.prompt)[0][:16]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = tracking.RunFolder(folder / "run")
+    run = RunFolder(folder / "run")
     trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
     trainer.train()
     return trainer, [row["loss"] for row in trainer.state.log_history if "loss" in row]

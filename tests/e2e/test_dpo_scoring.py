@@ -8,11 +8,11 @@ import pytest
 
 from eval.replies import kl_per_token
 from posttrain.data.pairs import load_pairs
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts.common import policy
 from scripts.common.pairs import problem_sets, scoring
-from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 
 # The libraries' own warnings while a model is built are not what is tested here.

@@ -8,10 +8,11 @@ import pytest
 
 from posttrain.data.pairs import load_pairs
 from posttrain.data.render import render
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import adapter, policy, tracking
+from scripts.common import adapter, policy
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -45,7 +46,7 @@ class Trained:
             settings.model, settings.lora, settings.training, verbose=False
         )
         self.start = self.logits(self.model)
-        run = tracking.RunFolder(folder / "run")
+        run = RunFolder(folder / "run")
         self.trainer, _ = dpo.build_trainer(self.model, self.tokenizer, self.pairs, settings, run)
         with adapter.reference_mode(self.model):
             self.reference = self.logits(self.model)

@@ -12,10 +12,11 @@ import pytest
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.pairs import load_pairs
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import batches, policy, reference, tracking
+from scripts.common import batches, policy, reference
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -40,7 +41,7 @@ def build(tmp_path: Path) -> Build:
         model, tokenizer = policy.load(
             settings.model, settings.lora, settings.training, verbose=False
         )
-        run = tracking.RunFolder(tmp_path / "run")
+        run = RunFolder(tmp_path / "run")
         return dpo.build_trainer(model, tokenizer, pairs, settings, run)[0]
 
     return trainer_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.base.disk import disk_full_error, is_disk_full
-from scripts.common.checkpoint import CheckpointStore, verify
+from posttrain.run.checkpoint import CheckpointStore, verify
 from tests.helpers import ROOT, run_script
 from tests.reliability.conftest import FEW
 from tests.reliability.test_interruptions import start, wait_for

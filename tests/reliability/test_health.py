@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.common.checkpoint import verify
+from posttrain.run.checkpoint import verify
 from tests.reliability.inside import (
     OnForward,
     adapter,
@@ -303,10 +303,11 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
 
     from posttrain.data.pairs import load_pairs
     from posttrain.data.problems import load_problems
+    from posttrain.run.folder import RunFolder
     from posttrain.settings import DPOSettings, GRPOSettings
     from posttrain.settings.command import load_settings
     from scripts import dpo, grpo
-    from scripts.common import policy, tracking
+    from scripts.common import policy
     from scripts.common.stop import StopRequest
     from scripts.common.watch import Watch
 
@@ -320,7 +321,7 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
     settings: Any = load_settings(
         {"dpo": DPOSettings, "grpo": GRPOSettings}[name], Path(given[1]), given[4:]
     )
-    run = tracking.RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.open(fresh=False)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if name == "dpo":

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scripts.common.checkpoint import CheckpointStore, verify
+from posttrain.run.checkpoint import CheckpointStore, verify
 from tests.helpers import ROOT
 from tests.reliability.inside import OnForward, adapter, arguments, learning, leave_with, rows
 
@@ -193,7 +193,7 @@ def test_while_scoring(
 TWICE = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from scripts.common.checkpoint import CheckpointStore
+from posttrain.run.checkpoint import CheckpointStore
 real = CheckpointStore.publish
 
 def publish(self, *given):
@@ -230,7 +230,7 @@ def test_second_signal_stops_at_once(tmp_path: Path, whole: dict[str, Path]) -> 
 CLOSED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from scripts.common.checkpoint import CheckpointStore
+from posttrain.run.checkpoint import CheckpointStore
 real = CheckpointStore.publish
 
 def publish(self, *given):

@@ -13,17 +13,12 @@ import pytest
 
 from posttrain.base.disk import check_disk, is_disk_full
 from posttrain.base.errors import CheckpointError, ConfigError
+from posttrain.run import checkpoint
+from posttrain.run.checkpoint import CheckpointStore, Score, check_same_run, verify
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
-from scripts.common import checkpoint
-from scripts.common.checkpoint import (
-    CheckpointStore,
-    Score,
-    check_same_run,
-    verify,
-)
 from scripts.common.stop import StopRequest
-from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 
 FACTS = {

@@ -13,13 +13,13 @@ import yaml
 
 from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, Section
 from posttrain.settings.command import OWNED, check_extra, load_settings, parse_command_line
 from posttrain.settings.export import Parity
 from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import read_yaml
 from scripts.common import training
-from scripts.common.tracking import RunFolder
 from scripts.grpo import load_rewards
 from tests.helpers import CONFIGS, ROOT
 from tests.unit.conftest import Ask

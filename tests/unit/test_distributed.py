@@ -12,10 +12,10 @@ import pytest
 from posttrain.base import distributed
 from posttrain.base.errors import ConfigError
 from posttrain.base.process import run_main
+from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
 from scripts import grpo
-from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 from tests.runs import grpo_run
 
@@ -136,7 +136,7 @@ from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.settings.command import load_settings
 from posttrain.settings import GRPOSettings
-from scripts.common.tracking import RunFolder
+from posttrain.run.folder import RunFolder
 from scripts.common.watch import Watch
 
 torch.distributed.init_process_group("gloo")

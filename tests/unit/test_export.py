@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
+from posttrain.run import room
 from posttrain.settings.export import Export, Parity
-from scripts.common.export import llama_cpp, merge, room, session, source, wording
+from scripts.common.export import llama_cpp, merge, session, source, wording
 from scripts.common.export.gguf import known_pre_tokenizer
 from scripts.common.export.launch import after_training
 from scripts.common.export.record import Check, Record, at_most

@@ -17,13 +17,13 @@ from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
 from posttrain.base.files import append_rows, keep_rows_until, write_json, write_text
+from posttrain.run.folder import PACKAGES, RunFolder, git_commit
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from rewards import REWARDS
 from scripts.common import training
 from scripts.common.report import read_run
 from scripts.common.samples import SampleRecorder
-from scripts.common.tracking import PACKAGES, RunFolder, git_commit
 from tests.helpers import CONFIGS, ROOT
 
 # Text that a model may well write and that line-based formats stumble over.

@@ -18,9 +18,9 @@ import wandb
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows, write_json
+from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import check_packages, load_settings
-from scripts.common.tracking import RunFolder
 from scripts.common.wandb_choice import Choice, choose, reachable
 from scripts.common.wandb_log import WandbLog
 from tests.helpers import ROOT

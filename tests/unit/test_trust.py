@@ -12,9 +12,9 @@ import pytest
 
 from posttrain.base.errors import CheckpointError, ConfigError
 from posttrain.base.files import model_fingerprint
+from posttrain.run.checkpoint import CheckpointStore, verify
 from posttrain.settings import Model
 from scripts.common import policy
-from scripts.common.checkpoint import CheckpointStore, verify
 from scripts.common.trust import check_checkpoint, check_model_folder
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
@@ -192,7 +192,7 @@ def poison(
     written = checkpoint.rename(checkpoint.with_name("rewritten"))
     (written / "manifest.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scripts.common.checkpoint.NOT_KEPT", ())
+        patch.setattr("posttrain.run.checkpoint.NOT_KEPT", ())
         CheckpointStore(checkpoint.parent).publish(written, step, facts or {}, keep=2)
     assert verify(checkpoint) == []
 

@@ -11,8 +11,8 @@ from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 from posttrain.base.paths import ROOT
+from posttrain.run.folder import PACKAGES
 from scripts.common.doctor.finding import Finding
-from scripts.common.tracking import PACKAGES
 
 LOCK = ROOT / "requirements.lock"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)\s*(?:;\s*([^\\]+))?")

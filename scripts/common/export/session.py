@@ -16,13 +16,13 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.paths import shown
+from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
 from posttrain.settings import Export
 from scripts.common.export import merge, parity, wording
 from scripts.common.export.gguf import write_gguf
 from scripts.common.export.ollama import export_ollama
 from scripts.common.export.record import Check, Record
 from scripts.common.export.reference import adapter_reference
-from scripts.common.export.room import MERGED, check_room, in_order, merged_dtype
 from scripts.common.export.source import Trained, base_folder
 from scripts.common.export.texts import gate_texts
 from scripts.common.export.weights import check_weights

@@ -9,8 +9,8 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
+from posttrain.run.checkpoint import CheckpointStore
 from posttrain.settings.strict_yaml import read_yaml
-from scripts.common.checkpoint import CheckpointStore
 from scripts.common.policy import local_or_hub
 
 QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)

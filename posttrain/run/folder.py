@@ -15,9 +15,9 @@ from posttrain.base import distributed
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, write_json, write_text
 from posttrain.base.paths import ROOT
+from posttrain.run.checkpoint import CheckpointStore, differences, verify
 from posttrain.settings import Section
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
-from scripts.common.checkpoint import CheckpointStore, differences, verify
 
 PACKAGES = (
     "unsloth",
