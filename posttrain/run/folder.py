@@ -1,37 +1,20 @@
 """The run folder and what is written to it while a run trains: metrics, samples, environment."""
 
-import importlib.metadata
 import json
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from posttrain.base import distributed
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, write_json, write_text
-from posttrain.base.paths import ROOT
 from posttrain.run.checkpoint import CheckpointStore, differences, verify
+from posttrain.run.environment import environment
 from posttrain.settings import Section
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
-PACKAGES = (
-    "unsloth",
-    "unsloth_zoo",
-    "trl",
-    "transformers",
-    "torch",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-)
 # Sections that shape neither training nor scores.
 NOT_SHAPING = ("run", "tracking", "health", "export")
-STARTED = datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 class RunFolder:
@@ -161,42 +144,3 @@ class RunFolder:
             for name, values in comparison.items()
         }
         write_json(self.path / "eval" / "comparison.json", differences)
-
-
-def environment() -> dict[str, Any]:
-    """What would be needed to repeat the run elsewhere: versions, commit, machine."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "started": STARTED,
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions,
-        "processes": distributed.processes(),
-        "git": git_commit(),
-    }
-
-
-def git_commit() -> str | None:
-    """The project's commit, `-dirty` when files differ from it; None outside a git checkout."""
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
-
-
-class Clock:
-    """Seconds since the run started, for metrics."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def seconds(self) -> float:
-        return round(time.monotonic() - self._start, 3)

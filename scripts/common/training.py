@@ -13,7 +13,8 @@ from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import append_rows, keep_rows_until
 from posttrain.base.progress import TrainingView
 from posttrain.run.checkpoint import Score
-from posttrain.run.folder import Clock, RunFolder
+from posttrain.run.environment import Clock
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
 from scripts.common import policy
 from scripts.common.guard import is_out_of_memory

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from posttrain.base.files import jsonl_rows, write_text
-from posttrain.run.folder import RunFolder, environment
+from posttrain.run.environment import environment
+from posttrain.run.folder import RunFolder
 from scripts.common.wandb_choice import choose
 
 P = ParamSpec("P")

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows
-from posttrain.run.folder import Clock, RunFolder
+from posttrain.run.environment import Clock
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
 from scripts.common.health import Event, Signs, Updates, signs_of
 from scripts.common.micro_batches import write_rows

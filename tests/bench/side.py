@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from posttrain.run import folder as tracking
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings import command as config
 from scripts.common import policy
@@ -52,7 +52,7 @@ def measure(spec: Spec) -> dict[str, Any]:
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     limit_device(spec)  # once Unsloth has set up the allocator
-    run = tracking.RunFolder(Path(os.environ["BENCH_RUN"]))
+    run = RunFolder(Path(os.environ["BENCH_RUN"]))
     build = build_project if spec.side == "project" else build_stock
     trainer, train = build(spec, settings, run)
     if spec.adapter_seed is not None:

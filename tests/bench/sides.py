@@ -8,7 +8,7 @@ from eval.preference import Pair
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.data.report import lengths as pair_lengths
-from posttrain.run import folder as tracking
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from scripts import dpo, grpo
 from scripts.common import policy, training
@@ -76,9 +76,7 @@ def stretched(pair: Any, tokenizer: Any, limit: int) -> Any:
     return Pair(pair.prompt, long(pair.chosen), long(pair.rejected) + ".")
 
 
-def build_project(
-    spec: Spec, settings: Any, run: tracking.RunFolder
-) -> tuple[Any, Callable[[], Any]]:
+def build_project(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callable[[], Any]]:
     """The trainer of the project's script, and what trains it."""
     script = SCRIPTS[spec.task]
     tokenizer = policy.load_tokenizer(settings.model)
@@ -93,9 +91,7 @@ def build_project(
     return trainer, lambda: training.train(trainer, settings, run, script.PROGRESS, None, {})
 
 
-def build_stock(
-    spec: Spec, settings: Any, run: tracking.RunFolder
-) -> tuple[Any, Callable[[], Any]]:
+def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callable[[], Any]]:
     """The same with trl, transformers, peft and bitsandbytes alone."""
     import torch
     from datasets import Dataset

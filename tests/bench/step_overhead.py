@@ -45,7 +45,8 @@ sys.path[0] = str(ROOT)
 
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_problems
-from posttrain.run import folder as tracking
+from posttrain.run.environment import git_commit
+from posttrain.run.folder import RunFolder
 from posttrain.settings import command as config
 from scripts import dpo, grpo
 from scripts.common import integrations, policy, training
@@ -175,7 +176,7 @@ def build_project(
     task: str, settings: Any, folder: Path, tracked: bool
 ) -> tuple[Any, Callable[[], Any]]:
     """The script's trainer, trained as the script does."""
-    run = tracking.RunFolder(folder)
+    run = RunFolder(folder)
     run.open(fresh=False)
     choice = settings.tracking.model_copy(update={"report_to": TRACKERS if tracked else []})
     settings = settings.model_copy(update={"tracking": choice})
@@ -284,7 +285,7 @@ def main() -> int:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "cpus": os.cpu_count(),
-        "commit": tracking.git_commit(),
+        "commit": git_commit(),
     }
     for task in [task for task in ("dpo", "grpo") if arguments.task in (None, task)]:
         path = ROOT / "configs" / f"{task}_demo.yaml"

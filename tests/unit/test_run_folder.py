@@ -17,7 +17,8 @@ from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
 from posttrain.base.files import append_rows, keep_rows_until, write_json, write_text
-from posttrain.run.folder import PACKAGES, RunFolder, git_commit
+from posttrain.run.environment import PACKAGES, git_commit
+from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from rewards import REWARDS

@@ -11,7 +11,7 @@ from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 from posttrain.base.paths import ROOT
-from posttrain.run.folder import PACKAGES
+from posttrain.run.environment import PACKAGES
 from scripts.common.doctor.finding import Finding
 
 LOCK = ROOT / "requirements.lock"
