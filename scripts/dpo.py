@@ -17,6 +17,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.preference import Pair
+from posttrain import report
 from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
 from posttrain.data.pairs import PairSet, load_pair_set
@@ -24,6 +25,7 @@ from posttrain.data.render import drop_overlong, render
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import lengths as pair_lengths
 from posttrain.data.report import text as pair_report_text
+from posttrain.report.model_card import write_model_card
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
@@ -35,13 +37,11 @@ from scripts.common import (
     integrations,
     policy,
     reference,
-    report,
     training,
     trust,
 )
 from scripts.common.device import check_device
 from scripts.common.export.launch import after_training
-from scripts.common.model_card import write_model_card
 from scripts.common.pairs import problem_sets, scoring
 from scripts.common.pairs.side_by_side import example
 

@@ -32,6 +32,7 @@ from eval.gsm8k import (
     evaluate,
     summarise,
 )
+from posttrain import report
 from posttrain.base.errors import DataError
 from posttrain.base.files import append_rows, fingerprint, write_json
 from posttrain.base.paths import ROOT, shown
@@ -41,7 +42,7 @@ from posttrain.data.problems import load_evaluation, seen_in_training
 from posttrain.run.replies import claim, read_replies, resume
 from posttrain.settings import Evaluation, Model, ProblemColumns, Source
 from posttrain.settings.secrets import check_arguments
-from scripts.common import inference, policy, report
+from scripts.common import inference, policy
 from scripts.common.llama_server import is_gguf, serve
 from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
 from scripts.common.server import is_url, server_generator

@@ -19,14 +19,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.process import run_main
+from posttrain.report import ending
+from posttrain.report.model_card import write_model_card
 from posttrain.run.room import MERGED, in_order
 from posttrain.settings.command import check_settings
 from posttrain.settings.export import ExportSettings
 from posttrain.settings.help import listed
 from scripts.common.export import session, source
 from scripts.common.hub import push
-from scripts.common.model_card import write_model_card
-from scripts.common.report import ending
 
 
 def main(argv: list[str] | None = None) -> int:

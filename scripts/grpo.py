@@ -20,27 +20,20 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import rewards
 from eval import conversation
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
+from posttrain import report
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
 from posttrain.data.problems import load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.report.model_card import write_model_card
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import parse_command_line
-from scripts.common import (
-    guarded_trainers,
-    inference,
-    integrations,
-    policy,
-    report,
-    training,
-    trust,
-)
+from scripts.common import guarded_trainers, inference, integrations, policy, training, trust
 from scripts.common.device import check_device
 from scripts.common.export.launch import after_training
-from scripts.common.model_card import write_model_card
 from scripts.common.samples import SampleRecorder
 
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"

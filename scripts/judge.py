@@ -19,12 +19,12 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.judge import INSTRUCTIONS, ORDERS, summarise
+from posttrain import report
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
 from posttrain.base.process import run_main
 from posttrain.run.replies import claim
 from posttrain.settings import Evaluation
-from scripts.common import report
 from scripts.common.server import KEY_VARIABLE, asker, is_url
 from scripts.common.verdicts import ask_all, missing, read_comparisons, read_verdicts
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from posttrain.base.errors import ConfigError
-from scripts.common.model_card import read_exports, render_model_card
+from posttrain.report.model_card import read_exports, render_model_card
 
 
 def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows
+from posttrain.report.ending import draw
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
 from scripts.common.health import Event, Signs, Updates, signs_of
 from scripts.common.micro_batches import write_rows
 from scripts.common.moment import random_states, restore
-from scripts.common.report.ending import draw
 from scripts.common.state_line import state_line
 from scripts.common.stop import StopRequest
 

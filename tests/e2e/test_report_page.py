@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.files import append_rows
-from scripts.common.report.page import write_comparison, write_report
+from posttrain.report.page import write_comparison, write_report
 from tests.runs import dpo_run, grpo_run, unfinished, write
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))

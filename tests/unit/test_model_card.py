@@ -16,9 +16,9 @@ import yaml
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
+from posttrain.report.model_card import write_model_card
 from posttrain.settings.strict_yaml import read_yaml
 from scripts.common.hub import to_upload
-from scripts.common.model_card import write_model_card
 from tests.helpers import CONFIGS, ROOT, run_script
 
 MEASURE = {

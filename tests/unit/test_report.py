@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from scripts.common.report import (
+from posttrain.report import (
     LABELS,
     already_finished,
     comparison_table,

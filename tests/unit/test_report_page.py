@@ -16,9 +16,9 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
-from scripts.common.report import differences, ending, page, record, samples
-from scripts.common.report.drawing import MOST_POINTS, moving_average, thin
-from scripts.common.report.verdict import Verdict, verdict
+from posttrain.report import differences, ending, page, record, samples
+from posttrain.report.drawing import MOST_POINTS, moving_average, thin
+from posttrain.report.verdict import Verdict, verdict
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_metrics, grpo_run, unfinished, write
 

@@ -17,13 +17,13 @@ from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
 from posttrain.base.files import append_rows, keep_rows_until, write_json, write_text
+from posttrain.report import read_run
 from posttrain.run.environment import PACKAGES, git_commit
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from rewards import REWARDS
 from scripts.common import training
-from scripts.common.report import read_run
 from scripts.common.samples import SampleRecorder
 from tests.helpers import CONFIGS, ROOT
 

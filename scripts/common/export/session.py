@@ -16,9 +16,10 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.paths import shown
+from posttrain.report import ending, export_words
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
 from posttrain.settings import Export
-from scripts.common.export import merge, parity, wording
+from scripts.common.export import merge, parity
 from scripts.common.export.gguf import write_gguf
 from scripts.common.export.ollama import export_ollama
 from scripts.common.export.record import Check, Record
@@ -27,7 +28,6 @@ from scripts.common.export.source import Trained, base_folder
 from scripts.common.export.texts import gate_texts
 from scripts.common.export.weights import check_weights
 from scripts.common.policy import LIBRARIES
-from scripts.common.report import ending
 
 
 def export(trained: Trained, settings: Export) -> int:
@@ -117,11 +117,11 @@ class Exports:
         proven = self.record.add(target, path, seconds, self._gate, checks)
         if not proven:
             self.unproven.append(target)
-        for line in wording.lines([asdict(check) for check in checks]):
+        for line in export_words.lines([asdict(check) for check in checks]):
             print(f"  {line}")
-        for line in wording.advice([check.name for check in checks if not check.passed]):
+        for line in export_words.advice([check.name for check in checks if not check.passed]):
             print(f"  {line}")
-        size = wording.size(self.record.content["exports"][target]["bytes"])
+        size = export_words.size(self.record.content["exports"][target]["bytes"])
         print(f"  {'proven' if proven else 'UNPROVEN'} ({size}, {seconds:.0f} s)")
         return proven
 

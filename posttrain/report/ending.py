@@ -9,9 +9,9 @@ from typing import Any
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT, run_command, shown
+from posttrain.report.record import section
+from posttrain.report.tables import comparison_table
 from posttrain.settings.strict_yaml import read_yaml
-from scripts.common.report.record import section
-from scripts.common.report.tables import comparison_table
 
 
 def finish(run: Path) -> None:
@@ -41,7 +41,7 @@ def draw(run: Path, files: bool = True) -> Path | None:
     if not is_main():
         return None
     try:
-        from scripts.common.report.page import write_report
+        from posttrain.report.page import write_report
 
         return write_report(run, files)
     except Exception as error:  # any fault of a drawing library or of what it is given

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from scripts.common.report import measures
-from scripts.common.report.drawing import (
+from posttrain.report import measures
+from posttrain.report.drawing import (
     COLOURS,
     GRID,
     INK,
@@ -18,7 +18,7 @@ from scripts.common.report.drawing import (
     over_steps,
     percent_axis,
 )
-from scripts.common.report.record import Record, number
+from posttrain.report.record import Record, number
 
 
 def reply_length(record: Record) -> Plot | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from scripts.common.report import measures
+from posttrain.report import measures
 
 Comparison = Mapping[str, Mapping[str, Any]]
 

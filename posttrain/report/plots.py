@@ -7,16 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from scripts.common.report.drawing import (
-    MUTED,
-    Line,
-    Plot,
-    draw_band,
-    draw_lines,
-    over_steps,
-)
-from scripts.common.report.record import Record, number, section
-from scripts.common.report.score_plots import reply_length, scores
+from posttrain.report.drawing import MUTED, Line, Plot, draw_band, draw_lines, over_steps
+from posttrain.report.record import Record, number, section
+from posttrain.report.score_plots import reply_length, scores
 
 
 def plots(record: Record) -> list[Plot]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scripts.common.report.record import Record, Row, number
+from posttrain.report.record import Record, Row, number
 
 # How many to show of (right before, right after): the first of each kind, in the file's order.
 SHOWN = {(False, True): 3, (True, False): 2, (False, False): 1, (True, True): 1}

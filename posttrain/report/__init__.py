@@ -3,16 +3,10 @@
 Only the table is imported here: plots and pages need libraries that take seconds to load.
 """
 
-from scripts.common.report import measures
-from scripts.common.report.ending import already_finished, finish
-from scripts.common.report.measures import LABELS
-from scripts.common.report.tables import (
-    comparison_table,
-    read_run,
-    summary_table,
-    table,
-    table_rows,
-)
+from posttrain.report import measures
+from posttrain.report.ending import already_finished, finish
+from posttrain.report.measures import LABELS
+from posttrain.report.tables import comparison_table, read_run, summary_table, table, table_rows
 
 __all__ = [
     "LABELS",

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from posttrain.report.record import Record
 from posttrain.settings import DPOSettings, GRPOSettings
-from scripts.common.report.record import Record
 
 ABSENT = object()
 

@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from posttrain.base.files import write_bytes, write_text
-from scripts.common.report import differences, drawing, plots, record, samples, story
-from scripts.common.report.record import Record
-from scripts.common.report.verdict import verdict
+from posttrain.report import differences, drawing, plots, record, samples, story
+from posttrain.report.record import Record
+from posttrain.report.verdict import verdict
 
 PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.common.export import wording
-from scripts.common.report import measures
-from scripts.common.report.record import SIDES, Record, Row, number, section
+from posttrain.report import export_words, measures
+from posttrain.report.record import SIDES, Record, Row, number, section
 
 
 @dataclass(frozen=True)
@@ -192,12 +191,16 @@ def exports(record: Record) -> list[Row]:
             {
                 "name": name,
                 "path": str(values.get("path", "")),
-                "size": wording.size(size) if size else "",
+                "size": export_words.size(size) if size else "",
                 "proven": bool(values.get("proven")),
                 "checks": [
                     {
                         **dict(
-                            zip(("name", "value", "limit"), wording.in_words(check), strict=True)
+                            zip(
+                                ("name", "value", "limit"),
+                                export_words.in_words(check),
+                                strict=True,
+                            )
                         ),
                         "passed": bool(check.get("passed")),
                     }

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from scripts.common.report import measures
-from scripts.common.report.record import SIDES, Record, Row, number
+from posttrain.report import measures
+from posttrain.report.record import SIDES, Record, Row, number
 
 HEADLINES = ("strict", "reward_accuracy")  # what a run is judged by: the first that it has
 WORDS = {1: "improved", 0: "no measurable change", -1: "got worse"}

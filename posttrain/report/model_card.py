@@ -7,10 +7,10 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
+from posttrain.report import read_run, record, table_rows
+from posttrain.report.export_words import in_words
+from posttrain.report.snippets import snippets
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
-from scripts.common.export.wording import in_words
-from scripts.common.report import read_run, record, table_rows
-from scripts.common.snippets import snippets
 
 # Licences of what the configs name, as their pages on the hub state them.
 LICENCES = {
