@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.process import run_main
-from posttrain.report import ending
+from posttrain.report import live
 from posttrain.report.model_card import write_model_card
 from posttrain.run.room import MERGED, in_order
 from posttrain.settings.command import check_settings
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:  # a target that failed leaves those before it made and recorded
         if (trained.output / "config.yaml").exists():
             write_model_card(trained.output)
-            ending.draw(trained.output)
+            live.draw(trained.output)
     if asked.push and code == 0:
         # A Modelfile is of no use without its GGUF; merged weights may be no more than a step.
         files = [target for target in in_order(to) if target in to or target != MERGED]

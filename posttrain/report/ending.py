@@ -1,17 +1,11 @@
-"""The last lines of a run: its table, its page, and the commands that come next."""
+"""The last lines of a run: its table, where its page is, and the commands that come next."""
 
-import shlex
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from posttrain.base.distributed import is_main
-from posttrain.base.errors import ConfigError
-from posttrain.base.paths import ROOT, run_command, shown
-from posttrain.report.record import section
+from posttrain.base.paths import shown
+from posttrain.report.live import draw
+from posttrain.report.next_steps import next_commands
 from posttrain.report.tables import comparison_table
-from posttrain.settings.strict_yaml import read_yaml
 
 
 def finish(run: Path) -> None:
@@ -31,99 +25,3 @@ def already_finished(run: Path) -> int:
     )
     print(next_commands(run))
     return 0
-
-
-def draw(run: Path, files: bool = True) -> Path | None:
-    """Write report.html, and with `files` plots/*.png; returns the page. The main process does.
-
-    A run is worth more than its pictures: what goes wrong here is said in one line, and no more.
-    """
-    if not is_main():
-        return None
-    try:
-        from posttrain.report.page import write_report
-
-        return write_report(run, files)
-    except Exception as error:  # any fault of a drawing library or of what it is given
-        text = " ".join(str(error).split())[:200]
-        print(f"note: {shown(run / 'report.html')} not drawn: {type(error).__name__}: {text}")
-        return None
-
-
-class LivePage:
-    """Keeps report.html up to date while a run trains, in under 1% of its time.
-
-    A page is drawn at most once in `EVERY` seconds, and later where drawing turned out slow; the
-    PNG files wait for the end of the run.
-    """
-
-    EVERY = 60.0
-    SHARE = 0.01  # of the time, for drawing
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self._next = time.monotonic() + self.EVERY
-
-    def refresh(self) -> None:
-        """Draw the page if it is time."""
-        started = time.monotonic()
-        if started < self._next:
-            return
-        draw(self.run, files=False)
-        took = time.monotonic() - started
-        self._next = started + max(self.EVERY, took / self.SHARE)
-
-
-def next_commands(run: Path) -> str:
-    """Two commands a user may want now, as they have to be typed in this folder."""
-    runner, folder = run_command(), shlex.quote(shown(run))
-    adapter = shlex.quote(shown(run / "adapter"))
-    try:
-        settings: dict[str, Any] = read_yaml(run / "config.yaml")
-    except ConfigError:
-        settings = {}
-    return _next(
-        f"{runner} export {folder} --to gguf:q8_0",
-        f"{runner} evaluate --model {adapter} {_evaluation(settings)}",
-    )
-
-
-def after_export(folder: Path, made: Mapping[str, str], name: str, settings: dict[str, Any]) -> str:
-    """The commands that use what was exported.
-
-    Args:
-        made: Paths below `folder` by target, such as `{"gguf:q8_0": "gguf/m-q8_0.gguf"}`.
-        name: What the model is to be called in Ollama.
-        settings: Those of the run that was exported; empty without one.
-    """
-    commands = []
-    if "ollama" in made:
-        modelfile = shlex.quote(shown(folder / made["ollama"]))
-        commands.append(f"ollama create {name} -f {modelfile} && ollama run {name}")
-    last = [path for target, path in made.items() if target != "ollama"][-1:]
-    for model in (shlex.quote(shown(folder / path)) for path in last):
-        commands.append(f"{run_command()} evaluate --model {model} {_evaluation(settings)}")
-    return _next(*commands)
-
-
-def _next(*commands: str) -> str:
-    return "\n  ".join(("\nNext", *commands))
-
-
-def _evaluation(settings: dict[str, Any]) -> str:
-    """What to score next: the run's own problems where they are a local file here."""
-    if "rewards" in settings:
-        local = _local(section(section(settings, "data"), "eval"))
-        return f"--data {local or 'gsm8k'} --samples 8"
-    also = section(settings, "evaluation").get("also")
-    for each in also if isinstance(also, list) else []:
-        if isinstance(each, dict) and (local := _local(each)):
-            return f"--data {local} --language {each.get('language', 'en')}"
-    return "--data mgsm-fr --language fr"
-
-
-def _local(source: dict[str, Any]) -> str | None:
-    """The file of a Source as it is typed here, None where it is not on this machine."""
-    path = str(source.get("path", ""))
-    found = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)
-    return None if found is None else shlex.quote(shown(found))

@@ -9,6 +9,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
 from posttrain.report import read_run, record, table_rows
 from posttrain.report.export_words import in_words
+from posttrain.report.record import read_exports
 from posttrain.report.snippets import snippets
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
@@ -111,15 +112,6 @@ def _facts(
         "limitations": _limitations(settings, measures),
         "yaml": dump_yaml(_without_folders(settings)),
     }
-
-
-def read_exports(run: Path) -> dict[str, dict[str, Any]]:
-    """The exports of a run by name, as export.json tells; empty if there are none."""
-    path = run / "export.json"
-    if not path.exists():
-        return {}
-    exports: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["exports"]
-    return exports
 
 
 def _without_folders(value: Any) -> Any:

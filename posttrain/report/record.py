@@ -212,3 +212,32 @@ def _rows(path: Path, unreadable: list[str]) -> list[Row] | None:
     if damaged:
         unreadable.append(f"{path}: lines left out because they are no JSON object: {damaged}")
     return rows
+
+
+def read_exports(run: Path) -> dict[str, dict[str, Any]]:
+    """The exports of a run by name, as export.json tells; empty if there are none."""
+    path = run / "export.json"
+    if not path.exists():
+        return {}
+    exports: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["exports"]
+    return exports
+
+
+def read_run(run: Path) -> dict[str, dict[str, Any]]:
+    """A run's measures: `{measure: {before, after, difference, low, high, p_value, n}}`.
+
+    Raises:
+        ConfigError: the folder holds no finished evaluation.
+    """
+    folder = run / "eval"
+    try:
+        before, after, comparison = (
+            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("before", "after", "comparison")
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(f"{run}: no finished run there ({error.filename} is missing)") from None
+    return {
+        name: {"before": before[name], "after": after[name], **comparison[name]}
+        for name in comparison
+    }

@@ -1,36 +1,15 @@
 """The before/after table as text, as wide as the terminal lets it be."""
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError
 from posttrain.report import measures
+from posttrain.report.record import read_run
 
 Comparison = Mapping[str, Mapping[str, Any]]
-
-
-def read_run(run: Path) -> dict[str, dict[str, Any]]:
-    """A run's measures: `{measure: {before, after, difference, low, high, p_value, n}}`.
-
-    Raises:
-        ConfigError: the folder holds no finished evaluation.
-    """
-    folder = run / "eval"
-    try:
-        before, after, comparison = (
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            for name in ("before", "after", "comparison")
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(f"{run}: no finished run there ({error.filename} is missing)") from None
-    return {
-        name: {"before": before[name], "after": after[name], **comparison[name]}
-        for name in comparison
-    }
 
 
 def comparison_table(runs: Sequence[Path]) -> str:

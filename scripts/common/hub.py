@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from posttrain.base.errors import ConfigError
-from posttrain.report.model_card import read_exports, render_model_card
+from posttrain.report.model_card import render_model_card
+from posttrain.report.record import read_exports
 
 
 def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:

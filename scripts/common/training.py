@@ -12,7 +12,7 @@ from posttrain.base.disk import check_disk, disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import append_rows, keep_rows_until
 from posttrain.base.progress import TrainingView
-from posttrain.report.ending import LivePage, draw
+from posttrain.report.live import LivePage, draw
 from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder

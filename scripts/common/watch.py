@@ -18,7 +18,7 @@ from tqdm import tqdm
 from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows
-from posttrain.report.ending import draw
+from posttrain.report.live import draw
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training

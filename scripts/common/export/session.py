@@ -16,7 +16,7 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.paths import shown
-from posttrain.report import ending, export_words
+from posttrain.report import export_words, next_steps
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
 from posttrain.settings import Export
 from scripts.common.export import merge, parity
@@ -63,7 +63,7 @@ def export(trained: Trained, settings: Export) -> int:
     print("\nProven")
     for target, path in (made | {"record": exports.record.path.name}).items():
         print(f"  {target:12}  {shown(trained.output / path)}")
-    print(ending.after_export(trained.output, made, trained.name, trained.run))
+    print(next_steps.after_export(trained.output, made, trained.name, trained.run))
     return 0
 
 
