@@ -25,22 +25,14 @@ from posttrain.data.render import drop_overlong, render
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import lengths as pair_lengths
 from posttrain.data.report import text as pair_report_text
+from posttrain.model import adapter, policy, trust
+from posttrain.model.device import check_device
 from posttrain.report.model_card import write_model_card
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import parse_command_line
-from scripts.common import (
-    adapter,
-    batches,
-    guarded_trainers,
-    integrations,
-    policy,
-    reference,
-    training,
-    trust,
-)
-from scripts.common.device import check_device
+from scripts.common import batches, guarded_trainers, integrations, reference, training
 from scripts.common.export.launch import after_training
 from scripts.common.pairs import problem_sets, scoring
 from scripts.common.pairs.side_by_side import example

@@ -39,13 +39,13 @@ from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
 from posttrain.data.problems import load_evaluation, seen_in_training
+from posttrain.model import inference, policy
+from posttrain.model.llama_server import is_gguf, serve
+from posttrain.model.server import is_url, server_generator
 from posttrain.run.replies import claim, read_replies, resume
 from posttrain.settings import Evaluation, Model, ProblemColumns, Source
 from posttrain.settings.secrets import check_arguments
-from scripts.common import inference, policy
-from scripts.common.llama_server import is_gguf, serve
 from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
-from scripts.common.server import is_url, server_generator
 
 SETS = {
     "gsm8k": Source(path="openai/gsm8k", subset="main", split="test"),

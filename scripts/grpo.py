@@ -26,13 +26,14 @@ from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
 from posttrain.data.problems import load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.model import inference, policy, trust
+from posttrain.model.device import check_device
 from posttrain.report.model_card import write_model_card
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import parse_command_line
-from scripts.common import guarded_trainers, inference, integrations, policy, training, trust
-from scripts.common.device import check_device
+from scripts.common import guarded_trainers, integrations, training
 from scripts.common.export.launch import after_training
 from scripts.common.samples import SampleRecorder
 

@@ -6,11 +6,11 @@ from typing import Any
 from posttrain.base.files import model_fingerprint, sha256
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.sources import read_rows
+from posttrain.model import policy
+from posttrain.model.llama_server import is_gguf
+from posttrain.model.server import is_url
 from posttrain.settings import PairData, ProblemData, Prompt
 from posttrain.settings.strict_yaml import read_yaml
-from scripts.common import policy
-from scripts.common.llama_server import is_gguf
-from scripts.common.server import is_url
 
 
 def run_config(model: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from posttrain.base.errors import DataError
 from posttrain.base.files import write_json
 from posttrain.base.paths import cache_folder
 from posttrain.base.progress import progress_bar
-from scripts.common import adapter
+from posttrain.model import adapter
 from scripts.common.batches import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")

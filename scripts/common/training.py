@@ -12,12 +12,12 @@ from posttrain.base.disk import check_disk, disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import append_rows, keep_rows_until
 from posttrain.base.progress import TrainingView
+from posttrain.model import policy
 from posttrain.report.live import LivePage, draw
 from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
-from scripts.common import policy
 from scripts.common.guard import is_out_of_memory
 from scripts.common.stop import StepAbandoned, StopRequest
 from scripts.common.watch import Watch

@@ -38,8 +38,8 @@ sys.path.insert(0, str(ROOT))
 
 from eval import Conversation, conversation
 from posttrain.data.problems import load_evaluation
+from posttrain.model import inference, policy
 from posttrain.settings import Evaluation, ProblemColumns, Source
-from scripts.common import inference, policy
 from scripts.evaluate import SYSTEM
 
 MODEL = ROOT / "assets" / "demo_model"

@@ -27,10 +27,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings import command as config
-from scripts.common import policy
 from tests.bench import devices
 from tests.bench.lengths import force_lengths, recorded_lengths
 from tests.bench.sides import SETTINGS, Spec, build_project, build_stock, seed_adapter

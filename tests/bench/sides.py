@@ -8,10 +8,11 @@ from eval.preference import Pair
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.data.report import lengths as pair_lengths
+from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from scripts import dpo, grpo
-from scripts.common import policy, training
+from scripts.common import training
 
 SETTINGS: dict[str, Any] = {"dpo": DPOSettings, "grpo": GRPOSettings}
 SCRIPTS: dict[str, Any] = {"dpo": dpo, "grpo": grpo}

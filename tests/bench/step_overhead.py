@@ -45,11 +45,12 @@ sys.path[0] = str(ROOT)
 
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_problems
+from posttrain.model import policy
 from posttrain.run.environment import git_commit
 from posttrain.run.folder import RunFolder
 from posttrain.settings import command as config
 from scripts import dpo, grpo
-from scripts.common import integrations, policy, training
+from scripts.common import integrations, training
 from tests.bench.lengths import force_lengths, recorded_lengths
 from tests.bench.sides import SCRIPTS, SETTINGS
 from tests.bench.watch import Clock

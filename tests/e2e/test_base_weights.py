@@ -11,8 +11,8 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint
+from posttrain.model import policy
 from posttrain.settings import Model
-from scripts.common import policy
 from tests.helpers import ROOT
 
 COMMITS = ("1" * 40, "2" * 40)
@@ -56,7 +56,7 @@ def test_the_repository_that_unsloth_takes_instead_counts(hub: Path) -> None:
     """As on a GPU, in a process of its own: importing unsloth.models patches trl for good."""
     code = f"""
 from pathlib import Path
-from scripts.common import policy
+from posttrain.model import policy
 from posttrain.settings import Model
 from tests.e2e.test_base_weights import cache
 policy.start(False, 1)

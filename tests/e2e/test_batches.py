@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import batches, policy
+from scripts.common import batches
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"

@@ -8,11 +8,11 @@ import pytest
 
 from eval.preference import Pair
 from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import policy
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"

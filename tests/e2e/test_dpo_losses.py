@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import policy
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"

@@ -8,10 +8,10 @@ import pytest
 
 from eval.replies import kl_per_token
 from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
-from scripts.common import policy
 from scripts.common.pairs import problem_sets, scoring
 from tests.helpers import ROOT
 

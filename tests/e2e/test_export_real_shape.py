@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.model.llama_server import serve
 from posttrain.settings.export import Parity
 from scripts.common.export import parity, reference, texts
 from scripts.common.export.llama_cpp import cached_tree, find_tree
 from scripts.common.export.merge import merge
-from scripts.common.llama_server import serve
 from tests.helpers import ROOT, SHARED, make_adapter, make_qwen, needs_shared
 
 pytestmark = [

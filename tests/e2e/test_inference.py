@@ -12,10 +12,10 @@ from eval.preference import Pair
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
+from posttrain.model import inference, policy
 from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
 from posttrain.settings.command import load_settings
 from rewards.answer import CLOSE, ends_with_answer
-from scripts.common import inference, policy
 from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT
 

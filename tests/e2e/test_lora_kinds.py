@@ -8,11 +8,11 @@ import pytest
 
 from posttrain.data.pairs import load_pairs
 from posttrain.data.render import render
+from posttrain.model import adapter, policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import adapter, policy
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"

@@ -12,11 +12,12 @@ import pytest
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import batches, policy, reference
+from scripts.common import batches, reference
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"

@@ -9,10 +9,10 @@ import pytest
 from eval import conversation
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
+from posttrain.model import inference, policy
+from posttrain.model.device import Device
 from posttrain.settings import Evaluation, GRPOSettings, ProblemColumns, Source
 from posttrain.settings import command as config
-from scripts.common import inference, policy
-from scripts.common.device import Device
 from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT
 

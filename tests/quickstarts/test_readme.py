@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.model.llama_server import serve
 from posttrain.report import table
-from scripts.common.llama_server import serve
 from tests.helpers import ROOT, copy_project
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from posttrain.base.process import run_main
+from posttrain.model import policy
 from scripts import dpo, grpo
-from scripts.common import policy
 from tests.helpers import ROOT
 
 MAIN = {"dpo": dpo.main, "grpo": grpo.main}

@@ -303,11 +303,11 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
 
     from posttrain.data.pairs import load_pairs
     from posttrain.data.problems import load_problems
+    from posttrain.model import policy
     from posttrain.run.folder import RunFolder
     from posttrain.settings import DPOSettings, GRPOSettings
     from posttrain.settings.command import load_settings
     from scripts import dpo, grpo
-    from scripts.common import policy
     from scripts.common.stop import StopRequest
     from scripts.common.watch import Watch
 

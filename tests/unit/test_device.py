@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from posttrain.base.errors import ConfigError
+from posttrain.model.device import Device, check_device
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
-from scripts.common.device import Device, check_device
 from tests.helpers import CONFIGS, ROOT
 
 CPU = Device("CPU", 0.0, bf16=True)

@@ -26,8 +26,8 @@ from eval.language import detect
 from eval.measures import NOT_MEASURABLE
 from eval.stats import wilson_interval
 from posttrain.base.errors import ConfigError, DataError
+from posttrain.model import server
 from scripts import judge
-from scripts.common import server
 from tests.helpers import ROOT
 from tests.unit.test_server import Reply, Server, choice
 

@@ -16,8 +16,8 @@ import pytest
 
 from eval import Completion, conversation
 from posttrain.base.errors import ConfigError
+from posttrain.model import server
 from posttrain.settings import Evaluation
-from scripts.common import server
 from tests.helpers import ROOT
 
 KEY = "sk-test-3141592653"

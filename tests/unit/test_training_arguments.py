@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
+from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import read_yaml
 from posttrain.settings.trainer_fields import config_fields
-from scripts.common import policy, training
+from scripts.common import training
 from tests.helpers import CONFIGS, ROOT
 
 # Also asked for, beside what the YAML says: `training.extra` must arrive in the same way.

@@ -12,10 +12,10 @@ import pytest
 
 from posttrain.base.errors import CheckpointError, ConfigError
 from posttrain.base.files import model_fingerprint
+from posttrain.model import policy
+from posttrain.model.trust import check_checkpoint, check_model_folder
 from posttrain.run.checkpoint import CheckpointStore, verify
 from posttrain.settings import Model
-from scripts.common import policy
-from scripts.common.trust import check_checkpoint, check_model_folder
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
+from posttrain.model.device import Device, check_device
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import read_yaml
-from scripts.common.device import Device, check_device
 from scripts.common.doctor.estimate import estimate, shape_of
 from scripts.common.doctor.finding import Finding
 from scripts.common.doctor.machine import GPU

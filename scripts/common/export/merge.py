@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from scripts.common.adapter import MOVED
+from posttrain.model.adapter import MOVED
 
 LORA_TENSOR = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -16,6 +16,7 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.paths import shown
+from posttrain.model.policy import LIBRARIES
 from posttrain.report import export_words, next_steps
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
 from posttrain.settings import Export
@@ -27,7 +28,6 @@ from scripts.common.export.reference import adapter_reference
 from scripts.common.export.source import Trained, base_folder
 from scripts.common.export.texts import gate_texts
 from scripts.common.export.weights import check_weights
-from scripts.common.policy import LIBRARIES
 
 
 def export(trained: Trained, settings: Export) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
+from posttrain.model.policy import local_or_hub
 from posttrain.run.checkpoint import CheckpointStore
 from posttrain.settings.strict_yaml import read_yaml
-from scripts.common.policy import local_or_hub
 
 QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]

@@ -9,8 +9,8 @@ from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
 from posttrain.data.problems import load_evaluation, seen_in_training
 from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.model import inference
 from posttrain.settings import DPOSettings, ProblemSet
-from scripts.common import inference
 
 Problems = dict[str, list[Problem]]
 """The problems of each set, by its name."""

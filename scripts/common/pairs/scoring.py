@@ -14,9 +14,9 @@ from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply
 from posttrain.data.render import render
 from posttrain.data.report import lengths
+from posttrain.model import inference
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
-from scripts.common import inference
 from scripts.common.pairs import problem_sets
 
 ROWS_AT_ONCE = 8  # scored at once where evaluation.batch_size is null

@@ -10,10 +10,10 @@ from eval import Completion, Conversation, Generate
 from eval.preference import Pair
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render, token_ids
+from posttrain.model.adapter import reference_mode
+from posttrain.model.policy import inference_mode
 from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
-from scripts.common.adapter import reference_mode
-from scripts.common.policy import inference_mode
 
 LONGEST_ANSWER = 96  # tokens that surely hold an answer element of 64 characters and its tags
 SHORTEST_ROUND = 32  # tokens: below it, reading the prompts again would cost more than it saves

@@ -20,11 +20,11 @@ from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint
 from posttrain.base.paths import ROOT
+from posttrain.model import adapter
+from posttrain.model.decode_graphs import admit_decode_graphs
+from posttrain.model.device import Device
+from posttrain.model.trust import check_model_folder
 from posttrain.settings import Lora, Model, RolloutModel, Training
-from scripts.common import adapter
-from scripts.common.decoding import admit_decode_graphs
-from scripts.common.device import Device
-from scripts.common.trust import check_model_folder
 
 # No Python and no pickle of a model, wherever it comes from.
 TRUSTED = {"trust_remote_code": False, "use_safetensors": True}
@@ -268,7 +268,7 @@ def drop_reference_copy(policy: Any) -> None:
     """Remove the copy of the adapter that stock trl adds as its reference.
 
     Without it trl scores the reference with the adapter off, which a new adapter changes nothing
-    of; the kinds of which that is not true are scored before (scripts/common/adapter.py).
+    of; the kinds of which that is not true are scored before (posttrain/model/adapter.py).
     """
     if "ref" in policy.peft_config:
         policy.delete_adapter("ref")
