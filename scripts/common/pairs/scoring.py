@@ -15,6 +15,7 @@ from eval.replies import MeasuredReply
 from posttrain.data.render import render
 from posttrain.data.report import lengths
 from posttrain.model import inference
+from posttrain.model.log_probs import pair_log_probs, token_log_probs
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from scripts.common.pairs import problem_sets
@@ -76,7 +77,7 @@ def score_pairs(
     """Implicit rewards of the pairs, and the lengths of their replies."""
     batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
     policy, reference = (
-        inference.pair_log_probs(model, tokenizer, pairs, batch_size, adapter_off)
+        pair_log_probs(model, tokenizer, pairs, batch_size, adapter_off)
         for adapter_off in (False, True)
     )
     tokens = [(length.chosen, length.rejected) for length in lengths.measure(pairs, tokenizer)]
@@ -97,7 +98,7 @@ def sample(
         sequences.append(([*prompt["input_ids"], *reply.ids], len(prompt["input_ids"])))
     batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
     policy, reference = (
-        inference.token_log_probs(model, tokenizer, sequences, batch_size, adapter_off, "samples")
+        token_log_probs(model, tokenizer, sequences, batch_size, adapter_off, "samples")
         for adapter_off in (False, True)
     )
     return sampled, [replies.kl_per_token(*both) for both in zip(policy, reference, strict=True)]
