@@ -30,12 +30,13 @@ from posttrain.model.device import check_device
 from posttrain.report.model_card import write_model_card
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
+from posttrain.scoring import pairs as scoring
+from posttrain.scoring import problem_sets
+from posttrain.scoring.side_by_side import example
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import parse_command_line
 from scripts.common import batches, guarded_trainers, integrations, reference, training
 from scripts.common.export.launch import after_training
-from scripts.common.pairs import problem_sets, scoring
-from scripts.common.pairs.side_by_side import example
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
 PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss": "loss"}

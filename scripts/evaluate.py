@@ -43,9 +43,9 @@ from posttrain.model import inference, policy
 from posttrain.model.llama_server import is_gguf, serve
 from posttrain.model.server import is_url, server_generator
 from posttrain.run.replies import claim, read_replies, resume
+from posttrain.scoring.provenance import run_config, trained_questions, weights_fingerprint
 from posttrain.settings import Evaluation, Model, ProblemColumns, Source
 from posttrain.settings.secrets import check_arguments
-from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
 
 SETS = {
     "gsm8k": Source(path="openai/gsm8k", subset="main", split="test"),

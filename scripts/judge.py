@@ -25,8 +25,8 @@ from posttrain.base.files import fingerprint, write_json
 from posttrain.base.process import run_main
 from posttrain.model.server import KEY_VARIABLE, asker, is_url
 from posttrain.run.replies import claim
+from posttrain.scoring.verdicts import ask_all, missing, read_comparisons, read_verdicts
 from posttrain.settings import Evaluation
-from scripts.common.verdicts import ask_all, missing, read_comparisons, read_verdicts
 
 UNREADABLE = 0.05  # share of verdicts above which the user is warned
 

@@ -66,9 +66,9 @@ class Stages:
 def worker(script_name: str, arguments: list[str]) -> int:
     """Run the script's main with a clock; prints the stages as the last line."""
     from posttrain.model import policy
+    from posttrain.scoring import pairs as scoring
     from scripts import dpo, grpo
     from scripts.common import training
-    from scripts.common.pairs import scoring
 
     stages = Stages()
     stages._open.append("python and settings")

@@ -10,9 +10,10 @@ from eval.replies import kl_per_token
 from posttrain.data.pairs import load_pairs
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
+from posttrain.scoring import pairs as scoring
+from posttrain.scoring import problem_sets
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
-from scripts.common.pairs import problem_sets, scoring
 from tests.helpers import ROOT
 
 # The libraries' own warnings while a model is built are not what is tested here.

@@ -16,10 +16,10 @@ from eval.stats import wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.pairs import load_pairs
 from posttrain.data.report.lengths import measure as measure_lengths
+from posttrain.scoring import problem_sets
+from posttrain.scoring.side_by_side import WIDTH, example
 from posttrain.settings import DPOSettings, PairData, Prompt, Source
 from posttrain.settings.command import load_settings
-from scripts.common.pairs import problem_sets
-from scripts.common.pairs.side_by_side import WIDTH, example
 from tests.helpers import ROOT, SHARED, needs_shared
 
 DEMO = ROOT / "configs" / "dpo_demo.yaml"

@@ -17,8 +17,8 @@ from posttrain.data.report import lengths
 from posttrain.model import inference
 from posttrain.model.log_probs import pair_log_probs, token_log_probs
 from posttrain.run.folder import RunFolder
+from posttrain.scoring import problem_sets
 from posttrain.settings import DPOSettings
-from scripts.common.pairs import problem_sets
 
 ROWS_AT_ONCE = 8  # scored at once where evaluation.batch_size is null
 
