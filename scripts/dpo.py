@@ -35,7 +35,8 @@ from posttrain.scoring import problem_sets
 from posttrain.scoring.side_by_side import example
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import parse_command_line
-from scripts.common import batches, guarded_trainers, integrations, reference, training
+from posttrain.train import batches, guarded_trainers, loop, reference_cache
+from posttrain.train.trackers.start import keep_files_in, start
 from scripts.common.export.launch import after_training
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.shared) or after_training(run.path, settings.export)
     checkpoint = run.checkpoint(command.resume)
-    integrations.keep_files_in(run, settings.tracking.report_to)
+    keep_files_in(run, settings.tracking.report_to)
 
     # Pairs, checked and reported on before anything heavy is loaded.
     pairs = load_pair_set(settings.data, settings.prompt)
@@ -80,24 +81,24 @@ def main(argv: list[str] | None = None) -> int:
     run.open(fresh=command.resume == "never")
     pair_report.write(data_report, run.path)
     run.describe(settings, facts)
-    trackers = integrations.start(run, settings, facts)
+    trackers = start(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
-    training.check_room(model, settings, run)
+    loop.check_room(model, settings, run)
     same_run = checkpoint is not None and not command.resume_anyway
     kept = scoring.read_scores(run, settings) if same_run else None
     if checkpoint:
-        print(training.going_on(checkpoint, settings.training, run, kept is not None))
+        print(loop.going_on(checkpoint, settings.training, run, kept is not None))
     before = kept or scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
     trainer.add_callback(trackers.callback())
     facts["changed_arguments"] = changed
-    facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
-    if training.stopped_early(facts, run):
+    facts["trained"] = loop.train(trainer, settings, run, PROGRESS, checkpoint, identity)
+    if loop.stopped_early(facts, run):
         trackers.close(facts["trained"]["exit_code"])
         return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
@@ -177,13 +178,13 @@ def build_trainer(
     from trl import DPOConfig, DPOTrainer
 
     owned = {
-        **training.owned_arguments(run, settings.run.name, settings.tracking.report_to),
+        **loop.owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "max_length": settings.model.max_seq_length,
         "precompute_ref_log_probs": False,  # reference.py does it, and keeps the result
     }
     if settings.lora.dropout:  # by default trl turns all dropout off
         owned["disable_dropout"] = False
-    arguments, asked = training.build_arguments(
+    arguments, asked = loop.build_arguments(
         DPOConfig, settings.training, owned, settings.run.verbose
     )
     with adapter.without_new_start(model):
@@ -198,8 +199,8 @@ def build_trainer(
     if settings.training.train_sampling_strategy == "group_by_length":
         batches.group_by_length(trainer)
     if settings.training.precompute_ref_log_probs:
-        reference.precompute(trainer)
-    return trainer, training.report_changes(asked, trainer.args)
+        reference_cache.precompute(trainer)
+    return trainer, loop.report_changes(asked, trainer.args)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import parse_command_line
-from scripts.common import guarded_trainers, integrations, training
+from posttrain.train import guarded_trainers, loop
+from posttrain.train.samples import SampleRecorder
+from posttrain.train.trackers.start import keep_files_in, start
 from scripts.common.export.launch import after_training
-from scripts.common.samples import SampleRecorder
 
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
 PROGRESS = {
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.shared) or after_training(run.path, settings.export)
     checkpoint = run.checkpoint(command.resume)
-    integrations.keep_files_in(run, settings.tracking.report_to)
+    keep_files_in(run, settings.tracking.report_to)
 
     # Problems and rewards, checked before anything heavy is loaded.
     train_problems, held_out = load_problems(settings.data)
@@ -84,24 +85,24 @@ def main(argv: list[str] | None = None) -> int:
             check_same_run(checkpoint, identity)
     run.open(fresh=command.resume == "never")
     run.describe(settings, facts)
-    trackers = integrations.start(run, settings, facts)
+    trackers = start(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
-    training.check_room(model, settings, run)
+    loop.check_room(model, settings, run)
     same_run = checkpoint is not None and not command.resume_anyway
     kept = read_scores(run) if same_run else None
     if checkpoint:
-        print(training.going_on(checkpoint, settings.training, run, kept is not None))
+        print(loop.going_on(checkpoint, settings.training, run, kept is not None))
     before = kept or score(model, tokenizer, held_out, settings, run, "before")
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
     trainer.add_callback(trackers.callback())
     facts["changed_arguments"] = changed
-    facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
-    if training.stopped_early(facts, run):
+    facts["trained"] = loop.train(trainer, settings, run, PROGRESS, checkpoint, identity)
+    if loop.stopped_early(facts, run):
         trackers.close(facts["trained"]["exit_code"])
         return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
@@ -189,10 +190,10 @@ def build_trainer(
     from trl import GRPOConfig, GRPOTrainer
 
     owned = {
-        **training.owned_arguments(run, settings.run.name, settings.tracking.report_to),
+        **loop.owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "reward_weights": list(settings.rewards.values()),
     }
-    arguments, asked = training.build_arguments(
+    arguments, asked = loop.build_arguments(
         GRPOConfig, settings.training, owned, settings.run.verbose
     )
     rows = [
@@ -210,7 +211,7 @@ def build_trainer(
         processing_class=tokenizer,
     )
     policy.drop_reference_copy(model)
-    return trainer, training.report_changes(asked, trainer.args)
+    return trainer, loop.report_changes(asked, trainer.args)
 
 
 if __name__ == "__main__":

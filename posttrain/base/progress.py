@@ -102,7 +102,7 @@ class TrainingView:
         self._started = self._printed = time.monotonic()
         if not can_redraw():
             return
-        from scripts.common import terminal  # its library is of no use to --help
+        from posttrain.train import terminal  # its library is of no use to --help
 
         self._live = terminal.show(self)
 

@@ -4,7 +4,7 @@
 
 Started by gpu.py, step by step the same on every side but for who builds the trainer:
 - `project`: scripts/grpo.py's or dpo.py's own build_trainer, on the policy that they load, trained
-  through scripts/common/training.py with its callbacks, sample records and metrics.
+  through posttrain/train/loop.py with its callbacks, sample records and metrics.
 - `stock`: transformers, peft, bitsandbytes and trl as their own documentation puts them together;
   the same model, data, LoRA, batch, lengths, precision and trainer arguments. Unsloth is not
   imported.

@@ -11,8 +11,8 @@ from posttrain.data.report import lengths as pair_lengths
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.train import loop as training
 from scripts import dpo, grpo
-from scripts.common import training
 
 SETTINGS: dict[str, Any] = {"dpo": DPOSettings, "grpo": GRPOSettings}
 SCRIPTS: dict[str, Any] = {"dpo": dpo, "grpo": grpo}

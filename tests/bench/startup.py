@@ -67,8 +67,8 @@ def worker(script_name: str, arguments: list[str]) -> int:
     """Run the script's main with a clock; prints the stages as the last line."""
     from posttrain.model import policy
     from posttrain.scoring import pairs as scoring
+    from posttrain.train import loop as training
     from scripts import dpo, grpo
-    from scripts.common import training
 
     stages = Stages()
     stages._open.append("python and settings")

@@ -49,8 +49,9 @@ from posttrain.model import policy
 from posttrain.run.environment import git_commit
 from posttrain.run.folder import RunFolder
 from posttrain.settings import command as config
+from posttrain.train import loop as training
+from posttrain.train.trackers import start as integrations
 from scripts import dpo, grpo
-from scripts.common import integrations, training
 from tests.bench.lengths import force_lengths, recorded_lengths
 from tests.bench.sides import SCRIPTS, SETTINGS
 from tests.bench.watch import Clock

@@ -11,8 +11,8 @@ from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
+from posttrain.train import batches
 from scripts import dpo
-from scripts.common import batches
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"

@@ -307,9 +307,9 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
     from posttrain.run.folder import RunFolder
     from posttrain.settings import DPOSettings, GRPOSettings
     from posttrain.settings.command import load_settings
+    from posttrain.train.stop import StopRequest
+    from posttrain.train.watch import Watch
     from scripts import dpo, grpo
-    from scripts.common.stop import StopRequest
-    from scripts.common.watch import Watch
 
     policy.start(verbose=False, threads=1)
     given = arguments(name, tmp_path / "run", "training.per_device_train_batch_size=8")

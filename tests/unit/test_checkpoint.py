@@ -18,7 +18,7 @@ from posttrain.run.checkpoint import CheckpointStore, Score, check_same_run, ver
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
-from scripts.common.stop import StopRequest
+from posttrain.train.stop import StopRequest
 from tests.helpers import ROOT
 
 FACTS = {

@@ -113,7 +113,7 @@ import sys, torch
 from pathlib import Path
 from scripts import grpo
 from posttrain.base import distributed
-from scripts.common.stop import StopRequest
+from posttrain.train.stop import StopRequest
 
 torch.distributed.init_process_group("gloo")
 stop = StopRequest(None)
@@ -137,7 +137,7 @@ from posttrain.base.errors import HealthError
 from posttrain.settings.command import load_settings
 from posttrain.settings import GRPOSettings
 from posttrain.run.folder import RunFolder
-from scripts.common.watch import Watch
+from posttrain.train.watch import Watch
 
 torch.distributed.init_process_group("gloo")
 run = RunFolder(Path(sys.argv[1]))

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.settings import DPOSettings, GRPOSettings, PairHealth, ProblemHealth
 from posttrain.settings.command import load_settings
-from scripts.common.health import Event, Signs, Updates, signs_of
-from scripts.common.state_line import state_line
+from posttrain.train.health import Event, Signs, Updates, signs_of
+from posttrain.train.state_line import state_line
 from tests.helpers import CONFIGS, ROOT
 
 HEALTHY = {

@@ -17,7 +17,7 @@ import pytest
 
 from posttrain.base import progress
 from posttrain.base.progress import TrainingView, clock, last_event, sparkline
-from scripts.common import terminal
+from posttrain.train import terminal
 from tests.helpers import ROOT
 
 SHOWN = {"reward": "reward", "reward_std": "std"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from posttrain.base.distributed import is_main
 from posttrain.base.paths import ROOT
 from posttrain.settings import Export
-from scripts.common.guard import free_memory
+from posttrain.train.guard import free_memory
 
 
 def after_training(run: Path, settings: Export) -> int:

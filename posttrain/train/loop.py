@@ -18,9 +18,9 @@ from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
-from scripts.common.guard import is_out_of_memory
-from scripts.common.stop import StepAbandoned, StopRequest
-from scripts.common.watch import Watch
+from posttrain.train.guard import is_out_of_memory
+from posttrain.train.stop import StepAbandoned, StopRequest
+from posttrain.train.watch import Watch
 
 # A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
 BYTES_A_WEIGHT = 16

@@ -1,6 +1,6 @@
 """Watches a run while it trains: judges its health, writes health.jsonl, and says how it is doing.
 
-The trainer (scripts/common/guard.py) tells of its micro-batches and of its memory; transformers'
+The trainer (posttrain/train/guard.py) tells of its micro-batches and of its memory; transformers'
 callbacks tell of its steps and its metrics.
 """
 
@@ -22,11 +22,11 @@ from posttrain.report.live import draw
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
-from scripts.common.health import Event, Signs, Updates, signs_of
-from scripts.common.micro_batches import write_rows
-from scripts.common.moment import random_states, restore
-from scripts.common.state_line import state_line
-from scripts.common.stop import StopRequest
+from posttrain.train.health import Event, Signs, Updates, signs_of
+from posttrain.train.micro_batches import write_rows
+from posttrain.train.random_states import random_states, restore
+from posttrain.train.state_line import state_line
+from posttrain.train.stop import StopRequest
 
 SIZES = {  # the trainer's attribute that each kind of event changes
     "out_of_memory_training": "rows_at_once",

@@ -9,7 +9,7 @@ import gc
 from typing import Any
 
 from posttrain.base import distributed
-from scripts.common.micro_batches import Batch, Part
+from posttrain.train.micro_batches import Batch, Part
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -33,11 +33,11 @@ def free_memory() -> None:
 
 
 def guarded(trainer_class: Any) -> Any:
-    """What both trainers share; scripts/common/guarded_trainers.py knows how a batch divides."""
+    """What both trainers share; posttrain/train/guarded_trainers.py knows how a batch divides."""
 
     class Guarded(trainer_class):  # type: ignore[misc]  # known only at run time
         watch: Any = None
-        """The scripts.common.watch.Watch that is told what happens; None guards nothing."""
+        """The posttrain.train.watch.Watch that is told what happens; None guards nothing."""
         rows_at_once: int | None = None
         """Rows of a micro-batch that fit the memory; None is all of them."""
         _stepping = False  # in a training step, not an evaluation

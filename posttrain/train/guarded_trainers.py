@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from scripts.common.guard import free_memory, guarded, is_out_of_memory
-from scripts.common.micro_batches import (
+from posttrain.train.guard import free_memory, guarded, is_out_of_memory
+from posttrain.train.micro_batches import (
     Batch,
     Part,
     describe_completions,

@@ -7,7 +7,7 @@ from typing import Any
 from posttrain.base.distributed import is_main
 from posttrain.run.folder import RunFolder
 from posttrain.settings import Section
-from scripts.common import wandb_log
+from posttrain.train.trackers import wandb_log
 
 # Where each keeps its files, unless the user's environment says otherwise.
 FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "trackio": "TRACKIO_DIR"}

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 from posttrain.base.files import jsonl_rows, write_text
 from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
-from scripts.common.wandb_choice import choose
+from posttrain.train.trackers.wandb_choice import choose
 
 P = ParamSpec("P")
 TABLE_ROWS = 1000

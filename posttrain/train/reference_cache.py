@@ -20,7 +20,7 @@ from posttrain.base.files import write_json
 from posttrain.base.paths import cache_folder
 from posttrain.base.progress import progress_bar
 from posttrain.model import adapter
-from scripts.common.batches import pair_lengths
+from posttrain.train.batches import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")
 # Settings of the model's config that say nothing about what it computes.
