@@ -36,7 +36,8 @@ from posttrain.scoring.side_by_side import example
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import parse_command_line
 from posttrain.train import batches, guarded_trainers, loop, reference_cache
-from posttrain.train.trackers.start import keep_files_in, start
+from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
+from posttrain.train.trackers.start import keep_files_in, start_trackers
 from scripts.common.export.launch import after_training
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     run.open(fresh=command.resume == "never")
     pair_report.write(data_report, run.path)
     run.describe(settings, facts)
-    trackers = start(run, settings, facts)
+    trackers = start_trackers(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
@@ -178,15 +179,13 @@ def build_trainer(
     from trl import DPOConfig, DPOTrainer
 
     owned = {
-        **loop.owned_arguments(run, settings.run.name, settings.tracking.report_to),
+        **owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "max_length": settings.model.max_seq_length,
         "precompute_ref_log_probs": False,  # reference.py does it, and keeps the result
     }
     if settings.lora.dropout:  # by default trl turns all dropout off
         owned["disable_dropout"] = False
-    arguments, asked = loop.build_arguments(
-        DPOConfig, settings.training, owned, settings.run.verbose
-    )
+    arguments, asked = build_arguments(DPOConfig, settings.training, owned, settings.run.verbose)
     with adapter.without_new_start(model):
         trainer = guarded_trainers.guarded_dpo(DPOTrainer)(
             model=model,
@@ -200,7 +199,7 @@ def build_trainer(
         batches.group_by_length(trainer)
     if settings.training.precompute_ref_log_probs:
         reference_cache.precompute(trainer)
-    return trainer, loop.report_changes(asked, trainer.args)
+    return trainer, report_changes(asked, trainer.args)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import parse_command_line
 from posttrain.train import guarded_trainers, loop
+from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.samples import SampleRecorder
-from posttrain.train.trackers.start import keep_files_in, start
+from posttrain.train.trackers.start import keep_files_in, start_trackers
 from scripts.common.export.launch import after_training
 
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             check_same_run(checkpoint, identity)
     run.open(fresh=command.resume == "never")
     run.describe(settings, facts)
-    trackers = start(run, settings, facts)
+    trackers = start_trackers(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
@@ -190,12 +191,10 @@ def build_trainer(
     from trl import GRPOConfig, GRPOTrainer
 
     owned = {
-        **loop.owned_arguments(run, settings.run.name, settings.tracking.report_to),
+        **owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "reward_weights": list(settings.rewards.values()),
     }
-    arguments, asked = loop.build_arguments(
-        GRPOConfig, settings.training, owned, settings.run.verbose
-    )
+    arguments, asked = build_arguments(GRPOConfig, settings.training, owned, settings.run.verbose)
     rows = [
         {"prompt": conversation(p.question, settings.prompt.system), "answer": p.answer}
         for p in problems
@@ -211,7 +210,7 @@ def build_trainer(
         processing_class=tokenizer,
     )
     policy.drop_reference_copy(model)
-    return trainer, loop.report_changes(asked, trainer.args)
+    return trainer, report_changes(asked, trainer.args)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,14 @@
 """What both trainers share: their arguments, their progress, and running them."""
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain.base import distributed
 from posttrain.base.disk import check_disk, disk_full_error, is_disk_full
-from posttrain.base.errors import ConfigError, HealthError
+from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, keep_rows_until
-from posttrain.base.progress import TrainingView
-from posttrain.model import policy
 from posttrain.report.live import LivePage, draw
 from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
@@ -20,6 +16,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
 from posttrain.train.guard import is_out_of_memory
 from posttrain.train.stop import StepAbandoned, StopRequest
+from posttrain.train.view import TrainingView
 from posttrain.train.watch import Watch
 
 # A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
@@ -27,66 +24,6 @@ BYTES_A_WEIGHT = 16
 # Which checkpoint is the best: logged anyway, no evaluation needed. The margin of DPO would not do,
 # because on training pairs it grows as long as training goes on.
 BEST_BY = {DPOSettings: "rewards/accuracies", GRPOSettings: "reward"}
-
-
-def build_arguments(
-    config_class: Any, training: Training, owned: dict[str, Any], verbose: bool
-) -> tuple[Any, dict[str, Any]]:
-    """The trainer's config object, and every argument that it was asked for.
-
-    Raises:
-        ConfigError: the class refuses a value.
-    """
-    asked = {**training.model_dump(exclude={"extra"}), **training.extra, **owned}
-    try:
-        with policy.quiet(verbose):
-            return config_class(**asked), asked
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"training: {config_class.__name__} refuses it: {error}") from None
-
-
-def owned_arguments(run: RunFolder, name: str, report_to: Sequence[str]) -> dict[str, Any]:
-    """The arguments that the scripts decide, the same for both trainers."""
-    return {
-        "output_dir": str(run.checkpoints.staging),
-        "run_name": name,
-        "report_to": [name for name in report_to if name != "wandb"] or "none",  # wandb_log's
-        "disable_tqdm": True,
-        "save_strategy": "steps",
-        "logging_strategy": "steps",
-        "logging_first_step": True,
-        "logging_nan_inf_filter": False,
-    }
-
-
-def changes(asked: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
-    """Arguments whose value in the trainer is not what was asked for: `{name: {asked, used}}`.
-
-    trl and Unsloth adjust some behind the user's back (precision, optimizer, batch size).
-    """
-    fields = {field.name for field in dataclasses.fields(arguments)}
-    found = {}
-    for name, wanted in asked.items():
-        if wanted is None:  # asked for the library's own choice
-            continue
-        used = getattr(arguments, name) if name in fields else None
-        used = getattr(used, "value", used)  # an enum member stands for its name
-        if used != wanted and not _same(wanted, used):
-            found[name] = {"asked": wanted, "used": used}
-    return found
-
-
-def _same(wanted: Any, used: Any) -> bool:
-    """Equal but for a form that transformers gives it: a list of one, 'none' as no integration."""
-    return used == [wanted] or (wanted == "none" and used == []) or str(used) == str(wanted)
-
-
-def report_changes(asked: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
-    """Print the changes, one line each, and return them for the record."""
-    found = changes(asked, arguments)
-    for name, values in found.items():
-        print(f"note: training.{name} was {values['asked']!r}; here it is {values['used']!r}")
-    return found
 
 
 def check_room(model: Any, settings: DPOSettings | GRPOSettings, run: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""The random states of a moment, to go back to."""
+"""Save and restore RNG states."""
 
 import random
 from typing import Any
@@ -18,7 +18,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any]) -> None:
-    """Go back to the moment at which `random_states` was called."""
+    """Put back what `random_states` returned."""
     import numpy
     import torch
 

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.base.progress import TrainingView, clock, sparkline
+from posttrain.train.view import TrainingView, clock, sparkline
 
 GAP = "   "
 FAINT = "bright_black"

@@ -12,6 +12,7 @@ from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.train import loop as training
+from posttrain.train.arguments import build_arguments, owned_arguments
 from scripts import dpo, grpo
 
 SETTINGS: dict[str, Any] = {"dpo": DPOSettings, "grpo": GRPOSettings}
@@ -124,7 +125,7 @@ def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callabl
         device_map={"": 0} if torch.cuda.is_available() else None,
     )
     lora = settings.lora
-    owned = training.owned_arguments(run, settings.run.name, [])
+    owned = owned_arguments(run, settings.run.name, [])
     common = {
         "model": model,
         "processing_class": tokenizer,
@@ -141,7 +142,7 @@ def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callabl
         from trl import GRPOConfig, GRPOTrainer
 
         owned["reward_weights"] = list(settings.rewards.values())
-        arguments, _ = training.build_arguments(GRPOConfig, settings.training, owned, True)
+        arguments, _ = build_arguments(GRPOConfig, settings.training, owned, True)
         prompts = [
             {"prompt": grpo.conversation(p.question, settings.prompt.system), "answer": p.answer}
             for p in rows
@@ -158,7 +159,7 @@ def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callabl
         owned["max_length"] = settings.model.max_seq_length
         # trl cannot put pairs of like length together: it drops the column with their lengths.
         any_length = settings.training.model_copy(update={"train_sampling_strategy": "random"})
-        arguments, _ = training.build_arguments(DPOConfig, any_length, owned, True)
+        arguments, _ = build_arguments(DPOConfig, any_length, owned, True)
         dataset = Dataset.from_list(dpo.trainer_rows(rows, tokenizer))
         trainer = DPOTrainer(args=arguments, train_dataset=dataset, **common)
     return trainer, trainer.train

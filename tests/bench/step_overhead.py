@@ -50,6 +50,7 @@ from posttrain.run.environment import git_commit
 from posttrain.run.folder import RunFolder
 from posttrain.settings import command as config
 from posttrain.train import loop as training
+from posttrain.train.arguments import build_arguments
 from posttrain.train.trackers import start as integrations
 from scripts import dpo, grpo
 from tests.bench.lengths import force_lengths, recorded_lengths
@@ -148,7 +149,7 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
     if task == "grpo":
         problems, _ = load_problems(settings.data)
         own["reward_weights"] = list(settings.rewards.values())
-        arguments, _ = training.build_arguments(GRPOConfig, settings.training, own, False)
+        arguments, _ = build_arguments(GRPOConfig, settings.training, own, False)
         rows = [
             {"prompt": grpo.conversation(p.question, settings.prompt.system), "answer": p.answer}
             for p in problems
@@ -163,7 +164,7 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
     else:
         pairs, _ = load_pairs(settings.data, settings.prompt)
         own["max_length"] = settings.model.max_seq_length
-        arguments, _ = training.build_arguments(DPOConfig, settings.training, own, False)
+        arguments, _ = build_arguments(DPOConfig, settings.training, own, False)
         trainer = DPOTrainer(
             model=model,
             args=arguments,
@@ -183,7 +184,7 @@ def build_project(
     choice = settings.tracking.model_copy(update={"report_to": TRACKERS if tracked else []})
     settings = settings.model_copy(update={"tracking": choice})
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    trackers = integrations.start(run, settings, {"data": "0" * 64})
+    trackers = integrations.start_trackers(run, settings, {"data": "0" * 64})
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if task == "grpo":
         problems, _ = load_problems(settings.data)

@@ -19,7 +19,7 @@ from posttrain.settings.command import OWNED, check_extra, load_settings, parse_
 from posttrain.settings.export import Parity
 from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import read_yaml
-from posttrain.train import loop
+from posttrain.train.arguments import owned_arguments
 from scripts.grpo import load_rewards
 from tests.helpers import CONFIGS, ROOT
 from tests.unit.conftest import Ask
@@ -638,7 +638,7 @@ def test_extra_refuses_what_the_scripts_set_and_says_where_instead(key: str) -> 
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("key", sorted(loop.owned_arguments(RunFolder(Path()), "n", [])))
+@pytest.mark.parametrize("key", sorted(owned_arguments(RunFolder(Path()), "n", [])))
 def test_no_argument_that_the_scripts_set_can_be_asked_for_in_vain(key: str) -> None:
     """build_arguments lets the scripts' own values win; a user's must not vanish silently."""
     with pytest.raises(ConfigError, match=rf"training\.extra\.{key}: "):

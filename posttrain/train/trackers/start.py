@@ -20,7 +20,7 @@ def keep_files_in(run: RunFolder, report_to: Sequence[str]) -> None:
             os.environ.setdefault(variable, str(run.path / name))
 
 
-def start(run: RunFolder, settings: Section, facts: dict[str, Any]) -> wandb_log.WandbLog:
+def start_trackers(run: RunFolder, settings: Section, facts: dict[str, Any]) -> wandb_log.WandbLog:
     """Start W&B if it is on; what comes back does nothing if it is not."""
     values = settings.model_dump(mode="json")
     log = wandb_log.WandbLog(run, values, facts)
