@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.paths import ROOT
+from posttrain.doctor.installation import model_cache
 from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining
-from scripts.common.doctor.installation import model_cache
 
 GB = 2**30
 NF4_BYTES = 4.127 / 8

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from scripts.common.doctor.finding import Finding, Status
+from posttrain.doctor.finding import Finding, Status
 
 FIELDS = ("index", "uuid", "name", "driver_version", "memory.total", "memory.used", "compute_cap")
 # CUDA 12.x runs on this driver and later, a given 12.y with all features on its own; Linux.

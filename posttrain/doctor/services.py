@@ -9,8 +9,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scripts.common.doctor.finding import Finding
-from scripts.common.doctor.installation import model_cache
+from posttrain.doctor.finding import Finding
+from posttrain.doctor.installation import model_cache
 
 SECONDS = 1.0
 TRUE = {"1", "ON", "YES", "TRUE"}

@@ -5,13 +5,13 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
+from posttrain.doctor.estimate import estimate, shape_of
+from posttrain.doctor.finding import Finding
+from posttrain.doctor.machine import GPU
 from posttrain.model.device import Device, check_device
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import read_yaml
-from scripts.common.doctor.estimate import estimate, shape_of
-from scripts.common.doctor.finding import Finding
-from scripts.common.doctor.machine import GPU
 
 NOT_MEASURED = "not measured"
 

@@ -11,8 +11,8 @@ from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 from posttrain.base.paths import ROOT
+from posttrain.doctor.finding import Finding
 from posttrain.run.environment import PACKAGES
-from scripts.common.doctor.finding import Finding
 
 LOCK = ROOT / "requirements.lock"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)\s*(?:;\s*([^\\]+))?")
