@@ -25,6 +25,7 @@ from posttrain.data.render import drop_overlong, render
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import lengths as pair_lengths
 from posttrain.data.report import text as pair_report_text
+from posttrain.export.launch import after_training
 from posttrain.model import adapter, policy, trust
 from posttrain.model.device import check_device
 from posttrain.report.model_card import write_model_card
@@ -38,7 +39,6 @@ from posttrain.settings.command import parse_command_line
 from posttrain.train import batches, guarded_trainers, loop, reference_cache
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.trackers.start import keep_files_in, start_trackers
-from scripts.common.export.launch import after_training
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
 PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss": "loss"}

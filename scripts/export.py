@@ -19,14 +19,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.process import run_main
+from posttrain.export import session, source
+from posttrain.export.hub import push
 from posttrain.report import live
 from posttrain.report.model_card import write_model_card
 from posttrain.run.room import MERGED, in_order
 from posttrain.settings.command import check_settings
 from posttrain.settings.export import ExportSettings
 from posttrain.settings.help import listed
-from scripts.common.export import session, source
-from scripts.common.hub import push
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
 from posttrain.data.problems import load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.export.launch import after_training
 from posttrain.model import inference, policy, trust
 from posttrain.model.device import check_device
 from posttrain.report.model_card import write_model_card
@@ -37,7 +38,6 @@ from posttrain.train import guarded_trainers, loop
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.samples import SampleRecorder
 from posttrain.train.trackers.start import keep_files_in, start_trackers
-from scripts.common.export.launch import after_training
 
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
 PROGRESS = {

@@ -16,9 +16,9 @@ import yaml
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
+from posttrain.export.hub import to_upload
 from posttrain.report.model_card import write_model_card
 from posttrain.settings.strict_yaml import read_yaml
-from scripts.common.hub import to_upload
 from tests.helpers import CONFIGS, ROOT, run_script
 
 MEASURE = {
@@ -199,7 +199,7 @@ def hub() -> Iterator[str]:
 
 def upload(run: Path, hub: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys; from pathlib import Path; from scripts.common.hub import push\n"
+        "import sys; from pathlib import Path; from posttrain.export.hub import push\n"
         "from posttrain.base.process import run_main\n"
         "run_main(lambda: print(push(Path(sys.argv[1]), 'someone/model', sys.argv[2:])))"
     )

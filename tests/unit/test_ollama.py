@@ -10,12 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from posttrain.base.errors import ConfigError
-from scripts.common.export.ollama import (
-    default_system,
-    export_ollama,
-    modelfile,
-    turn_template,
-)
+from posttrain.export.ollama import default_system, export_ollama, modelfile, turn_template
 from tests.helpers import ROOT, SHARED, needs_shared
 
 TOKENIZERS = [

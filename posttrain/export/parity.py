@@ -15,15 +15,15 @@ import httpx
 
 from eval import Conversation
 from posttrain.base.errors import ExportError
+from posttrain.export.float32 import Reference, merged_reference, render, token_ids
+from posttrain.export.merge import stored_dtype
+from posttrain.export.proof import Check, at_most
+from posttrain.export.texts import STRINGS, Texts, template_cases
 from posttrain.model.llama_server import serve
 from posttrain.model.server import server_generator
 from posttrain.settings import Evaluation
 from posttrain.settings.export import Parity
 from rewards.answer import extract_last, extract_tagged
-from scripts.common.export.merge import stored_dtype
-from scripts.common.export.record import Check, at_most
-from scripts.common.export.reference import Reference, merged_reference, render, token_ids
-from scripts.common.export.texts import STRINGS, Texts, template_cases
 
 SCORED_TEXTS = 6  # texts of the perplexity: every token of theirs is one request to llama.cpp
 ARITHMETIC_TEXTS = 6  # texts that are computed in 16 bits as well

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import Conversation
-from scripts.common.export.merge import load_tokenizer, put_adapter
+from posttrain.export.merge import load_tokenizer, put_adapter
 
 
 def render(tokenizer: Any, conversation: Conversation) -> str:

@@ -1,6 +1,6 @@
 """Run llama.cpp's converter of a pinned tree, in a process of its own.
 
-    python -m scripts.common.export.convert TREE PRE_TOKENIZER MODEL_FOLDER GGUF TYPE NAME
+    python -m posttrain.export.convert TREE PRE_TOKENIZER MODEL_FOLDER GGUF TYPE NAME
 
 The converter knows a tokenizer's pre-tokenizer by a hash of how one text is tokenised, which is
 new for every vocabulary. PRE_TOKENIZER is the name to write where it does not know the hash: our

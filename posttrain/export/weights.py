@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from scripts.common.export.merge import LORA_TENSOR
-from scripts.common.export.record import Check, at_most
+from posttrain.export.merge import LORA_TENSOR
+from posttrain.export.proof import Check, at_most
 
 HALF_A_UNIT = 0.6
 """Rounding to the nearest moves a weight by at most half of its type's relative precision; the rest

@@ -16,18 +16,18 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.paths import shown
+from posttrain.export import merge, parity
+from posttrain.export.float32 import adapter_reference
+from posttrain.export.gguf import write_gguf
+from posttrain.export.ollama import export_ollama
+from posttrain.export.proof import Check, Record
+from posttrain.export.source import Trained, base_folder
+from posttrain.export.texts import gate_texts
+from posttrain.export.weights import check_weights
 from posttrain.model.policy import LIBRARIES
 from posttrain.report import export_words, next_steps
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
 from posttrain.settings import Export
-from scripts.common.export import merge, parity
-from scripts.common.export.gguf import write_gguf
-from scripts.common.export.ollama import export_ollama
-from scripts.common.export.record import Check, Record
-from scripts.common.export.reference import adapter_reference
-from scripts.common.export.source import Trained, base_folder
-from scripts.common.export.texts import gate_texts
-from scripts.common.export.weights import check_weights
 
 
 def export(trained: Trained, settings: Export) -> int:

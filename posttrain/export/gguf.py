@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError, ExportError
-from scripts.common.export.llama_cpp import find_quantizer, find_tree, run_tool
+from posttrain.export.llama_cpp import find_quantizer, find_tree, run_tool
 
 # How Qwen2 and later split text before byte-pair encoding, as in a tokenizer.json, and the name
 # that llama.cpp has for it.
@@ -72,7 +72,7 @@ def write_gguf(merged: Path, kind: str, into: Path, name: str, llama_cpp: str | 
 
 def _convert(tree: Path, merged: Path, kind: str, into: Path, name: str) -> None:
     pre_tokenizer = known_pre_tokenizer(merged) or "-"
-    command = [sys.executable, "-m", "scripts.common.export.convert"]
+    command = [sys.executable, "-m", "posttrain.export.convert"]
     try:
         run_tool([*command, tree, pre_tokenizer, merged, into, kind, name], HF_HUB_OFFLINE="1")
     except ExportError as error:
