@@ -1,4 +1,4 @@
-"""What both training scripts need and neither is about."""
+"""The library behind the scripts, in wings: each imports only those below it."""
 
 import os
 

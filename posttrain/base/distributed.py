@@ -1,8 +1,8 @@
 """Data parallel under `accelerate launch`: several processes, one run folder.
 
 Every process runs the whole script on its own card. The first one alone speaks and owns the run
-folder; the others keep what they write in a temporary folder of their own (see
-tracking.RunFolder), so that few modules have to ask which process they are in.
+folder; the others keep what they write in a temporary folder of their own (see RunFolder), so that
+few modules have to ask which process they are in.
 """
 
 import os

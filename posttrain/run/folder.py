@@ -1,4 +1,4 @@
-"""The run folder and what is written to it while a run trains: metrics, samples, environment."""
+"""The run folder: opened, described, gone on from, and finished with a comparison."""
 
 import json
 from collections.abc import Iterable
@@ -64,7 +64,7 @@ class RunFolder:
             ConfigError: the path is not a checkpoint.
             CheckpointError: every checkpoint is damaged.
         """
-        if resume == "never" or not distributed.is_main():  # the others are told: training.train
+        if resume == "never" or not distributed.is_main():  # the others are told once they train
             return None
         if resume == "auto":
             return self.checkpoints.newest()
