@@ -33,7 +33,7 @@ from eval import Completion, Conversation, Generate
 from eval.gsm8k import Problem as ScoredProblem
 from eval.gsm8k import evaluate
 from eval.language import in_language
-from scripts.demo_problems import (
+from posttrain.demo.problems import (
     DPO_SYSTEM,
     GRPO_SYSTEM,
     LARGE,

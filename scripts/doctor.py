@@ -21,10 +21,10 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.common.config import ROOT
-from scripts.common.doctor import configs, estimate, installation, machine, services
-from scripts.common.doctor.finding import Finding
-from scripts.common.errors import run_main
+from posttrain.base.paths import ROOT
+from posttrain.base.process import run_main
+from posttrain.doctor import configs, estimate, installation, machine, services
+from posttrain.doctor.finding import Finding
 
 WIDTH = 100
 
@@ -87,7 +87,7 @@ def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], b
     ]
     lines += estimate.table(rows)
     lines.append("  peak = weights + adapter + max(generation, activations + logits) + CUDA")
-    lines.append("  (each term is told in scripts/common/doctor/estimate.py)")
+    lines.append("  (each term is told in posttrain/doctor/estimate.py)")
     lines.append("")
     fitting = [f.subject for f in sections["configs"] if f.status == "ok"]
     if broken:

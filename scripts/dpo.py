@@ -17,32 +17,28 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.preference import Pair
-from scripts.common import (
-    adapter,
-    batches,
-    config,
-    data,
-    guarded_trainers,
-    inference,
-    integrations,
-    policy,
-    reference,
-    report,
-    tracking,
-    training,
-    trust,
-)
-from scripts.common.checkpoint import check_same_run
-from scripts.common.device import check_device
-from scripts.common.errors import run_main
-from scripts.common.export.launch import after_training
-from scripts.common.model_card import write_model_card
-from scripts.common.pairs import lengths as pair_lengths
-from scripts.common.pairs import problem_sets, scoring
-from scripts.common.pairs import report as pair_report
-from scripts.common.pairs import report_text as pair_report_text
-from scripts.common.pairs.side_by_side import example
-from scripts.common.settings import DPOSettings
+from posttrain import report
+from posttrain.base.files import fingerprint
+from posttrain.base.process import run_main
+from posttrain.data.pairs import PairSet, load_pair_set
+from posttrain.data.render import drop_overlong, render
+from posttrain.data.report import build as pair_report
+from posttrain.data.report import lengths as pair_lengths
+from posttrain.data.report import text as pair_report_text
+from posttrain.export.launch import after_training
+from posttrain.model import adapter, policy, trust
+from posttrain.model.device import check_device
+from posttrain.report.model_card import write_model_card
+from posttrain.run.checkpoint import check_same_run
+from posttrain.run.folder import RunFolder
+from posttrain.scoring import pairs as scoring
+from posttrain.scoring import problem_sets
+from posttrain.scoring.side_by_side import example
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import parse_command_line
+from posttrain.train import batches, guarded_trainers, loop, reference_cache
+from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
+from posttrain.train.trackers.start import keep_files_in, start_trackers
 
 CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
 PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss": "loss"}
@@ -50,16 +46,16 @@ PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss
 
 def main(argv: list[str] | None = None) -> int:
     """The story of a run; returns the exit code."""
-    command = config.parse_command_line(DPOSettings, CONFIG_CLASS, __doc__ or "", argv)
+    command = parse_command_line(DPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     settings = command.settings
-    run = tracking.RunFolder(command.output)
+    run = RunFolder(command.output)
     if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.shared) or after_training(run.path, settings.export)
     checkpoint = run.checkpoint(command.resume)
-    integrations.keep_files_in(run, settings.tracking.report_to)
+    keep_files_in(run, settings.tracking.report_to)
 
     # Pairs, checked and reported on before anything heavy is loaded.
-    pairs = data.load_pair_set(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt)
     if command.dry_run:
         dry_run(pairs, settings)
         print(command.verdict())
@@ -76,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     facts: dict[str, Any] = {
         "device": device.name,
         "weights": policy.base_weights(settings.model),
-        "data": data.fingerprint([*train_pairs, *held_out, *problems.items()]),
+        "data": fingerprint([*train_pairs, *held_out, *problems.items()]),
     }
     identity = run.identity(settings, facts)
     if checkpoint:
@@ -86,24 +82,24 @@ def main(argv: list[str] | None = None) -> int:
     run.open(fresh=command.resume == "never")
     pair_report.write(data_report, run.path)
     run.describe(settings, facts)
-    trackers = integrations.start(run, settings, facts)
+    trackers = start_trackers(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
-    training.check_room(model, settings, run)
+    loop.check_room(model, settings, run)
     same_run = checkpoint is not None and not command.resume_anyway
     kept = scoring.read_scores(run, settings) if same_run else None
     if checkpoint:
-        print(training.going_on(checkpoint, settings.training, run, kept is not None))
+        print(loop.going_on(checkpoint, settings.training, run, kept is not None))
     before = kept or scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
     trainer.add_callback(trackers.callback())
     facts["changed_arguments"] = changed
-    facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
-    if training.stopped_early(facts, run):
+    facts["trained"] = loop.train(trainer, settings, run, PROGRESS, checkpoint, identity)
+    if loop.stopped_early(facts, run):
         trackers.close(facts["trained"]["exit_code"])
         return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
@@ -119,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     return after_training(run.path, settings.export)
 
 
-def dry_run(pairs: data.PairSet, settings: DPOSettings) -> None:
+def dry_run(pairs: PairSet, settings: DPOSettings) -> None:
     """Print the data report; refuse what a run would refuse.
 
     The tokenizer is the run's, but neither Unsloth nor torch is imported: it needs neither, and
@@ -136,7 +132,7 @@ def dry_run(pairs: data.PairSet, settings: DPOSettings) -> None:
 
 
 def examine(
-    pairs: data.PairSet, tokenizer: Any, settings: DPOSettings
+    pairs: PairSet, tokenizer: Any, settings: DPOSettings
 ) -> tuple[dict[str, Any], list[list[pair_lengths.Lengths]]]:
     """The data report, and the token lengths of the pairs to train on and of those held out."""
     lengths = [pair_lengths.measure(side, tokenizer) for side in (pairs.train, pairs.held_out)]
@@ -145,13 +141,13 @@ def examine(
 
 
 def fitting(
-    pairs: data.PairSet, lengths: list[list[pair_lengths.Lengths]], settings: DPOSettings
+    pairs: PairSet, lengths: list[list[pair_lengths.Lengths]], settings: DPOSettings
 ) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train on and those to score that fit model.max_seq_length."""
     sides = ((pairs.train, "training pairs"), (pairs.held_out, "held-out pairs"))
     limit, rule = settings.model.max_seq_length, settings.data.overlong
     train, held_out = (
-        data.drop_overlong(side, [length.whole for length in measured], limit, rule, what)
+        drop_overlong(side, [length.whole for length in measured], limit, rule, what)
         for (side, what), measured in zip(sides, lengths, strict=True)
     )
     held_out = held_out[: settings.evaluation.limit]
@@ -167,7 +163,7 @@ def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:
     """
     return [
         {
-            "prompt": inference.render(tokenizer, pair.prompt),
+            "prompt": render(tokenizer, pair.prompt),
             "chosen": pair.chosen,
             "rejected": pair.rejected,
         }
@@ -176,22 +172,20 @@ def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:
 
 
 def build_trainer(
-    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings, run: tracking.RunFolder
+    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings, run: RunFolder
 ) -> tuple[Any, dict[str, Any]]:
     """trl's DPOTrainer, and the arguments that it or Unsloth changed."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     owned = {
-        **training.owned_arguments(run, settings.run.name, settings.tracking.report_to),
+        **owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "max_length": settings.model.max_seq_length,
         "precompute_ref_log_probs": False,  # reference.py does it, and keeps the result
     }
     if settings.lora.dropout:  # by default trl turns all dropout off
         owned["disable_dropout"] = False
-    arguments, asked = training.build_arguments(
-        DPOConfig, settings.training, owned, settings.run.verbose
-    )
+    arguments, asked = build_arguments(DPOConfig, settings.training, owned, settings.run.verbose)
     with adapter.without_new_start(model):
         trainer = guarded_trainers.guarded_dpo(DPOTrainer)(
             model=model,
@@ -204,8 +198,8 @@ def build_trainer(
     if settings.training.train_sampling_strategy == "group_by_length":
         batches.group_by_length(trainer)
     if settings.training.precompute_ref_log_probs:
-        reference.precompute(trainer)
-    return trainer, training.report_changes(asked, trainer.args)
+        reference_cache.precompute(trainer)
+    return trainer, report_changes(asked, trainer.args)
 
 
 if __name__ == "__main__":

@@ -32,18 +32,20 @@ from eval.gsm8k import (
     evaluate,
     summarise,
 )
-from scripts.common import config, data, inference, policy, report
-from scripts.common.atomic import write_json
-from scripts.common.errors import DataError, run_main
-from scripts.common.llama_server import is_gguf, serve
-from scripts.common.progress import progress_bar
-from scripts.common.provenance import run_config, trained_questions, weights_fingerprint
-from scripts.common.replies import claim, read_replies, resume
-from scripts.common.report.ending import shown
-from scripts.common.secrets import check_arguments
-from scripts.common.server import is_url, server_generator
-from scripts.common.settings import Evaluation, Model, ProblemColumns, Source
-from scripts.common.tracking import append_rows
+from posttrain import report
+from posttrain.base.errors import DataError
+from posttrain.base.files import append_rows, fingerprint, write_json
+from posttrain.base.paths import ROOT, shown
+from posttrain.base.process import run_main
+from posttrain.base.progress import progress_bar
+from posttrain.data.problems import load_evaluation, seen_in_training
+from posttrain.model import inference, policy
+from posttrain.model.llama_server import is_gguf, serve
+from posttrain.model.server import is_url, server_generator
+from posttrain.run.replies import claim, read_replies, resume
+from posttrain.scoring.provenance import run_config, trained_questions, weights_fingerprint
+from posttrain.settings import Evaluation, Model, ProblemColumns, Source
+from posttrain.settings.secrets import check_arguments
 
 SETS = {
     "gsm8k": Source(path="openai/gsm8k", subset="main", split="test"),
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         "weights": weights_fingerprint(asked.model),
         **precision(asked),
         "data": asked.data,
-        "fingerprint": data.fingerprint(problems),
+        "fingerprint": fingerprint(problems),
         "system": system,
         "samples": asked.samples,
         "temperature": asked.temperature,
@@ -162,7 +164,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def adapter_of_run(model: str) -> str:
     """The adapter's folder, where the model named is a run folder that has one."""
-    for folder in (Path(model).expanduser(), config.ROOT / model):
+    for folder in (Path(model).expanduser(), ROOT / model):
         if (folder / "adapter" / "adapter_config.json").is_file():
             return str(folder / "adapter")
     return model
@@ -171,7 +173,7 @@ def adapter_of_run(model: str) -> str:
 def load_problems(asked: argparse.Namespace) -> list[Problem]:
     """The problems to score."""
     source = SETS.get(asked.data, Source(path=asked.data, split="test"))
-    return data.load_evaluation(source.model_copy(update={"limit": asked.limit}), ProblemColumns())
+    return load_evaluation(source.model_copy(update={"limit": asked.limit}), ProblemColumns())
 
 
 def precision(asked: argparse.Namespace) -> dict[str, Any]:
@@ -204,7 +206,7 @@ def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int
     trained = run_config(asked.model)
     if not trained:
         return 0
-    shared = data.seen_in_training(problems, trained_questions(trained))
+    shared = seen_in_training(problems, trained_questions(trained))
     if shared and not asked.allow_trained_on:
         raise DataError(
             f"{asked.data}: {len(shared)} of {len(problems)} questions are in "
@@ -224,7 +226,7 @@ def default_folder(asked: argparse.Namespace) -> Path:
     *around, last = [part for part in parts if part != "gguf"][-2:]
     named = [last] if last.startswith(f"{''.join(around)}-") else [*around, last]
     name = f"{'-'.join(named)}-{Path(asked.data).stem}"
-    return config.ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    return ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
 
 
 def answer_all(

@@ -17,14 +17,16 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.common import config, usage
-from scripts.common.errors import ConfigError, run_main
-from scripts.common.export import session, source
-from scripts.common.export.room import MERGED, in_order
-from scripts.common.hub import push
-from scripts.common.model_card import write_model_card
-from scripts.common.report import ending
-from scripts.common.settings.export import ExportSettings
+from posttrain.base.errors import ConfigError
+from posttrain.base.process import run_main
+from posttrain.export import session, source
+from posttrain.export.hub import push
+from posttrain.report import live
+from posttrain.report.model_card import write_model_card
+from posttrain.run.room import MERGED, in_order
+from posttrain.settings.command import check_settings
+from posttrain.settings.export import ExportSettings
+from posttrain.settings.help import listed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,9 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         "llama_cpp": asked.llama_cpp,
     }
     section = trained.run.get("export", {}) | {k: v for k, v in given.items() if v is not None}
-    settings = config.check_settings(
-        ExportSettings, {"export": section}, str(asked.run), asked.overrides
-    )
+    settings = check_settings(ExportSettings, {"export": section}, str(asked.run), asked.overrides)
     if asked.push and not (trained.output / "config.yaml").is_file():
         raise ConfigError(f"--push: {trained.output} is no run folder, so there is no model card")
     to = settings.export.to
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:  # a target that failed leaves those before it made and recorded
         if (trained.output / "config.yaml").exists():
             write_model_card(trained.output)
-            ending.draw(trained.output)
+            live.draw(trained.output)
     if asked.push and code == 0:
         # A Modelfile is of no use without its GGUF; merged weights may be no more than a step.
         files = [target for target in in_order(to) if target in to or target != MERGED]
@@ -63,8 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="settings (also the `export` section of a run's YAML):\n"
-        + usage.listed(ExportSettings),
+        epilog="settings (also the `export` section of a run's YAML):\n" + listed(ExportSettings),
     )
     parser.add_argument("run", type=Path, help="run folder or adapter folder")
     parser.add_argument("--to", metavar="TARGET,...", help="default: export.to of the run")

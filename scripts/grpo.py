@@ -20,25 +20,24 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import rewards
 from eval import conversation
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
-from scripts.common import (
-    config,
-    data,
-    guarded_trainers,
-    inference,
-    integrations,
-    policy,
-    report,
-    tracking,
-    training,
-    trust,
-)
-from scripts.common.checkpoint import check_same_run
-from scripts.common.device import check_device
-from scripts.common.errors import ConfigError, run_main
-from scripts.common.export.launch import after_training
-from scripts.common.model_card import write_model_card
-from scripts.common.samples import SampleRecorder
-from scripts.common.settings import GRPOSettings
+from posttrain import report
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import fingerprint
+from posttrain.base.process import run_main
+from posttrain.data.problems import load_problems
+from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.export.launch import after_training
+from posttrain.model import inference, policy, trust
+from posttrain.model.device import check_device
+from posttrain.report.model_card import write_model_card
+from posttrain.run.checkpoint import check_same_run
+from posttrain.run.folder import RunFolder
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import parse_command_line
+from posttrain.train import guarded_trainers, loop
+from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
+from posttrain.train.samples import SampleRecorder
+from posttrain.train.trackers.start import keep_files_in, start_trackers
 
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
 PROGRESS = {
@@ -51,16 +50,16 @@ PROGRESS = {
 
 def main(argv: list[str] | None = None) -> int:
     """The story of a run; returns the exit code."""
-    command = config.parse_command_line(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
+    command = parse_command_line(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     settings = command.settings
-    run = tracking.RunFolder(command.output)
+    run = RunFolder(command.output)
     if not command.dry_run and run.is_done(settings, command.resume):
         return report.already_finished(run.shared) or after_training(run.path, settings.export)
     checkpoint = run.checkpoint(command.resume)
-    integrations.keep_files_in(run, settings.tracking.report_to)
+    keep_files_in(run, settings.tracking.report_to)
 
     # Problems and rewards, checked before anything heavy is loaded.
-    train_problems, held_out = data.load_problems(settings.data)
+    train_problems, held_out = load_problems(settings.data)
     functions = load_rewards(settings, train_problems[0])
     device = policy.start(settings.run.verbose, settings.run.threads)
     print(check_device(device, settings.model, settings.training))
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     facts: dict[str, Any] = {
         "device": device.name,
         "weights": policy.base_weights(settings.model),
-        "data": data.fingerprint([*train_problems, *held_out]),
+        "data": fingerprint([*train_problems, *held_out]),
     }
     identity = run.identity(settings, facts)
     if checkpoint:
@@ -87,24 +86,24 @@ def main(argv: list[str] | None = None) -> int:
             check_same_run(checkpoint, identity)
     run.open(fresh=command.resume == "never")
     run.describe(settings, facts)
-    trackers = integrations.start(run, settings, facts)
+    trackers = start_trackers(run, settings, facts)
     print(f"Loading {settings.model.name}")
     model, tokenizer = policy.load(
         settings.model, settings.lora, settings.training, settings.run.verbose
     )
-    training.check_room(model, settings, run)
+    loop.check_room(model, settings, run)
     same_run = checkpoint is not None and not command.resume_anyway
     kept = read_scores(run) if same_run else None
     if checkpoint:
-        print(training.going_on(checkpoint, settings.training, run, kept is not None))
+        print(loop.going_on(checkpoint, settings.training, run, kept is not None))
     before = kept or score(model, tokenizer, held_out, settings, run, "before")
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
     trainer.add_callback(trackers.callback())
     facts["changed_arguments"] = changed
-    facts["trained"] = training.train(trainer, settings, run, PROGRESS, checkpoint, identity)
-    if training.stopped_early(facts, run):
+    facts["trained"] = loop.train(trainer, settings, run, PROGRESS, checkpoint, identity)
+    if loop.stopped_early(facts, run):
         trackers.close(facts["trained"]["exit_code"])
         return int(facts["trained"]["exit_code"])
     policy.save_adapter(model, tokenizer, run.adapter)
@@ -139,11 +138,9 @@ def fitting(
 ) -> list[Problem]:
     """The problems whose prompt leaves room for a whole completion in model.max_seq_length."""
     conversations = [conversation(p.question, settings.prompt.system) for p in problems]
-    lengths = inference.token_lengths(
-        tokenizer, [inference.render(tokenizer, c) for c in conversations]
-    )
+    lengths = token_lengths(tokenizer, [render(tokenizer, c) for c in conversations])
     limit = settings.model.max_seq_length - settings.training.max_completion_length
-    return data.drop_overlong(problems, lengths, limit, settings.data.overlong, what)
+    return drop_overlong(problems, lengths, limit, settings.data.overlong, what)
 
 
 def print_example(
@@ -151,7 +148,7 @@ def print_example(
 ) -> None:
     """Show a prompt as the policy will see it, and what sample completions would earn."""
     turns = conversation(problem.question, settings.prompt.system)
-    print(f"\nprompt:\n{inference.render(tokenizer, turns)}\ngold answer: {problem.answer}")
+    print(f"\nprompt:\n{render(tokenizer, turns)}\ngold answer: {problem.answer}")
     right = f"<answer>{problem.answer}</answer>"
     for completion in (f"Step by step.\n{right}", f"It is {problem.answer}.", f"{right} indeed"):
         parts, total = [], 0.0
@@ -175,7 +172,7 @@ def score(
     return replies
 
 
-def read_scores(run: tracking.RunFolder) -> list[ScoredReply] | None:
+def read_scores(run: RunFolder) -> list[ScoredReply] | None:
     """The scores that an interrupted run took before its first step."""
     rows = run.read_rows("before")
     return None if rows is None else [rescore(row) for row in rows]
@@ -187,19 +184,17 @@ def build_trainer(
     problems: list[Problem],
     settings: GRPOSettings,
     functions: dict[str, rewards.RewardFunction],
-    run: tracking.RunFolder,
+    run: RunFolder,
 ) -> tuple[Any, dict[str, Any]]:
     """trl's GRPOTrainer, and the arguments that it or Unsloth changed."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     owned = {
-        **training.owned_arguments(run, settings.run.name, settings.tracking.report_to),
+        **owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "reward_weights": list(settings.rewards.values()),
     }
-    arguments, asked = training.build_arguments(
-        GRPOConfig, settings.training, owned, settings.run.verbose
-    )
+    arguments, asked = build_arguments(GRPOConfig, settings.training, owned, settings.run.verbose)
     rows = [
         {"prompt": conversation(p.question, settings.prompt.system), "answer": p.answer}
         for p in problems
@@ -215,7 +210,7 @@ def build_trainer(
         processing_class=tokenizer,
     )
     policy.drop_reference_copy(model)
-    return trainer, training.report_changes(asked, trainer.args)
+    return trainer, report_changes(asked, trainer.args)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.judge import INSTRUCTIONS, ORDERS, summarise
-from scripts.common import report
-from scripts.common.atomic import write_json
-from scripts.common.data import fingerprint
-from scripts.common.errors import ConfigError, run_main
-from scripts.common.replies import claim
-from scripts.common.server import KEY_VARIABLE, asker, is_url
-from scripts.common.settings import Evaluation
-from scripts.common.verdicts import ask_all, missing, read_comparisons, read_verdicts
+from posttrain import report
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import fingerprint, write_json
+from posttrain.base.process import run_main
+from posttrain.model.server import KEY_VARIABLE, asker, is_url
+from posttrain.run.replies import claim
+from posttrain.scoring.verdicts import ask_all, missing, read_comparisons, read_verdicts
+from posttrain.settings import Evaluation
 
 UNREADABLE = 0.05  # share of verdicts above which the user is warned
 

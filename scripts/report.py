@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.common.errors import run_main
-from scripts.common.report import read_run, table
-from scripts.common.report.ending import shown
+from posttrain.base.paths import shown
+from posttrain.base.process import run_main
+from posttrain.report import read_run, table
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({run.name: read_run(run) for run in arguments.runs}, indent=2))
         return
-    from scripts.common.report import page, record  # not before the arguments are known to be right
+    from posttrain.report import page, record  # not before the arguments are known to be right
 
     records = [record.read(run) for run in arguments.runs]
     pages = [page.write_report(found.path) for found in records]

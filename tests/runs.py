@@ -13,9 +13,10 @@ from eval.preference import Pair, ScoredPair, as_row
 from eval.preference import scores as pair_scores
 from eval.replies import measure
 from eval.replies import scores as reply_scores
-from scripts.common.config import load_settings
-from scripts.common.settings import DPOSettings, GRPOSettings
-from scripts.common.tracking import RunFolder, append_rows
+from posttrain.base.files import append_rows
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
 from tests.helpers import ROOT
 
 FACTS = {"device": "CPU", "data": "0123456789abcdef" * 4}

@@ -70,8 +70,8 @@ sys.exit(code)
 
 def load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """The settings of both sides, and the overrides that give them to our command."""
-    from scripts.common.config import load_settings
-    from scripts.common.settings import DPOSettings
+    from posttrain.settings import DPOSettings
+    from posttrain.settings.command import load_settings
 
     overrides = [
         f"training.max_steps={arguments.steps}",
@@ -92,11 +92,12 @@ def load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 def write_pairs(settings: Any, folder: Path) -> int:
     """The rows that our command trains on, as text that trl's splits into the same token ids."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # the tokenizer needs none
+    from posttrain.data.pairs import load_pair_set
+    from posttrain.model import policy
     from scripts import dpo
-    from scripts.common import data, policy
 
     tokenizer = policy.load_tokenizer(settings.model)
-    pairs = data.load_pair_set(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt)
     _, lengths = dpo.examine(pairs, tokenizer, settings)
     train, _ = dpo.fitting(pairs, lengths, settings)
     folder.mkdir()
@@ -107,7 +108,7 @@ def write_pairs(settings: Any, folder: Path) -> int:
 
 
 def trl_command(settings: Any, rows: Path, output: Path) -> list[str]:
-    from scripts.common.policy import local_or_hub
+    from posttrain.model.policy import local_or_hub
 
     training, lora, model = settings.training, settings.lora, settings.model
     optim = training.optim.replace("adamw_torch", "adamw_torch_fused")  # as Unsloth on a CPU

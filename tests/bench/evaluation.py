@@ -37,8 +37,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from eval import Conversation, conversation
-from scripts.common import data, inference, policy
-from scripts.common.settings import Evaluation, ProblemColumns, Source
+from posttrain.data.problems import load_evaluation
+from posttrain.model import inference, policy
+from posttrain.settings import Evaluation, ProblemColumns, Source
 from scripts.evaluate import SYSTEM
 
 MODEL = ROOT / "assets" / "demo_model"
@@ -123,7 +124,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = Source(path=PROBLEMS, limit=arguments.questions)
-    problems = data.load_evaluation(source, ProblemColumns())
+    problems = load_evaluation(source, ProblemColumns())
     conversations = [conversation(problem.question, SYSTEM["en"]) for problem in problems]
     model, tokenizer = policy.load_for_scoring(str(MODEL), False, "float32", 1024)
     theirs = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)

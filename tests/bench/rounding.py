@@ -25,9 +25,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from scripts.common.atomic import write_json
-from scripts.common.export.merge import merge
-from scripts.common.export.reference import adapter_reference, merged_reference
+from posttrain.base.files import write_json
+from posttrain.export.float32 import adapter_reference, merged_reference
+from posttrain.export.merge import merge
 from tests.helpers import make_adapter, make_qwen
 
 SPREADS = (1e-4, 3e-4, 1e-3, 3e-3)

@@ -4,7 +4,7 @@
 
 Started by gpu.py, step by step the same on every side but for who builds the trainer:
 - `project`: scripts/grpo.py's or dpo.py's own build_trainer, on the policy that they load, trained
-  through scripts/common/training.py with its callbacks, sample records and metrics.
+  through posttrain/train/loop.py with its callbacks, sample records and metrics.
 - `stock`: transformers, peft, bitsandbytes and trl as their own documentation puts them together;
   the same model, data, LoRA, batch, lengths, precision and trainer arguments. Unsloth is not
   imported.
@@ -27,8 +27,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from scripts.common import config, policy, tracking
-from scripts.common.settings import DPOSettings
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings
+from posttrain.settings import command as config
 from tests.bench import devices
 from tests.bench.lengths import force_lengths, recorded_lengths
 from tests.bench.sides import SETTINGS, Spec, build_project, build_stock, seed_adapter
@@ -50,7 +52,7 @@ def measure(spec: Spec) -> dict[str, Any]:
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     limit_device(spec)  # once Unsloth has set up the allocator
-    run = tracking.RunFolder(Path(os.environ["BENCH_RUN"]))
+    run = RunFolder(Path(os.environ["BENCH_RUN"]))
     build = build_project if spec.side == "project" else build_stock
     trainer, train = build(spec, settings, run)
     if spec.adapter_seed is not None:

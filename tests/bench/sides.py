@@ -5,10 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.preference import Pair
+from posttrain.data.pairs import load_pair_set
+from posttrain.data.problems import load_problems
+from posttrain.data.report import lengths as pair_lengths
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.train import loop as training
+from posttrain.train.arguments import build_arguments, owned_arguments
 from scripts import dpo, grpo
-from scripts.common import data, policy, tracking, training
-from scripts.common.pairs import lengths as pair_lengths
-from scripts.common.settings import DPOSettings, GRPOSettings
 from tests.pretend_gpu import installed
 
 SETTINGS: dict[str, Any] = {"dpo": DPOSettings, "grpo": GRPOSettings}
@@ -47,12 +52,12 @@ class Spec:
 def load_rows(spec: Spec, settings: Any, tokenizer: Any) -> list[Any]:
     """The rows that the script would train on; with `longest` all as long as the config allows."""
     if spec.task == "grpo":
-        problems, _ = data.load_problems(settings.data)
+        problems, _ = load_problems(settings.data)
         fitting = grpo.fitting(problems, tokenizer, settings, "training problems")
         if spec.longest:  # by characters: the longest questions of the data
             fitting = sorted(fitting, key=lambda p: len(p.question), reverse=True)[:64]
         return fitting
-    pairs = data.load_pair_set(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt)
     sides = (pairs.train, pairs.held_out)
     lengths = [pair_lengths.measure(side, tokenizer) for side in sides]
     train, _ = dpo.fitting(pairs, lengths, settings)
@@ -74,9 +79,7 @@ def stretched(pair: Any, tokenizer: Any, limit: int) -> Any:
     return Pair(pair.prompt, long(pair.chosen), long(pair.rejected) + ".")
 
 
-def build_project(
-    spec: Spec, settings: Any, run: tracking.RunFolder
-) -> tuple[Any, Callable[[], Any]]:
+def build_project(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callable[[], Any]]:
     """The trainer of the project's script, and what trains it."""
     script = SCRIPTS[spec.task]
     tokenizer = policy.load_tokenizer(settings.model)
@@ -91,9 +94,7 @@ def build_project(
     return trainer, lambda: training.train(trainer, settings, run, script.PROGRESS, None, {})
 
 
-def build_stock(
-    spec: Spec, settings: Any, run: tracking.RunFolder
-) -> tuple[Any, Callable[[], Any]]:
+def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callable[[], Any]]:
     """The same with trl, transformers, peft and bitsandbytes alone."""
     import torch
     from datasets import Dataset
@@ -125,7 +126,7 @@ def build_stock(
         device_map={"": 0} if torch.cuda.is_available() else None,
     )
     lora = settings.lora
-    owned = training.owned_arguments(run, settings.run.name, [])
+    owned = owned_arguments(run, settings.run.name, [])
     common = {
         "model": model,
         "processing_class": tokenizer,
@@ -142,7 +143,7 @@ def build_stock(
         from trl import GRPOConfig, GRPOTrainer
 
         owned["reward_weights"] = list(settings.rewards.values())
-        arguments, _ = training.build_arguments(GRPOConfig, settings.training, owned, True)
+        arguments, _ = build_arguments(GRPOConfig, settings.training, owned, True)
         prompts = [
             {"prompt": grpo.conversation(p.question, settings.prompt.system), "answer": p.answer}
             for p in rows
@@ -158,9 +159,7 @@ def build_stock(
 
         owned["max_length"] = settings.model.max_seq_length
         # trl cannot put pairs of like length together: it drops the column with their lengths.
-        order = settings.training.train_sampling_strategy.replace("group_by_length", "random")
-        any_length = settings.training.model_copy(update={"train_sampling_strategy": order})
-        arguments, _ = training.build_arguments(DPOConfig, any_length, owned, True)
+from tests.pretend_gpu import installed
         dataset = Dataset.from_list(dpo.trainer_rows(rows, tokenizer))
         trainer = DPOTrainer(args=arguments, train_dataset=dataset, **common)
     return trainer, trainer.train

@@ -65,16 +65,16 @@ class Stages:
 
 def worker(script_name: str, arguments: list[str]) -> int:
     """Run the script's main with a clock; prints the stages as the last line."""
+    from posttrain.model import policy
+    from posttrain.scoring import pairs as scoring
+    from posttrain.train import loop as training
     from scripts import dpo, grpo
-    from scripts.common import data, policy, training
-    from scripts.common.pairs import scoring
 
     stages = Stages()
     stages._open.append("python and settings")
     script: Any = {"dpo": dpo, "grpo": grpo}[script_name]
     for owner, name, stage in (
-        (data, "load_problems", "data"),
-        (data, "load_pair_set", "data"),
+        (script, "load_problems" if script is grpo else "load_pair_set", "data"),
         (policy, "start", "import Unsloth, trl, torch"),
         (policy, "load_tokenizer", "load tokenizer"),
         (script, "fitting" if script is grpo else "examine", "tokenise"),
@@ -83,7 +83,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
         (script, "build_trainer", "build trainer"),
     ):
         stages.wrap(owner, name, stage)
-    parse = script.config.parse_command_line
+    parse = script.parse_command_line
 
     def parsed(*given: Any, **named: Any) -> Any:
         command = parse(*given, **named)
@@ -91,7 +91,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
         stages._open.pop()
         return command
 
-    script.config.parse_command_line = parsed
+    script.parse_command_line = parsed
 
     def train(trainer: Any, *_: Any, **__: Any) -> Any:
         stages.switch()

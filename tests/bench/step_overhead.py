@@ -43,8 +43,16 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
+from posttrain.data.pairs import load_pairs
+from posttrain.data.problems import load_problems
+from posttrain.model import policy
+from posttrain.run.environment import git_commit
+from posttrain.run.folder import RunFolder
+from posttrain.settings import command as config
+from posttrain.train import loop as training
+from posttrain.train.arguments import build_arguments
+from posttrain.train.trackers import start as integrations
 from scripts import dpo, grpo
-from scripts.common import config, data, integrations, policy, tracking, training
 from tests.bench.lengths import force_lengths, recorded_lengths
 from tests.bench.sides import SCRIPTS, SETTINGS
 from tests.bench.watch import Clock
@@ -139,9 +147,9 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     own: dict[str, Any] = {"output_dir": str(folder), "report_to": "none", "disable_tqdm": True}
     if task == "grpo":
-        problems, _ = data.load_problems(settings.data)
+        problems, _ = load_problems(settings.data)
         own["reward_weights"] = list(settings.rewards.values())
-        arguments, _ = training.build_arguments(GRPOConfig, settings.training, own, False)
+        arguments, _ = build_arguments(GRPOConfig, settings.training, own, False)
         rows = [
             {"prompt": grpo.conversation(p.question, settings.prompt.system), "answer": p.answer}
             for p in problems
@@ -154,9 +162,9 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
             processing_class=tokenizer,
         )
     else:
-        pairs, _ = data.load_pairs(settings.data, settings.prompt)
+        pairs, _ = load_pairs(settings.data, settings.prompt)
         own["max_length"] = settings.model.max_seq_length
-        arguments, _ = training.build_arguments(DPOConfig, settings.training, own, False)
+        arguments, _ = build_arguments(DPOConfig, settings.training, own, False)
         trainer = DPOTrainer(
             model=model,
             args=arguments,
@@ -171,19 +179,19 @@ def build_project(
     task: str, settings: Any, folder: Path, tracked: bool
 ) -> tuple[Any, Callable[[], Any]]:
     """The script's trainer, trained as the script does."""
-    run = tracking.RunFolder(folder)
+    run = RunFolder(folder)
     run.open(fresh=False)
     choice = settings.tracking.model_copy(update={"report_to": TRACKERS if tracked else []})
     settings = settings.model_copy(update={"tracking": choice})
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    trackers = integrations.start(run, settings, {"data": "0" * 64})
+    trackers = integrations.start_trackers(run, settings, {"data": "0" * 64})
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if task == "grpo":
-        problems, _ = data.load_problems(settings.data)
+        problems, _ = load_problems(settings.data)
         functions = grpo.load_rewards(settings, problems[0])
         trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
     else:
-        pairs, _ = data.load_pairs(settings.data, settings.prompt)
+        pairs, _ = load_pairs(settings.data, settings.prompt)
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
     trainer.add_callback(trackers.callback())
 
@@ -280,7 +288,7 @@ def main() -> int:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "cpus": os.cpu_count(),
-        "commit": tracking.git_commit(),
+        "commit": git_commit(),
     }
     for task in [task for task in ("dpo", "grpo") if arguments.task in (None, task)]:
         path = ROOT / "configs" / f"{task}_demo.yaml"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scripts.common import policy
-from scripts.common.device import Device
+from posttrain.model import policy
+from posttrain.model.device import Device
 
 
 @pytest.fixture(scope="session", autouse=True)

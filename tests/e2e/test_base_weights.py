@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from scripts.common import policy
-from scripts.common.errors import ConfigError
-from scripts.common.fingerprint import model_fingerprint
-from scripts.common.settings import Model
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import model_fingerprint
+from posttrain.model import policy
+from posttrain.settings import Model
 from tests.helpers import ROOT
 
 COMMITS = ("1" * 40, "2" * 40)
@@ -56,8 +56,8 @@ def test_the_repository_that_unsloth_takes_instead_counts(hub: Path) -> None:
     """As on a GPU, in a process of its own: importing unsloth.models patches trl for good."""
     code = f"""
 from pathlib import Path
-from scripts.common import policy
-from scripts.common.settings import Model
+from posttrain.model import policy
+from posttrain.settings import Model
 from tests.e2e.test_base_weights import cache
 policy.start(False, 1)
 from unsloth.models.loader_utils import get_model_name

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.train import batches
 from scripts import dpo
-from scripts.common import batches, config, data, policy, tracking
-from scripts.common.settings import DPOSettings
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -16,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a 
 
 
 def build(folder: Path, strategy: str, *overrides: str, pairs: int = 40) -> Any:
-    settings = config.load_settings(
+    settings = load_settings(
         DPOSettings,
         CONFIG,
         [
@@ -27,9 +31,9 @@ def build(folder: Path, strategy: str, *overrides: str, pairs: int = 40) -> Any:
             *overrides,
         ],
     )
-    some = data.load_pairs(settings.data, settings.prompt)[0][:pairs]
+    some = load_pairs(settings.data, settings.prompt)[0][:pairs]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = tracking.RunFolder(folder / "run")
+    run = RunFolder(folder / "run")
     return dpo.build_trainer(model, tokenizer, some, settings, run)[0]
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from scripts.common import config, decoding, policy
-from scripts.common.errors import ConfigError
-from scripts.common.settings import GRPOSettings
+from posttrain.base.errors import ConfigError
+from posttrain.model import decode_graphs, policy
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
 from tests.bench.lengths import force_lengths
 from tests.helpers import ROOT
 
@@ -19,7 +20,7 @@ CONFIG = ROOT / "configs" / "grpo_demo.yaml"
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[Any, Any]:
-    settings = config.load_settings(GRPOSettings, CONFIG)
+    settings = load_settings(GRPOSettings, CONFIG)
     return policy.load(settings.model, settings.lora, settings.training, verbose=False)
 
 
@@ -102,13 +103,13 @@ class Replayed:
         (0.0, False, "did not use them: capture failed"),
     ],
 )
-@pytest.mark.parametrize("rows", decoding.ROWS)
+@pytest.mark.parametrize("rows", decode_graphs.ROWS)
 def test_graphs_that_differ_in_one_logit_are_found(
     loaded: tuple[Any, Any], error: float, replaying: bool, said: str | None, rows: int
 ) -> None:
     model, _ = loaded
     with policy.inference_mode(model):
-        found = decoding._difference(model, Replayed(model, error, replaying), rows)
+        found = decode_graphs._difference(model, Replayed(model, error, replaying), rows)
     assert found is None if said is None else found is not None and said in found
 
 
@@ -117,7 +118,7 @@ def test_graphs_are_refused_without_a_gpu_and_nothing_is_left_behind(
 ) -> None:
     model, _ = loaded
     graphs = Replayed(model, 0.0)
-    assert decoding.admit_decode_graphs(model, graphs) == "it needs an NVIDIA GPU"
+    assert decode_graphs.admit_decode_graphs(model, graphs) == "it needs an NVIDIA GPU"
     assert {"llama"} == graphs._SUPPORTED_MODEL_TYPES
 
 
@@ -125,7 +126,7 @@ def test_noise_for_the_comparison_is_taken_back(loaded: tuple[Any, Any]) -> None
     model, _ = loaded
     factors = {name: w for name, w in model.named_parameters() if "lora_B" in name}
     before = {name: weight.detach().clone() for name, weight in factors.items()}
-    with decoding._adapter_noise(model):
+    with decode_graphs._adapter_noise(model):
         assert all(bool(weight.any()) for weight in factors.values())
     assert all(bool((weight == before[name]).all()) for name, weight in factors.items())
 
@@ -134,7 +135,7 @@ def test_settings_of_decoding(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a GPU or vLLM: a note, nothing, and an error that says what to do."""
 
     def load(*overrides: str) -> None:
-        settings = config.load_settings(GRPOSettings, CONFIG, list(overrides))
+        settings = load_settings(GRPOSettings, CONFIG, list(overrides))
         policy.load(settings.model, settings.lora, settings.training, verbose=False)
 
     load("model.decode_graphs=true", "model.fast_inference=auto")

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from eval.preference import Pair
+from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import config, data, policy, tracking
-from scripts.common.settings import DPOSettings
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -19,10 +22,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def build(tmp_path: Path, *overrides: str) -> tuple[Any, Any, Any, DPOSettings, list[Pair]]:
     overrides = ("training.loss_type=[sigmoid]", *overrides)
-    settings = config.load_settings(DPOSettings, CONFIG, list(overrides))
-    pairs, _ = data.load_pairs(settings.data, settings.prompt)
+    settings = load_settings(DPOSettings, CONFIG, list(overrides))
+    pairs, _ = load_pairs(settings.data, settings.prompt)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = tracking.RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:16], settings, run)
     return trainer, model, tokenizer, settings, pairs[:16]
 

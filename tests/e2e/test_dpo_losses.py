@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import config, data, policy, tracking
-from scripts.common.settings import DPOSettings
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -38,12 +41,12 @@ FIRST_LOSS = {
 
 def train(folder: Path, *overrides: str, steps: int = 1) -> tuple[Any, list[float]]:
     chosen = [f"training.beta={BETA}", f"training.max_steps={steps}", *overrides]
-    settings = config.load_settings(
+    settings = load_settings(
         DPOSettings, CONFIG, ["training.precompute_ref_log_probs=true", *chosen]
     )
-    pairs = data.load_pairs(settings.data, settings.prompt)[0][:16]
+    pairs = load_pairs(settings.data, settings.prompt)[0][:16]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = tracking.RunFolder(folder / "run")
+    run = RunFolder(folder / "run")
     trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
     trainer.train()
     return trainer, [row["loss"] for row in trainer.state.log_history if "loss" in row]

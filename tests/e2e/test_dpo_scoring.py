@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from eval.replies import kl_per_token
-from scripts.common import config, data, policy
-from scripts.common.pairs import problem_sets, scoring
-from scripts.common.settings import DPOSettings
-from scripts.common.tracking import RunFolder
+from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.scoring import pairs as scoring
+from posttrain.scoring import problem_sets
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
 from tests.helpers import ROOT
 
 # The libraries' own warnings while a model is built are not what is tested here.
@@ -19,7 +22,7 @@ Loaded = tuple[Any, Any]
 
 
 def settings_with(*overrides: str) -> DPOSettings:
-    return config.load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", list(overrides))
+    return load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", list(overrides))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, A
 
     model, tokenizer, exact = moved
     settings = settings_with("evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}")
-    pairs, _ = data.load_pairs(settings.data, settings.prompt)
+    pairs, _ = load_pairs(settings.data, settings.prompt)
     prompts = [list(pair.prompt) for pair in pairs[:120]]
     sampled, found = scoring.sample(model, tokenizer, prompts, settings)
     assert len({reply.text for reply in sampled}) > 60
@@ -85,7 +88,7 @@ def test_scores_are_read_back_as_they_were_taken(
         "evaluation={replies: 5, batch_size: 16, also: [{name: a, "
         "path: assets/demo_data/problems_test.jsonl, limit: 6, max_new_tokens: 60}]}"
     )
-    pairs, _ = data.load_pairs(settings.data, settings.prompt)
+    pairs, _ = load_pairs(settings.data, settings.prompt)
     problems = problem_sets.load(settings, pairs[:8], tokenizer)
     run = RunFolder(tmp_path)
     run.open(fresh=False)
@@ -107,7 +110,7 @@ def test_scores_are_read_back_as_they_were_taken(
 def test_without_replies_or_problem_sets(moved: tuple[Any, Any, Any], tmp_path: Path) -> None:
     model, tokenizer, _ = moved
     settings = settings_with("evaluation={replies: 0, batch_size: 16, also: []}")
-    pairs, _ = data.load_pairs(settings.data, settings.prompt)
+    pairs, _ = load_pairs(settings.data, settings.prompt)
     run = RunFolder(tmp_path)
     run.open(fresh=False)
     taken = scoring.score(model, tokenizer, pairs[:4], {}, settings, run, "before")

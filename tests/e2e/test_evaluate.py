@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.errors import DataError
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.settings.strict_yaml import dump_yaml
 from scripts import evaluate
-from scripts.common import config
-from scripts.common.errors import DataError
-from scripts.common.settings import GRPOSettings
-from scripts.common.strict_yaml import dump_yaml
 from tests.helpers import ROOT, run_script
 
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
@@ -277,7 +277,7 @@ def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"data.train.path={run / 'train.jsonl'}",
         "prompt.system=Answer.",
     ]
-    settings = config.load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
+    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
     (run / "config.yaml").write_text(dump_yaml(settings.model_dump()), encoding="utf-8")
     base = AutoModelForCausalLM.from_pretrained(model)
     adapter = run / "adapter"

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from scripts.common.errors import ConfigError
-from scripts.common.export import gguf, llama_cpp, merge, parity, reference, texts
-from scripts.common.export.record import Check
-from scripts.common.export.weights import check_weights
-from scripts.common.settings.export import Parity
+from posttrain.base.errors import ConfigError
+from posttrain.export import float32, gguf, llama_cpp, merge, parity, texts
+from posttrain.export.proof import Check
+from posttrain.export.weights import check_weights
+from posttrain.settings.export import Parity
 from tests.helpers import ROOT, make_adapter, run_script
 
 DEMO = ROOT / "assets" / "demo_model"
@@ -130,7 +130,7 @@ def trained(adapter: Path) -> Trained:
 
 def answers(adapter: Path, base: Path = DEMO) -> Trained:
     """What the adapter on its base says, and how much of that it has learnt."""
-    model = reference.adapter_reference(base, adapter)
+    model = float32.adapter_reference(base, adapter)
     known = parity.greedy_texts(model, TEXTS.conversations, LIMITS.new_tokens)
     return known, parity.learnt_change(model, known)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.export import parity, reference, texts
-from scripts.common.export.llama_cpp import cached_tree, find_tree
-from scripts.common.export.merge import merge
-from scripts.common.llama_server import serve
-from scripts.common.settings.export import Parity
+from posttrain.export import float32, parity, texts
+from posttrain.export.llama_cpp import cached_tree, find_tree
+from posttrain.export.merge import merge
+from posttrain.model.llama_server import serve
+from posttrain.settings.export import Parity
 from tests.helpers import ROOT, SHARED, make_adapter, make_qwen, needs_shared
 
 pytestmark = [
@@ -85,7 +85,7 @@ def test_other_types_differ_by_their_rounding_alone(
 ) -> None:
     merge(base, adapter, dtype, tmp_path / "merged")
     limits = {"max_logit_difference": largest, "max_learning_lost": lost}
-    model = reference.adapter_reference(base, adapter)
+    model = float32.adapter_reference(base, adapter)
     known = parity.greedy_texts(model, TEXTS.conversations, LIMITS.new_tokens)
     learnt = parity.learnt_change(model, known)
     del model
@@ -117,7 +117,7 @@ def test_peak_memory_of_a_merge(base: Path, adapter: Path, tmp_path: Path) -> No
     """
     program = (
         "import re, sys; from pathlib import Path; "
-        "from scripts.common.export.merge import merge; "
+        "from posttrain.export.merge import merge; "
         "merge(Path(sys.argv[1]), Path(sys.argv[2]), 'bfloat16', Path(sys.argv[3])); "
         "status = Path('/proc/self/status').read_text(); "
         "print('PEAK', 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]))"

@@ -9,9 +9,14 @@ import pytest
 
 from eval import Completion, Conversation, conversation
 from eval.preference import Pair
+from posttrain.data.pairs import load_pairs
+from posttrain.data.problems import load_evaluation
+from posttrain.data.render import render
+from posttrain.model import inference, policy
+from posttrain.model.log_probs import pair_log_probs
+from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
+from posttrain.settings.command import load_settings
 from rewards.answer import CLOSE, ends_with_answer
-from scripts.common import config, data, inference, policy
-from scripts.common.settings import DPOSettings, Evaluation, ProblemColumns, Source
 from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT
 
@@ -33,7 +38,7 @@ def demo() -> Loaded:
 @pytest.fixture(scope="module")
 def asked() -> list[Conversation]:
     source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=48)
-    problems = data.load_evaluation(source, ProblemColumns())
+    problems = load_evaluation(source, ProblemColumns())
     return [conversation(problem.question, SYSTEM["en"]) for problem in problems]
 
 
@@ -299,7 +304,7 @@ def test_sampling_draws_from_the_models_own_distribution(
     replies = answer(
         demo, [asked[0]] * 1000, batch_size=500, temperature=temperature, max_new_tokens=1
     )
-    prompt = inference.render(tokenizer, asked[0])
+    prompt = render(tokenizer, asked[0])
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         probabilities = (model(input_ids=ids).logits[0, -1] / temperature).softmax(-1)
@@ -317,10 +322,10 @@ def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> N
     import torch
     from transformers import AutoModelForCausalLM
 
-    settings = config.load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
-    pairs = data.load_pairs(settings.data, settings.prompt)[0][:24]
+    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
+    pairs = load_pairs(settings.data, settings.prompt)[0][:24]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    fresh = inference.pair_log_probs(model, tokenizer, pairs, 8, reference=False)
+    fresh = pair_log_probs(model, tokenizer, pairs, 8, reference=False)
     exact = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)
 
     def log_prob(pair: Pair, reply: str) -> float:
@@ -345,9 +350,9 @@ def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> N
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
-    sizes = {n: inference.pair_log_probs(model, tokenizer, pairs, n, False) for n in (1, 5, 48)}
+    sizes = {n: pair_log_probs(model, tokenizer, pairs, n, False) for n in (1, 5, 48)}
     assert same(sizes[1], sizes[5]) and same(sizes[1], sizes[48])
     assert not same(sizes[1], expected)
-    reference = inference.pair_log_probs(model, tokenizer, pairs, 5, reference=True)
+    reference = pair_log_probs(model, tokenizer, pairs, 5, reference=True)
     assert same(reference, expected)
-    assert inference.pair_log_probs(model, tokenizer, [], 5, reference=False) == []
+    assert pair_log_probs(model, tokenizer, [], 5, reference=False) == []

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from posttrain.data.pairs import load_pairs
+from posttrain.data.render import render
+from posttrain.model import adapter, policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
 from scripts import dpo
-from scripts.common import adapter, config, data, inference, policy, tracking
-from scripts.common.settings import DPOSettings
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -29,7 +33,7 @@ KINDS = {
 def settings_of(*overrides: str) -> DPOSettings:
     short = ("training.max_steps=2", "training.loss_type=[sigmoid]", "training.save_steps=1")
     precomputed = "training.precompute_ref_log_probs=true"
-    return config.load_settings(DPOSettings, CONFIG, [*short, precomputed, *overrides])
+    return load_settings(DPOSettings, CONFIG, [*short, precomputed, *overrides])
 
 
 class Trained:
@@ -37,12 +41,12 @@ class Trained:
 
     def __init__(self, folder: Path, *overrides: str) -> None:
         settings = settings_of(*overrides)
-        self.pairs = data.load_pairs(settings.data, settings.prompt)[0][:16]
+        self.pairs = load_pairs(settings.data, settings.prompt)[0][:16]
         self.model, self.tokenizer = policy.load(
             settings.model, settings.lora, settings.training, verbose=False
         )
         self.start = self.logits(self.model)
-        run = tracking.RunFolder(folder / "run")
+        run = RunFolder(folder / "run")
         self.trainer, _ = dpo.build_trainer(self.model, self.tokenizer, self.pairs, settings, run)
         with adapter.reference_mode(self.model):
             self.reference = self.logits(self.model)
@@ -57,7 +61,7 @@ class Trained:
     def logits(self, model: Any) -> Any:
         import torch
 
-        texts = [inference.render(self.tokenizer, p.prompt) + p.chosen for p in self.pairs[:4]]
+        texts = [render(self.tokenizer, p.prompt) + p.chosen for p in self.pairs[:4]]
         rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         training = model.training
         model.eval()

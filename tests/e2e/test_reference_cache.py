@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 
 from eval.preference import Pair
+from posttrain.base.errors import DataError
+from posttrain.data.pairs import load_pairs
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.train import batches, reference_cache
 from scripts import dpo
-from scripts.common import batches, config, data, policy, reference, tracking
-from scripts.common.errors import DataError
-from scripts.common.settings import DPOSettings
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -33,12 +37,12 @@ def build(tmp_path: Path) -> Build:
     def trainer_of(*overrides: str, change: Callable[[list[Pair]], list[Pair]] = list) -> Any:
         first = ["training.precompute_ref_log_probs=true", "training.max_steps=3"]
         first.append("evaluation.also=[]")
-        settings = config.load_settings(DPOSettings, CONFIG, [*first, *overrides])
-        pairs = change(data.load_pairs(settings.data, settings.prompt)[0][:48])
+        settings = load_settings(DPOSettings, CONFIG, [*first, *overrides])
+        pairs = change(load_pairs(settings.data, settings.prompt)[0][:48])
         model, tokenizer = policy.load(
             settings.model, settings.lora, settings.training, verbose=False
         )
-        run = tracking.RunFolder(tmp_path / "run")
+        run = RunFolder(tmp_path / "run")
         return dpo.build_trainer(model, tokenizer, pairs, settings, run)[0]
 
     return trainer_of
@@ -64,7 +68,7 @@ def test_cached_computed_and_per_step_losses_are_the_same(
     again = build("lora.r=8", "training.beta=0.5", "training.seed=1", "training.learning_rate=1e-3")
     assert columns(again) == columns(first)  # none of these changes the reference
     with monkeypatch.context() as patched:
-        patched.setattr(reference, "compute", None)
+        patched.setattr(reference_cache, "compute", None)
         cached = build()
     assert str(file) in capsys.readouterr().out
     fresh = losses(first)
@@ -162,7 +166,7 @@ def other_number(text: str) -> str:
 def one_too_few(text: str) -> str:
     found = json.loads(text)
     values = {name: column[1:] for name, column in found["values"].items()}
-    return json.dumps({**found, "values": values, "sha256": reference._checksum(values)})
+    return json.dumps({**found, "values": values, "sha256": reference_cache._checksum(values)})
 
 
 @pytest.mark.parametrize("damage", [cut, other_number, one_too_few, lambda _: "", lambda _: "[]"])
@@ -201,7 +205,7 @@ def test_reply_of_no_finite_log_probability_stops_the_run(
     with pytest.raises(
         DataError, match=r"training pair 1: .* log-probability -inf; try model.dtype"
     ):
-        reference.compute(trainer)
+        reference_cache.compute(trainer)
 
 
 def test_reply_that_would_be_cut_stops_the_run(build: Build) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from scripts.common.report.page import write_comparison, write_report
-from scripts.common.tracking import append_rows
+from posttrain.base.files import append_rows
+from posttrain.report.page import write_comparison, write_report
 from tests.runs import dpo_run, grpo_run, unfinished, write
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))

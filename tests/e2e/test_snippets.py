@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.config import load_settings
-from scripts.common.export.merge import merge
-from scripts.common.settings import GRPOSettings
-from scripts.common.snippets import snippets
+from posttrain.export.merge import merge
+from posttrain.report.snippets import snippets
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
 from tests.helpers import ROOT, make_adapter
 
 BASE = ROOT / "assets" / "demo_model"

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from eval import conversation
-from scripts.common import config, data, inference, policy
-from scripts.common.device import Device
-from scripts.common.settings import Evaluation, GRPOSettings, ProblemColumns, Source
+from posttrain.data.problems import load_evaluation
+from posttrain.data.render import render
+from posttrain.model import inference, policy
+from posttrain.model.device import Device
+from posttrain.settings import Evaluation, GRPOSettings, ProblemColumns, Source
+from posttrain.settings import command as config
 from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT
 
@@ -25,7 +28,7 @@ def device() -> Device:
 @pytest.fixture(scope="module")
 def asked() -> list[Any]:
     source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=64)
-    problems = data.load_evaluation(source, ProblemColumns())
+    problems = load_evaluation(source, ProblemColumns())
     return [conversation(problem.question, SYSTEM["en"]) for problem in problems]
 
 
@@ -61,7 +64,7 @@ def test_merged_model_computes_what_the_adapter_computes(tmp_path: Path, asked: 
             if "lora_B" in name:
                 noise = 0.05 * torch.randn(weight.shape, generator=generator)
                 weight.copy_(noise.to(weight.device, weight.dtype))
-    ids = tokenizer(inference.render(tokenizer, asked[0]), return_tensors="pt")["input_ids"].cuda()
+    ids = tokenizer(render(tokenizer, asked[0]), return_tensors="pt")["input_ids"].cuda()
     with policy.inference_mode(model):
         with_adapter = model(input_ids=ids).logits.float().log_softmax(-1)
         with model.disable_adapter():

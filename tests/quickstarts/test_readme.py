@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.llama_server import serve
-from scripts.common.report import table
+from posttrain.model.llama_server import serve
+from posttrain.report import table
 from tests.helpers import ROOT, copy_project
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

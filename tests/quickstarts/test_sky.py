@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts.common.strict_yaml import read_yaml
+from posttrain.settings.strict_yaml import read_yaml
 from tests.helpers import ROOT
 
 TASK = ROOT / "sky.yaml"

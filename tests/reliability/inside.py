@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.process import run_main
+from posttrain.model import policy
 from scripts import dpo, grpo
-from scripts.common import policy
-from scripts.common.errors import run_main
 from tests.helpers import ROOT
 
 MAIN = {"dpo": dpo.main, "grpo": grpo.main}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.checkpoint import CheckpointStore, verify
-from scripts.common.disk import disk_full_error, is_disk_full
+from posttrain.base.disk import disk_full_error, is_disk_full
+from posttrain.run.checkpoint import CheckpointStore, verify
 from tests.helpers import ROOT, run_script
 from tests.reliability.conftest import FEW
 from tests.reliability.test_interruptions import start, wait_for

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.common.checkpoint import verify
+from posttrain.run.checkpoint import verify
 from tests.reliability.inside import (
     NOW,
     OnForward,
@@ -288,11 +288,15 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
     """A watched trainer whose adapter is not fresh, and 8 rows for a training step."""
     import torch
 
+    from posttrain.data.pairs import load_pairs
+    from posttrain.data.problems import load_problems
+    from posttrain.model import policy
+    from posttrain.run.folder import RunFolder
+    from posttrain.settings import DPOSettings, GRPOSettings
+    from posttrain.settings.command import load_settings
+    from posttrain.train.stop import StopRequest
+    from posttrain.train.watch import Watch
     from scripts import dpo, grpo
-    from scripts.common import config, data, policy, tracking
-    from scripts.common.settings import DPOSettings, GRPOSettings
-    from scripts.common.stop import StopRequest
-    from scripts.common.watch import Watch
 
     policy.start(verbose=False, threads=1)
     given = arguments(name, tmp_path / "run", "training.per_device_train_batch_size=8")
@@ -301,18 +305,18 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
         if name == "grpo"
         else []
     )
-    settings: Any = config.load_settings(
+    settings: Any = load_settings(
         {"dpo": DPOSettings, "grpo": GRPOSettings}[name], Path(given[1]), given[4:]
     )
-    run = tracking.RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.open(fresh=False)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if name == "dpo":
-        pairs, _ = data.load_pairs(settings.data, settings.prompt)
+        pairs, _ = load_pairs(settings.data, settings.prompt)
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:8], settings, run)
         inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
     else:
-        problems, _ = data.load_problems(settings.data)
+        problems, _ = load_problems(settings.data)
         functions = grpo.load_rewards(settings, problems[0])
         trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
         inputs = [trainer.train_dataset[i // 4] for i in range(8)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scripts.common.checkpoint import CheckpointStore, verify
+from posttrain.run.checkpoint import CheckpointStore, verify
 from tests.helpers import ROOT
 from tests.reliability.inside import NOW, OnForward, adapter, arguments, learning, leave_with, rows
 
@@ -189,7 +189,7 @@ def test_while_scoring(
 TWICE = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from scripts.common.checkpoint import CheckpointStore
+from posttrain.run.checkpoint import CheckpointStore
 real = CheckpointStore.publish
 
 def publish(self, *given):
@@ -199,7 +199,7 @@ def publish(self, *given):
     return real(self, *given)
 
 CheckpointStore.publish = publish
-from scripts.common.errors import run_main
+from posttrain.base.process import run_main
 from scripts import dpo
 run_main(lambda: dpo.main(sys.argv[1:]))
 """
@@ -226,7 +226,7 @@ def test_second_signal_stops_at_once(tmp_path: Path, whole: dict[str, Path]) -> 
 CLOSED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from scripts.common.checkpoint import CheckpointStore
+from posttrain.run.checkpoint import CheckpointStore
 real = CheckpointStore.publish
 
 def publish(self, *given):
@@ -240,7 +240,7 @@ def publish(self, *given):
     return real(self, *given)
 
 CheckpointStore.publish = publish
-from scripts.common.errors import run_main
+from posttrain.base.process import run_main
 from scripts import grpo
 run_main(lambda: grpo.main(sys.argv[1:]))
 """

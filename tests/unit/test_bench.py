@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from scripts.common.config import load_settings
-from scripts.common.settings import DPOSettings, GRPOSettings
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
 from tests.bench import devices, gpu, lengths, levers
 from tests.helpers import ROOT
 

@@ -11,19 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common import checkpoint
-from scripts.common.checkpoint import (
-    CheckpointStore,
-    Score,
-    check_same_run,
-    verify,
-)
-from scripts.common.config import load_settings
-from scripts.common.disk import check_disk, is_disk_full
-from scripts.common.errors import CheckpointError, ConfigError
-from scripts.common.settings import DPOSettings
-from scripts.common.stop import StopRequest
-from scripts.common.tracking import RunFolder
+from posttrain.base.disk import check_disk, is_disk_full
+from posttrain.base.errors import CheckpointError, ConfigError
+from posttrain.run import checkpoint
+from posttrain.run.checkpoint import CheckpointStore, Score, check_same_run, verify
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.train.stop import StopRequest
 from tests.helpers import ROOT
 
 FACTS = {
@@ -281,7 +276,7 @@ def test_time_limit() -> None:
 
 def test_safe_points() -> None:
     """With rollouts for two optimizer steps, only every second step can be saved."""
-    from scripts.common.settings import GRPOTraining
+    from posttrain.settings import GRPOTraining
 
     training = GRPOTraining(
         learning_rate=1e-3,

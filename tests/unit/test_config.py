@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 from eval.gsm8k import Problem
-from scripts.common import config, training
-from scripts.common.config import check_extra, load_settings, parse_command_line
-from scripts.common.errors import ConfigError
-from scripts.common.settings import DPOSettings, GRPOSettings, Section
-from scripts.common.settings.export import Parity
-from scripts.common.strict_yaml import read_yaml
-from scripts.common.tracking import RunFolder
-from scripts.common.usage import describe
+from posttrain.base.errors import ConfigError
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, GRPOSettings, Section
+from posttrain.settings.command import OWNED, check_extra, load_settings, parse_command_line
+from posttrain.settings.export import Parity
+from posttrain.settings.help import describe
+from posttrain.settings.strict_yaml import read_yaml
+from posttrain.train.arguments import owned_arguments
 from scripts.grpo import load_rewards
 from tests.helpers import CONFIGS, ROOT
 from tests.unit.conftest import Ask
@@ -630,15 +630,15 @@ def test_extra_refuses_what_has_a_setting_of_its_own(path: Path) -> None:
         assert str(caught.value) == f"training.extra.{key}: write it as training.{key}"
 
 
-@pytest.mark.parametrize("key", sorted(config.OWNED))
+@pytest.mark.parametrize("key", sorted(OWNED))
 def test_extra_refuses_what_the_scripts_set_and_says_where_instead(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_with(ROOT / "configs" / "dpo_demo.yaml", f"training.extra.{key}=x")
-    said = f"training.extra.{key}: the scripts set it; use {config.OWNED[key]}"
+    said = f"training.extra.{key}: the scripts set it; use {OWNED[key]}"
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("key", sorted(training.owned_arguments(RunFolder(Path()), "n", [])))
+@pytest.mark.parametrize("key", sorted(owned_arguments(RunFolder(Path()), "n", [])))
 def test_no_argument_that_the_scripts_set_can_be_asked_for_in_vain(key: str) -> None:
     """build_arguments lets the scripts' own values win; a user's must not vanish silently."""
     with pytest.raises(ConfigError, match=rf"training\.extra\.{key}: "):

@@ -14,18 +14,14 @@ import pytest
 from eval import conversation
 from eval.gsm8k import Problem
 from eval.preference import Pair
-from scripts.common.data import (
-    drop_overlong,
-    fingerprint,
-    hold_out,
-    load_pairs,
-    load_problems,
-    normalise,
-    prompt_key,
-)
-from scripts.common.errors import DataError
-from scripts.common.settings import PairColumns, PairData, ProblemData, Prompt, Source
-from scripts.common.sources import read_rows
+from posttrain.base.errors import DataError
+from posttrain.base.files import fingerprint
+from posttrain.data.pairs import hold_out, load_pairs, prompt_key
+from posttrain.data.problems import load_problems
+from posttrain.data.render import drop_overlong
+from posttrain.data.sources import read_rows
+from posttrain.data.text import normalise
+from posttrain.settings import PairColumns, PairData, ProblemData, Prompt, Source
 from tests.helpers import ROOT, SHARED, needs_shared
 from tests.unit.conftest import Ask
 

@@ -15,8 +15,9 @@ import pytest
 
 from eval.gsm8k import Problem, evaluate
 from eval.language import detect
-from scripts import demo_model, demo_problems
-from scripts.demo_problems import DPO_SYSTEM, GRPO_SYSTEM, LEADS, ProblemStream, split_of
+from posttrain.demo import problems as demo_problems
+from posttrain.demo.problems import DPO_SYSTEM, GRPO_SYSTEM, LEADS, ProblemStream, split_of
+from scripts import demo_model
 
 # torchao, which transformers imports, has strings that warn whenever its bytecode is not cached.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")

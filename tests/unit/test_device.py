@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.config import load_settings
-from scripts.common.device import Device, check_device
-from scripts.common.errors import ConfigError
-from scripts.common.settings import DPOSettings, GRPOSettings
+from posttrain.base.errors import ConfigError
+from posttrain.model.device import Device, check_device
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
 from tests.helpers import CONFIGS, ROOT
 
 CPU = Device("CPU", 0.0, bf16=True)

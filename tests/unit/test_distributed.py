@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.base import distributed
+from posttrain.base.errors import ConfigError
+from posttrain.base.process import run_main
+from posttrain.run.folder import RunFolder
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
 from scripts import grpo
-from scripts.common import distributed
-from scripts.common.config import load_settings
-from scripts.common.errors import ConfigError, run_main
-from scripts.common.settings import GRPOSettings
-from scripts.common.tracking import RunFolder
 from tests.helpers import ROOT
 from tests.runs import grpo_run
 
@@ -111,8 +112,8 @@ TOGETHER = """
 import sys, torch
 from pathlib import Path
 from scripts import grpo
-from scripts.common import distributed
-from scripts.common.stop import StopRequest
+from posttrain.base import distributed
+from posttrain.train.stop import StopRequest
 
 torch.distributed.init_process_group("gloo")
 stop = StopRequest(None)
@@ -131,12 +132,12 @@ import json, sys, torch
 from pathlib import Path
 from types import SimpleNamespace
 from scripts import grpo
-from scripts.common import distributed
-from scripts.common.errors import HealthError
-from scripts.common.config import load_settings
-from scripts.common.settings import GRPOSettings
-from scripts.common.tracking import RunFolder
-from scripts.common.watch import Watch
+from posttrain.base import distributed
+from posttrain.base.errors import HealthError
+from posttrain.settings.command import load_settings
+from posttrain.settings import GRPOSettings
+from posttrain.run.folder import RunFolder
+from posttrain.train.watch import Watch
 
 torch.distributed.init_process_group("gloo")
 run = RunFolder(Path(sys.argv[1]))

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from posttrain.doctor import configs, estimate, installation, machine, services
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
 from scripts import doctor
-from scripts.common.config import load_settings
-from scripts.common.doctor import configs, estimate, installation, machine, services
-from scripts.common.settings import DPOSettings, GRPOSettings
 from tests.helpers import CONFIGS, ROOT
 from tests.unit.conftest import Ask
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from scripts.common.errors import ConfigError
-from scripts.common.export import llama_cpp, merge, room, session, source, wording
-from scripts.common.export.gguf import known_pre_tokenizer
-from scripts.common.export.launch import after_training
-from scripts.common.export.record import Check, Record, at_most
-from scripts.common.llama_server import is_gguf
-from scripts.common.settings.export import Export, Parity
+from posttrain.base.errors import ConfigError
+from posttrain.export import llama_cpp, merge, session, source
+from posttrain.export.gguf import known_pre_tokenizer
+from posttrain.export.launch import after_training
+from posttrain.export.proof import Check, Record, at_most
+from posttrain.model.llama_server import is_gguf
+from posttrain.report import export_words
+from posttrain.run import room
+from posttrain.settings.export import Export, Parity
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 
@@ -174,7 +176,7 @@ def test_checks_are_shown_in_words_and_in_columns() -> None:
         Check("proven_gguf", "gguf:q8_0", "gguf:q8_0", True),
         at_most("own name", float("nan"), 1.0),
     ]
-    assert wording.lines([asdict(check) for check in checks]) == [
+    assert export_words.lines([asdict(check) for check in checks]) == [
         "ok      merged weights, largest error  0.5 rounding steps  at most 0.6 rounding steps",
         "ok      greedy replies that differ     0 of 12             none allowed",
         "FAILED  perplexity, change             25%                 at most 2%",
@@ -183,8 +185,8 @@ def test_checks_are_shown_in_words_and_in_columns() -> None:
         "FAILED  own name                       nan                 at most 1",
     ]
     old = {"name": "greedy_text", "value": 1, "limit": 0, "passed": False}  # counts had no total
-    assert wording.in_words(old) == ("greedy replies that differ", "1", "at most 0")
-    assert (wording.size(512), wording.size(988e6)) == ("0.5 kB", "988.0 MB")
+    assert export_words.in_words(old) == ("greedy replies that differ", "1", "at most 0")
+    assert (export_words.size(512), export_words.size(988e6)) == ("0.5 kB", "988.0 MB")
 
 
 def test_the_base_is_the_runs_then_the_adapters_then_what_was_asked(tmp_path: Path) -> None:
@@ -241,9 +243,9 @@ def test_the_type_of_the_merged_weights() -> None:
 
 
 def test_a_failed_check_comes_with_what_to_do() -> None:
-    (line,) = wording.advice(["greedy_text", "learning_lost"])
+    (line,) = export_words.advice(["greedy_text", "learning_lost"])
     assert line.startswith("advice: ") and "--dtype float16" in line
-    assert set(wording.ADVICE) <= set(wording.WORDS)
+    assert set(export_words.ADVICE) <= set(export_words.WORDS)
 
 
 def test_a_pre_tokenizer_is_known_by_its_rules_alone(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from scripts.common import config
-from scripts.common.errors import ConfigError, HealthError
-from scripts.common.health import Event, Signs, Updates, signs_of
-from scripts.common.settings import DPOSettings, GRPOSettings, PairHealth, ProblemHealth
-from scripts.common.state_line import state_line
+from posttrain.base.errors import ConfigError, HealthError
+from posttrain.settings import DPOSettings, GRPOSettings, PairHealth, ProblemHealth
+from posttrain.settings.command import load_settings
+from posttrain.train.health import Event, Signs, Updates, signs_of
+from posttrain.train.state_line import state_line
 from tests.helpers import CONFIGS, ROOT
 
 HEALTHY = {
@@ -182,12 +182,12 @@ def test_settings_refuse_what_means_nothing() -> None:
     with pytest.raises(
         ConfigError, match=r"health.max_kls: unknown setting. Did you mean 'max_kl'"
     ):
-        config.load_settings(GRPOSettings, ROOT / "configs/grpo_demo.yaml", ["health.max_kls=1"])
+        load_settings(GRPOSettings, ROOT / "configs/grpo_demo.yaml", ["health.max_kls=1"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_has_health_settings(path: Path) -> None:
-    settings: Any = config.load_settings(
+    settings: Any = load_settings(
         DPOSettings if path.stem.startswith("dpo") else GRPOSettings, path
     )
     assert settings.health.every == 10 and settings.health.stop_on == []

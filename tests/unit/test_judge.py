@@ -25,9 +25,9 @@ from eval.judge import (
 from eval.language import detect
 from eval.measures import NOT_MEASURABLE
 from eval.stats import wilson_interval
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.model import server
 from scripts import judge
-from scripts.common import server
-from scripts.common.errors import ConfigError, DataError
 from tests.helpers import ROOT
 from tests.unit.test_server import Reply, Server, choice
 

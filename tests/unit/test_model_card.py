@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from scripts.common.errors import ConfigError
-from scripts.common.hub import to_upload
-from scripts.common.model_card import write_model_card
-from scripts.common.strict_yaml import read_yaml
-from scripts.common.tracking import append_rows
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import append_rows
+from posttrain.export.hub import to_upload
+from posttrain.report.model_card import write_model_card
+from posttrain.settings.strict_yaml import read_yaml
 from tests.helpers import CONFIGS, ROOT, run_script
 
 MEASURE = {
@@ -45,9 +45,9 @@ def make_run(
     folder: Path, config: str = "grpo_demo", finished: bool = True, **changes: Any
 ) -> Path:
     """A run folder with its records, as training leaves it, around files of a few bytes."""
-    from scripts.common.config import load_settings
-    from scripts.common.settings import DPOSettings, GRPOSettings
-    from scripts.common.strict_yaml import dump_yaml
+    from posttrain.settings import DPOSettings, GRPOSettings
+    from posttrain.settings.command import load_settings
+    from posttrain.settings.strict_yaml import dump_yaml
 
     kind: Any = GRPOSettings if config.startswith("grpo") else DPOSettings
     settings = load_settings(kind, ROOT / "configs" / f"{config}.yaml").model_dump(mode="json")
@@ -199,8 +199,8 @@ def hub() -> Iterator[str]:
 
 def upload(run: Path, hub: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys; from pathlib import Path; from scripts.common.hub import push\n"
-        "from scripts.common.errors import run_main\n"
+        "import sys; from pathlib import Path; from posttrain.export.hub import push\n"
+        "from posttrain.base.process import run_main\n"
         "run_main(lambda: print(push(Path(sys.argv[1]), 'someone/model', sys.argv[2:])))"
     )
     environment = {

@@ -9,13 +9,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from scripts.common.errors import ConfigError
-from scripts.common.export.ollama import (
-    default_system,
-    export_ollama,
-    modelfile,
-    turn_template,
-)
+from posttrain.base.errors import ConfigError
+from posttrain.export.ollama import default_system, export_ollama, modelfile, turn_template
 from tests.helpers import ROOT, SHARED, needs_shared
 
 TOKENIZERS = [

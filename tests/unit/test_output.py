@@ -12,7 +12,7 @@ from tests.helpers import ROOT
 
 PROGRAM = """
 import logging, os, sys
-from scripts.common.errors import run_main
+from posttrain.base.process import run_main
 
 def main():
     logging.warning("an early word")
@@ -47,7 +47,7 @@ def test_output_may_lose_its_reader(opened: Callable[[], tuple[int, int]]) -> No
 
 
 def test_unbuffered_output_stays_unbuffered() -> None:
-    program = "import sys\nfrom scripts.common.errors import run_main\n"
+    program = "import sys\nfrom posttrain.base.process import run_main\n"
     program += "run_main(lambda: print('now', end='') or sys.stdin.readline() and 0)"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", program],

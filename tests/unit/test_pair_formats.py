@@ -8,10 +8,10 @@ import pytest
 
 from eval import Message
 from eval.preference import Pair
-from scripts.common.data import PairSet, hold_out, load_pair_set, prompt_key
-from scripts.common.errors import ConfigError, DataError
-from scripts.common.pairs.formats import FORMATS, PARTED, USERS_REPLY
-from scripts.common.settings import PairData, Prompt
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.data.formats import FORMATS, PARTED, USERS_REPLY
+from posttrain.data.pairs import PairSet, hold_out, load_pair_set, prompt_key
+from posttrain.settings import PairData, Prompt
 
 Row = dict[str, Any]
 
@@ -447,8 +447,8 @@ def test_pairs_of_their_own_to_hold_out_are_counted_too(tmp_path: Path) -> None:
 
 
 def test_a_format_that_is_not_there() -> None:
-    from scripts.common.config import load_settings
-    from scripts.common.settings import DPOSettings
+    from posttrain.settings import DPOSettings
+    from posttrain.settings.command import load_settings
     from tests.helpers import ROOT
 
     with pytest.raises(ConfigError, match=r"data\.format: should be 'columns', 'orca', "):

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from eval.preference import Pair
-from scripts.common.data import PairSet, load_pair_set, normalise
-from scripts.common.pairs import copies
-from scripts.common.pairs import lengths as pair_lengths
-from scripts.common.pairs import report as pair_report
-from scripts.common.pairs import warnings as pair_warnings
-from scripts.common.pairs.examples import token_texts
-from scripts.common.pairs.lengths import NOT_MEASURABLE, Lengths
-from scripts.common.pairs.report_text import WIDTH, render_text, render_warnings
-from scripts.common.settings import PairData, Prompt
+from posttrain.data.pairs import PairSet, load_pair_set
+from posttrain.data.report import build as pair_report
+from posttrain.data.report import copies
+from posttrain.data.report import lengths as pair_lengths
+from posttrain.data.report import warnings as pair_warnings
+from posttrain.data.report.examples import token_texts
+from posttrain.data.report.lengths import NOT_MEASURABLE, Lengths
+from posttrain.data.report.text import WIDTH, render_text, render_warnings
+from posttrain.data.text import normalise
+from posttrain.settings import PairData, Prompt
 from tests.helpers import ROOT, SHARED, needs_shared, run_script
 
 Report = dict[str, Any]

@@ -13,12 +13,13 @@ from eval import Completion, measures, preference, replies
 from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply, kl_per_token, measure, repetition
 from eval.stats import wilson_interval
-from scripts.common import config, data
-from scripts.common.errors import ConfigError, DataError
-from scripts.common.pairs import problem_sets
-from scripts.common.pairs.lengths import measure as measure_lengths
-from scripts.common.pairs.side_by_side import WIDTH, example
-from scripts.common.settings import DPOSettings, PairData, Prompt, Source
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.data.pairs import load_pairs
+from posttrain.data.report.lengths import measure as measure_lengths
+from posttrain.scoring import problem_sets
+from posttrain.scoring.side_by_side import WIDTH, example
+from posttrain.settings import DPOSettings, PairData, Prompt, Source
+from posttrain.settings.command import load_settings
 from tests.helpers import ROOT, SHARED, needs_shared
 
 DEMO = ROOT / "configs" / "dpo_demo.yaml"
@@ -78,7 +79,7 @@ def test_french_pairs_whose_chosen_is_always_longer_are_not_measurable() -> None
     source = Source(path=str(SHARED / "french-preferences" / "preferences.json"))
     columns = {"prompt": "instruction"}
     settings = PairData.model_validate({"train": source, "columns": columns, "holdout": 100})
-    train, held_out = data.load_pairs(settings, Prompt())
+    train, held_out = load_pairs(settings, Prompt())
     pairs = [*train, *held_out]
     assert len(pairs) == 300
     lengths = measure_lengths(pairs, tokenizer)
@@ -196,7 +197,7 @@ def test_kl_estimates_the_exact_divergence() -> None:
 
 
 def settings_with(*overrides: str) -> DPOSettings:
-    return config.load_settings(DPOSettings, DEMO, list(overrides))
+    return load_settings(DPOSettings, DEMO, list(overrides))
 
 
 def tokenizer() -> Any:
@@ -264,7 +265,7 @@ def test_settings_of_problem_sets(also: str, said: str) -> None:
 
 @pytest.mark.parametrize("name", ["dpo_french_16gb", "dpo_french_t4"])
 def test_the_french_configs_check_that_arithmetic_is_kept(name: str) -> None:
-    settings = config.load_settings(DPOSettings, ROOT / "configs" / f"{name}.yaml")
+    settings = load_settings(DPOSettings, ROOT / "configs" / f"{name}.yaml")
     sets = {each.name: each for each in settings.evaluation.also}
     assert (sets["mgsm_fr"].limit, sets["mgsm_fr"].language) == (250, "fr")
     assert (sets["gsm8k"].limit, sets["gsm8k"].language) == (200, "en")
@@ -273,7 +274,7 @@ def test_the_french_configs_check_that_arithmetic_is_kept(name: str) -> None:
 
 def test_the_demo_holds_out_pairs_whose_shorter_reply_is_chosen() -> None:
     settings = settings_with()
-    _, held_out = data.load_pairs(settings.data, settings.prompt)
+    _, held_out = load_pairs(settings.data, settings.prompt)
     lengths = measure_lengths(held_out, tokenizer())
     assert len(held_out) == 200
     assert sum(x.chosen < x.rejected for x in lengths) >= 50

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common import progress, terminal
-from scripts.common.progress import TrainingView, clock, last_event, sparkline
+from posttrain.base import progress
+from posttrain.train import terminal
+from posttrain.train.view import TrainingView, clock, last_event, sparkline
 from tests.helpers import ROOT
 
 SHOWN = {"reward": "reward", "reward_std": "std"}
@@ -27,7 +28,7 @@ sys.modules["torch"] = type(sys)("torch")  # it would take seconds to load, and 
 sys.modules["torch"].cuda = type(sys)("cuda")
 sys.modules["torch"].cuda.is_available = lambda: False
 from pathlib import Path
-from scripts.common.progress import TrainingView
+from posttrain.train.view import TrainingView
 with TrainingView({{"reward": "reward", "reward_std": "std"}}, Path({health!r})) as view:
     view.start(20, 0)
     for step in range(1, 21):
@@ -157,7 +158,7 @@ def test_plain_lines_come_now_and_then(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(progress, "memory", lambda: "1.0 GB")
+    monkeypatch.setattr("posttrain.train.view.memory", lambda: "1.0 GB")
     with TrainingView(SHOWN) as view:
         view.start(100, 40)  # resumed
         for step in range(41, 61):
@@ -178,7 +179,7 @@ def test_nothing_is_said_of_no_step(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_odd_values_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "memory", lambda: "1.0 GB")
+    monkeypatch.setattr("posttrain.train.view.memory", lambda: "1.0 GB")
     with TrainingView(SHOWN) as view:
         view.start(3, 0)
         for value in (None, float("nan"), float("inf"), "x", 1.0):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from scripts.common.errors import ConfigError
-from scripts.common.report import (
+from posttrain.base.errors import ConfigError
+from posttrain.report import (
     LABELS,
     already_finished,
     comparison_table,

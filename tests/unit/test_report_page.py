@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.common.errors import ConfigError
-from scripts.common.report import differences, ending, page, record, samples
-from scripts.common.report.drawing import MOST_POINTS, moving_average, thin
-from scripts.common.report.verdict import Verdict, verdict
-from scripts.common.tracking import append_rows
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import append_rows
+from posttrain.report import differences, live, next_steps, page, record, samples
+from posttrain.report.drawing import MOST_POINTS, moving_average, thin
+from posttrain.report.verdict import Verdict, verdict
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_metrics, grpo_run, unfinished, write
 
@@ -407,7 +407,7 @@ def test_the_moving_average_leaves_gaps_out() -> None:
 def test_a_fault_in_drawing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = grpo_run(tmp_path / "run", steps=3, questions=4)
     (run / "plots").write_text("in the way")
-    assert ending.draw(run) is None
+    assert live.draw(run) is None
     out = capsys.readouterr().out
     assert out.startswith(f"note: {run / 'report.html'} not drawn: ") and out.count("\n") == 1
 
@@ -421,12 +421,12 @@ def test_a_live_page_is_drawn_now_and_then(tmp_path: Path, monkeypatch: pytest.M
         drawn.append(now[0])
         now[0] += 3.0
 
-    monkeypatch.setattr(ending.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(ending, "draw", slow)
-    live = ending.LivePage(tmp_path)
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(live, "draw", slow)
+    shown = live.LivePage(tmp_path)
     for second in range(0, 1000, 10):
         now[0] = max(now[0], float(second))
-        live.refresh()
+        shown.refresh()
     assert drawn[0] == 60.0  # then 3 s of drawing ask for 300 s of peace
     assert drawn == [60.0, 360.0, 660.0, 960.0]
 
@@ -449,7 +449,7 @@ def test_the_next_commands_are_for_this_folder(
     grpo: Path, inside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(grpo.parent if inside else ROOT)
-    lines = ending.next_commands(grpo).split("\n")
+    lines = next_steps.next_commands(grpo).split("\n")
     name = "grpo" if inside else str(grpo)
     runner = str(ROOT / "run") if inside else "./run"
     test_data = str(ROOT / "assets/demo_data/problems_test.jsonl")
@@ -463,18 +463,18 @@ def test_the_next_commands_are_for_this_folder(
 
 def test_the_next_commands_of_other_runs(dpo: Path, tmp_path: Path) -> None:
     data = "--data assets/demo_data/problems_test.jsonl --language en"
-    assert data in ending.next_commands(dpo).replace(f"{ROOT}/", "")
+    assert data in next_steps.next_commands(dpo).replace(f"{ROOT}/", "")
     settings = (dpo / "config.yaml").read_text("utf-8")
     (tmp_path / "config.yaml").write_text(settings.replace("problems_test", "gone"), "utf-8")
-    assert "--data mgsm-fr --language fr" in ending.next_commands(tmp_path)
+    assert "--data mgsm-fr --language fr" in next_steps.next_commands(tmp_path)
     (tmp_path / "config.yaml").unlink()
-    assert "evaluate" in ending.next_commands(tmp_path)  # with no config.yaml
+    assert "evaluate" in next_steps.next_commands(tmp_path)  # with no config.yaml
 
 
 def test_the_commands_after_an_export(grpo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(grpo.parent)
     made = {"merged_16bit": "merged_16bit", "gguf:q8_0": "gguf/m.gguf", "ollama": "gguf/Modelfile"}
-    head, *commands = ending.after_export(grpo, made, "m", {}).strip().split("\n  ")
+    head, *commands = next_steps.after_export(grpo, made, "m", {}).strip().split("\n  ")
     assert head == "Next"
     assert commands[0] == "ollama create m -f grpo/gguf/Modelfile && ollama run m"
     assert "evaluate --model grpo/gguf/m.gguf --data " in commands[1] and len(commands) == 2

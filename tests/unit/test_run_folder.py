@@ -16,20 +16,15 @@ from eval import Completion
 from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
+from posttrain.base.files import append_rows, keep_rows_until, write_json, write_text
+from posttrain.report import read_run
+from posttrain.run.environment import PACKAGES, git_commit
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.train import loop
+from posttrain.train.samples import SampleRecorder
 from rewards import REWARDS
-from scripts.common import training
-from scripts.common.atomic import write_json, write_text
-from scripts.common.config import load_settings
-from scripts.common.report import read_run
-from scripts.common.samples import SampleRecorder
-from scripts.common.settings import DPOSettings, GRPOSettings
-from scripts.common.tracking import (
-    PACKAGES,
-    RunFolder,
-    append_rows,
-    git_commit,
-    keep_rows_until,
-)
 from tests.helpers import CONFIGS, ROOT
 
 # Text that a model may well write and that line-based formats stumble over.
@@ -425,11 +420,11 @@ def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path) -> None:
     state = {"global_step": 3, "max_steps": 12}
     (checkpoint / "trainer_state.json").write_text(json.dumps(state), "utf-8")
     shape = settings.training.model_copy(update={"max_steps": -1})
-    assert training.going_on(checkpoint, shape, run, True) == (
+    assert loop.going_on(checkpoint, shape, run, True) == (
         "Going on from step 3 of 12 (checkpoints/step-000003); the scores from before training "
         "are kept"
     )
-    assert "are taken anew" in training.going_on(checkpoint, shape, run, False)
+    assert "are taken anew" in loop.going_on(checkpoint, shape, run, False)
 
 
 def test_a_run_that_stopped_early_says_why_and_has_a_page(tmp_path: Path) -> None:
@@ -438,8 +433,8 @@ def test_a_run_that_stopped_early_says_why_and_has_a_page(tmp_path: Path) -> Non
     run.open(fresh=False)
     run.describe(settings, {"device": "CPU"})
     stopped = {"steps": 2, "seconds": 1.0, "exit_code": 130, "reason": "SIGINT"}
-    assert training.stopped_early({"trained": stopped, "changed_arguments": {}}, run)
+    assert loop.stopped_early({"trained": stopped, "changed_arguments": {}}, run)
     kept = json.loads((run.path / "environment.json").read_text("utf-8"))
     assert (kept["trained"], kept["device"]) == (stopped, "CPU")
     assert (run.path / "report.html").stat().st_size > 0
-    assert not training.stopped_early({"trained": {"steps": 2, "seconds": 1.0}}, run)
+    assert not loop.stopped_early({"trained": {"steps": 2, "seconds": 1.0}}, run)

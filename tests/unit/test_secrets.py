@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.config import load_settings
-from scripts.common.errors import ConfigError
-from scripts.common.secrets import check_arguments, check_values, is_secret_name, kind_of_secret
-from scripts.common.settings import DPOSettings, GRPOSettings
+from posttrain.base.errors import ConfigError
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.settings.secrets import check_arguments, check_values, is_secret_name, kind_of_secret
 from tests.helpers import CONFIGS, ROOT
 from tests.unit.conftest import Ask
 
@@ -54,8 +54,8 @@ def test_names_of_other_things(name: str) -> None:
 
 
 def test_no_name_of_a_setting_or_trainer_argument_is_refused_but_the_hubs_token() -> None:
-    from scripts.common.trainer_fields import config_fields
-    from scripts.common.usage import describe
+    from posttrain.settings.help import describe
+    from posttrain.settings.trainer_fields import config_fields
 
     names = [
         line.split(":")[0].strip().split(".")[-1]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from eval import Completion, conversation
-from scripts.common import server
-from scripts.common.errors import ConfigError
-from scripts.common.settings import Evaluation
+from posttrain.base.errors import ConfigError
+from posttrain.model import server
+from posttrain.settings import Evaluation
 from tests.helpers import ROOT
 
 KEY = "sk-test-3141592653"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.common.errors import ConfigError, PostTrainError
-from scripts.common.strict_yaml import parse_yaml, read_yaml
+from posttrain.base.errors import ConfigError, PostTrainError
+from posttrain.settings.strict_yaml import parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(

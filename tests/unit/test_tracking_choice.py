@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 import pytest
 import wandb
 
-from scripts.common.atomic import write_json
-from scripts.common.config import check_packages, load_settings
-from scripts.common.errors import ConfigError
-from scripts.common.settings import GRPOSettings
-from scripts.common.tracking import RunFolder, append_rows
-from scripts.common.wandb_choice import Choice, choose, reachable
-from scripts.common.wandb_log import WandbLog
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import append_rows, write_json
+from posttrain.run.folder import RunFolder
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import check_packages, load_settings
+from posttrain.train.trackers.wandb_choice import Choice, choose, reachable
+from posttrain.train.trackers.wandb_log import WandbLog
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 from tests.wandb_files import read_offline_run

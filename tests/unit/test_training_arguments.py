@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from scripts.common import policy, training
-from scripts.common.config import load_settings
-from scripts.common.errors import ConfigError
-from scripts.common.settings import DPOSettings, GRPOSettings
-from scripts.common.strict_yaml import read_yaml
-from scripts.common.tracking import RunFolder
-from scripts.common.trainer_fields import config_fields
+from posttrain.base.errors import ConfigError
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.settings.strict_yaml import read_yaml
+from posttrain.settings.trainer_fields import config_fields
+from posttrain.train.arguments import build_arguments, changes, owned_arguments
 from tests.helpers import CONFIGS, ROOT
 
 # Also asked for, beside what the YAML says: `training.extra` must arrive in the same way.
@@ -47,12 +48,12 @@ def build(settings: DPOSettings | GRPOSettings) -> tuple[Any, dict[str, Any]]:
     from trl import DPOConfig, GRPOConfig
 
     run = RunFolder(ROOT / "outputs" / "unused")
-    owned = training.owned_arguments(run, settings.run.name, settings.tracking.report_to)
+    owned = owned_arguments(run, settings.run.name, settings.tracking.report_to)
     if isinstance(settings, DPOSettings):
         owned["max_length"] = settings.model.max_seq_length
-        return training.build_arguments(DPOConfig, settings.training, owned, verbose=False)
+        return build_arguments(DPOConfig, settings.training, owned, verbose=False)
     owned["reward_weights"] = list(settings.rewards.values())
-    return training.build_arguments(GRPOConfig, settings.training, owned, verbose=False)
+    return build_arguments(GRPOConfig, settings.training, owned, verbose=False)
 
 
 def probe(side: str) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def probe(side: str) -> dict[str, Any]:
         found["configs"][path.stem] = {
             "asked": asked,
             "used": {name: plain(getattr(arguments, name, None)) for name in asked},
-            "changes": training.changes(asked, arguments),
+            "changes": changes(asked, arguments),
             "planted": planted(arguments, asked),
             "warmup": [arguments.get_warmup_steps(steps) for steps in (100, 1000)],
         }
@@ -99,7 +100,7 @@ def planted(arguments: Any, asked: dict[str, Any]) -> dict[str, Any]:
     swapped = copy.copy(arguments)
     for name, value in PLANTED.items():
         setattr(swapped, name, value)
-    return training.changes(asked, swapped)
+    return changes(asked, swapped)
 
 
 PLANTED = {

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from scripts.common import policy
-from scripts.common.checkpoint import CheckpointStore, verify
-from scripts.common.errors import CheckpointError, ConfigError
-from scripts.common.fingerprint import model_fingerprint
-from scripts.common.settings import Model
-from scripts.common.trust import check_checkpoint, check_model_folder
+from posttrain.base.errors import CheckpointError, ConfigError
+from posttrain.base.files import model_fingerprint
+from posttrain.model import policy
+from posttrain.model.trust import check_checkpoint, check_model_folder
+from posttrain.run.checkpoint import CheckpointStore, verify
+from posttrain.settings import Model
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 
@@ -145,8 +145,8 @@ def test_a_fingerprint_changes_with_what_makes_the_model_only(folder: Path) -> N
 def test_a_large_weight_file_is_known_by_its_ends_and_size(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.common.fingerprint._WHOLE", 1000)
-    monkeypatch.setattr("scripts.common.fingerprint._PART", 100)
+    monkeypatch.setattr("posttrain.base.files._WHOLE", 1000)
+    monkeypatch.setattr("posttrain.base.files._PART", 100)
     path = folder / "model.safetensors"
     content, seen = path.read_bytes(), {model_fingerprint(folder)}
     for changed in (b"x" + content[1:], content[:-1] + b"x", content + b"x"):
@@ -192,7 +192,7 @@ def poison(
     written = checkpoint.rename(checkpoint.with_name("rewritten"))
     (written / "manifest.json").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scripts.common.checkpoint.NOT_KEPT", ())
+        patch.setattr("posttrain.run.checkpoint.NOT_KEPT", ())
         CheckpointStore(checkpoint.parent).publish(written, step, facts or {}, keep=2)
     assert verify(checkpoint) == []
 

@@ -9,6 +9,6 @@ __all__ = ["device", "on_forward", "own_handlers"]
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> object:
-    from scripts.common import policy
+    from posttrain.model import policy
 
     return policy.start(verbose=False, threads=1)

@@ -46,12 +46,12 @@ def trained(name: str, run: Path, *overrides: str) -> list[dict[str, Any]]:
 
 @BOTH
 def test_trainer_is_unsloths(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scripts.common import training
+    from posttrain.train import loop
 
     seen: list[Any] = []
-    real = training.train
+    real = loop.train
     monkeypatch.setattr(
-        training, "train", lambda trainer, *rest: (seen.append(trainer), real(trainer, *rest))[1]
+        loop, "train", lambda trainer, *rest: (seen.append(trainer), real(trainer, *rest))[1]
     )
     trained(name, tmp_path / name)
     (trainer,) = seen
@@ -123,11 +123,12 @@ def test_ways_of_grpo(overrides: list[str], tmp_path: Path) -> None:
 
 
 def test_decode_graphs_fall_back_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    from scripts.common import config, policy
-    from scripts.common.settings import GRPOSettings
+    from posttrain.model import policy
+    from posttrain.settings import GRPOSettings
+    from posttrain.settings.command import load_settings
 
     given = arguments("grpo", Path("unused"), "model.decode_graphs=true")
-    settings = config.load_settings(GRPOSettings, Path(given[1]), given[4:])
+    settings = load_settings(GRPOSettings, Path(given[1]), given[4:])
     policy.load(settings.model, settings.lora, settings.training, verbose=False)
     lines = [line for line in capsys.readouterr().out.splitlines() if "decode_graphs" in line]
     (line,) = lines

@@ -1,0 +1,48 @@
+"""Room on the disk: asked for before a run starts, and recognised when it is gone."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from posttrain.base.errors import CheckpointError, ConfigError
+
+
+def check_disk(folder: Path, checkpoint_bytes: int, keep: int, export_bytes: int = 0) -> None:
+    """Check that a run will fit: the newest checkpoints and the best, one more being written, and
+    what is exported at the end.
+
+    Raises:
+        ConfigError: it will not.
+    """
+    needed = checkpoint_bytes * (keep + 2) + export_bytes
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        what = "the checkpoints and exports" if export_bytes else "the checkpoints"
+        raise ConfigError(
+            f"{folder}: {free / 2**30:.2f} GB free, and {what} need {needed / 2**30:.2f} GB; free "
+            "some, lower training.save_total_limit, or give another --output"
+        )
+
+
+def disk_full_error(folder: Path) -> CheckpointError:
+    """What to raise when a save failed for want of space."""
+    return CheckpointError(
+        f"{folder}: the disk is full; the checkpoints before this one are whole. Free some space "
+        "and give the same command again"
+    )
+
+
+def is_disk_full(error: Exception, folder: Path) -> bool:
+    """Whether a save failed for want of space.
+
+    torch and safetensors wrap the system's error. torch's says at best that a write failed, and
+    then fails once more on closing its half-written archive, with a word of positions.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    said = str(error).lower()
+    return (
+        "no space left" in said
+        or "storagefull" in said
+        or ("inline_container" in said and shutil.disk_usage(folder).free < 2**20)
+    )

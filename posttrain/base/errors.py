@@ -1,0 +1,67 @@
+"""The project's exceptions, each with the exit code that a script leaves with, and their words.
+
+Exit codes: 0 done; 2 the request is wrong; 3 a health check stopped the run; 4 an export failed its
+parity check; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+FEW = 12  # names that a message can list
+
+
+class PostTrainError(Exception):
+    """Something the user can act on. Its text says what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(PostTrainError):
+    """The settings are wrong: an unknown key, a wrong type, a combination that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(PostTrainError):
+    """A dataset cannot be used: missing, empty, malformed, or with a row that breaks a rule."""
+
+    exit_code = 2
+
+
+class CheckpointError(PostTrainError):
+    """No usable checkpoint, or one that could not be written."""
+
+    exit_code = 2
+
+
+class ExportError(PostTrainError):
+    """An exported file does not behave like the adapter, or a tool failed to make it."""
+
+    exit_code = 4
+
+
+class HealthError(PostTrainError):
+    """A run that trains itself to ruin, or cannot go on in the memory there is."""
+
+    exit_code = 3
+
+
+def nearest(word: str, valid: Iterable[str]) -> str | None:
+    """The valid name that `word` may be a slip of, None where none is like it."""
+    cutoff = 0.6 if len(word) > 2 else 0.5  # two letters in the wrong order are half right
+    near = difflib.get_close_matches(word, sorted(valid), n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the nearest valid name; without one the names, where few."""
+    names = sorted(valid)
+    near = nearest(word, names)
+    if near is not None:
+        return f" Did you mean '{near}'?"
+    return f" Valid: {', '.join(names)}." if 0 < len(names) <= FEW else ""
+
+
+def quoted(text: str, limit: int = 60) -> str:
+    """The beginning of a text in quotation marks, with an ellipsis where it was cut."""
+    return repr(text if len(text) <= limit else f"{text[:limit]}…")

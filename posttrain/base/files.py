@@ -1,0 +1,113 @@
+"""Files that are either whole or absent, files of JSON rows, and fingerprints of both."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+# What makes a model behave as it does: weights, configuration, tokenizer, chat template.
+CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+_WHOLE = 8 * 2**30  # larger files are hashed in part
+_PART = 64 * 2**20
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a crash leaves the old file or the new one, never half."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all; NaN is refused (it is not JSON)."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def jsonl_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a JSONL file."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a JSONL file; a number that JSON does not know (NaN, infinity) becomes null."""
+    with open(path, "a", encoding="utf-8") as file:
+        for row in rows:
+            clean = {k: None if _not_finite(v) else v for k, v in row.items()}
+            file.write(json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def keep_rows_until(path: Path, step: int) -> None:
+    """Drop rows after `step`: a resumed run writes them again."""
+    if not path.exists():
+        return
+    whole = path.read_bytes().rpartition(b"\n")[0]  # a crash may have cut the last row off
+    lines = [line for line in whole.decode("utf-8").split("\n") if line]
+    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def cut_off_half_line(path: Path) -> None:
+    """Remove a last line that has no end, which a crash left."""
+    whole = path.read_bytes().rfind(b"\n") + 1
+    with open(path, "r+b") as file:
+        file.truncate(whole)
+
+
+def fingerprint(values: Sequence[Any]) -> str:
+    """SHA-256 over rows, to tell whether two runs saw the same data."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(repr(value).encode("utf-8"))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Hex digest over the names and contents of what makes a model or adapter folder behave as it
+    does. Of a file over 8 GB, its size and its first and last 64 MB stand for it."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in CONTENT and p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} ".encode())
+        digest.update((sha256(path) if size <= _WHOLE else _in_part(path, size)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _in_part(path: Path, size: int) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(f"{size}\n".encode() + file.read(_PART))
+        file.seek(size - _PART)
+        digest.update(file.read(_PART))
+    return digest.hexdigest()

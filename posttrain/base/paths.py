@@ -1,0 +1,32 @@
+"""Where things are: the project, the cache, and a path as the user would type it."""
+
+import os
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder of the project."""
+
+
+def cache_folder() -> Path:
+    """Where what one run may leave for the next is kept.
+
+    $POSTTRAIN_CACHE, else `posttrain` in the user's cache folder.
+    """
+    named = os.environ.get("POSTTRAIN_CACHE")
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named or Path(users) / "posttrain").expanduser().absolute()
+
+
+def shown(path: Path) -> str:
+    """A path as a user here would type it: relative where it is below this folder."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def run_command() -> str:
+    """`./run`, from wherever we are."""
+    here = Path(os.path.relpath(ROOT / "run"))
+    if here.parts[0] != "..":
+        return shlex.quote(f"./{here}")
+    return shlex.quote(str(here if len(here.parts) <= 3 else ROOT / "run"))

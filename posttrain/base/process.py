@@ -1,0 +1,100 @@
+"""The process of a script: its exit code, and output that may lose its reader.
+
+`| head` has read enough, `| tee` died of the same Ctrl-C, the terminal was closed: what is written
+then goes nowhere, and the process goes on.
+"""
+
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import TextIO
+
+from posttrain.base.distributed import is_main
+from posttrain.base.errors import PostTrainError
+
+
+class _Unheard(io.FileIO):
+    """A file descriptor that becomes /dev/null once nobody reads it any more."""
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(memoryview(data))  # type: ignore[arg-type]
+
+
+def outlive_readers() -> None:
+    """Let standard output and error lose their readers without an error."""
+    sys.stdout, sys.stderr = _outliving(sys.stdout), _outliving(sys.stderr)
+
+
+def _outliving(stream: TextIO) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    try:
+        raw = _Unheard(stream.fileno(), "w", closefd=False)
+    except io.UnsupportedOperation:  # no file: it is captured inside this process
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),  # PYTHONUNBUFFERED stays so
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing else waits for it. Not an Exception, as KeyboardInterrupt is none."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run `main` and leave the process with its exit code; a PostTrainError becomes one message.
+
+    A signal does too, wherever it comes; while training, StopRequest first sees to a checkpoint. A
+    second signal ends the process at once.
+    """
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    outlive_readers()
+    if not is_main():  # what it would say, the main process says
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        sys.exit(main() or 0)
+    except PostTrainError as error:
+        if is_main():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: the disk is full{where}; what was saved before is whole. Free some space and "
+            "give the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt as stopped:
+        number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
+        print(
+            f"\nstopped by {number.name}; what is on the disk is whole, and the same command goes "
+            "on from there",
+            file=sys.stderr,
+        )
+        sys.exit(128 + number)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    raise Terminated

@@ -1,0 +1,59 @@
+"""How far something is: a bar on a terminal that can draw it again, elsewhere plain lines."""
+
+import os
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from posttrain.base.distributed import is_main
+
+LINE_EVERY = 15.0  # seconds between two plain lines
+# Set where a cell of a notebook runs the command: it has a terminal that cannot move its cursor.
+NOTEBOOKS = ("COLAB_RELEASE_TAG", "JPY_PARENT_PID", "KAGGLE_KERNEL_RUN_TYPE")
+
+
+def can_redraw() -> bool:
+    """Whether standard error is a terminal on which lines can be drawn again."""
+    dumb = os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
+    notebook = any(name in os.environ for name in NOTEBOOKS)
+    return is_main() and sys.stderr.isatty() and not dumb and not notebook
+
+
+class _Lines:
+    """A file for tqdm that ends each redraw with a newline, for logs and notebooks.
+
+    On closing, a bar draws its last state again; it is printed once.
+    """
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        before, _, after = line.partition("|")
+        state = before + after.partition("[")[0].rpartition("|")[2]  # without bar and times
+        if line and not ("100%" in state and state == self._last):
+            print(line, file=sys.stderr)
+            self._last = state
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress_bar(what: str, total: int, initial: int = 0, leave: bool = False) -> Any:
+    """A tqdm bar that stays quiet for the first two seconds; with `leave` its end stays visible."""
+    redraw = can_redraw()
+    return tqdm(
+        desc=what,
+        total=total,
+        initial=initial,
+        delay=2.0,
+        leave=leave,
+        disable=not is_main(),
+        mininterval=0.5 if redraw else LINE_EVERY,
+        maxinterval=30.0,
+        ncols=None if redraw else 100,
+        dynamic_ncols=redraw,
+        file=sys.stderr if redraw else _Lines(),
+    )

@@ -1,0 +1,199 @@
+"""Rows of the preference datasets in use -> pairs: one function a format of `data.format`.
+
+Each gives a Pair, or in a few words the rule by which it leaves the row out, and such rows
+are counted. A malformed row stops the run with its file, row and column.
+"""
+
+import re
+from collections.abc import Callable
+
+from eval import Conversation, conversation
+from eval.preference import Pair
+from posttrain.base.errors import DataError, quoted
+from posttrain.data import messages
+from posttrain.data.messages import Reply
+from posttrain.data.sources import Row, checked_text
+from posttrain.settings import PairData
+
+PARTED = "the two sides part before their last reply"
+NOTHING_TO_LEARN = "such a pair teaches nothing; remove it, or set data.unusable=drop to drop all"
+USERS_REPLY = "the replies are the user's, not the assistant's"
+CHOICES = {
+    **dict.fromkeys(("a", "model_a", "a_better"), "a"),
+    **dict.fromkeys(("b", "model_b", "b_better"), "b"),
+    **dict.fromkeys(("tie", "tie (bothbad)", "both_equal", "both_good", "both_bad"), "a tie"),
+}
+
+
+def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
+    """The row's pair, or the rule that leaves it out. `system` is `prompt.system`.
+
+    Raises:
+        DataError: the row is not of the format, or teaches nothing and `data.unusable` is "error".
+    """
+    if data.language is not None and row.text(data.columns.language) != data.language:
+        return f"not in '{data.language}'"
+    return FORMATS[data.format](row, data, system)
+
+
+def from_columns(row: Row, data: PairData, system: str | None) -> Pair | str:
+    """Text in three columns. A system turn of the row's own comes before `prompt.system`."""
+    columns = data.columns
+    if columns.system is not None:
+        system = _own_system(row, columns.system) or system
+    prompt = conversation(row.text(columns.prompt), system)
+    return _pair(row, data, prompt, *_text_replies(row, data))
+
+
+def from_orca(row: Row, data: PairData, system: str | None) -> Pair | str:
+    """The French Orca sets: their system turn is used only where `prompt.system` is null."""
+    columns = data.columns
+    if system is None and columns.system is not None:
+        system = _own_system(row, columns.system)
+    prompt = conversation(row.text(columns.prompt), system)
+    return _pair(row, data, prompt, *_text_replies(row, data))
+
+
+def from_messages(row: Row, data: PairData, system: str | None) -> Pair | str:
+    """UltraFeedback: chosen and rejected are conversations that share all but their last turn.
+
+    Where they hold no user's turn, it is the text in the prompt column.
+    """
+    chosen, rejected = (
+        messages.exchange(messages.turns(row, name), name)
+        for name in (data.columns.chosen, data.columns.rejected)
+    )
+    openings = [messages.with_system(opening, system) for opening, _ in (chosen, rejected)]
+    if openings[0] != openings[1]:
+        return PARTED
+    prompt = openings[0]
+    if all(turn["role"] != "user" for turn in prompt):
+        prompt = [*prompt, {"role": "user", "content": row.text(data.columns.prompt)}]
+    return _pair(row, data, prompt, chosen[1], rejected[1])
+
+
+def from_conversational(row: Row, data: PairData, system: str | None) -> Pair | str:
+    """trl's conversational form: a prompt of one or more turns, and one message a reply."""
+    columns = data.columns
+    prompt = messages.with_system(messages.turns(row, columns.prompt), system)
+    replies = []
+    for name in (columns.chosen, columns.rejected):
+        opening, reply = messages.exchange(messages.turns(row, name), name)
+        if opening and reply.text:
+            raise DataError(
+                f"{row.where}: column '{name}' should hold one message of the assistant, found "
+                f"{len(opening) + 1}; data.format=messages reads whole conversations"
+            )
+        replies.append(reply)
+    return _pair(row, data, prompt, *replies)
+
+
+def from_oasst(row: Row, data: PairData, system: str | None) -> Pair | str:
+    """oasst pairs: text, with earlier turns in the prompt as `prompter: ...`, `assistant: ...`."""
+    text = row.text(data.columns.prompt)
+    marks = re.split(r"(?:\A|\n)(prompter|assistant): ", text)
+    turns = [{"role": "user", "content": text}]
+    if marks[:2] == ["", "prompter"]:
+        what = f"{row.where}: column '{data.columns.prompt}', a turn"
+        turns = [
+            {
+                "role": "user" if role == "prompter" else "assistant",
+                "content": checked_text(said, what),
+            }
+            for role, said in zip(marks[1::2], marks[2::2], strict=True)
+        ]
+    if turns[-1]["role"] == "assistant":  # oasst also ranks what users went on to ask
+        return USERS_REPLY
+    return _pair(row, data, messages.with_system(turns, system), *_text_replies(row, data))
+
+
+def from_comparia(row: Row, data: PairData, system: str | None) -> Pair | str:
+    """Arena votes (compar:IA, LMArena): two conversations and a choice; ties are left out.
+
+    The vote is about the last reply, or about reply number `columns.turn`. Two models that have
+    answered differently before it were not asked the same, and such a row is left out too.
+    """
+    columns = data.columns
+    side = _choice(row, columns.choice)
+    if side not in ("a", "b"):
+        return side
+    names = [columns.first, columns.second]
+    if side == "b":
+        names.reverse()
+    conversations = [messages.turns(row, name) for name in names]
+    if columns.turn is not None:
+        conversations = [messages.until(row, t, columns.turn) for t in conversations]
+    chosen, rejected = map(messages.exchange, conversations, names)
+    openings = [messages.with_system(opening, system) for opening, _ in (chosen, rejected)]
+    if openings[0] != openings[1]:
+        return PARTED
+    return _pair(row, data, openings[0], chosen[1], rejected[1])
+
+
+FORMATS: dict[str, Callable[[Row, PairData, str | None], Pair | str]] = {
+    "columns": from_columns,
+    "orca": from_orca,
+    "messages": from_messages,
+    "conversational": from_conversational,
+    "oasst": from_oasst,
+    "comparia": from_comparia,
+}
+
+
+def _pair(
+    row: Row, data: PairData, prompt: Conversation, chosen: Reply, rejected: Reply
+) -> Pair | str:
+    """A pair that has something to teach, else the rule that leaves it out or a DataError."""
+    if not prompt or prompt[-1]["role"] != "user":
+        raise DataError(f"{row.where}: the prompt should end in a turn of the user")
+    for reply in (chosen, rejected):
+        if not reply.text:
+            if data.unusable == "drop":
+                return "a reply is empty"
+            raise DataError(
+                f"{row.where}: column '{reply.column}' is empty or ends without a reply; "
+                + NOTHING_TO_LEARN
+            )
+    if chosen.text == rejected.text:
+        if data.unusable == "drop":
+            return "the replies are equal"
+        raise DataError(
+            f"{row.where}: columns '{chosen.column}' and '{rejected.column}' hold the same text; "
+            + NOTHING_TO_LEARN
+        )
+    return Pair(tuple(prompt), chosen.text, rejected.text, row.where)
+
+
+def _text_replies(row: Row, data: PairData) -> tuple[Reply, Reply]:
+    chosen, rejected = data.columns.chosen, data.columns.rejected
+    return (
+        Reply(chosen, row.text(chosen, may_be_empty=True)),
+        Reply(rejected, row.text(rejected, may_be_empty=True)),
+    )
+
+
+def _own_system(row: Row, column: str) -> str | None:
+    """The row's own system turn, None where it is null or empty."""
+    value = row.value(column)
+    if value is None:
+        return None
+    return checked_text(value, f"{row.where}: column '{column}'", may_be_empty=True) or None
+
+
+def _choice(row: Row, column: str) -> str:
+    """`a` or `b`, or why there is neither. compar:IA's votes give the name of a model."""
+    value = row.value(column)
+    if row.values.get("both_equal") is True:
+        return "a tie"
+    if value is None or value == "":
+        return "no vote"
+    text = row.text(column)
+    if text in CHOICES:
+        return CHOICES[text]
+    sides = [side for side in ("a", "b") if row.values.get(f"model_{side}_name") == text]
+    if len(sides) != 1:
+        raise DataError(
+            f"{row.where}: column '{column}' should hold one of {', '.join(CHOICES)} or the name "
+            f"in column 'model_a_name' or 'model_b_name', found {quoted(text)}"
+        )
+    return sides[0]

@@ -1,0 +1,71 @@
+"""Columns that hold a conversation: a list of messages, each with a role and a content."""
+
+from typing import NamedTuple
+
+from eval import Conversation, Message
+from posttrain.base.errors import DataError
+from posttrain.data.sources import Row, checked_text
+
+ROLES = ("system", "user", "assistant")
+
+
+class Reply(NamedTuple):
+    """A reply and the column that it comes from, for messages."""
+
+    column: str
+    text: str
+
+
+def with_system(turns: Conversation, system: str | None) -> Conversation:
+    """The turns with `prompt.system` in front; null keeps what the row has there."""
+    if system is None:
+        return turns
+    own = bool(turns) and turns[0]["role"] == "system"
+    return [*([{"role": "system", "content": system}] if system else []), *turns[own:]]
+
+
+def turns(row: Row, column: str) -> Conversation:
+    """A column of messages. The last may be an empty reply, for the caller to judge.
+
+    Raises:
+        DataError: it is no list of messages with a known role and some text.
+    """
+    value, what = row.value(column), f"{row.where}: column '{column}'"
+    if not isinstance(value, list) or not value:
+        kind = "null" if value is None else "none" if value == [] else type(value).__name__
+        raise DataError(f"{what} should hold a list of messages, found {kind}")
+    read: list[Message] = []
+    for number, message in enumerate(value, start=1):
+        here = f"{what}, message {number}"
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise DataError(f"{here} should have a role and a content")
+        role = message["role"]
+        if role not in ROLES or (role == "system" and number > 1):
+            raise DataError(f"{here} has the role {role!r}; expected one of {', '.join(ROLES)}")
+        last = number == len(value) and role == "assistant"
+        content = message["content"] if message["content"] is not None or not last else ""
+        read.append({"role": role, "content": checked_text(content, here, may_be_empty=last)})
+    return read
+
+
+def exchange(turns: Conversation, column: str) -> tuple[Conversation, Reply]:
+    """A conversation up to its last reply, and that; an empty one where the user speaks last."""
+    if turns[-1]["role"] != "assistant":
+        return turns, Reply(column, "")
+    return turns[:-1], Reply(column, turns[-1]["content"])
+
+
+def until(row: Row, turns: Conversation, column: str) -> Conversation:
+    """The turns up to the reply that the column counts, from 0.
+
+    Raises:
+        DataError: there is no such reply.
+    """
+    number = row.value(column)
+    replies = [place for place, turn in enumerate(turns, start=1) if turn["role"] == "assistant"]
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(replies):
+        raise DataError(
+            f"{row.where}: column '{column}' should count one of {len(replies)} replies from 0, "
+            f"found {number!r}"
+        )
+    return turns[: replies[number]]

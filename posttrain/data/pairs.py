@@ -1,0 +1,106 @@
+"""Rows of a dataset -> preference pairs to train on and to hold out, with every check on them.
+
+All checks run before a model is loaded. A row that breaks a rule stops the run with its file, row
+and column. Rows that are left out instead (too long, a tie, another language) are counted.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.preference import Pair
+from posttrain.base.errors import DataError
+from posttrain.data.formats import read_pair
+from posttrain.data.sources import read_rows
+from posttrain.data.text import normalise
+from posttrain.settings import PairData, Prompt, Source
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs to train on and pairs held out, and what became of the other rows."""
+
+    train: list[Pair]
+    held_out: list[Pair]
+    rows: int
+    """Rows read, the dropped ones included."""
+    dropped: dict[str, int]
+    """Rows left out, by rule."""
+    questions: Sequence[str] = ()
+    """Evaluation questions to look for in the prompts."""
+
+
+def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
+    """Pairs on both sides, which share no prompt; rows that a rule leaves out are printed.
+
+    Raises:
+        DataError: a row that breaks a rule, or too few pairs to hold any out.
+    """
+    dropped: Counter[str] = Counter()
+    questions = [row.text("question") for set_ in data.check_against for row in read_rows(set_)]
+    pairs, rows = _read_pairs(data.train, data, prompt, dropped)
+    if data.eval is None:
+        train, held_out = hold_out(pairs, data.holdout, data.train.path)
+        return PairSet(train, held_out, rows, dict(dropped), questions)
+    evaluation, more = _read_pairs(data.eval, data, prompt, dropped)
+    trained_on = {prompt_key(pair) for pair in pairs}
+    for pair in evaluation:
+        if prompt_key(pair) in trained_on:
+            raise DataError(f"{pair.where} is also trained on")
+    return PairSet(pairs, evaluation, rows + more, dict(dropped), questions)
+
+
+def load_pairs(data: PairData, prompt: Prompt) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on and pairs held out, as `load_pair_set` finds them."""
+    found = load_pair_set(data, prompt)
+    return found.train, found.held_out
+
+
+def _read_pairs(
+    source: Source, data: PairData, prompt: Prompt, dropped: Counter[str]
+) -> tuple[list[Pair], int]:
+    """The pairs of a source and its number of rows; those left out are added to `dropped`."""
+    rows = read_rows(source)
+    read = [read_pair(row, data, prompt.system) for row in rows]
+    pairs = [pair for pair in read if isinstance(pair, Pair)]
+    reasons = Counter(reason for reason in read if isinstance(reason, str))
+    said = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    if not pairs:
+        raise DataError(f"{source.path}: no pair is left of {len(rows)} rows: {said}")
+    if reasons:
+        print(f"{source.path}: left out {reasons.total()} of {len(rows)} rows: {said}")
+    dropped.update(reasons)
+    return pairs, len(rows)
+
+
+def prompt_key(pair: Pair) -> str:
+    """A hash of the prompt's first user turn that is the same on every machine.
+
+    Of the first, so that all branches of a conversation are on one side.
+    """
+    text = normalise(next(turn["content"] for turn in pair.prompt if turn["role"] == "user"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def hold_out(pairs: list[Pair], count: int, where: str) -> tuple[list[Pair], list[Pair]]:
+    """Split off at least `count` pairs by the hash of their prompt, whole prompts at a time.
+
+    Adding rows to a dataset moves few of the others to the other side.
+    """
+    chosen: set[str] = set()
+    held = 0
+    keys = [prompt_key(pair) for pair in pairs]
+    by_key = Counter(keys)
+    for key in sorted(by_key):
+        if held >= count:
+            break
+        chosen.add(key)
+        held += by_key[key]
+    train = [pair for pair, key in zip(pairs, keys, strict=True) if key not in chosen]
+    if not train:
+        raise DataError(
+            f"{where}: {len(pairs)} pairs leave none to train on after holding out {count}; "
+            "lower data.holdout"
+        )
+    return train, [pair for pair, key in zip(pairs, keys, strict=True) if key in chosen]

@@ -1,0 +1,56 @@
+"""Pairs as the trainer sees them: the text of every token, and which tokens the loss leaves out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval.preference import Pair
+from posttrain.data.render import render
+
+MOST_BYTES = 4  # of one character in UTF-8, each of which may be a token of its own
+
+
+def render_examples(
+    pairs: Sequence[Pair], lengths: Sequence[int], tokenizer: Any
+) -> list[dict[str, Any]]:
+    """The shortest pair, the one of median length and the longest, in that order."""
+    order = sorted(range(len(pairs)), key=lambda place: lengths[place])
+    places = dict.fromkeys([order[0], order[len(order) // 2], order[-1]] if order else [])
+    return [render_example(pairs[place], tokenizer) for place in places]
+
+
+def render_example(pair: Pair, tokenizer: Any) -> dict[str, Any]:
+    """`{"where", "masked": [text of each token], "chosen": [...], "rejected": [...]}`.
+
+    The masked tokens are the prompt's: they get no loss. Both replies end with one EOS. A reply
+    starts, as in trl, where the tokens of the prompt alone and of the prompt with a reply part.
+    """
+    prompt = render(tokenizer, pair.prompt)
+    texts = [
+        prompt,
+        *(prompt + reply + tokenizer.eos_token for reply in (pair.chosen, pair.rejected)),
+    ]
+    alone, chosen, rejected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    masked = 0
+    while masked < len(alone) and alone[masked] == chosen[masked] == rejected[masked]:
+        masked += 1
+    return {
+        "where": pair.where,
+        "masked": token_texts(tokenizer, alone[:masked]),
+        "chosen": token_texts(tokenizer, chosen[masked:]),
+        "rejected": token_texts(tokenizer, rejected[masked:]),
+    }
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token stands for; the tokens of one character that was split give one text."""
+    texts: list[str] = []
+    waiting: list[int] = []
+    for number in ids:
+        waiting.append(number)
+        text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
+        if "\ufffd" not in text or len(waiting) == MOST_BYTES:
+            texts.append(text)
+            waiting = []
+    if waiting:
+        texts.append(tokenizer.decode(waiting, clean_up_tokenization_spaces=False))
+    return texts

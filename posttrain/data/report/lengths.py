@@ -1,0 +1,93 @@
+"""How long pairs are, in tokens, and how far length alone tells chosen from rejected."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from eval.preference import Pair
+from eval.stats import proportion
+from posttrain.data.render import render, token_lengths
+
+NOT_MEASURABLE = "not measurable"
+
+
+class Lengths(NamedTuple):
+    """Tokens of a pair's parts: the rendered prompt, and each reply without its EOS."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+    @property
+    def whole(self) -> int:
+        """The prompt, the longer reply and its EOS: what has to fit the limit."""
+        return self.prompt + max(self.chosen, self.rejected) + 1
+
+
+def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
+    """The token lengths of each pair."""
+    columns = (
+        [render(tokenizer, pair.prompt) for pair in pairs],
+        [pair.chosen for pair in pairs],
+        [pair.rejected for pair in pairs],
+    )
+    return [Lengths(*row) for row in zip(*(_counts(tokenizer, c) for c in columns), strict=True)]
+
+
+def _counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens in each text; a text that is there several times is only read once."""
+    unique = list(dict.fromkeys(texts))
+    count = dict(zip(unique, token_lengths(tokenizer, unique), strict=True))
+    return [count[text] for text in texts]
+
+
+def tokens(lengths: Sequence[Lengths], limit: int) -> dict[str, Any]:
+    """Smallest, median, 95th percentile and largest number of tokens, and how many go over."""
+    parts = {
+        "prompt": [length.prompt for length in lengths],
+        "chosen": [length.chosen for length in lengths],
+        "rejected": [length.rejected for length in lengths],
+        "whole": [length.whole for length in lengths],
+    }
+    over = sum(whole > limit for whole in parts["whole"])
+    return {
+        "limit": limit,
+        "over_limit": {"pairs": over, "of": len(lengths), "share": over / len(lengths)},
+        **{name: _quantiles(values) for name, values in parts.items()},
+    }
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, int]:
+    """By nearest rank, so that each is a length that some row has."""
+    ordered = sorted(values)
+    ranks = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+    return {
+        name: ordered[max(0, math.ceil(share * len(ordered)) - 1)] for name, share in ranks.items()
+    }
+
+
+def length_bias(lengths: Sequence[Lengths], train: int) -> dict[str, Any]:
+    """How far the longer reply is the chosen one. The pairs after the first `train` are held out.
+
+    Length-controlled accuracy is the accuracy on held-out pairs whose chosen reply is the shorter;
+    with none of those no run can measure it.
+    """
+    if not lengths:
+        return {"pairs": 0, "length_controlled_accuracy": NOT_MEASURABLE}
+    longer, equal = ([_sign(x) == sign for x in lengths] for sign in (1, 0))
+    controlled = sum(_sign(length) < 0 for length in lengths[train:])
+    return {
+        "pairs": len(lengths),
+        "chosen_longer": sum(longer),
+        "same_length": sum(equal),
+        "chosen_shorter": len(lengths) - sum(longer) - sum(equal),
+        "chosen_longer_share": proportion([float(x) for x in longer]),
+        "prefer_the_longer_accuracy": proportion([(1 + _sign(x)) / 2 for x in lengths]),
+        "length_controlled_accuracy": (
+            f"measurable on {controlled} held-out pairs" if controlled else NOT_MEASURABLE
+        ),
+    }
+
+
+def _sign(length: Lengths) -> int:
+    return (length.chosen > length.rejected) - (length.chosen < length.rejected)

@@ -1,0 +1,245 @@
+"""Rows out of local files, dataset folders and the hub, each knowing where it stands."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.errors import DataError, did_you_mean
+from posttrain.base.paths import ROOT
+from posttrain.settings import Source
+
+HUB_FILE = "hf://datasets/"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a dataset and where it stands, for messages."""
+
+    values: dict[str, Any]
+    where: str
+
+    def text(self, column: str, may_be_empty: bool = False) -> str:
+        """The text in a column, without the white space around it.
+
+        Raises:
+            DataError: the column is missing, or holds no text or (unless it may) only white space.
+        """
+        what = f"{self.where}: column '{column}'"
+        return checked_text(self.value(column), what, may_be_empty)
+
+    def value(self, column: str) -> Any:
+        """Whatever a column holds.
+
+        Raises:
+            DataError: the column is missing.
+        """
+        if column not in self.values:
+            raise DataError(
+                f"{self.where}: there is no column '{column}'.{did_you_mean(column, self.values)} "
+                "Map it under data.columns."
+            )
+        return self.values[column]
+
+
+def checked_text(value: Any, what: str, may_be_empty: bool = False) -> str:
+    """`value` without the white space around it; `what` is what a message calls it.
+
+    Raises:
+        DataError: it is no text, is half a surrogate pair's, or (unless it may) is empty.
+    """
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise DataError(f"{what} should hold text, found {kind}")
+    if not value.strip() and not may_be_empty:
+        raise DataError(f"{what} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{what} holds half a surrogate pair")
+    return value.strip()
+
+
+def read_rows(source: Source) -> list[Row]:
+    """All rows of a local file, a dataset folder or a hub dataset.
+
+    Raises:
+        DataError: it cannot be found or read, or holds no rows.
+    """
+    hub_file = source.path.startswith(HUB_FILE)
+    path = _hub_file(source) if hub_file else Path(source.path).expanduser()
+    if not path.is_absolute() and not path.exists() and (ROOT / path).exists():
+        path = ROOT / path
+    if path.is_file():
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise DataError(
+                f"{source.path}: cannot read '{path.suffix}' files; use {', '.join(_READERS)}"
+            )
+        try:
+            rows = list(reader(path, source.path))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source.path}: not UTF-8 text at byte {error.start}") from None
+        except OSError as error:
+            raise DataError(f"{source.path}: cannot be read: {error.strerror}") from None
+    elif path.is_dir():
+        rows = _from_datasets(source, path)
+    elif path.suffix.lower() in _READERS or source.path.startswith((".", "/", "~")):
+        places = dict.fromkeys((str(Path.cwd()), str(ROOT)))
+        looked = "" if path.is_absolute() else f" (looked in {' and '.join(places)})"
+        raise DataError(f"{source.path}: no such file{looked}")
+    else:
+        rows = _from_hub(source)
+    if not rows:
+        raise DataError(f"{source.path}: holds no rows")
+    return rows[: source.limit]
+
+
+def _object(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object with columns, found {type(value).__name__}")
+    return Row(value, where)
+
+
+def _read_json(path: Path, name: str) -> Iterator[Row]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}: line {error.lineno}: not valid JSON: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{name}: not readable JSON: {error}") from None
+    if not isinstance(values, list):
+        raise DataError(f"{name}: expected a list of rows, found {type(values).__name__}")
+    for number, value in enumerate(values, start=1):
+        yield _object(value, f"{name}: row {number}")
+
+
+def _read_jsonl(path: Path, name: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{name}: row {number}: not valid JSON: {error.msg}") from None
+            except (RecursionError, ValueError) as error:
+                raise DataError(f"{name}: row {number}: not readable JSON: {error}") from None
+            yield _object(value, f"{name}: row {number}")
+
+
+def _read_csv(path: Path, name: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            header = list(reader.fieldnames or ())
+            twice = [column for column in header if header.count(column) > 1]
+            if twice:
+                raise DataError(f"{name}: the column '{twice[0]}' is there twice; keep one")
+            for number, value in enumerate(reader, start=1):
+                if None in value:
+                    raise DataError(f"{name}: row {number} has more cells than the header")
+                yield Row(value, f"{name}: row {number}")
+        except csv.Error as error:
+            raise DataError(f"{name}: line {reader.line_num}: not valid CSV: {error}") from None
+
+
+def _read_tsv(path: Path, name: str) -> Iterator[Row]:
+    """MGSM's form: question, tab, answer on every line, and no header."""
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            cells = line.rstrip("\r\n").split("\t")
+            if len(cells) != 2:
+                raise DataError(
+                    f"{name}: row {number} has {len(cells)} cells; expected question, tab, answer"
+                )
+            yield Row(
+                dict(zip(("question", "answer"), cells, strict=True)), f"{name}: row {number}"
+            )
+
+
+def _read_parquet(path: Path, name: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{name}: not a readable Parquet file: {error}") from None
+    for number, value in enumerate(table.to_pylist(), start=1):
+        yield Row(value, f"{name}: row {number}")
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}
+
+
+def _from_datasets(source: Source, folder: Path) -> list[Row]:
+    """Rows of a folder: one that `save_to_disk` wrote, or one of data files."""
+    import datasets
+
+    try:
+        if any((folder / f).exists() for f in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(str(folder))
+            if isinstance(loaded, datasets.DatasetDict):
+                if source.split not in loaded:
+                    raise DataError(
+                        f"{source.path}: there is no split '{source.split}'."
+                        f"{did_you_mean(source.split, loaded)}"
+                    )
+                loaded = loaded[source.split]
+        else:
+            # pandas would read the text "NA" or "null" of a CSV cell as no text at all.
+            options = {"keep_default_na": False} if any(folder.rglob("*.csv")) else {}
+            loaded = datasets.load_dataset(
+                str(folder), source.subset, split=source.split, **options
+            )
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = error.__cause__ or error
+        raise DataError(f"{source.path}: cannot load the dataset folder: {reason}") from None
+    return [Row(v, f"{source.path}[{source.split}]: row {n}") for n, v in enumerate(loaded, 1)]
+
+
+def _hub_file(source: Source) -> Path:
+    """One file of a hub dataset, `hf://datasets/OWNER/NAME/FILE`, in the local cache."""
+    import huggingface_hub
+
+    owner, _, rest = source.path.removeprefix(HUB_FILE).partition("/")
+    name, _, file = rest.partition("/")
+    if not (owner and name and file):
+        raise DataError(f"{source.path}: expected {HUB_FILE}OWNER/NAME/FILE")
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                f"{owner}/{name}", file, repo_type="dataset", revision=source.revision
+            )
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{source.path}: not in reach on the hub: {reason}") from None
+
+
+def _from_hub(source: Source) -> list[Row]:
+    import datasets
+
+    name = f"{source.path}[{source.split}]"
+    try:
+        loaded = datasets.load_dataset(
+            source.path, source.subset, split=source.split, revision=source.revision
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{name}: neither a local file or folder nor a dataset in reach on the hub{offline}: "
+            f"{reason}"
+        ) from None
+    return [Row(value, f"{name}: row {number}") for number, value in enumerate(loaded, start=1)]

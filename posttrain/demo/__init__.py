@@ -1,0 +1,1 @@
+"""What the demo model and the demo data are made from."""

@@ -1,0 +1,75 @@
+"""Which files of configs/ this machine can run, and why not."""
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.errors import ConfigError
+from posttrain.base.paths import ROOT
+from posttrain.doctor.estimate import estimate, shape_of
+from posttrain.doctor.finding import Finding
+from posttrain.doctor.machine import GPU
+from posttrain.model.device import Device, check_device
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.settings.strict_yaml import read_yaml
+
+NOT_MEASURED = "not measured"
+
+
+def look_at_configs(gpu: GPU | None) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """A finding for each config, and the same in figures for --json."""
+    findings, facts = [], []
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        finding, values = _look_at(path, gpu)
+        findings.append(finding)
+        facts.append({"config": finding.subject, "fits": finding.status == "ok", **values})
+    return findings, facts
+
+
+def _look_at(path: Path, gpu: GPU | None) -> tuple[Finding, dict[str, Any]]:
+    name = str(path.relative_to(ROOT))
+    try:
+        settings_class = GRPOSettings if "rewards" in read_yaml(path) else DPOSettings
+        settings: Any = load_settings(settings_class, path)
+    except ConfigError as error:
+        return Finding(name, "fail", "cannot be read", str(error)), {"why": str(error)}
+    shape = shape_of(settings.model.name)
+    terms = None if shape is None else estimate(settings, shape)
+    measured = measured_in(path)
+    values = {"estimated_gb": terms, "measured": measured}
+    why = _why_not(settings, gpu, terms)
+    if why is None:
+        return Finding(name, "ok", "fits"), {**values, "why": None}
+    return Finding(name, "warn", why), {**values, "why": why}
+
+
+def _why_not(
+    settings: DPOSettings | GRPOSettings, gpu: GPU | None, terms: dict[str, float] | None
+) -> str | None:
+    """Why a run would be refused or is out of the question; None if it fits."""
+    if gpu is None:
+        return None if settings.model.min_gpu_memory_gb == 0 else "needs a GPU"
+    device = Device(gpu.name, gpu.memory_gb or float("inf"), gpu.bf16)
+    try:
+        check_device(device, settings.model, settings.training)
+    except ConfigError as error:
+        return str(error)
+    if terms and gpu.memory_gb and terms["peak"] > gpu.memory_gb:
+        return (
+            f"may not fit: the estimate is over the card's {gpu.memory_gb:.1f} GB; lower "
+            "training.per_device_train_batch_size and raise gradient_accumulation_steps"
+        )
+    return None
+
+
+def measured_in(path: Path) -> str | None:
+    """What the comment at the top of a config says was measured, None if nothing was."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = [line.lstrip("# ") for line in lines[: _header_length(lines)]]
+    said = [line for line in header if "measured" in line.lower() or "peak memory" in line.lower()]
+    found = [line for line in said if NOT_MEASURED not in line.lower()]
+    return " ".join(found) or None
+
+
+def _header_length(lines: list[str]) -> int:
+    return next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))

@@ -1,0 +1,93 @@
+"""Versions against requirements.lock, and room on the disks that a run writes to."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from packaging.markers import Marker
+from packaging.utils import canonicalize_name
+
+from posttrain.base.paths import ROOT
+from posttrain.doctor.finding import Finding
+from posttrain.run.environment import PACKAGES
+
+LOCK = ROOT / "requirements.lock"
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)\s*(?:;\s*([^\\]+))?")
+RUN_GB = 4  # checkpoints, a merged 16-bit model and its GGUF files, for the 0.5B
+MODEL_GB = 2  # the 0.5B in 4-bit and in 16-bit
+LEAST_GB = 0.2
+
+
+def locked(lock: Path = LOCK) -> dict[str, str]:
+    """Name to version of every package of the lock that is for this machine."""
+    found = (_PIN.match(line) for line in lock.read_text(encoding="utf-8").splitlines())
+    return {
+        str(canonicalize_name(pin[1])): pin[2]
+        for pin in found
+        if pin and (pin[3] is None or Marker(pin[3].strip()).evaluate())
+    }
+
+
+def look_at_versions() -> list[Finding]:
+    """Python, and every package against the lock."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    findings = [Finding("Python", "ok", python)]
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        advice = "PYTHON=python3.12 ./run doctor, after deleting .venv"
+        findings = [Finding("Python", "fail", f"{python}; 3.11 to 3.13 is needed", advice)]
+    wanted = locked()
+    wrong: dict[str, str] = {}
+    for name, version in wanted.items():
+        try:
+            installed = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed.partition("+")[0] != version.partition("+")[0]:
+            wrong[name] = f"{name} {installed}, locked {version}"
+    count = f"{len(wanted) - len(wrong)} of {len(wanted)} packages as in requirements.lock"
+    if not wrong:
+        return [*findings, Finding("packages", "ok", count)]
+    needed = {str(canonicalize_name(name)) for name in PACKAGES}
+    advice = "rm -f .venv/installed.lock, then ./run doctor installs what is locked"
+    return [
+        *findings,
+        Finding(
+            "packages",
+            "fail" if needed & wrong.keys() else "warn",
+            count,
+            advice,
+            tuple(wrong[name] for name in sorted(wrong, key=lambda n: (n not in needed, n))[:12]),
+        ),
+    ]
+
+
+def model_cache() -> Path:
+    """Where huggingface_hub keeps models, by its own variables."""
+    home = os.environ.get("HF_HOME") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
+    )
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def look_at_disks(output: Path) -> list[Finding]:
+    """Room for the runs in `output`, and for models in the hub's cache."""
+    return [
+        _room("room for runs", output, RUN_GB),
+        _room("room for models", model_cache(), MODEL_GB),
+    ]
+
+
+def _room(subject: str, folder: Path, wanted_gb: float) -> Finding:
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free / 2**30
+    said = f"{free:.1f} GB free in {folder}"
+    if not os.access(there, os.W_OK):
+        return Finding(subject, "fail", f"{folder} cannot be written", f"make {there} writable")
+    if free < LEAST_GB:
+        return Finding(subject, "fail", said, "free some space, or name another disk")
+    if free < wanted_gb:
+        return Finding(subject, "warn", said, f"the 0.5B configs want about {wanted_gb} GB")
+    return Finding(subject, "ok", said)

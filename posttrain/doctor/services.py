@@ -1,0 +1,110 @@
+"""Whether the hub and W&B answer, and whether there is a token for each. Tokens are never shown."""
+
+import netrc
+import os
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from posttrain.doctor.finding import Finding
+from posttrain.doctor.installation import model_cache
+
+SECONDS = 1.0
+TRUE = {"1", "ON", "YES", "TRUE"}
+
+
+def look_at_services() -> list[Finding]:
+    """The hub and W&B, asked at the same time and for a second at most."""
+    with ThreadPoolExecutor() as pool:
+        hub, wandb = pool.submit(_hub), pool.submit(_wandb)
+        return [*hub.result(), *wandb.result()]
+
+
+def _answers(url: str) -> str:
+    """'' if a server answers within the time, else why not. Any answer will do, a refusal too."""
+    outcome = [f"no answer within {SECONDS:g} s"]
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]  # a name and password would not be understood
+    bare = f"{parts.scheme}://{host}"
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(bare, method="HEAD")
+            urllib.request.urlopen(request, timeout=SECONDS).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            outcome[0] = f"not in reach ({reason})"
+            return
+        outcome[0] = ""
+
+    # The name's look-up knows no time limit of its own; the thread is left behind if it hangs.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(SECONDS + 0.2)
+    return outcome[0]
+
+
+def _host(url: str) -> str:
+    """The server's name alone: a URL can hold a password."""
+    return urllib.parse.urlsplit(url).hostname or "the given address"
+
+
+def _hub() -> list[Finding]:
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    offline = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(n)), None)
+    if offline:
+        said = f"not asked: {offline} is set, so only what is in the cache can be used"
+        reach = Finding("hub", "ok", said)
+    elif problem := _answers(url):
+        advice = "models and datasets must be local or in the cache; the demos need none"
+        reach = Finding("hub", "warn", f"{_host(url)}: {problem}", advice)
+    else:
+        reach = Finding("hub", "ok", f"{_host(url)} answers")
+    return [reach, _hub_token()]
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").upper() in TRUE
+
+
+def _hub_token() -> Finding:
+    file = Path(os.environ.get("HF_TOKEN_PATH") or model_cache().parent / "token").expanduser()
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name):
+            return Finding("hub token", "ok", f"there, in {name}")
+    if file.is_file() and file.stat().st_size:
+        return Finding("hub token", "ok", f"there, in {file}")
+    return Finding("hub token", "ok", "none; the configs here need none")
+
+
+def _wandb() -> list[Finding]:
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    mode = os.environ.get("WANDB_MODE", "online")
+    key = _wandb_key(url)
+    if key is None:
+        said = "no key; records stay in the run folder, which is complete without it"
+        return [Finding("W&B", "ok", said)]
+    if mode != "online":
+        return [Finding("W&B", "ok", f"key there, in {key}; not asked: WANDB_MODE is {mode}")]
+    if problem := _answers(url):
+        advice = "WANDB_MODE=offline keeps the record for `wandb sync`"
+        return [Finding("W&B", "warn", f"key there, in {key}; {_host(url)}: {problem}", advice)]
+    return [Finding("W&B", "ok", f"key there, in {key}; {_host(url)} answers")]
+
+
+def _wandb_key(url: str) -> str | None:
+    """Where W&B's key is, None if nowhere."""
+    if os.environ.get("WANDB_API_KEY"):
+        return "WANDB_API_KEY"
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return (
+            str(path) if path.is_file() and netrc.netrc(path).authenticators(_host(url)) else None
+        )
+    except (netrc.NetrcParseError, OSError):
+        return None

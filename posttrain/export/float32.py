@@ -1,0 +1,114 @@
+"""What a model in transformers answers and how likely it finds each token: the gate's reference.
+
+Everything is computed in float32, so that a difference between two models comes from their weights
+and not from 16-bit arithmetic.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval import Conversation
+from posttrain.export.merge import load_tokenizer, put_adapter
+
+
+def render(tokenizer: Any, conversation: Conversation) -> str:
+    """The prompt as text, up to where the reply starts."""
+    text: str = tokenizer.apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=True
+    )
+    return text
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+class Reference:
+    """A model with its tokenizer, on the GPU where there is one."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        import torch
+
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.tokenizer = tokenizer
+        declared = model.generation_config.eos_token_id
+        several = declared if isinstance(declared, list) else [declared]
+        self.ends = sorted({int(i) for i in [tokenizer.eos_token_id, *several] if i is not None})
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        return token_ids(self.tokenizer, render(self.tokenizer, conversation))
+
+    def greedy(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
+        """Greedy replies, each with its end token if it came to one; 16 prompts at a time."""
+        import torch
+        from transformers import GenerationConfig
+
+        padding = self.tokenizer.pad_token_id
+        padding = self.ends[0] if padding is None else padding
+        settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            eos_token_id=self.ends,
+            pad_token_id=padding,
+        )
+        replies = []
+        for start in range(0, len(prompts), 16):
+            batch = prompts[start : start + 16]
+            width = max(map(len, batch))
+            ids = torch.tensor([[padding] * (width - len(p)) + p for p in batch])
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
+            with torch.no_grad():
+                output = self.model.generate(
+                    input_ids=ids.to(self.model.device),
+                    attention_mask=mask.to(self.model.device),
+                    generation_config=settings,
+                )
+            replies += [self._until_end(row) for row in output[:, width:].tolist()]
+        return replies
+
+    def _until_end(self, reply: list[int]) -> list[int]:
+        for place, token in enumerate(reply):
+            if token in self.ends:
+                return reply[: place + 1]
+        return reply
+
+    def logits(self, prompt: list[int], reply: list[int]) -> Any:
+        """(len(reply), V) float32 on the CPU: row i is what the model says before token i."""
+        import torch
+
+        ids = torch.tensor([prompt + reply], device=self.model.device)
+        with torch.no_grad():
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        return logits[0, len(prompt) - 1 : -1].float().cpu()
+
+    def compute_in(self, dtype: str) -> None:
+        """Compute in another type from here on, as a model that is loaded in it: weights in that
+        type, rotary frequencies in float32."""
+        import torch
+
+        for weight in self.model.parameters():
+            weight.data = weight.data.to(getattr(torch, dtype))
+
+    def text(self, reply: list[int]) -> str:
+        text: str = self.tokenizer.decode(reply, skip_special_tokens=True)
+        return text
+
+
+def adapter_reference(base: Path, adapter: Path) -> Reference:
+    """The base model in float32 with the adapter on it, unmerged."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return Reference(put_adapter(model, adapter), load_tokenizer(adapter, base))
+
+
+def merged_reference(folder: Path) -> Reference:
+    """The model in a folder, as anyone would load it but in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return Reference(model, AutoTokenizer.from_pretrained(folder))

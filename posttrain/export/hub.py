@@ -1,0 +1,92 @@
+"""Upload a trained model to the hub: only when asked, private by default, nothing unproven."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from posttrain.base.errors import ConfigError
+from posttrain.report.model_card import render_model_card
+from posttrain.report.record import read_exports
+
+
+def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:
+    """Upload the exports of a run, or its adapter where none is named, with the model card.
+
+    Args:
+        run: A run folder.
+        repository: OWNER/NAME on the hub; made if it is not there.
+        exports: Names as in export.json, such as `merged_16bit` or `gguf:q8_0`.
+        private: Whether a repository made here is private.
+
+    Returns:
+        Where it can be seen.
+
+    Raises:
+        ConfigError: an export is missing or was not proven, or the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    files = to_upload(run, exports)
+    api = HfApi()
+    with tempfile.TemporaryDirectory(dir=run, prefix=".push-") as name:
+        folder = Path(name)
+        for file in files:
+            _link(file, folder / file.name)
+        (folder / "README.md").write_text(render_model_card(run, repository), encoding="utf-8")
+        try:
+            where = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=where.repo_id,
+                folder_path=folder,
+                commit_message="Upload of a trained model",
+            )
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ConfigError(
+                f"--push {repository}: the hub refuses: {reason} (is HF_TOKEN set?)"
+            ) from None
+    return str(where)
+
+
+def to_upload(run: Path, exports: list[str]) -> list[Path]:
+    """The files that a push uploads, by the names they get at the top of the repository.
+
+    Raises:
+        ConfigError: an export is missing or was not proven.
+    """
+    recorded = read_exports(run)
+    for name in exports:
+        if name not in recorded:
+            raise ConfigError(f"--push: {run} has no export {name}; it has {sorted(recorded)}")
+        if not recorded[name]["proven"]:
+            failed = [c["name"] for c in recorded[name]["checks"] if not c["passed"]]
+            raise ConfigError(
+                f"--push: the export {name} failed its parity check ({', '.join(failed)}); it is "
+                "not uploaded"
+            )
+    wanted = [run / recorded[name]["path"] for name in exports] or [run / "adapter"]
+    files = [f for path in wanted for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    files = [file for file in files if file.name != "README.md"]  # the run's card is the better one
+    names = [file.name for file in files]
+    if not files or len(set(names)) != len(names):
+        raise ConfigError(
+            f"--push: {', '.join(exports) or 'adapter'}: nothing there, or two of a name"
+        )
+    return files
+
+
+def _link(file: Path, target: Path) -> None:
+    """A second name for a file; a copy where the file system has no links. The adapter's config
+    names its base by a folder of this machine, of which only the last part goes out."""
+    if file.name == "adapter_config.json":
+        config = json.loads(file.read_text(encoding="utf-8"))
+        base = Path(config["base_model_name_or_path"])
+        config["base_model_name_or_path"] = base.name if base.is_absolute() else str(base)
+        target.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        return
+    try:
+        target.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, target)

@@ -1,0 +1,169 @@
+"""A pinned llama.cpp: its converter, and its llama-quantize built once into a cache.
+
+The tree comes in the source archive of llama-cpp-python, from whatever package index pip is set up
+for, and is checked against its hash before anything in it runs. No git, no system packages.
+"""
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from posttrain.base.errors import ConfigError, ExportError
+from posttrain.base.files import sha256
+from posttrain.base.paths import ROOT, cache_folder
+
+VERSION = "0.3.36"
+SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+INSIDE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
+CONVERTER = "convert_hf_to_gguf.py"
+QUANTIZER = "llama-quantize"
+FLAGS = (
+    "-GNinja",
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DCMAKE_CXX_FLAGS_RELEASE=-O1",  # halves the build; the quantising itself is in C
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DGGML_NATIVE=OFF",
+    "-DLLAMA_BUILD_NUMBER=0",
+    "-DLLAMA_OPENSSL=OFF",
+    *(f"-DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "SERVER", "APP")),
+)
+
+
+def cached_tree() -> Path:
+    """Where the pinned tree is kept, whether it is there yet or not."""
+    return cache_folder() / f"llama.cpp-{VERSION}"
+
+
+def find_tree(asked: str | None) -> Path:
+    """The llama.cpp tree: the one that the user names, else the pinned one, fetched if needed.
+
+    Raises:
+        ConfigError: the tree named is none, or the archive is out of reach or not the pinned one.
+    """
+    named = Path(asked).expanduser().absolute() if asked else None
+    if named and not named.is_file():
+        if not (named / CONVERTER).is_file():
+            raise ConfigError(f"{named} is no llama.cpp tree: there is no {CONVERTER} in it")
+        return named
+    tree = cached_tree()
+    with _locked():
+        if not (tree / CONVERTER).is_file():
+            with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".fetch-") as work:
+                _unpack(named or _download(Path(work)), Path(work), tree)
+    return tree
+
+
+def find_quantizer(tree: Path) -> Path:
+    """llama-quantize of a tree; that of the pinned tree is built if it is not there yet.
+
+    Raises:
+        ConfigError: a tree of the user's own without it, or no C++ compiler.
+        ExportError: the build failed.
+    """
+    for place in (tree, tree / "build" / "bin"):
+        if (place / QUANTIZER).is_file():
+            return place / QUANTIZER
+    if tree != cached_tree():
+        raise ConfigError(
+            f"{tree} has no {QUANTIZER} in it or in build/bin; build it there with: "
+            f"cmake -B build && cmake --build build --target {QUANTIZER}"
+        )
+    with _locked():
+        if not (tree / QUANTIZER).is_file():
+            _build(tree)
+    return tree / QUANTIZER
+
+
+def run_tool(command: Sequence[str | Path], **options: str) -> str:
+    """Run a tool with standard input closed; returns what it printed.
+
+    Raises:
+        ExportError: it failed, with the end of what it said.
+    """
+    environment = {**os.environ, **options}
+    result = subprocess.run(
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        cwd=ROOT,
+    )
+    if result.returncode:
+        end = "\n  ".join(result.stdout.strip().splitlines()[-15:])
+        raise ExportError(f"{Path(command[0]).name} failed (code {result.returncode}):\n  {end}")
+    return result.stdout
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """One process at a time fetches or builds; a lock ends with its process."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with open(cache_folder() / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _download(work: Path) -> Path:
+    """The pinned source archive, by pip, which knows the index, its certificates and its keys.
+
+    pip reads an archive's metadata after it has checked its hash, for which it may fetch a build
+    tool; nothing is compiled.
+    """
+    print(f"Fetching llama.cpp (llama-cpp-python {VERSION}, 77 MB, once)")
+    pinned = work / "requirements.txt"
+    pinned.write_text(f"llama-cpp-python=={VERSION} --hash=sha256:{SHA256}\n")
+    pip: list[str | Path] = [sys.executable, "-m", "pip"]
+    if importlib.util.find_spec("pip") is None:
+        pip = [sys.executable, "-m", "uv", "tool", "run", "pip"]
+    options = ["--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes", "--no-input"]
+    try:
+        run_tool([*pip, "download", *options, "-r", pinned, "-d", work])
+    except ExportError as error:
+        raise ConfigError(
+            f"llama.cpp cannot be fetched: {error}\n  Where there is no network, name a llama.cpp "
+            f"tree or the file llama_cpp_python-{VERSION}.tar.gz with --llama-cpp "
+            "(export.llama_cpp)"
+        ) from None
+    return work / f"llama_cpp_python-{VERSION}.tar.gz"
+
+
+def _unpack(archive: Path, work: Path, tree: Path) -> None:
+    """The llama.cpp part of the archive, whole or not at all."""
+    if sha256(archive) != SHA256:
+        raise ConfigError(f"{archive} is not the pinned llama_cpp_python-{VERSION}.tar.gz")
+    with tarfile.open(archive) as file:
+        members = [member for member in file.getmembers() if member.name.startswith(INSIDE)]
+        file.extractall(work, members=members, filter="data")
+    shutil.rmtree(tree, ignore_errors=True)
+    os.replace(work / INSIDE, tree)
+
+
+def _build(tree: Path) -> None:
+    """Compile llama-quantize with pip's cmake and ninja; it is in the tree once it is whole."""
+    import cmake
+    import ninja
+
+    if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        raise ConfigError(
+            "gguf:q4_k_m needs a C++ compiler to build llama-quantize, and there is none here "
+            "(on Debian and Ubuntu: apt install g++). gguf:q8_0, f16 and bf16 need none"
+        )
+    print("Building llama-quantize (minutes, once)", flush=True)
+    path = os.pathsep.join([cmake.CMAKE_BIN_DIR, ninja.BIN_DIR, os.environ.get("PATH", "")])
+    program = Path(cmake.CMAKE_BIN_DIR) / "cmake"
+    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".build-") as folder:
+        run_tool([program, "-S", tree, "-B", folder, *FLAGS], PATH=path)
+        jobs = str(os.cpu_count() or 1)
+        run_tool([program, "--build", folder, "-j", jobs, "--target", QUANTIZER], PATH=path)
+        os.replace(Path(folder) / "bin" / QUANTIZER, tree / QUANTIZER)

@@ -1,0 +1,92 @@
+"""export.json: what was exported, from which weights, and what the parity gate found.
+
+    {"base": {"name", "dtype", "sha256"}, "adapter_sha256",
+     "exports": {TARGET: {"path", "proven", "bytes", "seconds", "settings",
+                          "files": {name: {"bytes", "sha256"}},
+                          "checks": [{"name", "value", "limit", "passed", "of"}]}}}
+
+An entry is written after its files are in place, and is believed only while they have its hashes.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.files import sha256, write_json
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding of the parity gate; passed means value <= limit, or value == limit for text."""
+
+    name: str
+    value: float | int | str
+    limit: float | int | str | None
+    passed: bool
+    of: int | None = None
+    """How many were looked at, where the value is a count."""
+
+
+def at_most(name: str, value: float | int, limit: float | int, of: int | None = None) -> Check:
+    """A check that `value` is not above `limit`; NaN and infinity fail and are kept as text."""
+    kept = value if abs(value) < float("inf") else str(value)
+    return Check(name, kept, limit, bool(value <= limit), of)
+
+
+class Record:
+    """The export.json of a folder."""
+
+    def __init__(self, folder: Path, base: dict[str, str], adapter_sha256: str) -> None:
+        """Entries made from other weights stay listed, as unproven."""
+        self.folder = folder
+        self.path = folder / "export.json"
+        self.content: dict[str, Any] = {
+            "base": base,
+            "adapter_sha256": adapter_sha256,
+            "exports": {},
+        }
+        if self.path.is_file():
+            earlier = json.loads(self.path.read_text(encoding="utf-8"))
+            self.content["exports"] = earlier["exports"]
+            if (earlier["base"], earlier["adapter_sha256"]) != (base, adapter_sha256):
+                for entry in self.content["exports"].values():
+                    entry["proven"] = False
+                    entry["stale"] = "made from other weights"
+
+    def proven(self, target: str, settings: dict[str, Any]) -> bool:
+        """Whether a target passed the same gate before and none of its files has changed."""
+        entry = self.content["exports"].get(target)
+        if not entry or not entry["proven"] or entry.get("settings") != settings:
+            return False
+        at = self.folder / entry["path"]
+        folder = at if at.is_dir() else at.parent
+        for name, known in entry["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != known["bytes"]:
+                return False
+        hashes = {name: str(file["sha256"]) for name, file in entry["files"].items()}
+        return hashes == {name: sha256(folder / name) for name in hashes}
+
+    def add(
+        self, target: str, path: Path, seconds: float, settings: dict[str, Any], checks: list[Check]
+    ) -> bool:
+        """Write the entry of files that are in place; returns whether they are proven."""
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        root = path if path.is_dir() else path.parent
+        files: dict[str, dict[str, Any]] = {
+            str(p.relative_to(root)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
+            for p in inside
+        }
+        proven = bool(checks) and all(check.passed for check in checks)
+        self.content["exports"][target] = {
+            "path": str(path.relative_to(self.folder)),
+            "proven": proven,
+            "bytes": sum(file["bytes"] for file in files.values()),
+            "seconds": round(seconds, 1),
+            "settings": settings,
+            "files": files,
+            "checks": [asdict(check) for check in checks],
+        }
+        write_json(self.path, self.content)
+        return proven

@@ -1,0 +1,225 @@
+"""One call of export: what is left to do, room for it, and each file made, proven and recorded."""
+
+import fcntl
+import logging
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import model_fingerprint, sync_folder
+from posttrain.base.paths import shown
+from posttrain.export import merge, parity
+from posttrain.export.float32 import adapter_reference
+from posttrain.export.gguf import write_gguf
+from posttrain.export.ollama import export_ollama
+from posttrain.export.proof import Check, Record
+from posttrain.export.source import Trained, base_folder
+from posttrain.export.texts import gate_texts
+from posttrain.export.weights import check_weights
+from posttrain.model.policy import LIBRARIES
+from posttrain.report import export_words, next_steps
+from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
+from posttrain.settings import Export
+
+
+def export(trained: Trained, settings: Export) -> int:
+    """Make, prove and record what `settings.to` names; returns 0, or 4 if a file is unproven.
+
+    Raises:
+        ConfigError: nothing asked for, no base in 16 bits, no room, no llama.cpp.
+        ExportError: a tool failed.
+    """
+    if not settings.to:
+        raise ConfigError("nothing to export: say --to merged_16bit,gguf:q8_0 (export.to)")
+    if trained.run.get("lora", {}).get("init") == "loftq":
+        raise ConfigError(
+            "a LoftQ adapter makes up for what 4-bit rounding took from its base; on the 16-bit "
+            "weights it would add that twice. Load it on the 4-bit base, or train with lora.init: "
+            "default to export"
+        )
+    name, base = base_folder(trained, settings.base)
+    merge.check_adapter(trained.adapter, base)
+    trained.output.mkdir(parents=True, exist_ok=True)
+    with _alone(trained.output), _quiet():
+        exports = Exports(trained, settings, name, base)
+        for target in exports.wanted:
+            if exports.is_proven(target):
+                print(f"{target}: proven already, left as it is", flush=True)
+            elif not exports.make(target) and target == MERGED:
+                break  # nothing can be proven against weights that are not
+    if exports.unproven:
+        record = shown(exports.record.path)
+        print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {record})")
+        return 4
+    made = {t: exports.record.content["exports"][t]["path"] for t in exports.wanted}
+    print("\nProven")
+    for target, path in (made | {"record": exports.record.path.name}).items():
+        print(f"  {target:12}  {shown(trained.output / path)}")
+    print(next_steps.after_export(trained.output, made, trained.name, trained.run))
+    return 0
+
+
+class Exports:
+    """The targets of one call and what they share."""
+
+    def __init__(self, trained: Trained, settings: Export, base_name: str, base: Path) -> None:
+        self.trained, self.settings, self.base = trained, settings, base
+        self.dtype = merged_dtype(settings.dtype, settings.to)
+        stored = merge.stored_dtype(base)
+        self.record = Record(
+            trained.output,
+            {"name": base_name, "dtype": stored, "sha256": model_fingerprint(base)},
+            model_fingerprint(trained.adapter),
+        )
+        self.unproven: list[str] = []
+        self.wanted = in_order(settings.to)
+        self._gate = {"dtype": self.dtype, "parity": settings.parity.model_dump()}
+        self._proven = {t: self.record.proven(t, self._gate) for t in self.wanted}
+        left = [target for target in self.wanted if not self._proven[target]]
+        if left == [MERGED] and MERGED not in settings.to:
+            left = []  # it was only needed to make what is proven, and may have been deleted
+            self.wanted.remove(MERGED)
+        print(f"Base: {base_name} ({stored}); merging in float32, rounded once to {self.dtype}")
+        check_room(base, trained.output, left)
+
+    def is_proven(self, target: str) -> bool:
+        return self._proven[target]
+
+    @cached_property
+    def texts(self) -> Any:
+        return gate_texts(self.trained.run, self.settings.parity.problems)
+
+    @cached_property
+    def merged_answers(self) -> parity.MergedAnswers:
+        return parity.MergedAnswers(self.trained.output / MERGED, self.texts, self.settings.parity)
+
+    def make(self, target: str) -> bool:
+        """Make one target and record it; returns whether it is proven."""
+        against = "the adapter" if target == MERGED else "the merged weights"
+        against = "the tokenizer's prompts" if target == "ollama" else against
+        print(f"\n{target}: making it, comparing it with {against}", flush=True)
+        started = time.monotonic()
+        if target == MERGED:
+            path, checks = self._merged()
+        elif target == "ollama":
+            path, checks = self._ollama()
+        else:
+            path, checks = self._gguf(target.removeprefix("gguf:"))
+        seconds = time.monotonic() - started
+        proven = self.record.add(target, path, seconds, self._gate, checks)
+        if not proven:
+            self.unproven.append(target)
+        for line in export_words.lines([asdict(check) for check in checks]):
+            print(f"  {line}")
+        for line in export_words.advice([check.name for check in checks if not check.passed]):
+            print(f"  {line}")
+        size = export_words.size(self.record.content["exports"][target]["bytes"])
+        print(f"  {'proven' if proven else 'UNPROVEN'} ({size}, {seconds:.0f} s)")
+        return proven
+
+    def _merged(self) -> tuple[Path, list[Check]]:
+        def write(into: Path) -> list[Check]:
+            merge.merge(self.base, self.trained.adapter, self.dtype, into)
+            limits = self.settings.parity
+            trained = adapter_reference(self.base, self.trained.adapter)
+            known = parity.greedy_texts(trained, self.texts.conversations, limits.new_tokens)
+            learnt = parity.learnt_change(trained, known)
+            del trained  # out of memory before the merged model is loaded
+            sums = check_weights(self.base, self.trained.adapter, into)
+            return [sums, *parity.check_merged(known, learnt, into, self.texts, limits)]
+
+        return _whole(self.trained.output / MERGED, write)
+
+    def _gguf(self, kind: str) -> tuple[Path, list[Check]]:
+        merged, name = self.trained.output / MERGED, self.trained.name
+
+        def write(into: Path) -> list[Check]:
+            write_gguf(merged, kind, into, name, self.settings.llama_cpp)
+            return parity.check_gguf(
+                into, kind, self.merged_answers, self.texts, self.settings.parity
+            )
+
+        return _whole(self.trained.output / "gguf" / f"{name}-{kind}.gguf", write)
+
+    def _ollama(self) -> tuple[Path, list[Check]]:
+        gguf = next(target for target in self.wanted if target.startswith("gguf:"))
+        entry = self.record.content["exports"][gguf]
+        checks = [Check("proven_gguf", gguf, gguf, bool(entry["proven"]))]
+        path, found = export_ollama(
+            self.trained.output / entry["path"],
+            merge.load_tokenizer(self.trained.adapter, self.base),
+            (self.trained.run.get("prompt") or {}).get("system"),
+            sampling(self.trained.run),
+        )
+        return path, [*checks, *(Check(**check) for check in found)]
+
+
+def sampling(run: dict[str, Any]) -> dict[str, float]:
+    """Ollama's parameters for replies like those that the run was scored by; greedy without a run.
+
+    Ollama's own defaults penalise repetition, and so the numbers that a solution uses twice.
+    """
+    temperature = (run.get("evaluation") or {}).get("temperature", 0.0)
+    untouched = {"top_k": 0, "top_p": 1, "min_p": 0} if temperature else {}
+    return {"temperature": temperature, **untouched, "repeat_penalty": 1}
+
+
+def _whole(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, list[Check]]:
+    """Write and check under another name, and only then give the file or folder its own.
+
+    The name holds the process's id: a tool that outlived a killed export may still be writing.
+    """
+    final.parent.mkdir(exist_ok=True)
+    for leftover in final.parent.glob(f".{final.name}.*"):
+        _remove(leftover)
+    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    checks = write(partial)
+    for path in [partial, *partial.rglob("*")]:
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    if final.exists():
+        os.replace(final, final.with_name(f".{final.name}.{os.getpid()}.old"))
+    os.replace(partial, final)
+    sync_folder(final.parent)
+    _remove(final.with_name(f".{final.name}.{os.getpid()}.old"))
+    return final, checks
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a second export into the same folder at the same time."""
+    with open(folder / ".export.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another export is writing to {folder}") from None
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' progress bars and advice out of the output."""
+    import transformers
+
+    for library in (*LIBRARIES, "torchao"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,91 @@
+"""What the parity gate asks and tokenises: fixed texts in English and French, and problems."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from eval import Conversation, conversation
+from posttrain.base.errors import DataError
+from posttrain.data.problems import load_evaluation
+from posttrain.settings import ProblemColumns, Source
+
+QUESTIONS = (
+    "What is the capital of France, and which river runs through it?",
+    "Explain in two sentences why the sky is blue.",
+    "Write a short thank-you note to a neighbour who watered the plants.",
+    "List three differences between a cat and a dog.",
+    "Quelle est la capitale du Portugal, et quel fleuve la traverse ?",
+    "Explique en deux phrases pourquoi la mer est salée.",
+    "Écris un court message pour inviter une amie à dîner samedi soir.",
+    "Donne trois conseils pour mieux dormir.",
+)
+PROBLEMS = (
+    "Tom has 12 apples and buys 7 more. How many apples does he have?",
+    "A book costs 8 dollars. How much do 6 books cost?",
+    "There are 45 birds in a tree and 18 fly away. How many are left?",
+    "A train travels 60 miles an hour for 3 hours. How many miles is that?",
+    "Anna shares 36 sweets equally among 4 friends. How many does each get?",
+    "A box holds 24 eggs. Half of them are broken. How many are whole?",
+    "Sam earns 15 dollars an hour and works 8 hours. How much does he earn?",
+    "A rope of 50 metres is cut into pieces of 5 metres. How many pieces are there?",
+    "Léa a 14 billes et en gagne 9. Combien de billes a-t-elle ?",
+    "Un cahier coûte 3 euros. Combien coûtent 11 cahiers ?",
+    "Il y a 52 élèves et 17 partent. Combien en reste-t-il ?",
+    "Un train roule à 80 kilomètres par heure pendant 2 heures. Combien de kilomètres fait-il ?",
+    "Paul partage 42 bonbons entre 6 amis. Combien chacun en reçoit-il ?",
+    "Une boîte contient 30 œufs, dont un tiers est cassé. Combien sont entiers ?",
+    "Marie gagne 12 euros par heure et travaille 7 heures. Combien gagne-t-elle ?",
+    "Un ruban de 60 cm est coupé en morceaux de 4 cm. Combien de morceaux y a-t-il ?",
+)
+# All in Unicode's composed form (NFC): the tokenizer composes what it is given, llama.cpp does not,
+# so an accent typed as two characters gives other tokens there whatever is in the file.
+STRINGS = (
+    "Hello, world! It's 12:30, isn't it?",
+    "I'VE told you'd, we'll, they're; don't   worry\t\ttwice.",
+    "Prices: $1,234.56 and 1 234,56 € (that is 50% off).",
+    "L'été dernier, j'ai mangé des crêpes à l'œuf près de l'hôtel où naquit Æsop.",
+    "Où ça ? « Là-bas », dit-il — aujourd'hui, qu'est-ce que c'est ?",
+    "1 000 000 et 3.14159, 2026-11-22, 0x1F, 7/8, 10^-3",
+    "def f(x):\n    return x ** 2\n\n\nprint(f(3))\n",
+    "  leading and trailing  \n \n\n  ",
+    "déjà vu, naïve, coöperate, ﬁancée, Ångström",
+    "日本語とemoji 🦙🚀 and ZWJ 👩\u200d👩\u200d👧, кириллица, العربية",
+    "<answer>42</answer>\n<|im_start|>user\nnot a turn<|im_end|>",
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What one gate run asks."""
+
+    conversations: list[Conversation]
+    """Answered greedily and compared token by token."""
+    problems: list[Conversation]
+    """Answered to compare the numbers they end with."""
+
+
+def gate_texts(run: dict[str, Any], problems: int) -> Texts:
+    """The fixed questions and some of the run's own held-out problems, asked as it was trained."""
+    system = (run.get("prompt") or {}).get("system")
+    questions = list(PROBLEMS)
+    if "rewards" in run:
+        try:
+            own = load_evaluation(
+                Source.model_validate(run["data"]["eval"]),
+                ProblemColumns.model_validate(run["data"]["columns"]),
+            )
+            questions = [problem.question for problem in own]
+        except DataError as error:
+            print(f"The run's own problems are out of reach ({error}); asking built-in ones")
+    asked = [conversation(question, system) for question in questions[:problems]]
+    fixed = [conversation(question, system) for question in QUESTIONS]
+    return Texts([*fixed, *asked[:4]], asked)
+
+
+def template_cases(texts: Texts) -> list[Conversation]:
+    """Conversations that a chat template has to render alike: with and without a system turn, and
+    with several turns."""
+    turns = conversation("Bonjour !", None)
+    several = [*turns, {"role": "assistant", "content": "Salut."}, *conversation("Ça va ?", None)]
+    system = conversation("Hi", "Answer in French.")
+    return [turns, several, system, *texts.conversations]

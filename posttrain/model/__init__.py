@@ -1,0 +1,1 @@
+"""The policy and whatever else answers or scores: loaded, trusted, run, served."""

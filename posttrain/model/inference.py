@@ -1,0 +1,194 @@
+"""Run the policy without training it: a generate function over it, in batches that fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval import Completion, Conversation, Generate
+from posttrain.base.progress import progress_bar
+from posttrain.data.render import render, token_ids
+from posttrain.model.policy import inference_mode
+from posttrain.settings import Evaluation
+from rewards.answer import ends_with_answer
+
+LONGEST_ANSWER = 96  # tokens that surely hold an answer element of 64 characters and its tags
+SHORTEST_ROUND = 32  # tokens: below it, reading the prompts again would cost more than it saves
+
+
+@dataclass
+class _Draft:
+    """A reply being written."""
+
+    prompt: list[int]
+    reply: list[int] = field(default_factory=list)
+    ended: bool = False
+
+
+def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
+    """A generate function over the policy, with its adapter on.
+
+    Prompts are batched by length and padded on the left. Once half of a batch has ended, the others
+    are put off until all prompts have had their turn, and then go on among their like: so one long
+    reply neither keeps a batch of ended ones busy nor pads fresh ones to its length. A batch that
+    does not fit the memory is halved and tried again, and loses nothing done before. Greedy at
+    temperature 0; above it the sampling is seeded and leaves the training's random state alone.
+    """
+    import torch
+
+    sampling: dict[str, Any] = {"do_sample": False}
+    if evaluation.temperature > 0:
+        sampling = {"do_sample": True, "temperature": evaluation.temperature, "top_k": 0}
+    ends = end_tokens(policy, tokenizer)
+    stop = StopAtAnswer(tokenizer) if evaluation.stop_at_answer else None
+    size = evaluation.batch_size or batch_that_fits(policy, evaluation)
+
+    def generate(conversations: Sequence[Conversation]) -> list[Completion]:
+        nonlocal size
+        texts = [render(tokenizer, conversation) for conversation in conversations]
+        drafts = [_Draft(ids) for ids in token_ids(tokenizer, texts)]
+        waiting = sorted(drafts, key=lambda draft: len(draft.prompt), reverse=True)
+        with (
+            inference_mode(policy),
+            torch.random.fork_rng(),
+            progress_bar("answering", len(drafts)) as bar,
+        ):
+            torch.manual_seed(seed)
+            while waiting:
+                batch = waiting[:size]
+                try:
+                    _write(
+                        policy, tokenizer, batch, ends, evaluation.max_new_tokens, stop, sampling
+                    )
+                except torch.OutOfMemoryError:
+                    if size == 1:
+                        raise
+                    size = max(1, min(size, len(batch)) // 2)
+                    torch.cuda.empty_cache()
+                    print(f"out of memory: going on with batches of {size}")
+                    continue
+                unfinished = [draft for draft in batch if not draft.ended]
+                waiting = waiting[size:] + unfinished
+                bar.update(len(batch) - len(unfinished))
+        return [_completion(tokenizer, draft.reply, ends, stop) for draft in drafts]
+
+    return generate
+
+
+def _write(
+    policy: Any,
+    tokenizer: Any,
+    drafts: Sequence[_Draft],
+    ends: set[int],
+    limit: int,
+    stop: "StopAtAnswer | None",
+    sampling: dict[str, Any],
+) -> None:
+    """Go on with every draft until half of them, or all, have ended."""
+    import torch
+    from transformers import GenerationConfig, StoppingCriteriaList
+
+    rows = [draft.prompt + draft.reply for draft in drafts]
+    width = max(map(len, rows))
+    padding = [width - len(row) for row in rows]
+    ids = torch.tensor(
+        [[tokenizer.pad_token_id] * n + row for n, row in zip(padding, rows, strict=True)]
+    )
+    mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
+    left = [limit - len(draft.reply) for draft in drafts]
+    criterion = _Round(width, [len(draft.reply) for draft in drafts], left, ends, stop)
+    output = policy.generate(
+        input_ids=ids.to(policy.device),
+        attention_mask=mask.to(policy.device),
+        generation_config=GenerationConfig(
+            max_new_tokens=max(left),
+            eos_token_id=sorted(ends),
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        ),
+        stopping_criteria=StoppingCriteriaList([criterion]),
+    )
+    new = output[:, width:].tolist()
+    for draft, tokens, length in zip(drafts, new, criterion.lengths, strict=True):
+        draft.ended = length is not None
+        draft.reply += tokens[:length]
+
+
+class _Round:
+    """Ends each row at an end token, its limit or its answer, and all rows once half have ended."""
+
+    def __init__(
+        self,
+        width: int,
+        written: Sequence[int],
+        left: Sequence[int],
+        ends: set[int],
+        stop: "StopAtAnswer | None",
+    ) -> None:
+        self.lengths: list[int | None] = [None] * len(left)
+        """New tokens of each row that has ended, the end token included."""
+        self._width, self._written, self._left = width, written, left
+        self._ends, self._stop = ends, stop
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
+        new = input_ids.shape[1] - self._width
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            if self.lengths[row] is None and (
+                token in self._ends
+                or new == self._left[row]
+                or (
+                    self._stop is not None
+                    and token in self._stop.closing
+                    and self._stop.closed(input_ids[row, -(new + self._written[row]) :].tolist())
+                )
+            ):
+                self.lengths[row] = new
+        ended = [length is not None for length in self.lengths]
+        if new >= SHORTEST_ROUND and 2 * sum(ended) >= len(ended):
+            ended = [True] * len(ended)
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def end_tokens(policy: Any, tokenizer: Any) -> set[int]:
+    """Ids that end a reply: the tokenizer's EOS and what else the model declares as one."""
+    declared = policy.generation_config.eos_token_id
+    several = declared if isinstance(declared, list) else [declared]
+    return {int(i) for i in [tokenizer.eos_token_id, *several] if i is not None}
+
+
+def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
+    """How many replies to write at once: a power of two whose key-value cache and logits take at
+    most half of the free GPU memory; 32 on a CPU, where larger batches bring little."""
+    import torch
+
+    if policy.device.type != "cuda":
+        return 32
+    config = policy.config
+    head = config.hidden_size // config.num_attention_heads
+    length = evaluation.max_new_tokens + 512  # room for a long prompt
+    cache = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head * length
+    logits = 2 * 4 * config.vocab_size
+    free, _ = torch.cuda.mem_get_info()
+    return int(2 ** min(8, max(0, int(free / 2 / (cache + logits)).bit_length() - 1)))
+
+
+class StopAtAnswer:
+    """Knows a reply whose last line is a whole `<answer>NUMBER</answer>`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.closing = {number for token, number in tokenizer.get_vocab().items() if ">" in token}
+        """Tokens that may close the element, alone or with what follows it."""
+
+    def closed(self, reply: Sequence[int]) -> bool:
+        return ends_with_answer(self._tokenizer.decode(reply[-LONGEST_ANSWER:]))
+
+
+def _completion(
+    tokenizer: Any, reply: list[int], ends: set[int], stop: StopAtAnswer | None
+) -> Completion:
+    """The token ids of an ended reply -> a Completion."""
+    text: str = tokenizer.decode(reply, skip_special_tokens=True)
+    whole = reply[-1] in ends or (stop is not None and stop.closed(reply))
+    return Completion(text=text, tokens=len(reply), truncated=not whole, ids=tuple(reply))

@@ -1,0 +1,63 @@
+"""Serve a GGUF file with llama.cpp, to score it and to check it as those will run it who get it."""
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from posttrain.base.errors import ConfigError
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model's name is that of a GGUF file.
+
+    Raises:
+        ConfigError: it ends in .gguf but is no file.
+    """
+    if not name.endswith(".gguf") or name.startswith(("http://", "https://")):
+        return False
+    if not Path(name).is_file():
+        raise ConfigError(f"there is no file '{name}'")
+    return True
+
+
+@contextmanager
+def serve(gguf: Path, context: int = 4096, parallel: int = 1) -> Iterator[str]:
+    """The URL of a llama.cpp server for the file, on a free port of this machine only.
+
+    Args:
+        context: tokens of prompt and reply that one request may take.
+        parallel: requests answered at the same time.
+
+    Raises:
+        ConfigError: llama.cpp cannot load the file.
+    """
+    import xllamacpp  # type: ignore[import-untyped]
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(gguf)
+    parameters.n_ctx = context * parallel
+    parameters.n_parallel = parallel
+    for pool in (parameters.cpuparams, parameters.cpuparams_batch):
+        pool.n_threads = _threads()
+        pool.poll = 0  # a waiting thread sleeps: spinning takes the cores of those it waits for
+    parameters.verbosity = -1
+    parameters.warmup = False
+    try:
+        server = xllamacpp.Server(parameters)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"llama.cpp cannot load {gguf}: {error}") from None
+    try:
+        yield str(server.listening_address)
+    finally:
+        del server
+        gc.collect()
+
+
+def _threads() -> int:
+    """The physical cores, of those that this process may run on."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))

@@ -1,0 +1,347 @@
+"""The policy: the only file that imports unsloth. Loading, LoRA, modes, saving.
+
+The policy is the base model plus a LoRA adapter; the reference is the same weights with the adapter
+off. With no GPU, Unsloth trains on the CPU through the same calls.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.disk import disk_full_error, is_disk_full
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import model_fingerprint
+from posttrain.base.paths import ROOT
+from posttrain.model import adapter
+from posttrain.model.decode_graphs import admit_decode_graphs
+from posttrain.model.device import Device
+from posttrain.model.trust import check_model_folder
+from posttrain.settings import Lora, Model, RolloutModel, Training
+
+# No Python and no pickle of a model, wherever it comes from.
+TRUSTED = {"trust_remote_code": False, "use_safetensors": True}
+LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
+
+
+def start(verbose: bool, threads: int | None) -> Device:
+    """Import Unsloth, which must come before trl, transformers and peft, and find the device.
+
+    Raises:
+        ConfigError: Unsloth refuses to start here, with what it said.
+    """
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "outputs" / ".unsloth_cache"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Waiting threads sleep instead of spinning: on a CPU shared with anything else, spinning made
+    # single steps of the demo take thirty times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with quiet(verbose):
+        try:
+            importlib.import_module("unsloth")
+        except (ImportError, NotImplementedError) as error:
+            raise ConfigError(f"Unsloth cannot start here: {error}") from error
+        import datasets
+        import torch
+        import transformers
+
+    if threads:
+        torch.set_num_threads(threads)
+    if not verbose:
+        for library in LIBRARIES:
+            logging.getLogger(library).setLevel(logging.ERROR)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        warnings.filterwarnings("ignore")
+    if not torch.cuda.is_available():
+        bf16 = bool(importlib.import_module("unsloth").is_bfloat16_supported())
+        return Device("CPU", 0.0, bf16)
+    properties = torch.cuda.get_device_properties(0)
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Device(properties.name, properties.total_memory / 2**30, bf16)
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Hold back what libraries print; show it all if they fail."""
+    if verbose:
+        yield
+        return
+    held, succeeded = io.StringIO(), False
+    try:
+        with (
+            contextlib.redirect_stdout(held),
+            contextlib.redirect_stderr(held),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+        succeeded = True
+    finally:
+        if not succeeded and (said := held.getvalue().strip()):
+            print(said, file=sys.stderr)
+
+
+def local_or_hub(name: str) -> str:
+    """A model folder as an absolute path (relative ones also under the project), else the name.
+
+    Raises:
+        ConfigError: there is no such folder, or it is not to be trusted.
+    """
+    for candidate in (Path(name).expanduser(), ROOT / name):
+        if candidate.is_dir():
+            check_model_folder(candidate.resolve(), "model.name")
+            return str(candidate.resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        places = " and ".join(dict.fromkeys((str(Path.cwd()), str(ROOT))))
+        raise ConfigError(f"model.name: there is no folder '{name}' (looked in {places})")
+    return name
+
+
+def load_tokenizer(model: Model) -> Any:
+    """The model's tokenizer, with left padding.
+
+    Raises:
+        ConfigError: neither a model folder nor a hub model in reach.
+    """
+    name = local_or_hub(model.name)
+    from transformers import AutoTokenizer  # takes seconds
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model.revision, padding_side="left", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.name: cannot load the tokenizer of '{name}': {reason}") from None
+    if not tokenizer.chat_template:
+        raise ConfigError(f"model.name: '{name}' has no chat template; use an instruct model")
+    if tokenizer.eos_token is None:
+        raise ConfigError(f"model.name: the tokenizer of '{name}' has no end-of-sequence token")
+    return tokenizer
+
+
+def base_weights(model: Model) -> str:
+    """Which weights a run starts from: a folder's fingerprint, or hub repository and commit.
+
+    Raises:
+        ConfigError: the repository is not in reach.
+    """
+    name = local_or_hub(model.name)
+    if Path(name).is_dir():
+        return model_fingerprint(Path(name))
+    from huggingface_hub import hf_hub_download
+
+    repository = name
+    if "unsloth.models" in sys.modules:  # only on a GPU: importing it patches trl for one
+        # What from_pretrained does there: 4-bit comes from a repository that holds it, its newest.
+        mapping = importlib.import_module("unsloth.models.loader_utils")
+        repository = mapping.get_model_name(name, model.load_in_4bit)
+    revision = model.revision if repository.lower() == name.lower() else None
+    try:
+        config = Path(hf_hub_download(repository, "config.json", revision=revision))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.name: '{repository}' is not in reach: {reason}") from None
+    return f"{repository}@{config.parent.name}"
+
+
+def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[Any, Any]:
+    """The policy (a PeftModel whose new adapter changes nothing yet) and its tokenizer."""
+    from transformers import set_seed
+    from unsloth import FastLanguageModel
+
+    set_seed(training.seed)
+    checkpointing = "unsloth" if training.gradient_checkpointing else False
+    with quiet(verbose):
+        base, tokenizer = FastLanguageModel.from_pretrained(
+            local_or_hub(model.name),
+            max_seq_length=model.max_seq_length,
+            dtype=_torch_dtype(model.dtype),
+            load_in_4bit=model.load_in_4bit,
+            revision=model.revision,
+            use_gradient_checkpointing=checkpointing,
+            **TRUSTED,
+            **_vllm_arguments(model, lora),
+        )
+        policy = FastLanguageModel.get_peft_model(
+            base,
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            use_gradient_checkpointing=checkpointing,
+            random_state=training.seed,
+            **adapter.peft_arguments(lora),
+        )
+        adapter.settle_start(policy, lora, local_or_hub(model.name), model.revision)
+    tokenizer = _settle(policy, tokenizer)
+    # Unsloth's GPU path puts its own limit there, which would be saved with the adapter.
+    tokenizer.model_max_length = load_tokenizer(model).model_max_length
+    if isinstance(model, RolloutModel) and model.decode_graphs:
+        _admit_decode_graphs(policy)
+    return policy, tokenizer
+
+
+def _torch_dtype(name: str) -> Any:
+    """torch's own dtype: of strings, Unsloth's GPU path knows two. None leaves it the choice."""
+    import torch
+
+    return None if name == "auto" else getattr(torch, name)
+
+
+def _vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
+    """What loading needs so that rollouts are sampled with vLLM; nothing where they are not.
+
+    Raises:
+        ConfigError: vLLM is asked for and cannot be used here.
+    """
+    import torch
+
+    if not isinstance(model, RolloutModel) or model.fast_inference == "never":
+        return {}
+    installed = importlib.util.find_spec("vllm") is not None
+    if not (installed and torch.cuda.is_available()):
+        if model.fast_inference == "auto":
+            return {}
+        missing = "has no GPU" if installed else "has no vLLM (pip install vllm)"
+        raise ConfigError(f"model.fast_inference: this machine {missing}; use auto or never")
+    rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM knows powers of two
+    return {"fast_inference": True, "max_lora_rank": rank}
+
+
+def _admit_decode_graphs(policy: Any) -> None:
+    """Switch CUDA-graph decoding on where it is as good as eager decoding; say if it is not."""
+    if "unsloth.models" not in sys.modules:  # Unsloth has no such module without a GPU
+        why_not: str | None = "it needs an NVIDIA GPU"
+    else:
+        graphs = importlib.import_module("unsloth.models._decode_graphs")
+        with inference_mode(policy):
+            why_not = admit_decode_graphs(policy, graphs)
+    said = f"not used: {why_not}" if why_not else "give what eager decoding gives: used"
+    print(f"note: model.decode_graphs: CUDA graphs {said}")
+
+
+def load_for_scoring(
+    name: str, load_in_4bit: bool, dtype: str, max_seq_length: int
+) -> tuple[Any, Any]:
+    """A model folder, hub model or adapter folder, to generate with.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    from unsloth import FastLanguageModel
+
+    with quiet(verbose=False):
+        try:
+            model, tokenizer = FastLanguageModel.from_pretrained(
+                local_or_hub(name),
+                max_seq_length=max_seq_length,
+                dtype=_torch_dtype(dtype),
+                load_in_4bit=load_in_4bit,
+                **TRUSTED,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"cannot load the model '{name}': {reason}") from None
+    return model, _settle(model, tokenizer)
+
+
+def _settle(policy: Any, tokenizer: Any) -> Any:
+    """Left padding, a padding token, and no sampling habits; returns the tokenizer.
+
+    Models ship sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1) that generate()
+    would mix into every setting left unsaid. Ours come from the YAML alone.
+    """
+    from transformers import GenerationConfig
+
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    policy.generation_config = GenerationConfig(
+        eos_token_id=policy.generation_config.eos_token_id or tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer
+
+
+def drop_reference_copy(policy: Any) -> None:
+    """Remove the copy of the adapter that stock trl adds as its reference.
+
+    Without it trl scores the reference with the adapter off, which a new adapter changes nothing
+    of; the kinds of which that is not true are scored before (posttrain/model/adapter.py).
+    """
+    if "ref" in policy.peft_config:
+        policy.delete_adapter("ref")
+
+
+@contextlib.contextmanager
+def full_precision(policy: Any, arguments: Any) -> Iterator[None]:
+    """Build a trainer whose policy in float32 stays in it where neither bf16 nor fp16 is asked for.
+
+    On a GPU Unsloth's trainers would switch mixed precision on. They leave it off under the value
+    of this variable that means "the weights have the precision that is wanted".
+    """
+    import torch
+
+    variable = "UNSLOTH_MIXED_PRECISION"
+    earlier = os.environ.get(variable)
+    mixed = arguments.bf16 or arguments.fp16 or policy.dtype != torch.float32
+    if not mixed:
+        os.environ[variable] = "bfloat16"
+    evaluation = arguments.bf16_full_eval
+    try:
+        yield
+    finally:
+        if not mixed:
+            arguments.bf16_full_eval = evaluation
+            if earlier is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = earlier
+
+
+def training_mode(policy: Any) -> None:
+    """Put the policy in training mode, in which Unsloth pads and attends as training does."""
+    from unsloth import FastLanguageModel
+
+    FastLanguageModel.for_training(policy)
+
+
+@contextlib.contextmanager
+def inference_mode(policy: Any) -> Iterator[None]:
+    """Put the policy in Unsloth's inference mode, without gradients, and back in training mode."""
+    import torch
+    from unsloth import FastLanguageModel
+
+    FastLanguageModel.for_inference(policy)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        training_mode(policy)
+
+
+def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the adapter and the tokenizer, in safetensors and JSON.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
+    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was read here, or it is saved too
+    tokenizer.padding_side = "left"  # trainers and modes of Unsloth's turn it
+    try:
+        adapter.save(policy, folder)
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors and torch wrap the system's error, each in its own
+        if not is_disk_full(error, folder.parent):
+            raise
+        raise disk_full_error(folder.parent) from error

@@ -1,0 +1,142 @@
+"""Answer conversations through an OpenAI-compatible server: vLLM, llama.cpp, Ollama and others."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from eval import Completion, Conversation, Generate
+from posttrain.base.errors import ConfigError
+from posttrain.settings import Evaluation
+
+TRIES = 4
+PATIENCE_S = 600.0  # a busy CPU server may take minutes for one long reply
+LONGEST_PAUSE_S = 60.0  # that a server may ask for
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+
+def is_url(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def server_generator(
+    url: str, evaluation: Evaluation, seed: int, model: str | None = None
+) -> Generate:
+    """A generate function over `URL/chat/completions`, `evaluation.batch_size` requests at a time.
+
+    See `asker`.
+    """
+    ask = asker(url, evaluation, model)
+
+    def generate(conversations: Sequence[Conversation]) -> list[Completion]:
+        seeds = range(seed, seed + len(conversations))
+        with ThreadPoolExecutor(evaluation.batch_size) as pool:
+            return list(pool.map(ask, conversations, seeds))
+
+    return generate
+
+
+def asker(
+    url: str,
+    evaluation: Evaluation,
+    model: str | None = None,
+    key_variable: str = KEY_VARIABLE,
+    patience_s: float = PATIENCE_S,
+) -> Callable[[Conversation, int], Completion]:
+    """A function that has one conversation answered, given a seed; any thread may call it.
+
+    Without `model`, the first one that the server lists is asked. A key is taken from the
+    environment. An answer that takes longer than `patience_s`, and busy or failing ones, are asked
+    for again with growing pauses, or after the pause that the server names.
+
+    Raises:
+        ConfigError: the server cannot be reached, refuses the request or answers something else.
+    """
+    client = _client(url, key_variable, patience_s)
+    name = model or _first_model(_request(client, "GET", "/models"), url)
+
+    def ask(conversation: Conversation, seed: int) -> Completion:
+        body = {
+            "model": name,
+            "messages": conversation,
+            "max_tokens": evaluation.max_new_tokens,
+            "temperature": evaluation.temperature,
+            "seed": seed,
+        }
+        return _completion(_request(client, "POST", "/chat/completions", body), url)
+
+    return ask
+
+
+def _client(url: str, key_variable: str, patience_s: float) -> httpx.Client:
+    base = url.rstrip("/")
+    base = base if base.endswith("/v1") else f"{base}/v1"
+    key = os.environ.get(key_variable, "").strip()
+    if not (key.isascii() and key.isprintable()):  # an HTTP library's message would show the key
+        raise ConfigError(f"{key_variable} holds a character that no key has, such as a line break")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        client = httpx.Client(base_url=base, headers=headers, timeout=patience_s, trust_env=False)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{url} is not a URL: {error}") from None
+    if not client.base_url.host:
+        raise ConfigError(f"{url} is not a URL: it names no host")
+    return client
+
+
+def _request(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:
+    """The JSON answer, after up to TRIES tries."""
+    where = f"{client.base_url}{path.lstrip('/')}"
+    for attempt in range(TRIES):
+        pause = 0.5 * 2**attempt
+        try:
+            response = client.request(method, path, json=body)
+            if response.is_success:
+                return response.json()
+            problem = f"status {response.status_code}"
+            if response.status_code < 500 and response.status_code != 429:
+                said = _without_key(client, response.text)[:300]
+                raise ConfigError(f"{where} refused the request: {problem}: {said}")
+            pause = max(pause, _pause_asked_for(response))
+        except httpx.TransportError as error:
+            problem = str(error) or type(error).__name__
+        except ValueError:
+            problem = "an answer that is not JSON"
+        if attempt + 1 < TRIES:
+            time.sleep(pause)
+    raise ConfigError(
+        f"no answer from {where}: {problem} ({TRIES} tries); is a server running there?"
+    )
+
+
+def _pause_asked_for(response: httpx.Response) -> float:
+    """Seconds of a Retry-After header (RFC 9110, 10.2.3); 0 where it is missing or a date."""
+    asked = response.headers.get("Retry-After", "")
+    return min(float(asked), LONGEST_PAUSE_S) if asked.isdecimal() else 0.0
+
+
+def _without_key(client: httpx.Client, text: str) -> str:
+    """Text of the server, which may quote the key that it was sent."""
+    key = client.headers.get("Authorization", "").removeprefix("Bearer ")
+    return text.replace(key, "[key]") if key else text
+
+
+def _first_model(answer: Any, url: str) -> str:
+    try:
+        return str(answer["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"{url} lists no models: not an OpenAI-compatible server?") from None
+
+
+def _completion(answer: Any, url: str) -> Completion:
+    try:
+        choice = answer["choices"][0]
+        text = choice["message"]["content"] or ""
+        truncated = choice["finish_reason"] == "length"
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"{url} answered without a choice: {str(answer)[:200]}") from None
+    tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
+    return Completion(text=text, tokens=tokens, truncated=truncated)

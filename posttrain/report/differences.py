@@ -1,0 +1,72 @@
+"""Settings that differ: from their defaults, or between runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from posttrain.report.record import Record
+from posttrain.settings import DPOSettings, GRPOSettings
+
+ABSENT = object()
+
+
+def from_defaults(record: Record) -> list[tuple[str, str, str]]:
+    """(key path, value, default) of every setting that is not at its default.
+
+    A setting without a default is always there, with an empty one.
+    """
+    settings = GRPOSettings if record.method == "GRPO" else DPOSettings
+    defaults = dict(_defaults(settings))
+    found = []
+    for key, value in _leaves(record.config, defaults):
+        default = defaults.get(key, ABSENT)
+        if value != default:
+            shown = "" if default is ABSENT else _shown(default)
+            found.append((key, _shown(value), shown))
+    return found
+
+
+def between(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
+    """(key path, value in each run) of every setting in which runs that have it differ."""
+    values = [dict(_leaves(record.config, {})) for record in records]
+    keys = dict.fromkeys(key for each in values for key in each if key != "run.name")
+    found = []
+    for key in keys:
+        known = [each[key] for each in values if key in each]  # DPO and GRPO do not have the same
+        if any(value != known[0] for value in known):
+            row = [_shown(each[key]) if key in each else "" for each in values]
+            found.append((key, row))
+    return found
+
+
+def _leaves(values: Mapping[str, Any], stop: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:
+    """(key path, value) of nested settings; a path in `stop` is not gone into."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value and key not in stop:
+            yield from _leaves(value, stop, f"{key}.")
+        else:
+            yield key, value
+
+
+def _defaults(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key path, default) of every setting that has one, as it stands in config.yaml."""
+    for name, field in settings.model_fields.items():
+        key, kind = f"{prefix}{name}", field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _defaults(kind, f"{key}.")
+        elif not field.is_required():
+            yield key, field.get_default(call_default_factory=True)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(_shown(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+    return str(value)

@@ -1,0 +1,231 @@
+"""The model card: what a run folder's README.md says to whoever is handed the model."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import write_text
+from posttrain.report import read_run, record, table_rows
+from posttrain.report.export_words import in_words
+from posttrain.report.record import read_exports
+from posttrain.report.snippets import snippets
+from posttrain.settings.strict_yaml import dump_yaml, read_yaml
+
+# Licences of what the configs name, as their pages on the hub state them.
+LICENCES = {
+    "AIffl/french_orca_dpo_pairs": "apache-2.0",
+    "Qwen/Qwen2.5-0.5B-Instruct": "apache-2.0",
+    "assets/demo_data": "apache-2.0",
+    "assets/demo_model": "apache-2.0",
+    "jpacifico/french-orca-dpo-pairs-revised": "apache-2.0",
+    "openai/gsm8k": "mit",
+}
+UNKNOWN = "licence not known here; see its source"
+METHODS = {
+    "DPO": {
+        "name": "DPO",
+        "scored": "pairs and prompts",
+        "url": "https://arxiv.org/abs/2305.18290",
+        "text": (
+            "Direct Preference Optimization ([Rafailov et al. 2023]"
+            "(https://arxiv.org/abs/2305.18290)), loss {losses}, beta {beta:g}: the policy "
+            "learns to raise `log pi(chosen)/ref(chosen) - log pi(rejected)/ref(rejected)`, where "
+            "the reference is the base model."
+        ),
+    },
+    "GRPO": {
+        "name": "GRPO",
+        "scored": "problems",
+        "url": "https://arxiv.org/abs/2402.03300",
+        "text": (
+            "Group Relative Policy Optimization ([Shao et al. 2024]"
+            "(https://arxiv.org/abs/2402.03300)), loss {losses}, {group} completions a prompt, "
+            "beta {beta:g}. The advantage of a completion is its reward minus the mean of its "
+            "group, divided by the {scale}. Rewards: {rewards}."
+        ),
+    },
+}
+
+
+def write_model_card(run: Path, repository: str | None = None) -> Path:
+    """Write README.md into a run folder.
+
+    Args:
+        run: A run folder with at least config.yaml and environment.json.
+        repository: Name on the hub that the snippets load from; the folder's files without it.
+
+    Raises:
+        ConfigError: the folder is not a run's.
+    """
+    path = run / "README.md"
+    write_text(path, render_model_card(run, repository))
+    return path
+
+
+def render_model_card(run: Path, repository: str | None = None) -> str:
+    """The text of the card; see `write_model_card`."""
+    import jinja2
+
+    if not (run / "config.yaml").is_file() or not (run / "environment.json").is_file():
+        raise ConfigError(f"{run}: not a run folder (config.yaml or environment.json is missing)")
+    settings = read_yaml(run / "config.yaml")
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    template = Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8")
+    rendering = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return rendering.from_string(template).render(_facts(run, settings, environment, repository))
+
+
+def _facts(
+    run: Path, settings: dict[str, Any], environment: dict[str, Any], repository: str | None
+) -> dict[str, Any]:
+    """What the template shows."""
+    method = METHODS["GRPO" if "rewards" in settings else "DPO"]
+    measures = read_run(run) if (run / "eval" / "comparison.json").exists() else {}
+    exports = read_exports(run)
+    name = settings["run"]["name"]
+    trained = environment.get("trained", {})
+    versions = environment["versions"]
+    return {
+        "front_matter": _front_matter(settings, method["name"], repository or name),
+        "title": repository or name,
+        "verdict": _verdict(method["name"], settings, measures),
+        "base": _source(settings["model"]["name"]),
+        "data": _source(settings["data"]["train"]["path"]),
+        "method": {**method, "text": _method_text(method["text"], settings)},
+        "settings": settings,
+        "trained": trained,
+        "duration": f"{record.read(run).seconds / 60:.0f} minutes",  # of all its sessions
+        "device": environment.get("device", "an unnamed device"),
+        "fingerprint": str(environment.get("data", ""))[:16],
+        "versions": ", ".join(
+            f"{k} {versions[k]}" for k in ("unsloth", "trl", "transformers", "torch")
+        ),
+        "system": settings["prompt"]["system"],
+        "table": _table(measures),
+        "exports": {
+            key: {**export, "checks": "; ".join(map(_said, export["checks"]))}
+            for key, export in exports.items()
+        },
+        "snippets": snippets(settings, exports, repository),
+        "limitations": _limitations(settings, measures),
+        "yaml": dump_yaml(_without_folders(settings)),
+    }
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings with absolute paths cut to their last part: whose machine it was is nobody's."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _licence(name: str) -> str | None:
+    """Licence of a hub name or file that the configs name, None if it is not one of them."""
+    return next((v for k, v in LICENCES.items() if name == k or name.startswith(f"{k}/")), None)
+
+
+def _source(name: str) -> dict[str, str]:
+    """Where something came from: its hub name, or the last part of a path of some machine."""
+    known = _licence(name)
+    local = Path(name).is_absolute() or name.startswith((".", "~"))
+    return {"name": f"`{Path(name).name if local else name}`", "licence": known or UNKNOWN}
+
+
+def _front_matter(settings: dict[str, Any], method: str, name: str) -> str:
+    """The card's metadata block, which the hub reads."""
+    from huggingface_hub import ModelCardData
+
+    base, data = settings["model"]["name"], settings["data"]["train"]["path"]
+    on_hub = re.compile(r"(?!assets/)[\w.-]+/[\w.-]+")
+    card = ModelCardData(
+        base_model=base if on_hub.fullmatch(base) else None,
+        datasets=[data] if on_hub.fullmatch(data) else None,
+        language=["fr"] if method == "DPO" else ["en"],
+        library_name="peft",
+        license=_licence(base),
+        model_name=name,
+        pipeline_tag="text-generation",
+        tags=["trl", "unsloth", "lora", method.lower()],
+    )
+    return f"---\n{card.to_yaml()}\n---"
+
+
+def _method_text(text: str, settings: dict[str, Any]) -> str:
+    training = settings["training"]
+    losses = training["loss_type"]
+    scale = "group's standard deviation"
+    if training.get("scale_rewards") == "batch":
+        scale = "standard deviation of the batch"
+    elif training.get("scale_rewards") == "none":
+        scale = "number 1 (not scaled)"
+    return text.format(
+        losses=losses if isinstance(losses, str) else " + ".join(losses),
+        beta=training["beta"],
+        group=training.get("num_generations"),
+        scale=scale,
+        rewards=", ".join(f"{k} (weight {v:g})" for k, v in settings.get("rewards", {}).items()),
+    )
+
+
+def _verdict(method: str, settings: dict[str, Any], measures: dict[str, dict[str, Any]]) -> str:
+    """One sentence: what was done to what, and what came of it."""
+    base, data = _source(settings["model"]["name"]), _source(settings["data"]["train"]["path"])
+    done = f"A LoRA adapter for {base['name']}, trained with {method} on {data['name']}."
+    if not measures:
+        return done
+    _, measure, before, after, _, _, n = table_rows([("", measures)])[1]
+    return f"{done} On {n} held-out items, {measure} went from {before} to {after}."
+
+
+def _table(measures: dict[str, dict[str, Any]]) -> str:
+    """The before/after table in Markdown, empty if there is none."""
+    if not measures:
+        return ""
+    head, *rows = (row[1:] for row in table_rows([("", measures)]))
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _said(check: dict[str, Any]) -> str:
+    name, value, limit = in_words(check)
+    limit = f" ({limit})" if limit else ""
+    return f"{name}: {value}{limit}{'' if check['passed'] else ', **failed**'}"
+
+
+def _limitations(settings: dict[str, Any], measures: dict[str, dict[str, Any]]) -> list[str]:
+    """What the results do not show."""
+    first = next(iter(measures.values()), None)
+    lines = [
+        "Scored only on what the table names. Nothing is known about safety, factual knowledge or "
+        "other languages and tasks; the model can be confidently wrong."
+    ]
+    if first:
+        lines.append(
+            f"{first['n']} held-out items of the training data's own kind: an interval tells what "
+            "other items of this kind would give, not what other kinds would. One seed was trained."
+        )
+    if "rewards" in settings:
+        lines.append(
+            "Rewards see the final number, not the reasoning: steps can be wrong where the answer "
+            "is right."
+        )
+    else:
+        lines.append(
+            "Preferences were taken as they are in the data; whatever separates chosen from "
+            "rejected replies there, length included, was taught."
+        )
+    if settings["model"]["load_in_4bit"]:
+        lines.append(
+            "Trained on 4-bit base weights. An export applies the adapter to the 16-bit weights, "
+            "which differ from them a little; its parity is in the table of exports."
+        )
+    if settings.get("lora", {}).get("init") == "loftq":
+        lines.append(
+            "The adapter started (LoftQ) at what 4-bit rounding had lost, so it belongs to the "
+            "4-bit weights: on the 16-bit weights, as in an export, it adds that a second time."
+        )
+    return lines

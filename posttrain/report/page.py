@@ -1,0 +1,120 @@
+"""The report page: one HTML file that asks for nothing, on a phone or a screen, light or dark.
+
+Importing this loads matplotlib and jinja2: only what draws may import it.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from posttrain.base.files import write_bytes, write_text
+from posttrain.report import differences, drawing, plots, record, samples, story
+from posttrain.report.record import Record
+from posttrain.report.verdict import verdict
+
+PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write_report(run: Path, files: bool = True) -> Path:
+    """Draw report.html of a run folder, finished or not, and with `files` plots/*.png.
+
+    Returns the page.
+
+    Raises:
+        ConfigError: there is no trace of a run in it.
+    """
+    found = record.read(run)
+    pictures = plots.plots(found)
+    (found.path / "plots").mkdir(exist_ok=True)
+    for plot in pictures if files else ():
+        write_bytes(found.path / "plots" / f"{plot.name}.png", drawing.render_png(plot))
+    page = found.path / "report.html"
+    write_text(page, render(found, pictures))
+    return page
+
+
+def write_comparison(runs: Sequence[Path], page: Path) -> Path:
+    """Write a page that compares several runs."""
+    records = [record.read(run) for run in runs]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(page, render_comparison(records))
+    return page
+
+
+def render(found: Record, pictures: Sequence[drawing.Plot]) -> str:
+    """The page of one run."""
+    shown = {plot.name: _picture(plot) for plot in pictures}
+    replies, rights = samples.pairs(found)
+    return PAGES.get_template("page.html.j2").render(
+        run=found,
+        verdict=verdict(found),
+        facts=story.facts(found),
+        changes=story.changes(found),
+        scores=shown.pop("scores", None),
+        pictures=list(shown.values()),
+        replies=replies,
+        flips=story.flips(found, rights) if rights else [],
+        rollouts=samples.rollouts(found),
+        data=story.data_warnings(found),
+        health=story.health(found),
+        exports=story.exports(found),
+        settings=differences.from_defaults(found),
+        changed=_changed_arguments(found),
+        environment=_environment(found.environment),
+    )
+
+
+def render_comparison(records: Sequence[Record]) -> str:
+    """The page that compares runs."""
+    return PAGES.get_template("comparison.html.j2").render(
+        runs=[
+            {
+                "record": found,
+                "verdict": verdict(found),
+                "facts": story.facts(found),
+                "changes": story.changes(found),
+            }
+            for found in records
+        ],
+        pictures=[_picture(plot) for plot in plots.compared(records)],
+        settings=differences.between(records),
+    )
+
+
+def _picture(plot: drawing.Plot) -> dict[str, Any]:
+    # What matplotlib wrote is its own markup, with every text in it escaped.
+    return {"title": plot.title, "about": plot.about, "svg": Markup(drawing.render_svg(plot))}
+
+
+def _changed_arguments(found: Record) -> list[tuple[str, str, str]]:
+    changed = record.section(found.environment, "changed_arguments")
+    return [
+        (name, json.dumps(values.get("asked")), json.dumps(values.get("used")))
+        for name, values in changed.items()
+        if isinstance(values, dict)
+    ]
+
+
+def _environment(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where and with what it ran, a line each."""
+    command = values.get("command")
+    lines = {
+        "started": values.get("started"),
+        "command": " ".join(map(str, command)) if isinstance(command, list) else command,
+        "commit": values.get("git"),
+        "data fingerprint": values.get("data"),
+        "platform": values.get("platform"),
+        "Python": values.get("python"),
+        **record.section(values, "versions"),
+    }
+    return [(name, str(value)) for name, value in lines.items() if value]

@@ -1,0 +1,146 @@
+"""The run folder: opened, described, gone on from, and finished with a comparison."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from posttrain.base import distributed
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import jsonl_rows, write_json, write_text
+from posttrain.run.checkpoint import CheckpointStore, differences, verify
+from posttrain.run.environment import environment
+from posttrain.settings import Section
+from posttrain.settings.strict_yaml import dump_yaml, read_yaml
+
+# Sections that shape neither training nor scores.
+NOT_SHAPING = ("run", "tracking", "health", "export")
+
+
+class RunFolder:
+    """A folder that is readable and complete with no account anywhere. See README, "Run folder"."""
+
+    def __init__(self, path: Path) -> None:
+        self.shared = path
+        """The folder that the user asked for, also in processes that must not write there."""
+        self.path = distributed.own_folder(path)
+        self.checkpoints = CheckpointStore(path / "checkpoints")
+        self.adapter = self.path / "adapter"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.health = self.path / "health.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        """The last thing that a run writes is there."""
+        return (self.shared / "eval" / "comparison.json").exists()
+
+    def is_done(self, settings: Section, resume: str) -> bool:
+        """Whether the folder holds a finished run, which `--resume auto` leaves as it is.
+
+        Raises:
+            ConfigError: it does, but of other settings.
+        """
+        if resume != "auto" or not self.finished:
+            return False
+        earlier = read_yaml(self.shared / "config.yaml")
+        asked = settings.model_dump(mode="json")
+        for name in NOT_SHAPING:  # exports, for one, can be added to a finished run
+            earlier[name] = asked[name]
+        changed = differences("", earlier, asked)
+        if changed:
+            raise ConfigError(
+                f"{self.path} is a finished run of other settings:\n         "
+                + "\n         ".join(changed)
+                + '\n       give another --output, or "--resume never" to start over (the old '
+                "folder is moved aside)"
+            )
+        return True
+
+    def checkpoint(self, resume: str) -> Path | None:
+        """The checkpoint to go on from, for `--resume auto|never|PATH`.
+
+        Raises:
+            ConfigError: the path is not a checkpoint.
+            CheckpointError: every checkpoint is damaged.
+        """
+        if resume == "never" or not distributed.is_main():  # the others are told once they train
+            return None
+        if resume == "auto":
+            return self.checkpoints.newest()
+        problems = verify(Path(resume).absolute())
+        if problems:
+            raise ConfigError(f"--resume {resume}: not a whole checkpoint: {problems[0]}")
+        return Path(resume).absolute()
+
+    def open(self, fresh: bool) -> None:
+        """Make the folder; with `fresh`, one that is already there is moved aside, not deleted.
+
+        So are the results of a finished run that `--resume PATH` trains on: until it is finished
+        again, it has no comparison, and no exports of its weights.
+        """
+        if fresh and self.path.exists():
+            number = 1
+            while (aside := self.path.with_name(f"{self.path.name}.previous-{number}")).exists():
+                number += 1
+            self.path.rename(aside)
+            print(f"Moved the earlier run to {aside}")
+        for name in ("eval/comparison.json", "export.json"):
+            if (self.path / name).exists():
+                earlier = (self.path / name).with_suffix(".previous.json")
+                (self.path / name).replace(earlier)
+                print(f"Moved {name} of the finished run to {earlier.name}")
+        (self.path / "eval").mkdir(parents=True, exist_ok=True)
+        if distributed.is_main():
+            self.checkpoints.folder.mkdir(exist_ok=True)
+
+    def describe(self, settings: Section, facts: dict[str, Any]) -> None:
+        """Write config.yaml (resolved) and environment.json (`facts` are added to it)."""
+        values = settings.model_dump(mode="json")
+        write_text(self.path / "config.yaml", dump_yaml(values))
+        write_json(self.path / "environment.json", {**environment(), **facts})
+
+    def amend(self, facts: dict[str, Any]) -> None:
+        """Add facts to environment.json, such as why a run stopped."""
+        path = self.path / "environment.json"
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        write_json(path, {**earlier, **facts})
+
+    def identity(self, settings: Section, facts: dict[str, Any]) -> dict[str, Any]:
+        """What must be the same for a checkpoint, and the scores taken before it, to be of this
+        run: the settings that shape training and scores, the data, the base model's weights, and
+        the versions."""
+        values = settings.model_dump(mode="json", exclude=set(NOT_SHAPING))
+        for name in ("save_total_limit", "logging_steps"):
+            values["training"].pop(name)
+        now = environment()
+        return {
+            "settings": values,
+            "data": facts["data"],
+            "weights": facts["weights"],
+            "versions": now["versions"],
+            "processes": now["processes"],
+        }
+
+    def write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Write eval/NAME.jsonl whole."""
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(self.path / "eval" / f"{name}.jsonl", "".join(lines))
+
+    def read_rows(self, name: str) -> list[dict[str, Any]] | None:
+        """Rows of eval/NAME.jsonl, None if it was not written."""
+        path = self.path / "eval" / f"{name}.jsonl"
+        return jsonl_rows(path) if path.exists() else None
+
+    def write_comparison(self, comparison: dict[str, dict[str, Any]]) -> None:
+        """Write eval/before.json, eval/after.json and, last, eval/comparison.json."""
+        for side in ("before", "after"):
+            write_json(
+                self.path / "eval" / f"{side}.json",
+                {name: values[side] for name, values in comparison.items()},
+            )
+        differences = {
+            name: {key: values[key] for key in ("difference", "low", "high", "p_value", "n")}
+            for name, values in comparison.items()
+        }
+        write_json(self.path / "eval" / "comparison.json", differences)

@@ -1,0 +1,81 @@
+"""The replies of an evaluation on disk: kept as they come, read back, gone on from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.gsm8k import ScoredReply, rescore
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.files import cut_off_half_line, write_json
+
+
+def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], ScoredReply]:
+    """Replies of an earlier, interrupted call with the same request.
+
+    Raises:
+        ConfigError: the folder belongs to another request.
+    """
+    check_request(folder, request)
+    replies = folder / "replies.jsonl"
+    if not replies.exists():
+        return {}
+    cut_off_half_line(replies)
+    kept = read_replies(replies)
+    if kept:
+        print(f"{len(kept)} replies kept from an earlier call")
+    return {(reply.question, reply.sample): reply for reply in kept}
+
+
+def claim(folder: Path, request: dict[str, Any]) -> None:
+    """Make the folder that of the request, in request.json.
+
+    Raises:
+        ConfigError: it belongs to another request.
+    """
+    check_request(folder, request)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "request.json", request)
+
+
+def check_request(folder: Path, request: dict[str, Any]) -> None:
+    """Check that the folder is not that of another request.
+
+    Raises:
+        ConfigError: it is.
+    """
+    path = folder / "request.json"
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{k} was {earlier.get(k)!r}, now {v!r}"
+            for k, v in request.items()
+            if earlier.get(k) != v
+        ]
+        if changed:
+            raise ConfigError(
+                f"{folder} holds another evaluation ({'; '.join(changed)}); give another --output "
+                "or remove it"
+            )
+
+
+def read_replies(path: Path) -> list[ScoredReply]:
+    """The replies in a file, scored afresh. A last line that was cut off is left out.
+
+    Raises:
+        DataError: another line is not a reply.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    *lines, rest = text.split("\n")  # not splitlines: a reply may hold other line separators
+    replies = []
+    for number, line in enumerate([*lines, rest] if rest else lines, start=1):
+        try:
+            replies.append(rescore(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number > len(lines):
+                break
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"{path}: line {number} is not a scored reply: {reason}") from None
+    return replies

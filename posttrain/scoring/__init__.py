@@ -1,0 +1,1 @@
+"""Scores of pairs and of problems, before and after, and the verdicts of a judge."""

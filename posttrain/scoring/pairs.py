@@ -1,0 +1,160 @@
+"""How a DPO run is scored, before its first step and after its last.
+
+By its held-out pairs, by what its replies to their prompts are like, by how far it moved from the
+reference, and by problem sets that it was not trained for. Everything scored is kept in eval/.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval import Completion, Conversation, measures, preference, replies
+from eval.gsm8k import ScoredReply, compare_replies, rescore
+from eval.preference import Pair, ScoredPair
+from eval.replies import MeasuredReply
+from posttrain.data.render import render
+from posttrain.data.report import lengths
+from posttrain.model import inference
+from posttrain.model.log_probs import pair_log_probs, token_log_probs
+from posttrain.run.folder import RunFolder
+from posttrain.scoring import problem_sets
+from posttrain.settings import DPOSettings
+
+ROWS_AT_ONCE = 8  # scored at once where evaluation.batch_size is null
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One side, before or after."""
+
+    pairs: list[ScoredPair]
+    replies: list[MeasuredReply]
+    """One reply a prompt, as evaluation.temperature has them."""
+    divergence: list[float]
+    """KL to the reference in nats a token, of one reply a prompt sampled at temperature 1."""
+    problems: dict[str, list[ScoredReply]]
+
+    def measures(self) -> dict[str, list[float]]:
+        """Per measure, one score a row; without replies, nothing about them."""
+        found = preference.scores(self.pairs)
+        if self.replies:
+            found.update(replies.scores(self.replies), kl_per_token=self.divergence)
+        return found
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    pairs: list[Pair],
+    problems: problem_sets.Problems,
+    settings: DPOSettings,
+    run: RunFolder,
+    side: str,
+) -> Scores:
+    """Score the policy and write what was scored to eval/SIDE*.jsonl."""
+    print(f"Scoring {len(pairs)} held-out pairs ({side} training)")
+    scored = score_pairs(model, tokenizer, pairs, settings)
+    run.write_rows(side, [preference.as_row(p, s) for p, s in zip(pairs, scored, strict=True)])
+    asked = pairs[: settings.evaluation.replies]
+    prompts = [list(pair.prompt) for pair in asked]
+    generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
+    measured = replies.measure(generate(prompts))
+    run.write_rows(f"{side}_replies", map(_reply_row, [side] * len(asked), asked, measured))
+    sampled, divergence = sample(model, tokenizer, prompts, settings)
+    rows = zip(asked, sampled, divergence, strict=True)
+    run.write_rows(f"{side}_samples", [_sample_row(side, *row) for row in rows])
+    also = {}
+    for each in settings.evaluation.also:
+        print(f"Scoring {len(problems[each.name])} problems of {each.name} ({side} training)")
+        also[each.name] = problem_sets.score(model, tokenizer, each, problems[each.name], settings)
+        run.write_rows(f"{side}_problems_{each.name}", [r.as_row() for r in also[each.name]])
+    return Scores(scored, measured, divergence, also)
+
+
+def score_pairs(
+    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings
+) -> list[ScoredPair]:
+    """Implicit rewards of the pairs, and the lengths of their replies."""
+    batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
+    policy, reference = (
+        pair_log_probs(model, tokenizer, pairs, batch_size, adapter_off)
+        for adapter_off in (False, True)
+    )
+    tokens = [(length.chosen, length.rejected) for length in lengths.measure(pairs, tokenizer)]
+    return preference.score_pairs(policy, reference, tokens, settings.training.beta)
+
+
+def sample(
+    model: Any, tokenizer: Any, prompts: Sequence[Conversation], settings: DPOSettings
+) -> tuple[list[Completion], list[float]]:
+    """A reply to each prompt, sampled from the policy as it is, and its KL to the reference."""
+    evaluation = settings.evaluation.model_copy(
+        update={"temperature": 1.0, "stop_at_answer": False}
+    )
+    sampled = inference.generator(model, tokenizer, evaluation, settings.training.seed)(prompts)
+    sequences = []
+    for turns, reply in zip(prompts, sampled, strict=True):
+        prompt = tokenizer(render(tokenizer, turns), add_special_tokens=False)
+        sequences.append(([*prompt["input_ids"], *reply.ids], len(prompt["input_ids"])))
+    batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
+    policy, reference = (
+        token_log_probs(model, tokenizer, sequences, batch_size, adapter_off, "samples")
+        for adapter_off in (False, True)
+    )
+    return sampled, [replies.kl_per_token(*both) for both in zip(policy, reference, strict=True)]
+
+
+def read_scores(run: RunFolder, settings: DPOSettings) -> Scores | None:
+    """The scores that an interrupted run took before its first step, if all are there."""
+    names = [each.name for each in settings.evaluation.also]
+    files = ["before", "before_replies", "before_samples"]
+    found = [run.read_rows(name) for name in (*files, *(f"before_problems_{n}" for n in names))]
+    rows = [each for each in found if each is not None]
+    if len(rows) < len(found):
+        return None
+    pairs, answers, samples, *problems = rows
+    return Scores(
+        [ScoredPair(**{name: row[name] for name in ScoredPair.__annotations__}) for row in pairs],
+        [
+            MeasuredReply(**{name: row[name] for name in MeasuredReply.__annotations__})
+            for row in answers
+        ],
+        [row["kl_per_token"] for row in samples],
+        {name: [rescore(row) for row in each] for name, each in zip(names, problems, strict=True)},
+    )
+
+
+def compare_scores(before: Scores, after: Scores) -> dict[str, dict[str, Any]]:
+    """Every measure before and after with its paired difference; those of a problem set are
+    called NAME/MEASURE."""
+    comparison = measures.compare(before.measures(), after.measures())
+    for name in before.problems:
+        of_set = compare_replies(before.problems[name], after.problems[name])
+        comparison.update({f"{name}/{measure}": found for measure, found in of_set.items()})
+    return comparison
+
+
+def _reply_row(side: str, pair: Pair, reply: MeasuredReply) -> dict[str, Any]:
+    return {**_asked(side, pair), **vars(reply)}
+
+
+def _sample_row(side: str, pair: Pair, reply: Completion, divergence: float) -> dict[str, Any]:
+    return {
+        **_asked(side, pair),
+        "text": reply.text,
+        "tokens": reply.tokens,
+        "ended": not reply.truncated,
+        "kl_per_token": divergence,
+    }
+
+
+def _asked(side: str, pair: Pair) -> dict[str, Any]:
+    """The last user turn, and what came before it."""
+    system = [turn["content"] for turn in pair.prompt if turn["role"] == "system"]
+    earlier = [turn for turn in pair.prompt[:-1] if turn["role"] != "system"]
+    return {
+        "side": side,
+        "system": "\n".join(system) or None,
+        "earlier": earlier,
+        "prompt": pair.prompt[-1]["content"],
+    }

@@ -1,0 +1,61 @@
+"""Problem sets beside the pairs of a DPO run: a check that training on pairs lost nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval import conversation
+from eval.gsm8k import MGSM_OVERLAP, SYSTEM, Problem, ScoredReply, evaluate
+from eval.preference import Pair
+from posttrain.base.errors import DataError, quoted
+from posttrain.data.problems import load_evaluation, seen_in_training
+from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.model import inference
+from posttrain.settings import DPOSettings, ProblemSet
+
+Problems = dict[str, list[Problem]]
+"""The problems of each set, by its name."""
+
+
+def load(settings: DPOSettings, train: Sequence[Pair], tokenizer: Any) -> Problems:
+    """The problems of `evaluation.also` that fit model.max_seq_length.
+
+    Raises:
+        DataError: a row that breaks a rule, or a question that is a user turn of a training pair.
+    """
+    turns = [turn["content"] for pair in train for turn in pair.prompt if turn["role"] == "user"]
+    sets = settings.evaluation.also
+    found = {each.name: _load(each, turns, tokenizer, settings) for each in sets}
+    if found:
+        sizes = ", ".join(f"{name} ({len(problems)})" for name, problems in found.items())
+        print(f"Also scored before and after: {sizes}")
+    if any("mgsm" in each.path.lower() for each in sets):
+        print(MGSM_OVERLAP)
+    return found
+
+
+def _load(
+    each: ProblemSet, trained_on: Sequence[str], tokenizer: Any, settings: DPOSettings
+) -> list[Problem]:
+    problems = load_evaluation(each, each.columns)
+    shared = seen_in_training(problems, trained_on)
+    if shared:
+        raise DataError(
+            f"evaluation.also: {each.name}: {len(shared)} of {len(problems)} questions are prompts "
+            f"of {settings.data.train.path}, such as {quoted(shared[0].question)}; a score on "
+            "questions that were trained on says nothing. Remove those rows, or the set"
+        )
+    prompts = [render(tokenizer, conversation(p.question, SYSTEM[each.language])) for p in problems]
+    lengths = token_lengths(tokenizer, prompts)
+    limit = settings.model.max_seq_length - each.max_new_tokens
+    return drop_overlong(problems, lengths, limit, settings.data.overlong, each.name)
+
+
+def score(
+    model: Any, tokenizer: Any, each: ProblemSet, problems: list[Problem], settings: DPOSettings
+) -> list[ScoredReply]:
+    """Answer the problems greedily under the standard system prompt, and score the replies."""
+    evaluation = settings.evaluation.model_copy(
+        update={"temperature": 0.0, "max_new_tokens": each.max_new_tokens, "stop_at_answer": False}
+    )
+    generate = inference.generator(model, tokenizer, evaluation, settings.training.seed)
+    return evaluate(problems, generate, SYSTEM[each.language])

@@ -1,0 +1,49 @@
+"""Where a model folder comes from: its run's settings, its weights, what it was trained on."""
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.files import model_fingerprint, sha256
+from posttrain.data.pairs import load_pair_set
+from posttrain.data.sources import read_rows
+from posttrain.model import policy
+from posttrain.model.llama_server import is_gguf
+from posttrain.model.server import is_url
+from posttrain.settings import PairData, ProblemData, Prompt
+from posttrain.settings.strict_yaml import read_yaml
+
+
+def run_config(model: str) -> dict[str, Any]:
+    """The settings of the run whose adapter, export or checkpoint this folder is, if any."""
+    if is_url(model):
+        return {}
+    place = Path(model).absolute() if is_gguf(model) else Path(policy.local_or_hub(model))
+    if not place.exists():
+        return {}
+    for folder in list(place.parents)[:2]:
+        path = folder / "config.yaml"
+        settings = read_yaml(path) if path.is_file() else {}
+        if {"model", "data", "training"} <= set(settings):
+            return settings
+    return {}
+
+
+def weights_fingerprint(model: str) -> str | None:
+    """SHA-256 of a GGUF file or a local folder, so that a retrained one is not mistaken."""
+    if is_gguf(model):
+        return sha256(Path(model))
+    if is_url(model) or not (folder := Path(policy.local_or_hub(model))).is_dir():
+        return None
+    return model_fingerprint(folder)
+
+
+def trained_questions(trained: dict[str, Any]) -> list[str]:
+    """The questions of a GRPO run, or every user turn of a DPO run's prompts."""
+    if "rewards" in trained:
+        problems = ProblemData.model_validate(trained["data"])
+        return [row.text(problems.columns.question) for row in read_rows(problems.train)]
+    pairs = load_pair_set(
+        PairData.model_validate(trained["data"]), Prompt.model_validate(trained["prompt"])
+    )
+    turns = [turn for pair in pairs.train for turn in pair.prompt]
+    return [turn["content"] for turn in turns if turn["role"] == "user"]

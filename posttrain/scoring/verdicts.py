@@ -1,0 +1,139 @@
+"""A judge's verdicts: asked for over HTTP, kept as they come, read back and gone on from."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from eval import Completion, Conversation
+from eval.judge import ORDERS, Comparison, Order, Verdict, parse_verdict, question
+from posttrain.base.errors import ConfigError, DataError, PostTrainError
+from posttrain.base.files import append_rows, cut_off_half_line
+from posttrain.base.progress import progress_bar
+
+Ask = Callable[[Conversation, int], Completion]
+Given = dict[tuple[int, Order], Verdict | None]
+"""The verdict on a comparison, by its place, in each order; None for one that cannot be read."""
+
+
+def read_comparisons(run: Path) -> list[Comparison]:
+    """The replies that a DPO run wrote before and after its training, prompt by prompt.
+
+    Raises:
+        ConfigError: it wrote none, or the two sides do not belong together.
+        DataError: a row is not a reply.
+    """
+    before, after = (_rows(run, f"{side}_replies") for side in ("before", "after"))
+    try:
+        if [_asked(row) for row in before] != [_asked(row) for row in after]:
+            raise ConfigError(f"{run}: the replies before and after are not to the same prompts")
+        compared = [
+            Comparison(_conversation(first), first["text"], second["text"], first["system"])
+            for first, second in zip(before, after, strict=True)
+        ]
+    except KeyError as error:
+        raise DataError(f"{run}: a reply in eval/*_replies.jsonl has no {error}") from None
+    if not compared:
+        raise ConfigError(f"{run}: no replies to judge; evaluation.replies was 0")
+    return compared
+
+
+def _rows(run: Path, name: str) -> list[dict[str, Any]]:
+    path = run / "eval" / f"{name}.jsonl"
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError:
+        raise ConfigError(f"{run}: no finished DPO run there ({path} is missing)") from None
+    except ValueError:
+        raise DataError(f"{path}: a line is not JSON") from None
+
+
+def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["system"], row["earlier"], row["prompt"]
+
+
+def _conversation(row: dict[str, Any]) -> str:
+    """The last user turn, below the turns that came before it, if any."""
+    turns = [f"{turn['role']}: {turn['content']}" for turn in row["earlier"]]
+    return "\n\n".join([*turns, f"user: {row['prompt']}"]) if turns else str(row["prompt"])
+
+
+def read_verdicts(path: Path) -> Given:
+    """The verdicts that an earlier call left, their replies read afresh."""
+    if not path.exists():
+        return {}
+    cut_off_half_line(path)
+    given: Given = {}
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                given[row["comparison"], row["order"]] = parse_verdict(row["reply"])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise DataError(f"{path}: line {number} is not a verdict") from None
+    return given
+
+
+def missing(compared: Sequence[Comparison], given: Given) -> list[tuple[int, Order]]:
+    """What is still to be asked; identical replies are not."""
+    return [
+        (place, order)
+        for place, each in enumerate(compared)
+        for order in ORDERS
+        if not each.identical and (place, order) not in given
+    ]
+
+
+def ask_all(
+    compared: Sequence[Comparison],
+    given: Given,
+    ask: Ask,
+    path: Path,
+    language: str,
+    seed: int,
+    at_once: int,
+) -> None:
+    """Ask for every verdict that `given` lacks, `at_once` at a time; fills `given` and the file.
+
+    After an error nothing more is asked, but what is answered by then is kept.
+
+    Raises:
+        ConfigError: the server cannot be reached, refuses the request or answers something else.
+    """
+    todo = missing(compared, given)
+    bar = progress_bar("judging", len(todo), leave=True)
+
+    def keep(asked: tuple[int, Order], reply: Completion | None) -> None:
+        if reply is None:
+            return
+        verdict = given[asked] = parse_verdict(reply.text)
+        row = {"comparison": asked[0], "order": asked[1], "verdict": verdict, "reply": reply.text}
+        append_rows(path, [row])
+        bar.update()
+
+    over = threading.Event()
+
+    def answer(place: int, order: Order) -> Completion | None:
+        if over.is_set():
+            return None
+        try:
+            return ask(question(compared[place], order, language), seed)
+        except PostTrainError:
+            over.set()  # at once: no worker starts on another
+            raise
+
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = {pool.submit(answer, *asked): asked for asked in todo}
+        try:
+            for done in as_completed(waiting):
+                keep(waiting.pop(done), done.result())
+        finally:
+            over.set()
+            pool.shutdown(cancel_futures=True)  # waits for what is under way
+            for late, asked in waiting.items():
+                if not late.cancelled() and late.exception() is None:
+                    keep(asked, late.result())
+            bar.close()

@@ -1,0 +1,249 @@
+"""Every setting of a run, typed and documented: one class a section of the YAML.
+
+`training` uses the names of trl's and transformers' own configuration classes, so that their
+documentation applies; whatever is not spelled out here goes through `training.extra`, which is
+checked against the real class.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from posttrain.settings.data import (
+    PairColumns,
+    PairData,
+    ProblemColumns,
+    ProblemData,
+    ProblemSet,
+    Prompt,
+    Source,
+)
+from posttrain.settings.export import Export
+from posttrain.settings.health import Health, PairHealth, ProblemHealth
+from posttrain.settings.section import Section
+from posttrain.settings.training import DPOTraining, GRPOTraining, Training
+
+__all__ = [
+    "DPOSettings",
+    "DPOTraining",
+    "Evaluation",
+    "Export",
+    "GRPOSettings",
+    "GRPOTraining",
+    "Health",
+    "Lora",
+    "Model",
+    "PairColumns",
+    "PairData",
+    "PairEvaluation",
+    "PairHealth",
+    "ProblemColumns",
+    "ProblemData",
+    "ProblemHealth",
+    "ProblemSet",
+    "Prompt",
+    "RolloutModel",
+    "Run",
+    "Section",
+    "Source",
+    "Tracking",
+    "Training",
+]
+
+
+class Model(Section):
+    name: str
+    """Hub name or folder of the model to train."""
+    revision: str | None = None
+    """Hub revision; ignored by Unsloth when it swaps in a pre-quantised repository."""
+    max_seq_length: int = Field(2048, ge=16)
+    """Longest prompt plus reply, in tokens. A longer row is refused or dropped, never cut."""
+    load_in_4bit: bool = True
+    """QLoRA: base weights in 4-bit NF4. false keeps them in `dtype`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute type of the base weights. auto: the best that the device has."""
+    min_gpu_memory_gb: float = Field(0.0, ge=0)
+    """GPU memory this config needs; a smaller GPU is refused before anything is loaded."""
+    smaller_config: str | None = None
+    """The config to name when this one does not fit the GPU."""
+
+
+class RolloutModel(Model):
+    """A model that also samples the completions that it learns from."""
+
+    decode_graphs: bool = False
+    """Decode rollouts by CUDA graphs, once they gave the same bits as eager decoding at start-up.
+    Not yet proven on a GPU."""
+    fast_inference: Literal["never", "auto", "always"] = "never"
+    """Sample rollouts with vLLM; auto: where it is installed and there is a GPU. Not yet proven."""
+
+
+class Lora(Section):
+    r: int = Field(16, ge=1)
+    """Rank of the update."""
+    alpha: int = Field(32, ge=1)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input; 0 is what Unsloth's fast path is written for."""
+    target_modules: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+    )
+    """The linear layers that get an adapter."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
+    use_dora: bool = False
+    """Learn the length of each row of a weight apart from its direction: DoRA, slower
+    (https://arxiv.org/abs/2402.09353)."""
+    init: Literal["default", "gaussian", "pissa", "olora", "loftq"] = "default"
+    """Where the adapter starts. default and gaussian: at no effect. pissa and olora: at the largest
+    part of each weight, by SVD (https://arxiv.org/abs/2404.02948) or QR
+    (https://arxiv.org/abs/2406.01775); for weights that are not quantised. loftq: at what 4-bit
+    rounding lost of each weight (https://arxiv.org/abs/2310.08659); reads the 16-bit model too."""
+
+
+class Evaluation(Section):
+    limit: int | None = Field(None, ge=1)
+    """Score only the first rows of the held-out data."""
+    batch_size: int | None = Field(None, ge=1)
+    """Rows scored at once; null finds a size from the memory there is."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Longest reply when generating for a score."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy; above it replies are sampled, from `training.seed`."""
+    stop_at_answer: bool = False
+    """End a reply at its closing answer tag. Faster, but it hides what the model would have written
+    after the tag, which the rewards see; so the scores are no longer those of the training."""
+
+
+class PairEvaluation(Evaluation):
+    replies: int = Field(100, ge=0)
+    """Held-out prompts to answer before and after, to see what the replies are like: language,
+    length, how they end, repetition, and at temperature 1 the KL to the reference."""
+    also: list[ProblemSet] = Field([])
+    """Problem sets to score before and after, as a check that nothing was lost: `{path, name,
+    limit, language, max_new_tokens, columns, subset, split, revision}` each. A set with a question
+    that is trained on is refused."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [problems.name for problems in self.also]
+        if len(set(names)) < len(names):
+            raise ValueError(f"also: two sets have the same name: {', '.join(names)}")
+        return self
+
+
+class Tracking(Section):
+    report_to: list[Literal["wandb", "tensorboard", "trackio"]] = Field([])
+    """Where metrics go beside metrics.jsonl. wandb is also on when its key is there (WANDB_API_KEY
+    or ~/.netrc; WANDB_MODE=disabled keeps it off)."""
+    samples: int = Field(4, ge=0)
+    """Completions to keep in samples.jsonl at every generation."""
+
+
+class Run(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its folder is outputs/NAME unless --output says otherwise."""
+    verbose: bool = False
+    """Show everything that the libraries print."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Stop training with a checkpoint after this long; the same command then goes on."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads for torch; null leaves torch's own choice."""
+    price_per_hour: float | None = Field(None, ge=0)
+    """What the machine costs an hour, in any currency; the report then says what training cost."""
+
+
+class _Trained(Section):
+    """What both scripts train: a model, with an adapter of a kind that fits it."""
+
+    model: Model
+    lora: Lora = Lora()
+
+    @model_validator(mode="after")
+    def _adapter_fits_the_model(self) -> Self:
+        init, quantised = self.lora.init, self.model.load_in_4bit
+        if init in ("pissa", "olora") and quantised:
+            raise ValueError(
+                f"lora.init = {init} takes weights that are not quantised apart; set "
+                "model.load_in_4bit to false, or lora.init to default"
+            )
+        if init == "loftq" and not quantised:
+            raise ValueError(
+                "lora.init = loftq makes up for 4-bit rounding; set model.load_in_4bit to true, or "
+                "lora.init to default"
+            )
+        if init in ("pissa", "olora", "loftq") and (self.lora.use_dora or self.lora.dropout):
+            raise ValueError(f"lora.init = {init} goes with neither lora.use_dora nor lora.dropout")
+        return self
+
+
+class DPOSettings(_Trained):
+    """Settings of scripts/dpo.py."""
+
+    data: PairData
+    prompt: Prompt = Prompt()
+    training: DPOTraining
+    evaluation: PairEvaluation = PairEvaluation()
+    health: PairHealth = PairHealth()
+    tracking: Tracking = Tracking()
+    export: Export = Export()
+    run: Run
+
+    @model_validator(mode="after")
+    def _room_for_replies(self) -> Self:
+        for problems in self.evaluation.also:
+            if problems.max_new_tokens >= self.model.max_seq_length:
+                raise ValueError(
+                    f"evaluation.also: {problems.name}: max_new_tokens = {problems.max_new_tokens} "
+                    "leaves no room for a question in model.max_seq_length = "
+                    f"{self.model.max_seq_length}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_of_the_start(self) -> Self:
+        init = self.lora.init
+        if init in ("pissa", "olora", "loftq") and not self.training.precompute_ref_log_probs:
+            raise ValueError(
+                f"lora.init = {init}: the reference is not the policy with its adapter off, so it "
+                "has to be scored before training; set training.precompute_ref_log_probs to true"
+            )
+        return self
+
+
+class GRPOSettings(_Trained):
+    """Settings of scripts/grpo.py."""
+
+    model: RolloutModel
+    data: ProblemData
+    prompt: Prompt = Prompt()
+    rewards: dict[str, float] = Field({"format": 1.0, "correctness": 1.0}, min_length=1)
+    """Reward functions and their weights: a name of rewards/, `file.py:function` or
+    `package.module:function`."""
+    training: GRPOTraining
+    evaluation: Evaluation = Evaluation()
+    health: ProblemHealth = ProblemHealth()
+    tracking: Tracking = Tracking()
+    export: Export = Export()
+    run: Run
+
+    @model_validator(mode="after")
+    def _reference_of_the_start(self) -> Self:
+        init = self.lora.init
+        if init in ("pissa", "olora", "loftq") and self.training.beta:
+            raise ValueError(
+                f"lora.init = {init}: the reference of the KL term is not the policy with its "
+                "adapter off; set training.beta to 0, or lora.init to default"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_a_completion(self) -> Self:
+        longest, limit = self.training.max_completion_length, self.model.max_seq_length
+        if longest >= limit:
+            raise ValueError(
+                f"training.max_completion_length = {longest} leaves no room for a prompt in "
+                f"model.max_seq_length = {limit}"
+            )
+        return self

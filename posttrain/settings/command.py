@@ -1,0 +1,273 @@
+"""The command line of the training scripts: strict YAML plus overrides -> typed settings.
+
+Nothing here imports torch, so that `--help` and every configuration error answer at once.
+"""
+
+import copy
+import importlib.util
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from posttrain.base.errors import ConfigError, did_you_mean, nearest
+from posttrain.base.paths import ROOT
+from posttrain.settings import DPOSettings, GRPOSettings, Section
+from posttrain.settings.help import Parser, section_of
+from posttrain.settings.secrets import check_arguments, check_values
+from posttrain.settings.strict_yaml import parse_yaml, read_yaml
+from posttrain.settings.trainer_fields import config_fields, enum_values
+
+# Arguments of the trainers that the scripts set themselves, and where the user says it instead.
+OWNED = {
+    "output_dir": "--output",
+    "run_name": "run.name",
+    "report_to": "tracking.report_to",
+    "disable_tqdm": "run.verbose",
+    "resume_from_checkpoint": "--resume",
+    "reward_weights": "rewards",
+    "max_length": "model.max_seq_length",
+    "save_strategy": "training.save_steps",
+    "logging_strategy": "training.logging_steps",
+    "logging_first_step": "training.logging_steps",
+    "logging_nan_inf_filter": "training.logging_steps",
+}
+NAMES = {
+    "optim": "transformers/training_args.py:OptimizerNames",
+    "lr_scheduler_type": "transformers/trainer_utils.py:SchedulerType",
+}
+SCRIPTS: dict[str, type[Section]] = {"dpo": DPOSettings, "grpo": GRPOSettings}
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Command(Generic[S]):
+    """What the user asked for."""
+
+    settings: S
+    output: Path
+    """The run folder."""
+    resume: str
+    """`auto`, `never` or the path of a checkpoint."""
+    resume_anyway: bool
+    """Go on from a checkpoint of a run with other settings, data or versions."""
+    dry_run: bool
+    command: str
+    """The same command without --dry-run, as it is typed."""
+
+    def verdict(self) -> str:
+        """The last words of a dry run that found nothing wrong."""
+        return f"\nConfig and data are fine; nothing was trained. To train: {self.command}"
+
+
+def parse_command_line(
+    settings_class: type[S], config_class: str, story: str, argv: list[str] | None = None
+) -> Command[S]:
+    """Read `--config FILE [section.key=value ...] [--output DIR] [--resume ...] [--dry-run]`.
+
+    `config_class` is the file and name of the trl class that `training.extra` must fit, such as
+    `trl/trainer/dpo_config.py:DPOConfig`. `story` is shown by --help.
+
+    Raises:
+        ConfigError: a missing file or anything wrong in it, with the key's path.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    check_arguments(words)
+    script = next((name for name, cls in SCRIPTS.items() if cls is settings_class), None)
+    parser = Parser(settings_class, story, prog=script and f"./run {script}")
+    parser.words = words
+    parser.add_argument("--config", required=True, type=Path, help="a YAML file of configs/")
+    parser.add_argument("--output", type=Path, help="run folder (default: outputs/<run.name>)")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="go on from the newest checkpoint of the run folder (auto, the default), start over "
+        "and move the old folder aside (never), or go on from a checkpoint folder",
+    )
+    parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="go on even if settings, data or versions differ from the checkpoint's",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything up to the model, then stop"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_intermixed_args(argv)
+    settings = load_settings(settings_class, arguments.config, arguments.overrides)
+    check_extra(settings.model_dump()["training"], config_class)
+    check_packages(settings.model_dump()["tracking"]["report_to"])
+    output = arguments.output or ROOT / "outputs" / settings.model_dump()["run"]["name"]
+    return Command(
+        settings,
+        output.absolute(),
+        arguments.resume,
+        arguments.resume_anyway,
+        arguments.dry_run,
+        shlex.join(["./run", script or "", *(w for w in words if not _is_dry_run(w))]),
+    )
+
+
+def _is_dry_run(word: str) -> bool:
+    return len(word) > 2 and "--dry-run".startswith(word)  # argparse takes --dry too
+
+
+def load_settings(settings_class: type[S], path: Path, overrides: list[str] | None = None) -> S:
+    """The settings of a YAML file with `section.key=value` overrides applied.
+
+    A relative config path is looked for here first, then under the project's root.
+
+    Raises:
+        ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
+    """
+    if not path.is_absolute() and not path.exists():
+        if not (ROOT / path).exists():
+            own = {p.stem: f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.yaml"))}
+            near = nearest(path.stem, own)
+            hint = (
+                f"Did you mean '{own[near]}'?" if near else f"There are {', '.join(own.values())}"
+            )
+            raise ConfigError(f"no config file at '{path}'. {hint}")
+        path = ROOT / path
+    return check_settings(settings_class, read_yaml(path), str(path), overrides)
+
+
+def check_settings(
+    settings_class: type[S], values: dict[str, Any], where: str, overrides: list[str] | None = None
+) -> S:
+    """`values`, which came from `where`, with overrides applied, as settings.
+
+    Raises:
+        ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
+    """
+    own = copy.deepcopy(values)
+    for override in overrides or []:
+        _apply_override(values, override)
+    check_values(values, where)
+    try:
+        return settings_class.model_validate(values)
+    except ValidationError as error:
+        found = error.errors()
+    for name, other in SCRIPTS.items():
+        mistaken = settings_class in SCRIPTS.values() and settings_class is not other
+        if mistaken and not _problems(other, own):
+            raise ConfigError(f"{where}: this looks like a config of ./run {name}")
+    known = [(details["loc"], details["msg"]) for details in _problems(settings_class, own)]
+    by_place: dict[str, list[str]] = {}
+    for details in found:  # what the file does not have wrong came with the overrides
+        in_file = not overrides or (details["loc"], details["msg"]) in known
+        place = where if in_file else "command line"
+        by_place.setdefault(place, []).append(_explain(settings_class, details))
+    lines = [f"{place}: " + "\n       ".join(problems) for place, problems in by_place.items()]
+    raise ConfigError("\n       ".join(lines))
+
+
+def _problems(settings_class: type[Section], values: dict[str, Any]) -> list[ErrorDetails]:
+    try:
+        settings_class.model_validate(values)
+    except ValidationError as error:
+        return error.errors()
+    return []
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in `values`; the value is read as YAML."""
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"'{override}' is not of the form section.key=value")
+    target = values
+    for key in keys[:-1]:
+        inner = target.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"'{override}': '{key}' is not a section")
+        target = inner
+    target[keys[-1]] = parse_yaml(text, f"override {path}")
+
+
+def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
+    """One line a person can act on for one of pydantic's findings."""
+    location = [str(part) for part in details["loc"]]
+    path = ".".join(location)
+    if details["type"] == "extra_forbidden":
+        fields = _fields_at(settings_class, location[:-1])
+        hint = did_you_mean(location[-1], fields) or " --help lists the settings."
+        return f"{path}: unknown setting.{hint}"
+    if details["type"] == "missing":
+        return f"{path}: missing; it has no default"
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if details["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    value = details["input"]
+    return f"{path}: {message}, got {value!r} ({type(value).__name__})"
+
+
+def _fields_at(settings_class: type[BaseModel], location: list[str]) -> list[str]:
+    """Names of the settings inside the section at `location`."""
+    current = settings_class
+    for name in location:
+        if name.isdigit():  # a place in a list
+            continue
+        field = current.model_fields.get(name)
+        inner = section_of(field.annotation) if field else None
+        if inner is None:
+            return []
+        current = inner
+    return list(current.model_fields)
+
+
+def check_extra(training: dict[str, Any], config_class: str) -> None:
+    """Check that every key of `training.extra` is an argument of the trainer's config class.
+
+    Raises:
+        ConfigError: an unknown key, or one that has a setting of its own.
+    """
+    valid = config_fields(config_class)
+    for key, source in NAMES.items():
+        names = enum_values(source)
+        if training[key] not in names:
+            raise ConfigError(
+                f"training.{key}: there is no {training[key]!r}."
+                f"{did_you_mean(training[key], names)}"
+            )
+    for key in training["extra"]:
+        if key in OWNED:
+            raise ConfigError(f"training.extra.{key}: the scripts set it; use {OWNED[key]}")
+        if key in training:
+            raise ConfigError(f"training.extra.{key}: write it as training.{key}")
+        if key not in valid:
+            raise ConfigError(
+                f"training.extra.{key}: {config_class.split(':')[1]} has no such argument."
+                f"{did_you_mean(key, valid)}"
+            )
+        try:
+            kind = eval(valid[key], {"Any": Any, "Literal": Literal})
+        except NameError:  # a class of the library's own
+            continue
+        value = training["extra"][key]
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            raise ConfigError(
+                f"training.extra.{key}: should be {valid[key]}, got {value!r} "
+                f"({type(value).__name__})"
+            ) from None
+
+
+def check_packages(report_to: list[str]) -> None:
+    """Check that what `tracking.report_to` names is installed.
+
+    Raises:
+        ConfigError: it is not, with the command that installs it.
+    """
+    for name in report_to:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"tracking.report_to: the package '{name}' is not installed; "
+                f".venv/bin/uv pip install {name}"
+            )

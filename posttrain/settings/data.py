@@ -1,0 +1,123 @@
+"""Settings of `data` and `prompt`: where rows come from and how they are read."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.settings.section import Section
+
+
+class Source(Section):
+    """Where rows come from."""
+
+    path: str
+    """A local .json, .jsonl, .csv, .tsv (MGSM's) or .parquet file, a dataset folder, a name on the
+    hub, or one file there as hf://datasets/OWNER/NAME/FILE."""
+    subset: str | None = None
+    """The hub's configuration name, such as `main` for openai/gsm8k."""
+    split: str = "train"
+    """The split to take from a hub dataset or a dataset folder."""
+    revision: str | None = None
+    """The hub revision."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first rows."""
+
+
+class Data(Section):
+    train: Source
+    """Rows to train on."""
+    overlong: Literal["error", "drop"] = "error"
+    """What to do with a row that does not fit the length limit: refuse the run, or drop and count
+    the row. Rows are never cut."""
+
+
+class PairColumns(Section):
+    """Names of columns. Those that a format of `data.format` gives another name are in brackets."""
+
+    prompt: str = "prompt"
+    """Column of the user's turn, or of the messages up to it [orca: question]."""
+    chosen: str = "chosen"
+    """Column of the preferred reply."""
+    rejected: str = "rejected"
+    """Column of the other reply."""
+    system: str | None = None
+    """Column of a system turn; where it is empty or not named, `prompt.system` is used [orca:
+    system, used only where `prompt.system` is null]."""
+    language: str = "lang"
+    """Column of the row's language, read where `data.language` is given."""
+    first: str = "conversation_a"
+    """Column of an arena's first conversation."""
+    second: str = "conversation_b"
+    """Column of an arena's second conversation."""
+    choice: str = "choice"
+    """Column of an arena's vote: a side, a tie, or the name of one of the two models."""
+    turn: str | None = None
+    """Column of the reply that an arena's vote is about, counted from 0; null: the last one."""
+
+
+FORMAT_COLUMNS = {"orca": {"prompt": "question", "system": "system"}}
+
+
+class PairData(Data):
+    format: Literal["columns", "orca", "messages", "conversational", "oasst", "comparia"] = (
+        "columns"
+    )
+    """How a row holds its pair. columns: three columns of text; orca: the same with a system turn;
+    messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
+    prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
+    comparia: two conversations and a vote."""
+    columns: PairColumns = PairColumns()
+    """Which columns of the dataset hold what."""
+    language: str | None = None
+    """Leave out, and count, rows that `columns.language` gives another language, such as fr."""
+    unusable: Literal["error", "drop"] = "error"
+    """What to do with a pair whose replies are equal or one of which is empty: refuse the run, or
+    leave out and count the row."""
+    eval: Source | None = None
+    """Held-out pairs of their own; without it `holdout` prompts are split off."""
+    holdout: int = Field(200, ge=1)
+    """Pairs to hold out of training, chosen by a hash of their prompt."""
+    check_against: list[Source] = Field([])
+    """Evaluation questions (column `question`, as in GSM8K and MGSM) to look for in the prompts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_the_format(cls, values: Any) -> Any:
+        """The format's own column names, where the config gives none: they are in its record."""
+        given = values.get("columns", {}) if isinstance(values, dict) else None
+        if not isinstance(given, dict) or not isinstance(values.get("format"), str):
+            return values
+        return {**values, "columns": {**FORMAT_COLUMNS.get(values["format"], {}), **given}}
+
+
+class ProblemColumns(Section):
+    question: str = "question"
+    """Column of the question."""
+    answer: str = "answer"
+    """Column of the solution: a number, or text that ends in `#### number` as in GSM8K."""
+
+
+class ProblemSet(Source):
+    """Problems to score before and after a DPO run, as a check that nothing was lost."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What its measures are called by, as in mgsm_fr/strict."""
+    split: str = "test"
+    language: Literal["en", "fr"] = "en"
+    """Of the system prompt that asks for steps and an answer tag: the questions' own."""
+    max_new_tokens: int = Field(640, ge=1)
+    """Longest reply; a reply that is cut counts as wrong. Replies are greedy."""
+    columns: ProblemColumns = ProblemColumns()
+    """Which columns of the dataset hold what."""
+
+
+class ProblemData(Data):
+    columns: ProblemColumns = ProblemColumns()
+    """Which columns of the dataset hold what."""
+    eval: Source
+    """Problems to score before and after; a question that is also trained on is refused."""
+
+
+class Prompt(Section):
+    system: str | None = None
+    """The system turn. null sends none, and then the chat template may add its own."""

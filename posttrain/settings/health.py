@@ -1,0 +1,55 @@
+"""Settings of `health`: what a run watches while it trains, when it warns and when it stops.
+
+A loss or a weight that is not a finite number always stops the run; the rest is set here.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from posttrain.settings.section import Section
+
+
+class Health(Section):
+    every: int | None = Field(10, ge=1)
+    """Optimizer steps between two lines that say how the run is doing; null prints none."""
+    max_skipped_steps: int | None = Field(16, ge=1)
+    """Stop after so many optimizer steps in a row that fp16 skipped; null never stops. A few at the
+    start are the loss scaler finding its scale: it starts at 65,536 and halves at each, so after 16
+    it is 1, and the gradients overflow by themselves."""
+    max_still_steps: int | None = Field(10, ge=1)
+    """Stop after so many steps in a row that left every weight as it was although the learning rate
+    was not 0 and there was something to learn; null never stops. One is already a fault: AdamW
+    moves each weight by about the learning rate, unless that is below the weight's precision."""
+    patience: int = Field(10, ge=1)
+    """Steps in a row that a sign below must last before it is a warning: single steps of a few
+    prompts are noisy. After twice as many, the run stops if `stop_on` names the sign."""
+
+
+class PairHealth(Health):
+    max_chosen_drop: float | None = Field(100.0, gt=0)
+    """Warn where the chosen replies have become less likely than under the reference by more than
+    so many nats a reply (rewards/chosen / -beta); null never warns. DPO only needs the gap to the
+    rejected replies, and can widen it by making both unlikely: at 100 nats the policy would write
+    almost anything else (likelihood displacement, https://arxiv.org/abs/2410.08847)."""
+    stop_on: list[Literal["chosen_drop"]] = Field([])
+    """Signs that stop the run once they have lasted twice `patience`; the others only warn."""
+
+
+class ProblemHealth(Health):
+    max_flat_groups: float | None = Field(1.0, gt=0, le=1)
+    """Warn where at least this share of the groups got one reward for all completions; null never
+    warns. Such a group has no advantages and teaches nothing; at 1.0 no group does."""
+    max_truncated: float | None = Field(0.5, gt=0, le=1)
+    """Warn where at least this share of the completions hit training.max_completion_length; null
+    never warns. One that is cut has no answer to reward, so from half on the run mostly learns to
+    be short."""
+    min_reasoning: float | None = Field(0.3, gt=0, lt=1)
+    """Warn where the text before the answer is shorter than this share of what it was in the first
+    `patience` steps; null never warns. Policies drop their reasoning when the format alone pays."""
+    max_kl: float | None = Field(1.0, gt=0)
+    """Warn where the KL divergence from the reference is above so many nats a token; null never
+    warns, nor is there one where training.beta is 0. Useful policies stay well below: at 1 the
+    reference gives the policy's own tokens a third of the policy's probability."""
+    stop_on: list[Literal["flat_groups", "truncated", "reasoning", "kl"]] = Field([])
+    """Signs that stop the run once they have lasted twice `patience`; the others only warn."""

@@ -1,0 +1,151 @@
+"""What `--help` says of the settings, and the answers to a command line that argparse refuses."""
+
+import argparse
+import shutil
+import textwrap
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+from posttrain.settings import Section
+
+WORDS = {
+    int: "integer",
+    float: "number",
+    str: "text",
+    bool: "true | false",
+    types.NoneType: "null",
+    Any: "any value",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which also knows how settings and the config are given."""
+
+    def __init__(self, settings_class: type[Section], story: str, **options: Any) -> None:
+        super().__init__(
+            description=wrapped(story),
+            epilog="settings (section.key: type = default):\n" + listed(settings_class),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+        self.settings_class = settings_class
+        self.words: Sequence[str] = ()
+        """The command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2, the usage and what to write instead."""
+        configs = [word for word in self.words if word.endswith((".yaml", ".yml"))]
+        if message.startswith("unrecognized arguments:"):
+            message = f"{message}; {self._as_settings(message.split()[2])}"
+        elif "--config" in message and configs and "--config" not in self.words:
+            message = f"{message}; write it as --config {configs[0]}"
+        super().error(message)
+
+    def _as_settings(self, unknown: str) -> str:
+        name, _, value = unknown.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if not value and unknown in self.words:
+            value = next(iter(self.words[list(self.words).index(unknown) + 1 :]), "")
+        paths = [path for path in setting_paths(self.settings_class) if path.endswith(f".{name}")]
+        if not paths:
+            return "settings are given as section.key=value, and --help lists them"
+        said = [f"{path}={value or 'VALUE'}" for path in (name, *paths) if "." in path]
+        return f"settings are given as {' or '.join(said)}"
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The Section class in an annotation: `Source`, `Source | None` or `list[Source]`."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def setting_paths(settings_class: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """`training.max_steps` and so on, for every setting."""
+    for name, field in settings_class.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is None or get_origin(field.annotation) is list:
+            yield prefix + name
+        else:
+            yield from setting_paths(inner, f"{prefix}{name}.")
+
+
+def describe(settings_class: type[Section], prefix: str = "") -> list[str]:
+    """Help for every setting, two lines each: path, type and default; what it means."""
+    entries: list[str] = []
+    for name, field in settings_class.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is not None and get_origin(field.annotation) is not list:
+            if field.annotation is not inner:
+                entries.append(f"  {prefix}{name}: section = null\n      {field.description}")
+            entries += describe(inner, f"{prefix}{name}.")
+            continue
+        default = "(required)" if field.is_required() else f"= {_yaml(field.default)}"
+        meaning = " ".join((field.description or "").split())
+        entries.append(f"  {prefix}{name}: {_kind(field.annotation)} {default}\n      {meaning}")
+    return entries
+
+
+def listed(settings_class: type[Section]) -> str:
+    """describe() as --help prints it, in lines that fit the terminal."""
+    return "\n".join(map(_entry, describe(settings_class)))
+
+
+def _kind(annotation: Any) -> str:
+    """A type in YAML's words: `integer`, `text | null`, `list of {path, limit}`."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(_yaml, inner))
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(_kind, inner))
+    if origin is list:
+        kind = _kind(inner[0])
+        return f"list of {f'({kind})' if ' | ' in kind else kind}"
+    if origin is dict:
+        return f"mapping of {_kind(inner[0])} to {_kind(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"{{{', '.join(annotation.model_fields)}}}"
+    return WORDS.get(annotation) or str(getattr(annotation, "__name__", annotation))
+
+
+def _yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _width() -> int:
+    return max(40, min(100, shutil.get_terminal_size().columns - 1))
+
+
+def _entry(entry: str) -> str:
+    """An entry of describe() in lines that fit the terminal."""
+    head, meaning = (line.strip() for line in entry.split("\n", 1))
+    indents = (("  ", "        "), ("      ", "      "))
+    return "\n".join(
+        textwrap.fill(
+            text,
+            _width(),
+            initial_indent=first,
+            subsequent_indent=then,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for text, (first, then) in zip((head, meaning), indents, strict=True)
+    )
+
+
+def wrapped(story: str) -> str:
+    """Paragraphs in lines that fit the terminal; indented ones, which are examples, as they are."""
+    return "\n\n".join(
+        paragraph
+        if paragraph.startswith(" ")
+        else textwrap.fill(
+            " ".join(paragraph.split()), _width(), break_long_words=False, break_on_hyphens=False
+        )
+        for paragraph in story.strip("\n").split("\n\n")
+    )

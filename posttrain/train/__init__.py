@@ -1,0 +1,1 @@
+"""What happens while a model is trained: the loop, its guard and watch, its view and trackers."""

@@ -1,0 +1,148 @@
+"""What keeps a training step from ruining a run, for both of trl's trainers.
+
+A subclass of the class that is found (trl's own, or the one that Unsloth puts in its place on a
+GPU) runs each micro-batch in parts that fit the memory, keeps the micro-batches of a step until
+their losses are known to be finite, and lets a signal end a step that need not be finished.
+"""
+
+import gc
+from typing import Any
+
+from posttrain.base import distributed
+from posttrain.model import policy
+from posttrain.train.micro_batches import Batch, Part
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the device's memory, or the machine's, was full."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "CUBLAS_STATUS_ALLOC_FAILED" in said or "DefaultCPUAllocator: can't allocate" in said
+    )
+
+
+def free_memory() -> None:
+    """Give back what a failed attempt held; call it once its error is out of scope."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def guarded(trainer_class: Any) -> Any:
+    """What both trainers share; posttrain/train/guarded_trainers.py knows how a batch divides."""
+
+    class Guarded(trainer_class):  # type: ignore[misc]  # known only at run time
+        watch: Any = None
+        """The posttrain.train.watch.Watch that is told what happens; None guards nothing."""
+        rows_at_once: int | None = None
+        """Rows of a micro-batch that fit the memory; None is all of them."""
+        _stepping = False  # in a training step, not an evaluation
+        _batch: Batch | None = None  # the micro-batch at hand, once it is prepared
+        _parts: list[Part]
+        _next = 0  # the part to run
+        _grads: list[tuple[Any, Any]]  # (weight, its gradient) before the micro-batch
+        _logged: dict[str, list[float]]  # metrics before it
+
+        def __init__(self, model: Any, args: Any, **others: Any) -> None:
+            with policy.full_precision(model, args):
+                super().__init__(model=model, args=args, **others)
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            if self.watch is None:
+                return super().training_step(model, inputs, num_items_in_batch)
+            self._batch, self._stepping = None, True
+            try:
+                with self.watch.abandoning(self.state.global_step):
+                    loss = self._until_it_fits(model, inputs, num_items_in_batch)
+            finally:
+                batch, self._batch, self._stepping = self._batch, None, False
+            self.watch.after_micro_batch(loss, batch, self.accelerator.sync_gradients)
+            return loss
+
+        def _until_it_fits(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
+            while True:
+                try:
+                    return self._run_parts(model, inputs, num_items_in_batch)
+                except RuntimeError as error:
+                    if self._batch is None or not is_out_of_memory(error):
+                        raise
+                    rows = max(self.count(part.inputs) for part in self._parts)
+                # Only here, where the error and the tensors in its frames are gone.
+                self._rewind()
+                free_memory()
+                # DDP averages at each backward pass, so processes must make the same number.
+                if rows == 1 or not self.divisible() or distributed.processes() > 1:
+                    self.watch.no_room("training", rows)
+                self.rows_at_once = (rows + 1) // 2
+                self.watch.halved("training", rows, self.rows_at_once)
+
+        def _run_parts(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
+            self._next, total = 0, None
+            while True:
+                loss = super().training_step(model, inputs, num_items_in_batch)
+                total = loss if total is None else total + loss
+                self._next += 1
+                if self._next == len(self._parts):
+                    break
+                self._before_next_part()
+            if len(self._parts) > 1:
+                self._merge_metrics()
+            self._grads, self._logged = [], {}
+            return total
+
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            """transformers calls this at the start of a training step, for the device's tensors."""
+            if not self._stepping:
+                return super()._prepare_inputs(inputs)
+            if self._batch is None:
+                self._batch = super()._prepare_inputs(inputs)
+                self._remember()
+            if self._next == 0:
+                self._parts = self.split(self._batch)
+            return self._parts[self._next].inputs
+
+        def _remember(self) -> None:
+            """What a failed attempt would leave behind: half a gradient, and metrics twice."""
+            self._grads = [
+                (weight, None if weight.grad is None else weight.grad.clone())
+                for weight in self.watch.weights
+            ]
+            self._logged = {name: list(values) for name, values in self._metrics["train"].items()}
+
+        def _rewind(self) -> None:
+            for weight, grad in self._grads:
+                weight.grad = None if grad is None else grad.clone()
+            self._metrics["train"].clear()
+            self._metrics["train"].update({k: list(v) for k, v in self._logged.items()})
+
+        def _before_next_part(self) -> None:
+            pass
+
+        def _merge_metrics(self) -> None:
+            """One figure for the micro-batch in place of one a part, as trl averages over them."""
+            for name, values in self._metrics["train"].items():
+                earlier = self._logged.get(name, [])
+                new = values[len(earlier) :]
+                if len(new) == len(self._parts):
+                    shares = [self._share(name, part) for part in self._parts]
+                    merged = sum(s * value for s, value in zip(shares, new, strict=True))
+                    values[:] = [*earlier, merged]
+
+        def _share(self, name: str, part: Part) -> float:
+            if name == "step_time":
+                return 1.0
+            if name == "completion_length":  # Unsloth's, a mean over completions
+                return float(self.count(part.inputs) / self.count(self._batch))
+            return part.share
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if self.rows_at_once is not None:
+                logs["rows_at_once"] = self.rows_at_once
+            super().log(logs, start_time)
+
+    return Guarded

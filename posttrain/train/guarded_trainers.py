@@ -1,0 +1,196 @@
+"""trl's DPO and GRPO trainers under guard: how their micro-batches divide, and what they hold."""
+
+from typing import Any
+
+from posttrain.train.guard import free_memory, guarded, is_out_of_memory
+from posttrain.train.micro_batches import (
+    Batch,
+    Part,
+    describe_completions,
+    describe_pairs,
+    join_scores,
+    pair_count,
+    split_completions,
+    split_pairs,
+)
+
+
+def guarded_dpo(trainer_class: Any) -> Any:
+    """The guarded subclass of a DPOTrainer."""
+
+    class GuardedDPO(guarded(trainer_class)):  # type: ignore[misc]
+        loss_weights: list[float]
+
+        @property
+        def _total_train_tokens(self) -> int:
+            """trl's count of tokens, kept where a checkpoint keeps it."""
+            return int(self.state.num_input_tokens_seen)
+
+        @_total_train_tokens.setter
+        def _total_train_tokens(self, count: int) -> None:
+            self.state.num_input_tokens_seen = count
+
+        def count(self, batch: Batch) -> int:
+            return pair_count(batch)
+
+        def split(self, batch: Batch) -> list[Part]:
+            rows = self.rows_at_once or pair_count(batch)
+            return split_pairs(batch, rows, self.loss_types, self.loss_weights)
+
+        def divisible(self) -> bool:
+            """Whether the loss is a sum over pairs; aot sorts them, and others mix their means."""
+            return not (
+                {"aot", "aot_unpaired"} & set(self.loss_types)
+                or ("sft" in self.loss_types and self.use_weighting)
+                or self.aux_loss_enabled
+            )
+
+        def describe(self, batch: Batch) -> list[dict[str, Any]]:
+            return describe_pairs(batch, self.processing_class.decode)
+
+        def learnable(self, batch: Batch) -> Any:
+            """Above 0 where the micro-batch has something to teach: a pair always has."""
+            return batch["input_ids"].new_ones(())
+
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            own = self.loss_weights
+            if self._batch is not None:
+                self.loss_weights = list(self._parts[self._next].loss_weights)
+            try:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            finally:
+                self.loss_weights = own
+
+        def _remember(self) -> None:
+            super()._remember()
+            self._tokens = self._total_train_tokens
+
+        def _rewind(self) -> None:
+            super()._rewind()
+            self._total_train_tokens = self._tokens
+
+    return GuardedDPO
+
+
+def guarded_grpo(trainer_class: Any) -> Any:
+    """The guarded subclass of a GRPOTrainer: generation, scoring, training are sized separately."""
+
+    class GuardedGRPO(guarded(trainer_class)):  # type: ignore[misc]
+        prompts_at_once: int | None = None
+        """Prompts to generate for at once; None is all of them."""
+        scored_at_once: int | None = None
+        """Completions to score at once without a gradient, at beta above 0; None is trl's size."""
+        rows_at_once: int | None
+        current_gradient_accumulation_steps: float
+
+        def count(self, batch: Batch) -> int:
+            return len(batch["completion_ids"])
+
+        def split(self, batch: Batch) -> list[Part]:
+            return split_completions(batch, self.rows_at_once or self.count(batch), self.loss_type)
+
+        def divisible(self) -> bool:
+            """Whether the loss is a sum over completions, and not over a quantile of their tokens
+            or with an entropy bonus that is averaged otherwise."""
+            return not (
+                self.top_entropy_quantile < 1
+                or self._entropy_bonus_enabled
+                or self.aux_loss_enabled
+            )
+
+        def describe(self, batch: Batch) -> list[dict[str, Any]]:
+            return describe_completions(batch, self.processing_class.decode, self.reward_func_names)
+
+        def learnable(self, batch: Batch) -> Any:
+            """Above 0 where some completion has an advantage."""
+            return batch["advantages"].abs().max()
+
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            """The part's share of the loss goes into the number that the loss is divided by:
+            Unsloth's backward pass takes no account of what its result is multiplied by."""
+            whole = self.current_gradient_accumulation_steps
+            if self._batch is not None:
+                self.current_gradient_accumulation_steps = whole / self._parts[self._next].weight
+            try:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            finally:
+                self.current_gradient_accumulation_steps = whole
+
+        def _before_next_part(self) -> None:
+            self._step -= 1  # trl counts micro-batches in training_step
+
+        def _calculate_rewards(self, *arguments: Any) -> Any:
+            self._rewards = super()._calculate_rewards(*arguments)
+            return self._rewards
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            """trl's micro-batches, with the rewards [B, functions] that their advantages are of."""
+            return {**super()._generate_and_score_completions(inputs), "rewards": self._rewards}
+
+        def _generate_single_turn(self, prompt_ids: Any, *rest: Any, **named: Any) -> Any:
+            if self.watch is None or self.use_vllm:
+                return super()._generate_single_turn(prompt_ids, *rest, **named)
+            checkpointing = self.model.is_gradient_checkpointing
+            while True:
+                rows = self.prompts_at_once or len(prompt_ids)
+                try:
+                    ids: list[Any] = []
+                    for start in range(0, len(prompt_ids), rows):
+                        some = prompt_ids[start : start + rows]
+                        ids += super()._generate_single_turn(some, *rest, **named)[0]
+                    return ids, None
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                if checkpointing and not self.model.is_gradient_checkpointing:
+                    # trl turns it off to generate, and an error keeps it from turning it on again
+                    options = self.args.gradient_checkpointing_kwargs
+                    self.model.gradient_checkpointing_enable(options)
+                free_memory()
+                rows = min(rows, len(prompt_ids))
+                if rows == 1:
+                    self.watch.no_room("generation", rows)
+                self.prompts_at_once = (rows + 1) // 2
+                self.watch.halved("generation", rows, self.prompts_at_once)
+
+        def _get_per_token_logps_and_entropies(
+            self, model: Any, ids: Any, mask: Any, *rest: Any, **named: Any
+        ) -> Any:
+            """Scoring without a gradient, before the loss, is cut by rows where memory is short.
+
+            trl cuts it by `batch_size`; Unsloth packs all rows into one, whatever the size says.
+            """
+            import torch
+
+            score = super()._get_per_token_logps_and_entropies
+            if self.watch is None or torch.is_grad_enabled():
+                return score(model, ids, mask, *rest, **named)
+            while True:
+                rows = min(self.scored_at_once or len(ids), len(ids))
+                parts = [slice(at, at + rows) for at in range(0, len(ids), rows)]
+                try:
+                    scores = [score(model, ids[p], mask[p], *rest, **named) for p in parts]
+                    return join_scores(scores)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                free_memory()
+                rows = min(rows, named.get("batch_size") or rows)
+                if rows == 1:
+                    self.watch.no_room("scoring", rows)
+                self.scored_at_once = (rows + 1) // 2
+                self.watch.halved("scoring", rows, self.scored_at_once)
+
+    return GuardedGRPO

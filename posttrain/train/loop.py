@@ -1,0 +1,189 @@
+"""What both trainers share: their arguments, their progress, and running them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from posttrain.base import distributed
+from posttrain.base.disk import check_disk, disk_full_error, is_disk_full
+from posttrain.base.errors import HealthError
+from posttrain.base.files import append_rows, keep_rows_until
+from posttrain.report.live import LivePage, draw
+from posttrain.run.checkpoint import Score
+from posttrain.run.environment import Clock
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
+from posttrain.train.guard import is_out_of_memory
+from posttrain.train.stop import StepAbandoned, StopRequest
+from posttrain.train.view import TrainingView
+from posttrain.train.watch import Watch
+
+# A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
+BYTES_A_WEIGHT = 16
+# Which checkpoint is the best: logged anyway, no evaluation needed. The margin of DPO would not do,
+# because on training pairs it grows as long as training goes on.
+BEST_BY = {DPOSettings: "rewards/accuracies", GRPOSettings: "reward"}
+
+
+def check_room(model: Any, settings: DPOSettings | GRPOSettings, run: RunFolder) -> None:
+    """Check before anything is scored or trained that checkpoints and exports will fit on the disk.
+
+    The main process does: what others keep for themselves is small, and elsewhere.
+
+    Raises:
+        ConfigError: they will not.
+    """
+    if not distributed.is_main():
+        return
+    from posttrain.run.room import disk_bytes, in_order
+
+    trainable, weights = model.get_nb_trainable_parameters()  # counts packed 4-bit weights too
+    export_bytes = int(disk_bytes(weights - trainable, in_order(settings.export.to)))
+    keep = settings.training.save_total_limit
+    check_disk(run.path, trainable * BYTES_A_WEIGHT, keep, export_bytes)
+
+
+def train(
+    trainer: Any,
+    settings: DPOSettings | GRPOSettings,
+    run: RunFolder,
+    shown: dict[str, str],
+    checkpoint: Path | None,
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    """Train from the start or from a checkpoint. 0 steps trains none.
+
+    `shown` maps the trainer's metric names to the labels they get in the view, the one to watch
+    first; `identity` goes into every checkpoint. Returns steps, seconds, and where a signal or the
+    time limit ended it early, the exit code to leave with and the reason.
+
+    Raises:
+        CheckpointError: the disk is full; the earlier checkpoints are whole.
+        HealthError: the run was stopped for its health, or does not fit the memory.
+    """
+    from transformers import PrinterCallback
+
+    training = settings.training
+    if training.max_steps == 0:  # transformers would read 0 as "no limit" and train for an epoch
+        print("training.max_steps is 0: nothing is trained")
+        return {"steps": 0, "seconds": 0.0}
+    if (count := distributed.processes()) > 1:
+        rows = count * training.per_device_train_batch_size * training.gradient_accumulation_steps
+        print(f"{count} processes train together: {rows} rows an optimizer step")
+    checkpoint = distributed.main_checkpoint(checkpoint)
+    if checkpoint is not None:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if state["global_step"] >= state["max_steps"]:  # transformers would take one step more
+            print(f"Training was done at step {state['global_step']}; going on from there")
+            trainer._load_from_checkpoint(str(checkpoint))
+            return {"steps": state["global_step"], "seconds": 0.0}
+    clock = Clock()
+    view = TrainingView(shown, run.path / "health.jsonl")
+    with StopRequest(settings.run.max_minutes) as stop, view:
+        trainer.remove_callback(PrinterCallback)
+        score = Score(BEST_BY[type(settings)])
+        trainer.add_callback(_callback(run, view, clock, stop, identity, training, score))
+        watch = Watch(trainer, settings, run, stop)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except StepAbandoned:
+            watch.save_last_step()
+        except HealthError as error:
+            _record_health_stop(error, trainer, clock, run)
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                watch.no_room("training", None)
+            if not is_disk_full(error, run.path):
+                raise
+            raise disk_full_error(run.path) from error
+        finally:
+            if distributed.is_main():
+                shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
+    result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+    if stop.exit_code is not None:
+        result |= {"exit_code": stop.exit_code, "reason": stop.reason}
+    return result
+
+
+def going_on(checkpoint: Path, training: Training, run: RunFolder, scored: bool) -> str:
+    """What a resumed run says first; `scored`: the scores from before training are not repeated."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    total = training.max_steps if training.max_steps >= 0 else state["max_steps"]
+    inside = checkpoint.is_relative_to(run.path)
+    where = checkpoint.relative_to(run.path) if inside else checkpoint
+    scores = "are kept" if scored else "are taken anew"
+    return (
+        f"Going on from step {state['global_step']} of {total} ({where}); the scores from before "
+        f"training {scores}"
+    )
+
+
+def stopped_early(facts: dict[str, Any], run: RunFolder) -> bool:
+    """Whether training ended before its last step; then writes that down and says how to go on."""
+    result = facts["trained"]
+    if "exit_code" not in result:
+        return False
+    run.amend(facts)
+    draw(run.path)
+    print(
+        f"Stopped at step {result['steps']} ({result['reason']}). Everything is in {run.path}; "
+        "the same command goes on from there"
+    )
+    return True
+
+
+def _record_health_stop(error: HealthError, trainer: Any, clock: Clock, run: RunFolder) -> None:
+    result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+    reason = str(error).split("\n")[0]
+    run.amend({"trained": {**result, "exit_code": error.exit_code, "reason": reason}})
+    draw(run.path)
+
+
+def _callback(
+    run: RunFolder,
+    view: TrainingView,
+    clock: Clock,
+    stop: StopRequest,
+    identity: dict[str, Any],
+    training: DPOTraining | GRPOTraining,
+    score: Score,
+) -> Any:
+    """A TrainerCallback: metrics.jsonl, the view and page, sealed checkpoints, early stops."""
+    from transformers import TrainerCallback  # not before Unsloth is imported
+
+    page = LivePage(run.path)
+
+    class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for path in (run.metrics, run.samples, run.health):
+                keep_rows_until(path, state.global_step)
+            if distributed.is_main():
+                run.checkpoints.set_aside_after(state.global_step)
+            view.start(state.max_steps, state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            view.update(state.global_step)
+            if stop.wanted() and training.safe_to_save(state.global_step):
+                control.should_save = True
+                control.should_training_stop = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            written = run.checkpoints.staging / f"checkpoint-{state.global_step}"
+            keep = training.save_total_limit
+            best_by = score.take()
+            distributed.barrier()  # every process has put its part there
+            if distributed.is_main():
+                run.checkpoints.publish(written, state.global_step, identity, keep, best_by)
+                page.refresh()
+            distributed.barrier()
+
+        def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
+            row = {"step": state.global_step, "seconds": clock.seconds(), **extra["logs"]}
+            append_rows(run.metrics, [row])
+            score.add(extra["logs"])
+            view.log(row)
+            page.refresh()
+
+    return RunCallback()

@@ -1,0 +1,78 @@
+"""Completions of every generation with their rewards, for samples.jsonl."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.files import append_rows
+from rewards import RewardFunction
+from rewards.answer import count_answer_elements
+
+
+def reasoning(text: str) -> str:
+    """What a completion says before its answer."""
+    return text.partition("<answer>")[0].strip()
+
+
+class SampleRecorder:
+    """Wraps reward functions so that some completions of every generation reach samples.jsonl.
+
+    trl calls the functions one after the other on the same completions; when the last has scored
+    them, the first `count` rows are written with all their rewards. To the mean and standard
+    deviation that trl logs for each function, `rewards/NAME/zero_spread` adds the share of groups
+    of `group` completions in which all got the same: those teach that reward nothing; and
+    `completions/reasoning` the mean number of characters before the answer.
+    """
+
+    def __init__(self, path: Path, count: int, group: int) -> None:
+        self.path = path
+        self.count = count
+        self.group = group
+        self._scores: dict[str, Sequence[float | None]] = {}
+
+    def wrap(self, functions: dict[str, RewardFunction]) -> list[RewardFunction]:
+        """The functions to hand to the trainer, in order and under their own names."""
+        return [self._wrap(name, f, len(functions)) for name, f in functions.items()]
+
+    def _wrap(self, name: str, function: RewardFunction, total: int) -> RewardFunction:
+        def reward(**columns: Any) -> Sequence[float | None]:
+            scores = function(**columns)
+            self._scores[name] = scores
+            groups = [scores[i : i + self.group] for i in range(0, len(scores), self.group)]
+            equal = [len(set(group)) == 1 for group in groups]
+            columns["log_metric"](f"rewards/{name}/zero_spread", sum(equal) / len(equal))
+            if len(self._scores) == total:
+                lengths = [len(reasoning(turns[-1]["content"])) for turns in columns["completions"]]
+                columns["log_metric"]("completions/reasoning", sum(lengths) / len(lengths))
+                self._write(**columns)
+                self._scores = {}
+            return scores
+
+        reward.__name__ = name
+        return reward
+
+    def _write(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        answer: Sequence[str],
+        trainer_state: Any,
+        **_: Any,
+    ) -> None:
+        rows = []
+        for i in range(min(self.count, len(completions))):
+            text = completions[i][-1]["content"]
+            rows.append(
+                {
+                    "step": trainer_state.global_step + 1,  # the first step to learn from it
+                    "question": prompts[i][-1]["content"],
+                    "answer": answer[i],
+                    "completion": text,
+                    "tokens": len(completion_ids[i]),
+                    "answer_elements": count_answer_elements(text),
+                    "reasoning_characters": len(reasoning(text)),
+                    **{f"reward/{name}": scores[i] for name, scores in self._scores.items()},
+                }
+            )
+        append_rows(self.path, rows)

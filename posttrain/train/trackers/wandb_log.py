@@ -1,0 +1,236 @@
+"""Weights & Biases: a mirror of the run folder, for whoever has an account or keeps offline files.
+
+The run folder stays the record: metrics are read back from metrics.jsonl, so that their names are
+the same in both, and tables, pictures and artifacts are made from its files. Not transformers'
+callback, which renames every metric, and knows neither samples nor scores nor a resumed run.
+
+W&B's own WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and WANDB_BASE_URL apply.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec
+
+from posttrain.base.files import jsonl_rows, write_text
+from posttrain.run.environment import environment
+from posttrain.run.folder import RunFolder
+from posttrain.train.trackers.wandb_choice import choose
+
+P = ParamSpec("P")
+TABLE_ROWS = 1000
+FINISH_SECONDS = 300.0
+"""How long the end of a run may wait for uploads; what is missing then is still on disk."""
+
+
+def harmless(
+    method: Callable[Concatenate["WandbLog", P], None],
+) -> Callable[Concatenate["WandbLog", P], None]:
+    """A failure of W&B is told once, and ends W&B's part instead of the run."""
+
+    def guarded(self: "WandbLog", /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if not self.active:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.active = False
+            print(f"W&B failed and is left out from here on: {error}")
+
+    return guarded
+
+
+class WandbLog:
+    """One W&B run beside the run folder. Does nothing unless W&B is on."""
+
+    def __init__(self, folder: RunFolder, settings: dict[str, Any], facts: dict[str, Any]) -> None:
+        self.active = True
+        self._folder = folder
+        self._settings = settings
+        self._facts = facts
+        self._run: Any = None
+        self._offset: int | None = None
+        self._step = 0
+
+    @harmless
+    def start(self, asked: bool) -> None:
+        """Open the run, or go on with the one that the run folder knows, if W&B is on."""
+        os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what there is to say
+        choice = choose(asked)
+        if choice.mode == "off":
+            self.active = False
+        elif choice.mode == "offline":
+            self._start_offline(choice.why)
+        else:
+            try:
+                self._init("online")
+            except Exception as error:  # a wrong key, a server that does not answer
+                import wandb
+
+                wandb.teardown()  # it still holds the run's id
+                self._start_offline(f"the server refused ({str(error).splitlines()[0]})")
+            else:
+                print(f"W&B: {self._run.url}")
+        if self.active:
+            self._declare_data()
+
+    def _start_offline(self, why: str) -> None:
+        self._init("offline")
+        upload = f"./run python -m wandb sync {Path(self._run.dir).parent}"
+        print(f"W&B: {why}, so its files stay here; upload them with {upload}")
+
+    def _init(self, mode: Literal["offline", "online"]) -> None:
+        import wandb
+
+        known = self._folder.path / "wandb" / "run_id.txt"
+        if not known.exists():
+            known.parent.mkdir(exist_ok=True)
+            write_text(known, f"{secrets.token_hex(4)}\n")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "posttrain"),
+            name=self._settings["run"]["name"],
+            id=known.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            mode=mode,
+            dir=str(self._folder.path),
+            config={**self._settings, "environment": {**environment(), **self._facts}},
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,  # a remote's address may hold a password
+                init_timeout=20,
+                finish_timeout=FINISH_SECONDS,
+            ),
+        )
+
+    def _declare_data(self) -> None:
+        """The dataset as an artifact that this run uses: where it is and its fingerprint."""
+        import wandb
+
+        fingerprint = self._facts["data"]
+        data = self._settings["data"]
+        described = {"fingerprint": fingerprint, "data": data}
+        artifact = wandb.Artifact(f"data-{fingerprint[:12]}", "dataset", metadata=described)
+        with artifact.new_file("data.json") as file:
+            json.dump(described, file, indent=2, ensure_ascii=False)
+        for name in ("train", "eval"):
+            path = (data.get(name) or {}).get("path", "")
+            if Path(path).expanduser().exists():
+                uri = Path(path).expanduser().resolve().as_uri()
+                artifact.add_reference(uri, name=f"{name}-file", checksum=False)
+            elif path:
+                uri = path if "://" in path else f"https://huggingface.co/datasets/{path}"
+                artifact.add_reference(uri, name=name, checksum=False)
+        # What run.use_artifact does, without waiting for the server, and offline as well.
+        self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+
+    def callback(self) -> Any:
+        """A TrainerCallback that passes new rows of the run folder on."""
+        from transformers import TrainerCallback  # not before Unsloth is imported
+
+        log = self
+
+        class WandbRows(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
+            # Rows are written when the trainer logs, after a step; so they are there when the next
+            # one begins.
+            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                log.metrics()
+
+            def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                log.metrics()
+                log.tables()
+
+            def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                log.metrics()
+                log.tables()
+
+        return WandbRows()
+
+    @harmless
+    def metrics(self) -> None:
+        """Pass on the rows of metrics.jsonl that were added since the last time."""
+        path = self._folder.metrics
+        size = path.stat().st_size if path.exists() else 0
+        if self._offset is None:  # rows of an earlier part of the run are known already
+            self._offset = size
+            self._step = max((row["step"] for row in jsonl_rows(path)), default=0) if size else 0
+        if size == self._offset:
+            return
+        with open(path, "rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        self._offset += len(new)
+        for line in new.decode("utf-8").splitlines():
+            row = {name: value for name, value in json.loads(line).items() if value is not None}
+            self._step = row.pop("step")
+            self._run.log(row, step=self._step)
+
+    @harmless
+    def tables(self) -> None:
+        """samples.jsonl and every eval/*.jsonl as a table, the newest rows of each."""
+        import wandb
+
+        files = [self._folder.samples, *sorted((self._folder.path / "eval").glob("*.jsonl"))]
+        for path in files:
+            rows = jsonl_rows(path)[-TABLE_ROWS:] if path.exists() else []
+            if not rows:
+                continue
+            columns: list[str | int] = list(dict.fromkeys(name for row in rows for name in row))
+            cells = [[_cell(row.get(str(name))) for name in columns] for row in rows]
+            table = wandb.Table(columns, cells, allow_mixed_types=True)
+            name = str(path.relative_to(self._folder.path).with_suffix(""))
+            self._run.log({f"tables/{name}": table}, step=self._step)
+
+    @harmless
+    def finish(self) -> None:
+        """Scores, pictures and artifacts of a run that came to its end; then close."""
+        import wandb
+
+        self.metrics()
+        self.tables()
+        scores = {
+            name: json.loads((self._folder.path / "eval" / f"{name}.json").read_text("utf-8"))
+            for name in ("before", "after", "comparison")
+        }
+        for name, measures in scores.items():
+            for measure, values in measures.items():
+                for key, value in values.items():
+                    self._run.summary[f"eval/{name}/{measure}/{key}"] = value
+        for path in sorted((self._folder.path / "plots").glob("*.png")):
+            self._run.log({f"plots/{path.stem}": wandb.Image(str(path))}, step=self._step)
+        self._artifact("adapter", "model", ["adapter"], scores["after"])
+        records = ["report.html", "config.yaml", "environment.json", "eval", "plots"]
+        self._artifact("report", "report", records, {})
+        self._artifact("data-report", "data-report", ["data"], {})
+        self.close(0)
+
+    @harmless
+    def close(self, exit_code: int) -> None:
+        """End W&B's run as finished (0) or failed; a resumed run opens it again."""
+        self._run.finish(exit_code=exit_code)
+        self.active = False
+
+    def _artifact(self, what: str, kind: str, names: list[str], facts: dict[str, Any]) -> None:
+        """Log files and folders of the run folder, those that are there, as one artifact."""
+        import wandb
+
+        paths = [p for p in (self._folder.path / name for name in names) if p.exists()]
+        if not paths:
+            return
+        metadata = {"data": self._facts["data"], "model": self._settings["model"]["name"], **facts}
+        name = f"{self._settings['run']['name']}-{what}"
+        artifact = wandb.Artifact(name, kind, metadata=metadata)
+        for path in paths:
+            if path.is_dir():
+                # "immutable": W&B reads the file where it is and keeps no second copy.
+                inside = path.name if len(names) > 1 else None
+                artifact.add_dir(str(path), inside, skip_cache=True, policy="immutable")
+            else:
+                artifact.add_file(str(path), skip_cache=True, policy="immutable")
+        self._run.log_artifact(artifact)
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value

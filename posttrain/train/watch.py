@@ -1,0 +1,281 @@
+"""Watches a run while it trains: judges its health, writes health.jsonl, and says how it is doing.
+
+The trainer (posttrain/train/guard.py) tells of its micro-batches and of its memory; transformers'
+callbacks tell of its steps and its metrics.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from posttrain.base import distributed
+from posttrain.base.errors import HealthError
+from posttrain.base.files import append_rows, jsonl_rows
+from posttrain.report.live import draw
+from posttrain.run.environment import Clock
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
+from posttrain.train.health import Event, Signs, Updates, signs_of
+from posttrain.train.micro_batches import write_rows
+from posttrain.train.random_states import random_states, restore
+from posttrain.train.state_line import state_line
+from posttrain.train.stop import StopRequest
+
+SIZES = {  # the trainer's attribute that each kind of event changes
+    "out_of_memory_training": "rows_at_once",
+    "out_of_memory_generation": "prompts_at_once",
+    "out_of_memory_scoring": "scored_at_once",
+}
+
+
+class Watch:
+    """The health of one run; hangs itself on the trainer."""
+
+    def __init__(
+        self, trainer: Any, settings: DPOSettings | GRPOSettings, run: RunFolder, stop: StopRequest
+    ) -> None:
+        self.trainer = trainer
+        self.settings = settings
+        self.health = settings.health
+        self.run = run
+        self.stop = stop
+        signs = signs_of(self.health, settings.training.beta)
+        self.signs = Signs(signs, self.health.patience, self.health.stop_on)
+        self.updates = Updates(self.health.max_skipped_steps, self.health.max_still_steps)
+        self._step: list[tuple[Any, Any]] = []  # (loss, micro-batch) of the step at hand
+        self._last: list[Any] = []  # micro-batches of the step that is done
+        self._learnable = True
+        self._rows: list[dict[str, Any]] = []  # metrics since the last state line
+        self._clock = Clock()
+        self._moment: dict[str, Any] = {}
+        trainer.watch = self
+        trainer.add_callback(_callback(self))
+
+    @cached_property
+    def weights(self) -> list[Any]:
+        """The trained tensors; first asked for once training has begun."""
+        return [weight for weight in self.trainer.model.parameters() if weight.requires_grad]
+
+    # What the trainer tells.
+
+    @contextmanager
+    def abandoning(self, step: int) -> Iterator[None]:
+        """Let a signal end the step that follows `step` at once, where `step` can be gone on from:
+        a long generation, or a backward pass, is not waited for. Several processes stop together
+        between two steps."""
+        alone = distributed.processes() == 1
+        allowed = alone and step > 0 and self.settings.training.safe_to_save(step)
+        with self.stop.abandoning(allowed):
+            yield
+
+    def after_micro_batch(self, loss: Any, batch: Any, is_last: bool) -> None:
+        """Take note of a micro-batch; after the last of a step, check their losses before the
+        optimizer uses them. The only wait for the device is here, once a step."""
+        import torch
+
+        self._step.append((loss, batch))
+        if not is_last:
+            return
+        step, self._step = self._step, []
+        signals = [self.trainer.learnable(batch) for _, batch in step]
+        figures = torch.stack([*(loss for loss, _ in step), *signals]).float().tolist()
+        losses = figures[: len(step)]
+        self._last = [batch for _, batch in step]
+        bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
+        # The gradient is the mean over all processes: what one of them has, each has to act on.
+        worst = distributed.highest(2 if bad else int(any(figures[len(step) :])))
+        self._learnable = worst > 0
+        if worst == 2:
+            number = self.trainer.state.global_step + 1
+            where, what = self._batches(number).parent, "of another process is not finite"
+            if bad:
+                where = self._write_batches(number, [self._last[i] for i in bad], losses)
+                what = f"is {losses[bad[0]]}"
+            self.record(
+                Event(
+                    number,
+                    "loss_not_finite",
+                    f"the loss {what}. Its rows are in {where}. Lower "
+                    "training.learning_rate, or train in bf16 or float32; a row that does this by "
+                    "itself has to leave the data",
+                    None,
+                    None,
+                    "stopped",
+                )
+            )
+
+    def halved(self, what: str, rows: int, fewer: int) -> None:
+        """Out of memory with `rows` at once: the run goes on with `fewer`."""
+        message = (
+            f"out of memory in {what} with {self._count(what, rows)} at once; going on with "
+            f"{fewer}, the effective batch unchanged"
+        )
+        step = self.trainer.state.global_step + 1
+        self.record(Event(step, f"out_of_memory_{what}", message, fewer, rows, "halved"))
+
+    def no_room(self, what: str, rows: int | None) -> NoReturn:
+        """Out of memory where smaller parts cannot help: one row, a loss that has no parts, or
+        several processes, which have to go through as many backward passes each."""
+        would = smaller(self.settings.model, self.settings.training)
+        if rows is not None and rows > 1:
+            would.insert(0, f"training.per_device_train_batch_size below {rows}")
+        with_ = "" if rows is None else f" with {self._count(what, rows)} at once"
+        message = (
+            f"out of memory in {what}{with_}, and smaller parts cannot help. What would: "
+            + "; ".join(would)
+        )
+        step = self.trainer.state.global_step + 1
+        if not distributed.is_main():  # which may have had the memory, and says nothing
+            print(f"error: process {distributed.rank()}: {message}", file=sys.stderr)
+        self.record(Event(step, f"out_of_memory_{what}", message, rows, None, "stopped"))
+        raise AssertionError  # record() raised
+
+    def _count(self, what: str, rows: int) -> str:
+        unit = "pair" if isinstance(self.settings, DPOSettings) else "completion"
+        return f"{rows} {unit if what != 'generation' else 'prompt'}{'' if rows == 1 else 's'}"
+
+    # What the callbacks tell.
+
+    def start(self, step: int) -> None:
+        """Judge the steps up to a checkpoint of `step` again, in silence, and keep to the sizes
+        found. Every process does, from the same rows, so that all come to the same end."""
+        distributed.barrier()  # the main one has dropped the rows of later steps
+        for row in _read(self.run.shared / self.run.metrics.name):
+            if "loss" in row:
+                self.signs.observe(row["step"], row)
+        self.signs.go_on_after(step)
+        alone = distributed.processes() == 1
+        for event in _read(self.run.health) if alone else ():
+            if event["action"] == "halved":
+                setattr(self.trainer, SIZES[event["kind"]], int(event["value"]))
+
+    def after_update(self, step: int, learning_rate: float) -> None:
+        """Check the weights that a step has left, before they can reach a checkpoint."""
+        import torch
+
+        weights = [weight.detach() for weight in self.weights]
+        norms = torch.stack(torch._foreach_norm(weights, 2, dtype=torch.float64)).tolist()
+        skipped = bool(self.trainer.accelerator.optimizer_step_was_skipped)
+        event = self.updates.observe(step, norms, learning_rate, skipped, self._learnable)
+        if event is not None:
+            if event.kind == "weights_not_finite":
+                where = self._write_batches(step, self._last, [])
+                event = replace(event, message=f"{event.message}. The step's rows are in {where}")
+            self.record(event)
+        self._last = []
+        self._moment = {**random_states(), "tokens": self.trainer.state.num_input_tokens_seen}
+
+    def after_log(self, step: int, logs: dict[str, Any]) -> None:
+        """Judge the metrics, and say how the run is doing every `health.every` steps."""
+        if "loss" not in logs:  # the totals after the last step
+            return
+        for event in self.signs.observe(step, logs):
+            self.record(event)
+        row = {"step": step, "seconds": self._clock.seconds(), **logs}
+        earlier = self._rows[-1]["step"] if self._rows else step - 1
+        self._rows.append(row)
+        every, last = self.health.every, self.trainer.state.max_steps
+        if every and (step // every > earlier // every or step == last) and len(self._rows) > 1:
+            say(state_line(self._rows, last))
+            self._rows = [row]
+
+    # What comes of it.
+
+    def record(self, event: Event) -> None:
+        """Write an event down and say it.
+
+        Raises:
+            HealthError: it stops the run.
+        """
+        append_rows(self.run.health, [asdict(event)])
+        if event.action != "stopped":
+            label = "warning" if event.action == "warned" else "note"
+            say(f"{label}: step {event.step}: {event.message}")
+            return
+        draw(self.run.path, files=False)  # with what stopped it
+        raise HealthError(f"step {event.step}: {event.message}\n       {self._way_on()}")
+
+    def _way_on(self) -> str:
+        kept = self.run.checkpoints.steps()
+        if not kept:
+            return "There is no checkpoint yet: the same command starts over"
+        return (
+            f"Newest checkpoint, from before this: {kept[-1]}\n       With changed settings, "
+            '"--resume-anyway" goes on from it and "--resume never" starts over (the old folder is '
+            "moved aside)"
+        )
+
+    def _batches(self, step: int) -> Path:
+        """The file for the rows of a step; each process has its own, in the shared run folder."""
+        name = "batch.json" if distributed.is_main() else f"batch-{distributed.rank()}.json"
+        return self.run.shared / "health" / f"step-{step:06d}" / name
+
+    def _write_batches(self, step: int, batches: list[Any], losses: list[float]) -> Path:
+        rows = [row for batch in batches for row in self.trainer.describe(batch)]
+        return write_rows(self._batches(step), step, losses, rows)
+
+    def save_last_step(self) -> None:
+        """After a step was abandoned: the checkpoint of the step before it, if there is none."""
+        trainer = self.trainer
+        step = trainer.state.global_step
+        kept = self.run.checkpoints.folder / f"step-{step:06d}"
+        if kept.exists() or not self._moment:  # or nothing was trained since it was loaded
+            return
+        restore(self._moment)
+        trainer.state.num_input_tokens_seen = self._moment["tokens"]
+        trainer._save_checkpoint(trainer.model, None)
+        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
+
+def say(line: str) -> None:
+    """A plain line on stdout, above the progress bar if there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def smaller(model: Model, training: Training) -> list[str]:
+    """The settings that would take less memory than these."""
+    found = [f"model.max_seq_length below {model.max_seq_length}"]
+    if isinstance(training, GRPOTraining):
+        found = [f"training.max_completion_length below {training.max_completion_length}", *found]
+    if not training.gradient_checkpointing:
+        found.append("training.gradient_checkpointing: true")
+    if not model.load_in_4bit:
+        found.append("model.load_in_4bit: true")
+    if model.smaller_config is not None:
+        found.append(f"the config {model.smaller_config}")
+    return found
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return jsonl_rows(path) if path.exists() else []
+
+
+def _callback(watch: Watch) -> Any:
+    from transformers import TrainerCallback  # not before Unsloth is imported
+
+    class WatchCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
+        learning_rate = 0.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            watch.start(state.global_step)
+
+        def on_pre_optimizer_step(
+            self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+        ) -> None:
+            self.learning_rate = max(group["lr"] for group in optimizer.param_groups)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            watch.after_update(state.global_step, self.learning_rate)
+
+        def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
+            watch.after_log(state.global_step, extra["logs"])
+
+    return WatchCallback()

@@ -1,6 +1,0 @@
-"""What both training scripts need and neither is about."""
-
-import os
-
-# Libraries report their use to the hub when imported. Here, before any of them: later is too late.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

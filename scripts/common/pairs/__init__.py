@@ -1,1 +1,0 @@
-"""Preference pairs: formats by name, and the report on what they will teach."""

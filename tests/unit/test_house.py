@@ -1,0 +1,205 @@
+"""The house stays as it is built: imports go one way, and every module stands in a wing."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+
+# Each wing may import what its arrows lead to, at once or over others; its neighbours it may not.
+ARROWS = """
+scripts -> demo doctor export
+doctor -> scoring train
+export -> scoring train
+train -> model train/trackers
+train/trackers -> report run
+scoring -> data/report model
+model -> data report run
+data/report -> data
+data -> eval settings
+run -> eval settings
+report -> settings
+settings -> base
+eval -> rewards
+"""
+LIBRARY = "posttrain"
+UNSLOTH = "posttrain/model/policy.py"  # it has to be imported before whatever it patches
+
+
+def arrows(text: str = ARROWS) -> dict[str, set[str]]:
+    """All that each wing may import: where its arrows lead, and where theirs do."""
+    direct: dict[str, set[str]] = {}
+    for line in text.strip().splitlines():
+        wing, targets = line.split(" -> ")
+        direct.setdefault(wing, set()).update(targets.split())
+        for target in targets.split():
+            direct.setdefault(target, set())
+
+    def reached(wing: str) -> set[str]:
+        return direct[wing].union(*map(reached, direct[wing]))
+
+    return {wing: reached(wing) for wing in direct}
+
+
+def wing_of(module: Path) -> str:
+    """`data/report` of posttrain/data/report/text.py; `eval`, `rewards` or `scripts` of others."""
+    folders = module.parts[:-1]
+    return "/".join(folders[1:]) if folders[0] == LIBRARY else folders[0]
+
+
+def imported(root: Path, module: Path) -> Iterator[tuple[int, Path | str]]:
+    """Line and target of each import, wherever it stands: a file of ours, or another's name."""
+    for node in ast.walk(ast.parse((root / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, _find(root, alias.name.split(".")) or alias.name
+        elif isinstance(node, ast.ImportFrom):
+            start = list(module.parts[: len(module.parts) - node.level]) if node.level else []
+            parts = [*start, *(node.module or "").split(".")] if node.module else start
+            for alias in node.names:
+                found = _find(root, [*parts, alias.name]) or _find(root, parts)
+                yield node.lineno, found or ".".join(parts)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            name = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+            if isinstance(name, str):
+                yield node.lineno, _find(root, name.split(".")) or name
+
+
+def _find(root: Path, parts: list[str]) -> Path | None:
+    path = Path(*parts)
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if (root / candidate).is_file():
+            return candidate
+    return path if (root / path).is_dir() else None
+
+
+def faults(root: Path) -> list[str]:
+    """Everything in the folders of the house that breaks a rule, one sentence each."""
+    allowed = arrows()
+    found: list[str] = []
+    folders: dict[str, set[str]] = {}
+    houses = ("rewards", "eval", LIBRARY, "scripts")
+    modules = [
+        p.relative_to(root) for house in houses for p in sorted((root / house).rglob("*.py"))
+    ]
+    for module in modules:
+        wing = wing_of(module)
+        if not wing:
+            if module.name != "__init__.py":
+                found.append(f"{module}: a loose module; it belongs into a wing")
+        elif wing not in allowed:
+            found.append(f"{module}: the wing '{wing}' has no arrows; see ARROWS")
+        for line, target in imported(root, module):
+            where = f"{module}:{line}"
+            if isinstance(target, str):
+                if target.split(".")[0] == "unsloth" and str(module) != UNSLOTH:
+                    found.append(f"{where}: imports unsloth, which {UNSLOTH} alone does")
+                continue
+            other, top = wing_of(target), target.parts[0]
+            if top == "tests":
+                found.append(f"{where}: imports {target}, a test")
+            elif top == "scripts" and target.name != "__init__.py":
+                found.append(f"{where}: imports {target}, a script")
+            elif top in houses and other not in {wing, "", *allowed.get(wing, set())}:
+                found.append(f"{where}: imports {target}, and no arrow goes from {wing} to {other}")
+            if top in houses and other != wing:
+                folders.setdefault(wing, set()).add(other)
+    return found + circles(folders)
+
+
+def circles(folders: dict[str, set[str]]) -> list[str]:
+    """`a -> b -> a`, for folders that import one another, at once or over others."""
+    found = []
+    done: set[str] = set()
+
+    def visit(folder: str, path: tuple[str, ...]) -> None:
+        if folder in path:
+            found.append(" -> ".join((*path[path.index(folder) :], folder)) + ": a circle")
+        elif folder not in done:
+            for target in sorted(folders.get(folder, ())):
+                visit(target, (*path, folder))
+            done.add(folder)
+
+    for folder in sorted(folders):
+        visit(folder, ())
+    return found
+
+
+def test_the_house() -> None:
+    assert faults(ROOT) == []
+
+
+def test_every_wing_has_arrows_and_every_arrow_a_wing() -> None:
+    wings = {wing_of(p.relative_to(ROOT)) for p in (ROOT / LIBRARY).rglob("*.py")} - {""}
+    assert wings | {"rewards", "eval", "scripts"} == set(arrows())
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A small house with nothing wrong in it."""
+    for path, text in {
+        "rewards/__init__.py": "",
+        "eval/__init__.py": "import rewards\n",
+        "posttrain/__init__.py": "import os\n",
+        "posttrain/base/__init__.py": "",
+        "posttrain/base/paths.py": "from pathlib import Path\n",
+        "posttrain/settings/__init__.py": "from posttrain.base.paths import Path\n",
+        "posttrain/data/__init__.py": "",
+        "posttrain/data/pairs.py": "import eval\nfrom posttrain import settings\n",
+        "posttrain/data/report/__init__.py": "from posttrain.data import pairs\n",
+        "posttrain/report/__init__.py": "",
+        "posttrain/model/__init__.py": "",
+        "posttrain/model/policy.py": "def load():\n    import unsloth\n",
+        "scripts/__init__.py": "",
+        "scripts/dpo.py": "from posttrain.model import policy\n",
+        "scripts/grpo.py": "",
+        "tests/helpers.py": "",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    return tmp_path
+
+
+def test_a_house_with_nothing_wrong(house: Path) -> None:
+    assert faults(house) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "fault"),
+    [
+        ("posttrain/base/new.py", "from posttrain.model import policy", "from base to model"),
+        ("posttrain/base/new.py", "import posttrain.model.policy", "from base to model"),
+        ("posttrain/base/new.py", "from ..model.policy import load", "from base to model"),
+        ("posttrain/base/new.py", "from .. import model", "from base to model"),
+        ("posttrain/base/new.py", "def f():\n    import eval", "from base to eval"),
+        ("posttrain/data/new.py", "import posttrain.report", "from data to report"),
+        ("posttrain/report/new.py", "import posttrain.data.pairs", "from report to data"),
+        ("posttrain/data/new.py", "from posttrain.data import report", "from data to data/report"),
+        ("rewards/new.py", "from posttrain.base.paths import Path", "from rewards to base"),
+        ("eval/new.py", "from posttrain.base import paths", "from eval to base"),
+        ("posttrain/model/new.py", "from scripts import dpo", "scripts/dpo.py, a script"),
+        ("posttrain/model/new.py", "import scripts.dpo", "scripts/dpo.py, a script"),
+        ("scripts/new.py", "from scripts.dpo import main", "scripts/dpo.py, a script"),
+        ("posttrain/model/new.py", "from tests import helpers", "tests/helpers.py, a test"),
+        ("posttrain/model/new.py", "from unsloth import x", "imports unsloth"),
+        ("scripts/new.py", "importlib.import_module('unsloth.models')", "imports unsloth"),
+        ("posttrain/new.py", "", "posttrain/new.py: a loose module"),
+        ("posttrain/attic/new.py", "", "the wing 'attic' has no arrows"),
+    ],
+)
+def test_what_is_wrong_is_found(house: Path, module: str, text: str, fault: str) -> None:
+    (house / module).parent.mkdir(exist_ok=True)
+    (house / module).write_text(text + "\n")
+    assert any(fault in found for found in faults(house)), faults(house)
+    assert all(found.startswith(module) or "circle" in found for found in faults(house))
+
+
+def test_a_circle_of_folders_is_found(house: Path) -> None:
+    (house / "posttrain/settings/new.py").write_text("import posttrain.data.pairs\n")
+    assert "data -> settings -> data: a circle" in faults(house)
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [
+        "a -> b -> c -> a: a circle"
+    ]
+    assert circles({"a": {"b", "c"}, "b": {"c"}}) == []
