@@ -159,7 +159,9 @@ def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callabl
 
         owned["max_length"] = settings.model.max_seq_length
         # trl cannot put pairs of like length together: it drops the column with their lengths.
-from tests.pretend_gpu import installed
+        order = settings.training.train_sampling_strategy.replace("group_by_length", "random")
+        any_length = settings.training.model_copy(update={"train_sampling_strategy": order})
+        arguments, _ = build_arguments(DPOConfig, any_length, owned, True)
         dataset = Dataset.from_list(dpo.trainer_rows(rows, tokenizer))
         trainer = DPOTrainer(args=arguments, train_dataset=dataset, **common)
     return trainer, trainer.train
