@@ -191,7 +191,7 @@ def precision(asked: argparse.Namespace) -> dict[str, Any]:
 def default_system(asked: argparse.Namespace) -> str | None:
     """The prompt that a GRPO run trained with, else the standard one of --language."""
     trained = run_config(asked.model)
-    if "rewards" in trained:
+    if trained.get("method") == "grpo":
         system: str | None = trained["prompt"]["system"]
         return system
     return SYSTEM[asked.language]

@@ -10,7 +10,7 @@ from posttrain.doctor.finding import Finding
 from posttrain.doctor.machine import GPU
 from posttrain.model.device import Device, check_device
 from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import load_settings
+from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml
 
 NOT_MEASURED = "not measured"
@@ -29,8 +29,7 @@ def look_at_configs(gpu: GPU | None) -> tuple[list[Finding], list[dict[str, Any]
 def _look_at(path: Path, gpu: GPU | None) -> tuple[Finding, dict[str, Any]]:
     name = str(path.relative_to(ROOT))
     try:
-        settings_class = GRPOSettings if "rewards" in read_yaml(path) else DPOSettings
-        settings: Any = load_settings(settings_class, path)
+        settings: Any = load_settings(SETTINGS[read_yaml(path).get("method", "dpo")], path)
     except ConfigError as error:
         return Finding(name, "fail", "cannot be read", str(error)), {"why": str(error)}
     shape = shape_of(settings.model.name)

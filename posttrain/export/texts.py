@@ -68,7 +68,7 @@ def gate_texts(run: dict[str, Any], problems: int) -> Texts:
     """The fixed questions and some of the run's own held-out problems, asked as it was trained."""
     system = (run.get("prompt") or {}).get("system")
     questions = list(PROBLEMS)
-    if "rewards" in run:
+    if run.get("method") == "grpo":
         try:
             own = load_evaluation(
                 Source.model_validate(run["data"]["eval"]),

@@ -81,7 +81,7 @@ def _facts(
     run: Path, settings: dict[str, Any], environment: dict[str, Any], repository: str | None
 ) -> dict[str, Any]:
     """What the template shows."""
-    method = METHODS["GRPO" if "rewards" in settings else "DPO"]
+    method = METHODS[settings["method"].upper()]
     measures = read_run(run) if (run / "eval" / "comparison.json").exists() else {}
     exports = read_exports(run)
     name = settings["run"]["name"]
@@ -208,7 +208,7 @@ def _limitations(settings: dict[str, Any], measures: dict[str, dict[str, Any]]) 
             f"{first['n']} held-out items of the training data's own kind: an interval tells what "
             "other items of this kind would give, not what other kinds would. One seed was trained."
         )
-    if "rewards" in settings:
+    if settings["method"] == "grpo":
         lines.append(
             "Rewards see the final number, not the reasoning: steps can be wrong where the answer "
             "is right."

@@ -49,7 +49,7 @@ def _next(*commands: str) -> str:
 
 def _evaluation(settings: dict[str, Any]) -> str:
     """What to score next: the run's own problems where they are a local file here."""
-    if "rewards" in settings:
+    if settings.get("method") == "grpo":
         local = _local(section(section(settings, "data"), "eval"))
         return f"--data {local or 'gsm8k'} --samples 8"
     also = section(settings, "evaluation").get("also")

@@ -42,11 +42,8 @@ class Record:
 
     @property
     def method(self) -> str:
-        """`GRPO`, `DPO`, or empty where nothing tells."""
-        keys = {*self.config, *(key for row in self.metrics[:1] for key in row)}
-        if keys & {"rewards", "reward"}:
-            return "GRPO"
-        return "DPO" if keys & {"training", "rewards/margins"} else ""
+        """`GRPO` or `DPO`; empty where the run's config does not tell."""
+        return str(self.config.get("method", "")).upper()
 
     @property
     def things(self) -> str:

@@ -36,7 +36,7 @@ def snippets(
     settings: dict[str, Any], exports: dict[str, dict[str, Any]], repository: str | None
 ) -> list[Snippet]:
     """One for the adapter, and one for every way of loading each export there is."""
-    question = QUESTIONS["GRPO" if "rewards" in settings else "DPO"]
+    question = QUESTIONS[settings["method"].upper()]
     system, limit = settings["prompt"]["system"], settings["evaluation"]["max_new_tokens"]
     turns = [{"role": "user", "content": question}]
     if system:

@@ -13,8 +13,8 @@ from posttrain.run.environment import environment
 from posttrain.settings import Section
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
-# Sections that shape neither training nor scores.
-NOT_SHAPING = ("run", "tracking", "health", "export")
+# What shapes neither training nor scores; the method shows in the sections that do.
+NOT_SHAPING = ("method", "run", "tracking", "health", "export")
 
 
 class RunFolder:

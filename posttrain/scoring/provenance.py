@@ -39,7 +39,7 @@ def weights_fingerprint(model: str) -> str | None:
 
 def trained_questions(trained: dict[str, Any]) -> list[str]:
     """The questions of a GRPO run, or every user turn of a DPO run's prompts."""
-    if "rewards" in trained:
+    if trained["method"] == "grpo":
         problems = ProblemData.model_validate(trained["data"])
         return [row.text(problems.columns.question) for row in read_rows(problems.train)]
     pairs = load_pair_set(

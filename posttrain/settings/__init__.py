@@ -181,6 +181,8 @@ class _Trained(Section):
 class DPOSettings(_Trained):
     """Settings of scripts/dpo.py."""
 
+    method: Literal["dpo"] = "dpo"
+    """How the model is trained; a run records it, and whoever reads the run asks it."""
     data: PairData
     prompt: Prompt = Prompt()
     training: DPOTraining
@@ -215,6 +217,8 @@ class DPOSettings(_Trained):
 class GRPOSettings(_Trained):
     """Settings of scripts/grpo.py."""
 
+    method: Literal["grpo"] = "grpo"
+    """How the model is trained; a run records it, and whoever reads the run asks it."""
     model: RolloutModel
     data: ProblemData
     prompt: Prompt = Prompt()

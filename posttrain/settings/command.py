@@ -40,7 +40,8 @@ NAMES = {
     "optim": "transformers/training_args.py:OptimizerNames",
     "lr_scheduler_type": "transformers/trainer_utils.py:SchedulerType",
 }
-SCRIPTS: dict[str, type[Section]] = {"dpo": DPOSettings, "grpo": GRPOSettings}
+SETTINGS: dict[str, type[Section]] = {"dpo": DPOSettings, "grpo": GRPOSettings}
+"""The settings of each method."""
 S = TypeVar("S", bound=Section)
 
 
@@ -77,7 +78,7 @@ def parse_command_line(
     """
     words = sys.argv[1:] if argv is None else argv
     check_arguments(words)
-    script = next((name for name, cls in SCRIPTS.items() if cls is settings_class), None)
+    script = next((name for name, cls in SETTINGS.items() if cls is settings_class), None)
     parser = Parser(settings_class, story, prog=script and f"./run {script}")
     parser.words = words
     parser.add_argument("--config", required=True, type=Path, help="a YAML file of configs/")
@@ -153,8 +154,8 @@ def check_settings(
         return settings_class.model_validate(values)
     except ValidationError as error:
         found = error.errors()
-    for name, other in SCRIPTS.items():
-        mistaken = settings_class in SCRIPTS.values() and settings_class is not other
+    for name, other in SETTINGS.items():
+        mistaken = settings_class in SETTINGS.values() and settings_class is not other
         if mistaken and not _problems(other, own):
             raise ConfigError(f"{where}: this looks like a config of ./run {name}")
     known = [(details["loc"], details["msg"]) for details in _problems(settings_class, own)]

@@ -23,7 +23,7 @@ from posttrain.train.watch import Watch
 BYTES_A_WEIGHT = 16
 # Which checkpoint is the best: logged anyway, no evaluation needed. The margin of DPO would not do,
 # because on training pairs it grows as long as training goes on.
-BEST_BY = {DPOSettings: "rewards/accuracies", GRPOSettings: "reward"}
+BEST_BY = {"dpo": "rewards/accuracies", "grpo": "reward"}
 
 
 def check_room(model: Any, settings: DPOSettings | GRPOSettings, run: RunFolder) -> None:
@@ -82,7 +82,7 @@ def train(
     view = TrainingView(shown, run.path / "health.jsonl")
     with StopRequest(settings.run.max_minutes) as stop, view:
         trainer.remove_callback(PrinterCallback)
-        score = Score(BEST_BY[type(settings)])
+        score = Score(BEST_BY[settings.method])
         trainer.add_callback(_callback(run, view, clock, stop, identity, training, score))
         watch = Watch(trainer, settings, run, stop)
         try:

@@ -138,7 +138,7 @@ class Watch:
         raise AssertionError  # record() raised
 
     def _count(self, what: str, rows: int) -> str:
-        unit = "pair" if isinstance(self.settings, DPOSettings) else "completion"
+        unit = "pair" if self.settings.method == "dpo" else "completion"
         return f"{rows} {unit if what != 'generation' else 'prompt'}{'' if rows == 1 else 's'}"
 
     # What the callbacks tell.

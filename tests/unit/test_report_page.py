@@ -199,10 +199,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         page.write_report(tmp_path)
 
 
-@pytest.mark.parametrize("alone", ["config.yaml", "metrics.jsonl"])
-def test_one_file_is_enough(alone: str, dpo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("alone", "title"), [("config.yaml", "DPO report"), ("metrics.jsonl", "Training report")]
+)
+def test_one_file_is_enough(alone: str, title: str, dpo: Path, tmp_path: Path) -> None:
     (tmp_path / alone).write_bytes((dpo / alone).read_bytes())
-    assert "DPO report" in written(tmp_path).text
+    assert title in written(tmp_path).text
 
 
 def test_a_long_run_stays_small(tmp_path: Path) -> None:
