@@ -17,27 +17,21 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+
 import rewards
 from eval import conversation
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
-from posttrain import report
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import fingerprint
 from posttrain.base.process import run_main
 from posttrain.data.problems import load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
-from posttrain.export.launch import after_training
-from posttrain.model import inference, policy, trust
-from posttrain.model.device import check_device
-from posttrain.report.model_card import write_model_card
-from posttrain.run.checkpoint import check_same_run
+from posttrain.model import inference, policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
-from posttrain.settings.command import parse_command_line
-from posttrain.train import guarded_trainers, loop
+from posttrain.train import guarded_trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.samples import SampleRecorder
-from posttrain.train.trackers.start import keep_files_in, start_trackers
+from posttrain.train.session import Session
 
 CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
 PROGRESS = {
@@ -50,72 +44,38 @@ PROGRESS = {
 
 def main(argv: list[str] | None = None) -> int:
     """The story of a run; returns the exit code."""
-    command = parse_command_line(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
-    settings = command.settings
-    run = RunFolder(command.output)
-    if not command.dry_run and run.is_done(settings, command.resume):
-        return report.already_finished(run.shared) or after_training(run.path, settings.export)
-    checkpoint = run.checkpoint(command.resume)
-    keep_files_in(run, settings.tracking.report_to)
+    session = Session(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
+    if session.done:
+        return session.show_result()
+    settings, run = session.settings, session.run
 
     # Problems and rewards, checked before anything heavy is loaded.
     train_problems, held_out = load_problems(settings.data)
     functions = load_rewards(settings, train_problems[0])
-    device = policy.start(settings.run.verbose, settings.run.threads)
-    print(check_device(device, settings.model, settings.training))
-    tokenizer = policy.load_tokenizer(settings.model)
+    tokenizer = session.start()
     train_problems = fitting(train_problems, tokenizer, settings, "training problems")
     held_out = fitting(held_out, tokenizer, settings, "held-out problems")
     held_out = held_out[: settings.evaluation.limit]
     print(f"{len(train_problems)} problems to train on, {len(held_out)} held out")
-    if command.dry_run:
+    if session.dry_run:
         print_example(train_problems[0], tokenizer, settings, functions)
-        print(command.verdict())
-        return 0
+        return session.end_dry_run()
 
-    # The run folder and the policy, scored before the first step.
-    facts: dict[str, Any] = {
-        "device": device.name,
-        "weights": policy.base_weights(settings.model),
-        "data": fingerprint([*train_problems, *held_out]),
-    }
-    identity = run.identity(settings, facts)
-    if checkpoint:
-        trust.check_checkpoint(checkpoint)
-        if not command.resume_anyway:
-            check_same_run(checkpoint, identity)
-    run.open(fresh=command.resume == "never")
-    run.describe(settings, facts)
-    trackers = start_trackers(run, settings, facts)
-    print(f"Loading {settings.model.name}")
-    model, tokenizer = policy.load(
-        settings.model, settings.lora, settings.training, settings.run.verbose
-    )
-    loop.check_room(model, settings, run)
-    same_run = checkpoint is not None and not command.resume_anyway
-    kept = read_scores(run) if same_run else None
-    if checkpoint:
-        print(loop.going_on(checkpoint, settings.training, run, kept is not None))
-    before = kept or score(model, tokenizer, held_out, settings, run, "before")
+    # The policy, scored before its first step.
+    session.open([*train_problems, *held_out])
+    model, tokenizer = session.load()
+    before = session.kept_scores(lambda: read_scores(run))
+    before = before or score(model, tokenizer, held_out, settings, run, "before")
 
     # Training.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
-    trainer.add_callback(trackers.callback())
-    facts["changed_arguments"] = changed
-    facts["trained"] = loop.train(trainer, settings, run, PROGRESS, checkpoint, identity)
-    if loop.stopped_early(facts, run):
-        trackers.close(facts["trained"]["exit_code"])
-        return int(facts["trained"]["exit_code"])
-    policy.save_adapter(model, tokenizer, run.adapter)
+    stopped = session.train(trainer, changed, PROGRESS)
+    if stopped is not None:
+        return stopped
 
     # The same problems after the last step.
     after = score(model, tokenizer, held_out, settings, run, "after")
-    run.describe(settings, facts)
-    run.write_comparison(compare_replies(before, after))
-    write_model_card(run.path)
-    report.finish(run.path)
-    trackers.finish()
-    return after_training(run.path, settings.export)
+    return session.finish(compare_replies(before, after))
 
 
 def load_rewards(settings: GRPOSettings, sample: Problem) -> dict[str, rewards.RewardFunction]:

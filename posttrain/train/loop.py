@@ -13,7 +13,7 @@ from posttrain.report.live import LivePage, draw
 from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining, Training
+from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining
 from posttrain.train.guard import is_out_of_memory
 from posttrain.train.stop import StepAbandoned, StopRequest
 from posttrain.train.view import TrainingView
@@ -105,33 +105,6 @@ def train(
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
     return result
-
-
-def going_on(checkpoint: Path, training: Training, run: RunFolder, scored: bool) -> str:
-    """What a resumed run says first; `scored`: the scores from before training are not repeated."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    total = training.max_steps if training.max_steps >= 0 else state["max_steps"]
-    inside = checkpoint.is_relative_to(run.path)
-    where = checkpoint.relative_to(run.path) if inside else checkpoint
-    scores = "are kept" if scored else "are taken anew"
-    return (
-        f"Going on from step {state['global_step']} of {total} ({where}); the scores from before "
-        f"training {scores}"
-    )
-
-
-def stopped_early(facts: dict[str, Any], run: RunFolder) -> bool:
-    """Whether training ended before its last step; then writes that down and says how to go on."""
-    result = facts["trained"]
-    if "exit_code" not in result:
-        return False
-    run.amend(facts)
-    draw(run.path)
-    print(
-        f"Stopped at step {result['steps']} ({result['reason']}). Everything is in {run.path}; "
-        "the same command goes on from there"
-    )
-    return True
 
 
 def _record_health_stop(error: HealthError, trainer: Any, clock: Clock, run: RunFolder) -> None:

@@ -68,6 +68,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
     from posttrain.model import policy
     from posttrain.scoring import pairs as scoring
     from posttrain.train import loop as training
+    from posttrain.train import session
     from scripts import dpo, grpo
 
     stages = Stages()
@@ -83,7 +84,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
         (script, "build_trainer", "build trainer"),
     ):
         stages.wrap(owner, name, stage)
-    parse = script.parse_command_line
+    parse = session.parse_command_line
 
     def parsed(*given: Any, **named: Any) -> Any:
         command = parse(*given, **named)
@@ -91,7 +92,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
         stages._open.pop()
         return command
 
-    script.parse_command_line = parsed
+    session.parse_command_line = parsed
 
     def train(trainer: Any, *_: Any, **__: Any) -> Any:
         stages.switch()

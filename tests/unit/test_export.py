@@ -13,12 +13,12 @@ import pytest
 from posttrain.base.errors import ConfigError
 from posttrain.export import llama_cpp, merge, session, source
 from posttrain.export.gguf import known_pre_tokenizer
-from posttrain.export.launch import after_training
 from posttrain.export.proof import Check, Record, at_most
 from posttrain.model.llama_server import is_gguf
 from posttrain.report import export_words
 from posttrain.run import room
 from posttrain.settings.export import Export, Parity
+from posttrain.train.session import after_training
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 

@@ -22,7 +22,7 @@ from posttrain.run.environment import PACKAGES, git_commit
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
-from posttrain.train import loop
+from posttrain.train import session
 from posttrain.train.samples import SampleRecorder
 from rewards import REWARDS
 from tests.helpers import CONFIGS, ROOT
@@ -420,11 +420,11 @@ def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path) -> None:
     state = {"global_step": 3, "max_steps": 12}
     (checkpoint / "trainer_state.json").write_text(json.dumps(state), "utf-8")
     shape = settings.training.model_copy(update={"max_steps": -1})
-    assert loop.going_on(checkpoint, shape, run, True) == (
+    assert session.resume_note(checkpoint, shape, run, True) == (
         "Going on from step 3 of 12 (checkpoints/step-000003); the scores from before training "
         "are kept"
     )
-    assert "are taken anew" in loop.going_on(checkpoint, shape, run, False)
+    assert "are taken anew" in session.resume_note(checkpoint, shape, run, False)
 
 
 def test_a_run_that_stopped_early_says_why_and_has_a_page(tmp_path: Path) -> None:
@@ -433,8 +433,7 @@ def test_a_run_that_stopped_early_says_why_and_has_a_page(tmp_path: Path) -> Non
     run.open(fresh=False)
     run.describe(settings, {"device": "CPU"})
     stopped = {"steps": 2, "seconds": 1.0, "exit_code": 130, "reason": "SIGINT"}
-    assert loop.stopped_early({"trained": stopped, "changed_arguments": {}}, run)
+    session.record_early_stop(run, {"trained": stopped, "changed_arguments": {}})
     kept = json.loads((run.path / "environment.json").read_text("utf-8"))
     assert (kept["trained"], kept["device"]) == (stopped, "CPU")
     assert (run.path / "report.html").stat().st_size > 0
-    assert not loop.stopped_early({"trained": {"steps": 2, "seconds": 1.0}}, run)

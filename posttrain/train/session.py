@@ -1,0 +1,195 @@
+"""What a training run does around its training: told once, for both scripts.
+
+    Session()   read the command line; look for an earlier run in the folder
+    start       start Unsloth, check the device
+    open        the run folder, described, and the trackers
+    load        the policy
+    kept_scores the scores of an interrupted run, which are not taken again
+    train       from the start or from the checkpoint, up to the adapter on the disk
+    finish      comparison, model card, page and table, export
+
+Between these a script has what is its own: data, rewards, trainer and scores.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from posttrain.base.distributed import is_main
+from posttrain.base.files import fingerprint
+from posttrain.base.paths import ROOT
+from posttrain.model import policy, trust
+from posttrain.model.device import check_device
+from posttrain.report import ending
+from posttrain.report.live import draw
+from posttrain.report.model_card import write_model_card
+from posttrain.run.checkpoint import check_same_run
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, Export, GRPOSettings, Training
+from posttrain.settings.command import Command, parse_command_line
+from posttrain.train import loop
+from posttrain.train.guard import free_memory
+from posttrain.train.trackers.start import keep_files_in, start_trackers
+
+S = TypeVar("S", DPOSettings, GRPOSettings)
+T = TypeVar("T")
+
+
+class Session(Generic[S]):
+    """One run of a training script.
+
+    Raises:
+        ConfigError: the command line, the config or the run folder is not fit for a run.
+        CheckpointError: every checkpoint of the run folder is damaged.
+    """
+
+    def __init__(
+        self, settings_class: type[S], config_class: str, story: str, argv: list[str] | None
+    ) -> None:
+        """`config_class` is trl's, as parse_command_line takes it; `story` is shown by --help."""
+        command: Command[S] = parse_command_line(settings_class, config_class, story, argv)
+        self.settings: S = command.settings
+        self.dry_run = command.dry_run
+        self._command: Command[S] = command
+        self.run = RunFolder(command.output)
+        self.done = not command.dry_run and self.run.is_done(self.settings, command.resume)
+        """The folder holds this very run, finished."""
+        self._checkpoint = None if self.done else self.run.checkpoint(command.resume)
+        self._facts: dict[str, Any] = {}
+        keep_files_in(self.run, self.settings.tracking.report_to)
+
+    def show_result(self) -> int:
+        """Show the table of a run that is done and export what it lacks; returns the exit code."""
+        ending.already_finished(self.run.shared)
+        return after_training(self.run.path, self.settings.export)
+
+    def end_dry_run(self) -> int:
+        """Say that nothing was found wrong, and how to train; returns the exit code."""
+        print(self._command.verdict())
+        return 0
+
+    def start(self) -> Any:
+        """Start Unsloth and check that the device can run this config; returns the tokenizer.
+
+        Raises:
+            ConfigError: it cannot, or the tokenizer is not in reach.
+        """
+        device = policy.start(self.settings.run.verbose, self.settings.run.threads)
+        print(check_device(device, self.settings.model, self.settings.training))
+        self._facts["device"] = device.name
+        return policy.load_tokenizer(self.settings.model)
+
+    def open(self, rows: Sequence[Any]) -> None:
+        """Open the run folder and start the trackers; `rows` are all that is trained and scored on.
+
+        Raises:
+            CheckpointError: the checkpoint is of other settings, data, weights or versions.
+        """
+        self._facts["weights"] = policy.base_weights(self.settings.model)
+        self._facts["data"] = fingerprint(rows)
+        self._identity = self.run.identity(self.settings, self._facts)
+        if self._checkpoint:
+            trust.check_checkpoint(self._checkpoint)
+            if not self._command.resume_anyway:
+                check_same_run(self._checkpoint, self._identity)
+        self.run.open(fresh=self._command.resume == "never")
+        self.run.describe(self.settings, self._facts)
+        self._trackers = start_trackers(self.run, self.settings, self._facts)
+
+    def load(self) -> tuple[Any, Any]:
+        """The policy and its tokenizer.
+
+        Raises:
+            ConfigError: the model cannot be loaded, or the disk is too full for what will be saved.
+        """
+        settings = self.settings
+        print(f"Loading {settings.model.name}")
+        self._policy = policy.load(
+            settings.model, settings.lora, settings.training, settings.run.verbose
+        )
+        loop.check_room(self._policy[0], settings, self.run)
+        return self._policy
+
+    def kept_scores(self, read: Callable[[], T | None]) -> T | None:
+        """What `read` finds of the scores that an interrupted run took before its first step.
+
+        A run that goes on with other settings, or from the start, has none.
+        """
+        if self._checkpoint is None:
+            return None
+        scores = None if self._command.resume_anyway else read()
+        kept = scores is not None
+        print(resume_note(self._checkpoint, self.settings.training, self.run, kept))
+        return scores
+
+    def train(self, trainer: Any, changed: dict[str, Any], shown: dict[str, str]) -> int | None:
+        """Train and save the adapter; returns None, or the exit code of a run that ended early.
+
+        `changed` are the arguments that a library changed, `shown` the metrics to watch, as
+        loop.train takes them.
+        """
+        trainer.add_callback(self._trackers.callback())
+        result = loop.train(
+            trainer, self.settings, self.run, shown, self._checkpoint, self._identity
+        )
+        self._facts |= {"changed_arguments": changed, "trained": result}
+        if "exit_code" not in result:
+            policy.save_adapter(*self._policy, self.run.adapter)
+            return None
+        record_early_stop(self.run, self._facts)
+        self._trackers.close(result["exit_code"])
+        return int(result["exit_code"])
+
+    def finish(self, comparison: dict[str, dict[str, Any]]) -> int:
+        """Write and show what came of the run, then export; returns the exit code."""
+        self.run.describe(self.settings, self._facts)
+        self.run.write_comparison(comparison)
+        write_model_card(self.run.path)
+        ending.finish(self.run.path)
+        self._trackers.finish()
+        return after_training(self.run.path, self.settings.export)
+
+
+def resume_note(checkpoint: Path, training: Training, run: RunFolder, scored: bool) -> str:
+    """What a resumed run says first; `scored`: the scores from before training are not repeated."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    total = training.max_steps if training.max_steps >= 0 else state["max_steps"]
+    inside = checkpoint.is_relative_to(run.path)
+    where = checkpoint.relative_to(run.path) if inside else checkpoint
+    return (
+        f"Going on from step {state['global_step']} of {total} ({where}); the scores from before "
+        f"training are {'kept' if scored else 'taken anew'}"
+    )
+
+
+def record_early_stop(run: RunFolder, facts: dict[str, Any]) -> None:
+    """Write down that training ended before its last step, draw the page, say how to go on."""
+    run.amend(facts)
+    draw(run.path)
+    trained = facts["trained"]
+    print(
+        f"Stopped at step {trained['steps']} ({trained['reason']}). Everything is in {run.path}; "
+        "the same command goes on from there"
+    )
+
+
+def after_training(run: Path, export: Export) -> int:
+    """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate.
+
+    In a process of its own: this one has Unsloth's patches in transformers and peft, and its model
+    in memory; what is exported has to be what anyone without them will load. The main process
+    does: what the others keep is in a folder that ends with them.
+    """
+    if not export.to or not is_main():
+        return 0
+    if "torch" in sys.modules:  # it keeps the memory of the largest step, which the gate needs
+        free_memory()
+    section = json.dumps(export.model_dump(mode="json"))
+    print("\nExporting", flush=True)
+    script = str(ROOT / "scripts" / "export.py")
+    command = [sys.executable, script, str(run), f"export={section}"]
+    code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+    return code if code >= 0 else 128 - code
