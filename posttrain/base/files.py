@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.errors import DataError
+
 # What makes a model behave as it does: weights, configuration, tokenizer, chat template.
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _WHOLE = 8 * 2**30  # larger files are hashed in part
@@ -45,18 +47,42 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
-def jsonl_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSONL file."""
-    with open(path, encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
+def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
+    """All rows of a JSONL file.
+
+    With `damaged`, lines that are no JSON object are left out and their numbers added to it, except
+    for a last line without an end, which is still being written or was cut off by a crash.
+
+    Raises:
+        DataError: a line is no JSON object, and no `damaged` was given.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")  # a text may hold other line separators
+    rows = []
+    for number, line in enumerate([*lines, rest], start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif damaged is None:
+            raise DataError(f"{path}: line {number} is not a JSON object")
+        elif number <= len(lines):
+            damaged.append(number)
+    return rows
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows to a JSONL file; a number that JSON does not know (NaN, infinity) becomes null."""
     with open(path, "a", encoding="utf-8") as file:
-        for row in rows:
-            clean = {k: None if _not_finite(v) else v for k, v in row.items()}
-            file.write(json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n")
+        file.writelines(map(_line, rows))
+
+
+def _line(row: dict[str, Any]) -> str:
+    clean = {k: None if _not_finite(v) else v for k, v in row.items()}
+    return json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _not_finite(value: Any) -> bool:
@@ -65,11 +91,10 @@ def _not_finite(value: Any) -> bool:
 
 def keep_rows_until(path: Path, step: int) -> None:
     """Drop rows after `step`: a resumed run writes them again."""
-    if not path.exists():
-        return
-    whole = path.read_bytes().rpartition(b"\n")[0]  # a crash may have cut the last row off
-    lines = [line for line in whole.decode("utf-8").split("\n") if line]
-    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+    if path.exists():
+        cut_off_half_line(path)
+        rows = [row for row in jsonl_rows(path) if row["step"] <= step]
+        write_text(path, "".join(map(_line, rows)))
 
 
 def cut_off_half_line(path: Path) -> None:

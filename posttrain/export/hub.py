@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, first_line
 from posttrain.report.model_card import render_model_card
 from posttrain.report.record import read_exports
 
@@ -43,9 +43,8 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
                 commit_message="Upload of a trained model",
             )
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = str(error).strip().split("\n")[0]
             raise ConfigError(
-                f"--push {repository}: the hub refuses: {reason} (is HF_TOKEN set?)"
+                f"--push {repository}: the hub refuses: {first_line(error)} (is HF_TOKEN set?)"
             ) from None
     return str(where)
 

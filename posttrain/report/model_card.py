@@ -7,6 +7,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
+from posttrain.base.progress import duration
 from posttrain.report import read_run, record, table_rows
 from posttrain.report.export_words import in_words
 from posttrain.report.record import read_exports
@@ -96,7 +97,7 @@ def _facts(
         "method": {**method, "text": _method_text(method["text"], settings)},
         "settings": settings,
         "trained": trained,
-        "duration": f"{record.read(run).seconds / 60:.0f} minutes",  # of all its sessions
+        "duration": duration(record.read(run).seconds),  # of all its sessions
         "device": environment.get("device", "an unnamed device"),
         "fingerprint": str(environment.get("data", ""))[:16],
         "versions": ", ".join(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.files import jsonl_rows
 from posttrain.settings.strict_yaml import read_yaml
 
 SIDES = ("before", "after")
@@ -191,26 +192,15 @@ def _rows(path: Path, unreadable: list[str]) -> list[Row] | None:
     """Rows of a JSONL file. The last line may still be being written, and is then left out."""
     if not path.exists():
         return None
+    damaged: list[int] = []
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        rows = jsonl_rows(path, damaged)
     except OSError as error:
         unreadable.append(f"{path}: {error}")
         return None
-    rows, damaged = [], 0
-    for place, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            damaged += place + 1 < len(lines)
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            damaged += 1
     if damaged:
-        unreadable.append(f"{path}: lines left out because they are no JSON object: {damaged}")
+        count = len(damaged)
+        unreadable.append(f"{path}: lines left out because they are no JSON object: {count}")
     return rows
 
 

@@ -1,6 +1,5 @@
 """A judge's verdicts: asked for over HTTP, kept as they come, read back and gone on from."""
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -10,7 +9,7 @@ from typing import Any
 from eval import Completion, Conversation
 from eval.judge import ORDERS, Comparison, Order, Verdict, parse_verdict, question
 from posttrain.base.errors import ConfigError, DataError, PostTrainError
-from posttrain.base.files import append_rows, cut_off_half_line
+from posttrain.base.files import append_rows, cut_off_half_line, jsonl_rows
 from posttrain.base.progress import progress_bar
 
 Ask = Callable[[Conversation, int], Completion]
@@ -43,12 +42,9 @@ def read_comparisons(run: Path) -> list[Comparison]:
 def _rows(run: Path, name: str) -> list[dict[str, Any]]:
     path = run / "eval" / f"{name}.jsonl"
     try:
-        with open(path, encoding="utf-8", newline="\n") as file:
-            return [json.loads(line) for line in file]
+        return jsonl_rows(path)
     except FileNotFoundError:
         raise ConfigError(f"{run}: no finished DPO run there ({path} is missing)") from None
-    except ValueError:
-        raise DataError(f"{path}: a line is not JSON") from None
 
 
 def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -67,13 +63,11 @@ def read_verdicts(path: Path) -> Given:
         return {}
     cut_off_half_line(path)
     given: Given = {}
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                given[row["comparison"], row["order"]] = parse_verdict(row["reply"])
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise DataError(f"{path}: line {number} is not a verdict") from None
+    for number, row in enumerate(jsonl_rows(path), start=1):
+        try:
+            given[row["comparison"], row["order"]] = parse_verdict(row["reply"])
+        except (KeyError, TypeError, AttributeError):
+            raise DataError(f"{path}: line {number} is not a verdict") from None
     return given
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.base.progress import duration
+
 Row = Mapping[str, Any]
 """A row of metrics.jsonl."""
 
@@ -21,7 +23,7 @@ def state_line(rows: Sequence[Row], max_steps: int) -> str:
             said.append(f"{tokens / seconds:,.0f} tokens/s")
         if last["step"] < max_steps:
             left = (max_steps - last["step"]) * seconds / steps
-            said.append(f"{_duration(left)} left")
+            said.append(f"{duration(left)} left")
     return f"step {last['step']}/{max_steps}: {', '.join(said)}"
 
 
@@ -47,14 +49,3 @@ def _pairs(rows: Sequence[Row]) -> list[str]:
     if right is not None:
         said.append(f"{right:.0%} of pairs right")
     return said
-
-
-def _duration(seconds: float) -> str:
-    """`40 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -9,7 +9,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.train.view import TrainingView, clock, sparkline
+from posttrain.base.progress import duration
+from posttrain.train.view import TrainingView, sparkline
 
 GAP = "   "
 FAINT = "bright_black"
@@ -45,7 +46,7 @@ def render(view: TrainingView) -> RenderableType:
     if metrics and len(view.history) > 1:
         metrics[0].append(f" {sparkline(list(view.history))}", style="cyan")
     lines += [_Row(metrics)] if metrics else []
-    times = view.times() if view.step < view.total else f"{clock(view.elapsed())} in all"
+    times = view.times() if view.step < view.total else f"{duration(view.elapsed())} in all"
     lines.append(_Row([Text(times), *(Text(part, style=FAINT) for part in view.machine())]))
     if view.note:
         lines.append(Text(view.note, style="yellow", overflow="ellipsis", no_wrap=True))

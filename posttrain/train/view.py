@@ -1,6 +1,5 @@
 """What a person sees while it trains: on a terminal a few lines that move, elsewhere plain ones."""
 
-import json
 import sys
 import time
 from collections import deque
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from posttrain.base.distributed import is_main
-from posttrain.base.progress import LINE_EVERY, can_redraw
+from posttrain.base.files import jsonl_rows
+from posttrain.base.progress import LINE_EVERY, can_redraw, duration
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -103,11 +103,11 @@ class TrainingView:
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
     def times(self) -> str:
-        """`1:05, 0:48 left`, from the mean pace of this session."""
+        """`1 min 05 s, 48 s left`, from the mean pace of this session."""
         elapsed, done = self.elapsed(), self.step - self._first
         if not done or self.step >= self.total or self._ended is not None:
-            return clock(elapsed)
-        return f"{clock(elapsed)}, {clock(elapsed / done * (self.total - self.step))} left"
+            return duration(elapsed)
+        return f"{duration(elapsed)}, {duration(elapsed / done * (self.total - self.step))} left"
 
     def metrics(self) -> list[tuple[str, str]]:
         """Labels and values of those metrics that were logged so far."""
@@ -126,18 +126,10 @@ class TrainingView:
 
 def last_event(path: Path) -> str:
     """The last event of a health.jsonl in a line; empty without one."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
+    events = jsonl_rows(path, []) if path.is_file() else []
+    if not events:
         return ""
-    for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:  # still being written
-            continue
-        if isinstance(event, dict):
-            return f"step {event.get('step', '?')}: {event.get('message', '')}"
-    return ""
+    return f"step {events[-1].get('step', '?')}: {events[-1].get('message', '')}"
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:
@@ -152,13 +144,6 @@ def sparkline(values: Sequence[float], width: int = 16) -> str:
     if high == low:
         return BLOCKS[3] * count
     return "".join(BLOCKS[round((m - low) / (high - low) * (len(BLOCKS) - 1))] for m in means)
-
-
-def clock(seconds: float) -> str:
-    """`1:05` or `2:03:09`."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def memory() -> str:

@@ -434,7 +434,7 @@ def test_a_run_without_replies(api: Server, run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no 'system'"):
         ask(run, api)
     after.write_text("half a li", "utf-8")
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="not a JSON object"):
         ask(run, api)
     for side in ("before", "after"):
         (run / "eval" / f"{side}_replies.jsonl").write_text("", "utf-8")

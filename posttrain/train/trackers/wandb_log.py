@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
+from posttrain.base.errors import first_line
 from posttrain.base.files import jsonl_rows, write_text
 from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
@@ -70,7 +71,7 @@ class WandbLog:
                 import wandb
 
                 wandb.teardown()  # it still holds the run's id
-                self._start_offline(f"the server refused ({str(error).splitlines()[0]})")
+                self._start_offline(f"the server refused ({first_line(error)})")
             else:
                 print(f"W&B: {self._run.url}")
         if self.active:
