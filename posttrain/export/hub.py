@@ -7,7 +7,7 @@ from pathlib import Path
 
 from posttrain.base.errors import ConfigError, first_line
 from posttrain.report.model_card import render_model_card
-from posttrain.report.record import read_exports
+from posttrain.report.record import read_run
 
 
 def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:
@@ -55,7 +55,7 @@ def to_upload(run: Path, exports: list[str]) -> list[Path]:
     Raises:
         ConfigError: an export is missing or was not proven.
     """
-    recorded = read_exports(run)
+    recorded = read_run(run).exports
     for name in exports:
         if name not in recorded:
             raise ConfigError(f"--push: {run} has no export {name}; it has {sorted(recorded)}")

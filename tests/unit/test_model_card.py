@@ -132,7 +132,7 @@ def test_its_training_time_is_that_of_all_sessions(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a run folder"):
+    with pytest.raises(ConfigError, match="no run there"):
         write_model_card(tmp_path)
 
 

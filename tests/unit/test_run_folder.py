@@ -191,7 +191,7 @@ def test_a_comparison_of_problems_is_read_back(run: RunFolder) -> None:
     assert not run.finished
     run.write_comparison(comparison)
     assert run.finished
-    assert read_run(run.path) == comparison
+    assert read_run(run.path).measures() == comparison
     assert comparison["strict"]["after"]["value"] == 5 / 6
 
 
@@ -202,7 +202,7 @@ def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
     comparison = compare(before, after)
     assert comparison["length_controlled_accuracy"]["after"]["value"] is None
     run.write_comparison(comparison)
-    assert read_run(run.path) == comparison
+    assert read_run(run.path).measures() == comparison
     files = {p.name: json.loads(p.read_text()) for p in (run.path / "eval").iterdir()}
     assert set(files) == {"before.json", "after.json", "comparison.json"}
     assert set(files["after.json"]["reward_margin"]) == {"value", "n", "low", "high"}
