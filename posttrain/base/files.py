@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.base.errors import DataError
 
@@ -14,6 +14,7 @@ from posttrain.base.errors import DataError
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _WHOLE = 8 * 2**30  # larger files are hashed in part
 _PART = 64 * 2**20
+T = TypeVar("T")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -72,6 +73,22 @@ def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, A
         elif number <= len(lines):
             damaged.append(number)
     return rows
+
+
+def rows_of(kind: type[T], rows: Sequence[dict[str, Any]], where: Path) -> list[T]:
+    """Each row as a `kind`, which is a dataclass; what else is in a row is left aside.
+
+    Raises:
+        DataError: a row is none; `where` is the file.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(list[kind]).validate_python(rows)  # type: ignore[valid-type]
+    except ValidationError as error:
+        place, *keys = error.errors()[0]["loc"]
+        wrong = f"{'.'.join(map(str, keys))}: {error.errors()[0]['msg']}"
+        raise DataError(f"{where}: row {int(place) + 1} is no {kind.__name__}: {wrong}") from None
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -8,14 +8,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.base.errors import ConfigError
-from posttrain.base.files import jsonl_rows
+from eval.gsm8k import ScoredReply
+from eval.replies import PromptReply
+from posttrain.base.errors import ConfigError, PostTrainError
+from posttrain.base.files import jsonl_rows, rows_of
 from posttrain.settings.strict_yaml import read_yaml
 
 SIDES = ("before", "after")
 TRACES = ("config.yaml", "environment.json", "metrics.jsonl", "eval")
 Row = dict[str, Any]
 T = TypeVar("T")
+Scored = ScoredReply | PromptReply
+"""A reply to one of GRPO's problems, or of DPO's prompts."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,14 @@ class Record:
     before: dict[str, Row]
     after: dict[str, Row]
     comparison: dict[str, Row]
-    replies: dict[str, list[Row]]
-    """Scored replies `before` and `after`: of problems, or of DPO's prompts."""
     health: list[Row] | None
     """Events of health.jsonl; None where nothing was watched."""
     exports: Row
     data_report: Row | None
     unreadable: list[str] = field(default_factory=list)
     """What was there and could not be read, one sentence each."""
+    replies: dict[str, list[Scored]] = field(default_factory=dict)
+    """Scored replies `before` and `after`."""
 
     @property
     def name(self) -> str:
@@ -124,6 +128,10 @@ def read_run(path: Path, finished: bool = False) -> Record:
             unreadable.append(f"{path / name}: {what}: {len(damaged)}")
         return rows
 
+    def replies(name: str, kind: type[Scored]) -> list[Scored]:
+        rows = many(name) or []
+        return _read(path / name, lambda file: rows_of(kind, rows, file), unreadable) or []
+
     if finished:
         for name in ("before", "after", "comparison"):
             if not (path / "eval" / f"{name}.json").exists():
@@ -131,10 +139,6 @@ def read_run(path: Path, finished: bool = False) -> Record:
                 raise ConfigError(f"{path}: no finished run there ({missing} is missing)")
     elif not any((path / name).exists() for name in TRACES):
         raise ConfigError(f"{path}: no run there (it holds none of {', '.join(TRACES)})")
-    replies = {}
-    for side in SIDES:
-        answers = many(f"eval/{side}_replies.jsonl")
-        replies[side] = (many(f"eval/{side}.jsonl") if answers is None else answers) or []
     found = Record(
         path=path,
         config=_read(path / "config.yaml", read_yaml, unreadable) or {},
@@ -144,12 +148,16 @@ def read_run(path: Path, finished: bool = False) -> Record:
         before=_figures(one("eval/before.json")),
         after=_figures(one("eval/after.json")),
         comparison=_figures(one("eval/comparison.json")),
-        replies=replies,
         health=many("health.jsonl"),
         exports=section(one("export.json") or {}, "exports"),
         data_report=one("data/report.json"),
         unreadable=unreadable,
     )
+    for side in SIDES:
+        if found.method == "DPO":
+            found.replies[side] = replies(f"eval/{side}_replies.jsonl", PromptReply)
+        else:
+            found.replies[side] = replies(f"eval/{side}.jsonl", ScoredReply)
     if finished and not found.measures():
         raise ConfigError(f"{path}: no scores there to compare. {' '.join(unreadable)}")
     return found
@@ -190,7 +198,7 @@ def _read(path: Path, parse: Callable[[Path], T], unreadable: list[str]) -> T | 
     """What is in a file; None where it is not there, or cannot be read, which is then told."""
     try:
         return parse(path) if path.exists() else None
-    except ConfigError as error:  # it names the file
+    except PostTrainError as error:  # it names the file
         unreadable.append(str(error))
     except (OSError, ValueError) as error:
         unreadable.append(f"{path}: {error}")
