@@ -98,11 +98,12 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    clean = {k: None if _not_finite(v) else v for k, v in row.items()}
+    clean = {k: None if not_finite(v) else v for k, v in row.items()}
     return json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _not_finite(value: Any) -> bool:
+def not_finite(value: Any) -> bool:
+    """Whether a value is a number that JSON does not know."""
     return isinstance(value, float) and not math.isfinite(value)
 
 
