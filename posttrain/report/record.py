@@ -40,7 +40,7 @@ class Record:
     data_report: Row | None
     unreadable: list[str] = field(default_factory=list)
     """What was there and could not be read, one sentence each."""
-    replies: dict[str, list[Scored]] = field(default_factory=dict)
+    replies: dict[str, list[Scored]] = field(default_factory=lambda: {side: [] for side in SIDES})
     """Scored replies `before` and `after`."""
 
     @property
@@ -154,10 +154,10 @@ def read_run(path: Path, finished: bool = False) -> Record:
         unreadable=unreadable,
     )
     for side in SIDES:
-        if found.method == "DPO":
-            found.replies[side] = replies(f"eval/{side}_replies.jsonl", PromptReply)
-        else:
+        if found.method == "GRPO":
             found.replies[side] = replies(f"eval/{side}.jsonl", ScoredReply)
+        elif found.method == "DPO":
+            found.replies[side] = replies(f"eval/{side}_replies.jsonl", PromptReply)
     if finished and not found.measures():
         raise ConfigError(f"{path}: no scores there to compare. {' '.join(unreadable)}")
     return found
