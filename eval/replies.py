@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval import Completion
+from eval import Completion, Message
 from eval.language import in_language
 
 NGRAM = 4  # words
@@ -23,6 +23,35 @@ class MeasuredReply:
     french: bool
     repetition: float
     """See `repetition`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a reply answers."""
+
+    side: str
+    """`before` or `after` training."""
+    system: str | None
+    earlier: list[Message]
+    """The turns before the last one, without the system's."""
+    prompt: str
+    """The last user turn."""
+
+
+@dataclass(frozen=True)
+class PromptReply(MeasuredReply, Asked):
+    """A row of eval/SIDE_replies.jsonl: a reply as evaluation.temperature has it."""
+
+
+@dataclass(frozen=True)
+class SampledReply(Asked):
+    """A row of eval/SIDE_samples.jsonl: a reply sampled at temperature 1."""
+
+    text: str
+    tokens: int
+    ended: bool
+    kl_per_token: float
+    """To the reference, in nats."""
 
 
 def measure(completions: Sequence[Completion]) -> list[MeasuredReply]:

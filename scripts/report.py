@@ -31,11 +31,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.json:
-        print(json.dumps({run.name: read_run(run) for run in arguments.runs}, indent=2))
+        records = [read_run(run, finished=True) for run in arguments.runs]
+        print(json.dumps({found.name: found.measures() for found in records}, indent=2))
         return
-    from posttrain.report import page, record  # not before the arguments are known to be right
+    from posttrain.report import page  # not before the arguments are known to be right
 
-    records = [record.read(run) for run in arguments.runs]
+    records = [read_run(run) for run in arguments.runs]
     pages = [page.write_report(found.path) for found in records]
     scored = [(found.name, found.measures()) for found in records if found.measures()]
     if scored:

@@ -11,7 +11,7 @@ from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import Pair, ScoredPair, as_row
 from eval.preference import scores as pair_scores
-from eval.replies import measure
+from eval.replies import PromptReply, measure
 from eval.replies import scores as reply_scores
 from posttrain.base.files import append_rows
 from posttrain.run.folder import RunFolder
@@ -113,9 +113,11 @@ def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
             for i in range(pairs)
         ]
         run.write_rows(side, [as_row(p, s) for p, s in zip(held_out, scored, strict=True)])
-        asked = [{"side": side, "prompt": f"Question {i} ?"} for i in range(pairs)]
-        rows = [{**first, **vars(reply)} for first, reply in zip(asked, replies, strict=True)]
-        run.write_rows(f"{side}_replies", rows)
+        rows = [
+            PromptReply(side, None, [], f"Question {i} ?", **vars(reply))
+            for i, reply in enumerate(replies)
+        ]
+        run.write_rows(f"{side}_replies", map(vars, rows))
         sides.append({**pair_scores(scored), **reply_scores(replies)})
     run.write_comparison(compare(*sides))
     (path / "data").mkdir()

@@ -6,12 +6,15 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from posttrain.base.errors import DataError
 
 # What makes a model behave as it does: weights, configuration, tokenizer, chat template.
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 _WHOLE = 8 * 2**30  # larger files are hashed in part
 _PART = 64 * 2**20
+T = TypeVar("T")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,31 +48,71 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
-def jsonl_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSONL file."""
-    with open(path, encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
+def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
+    """All rows of a JSONL file.
+
+    With `damaged`, lines that are no JSON object are left out and their numbers added to it, except
+    for a last line without an end, which is still being written or was cut off by a crash.
+
+    Raises:
+        DataError: a line is no JSON object, and no `damaged` was given.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")  # a text may hold other line separators
+    rows = []
+    for number, line in enumerate([*lines, rest], start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif damaged is None:
+            raise DataError(f"{path}: line {number} is not a JSON object")
+        elif number <= len(lines):
+            damaged.append(number)
+    return rows
+
+
+def rows_of(kind: type[T], rows: Sequence[dict[str, Any]], where: Path) -> list[T]:
+    """Each row as a `kind`, which is a dataclass; what else is in a row is left aside.
+
+    Raises:
+        DataError: a row is none; `where` is the file.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(list[kind]).validate_python(rows)  # type: ignore[valid-type]
+    except ValidationError as error:
+        place, *keys = error.errors()[0]["loc"]
+        wrong = f"{'.'.join(map(str, keys))}: {error.errors()[0]['msg']}"
+        raise DataError(f"{where}: row {int(place) + 1} is no {kind.__name__}: {wrong}") from None
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows to a JSONL file; a number that JSON does not know (NaN, infinity) becomes null."""
     with open(path, "a", encoding="utf-8") as file:
-        for row in rows:
-            clean = {k: None if _not_finite(v) else v for k, v in row.items()}
-            file.write(json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n")
+        file.writelines(map(_line, rows))
 
 
-def _not_finite(value: Any) -> bool:
+def _line(row: dict[str, Any]) -> str:
+    clean = {k: None if not_finite(v) else v for k, v in row.items()}
+    return json.dumps(clean, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def not_finite(value: Any) -> bool:
+    """Whether a value is a number that JSON does not know."""
     return isinstance(value, float) and not math.isfinite(value)
 
 
 def keep_rows_until(path: Path, step: int) -> None:
     """Drop rows after `step`: a resumed run writes them again."""
-    if not path.exists():
-        return
-    whole = path.read_bytes().rpartition(b"\n")[0]  # a crash may have cut the last row off
-    lines = [line for line in whole.decode("utf-8").split("\n") if line]
-    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+    if path.exists():
+        cut_off_half_line(path)
+        rows = [row for row in jsonl_rows(path) if row["step"] <= step]
+        write_text(path, "".join(map(_line, rows)))
 
 
 def cut_off_half_line(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""How far something is: a bar on a terminal that can draw it again, elsewhere plain lines."""
+"""How far something is: a bar on a terminal that can draw it again, elsewhere plain lines; and how
+long it takes."""
 
 import os
 import sys
@@ -57,3 +58,14 @@ def progress_bar(what: str, total: int, initial: int = 0, leave: bool = False) -
         dynamic_ncols=redraw,
         file=sys.stderr if redraw else _Lines(),
     )
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

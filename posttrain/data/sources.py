@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import DataError, did_you_mean
+from posttrain.base.errors import DataError, did_you_mean, first_line
 from posttrain.base.paths import ROOT
 from posttrain.settings import Source
 
@@ -223,7 +223,7 @@ def _hub_file(source: Source) -> Path:
             )
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{source.path}: not in reach on the hub: {reason}") from None
 
 
@@ -237,9 +237,8 @@ def _from_hub(source: Source) -> list[Row]:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"{name}: neither a local file or folder nor a dataset in reach on the hub{offline}: "
-            f"{reason}"
+            f"{first_line(error)}"
         ) from None
     return [Row(value, f"{name}: row {number}") for number, value in enumerate(loaded, start=1)]

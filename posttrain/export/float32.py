@@ -9,20 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from eval import Conversation
+from posttrain.data.render import render, token_ids
 from posttrain.export.merge import load_tokenizer, put_adapter
-
-
-def render(tokenizer: Any, conversation: Conversation) -> str:
-    """The prompt as text, up to where the reply starts."""
-    text: str = tokenizer.apply_chat_template(
-        conversation, tokenize=False, add_generation_prompt=True
-    )
-    return text
-
-
-def token_ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+from posttrain.model.inference import end_tokens
 
 
 class Reference:
@@ -33,12 +22,10 @@ class Reference:
 
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.tokenizer = tokenizer
-        declared = model.generation_config.eos_token_id
-        several = declared if isinstance(declared, list) else [declared]
-        self.ends = sorted({int(i) for i in [tokenizer.eos_token_id, *several] if i is not None})
+        self.ends = sorted(end_tokens(model, tokenizer))
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        return token_ids(self.tokenizer, render(self.tokenizer, conversation))
+        return token_ids(self.tokenizer, [render(self.tokenizer, conversation)])[0]
 
     def greedy(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
         """Greedy replies, each with its end token if it came to one; 16 prompts at a time."""

@@ -5,9 +5,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, first_line
 from posttrain.report.model_card import render_model_card
-from posttrain.report.record import read_exports
+from posttrain.report.record import read_run
 
 
 def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:
@@ -43,9 +43,8 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
                 commit_message="Upload of a trained model",
             )
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = str(error).strip().split("\n")[0]
             raise ConfigError(
-                f"--push {repository}: the hub refuses: {reason} (is HF_TOKEN set?)"
+                f"--push {repository}: the hub refuses: {first_line(error)} (is HF_TOKEN set?)"
             ) from None
     return str(where)
 
@@ -56,7 +55,7 @@ def to_upload(run: Path, exports: list[str]) -> list[Path]:
     Raises:
         ConfigError: an export is missing or was not proven.
     """
-    recorded = read_exports(run)
+    recorded = read_run(run).exports
     for name in exports:
         if name not in recorded:
             raise ConfigError(f"--push: {run} has no export {name}; it has {sorted(recorded)}")

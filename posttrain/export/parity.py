@@ -15,7 +15,8 @@ import httpx
 
 from eval import Conversation
 from posttrain.base.errors import ExportError
-from posttrain.export.float32 import Reference, merged_reference, render, token_ids
+from posttrain.data.render import render, token_ids
+from posttrain.export.float32 import Reference, merged_reference
 from posttrain.export.merge import stored_dtype
 from posttrain.export.proof import Check, at_most
 from posttrain.export.texts import STRINGS, Texts, template_cases
@@ -79,8 +80,8 @@ def check_merged(
         *same_text(
             [render(found.tokenizer, case) for case in cases],
             [render(known.tokenizer, case) for case in cases],
-            [token_ids(found.tokenizer, text) for text in STRINGS],
-            [token_ids(known.tokenizer, text) for text in STRINGS],
+            token_ids(found.tokenizer, STRINGS),
+            token_ids(known.tokenizer, STRINGS),
         ),
         at_most(
             "relative_logit_difference",
@@ -120,7 +121,7 @@ def check_gguf(
             [server.render(case) for case in cases],
             [render(tokenizer, case) for case in cases],
             [server.tokenize(text) for text in strings],
-            [token_ids(tokenizer, text) for text in strings],
+            token_ids(tokenizer, strings),
         )
         if kind in ("f16", "bf16"):
             return checks + _check_16_bit(server, merged.texts, limits)

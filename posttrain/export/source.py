@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, first_line
 from posttrain.base.paths import ROOT
 from posttrain.model.policy import local_or_hub
 from posttrain.run.checkpoint import CheckpointStore
@@ -109,8 +109,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"the base model '{name}' is out of reach: {reason}; pass a folder or another name "
-            "with 16-bit weights as --base (export.base)"
+            f"the base model '{name}' is out of reach: {first_line(error)}; pass a folder or "
+            "another name with 16-bit weights as --base (export.base)"
         ) from None

@@ -4,8 +4,8 @@ Only the table is imported here: plots and pages need libraries that take second
 """
 
 from posttrain.report import measures
-from posttrain.report.ending import already_finished, finish
 from posttrain.report.measures import LABELS
+from posttrain.report.next_steps import already_finished, finish
 from posttrain.report.record import read_run
 from posttrain.report.tables import comparison_table, summary_table, table, table_rows
 

@@ -1,17 +1,17 @@
 """The model card: what a run folder's README.md says to whoever is handed the model."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
-from posttrain.report import read_run, record, table_rows
+from posttrain.base.progress import duration
+from posttrain.report import table_rows
 from posttrain.report.export_words import in_words
-from posttrain.report.record import read_exports
+from posttrain.report.record import Record, read_run
 from posttrain.report.snippets import snippets
-from posttrain.settings.strict_yaml import dump_yaml, read_yaml
+from posttrain.settings.strict_yaml import dump_yaml
 
 # Licences of what the configs name, as their pages on the hub state them.
 LICENCES = {
@@ -68,22 +68,18 @@ def render_model_card(run: Path, repository: str | None = None) -> str:
     """The text of the card; see `write_model_card`."""
     import jinja2
 
-    if not (run / "config.yaml").is_file() or not (run / "environment.json").is_file():
+    found = read_run(run)
+    if not (found.method and found.environment):
         raise ConfigError(f"{run}: not a run folder (config.yaml or environment.json is missing)")
-    settings = read_yaml(run / "config.yaml")
-    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     template = Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8")
     rendering = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    return rendering.from_string(template).render(_facts(run, settings, environment, repository))
+    return rendering.from_string(template).render(_facts(found, repository))
 
 
-def _facts(
-    run: Path, settings: dict[str, Any], environment: dict[str, Any], repository: str | None
-) -> dict[str, Any]:
+def _facts(found: Record, repository: str | None) -> dict[str, Any]:
     """What the template shows."""
-    method = METHODS[settings["method"].upper()]
-    measures = read_run(run) if (run / "eval" / "comparison.json").exists() else {}
-    exports = read_exports(run)
+    settings, environment, exports = found.config, found.environment, found.exports
+    method, measures = METHODS[found.method], found.measures()
     name = settings["run"]["name"]
     trained = environment.get("trained", {})
     versions = environment["versions"]
@@ -96,7 +92,7 @@ def _facts(
         "method": {**method, "text": _method_text(method["text"], settings)},
         "settings": settings,
         "trained": trained,
-        "duration": f"{record.read(run).seconds / 60:.0f} minutes",  # of all its sessions
+        "duration": duration(found.seconds),  # of all its sessions
         "device": environment.get("device", "an unnamed device"),
         "fingerprint": str(environment.get("data", ""))[:16],
         "versions": ", ".join(

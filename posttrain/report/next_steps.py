@@ -1,4 +1,4 @@
-"""The commands that a user may want next, as they have to be typed in this folder."""
+"""The last lines of a run: its table, where things are, and the commands that may come next."""
 
 import shlex
 from collections.abc import Mapping
@@ -7,8 +7,29 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT, run_command, shown
+from posttrain.report.live import draw
 from posttrain.report.record import section
+from posttrain.report.tables import comparison_table
 from posttrain.settings.strict_yaml import read_yaml
+
+
+def finish(run: Path) -> None:
+    """Draw the page of a finished run, then print its table, where things are, and what is next."""
+    page = draw(run)
+    print(f"\n{comparison_table([run])}\n\nAdapter   {shown(run / 'adapter')}")
+    if page is not None:
+        print(f"Report    {shown(page)}")
+    print(next_commands(run))
+
+
+def already_finished(run: Path) -> int:
+    """Say that a run is done and show its table; returns the exit code."""
+    print(
+        f'{run} is a finished run; nothing to do. "--resume never" trains it from the start '
+        f"(the old folder is moved aside).\n\n{comparison_table([run])}"
+    )
+    print(next_commands(run))
+    return 0
 
 
 def next_commands(run: Path) -> str:

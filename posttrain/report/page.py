@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from posttrain.base.files import write_bytes, write_text
-from posttrain.report import differences, drawing, plots, record, samples, story
-from posttrain.report.record import Record
+from posttrain.report import differences, drawing, plots, samples, story
+from posttrain.report.record import Record, read_run, section
 from posttrain.report.verdict import verdict
 
 PAGES = Environment(
@@ -33,7 +33,7 @@ def write_report(run: Path, files: bool = True) -> Path:
     Raises:
         ConfigError: there is no trace of a run in it.
     """
-    found = record.read(run)
+    found = read_run(run)
     pictures = plots.plots(found)
     (found.path / "plots").mkdir(exist_ok=True)
     for plot in pictures if files else ():
@@ -45,7 +45,7 @@ def write_report(run: Path, files: bool = True) -> Path:
 
 def write_comparison(runs: Sequence[Path], page: Path) -> Path:
     """Write a page that compares several runs."""
-    records = [record.read(run) for run in runs]
+    records = [read_run(run) for run in runs]
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, render_comparison(records))
     return page
@@ -97,7 +97,7 @@ def _picture(plot: drawing.Plot) -> dict[str, Any]:
 
 
 def _changed_arguments(found: Record) -> list[tuple[str, str, str]]:
-    changed = record.section(found.environment, "changed_arguments")
+    changed = section(found.environment, "changed_arguments")
     return [
         (name, json.dumps(values.get("asked")), json.dumps(values.get("used")))
         for name, values in changed.items()
@@ -115,6 +115,6 @@ def _environment(values: dict[str, Any]) -> list[tuple[str, str]]:
         "data fingerprint": values.get("data"),
         "platform": values.get("platform"),
         "Python": values.get("python"),
-        **record.section(values, "versions"),
+        **section(values, "versions"),
     }
     return [(name, str(value)) for name, value in lines.items() if value]

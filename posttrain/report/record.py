@@ -2,17 +2,24 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from posttrain.base.errors import ConfigError
+from eval.gsm8k import ScoredReply
+from eval.replies import PromptReply
+from posttrain.base.errors import ConfigError, PostTrainError
+from posttrain.base.files import jsonl_rows, rows_of
 from posttrain.settings.strict_yaml import read_yaml
 
 SIDES = ("before", "after")
 TRACES = ("config.yaml", "environment.json", "metrics.jsonl", "eval")
 Row = dict[str, Any]
+T = TypeVar("T")
+Scored = ScoredReply | PromptReply
+"""A reply to one of GRPO's problems, or of DPO's prompts."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +34,14 @@ class Record:
     before: dict[str, Row]
     after: dict[str, Row]
     comparison: dict[str, Row]
-    replies: dict[str, list[Row]]
-    """Scored replies `before` and `after`: of problems, or of DPO's prompts."""
     health: list[Row] | None
     """Events of health.jsonl; None where nothing was watched."""
     exports: Row
     data_report: Row | None
     unreadable: list[str] = field(default_factory=list)
     """What was there and could not be read, one sentence each."""
+    replies: dict[str, list[Scored]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    """Scored replies `before` and `after`."""
 
     @property
     def name(self) -> str:
@@ -98,42 +105,59 @@ class Record:
         return found
 
 
-def read(path: Path) -> Record:
+def read_run(path: Path, finished: bool = False) -> Record:
     """The record of a run folder.
 
     Raises:
-        ConfigError: there is no trace of a run in it.
+        ConfigError: there is no trace of a run in it, or with `finished` no whole comparison.
     """
     path = path.resolve()
-    if not any((path / name).exists() for name in TRACES):
-        raise ConfigError(f"{path}: no run there (it holds none of {', '.join(TRACES)})")
     unreadable: list[str] = []
 
-    def one(name: str) -> Row:
-        return _json(path / name, unreadable) or {}
+    def one(name: str) -> Row | None:
+        return _read(path / name, _object, unreadable)
 
     def many(name: str) -> list[Row] | None:
-        return _rows(path / name, unreadable)
+        damaged: list[int] = []
+        rows = _read(path / name, lambda file: jsonl_rows(file, damaged), unreadable)
+        if damaged:
+            what = "lines left out because they are no JSON object"
+            unreadable.append(f"{path / name}: {what}: {len(damaged)}")
+        return rows
 
-    replies = {}
-    for side in SIDES:
-        answers = many(f"eval/{side}_replies.jsonl")
-        replies[side] = (many(f"eval/{side}.jsonl") if answers is None else answers) or []
-    return Record(
+    def replies(name: str, kind: type[Scored]) -> list[Scored]:
+        rows = many(name) or []
+        return _read(path / name, lambda file: rows_of(kind, rows, file), unreadable) or []
+
+    if finished:
+        for name in ("before", "after", "comparison"):
+            if not (path / "eval" / f"{name}.json").exists():
+                missing = path / "eval" / f"{name}.json"
+                raise ConfigError(f"{path}: no finished run there ({missing} is missing)")
+    elif not any((path / name).exists() for name in TRACES):
+        raise ConfigError(f"{path}: no run there (it holds none of {', '.join(TRACES)})")
+    found = Record(
         path=path,
-        config=_config(path / "config.yaml", unreadable),
-        environment=one("environment.json"),
+        config=_read(path / "config.yaml", read_yaml, unreadable) or {},
+        environment=one("environment.json") or {},
         metrics=many("metrics.jsonl") or [],
         samples=many("samples.jsonl") or [],
         before=_figures(one("eval/before.json")),
         after=_figures(one("eval/after.json")),
         comparison=_figures(one("eval/comparison.json")),
-        replies=replies,
         health=many("health.jsonl"),
-        exports=section(one("export.json"), "exports"),
-        data_report=_json(path / "data/report.json", unreadable),
+        exports=section(one("export.json") or {}, "exports"),
+        data_report=one("data/report.json"),
         unreadable=unreadable,
     )
+    for side in SIDES:
+        if found.method == "GRPO":
+            found.replies[side] = replies(f"eval/{side}.jsonl", ScoredReply)
+        elif found.method == "DPO":
+            found.replies[side] = replies(f"eval/{side}_replies.jsonl", PromptReply)
+    if finished and not found.measures():
+        raise ConfigError(f"{path}: no scores there to compare. {' '.join(unreadable)}")
+    return found
 
 
 def number(value: Any) -> float | None:
@@ -149,92 +173,30 @@ def section(values: Row, name: str) -> Row:
     return inner if isinstance(inner, dict) else {}
 
 
-def _figures(values: Row) -> dict[str, Row]:
+def _figures(values: Row | None) -> dict[str, Row]:
     """Measures with nothing but finite numbers in them; anything else is None."""
     return {
         name: {
             key: value if isinstance(value, int) else number(value) for key, value in inner.items()
         }
-        for name, inner in values.items()
+        for name, inner in (values or {}).items()
         if isinstance(inner, dict)
     }
 
 
-def _config(path: Path, unreadable: list[str]) -> Row:
-    if not path.exists():
-        return {}
-    try:
-        return read_yaml(path)
-    except (ConfigError, OSError) as error:
-        unreadable.append(str(error))
-        return {}
-
-
-def _json(path: Path, unreadable: list[str]) -> Row | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        unreadable.append(f"{path}: {error}")
-        return None
+def _object(path: Path) -> Row:
+    found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        unreadable.append(f"{path}: not a JSON object")
-        return None
+        raise ValueError("not a JSON object")
     return found
 
 
-def _rows(path: Path, unreadable: list[str]) -> list[Row] | None:
-    """Rows of a JSONL file. The last line may still be being written, and is then left out."""
-    if not path.exists():
-        return None
+def _read(path: Path, parse: Callable[[Path], T], unreadable: list[str]) -> T | None:
+    """What is in a file; None where it is not there, or cannot be read, which is then told."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
+        return parse(path) if path.exists() else None
+    except PostTrainError as error:  # it names the file
+        unreadable.append(str(error))
+    except (OSError, ValueError) as error:
         unreadable.append(f"{path}: {error}")
-        return None
-    rows, damaged = [], 0
-    for place, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            damaged += place + 1 < len(lines)
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            damaged += 1
-    if damaged:
-        unreadable.append(f"{path}: lines left out because they are no JSON object: {damaged}")
-    return rows
-
-
-def read_exports(run: Path) -> dict[str, dict[str, Any]]:
-    """The exports of a run by name, as export.json tells; empty if there are none."""
-    path = run / "export.json"
-    if not path.exists():
-        return {}
-    exports: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["exports"]
-    return exports
-
-
-def read_run(run: Path) -> dict[str, dict[str, Any]]:
-    """A run's measures: `{measure: {before, after, difference, low, high, p_value, n}}`.
-
-    Raises:
-        ConfigError: the folder holds no finished evaluation.
-    """
-    folder = run / "eval"
-    try:
-        before, after, comparison = (
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            for name in ("before", "after", "comparison")
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(f"{run}: no finished run there ({error.filename} is missing)") from None
-    return {
-        name: {"before": before[name], "after": after[name], **comparison[name]}
-        for name in comparison
-    }
+    return None

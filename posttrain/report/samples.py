@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain.report.record import Record, Row, number
+from eval.gsm8k import ScoredReply
+from eval.replies import PromptReply
+from posttrain.report.record import Record, Row, Scored, number
 
 # How many to show of (right before, right after): the first of each kind, in the file's order.
 SHOWN = {(False, True): 3, (True, False): 2, (False, False): 1, (True, True): 1}
@@ -16,7 +18,7 @@ class Reply:
     text: str
     left_out: int
     """Characters left out of the middle of `text`."""
-    tokens: int | None
+    tokens: int
     good: bool
     mark: str
 
@@ -57,47 +59,36 @@ def pairs(record: Record) -> tuple[list[Pair], list[tuple[bool, bool]]]:
     return picked, rights
 
 
-def _by_question(rows: Sequence[Row]) -> dict[str, Row]:
+def _by_question(replies: Sequence[Scored]) -> dict[str, Scored]:
     """The first reply to each question."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        if _good_key(row) in row and ("reply" in row or "text" in row):
-            found.setdefault(_question(row), row)
+    found: dict[str, Scored] = {}
+    for reply in replies:
+        found.setdefault(_question(reply), reply)
     return found
 
 
-def _question(row: Row) -> str:
-    question = row.get("question", row.get("prompt", ""))
-    if isinstance(question, list) and question and isinstance(question[-1], dict):
-        question = question[-1].get("content", "")
-    return str(question)
+def _question(reply: Scored) -> str:
+    return reply.question if isinstance(reply, ScoredReply) else reply.prompt
 
 
-def _good_key(row: Row) -> str:
-    return "french" if "french" in row else "strict"
+def _good(reply: Scored) -> bool:
+    return reply.strict >= 0.5 if isinstance(reply, ScoredReply) else reply.french
 
 
-def _good(row: Row) -> bool:
-    return (number(row[_good_key(row)]) or 0.0) >= 0.5
+def _pair(earlier: Scored, later: Scored) -> Pair:
+    gold = later.answer if isinstance(later, ScoredReply) else ""
+    return Pair(_question(later), gold, _reply(earlier), _reply(later))
 
 
-def _pair(earlier: Row, later: Row) -> Pair:
-    gold = later.get("answer", earlier.get("answer", ""))
-    return Pair(_question(later), str(gold), _reply(earlier), _reply(later))
-
-
-def _reply(row: Row) -> Reply:
-    good, tokens = _good(row), number(row.get("tokens"))
-    if "french" in row:
-        mark = "in French" if good else "not in French"
+def _reply(reply: Scored) -> Reply:
+    good = _good(reply)
+    if isinstance(reply, PromptReply):
+        said, mark = reply.text, "in French" if good else "not in French"
     elif good:
-        mark = "right"
-    elif number(row.get("lenient")):
-        mark = "right number, wrong format"
+        said, mark = reply.reply, "right"
     else:
-        mark = "wrong"
-    text, left_out = shorten(str(row.get("reply", row.get("text", ""))))
-    return Reply(text, left_out, None if tokens is None else int(tokens), good, mark)
+        said, mark = reply.reply, "right number, wrong format" if reply.lenient else "wrong"
+    return Reply(*shorten(said), reply.tokens, good, mark)
 
 
 def rollouts(record: Record) -> list[Rollout]:
@@ -121,7 +112,9 @@ def _rollout(step: int, row: Row) -> Rollout:
             score = number(value)
             name = key.removeprefix("reward/").replace("_", " ")
             rewards.append((name, "not scored" if score is None else f"{score:g}"))
-    return Rollout(step, _question(row), str(row.get("answer", "")), text, left_out, rewards)
+    return Rollout(
+        step, str(row.get("question", "")), str(row.get("answer", "")), text, left_out, rewards
+    )
 
 
 def shorten(text: str) -> tuple[str, int]:

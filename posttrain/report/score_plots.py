@@ -23,8 +23,8 @@ from posttrain.report.record import Record, number
 
 def reply_length(record: Record) -> Plot | None:
     lengths = {
-        side: np.array([t for row in rows if (t := number(row.get("tokens"))) is not None])
-        for side, rows in record.replies.items()
+        side: np.array([reply.tokens for reply in replies])
+        for side, replies in record.replies.items()
     }
     shown = {side: found for side, found in lengths.items() if len(found)}
     if not shown:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.base.progress import duration
 from posttrain.report import export_words, measures
 from posttrain.report.record import SIDES, Record, Row, number, section
 
@@ -65,7 +66,7 @@ def facts(record: Record) -> list[tuple[str, str, str]]:
         ("Trained on", source(section(data, "train")), _fingerprint(environment)),
         ("Scored on", *_held_out(record, data)),
         ("Steps", _steps(record), _batch(record, training)),
-        ("Training time", duration(record.seconds), _pace(record)),
+        ("Training time", duration(record.seconds) if record.seconds else "", _pace(record)),
         ("Device", str(environment.get("device", "")), ""),
     ]
     price = number(run.get("price_per_hour"))
@@ -132,17 +133,6 @@ def _pace(record: Record) -> str:
     if not record.steps or not record.seconds:
         return ""
     return f"{record.seconds / record.steps:.2g} s a step"
-
-
-def duration(seconds: float) -> str:
-    """`1 h 20 min`, `3 min 12 s` or `17 s`; empty for nothing."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes:
-        return f"{minutes} min {whole % 60} s"
-    return f"{seconds:.0f} s" if seconds else ""
 
 
 def health(record: Record) -> list[Row] | None:

@@ -14,7 +14,8 @@ Comparison = Mapping[str, Mapping[str, Any]]
 
 def comparison_table(runs: Sequence[Path]) -> str:
     """One table over all runs: each measure before and after, with 95% intervals and p-value."""
-    return table([(run.resolve().name, read_run(run)) for run in runs])
+    records = [read_run(run, finished=True) for run in runs]
+    return table([(found.name, found.measures()) for found in records])
 
 
 def table(comparisons: Sequence[tuple[str, Comparison]], width: int | None = None) -> str:

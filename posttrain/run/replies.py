@@ -6,7 +6,7 @@ from typing import Any
 
 from eval.gsm8k import ScoredReply, rescore
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.base.files import cut_off_half_line, write_json
+from posttrain.base.files import cut_off_half_line, jsonl_rows, write_json
 
 
 def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], ScoredReply]:
@@ -64,18 +64,18 @@ def read_replies(path: Path) -> list[ScoredReply]:
     Raises:
         DataError: another line is not a reply.
     """
+    damaged: list[int] = []
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        rows = jsonl_rows(path, damaged)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    *lines, rest = text.split("\n")  # not splitlines: a reply may hold other line separators
+    if damaged:
+        raise DataError(f"{path}: line {damaged[0]} is not a scored reply: it is no JSON object")
     replies = []
-    for number, line in enumerate([*lines, rest] if rest else lines, start=1):
+    for number, row in enumerate(rows, start=1):
         try:
-            replies.append(rescore(json.loads(line)))
+            replies.append(rescore(row))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number > len(lines):
-                break
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise DataError(f"{path}: line {number} is not a scored reply: {reason}") from None
     return replies

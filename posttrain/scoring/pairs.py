@@ -11,7 +11,8 @@ from typing import Any
 from eval import Completion, Conversation, measures, preference, replies
 from eval.gsm8k import ScoredReply, compare_replies, rescore
 from eval.preference import Pair, ScoredPair
-from eval.replies import MeasuredReply
+from eval.replies import PromptReply, SampledReply
+from posttrain.base.files import rows_of
 from posttrain.data.render import render
 from posttrain.data.report import lengths
 from posttrain.model import inference
@@ -28,7 +29,7 @@ class Scores:
     """One side, before or after."""
 
     pairs: list[ScoredPair]
-    replies: list[MeasuredReply]
+    replies: list[PromptReply]
     """One reply a prompt, as evaluation.temperature has them."""
     divergence: list[float]
     """KL to the reference in nats a token, of one reply a prompt sampled at temperature 1."""
@@ -58,11 +59,23 @@ def score(
     asked = pairs[: settings.evaluation.replies]
     prompts = [list(pair.prompt) for pair in asked]
     generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
-    measured = replies.measure(generate(prompts))
-    run.write_rows(f"{side}_replies", map(_reply_row, [side] * len(asked), asked, measured))
+    measured = [
+        PromptReply(**_asked(side, pair), **vars(reply))
+        for pair, reply in zip(asked, replies.measure(generate(prompts)), strict=True)
+    ]
+    run.write_rows(f"{side}_replies", map(vars, measured))
     sampled, divergence = sample(model, tokenizer, prompts, settings)
-    rows = zip(asked, sampled, divergence, strict=True)
-    run.write_rows(f"{side}_samples", [_sample_row(side, *row) for row in rows])
+    samples = [
+        SampledReply(
+            **_asked(side, pair),
+            text=c.text,
+            tokens=c.tokens,
+            ended=not c.truncated,
+            kl_per_token=kl,
+        )
+        for pair, c, kl in zip(asked, sampled, divergence, strict=True)
+    ]
+    run.write_rows(f"{side}_samples", map(vars, samples))
     also = {}
     for each in settings.evaluation.also:
         print(f"Scoring {len(problems[each.name])} problems of {each.name} ({side} training)")
@@ -112,14 +125,11 @@ def read_scores(run: RunFolder, settings: DPOSettings) -> Scores | None:
     rows = [each for each in found if each is not None]
     if len(rows) < len(found):
         return None
-    pairs, answers, samples, *problems = rows
+    (pairs, answers, samples, *problems), where = rows, run.path / "eval"
     return Scores(
-        [ScoredPair(**{name: row[name] for name in ScoredPair.__annotations__}) for row in pairs],
-        [
-            MeasuredReply(**{name: row[name] for name in MeasuredReply.__annotations__})
-            for row in answers
-        ],
-        [row["kl_per_token"] for row in samples],
+        rows_of(ScoredPair, pairs, where / "before.jsonl"),
+        rows_of(PromptReply, answers, where / "before_replies.jsonl"),
+        [s.kl_per_token for s in rows_of(SampledReply, samples, where / "before_samples.jsonl")],
         {name: [rescore(row) for row in each] for name, each in zip(names, problems, strict=True)},
     )
 
@@ -134,22 +144,8 @@ def compare_scores(before: Scores, after: Scores) -> dict[str, dict[str, Any]]:
     return comparison
 
 
-def _reply_row(side: str, pair: Pair, reply: MeasuredReply) -> dict[str, Any]:
-    return {**_asked(side, pair), **vars(reply)}
-
-
-def _sample_row(side: str, pair: Pair, reply: Completion, divergence: float) -> dict[str, Any]:
-    return {
-        **_asked(side, pair),
-        "text": reply.text,
-        "tokens": reply.tokens,
-        "ended": not reply.truncated,
-        "kl_per_token": divergence,
-    }
-
-
 def _asked(side: str, pair: Pair) -> dict[str, Any]:
-    """The last user turn, and what came before it."""
+    """The fields of an eval.replies.Asked."""
     system = [turn["content"] for turn in pair.prompt if turn["role"] == "system"]
     earlier = [turn for turn in pair.prompt[:-1] if turn["role"] != "system"]
     return {

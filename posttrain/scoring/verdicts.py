@@ -1,16 +1,15 @@
 """A judge's verdicts: asked for over HTTP, kept as they come, read back and gone on from."""
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from eval import Completion, Conversation
 from eval.judge import ORDERS, Comparison, Order, Verdict, parse_verdict, question
+from eval.replies import Asked, PromptReply
 from posttrain.base.errors import ConfigError, DataError, PostTrainError
-from posttrain.base.files import append_rows, cut_off_half_line
+from posttrain.base.files import append_rows, cut_off_half_line, jsonl_rows, rows_of
 from posttrain.base.progress import progress_bar
 
 Ask = Callable[[Conversation, int], Completion]
@@ -25,40 +24,31 @@ def read_comparisons(run: Path) -> list[Comparison]:
         ConfigError: it wrote none, or the two sides do not belong together.
         DataError: a row is not a reply.
     """
-    before, after = (_rows(run, f"{side}_replies") for side in ("before", "after"))
-    try:
-        if [_asked(row) for row in before] != [_asked(row) for row in after]:
-            raise ConfigError(f"{run}: the replies before and after are not to the same prompts")
-        compared = [
-            Comparison(_conversation(first), first["text"], second["text"], first["system"])
-            for first, second in zip(before, after, strict=True)
-        ]
-    except KeyError as error:
-        raise DataError(f"{run}: a reply in eval/*_replies.jsonl has no {error}") from None
-    if not compared:
+    before, after = (_replies(run, side) for side in ("before", "after"))
+    if [(r.system, r.earlier, r.prompt) for r in before] != [
+        (r.system, r.earlier, r.prompt) for r in after
+    ]:
+        raise ConfigError(f"{run}: the replies before and after are not to the same prompts")
+    if not before:
         raise ConfigError(f"{run}: no replies to judge; evaluation.replies was 0")
-    return compared
+    return [
+        Comparison(_conversation(first), first.text, second.text, first.system)
+        for first, second in zip(before, after, strict=True)
+    ]
 
 
-def _rows(run: Path, name: str) -> list[dict[str, Any]]:
-    path = run / "eval" / f"{name}.jsonl"
+def _replies(run: Path, side: str) -> list[PromptReply]:
+    path = run / "eval" / f"{side}_replies.jsonl"
     try:
-        with open(path, encoding="utf-8", newline="\n") as file:
-            return [json.loads(line) for line in file]
+        return rows_of(PromptReply, jsonl_rows(path), path)
     except FileNotFoundError:
         raise ConfigError(f"{run}: no finished DPO run there ({path} is missing)") from None
-    except ValueError:
-        raise DataError(f"{path}: a line is not JSON") from None
 
 
-def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["system"], row["earlier"], row["prompt"]
-
-
-def _conversation(row: dict[str, Any]) -> str:
+def _conversation(asked: Asked) -> str:
     """The last user turn, below the turns that came before it, if any."""
-    turns = [f"{turn['role']}: {turn['content']}" for turn in row["earlier"]]
-    return "\n\n".join([*turns, f"user: {row['prompt']}"]) if turns else str(row["prompt"])
+    turns = [f"{turn['role']}: {turn['content']}" for turn in asked.earlier]
+    return "\n\n".join([*turns, f"user: {asked.prompt}"]) if turns else asked.prompt
 
 
 def read_verdicts(path: Path) -> Given:
@@ -67,13 +57,11 @@ def read_verdicts(path: Path) -> Given:
         return {}
     cut_off_half_line(path)
     given: Given = {}
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                given[row["comparison"], row["order"]] = parse_verdict(row["reply"])
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise DataError(f"{path}: line {number} is not a verdict") from None
+    for number, row in enumerate(jsonl_rows(path), start=1):
+        try:
+            given[row["comparison"], row["order"]] = parse_verdict(row["reply"])
+        except (KeyError, TypeError, AttributeError):
+            raise DataError(f"{path}: line {number} is not a verdict") from None
     return given
 
 

@@ -1,21 +1,37 @@
-"""What a person sees while it trains: on a terminal a few lines that move, elsewhere plain ones."""
+"""What a person sees while it trains: on a terminal a few lines that move, elsewhere plain ones.
 
-import json
+Of rich nothing is imported before it draws: `--help` has no use for it.
+"""
+
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from posttrain.base.distributed import is_main
-from posttrain.base.progress import LINE_EVERY, can_redraw
+from posttrain.base.files import jsonl_rows
+from posttrain.base.progress import LINE_EVERY, can_redraw, duration
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.live import Live
+    from rich.text import Text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+GAP, FAINT = "   ", "bright_black"
+Row = Mapping[str, Any]
+"""A row of metrics.jsonl."""
+# What a state line says of the mean of a metric.
+SAID: dict[str, Callable[[float], str]] = {
+    "reward": lambda mean: f"reward {mean:.2f}",
+    "frac_reward_zero_std": lambda mean: f"{1 - mean:.0%} of groups with spread",
+    "completions/clipped_ratio": lambda mean: f"{mean:.0%} cut" if mean else "none cut",
+    "rewards/margins": lambda mean: f"margin {mean:.2f}",
+    "rewards/accuracies": lambda mean: f"{mean:.0%} of pairs right",
+}
 
 
 class TrainingView:
@@ -49,11 +65,8 @@ class TrainingView:
         """Training begins at `step` of `total`."""
         self.total, self.step, self._first = total, step, step
         self._started = self._printed = time.monotonic()
-        if not can_redraw():
-            return
-        from posttrain.train import terminal  # its library is of no use to --help
-
-        self._live = terminal.show(self)
+        if can_redraw():
+            self._live = _draw(self)
 
     def update(self, step: int) -> None:
         """`step` optimizer steps are done."""
@@ -61,14 +74,14 @@ class TrainingView:
         if self._live is None and time.monotonic() - self._printed >= LINE_EVERY:
             self._print_line()
 
-    def log(self, values: Mapping[str, Any]) -> None:
+    def log(self, values: Row) -> None:
         """New values from the trainer; what is not shown is ignored."""
         numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
         self._values |= {key: numbers[key] for key in self.shown if key in numbers}
         first = next(iter(self.shown), "")
         if first in numbers:
             self.history.append(numbers[first])
-        self.note = last_event(self.health) if self.health is not None else ""
+        self.note = "" if self.health is None else last_event(self.health)
         if "num_tokens" in numbers:
             self._tokens.append((time.monotonic(), numbers["num_tokens"]))
 
@@ -103,11 +116,11 @@ class TrainingView:
         return (time.monotonic() if self._ended is None else self._ended) - self._started
 
     def times(self) -> str:
-        """`1:05, 0:48 left`, from the mean pace of this session."""
+        """`1 min 05 s, 48 s left`, from the mean pace of this session."""
         elapsed, done = self.elapsed(), self.step - self._first
         if not done or self.step >= self.total or self._ended is not None:
-            return clock(elapsed)
-        return f"{clock(elapsed)}, {clock(elapsed / done * (self.total - self.step))} left"
+            return duration(elapsed)
+        return f"{duration(elapsed)}, {duration(elapsed / done * (self.total - self.step))} left"
 
     def metrics(self) -> list[tuple[str, str]]:
         """Labels and values of those metrics that were logged so far."""
@@ -124,20 +137,71 @@ class TrainingView:
         return [*parts, memory()]
 
 
+def _draw(view: TrainingView) -> "Live":
+    """Begin to draw the view; what is printed meanwhile appears above it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    live = Live(
+        get_renderable=lambda: render(view),
+        console=console,
+        refresh_per_second=1,
+        redirect_stdout=sys.stdout.isatty(),
+        vertical_overflow="visible",
+    )
+    try:
+        live.start(refresh=True)
+    finally:
+        console.show_cursor()  # a second Ctrl-C ends the process with no chance to bring it back
+    return live
+
+
+def render(view: TrainingView) -> "RenderableType":
+    """The view as it is now: bar, metrics, times and machine, last health line."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    cells = Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True)
+    bar = Table.grid(*cells, padding=(0, 1), expand=True)
+    drawn = ProgressBar(total=view.total, completed=view.step, style=FAINT, finished_style="green")
+    bar.add_row(Text("training", style="bold"), drawn, Text(view.count(), style="bold"))
+    lines: list[RenderableType] = [bar]
+    metrics = [Text.assemble((f"{label} ", FAINT), value) for label, value in view.metrics()]
+    if metrics and len(view.history) > 1:
+        metrics[0].append(f" {sparkline(list(view.history))}", style="cyan")
+    lines += [_Parts(metrics)] if metrics else []
+    times = view.times() if view.step < view.total else f"{duration(view.elapsed())} in all"
+    lines.append(_Parts([Text(times), *(Text(part, style=FAINT) for part in view.machine())]))
+    if view.note:
+        lines.append(Text(view.note, style="yellow", overflow="ellipsis", no_wrap=True))
+    return Group(*lines)
+
+
+class _Parts:
+    """Parts side by side; where they do not fit, the line breaks between two parts."""
+
+    def __init__(self, parts: "Sequence[Text]") -> None:
+        self.parts = parts
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        line = Text(no_wrap=True, overflow="ellipsis")
+        for part in self.parts:
+            if line and line.cell_len + len(GAP) + part.cell_len > options.max_width:
+                yield line
+                line = Text(no_wrap=True, overflow="ellipsis")
+            line.append(GAP if line else "").append_text(part)
+        yield line
+
+
 def last_event(path: Path) -> str:
     """The last event of a health.jsonl in a line; empty without one."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return ""
-    for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:  # still being written
-            continue
-        if isinstance(event, dict):
-            return f"step {event.get('step', '?')}: {event.get('message', '')}"
-    return ""
+    last = (jsonl_rows(path, []) if path.is_file() else [])[-1:]
+    return "".join(f"step {row.get('step', '?')}: {row.get('message', '')}" for row in last)
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:
@@ -154,13 +218,6 @@ def sparkline(values: Sequence[float], width: int = 16) -> str:
     return "".join(BLOCKS[round((m - low) / (high - low) * (len(BLOCKS) - 1))] for m in means)
 
 
-def clock(seconds: float) -> str:
-    """`1:05` or `2:03:09`."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def memory() -> str:
     """Memory in use: the GPU's where there is one, else this process's."""
     import torch  # long loaded where something trains
@@ -171,3 +228,23 @@ def memory() -> str:
     import psutil
 
     return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
+
+
+def state_line(rows: Sequence[Row], max_steps: int) -> str:
+    """The state at the last row, of `rows` since the line before; the first row counts as its end.
+
+    Metrics are means over the rows, so that one lucky batch is no news.
+    """
+    first, last = rows[0], rows[-1]
+    said = []
+    for name, words in SAID.items():
+        values = [row[name] for row in rows[1:] or rows if row.get(name) is not None]
+        said += [words(sum(values) / len(values))] if values else []
+    steps, seconds = last["step"] - first["step"], last["seconds"] - first["seconds"]
+    if steps > 0 and seconds > 0:
+        tokens = (last.get("num_tokens") or 0) - (first.get("num_tokens") or 0)
+        if tokens > 0:
+            said.append(f"{tokens / seconds:,.0f} tokens/s")
+        if last["step"] < max_steps:
+            said.append(f"{duration((max_steps - last['step']) * seconds / steps)} left")
+    return f"step {last['step']}/{max_steps}: {', '.join(said)}"

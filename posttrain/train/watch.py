@@ -25,8 +25,8 @@ from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, T
 from posttrain.train.health import Event, Signs, Updates, signs_of
 from posttrain.train.micro_batches import write_rows
 from posttrain.train.random_states import random_states, restore
-from posttrain.train.state_line import state_line
 from posttrain.train.stop import StopRequest
+from posttrain.train.view import state_line
 
 SIZES = {  # the trainer's attribute that each kind of event changes
     "out_of_memory_training": "rows_at_once",

@@ -12,7 +12,7 @@ from posttrain.base.errors import ConfigError, HealthError
 from posttrain.settings import DPOSettings, GRPOSettings, PairHealth, ProblemHealth
 from posttrain.settings.command import load_settings
 from posttrain.train.health import Event, Signs, Updates, signs_of
-from posttrain.train.state_line import state_line
+from posttrain.train.view import state_line
 from tests.helpers import CONFIGS, ROOT
 
 HEALTHY = {

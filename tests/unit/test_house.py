@@ -20,7 +20,7 @@ model -> data report run
 data/report -> data
 data -> eval settings
 run -> eval settings
-report -> settings
+report -> eval settings
 settings -> base
 eval -> rewards
 """

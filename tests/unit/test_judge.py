@@ -24,6 +24,7 @@ from eval.judge import (
 )
 from eval.language import detect
 from eval.measures import NOT_MEASURABLE
+from eval.replies import MeasuredReply, PromptReply
 from eval.stats import wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.model import server
@@ -202,15 +203,11 @@ def run(tmp_path: Path) -> Path:
             (ENGLISH, FRENCH) if i < 6 else (FRENCH, ENGLISH) if i < 8 else (FRENCH, FRENCH)
         )
         for side, text in (("before", before), ("after", after)):
-            sides[side].append(
-                {
-                    "side": side,
-                    "system": "Réponds en français.",
-                    "earlier": [{"role": "user", "content": "Bonjour"}] if i == 0 else [],
-                    "prompt": f"Quel temps fait-il ? {i}",
-                    "text": text,
-                }
-            )
+            earlier = [{"role": "user", "content": "Bonjour"}] if i == 0 else []
+            prompt = f"Quel temps fait-il ? {i}"
+            reply = MeasuredReply(text, 9, ended=True, french=text == FRENCH, repetition=0.0)
+            asked = side, "Réponds en français.", earlier, prompt
+            sides[side].append(vars(PromptReply(*asked, **vars(reply))))
     for side, rows in sides.items():
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "eval" / f"{side}_replies.jsonl").write_text(lines, encoding="utf-8")
@@ -431,10 +428,10 @@ def test_a_run_without_replies(api: Server, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not to the same prompts"):
         ask(run, api)
     after.write_text('{"prompt": "?"}\n', "utf-8")
-    with pytest.raises(DataError, match="has no 'system'"):
+    with pytest.raises(DataError, match="row 1 is no PromptReply: side: Field required"):
         ask(run, api)
     after.write_text("half a li", "utf-8")
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="not a JSON object"):
         ask(run, api)
     for side in ("before", "after"):
         (run / "eval" / f"{side}_replies.jsonl").write_text("", "utf-8")

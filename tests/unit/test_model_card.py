@@ -128,11 +128,11 @@ def test_its_training_time_is_that_of_all_sessions(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     rows = [{"step": 1, "seconds": 600.0}, {"step": 2, "seconds": 60.0}]  # resumed in between
     append_rows(run / "metrics.jsonl", rows)
-    assert "40 steps, 11 minutes" in write_model_card(run).read_text("utf-8")
+    assert "40 steps, 11 min 00 s" in write_model_card(run).read_text("utf-8")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a run folder"):
+    with pytest.raises(ConfigError, match="no run there"):
         write_model_card(tmp_path)
 
 

@@ -75,7 +75,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_a_run_is_read_whole(grpo: Path) -> None:
-    run = read_run(grpo)
+    run = read_run(grpo).measures()
     assert list(run) == list(GRPO)
     assert run["strict"] == {
         "before": {"value": 0.25, "n": 300, "low": 0.2, "high": 0.3},
@@ -169,7 +169,7 @@ def test_what_is_not_measurable_is_said_in_words(tmp_path: Path) -> None:
         *("-", "-", "0"),
     ]
     result = report("--json", run)
-    assert result.returncode == 0 and json.loads(result.stdout)["run"] == read_run(run)
+    assert result.returncode == 0 and json.loads(result.stdout)["run"] == read_run(run).measures()
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_the_script_refuses_what_is_no_run(grpo: Path, tmp_path: Path) -> None:
 
 
 def test_a_narrow_table_leaves_intervals_out(grpo: Path, dpo: Path) -> None:
-    runs = [(run.name, read_run(run)) for run in (grpo, dpo)]
+    runs = [(run.name, read_run(run).measures()) for run in (grpo, dpo)]
     assert table(runs, 200) == table(runs) == comparison_table([grpo, dpo])
     lines = table(runs, 80).splitlines()
     assert max(map(len, lines)) <= 80
@@ -250,7 +250,7 @@ def test_a_narrow_table_leaves_intervals_out(grpo: Path, dpo: Path) -> None:
 
 
 def test_a_very_narrow_table_stacks(grpo: Path, dpo: Path) -> None:
-    lines = table([(run.name, read_run(run)) for run in (grpo, dpo)], 44).splitlines()
+    lines = table([(run.name, read_run(run).measures()) for run in (grpo, dpo)], 44).splitlines()
     assert max(map(len, lines)) <= 44
     assert lines[:3] == [
         "grpo_demo (n = 300)",
@@ -308,4 +308,4 @@ def test_the_script_without_arguments() -> None:
 def test_the_script_prints_the_figures_as_json(grpo: Path, dpo: Path) -> None:
     result = report("--json", grpo, dpo)
     assert (result.returncode, result.stderr) == (0, "")
-    assert json.loads(result.stdout) == {run.name: read_run(run) for run in (grpo, dpo)}
+    assert json.loads(result.stdout) == {run.name: read_run(run).measures() for run in (grpo, dpo)}

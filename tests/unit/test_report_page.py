@@ -16,7 +16,7 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
-from posttrain.report import differences, live, next_steps, page, record, samples
+from posttrain.report import differences, live, next_steps, page, read_run, samples
 from posttrain.report.drawing import MOST_POINTS, moving_average, thin
 from posttrain.report.verdict import Verdict, verdict
 from tests.helpers import ROOT
@@ -182,7 +182,7 @@ def test_any_file_may_be_damaged(damaged: str, content: bytes, tmp_path: Path) -
     run = grpo_run(tmp_path / "run", steps=3, questions=4)
     (run / damaged).parent.mkdir(exist_ok=True)
     (run / damaged).write_bytes(content)
-    page.render(record.read(run), [])
+    page.render(read_run(run), [])
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def judged(path: Path, measures: dict[str, tuple[float, float, float, float]]) -
     write(path / "eval" / "after.json", sides)
     changes = {name: comparison(*values) for name, values in measures.items()}
     write(path / "eval" / "comparison.json", changes)
-    return verdict(record.read(path))
+    return verdict(read_run(path))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_health_exports_and_cost_are_shown(tmp_path: Path) -> None:
 
 def test_settings_are_compared_with_their_defaults(grpo: Path) -> None:
     found = {key: (value, default) for key, value, default in differences.from_defaults(
-        record.read(grpo)
+        read_run(grpo)
     )}  # fmt: skip
     assert found["training.max_steps"] == ("40", "-1")
     assert found["model.name"] == ("assets/demo_model", "")  # it has no default
@@ -345,7 +345,7 @@ def test_settings_are_compared_between_runs(grpo: Path, dpo: Path, tmp_path: Pat
     other.mkdir()
     config = (grpo / "config.yaml").read_text("utf-8").replace("max_steps: 40", "max_steps: 80")
     (other / "config.yaml").write_text(config.replace("name: grpo_demo", "name: x"), "utf-8")
-    runs = [record.read(run) for run in (grpo, other)]
+    runs = [read_run(run) for run in (grpo, other)]
     assert differences.between(runs) == [("training.max_steps", ["40", "80"])]
 
 
@@ -358,7 +358,7 @@ def test_a_comparison_of_runs(grpo: Path, dpo: Path, tmp_path: Path) -> None:
 
 
 def test_replies_are_picked_by_a_rule(grpo: Path) -> None:
-    picked, rights = samples.pairs(record.read(grpo))
+    picked, rights = samples.pairs(read_run(grpo))
     assert len(rights) == 60
     kinds = [(pair.before.good, pair.after.good) for pair in picked]
     assert kinds == sorted(kinds, key=list(samples.SHOWN).index)
@@ -368,7 +368,7 @@ def test_replies_are_picked_by_a_rule(grpo: Path) -> None:
 
 
 def test_rollouts_are_spread_over_the_run(grpo: Path) -> None:
-    assert [rollout.step for rollout in samples.rollouts(record.read(grpo))] == [1, 14, 27, 40]
+    assert [rollout.step for rollout in samples.rollouts(read_run(grpo))] == [1, 14, 27, 40]
 
 
 def test_a_long_reply_loses_its_middle() -> None:
@@ -381,13 +381,13 @@ def test_a_long_reply_loses_its_middle() -> None:
 def test_time_over_several_sessions_adds_up(tmp_path: Path) -> None:
     rows = [{"step": s, "seconds": t} for s, t in ((1, 10.0), (2, 20.0), (3, 5.0), (4, 15.0))]
     append_rows(tmp_path / "metrics.jsonl", rows)
-    assert record.read(tmp_path).seconds == 35.0
+    assert read_run(tmp_path).seconds == 35.0
 
 
 def test_steps_are_guessed_from_epochs(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("training: {max_steps: -1, num_train_epochs: 2.0}\n")
     append_rows(tmp_path / "metrics.jsonl", [{"step": 25, "epoch": 0.5}])
-    assert record.read(tmp_path).total_steps == 100
+    assert read_run(tmp_path).total_steps == 100
 
 
 def test_no_spike_is_lost_in_a_thinned_line() -> None:

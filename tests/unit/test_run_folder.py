@@ -16,7 +16,14 @@ from eval import Completion
 from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
-from posttrain.base.files import append_rows, keep_rows_until, write_json, write_text
+from posttrain.base.errors import DataError, first_line
+from posttrain.base.files import (
+    append_rows,
+    jsonl_rows,
+    keep_rows_until,
+    write_json,
+    write_text,
+)
 from posttrain.report import read_run
 from posttrain.run.environment import PACKAGES, git_commit
 from posttrain.run.folder import RunFolder
@@ -143,6 +150,28 @@ def test_a_row_cut_off_by_a_crash_does_not_stop_the_next_run(tmp_path: Path, tor
     assert (rows[0], rows[-1]) == ({"step": 1}, {"step": 2})
 
 
+def test_rows_are_read_up_to_what_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_rows(path, [{"step": 1, "text": HARD}])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'\n[1]\n\xff\n{"step": 4}\n{"st')
+    damaged: list[int] = []
+    assert jsonl_rows(path, damaged) == [{"step": 1, "text": HARD}, {"step": 4}]
+    assert damaged == [3, 4]  # the last line is still being written
+    with pytest.raises(DataError, match=r"metrics.jsonl: line 3 is not a JSON object"):
+        jsonl_rows(path)
+    path.write_bytes(whole.strip())
+    assert jsonl_rows(path) == [{"step": 1, "text": HARD}]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("\n no such thing\nand more"), "no such thing"), (OSError(), "OSError")],
+)
+def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line
+
+
 def test_scored_rows_come_back_as_they_were(run: RunFolder) -> None:
     run.open(fresh=False)
     rows = [{"reply": HARD, "tagged": 1.0}, {"reply": "", "tagged": 0.0}]
@@ -191,7 +220,7 @@ def test_a_comparison_of_problems_is_read_back(run: RunFolder) -> None:
     assert not run.finished
     run.write_comparison(comparison)
     assert run.finished
-    assert read_run(run.path) == comparison
+    assert read_run(run.path).measures() == comparison
     assert comparison["strict"]["after"]["value"] == 5 / 6
 
 
@@ -202,7 +231,7 @@ def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
     comparison = compare(before, after)
     assert comparison["length_controlled_accuracy"]["after"]["value"] is None
     run.write_comparison(comparison)
-    assert read_run(run.path) == comparison
+    assert read_run(run.path).measures() == comparison
     files = {p.name: json.loads(p.read_text()) for p in (run.path / "eval").iterdir()}
     assert set(files) == {"before.json", "after.json", "comparison.json"}
     assert set(files["after.json"]["reward_margin"]) == {"value", "n", "low", "high"}

@@ -195,12 +195,12 @@ def record(path: Path) -> RunFolder:
 def mirror(run: RunFolder, steps: range) -> WandbLog:
     """W&B's part of a run that trains `steps`."""
     settings = load_settings(GRPOSettings, CONFIG).model_dump(mode="json")
-    log = WandbLog(run, settings, FACTS)
-    log.start(asked=True)
-    log.metrics()
+    log = WandbLog(run, settings)
+    log.start(FACTS, asked=True)
     for step in steps:
-        append_rows(run.metrics, [{"step": step, "loss": step / 4, "rewards/a/mean": 1.0}])
-        log.metrics()
+        row = {"loss": step / 4, "rewards/a/mean": 1.0, "grad_norm": float("nan")}
+        append_rows(run.metrics, [{"step": step, **row}])
+        log.metrics(step, row)
     log.tables()
     return log
 
@@ -229,7 +229,7 @@ def test_everything_is_in_the_offline_files(
     assert written.config["environment"]["data"] == FACTS["data"]
     by_step = {row["_step"]: row for row in written.history}
     assert [by_step[step]["loss"] for step in (1, 2, 3)] == [0.25, 0.5, 0.75]
-    assert by_step[3]["rewards/a/mean"] == 1.0
+    assert by_step[3]["rewards/a/mean"] == 1.0 and "grad_norm" not in by_step[3]
     assert written.summary["eval/before/strict/value"] == 0.5
     assert written.summary["eval/comparison/strict/p_value"] == 1.0
     samples = json.loads((folder / "files" / by_step[3]["tables/samples/path"]).read_text())
@@ -310,9 +310,8 @@ def test_a_failing_client_is_told_once_and_ends_nothing(
     log = mirror(run, range(1, 2))
     client = log._run
     client.finish()  # whatever is logged from here on is an error of the client's
-    append_rows(run.metrics, [{"step": 2, "loss": 1.0}])
     for _ in range(3):
-        log.metrics()
+        log.metrics(2, {"loss": 1.0})
     log.finish()
     assert capsys.readouterr().out.count("W&B failed") == 1
 
@@ -326,8 +325,8 @@ def test_no_network_delays_the_start_by_less_than_two_seconds(
     for number in range(3):
         run = record(tmp_path / str(number))
         started = time.monotonic()
-        log = WandbLog(run, load_settings(GRPOSettings, CONFIG).model_dump(mode="json"), FACTS)
-        log.start(asked=False)
+        log = WandbLog(run, load_settings(GRPOSettings, CONFIG).model_dump(mode="json"))
+        log.start(FACTS, asked=False)
         times.append(time.monotonic() - started)
         assert log.active
         log.finish()

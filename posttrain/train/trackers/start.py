@@ -23,7 +23,7 @@ def keep_files_in(run: RunFolder, report_to: Sequence[str]) -> None:
 def start_trackers(run: RunFolder, settings: Section, facts: dict[str, Any]) -> wandb_log.WandbLog:
     """Start W&B if it is on; what comes back does nothing if it is not."""
     values = settings.model_dump(mode="json")
-    log = wandb_log.WandbLog(run, values, facts)
+    log = wandb_log.WandbLog(run, values)
     log.active = is_main()
-    log.start(asked="wandb" in values["tracking"]["report_to"])
+    log.start(facts, asked="wandb" in values["tracking"]["report_to"])
     return log

@@ -1,8 +1,9 @@
 """Weights & Biases: a mirror of the run folder, for whoever has an account or keeps offline files.
 
-The run folder stays the record: metrics are read back from metrics.jsonl, so that their names are
-the same in both, and tables, pictures and artifacts are made from its files. Not transformers'
-callback, which renames every metric, and knows neither samples nor scores nor a resumed run.
+The run folder stays the record: metrics have the names of metrics.jsonl (its `step` and `seconds`
+are W&B's own `_step` and `_runtime`), and tables, pictures and artifacts are made from its files.
+Not transformers' callback, which renames every metric, and knows neither samples nor scores nor a
+resumed run.
 
 W&B's own WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and WANDB_BASE_URL apply.
 """
@@ -10,11 +11,13 @@ W&B's own WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and WANDB_BASE_URL apply.
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
-from posttrain.base.files import jsonl_rows, write_text
+from posttrain.base.errors import first_line
+from posttrain.base.files import jsonl_rows, not_finite, write_text
+from posttrain.report import read_run
 from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
 from posttrain.train.trackers.wandb_choice import choose
@@ -45,43 +48,49 @@ def harmless(
 class WandbLog:
     """One W&B run beside the run folder. Does nothing unless W&B is on."""
 
-    def __init__(self, folder: RunFolder, settings: dict[str, Any], facts: dict[str, Any]) -> None:
+    def __init__(self, folder: RunFolder, settings: dict[str, Any]) -> None:
         self.active = True
         self._folder = folder
         self._settings = settings
-        self._facts = facts
+        self._data = ""
         self._run: Any = None
-        self._offset: int | None = None
         self._step = 0
 
     @harmless
-    def start(self, asked: bool) -> None:
-        """Open the run, or go on with the one that the run folder knows, if W&B is on."""
+    def start(self, facts: Mapping[str, Any], asked: bool) -> None:
+        """Open the run, or go on with the one that the run folder knows, if W&B is on.
+
+        `facts` are shown as its environment; `data` among them is the fingerprint of the data.
+        """
         os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what there is to say
         choice = choose(asked)
         if choice.mode == "off":
             self.active = False
         elif choice.mode == "offline":
-            self._start_offline(choice.why)
+            self._start_offline(choice.why, facts)
         else:
             try:
-                self._init("online")
+                self._init("online", facts)
             except Exception as error:  # a wrong key, a server that does not answer
                 import wandb
 
                 wandb.teardown()  # it still holds the run's id
-                self._start_offline(f"the server refused ({str(error).splitlines()[0]})")
+                self._start_offline(f"the server refused ({first_line(error)})", facts)
             else:
                 print(f"W&B: {self._run.url}")
-        if self.active:
-            self._declare_data()
+        if not self.active:
+            return
+        self._data = facts["data"]
+        self._declare_data()
+        rows = jsonl_rows(self._folder.metrics, []) if self._folder.metrics.exists() else []
+        self._step = max((row["step"] for row in rows), default=0)  # of a run that is gone on with
 
-    def _start_offline(self, why: str) -> None:
-        self._init("offline")
+    def _start_offline(self, why: str, facts: Mapping[str, Any]) -> None:
+        self._init("offline", facts)
         upload = f"./run python -m wandb sync {Path(self._run.dir).parent}"
         print(f"W&B: {why}, so its files stay here; upload them with {upload}")
 
-    def _init(self, mode: Literal["offline", "online"]) -> None:
+    def _init(self, mode: Literal["offline", "online"], facts: Mapping[str, Any]) -> None:
         import wandb
 
         known = self._folder.path / "wandb" / "run_id.txt"
@@ -95,7 +104,7 @@ class WandbLog:
             resume="allow",
             mode=mode,
             dir=str(self._folder.path),
-            config={**self._settings, "environment": {**environment(), **self._facts}},
+            config={**self._settings, "environment": {**environment(), **facts}},
             settings=wandb.Settings(
                 silent=True,
                 console="off",
@@ -109,8 +118,7 @@ class WandbLog:
         """The dataset as an artifact that this run uses: where it is and its fingerprint."""
         import wandb
 
-        fingerprint = self._facts["data"]
-        data = self._settings["data"]
+        fingerprint, data = self._data, self._settings["data"]
         described = {"fingerprint": fingerprint, "data": data}
         artifact = wandb.Artifact(f"data-{fingerprint[:12]}", "dataset", metadata=described)
         with artifact.new_file("data.json") as file:
@@ -127,45 +135,31 @@ class WandbLog:
         self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
     def callback(self) -> Any:
-        """A TrainerCallback that passes new rows of the run folder on."""
+        """A TrainerCallback that passes on what the trainer logs, and with each checkpoint the
+        tables."""
         from transformers import TrainerCallback  # not before Unsloth is imported
 
         log = self
 
         class WandbRows(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-            # Rows are written when the trainer logs, after a step; so they are there when the next
-            # one begins.
-            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                log.metrics()
+            def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
+                log.metrics(state.global_step, extra["logs"])
 
             def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                log.metrics()
                 log.tables()
 
             def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                log.metrics()
                 log.tables()
 
         return WandbRows()
 
     @harmless
-    def metrics(self) -> None:
-        """Pass on the rows of metrics.jsonl that were added since the last time."""
-        path = self._folder.metrics
-        size = path.stat().st_size if path.exists() else 0
-        if self._offset is None:  # rows of an earlier part of the run are known already
-            self._offset = size
-            self._step = max((row["step"] for row in jsonl_rows(path)), default=0) if size else 0
-        if size == self._offset:
-            return
-        with open(path, "rb") as file:
-            file.seek(self._offset)
-            new = file.read()
-        self._offset += len(new)
-        for line in new.decode("utf-8").splitlines():
-            row = {name: value for name, value in json.loads(line).items() if value is not None}
-            self._step = row.pop("step")
-            self._run.log(row, step=self._step)
+    def metrics(self, step: int, logs: Mapping[str, Any]) -> None:
+        """Pass on what the trainer logs after `step`, except for NaN and infinity."""
+        self._step = step
+        self._run.log(
+            {k: v for k, v in logs.items() if v is not None and not not_finite(v)}, step=step
+        )
 
     @harmless
     def tables(self) -> None:
@@ -188,19 +182,15 @@ class WandbLog:
         """Scores, pictures and artifacts of a run that came to its end; then close."""
         import wandb
 
-        self.metrics()
         self.tables()
-        scores = {
-            name: json.loads((self._folder.path / "eval" / f"{name}.json").read_text("utf-8"))
-            for name in ("before", "after", "comparison")
-        }
-        for name, measures in scores.items():
-            for measure, values in measures.items():
+        found = read_run(self._folder.path, finished=True)
+        for name in ("before", "after", "comparison"):
+            for measure, values in getattr(found, name).items():
                 for key, value in values.items():
                     self._run.summary[f"eval/{name}/{measure}/{key}"] = value
         for path in sorted((self._folder.path / "plots").glob("*.png")):
             self._run.log({f"plots/{path.stem}": wandb.Image(str(path))}, step=self._step)
-        self._artifact("adapter", "model", ["adapter"], scores["after"])
+        self._artifact("adapter", "model", ["adapter"], found.after)
         records = ["report.html", "config.yaml", "environment.json", "eval", "plots"]
         self._artifact("report", "report", records, {})
         self._artifact("data-report", "data-report", ["data"], {})
@@ -219,7 +209,7 @@ class WandbLog:
         paths = [p for p in (self._folder.path / name for name in names) if p.exists()]
         if not paths:
             return
-        metadata = {"data": self._facts["data"], "model": self._settings["model"]["name"], **facts}
+        metadata = {"data": self._data, "model": self._settings["model"]["name"], **facts}
         name = f"{self._settings['run']['name']}-{what}"
         artifact = wandb.Artifact(name, kind, metadata=metadata)
         for path in paths:
