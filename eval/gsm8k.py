@@ -5,7 +5,7 @@ the model that wrote them.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from itertools import groupby
@@ -37,6 +37,8 @@ class Problem:
     answer: str
     where: str = field(default="", compare=False, repr=False)
     """File and row, for messages."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The other columns of the row, under their own names, for whoever scores by them."""
 
 
 @dataclass(frozen=True)

@@ -98,15 +98,21 @@ def resolve(spec: str) -> RewardFunction:
 
 
 def check_reward(
-    name: str, function: RewardFunction, sample_row: Mapping[str, object]
+    name: str,
+    function: RewardFunction,
+    sample_row: Mapping[str, object],
+    texts: Sequence[str] | None = None,
 ) -> RewardCheck:
-    """Call `function` as trl does, on three completions of one dataset row, and judge the result.
+    """Call `function` as trl does, on completions of one dataset row, and judge the result.
 
-    The completions are empty, right in form, and free text; they are messages where the row's
-    `prompt` is, else strings. Raises RewardError where the function is asynchronous, does not take
-    trl's keywords, raises, or does not return a list of three finite numbers or None.
+    The completions are `texts`, by default three: empty, right in form, and free text. They are
+    messages where the row's `prompt` is, else strings. Raises RewardError where the function is
+    asynchronous, does not take trl's keywords, raises, or does not return a list of one finite
+    number or None a completion.
     """
-    keywords = _trl_keywords(sample_row)
+    if texts is None:
+        texts = _sample_texts(sample_row)
+    keywords = _trl_keywords(sample_row, texts)
     if inspect.iscoroutinefunction(function):
         raise RewardError(f"reward {name!r} is asynchronous; write it with a plain `def`")
     try:
@@ -124,9 +130,8 @@ def check_reward(
         ) from error
     if not isinstance(values, list | tuple):
         raise RewardError(f"reward {name!r} returned {_a(values)}, not a list")
-    expected = len(_sample_texts(sample_row))
-    if len(values) != expected:
-        raise RewardError(f"reward {name!r} returned {len(values)} values for {expected} samples")
+    if len(values) != len(texts):
+        raise RewardError(f"reward {name!r} returned {len(values)} values for {len(texts)} samples")
     for value in values:
         _check_value(name, value)
     return RewardCheck(name, tuple(values))
@@ -151,10 +156,10 @@ def _sample_texts(row: Mapping[str, object]) -> list[str]:
     return ["", f"I add the two.\n<answer>{row.get('answer', '1')}</answer>", "The total is 12."]
 
 
-def _trl_keywords(row: Mapping[str, object]) -> dict[str, object]:
-    """The keywords trl 1.15 calls a reward with, for three completions of one row."""
+def _trl_keywords(row: Mapping[str, object], texts: Sequence[str]) -> dict[str, object]:
+    """The keywords trl 1.15 calls a reward with, for completions of one row."""
     prompt = row.get("prompt", "")
-    completions: list[object] = list(_sample_texts(row))
+    completions: list[object] = list(texts)
     count = len(completions)
     if not isinstance(prompt, str):
         completions = [[{"role": "assistant", "content": text}] for text in completions]

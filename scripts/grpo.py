@@ -80,10 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_rewards(settings: GRPOSettings, sample: Problem) -> dict[str, rewards.RewardFunction]:
     """The reward functions that the settings name, each tried on one row and its range printed."""
-    row = {
-        "prompt": conversation(sample.question, settings.prompt.system),
-        "answer": sample.answer,
-    }
+    row = trainer_row(sample, settings)
     try:
         functions = {name: rewards.resolve(name) for name in settings.rewards}
         for name, function in functions.items():
@@ -103,17 +100,32 @@ def fitting(
     return drop_overlong(problems, lengths, limit, settings.data.overlong, what)
 
 
+def trainer_row(problem: Problem, settings: GRPOSettings) -> dict[str, Any]:
+    """What trl gets of a problem: its prompt, and the columns that the rewards read."""
+    prompt = conversation(problem.question, settings.prompt.system)
+    own = {"question": problem.question, "answer": problem.answer}
+    return {"prompt": prompt, **own, **problem.columns}
+
+
 def print_example(
     problem: Problem, tokenizer: Any, settings: GRPOSettings, functions: dict[str, Any]
 ) -> None:
     """Show a prompt as the policy will see it, and what sample completions would earn."""
-    turns = conversation(problem.question, settings.prompt.system)
-    print(f"\nprompt:\n{render(tokenizer, turns)}\ngold answer: {problem.answer}")
+    row = trainer_row(problem, settings)
+    print(f"\nprompt:\n{render(tokenizer, row['prompt'])}\ngold answer: {problem.answer}")
     right = f"<answer>{problem.answer}</answer>"
-    for completion in (f"Step by step.\n{right}", f"It is {problem.answer}.", f"{right} indeed"):
+    completions = [f"Step by step.\n{right}", f"It is {problem.answer}.", f"{right} indeed"]
+    try:
+        earned = {
+            name: rewards.check_reward(name, function, row, completions).values
+            for name, function in functions.items()
+        }
+    except rewards.RewardError as error:
+        raise ConfigError(f"rewards: {error}") from None
+    for place, completion in enumerate(completions):
         parts, total = [], 0.0
-        for name, function in functions.items():
-            value = function(completions=[completion], answer=[problem.answer])[0]
+        for name, values in earned.items():
+            value = values[place]
             weight = settings.rewards[name]
             times = "" if weight == 1 else f"{weight:g} x "
             parts.append(f"{times}{name} {'none' if value is None else f'{value:g}'}")
@@ -155,10 +167,7 @@ def build_trainer(
         "reward_weights": list(settings.rewards.values()),
     }
     arguments, asked = build_arguments(GRPOConfig, settings.training, owned, settings.run.verbose)
-    rows = [
-        {"prompt": conversation(p.question, settings.prompt.system), "answer": p.answer}
-        for p in problems
-    ]
+    rows = [trainer_row(problem, settings) for problem in problems]
     recorder = SampleRecorder(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )

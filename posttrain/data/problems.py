@@ -1,6 +1,8 @@
 """Rows of a dataset -> problems with a gold number, with every check on them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from eval.gsm8k import Problem
 from posttrain.base.errors import DataError, quoted
@@ -10,15 +12,22 @@ from posttrain.settings import ProblemColumns, ProblemData, Source
 from rewards.answer import parse_number
 
 GOLD_MARK = "####"  # GSM8K ends a solution with "#### 72"
+# What a reward gets under these names is the scripts' or trl's; trl would take images for inputs.
+TAKEN = {
+    *("question", "answer", "prompt", "prompts", "image", "images"),
+    *("completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
+}
 
 
 def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     """Problems to train on and problems to score; the two share no question.
 
+    Those to train on have the same columns in every row, as a trainer needs them.
+
     Raises:
         DataError: a row that breaks a rule, or a question on both sides.
     """
-    train = [_problem(row, data.columns) for row in read_rows(data.train)]
+    train = _same_columns([_problem(row, data.columns) for row in read_rows(data.train)])
     evaluation = load_evaluation(data.eval, data.columns)
     trained_on = {normalise(problem.question) for problem in train}
     for problem in evaluation:
@@ -55,7 +64,39 @@ def _problem(row: Row, columns: ProblemColumns) -> Problem:
             f"{row.where}: column '{columns.answer}' gives no number: expected a number or "
             f"text ending in '{GOLD_MARK} number', found {gold[-60:]!r}"
         )
-    return Problem(question=question, answer=gold, where=row.where)
+    others = row.values.keys() - {columns.question, columns.answer} - TAKEN
+    return Problem(
+        question=question,
+        answer=gold,
+        where=row.where,
+        columns={name: value for name, value in row.values.items() if name in others},
+    )
+
+
+def _same_columns(problems: list[Problem]) -> list[Problem]:
+    """Every column in every problem, with the values that a trainer's table of rows gives back.
+
+    A missing value is None. A column whose values no table can hold, such as numbers in one row and
+    text in the next, is left out, and that is printed.
+    """
+    names = dict.fromkeys(name for problem in problems for name in problem.columns)
+    if not names:
+        return problems
+    import pyarrow
+
+    table: dict[str, list[Any]] = {}
+    for name in names:
+        try:
+            values = pyarrow.array([problem.columns.get(name) for problem in problems])
+        except (pyarrow.ArrowException, OverflowError) as error:
+            reason = str(error).splitlines()[0]
+            print(f"column '{name}' is left out, so no reward can read it: {reason}")
+        else:
+            table[name] = values.to_pylist()
+    return [
+        replace(problem, columns={name: values[place] for name, values in table.items()})
+        for place, problem in enumerate(problems)
+    ]
 
 
 def seen_in_training(problems: Sequence[Problem], trained_on: Iterable[str]) -> list[Problem]:

@@ -1,25 +1,34 @@
-"""Every command of the README, run in a copy of the project on local data, with few steps."""
+"""README and docs: every command runs in a copy of the project, every name and figure is right.
 
+Commands run on local data, with few steps. Those of the recipes are in test_recipes.py.
+"""
+
+import argparse
+import importlib
+import importlib.util
 import json
 import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
-from posttrain.report import table
+from posttrain.report import measures, table
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import SCRIPTS, parse_command_line
+from posttrain.settings.help import setting_paths
+from posttrain.settings.strict_yaml import parse_yaml
 from tests.helpers import ROOT, copy_project
+from tests.quickstarts.pages import PAGES, README, blocks, commands, prose, text_of, without_recipes
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.partition("    #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+RESULTS = ROOT / "tests" / "bench" / "results"
+ALL = "\n".join(text_of(page) for page in PAGES)
+COMMANDS = list(dict.fromkeys(c for page in PAGES for c in commands(without_recipes(page))))
 # Where the demo model and local files stand for a model and data of the hub.
 LOCAL_PAIRS = (
     "--dry-run model.name=assets/demo_model data.holdout=20 evaluation.also=[] "
@@ -30,15 +39,25 @@ LOCAL_PROBLEMS = (
     "data.eval.path=assets/demo_data/problems_test.jsonl data.train.subset=null "
     "data.eval.subset=null"
 )
+SHORT_GRPO = "training.max_steps=4 training.save_steps=2 evaluation.limit=8"
+STOPPED = "./run grpo --config configs/grpo_demo.yaml --output outputs/stopped"
+LAUNCHED = next(command for command in COMMANDS if command.startswith("./run python -m accelerate"))
 ADDED = {
     "./run demo": "training.max_steps=2 evaluation.limit=8",
+    "./run demo training.max_steps=0": "evaluation.limit=8",
     "./run dpo --config configs/dpo_french_16gb.yaml": LOCAL_PAIRS,
     "./run dpo --config configs/dpo_french_t4.yaml": LOCAL_PAIRS,
     "./run grpo --config configs/grpo_gsm8k_16gb.yaml": LOCAL_PROBLEMS,
     "./run grpo --config configs/grpo_gsm8k_t4.yaml": LOCAL_PROBLEMS,
+    "./run grpo --config configs/grpo_gsm8k_16gb.yaml run.max_minutes=300": LOCAL_PROBLEMS,
+    STOPPED: SHORT_GRPO,
+    f"{STOPPED} run.max_minutes=0.2": f"{SHORT_GRPO} run.max_minutes=0.001",
+    LAUNCHED: "training.max_steps=2 evaluation.limit=8 evaluation.replies=4 evaluation.also=[] "
+    "--output outputs/two",
 }
 REPLACED = {
     "Qwen/Qwen2.5-0.5B-Instruct": "assets/demo_model",
+    "outputs/grpo_gsm8k_16gb": "outputs/grpo_demo",
     "--data gsm8k": "--data assets/demo_data/problems_test.jsonl --limit 4",
     "--data mgsm-fr": "--data assets/demo_data/problems_test.jsonl --limit 4",
     "problems_test.jsonl": "problems_test.jsonl --limit 4",
@@ -46,26 +65,98 @@ REPLACED = {
     "--model MODEL": "--model judge",
 }
 NOT_RUN_HERE = {"./run test"}  # this is it
+# Files that the reader makes or a run leaves, and what a cloud has.
+NOT_OF_THE_PROJECT = re.compile(
+    r"(my_|A/|B/|step-NNN|~/|\$|/workspace)|^(replies|report|config|environment|export|metrics|"
+    r"samples|health|before|after|comparison)\.\w+$|^(health|checkpoints|data|eval|adapter|gguf|"
+    r"merged_16bit|plots|wandb|outputs)/"
+)
 
 
-def test_every_command_is_known() -> None:
-    """A command that is new in the README has to run below, or be listed above."""
-    assert len(COMMANDS) > 15
-    for command in COMMANDS:
-        words = shlex.split(command)
-        assert words[0] == "./run", command
-        name = words[1]
-        assert name in ("demo", "test") or (ROOT / "scripts" / f"{name}.py").is_file(), command
-        for word in words[2:]:
-            if word.endswith((".yaml", ".jsonl")):
-                assert (ROOT / word).is_file(), word
+def test_readme_is_short() -> None:
+    assert len(text_of(README).splitlines()) <= 200
+
+
+def test_the_six_files_are_as_long_as_it_says() -> None:
+    six = re.findall(r"^\d\. \[([\w/.]+)\]", text_of(README), re.MULTILINE)
+    (said,) = re.findall(r"about ([\d,]+) lines", text_of(README))
+    lines = sum(len(text_of(ROOT / name).splitlines()) for name in six)
+    assert len(six) == 6
+    assert lines == pytest.approx(int(said.replace(",", "")), rel=0.1)
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+class Parsed(Exception):
+    """A command line that argparse took."""
+
+
+def check_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is one of ./run's, and its script takes its arguments."""
+    first, name, *words = shlex.split(command)
+    assert first == "./run", command
+    for word in words:
+        if word.endswith((".yaml", ".jsonl")) and "=" not in word:
+            assert (ROOT / word).is_file(), word
+    if name == "python":  # -m MODULE OPTIONS scripts/NAME.py ARGUMENTS
+        assert importlib.util.find_spec(words[1]), command
+        place = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
+        name, words = Path(words[place]).stem, words[place + 1 :]
+    if name == "demo":
+        for script in SCRIPTS:
+            config = ["--config", f"configs/{script}_demo.yaml"]
+            check_parses(shlex.join(["./run", script, *config, *words]), monkeypatch)
+    elif name == "test":
+        assert not words
+    else:
+        script = importlib.import_module(f"scripts.{name}")
+        if name in SCRIPTS and words != ["--help"]:
+            parse_command_line(SCRIPTS[name], script.CONFIG_CLASS, "", words)
+            return
+        own = argparse.ArgumentParser.parse_known_args
+
+        def stop_here(
+            self: argparse.ArgumentParser, args: Any = None, namespace: Any = None
+        ) -> Any:
+            _, rest = own(self, words, namespace)
+            raise Parsed(rest)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(argparse.ArgumentParser, "parse_known_args", stop_here)
+            with pytest.raises((Parsed, SystemExit)) as caught:
+                script.main()
+        if words == ["--help"]:
+            assert isinstance(caught.value, SystemExit) and caught.value.code == 0
+        else:
+            assert isinstance(caught.value, Parsed), command
+            rest = caught.value.args[0]  # of positionals around options, argparse takes a part
+            assert not [word for word in rest if word.startswith("-")], command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_parses(command, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "./run grpo --config configs/grpo_demo.yaml training.max_stepz=1",
+        "./run dpo --config configs/no_such.yaml",
+        "./run evaluate --modle x --data gsm8k",
+        "./run report outputs/grpo_demo --jsn",
+        "./run nothing",
+    ],
+)
+def test_what_does_not_parse_is_found(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((ConfigError, SystemExit, ModuleNotFoundError, AssertionError)):
+        check_parses(wrong, monkeypatch)
+
+
+def test_every_command_is_run_below_or_named_above() -> None:
+    assert len(COMMANDS) > 20
     assert set(ADDED) | NOT_RUN_HERE <= set(COMMANDS)
-
-
-def test_the_table_is_that_of_the_measured_demo() -> None:
-    measured = ROOT / "tests" / "bench" / "results" / "demo_cpu.json"
-    runs = json.loads(measured.read_text(encoding="utf-8"))
-    assert table(list(runs.items()), width=100) in README
 
 
 @pytest.mark.long
@@ -77,7 +168,7 @@ def test_every_command_runs(tmp_path: Path) -> None:
     copy = copy_project(tmp_path / "project")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 
-    def run(command: str) -> None:
+    def run(command: str) -> str:
         result = subprocess.run(
             ["bash", "-c", command], cwd=copy, env=environment, capture_output=True, text=True
         )
@@ -85,12 +176,19 @@ def test_every_command_runs(tmp_path: Path) -> None:
         # Without the hub in reach, ./run doctor answers 2, and says so.
         expected = (0, 2) if command == "./run doctor" else (0,)
         assert result.returncode in expected, said
+        return said
 
     commands = [command for command in COMMANDS if command not in NOT_RUN_HERE]
+    commands.sort(key=lambda command: command != "./run demo")  # what others need comes first
     served = [command for command in commands if "http://" in command]
     for command in commands:
-        if command not in served:
-            run(_here(command))
+        if command in served:
+            continue
+        said = run(_here(command))
+        if command.startswith(f"{STOPPED} "):
+            assert "Stopped at step" in said
+        elif command == STOPPED:
+            assert "Going on from step" in said
     (gguf,) = (copy / "outputs" / "grpo_demo" / "gguf").glob("*q8_0.gguf")
     with serve(gguf) as url:
         for command in served:
@@ -103,3 +201,134 @@ def _here(command: str) -> str:
         if here not in command:
             command = command.replace(there, here)
     return f"{command} {added}".strip()
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    text = text_of(page)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", text_of(file), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert anchor in slugs, f"{page.name} links to {target}"
+    for span in re.findall(r"`([^`\n]+)`", prose(text)):
+        for word in span.split():
+            path = word.partition(":")[0]
+            looks_like_one = re.fullmatch(
+                r"[\w./*-]+\.(py|yaml|jsonl?|md|png|html)|[\w./-]+/", path
+            )
+            if looks_like_one and not NOT_OF_THE_PROJECT.search(path):
+                found = (ROOT / path).exists() or (page.parent / path).exists()
+                assert found, f"{page.name} names {path}"
+
+
+def known_settings() -> set[str]:
+    return {path for settings in SCRIPTS.values() for path in setting_paths(settings)}
+
+
+def is_setting(path: str) -> bool:
+    known = known_settings()
+    return path in known or any(name.startswith(f"{path}.") for name in known)
+
+
+def leaves(values: Any, path: str = "") -> list[str]:
+    """The paths of a YAML's values, down to a list or a setting of the project."""
+    if not isinstance(values, dict) or path in known_settings():
+        return [path]
+    return [
+        leaf for key, value in values.items() for leaf in leaves(value, f"{path}.{key}".strip("."))
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_that_is_named_exists(page: Path) -> None:
+    text = text_of(page)
+    sections = {*DPOSettings.model_fields, *GRPOSettings.model_fields}
+    files = r"(?!json|jsonl|yaml|py|html|md)"
+    named = re.compile(rf"(?<![\w/.])((?:{'|'.join(sections)})\.{files}[a-z]\w*(?:\.[a-z]\w*)*)")
+    spans = re.findall(r"`([^`\n]+)`", prose(text)) + list(commands(text))
+    for path in (path for span in spans for path in named.findall(span)):
+        assert is_setting(path), f"{page.name} names {path}"
+    for block in blocks(text, "yaml"):
+        for path in leaves(parse_yaml(block, page.name)):
+            assert is_setting(path), f"{page.name} sets {path}"
+
+
+def test_a_setting_that_is_gone_is_found() -> None:
+    assert is_setting("training") and is_setting("export.parity") and is_setting("data.train.path")
+    assert not is_setting("training.beta2") and not is_setting("datas")
+
+
+def test_every_option_that_is_named_exists() -> None:
+    sources = [
+        *(ROOT / "scripts").glob("*.py"),
+        ROOT / "posttrain/settings/command.py",
+        ROOT / "run",
+    ]
+    known = {o for source in sources for o in re.findall(r"--[a-z][\w-]+", text_of(source))}
+    for span in re.findall(r"`([^`\n]+)`", prose(ALL)):
+        if not span.startswith(("docker ", "sky ")):
+            for option in re.findall(r"(?<!\S)--[a-z][\w-]+", span):
+                assert option in known, option
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    for page in PAGES[1:]:
+        assert f"(docs/{page.name})" in text_of(README), page.name
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def result(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_table_is_that_of_the_measured_demo() -> None:
+    runs = result("demo_cpu")
+    assert table(list(runs.items()), width=100) in text_of(ROOT / "docs" / "demo.md")
+    for run, name, what in (
+        ("grpo_demo", "strict", "GRPO: strict accuracy, {} problems"),
+        ("dpo_demo", "reward_accuracy", "DPO: preference accuracy, {} pairs"),
+        ("dpo_demo", "french_share", "DPO: replies in French, {} prompts"),
+    ):
+        found = runs[run][name]
+        sides = (measures.plain(name, found[side]["value"]) for side in ("before", "after"))
+        cells = [what.format(found["n"]), *sides, measures.change(name, found)]
+        assert f"| {' | '.join(cells)} |" in text_of(README)
+
+
+def test_other_figures_are_those_of_the_committed_results() -> None:
+    rates = {name: side["pairs_per_second"] for name, side in result("dpo_cpu")["sides"].items()}
+    faster = [rates[side] / rates["trl"] for side in ("first", "cached")]
+    (rounded,) = (a for a in result("rounding")["adapters"] if a["b_std"] == 3e-4)
+    lost = [rounded[kind]["lost"] for kind in ("bfloat16", "float16")]
+    strict = result("export")["strict"]
+    solved = [round(strict[kind]["value"] * strict[kind]["n"]) for kind in strict]
+    overhead = result("step_overhead_cpu")
+    ours, tracked = (
+        max(overhead[task][over]["timed_inside_the_step"]["share"] for task in ("dpo", "grpo"))
+        for over in ("project_over_bare", "tracked_over_project")
+    )
+    memory = [m["peak_rss_gib"] for m in result("gpu_cpu")["measurements"] if "peak_rss_gib" in m]
+    memory += [side["median"]["peak_mb"] / 1024 for side in result("dpo_cpu")["sides"].values()]
+    assert max(memory) * 1.074 < 2 and tracked < 0.01
+    text = " ".join(ALL.split())
+    assert {*solved} == {296, 297} and "296 or 297 of 300" in text
+    for said in (
+        "{:.1f} times the pairs a second of `trl dpo`, scoring included, and {:.1f} times".format(
+            *faster
+        ),
+        "takes back {:.0%} of what the adapter changes in the logits, float16 {:.0%}".format(*lost),
+        "the adapter solves {}, merged weights {}, f16 {}, q8_0 {} and q4_k_m {}".format(*solved),
+        f"rewards take {ours:.1%} of a demo training step or less",
+    ):
+        assert said in text, said

@@ -20,7 +20,8 @@ from posttrain.settings.export import Parity
 from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import read_yaml
 from posttrain.train.arguments import owned_arguments
-from scripts.grpo import load_rewards
+from rewards import resolve
+from scripts.grpo import load_rewards, print_example, trainer_row
 from tests.helpers import CONFIGS, ROOT
 from tests.unit.conftest import Ask
 
@@ -222,6 +223,58 @@ def test_a_misspelt_reward(reward: str, name: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"^rewards\b.*'{wrong}'") as caught:
             load_rewards(settings, Problem("1 + 1?", "2"))
         assert f"did you mean '{reward}'" in str(caught.value)
+
+
+class Template:
+    """As much of a tokenizer as a prompt needs."""
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
+        return "\n".join(turn["content"] for turn in turns)
+
+
+REWARD = """
+seen = []
+
+def level(completions, question, answer, level, **columns):
+    seen.append((completions, question, answer, level))
+    return [float(turns[-1]["content"].count(answer[0]) > level[0]) for turns in completions]
+
+def picky(completions, **columns):
+    return [{"": 0.0, "It is 2.": None}.get(turns[-1]["content"], "much") for turns in completions]
+"""
+
+
+def test_a_dry_run_calls_rewards_as_training_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With message lists and every column of the row."""
+    (tmp_path / "mine.py").write_text(REWARD, encoding="utf-8")
+    name = f"{tmp_path / 'mine.py'}:level"
+    tree = {**TREES["grpo_demo"], "rewards": {name: 0.5, "format": 1.0}}
+    settings = load(tree, GRPOSettings, tmp_path)
+    assert isinstance(settings, GRPOSettings)
+    problem = Problem("1 + 1?", "2", columns={"level": 0})
+    row = trainer_row(problem, settings)
+    assert [turn["role"] for turn in row.pop("prompt")] == ["system", "user"]
+    assert row == {"question": "1 + 1?", "answer": "2", "level": 0}
+    functions = load_rewards(settings, problem)
+    print_example(problem, Template(), settings, functions)
+    said = capsys.readouterr().out
+    assert f"completion 'It is 2.' earns 0.5 x {name} 1 + format 0 = 0.5" in said
+    tried, shown = functions[name].__globals__["seen"]  # type: ignore[attr-defined]
+    for completions, *columns in (tried, shown):
+        assert all(turns[-1]["role"] == "assistant" for turns in completions)
+        assert columns == [["1 + 1?"] * 3, ["2"] * 3, [0] * 3]
+
+
+def test_a_reward_that_fails_in_a_dry_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(REWARD, encoding="utf-8")
+    name = f"{tmp_path / 'mine.py'}:picky"
+    settings = load({**TREES["grpo_demo"], "rewards": {name: 1.0}}, GRPOSettings, tmp_path)
+    assert isinstance(settings, GRPOSettings)
+    functions = {name: resolve(name)}
+    with pytest.raises(ConfigError, match=r"^rewards: .*picky' returned 'much'"):
+        print_example(Problem("1 + 1?", "2"), Template(), settings, functions)
 
 
 # --- mistyped -----------------------------------------------------------------------------------

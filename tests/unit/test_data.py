@@ -21,7 +21,7 @@ from posttrain.data.problems import load_problems
 from posttrain.data.render import drop_overlong
 from posttrain.data.sources import read_rows
 from posttrain.data.text import normalise
-from posttrain.settings import PairColumns, PairData, ProblemData, Prompt, Source
+from posttrain.settings import PairColumns, PairData, ProblemColumns, ProblemData, Prompt, Source
 from tests.helpers import ROOT, SHARED, needs_shared
 from tests.unit.conftest import Ask
 
@@ -499,6 +499,36 @@ def test_gold_answers(answer: Any, gold: str, tmp_path: Path) -> None:
     row = {"question": "q", "answer": answer}
     (problem,), _ = problems_of(write(tmp_path / "problems.jsonl", jsonl(row)))
     assert problem == Problem("q", gold)
+
+
+def test_other_columns_of_a_problem_are_carried_along(tmp_path: Path) -> None:
+    """For rewards: every row has them all, as a trainer's table gives them back."""
+    rows = [
+        {"q": "a?", "gold": "1", "level": 1, "tags": ["x"], "prompt": "?", "answer": "elsewhere"},
+        {"q": "b?", "gold": "2", "level": 2.5},
+    ]
+    train = write(tmp_path / "train.jsonl", jsonl(*rows))
+    held_out = write(tmp_path / "test.jsonl", jsonl({"q": "c?", "gold": "3", "level": 3}))
+    columns = ProblemColumns(question="q", answer="gold")
+    data = ProblemData(
+        train=Source(path=str(train)), eval=Source(path=str(held_out)), columns=columns
+    )
+    problems, scored = load_problems(data)
+    assert [problem.columns for problem in problems] == [
+        {"level": 1.0, "tags": ["x"]},
+        {"level": 2.5, "tags": None},
+    ]
+    assert scored == [Problem("c?", "3", columns={"level": 3})]
+    assert fingerprint(problems) != fingerprint([Problem("a?", "1"), Problem("b?", "2")])
+
+
+def test_a_column_that_no_table_holds_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**PROBLEM, "note": 1, "level": 1}, {"question": "b?", "answer": "1", "note": "two"}]
+    train, _ = problems_of(write(tmp_path / "train.jsonl", jsonl(*rows)))
+    assert [problem.columns for problem in train] == [{"level": 1}, {"level": None}]
+    assert "column 'note' is left out, so no reward can read it: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])

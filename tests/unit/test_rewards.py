@@ -333,6 +333,14 @@ def test_the_sample_has_the_form_of_the_run() -> None:
     assert messages["completions"] == [[message(text)] for text in strings["completions"]]  # type: ignore[attr-defined]
 
 
+def test_a_reward_can_be_tried_on_texts_of_ones_own() -> None:
+    def longer(completions: list[list[dict[str, str]]], question: list[str], **_: object) -> object:
+        pairs = zip(completions, question, strict=True)
+        return [float(len(turns[-1]["content"]) > len(asked)) for turns, asked in pairs]
+
+    assert check_reward("mine", longer, ROW, ["a" * 99, ""]).values == (1.0, 0.0)  # type: ignore[arg-type]
+
+
 async def late(completions: list[object], **columns: object) -> list[float]:
     return [0.0] * len(completions)
 

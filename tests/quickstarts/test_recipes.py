@@ -1,0 +1,183 @@
+"""The recipes of the README, followed as a new user would: its blocks, as they stand there.
+
+A block that begins with `# FILE` is written to that file; one with `--- FILE` changes it. All go
+into one copy of the project, which then trains two steps with each script.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import ROOT, copy_project
+from tests.quickstarts.pages import blocks, commands, recipes, text_of
+
+pytestmark = pytest.mark.timeout(600)
+COMMANDS = list(commands(recipes()))
+FEW = "training.max_steps=2 training.save_steps=2 evaluation.limit=8 --output"
+GRPO = f"training.per_device_train_batch_size=16 data.eval.limit=8 {FEW} outputs/grpo"
+DPO = (
+    f"evaluation.replies=8 evaluation.also=[] training.per_device_train_batch_size=8 {FEW} "
+    "outputs/dpo"
+)
+
+
+def apply(diff: str, project: Path) -> None:
+    """Make the changes of a block to the one file that it names; each has one place in it."""
+    first, *changes = diff.splitlines()
+    name = first.removeprefix("--- ")
+    lines = (project / name).read_text(encoding="utf-8").splitlines()
+    for part in "\n".join(changes).split("\n@@\n"):
+        marked = [(line[:1], line[1:]) for line in part.splitlines()]
+        old = [line for mark, line in marked if mark != "+"]
+        new = [line for mark, line in marked if mark != "-"]
+        places = [n for n in range(len(lines)) if lines[n : n + len(old)] == old]
+        assert len(places) == 1, f"{len(places)} places in {name} hold {old}"
+        lines[places[0] : places[0] + len(old)] = new
+    (project / name).write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def run(project: Path, command: str) -> str:
+    """A command of the README, in the project."""
+    _, name, *words = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, f"scripts/{name}.py", *words],
+        cwd=project,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def demo_rows(name: str, count: int) -> list[dict[str, Any]]:
+    lines = (ROOT / "assets" / "demo_data" / name).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines[:count]]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which every recipe was followed, with data of the reader's own."""
+    copy = copy_project(tmp_path_factory.mktemp("recipes") / "project")
+    for block in blocks(recipes(), "python"):
+        first, _, body = block.partition("\n")
+        (copy / first.removeprefix("# ")).write_text(body.lstrip("\n"), encoding="utf-8")
+    evaluation = blocks(text_of(ROOT / "docs" / "evaluation.md"), "diff")
+    for block in [*blocks(recipes(), "diff"), *evaluation]:
+        apply(block, copy)
+        if block.startswith("--- scripts/grpo.py"):
+            apply(block.replace("grpo", "dpo", 1), copy)
+    (row,) = (json.loads(block) for block in blocks(recipes(), "json"))
+    problems = demo_rows("problems_train.jsonl", 40)
+    others = [{**each, "max_words": n} for n, each in enumerate(problems)]
+    write_rows(copy / "my_problems.jsonl", [row, *others])
+    pairs = [
+        {
+            "prompt": pair["prompt"],
+            "replies": [pair["rejected"], pair["chosen"], f"{pair['rejected']} Hm."],
+            "scores": [2, 9.5, 3],
+        }
+        for pair in demo_rows("preferences.jsonl", 60)
+    ]
+    write_rows(copy / "my_pairs.jsonl", pairs)
+    return copy
+
+
+def command_with(word: str) -> str:
+    (found,) = (command for command in COMMANDS if word in command)
+    return found
+
+
+@pytest.fixture(scope="module")
+def grpo(project: Path) -> Path:
+    """The run folder of two steps with the reward, the tracker and the measure of problems."""
+    run(project, f"{command_with('my_rewards').replace(' --dry-run', '')} {GRPO}")
+    return project / "outputs" / "grpo"
+
+
+@pytest.fixture(scope="module")
+def dpo(project: Path) -> Path:
+    """The run folder of two steps with the format, the loss, the tracker and the measure."""
+    losses = [word for word in shlex.split(command_with("loss_type")) if "loss_" in word]
+    command = command_with("ranked").replace("data.holdout=1 --dry-run", "data.holdout=10")
+    run(project, f"{command} {shlex.join(losses)} {DPO}")
+    return project / "outputs" / "dpo"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_command_is_a_dry_run_that_finds_nothing_wrong(project: Path) -> None:
+    assert len(COMMANDS) == 3
+    for command in COMMANDS:
+        said = run(project, command)
+        assert "Config and data are fine" in said
+        if "my_rewards" in command:
+            assert "+ 0.5 x my_rewards.py:brief 1 = 2.5" in said
+
+
+def test_a_reward_reads_a_third_column(project: Path, grpo: Path) -> None:
+    limits = {row["question"]: row["max_words"] for row in rows(project / "my_problems.jsonl")}
+    samples = rows(grpo / "samples.jsonl")
+    assert len(samples) >= 4
+    for sample in samples:
+        short = len(sample["completion"].split()) <= limits[sample["question"]]
+        assert sample["reward/my_rewards.py:brief"] == float(short)
+    assert "rewards/my_rewards.py:brief/mean" in rows(grpo / "metrics.jsonl")[0]
+
+
+def test_a_format_of_pairs(project: Path, dpo: Path) -> None:
+    pairs = {pair["prompt"]: pair for pair in demo_rows("preferences.jsonl", 60)}
+    held_out = rows(dpo / "eval" / "before.jsonl")
+    assert held_out
+    for pair in held_out:
+        own = pairs[pair["prompt"][-1]["content"]]
+        assert (pair["chosen"], pair["rejected"]) == (own["chosen"], own["rejected"])
+
+
+def test_a_loss(dpo: Path) -> None:
+    config = (dpo / "config.yaml").read_text(encoding="utf-8")
+    assert re.search(r"loss_type:\s*(- ipo\s+- sft|\[ipo, sft\])", config)
+    first = rows(dpo / "metrics.jsonl")[0]
+    # At the first step the margin is 0, and IPO's loss (1 / (2 beta))^2 = 25; sft adds its tenth.
+    assert 25 < first["loss"] < 26
+
+
+@pytest.mark.parametrize("name", ["grpo", "dpo"])
+def test_a_tracker(name: str, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(name)
+    logged = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    metrics = {row["step"]: row for row in rows(run / "metrics.jsonl") if "loss" in row}
+    losses = {int(step): float(value) for step, key, value in logged if key == "loss"}
+    assert losses == {step: row["loss"] for step, row in metrics.items()}
+    assert list(losses) == [1, 2]
+
+
+@pytest.mark.parametrize(("name", "measure"), [("dpo", "question_share"), ("grpo", "dollar_rate")])
+def test_a_measure_in_the_report(name: str, measure: str, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(name)
+    for side in ("before", "after", "comparison"):
+        found = json.loads((run / "eval" / f"{side}.json").read_text(encoding="utf-8"))[measure]
+        assert found["n"] == 8
+    page = (run / "report.html").read_text(encoding="utf-8").lower()
+    assert measure.replace("_", " ") in page
+
+
+def test_a_recipe_that_no_longer_fits_is_found(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("a = 1\nb = 2\nb = 2\n", encoding="utf-8")
+    for diff in ("--- code.py\n-b = 2\n+b = 3\n", "--- code.py\n c = 1\n+d = 2\n"):
+        with pytest.raises(AssertionError, match=r"\d places in code\.py"):
+            apply(diff, tmp_path)
