@@ -23,7 +23,7 @@ from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT
 from posttrain.model import policy, trust
 from posttrain.model.device import check_device
-from posttrain.report import ending
+from posttrain.report import next_steps
 from posttrain.report.live import draw
 from posttrain.report.model_card import write_model_card
 from posttrain.run.checkpoint import check_same_run
@@ -63,7 +63,7 @@ class Session(Generic[S]):
 
     def show_result(self) -> int:
         """Show the table of a run that is done and export what it lacks; returns the exit code."""
-        ending.already_finished(self.run.shared)
+        next_steps.already_finished(self.run.shared)
         return after_training(self.run.path, self.settings.export)
 
     def end_dry_run(self) -> int:
@@ -148,7 +148,7 @@ class Session(Generic[S]):
         self.run.describe(self.settings, self._facts)
         self.run.write_comparison(comparison)
         write_model_card(self.run.path)
-        ending.finish(self.run.path)
+        next_steps.finish(self.run.path)
         self._trackers.finish()
         return after_training(self.run.path, self.settings.export)
 
