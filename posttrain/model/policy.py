@@ -182,7 +182,7 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             random_state=training.seed,
             **adapter.peft_arguments(lora),
         )
-        adapter.settle_start(policy, lora, local_or_hub(model.name), model.revision)
+        adapter.remember_start(policy, lora)
     tokenizer = _settle(policy, tokenizer)
     # Unsloth's GPU path puts its own limit there, which would be saved with the adapter.
     tokenizer.model_max_length = load_tokenizer(model).model_max_length
