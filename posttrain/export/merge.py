@@ -14,6 +14,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.model.adapter import MOVED
+from posttrain.model.policy import save_tokenizer
 
 LORA_TENSOR = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -138,7 +139,7 @@ def merge(base: Path, adapter: Path, dtype: str, into: Path) -> None:
     config.dtype = kind
     config.save_pretrained(into)
     tokenizer = load_tokenizer(adapter, base)
-    tokenizer.save_pretrained(into)
+    save_tokenizer(tokenizer, into)
     generation_settings(base, tokenizer).save_pretrained(into)
 
 
@@ -189,7 +190,6 @@ def load_tokenizer(adapter: Path, base: Path) -> Any:
 
     own = all((adapter / name).is_file() for name in TOKENIZER_FILES)
     tokenizer = AutoTokenizer.from_pretrained(adapter if own else base)
-    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was read here, or it is saved too
     if not tokenizer.chat_template:
         raise ConfigError(f"the tokenizer of {adapter} and {base} has no chat template")
     return tokenizer

@@ -39,12 +39,6 @@ def export(trained: Trained, settings: Export) -> int:
     """
     if not settings.to:
         raise ConfigError("nothing to export: say --to merged_16bit,gguf:q8_0 (export.to)")
-    if trained.run.get("lora", {}).get("init") == "loftq":
-        raise ConfigError(
-            "a LoftQ adapter makes up for what 4-bit rounding took from its base; on the 16-bit "
-            "weights it would add that twice. Load it on the 4-bit base, or train with lora.init: "
-            "default to export"
-        )
     name, base = base_folder(trained, settings.base)
     merge.check_adapter(trained.adapter, base)
     trained.output.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,9 @@
-"""The start of a LoRA adapter, and the reference that follows from it.
+"""How a LoRA adapter is initialised, and which reference follows from that.
 
-A new adapter of zero effect (B = 0) leaves the base model as the reference: the adapter off. Three
-starts are not of zero effect. PiSSA and OLoRA move part of each base weight W into the adapter, so
-that W = residual + scale B0 A0; LoftQ fits scale B0 A0 to what 4-bit rounding lost of W. With the
-adapter off, none of them is the model that training starts from. The reference is then the policy
-with its adapter as it was at the start.
+A new adapter has no effect (B = 0), so the reference is the policy with its adapter off. PiSSA and
+OLoRA are different: they move a part of each base weight W into the adapter, so that
+W = residual + scale B0 A0. With the adapter off, only the residual is left, which is not the model
+that training starts from. The reference is then the policy with its initial adapter B0 A0.
 """
 
 import contextlib
@@ -32,42 +31,11 @@ def peft_arguments(lora: Lora) -> dict[str, Any]:
     }
 
 
-def settle_start(policy: Any, lora: Lora, original: str, revision: str | None) -> None:
-    """Finish a new adapter, and remember its start where that is not of zero effect.
-
-    `original` is the model's folder or hub name, whose unquantised weights LoftQ reads.
-    """
-    if lora.init == "loftq":
-        _fit_rounding_error(policy, original, revision)
-    if lora.init in (*MOVED, "loftq"):
+def remember_start(policy: Any, lora: Lora) -> None:
+    """Keep the weights of a new adapter whose effect at the start is not zero."""
+    if lora.init in MOVED:
         weights = policy.named_parameters()
         _STARTS[policy] = {name: p.detach().clone() for name, p in weights if "lora_" in name}
-
-
-def _fit_rounding_error(policy: Any, original: str, revision: str | None) -> None:
-    """One step of LoftQ (https://arxiv.org/abs/2310.08659, algorithm 1) on quantised weights.
-
-    scale B A becomes the best rank-r approximation of W - Q(W), by SVD. peft's own function for it
-    needs CUDA and leaves the scale alpha / r out.
-    """
-    import torch
-    from bitsandbytes.functional import dequantize_4bit
-    from peft.tuners.lora import Linear4bit
-    from transformers import AutoModelForCausalLM
-
-    exact = AutoModelForCausalLM.from_pretrained(original, revision=revision)
-    for name, module in policy.get_base_model().named_modules():
-        if not isinstance(module, Linear4bit):
-            continue
-        quantised = module.base_layer.weight
-        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-        error = exact.get_submodule(name).weight.detach().to(a) - dequantize_4bit(
-            quantised.data, quantised.quant_state
-        ).to(a)
-        left, values, right = torch.linalg.svd(error, full_matrices=False)
-        roots = (values[: len(a)] / module.scaling["default"]).sqrt()
-        a.data = (roots[:, None] * right[: len(a)]).contiguous()
-        b.data = (left[:, : len(a)] * roots).contiguous()
 
 
 def has_start(policy: Any) -> bool:

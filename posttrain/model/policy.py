@@ -182,7 +182,7 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             random_state=training.seed,
             **adapter.peft_arguments(lora),
         )
-        adapter.settle_start(policy, lora, local_or_hub(model.name), model.revision)
+        adapter.remember_start(policy, lora)
     tokenizer = _settle(policy, tokenizer)
     # Unsloth's GPU path puts its own limit there, which would be saved with the adapter.
     tokenizer.model_max_length = load_tokenizer(model).model_max_length
@@ -336,12 +336,17 @@ def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
     Raises:
         CheckpointError: the disk is full.
     """
-    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was read here, or it is saved too
-    tokenizer.padding_side = "left"  # trainers and modes of Unsloth's turn it
+    tokenizer.padding_side = "left"  # Unsloth's trainers and modes change it
     try:
         adapter.save(policy, folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
     except Exception as error:  # safetensors and torch wrap the system's error, each in its own
         if not is_disk_full(error, folder.parent):
             raise
         raise disk_full_error(folder.parent) from error
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer without the way in which it was read on this machine."""
+    tokenizer.init_kwargs.pop("local_files_only", None)
+    tokenizer.save_pretrained(folder)

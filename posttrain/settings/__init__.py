@@ -95,11 +95,10 @@ class Lora(Section):
     use_dora: bool = False
     """Learn the length of each row of a weight apart from its direction: DoRA, slower
     (https://arxiv.org/abs/2402.09353)."""
-    init: Literal["default", "gaussian", "pissa", "olora", "loftq"] = "default"
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
     """Where the adapter starts. default and gaussian: at no effect. pissa and olora: at the largest
     part of each weight, by SVD (https://arxiv.org/abs/2404.02948) or QR
-    (https://arxiv.org/abs/2406.01775); for weights that are not quantised. loftq: at what 4-bit
-    rounding lost of each weight (https://arxiv.org/abs/2310.08659); reads the 16-bit model too."""
+    (https://arxiv.org/abs/2406.01775); for weights that are not quantised."""
 
 
 class Evaluation(Section):
@@ -168,12 +167,7 @@ class _Trained(Section):
                 f"lora.init = {init} takes weights that are not quantised apart; set "
                 "model.load_in_4bit to false, or lora.init to default"
             )
-        if init == "loftq" and not quantised:
-            raise ValueError(
-                "lora.init = loftq makes up for 4-bit rounding; set model.load_in_4bit to true, or "
-                "lora.init to default"
-            )
-        if init in ("pissa", "olora", "loftq") and (self.lora.use_dora or self.lora.dropout):
+        if init in ("pissa", "olora") and (self.lora.use_dora or self.lora.dropout):
             raise ValueError(f"lora.init = {init} goes with neither lora.use_dora nor lora.dropout")
         return self
 
@@ -206,7 +200,7 @@ class DPOSettings(_Trained):
     @model_validator(mode="after")
     def _reference_of_the_start(self) -> Self:
         init = self.lora.init
-        if init in ("pissa", "olora", "loftq") and not self.training.precompute_ref_log_probs:
+        if init in ("pissa", "olora") and not self.training.precompute_ref_log_probs:
             raise ValueError(
                 f"lora.init = {init}: the reference is not the policy with its adapter off, so it "
                 "has to be scored before training; set training.precompute_ref_log_probs to true"
@@ -235,7 +229,7 @@ class GRPOSettings(_Trained):
     @model_validator(mode="after")
     def _reference_of_the_start(self) -> Self:
         init = self.lora.init
-        if init in ("pissa", "olora", "loftq") and self.training.beta:
+        if init in ("pissa", "olora") and self.training.beta:
             raise ValueError(
                 f"lora.init = {init}: the reference of the KL term is not the policy with its "
                 "adapter off; set training.beta to 0, or lora.init to default"

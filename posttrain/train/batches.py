@@ -51,7 +51,6 @@ def group_by_length(trainer: Any) -> None:
             return iter(order)
 
     lengths = pair_lengths(trainer.train_dataset)
-    sampler = EpochSampler(
+    trainer.train_sampler = EpochSampler(
         args.per_device_train_batch_size * args.gradient_accumulation_steps, lengths=lengths
     )
-    trainer._get_train_sampler = lambda *_: sampler

@@ -20,6 +20,8 @@ def guarded_dpo(trainer_class: Any) -> Any:
 
     class GuardedDPO(guarded(trainer_class)):  # type: ignore[misc]
         loss_weights: list[float]
+        train_sampler: Any = None
+        """Draws the training rows; None is transformers' own choice."""
 
         @property
         def _total_train_tokens(self) -> int:
@@ -29,6 +31,11 @@ def guarded_dpo(trainer_class: Any) -> Any:
         @_total_train_tokens.setter
         def _total_train_tokens(self, count: int) -> None:
             self.state.num_input_tokens_seen = count
+
+        def _get_train_sampler(self, *rows: Any) -> Any:
+            if self.train_sampler is not None:
+                return self.train_sampler
+            return super()._get_train_sampler(*rows)
 
         def count(self, batch: Batch) -> int:
             return pair_count(batch)

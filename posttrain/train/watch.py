@@ -230,8 +230,7 @@ class Watch:
             return
         restore(self._moment)
         trainer.state.num_input_tokens_seen = self._moment["tokens"]
-        trainer._save_checkpoint(trainer.model, None)
-        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+        trainer.save_checkpoint()
 
 
 def say(line: str) -> None:

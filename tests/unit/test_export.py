@@ -330,11 +330,3 @@ def test_help_and_wrong_requests_answer_at_once(ask: Ask, tmp_path: Path) -> Non
 
 def test_settings_have_defaults_that_export_nothing() -> None:
     assert Export().to == [] and Export().parity == Parity()
-
-
-def test_a_loftq_adapter_is_not_merged_into_16_bit_weights(tmp_path: Path) -> None:
-    """It holds what rounding took from its 4-bit base: W would get that twice."""
-    run = {"lora": {"init": "loftq"}}
-    trained = source.Trained(tmp_path / "adapter", tmp_path, "name", run)
-    with pytest.raises(ConfigError, match="LoftQ adapter makes up for what 4-bit rounding took"):
-        session.export(trained, Export(to=["merged_16bit"]))

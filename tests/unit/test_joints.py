@@ -1,0 +1,290 @@
+"""The joints: names of other libraries that no documentation promises and that we rely upon.
+
+The table says which file of ours breaks when a new version drops or renames one. Nothing is
+imported: the installed sources are read. On a GPU Unsloth writes its trainers from trl's source and
+puts them in trl's place, so a joint in trl holds there too. A method that Unsloth rewrites is in
+the table a second time.
+"""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.helpers import ROOT
+
+# `our file: why`, then indented `their file: names`. A name is a function, class or variable of
+# the file, `Class.attribute`, `Class.method(its, first, parameters)`, or a "text" of its source.
+TABLE = """
+posttrain/train/guard.py: a micro-batch is trained on in parts that fit the memory
+    transformers/trainer.py: Trainer._prepare_inputs(inputs)
+    transformers/trainer.py: Trainer.training_step(model, inputs, num_items_in_batch)
+    trl/trainer/grpo_trainer.py: GRPOTrainer._prepare_inputs(generation_batch)
+    trl/trainer/grpo_trainer.py: GRPOTrainer.training_step(model, inputs, num_items_in_batch)
+    unsloth/models/rl_replacements.py: grpo_trainer__prepare_inputs
+posttrain/train/guard.py: the metrics of the parts are merged into those of the micro-batch
+    trl/trainer/dpo_trainer.py: DPOTrainer._metrics
+    trl/trainer/grpo_trainer.py: GRPOTrainer._metrics "step_time"
+    unsloth/models/rl_replacements.py: "completion_length"
+posttrain/train/guard.py: a signal during a step: the checkpoint of the step before is written
+    trl/trainer/dpo_trainer.py: DPOTrainer._save_checkpoint(model, trial)
+    trl/trainer/grpo_trainer.py: GRPOTrainer._save_checkpoint(model, trial)
+    transformers/trainer.py: Trainer.callback_handler Trainer.control
+posttrain/train/guarded_trainers.py: whether and how a loss of DPO is a sum over pairs
+    trl/trainer/dpo_trainer.py: DPOTrainer.loss_types DPOTrainer.loss_weights
+    trl/trainer/dpo_trainer.py: DPOTrainer.use_weighting DPOTrainer.aux_loss_enabled
+    trl/trainer/dpo_trainer.py: DPOTrainer.compute_loss(model, inputs, return_outputs)
+posttrain/train/guarded_trainers.py: the count of tokens, which trl leaves out of a checkpoint
+    trl/trainer/dpo_trainer.py: DPOTrainer._total_train_tokens
+posttrain/train/guarded_trainers.py: batches of like length, the same ones after a resume
+    transformers/trainer.py: Trainer._get_train_sampler(train_dataset)
+posttrain/train/guarded_trainers.py: whether and how a loss of GRPO is a sum over completions
+    trl/trainer/grpo_trainer.py: GRPOTrainer.loss_type GRPOTrainer.aux_loss_enabled
+    trl/trainer/grpo_trainer.py: GRPOTrainer.top_entropy_quantile
+    trl/trainer/grpo_trainer.py: GRPOTrainer._entropy_bonus_enabled GRPOTrainer._step
+    trl/trainer/grpo_trainer.py: GRPOTrainer.compute_loss(model, inputs, return_outputs)
+    trl/trainer/grpo_trainer.py: "self.current_gradient_accumulation_steps"
+    transformers/trainer.py: Trainer.current_gradient_accumulation_steps
+    unsloth/models/rl_replacements.py: "self.current_gradient_accumulation_steps"
+posttrain/train/guarded_trainers.py: the rows of a bad step are written with their rewards
+    trl/trainer/grpo_trainer.py: GRPOTrainer._generate_and_score_completions(inputs)
+    trl/trainer/grpo_trainer.py: GRPOTrainer._calculate_rewards GRPOTrainer.reward_func_names
+    unsloth/models/rl_replacements.py: grpo_trainer__generate_and_score_completions
+posttrain/train/guarded_trainers.py: generation that is out of memory is cut into fewer prompts
+    trl/trainer/grpo_trainer.py: GRPOTrainer._generate_single_turn(prompt_ids)
+    trl/trainer/grpo_trainer.py: GRPOTrainer.use_vllm
+    unsloth/models/rl_replacements.py: grpo_trainer__generate_single_turn
+posttrain/train/guarded_trainers.py: scoring that is out of memory is cut into fewer rows
+    trl/trainer/grpo_trainer.py: GRPOTrainer._get_per_token_logps_and_entropies(model, input_ids)
+    unsloth/models/rl_replacements.py: "def _get_per_token_logps_and_entropies("
+posttrain/train/micro_batches.py: the rows of a micro-batch, to cut it and to write it as text
+    trl/trainer/dpo_trainer.py: "input_ids" "attention_mask" "completion_mask"
+    trl/trainer/grpo_trainer.py: "prompt_ids" "prompt_mask" "completion_ids" "completion_mask"
+    trl/trainer/grpo_trainer.py: "advantages"
+posttrain/train/batches.py: batches of like length
+    transformers/trainer_pt_utils.py: LengthGroupedSampler
+    transformers/trainer_pt_utils.py: get_length_grouped_indices(lengths, batch_size)
+    trl/trainer/dpo_trainer.py: "prompt_ids" "chosen_ids" "rejected_ids"
+posttrain/train/reference_cache.py: the reference is scored once, by trl's own step, and kept
+    trl/trainer/dpo_trainer.py: DPOTrainer.compute_ref_log_probs(model, inputs)
+    trl/trainer/dpo_trainer.py: DPOTrainer.precompute_ref_logps
+    trl/trainer/dpo_trainer.py: "ref_chosen_logps" "ref_rejected_logps"
+    transformers/trainer.py: Trainer.data_collator
+posttrain/train/loop.py: a checkpoint of the last step is loaded, to be scored
+    transformers/trainer.py: Trainer._load_from_checkpoint(resume_from_checkpoint)
+posttrain/train/watch.py: the norms of all weights in one call
+    torch/_C/_VariableFunctions.pyi: _foreach_norm
+posttrain/train/trackers/wandb_log.py: the dataset as an input of the run, offline too
+    wandb/sdk/wandb_run.py: Run._log_artifact(artifact_or_path)
+posttrain/train/trackers/wandb_choice.py: whether a key is there and valid, without a question
+    wandb/sdk/lib/wbauth/__init__.py: authenticate_session
+posttrain/settings/trainer_fields.py: the fields of a config class are read from its source
+    trl/trainer/base_config.py: _BaseConfig
+    transformers/training_args.py: TrainingArguments
+posttrain/model/policy.py: float32 stays float32 on a GPU
+    unsloth/models/rl.py: "UNSLOTH_MIXED_PRECISION"
+posttrain/model/policy.py: generated trainers are written under outputs/, and nothing is counted
+    unsloth_zoo/compiler.py: "UNSLOTH_COMPILE_LOCATION"
+    unsloth/models/_utils.py: "UNSLOTH_DISABLE_STATISTICS"
+posttrain/model/policy.py: the 4-bit repository that is loaded in place of the one named
+    unsloth/models/loader_utils.py: get_model_name(model_name, load_in_4bit)
+posttrain/model/policy.py: a saved tokenizer says nothing of how it was read
+    transformers/tokenization_utils_base.py: PreTrainedTokenizerBase.init_kwargs
+posttrain/model/policy.py: the copy of the adapter that trl adds is removed
+    trl/trainer/dpo_trainer.py: 'add_adapter("ref"'
+    trl/trainer/grpo_trainer.py: 'add_adapter("ref"'
+posttrain/model/adapter.py: trl takes an adapter of this name for the reference
+    trl/trainer/dpo_trainer.py: 'adapter_name="ref"'
+posttrain/model/decode_graphs.py: CUDA-graph decoding for Qwen2
+    unsloth/models/_decode_graphs.py: _SUPPORTED_MODEL_TYPES PREALLOC ENABLED _states(model)
+    unsloth/models/_decode_graphs.py: release_for_training(model)
+    unsloth/models/_decode_graphs.py: _ModelGraphs.replays _ModelGraphs.disabled
+posttrain/model/trust.py: what transformers lets torch read from a checkpoint
+    transformers/trainer_pt_utils.py: safe_globals
+posttrain/export/merge.py: one layer after the other is merged, so that they need little memory
+    peft/tuners/lora/__init__.py: Linear LoraLayer
+posttrain/export/weights.py: alpha_pattern as peft reads it
+    peft/utils/other.py: get_pattern_key(pattern_keys, key_to_match)
+"""
+
+
+class Joint(NamedTuple):
+    """Names in a file of theirs that a file of ours needs."""
+
+    ours: str
+    theirs: str
+    names: list[str]
+    why: str
+
+
+def read_table(table: str) -> Iterator[Joint]:
+    ours = why = ""
+    for line in table.strip().splitlines():
+        path, rest = line.strip().split(": ", 1)
+        if line == line.lstrip():
+            ours, why = path, rest
+        else:
+            names = re.findall(r"'[^']+'|\"[^\"]+\"|[\w.]+(?:\([^)]*\))?", rest)
+            yield Joint(ours, path, names, why)
+
+
+JOINTS = list(read_table(TABLE))
+LIBRARIES = (
+    *("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl"),
+    *("unsloth", "unsloth_zoo", "wandb"),
+)
+# What their documentation describes: attributes of a Trainer, and modules to import from.
+DOCUMENTED = {
+    *("model", "args", "state", "accelerator", "train_dataset", "processing_class"),
+    *("add_callback", "remove_callback", "train", "training_step", "compute_loss", "log"),
+}
+TRAINERS = "posttrain/train/guard*.py"  # where our subclasses of the trainers are
+DOCUMENTED_MODULES = ("torch.", "accelerate.", "transformers.utils")
+
+
+@cache
+def source_of(theirs: str) -> str:
+    """The installed source of a file such as trl/trainer/dpo_trainer.py."""
+    package, _, rest = theirs.partition("/")
+    spec = importlib.util.find_spec(package)
+    assert spec and spec.origin, f"{package} is not installed"
+    path = Path(spec.origin).parent / rest
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def has(source: str, name: str) -> bool:
+    """Whether a source has a name, or a quoted text."""
+    if name[0] in "'\"":
+        return name[1:-1] in source
+    name, _, parameters = name.partition("(")
+    *owner, last = name.split(".")
+    scope: ast.AST = ast.parse(source)
+    if owner:
+        classes = (node for node in ast.walk(scope) if isinstance(node, ast.ClassDef))
+        found = next((node for node in classes if node.name == owner[0]), None)
+        if found is None:
+            return False
+        scope = found
+    wanted = [part.strip() for part in parameters.rstrip(")").split(",") if part]
+    return any(wanted == given[: len(wanted)] for n, given in defined(scope) if n == last)
+
+
+def defined(scope: ast.AST) -> Iterator[tuple[str, list[str]]]:
+    """Names that a module or class defines, its `self.name = ...` too, with a def's parameters."""
+    for node in ast.walk(scope):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, [each.arg for each in node.args.args if each.arg != "self"]
+        elif isinstance(node, ast.ClassDef | ast.alias):
+            yield node.name, []
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield (node.id if isinstance(node, ast.Name) else node.attr), []
+
+
+@pytest.mark.parametrize("joint", JOINTS, ids=lambda joint: " ".join(joint.names))
+def test_the_installed_version_has_what_we_rely_upon(joint: Joint) -> None:
+    missing = [name for name in joint.names if not has(source_of(joint.theirs), name)]
+    assert not missing, (
+        f"{joint.theirs} has no {', '.join(missing)} any more; {joint.ours} needs it: {joint.why}"
+    )
+
+
+@pytest.mark.parametrize("joint", JOINTS, ids=lambda joint: " ".join(joint.names))
+def test_our_file_still_needs_it(joint: Joint) -> None:
+    text = (ROOT / joint.ours).read_text(encoding="utf-8")
+    names = [name for name in joint.names if name[0] not in "'\"" and "__" not in name]
+    assert all(name.partition("(")[0].split(".")[-1] in text for name in names)
+
+
+def ours() -> list[Path]:
+    folders = ("posttrain", "scripts", "eval", "rewards")
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def known(path: str) -> set[str]:
+    """What the table allows in a file of ours: the last parts of names, texts, and modules."""
+    joints = [joint for joint in JOINTS if joint.ours == path]
+    names = (name.strip("'\"").partition("(")[0] for joint in joints for name in joint.names)
+    modules = {Path(joint.theirs).parent.name for joint in joints}
+    return {name.split(".")[-1] for name in names} | modules
+
+
+@cache
+def own_names(pattern: str = "*.py") -> set[str]:
+    """Every attribute, method and field that our own code defines, or some files of it."""
+    paths = [path for path in ours() if path.match(pattern)]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    return {name for tree in trees for name, _ in defined(tree)}
+
+
+@cache
+def their_private_names() -> set[str]:
+    """Private names of the trainers, and of what Unsloth writes into those that it generates."""
+    files = {joint.theirs for joint in JOINTS if re.search("trainer.py|/rl", joint.theirs)}
+    pattern = re.compile(r"(?:self\.|def )(_[a-z]\w*)")
+    return {name for file in files for name in pattern.findall(source_of(file))}
+
+
+def uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of each use of a library that has to be in the table."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            on = ast.unparse(node.value).split(".")[-1]
+            private = re.match("_[^_]", node.attr) and node.attr not in own_names()
+            undocumented = on in ("trainer", "graphs") and node.attr not in own_names(TRAINERS)
+            if private or undocumented:
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(LIBRARIES):
+            module = node.module or ""
+            if "." in module and not module.startswith(DOCUMENTED_MODULES):
+                yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Constant) and re.fullmatch("UNSLOTH_[A-Z_]+", str(node.value)):
+            yield node.lineno, str(node.value)
+        elif isinstance(node, ast.ClassDef) and "(trainer_class)" in ast.unparse(node):
+            yield from trainer_uses(node)
+
+
+def trainer_uses(trainer: ast.ClassDef) -> Iterator[tuple[int, str]]:
+    """What a subclass of a trainer takes over from it or uses of it."""
+    for node in ast.walk(trainer):
+        if isinstance(node, ast.FunctionDef) and node.name in their_private_names():
+            yield node.lineno, node.name
+        elif (
+            isinstance(node, ast.Attribute)
+            and ast.unparse(node.value) in ("self", "super()")
+            and (node.attr not in own_names(TRAINERS) or node.attr in their_private_names())
+        ):
+            yield node.lineno, node.attr
+
+
+@pytest.mark.parametrize("path", ours(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_relied_upon_beyond_the_table(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    allowed = known(name) | DOCUMENTED
+    found = uses(ast.parse(path.read_text(encoding="utf-8")))
+    missing = [f"{name}:{line}: {each}" for line, each in sorted(found) if each not in allowed]
+    assert not missing, "not in the table of joints: " + "; ".join(missing)
+
+
+def test_a_joint_that_is_not_in_the_table_is_found() -> None:
+    for code in (
+        "trainer._buffered_inputs",
+        "trainer.ref_model",
+        "from peft.utils.save_and_load import get_peft_model_state_dict",
+        "import os; os.environ['UNSLOTH_RETURN_LOGITS'] = '1'",
+        "class Guarded(trainer_class):\n def _inner_training_loop(self): ...",
+        "class Guarded(guarded(trainer_class)):\n def f(self): return self.epsilon_high",
+    ):
+        assert list(uses(ast.parse(code))), code
+
+
+def test_a_name_that_is_gone_is_missed() -> None:
+    code = "LIMIT = 3\nclass A:\n def __init__(self, x):\n  self._y = x\n def f(self, a, b): ..."
+    for name in ("LIMIT", "A", "A._y", "A.f", "A.f(a)", "A.f(a, b)", '"LIMIT = 3"'):
+        assert has(code, name), name
+    for name in ("LIMITS", "B._y", "A._z", "A.f(b)", "A.f(a, b, c)", '"LIMIT = 4"'):
+        assert not has(code, name), name
