@@ -219,9 +219,4 @@ def _limitations(settings: dict[str, Any], measures: dict[str, dict[str, Any]]) 
             "Trained on 4-bit base weights. An export applies the adapter to the 16-bit weights, "
             "which differ from them a little; its parity is in the table of exports."
         )
-    if settings.get("lora", {}).get("init") == "loftq":
-        lines.append(
-            "The adapter started (LoftQ) at what 4-bit rounding had lost, so it belongs to the "
-            "4-bit weights: on the 16-bit weights, as in an export, it adds that a second time."
-        )
     return lines
