@@ -1,7 +1,7 @@
 """Export at the end of a training run, in a process of its own.
 
-The training process has Unsloth's patches in transformers and peft, and its model in memory; what
-is exported has to be what anyone without them will load.
+The training process holds a model in memory, and Unsloth has patched its transformers and peft. An
+export has to be checked as users without Unsloth will load it.
 """
 
 import json
@@ -16,13 +16,13 @@ from posttrain.train.guard import free_memory
 
 
 def after_training(run: Path, settings: Export) -> int:
-    """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate.
+    """Export what `export.to` names; returns the exit code, 4 if a file failed its parity check.
 
-    The main process does; what others keep is in a folder that ends with them.
+    Only the main process exports: the run folders of the others are temporary.
     """
     if not settings.to or not is_main():
         return 0
-    if "torch" in sys.modules:  # it keeps the memory of the largest step, which the gate needs
+    if "torch" in sys.modules:  # torch keeps the memory of the largest step, which the check needs
         free_memory()
     section = json.dumps(settings.model_dump(mode="json"))
     print("\nExporting", flush=True)
