@@ -41,7 +41,7 @@ class ExportError(PostTrainError):
 
 
 class HealthError(PostTrainError):
-    """A run that trains itself to ruin, or cannot go on in the memory there is."""
+    """A run that a health check stopped, or that does not fit the memory."""
 
     exit_code = 3
 

@@ -1,7 +1,7 @@
-"""Rows of the preference datasets in use -> pairs: one function a format of `data.format`.
+"""Read rows of common preference datasets as pairs: one function for each `data.format`.
 
-Each gives a Pair, or in a few words the rule by which it leaves the row out, and such rows
-are counted. A malformed row stops the run with its file, row and column.
+Each returns a Pair, or a few words that say why it leaves the row out. A malformed row stops the
+run; the message names its file, row and column.
 """
 
 import re
@@ -15,7 +15,7 @@ from posttrain.data.messages import Reply
 from posttrain.data.sources import Row, checked_text
 from posttrain.settings import PairData
 
-PARTED = "the two sides part before their last reply"
+DIFFERENT_PROMPTS = "the two sides differ before their last reply"
 NOTHING_TO_LEARN = "such a pair teaches nothing; remove it, or set data.unusable=drop to drop all"
 USERS_REPLY = "the replies are the user's, not the assistant's"
 CHOICES = {
@@ -26,10 +26,10 @@ CHOICES = {
 
 
 def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
-    """The row's pair, or the rule that leaves it out. `system` is `prompt.system`.
+    """The row's pair, or why the row is left out. `system` is `prompt.system`.
 
     Raises:
-        DataError: the row is not of the format, or teaches nothing and `data.unusable` is "error".
+        DataError: the row is malformed, or teaches nothing while `data.unusable` is "error".
     """
     if data.language is not None and row.text(data.columns.language) != data.language:
         return f"not in '{data.language}'"
@@ -37,7 +37,7 @@ def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
 
 
 def from_columns(row: Row, data: PairData, system: str | None) -> Pair | str:
-    """Text in three columns. A system turn of the row's own comes before `prompt.system`."""
+    """Text in three columns. The row's own system turn replaces `prompt.system`."""
     columns = data.columns
     if columns.system is not None:
         system = _own_system(row, columns.system) or system
@@ -46,7 +46,7 @@ def from_columns(row: Row, data: PairData, system: str | None) -> Pair | str:
 
 
 def from_orca(row: Row, data: PairData, system: str | None) -> Pair | str:
-    """The French Orca sets: their system turn is used only where `prompt.system` is null."""
+    """The French Orca sets. Their system turn is used only if `prompt.system` is null."""
     columns = data.columns
     if system is None and columns.system is not None:
         system = _own_system(row, columns.system)
@@ -57,7 +57,7 @@ def from_orca(row: Row, data: PairData, system: str | None) -> Pair | str:
 def from_messages(row: Row, data: PairData, system: str | None) -> Pair | str:
     """UltraFeedback: chosen and rejected are conversations that share all but their last turn.
 
-    Where they hold no user's turn, it is the text in the prompt column.
+    If they hold no user turn, the text in the prompt column is the user turn.
     """
     chosen, rejected = (
         messages.exchange(messages.turns(row, name), name)
@@ -65,7 +65,7 @@ def from_messages(row: Row, data: PairData, system: str | None) -> Pair | str:
     )
     openings = [messages.with_system(opening, system) for opening, _ in (chosen, rejected)]
     if openings[0] != openings[1]:
-        return PARTED
+        return DIFFERENT_PROMPTS
     prompt = openings[0]
     if all(turn["role"] != "user" for turn in prompt):
         prompt = [*prompt, {"role": "user", "content": row.text(data.columns.prompt)}]
@@ -73,7 +73,7 @@ def from_messages(row: Row, data: PairData, system: str | None) -> Pair | str:
 
 
 def from_conversational(row: Row, data: PairData, system: str | None) -> Pair | str:
-    """trl's conversational form: a prompt of one or more turns, and one message a reply."""
+    """trl's conversational format: a prompt of one or more turns, and replies of one message."""
     columns = data.columns
     prompt = messages.with_system(messages.turns(row, columns.prompt), system)
     replies = []
@@ -98,11 +98,11 @@ def from_oasst(row: Row, data: PairData, system: str | None) -> Pair | str:
         turns = [
             {
                 "role": "user" if role == "prompter" else "assistant",
-                "content": checked_text(said, what),
+                "content": checked_text(content, what),
             }
-            for role, said in zip(marks[1::2], marks[2::2], strict=True)
+            for role, content in zip(marks[1::2], marks[2::2], strict=True)
         ]
-    if turns[-1]["role"] == "assistant":  # oasst also ranks what users went on to ask
+    if turns[-1]["role"] == "assistant":  # oasst also ranks follow-up questions of users
         return USERS_REPLY
     return _pair(row, data, messages.with_system(turns, system), *_text_replies(row, data))
 
@@ -110,8 +110,8 @@ def from_oasst(row: Row, data: PairData, system: str | None) -> Pair | str:
 def from_comparia(row: Row, data: PairData, system: str | None) -> Pair | str:
     """Arena votes (compar:IA, LMArena): two conversations and a choice; ties are left out.
 
-    The vote is about the last reply, or about reply number `columns.turn`. Two models that have
-    answered differently before it were not asked the same, and such a row is left out too.
+    The vote is about the last reply, or about reply number `columns.turn`. If the conversations
+    differ before that reply, the row is left out too: the models did not answer the same prompt.
     """
     columns = data.columns
     side = _choice(row, columns.choice)
@@ -126,7 +126,7 @@ def from_comparia(row: Row, data: PairData, system: str | None) -> Pair | str:
     chosen, rejected = map(messages.exchange, conversations, names)
     openings = [messages.with_system(opening, system) for opening, _ in (chosen, rejected)]
     if openings[0] != openings[1]:
-        return PARTED
+        return DIFFERENT_PROMPTS
     return _pair(row, data, openings[0], chosen[1], rejected[1])
 
 
@@ -143,7 +143,7 @@ FORMATS: dict[str, Callable[[Row, PairData, str | None], Pair | str]] = {
 def _pair(
     row: Row, data: PairData, prompt: Conversation, chosen: Reply, rejected: Reply
 ) -> Pair | str:
-    """A pair that has something to teach, else the rule that leaves it out or a DataError."""
+    """The pair, or why it is left out. Raises a DataError for a malformed or useless row."""
     if not prompt or prompt[-1]["role"] != "user":
         raise DataError(f"{row.where}: the prompt should end in a turn of the user")
     for reply in (chosen, rejected):
@@ -181,7 +181,7 @@ def _own_system(row: Row, column: str) -> str | None:
 
 
 def _choice(row: Row, column: str) -> str:
-    """`a` or `b`, or why there is neither. compar:IA's votes give the name of a model."""
+    """`a` or `b`, or why there is no choice. compar:IA's votes hold the name of a model."""
     value = row.value(column)
     if row.values.get("both_equal") is True:
         return "a tie"

@@ -1,4 +1,4 @@
-"""Columns that hold a conversation: a list of messages, each with a role and a content."""
+"""Read columns that hold a conversation: a list of messages, each with a role and a content."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ ROLES = ("system", "user", "assistant")
 
 
 class Reply(NamedTuple):
-    """A reply and the column that it comes from, for messages."""
+    """A reply and the column that it comes from, for error messages."""
 
     column: str
     text: str
 
 
 def with_system(turns: Conversation, system: str | None) -> Conversation:
-    """The turns with `prompt.system` in front; null keeps what the row has there."""
+    """The turns with `system` as their system turn; None keeps the row's own."""
     if system is None:
         return turns
     own = bool(turns) and turns[0]["role"] == "system"
@@ -25,10 +25,10 @@ def with_system(turns: Conversation, system: str | None) -> Conversation:
 
 
 def turns(row: Row, column: str) -> Conversation:
-    """A column of messages. The last may be an empty reply, for the caller to judge.
+    """The turns in a column. The last one may be an empty reply, which the caller has to check.
 
     Raises:
-        DataError: it is no list of messages with a known role and some text.
+        DataError: it is not a list of messages with a known role and some text.
     """
     value, what = row.value(column), f"{row.where}: column '{column}'"
     if not isinstance(value, list) or not value:
@@ -49,14 +49,14 @@ def turns(row: Row, column: str) -> Conversation:
 
 
 def exchange(turns: Conversation, column: str) -> tuple[Conversation, Reply]:
-    """A conversation up to its last reply, and that; an empty one where the user speaks last."""
+    """Split a conversation into its prompt and last reply, which is empty after a user's turn."""
     if turns[-1]["role"] != "assistant":
         return turns, Reply(column, "")
     return turns[:-1], Reply(column, turns[-1]["content"])
 
 
 def until(row: Row, turns: Conversation, column: str) -> Conversation:
-    """The turns up to the reply that the column counts, from 0.
+    """The turns up to the reply whose number, counted from 0, is in the column.
 
     Raises:
         DataError: there is no such reply.

@@ -1,7 +1,7 @@
-"""Rows of a dataset -> preference pairs to train on and to hold out, with every check on them.
+"""Read rows of a dataset as preference pairs, check them, and hold some out.
 
-All checks run before a model is loaded. A row that breaks a rule stops the run with its file, row
-and column. Rows that are left out instead (too long, a tie, another language) are counted.
+All checks run before a model is loaded. A row that breaks a rule stops the run; the message names
+its file, row and column. Rows that are only left out (a tie, another language) are counted.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ from posttrain.settings import PairData, Prompt, Source
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs to train on and pairs held out, and what became of the other rows."""
+    """Pairs to train on, pairs held out, and how many rows were left out."""
 
     train: list[Pair]
     held_out: list[Pair]
     rows: int
-    """Rows read, the dropped ones included."""
+    """Number of rows read, with the dropped ones."""
     dropped: dict[str, int]
-    """Rows left out, by rule."""
+    """Rule -> number of rows that it left out."""
     questions: Sequence[str] = ()
     """Evaluation questions to look for in the prompts."""
 
 
 def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
-    """Pairs on both sides, which share no prompt; rows that a rule leaves out are printed.
+    """Pairs to train on and to hold out. No prompt is in both. Left-out rows are printed.
 
     Raises:
         DataError: a row that breaks a rule, or too few pairs to hold any out.
@@ -52,41 +52,41 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
 
 
 def load_pairs(data: PairData, prompt: Prompt) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train on and pairs held out, as `load_pair_set` finds them."""
-    found = load_pair_set(data, prompt)
-    return found.train, found.held_out
+    """Pairs to train on and pairs held out, of `load_pair_set`."""
+    pairs = load_pair_set(data, prompt)
+    return pairs.train, pairs.held_out
 
 
 def _read_pairs(
     source: Source, data: PairData, prompt: Prompt, dropped: Counter[str]
 ) -> tuple[list[Pair], int]:
-    """The pairs of a source and its number of rows; those left out are added to `dropped`."""
+    """The pairs of a source and its number of rows. Adds the left-out rows to `dropped`."""
     rows = read_rows(source)
     read = [read_pair(row, data, prompt.system) for row in rows]
     pairs = [pair for pair in read if isinstance(pair, Pair)]
     reasons = Counter(reason for reason in read if isinstance(reason, str))
-    said = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     if not pairs:
-        raise DataError(f"{source.path}: no pair is left of {len(rows)} rows: {said}")
+        raise DataError(f"{source.path}: no pair is left of {len(rows)} rows: {counts}")
     if reasons:
-        print(f"{source.path}: left out {reasons.total()} of {len(rows)} rows: {said}")
+        print(f"{source.path}: left out {reasons.total()} of {len(rows)} rows: {counts}")
     dropped.update(reasons)
     return pairs, len(rows)
 
 
 def prompt_key(pair: Pair) -> str:
-    """A hash of the prompt's first user turn that is the same on every machine.
+    """A hash of the prompt's first user turn, the same on every machine.
 
-    Of the first, so that all branches of a conversation are on one side.
+    Only the first turn counts, so that all branches of a conversation stay together.
     """
     text = normalise(next(turn["content"] for turn in pair.prompt if turn["role"] == "user"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def hold_out(pairs: list[Pair], count: int, where: str) -> tuple[list[Pair], list[Pair]]:
-    """Split off at least `count` pairs by the hash of their prompt, whole prompts at a time.
+    """Hold out at least `count` pairs, those with the smallest hashes of their prompt.
 
-    Adding rows to a dataset moves few of the others to the other side.
+    All pairs of a prompt stay together. Rows added to the dataset move few of the others.
     """
     chosen: set[str] = set()
     held = 0

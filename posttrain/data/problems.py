@@ -1,4 +1,4 @@
-"""Rows of a dataset -> problems with a gold number, with every check on them."""
+"""Read rows of a dataset as problems with a gold number, and check them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ TAKEN = {
 
 
 def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on and problems to score; the two share no question.
+    """Problems to train on and problems to score. No question is in both.
 
     Those to train on have the same columns in every row, as a trainer needs them.
 
@@ -40,7 +40,7 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
 
 
 def load_evaluation(source: Source, columns: ProblemColumns) -> list[Problem]:
-    """Problems to score. A question that is there twice is scored once, and that is printed.
+    """Problems to score. A repeated question is scored once; the number of repeats is printed.
 
     Raises:
         DataError: a row that breaks a rule.
@@ -100,6 +100,6 @@ def _same_columns(problems: list[Problem]) -> list[Problem]:
 
 
 def seen_in_training(problems: Sequence[Problem], trained_on: Iterable[str]) -> list[Problem]:
-    """The problems whose question is, but for case, punctuation and spacing, a text trained on."""
+    """The problems whose question is one of the texts, apart from case, punctuation and spacing."""
     seen = {normalise(text) for text in trained_on}
     return [problem for problem in problems if normalise(problem.question) in seen]

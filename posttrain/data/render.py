@@ -1,4 +1,4 @@
-"""What the model reads of a row, as text and in tokens, and the rows that fit its limit."""
+"""Render rows as the text and tokens that the model reads, and drop those over its limit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from posttrain.base.errors import DataError
 
 
 def render(tokenizer: Any, conversation: Sequence[Message]) -> str:
-    """The prompt as text, up to where the reply starts."""
+    """The prompt as text, up to the start of the reply."""
     text: str = tokenizer.apply_chat_template(
         list(conversation), tokenize=False, add_generation_prompt=True
     )
@@ -16,12 +16,12 @@ def render(tokenizer: Any, conversation: Sequence[Message]) -> str:
 
 
 def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Tokens in each text, special tokens written in it counted as such."""
+    """The number of tokens of each text. A special token in a text counts as one."""
     return [len(ids) for ids in token_ids(tokenizer, texts)]
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text's tokens, without those that a tokenizer adds around a text."""
+    """The token ids of each text, without those that the tokenizer would add around it."""
     if not texts:
         return []
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -31,7 +31,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def drop_overlong(
     rows: Sequence[Any], lengths: Sequence[int], limit: int, rule: str, what: str
 ) -> list[Any]:
-    """The rows whose length fits `limit` tokens; what becomes of the others is never silent.
+    """The rows that have at most `limit` tokens. The number of dropped rows is printed.
 
     Raises:
         DataError: a row is too long and `rule` is "error", or no row is left.

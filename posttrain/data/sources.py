@@ -1,4 +1,4 @@
-"""Rows out of local files, dataset folders and the hub, each knowing where it stands."""
+"""Read rows from local files, dataset folders and the hub, each with its file and number."""
 
 import csv
 import json
@@ -17,22 +17,22 @@ HUB_FILE = "hf://datasets/"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a dataset and where it stands, for messages."""
+    """One row of a dataset, with its file and number for error messages."""
 
     values: dict[str, Any]
     where: str
 
     def text(self, column: str, may_be_empty: bool = False) -> str:
-        """The text in a column, without the white space around it.
+        """The text in a column, without white space at its ends.
 
         Raises:
-            DataError: the column is missing, or holds no text or (unless it may) only white space.
+            DataError: the column is missing, is not text, or is empty and may not be.
         """
         what = f"{self.where}: column '{column}'"
         return checked_text(self.value(column), what, may_be_empty)
 
     def value(self, column: str) -> Any:
-        """Whatever a column holds.
+        """The value in a column, of any type.
 
         Raises:
             DataError: the column is missing.
@@ -46,10 +46,10 @@ class Row:
 
 
 def checked_text(value: Any, what: str, may_be_empty: bool = False) -> str:
-    """`value` without the white space around it; `what` is what a message calls it.
+    """`value` without white space at its ends; `what` names it in an error message.
 
     Raises:
-        DataError: it is no text, is half a surrogate pair's, or (unless it may) is empty.
+        DataError: it is not text, holds half of a surrogate pair, or is empty and may not be.
     """
     if not isinstance(value, str):
         kind = "null" if value is None else type(value).__name__
@@ -87,8 +87,8 @@ def read_rows(source: Source) -> list[Row]:
         rows = _from_datasets(source, path)
     elif path.suffix.lower() in _READERS or source.path.startswith((".", "/", "~")):
         places = dict.fromkeys((str(Path.cwd()), str(ROOT)))
-        looked = "" if path.is_absolute() else f" (looked in {' and '.join(places)})"
-        raise DataError(f"{source.path}: no such file{looked}")
+        searched = "" if path.is_absolute() else f" (looked in {' and '.join(places)})"
+        raise DataError(f"{source.path}: no such file{searched}")
     else:
         rows = _from_hub(source)
     if not rows:
@@ -148,7 +148,7 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
 
 
 def _read_tsv(path: Path, name: str) -> Iterator[Row]:
-    """MGSM's form: question, tab, answer on every line, and no header."""
+    """MGSM's format: question, tab, answer on each line, and no header."""
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             cells = line.rstrip("\r\n").split("\t")
@@ -183,7 +183,7 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
 
 
 def _from_datasets(source: Source, folder: Path) -> list[Row]:
-    """Rows of a folder: one that `save_to_disk` wrote, or one of data files."""
+    """Rows of a folder that `save_to_disk` wrote, or of a folder of data files."""
     import datasets
 
     try:
@@ -197,7 +197,7 @@ def _from_datasets(source: Source, folder: Path) -> list[Row]:
                     )
                 loaded = loaded[source.split]
         else:
-            # pandas would read the text "NA" or "null" of a CSV cell as no text at all.
+            # pandas would read the text "NA" or "null" in a CSV cell as a missing value.
             options = {"keep_default_na": False} if any(folder.rglob("*.csv")) else {}
             loaded = datasets.load_dataset(
                 str(folder), source.subset, split=source.split, **options
@@ -209,7 +209,7 @@ def _from_datasets(source: Source, folder: Path) -> list[Row]:
 
 
 def _hub_file(source: Source) -> Path:
-    """One file of a hub dataset, `hf://datasets/OWNER/NAME/FILE`, in the local cache."""
+    """Download one file of a hub dataset, `hf://datasets/OWNER/NAME/FILE`; returns its path."""
     import huggingface_hub
 
     owner, _, rest = source.path.removeprefix(HUB_FILE).partition("/")

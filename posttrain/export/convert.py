@@ -1,11 +1,10 @@
-"""Run llama.cpp's converter of a pinned tree, in a process of its own.
+"""Run the converter of a llama.cpp tree, in a process of its own.
 
     python -m posttrain.export.convert TREE PRE_TOKENIZER MODEL_FOLDER GGUF TYPE NAME
 
-The converter knows a tokenizer's pre-tokenizer by a hash of how one text is tokenised, which is
-new for every vocabulary. PRE_TOKENIZER is the name to write where it does not know the hash: our
-caller has compared the tokenizer's own rules with that name's. `-` is none, and then the converter
-refuses.
+The converter recognises a pre-tokenizer by a hash of how it tokenises one text, and the hash
+differs for every vocabulary. PRE_TOKENIZER is the name to write if it does not know the hash; the
+caller has checked that the tokenizer has the rules of that name. With `-` the converter refuses.
 """
 
 import importlib
@@ -15,7 +14,7 @@ from typing import Any
 
 
 def main(tree: str, known_as: str, model: str, gguf: str, kind: str, name: str) -> None:
-    # The tree's own `gguf` and `conversion` packages belong to this converter and no other.
+    # The converter needs the `gguf` and `conversion` packages of its own tree.
     sys.path.insert(0, tree)
     converter = importlib.import_module("convert_hf_to_gguf")
     logging.getLogger("gguf").setLevel(logging.WARNING)

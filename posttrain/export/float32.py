@@ -1,4 +1,4 @@
-"""What a model in transformers answers and how likely it finds each token: the gate's reference.
+"""The reference of the parity check: greedy replies and logits of a model in transformers.
 
 Everything is computed in float32, so that a difference between two models comes from their weights
 and not from 16-bit arithmetic.
@@ -28,7 +28,7 @@ class Reference:
         return token_ids(self.tokenizer, [render(self.tokenizer, conversation)])[0]
 
     def greedy(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
-        """Greedy replies, each with its end token if it came to one; 16 prompts at a time."""
+        """Greedy replies, each with its end token if it has one; 16 prompts at a time."""
         import torch
         from transformers import GenerationConfig
 
@@ -62,7 +62,7 @@ class Reference:
         return reply
 
     def logits(self, prompt: list[int], reply: list[int]) -> Any:
-        """(len(reply), V) float32 on the CPU: row i is what the model says before token i."""
+        """Logits, (len(reply), V), float32 on the CPU: row i is the prediction of token i."""
         import torch
 
         ids = torch.tensor([prompt + reply], device=self.model.device)
@@ -71,8 +71,8 @@ class Reference:
         return logits[0, len(prompt) - 1 : -1].float().cpu()
 
     def compute_in(self, dtype: str) -> None:
-        """Compute in another type from here on, as a model that is loaded in it: weights in that
-        type, rotary frequencies in float32."""
+        """Compute in another type from now on, as after loading the model in that type: only the
+        weights change, and rotary frequencies stay in float32."""
         import torch
 
         for weight in self.model.parameters():
@@ -84,7 +84,7 @@ class Reference:
 
 
 def adapter_reference(base: Path, adapter: Path) -> Reference:
-    """The base model in float32 with the adapter on it, unmerged."""
+    """The base model in float32 with the adapter, which is not merged."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -93,7 +93,7 @@ def adapter_reference(base: Path, adapter: Path) -> Reference:
 
 
 def merged_reference(folder: Path) -> Reference:
-    """The model in a folder, as anyone would load it but in float32."""
+    """The model in a folder, loaded in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Merged weights -> a GGUF file, by the converter and the quantizer of a llama.cpp tree."""
+"""Convert merged weights to a GGUF file with the converter and quantizer of llama.cpp."""
 
 import json
 import sys
@@ -8,8 +8,8 @@ from typing import Any
 from posttrain.base.errors import ConfigError, ExportError
 from posttrain.export.llama_cpp import find_quantizer, find_tree, run_tool
 
-# How Qwen2 and later split text before byte-pair encoding, as in a tokenizer.json, and the name
-# that llama.cpp has for it.
+# How Qwen2 and later models split text before byte-pair encoding, as in tokenizer.json, under the
+# name that llama.cpp has for it.
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -39,7 +39,7 @@ PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
 
 
 def known_pre_tokenizer(model: Path) -> str | None:
-    """llama.cpp's name for the rules of the model's tokenizer.json, if they are some we know."""
+    """llama.cpp's name for the splitting rules in the model's tokenizer.json; None if unknown."""
     path = model / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, rules in PRE_TOKENIZERS.items():
@@ -49,10 +49,10 @@ def known_pre_tokenizer(model: Path) -> str | None:
 
 
 def write_gguf(merged: Path, kind: str, into: Path, name: str, llama_cpp: str | None) -> None:
-    """Write the GGUF file `into`: kind f16, bf16 or q8_0 straight, q4_k_m by way of 16 bits.
+    """Write the GGUF file `into`: f16, bf16 and q8_0 directly, q4_k_m from a 16-bit file.
 
     Raises:
-        ConfigError: llama.cpp is out of reach, or does not know the tokenizer or architecture.
+        ConfigError: llama.cpp cannot be fetched, or does not know the tokenizer or architecture.
         ExportError: a tool failed.
     """
     tree = find_tree(llama_cpp)

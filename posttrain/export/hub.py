@@ -1,4 +1,4 @@
-"""Upload a trained model to the hub: only when asked, private by default, nothing unproven."""
+"""Upload a trained model to the hub: only on request, private by default, only proven files."""
 
 import json
 import shutil
@@ -11,16 +11,16 @@ from posttrain.report.record import read_run
 
 
 def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:
-    """Upload the exports of a run, or its adapter where none is named, with the model card.
+    """Upload exports of a run, or its adapter if none is named, with the model card.
 
     Args:
         run: A run folder.
-        repository: OWNER/NAME on the hub; made if it is not there.
+        repository: OWNER/NAME on the hub; created if it does not exist.
         exports: Names as in export.json, such as `merged_16bit` or `gguf:q8_0`.
-        private: Whether a repository made here is private.
+        private: Whether a repository that is created here is private.
 
     Returns:
-        Where it can be seen.
+        The URL of the repository.
 
     Raises:
         ConfigError: an export is missing or was not proven, or the hub refuses.
@@ -50,7 +50,7 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
 
 
 def to_upload(run: Path, exports: list[str]) -> list[Path]:
-    """The files that a push uploads, by the names they get at the top of the repository.
+    """The files that a push uploads, each to the top folder of the repository.
 
     Raises:
         ConfigError: an export is missing or was not proven.
@@ -67,7 +67,7 @@ def to_upload(run: Path, exports: list[str]) -> list[Path]:
             )
     wanted = [run / recorded[name]["path"] for name in exports] or [run / "adapter"]
     files = [f for path in wanted for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    files = [file for file in files if file.name != "README.md"]  # the run's card is the better one
+    files = [file for file in files if file.name != "README.md"]  # the run's model card replaces it
     names = [file.name for file in files]
     if not files or len(set(names)) != len(names):
         raise ConfigError(
@@ -77,8 +77,8 @@ def to_upload(run: Path, exports: list[str]) -> list[Path]:
 
 
 def _link(file: Path, target: Path) -> None:
-    """A second name for a file; a copy where the file system has no links. The adapter's config
-    names its base by a folder of this machine, of which only the last part goes out."""
+    """Link a file, or copy it if the file system has no links. In the adapter's config, the path
+    of the base model on this machine is shortened to its last part."""
     if file.name == "adapter_config.json":
         config = json.loads(file.read_text(encoding="utf-8"))
         base = Path(config["base_model_name_or_path"])

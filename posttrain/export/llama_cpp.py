@@ -1,7 +1,7 @@
-"""A pinned llama.cpp: its converter, and its llama-quantize built once into a cache.
+"""Fetch a pinned llama.cpp: its converter, and llama-quantize, built once and cached.
 
-The tree comes in the source archive of llama-cpp-python, from whatever package index pip is set up
-for, and is checked against its hash before anything in it runs. No git, no system packages.
+The tree comes from the source archive of llama-cpp-python, from the package index that pip is
+configured for. Its hash is checked before anything in it runs. No git, no system packages.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ QUANTIZER = "llama-quantize"
 FLAGS = (
     "-GNinja",
     "-DCMAKE_BUILD_TYPE=Release",
-    "-DCMAKE_CXX_FLAGS_RELEASE=-O1",  # halves the build; the quantising itself is in C
+    "-DCMAKE_CXX_FLAGS_RELEASE=-O1",  # halves the build time; quantisation itself is in C
     "-DBUILD_SHARED_LIBS=OFF",
     "-DGGML_NATIVE=OFF",
     "-DLLAMA_BUILD_NUMBER=0",
@@ -38,17 +38,17 @@ FLAGS = (
 
 
 def cached_tree() -> Path:
-    """Where the pinned tree is kept, whether it is there yet or not."""
+    """The folder for the pinned tree, which may not exist yet."""
     return cache_folder() / f"llama.cpp-{VERSION}"
 
 
-def find_tree(asked: str | None) -> Path:
-    """The llama.cpp tree: the one that the user names, else the pinned one, fetched if needed.
+def find_tree(requested: str | None) -> Path:
+    """The llama.cpp tree that the user names, else the pinned one, which is fetched if needed.
 
     Raises:
-        ConfigError: the tree named is none, or the archive is out of reach or not the pinned one.
+        ConfigError: the folder is no llama.cpp tree, or the archive is missing or another one.
     """
-    named = Path(asked).expanduser().absolute() if asked else None
+    named = Path(requested).expanduser().absolute() if requested else None
     if named and not named.is_file():
         if not (named / CONVERTER).is_file():
             raise ConfigError(f"{named} is no llama.cpp tree: there is no {CONVERTER} in it")
@@ -62,10 +62,10 @@ def find_tree(asked: str | None) -> Path:
 
 
 def find_quantizer(tree: Path) -> Path:
-    """llama-quantize of a tree; that of the pinned tree is built if it is not there yet.
+    """The llama-quantize of a tree. In the pinned tree it is built if it is missing.
 
     Raises:
-        ConfigError: a tree of the user's own without it, or no C++ compiler.
+        ConfigError: the user's own tree does not have it, or there is no C++ compiler.
         ExportError: the build failed.
     """
     for place in (tree, tree / "build" / "bin"):
@@ -83,10 +83,10 @@ def find_quantizer(tree: Path) -> Path:
 
 
 def run_tool(command: Sequence[str | Path], **options: str) -> str:
-    """Run a tool with standard input closed; returns what it printed.
+    """Run a tool without standard input; returns what it printed.
 
     Raises:
-        ExportError: it failed, with the end of what it said.
+        ExportError: it failed; holds the end of its output.
     """
     environment = {**os.environ, **options}
     result = subprocess.run(
@@ -107,7 +107,7 @@ def run_tool(command: Sequence[str | Path], **options: str) -> str:
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """One process at a time fetches or builds; a lock ends with its process."""
+    """Let one process at a time fetch or build. A lock ends with its process."""
     cache_folder().mkdir(parents=True, exist_ok=True)
     with open(cache_folder() / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -115,10 +115,10 @@ def _locked() -> Iterator[None]:
 
 
 def _download(work: Path) -> Path:
-    """The pinned source archive, by pip, which knows the index, its certificates and its keys.
+    """Download the pinned source archive with pip, which has the settings of the package index.
 
-    pip reads an archive's metadata after it has checked its hash, for which it may fetch a build
-    tool; nothing is compiled.
+    To read the archive's metadata, pip may fetch a build tool, after it has checked the hash.
+    Nothing is compiled.
     """
     print(f"Fetching llama.cpp (llama-cpp-python {VERSION}, 77 MB, once)")
     pinned = work / "requirements.txt"
@@ -139,7 +139,7 @@ def _download(work: Path) -> Path:
 
 
 def _unpack(archive: Path, work: Path, tree: Path) -> None:
-    """The llama.cpp part of the archive, whole or not at all."""
+    """Unpack the llama.cpp part of the archive, completely or not at all."""
     if sha256(archive) != SHA256:
         raise ConfigError(f"{archive} is not the pinned llama_cpp_python-{VERSION}.tar.gz")
     with tarfile.open(archive) as file:
@@ -150,7 +150,7 @@ def _unpack(archive: Path, work: Path, tree: Path) -> None:
 
 
 def _build(tree: Path) -> None:
-    """Compile llama-quantize with pip's cmake and ninja; it is in the tree once it is whole."""
+    """Compile llama-quantize with pip's cmake and ninja, then move it into the tree."""
     import cmake
     import ninja
 

@@ -1,9 +1,9 @@
 """Merge a LoRA adapter into the weights of its base model, in float32, rounded once.
 
-The arithmetic is peft's own (LoRA, rsLoRA, DoRA, patterns of ranks and scales), but on one layer at
-a time and never on a whole model: peft adds in the type of the base weights, so each weight is read
-from the base's files, raised to float32 for the sum and rounded to the type of the export. What is
-in memory is one file of the base, merged, and one layer in float32.
+The arithmetic is peft's own (LoRA, rsLoRA, DoRA, patterns of ranks and scales), but for one layer
+at a time. peft adds in the type of the base weights, so each weight is read from the base's files,
+converted to float32 for the sum, and rounded to the type of the export. Only one merged file of the
+base and one layer in float32 are in memory.
 """
 
 import json
@@ -21,16 +21,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def stored_dtype(base: Path) -> str:
-    """The type that the base's weights are stored in, as its config says."""
+    """The type of the stored base weights, from the config."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def check_adapter(adapter: Path, base: Path) -> None:
-    """Refuse what cannot be merged exactly.
+    """Check that an adapter can be merged exactly.
 
     Raises:
-        ConfigError: not a LoRA, or one that changes more than linear layers.
+        ConfigError: it is not LoRA, or changes more than linear layers.
     """
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
@@ -62,9 +62,9 @@ def check_adapter(adapter: Path, base: Path) -> None:
 
 
 def put_adapter(model: Any, adapter: Path) -> Any:
-    """The model with the adapter on it, unmerged; the adapter's weights are raised to float32.
+    """The model with the adapter, not merged. The adapter's weights are converted to float32.
 
-    The model may be without weights (on the meta device); the adapter's are on the CPU then.
+    If the model is on the meta device, without weights, the adapter's weights are on the CPU.
 
     Raises:
         ConfigError: the adapter does not fit the model, or part of it is missing.
@@ -81,12 +81,15 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     }
     try:
         model = PeftModel.from_pretrained(model, adapter, low_cpu_mem_usage=True)
-        # peft leaves the adapter on the device of the base weights, which may be none.
-        found = model.load_state_dict(weights, strict=False, assign=True)
+        # peft puts the adapter on the device of the base weights, which may be the meta device.
+        loaded = model.load_state_dict(weights, strict=False, assign=True)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{adapter} does not fit its base model: {reason}") from None
-    odd = [*found.unexpected_keys, *(name for name in found.missing_keys if ".lora_" in name)]
+    odd = [
+        *loaded.unexpected_keys,
+        *(name for name in loaded.missing_keys if ".lora_" in name),
+    ]
     if odd:
         raise ConfigError(
             f"{adapter} does not fit its base model: {len(odd)} tensors are on one side only, such "
@@ -144,16 +147,16 @@ def merge(base: Path, adapter: Path, dtype: str, into: Path) -> None:
 
 
 def _adapted_layers(model: Any) -> dict[str, Any]:
-    """Name of the weight in the base's files -> peft's layer over it, which has no base weight."""
+    """Name of a weight in the base's files -> peft's layer for it, without the base weight."""
     from peft.tuners.lora import Linear, LoraLayer
 
-    found = {}
+    layers = {}
     for name, layer in model.base_model.model.named_modules():
         if isinstance(layer, LoraLayer):
             if not isinstance(layer, Linear):
                 raise ConfigError(f"the adapter changes {name}, which is not a linear layer")
-            found[f"{name}.weight"] = layer
-    return found
+            layers[f"{name}.weight"] = layer
+    return layers
 
 
 def _merge_layer(layer: Any, weight: Any) -> Any:
@@ -169,8 +172,8 @@ def _merge_layer(layer: Any, weight: Any) -> Any:
 
 
 def generation_settings(base: Path, tokenizer: Any) -> Any:
-    """The base's end tokens and greedy decoding: its sampling habits (temperature, repetition
-    penalty) were no part of the training."""
+    """Greedy decoding with the base's end tokens. The base's sampling settings (temperature,
+    repetition penalty) are left out: the training did not use them."""
     from transformers import GenerationConfig
 
     known = GenerationConfig()
@@ -185,7 +188,7 @@ def generation_settings(base: Path, tokenizer: Any) -> Any:
 
 
 def load_tokenizer(adapter: Path, base: Path) -> Any:
-    """The tokenizer that the adapter was trained with: its own copy, else the base's."""
+    """The tokenizer of the training: the copy in the adapter folder, else that of the base."""
     from transformers import AutoTokenizer
 
     own = all((adapter / name).is_file() for name in TOKENIZER_FILES)

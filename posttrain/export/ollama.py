@@ -1,8 +1,9 @@
-"""An Ollama Modelfile with what a GGUF alone does not carry over: template, stops, system prompt.
+"""Write an Ollama Modelfile: template, stop texts and system prompt, which Ollama does not take
+from a GGUF file.
 
 Ollama renders prompts with Go's text/template, not with the tokenizer's Jinja template, and samples
-with settings of its own. The Go template here is derived from the tokenizer's and checked against
-it. References: "Modelfile Reference" and "Template" in Ollama's documentation.
+with its own settings. The Go template here is derived from the tokenizer's template and compared
+with it. References: "Modelfile Reference" and "Template" in Ollama's documentation.
 """
 
 import json
@@ -20,7 +21,7 @@ from eval import Conversation, Message
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
 
-CHECK_NAME = "posttrain-check"  # the model made in Ollama for the check, and removed
+CHECK_NAME = "posttrain-check"  # the model that the check creates in Ollama, and removes
 CHECK_TOKENS = 48
 OLLAMA_SECONDS = 900
 PROMPTS = (
@@ -37,7 +38,7 @@ class TurnTemplate:
     around: dict[str, tuple[str, str]]
     """The text before and after the content, for `system`, `user` and `assistant`."""
     start: str
-    """What a reply starts with."""
+    """The text before a reply."""
 
     def render(self, conversation: Conversation) -> str:
         """The prompt, as Ollama will render it."""
@@ -48,7 +49,7 @@ class TurnTemplate:
         return "".join(turns) + self.start
 
     def as_go(self) -> str:
-        """The same as a Go template over `.Messages`."""
+        """This template as a Go template that reads `.Messages`."""
         turn = "{{ else ".join(
             f'if eq .Role "{role}" }}}}{_quoted(before)}{{{{ .Content }}}}{_quoted(after)}'
             for role, (before, after) in self.around.items()
@@ -58,31 +59,31 @@ class TurnTemplate:
 
 
 def _quoted(text: str) -> str:
-    """Text as it may stand in a Go template: braces would begin an action there."""
+    """Text for a Go template, with `{{` escaped, which would start an action."""
     return text.replace("{{", '{{ "{{" }}')
 
 
 def turn_template(tokenizer: Any) -> TurnTemplate:
-    """The tokenizer's chat template, turn by turn.
+    """The tokenizer's chat template as fixed text around each turn.
 
     Raises:
-        ConfigError: it does more than put fixed text around each turn.
+        ConfigError: the chat template does more than that.
     """
     turns: list[Message] = []
     around, rendered = {}, ""
     for role in ("system", "user", "assistant"):
-        content = f"\ue000{role}\ue000"  # a private-use character, so nothing else in the text
+        content = f"\ue000{role}\ue000"  # a private-use character, which no template holds
         turns = [*turns, {"role": role, "content": content}]
         longer = _rendered(tokenizer, turns, reply=False)
-        before, found, after = longer.removeprefix(rendered).partition(content)
-        if not (found and longer.startswith(rendered)):
+        before, marker, after = longer.removeprefix(rendered).partition(content)
+        if not (marker and longer.startswith(rendered)):
             raise ConfigError(
                 f"the tokenizer's chat template renders a {role} turn in a way that a Modelfile "
                 "cannot say; export the GGUF alone, which carries the template itself"
             )
         around[role], rendered = (before, after), longer
-    asked = _rendered(tokenizer, turns[:2], reply=False)
-    return TurnTemplate(around, _rendered(tokenizer, turns[:2], reply=True).removeprefix(asked))
+    prompt = _rendered(tokenizer, turns[:2], reply=False)
+    return TurnTemplate(around, _rendered(tokenizer, turns[:2], reply=True).removeprefix(prompt))
 
 
 def default_system(tokenizer: Any) -> str | None:
@@ -135,13 +136,13 @@ def export_ollama(
     """Write `Modelfile` beside a GGUF file.
 
     Args:
-        gguf: The model file, of the same folder.
+        gguf: The model file.
         tokenizer: The tokenizer that the model was trained with.
-        system: System prompt of the training; None for the one that the chat template adds.
+        system: System prompt of the training; None uses that of the chat template.
         parameters: Ollama's sampling parameters, such as `{"temperature": 0}`.
 
     Returns:
-        The Modelfile, and what was checked, one `{name, value, limit, passed, of}` a check.
+        The Modelfile, and one `{name, value, limit, passed, of}` for each check.
 
     Raises:
         ConfigError: the chat template or the system prompt cannot be written in a Modelfile.
@@ -160,11 +161,11 @@ def export_ollama(
 
 
 def _probes(system: str | None) -> list[Conversation]:
-    """Conversations of one and of two questions, as Ollama hands them over: system turn first."""
+    """Conversations of one and of two questions. The system turn comes first, as in Ollama."""
     first: Conversation = [{"role": "system", "content": system}] if system else []
-    asked = [[*first, {"role": "user", "content": text}] for text in PROMPTS]
+    single = [[*first, {"role": "user", "content": text}] for text in PROMPTS]
     reply: Message = {"role": "assistant", "content": "Bien sûr.\n<answer>42</answer>"}
-    return [*asked, *([*turns, reply, asked[0][-1]] for turns in asked)]
+    return [*single, *([*turns, reply, single[0][-1]] for turns in single)]
 
 
 def _check(name: str, value: int, limit: int) -> dict[str, Any]:
@@ -172,13 +173,13 @@ def _check(name: str, value: int, limit: int) -> dict[str, Any]:
 
 
 def _ask_ollama(path: Path, tokenizer: Any, probes: Sequence[Conversation]) -> list[dict[str, Any]]:
-    """Whether Ollama, given messages, replies as it does to the tokenizer's own prompt text.
+    """Check that Ollama gives the same reply to messages as to the tokenizer's prompt text.
 
-    No check, and a line that says why, where Ollama is installed but does not answer.
+    If Ollama is installed but does not answer, prints why and returns no check.
     """
-    made = _ollama("create", CHECK_NAME, "-f", str(path))
-    if made.returncode:
-        print(f"note: not checked with Ollama: {made.stderr.strip()[-200:]}")
+    created = _ollama("create", CHECK_NAME, "-f", str(path))
+    if created.returncode:
+        print(f"note: not checked with Ollama: {created.stderr.strip()[-200:]}")
         return []
     try:
         same = [_replies_alike(tokenizer, turns) for turns in probes]
@@ -195,18 +196,18 @@ def _ask_ollama(path: Path, tokenizer: Any, probes: Sequence[Conversation]) -> l
 def _replies_alike(tokenizer: Any, turns: Conversation) -> bool:
     host = os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
     options = {"temperature": 0, "num_predict": CHECK_TOKENS}
-    asked = {"model": CHECK_NAME, "stream": False, "options": options}
+    request = {"model": CHECK_NAME, "stream": False, "options": options}
     prompt = _rendered(tokenizer, turns, reply=True)
     url = host if host.startswith("http") else f"http://{host}"
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
-        chat = client.post("/api/chat", json={**asked, "messages": turns}).raise_for_status()
-        raw = client.post("/api/generate", json={**asked, "prompt": prompt, "raw": True})
-        said: str = raw.raise_for_status().json()["response"]
-    return bool(chat.json()["message"]["content"] == said)
+        chat = client.post("/api/chat", json={**request, "messages": turns}).raise_for_status()
+        raw = client.post("/api/generate", json={**request, "prompt": prompt, "raw": True})
+        reply: str = raw.raise_for_status().json()["response"]
+    return bool(chat.json()["message"]["content"] == reply)
 
 
 def _ollama(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What a command of Ollama's gave; one that hangs is ended, and counts as failed."""
+    """Run a command of Ollama. One that takes too long is ended and counts as failed."""
     command = ["ollama", *arguments]
     try:
         return subprocess.run(

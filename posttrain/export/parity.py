@@ -1,8 +1,8 @@
-"""The parity gate: does an exported file behave like the model that was trained?
+"""The parity check: does an exported file behave like the model that was trained?
 
-Merged weights are compared with the adapter on its base; a GGUF file, run by llama.cpp, with the
-merged weights. Two greedy texts may differ where the reference itself is all but undecided: where
-the two tokens are closer than twice the difference that is allowed for one logit.
+Merged weights are compared with the adapter on its base. A GGUF file, run by llama.cpp, is compared
+with the merged weights. Two greedy texts may differ at a token where the reference has a near tie:
+where its logits of both tokens are closer than twice the difference allowed for one logit.
 """
 
 import math
@@ -26,13 +26,13 @@ from posttrain.settings import Evaluation
 from posttrain.settings.export import Parity
 from rewards.answer import extract_last, extract_tagged
 
-SCORED_TEXTS = 6  # texts of the perplexity: every token of theirs is one request to llama.cpp
-ARITHMETIC_TEXTS = 6  # texts that are computed in 16 bits as well
+SCORED_TEXTS = 6  # texts for the perplexity: each of their tokens is a request to llama.cpp
+ARITHMETIC_TEXTS = 6  # texts that are also computed in 16 bits
 
 
 @dataclass(frozen=True)
 class Greedy:
-    """Greedy replies of a reference, with the logits of each token."""
+    """Greedy replies of a reference model, with the logits of each token."""
 
     prompts: list[list[int]]
     replies: list[list[int]]
@@ -51,7 +51,7 @@ def greedy_texts(reference: Reference, conversations: Sequence[Conversation], n:
 
 
 def learnt_change(adapter: Reference, known: Greedy) -> float:
-    """Sum of squares of what the adapter changes in the logits of its own greedy replies."""
+    """Sum of squares of the change that the adapter makes to the logits of its greedy replies."""
     total = 0.0
     with adapter.model.disable_adapter():
         for prompt, reply, logits in zip(known.prompts, known.replies, known.logits, strict=True):
@@ -62,25 +62,27 @@ def learnt_change(adapter: Reference, known: Greedy) -> float:
 def check_merged(
     known: Greedy, learnt: float, merged: Path, texts: Texts, limits: Parity
 ) -> list[Check]:
-    """Merged weights, loaded anew from their folder, against the adapter on its base: `known` and
-    `learnt` are what greedy_texts and learnt_change found there."""
-    found = merged_reference(merged)
+    """Compare merged weights, loaded from their folder, with the adapter on its base.
+
+    `known` and `learnt` are the results of greedy_texts and learnt_change for that adapter.
+    """
+    loaded = merged_reference(merged)
     largest, squares, spread = 0.0, 0.0, 0.0
     for prompt, reply, logits in zip(known.prompts, known.replies, known.logits, strict=True):
-        difference = (found.logits(prompt, reply) - logits).double()
+        difference = (loaded.logits(prompt, reply) - logits).double()
         largest = max(largest, float(difference.abs().max()))
         squares += float(difference.square().sum())
-        # A constant added to all logits of a token changes nothing, so each token has its own mean.
+        # A constant added to all logits of a token has no effect, so the mean is taken per token.
         spread += float((logits - logits.mean(-1, keepdim=True)).double().square().sum())
     lost = math.sqrt(squares / learnt) if learnt else 0.0
-    replies = found.greedy(known.prompts, limits.new_tokens)
-    arithmetic = _arithmetic_difference(found, known, stored_dtype(merged))
+    replies = loaded.greedy(known.prompts, limits.new_tokens)
+    arithmetic = _arithmetic_difference(loaded, known, stored_dtype(merged))
     cases = template_cases(texts)
     return [
         *same_text(
-            [render(found.tokenizer, case) for case in cases],
+            [render(loaded.tokenizer, case) for case in cases],
             [render(known.tokenizer, case) for case in cases],
-            token_ids(found.tokenizer, STRINGS),
+            token_ids(loaded.tokenizer, STRINGS),
             token_ids(known.tokenizer, STRINGS),
         ),
         at_most(
@@ -96,8 +98,8 @@ def check_merged(
 
 
 def _arithmetic_difference(model: Reference, known: Greedy, dtype: str) -> float:
-    """Root mean square of what computing in `dtype` changes in a model's logits, over their
-    standard deviation; infinity where it gives no number. The model keeps that type."""
+    """How much computing in `dtype` changes a model's logits: root mean square, divided by their
+    standard deviation; infinity if it is not finite. The model stays in that type."""
     texts = list(zip(known.prompts, known.replies, strict=True))[:ARITHMETIC_TEXTS]
     exact = [model.logits(prompt, reply) for prompt, reply in texts]
     model.compute_in(dtype)
@@ -111,7 +113,7 @@ def _arithmetic_difference(model: Reference, known: Greedy, dtype: str) -> float
 def check_gguf(
     gguf: Path, kind: str, merged: "MergedAnswers", texts: Texts, limits: Parity
 ) -> list[Check]:
-    """A GGUF file, run by a llama.cpp server, against the merged weights that it was made from."""
+    """Compare a GGUF file, run by a llama.cpp server, with the merged weights it was made from."""
     with serve(gguf, context=merged.context(limits)) as url:
         server = LlamaCpp(url)
         cases = template_cases(texts)
@@ -129,7 +131,7 @@ def check_gguf(
 
 
 class MergedAnswers:
-    """What the merged weights answer, computed once for all GGUF files of an export."""
+    """The answers of the merged weights, computed once for all GGUF files of an export."""
 
     def __init__(self, merged: Path, texts: Texts, limits: Parity) -> None:
         self.reference = merged_reference(merged)
@@ -138,7 +140,7 @@ class MergedAnswers:
         self._numbers: list[Any] | None = None
 
     def numbers(self) -> list[Any]:
-        """The number that each answer to a problem ends with."""
+        """The last number of the answer to each problem."""
         if self._numbers is None:
             prompts = [self.reference.prompt(problem) for problem in self._problems]
             replies = self.reference.greedy(prompts, self._limits.answer_tokens)
@@ -146,7 +148,7 @@ class MergedAnswers:
         return self._numbers
 
     def context(self, limits: Parity) -> int:
-        """Tokens that the longest request takes."""
+        """The number of tokens of the longest request, with its reply."""
         prompts = [*self.texts.prompts, *map(self.reference.prompt, self._problems)]
         return max(map(len, prompts)) + max(limits.new_tokens, limits.answer_tokens) + 8
 
@@ -172,13 +174,13 @@ def _check_quantised(
     server: "LlamaCpp", url: str, kind: str, merged: MergedAnswers, texts: Texts, limits: Parity
 ) -> list[Check]:
     known = merged.texts
-    # Spread over the texts, so that both languages and the problems are among them.
+    # Evenly spaced, so that both languages and the problems are among them.
     chosen = range(0, len(known.prompts), max(1, len(known.prompts) // SCORED_TEXTS))
     change, tokens = 0.0, 0
     for i in chosen:
         reply, logits = known.replies[i], known.logits[i].log_softmax(-1)
-        found = server.log_probs(known.prompts[i], reply)
-        change += sum(float(logits[n, t]) - found[n] for n, t in enumerate(reply))
+        log_probs = server.log_probs(known.prompts[i], reply)
+        change += sum(float(logits[n, t]) - log_probs[n] for n, t in enumerate(reply))
         tokens += len(reply)
     limit = getattr(limits, f"max_perplexity_change_{kind}")
     evaluation = Evaluation(max_new_tokens=limits.answer_tokens, batch_size=1)
@@ -198,7 +200,7 @@ def _check_quantised(
 def same_text(
     prompts: list[str], known: list[str], ids: list[list[int]], known_ids: list[list[int]]
 ) -> list[Check]:
-    """How many prompts render, and how many texts tokenise, to something else."""
+    """Count the prompts that are rendered differently and the texts tokenised differently."""
     rendered = sum(a != b for a, b in zip(prompts, known, strict=True))
     tokenised = sum(a != b for a, b in zip(ids, known_ids, strict=True))
     return [
@@ -208,7 +210,7 @@ def same_text(
 
 
 def greedy_check(known: Greedy, replies: list[list[int]], margin: float) -> Check:
-    """How many greedy texts part from the reference's where it was not all but undecided."""
+    """Count the greedy texts that differ from the reference's, except at a near tie."""
     wrong = 0
     for reference, logits, reply in zip(known.replies, known.logits, replies, strict=True):
         for place, (expected, token) in enumerate(zip(reference, reply, strict=False)):
@@ -219,7 +221,7 @@ def greedy_check(known: Greedy, replies: list[list[int]], margin: float) -> Chec
 
 
 def last_number(text: str) -> Any:
-    """The tagged number of an answer, else the last one in it."""
+    """The number in the answer tag, else the last number of the text."""
     tagged = extract_tagged(text)
     return extract_last(text) if tagged is None else tagged
 
@@ -250,17 +252,17 @@ class LlamaCpp:
         return [step["id"] for step in steps], [step["logprob"] for step in steps]
 
     def log_probs(self, prompt: list[int], reply: list[int]) -> list[float]:
-        """Log-probability of each token of a given reply: the server is made to choose it, and
-        reports what it was worth before that."""
-        found = []
+        """Log-probability of each token of a given reply. A logit bias forces the server to choose
+        the token; the log-probability that it reports is without the bias."""
+        values = []
         for place, token in enumerate(reply):
             forced = {"logit_bias": [[token, 1e6]]}
             answer = self._complete(prompt + reply[:place], 1, **forced)
             (step,) = answer["completion_probabilities"]
             if step["id"] != token:
                 raise ExportError(f"llama.cpp answered token {step['id']} where {token} was forced")
-            found.append(float(step["logprob"]))
-        return found
+            values.append(float(step["logprob"]))
+        return values
 
     def _complete(self, prompt: list[int], new_tokens: int, **options: Any) -> Any:
         body = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0, "n_probs": 1}

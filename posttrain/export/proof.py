@@ -1,11 +1,11 @@
-"""export.json: what was exported, from which weights, and what the parity gate found.
+"""export.json: what was exported, from which weights, and the results of the parity check.
 
     {"base": {"name", "dtype", "sha256"}, "adapter_sha256",
      "exports": {TARGET: {"path", "proven", "bytes", "seconds", "settings",
                           "files": {name: {"bytes", "sha256"}},
                           "checks": [{"name", "value", "limit", "passed", "of"}]}}}
 
-An entry is written after its files are in place, and is believed only while they have its hashes.
+An entry is written once its files are in place. It is valid only while they have its hashes.
 """
 
 import json
@@ -18,27 +18,27 @@ from posttrain.base.files import sha256, write_json
 
 @dataclass(frozen=True)
 class Check:
-    """One finding of the parity gate; passed means value <= limit, or value == limit for text."""
+    """One result of the parity check. passed: value <= limit, or value == limit for text."""
 
     name: str
     value: float | int | str
     limit: float | int | str | None
     passed: bool
     of: int | None = None
-    """How many were looked at, where the value is a count."""
+    """How many were checked, if the value is a count."""
 
 
 def at_most(name: str, value: float | int, limit: float | int, of: int | None = None) -> Check:
-    """A check that `value` is not above `limit`; NaN and infinity fail and are kept as text."""
+    """A check that `value` is at most `limit`. NaN and infinity fail, and are stored as text."""
     kept = value if abs(value) < float("inf") else str(value)
     return Check(name, kept, limit, bool(value <= limit), of)
 
 
 class Record:
-    """The export.json of a folder."""
+    """Reads and writes the export.json of a folder."""
 
     def __init__(self, folder: Path, base: dict[str, str], adapter_sha256: str) -> None:
-        """Entries made from other weights stay listed, as unproven."""
+        """Keeps earlier entries. Those made from other weights become unproven."""
         self.folder = folder
         self.path = folder / "export.json"
         self.content: dict[str, Any] = {
@@ -55,7 +55,7 @@ class Record:
                     entry["stale"] = "made from other weights"
 
     def proven(self, target: str, settings: dict[str, Any]) -> bool:
-        """Whether a target passed the same gate before and none of its files has changed."""
+        """Whether a target passed the same check before and its files are unchanged."""
         entry = self.content["exports"].get(target)
         if not entry or not entry["proven"] or entry.get("settings") != settings:
             return False
@@ -71,7 +71,7 @@ class Record:
     def add(
         self, target: str, path: Path, seconds: float, settings: dict[str, Any], checks: list[Check]
     ) -> bool:
-        """Write the entry of files that are in place; returns whether they are proven."""
+        """Write the entry of a target whose files are in place; returns whether it is proven."""
         inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         root = path if path.is_dir() else path.parent
         files: dict[str, dict[str, Any]] = {

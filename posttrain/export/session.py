@@ -1,4 +1,4 @@
-"""One call of export: what is left to do, room for it, and each file made, proven and recorded."""
+"""Run an export: find what is left to do, check the disk, then make, prove and record each file."""
 
 import fcntl
 import logging
@@ -34,7 +34,7 @@ def export(trained: Trained, settings: Export) -> int:
     """Make, prove and record what `settings.to` names; returns 0, or 4 if a file is unproven.
 
     Raises:
-        ConfigError: nothing asked for, no base in 16 bits, no room, no llama.cpp.
+        ConfigError: nothing is requested, or there is no 16-bit base, room or llama.cpp.
         ExportError: a tool failed.
     """
     if not settings.to:
@@ -48,7 +48,7 @@ def export(trained: Trained, settings: Export) -> int:
             if exports.is_proven(target):
                 print(f"{target}: proven already, left as it is", flush=True)
             elif not exports.make(target) and target == MERGED:
-                break  # nothing can be proven against weights that are not
+                break  # the other files are compared with these weights
     if exports.unproven:
         record = shown(exports.record.path)
         print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {record})")
@@ -62,7 +62,7 @@ def export(trained: Trained, settings: Export) -> int:
 
 
 class Exports:
-    """The targets of one call and what they share."""
+    """The targets of one export and what they share."""
 
     def __init__(self, trained: Trained, settings: Export, base_name: str, base: Path) -> None:
         self.trained, self.settings, self.base = trained, settings, base
@@ -79,7 +79,7 @@ class Exports:
         self._proven = {t: self.record.proven(t, self._gate) for t in self.wanted}
         left = [target for target in self.wanted if not self._proven[target]]
         if left == [MERGED] and MERGED not in settings.to:
-            left = []  # it was only needed to make what is proven, and may have been deleted
+            left = []  # it was only needed to make files that are proven, and may be deleted
             self.wanted.remove(MERGED)
         print(f"Base: {base_name} ({stored}); merging in float32, rounded once to {self.dtype}")
         check_room(base, trained.output, left)
@@ -96,7 +96,7 @@ class Exports:
         return parity.MergedAnswers(self.trained.output / MERGED, self.texts, self.settings.parity)
 
     def make(self, target: str) -> bool:
-        """Make one target and record it; returns whether it is proven."""
+        """Make, check and record one target; returns whether it is proven."""
         against = "the adapter" if target == MERGED else "the merged weights"
         against = "the tokenizer's prompts" if target == "ollama" else against
         print(f"\n{target}: making it, comparing it with {against}", flush=True)
@@ -147,19 +147,19 @@ class Exports:
         gguf = next(target for target in self.wanted if target.startswith("gguf:"))
         entry = self.record.content["exports"][gguf]
         checks = [Check("proven_gguf", gguf, gguf, bool(entry["proven"]))]
-        path, found = export_ollama(
+        path, more = export_ollama(
             self.trained.output / entry["path"],
             merge.load_tokenizer(self.trained.adapter, self.base),
             (self.trained.run.get("prompt") or {}).get("system"),
             sampling(self.trained.run),
         )
-        return path, [*checks, *(Check(**check) for check in found)]
+        return path, [*checks, *(Check(**check) for check in more)]
 
 
 def sampling(run: dict[str, Any]) -> dict[str, float]:
-    """Ollama's parameters for replies like those that the run was scored by; greedy without a run.
+    """Ollama's parameters for the sampling with which the run was scored; greedy without a run.
 
-    Ollama's own defaults penalise repetition, and so the numbers that a solution uses twice.
+    Ollama's own defaults penalise repetition, which harms solutions that repeat a number.
     """
     temperature = (run.get("evaluation") or {}).get("temperature", 0.0)
     untouched = {"top_k": 0, "top_p": 1, "min_p": 0} if temperature else {}
@@ -167,9 +167,9 @@ def sampling(run: dict[str, Any]) -> dict[str, float]:
 
 
 def _whole(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, list[Check]]:
-    """Write and check under another name, and only then give the file or folder its own.
+    """Write and check a file or folder under a temporary name, then rename it.
 
-    The name holds the process's id: a tool that outlived a killed export may still be writing.
+    The name holds the process id, because a tool of an earlier, killed export may still write.
     """
     final.parent.mkdir(exist_ok=True)
     for leftover in final.parent.glob(f".{final.name}.*"):
@@ -197,7 +197,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second export into the same folder at the same time."""
+    """Lock the folder against a second export at the same time."""
     with open(folder / ".export.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -208,7 +208,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars and advice out of the output."""
+    """Hide the progress bars and warnings of libraries."""
     import transformers
 
     for library in (*LIBRARIES, "torchao"):

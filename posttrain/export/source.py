@@ -1,4 +1,4 @@
-"""What there is to export: an adapter, the 16-bit base it belongs to, and the run it came from."""
+"""Find what to export: an adapter, its base model in 16 bits, and the run that trained it."""
 
 import json
 import re
@@ -19,22 +19,22 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter and where its exports go."""
+    """A trained adapter and the folder for its exports."""
 
     adapter: Path
     output: Path
-    """The run folder, or a folder of its own for an adapter without a run."""
+    """The run folder, or for an adapter without a run a separate folder."""
     name: str
-    """What files are called after."""
+    """The first part of the names of exported files."""
     run: dict[str, Any]
     """The run's settings; empty without a run."""
 
 
 def find(path: Path, output: Path | None) -> Trained:
-    """The adapter of a run folder, or an adapter folder itself.
+    """The adapter in a run folder, or in an adapter folder.
 
     Raises:
-        ConfigError: neither of them, or a run that is not finished.
+        ConfigError: the path is neither of them, or the run is not finished.
     """
     path = path.absolute()
     adapter = path / "adapter" if (path / "adapter" / "adapter_config.json").is_file() else path
@@ -55,7 +55,7 @@ def find(path: Path, output: Path | None) -> Trained:
 
 
 def _unfinished(run: Path) -> str:
-    """Where a run without an adapter stands, and how it goes on."""
+    """A message for a run without an adapter: its newest checkpoint, and how to continue it."""
     checkpoints = CheckpointStore(run / "checkpoints").steps()
     at = (
         f"its newest checkpoint is step {int(checkpoints[-1].name[5:])}"
@@ -74,19 +74,19 @@ def _unfinished(run: Path) -> str:
     return f"{run}: the run is not finished: there is no adapter/ yet, and {at}; {again}"
 
 
-def base_folder(trained: Trained, asked: str | None) -> tuple[str, Path]:
-    """Name and folder of the base model in 16 (or 32) bits, fetched from the hub if needed.
+def base_folder(trained: Trained, requested: str | None) -> tuple[str, Path]:
+    """Name and folder of the base model in 16 or 32 bits, downloaded from the hub if needed.
 
     Raises:
-        ConfigError: it is out of reach, or holds quantised weights.
+        ConfigError: it cannot be reached, or holds quantised weights.
     """
     config = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     of_run = trained.run.get("model", {})
-    name = asked or of_run.get("name") or config.get("base_model_name_or_path")
+    name = requested or of_run.get("name") or config.get("base_model_name_or_path")
     if not name:
         raise ConfigError(f"{trained.adapter} names no base model; pass --base")
     revision = of_run.get("revision") if name == of_run.get("name") else None
-    if not asked:
+    if not requested:
         name = QUANTISED_NAME.sub("", name)
     folder = Path(local_or_hub(name))
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What the parity gate asks and tokenises: fixed texts in English and French, and problems."""
+"""The inputs of the parity check: fixed texts in English and French, and problems."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +36,8 @@ PROBLEMS = (
     "Marie gagne 12 euros par heure et travaille 7 heures. Combien gagne-t-elle ?",
     "Un ruban de 60 cm est coupé en morceaux de 4 cm. Combien de morceaux y a-t-il ?",
 )
-# All in Unicode's composed form (NFC): the tokenizer composes what it is given, llama.cpp does not,
-# so an accent typed as two characters gives other tokens there whatever is in the file.
+# All in Unicode's composed form (NFC). The tokenizer composes its input and llama.cpp does not, so
+# an accent typed as two characters gives other tokens there, with any file.
 STRINGS = (
     "Hello, world! It's 12:30, isn't it?",
     "I'VE told you'd, we'll, they're; don't   worry\t\ttwice.",
@@ -56,16 +56,16 @@ STRINGS = (
 
 @dataclass(frozen=True)
 class Texts:
-    """What one gate run asks."""
+    """The inputs of one parity check."""
 
     conversations: list[Conversation]
     """Answered greedily and compared token by token."""
     problems: list[Conversation]
-    """Answered to compare the numbers they end with."""
+    """Answered to compare the last number of each answer."""
 
 
 def gate_texts(run: dict[str, Any], problems: int) -> Texts:
-    """The fixed questions and some of the run's own held-out problems, asked as it was trained."""
+    """The fixed questions and some held-out problems of the run, with its system prompt."""
     system = (run.get("prompt") or {}).get("system")
     questions = list(PROBLEMS)
     if run.get("method") == "grpo":
@@ -76,15 +76,15 @@ def gate_texts(run: dict[str, Any], problems: int) -> Texts:
             )
             questions = [problem.question for problem in own]
         except DataError as error:
-            print(f"The run's own problems are out of reach ({error}); asking built-in ones")
-    asked = [conversation(question, system) for question in questions[:problems]]
+            print(f"The run's own problems cannot be read ({error}); using built-in ones")
+    problem_texts = [conversation(question, system) for question in questions[:problems]]
     fixed = [conversation(question, system) for question in QUESTIONS]
-    return Texts([*fixed, *asked[:4]], asked)
+    return Texts([*fixed, *problem_texts[:4]], problem_texts)
 
 
 def template_cases(texts: Texts) -> list[Conversation]:
-    """Conversations that a chat template has to render alike: with and without a system turn, and
-    with several turns."""
+    """Conversations that two chat templates have to render in the same way: with and without a
+    system turn, and with several turns."""
     turns = conversation("Bonjour !", None)
     several = [*turns, {"role": "assistant", "content": "Salut."}, *conversation("Ça va ?", None)]
     system = conversation("Hi", "Answer in French.")

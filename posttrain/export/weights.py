@@ -1,7 +1,7 @@
-"""Are the merged weights the sum that they should be? Computed anew, without peft, from the files.
+"""Check that merged weights are the right sums, computed from the files without peft.
 
-Comparing what models answer cannot see a layer that was left out where training changed it little;
-comparing weights can, at any size of the change.
+Comparing the answers of models does not reveal a missing layer that training has changed little.
+Comparing weights does, however small the change is.
 """
 
 import json
@@ -13,14 +13,14 @@ from posttrain.export.merge import LORA_TENSOR
 from posttrain.export.proof import Check, at_most
 
 HALF_A_UNIT = 0.6
-"""Rounding to the nearest moves a weight by at most half of its type's relative precision; the rest
-is for the order of a float32 sum."""
+"""Rounding to the nearest value moves a weight by at most half a unit of its type's precision. The
+rest allows for another order of float32 sums."""
 
 
 def check_weights(base: Path, adapter: Path, merged: Path) -> Check:
-    """Largest distance of a merged weight from W + scale B A, relative to the weight, in units of
-    its type's precision. Weights near zero are measured against a thousandth of the largest,
-    or the type's smallest normal number."""
+    """The largest difference between a merged weight and W + scale B A, relative to the weight, in
+    units of its type's precision. Weights near zero are compared with a thousandth of the largest
+    weight, or with the type's smallest normal number."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -39,10 +39,10 @@ def check_weights(base: Path, adapter: Path, merged: Path) -> Check:
                 expected = _expected(
                     name.removesuffix(".weight"), before.get_tensor(name), lora, config
                 )
-                found = after.get_tensor(name)
-                floor = max(float(expected.abs().max()) / 1000, torch.finfo(found.dtype).tiny)
-                error = (found.float() - expected).abs_() / expected.abs().clamp_(min=floor)
-                worst = max(worst, float(error.max()) / torch.finfo(found.dtype).eps)
+                actual = after.get_tensor(name)
+                floor = max(float(expected.abs().max()) / 1000, torch.finfo(actual.dtype).tiny)
+                error = (actual.float() - expected).abs_() / expected.abs().clamp_(min=floor)
+                worst = max(worst, float(error.max()) / torch.finfo(actual.dtype).eps)
     return at_most("weight_error", worst, HALF_A_UNIT)
 
 

@@ -16,13 +16,13 @@ from weakref import WeakKeyDictionary
 from posttrain.settings import Lora
 
 MOVED = ("pissa", "olora")
-"""Starts that change the base weights; their adapters are converted when they are saved."""
-# The adapter's weights at the start, of policies whose start is not of zero effect.
+"""Values of lora.init that change the base weights. Their adapters are converted when saved."""
+# policy -> its initial adapter weights, if they have an effect.
 _STARTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
 def peft_arguments(lora: Lora) -> dict[str, Any]:
-    """The arguments of get_peft_model that say which kind of adapter this is."""
+    """The arguments of get_peft_model that select the kind of adapter."""
     named = lora.init in ("gaussian", *MOVED)
     return {
         "use_rslora": lora.use_rslora,
@@ -32,20 +32,20 @@ def peft_arguments(lora: Lora) -> dict[str, Any]:
 
 
 def remember_start(policy: Any, lora: Lora) -> None:
-    """Keep the weights of a new adapter whose effect at the start is not zero."""
+    """Keep a copy of the initial weights of a new adapter, if they have an effect."""
     if lora.init in MOVED:
         weights = policy.named_parameters()
         _STARTS[policy] = {name: p.detach().clone() for name, p in weights if "lora_" in name}
 
 
 def has_start(policy: Any) -> bool:
-    """Whether the reference is the adapter at its start, not the adapter off."""
+    """Whether the reference is the policy with its initial adapter, not with the adapter off."""
     return policy in _STARTS
 
 
 @contextlib.contextmanager
 def reference_mode(policy: Any) -> Iterator[None]:
-    """Make the policy its own reference: the adapter off, or as it was at the start."""
+    """Turn the policy into its reference: adapter off, or the initial adapter."""
     start = _STARTS.get(policy)
     if start is None:
         with policy.disable_adapter():
@@ -64,7 +64,7 @@ def reference_mode(policy: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_new_start(policy: Any) -> Iterator[None]:
-    """Adapters added meanwhile under the policy's own config do not change the base weights again.
+    """Add adapters with the policy's own config without changing the base weights again.
 
     trl adds a copy of the adapter in this way while it builds a trainer.
     """
@@ -78,9 +78,10 @@ def without_new_start(policy: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def start_for_trl(policy: Any) -> Iterator[None]:
-    """Give the policy, before training, the copy named `ref` that trl takes for the reference.
+    """Add a copy of the initial adapter named `ref`, which trl uses as the reference.
 
-    Only where the adapter off is not the reference, which is what trl uses without the copy.
+    Does nothing if the reference is the policy with its adapter off, which is trl's choice without
+    such a copy. Call it before training.
     """
     if not has_start(policy):
         yield
@@ -99,20 +100,20 @@ def start_for_trl(policy: Any) -> Iterator[None]:
 
 
 def save(policy: Any, folder: Path) -> None:
-    """Write the adapter so that it applies to the untouched base model.
+    """Write the adapter so that it applies to the original base model.
 
-    PiSSA and OLoRA train B A from B0 A0 on the residual weights; what they learnt is
+    PiSSA and OLoRA train B A, which starts at B0 A0, on the residual weights. The learnt change is
     scale (B A - B0 A0), which peft writes as an adapter of twice the rank.
     """
     if policy.peft_config["default"].init_lora_weights not in MOVED:
         policy.save_pretrained(folder, selected_adapters=["default"])
     else:
         _save_moved(policy, folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run has its own card
+    (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run writes its own
 
 
 def _save_moved(policy: Any, folder: Path) -> None:
-    """What PiSSA and OLoRA learnt, from the start that they moved out of the base weights."""
+    """Write the change that PiSSA or OLoRA learnt, with the help of the initial adapter."""
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"
         with reference_mode(policy):

@@ -1,9 +1,9 @@
-"""CUDA-graph decoding for Qwen2, which Unsloth has for other families and calls untested here.
+"""CUDA-graph decoding for Qwen2, which Unsloth supports for other model families only.
 
-Unsloth's `_decode_graphs` replays a captured decoding step where an eager one launches hundreds of
-small kernels. It is said to compute, bit for bit, what the eager step computes. Qwen2 runs through
-the same code as Llama; what it has more are the biases of q, k and v. So it is let in only after
-decoding the same prompts both ways, on this machine, with this model, gave the same bits.
+Unsloth's `_decode_graphs` replays a captured decoding step, where an eager step launches hundreds
+of small kernels. It should give bit-identical results. Qwen2 runs through the same code as Llama,
+plus biases of q, k and v. So it is allowed only after both ways of decoding have given the same
+bits for the same prompts, on this machine and with this model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,14 @@ from typing import Any
 FAMILY = "qwen2"
 ROWS = (1, 6, 64)  # one row, a few and many go through different matrix products
 PROMPT, TOKENS = 24, 12
-NOISE = 0.02  # a fresh adapter is all zeros in one factor and would hide a mistake in its path
+NOISE = 0.02  # factor B of a new adapter is zero, which would hide a mistake in the adapter
 
 
 def admit_decode_graphs(policy: Any, graphs: Any) -> str | None:
-    """Let Unsloth decode this policy's rollouts by CUDA graphs; returns why not, or None.
+    """Let Unsloth decode this policy's rollouts with CUDA graphs; returns why not, or None.
 
     `graphs` is the module unsloth.models._decode_graphs. The policy must be in inference mode. Its
-    weights, its random state and Unsloth's own switch are left as they were.
+    weights, the RNG state and Unsloth's own switch are restored.
     """
     if policy.device.type != "cuda":
         return "it needs an NVIDIA GPU"
@@ -29,18 +29,19 @@ def admit_decode_graphs(policy: Any, graphs: Any) -> str | None:
         known = family in graphs._SUPPORTED_MODEL_TYPES
         return None if known else f"it is not made for {family}"
     graphs._SUPPORTED_MODEL_TYPES.add(FAMILY)
-    # Buffers for the whole length from the start: growing them on the way would capture again, in
-    # a place that the comparison, which is short, does not reach.
+    # Allocate buffers for the whole length at once. Growing them later would capture the step
+    # again, at a length that the short comparison here does not test.
     graphs.PREALLOC = True
     with _adapter_noise(policy):
-        found = next(filter(None, (_difference(policy, graphs, rows) for rows in ROWS)), None)
-    if found:
+        reasons = (_difference(policy, graphs, rows) for rows in ROWS)
+        why_not = next(filter(None, reasons), None)
+    if why_not:
         graphs._SUPPORTED_MODEL_TYPES.discard(FAMILY)
-    return found
+    return why_not
 
 
 def _difference(policy: Any, graphs: Any, rows: int) -> str | None:
-    """How decoding by graphs differs from eager decoding of so many rows; None if it does not."""
+    """How decoding with graphs differs from eager decoding of `rows` rows; None if it does not."""
     import torch
 
     prompts = _prompts(policy, rows)
@@ -104,13 +105,13 @@ def _decode(policy: Any, prompts: tuple[Any, Any]) -> tuple[Any, Sequence[Any]]:
 
 
 def _replays(policy: Any, graphs: Any) -> int:
-    """Captured steps replayed so far."""
+    """How many captured steps were replayed so far."""
     return sum(state.replays for state in graphs._states(policy))
 
 
 @contextmanager
 def _adapter_noise(policy: Any) -> Iterator[None]:
-    """An adapter that does something, for as long as the comparison takes."""
+    """Give the adapter an effect during the comparison, by noise in its factor B."""
     import torch
 
     factors = [weight for name, weight in policy.named_parameters() if "lora_B" in name]

@@ -1,4 +1,4 @@
-"""Run the policy without training it: a generate function over it, in batches that fit."""
+"""Generate replies with the policy, in batches that fit the memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from posttrain.model.policy import inference_mode
 from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 
-LONGEST_ANSWER = 96  # tokens that surely hold an answer element of 64 characters and its tags
+LONGEST_ANSWER = 96  # tokens: enough for an answer element of 64 characters with its tags
 SHORTEST_ROUND = 32  # tokens: below it, reading the prompts again would cost more than it saves
 
 
@@ -25,13 +25,13 @@ class _Draft:
 
 
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
-    """A generate function over the policy, with its adapter on.
+    """A generate function that uses the policy, with its adapter on.
 
-    Prompts are batched by length and padded on the left. Once half of a batch has ended, the others
-    are put off until all prompts have had their turn, and then go on among their like: so one long
-    reply neither keeps a batch of ended ones busy nor pads fresh ones to its length. A batch that
-    does not fit the memory is halved and tried again, and loses nothing done before. Greedy at
-    temperature 0; above it the sampling is seeded and leaves the training's random state alone.
+    Prompts are batched by length and padded on the left. When half of a batch has ended, the other
+    half waits until all prompts were started, and is then continued in batches of similar length.
+    So a long reply neither keeps a batch of ended replies running nor pads new ones to its length.
+    If a batch does not fit the memory, it is halved and tried again; earlier replies are kept.
+    Temperature 0 is greedy; above 0 the sampling is seeded and does not change the training's RNG.
     """
     import torch
 
@@ -83,7 +83,7 @@ def _write(
     stop: "StopAtAnswer | None",
     sampling: dict[str, Any],
 ) -> None:
-    """Go on with every draft until half of them, or all, have ended."""
+    """Continue all drafts until half of them have ended."""
     import torch
     from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -114,7 +114,8 @@ def _write(
 
 
 class _Round:
-    """Ends each row at an end token, its limit or its answer, and all rows once half have ended."""
+    """Stopping criterion: a row ends at an end token, its limit or its answer; all rows end once
+    half of them have."""
 
     def __init__(
         self,
@@ -125,7 +126,7 @@ class _Round:
         stop: "StopAtAnswer | None",
     ) -> None:
         self.lengths: list[int | None] = [None] * len(left)
-        """New tokens of each row that has ended, the end token included."""
+        """Number of new tokens of each row that has ended, with its end token; else None."""
         self._width, self._written, self._left = width, written, left
         self._ends, self._stop = ends, stop
 
@@ -151,7 +152,7 @@ class _Round:
 
 
 def end_tokens(policy: Any, tokenizer: Any) -> set[int]:
-    """Ids that end a reply: the tokenizer's EOS and what else the model declares as one."""
+    """Ids that end a reply: the tokenizer's EOS and the end tokens that the model declares."""
     declared = policy.generation_config.eos_token_id
     several = declared if isinstance(declared, list) else [declared]
     return {int(i) for i in [tokenizer.eos_token_id, *several] if i is not None}
@@ -174,12 +175,12 @@ def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
 
 
 class StopAtAnswer:
-    """Knows a reply whose last line is a whole `<answer>NUMBER</answer>`."""
+    """Finds out whether a reply ends with a complete `<answer>NUMBER</answer>`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.closing = {number for token, number in tokenizer.get_vocab().items() if ">" in token}
-        """Tokens that may close the element, alone or with what follows it."""
+        """Ids of the tokens that contain `>`, and so may close the element."""
 
     def closed(self, reply: Sequence[int]) -> bool:
         return ends_with_answer(self._tokenizer.decode(reply[-LONGEST_ANSWER:]))

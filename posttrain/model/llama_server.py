@@ -1,4 +1,4 @@
-"""Serve a GGUF file with llama.cpp, to score it and to check it as those will run it who get it."""
+"""Serve a GGUF file with llama.cpp, to score and check it in the way in which users will run it."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ from posttrain.base.errors import ConfigError
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a model's name is that of a GGUF file.
+    """Whether the name of a model is that of a GGUF file.
 
     Raises:
         ConfigError: it ends in .gguf but is no file.
@@ -41,7 +41,7 @@ def serve(gguf: Path, context: int = 4096, parallel: int = 1) -> Iterator[str]:
     parameters.n_parallel = parallel
     for pool in (parameters.cpuparams, parameters.cpuparams_batch):
         pool.n_threads = _threads()
-        pool.poll = 0  # a waiting thread sleeps: spinning takes the cores of those it waits for
+        pool.poll = 0  # waiting threads sleep: busy waiting would take the cores from working ones
     parameters.verbosity = -1
     parameters.warmup = False
     try:

@@ -1,4 +1,4 @@
-"""Log-probabilities that the policy, or its reference, gives to replies."""
+"""Log-probabilities of replies under the policy or its reference."""
 
 import contextlib
 import math
@@ -15,9 +15,10 @@ from posttrain.model.policy import inference_mode
 def pair_log_probs(
     policy: Any, tokenizer: Any, pairs: Sequence[Pair], batch_size: int, reference: bool
 ) -> list[tuple[float, float]]:
-    """Summed log-probability, in nats, of (chosen, rejected) with its EOS given the prompt.
+    """Log-probability of (chosen, rejected) of each pair, given the prompt, in nats.
 
-    Scored by the policy, or by its reference.
+    It is the sum over the reply's tokens, EOS included. `reference` scores with the reference
+    instead of the policy.
     """
     rows = [
         (render(tokenizer, pair.prompt), reply + tokenizer.eos_token)
@@ -42,9 +43,9 @@ def token_log_probs(
     reference: bool,
     what: str,
 ) -> list[list[float]]:
-    """Log-probability, in nats, of every token that follows the first `n` of a sequence of ids.
+    """Log-probability, in nats, of each token of each sequence but its first `n`.
 
-    Takes (ids, n) of each sequence; `reference` turns the adapter off.
+    `sequences` holds (ids, n). `reference` scores with the reference instead of the policy.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The policy: the only file that imports unsloth. Loading, LoRA, modes, saving.
+"""Load, adapt and save the policy, and switch its modes. The only file that imports unsloth.
 
 The policy is the base model plus a LoRA adapter; the reference is the same weights with the adapter
 off. With no GPU, Unsloth trains on the CPU through the same calls.
@@ -26,7 +26,7 @@ from posttrain.model.device import Device
 from posttrain.model.trust import check_model_folder
 from posttrain.settings import Lora, Model, RolloutModel, Training
 
-# No Python and no pickle of a model, wherever it comes from.
+# Run no Python code and read no pickle of a model, wherever it comes from.
 TRUSTED = {"trust_remote_code": False, "use_safetensors": True}
 LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
 
@@ -35,13 +35,13 @@ def start(verbose: bool, threads: int | None) -> Device:
     """Import Unsloth, which must come before trl, transformers and peft, and find the device.
 
     Raises:
-        ConfigError: Unsloth refuses to start here, with what it said.
+        ConfigError: Unsloth refuses to start here; holds its message.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "outputs" / ".unsloth_cache"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Waiting threads sleep instead of spinning: on a CPU shared with anything else, spinning made
-    # single steps of the demo take thirty times as long.
+    # Waiting threads sleep. On a CPU that is shared with other programs, busy waiting made single
+    # steps of the demo take thirty times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with quiet(verbose):
         try:
@@ -71,7 +71,7 @@ def start(verbose: bool, threads: int | None) -> Device:
 
 @contextlib.contextmanager
 def quiet(verbose: bool) -> Iterator[None]:
-    """Hold back what libraries print; show it all if they fail."""
+    """Hide what libraries print, but show it all if they fail."""
     if verbose:
         yield
         return
@@ -86,15 +86,17 @@ def quiet(verbose: bool) -> Iterator[None]:
             yield
         succeeded = True
     finally:
-        if not succeeded and (said := held.getvalue().strip()):
-            print(said, file=sys.stderr)
+        if not succeeded and (printed := held.getvalue().strip()):
+            print(printed, file=sys.stderr)
 
 
 def local_or_hub(name: str) -> str:
-    """A model folder as an absolute path (relative ones also under the project), else the name.
+    """A model folder as an absolute path, or the name of a hub model as it is.
+
+    A relative path is looked for in the current folder and in the project.
 
     Raises:
-        ConfigError: there is no such folder, or it is not to be trusted.
+        ConfigError: there is no such folder, or it could run code.
     """
     for candidate in (Path(name).expanduser(), ROOT / name):
         if candidate.is_dir():
@@ -110,7 +112,7 @@ def load_tokenizer(model: Model) -> Any:
     """The model's tokenizer, with left padding.
 
     Raises:
-        ConfigError: neither a model folder nor a hub model in reach.
+        ConfigError: it is neither a model folder nor a hub model that can be reached.
     """
     name = local_or_hub(model.name)
     from transformers import AutoTokenizer  # takes seconds
@@ -130,10 +132,10 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def base_weights(model: Model) -> str:
-    """Which weights a run starts from: a folder's fingerprint, or hub repository and commit.
+    """The weights that a run starts from: a folder's fingerprint, or hub repository and commit.
 
     Raises:
-        ConfigError: the repository is not in reach.
+        ConfigError: the repository cannot be reached.
     """
     name = local_or_hub(model.name)
     if Path(name).is_dir():
@@ -142,7 +144,7 @@ def base_weights(model: Model) -> str:
 
     repository = name
     if "unsloth.models" in sys.modules:  # only on a GPU: importing it patches trl for one
-        # What from_pretrained does there: 4-bit comes from a repository that holds it, its newest.
+        # from_pretrained takes 4-bit weights from another repository, at its newest commit.
         mapping = importlib.import_module("unsloth.models.loader_utils")
         repository = mapping.get_model_name(name, model.load_in_4bit)
     revision = model.revision if repository.lower() == name.lower() else None
@@ -155,7 +157,7 @@ def base_weights(model: Model) -> str:
 
 
 def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[Any, Any]:
-    """The policy (a PeftModel whose new adapter changes nothing yet) and its tokenizer."""
+    """The policy, a PeftModel with a new adapter, and its tokenizer."""
     from transformers import set_seed
     from unsloth import FastLanguageModel
 
@@ -183,8 +185,8 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             **adapter.peft_arguments(lora),
         )
         adapter.remember_start(policy, lora)
-    tokenizer = _settle(policy, tokenizer)
-    # Unsloth's GPU path puts its own limit there, which would be saved with the adapter.
+    tokenizer = _set_up_generation(policy, tokenizer)
+    # Unsloth sets its own limit on a GPU, which would be saved with the adapter.
     tokenizer.model_max_length = load_tokenizer(model).model_max_length
     if isinstance(model, RolloutModel) and model.decode_graphs:
         _admit_decode_graphs(policy)
@@ -192,17 +194,17 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
 
 
 def _torch_dtype(name: str) -> Any:
-    """torch's own dtype: of strings, Unsloth's GPU path knows two. None leaves it the choice."""
+    """The torch dtype of a setting; None lets Unsloth choose. It refuses the text 'float32'."""
     import torch
 
     return None if name == "auto" else getattr(torch, name)
 
 
 def _vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
-    """What loading needs so that rollouts are sampled with vLLM; nothing where they are not.
+    """Arguments for loading a model whose rollouts are sampled with vLLM; empty without vLLM.
 
     Raises:
-        ConfigError: vLLM is asked for and cannot be used here.
+        ConfigError: vLLM is requested and cannot be used here.
     """
     import torch
 
@@ -214,26 +216,26 @@ def _vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
             return {}
         missing = "has no GPU" if installed else "has no vLLM (pip install vllm)"
         raise ConfigError(f"model.fast_inference: this machine {missing}; use auto or never")
-    rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM knows powers of two
+    rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM takes powers of two
     return {"fast_inference": True, "max_lora_rank": rank}
 
 
 def _admit_decode_graphs(policy: Any) -> None:
-    """Switch CUDA-graph decoding on where it is as good as eager decoding; say if it is not."""
+    """Switch on CUDA-graph decoding if it gives the same results; print whether it is used."""
     if "unsloth.models" not in sys.modules:  # Unsloth has no such module without a GPU
         why_not: str | None = "it needs an NVIDIA GPU"
     else:
         graphs = importlib.import_module("unsloth.models._decode_graphs")
         with inference_mode(policy):
             why_not = admit_decode_graphs(policy, graphs)
-    said = f"not used: {why_not}" if why_not else "give what eager decoding gives: used"
-    print(f"note: model.decode_graphs: CUDA graphs {said}")
+    verdict = f"not used: {why_not}" if why_not else "used: same results as eager decoding"
+    print(f"note: model.decode_graphs: CUDA graphs {verdict}")
 
 
 def load_for_scoring(
     name: str, load_in_4bit: bool, dtype: str, max_seq_length: int
 ) -> tuple[Any, Any]:
-    """A model folder, hub model or adapter folder, to generate with.
+    """The model and tokenizer of a model folder, hub model or adapter folder, to generate with.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -252,14 +254,15 @@ def load_for_scoring(
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"cannot load the model '{name}': {reason}") from None
-    return model, _settle(model, tokenizer)
+    return model, _set_up_generation(model, tokenizer)
 
 
-def _settle(policy: Any, tokenizer: Any) -> Any:
-    """Left padding, a padding token, and no sampling habits; returns the tokenizer.
+def _set_up_generation(policy: Any, tokenizer: Any) -> Any:
+    """Set left padding and a padding token, and remove the model's own sampling settings.
 
-    Models ship sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1) that generate()
-    would mix into every setting left unsaid. Ours come from the YAML alone.
+    Models come with sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1), which
+    generate() would use wherever the caller sets none. Ours come from the YAML alone. Returns the
+    tokenizer.
     """
     from transformers import GenerationConfig
 
@@ -276,8 +279,8 @@ def _settle(policy: Any, tokenizer: Any) -> Any:
 def drop_reference_copy(policy: Any) -> None:
     """Remove the copy of the adapter that stock trl adds as its reference.
 
-    Without it trl scores the reference with the adapter off, which a new adapter changes nothing
-    of; the kinds of which that is not true are scored before (posttrain/model/adapter.py).
+    Without it trl scores the reference with the adapter off, which is the same for an adapter that
+    starts with no effect. For the other kinds see posttrain/model/adapter.py.
     """
     if "ref" in policy.peft_config:
         policy.delete_adapter("ref")
@@ -285,10 +288,10 @@ def drop_reference_copy(policy: Any) -> None:
 
 @contextlib.contextmanager
 def full_precision(policy: Any, arguments: Any) -> Iterator[None]:
-    """Build a trainer whose policy in float32 stays in it where neither bf16 nor fp16 is asked for.
+    """Keep a float32 policy in float32 while its trainer is built, if bf16 and fp16 are both off.
 
-    On a GPU Unsloth's trainers would switch mixed precision on. They leave it off under the value
-    of this variable that means "the weights have the precision that is wanted".
+    On a GPU Unsloth's trainers would switch mixed precision on. They do not if this variable is
+    "bfloat16", which tells them that the weights have the right precision already.
     """
     import torch
 

@@ -25,9 +25,9 @@ def is_url(name: str) -> bool:
 def server_generator(
     url: str, evaluation: Evaluation, seed: int, model: str | None = None
 ) -> Generate:
-    """A generate function over `URL/chat/completions`, `evaluation.batch_size` requests at a time.
+    """A generate function that uses `URL/chat/completions`; see `asker`.
 
-    See `asker`.
+    It makes `evaluation.batch_size` requests at the same time.
     """
     ask = asker(url, evaluation, model)
 
@@ -46,14 +46,14 @@ def asker(
     key_variable: str = KEY_VARIABLE,
     patience_s: float = PATIENCE_S,
 ) -> Callable[[Conversation, int], Completion]:
-    """A function that has one conversation answered, given a seed; any thread may call it.
+    """A function (conversation, seed) -> completion, which several threads may call at once.
 
-    Without `model`, the first one that the server lists is asked. A key is taken from the
-    environment. An answer that takes longer than `patience_s`, and busy or failing ones, are asked
-    for again with growing pauses, or after the pause that the server names.
+    Without `model`, the first model that the server lists is used. The key comes from the
+    environment. A request is repeated if the answer takes longer than `patience_s` seconds, or if
+    the server is busy or fails: after growing pauses, or the pause that the server asks for.
 
     Raises:
-        ConfigError: the server cannot be reached, refuses the request or answers something else.
+        ConfigError: the server cannot be reached, refuses the request or gives another answer.
     """
     client = _client(url, key_variable, patience_s)
     name = model or _first_model(_request(client, "GET", "/models"), url)
@@ -98,9 +98,9 @@ def _request(client: httpx.Client, method: str, path: str, body: Any = None) -> 
                 return response.json()
             problem = f"status {response.status_code}"
             if response.status_code < 500 and response.status_code != 429:
-                said = _without_key(client, response.text)[:300]
-                raise ConfigError(f"{where} refused the request: {problem}: {said}")
-            pause = max(pause, _pause_asked_for(response))
+                answer = _without_key(client, response.text)[:300]
+                raise ConfigError(f"{where} refused the request: {problem}: {answer}")
+            pause = max(pause, _requested_pause(response))
         except httpx.TransportError as error:
             problem = str(error) or type(error).__name__
         except ValueError:
@@ -112,14 +112,14 @@ def _request(client: httpx.Client, method: str, path: str, body: Any = None) -> 
     )
 
 
-def _pause_asked_for(response: httpx.Response) -> float:
+def _requested_pause(response: httpx.Response) -> float:
     """Seconds of a Retry-After header (RFC 9110, 10.2.3); 0 where it is missing or a date."""
-    asked = response.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_PAUSE_S) if asked.isdecimal() else 0.0
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), LONGEST_PAUSE_S) if value.isdecimal() else 0.0
 
 
 def _without_key(client: httpx.Client, text: str) -> str:
-    """Text of the server, which may quote the key that it was sent."""
+    """An answer of the server with the key removed, in case it repeats the key."""
     key = client.headers.get("Authorization", "").removeprefix("Bearer ")
     return text.replace(key, "[key]") if key else text
 

@@ -1,9 +1,9 @@
-"""What a model folder or a checkpoint may hold: tensors and plain values, no code.
+"""Check that a model folder or a checkpoint holds tensors and plain values, and no code.
 
-A pickle runs whatever it says when it is read, and a model folder can ask for Python of its own. So
-weights are read from safetensors alone, remote code is never run, and the few files of a checkpoint
-that torch has to read are read with `weights_only=True`, which builds no object but those of a
-short list.
+Reading a pickle can run any code, and a model folder can ask to run Python files of its own. So
+weights are read from safetensors only, remote code is never run, and the few files of a checkpoint
+that torch has to read are read with `weights_only=True`, which creates only objects of a short list
+of types.
 """
 
 import json
@@ -26,13 +26,13 @@ CONFIGS = (
 
 
 def check_model_folder(folder: Path, where: str) -> None:
-    """Check that a local model or adapter folder asks for no code and has its weights as tensors.
+    """Check that a local model or adapter folder runs no code and has its weights in safetensors.
 
-    An adapter's base model is checked too where it is a local folder. `where` is what the message
-    calls the setting.
+    An adapter's base model is checked too if it is a local folder. `where` is the name of the
+    setting, for the message. Only JSON is read here.
 
     Raises:
-        ConfigError: it does not; nothing but its JSON was read.
+        ConfigError: it asks to run code, or has its weights only in pickles.
     """
     for name in CONFIGS:
         path = folder / name
@@ -67,7 +67,7 @@ def _read(path: Path, where: str) -> Any:
 
 
 def _asks_for_code(value: Any) -> str | None:
-    """The key, at any depth, by which a configuration asks for code of its own."""
+    """The key, at any depth, with which a configuration asks to run code of its own."""
     if isinstance(value, list):
         return next((key for item in value if (key := _asks_for_code(item))), None)
     if not isinstance(value, dict):
@@ -75,19 +75,19 @@ def _asks_for_code(value: Any) -> str | None:
     for key, inner in value.items():
         if key in ("auto_map", "custom_pipelines", "trust_remote_code") and inner:
             return str(key)
-        if found := _asks_for_code(inner):
-            return found
+        if key_inside := _asks_for_code(inner):
+            return key_inside
     return None
 
 
 def check_checkpoint(checkpoint: Path) -> None:
-    """Check that nothing in a checkpoint would run code when the trainer loads it.
+    """Check that no file of a checkpoint can run code when the trainer loads it.
 
-    The trainer reads the same files in the same way; doing it here first gives an answer before any
-    model is loaded. A manifest is no help against this: whoever swaps a file can write one.
+    The trainer reads the files in the same way, but only after the model is loaded. The manifest
+    does not protect against this: whoever replaces a file can write a manifest too.
 
     Raises:
-        CheckpointError: naming the file and what it asked for. Nothing of it was run.
+        CheckpointError: names the file and the object that it asks for. No code was run.
     """
     import torch
     from transformers.trainer_pt_utils import safe_globals
@@ -98,7 +98,7 @@ def check_checkpoint(checkpoint: Path) -> None:
         try:
             with safe_globals():
                 torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch's reader fails in many ways on what it does not know
+        except Exception as error:  # torch raises many kinds of errors here
             asked = re.search(r"GLOBAL (\S+)", str(error))
             reason = f"it asks for {asked[1]}" if asked else str(error).strip().split("\n")[0]
             raise CheckpointError(

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent, proven before they are used.
+"""Write checkpoints completely or not at all, and verify them before use.
 
-The trainer writes into a staging folder. When it is done, every file is synced, a manifest with
-sizes and SHA-256 is written last, and the folder is renamed to `step-NNNNNN`: a crash at any moment
-leaves the earlier checkpoints as they were. On resume a checkpoint counts only if every file is the
-one that the manifest names.
+The trainer writes into a staging folder. Then every file is synced, a manifest with sizes and
+SHA-256 is written, and the folder is renamed to `step-NNNNNN`. A crash at any moment leaves the
+earlier checkpoints as they were. A resume uses a checkpoint only if every file matches the
+manifest.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from posttrain.base.errors import CheckpointError, ConfigError
 from posttrain.base.files import sync_folder, write_json
 
 MANIFEST = "manifest.json"
-# A pickle, which nothing here reads, and an empty template of a model card.
+# A pickle that nothing here reads, and an empty model card.
 NOT_KEPT = ("training_args.bin", "README.md")
 
 
@@ -41,15 +41,16 @@ class CheckpointStore:
         keep: int,
         score: dict[str, Any] | None = None,
     ) -> Path:
-        """Seal what the trainer wrote and give it its name; then delete all but the newest `keep`
-        and the best.
+        """Make a checkpoint of the folder that the trainer wrote, then delete old checkpoints.
 
-        `facts` say which run this is a checkpoint of; they are compared on resume. `score` is what
-        Score.take() gave. The earlier checkpoints are deleted only once the new one has been read
-        back and verified.
+        Args:
+            facts: identify the run; a resume compares them.
+            keep: how many of the newest checkpoints to keep, in addition to the best one. The
+                others are deleted once the new one was read back and verified.
+            score: the result of Score.take().
 
         Raises:
-            CheckpointError: what is on the disk is not what was written.
+            CheckpointError: the files on the disk are not those that were written.
         """
         for name in NOT_KEPT:
             (written / name).unlink(missing_ok=True)
@@ -77,9 +78,11 @@ class CheckpointStore:
         return target
 
     def set_aside_after(self, step: int) -> None:
-        """Set checkpoints of later steps aside as `step-NNNNNN.later`, where `--resume PATH` went
-        back to an earlier one: they are of a course that is not followed any more, and would be
-        taken for the newest."""
+        """Rename checkpoints of later steps to `step-NNNNNN.later`.
+
+        `--resume PATH` can go back to an earlier checkpoint. The later ones are then no longer part
+        of the run, and must not be taken for the newest.
+        """
         for path in self.steps():
             if int(path.name[5:]) > step:
                 aside = path.with_name(f"{path.name}.later")
@@ -89,23 +92,23 @@ class CheckpointStore:
                 print(f"checkpoint {path.name} is of a later step; set aside as {aside.name}")
 
     def best(self) -> Path | None:
-        """The checkpoint with the highest score in its manifest, the newer of two equal ones."""
+        """The checkpoint with the highest score, the newer one if two are equal."""
         scores = {path: value for path in self.steps() if (value := _score(path)) is not None}
         return max(scores, key=lambda path: (scores[path], int(path.name[5:])), default=None)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that verifies, None if there is none at all.
+        """The newest checkpoint that is not damaged; None if there are no checkpoints.
 
-        A damaged one is named and set aside as `step-NNNNNN.damaged`; what was being written when
-        a run was killed is removed.
+        Damaged ones are printed and renamed to `step-NNNNNN.damaged`. The staging folder of a run
+        that was killed is removed.
 
         Raises:
-            CheckpointError: there are checkpoints and every one is damaged.
+            CheckpointError: all checkpoints are damaged.
         """
         if self.staging.exists():
             shutil.rmtree(self.staging)
-        found = self.steps()
-        for path in reversed(found):
+        checkpoints = self.steps()
+        for path in reversed(checkpoints):
             problems = verify(path)
             if not problems:
                 return path
@@ -114,10 +117,10 @@ class CheckpointStore:
                 shutil.rmtree(aside)
             path.rename(aside)
             print(f"checkpoint {path.name} is damaged ({problems[0]}); set aside as {aside.name}")
-        if found:
+        if checkpoints:
             raise CheckpointError(
-                f"{self.folder}: all {len(found)} checkpoints are damaged and were set aside. "
-                '"--resume never" starts over (the old folder is moved aside)'
+                f"{self.folder}: all {len(checkpoints)} checkpoints are damaged and were set "
+                'aside. "--resume never" starts over (the old folder is moved aside)'
             )
         return None
 
@@ -131,10 +134,10 @@ def _score(path: Path) -> float | None:
 
 
 class Score:
-    """The mean of a metric of the training batches since the last checkpoint.
+    """The mean of a training metric since the last checkpoint.
 
-    It is noisy and says nothing of held-out data, but it costs nothing: enough to keep, beside the
-    newest checkpoints, one from before a run went wrong.
+    It is noisy and not measured on held-out data, but it is free. It is good enough to keep one
+    checkpoint from before a run went wrong, in addition to the newest ones.
     """
 
     def __init__(self, metric: str) -> None:
@@ -142,14 +145,14 @@ class Score:
         self._values: list[float] = []
 
     def add(self, logs: dict[str, Any]) -> None:
-        """Take note of what the trainer logged."""
+        """Add the metrics that the trainer logged."""
         if self.metric in logs and math.isfinite(value := float(logs[self.metric])):
             self._values.append(value)
 
     def take(self) -> dict[str, Any] | None:
-        """`{"metric", "value", "logged"}` for a manifest, None if nothing was logged; starts anew.
+        """`{"metric", "value", "logged"}` for a manifest, None if nothing was logged; then reset.
 
-        `logged` is how many values the mean is of.
+        `logged` is the number of values in the mean.
         """
         values, self._values = self._values, []
         if not values:
@@ -159,7 +162,7 @@ class Score:
 
 
 def verify(path: Path) -> list[str]:
-    """What is wrong with a checkpoint folder; empty if every file is as its manifest says."""
+    """The problems of a checkpoint folder; empty if every file matches the manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         expected = dict(manifest["files"])
@@ -179,10 +182,10 @@ def verify(path: Path) -> list[str]:
 
 
 def check_same_run(path: Path, facts: dict[str, Any]) -> None:
-    """Check that a checkpoint is of a run with the same settings, data and versions.
+    """Check that a checkpoint comes from a run with the same settings, data and versions.
 
     Raises:
-        ConfigError: it is not, with every difference.
+        ConfigError: it does not; lists every difference.
     """
     earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
     changed = differences("", earlier, facts)
@@ -196,7 +199,7 @@ def check_same_run(path: Path, facts: dict[str, Any]) -> None:
 
 
 def differences(where: str, earlier: Any, now: Any) -> list[str]:
-    """`key.path was X, now Y` for every value in which two nested mappings differ."""
+    """`key.path was X, now Y` for each value that differs between two nested mappings."""
     if isinstance(earlier, dict) and isinstance(now, dict):
         keys = sorted(earlier.keys() | now.keys())
         inner = f"{where}." if where else ""

@@ -25,20 +25,20 @@ def in_order(to: Sequence[str]) -> list[str]:
     return [MERGED, *gguf, *(["ollama"] if "ollama" in to else [])] if to else []
 
 
-def merged_dtype(asked: str, to: Sequence[str]) -> str:
+def merged_dtype(requested: str, to: Sequence[str]) -> str:
     """The type of the merged weights, from `export.dtype`.
 
     Raises:
         ConfigError: a GGUF of another 16-bit type would round them a second time.
     """
-    if asked == "float16" and "gguf:bf16" in to:
+    if requested == "float16" and "gguf:bf16" in to:
         raise ConfigError(
             "gguf:bf16 would round float16 weights a second time: ask for gguf:f16, or for "
             "--dtype bfloat16"
         )
-    if asked == "auto":
+    if requested == "auto":
         return "bfloat16" if "gguf:bf16" in to else "float16"
-    return asked
+    return requested
 
 
 def disk_bytes(weights: int, targets: Sequence[str]) -> float:

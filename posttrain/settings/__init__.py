@@ -63,9 +63,9 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Compute type of the base weights. auto: the best that the device has."""
     min_gpu_memory_gb: float = Field(0.0, ge=0)
-    """GPU memory this config needs; a smaller GPU is refused before anything is loaded."""
-    smaller_config: str | None = None
-    """The config to name when this one does not fit the GPU."""
+    """GPU memory that this config needs. A GPU with less is refused before anything is loaded."""
+    config_without_bf16: str | None = None
+    """The config to use instead on a GPU without bfloat16. It needs the same memory."""
 
 
 class RolloutModel(Model):

@@ -22,8 +22,8 @@ class Health(Section):
     was not 0 and there was something to learn; null never stops. One is already a fault: AdamW
     moves each weight by about the learning rate, unless that is below the weight's precision."""
     patience: int = Field(10, ge=1)
-    """Steps in a row that a sign below must last before it is a warning: single steps of a few
-    prompts are noisy. After twice as many, the run stops if `stop_on` names the sign."""
+    """Warn once a metric is beyond one of the limits below for so many steps in a row: single steps
+    of a few prompts are noisy. After twice as many, the run stops if `stop_on` names the limit."""
 
 
 class PairHealth(Health):
@@ -33,7 +33,7 @@ class PairHealth(Health):
     rejected replies, and can widen it by making both unlikely: at 100 nats the policy would write
     almost anything else (likelihood displacement, https://arxiv.org/abs/2410.08847)."""
     stop_on: list[Literal["chosen_drop"]] = Field([])
-    """Signs that stop the run once they have lasted twice `patience`; the others only warn."""
+    """Limits that stop the run after twice `patience` steps beyond them; the others only warn."""
 
 
 class ProblemHealth(Health):
@@ -52,4 +52,4 @@ class ProblemHealth(Health):
     warns, nor is there one where training.beta is 0. Useful policies stay well below: at 1 the
     reference gives the policy's own tokens a third of the policy's probability."""
     stop_on: list[Literal["flat_groups", "truncated", "reasoning", "kl"]] = Field([])
-    """Signs that stop the run once they have lasted twice `patience`; the others only warn."""
+    """Limits that stop the run after twice `patience` steps beyond them; the others only warn."""

@@ -1,4 +1,4 @@
-"""The arguments of a trainer: what was asked for, and what trl or Unsloth made of it."""
+"""The arguments of a trainer: those requested, and how trl or Unsloth changed them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from posttrain.settings import Training
 def build_arguments(
     config_class: Any, training: Training, owned: dict[str, Any], verbose: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """The trainer's config object, and every argument that it was asked for.
+    """The trainer's config object, and all arguments that were requested.
 
     Raises:
         ConfigError: the class refuses a value.
     """
-    asked = {**training.model_dump(exclude={"extra"}), **training.extra, **owned}
+    requested = {**training.model_dump(exclude={"extra"}), **training.extra, **owned}
     try:
         with policy.quiet(verbose):
-            return config_class(**asked), asked
+            return config_class(**requested), requested
     except (TypeError, ValueError) as error:
         raise ConfigError(f"training: {config_class.__name__} refuses it: {error}") from None
 
 
 def owned_arguments(run: RunFolder, name: str, report_to: Sequence[str]) -> dict[str, Any]:
-    """The arguments that the scripts decide, the same for both trainers."""
+    """The arguments that the user cannot set, the same for both trainers."""
     return {
         "output_dir": str(run.checkpoints.staging),
         "run_name": name,
@@ -40,31 +40,32 @@ def owned_arguments(run: RunFolder, name: str, report_to: Sequence[str]) -> dict
     }
 
 
-def changes(asked: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
-    """Arguments whose value in the trainer is not what was asked for: `{name: {asked, used}}`.
+def changes(requested: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
+    """Arguments whose value in the trainer is not the requested one: `{name: {asked, used}}`.
 
-    trl and Unsloth adjust some behind the user's back (precision, optimizer, batch size).
+    trl and Unsloth change some without a message (precision, optimizer, batch size).
     """
     fields = {field.name for field in dataclasses.fields(arguments)}
-    found = {}
-    for name, wanted in asked.items():
-        if wanted is None:  # asked for the library's own choice
+    changed = {}
+    for name, wanted in requested.items():
+        if wanted is None:  # the library chooses
             continue
         used = getattr(arguments, name) if name in fields else None
-        used = getattr(used, "value", used)  # an enum member stands for its name
+        used = getattr(used, "value", used)  # the text of an enum member
         if used != wanted and not _same(wanted, used):
-            found[name] = {"asked": wanted, "used": used}
-    return found
+            changed[name] = {"asked": wanted, "used": used}
+    return changed
 
 
 def _same(wanted: Any, used: Any) -> bool:
-    """Equal but for a form that transformers gives it: a list of one, 'none' as no integration."""
+    """Whether two values are equal. transformers changes the form of some: it puts a value in a
+    list, and makes 'none' an empty list."""
     return used == [wanted] or (wanted == "none" and used == []) or str(used) == str(wanted)
 
 
-def report_changes(asked: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
-    """Print the changes, one line each, and return them for the record."""
-    found = changes(asked, arguments)
-    for name, values in found.items():
+def report_changes(requested: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
+    """Print the changed arguments, one line each, and return them."""
+    changed = changes(requested, arguments)
+    for name, values in changed.items():
         print(f"note: training.{name} was {values['asked']!r}; here it is {values['used']!r}")
-    return found
+    return changed

@@ -1,4 +1,4 @@
-"""Rows of trl's preference trainer as batches: none of them cut, and of like length together."""
+"""Batches of trl's DPO trainer: check that no row is cut, and group rows of similar length."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from posttrain.base.errors import DataError
 
 
 def pair_lengths(rows: Any) -> list[int]:
-    """Tokens of each pair's prompt and longer reply: the width that the pair needs in a batch."""
+    """The width of each pair in a batch: tokens of its prompt and of its longer reply."""
     columns = (rows[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     return [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
 
 
 def check_whole(trainer: Any, pairs: int) -> None:
-    """Check that trl left no pair out and will cut none: it would do both without a word.
+    """Check that trl has dropped no pair and will cut none. It does both without a message.
 
     Raises:
         DataError: a pair is longer than the limit.
@@ -27,11 +27,11 @@ def check_whole(trainer: Any, pairs: int) -> None:
 
 
 def group_by_length(trainer: Any) -> None:
-    """Let the trainer draw batches of like length, the same ones in a run that was resumed.
+    """Let the trainer put rows of similar length in a batch, in an order that a resume keeps.
 
-    The rule is transformers' own, which does not fit here as it is: it looks for a column that trl
-    has removed, and draws from the global random state, which a resumed run has lost at the start
-    of its epoch. Here the order follows from the seed and the epoch alone.
+    transformers' own sampler cannot be used directly: it reads a column that trl removes, and it
+    uses the global RNG, which in a resumed run is not what it was at the start of the epoch. Here
+    the order depends only on the seed and the epoch.
     """
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices

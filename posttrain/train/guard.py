@@ -1,8 +1,8 @@
-"""What keeps a training step from ruining a run, for both of trl's trainers.
+"""Training steps that survive a full memory, bad losses and signals, for both of trl's trainers.
 
-A subclass of the class that is found (trl's own, or the one that Unsloth puts in its place on a
-GPU) runs each micro-batch in parts that fit the memory, keeps the micro-batches of a step until
-their losses are known to be finite, and lets a signal end a step that need not be finished.
+A subclass of the trainer (trl's own, or the one that Unsloth puts in its place on a GPU) runs each
+micro-batch in parts that fit the memory, reports it to the Watch, which checks the loss before the
+optimizer step, and lets a signal end a step in the middle.
 """
 
 import gc
@@ -14,19 +14,19 @@ from posttrain.train.micro_batches import Batch, Part
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device's memory, or the machine's, was full."""
+    """Whether an error means that the memory of the GPU or of the machine is full."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    said = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and (
-        "CUBLAS_STATUS_ALLOC_FAILED" in said or "DefaultCPUAllocator: can't allocate" in said
+        "CUBLAS_STATUS_ALLOC_FAILED" in message or "DefaultCPUAllocator: can't allocate" in message
     )
 
 
 def free_memory() -> None:
-    """Give back what a failed attempt held; call it once its error is out of scope."""
+    """Free the memory that a failed attempt held. Call it once its error is out of scope."""
     import torch
 
     gc.collect()
@@ -34,17 +34,20 @@ def free_memory() -> None:
 
 
 def guarded(trainer_class: Any) -> Any:
-    """What both trainers share; posttrain/train/guarded_trainers.py knows how a batch divides."""
+    """The part of the subclass that both trainers share.
+
+    How a micro-batch is divided differs: see posttrain/train/guarded_trainers.py.
+    """
 
     class Guarded(trainer_class):  # type: ignore[misc]  # known only at run time
         watch: Any = None
-        """The posttrain.train.watch.Watch that is told what happens; None guards nothing."""
+        """The posttrain.train.watch.Watch to report to; None switches all of this off."""
         rows_at_once: int | None = None
-        """Rows of a micro-batch that fit the memory; None is all of them."""
-        _stepping = False  # in a training step, not an evaluation
-        _batch: Batch | None = None  # the micro-batch at hand, once it is prepared
+        """How many rows of a micro-batch fit the memory; None is all of them."""
+        _stepping = False  # in a training step, not in an evaluation
+        _batch: Batch | None = None  # the current micro-batch, once it is prepared
         _parts: list[Part]
-        _next = 0  # the part to run
+        _next = 0  # index of the part to run
         _grads: list[tuple[Any, Any]]  # (weight, its gradient) before the micro-batch
         _logged: dict[str, list[float]]  # metrics before it
 
@@ -57,7 +60,7 @@ def guarded(trainer_class: Any) -> Any:
                 return super().training_step(model, inputs, num_items_in_batch)
             self._batch, self._stepping = None, True
             try:
-                with self.watch.abandoning(self.state.global_step):
+                with self.watch.interruptible(self.state.global_step):
                     loss = self._until_it_fits(model, inputs, num_items_in_batch)
             finally:
                 batch, self._batch, self._stepping = self._batch, None, False
@@ -72,8 +75,8 @@ def guarded(trainer_class: Any) -> Any:
                     if self._batch is None or not is_out_of_memory(error):
                         raise
                     rows = max(self.count(part.inputs) for part in self._parts)
-                # Only here, where the error and the tensors in its frames are gone.
-                self._rewind()
+                # Outside of `except`: the error holds the tensors of the failed attempt.
+                self._undo_attempt()
                 free_memory()
                 # DDP averages at each backward pass, so processes must make the same number.
                 if rows == 1 or not self.divisible() or distributed.processes() > 1:
@@ -96,25 +99,25 @@ def guarded(trainer_class: Any) -> Any:
             return total
 
         def _prepare_inputs(self, inputs: Any) -> Any:
-            """transformers calls this at the start of a training step, for the device's tensors."""
+            """transformers calls this at the start of a training step; returns the next part."""
             if not self._stepping:
                 return super()._prepare_inputs(inputs)
             if self._batch is None:
                 self._batch = super()._prepare_inputs(inputs)
-                self._remember()
+                self._save_before_attempt()
             if self._next == 0:
                 self._parts = self.split(self._batch)
             return self._parts[self._next].inputs
 
-        def _remember(self) -> None:
-            """What a failed attempt would leave behind: half a gradient, and metrics twice."""
+        def _save_before_attempt(self) -> None:
+            """Save what a failed attempt would change: gradients and metrics."""
             self._grads = [
                 (weight, None if weight.grad is None else weight.grad.clone())
                 for weight in self.watch.weights
             ]
             self._logged = {name: list(values) for name, values in self._metrics["train"].items()}
 
-        def _rewind(self) -> None:
+        def _undo_attempt(self) -> None:
             for weight, grad in self._grads:
                 weight.grad = None if grad is None else grad.clone()
             self._metrics["train"].clear()
@@ -124,7 +127,8 @@ def guarded(trainer_class: Any) -> Any:
             pass
 
         def _merge_metrics(self) -> None:
-            """One figure for the micro-batch in place of one a part, as trl averages over them."""
+            """Replace the metrics of the parts by one value for the micro-batch: trl would give
+            each part the same weight."""
             for name, values in self._metrics["train"].items():
                 earlier = self._logged.get(name, [])
                 new = values[len(earlier) :]

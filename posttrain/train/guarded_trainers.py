@@ -1,4 +1,4 @@
-"""trl's DPO and GRPO trainers under guard: how their micro-batches divide, and what they hold."""
+"""The guarded subclasses of trl's DPO and GRPO trainers: how each divides its micro-batches."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from posttrain.train.guard import free_memory, guarded, is_out_of_memory
 from posttrain.train.micro_batches import (
     Batch,
     Part,
-    describe_completions,
-    describe_pairs,
+    completions_as_text,
     join_scores,
     pair_count,
+    pairs_as_text,
     split_completions,
     split_pairs,
 )
@@ -25,7 +25,7 @@ def guarded_dpo(trainer_class: Any) -> Any:
 
         @property
         def _total_train_tokens(self) -> int:
-            """trl's count of tokens, kept where a checkpoint keeps it."""
+            """trl's count of tokens, kept in the trainer state, which a checkpoint saves."""
             return int(self.state.num_input_tokens_seen)
 
         @_total_train_tokens.setter
@@ -45,18 +45,18 @@ def guarded_dpo(trainer_class: Any) -> Any:
             return split_pairs(batch, rows, self.loss_types, self.loss_weights)
 
         def divisible(self) -> bool:
-            """Whether the loss is a sum over pairs; aot sorts them, and others mix their means."""
+            """Whether the loss is a sum over pairs. aot sorts the pairs, and others mix means."""
             return not (
                 {"aot", "aot_unpaired"} & set(self.loss_types)
                 or ("sft" in self.loss_types and self.use_weighting)
                 or self.aux_loss_enabled
             )
 
-        def describe(self, batch: Batch) -> list[dict[str, Any]]:
-            return describe_pairs(batch, self.processing_class.decode)
+        def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
+            return pairs_as_text(batch, self.processing_class.decode)
 
         def learnable(self, batch: Batch) -> Any:
-            """Above 0 where the micro-batch has something to teach: a pair always has."""
+            """Above 0 if the micro-batch has something to learn from, which pairs always have."""
             return batch["input_ids"].new_ones(())
 
         def compute_loss(
@@ -74,25 +74,26 @@ def guarded_dpo(trainer_class: Any) -> Any:
             finally:
                 self.loss_weights = own
 
-        def _remember(self) -> None:
-            super()._remember()
+        def _save_before_attempt(self) -> None:
+            super()._save_before_attempt()
             self._tokens = self._total_train_tokens
 
-        def _rewind(self) -> None:
-            super()._rewind()
+        def _undo_attempt(self) -> None:
+            super()._undo_attempt()
             self._total_train_tokens = self._tokens
 
     return GuardedDPO
 
 
 def guarded_grpo(trainer_class: Any) -> Any:
-    """The guarded subclass of a GRPOTrainer: generation, scoring, training are sized separately."""
+    """The guarded subclass of a GRPOTrainer. Generation, scoring and training each find their own
+    batch size."""
 
     class GuardedGRPO(guarded(trainer_class)):  # type: ignore[misc]
         prompts_at_once: int | None = None
-        """Prompts to generate for at once; None is all of them."""
+        """How many prompts to generate for at once; None is all of them."""
         scored_at_once: int | None = None
-        """Completions to score at once without a gradient, at beta above 0; None is trl's size."""
+        """How many completions to score at once without a gradient; None is trl's own size."""
         rows_at_once: int | None
         current_gradient_accumulation_steps: float
 
@@ -103,19 +104,19 @@ def guarded_grpo(trainer_class: Any) -> Any:
             return split_completions(batch, self.rows_at_once or self.count(batch), self.loss_type)
 
         def divisible(self) -> bool:
-            """Whether the loss is a sum over completions, and not over a quantile of their tokens
-            or with an entropy bonus that is averaged otherwise."""
+            """Whether the loss is a sum over completions. It is not with a quantile of their tokens
+            or with an entropy bonus, which have means of their own."""
             return not (
                 self.top_entropy_quantile < 1
                 or self._entropy_bonus_enabled
                 or self.aux_loss_enabled
             )
 
-        def describe(self, batch: Batch) -> list[dict[str, Any]]:
-            return describe_completions(batch, self.processing_class.decode, self.reward_func_names)
+        def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
+            return completions_as_text(batch, self.processing_class.decode, self.reward_func_names)
 
         def learnable(self, batch: Batch) -> Any:
-            """Above 0 where some completion has an advantage."""
+            """Above 0 if some completion has an advantage other than 0."""
             return batch["advantages"].abs().max()
 
         def compute_loss(
@@ -125,8 +126,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
             return_outputs: bool = False,
             num_items_in_batch: Any = None,
         ) -> Any:
-            """The part's share of the loss goes into the number that the loss is divided by:
-            Unsloth's backward pass takes no account of what its result is multiplied by."""
+            """Weight a part's loss by changing the number that it is divided by. Multiplying the
+            loss would change nothing with Unsloth, whose backward pass ignores the factor."""
             whole = self.current_gradient_accumulation_steps
             if self._batch is not None:
                 self.current_gradient_accumulation_steps = whole / self._parts[self._next].weight
@@ -143,7 +144,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
             return self._rewards
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
-            """trl's micro-batches, with the rewards [B, functions] that their advantages are of."""
+            """trl's micro-batch with one more entry: `rewards`, of shape (B, reward functions)."""
             return {**super()._generate_and_score_completions(inputs), "rewards": self._rewards}
 
         def _generate_single_turn(self, prompt_ids: Any, *rest: Any, **named: Any) -> Any:
@@ -162,7 +163,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
                     if not is_out_of_memory(error):
                         raise
                 if checkpointing and not self.model.is_gradient_checkpointing:
-                    # trl turns it off to generate, and an error keeps it from turning it on again
+                    # trl turns it off to generate; after an error it does not turn it on again.
                     options = self.args.gradient_checkpointing_kwargs
                     self.model.gradient_checkpointing_enable(options)
                 free_memory()
@@ -175,9 +176,9 @@ def guarded_grpo(trainer_class: Any) -> Any:
         def _get_per_token_logps_and_entropies(
             self, model: Any, ids: Any, mask: Any, *rest: Any, **named: Any
         ) -> Any:
-            """Scoring without a gradient, before the loss, is cut by rows where memory is short.
+            """Score completions without a gradient, in fewer rows at once if memory runs out.
 
-            trl cuts it by `batch_size`; Unsloth packs all rows into one, whatever the size says.
+            trl has `batch_size` for this, but Unsloth ignores it and packs all rows into one.
             """
             import torch
 

@@ -1,7 +1,8 @@
-"""The rules that a run's health is judged by: streams of figures in, events out. No torch here.
+"""The rules that judge the health of a run: they read metrics and return events. No torch here.
 
-A fault stops the run: a loss or weight that is no finite number, fp16 that skips every step,
-weights that do not move. A sign is first a warning: it may pass.
+A fault stops the run at once: a loss or weight that is not a finite number, fp16 that skips every
+step, weights that do not change. A metric out of its range first gives a warning, because it may
+come back.
 """
 
 import math
@@ -12,12 +13,12 @@ from typing import Any, Literal
 from posttrain.settings import PairHealth, ProblemHealth
 
 Row = Mapping[str, Any]
-"""What the trainer logs of a step, or the mean over the steps since the last one it logged."""
+"""The metrics of a step as the trainer logs them, or their mean since it last logged."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """A line of health.jsonl."""
+    """Something that the rules found: a line of health.jsonl."""
 
     step: int
     kind: str
@@ -28,30 +29,30 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Sign:
-    """Something in the metrics that warns when it lasts."""
+class Rule:
+    """A limit for a metric. A metric that stays beyond its limit gives a warning."""
 
     kind: str
     measure: Callable[[int, Row], float | None]
-    """(steps that the row covers, row) -> the figure; None where the row has none."""
-    threshold: float
-    below: bool
-    """Whether the sign is a figure below the threshold, and not one from it up."""
+    """(number of steps in the row, row) -> the value to judge; None if the row has none."""
+    limit: float
+    is_minimum: bool
+    """True: values below the limit break the rule. False: values at or above the limit do."""
     message: str
-    """Text with {value}, {threshold} and {steps}."""
+    """Text with {value}, {limit} and {steps}."""
 
-    def shows(self, value: float) -> bool:
-        return value < self.threshold if self.below else value >= self.threshold
+    def is_broken_by(self, value: float) -> bool:
+        return value < self.limit if self.is_minimum else value >= self.limit
 
 
-def signs_of(health: PairHealth | ProblemHealth, beta: float) -> list[Sign]:
-    """The signs that these settings watch for, in the metrics that trl logs."""
+def rules_for(health: PairHealth | ProblemHealth, beta: float) -> list[Rule]:
+    """The rules that these settings ask for, on the metrics that trl logs."""
     if isinstance(health, PairHealth):
-        return _pair_signs(health, beta)
-    return _problem_signs(health)
+        return _pair_rules(health, beta)
+    return _problem_rules(health)
 
 
-def _pair_signs(health: PairHealth, beta: float) -> list[Sign]:
+def _pair_rules(health: PairHealth, beta: float) -> list[Rule]:
     if health.max_chosen_drop is None:
         return []
 
@@ -61,47 +62,47 @@ def _pair_signs(health: PairHealth, beta: float) -> list[Sign]:
 
     message = (
         "for {steps} steps the chosen replies have been less likely than under the reference, by "
-        "{value:.0f} nats a reply (health.max_chosen_drop = {threshold:g}): the policy unlearns "
-        "both replies. Lower training.learning_rate, raise training.beta, or add sft to "
-        "training.loss_type"
+        "{value:.0f} nats a reply (health.max_chosen_drop = {limit:g}): the policy makes "
+        "both replies less likely. Lower training.learning_rate, raise training.beta, or add sft "
+        "to training.loss_type"
     )
-    return [Sign("chosen_drop", drop, health.max_chosen_drop, False, message)]
+    return [Rule("chosen_drop", drop, health.max_chosen_drop, False, message)]
 
 
-def _problem_signs(health: ProblemHealth) -> list[Sign]:
-    signs = []
+def _problem_rules(health: ProblemHealth) -> list[Rule]:
+    rules = []
     if health.max_flat_groups is not None:
         message = (
             "for {steps} steps {value:.0%} of the groups have had one reward for all completions "
-            "(health.max_flat_groups = {threshold:.0%}): they teach nothing. The problems are too "
+            "(health.max_flat_groups = {limit:.0%}): they teach nothing. The problems are too "
             "easy or too hard, the reward does not tell completions apart, or num_generations is "
             "too small"
         )
         measure = _logged("frac_reward_zero_std")
-        signs.append(Sign("flat_groups", measure, health.max_flat_groups, False, message))
+        rules.append(Rule("flat_groups", measure, health.max_flat_groups, False, message))
     if health.max_truncated is not None:
         message = (
             "for {steps} steps {value:.0%} of the completions have hit the length limit "
-            "(health.max_truncated = {threshold:.0%}): raise training.max_completion_length"
+            "(health.max_truncated = {limit:.0%}): raise training.max_completion_length"
         )
         measure = _logged("completions/clipped_ratio")
-        signs.append(Sign("truncated", measure, health.max_truncated, False, message))
+        rules.append(Rule("truncated", measure, health.max_truncated, False, message))
     if health.min_reasoning is not None:
         message = (
             "for {steps} steps the text before the answer has been {value:.0%} of its first length "
-            "(health.min_reasoning = {threshold:.0%}): the policy stops reasoning. See "
+            "(health.min_reasoning = {limit:.0%}): the policy stops reasoning. See "
             "samples.jsonl; the format may pay too much beside the right answer"
         )
         measure = _share_of_the_first("completions/reasoning", health.patience)
-        signs.append(Sign("reasoning", measure, health.min_reasoning, True, message))
+        rules.append(Rule("reasoning", measure, health.min_reasoning, True, message))
     if health.max_kl is not None:
         message = (
             "for {steps} steps the KL divergence from the reference has been {value:.2f} nats a "
-            "token (health.max_kl = {threshold:g}): lower training.learning_rate or raise "
+            "token (health.max_kl = {limit:g}): lower training.learning_rate or raise "
             "training.beta"
         )
-        signs.append(Sign("kl", _logged("kl"), health.max_kl, False, message))
-    return signs
+        rules.append(Rule("kl", _logged("kl"), health.max_kl, False, message))
+    return rules
 
 
 def _logged(name: str) -> Callable[[int, Row], float | None]:
@@ -113,79 +114,88 @@ def _logged(name: str) -> Callable[[int, Row], float | None]:
 
 
 def _share_of_the_first(name: str, steps: int) -> Callable[[int, Row], float | None]:
-    """The figure over its mean in the first `steps` steps, once these are past."""
+    """The metric divided by its mean over the first `steps` steps; None until these are over."""
     total, seen = 0.0, 0
 
-    def measure(covered: int, row: Row) -> float | None:
+    def measure(new_steps: int, row: Row) -> float | None:
         nonlocal total, seen
         value = row.get(name)
         if value is None:
             return None
         if seen < steps:
-            total, seen = total + covered * float(value), seen + covered
+            total, seen = total + new_steps * float(value), seen + new_steps
             return None
         return float(value) * seen / total if total > 0 else None
 
     return measure
 
 
-class Signs:
-    """Which signs have lasted long enough: after `patience` steps a warning, after twice as many
-    a stop for the kinds in `stop_on`. A sign that passes and comes back warns again."""
+class RuleWatcher:
+    """Counts for how many steps in a row each rule has been broken.
 
-    def __init__(self, signs: Sequence[Sign], patience: int, stop_on: Sequence[str]) -> None:
-        self._signs = signs
+    After `patience` steps there is a warning, and after twice as many the run stops if `stop_on`
+    names the rule. A rule that is kept for a while and broken again warns again.
+    """
+
+    def __init__(self, rules: Sequence[Rule], patience: int, stop_on: Sequence[str]) -> None:
+        self._rules = rules
         self._patience = patience
         self._stop_on = stop_on
-        self._lasted = {sign.kind: 0 for sign in signs}
+        self._broken_steps = {rule.kind: 0 for rule in rules}
         self._last_step = 0
 
     def observe(self, step: int, row: Row) -> list[Event]:
-        """The events of one row of metrics; rows come in the order of their steps."""
-        covered, self._last_step = step - self._last_step, step
+        """The events that a row of metrics gives. Call it with the rows in order of their steps."""
+        new_steps, self._last_step = step - self._last_step, step
         events = []
-        for sign in self._signs:
-            value = sign.measure(covered, row)
+        for rule in self._rules:
+            value = rule.measure(new_steps, row)
             if value is None:
                 continue
-            was = self._lasted[sign.kind]
-            now = self._lasted[sign.kind] = was + covered if sign.shows(value) else 0
-            action = self._action(sign.kind, was, now)
+            before = self._broken_steps[rule.kind]
+            after = before + new_steps if rule.is_broken_by(value) else 0
+            self._broken_steps[rule.kind] = after
+            action = self._action(rule.kind, before, after)
             if action is not None:
-                message = sign.message.format(value=value, threshold=sign.threshold, steps=now)
-                events.append(Event(step, sign.kind, message, value, sign.threshold, action))
+                message = rule.message.format(value=value, limit=rule.limit, steps=after)
+                events.append(Event(step, rule.kind, message, value, rule.limit, action))
         return events
 
-    def go_on_after(self, step: int) -> None:
-        """The next row covers the steps after `step`, whatever was observed of those before."""
+    def resume_after(self, step: int) -> None:
+        """Count the next row from `step` on, even if the rows before it ended at another step."""
         self._last_step = step
 
-    def _action(self, kind: str, was: int, now: int) -> Literal["warned", "stopped"] | None:
-        if kind in self._stop_on and was < 2 * self._patience <= now:
+    def _action(self, kind: str, before: int, after: int) -> Literal["warned", "stopped"] | None:
+        if kind in self._stop_on and before < 2 * self._patience <= after:
             return "stopped"
-        return "warned" if was < self._patience <= now else None
+        return "warned" if before < self._patience <= after else None
 
 
-class Updates:
-    """What each optimizer step did to the weights."""
+class UpdateCheck:
+    """Checks what each optimizer step did to the weights."""
 
     def __init__(self, max_skipped_steps: int | None, max_still_steps: int | None) -> None:
         self._max_skipped = max_skipped_steps
         self._max_still = max_still_steps
         self._skipped = 0
-        self._still = 0
+        self._unchanged = 0
         self._norms: list[float] | None = None
 
     def observe(
         self, step: int, norms: list[float], learning_rate: float, skipped: bool, learnable: bool
     ) -> Event | None:
-        """`norms` holds the norm of every trainable tensor after the step; `skipped` says that the
-        loss scaler left the step out, `learnable` that its rows had something to learn."""
+        """The event that stops the run after this step, or None.
+
+        Args:
+            norms: the norm of every trainable tensor after the step.
+            skipped: whether the loss scaler skipped the step.
+            learnable: whether the step had anything to learn from.
+        """
         bad = sum(not math.isfinite(norm) for norm in norms)
         if bad:
             message = (
                 f"{bad} of {len(norms)} trained tensors hold NaN or infinity: the gradient of this "
-                "step was no finite number. Lower training.learning_rate, or train in bf16 or "
+                "step was not a finite number. Lower training.learning_rate, or train in bf16 or "
                 "float32"
             )
             return Event(step, "weights_not_finite", message, float(bad), 0.0, "stopped")
@@ -200,14 +210,14 @@ class Updates:
             )
             return self._stop(step, "skipped_steps", message, self._skipped, self._max_skipped)
         if not skipped and learning_rate > 0 and learnable:
-            self._still = 0 if moved else self._still + 1
-        if self._max_still and self._still >= self._max_still:
+            self._unchanged = 0 if moved else self._unchanged + 1
+        if self._max_still and self._unchanged >= self._max_still:
             message = (
-                f"{self._still} optimizer steps at learning rate {learning_rate:g} changed no "
+                f"{self._unchanged} optimizer steps at learning rate {learning_rate:g} changed no "
                 "weight (health.max_still_steps): it is too small for the weights' precision, or "
                 "nothing that is trained reaches the loss (see lora.target_modules)"
             )
-            return self._stop(step, "still_weights", message, self._still, self._max_still)
+            return self._stop(step, "still_weights", message, self._unchanged, self._max_still)
         return None
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Micro-batches of trl's trainers: cut into parts whose losses add up, and written as text.
+"""Split micro-batches of trl's trainers into parts whose losses add up, and write them as text.
 
 A DPO micro-batch stacks B chosen rows on B rejected ones; a GRPO micro-batch holds one completion a
 row. Both are dictionaries of tensors with the rows in the first dimension.
@@ -18,16 +18,16 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a micro-batch, and what their loss counts for in the loss of the whole."""
+    """Some rows of a micro-batch, and their weight in its loss and metrics."""
 
     inputs: Batch
     share: float
-    """What its metrics count for: its share of the pairs (DPO) or of the tokens (GRPO), as trl's
-    metrics are means over these."""
+    """Weight in the metrics: the share of the pairs (DPO) or tokens (GRPO), over which trl's
+    metrics are means."""
     weight: float = 1.0
     """Factor of the part's loss."""
     loss_weights: tuple[float, ...] = ()
-    """DPO: one factor a loss of training.loss_type, in place of the trainer's own."""
+    """DPO only: the weight of each loss in training.loss_type, in place of the trainer's own."""
 
 
 def pair_count(batch: Batch) -> int:
@@ -38,7 +38,7 @@ def pair_count(batch: Batch) -> int:
 def split_pairs(
     batch: Batch, rows: int, loss_types: list[str], loss_weights: list[float]
 ) -> list[Part]:
-    """Parts of at most `rows` pairs. trl averages each loss over pairs, but sft over tokens."""
+    """Split into parts of at most `rows` pairs. trl averages losses over pairs, sft over tokens."""
     import torch
 
     count = pair_count(batch)
@@ -64,7 +64,7 @@ def split_pairs(
 
 
 def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
-    """Parts of at most `rows` completions. trl's loss types differ in what they average over."""
+    """Split into parts of at most `rows` completions. Each loss type has its own kind of mean."""
     count = len(batch["completion_ids"])
     if rows >= count:
         return [Part(batch, 1.0)]
@@ -84,10 +84,10 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
 
 
 def join_scores(parts: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
-    """Log-probabilities (rows, tokens) of parts of a batch as those of the batch.
+    """Join log-probabilities of parts of a batch, (rows, tokens) each, into those of the batch.
 
-    Unsloth's are as wide as the completions and the most padding that any row has on its left;
-    what a part with less of it lacks there is masked in the loss.
+    Unsloth's are wider than the completions by the left padding of the most padded row. Narrower
+    parts are padded on the left with zeros, which the loss masks.
     """
     import torch
 
@@ -103,7 +103,7 @@ def _rows(value: Any, which: slice) -> Any:
     return value if value is None or getattr(value, "ndim", 1) == 0 else value[which]
 
 
-def describe_pairs(batch: Batch, decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:
+def pairs_as_text(batch: Batch, decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:
     """Prompt, chosen and rejected of each pair, as text and token ids."""
     count = pair_count(batch)
     rows = []
@@ -121,7 +121,7 @@ def describe_pairs(batch: Batch, decode: Callable[[list[int]], str]) -> list[dic
     return [_with_text(row, decode) for row in rows]
 
 
-def describe_completions(
+def completions_as_text(
     batch: Batch, decode: Callable[[list[int]], str], reward_names: list[str]
 ) -> list[dict[str, Any]]:
     """Prompt, completion, advantage and rewards of each row; texts and token ids."""
@@ -142,7 +142,7 @@ def _with_text(row: dict[str, Any], decode: Callable[[list[int]], str]) -> dict[
 
 
 def write_rows(path: Path, step: int, losses: list[float], rows: list[dict[str, Any]]) -> Path:
-    """Write the rows of a step for a person to look at, one a line of a JSON file."""
+    """Write the rows of a step to a JSON file for a person to read, one row a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(_jsonable(row), ensure_ascii=False) for row in rows)
     head = json.dumps({"step": step, "losses": _jsonable(losses)})[:-1]
@@ -151,7 +151,7 @@ def write_rows(path: Path, step: int, losses: list[float], rows: list[dict[str, 
 
 
 def _jsonable(value: Any) -> Any:
-    """`value` with numbers that JSON does not know as text."""
+    """`value`, with NaN and infinity as text, because JSON has no such numbers."""
     if isinstance(value, dict):
         return {key: _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list):

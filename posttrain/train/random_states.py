@@ -5,7 +5,7 @@ from typing import Any
 
 
 def random_states() -> dict[str, Any]:
-    """Every random state that transformers puts in a checkpoint."""
+    """The RNG states that transformers saves in a checkpoint."""
     import numpy
     import torch
 
@@ -18,7 +18,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any]) -> None:
-    """Put back what `random_states` returned."""
+    """Restore the RNG states that `random_states` returned."""
     import numpy
     import torch
 

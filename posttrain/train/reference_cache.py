@@ -1,9 +1,9 @@
 """Reference log-probabilities of the training pairs, computed once and kept on disk.
 
-DPO compares the policy with a reference that never changes, so its log-probability of each reply is
-a constant of the run, and of every later run with the same rows and reference: another beta, loss,
-rank or learning rate computes none of it again. A file is named by a hash of all that the numbers
-depend on, carries a checksum, and is computed again where anything is amiss.
+DPO compares the policy with a reference that never changes. So the reference's log-probability of
+each reply is the same in every run with the same rows and reference, whatever its beta, loss, rank
+or learning rate. The name of a file is a hash of everything that the numbers depend on. It holds a
+checksum, and a damaged file is computed again.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from posttrain.model import adapter, policy
 from posttrain.train.batches import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")
-# Settings of the model's config that say nothing about what it computes.
+# Entries of the model's config that do not change what it computes.
 VOLATILE = {"_name_or_path", "architectures", "transformers_version", "unsloth_version"} | {
     "pad_token_id",
     "use_cache",
@@ -32,16 +32,16 @@ Values = dict[str, list[float]]
 
 
 def precompute(trainer: Any) -> None:
-    """Give each row of a DPOTrainer its reference log-probabilities, from disk where they are.
+    """Add the reference log-probabilities to each row of a DPOTrainer, from disk if they are there.
 
-    They are computed in training mode, like those of the policy that they are compared with: in
-    inference mode, in which Unsloth's GPU path leaves a new trainer, it pads and attends another
-    way, and in 16 bits a reply's log-probability differs by up to 0.15 nats.
+    They are computed in training mode, as the policy's are in training. On a GPU Unsloth leaves a
+    new trainer in inference mode, which pads and attends differently: in 16 bits a reply's
+    log-probability then differs by up to 0.15 nats.
 
-    The trainer must have been built to score the reference at each step; it will not any more.
+    The trainer must have been built without precompute_ref_log_probs.
 
     Raises:
-        DataError: the reference gives a reply a log-probability that is no number.
+        DataError: the reference gives a reply a log-probability that is not finite.
     """
     policy.training_mode(trainer.model)
     basis = depends_on(trainer)
@@ -55,7 +55,7 @@ def precompute(trainer: Any) -> None:
         print(
             f"Reference log-probabilities: computed in {time.monotonic() - started:.1f} s", end=""
         )
-        kept = is_main() and keep(path, basis, values)  # every process has the same numbers
+        kept = is_main() and write(path, basis, values)  # every process has the same numbers
         print(f", kept in {path}" if kept else "")
     rows = trainer.train_dataset
     for name, column in values.items():
@@ -65,9 +65,9 @@ def precompute(trainer: Any) -> None:
 
 
 def depends_on(trainer: Any) -> dict[str, Any]:
-    """All that the numbers depend on.
+    """Everything that the numbers depend on.
 
-    The token ids stand for the dataset, the system prompt, the tokenizer and its chat template.
+    The token ids represent the dataset, the system prompt, the tokenizer and its chat template.
     """
     model, args = trainer.model, trainer.args
     config = {k: v for k, v in model.config.to_dict().items() if k not in VOLATILE}
@@ -97,9 +97,10 @@ def _rows_digest(rows: Any) -> str:
 
 
 def _weights_digest(policy: Any) -> str:
-    """SHA-256 over the reference's weights as they are in memory, quantisation included.
+    """SHA-256 of the reference's weights as they are in memory, quantised or not.
 
-    An adapter that is off is no part of them, so runs of another rank or seed share a file.
+    If the reference is the policy without its adapter, the adapter is left out, so that runs of
+    another rank or seed share a file.
     """
     import torch
 
@@ -115,10 +116,10 @@ def _weights_digest(policy: Any) -> str:
 
 
 def compute(trainer: Any) -> Values:
-    """Score every row by trl's own step, longest rows first, so that little is padding.
+    """Score every row with trl's own code. Sorted by length, so that there is little padding.
 
     Raises:
-        DataError: a log-probability is no number.
+        DataError: a log-probability is not finite.
     """
     args, rows = trainer.args, trainer.train_dataset
     size = args.precompute_ref_batch_size or args.per_device_train_batch_size
@@ -148,8 +149,8 @@ def compute(trainer: Any) -> Values:
     return values
 
 
-def keep(path: Path, basis: dict[str, Any], values: Values) -> bool:
-    """Write a file; False, with a note, where the folder cannot be written to."""
+def write(path: Path, basis: dict[str, Any], values: Values) -> bool:
+    """Write the numbers to a file; prints a note and returns False if that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"depends_on": basis, "sha256": _checksum(values), "values": values})
@@ -160,11 +161,11 @@ def keep(path: Path, basis: dict[str, Any], values: Values) -> bool:
 
 
 def read(path: Path, basis: dict[str, Any], rows: int) -> Values | None:
-    """The numbers in a file; None where there is none, or with a note where it is damaged."""
+    """The numbers in a file; None if there is no file, or if it is damaged, which is printed."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        values: Values = found["values"]
-        whole = found["sha256"] == _checksum(values) and found["depends_on"] == basis
+        content = json.loads(path.read_text(encoding="utf-8"))
+        values: Values = content["values"]
+        whole = content["sha256"] == _checksum(values) and content["depends_on"] == basis
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,18 +10,18 @@ from rewards.answer import count_answer_elements
 
 
 def reasoning(text: str) -> str:
-    """What a completion says before its answer."""
+    """The text of a completion before its answer."""
     return text.partition("<answer>")[0].strip()
 
 
 class SampleRecorder:
-    """Wraps reward functions so that some completions of every generation reach samples.jsonl.
+    """Wraps reward functions to write some completions of every generation to samples.jsonl.
 
-    trl calls the functions one after the other on the same completions; when the last has scored
-    them, the first `count` rows are written with all their rewards. To the mean and standard
-    deviation that trl logs for each function, `rewards/NAME/zero_spread` adds the share of groups
-    of `group` completions in which all got the same: those teach that reward nothing; and
-    `completions/reasoning` the mean number of characters before the answer.
+    trl calls the functions one after the other on the same completions. After the last one, the
+    first `count` rows are written with all their rewards. Two metrics are logged in addition to
+    trl's: `rewards/NAME/zero_spread`, the share of groups of `group` completions that all got the
+    same reward, from which nothing is learnt; and `completions/reasoning`, the mean number of
+    characters before the answer.
     """
 
     def __init__(self, path: Path, count: int, group: int) -> None:
@@ -31,7 +31,7 @@ class SampleRecorder:
         self._scores: dict[str, Sequence[float | None]] = {}
 
     def wrap(self, functions: dict[str, RewardFunction]) -> list[RewardFunction]:
-        """The functions to hand to the trainer, in order and under their own names."""
+        """The functions to give to the trainer, in the same order and with the same names."""
         return [self._wrap(name, f, len(functions)) for name, f in functions.items()]
 
     def _wrap(self, name: str, function: RewardFunction, total: int) -> RewardFunction:

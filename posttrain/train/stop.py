@@ -1,4 +1,4 @@
-"""Runs that end early: a signal, or `run.max_minutes` is over."""
+"""Stop a run early: on a signal, or when `run.max_minutes` is over."""
 
 import contextlib
 import signal
@@ -11,35 +11,36 @@ from posttrain.base import distributed
 
 
 class StepAbandoned(BaseException):
-    """A signal came in the middle of a step that need not be finished.
+    """Ends a training step in the middle, because a signal came. The step is lost.
 
-    Not an Exception, so that no library takes it for a failure of its own.
+    It is raised only in a step that a resumed run repeats. It is not an Exception, so that no
+    library catches it as an error of its own.
     """
 
 
 class StopRequest:
-    """Why a run should end at its next safe point: a signal, or its time is up.
+    """Notes that a run has to stop, and why; the trainer asks for it after every step.
 
-    As a context manager it listens for SIGINT, SIGTERM and, unless it was told not to mind (nohup),
-    SIGHUP: the terminal was closed. A second SIGINT or SIGTERM ends the process at once.
+    As a context manager it handles SIGINT, SIGTERM and SIGHUP (the terminal was closed). SIGHUP
+    stays ignored under nohup. A second SIGINT or SIGTERM ends the process at once.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
         self.exit_code: int | None = None
-        """Exit code to leave with once a stop was asked for, else None."""
+        """The exit code of the process once the run has to stop, else None."""
         self.reason = ""
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self._earlier: dict[int, Any] = {}
-        self._abandoning = False
+        self._old_handlers: dict[int, Any] = {}
+        self._interruptible = False
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) == signal.SIG_DFL:
-                self._earlier[number] = signal.signal(number, self._on_signal)
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._earlier.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -49,26 +50,30 @@ class StopRequest:
             f"\n{self.reason}: writing a checkpoint; once more stops at once",
             flush=True,
         )
-        for each in self._earlier:  # a terminal that closes says so twice: by its shell and itself
+        # A terminal that closes sends SIGHUP twice, once through its shell: the second is ignored.
+        for each in self._old_handlers:
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
-        if self._abandoning:
-            self._abandoning = False
+        if self._interruptible:
+            self._interruptible = False
             raise StepAbandoned
 
     @contextlib.contextmanager
-    def abandoning(self, allowed: bool) -> Iterator[None]:
-        """Where `allowed`, a signal ends what is done inside at once, with StepAbandoned."""
-        self._abandoning = allowed
+    def interruptible(self, allowed: bool) -> Iterator[None]:
+        """If `allowed`, a signal raises StepAbandoned inside this block at once."""
+        self._interruptible = allowed
         try:
-            if allowed and self.exit_code is not None:  # it came between two steps
+            if allowed and self.exit_code is not None:  # the signal came between two steps
                 raise StepAbandoned
             yield
         finally:
-            self._abandoning = False
+            self._interruptible = False
 
     def wanted(self) -> bool:
-        """Whether to stop; looks at the clock too. Several processes stop at the same step: all of
-        them must ask after every step, and one that wants to is enough."""
+        """Whether the run has to stop. It checks the time limit too.
+
+        If one of several processes has to stop, all do, at the same step. So each process has to
+        call this after every step.
+        """
         late = self._deadline is not None and time.monotonic() >= self._deadline
         if self.exit_code is None and late:
             self.exit_code, self.reason = 0, "run.max_minutes is over"

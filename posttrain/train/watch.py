@@ -1,7 +1,7 @@
-"""Watches a run while it trains: judges its health, writes health.jsonl, and says how it is doing.
+"""Watch a run while it trains: check its health, write health.jsonl, and print state lines.
 
-The trainer (posttrain/train/guard.py) tells of its micro-batches and of its memory; transformers'
-callbacks tell of its steps and its metrics.
+The trainer (posttrain/train/guard.py) reports its micro-batches and where memory ran out.
+transformers' callbacks report its steps and metrics.
 """
 
 import math
@@ -22,13 +22,13 @@ from posttrain.report.live import draw
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
-from posttrain.train.health import Event, Signs, Updates, signs_of
+from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.micro_batches import write_rows
 from posttrain.train.random_states import random_states, restore
 from posttrain.train.stop import StopRequest
 from posttrain.train.view import state_line
 
-SIZES = {  # the trainer's attribute that each kind of event changes
+SIZES = {  # kind of event -> the attribute of the trainer that it halves
     "out_of_memory_training": "rows_at_once",
     "out_of_memory_generation": "prompts_at_once",
     "out_of_memory_scoring": "scored_at_once",
@@ -36,7 +36,7 @@ SIZES = {  # the trainer's attribute that each kind of event changes
 
 
 class Watch:
-    """The health of one run; hangs itself on the trainer."""
+    """Checks the health of one run. Creating it attaches it to the trainer."""
 
     def __init__(
         self, trainer: Any, settings: DPOSettings | GRPOSettings, run: RunFolder, stop: StopRequest
@@ -46,51 +46,53 @@ class Watch:
         self.health = settings.health
         self.run = run
         self.stop = stop
-        signs = signs_of(self.health, settings.training.beta)
-        self.signs = Signs(signs, self.health.patience, self.health.stop_on)
-        self.updates = Updates(self.health.max_skipped_steps, self.health.max_still_steps)
-        self._step: list[tuple[Any, Any]] = []  # (loss, micro-batch) of the step at hand
-        self._last: list[Any] = []  # micro-batches of the step that is done
+        rules = rules_for(self.health, settings.training.beta)
+        self.rules = RuleWatcher(rules, self.health.patience, self.health.stop_on)
+        self.updates = UpdateCheck(self.health.max_skipped_steps, self.health.max_still_steps)
+        self._step: list[tuple[Any, Any]] = []  # (loss, micro-batch) of the current step
+        self._last: list[Any] = []  # micro-batches of the last finished step
         self._learnable = True
         self._rows: list[dict[str, Any]] = []  # metrics since the last state line
         self._clock = Clock()
-        self._moment: dict[str, Any] = {}
+        self._after_step: dict[str, Any] = {}  # RNG states and token count of a checkpoint
         trainer.watch = self
         trainer.add_callback(_callback(self))
 
     @cached_property
     def weights(self) -> list[Any]:
-        """The trained tensors; first asked for once training has begun."""
+        """The trained tensors. Read this only once training has begun."""
         return [weight for weight in self.trainer.model.parameters() if weight.requires_grad]
 
-    # What the trainer tells.
+    # Called by the trainer.
 
     @contextmanager
-    def abandoning(self, step: int) -> Iterator[None]:
-        """Let a signal end the step that follows `step` at once, where `step` can be gone on from:
-        a long generation, or a backward pass, is not waited for. Several processes stop together
-        between two steps."""
+    def interruptible(self, step: int) -> Iterator[None]:
+        """Let a signal end the step after `step` at once, not after a long generation.
+
+        Only where a run can resume from `step`, and in a single process: several stop together,
+        between two steps.
+        """
         alone = distributed.processes() == 1
         allowed = alone and step > 0 and self.settings.training.safe_to_save(step)
-        with self.stop.abandoning(allowed):
+        with self.stop.interruptible(allowed):
             yield
 
     def after_micro_batch(self, loss: Any, batch: Any, is_last: bool) -> None:
-        """Take note of a micro-batch; after the last of a step, check their losses before the
-        optimizer uses them. The only wait for the device is here, once a step."""
+        """Keep a micro-batch. After the last one of a step, check the losses of all of them,
+        before the optimizer step. Only this check waits for the device, once a step."""
         import torch
 
         self._step.append((loss, batch))
         if not is_last:
             return
         step, self._step = self._step, []
-        signals = [self.trainer.learnable(batch) for _, batch in step]
-        figures = torch.stack([*(loss for loss, _ in step), *signals]).float().tolist()
-        losses = figures[: len(step)]
+        learnable = [self.trainer.learnable(batch) for _, batch in step]
+        values = torch.stack([*(loss for loss, _ in step), *learnable]).float().tolist()
+        losses = values[: len(step)]
         self._last = [batch for _, batch in step]
         bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
-        # The gradient is the mean over all processes: what one of them has, each has to act on.
-        worst = distributed.highest(2 if bad else int(any(figures[len(step) :])))
+        # The gradient is the mean over all processes, so a bad loss in one of them stops all.
+        worst = distributed.highest(2 if bad else int(any(values[len(step) :])))
         self._learnable = worst > 0
         if worst == 2:
             number = self.trainer.state.global_step + 1
@@ -103,8 +105,8 @@ class Watch:
                     number,
                     "loss_not_finite",
                     f"the loss {what}. Its rows are in {where}. Lower "
-                    "training.learning_rate, or train in bf16 or float32; a row that does this by "
-                    "itself has to leave the data",
+                    "training.learning_rate, or train in bf16 or float32; if a row does this by "
+                    "itself, remove it from the data",
                     None,
                     None,
                     "stopped",
@@ -112,7 +114,7 @@ class Watch:
             )
 
     def halved(self, what: str, rows: int, fewer: int) -> None:
-        """Out of memory with `rows` at once: the run goes on with `fewer`."""
+        """Record that memory ran out with `rows` at once and that `fewer` are tried now."""
         message = (
             f"out of memory in {what} with {self._count(what, rows)} at once; going on with "
             f"{fewer}, the effective batch unchanged"
@@ -121,18 +123,24 @@ class Watch:
         self.record(Event(step, f"out_of_memory_{what}", message, fewer, rows, "halved"))
 
     def no_room(self, what: str, rows: int | None) -> NoReturn:
-        """Out of memory where smaller parts cannot help: one row, a loss that has no parts, or
-        several processes, which have to go through as many backward passes each."""
-        would = smaller(self.settings.model, self.settings.training)
+        """Stop the run: memory ran out and smaller parts cannot help.
+
+        That is so with a single row, with a loss that is not a sum over rows, and with several
+        processes, which have to make the same number of backward passes.
+
+        Raises:
+            HealthError: always.
+        """
+        advice = memory_savers(self.settings.model, self.settings.training)
         if rows is not None and rows > 1:
-            would.insert(0, f"training.per_device_train_batch_size below {rows}")
+            advice.insert(0, f"training.per_device_train_batch_size below {rows}")
         with_ = "" if rows is None else f" with {self._count(what, rows)} at once"
         message = (
-            f"out of memory in {what}{with_}, and smaller parts cannot help. What would: "
-            + "; ".join(would)
+            f"out of memory in {what}{with_}, and smaller parts cannot help. What can help: "
+            + "; ".join(advice)
         )
         step = self.trainer.state.global_step + 1
-        if not distributed.is_main():  # which may have had the memory, and says nothing
+        if not distributed.is_main():  # the main process may have had enough memory
             print(f"error: process {distributed.rank()}: {message}", file=sys.stderr)
         self.record(Event(step, f"out_of_memory_{what}", message, rows, None, "stopped"))
         raise AssertionError  # record() raised
@@ -141,23 +149,24 @@ class Watch:
         unit = "pair" if self.settings.method == "dpo" else "completion"
         return f"{rows} {unit if what != 'generation' else 'prompt'}{'' if rows == 1 else 's'}"
 
-    # What the callbacks tell.
+    # Called by the callback.
 
     def start(self, step: int) -> None:
-        """Judge the steps up to a checkpoint of `step` again, in silence, and keep to the sizes
-        found. Every process does, from the same rows, so that all come to the same end."""
-        distributed.barrier()  # the main one has dropped the rows of later steps
+        """Read what was recorded up to the checkpoint of `step`: metrics for the rules, and the
+        batch sizes that fit the memory. Every process reads the same rows, so all of them come to
+        the same state."""
+        distributed.barrier()  # the main process has removed the rows of later steps
         for row in _read(self.run.shared / self.run.metrics.name):
             if "loss" in row:
-                self.signs.observe(row["step"], row)
-        self.signs.go_on_after(step)
+                self.rules.observe(row["step"], row)
+        self.rules.resume_after(step)
         alone = distributed.processes() == 1
         for event in _read(self.run.health) if alone else ():
             if event["action"] == "halved":
                 setattr(self.trainer, SIZES[event["kind"]], int(event["value"]))
 
     def after_update(self, step: int, learning_rate: float) -> None:
-        """Check the weights that a step has left, before they can reach a checkpoint."""
+        """Check the weights after a step, before they can be saved in a checkpoint."""
         import torch
 
         weights = [weight.detach() for weight in self.weights]
@@ -170,13 +179,13 @@ class Watch:
                 event = replace(event, message=f"{event.message}. The step's rows are in {where}")
             self.record(event)
         self._last = []
-        self._moment = {**random_states(), "tokens": self.trainer.state.num_input_tokens_seen}
+        self._after_step = {**random_states(), "tokens": self.trainer.state.num_input_tokens_seen}
 
     def after_log(self, step: int, logs: dict[str, Any]) -> None:
-        """Judge the metrics, and say how the run is doing every `health.every` steps."""
+        """Check the metrics, and print a state line every `health.every` steps."""
         if "loss" not in logs:  # the totals after the last step
             return
-        for event in self.signs.observe(step, logs):
+        for event in self.rules.observe(step, logs):
             self.record(event)
         row = {"step": step, "seconds": self._clock.seconds(), **logs}
         earlier = self._rows[-1]["step"] if self._rows else step - 1
@@ -186,10 +195,10 @@ class Watch:
             say(state_line(self._rows, last))
             self._rows = [row]
 
-    # What comes of it.
+    # Act on events.
 
     def record(self, event: Event) -> None:
-        """Write an event down and say it.
+        """Write an event to health.jsonl and print it.
 
         Raises:
             HealthError: it stops the run.
@@ -199,10 +208,10 @@ class Watch:
             label = "warning" if event.action == "warned" else "note"
             say(f"{label}: step {event.step}: {event.message}")
             return
-        draw(self.run.path, files=False)  # with what stopped it
-        raise HealthError(f"step {event.step}: {event.message}\n       {self._way_on()}")
+        draw(self.run.path, files=False)  # the page shows what stopped it
+        raise HealthError(f"step {event.step}: {event.message}\n       {self._how_to_resume()}")
 
-    def _way_on(self) -> str:
+    def _how_to_resume(self) -> str:
         kept = self.run.checkpoints.steps()
         if not kept:
             return "There is no checkpoint yet: the same command starts over"
@@ -213,44 +222,42 @@ class Watch:
         )
 
     def _batches(self, step: int) -> Path:
-        """The file for the rows of a step; each process has its own, in the shared run folder."""
+        """The file for the rows of a step. Each process writes its own, in the shared folder."""
         name = "batch.json" if distributed.is_main() else f"batch-{distributed.rank()}.json"
         return self.run.shared / "health" / f"step-{step:06d}" / name
 
     def _write_batches(self, step: int, batches: list[Any], losses: list[float]) -> Path:
-        rows = [row for batch in batches for row in self.trainer.describe(batch)]
+        rows = [row for batch in batches for row in self.trainer.rows_as_text(batch)]
         return write_rows(self._batches(step), step, losses, rows)
 
     def save_last_step(self) -> None:
-        """After a step was abandoned: the checkpoint of the step before it, if there is none."""
+        """Write the checkpoint of the last finished step, after a signal ended the next one."""
         trainer = self.trainer
         step = trainer.state.global_step
         kept = self.run.checkpoints.folder / f"step-{step:06d}"
-        if kept.exists() or not self._moment:  # or nothing was trained since it was loaded
+        if kept.exists() or not self._after_step:  # or no step was trained since the resume
             return
-        restore(self._moment)
-        trainer.state.num_input_tokens_seen = self._moment["tokens"]
+        restore(self._after_step)
+        trainer.state.num_input_tokens_seen = self._after_step["tokens"]
         trainer.save_checkpoint()
 
 
 def say(line: str) -> None:
-    """A plain line on stdout, above the progress bar if there is one."""
+    """Print a line on stdout, above the progress bar if there is one."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
 
 
-def smaller(model: Model, training: Training) -> list[str]:
-    """The settings that would take less memory than these."""
-    found = [f"model.max_seq_length below {model.max_seq_length}"]
+def memory_savers(model: Model, training: Training) -> list[str]:
+    """Changes to these settings that lower the memory that training needs."""
+    advice = [f"model.max_seq_length below {model.max_seq_length}"]
     if isinstance(training, GRPOTraining):
-        found = [f"training.max_completion_length below {training.max_completion_length}", *found]
+        advice = [f"training.max_completion_length below {training.max_completion_length}", *advice]
     if not training.gradient_checkpointing:
-        found.append("training.gradient_checkpointing: true")
+        advice.append("training.gradient_checkpointing: true")
     if not model.load_in_4bit:
-        found.append("model.load_in_4bit: true")
-    if model.smaller_config is not None:
-        found.append(f"the config {model.smaller_config}")
-    return found
+        advice.append("model.load_in_4bit: true")
+    return advice
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

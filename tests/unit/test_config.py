@@ -35,7 +35,7 @@ CONFIG_CLASSES = {
 # Settings that may be null: everything else must be given a value.
 NULLABLE = {
     "model.revision",
-    "model.smaller_config",
+    "model.config_without_bf16",
     "data.eval",
     *(f"data.{side}.{name}" for side in ("train", "eval") for name in ("subset", "revision")),
     *(f"data.{side}.limit" for side in ("train", "eval")),

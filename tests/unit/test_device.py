@@ -93,18 +93,17 @@ def test_a_gpu_that_is_too_small(path: Path) -> None:
 
 
 @BF16_CONFIGS
-def test_a_gpu_that_is_too_small_is_sent_to_a_config_that_fits(path: Path) -> None:
-    asked = settings(path)
-    demo = f"configs/{path.stem.split('_')[0]}_demo.yaml"
-    model = asked.model.model_copy(update={"smaller_config": demo})
-    with pytest.raises(ConfigError, match=re.escape(f"use {demo} instead")):
-        check_device(LAPTOP, model, asked.training)
+@pytest.mark.parametrize("device", [LAPTOP, P4], ids=lambda device: device.name)
+def test_no_config_is_named_that_needs_more_memory_than_there_is(
+    device: Device, path: Path
+) -> None:
+    """The config without bfloat16 needs as much memory as the one with it."""
+    assert "use configs" not in refused(device, path)
 
 
 @T4_CONFIGS
-def test_a_gpu_that_is_too_small_for_the_smallest_config(path: Path) -> None:
+def test_a_gpu_that_is_too_small_is_told_what_to_lower(path: Path) -> None:
     message = refused(P4, path)
-    assert "use configs" not in message
     assert "training.per_device_train_batch_size" in message
     assert "model.min_gpu_memory_gb" in message
 
@@ -122,8 +121,8 @@ def test_the_need_itself_is_enough(path: Path) -> None:
 
 
 @ALL
-def test_the_config_named_instead_exists_and_is_another(path: Path) -> None:
-    named = settings(path).model.smaller_config
+def test_the_config_without_bfloat16_exists_and_is_another(path: Path) -> None:
+    named = settings(path).model.config_without_bf16
     assert (named is not None) == path.stem.endswith("16gb")
     if named is not None:
         assert (ROOT / named).is_file()

@@ -146,7 +146,7 @@ trainer = SimpleNamespace(  # what a Watch asks of a trainer
     state=SimpleNamespace(global_step=6),
     add_callback=lambda _: None,
     learnable=lambda batch: batch,
-    describe=lambda batch: [{"of": distributed.rank()}],
+    rows_as_text=lambda batch: [{"of": distributed.rank()}],
 )
 watch = Watch(trainer, load_settings(GRPOSettings, Path(sys.argv[2])), run, None)
 fine, teaches = torch.tensor(0.5), torch.tensor(float(distributed.is_main()))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.settings import DPOSettings, GRPOSettings, PairHealth, ProblemHealth
 from posttrain.settings.command import load_settings
-from posttrain.train.health import Event, Signs, Updates, signs_of
+from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.view import state_line
 from tests.helpers import CONFIGS, ROOT
 
@@ -27,11 +27,11 @@ def judge(
     stream: list[dict[str, float]], health: Any = None, every: int = 1
 ) -> list[tuple[int, str, str]]:
     health = health or ProblemHealth(patience=3)
-    signs = Signs(signs_of(health, 0.1), health.patience, health.stop_on)
+    watcher = RuleWatcher(rules_for(health, 0.1), health.patience, health.stop_on)
     return [
         (event.step, event.kind, event.action)
         for number, row in enumerate(stream, 1)
-        for event in signs.observe(number * every, row)
+        for event in watcher.observe(number * every, row)
     ]
 
 
@@ -49,7 +49,7 @@ def test_healthy_stream_says_nothing() -> None:
         ("kl", {"kl": 1.0}),
     ],
 )
-def test_sign_has_to_last(kind: str, bad: dict[str, float]) -> None:
+def test_rule_has_to_be_broken_for_long(kind: str, bad: dict[str, float]) -> None:
     """Three steps in a row warn once; stop_on stops at six; it warns again after a recovery."""
     sick = {**HEALTHY, **bad}
     start = [HEALTHY] * 3
@@ -78,11 +78,11 @@ def test_rows_that_cover_several_steps_count_as_many() -> None:
 
 def test_going_on_in_a_folder_without_metrics_counts_from_its_checkpoint() -> None:
     health = ProblemHealth(patience=3, stop_on=["truncated"])
-    signs = Signs(signs_of(health, 0.1), health.patience, health.stop_on)
-    signs.go_on_after(50)
+    watcher = RuleWatcher(rules_for(health, 0.1), health.patience, health.stop_on)
+    watcher.resume_after(50)
     sick = {"completions/clipped_ratio": 1.0}
-    assert [signs.observe(step, sick) for step in (51, 52)] == [[], []]
-    (event,) = signs.observe(53, sick)
+    assert [watcher.observe(step, sick) for step in (51, 52)] == [[], []]
+    (event,) = watcher.observe(53, sick)
     assert event.action == "warned" and event.message.startswith("for 3 steps")
 
 
@@ -120,9 +120,9 @@ def test_dpo_chosen_drop_is_in_nats() -> None:
 
 def test_messages_name_figure_threshold_and_setting() -> None:
     health = ProblemHealth(patience=2)
-    signs = Signs(signs_of(health, 0.0), 2, [])
+    watcher = RuleWatcher(rules_for(health, 0.0), 2, [])
     row = {**HEALTHY, "completions/clipped_ratio": 0.875}
-    (event,) = [*signs.observe(1, row), *signs.observe(2, row)]
+    (event,) = [*watcher.observe(1, row), *watcher.observe(2, row)]
     assert event.message == (
         "for 2 steps 88% of the completions have hit the length limit (health.max_truncated = "
         "50%): raise training.max_completion_length"
@@ -131,7 +131,7 @@ def test_messages_name_figure_threshold_and_setting() -> None:
 
 
 def updates(*steps: tuple[list[float], float, bool, bool], **limits: Any) -> Event | None:
-    watch = Updates(limits.get("skipped", 3), limits.get("still", 2))
+    watch = UpdateCheck(limits.get("skipped", 3), limits.get("still", 2))
     for number, (norms, rate, skipped, learnable) in enumerate(steps, 1):
         event = watch.observe(number, norms, rate, skipped, learnable)
         if event is not None:

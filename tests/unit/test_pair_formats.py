@@ -9,7 +9,7 @@ import pytest
 from eval import Message
 from eval.preference import Pair
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.data.formats import FORMATS, PARTED, USERS_REPLY
+from posttrain.data.formats import DIFFERENT_PROMPTS, FORMATS, USERS_REPLY
 from posttrain.data.pairs import PairSet, hold_out, load_pair_set, prompt_key
 from posttrain.settings import PairData, Prompt
 
@@ -240,9 +240,9 @@ def test_sides_that_part_early_are_counted(
     rows = numbered(ULTRAFEEDBACK, 4)
     rows[0]["rejected"][0] = user("Écris autre chose.")
     found = read(tmp_path, "messages", rows)
-    assert (found.dropped, len(pairs(found))) == ({PARTED: 1}, 3)
+    assert (found.dropped, len(pairs(found))) == ({DIFFERENT_PROMPTS: 1}, 3)
     said = capsys.readouterr().out
-    assert said == f"{tmp_path / 'messages.jsonl'}: left out 1 of 4 rows: {PARTED} (1)\n"
+    assert said == f"{tmp_path / 'messages.jsonl'}: left out 1 of 4 rows: {DIFFERENT_PROMPTS} (1)\n"
 
 
 BAD_MESSAGES: list[tuple[Any, str]] = [
@@ -406,7 +406,7 @@ def test_a_vote_after_the_models_have_parted(tmp_path: Path) -> None:
     for row in rows[:3]:
         row["full_conversation_b"][1] = assistant("Oui.")
     found = read(tmp_path, "comparia", rows, columns=FULL)
-    assert found.dropped == {PARTED: 3}
+    assert found.dropped == {DIFFERENT_PROMPTS: 3}
     assert pairs(found)[0].prompt == (user("a 1"), assistant("Oui."), user("b"))
 
 

@@ -1,7 +1,7 @@
-"""What a set of preference pairs will teach, before a run is paid for: the data report.
+"""The data report: what a set of preference pairs will teach, before a run is paid for.
 
-DPO amplifies whatever separates chosen from rejected, and here that is counted: length, language,
-copies, evaluation questions. Pure functions over pairs and a tokenizer.
+DPO amplifies every difference between chosen and rejected replies. The report measures length,
+language, copies and evaluation questions. Pure functions of pairs and a tokenizer.
 """
 
 from collections import Counter
@@ -19,12 +19,12 @@ from posttrain.data.report.lengths import Lengths, length_bias, tokens
 from posttrain.data.report.warnings import warnings
 from posttrain.data.text import normalise
 
-LANGUAGE_SAMPLE = 2_000  # rows whose language is identified, evenly spaced
-LANGUAGE_CHARACTERS = 500  # of each text, which is ample
+LANGUAGE_SAMPLE = 2_000  # pairs whose language is identified, evenly spaced
+LANGUAGE_CHARACTERS = 500  # of each text, which is enough
 
 
 def build(
-    found: PairSet,
+    pair_set: PairSet,
     lengths: Sequence[Sequence[Lengths]],
     tokenizer: Any,
     limit: int,
@@ -32,29 +32,30 @@ def build(
 ) -> dict[str, Any]:
     """The data report, as JSON.
 
-    `lengths` are those of `found.train` and `found.held_out`, and `limit` is in tokens. A pair over
-    the limit counts as dropped; all but the token lengths is about the others. `language` is what
-    replies should be in.
+    Args:
+        lengths: of `pair_set.train` and of `pair_set.held_out`.
+        limit: in tokens. A pair over it counts as dropped, and only its length is reported.
+        language: the language that replies should be in.
     """
-    pairs, measured = [*found.train, *found.held_out], [*lengths[0], *lengths[1]]
+    pairs, measured = [*pair_set.train, *pair_set.held_out], [*lengths[0], *lengths[1]]
     fits = [length.whole <= limit for length in measured]
     kept = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
     kept_lengths = [length for length, fit in zip(measured, fits, strict=True) if fit]
-    train = sum(fits[: len(found.train)])
+    train = sum(fits[: len(pair_set.train)])
     too_long = {f"over {limit} tokens": len(pairs) - len(kept)} if len(kept) < len(pairs) else {}
     report = {
         "rows": {
-            "read": found.rows,
+            "read": pair_set.rows,
             "kept": len(kept),
             "train": train,
             "held_out": len(kept) - train,
-            "dropped": {**found.dropped, **too_long},
+            "dropped": {**pair_set.dropped, **too_long},
         },
         "tokens": tokens(measured, limit),
         "length_bias": length_bias(kept_lengths, train),
         "languages": languages(kept, language),
         "copies": copied(kept, train),
-        "evaluation_questions": overlap(kept, found.questions),
+        "evaluation_questions": overlap(kept, pair_set.questions),
         "examples": render_examples(kept, [length.whole for length in kept_lengths], tokenizer),
     }
     return {**report, "warnings": warnings(report)}
@@ -67,7 +68,7 @@ def write(report: dict[str, Any], run: Path) -> None:
 
 
 def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:
-    """Languages of an even sample of last user turns and replies; `?` is text with no letters."""
+    """Languages of the last user turns and replies of some pairs; `?` is text without letters."""
     count = min(len(pairs), LANGUAGE_SAMPLE)
     sample = [pairs[place * len(pairs) // count] for place in range(count)]
     parts = {
@@ -75,7 +76,7 @@ def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:
         "chosen": [pair.chosen for pair in sample],
         "rejected": [pair.rejected for pair in sample],
     }
-    found = {
+    counters = {
         name: Counter(detect(text[:LANGUAGE_CHARACTERS]) or "?" for text in texts)
         for name, texts in parts.items()
     }
@@ -83,12 +84,12 @@ def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:
         "wanted": wanted,
         "sampled": count,
         "of": len(pairs),
-        **{name: dict(counter.most_common()) for name, counter in found.items()},
+        **{name: dict(counter.most_common()) for name, counter in counters.items()},
     }
 
 
 def copied(pairs: Sequence[Pair], train: int) -> dict[str, Any]:
-    """Rows that repeat an earlier one, near copies, and pairs whose replies hardly differ."""
+    """How many pairs repeat an earlier one, nearly repeat one, or have two identical replies."""
     keys = [normalise("\n".join(turn["content"] for turn in _own(pair))) for pair in pairs]
     replies = [(normalise(pair.chosen), normalise(pair.rejected)) for pair in pairs]
     same_prompt = copies.repeats(keys)
@@ -109,15 +110,15 @@ def copied(pairs: Sequence[Pair], train: int) -> dict[str, Any]:
 
 
 def overlap(pairs: Sequence[Pair], questions: Sequence[str]) -> dict[str, Any] | None:
-    """Pairs whose prompt holds an evaluation question; None where none were given."""
+    """The pairs whose prompt contains an evaluation question; None if there are no questions."""
     if not questions:
         return None
     users = [
         "\n".join(turn["content"] for turn in pair.prompt if turn["role"] == "user")
         for pair in pairs
     ]
-    found = copies.holds_question(users, questions)
-    where = [pair.where for pair, held in zip(pairs, found, strict=True) if held]
+    holds_one = copies.holds_question(users, questions)
+    where = [pair.where for pair, holds in zip(pairs, holds_one, strict=True) if holds]
     return {
         "questions": len(questions),
         "pairs": len(where),

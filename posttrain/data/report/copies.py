@@ -1,6 +1,6 @@
-"""Texts that repeat one another, exactly or nearly, and texts that contain an evaluation question.
+"""Find texts that repeat another one, exactly or nearly, or contain an evaluation question.
 
-Linear in the number of texts: nothing here compares every text with every other.
+The time is linear in the number of texts: not every text is compared with every other.
 """
 
 import re
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 SHINGLE = 5  # characters
 SKETCH = 32  # hashes kept of a text
 ALIKE = 0.7  # share of them that two near copies have in common
-READ = 4_000  # characters of a text that are looked at
-RUN = 13  # words in a row that betray a copied question (https://arxiv.org/abs/2005.14165, C.1)
+READ = 4_000  # characters of a text that are read
+RUN = 13  # words in a row that mean a copied question (https://arxiv.org/abs/2005.14165, C.1)
 NEAR_RULE = (
     f"at least {ALIKE:.0%} of the {SHINGLE}-character sequences in common, estimated from the "
     f"{SKETCH} smallest hashes, without case, punctuation or spacing"
@@ -28,21 +28,21 @@ OVERLAP_RULE = f"{RUN} words in a row, or the whole text, in common with a quest
 
 
 def repeats(keys: Sequence[object]) -> list[bool]:
-    """True for each key that stands earlier in the list already."""
+    """True for each key that is in the list before."""
     seen: set[object] = set()
-    found = []
+    repeated = []
     for key in keys:
-        found.append(key in seen)
+        repeated.append(key in seen)
         seen.add(key)
-    return found
+    return repeated
 
 
 def near_copies(texts: Sequence[str]) -> list[int]:
-    """For each normalised text, the place of the one that it nearly copies: its own if it is new.
+    """For each normalised text, the index of the one that it nearly copies, or its own index.
 
     The Jaccard similarity of their character sequences is estimated from bottom-k sketches (Cohen
-    and Kaplan, 2007, https://doi.org/10.1145/1281100.1281133). A text is compared with one other:
-    of the first texts that have each of its hashes, the one that has most of them.
+    and Kaplan, 2007, https://doi.org/10.1145/1281100.1281133). Each text is compared with one other
+    only: among the first texts with each of its hashes, the one that has most of them.
     """
     first_with: dict[int, int] = {}
     sketches: dict[int, list[int]] = {}
@@ -76,7 +76,7 @@ def _sketch(text: str) -> list[int]:
 
 
 def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
-    """Every bit of a value spread over all bits (the finaliser of MurmurHash3, modulo 2^64)."""
+    """Mix each bit of a value into all bits (the finaliser of MurmurHash3, modulo 2^64)."""
     import numpy as np
 
     for factor in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
@@ -85,7 +85,7 @@ def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
 
 
 def _similarity(one: Sequence[int], other: Sequence[int]) -> float:
-    """The share of the smallest hashes of both texts together that both have."""
+    """The share of the smallest hashes of both texts that are in both."""
     both = set(one) & set(other)
     smallest = sorted({*one, *other})[:SKETCH]
     return sum(value in both for value in smallest) / len(smallest)

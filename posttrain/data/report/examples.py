@@ -1,4 +1,4 @@
-"""Pairs as the trainer sees them: the text of every token, and which tokens the loss leaves out."""
+"""Show pairs as the trainer sees them: the text of each token, and which tokens get no loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from eval.preference import Pair
 from posttrain.data.render import render
 
-MOST_BYTES = 4  # of one character in UTF-8, each of which may be a token of its own
+MOST_BYTES = 4  # of a character in UTF-8; each byte may be a token
 
 
 def render_examples(
@@ -21,8 +21,8 @@ def render_examples(
 def render_example(pair: Pair, tokenizer: Any) -> dict[str, Any]:
     """`{"where", "masked": [text of each token], "chosen": [...], "rejected": [...]}`.
 
-    The masked tokens are the prompt's: they get no loss. Both replies end with one EOS. A reply
-    starts, as in trl, where the tokens of the prompt alone and of the prompt with a reply part.
+    The masked tokens are those of the prompt: they get no loss. Both replies end with one EOS. As
+    in trl, a reply starts at the first token in which the prompt with and without it differ.
     """
     prompt = render(tokenizer, pair.prompt)
     texts = [
@@ -42,7 +42,7 @@ def render_example(pair: Pair, tokenizer: Any) -> dict[str, Any]:
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token stands for; the tokens of one character that was split give one text."""
+    """The text of each token. Tokens that share a character give one text."""
     texts: list[str] = []
     waiting: list[int] = []
     for number in ids:

@@ -1,4 +1,4 @@
-"""How long pairs are, in tokens, and how far length alone tells chosen from rejected."""
+"""The length of pairs in tokens, and how well length alone tells chosen from rejected."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Lengths(NamedTuple):
 
     @property
     def whole(self) -> int:
-        """The prompt, the longer reply and its EOS: what has to fit the limit."""
+        """Prompt, longer reply and its EOS together: this has to fit the limit."""
         return self.prompt + max(self.chosen, self.rejected) + 1
 
 
@@ -35,14 +35,14 @@ def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
 
 
 def _counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Tokens in each text; a text that is there several times is only read once."""
+    """The number of tokens of each text. Repeated texts are tokenised once."""
     unique = list(dict.fromkeys(texts))
     count = dict(zip(unique, token_lengths(tokenizer, unique), strict=True))
     return [count[text] for text in texts]
 
 
 def tokens(lengths: Sequence[Lengths], limit: int) -> dict[str, Any]:
-    """Smallest, median, 95th percentile and largest number of tokens, and how many go over."""
+    """Smallest, median, 95th percentile and largest number of tokens, and how many are over."""
     parts = {
         "prompt": [length.prompt for length in lengths],
         "chosen": [length.chosen for length in lengths],
@@ -58,7 +58,7 @@ def tokens(lengths: Sequence[Lengths], limit: int) -> dict[str, Any]:
 
 
 def _quantiles(values: Sequence[int]) -> dict[str, int]:
-    """By nearest rank, so that each is a length that some row has."""
+    """Quantiles by nearest rank, so that each is the length of some row."""
     ordered = sorted(values)
     ranks = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
     return {
@@ -67,10 +67,10 @@ def _quantiles(values: Sequence[int]) -> dict[str, int]:
 
 
 def length_bias(lengths: Sequence[Lengths], train: int) -> dict[str, Any]:
-    """How far the longer reply is the chosen one. The pairs after the first `train` are held out.
+    """How often the longer reply is the chosen one. The pairs after the first `train` are held out.
 
-    Length-controlled accuracy is the accuracy on held-out pairs whose chosen reply is the shorter;
-    with none of those no run can measure it.
+    Length-controlled accuracy is the accuracy on held-out pairs whose chosen reply is the shorter
+    one. Without such pairs it cannot be measured.
     """
     if not lengths:
         return {"pairs": 0, "length_controlled_accuracy": NOT_MEASURABLE}

@@ -1,4 +1,4 @@
-"""The data report for the terminal: aligned, and no line wider than WIDTH."""
+"""The data report as text for the terminal, in aligned lines of at most WIDTH characters."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ LABEL = 24
 
 
 def render_text(report: dict[str, Any]) -> str:
-    """The whole report, its warnings last, where they are seen."""
+    """The whole report. The warnings come last, where they are seen."""
     sections = [
         _rows(report["rows"]),
         _tokens(report["tokens"]),
@@ -26,7 +26,7 @@ def render_text(report: dict[str, Any]) -> str:
 
 
 def render_warnings(report: dict[str, Any]) -> str:
-    """The warnings, a paragraph and its newline each; empty without any."""
+    """The warnings, each a paragraph that ends in a newline."""
     paragraphs = [
         textwrap.fill(f"warning: {w['text']}.", WIDTH, subsequent_indent="  ")
         for w in report["warnings"]
@@ -60,8 +60,8 @@ def _tokens(tokens: dict[str, Any]) -> str:
         if tokens[part]
     ]
     over = tokens["over_limit"]
-    said = f"{over['pairs']} of {over['of']} ({over['share']:.1%})"
-    return "\n".join([head, *body, _line(f"over {tokens['limit']}", said)])
+    count = f"{over['pairs']} of {over['of']} ({over['share']:.1%})"
+    return "\n".join([head, *body, _line(f"over {tokens['limit']}", count)])
 
 
 def _interval(measure: dict[str, Any]) -> str:
@@ -104,15 +104,15 @@ def _copies(copies: dict[str, Any]) -> str:
     return "\n".join(["Copies (case, punctuation and spacing aside)", *lines])
 
 
-def _questions(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _questions(overlap: dict[str, Any] | None) -> str:
+    if overlap is None:
         return ""
-    said = f"in {found['pairs']} prompts ({found['rule']})"
-    return "\n".join(["Evaluation questions", _line(f"{found['questions']} looked for", said)])
+    count = f"in {overlap['pairs']} prompts ({overlap['rule']})"
+    return "\n".join(["Evaluation questions", _line(f"{overlap['questions']} looked for", count)])
 
 
 def _examples(examples: Sequence[dict[str, Any]]) -> str:
-    """Each part of an example in a few lines, tokens parted by BOUNDARY and newlines as ⏎."""
+    """Each part of an example in a few lines, with BOUNDARY between tokens, and newlines as ⏎."""
     lines = []
     for number, example in enumerate(examples, start=1):
         lines.append(_line(f"{number}", example["where"]))
@@ -120,12 +120,12 @@ def _examples(examples: Sequence[dict[str, Any]]) -> str:
             first, *rest = _token_lines(example[part])
             lines.append(f"  {f'{part} ({len(example[part])})':<{LABEL}}{first}")
             lines += [" " * (LABEL + 2) + line for line in rest]
-    head = f"Examples (tokens parted by {BOUNDARY}; masked tokens get no loss)"
+    head = f"Examples ({BOUNDARY} between tokens; masked tokens get no loss)"
     return "\n".join([head, *lines]) if lines else ""
 
 
 def _token_lines(tokens: Sequence[str]) -> list[str]:
-    """The tokens in at most LINES lines, the middle left out; a line ends after a token."""
+    """The tokens in at most LINES lines, without the middle; lines break between tokens."""
     width = WIDTH - LABEL - 2
     lines = [""]
     for number, token in enumerate(tokens):

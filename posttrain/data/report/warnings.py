@@ -1,8 +1,8 @@
-"""When the data report warns: each rule with its threshold and what to do about it."""
+"""The warnings of the data report: each rule with its threshold and what to do about it."""
 
 from typing import Any
 
-LONGER = 0.80  # share of pairs whose chosen reply is the longer
+LONGER = 0.80  # share of pairs whose chosen reply is the longer one
 COPIES = 0.05  # share of rows that repeat another prompt, exactly or nearly
 WANTED = 0.90  # share of chosen replies in the language
 TOO_LONG = 0.05  # share of pairs over the limit
@@ -91,13 +91,14 @@ def _few(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _questions(report: dict[str, Any]) -> dict[str, Any] | None:
-    found = report["evaluation_questions"]
-    if found is None or not found["pairs"]:
+    overlap = report["evaluation_questions"]
+    if overlap is None or not overlap["pairs"]:
         return None
     return _warning(
         "evaluation questions",
-        found["pairs"],
+        overlap["pairs"],
         0,
-        f"prompts that hold a question of data.check_against: {found['pairs']} (threshold 0), such "
-        f"as {found['rows'][0]}. A score on those questions will mean nothing. Remove the rows",
+        f"prompts that hold a question of data.check_against: {overlap['pairs']} (threshold 0), "
+        f"such as {overlap['rows'][0]}. A score on those questions will mean nothing. Remove the "
+        "rows",
     )
