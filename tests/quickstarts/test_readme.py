@@ -20,12 +20,13 @@ from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
 from posttrain.report import measures, table
 from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import SCRIPTS, parse_command_line
+from posttrain.settings.command import parse_command_line
 from posttrain.settings.help import setting_paths
 from posttrain.settings.strict_yaml import parse_yaml
 from tests.helpers import ROOT, copy_project
 from tests.quickstarts.pages import PAGES, README, blocks, commands, prose, text_of, without_recipes
 
+SCRIPTS = {"dpo": DPOSettings, "grpo": GRPOSettings}
 RESULTS = ROOT / "tests" / "bench" / "results"
 ALL = "\n".join(text_of(page) for page in PAGES)
 COMMANDS = list(dict.fromkeys(c for page in PAGES for c in commands(without_recipes(page))))
