@@ -23,8 +23,8 @@ def test_evaluate_and_export(tmp_path: Path) -> None:
         tmp_path / "e",
     )
     assert scored.returncode == 0, scored.stderr
-    (summary,) = (tmp_path / "e").rglob("scores.json")
-    assert json.loads(summary.read_text(encoding="utf-8"))["strict"]["n"] == 16
+    report = json.loads((tmp_path / "e" / "report.json").read_text(encoding="utf-8"))
+    assert report["measures"]["strict"]["n"] == 16
     exported = run_script("export", str(run), "--to", "merged_16bit")
     assert exported.returncode == 0, exported.stderr
     assert (run / "merged_16bit" / "model.safetensors").stat().st_size > 0
