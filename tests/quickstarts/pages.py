@@ -28,7 +28,7 @@ def commands(text: str) -> Iterator[str]:
     """Every command of ours in the bash blocks of a page, without the comment behind it."""
     for block in blocks(text, "bash"):
         for line in block.splitlines():
-            command = line.partition("    #")[0].strip()
+            command = re.split(r"\s{2,}#", line)[0].strip()
             if command and not command.startswith(NOT_OURS):
                 yield command
 
