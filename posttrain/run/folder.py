@@ -18,7 +18,7 @@ NOT_SHAPING = ("method", "run", "tracking", "health", "export")
 
 
 class RunFolder:
-    """A folder that is readable and complete with no account anywhere. See README, "Run folder"."""
+    """A folder that is readable and complete with no account anywhere. See docs/watching.md."""
 
     def __init__(self, path: Path) -> None:
         self.shared = path
