@@ -44,14 +44,16 @@ def main(argv: list[str] | None = None) -> int:
         return session.show_result()
     settings, run = session.settings, session.run
 
-    # Pairs, checked and reported on before anything heavy is loaded.
+    # Pairs, checked before anything heavy is loaded and reported on before the model is.
     pairs = load_pair_set(settings.data, settings.prompt)
     tokenizer = session.start()
     data_report, lengths = examine(pairs, tokenizer, settings)
-    render = pair_report_text.render_text if session.dry_run else pair_report_text.render_warnings
+    if session.dry_run:
+        print(pair_report_text.render_text(data_report))
+    else:
+        print(pair_report_text.render_warnings(data_report), end="")
     train_pairs, held_out = fitting(pairs, lengths, settings)
     problems = problem_sets.load(settings, train_pairs, tokenizer)
-    print(render(data_report), end="")
     if session.dry_run:
         return session.end_dry_run()
 
@@ -124,7 +126,7 @@ def build_trainer(
     owned = {
         **owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "max_length": settings.model.max_seq_length,
-        "precompute_ref_log_probs": False,  # reference.py does it, and keeps the result
+        "precompute_ref_log_probs": False,  # reference_cache.py does it, and keeps the result
     }
     if settings.lora.dropout:  # by default trl turns all dropout off
         owned["disable_dropout"] = False

@@ -9,7 +9,7 @@ from posttrain.doctor.estimate import estimate, shape_of
 from posttrain.doctor.finding import Finding
 from posttrain.doctor.machine import GPU
 from posttrain.model.device import Device, check_device
-from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings import DPOSettings, GRPOSettings, Section
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml
 
@@ -29,7 +29,7 @@ def look_at_configs(gpu: GPU | None) -> tuple[list[Finding], list[dict[str, Any]
 def _look_at(path: Path, gpu: GPU | None) -> tuple[Finding, dict[str, Any]]:
     name = str(path.relative_to(ROOT))
     try:
-        settings: Any = load_settings(SETTINGS[read_yaml(path).get("method", "dpo")], path)
+        settings: Any = load_settings(_settings_class(path), path)
     except ConfigError as error:
         return Finding(name, "fail", "cannot be read", str(error)), {"why": str(error)}
     shape = shape_of(settings.model.name)
@@ -40,6 +40,15 @@ def _look_at(path: Path, gpu: GPU | None) -> tuple[Finding, dict[str, Any]]:
     if why is None:
         return Finding(name, "ok", "fits"), {**values, "why": None}
     return Finding(name, "warn", why), {**values, "why": why}
+
+
+def _settings_class(path: Path) -> type[Section]:
+    """The class of settings that a config is for, by its method."""
+    method = read_yaml(path).get("method")
+    if method not in SETTINGS:
+        names = " or ".join(f"'method: {name}'" for name in SETTINGS)
+        raise ConfigError(f"{path}: doctor looks for {names}, and finds {method!r}")
+    return SETTINGS[method]
 
 
 def _why_not(

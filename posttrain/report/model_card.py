@@ -69,7 +69,7 @@ def render_model_card(run: Path, repository: str | None = None) -> str:
     import jinja2
 
     found = read_run(run)
-    if not (found.method and found.environment):
+    if not (found.method in METHODS and found.environment):
         raise ConfigError(f"{run}: not a run folder (config.yaml or environment.json is missing)")
     template = Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8")
     rendering = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)

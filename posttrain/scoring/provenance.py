@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sha256
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.sources import read_rows
@@ -39,6 +40,11 @@ def weights_fingerprint(model: str) -> str | None:
 
 def trained_questions(trained: dict[str, Any]) -> list[str]:
     """The questions of a GRPO run, or every user turn of a DPO run's prompts."""
+    if trained.get("method") not in ("dpo", "grpo"):
+        raise ConfigError(
+            "the config.yaml of the model's run names no method; add 'method: grpo' or "
+            "'method: dpo' to it"
+        )
     if trained["method"] == "grpo":
         problems = ProblemData.model_validate(trained["data"])
         return [row.text(problems.columns.question) for row in read_rows(problems.train)]

@@ -1,4 +1,4 @@
-"""What both trainers share: their arguments, their progress, and running them."""
+"""Run either trainer: room on the disk, checkpoints, metrics, and where a run stops early."""
 
 import json
 import shutil

@@ -77,6 +77,7 @@ class Session(Generic[S]):
         Raises:
             ConfigError: it cannot, or the tokenizer is not in reach.
         """
+        policy.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
         device = policy.start(self.settings.run.verbose, self.settings.run.threads)
         print(check_device(device, self.settings.model, self.settings.training))
         self._facts["device"] = device.name

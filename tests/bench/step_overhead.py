@@ -4,7 +4,7 @@
 
 Three sides on the same Unsloth model, the same trl trainer, arguments, data, completion lengths:
 - `bare`: Unsloth's model, trl's trainer, two reward functions of a few lines, `trainer.train()`;
-- `project`: build_trainer of the script and training.train, with everything that a run has on:
+- `project`: build_trainer of the script and posttrain/train/loop.py, with all that a run has on:
   metrics.jsonl, progress bar, sample records, reward statistics, health checks, early stops;
 - `tracked`: the same with W&B (offline) and TensorBoard.
 

@@ -428,13 +428,13 @@ def only_a_tokenizer(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_dry_run_prints_the_report_without_torch_and_weights(
-    only_a_tokenizer: Path, bait: Path, tmp_path: Path
+def test_a_dry_run_prints_the_report_without_weights(
+    only_a_tokenizer: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     path = ROOT / "configs" / "dpo_demo.yaml"
     asked = ["--config", path, "--output", run, "--dry-run", f"model.name={only_a_tokenizer}"]
-    result = run_script("dpo", *asked, PYTHONPATH=str(bait))
+    result = run_script("dpo", *asked)
     assert (result.returncode, result.stderr) == (0, "")
     for part in ("800 (600 to train on, 200 held out)", "Length bias", "masked (", "<|im_end|>"):
         assert part in result.stdout
@@ -444,7 +444,7 @@ def test_a_dry_run_prints_the_report_without_torch_and_weights(
     assert not run.exists()
     # Pairs that a run refuses are refused, once they have been reported on.
     asked += ["evaluation.also=[]", "model.max_seq_length=80"]
-    result = run_script("dpo", *asked, PYTHONPATH=str(bait))
+    result = run_script("dpo", *asked)
     assert result.returncode == 2
     assert "over 80" in result.stdout
     assert "rows are over the limit of 80" in result.stderr
