@@ -13,9 +13,9 @@ Values are float32: a CPU without bfloat16 in hardware emulates it, and Unsloth 
 autocast, so that peft copies every LoRA layer's input to float32, which no GPU does. AdamW's
 moments are made before the one step that is taken, so that it holds what every later one does.
 
-What Python and the imported libraries hold before the model is loaded is measured in the same
-process and taken off: the rest is what the tensors need. Two settings of the C library keep freed
-tensors out of the count, which it would otherwise hoard: MALLOC_MMAP_THRESHOLD_ and
+What Python, the libraries, the tokenizer and the data hold before the model is loaded is measured
+in the same process and taken off: the rest is what the tensors need. Two settings of the C library
+keep freed tensors out of the count, which it would otherwise hoard: MALLOC_MMAP_THRESHOLD_ and
 MALLOC_TRIM_THRESHOLD_ (mallopt(3)). Loading is reported and not estimated: its peak is mostly pages
 of the checkpoint's file, which the kernel may drop.
 """
@@ -89,7 +89,7 @@ class Point:
             "training.save_steps=1000",
         ]
         if self.task == "dpo":
-            return [*common, "evaluation={limit: 1, batch_size: 2, replies: 0, also: []}"]
+            return [*common, "evaluation={limit: 1, batch_size: 1, replies: 0, also: []}"]
         return [
             *common,
             f"training.num_generations={GROUP}",
@@ -167,11 +167,11 @@ def measure(point: Point, model_folder: Path, run_folder: Path) -> dict[str, Any
     policy.start(False, None)
     import trl  # noqa: F401  # so that the trainers' modules too are there before the model is
 
-    imported = _status("VmRSS")
     spec = Spec(point.task, "project", point.config, overrides, longest=True)
     tokenizer = policy.load_tokenizer(settings.model)
     rows = load_rows(spec, settings, tokenizer)
     peak.end("before")
+    overhead = _status("VmRSS")
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     run = tracking.RunFolder(run_folder)
     run.open(fresh=True)
@@ -192,7 +192,7 @@ def measure(point: Point, model_folder: Path, run_folder: Path) -> dict[str, Any
     if point.task == "dpo":
         scoring.score_pairs(model, tokenizer, rows[: settings.evaluation.limit], settings)
         peak.end("scoring")
-    return {"imported": imported, "phases": peak.phases}
+    return {"overhead": overhead, "phases": peak.phases}
 
 
 def note_generation(trainer: Any, peak: Peak) -> None:
@@ -232,14 +232,14 @@ def run_point(point: Point, model: Path, work: Path) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"{point.name} failed:\n{process.stdout}{process.stderr}")
     found = json.loads(result.read_text(encoding="utf-8"))
-    imported, resident = found["imported"], found["phases"]
-    sizes = {name: round((peak - imported) / GB, 3) for name, peak in resident.items()}
+    overhead, resident = found["overhead"], found["phases"]
+    sizes = {name: round((peak - overhead) / GB, 3) for name, peak in resident.items()}
     return {
         "name": point.name,
         "script": point.task,
         "max_seq_length": point.length,
         "per_device_train_batch_size": point.batch,
-        "imported_gb": round(imported / GB, 3),
+        "overhead_gb": round(overhead / GB, 3),
         "load_gb": sizes["load"],
         "measured_gb": {name: sizes[name] for name in PHASES if name in sizes},
         "estimated_gb": {name: round(size, 3) for name, size in estimated(point).items()},
@@ -276,7 +276,7 @@ def main() -> int:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """The rows, with what they were measured on and with."""
     result = {
-        "unit": "GB of 2^30 bytes above imported_gb, the resident memory before the model is there",
+        "unit": "GB of 2^30 bytes, above overhead_gb but for itself",
         "python": sys.version.split()[0],
         "versions": {name: version(name) for name in PACKAGES},
         "points": rows,

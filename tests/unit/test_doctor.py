@@ -336,7 +336,7 @@ def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
     inside = 6 * 896 + 2 * 128 + 3 * 4864
     assert terms["layer"] == pytest.approx((tokens * inside + 896 * 4864) * 2 / 2**30)
     assert terms["logits"] == pytest.approx((512 * 151936 * 4 + 3 * tokens * 896 * 2) / 2**30)
-    assert terms["scoring"] == pytest.approx(1024 * 151936 * (8 * 2 + 8) / 2**30)
+    assert terms["scoring"] == pytest.approx(1024 * 151936 * (2 * 8 * 2 + 4) / 2**30)
     fixed = terms["weights"] + terms["adapter"] + terms["overhead"]
     assert terms["peak"] == pytest.approx(fixed + terms["scoring"])
 
@@ -359,8 +359,10 @@ def test_what_changes_an_estimate(qwen: Shape) -> None:
     assert on_cpu["kept"] == pytest.approx(terms["kept"] * 24 / 3)
     assert on_cpu["scoring"] == terms["scoring"]
     fewer = estimate.estimate(dpo("evaluation.batch_size=2"), qwen)
-    assert fewer["scoring"] == pytest.approx(terms["scoring"] * 12 / 24)
-    four_steps = estimate.estimate(grpo("training.steps_per_generation=16", "training.save_steps=52"), qwen)
+    assert fewer["scoring"] == pytest.approx(terms["scoring"] * (4 + 12) / 36)
+    four_steps = estimate.estimate(
+        grpo("training.steps_per_generation=16", "training.save_steps=52"), qwen
+    )
     assert four_steps["generation"] == 4 * estimate.estimate(grpo(), qwen)["generation"]
 
 

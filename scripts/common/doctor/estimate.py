@@ -31,10 +31,12 @@ generation  GRPO: keys and values of all rollouts, and a decoding step's logits 
             grows by 512 tokens (unsloth/models/llama.py, KV_CACHE_INCREMENT). Scoring problems in
             batches of evaluation.batch_size counts alike; without one its size is found from the
             memory that is free
-scoring     DPO: scripts/common/inference.py, token_log_probs holds the logits of 8 rows, or of
-            evaluation.batch_size, and one row of them again in 32 bits, as log-probabilities too
-overhead    a GPU's context and libraries 0.8 GB, a guess; on a CPU Python and its libraries,
-            which tests/bench/memory.py measures
+scoring     DPO: scripts/common/inference.py, token_log_probs holds whole logits of 8 rows, or of
+            evaluation.batch_size, in w, and still those of the batch before and log-probabilities
+            of a row in 32 bits; or of one batch only, but log-probabilities of two rows, and one
+            row's logits in 32 bits if they are not already
+overhead    a GPU's context and libraries 0.8 GB, a guess; on a CPU Python, its libraries, the
+            tokenizer and the data, which tests/bench/memory.py measures
 
 A DPO pair is two rows. Scoring DPO's reference takes less than a step and is no term. Unsloth packs
 GRPO's rows and computes a group's prompt once, but first compares that with whole rows, so whole
@@ -154,12 +156,12 @@ def _generation(settings: Settings, shape: Shape, device: Device, width: int) ->
 
 
 def _scoring(settings: Settings, shape: Shape, width: int) -> float:
-    """Logits of whole held-out rows, and of one of them in 32 bits with its log-probabilities."""
+    """Logits of whole held-out rows: two batches of them, or one and what is made of a row."""
     if not isinstance(settings, DPOSettings):
         return 0.0
-    rows = settings.evaluation.batch_size or PAIR_ROWS
-    one_row = 8 if width == 2 else 4  # what is in 32 bits already is not copied
-    return settings.model.max_seq_length * shape.vocab * (rows * width + one_row)
+    batch = (settings.evaluation.batch_size or PAIR_ROWS) * width
+    one_row = 4 + 4 + (4 if width == 2 else 0)
+    return settings.model.max_seq_length * shape.vocab * (batch + max(batch + 4, one_row))
 
 
 def table(rows: list[tuple[str, dict[str, float] | None, str]]) -> list[str]:
