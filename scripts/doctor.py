@@ -87,7 +87,7 @@ def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], b
     ]
     lines += estimate.table(rows)
     lines.append("  peak = weights + adapter + max(step, generation, scoring) + overhead")
-    lines.append("  step = kept + max(layer, logits)")
+    lines.append("  step = gradients + kept + max(layer, logits)")
     lines.append("  (each term is told in scripts/common/doctor/estimate.py)")
     lines.append("")
     fitting = [f.subject for f in sections["configs"] if f.status == "ok"]

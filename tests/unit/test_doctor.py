@@ -329,8 +329,9 @@ def grpo(*overrides: str) -> GRPOSettings:
 def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
     """The figures of the docstring, computed apart; sizes in GB of 2^30 bytes."""
     terms = estimate.estimate(dpo(), qwen)
-    # r 16: 24 layers x 16 x (896+896 + 2 (896+128) + 896+896 + 3 (896+4864)); 8 bytes + 2 moments
-    assert terms["adapter"] == pytest.approx(24 * 16 * 22912 * 10 / 2**30)
+    # r 16: 24 layers x 16 x (896+896 + 2 (896+128) + 896+896 + 3 (896+4864)); 4 bytes + 2 moments
+    assert terms["adapter"] == pytest.approx(24 * 16 * 22912 * 6 / 2**30)
+    assert terms["gradients"] == pytest.approx(24 * 16 * 22912 * 4 / 2**30)
     tokens = 2 * 4 * 1024
     assert terms["kept"] == pytest.approx(tokens * 3 * 896 * 2 / 2**30)
     inside = 6 * 896 + 2 * 128 + 3 * 4864

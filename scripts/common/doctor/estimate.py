@@ -1,7 +1,7 @@
 """An estimate of a run's peak memory from the shapes of its model: a sum, not a measurement.
 
 peak = weights + adapter + max(step, generation, scoring) + overhead
-step = kept + max(layer, logits)
+step = gradients + kept + max(layer, logits)
 
 Each term is what the installed trl 1.15 and Unsloth 2026.10 hold when every row is as long as
 `model.max_seq_length`, from their sources (paths are of site-packages). w is the bytes of a value:
@@ -10,7 +10,9 @@ Each term is what the installed trl 1.15 and Unsloth 2026.10 hold when every row
 weights     linear layers x w, in 4 bits x 4.127 / 8 (NF4: 4 bits and 0.127 of scales, QLoRA,
             https://arxiv.org/abs/2305.14314, section 3); embedding x w, never quantised, which is
             the head too where tied
-adapter     LoRA weights x (4 + 4 for the gradient + 8 for AdamW's two moments, 2 where 8-bit)
+adapter     LoRA weights x (4 + 8 for AdamW's two moments, 2 where they are 8-bit)
+gradients   LoRA weights x 4, with gradient accumulation: from one micro-batch to the next. Without
+            it they come as the kept vectors go
 kept        what the forward pass keeps for the backward: with checkpointing one vector a token and
             layer (https://arxiv.org/abs/1604.06174); of these a GPU holds three layers and the host
             the rest (unsloth_zoo/gradient_checkpointing.py, UnslothCheckpointFunction). Without it
@@ -54,7 +56,10 @@ Settings = DPOSettings | GRPOSettings
 GB = 2**30
 NF4_BYTES = 4.127 / 8
 PAIR_ROWS = 8  # ROWS_AT_ONCE of scripts/common/pairs/scoring.py
-TERMS = (*("weights", "adapter", "kept", "layer", "logits", "generation", "scoring", "overhead"),)
+TERMS = (
+    *("weights", "adapter", "gradients", "kept", "layer", "logits"),
+    *("generation", "scoring", "overhead"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str
     layer_bytes = NF4_BYTES if settings.model.load_in_4bit else width
     terms = {
         "weights": shape.layer_weights * layer_bytes + shape.embeddings * width,
-        "adapter": _adapter(settings, shape, device),
+        **_adapter(settings, shape, device),
         **_step(settings, shape, device, width),
         "generation": _generation(settings, shape, device, width),
         "scoring": _scoring(settings, shape, width),
@@ -102,16 +107,17 @@ def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str
 
 def phases(terms: dict[str, float]) -> dict[str, float]:
     """What each phase of a run holds beside the weights and the adapter, of which one is most."""
-    step = terms["kept"] + max(terms["layer"], terms["logits"])
+    step = terms["gradients"] + terms["kept"] + max(terms["layer"], terms["logits"])
     return {"step": step, "generation": terms["generation"], "scoring": terms["scoring"]}
 
 
-def _adapter(settings: Settings, shape: Shape, device: Device) -> float:
-    lora, optimizer = settings.lora, settings.training.optim
+def _adapter(settings: Settings, shape: Shape, device: Device) -> dict[str, float]:
+    lora, training = settings.lora, settings.training
     sizes = [shape.modules()[m] for m in lora.target_modules if m in shape.modules()]
     weights = shape.layers * lora.r * sum(a + b for a, b in sizes)
-    moments = 2 if "8bit" in optimizer and device.small_moments else 8
-    return weights * (4.0 + 4 + moments)
+    moments = 2 if "8bit" in training.optim and device.small_moments else 8
+    accumulated = 4 if training.gradient_accumulation_steps > 1 else 0
+    return {"adapter": weights * (4.0 + moments), "gradients": weights * accumulated}
 
 
 def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[str, float]:
