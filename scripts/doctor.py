@@ -86,7 +86,8 @@ def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], b
         for f in figures
     ]
     lines += estimate.table(rows)
-    lines.append("  peak = weights + adapter + max(generation, activations + logits) + CUDA")
+    lines.append("  peak = weights + adapter + max(step, generation, scoring) + overhead")
+    lines.append("  step = gradients + kept + max(layer, logits)")
     lines.append("  (each term is told in posttrain/doctor/estimate.py)")
     lines.append("")
     fitting = [f.subject for f in sections["configs"] if f.status == "ok"]

@@ -5,15 +5,22 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
-from posttrain.doctor.estimate import estimate, shape_of
+from posttrain.doctor.estimate import PAIR_ROWS, estimate, phases
 from posttrain.doctor.finding import Finding
 from posttrain.doctor.machine import GPU
+from posttrain.doctor.shape import shape_of
 from posttrain.model.device import Device, check_device
 from posttrain.settings import DPOSettings, GRPOSettings, Section
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml
 
 NOT_MEASURED = "not measured"
+# What to do where the phase that holds most does not fit.
+SMALLER = {
+    "step": "lower training.per_device_train_batch_size and raise gradient_accumulation_steps",
+    "generation": "lower training.per_device_train_batch_size or evaluation.batch_size",
+    "scoring": f"lower evaluation.batch_size, which is {PAIR_ROWS} where it is null",
+}
 
 
 def look_at_configs(gpu: GPU | None) -> tuple[list[Finding], list[dict[str, Any]]]:
@@ -63,10 +70,10 @@ def _why_not(
     except ConfigError as error:
         return str(error)
     if terms and gpu.memory_gb and terms["peak"] > gpu.memory_gb:
-        return (
-            f"may not fit: the estimate is over the card's {gpu.memory_gb:.1f} GB; lower "
-            "training.per_device_train_batch_size and raise gradient_accumulation_steps"
-        )
+        sizes = phases(terms)
+        largest = max(sizes, key=lambda phase: sizes[phase])
+        over = f"may not fit: the estimate is over the card's {gpu.memory_gb:.1f} GB"
+        return f"{over}; {SMALLER[largest]}"
     return None
 
 

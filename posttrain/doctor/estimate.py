@@ -1,150 +1,178 @@
-"""An estimate of a run's peak GPU memory from the shapes of its model: a sum, not a measurement.
+"""An estimate of a run's peak memory from the shapes of its model: a sum, not a measurement.
 
-peak = weights + adapter + max(generation, activations + logits) + CUDA
+peak = weights + adapter + max(step, generation, scoring) + overhead
+step = gradients + kept + max(layer, logits)
 
-weights      layer weights x bytes (4-bit: 0.5 and one 8-bit scale for 64, 4.13 bits in all;
-             https://arxiv.org/abs/2305.14314, section 3) + embeddings x 2 (never quantised)
-adapter      LoRA weights x (4 for the weight + 4 for its gradient + 2 or 8 for AdamW's moments)
-activations  tokens x layers x hidden x bytes kept, and one layer's inside recomputed
-             (checkpointing; https://arxiv.org/abs/1604.06174), or every layer's inside without
-             it: 6 hidden + 2 key-value + 4 intermediate values a token
-logits       tokens x vocabulary x 10 bytes: 16-bit, 32-bit and gradient. For GRPO one
-             completion at a time, as Unsloth's loss does
-generation   sequences x length x layers x 2 key-value x bytes, the cache of keys and values
-CUDA         0.8 GB for its context and libraries, a guess
+Each term is what the installed trl 1.15 and Unsloth 2026.10 hold when every row is as long as
+`model.max_seq_length`, from their sources (paths are of site-packages). w is the bytes of a value:
+4 in float32, else 2. tests/bench/memory.py holds the sums against measured peaks on a CPU.
+
+weights     linear layers x w, in 4 bits x 4.127 / 8 (NF4: 4 bits and 0.127 of scales, QLoRA,
+            https://arxiv.org/abs/2305.14314, section 3); embedding x w, never quantised, which is
+            the head too where tied
+adapter     LoRA weights x (4 + 8 for AdamW's two moments, 2 where they are 8-bit)
+gradients   LoRA weights x 4, with gradient accumulation: from one micro-batch to the next. Without
+            it they come as the kept vectors go
+kept        what the forward pass keeps for the backward: with checkpointing one vector a token and
+            layer (https://arxiv.org/abs/1604.06174); of these a GPU holds three layers and the host
+            the rest (unsloth_zoo/gradient_checkpointing.py, UnslothCheckpointFunction). Without it
+            all that a layer saves: 6 hidden + 2 key-value vectors and the MLP's 4 intermediate ones
+            (2 in Unsloth's kernel, unsloth/kernels/fast_lora.py, LoRA_MLP)
+layer       the layer in its backward pass: what it saves, recomputed with checkpointing, and the
+            gradients of 2 intermediate vectors (1 in Unsloth's kernel, which overwrites); and
+            its largest linear layer, unpacked
+logits      the head, in chunks: trl/trainer/utils.py, add_fused_lm_head. Unsloth's kernel has one
+            buffer of up to 512 x vocabulary x 4 bytes, or of 256 MB on cards up to 24 GB
+            (unsloth_zoo/fused_losses/fused_linear.py); on a CPU four blocks of 2^24 x 4 bytes, old
+            and new logits and probabilities (unsloth_zoo/cpu/ops.py, _ChunkedLogProbs). And three
+            vectors a scored token: its hidden state and gradients. Both tokens of a DPO pair are
+            scored, of a GRPO row the completion; GRPO's loss takes the whole micro-batch at once
+generation  GRPO: keys and values of all rollouts, and a decoding step's logits in w and three
+            times in 32 bits (scores, processed scores, probabilities); or reading the prompts, 3
+            hidden and 4 intermediate vectors a token (3 in Unsloth's kernel). On a GPU the cache
+            grows by 512 tokens (unsloth/models/llama.py, KV_CACHE_INCREMENT). Scoring problems in
+            batches of evaluation.batch_size counts alike; without one its size is found from the
+            memory that is free
+scoring     DPO: posttrain/model/log_probs.py, token_log_probs holds whole logits of 8 rows, or of
+            evaluation.batch_size, in w, and still those of the batch before and log-probabilities
+            of a row in 32 bits; or of one batch only, but log-probabilities of two rows, and one
+            row's logits in 32 bits if they are not already
+overhead    a GPU's context and libraries 0.8 GB, a guess; on a CPU Python, its libraries, the
+            tokenizer and the data, which tests/bench/memory.py measures
+
+A DPO pair is two rows. Scoring DPO's reference takes less than a step and is no term. Unsloth packs
+GRPO's rows and computes a group's prompt once, but first compares that with whole rows, so whole
+ones are counted. No CPU can check what is said of a GPU alone: the layers offloaded, the kernels'
+buffers, the cache's growth, 8-bit moments, the context, and holes in PyTorch's pool of memory.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from posttrain.base.paths import ROOT
-from posttrain.doctor.installation import model_cache
-from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining
+from posttrain.doctor.shape import Shape
+from posttrain.settings import DPOSettings, GRPOSettings
+
+Settings = DPOSettings | GRPOSettings
 
 GB = 2**30
 NF4_BYTES = 4.127 / 8
-LOGIT_BYTES = 10
-CUDA_GB = 0.8
-# The model that this project is about, for machines that have not downloaded it yet.
-KNOWN = {
-    "Qwen/Qwen2.5-0.5B-Instruct": {
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    }
-}
+PAIR_ROWS = 8  # ROWS_AT_ONCE of posttrain/scoring/pairs.py
+TERMS = (
+    *("weights", "adapter", "gradients", "kept", "layer", "logits"),
+    *("generation", "scoring", "overhead"),
+)
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a Qwen2-like or Llama-like model."""
+class Device:
+    """In what a GPU, with Unsloth's kernels, and a CPU, with plain transformers, differ."""
 
-    vocab: int
-    hidden: int
-    intermediate: int
-    layers: int
-    key_value: int
-    """Width of the keys: key-value heads x their size."""
-    queries: int
-    """Width of the queries: heads x their size."""
-    tied: bool
-    """The output layer is the embedding."""
-
-    def modules(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of a layer's linear modules by name."""
-        return {
-            "q_proj": (self.hidden, self.queries),
-            "k_proj": (self.hidden, self.key_value),
-            "v_proj": (self.hidden, self.key_value),
-            "o_proj": (self.queries, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
-        }
-
-    @property
-    def layer_weights(self) -> int:
-        """Weights of all linear modules of all layers."""
-        return self.layers * sum(a * b for a, b in self.modules().values())
-
-    @property
-    def embeddings(self) -> int:
-        """Weights of the embedding, and of the output layer where it is another."""
-        return self.vocab * self.hidden * (1 if self.tied else 2)
+    saved: int
+    """Intermediate vectors of the MLP that a layer keeps for its backward pass."""
+    gradients: int
+    """Those that the backward pass adds."""
+    reading: int
+    """Those that a forward pass without gradients holds at once."""
+    layers_kept: int | None
+    """Layers whose input stays with checkpointing; None is all."""
+    head_bytes: int | None
+    """The head's chunk; None is Unsloth's buffer, which depends on the vocabulary."""
+    cache_growth: int
+    """Tokens by which the cache of keys and values grows at once."""
+    small_moments: bool
+    """8-bit optimizers have 8-bit moments."""
+    overhead: float
+    """Bytes that are there without a model."""
 
 
-def shape_of(name: str) -> Shape | None:
-    """The shape of a local or cached model, None where its config.json is not at hand."""
-    values = _config_of(name) or KNOWN.get(name)
-    if values is None:
-        return None
-    try:
-        hidden, heads = values["hidden_size"], values["num_attention_heads"]
-        size = values.get("head_dim") or hidden // heads
-        return Shape(
-            vocab=values["vocab_size"],
-            hidden=hidden,
-            intermediate=values["intermediate_size"],
-            layers=values["num_hidden_layers"],
-            key_value=values.get("num_key_value_heads", heads) * size,
-            queries=heads * size,
-            tied=bool(values.get("tie_word_embeddings", False)),
-        )
-    except (KeyError, TypeError, ZeroDivisionError):  # of another architecture
-        return None
+GPU = Device(2, 1, 3, 3, None, 512, True, 0.8 * GB)
+CPU = Device(4, 2, 4, None, 4 * 2**24 * 4, 0, False, 0.9 * GB)
 
 
-def _config_of(name: str) -> dict[str, Any] | None:
-    cached = model_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
-    places = [Path(name).expanduser(), ROOT / name, *sorted(cached.glob("*"))[-1:]]
-    for path in (place / "config.json" for place in places):
-        if path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return values if isinstance(values, dict) else None
-    return None
-
-
-def estimate(settings: DPOSettings | GRPOSettings, shape: Shape) -> dict[str, float]:
+def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str, float]:
     """The terms of the sum above, in GB of 2^30 bytes, and their `peak`."""
-    training, lora = settings.training, settings.lora
     width = 4 if settings.model.dtype == "float32" else 2
     layer_bytes = NF4_BYTES if settings.model.load_in_4bit else width
-    sizes = [shape.modules()[m] for m in lora.target_modules if m in shape.modules()]
-    adapter = shape.layers * lora.r * sum(a + b for a, b in sizes)
-    moments = 2 if "8bit" in training.optim else 8
-    length = settings.model.max_seq_length
-    rows = training.per_device_train_batch_size
-    grpo = isinstance(training, GRPOTraining)
-    tokens = rows * length * (1 if grpo else 2)  # a DPO row is a chosen and a rejected reply
-    inside = 6 * shape.hidden + 2 * shape.key_value + 4 * shape.intermediate
-    kept = shape.layers * shape.hidden + inside
-    per_token = kept if training.gradient_checkpointing else shape.layers * inside
-    scored, generated = tokens, 0
-    if isinstance(training, GRPOTraining):
-        micro_batches = training.steps_per_generation or training.gradient_accumulation_steps
-        scored, generated = training.max_completion_length, rows * micro_batches * length
     terms = {
         "weights": shape.layer_weights * layer_bytes + shape.embeddings * width,
-        "adapter": adapter * (4.0 + 4 + moments),
-        "activations": tokens * per_token * width,
-        "logits": scored * shape.vocab * LOGIT_BYTES,
-        "generation": generated * shape.layers * 2 * shape.key_value * width,
-        "CUDA": CUDA_GB * GB,
+        **_adapter(settings, shape, device),
+        **_step(settings, shape, device, width),
+        "generation": _generation(settings, shape, device, width),
+        "scoring": _scoring(settings, shape, width),
+        "overhead": device.overhead,
     }
-    terms = {name: size / GB for name, size in terms.items()}
-    step = max(terms["generation"], terms["activations"] + terms["logits"])
-    return {**terms, "peak": terms["weights"] + terms["adapter"] + step + terms["CUDA"]}
+    terms = {name: terms[name] / GB for name in TERMS}
+    always = terms["weights"] + terms["adapter"] + terms["overhead"]
+    return {"peak": always + max(phases(terms).values()), **terms}
+
+
+def phases(terms: dict[str, float]) -> dict[str, float]:
+    """What each phase of a run holds beside the weights and the adapter, of which one is most."""
+    step = terms["gradients"] + terms["kept"] + max(terms["layer"], terms["logits"])
+    return {"step": step, "generation": terms["generation"], "scoring": terms["scoring"]}
+
+
+def _adapter(settings: Settings, shape: Shape, device: Device) -> dict[str, float]:
+    lora, training = settings.lora, settings.training
+    sizes = [shape.modules()[m] for m in lora.target_modules if m in shape.modules()]
+    weights = shape.layers * lora.r * sum(a + b for a, b in sizes)
+    moments = 2 if "8bit" in training.optim and device.small_moments else 8
+    accumulated = 4 if training.gradient_accumulation_steps > 1 else 0
+    return {"adapter": weights * (4.0 + moments), "gradients": weights * accumulated}
+
+
+def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[str, float]:
+    """What forward and backward pass of a micro-batch hold."""
+    rows = settings.training.per_device_train_batch_size
+    if isinstance(settings, DPOSettings):
+        tokens = scored = 2 * rows * settings.model.max_seq_length
+    else:
+        tokens = rows * settings.model.max_seq_length
+        scored = rows * settings.training.max_completion_length
+    saved = 6 * shape.hidden + 2 * shape.key_value + device.saved * shape.intermediate
+    gradients = device.gradients * shape.intermediate
+    unpacked = max(a * b for a, b in shape.modules().values()) * width
+    if settings.training.gradient_checkpointing:
+        layers = shape.layers if device.layers_kept is None else device.layers_kept
+        kept, layer = layers * shape.hidden, saved + gradients
+    else:
+        kept, layer = shape.layers * saved, gradients
+    chunk = device.head_bytes or min(scored, 512) * shape.vocab * 4
+    return {
+        "kept": tokens * kept * width,
+        "layer": tokens * layer * width + unpacked,
+        "logits": chunk + 3 * scored * shape.hidden * width,
+    }
+
+
+def _generation(settings: Settings, shape: Shape, device: Device, width: int) -> float:
+    """Keys and values, and what is held beside them: logits, or the prompts being read."""
+    if isinstance(settings, DPOSettings):
+        return 0.0
+    training = settings.training
+    micro_batches = training.steps_per_generation or training.gradient_accumulation_steps
+    completion = max(training.max_completion_length, settings.evaluation.max_new_tokens)
+    prompt = settings.model.max_seq_length - training.max_completion_length
+    rows = max(
+        training.per_device_train_batch_size * micro_batches, settings.evaluation.batch_size or 0
+    )
+    a_token = shape.layers * 2 * shape.key_value * width
+    reading = (3 * shape.hidden + device.reading * shape.intermediate) * width
+    decoding = (prompt + completion + device.cache_growth) * a_token + shape.vocab * (width + 12)
+    return rows * max(decoding, prompt * (a_token + reading))
+
+
+def _scoring(settings: Settings, shape: Shape, width: int) -> float:
+    """Logits of whole held-out rows: two batches of them, or one and what is made of a row."""
+    if not isinstance(settings, DPOSettings):
+        return 0.0
+    batch = (settings.evaluation.batch_size or PAIR_ROWS) * width
+    one_row = 4 + 4 + (4 if width == 2 else 0)
+    return settings.model.max_seq_length * shape.vocab * (batch + max(batch + 4, one_row))
 
 
 def table(rows: list[tuple[str, dict[str, float] | None, str]]) -> list[str]:
     """Lines with the terms of each config in columns, and what was measured beside them."""
-    names = ("peak", "weights", "adapter", "activations", "logits", "generation", "CUDA")
+    names = ("peak", *TERMS)
     subjects = max(len(subject) for subject, *_ in rows)
     lines = [f"  {'':<{subjects}}  " + "".join(f"{n:>{len(n) + 2}}" for n in names) + "  measured"]
     for subject, terms, measured in rows:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from posttrain.doctor import configs, estimate, installation, machine, services
+from posttrain.doctor.shape import Shape, shape_of
+from posttrain.scoring import pairs as scoring
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from scripts import doctor
@@ -303,55 +305,91 @@ def test_tokens_are_told_of_and_never_shown(
         assert value not in text + more + json.dumps(found)
 
 
-def test_the_shape_has_the_weights_of_the_real_model() -> None:
-    shape = estimate.shape_of("Qwen/Qwen2.5-0.5B-Instruct")
-    assert shape is not None
-    biases_and_norms = shape.layers * (shape.queries + 2 * shape.key_value + 2 * shape.hidden)
-    total = shape.layer_weights + shape.embeddings + biases_and_norms + shape.hidden
+def test_the_shape_has_the_weights_of_the_real_model(qwen: Shape) -> None:
+    biases_and_norms = qwen.layers * (qwen.queries + 2 * qwen.key_value + 2 * qwen.hidden)
+    total = qwen.layer_weights + qwen.embeddings + biases_and_norms + qwen.hidden
     assert total == 494_032_768
 
 
-def test_an_estimate_is_the_sum_that_it_says() -> None:
-    shape = estimate.shape_of("Qwen/Qwen2.5-0.5B-Instruct")
-    assert shape is not None
-    dpo = load_settings(DPOSettings, ROOT / "configs" / "dpo_french_16gb.yaml")
-    terms = estimate.estimate(dpo, shape)
-    assert terms["logits"] == pytest.approx(2 * 4 * 1024 * 151936 * 10 / 2**30)
-    # r 16: 24 layers x 16 x (896+896 + 2 (896+128) + 896+896 + 3 (896+4864)); 8 bytes + 2 moments
-    assert terms["adapter"] == pytest.approx(24 * 16 * 22912 * 10 / 2**30)
-    parts = ("weights", "adapter", "activations", "logits", "CUDA")
-    assert terms["peak"] == pytest.approx(sum(terms[name] for name in parts))
-    whole = load_settings(
-        DPOSettings,
-        ROOT / "configs" / "dpo_french_16gb.yaml",
-        ["model.load_in_4bit=false", "training.gradient_checkpointing=false"],
+@pytest.fixture
+def qwen() -> Shape:
+    found = shape_of("Qwen/Qwen2.5-0.5B-Instruct")
+    assert found is not None
+    return found
+
+
+def dpo(*overrides: str) -> DPOSettings:
+    return load_settings(DPOSettings, ROOT / "configs" / "dpo_french_16gb.yaml", overrides)
+
+
+def grpo(*overrides: str) -> GRPOSettings:
+    return load_settings(GRPOSettings, ROOT / "configs" / "grpo_gsm8k_16gb.yaml", overrides)
+
+
+def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
+    """The figures of the docstring, computed apart; sizes in GB of 2^30 bytes."""
+    terms = estimate.estimate(dpo(), qwen)
+    # r 16: 24 layers x 16 x (896+896 + 2 (896+128) + 896+896 + 3 (896+4864)); 4 bytes + 2 moments
+    assert terms["adapter"] == pytest.approx(24 * 16 * 22912 * 6 / 2**30)
+    assert terms["gradients"] == pytest.approx(24 * 16 * 22912 * 4 / 2**30)
+    tokens = 2 * 4 * 1024
+    assert terms["kept"] == pytest.approx(tokens * 3 * 896 * 2 / 2**30)
+    inside = 6 * 896 + 2 * 128 + 3 * 4864
+    assert terms["layer"] == pytest.approx((tokens * inside + 896 * 4864) * 2 / 2**30)
+    assert terms["logits"] == pytest.approx((512 * 151936 * 4 + 3 * tokens * 896 * 2) / 2**30)
+    assert terms["scoring"] == pytest.approx(1024 * 151936 * (2 * 8 * 2 + 4) / 2**30)
+    fixed = terms["weights"] + terms["adapter"] + terms["overhead"]
+    assert terms["peak"] == pytest.approx(fixed + terms["scoring"])
+
+    terms = estimate.estimate(grpo(), qwen)
+    assert terms["logits"] == pytest.approx((512 * 151936 * 4 + 3 * 16 * 640 * 896 * 2) / 2**30)
+    cache = (1024 + 512) * 24 * 2 * 128 * 2
+    assert terms["generation"] == pytest.approx(64 * (cache + 151936 * (2 + 12)) / 2**30)
+    assert terms["scoring"] == 0
+
+
+def test_what_changes_an_estimate(qwen: Shape) -> None:
+    terms = estimate.estimate(dpo(), qwen)
+    more = estimate.estimate(
+        dpo("model.load_in_4bit=false", "training.gradient_checkpointing=false"), qwen
     )
-    more = estimate.estimate(whole, shape)
-    assert more["weights"] == pytest.approx((shape.layer_weights + shape.embeddings) * 2 / 2**30)
-    assert more["activations"] > 3 * terms["activations"]
-    grpo = load_settings(GRPOSettings, ROOT / "configs" / "grpo_gsm8k_16gb.yaml")
-    terms = estimate.estimate(grpo, shape)
-    assert terms["generation"] == pytest.approx(64 * 1024 * 24 * 2 * 128 * 2 / 2**30)
+    assert more["weights"] == pytest.approx((qwen.layer_weights + qwen.embeddings) * 2 / 2**30)
+    assert more["kept"] + more["layer"] > 10 * (terms["kept"] + terms["layer"])
+    assert more["logits"] == terms["logits"]
+    on_cpu = estimate.estimate(dpo(), qwen, estimate.CPU)
+    assert on_cpu["kept"] == pytest.approx(terms["kept"] * 24 / 3)
+    assert on_cpu["scoring"] == terms["scoring"]
+    fewer = estimate.estimate(dpo("evaluation.batch_size=2"), qwen)
+    assert fewer["scoring"] == pytest.approx(terms["scoring"] * (4 + 12) / 36)
+    four_steps = estimate.estimate(
+        grpo("training.steps_per_generation=16", "training.save_steps=52"), qwen
+    )
+    assert four_steps["generation"] == 4 * estimate.estimate(grpo(), qwen)["generation"]
+
+
+def test_the_estimate_knows_how_many_rows_are_scored_at_once() -> None:
+    assert estimate.PAIR_ROWS == scoring.ROWS_AT_ONCE
 
 
 def test_a_model_of_unknown_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert estimate.shape_of("someone/model") is None
+    assert shape_of("someone/model") is None
     snapshot = tmp_path / "models--someone--model" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     demo = ROOT / "assets" / "demo_model" / "config.json"
     shutil.copy(demo, snapshot)
-    assert estimate.shape_of("someone/model") == estimate.shape_of("assets/demo_model")
+    assert shape_of("someone/model") == shape_of("assets/demo_model")
     (snapshot / "config.json").write_text('{"d_model": 5}')
-    assert estimate.shape_of("someone/model") is None
+    assert shape_of("someone/model") is None
 
 
 def test_an_estimate_over_the_card_is_a_warning(
     look: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "LOGIT_BYTES", 40)
+    monkeypatch.setattr(estimate, "PAIR_ROWS", 50)
     _, found, _ = look(T4)
-    assert "may not fit" in finding(found, "configs/dpo_french_t4.yaml")["text"]
+    said = finding(found, "configs/dpo_french_t4.yaml")["text"]
+    assert "may not fit" in said and "lower evaluation.batch_size" in said
     assert "grpo_gsm8k_t4" in fitting(found)
 
 

@@ -1,0 +1,91 @@
+"""The sizes of a model, from its config.json."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.paths import ROOT
+from posttrain.doctor.installation import model_cache
+
+# The model that this project is about, for machines that have not downloaded it yet.
+KNOWN = {
+    "Qwen/Qwen2.5-0.5B-Instruct": {
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    }
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Qwen2-like or Llama-like model."""
+
+    vocab: int
+    hidden: int
+    intermediate: int
+    layers: int
+    key_value: int
+    """Width of the keys: key-value heads x their size."""
+    queries: int
+    """Width of the queries: heads x their size."""
+    tied: bool
+    """The output layer is the embedding."""
+
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of a layer's linear modules by name."""
+        return {
+            "q_proj": (self.hidden, self.queries),
+            "k_proj": (self.hidden, self.key_value),
+            "v_proj": (self.hidden, self.key_value),
+            "o_proj": (self.queries, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of all linear modules of all layers."""
+        return self.layers * sum(a * b for a, b in self.modules().values())
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of the embedding, and of the output layer where it is another."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
+
+
+def shape_of(name: str) -> Shape | None:
+    """The shape of a local or cached model, None where its config.json is not at hand."""
+    values = _config_of(name) or KNOWN.get(name)
+    if values is None:
+        return None
+    try:
+        hidden, heads = values["hidden_size"], values["num_attention_heads"]
+        size = values.get("head_dim") or hidden // heads
+        return Shape(
+            vocab=values["vocab_size"],
+            hidden=hidden,
+            intermediate=values["intermediate_size"],
+            layers=values["num_hidden_layers"],
+            key_value=values.get("num_key_value_heads", heads) * size,
+            queries=heads * size,
+            tied=bool(values.get("tie_word_embeddings", False)),
+        )
+    except (KeyError, TypeError, ZeroDivisionError):  # of another architecture
+        return None
+
+
+def _config_of(name: str) -> dict[str, Any] | None:
+    cached = model_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
+    places = [Path(name).expanduser(), ROOT / name, *sorted(cached.glob("*"))[-1:]]
+    for path in (place / "config.json" for place in places):
+        if path.is_file():
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return values if isinstance(values, dict) else None
+    return None
