@@ -81,8 +81,10 @@ def test_first_loss_of_dpo_is_ln_2(
         found = trained("dpo", run, *asked)
         said = capsys.readouterr().out
         assert ("Reference log-probabilities: computed" in said) != kept
-        assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
-        assert abs(found[0]["rewards/margins"]) < 1e-5
+        # In float16 the CPU's products round by the width of the batch, which is another one here.
+        near = 1e-5 if BFLOAT16 or precision == "float32" else 1e-3
+        assert found[0]["loss"] == pytest.approx(math.log(2), abs=near)
+        assert abs(found[0]["rewards/margins"]) < 10 * near
         assert found[1]["loss"] < math.log(2) or not BFLOAT16  # a scaler skips its first steps
 
 
