@@ -85,7 +85,7 @@ class Device:
 
 
 GPU = Device(2, 1, 3, 3, None, 512, True, 0.8 * GB)
-CPU = Device(4, 2, 4, None, 4 * 2**24 * 4, 0, False, 0.9 * GB)
+CPU = Device(4, 2, 4, None, 4 * 2**24 * 4, 0, False, 1.0 * GB)
 
 
 def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str, float]:

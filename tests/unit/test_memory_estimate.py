@@ -1,0 +1,83 @@
+"""The doctor's estimate against peaks that were measured (tests/bench/memory.py).
+
+The file holds those of the benchmark's points that have been measured so far.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.doctor import configs, estimate
+from posttrain.doctor.shape import shape_of
+from posttrain.settings.command import load_settings
+from tests.bench import memory
+from tests.helpers import ROOT, needs_shared
+
+ROWS: list[dict[str, Any]] = json.loads(memory.RESULT.read_text(encoding="utf-8"))["points"]
+CARDS = ("dpo_french_16gb", "dpo_french_t4", "grpo_gsm8k_16gb", "grpo_gsm8k_t4")
+
+
+def off(row: dict[str, Any]) -> float:
+    """By what share the estimated peak of a point differs from the measured one."""
+    (point,) = (point for point in memory.POINTS if point.name == row["name"])
+    return max(memory.estimated(point).values()) / max(row["measured_gb"].values()) - 1
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
+def test_the_peak_is_within_a_quarter(row: dict[str, Any]) -> None:
+    assert abs(off(row)) < 0.25
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
+def test_so_is_every_phase(row: dict[str, Any]) -> None:
+    (point,) = (point for point in memory.POINTS if point.name == row["name"])
+    for phase, size in memory.estimated(point).items():
+        assert size == pytest.approx(row["measured_gb"][phase], rel=0.25), phase
+
+
+def test_logits_of_whole_rows_would_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the estimate had before trl projected in chunks: tokens x vocabulary x 10 bytes."""
+    step = estimate._step
+
+    def before(settings: Any, shape: Any, device: Any, width: int) -> dict[str, float]:
+        rows = settings.training.per_device_train_batch_size
+        tokens = 2 * rows * settings.model.max_seq_length
+        return {**step(settings, shape, device, width), "logits": tokens * shape.vocab * 10}
+
+    monkeypatch.setattr(estimate, "_step", before)
+    differences = [off(row) for row in ROWS if row["script"] == "dpo"]
+    assert max(differences) > 1
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_what_is_said_of_the_cards(name: str) -> None:
+    path = ROOT / "configs" / f"{name}.yaml"
+    settings: Any = load_settings(memory.SETTINGS[name.split("_")[0]], path)
+    shape = shape_of(settings.model.name)
+    assert shape is not None
+    terms = estimate.estimate(settings, shape)
+    assert all(size >= 0 for size in terms.values())
+    assert terms["peak"] < settings.model.min_gpu_memory_gb
+    header, line = estimate.table([(name, terms, configs.NOT_MEASURED)])
+    assert header.split() == ["peak", *estimate.TERMS, "measured"]
+    assert line.split()[:2] == [name, f"{terms['peak']:.2f}"]
+    assert line.endswith(configs.NOT_MEASURED)
+
+
+@needs_shared
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+def test_a_point_measured_again(tmp_path: Path) -> None:
+    """The same process gives the same peaks to a few percent; only memory is compared."""
+    (known,) = (row for row in ROWS if row["name"] == "dpo_256_1")
+    output = tmp_path / "memory.json"
+    command = [sys.executable, memory.__file__, "--only", known["name"], "--output", output]
+    subprocess.run(command, check=True, cwd=ROOT)
+    (row,) = json.loads(output.read_text(encoding="utf-8"))["points"]
+    for phase, size in known["measured_gb"].items():
+        assert row["measured_gb"][phase] == pytest.approx(size, rel=0.1), phase
+    assert abs(off(row)) < 0.25
