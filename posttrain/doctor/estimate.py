@@ -23,10 +23,11 @@ layer       the layer in its backward pass: what it saves, recomputed with check
             its largest linear layer, unpacked
 logits      the head, in chunks: trl/trainer/utils.py, add_fused_lm_head. Unsloth's kernel has one
             buffer of up to 512 x vocabulary x 4 bytes, or of 256 MB on cards up to 24 GB
-            (unsloth_zoo/fused_losses/fused_linear.py); on a CPU four blocks of 2^24 x 4 bytes, old
-            and new logits and probabilities (unsloth_zoo/cpu/ops.py, _ChunkedLogProbs). And three
-            vectors a scored token: its hidden state and gradients. Both tokens of a DPO pair are
-            scored, of a GRPO row the completion; GRPO's loss takes the whole micro-batch at once
+            (unsloth_zoo/fused_losses/fused_linear.py); on a CPU logits and probabilities in 32 bits
+            of up to two chunks of 2^24, the last and the next (unsloth_zoo/cpu/ops.py,
+            _ChunkedLogProbs). And three vectors a scored token: its hidden state and gradients. In
+            DPO every token counts as scored, in GRPO those of completions; GRPO's loss takes the
+            whole micro-batch at once
 generation  GRPO: keys and values of all rollouts, and a decoding step's logits in w and three
             times in 32 bits (scores, processed scores, probabilities); or reading the prompts, 3
             hidden and 4 intermediate vectors a token (3 in Unsloth's kernel). On a GPU the cache
@@ -74,8 +75,10 @@ class Device:
     """Those that a forward pass without gradients holds at once."""
     layers_kept: int | None
     """Layers whose input stays with checkpointing; None is all."""
-    head_bytes: int | None
-    """The head's chunk; None is Unsloth's buffer, which depends on the vocabulary."""
+    head_logits: int | None
+    """Logits that the head holds at once; None is those of 512 tokens."""
+    head_bytes: int
+    """Bytes that each of them takes."""
     cache_growth: int
     """Tokens by which the cache of keys and values grows at once."""
     small_moments: bool
@@ -84,8 +87,8 @@ class Device:
     """Bytes that are there without a model."""
 
 
-GPU = Device(2, 1, 3, 3, None, 512, True, 0.8 * GB)
-CPU = Device(4, 2, 4, None, 4 * 2**24 * 4, 0, False, 1.0 * GB)
+GPU = Device(2, 1, 3, 3, None, 4, 512, True, 0.8 * GB)
+CPU = Device(4, 2, 4, None, 2 * 2**24, 8, 0, False, 1.0 * GB)
 
 
 def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str, float]:
@@ -136,7 +139,7 @@ def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[
         kept, layer = layers * shape.hidden, saved + gradients
     else:
         kept, layer = shape.layers * saved, gradients
-    chunk = device.head_bytes or min(scored, 512) * shape.vocab * 4
+    chunk = min(scored * shape.vocab, device.head_logits or 512 * shape.vocab) * device.head_bytes
     return {
         "kept": tokens * kept * width,
         "layer": tokens * layer * width + unpacked,
