@@ -1,7 +1,4 @@
-"""The doctor's estimate against peaks that were measured (tests/bench/memory.py).
-
-The file holds those of the benchmark's points that have been measured so far.
-"""
+"""The doctor's estimate against peaks that were measured (tests/bench/memory.py)."""
 
 import json
 import subprocess
@@ -25,6 +22,13 @@ def off(row: dict[str, Any]) -> float:
     """By what share the estimated peak of a point differs from the measured one."""
     (point,) = (point for point in memory.POINTS if point.name == row["name"])
     return max(memory.estimated(point).values()) / max(row["measured_gb"].values()) - 1
+
+
+def test_every_point_was_measured() -> None:
+    assert [row["name"] for row in ROWS] == [point.name for point in memory.POINTS]
+    for script in ("dpo", "grpo"):
+        points = [point for point in memory.POINTS if point.task == script]
+        assert len({p.length for p in points}) == len({p.batch for p in points}) == 2
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
