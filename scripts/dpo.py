@@ -18,10 +18,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.preference import Pair
 from posttrain.base.process import run_main
+from posttrain.data import lengths as pair_lengths
 from posttrain.data.pairs import PairSet, load_pair_set
 from posttrain.data.render import drop_overlong, render
 from posttrain.data.report import build as pair_report
-from posttrain.data.report import lengths as pair_lengths
 from posttrain.data.report import text as pair_report_text
 from posttrain.model import adapter, policy
 from posttrain.run.folder import RunFolder

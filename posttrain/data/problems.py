@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from eval.gsm8k import Problem
-from posttrain.base.errors import DataError, quoted
+from posttrain.base.errors import DataError, first_line, quoted
 from posttrain.data.sources import Row, read_rows
 from posttrain.data.text import normalise
 from posttrain.settings import ProblemColumns, ProblemData, Source
@@ -89,8 +89,7 @@ def _same_columns(problems: list[Problem]) -> list[Problem]:
         try:
             values = pyarrow.array([problem.columns.get(name) for problem in problems])
         except (pyarrow.ArrowException, OverflowError) as error:
-            reason = str(error).splitlines()[0]
-            print(f"column '{name}' is left out, so no reward can read it: {reason}")
+            print(f"column '{name}' is left out, so no reward can read it: {first_line(error)}")
         else:
             table[name] = values.to_pylist()
     return [

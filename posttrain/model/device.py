@@ -1,5 +1,6 @@
 """The device that the policy will run on, and whether it can run a config."""
 
+import gc
 from dataclasses import dataclass
 
 from posttrain.base.errors import ConfigError
@@ -38,6 +39,14 @@ def check_device(device: Device, model: Model, training: Training) -> str:
             "once it fits, model.min_gpu_memory_gb"
         )
     return f"Training on {device.name} ({device.memory_gb:.0f} GB)."
+
+
+def free_memory() -> None:
+    """Free the memory that a failed attempt held. Call it once its error is out of scope."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _instead(device: Device, model: Model) -> str:

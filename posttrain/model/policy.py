@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.disk import disk_full_error, is_disk_full
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, first_line
 from posttrain.base.files import model_fingerprint
 from posttrain.base.paths import ROOT
 from posttrain.model import adapter
@@ -122,8 +122,9 @@ def load_tokenizer(model: Model) -> Any:
             name, revision=model.revision, padding_side="left", trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model.name: cannot load the tokenizer of '{name}': {reason}") from None
+        raise ConfigError(
+            f"model.name: cannot load the tokenizer of '{name}': {first_line(error)}"
+        ) from None
     if not tokenizer.chat_template:
         raise ConfigError(f"model.name: '{name}' has no chat template; use an instruct model")
     if tokenizer.eos_token is None:
@@ -151,8 +152,9 @@ def base_weights(model: Model) -> str:
     try:
         config = Path(hf_hub_download(repository, "config.json", revision=revision))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model.name: '{repository}' is not in reach: {reason}") from None
+        raise ConfigError(
+            f"model.name: '{repository}' is not in reach: {first_line(error)}"
+        ) from None
     return f"{repository}@{config.parent.name}"
 
 
@@ -252,8 +254,7 @@ def load_for_scoring(
                 **TRUSTED,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"cannot load the model '{name}': {reason}") from None
+            raise ConfigError(f"cannot load the model '{name}': {first_line(error)}") from None
     return model, _set_up_generation(model, tokenizer)
 
 

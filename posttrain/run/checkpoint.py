@@ -6,7 +6,6 @@ earlier checkpoints as they were. A resume uses a checkpoint only if every file 
 manifest.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import CheckpointError, ConfigError
-from posttrain.base.files import sync_folder, write_json
+from posttrain.base.files import sha256, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 # A pickle that nothing here reads, and an empty model card.
@@ -208,6 +207,4 @@ def differences(where: str, earlier: Any, now: Any) -> list[str]:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -13,8 +13,8 @@ from eval.gsm8k import ScoredReply, compare_replies, rescore
 from eval.preference import Pair, ScoredPair
 from eval.replies import PromptReply, SampledReply
 from posttrain.base.files import rows_of
+from posttrain.data import lengths
 from posttrain.data.render import render
-from posttrain.data.report import lengths
 from posttrain.model import inference
 from posttrain.model.log_probs import pair_log_probs, token_log_probs
 from posttrain.run.folder import RunFolder

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, first_line
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
@@ -66,8 +66,7 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{where}: {line}not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{where}: not valid YAML: {reason}") from None
+        raise ConfigError(f"{where}: not valid YAML: {first_line(error)}") from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

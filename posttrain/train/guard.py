@@ -5,11 +5,11 @@ micro-batch in parts that fit the memory, reports it to the Watch, which checks 
 optimizer step, and lets a signal end a step in the middle.
 """
 
-import gc
 from typing import Any
 
 from posttrain.base import distributed
 from posttrain.model import policy
+from posttrain.model.device import free_memory
 from posttrain.train.micro_batches import Batch, Part
 
 
@@ -23,14 +23,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "CUBLAS_STATUS_ALLOC_FAILED" in message or "DefaultCPUAllocator: can't allocate" in message
     )
-
-
-def free_memory() -> None:
-    """Free the memory that a failed attempt held. Call it once its error is out of scope."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def guarded(trainer_class: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from posttrain.train.guard import free_memory, guarded, is_out_of_memory
+from posttrain.model.device import free_memory
+from posttrain.train.guard import guarded, is_out_of_memory
 from posttrain.train.micro_batches import (
     Batch,
     Part,

@@ -22,7 +22,7 @@ from posttrain.base.distributed import is_main
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT
 from posttrain.model import policy, trust
-from posttrain.model.device import check_device
+from posttrain.model.device import check_device, free_memory
 from posttrain.report import next_steps
 from posttrain.report.live import draw
 from posttrain.report.model_card import write_model_card
@@ -31,7 +31,6 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, Export, GRPOSettings, Training
 from posttrain.settings.command import Command, parse_command_line
 from posttrain.train import loop
-from posttrain.train.guard import free_memory
 from posttrain.train.trackers.start import keep_files_in, start_trackers
 
 S = TypeVar("S", DPOSettings, GRPOSettings)

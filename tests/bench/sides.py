@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.preference import Pair
+from posttrain.data import lengths as pair_lengths
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
-from posttrain.data.report import lengths as pair_lengths
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings

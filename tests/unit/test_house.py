@@ -10,12 +10,12 @@ from tests.helpers import ROOT
 
 # Each wing may import what its arrows lead to, at once or over others; its neighbours it may not.
 ARROWS = """
-scripts -> demo doctor export
+scripts -> data/report demo doctor export
 doctor -> scoring train
 export -> scoring train
 train -> model train/trackers
 train/trackers -> report run
-scoring -> data/report model
+scoring -> model
 model -> data report run
 data/report -> data
 data -> eval settings

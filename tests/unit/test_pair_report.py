@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from eval.preference import Pair
+from posttrain.data.lengths import Lengths
 from posttrain.data.pairs import PairSet, load_pair_set
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import copies
 from posttrain.data.report import lengths as pair_lengths
 from posttrain.data.report import warnings as pair_warnings
 from posttrain.data.report.examples import token_texts
-from posttrain.data.report.lengths import NOT_MEASURABLE, Lengths
+from posttrain.data.report.lengths import NOT_MEASURABLE
 from posttrain.data.report.text import WIDTH, render_text, render_warnings
 from posttrain.data.text import normalise
 from posttrain.settings import PairData, Prompt

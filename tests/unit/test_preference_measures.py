@@ -14,8 +14,8 @@ from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply, kl_per_token, measure, repetition
 from eval.stats import wilson_interval
 from posttrain.base.errors import ConfigError, DataError
+from posttrain.data.lengths import measure as measure_lengths
 from posttrain.data.pairs import load_pairs
-from posttrain.data.report.lengths import measure as measure_lengths
 from posttrain.scoring import problem_sets
 from posttrain.scoring.side_by_side import WIDTH, example
 from posttrain.settings import DPOSettings, PairData, Prompt, Source

@@ -12,10 +12,11 @@ from typing import Any
 from eval.language import detect
 from eval.preference import Pair
 from posttrain.base.files import write_json
+from posttrain.data.lengths import Lengths
 from posttrain.data.pairs import PairSet
 from posttrain.data.report import copies
 from posttrain.data.report.examples import render_examples
-from posttrain.data.report.lengths import Lengths, length_bias, tokens
+from posttrain.data.report.lengths import length_bias, tokens
 from posttrain.data.report.warnings import warnings
 from posttrain.data.text import normalise
 

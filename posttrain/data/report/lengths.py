@@ -1,44 +1,13 @@
-"""The length of pairs in tokens, and how well length alone tells chosen from rejected."""
+"""Figures on the lengths of pairs, and how well length alone tells chosen from rejected."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from eval.preference import Pair
 from eval.stats import proportion
-from posttrain.data.render import render, token_lengths
+from posttrain.data.lengths import Lengths
 
 NOT_MEASURABLE = "not measurable"
-
-
-class Lengths(NamedTuple):
-    """Tokens of a pair's parts: the rendered prompt, and each reply without its EOS."""
-
-    prompt: int
-    chosen: int
-    rejected: int
-
-    @property
-    def whole(self) -> int:
-        """Prompt, longer reply and its EOS together: this has to fit the limit."""
-        return self.prompt + max(self.chosen, self.rejected) + 1
-
-
-def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
-    """The token lengths of each pair."""
-    columns = (
-        [render(tokenizer, pair.prompt) for pair in pairs],
-        [pair.chosen for pair in pairs],
-        [pair.rejected for pair in pairs],
-    )
-    return [Lengths(*row) for row in zip(*(_counts(tokenizer, c) for c in columns), strict=True)]
-
-
-def _counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """The number of tokens of each text. Repeated texts are tokenised once."""
-    unique = list(dict.fromkeys(texts))
-    count = dict(zip(unique, token_lengths(tokenizer, unique), strict=True))
-    return [count[text] for text in texts]
 
 
 def tokens(lengths: Sequence[Lengths], limit: int) -> dict[str, Any]:

@@ -65,9 +65,16 @@ def test_three_steps_and_greedy_replies(name: str, tmp_path: Path) -> None:
 
 
 def saved_beside_the_weights(run: Path) -> dict[str, Any]:
+    """The adapter's configuration and tokenizer, without what Unsloth adds to them on a GPU.
+
+    Both additions repeat what stands elsewhere: the class of the base model, and the special tokens
+    of tokenizer.json. peft writes the target modules in the order of their hashes, which is another
+    one in each process.
+    """
     names = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")
     saved = {name: json.loads((run / "adapter" / name).read_text()) for name in names}
-    # peft keeps these as a set and writes it in the order of its hashes, another in each process.
+    saved["tokenizer_config.json"].pop("added_tokens_decoder", None)
+    saved["adapter_config.json"].pop("auto_mapping")
     saved["adapter_config.json"]["target_modules"].sort()
     return saved
 
