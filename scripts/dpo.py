@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.preference import Pair
 from posttrain.base.process import run_main
-from posttrain.data import lengths as pair_lengths
+from posttrain.data.lengths import Lengths, measure
 from posttrain.data.pairs import PairSet, load_pair_set
 from posttrain.data.render import drop_overlong, render
 from posttrain.data.report import build as pair_report
@@ -78,15 +78,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def examine(
     pairs: PairSet, tokenizer: Any, settings: DPOSettings
-) -> tuple[dict[str, Any], list[list[pair_lengths.Lengths]]]:
+) -> tuple[dict[str, Any], list[list[Lengths]]]:
     """The data report, and the token lengths of the pairs to train on and of those held out."""
-    lengths = [pair_lengths.measure(side, tokenizer) for side in (pairs.train, pairs.held_out)]
+    lengths = [measure(side, tokenizer) for side in (pairs.train, pairs.held_out)]
     limit, language = settings.model.max_seq_length, settings.data.language or "fr"
     return pair_report.build(pairs, lengths, tokenizer, limit, language), lengths
 
 
 def fitting(
-    pairs: PairSet, lengths: list[list[pair_lengths.Lengths]], settings: DPOSettings
+    pairs: PairSet, lengths: list[list[Lengths]], settings: DPOSettings
 ) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train on and those to score that fit model.max_seq_length."""
     sides = ((pairs.train, "training pairs"), (pairs.held_out, "held-out pairs"))

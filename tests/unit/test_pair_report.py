@@ -10,6 +10,7 @@ import pytest
 
 from eval.preference import Pair
 from posttrain.data.lengths import Lengths
+from posttrain.data.lengths import measure as measure_lengths
 from posttrain.data.pairs import PairSet, load_pair_set
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import copies
@@ -67,7 +68,7 @@ def report_on(train: list[Pair], held: Sequence[Pair] = (), **more: Any) -> Repo
     limit = more.pop("limit", 1_000)
     language = more.pop("language", "fr")
     found = PairSet(train, list(held), more.pop("rows", len(train) + len(held)), {}, **more)
-    lengths = [pair_lengths.measure(side, Words()) for side in (train, held)]
+    lengths = [measure_lengths(side, Words()) for side in (train, held)]
     report = pair_report.build(found, lengths, Words(), limit, language)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     for line in render_text(report).splitlines():
@@ -85,7 +86,7 @@ def warned(report: Report) -> list[str]:
 def test_rows_are_counted_by_what_became_of_them() -> None:
     train = [pair("un"), pair("deux", chosen="mot " * 40), pair("trois")]
     found = PairSet(train, [pair("quatre")], 9, {"a tie": 5})
-    lengths = [pair_lengths.measure(side, Words()) for side in (found.train, found.held_out)]
+    lengths = [measure_lengths(side, Words()) for side in (found.train, found.held_out)]
     report = pair_report.build(found, lengths, Words(), 30)
     assert report["rows"] == {
         "read": 9,
@@ -99,7 +100,7 @@ def test_rows_are_counted_by_what_became_of_them() -> None:
 
 
 def test_lengths_are_those_of_the_rendered_prompt_and_the_longer_reply_with_its_eos() -> None:
-    (lengths,) = pair_lengths.measure([pair("un deux trois", "a b", "c d e f")], Words())
+    (lengths,) = measure_lengths([pair("un deux trois", "a b", "c d e f")], Words())
     assert lengths == Lengths(prompt=5, chosen=2, rejected=4)
     assert lengths.whole == 5 + 4 + 1
 
@@ -389,7 +390,7 @@ def test_the_public_french_pairs() -> None:
     )
     found = load_pair_set(data, Prompt())
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer")
-    lengths = [pair_lengths.measure(side, tokenizer) for side in (found.train, found.held_out)]
+    lengths = [measure_lengths(side, tokenizer) for side in (found.train, found.held_out)]
     report = pair_report.build(found, lengths, tokenizer, 1024)
     bias = report["length_bias"]
     assert (bias["chosen_longer"], bias["pairs"], bias["chosen_shorter"]) == (300, 300, 0)
