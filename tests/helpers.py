@@ -37,13 +37,13 @@ def run_script(
 
 
 def copy_project(into: Path) -> Path:
-    """The project's files, as a download without git history would have them, and its .venv."""
+    """The project's files, as a download without git history would have them; .venv is ours."""
     listed = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.check_output(listed, text=True).splitlines():
         if (ROOT / name).is_file():
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, into / name)
-    (into / ".venv").symlink_to((ROOT / ".venv").resolve())
+    (into / ".venv").symlink_to(sys.prefix)
     return into
 
 

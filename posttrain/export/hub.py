@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.paths import ROOT
 from posttrain.report.model_card import render_model_card
 from posttrain.report.record import read_run
 
@@ -81,8 +82,9 @@ def _link(file: Path, target: Path) -> None:
     of the base model on this machine is shortened to its last part."""
     if file.name == "adapter_config.json":
         config = json.loads(file.read_text(encoding="utf-8"))
-        base = Path(config["base_model_name_or_path"])
-        config["base_model_name_or_path"] = base.name if base.is_absolute() else str(base)
+        base = config["base_model_name_or_path"]
+        if Path(base).is_absolute() or (ROOT / base).is_dir():
+            config["base_model_name_or_path"] = Path(base).name
         target.write_text(json.dumps(config, indent=2), encoding="utf-8")
         return
     try:

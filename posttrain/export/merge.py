@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.files import follow_umask
 from posttrain.model.adapter import MOVED
 from posttrain.model.policy import save_tokenizer
 
@@ -131,7 +132,7 @@ def merge(base: Path, adapter: Path, dtype: str, into: Path) -> None:
                 if not torch.isfinite(merged[name]).all():
                     raise ConfigError(f"{name} does not fit {dtype}: export with --dtype bfloat16")
         save_file(merged, into / shard.name, metadata={"format": "pt"})
-        (into / shard.name).chmod(0o644)
+        follow_umask(into / shard.name)
     if layers:
         raise ConfigError(
             f"{base} has no safetensors weights for {len(layers)} layers that {adapter} changes, "

@@ -1,6 +1,5 @@
 """Run an export: find what is left to do, check the disk, then make, prove and record each file."""
 
-import fcntl
 import logging
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sync_folder
+from posttrain.base.lock import hold
 from posttrain.base.paths import shown
 from posttrain.export import merge, parity
 from posttrain.export.float32 import adapter_reference
@@ -42,13 +42,16 @@ def export(trained: Trained, settings: Export) -> int:
     name, base = base_folder(trained, settings.base)
     merge.check_adapter(trained.adapter, base)
     trained.output.mkdir(parents=True, exist_ok=True)
-    with _alone(trained.output), _quiet():
+    lock = trained.output / ".export.lock"
+    lease = hold(lock, trained.output, "another export is writing there")
+    with _quiet():
         exports = Exports(trained, settings, name, base)
         for target in exports.wanted:
             if exports.is_proven(target):
                 print(f"{target}: proven already, left as it is", flush=True)
             elif not exports.make(target) and target == MERGED:
                 break  # the other files are compared with these weights
+    lease.release()
     if exports.unproven:
         record = shown(exports.record.path)
         print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {record})")
@@ -193,17 +196,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Lock the folder against a second export at the same time."""
-    with open(folder / ".export.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another export is writing to {folder}") from None
-        yield
 
 
 @contextmanager

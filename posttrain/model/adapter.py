@@ -7,14 +7,21 @@ that training starts from. The reference is then the policy with its initial ada
 """
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from posttrain.base.errors import ConfigError
+from posttrain.base.files import follow_umask, write_text
+from posttrain.base.paths import ROOT
 from posttrain.settings import Lora
+from posttrain.settings.strict_yaml import read_yaml
 
+CONFIG = "adapter_config.json"
+BASE = "base_model_name_or_path"
 MOVED = ("pissa", "olora")
 """Values of lora.init that change the base weights. Their adapters are converted when saved."""
 # policy -> its initial adapter weights, if they have an effect.
@@ -110,6 +117,56 @@ def save(policy: Any, folder: Path) -> None:
     else:
         _save_moved(policy, folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run writes its own
+    for weights in folder.glob("*.safetensors"):
+        follow_umask(weights)
+    _name_base_within_the_project(folder / CONFIG)
+
+
+def _name_base_within_the_project(path: Path) -> None:
+    """Write down a base model of this project by its path in the project, which may be moved."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    base = Path(config[BASE])
+    if base.is_absolute() and base.is_relative_to(ROOT):
+        config[BASE] = str(base.relative_to(ROOT))
+        write_text(path, json.dumps(config, indent=2, sort_keys=True))
+
+
+def base_of(folder: Path) -> str:
+    """The base model of an adapter folder: an absolute path, or the name of a hub model.
+
+    A path of this project is looked for in the project. One that is gone, because the project was
+    moved, is looked for as the config of the adapter's run names it.
+
+    Raises:
+        ConfigError: there is no such folder, or none is named.
+    """
+    recorded = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get(BASE)
+    if not isinstance(recorded, str):
+        raise ConfigError(f"{folder / CONFIG} names no base model ({BASE})")
+    names = [recorded]
+    for parent in list(folder.absolute().parents)[:3]:
+        if (parent / "config.yaml").is_file():
+            model = read_yaml(parent / "config.yaml").get("model") or {}
+            names += [model["name"]] if "name" in model else []
+    for name in names:
+        if (ROOT / name).is_dir():
+            return str(ROOT / name)
+    if not Path(recorded).is_absolute():
+        return str(recorded)
+    raise ConfigError(f"{folder}: its base model {recorded} is not there any more")
+
+
+@contextlib.contextmanager
+def with_base_found(folder: Path) -> Iterator[Path]:
+    """An adapter folder as links, with the path of its base model as it is on this machine."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in folder.iterdir():
+            if file.name != CONFIG:
+                (Path(temporary) / file.name).symlink_to(file.absolute())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config[BASE] = base_of(folder)
+        write_text(Path(temporary) / CONFIG, json.dumps(config))
+        yield Path(temporary)
 
 
 def _save_moved(policy: Any, folder: Path) -> None:

@@ -244,10 +244,13 @@ def load_for_scoring(
     """
     from unsloth import FastLanguageModel
 
-    with quiet(verbose=False):
+    found = local_or_hub(name)
+    is_adapter = (Path(found) / adapter.CONFIG).is_file()
+    there = adapter.with_base_found(Path(found)) if is_adapter else contextlib.nullcontext(found)
+    with quiet(verbose=False), there as folder:
         try:
             model, tokenizer = FastLanguageModel.from_pretrained(
-                local_or_hub(name),
+                str(folder),
                 max_seq_length=max_seq_length,
                 dtype=_torch_dtype(dtype),
                 load_in_4bit=load_in_4bit,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import CheckpointError, ConfigError
+from posttrain.model.adapter import base_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 READ_BY_TORCH = (".pt", ".pth")  # optimizer, scheduler, scaler and random states of a checkpoint
@@ -51,9 +52,9 @@ def check_model_folder(folder: Path, where: str) -> None:
             "it where nothing is at stake: load it there and save_pretrained(...)"
         )
     if is_adapter:
-        base = _read(folder / "adapter_config.json", where).get("base_model_name_or_path")
-        if isinstance(base, str) and Path(base).is_dir() and Path(base).resolve() != folder:
-            check_model_folder(Path(base).resolve(), f"{where}: the base model")
+        base = Path(base_of(folder))
+        if base.is_dir() and base.resolve() != folder:
+            check_model_folder(base.resolve(), f"{where}: the base model")
 
 
 def _read(path: Path, where: str) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import CheckpointError, ConfigError
-from posttrain.base.files import sha256, sync_folder, write_json
+from posttrain.base.files import follow_umask, sha256, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 # A pickle that nothing here reads, and an empty model card.
@@ -55,6 +55,7 @@ class CheckpointStore:
             (written / name).unlink(missing_ok=True)
         files = {}
         for path in sorted(p for p in written.rglob("*") if p.is_file()):
+            follow_umask(path)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             files[str(path.relative_to(written))] = _identity(path)

@@ -8,6 +8,7 @@ from typing import Any
 from posttrain.base import distributed
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, write_json, write_text
+from posttrain.base.lock import hold
 from posttrain.run.checkpoint import CheckpointStore, differences, verify
 from posttrain.run.environment import environment
 from posttrain.settings import Section
@@ -29,6 +30,21 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.health = self.path / "health.jsonl"
+
+    def lock(self) -> None:
+        """Keep other runs out of this folder, as long as this object is there.
+
+        The lock is beside the folder, which `--resume never` moves aside.
+
+        Raises:
+            ConfigError: another run is writing to it; says which process, since when.
+        """
+        if distributed.is_main():
+            where = self.path.resolve()
+            where.parent.mkdir(parents=True, exist_ok=True)
+            self._lease = hold(
+                where.with_name(f".{where.name}.lock"), self.path, "another run is writing there"
+            )
 
     @property
     def finished(self) -> bool:

@@ -19,6 +19,8 @@ from tests.helpers import ROOT
 from tests.pretend_gpu import environment, hooks
 
 INSIDE = "tests/pretend_gpu/inside"
+# tests/gpu/test_learning.py is not among them: it pre-trains a model for minutes of a GPU's time.
+REAL = ("generation", "resume", "scripts", "trainers")
 QUICK = "not long"
 long = pytest.mark.long
 
@@ -84,7 +86,7 @@ def test_quick() -> None:
         "tests/reliability/test_signals.py",
         "tests/reliability/test_interruptions.py",
         "tests/e2e/test_demos.py",
-        "tests/gpu",
+        *(f"tests/gpu/test_{name}.py" for name in REAL),
     ],
 )
 def test_whole(target: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from posttrain.base.errors import CheckpointError, ConfigError
 from posttrain.base.files import model_fingerprint
-from posttrain.model import policy
+from posttrain.model import adapter, policy
 from posttrain.model.trust import check_checkpoint, check_model_folder
 from posttrain.run.checkpoint import CheckpointStore, verify
 from posttrain.settings import Model
@@ -94,18 +94,18 @@ def test_pickles_beside_safetensors_are_left_unread(folder: Path) -> None:
 
 
 def test_adapters(folder: Path, tmp_path: Path) -> None:
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    edit(adapter / "adapter_config.json", base_model_name_or_path=str(folder), peft_type="LORA")
-    (adapter / "adapter_model.safetensors").write_bytes(b"")
-    check_model_folder(adapter, "--model")
-    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    trained = tmp_path / "adapter"
+    trained.mkdir()
+    edit(trained / "adapter_config.json", base_model_name_or_path=str(folder), peft_type="LORA")
+    (trained / "adapter_model.safetensors").write_bytes(b"")
+    check_model_folder(trained, "--model")
+    (trained / "adapter_model.safetensors").rename(trained / "adapter_model.bin")
     with pytest.raises(ConfigError, match=r"only as pickles \(adapter_model\.bin\)"):
-        check_model_folder(adapter, "--model")
-    (adapter / "adapter_model.bin").rename(adapter / "adapter_model.safetensors")
+        check_model_folder(trained, "--model")
+    (trained / "adapter_model.bin").rename(trained / "adapter_model.safetensors")
     edit(folder / "config.json", auto_map={"AutoConfig": "evil.Config"})
     with pytest.raises(ConfigError, match=r"the base model: .*config\.json asks to run Python"):
-        check_model_folder(adapter, "--model")
+        check_model_folder(trained, "--model")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "\udcff"])
@@ -235,3 +235,34 @@ def test_a_poisoned_checkpoint_executes_nothing(checkpoint: Path, name: str, for
     if form == "pickle":  # the payload itself is live: this is what was refused
         pickle.loads(content.getvalue())
         assert marker.exists()
+
+
+def test_the_base_of_an_adapter_is_found_where_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its path in the project, by the run's config if the project was moved, or on the hub."""
+    project, run = tmp_path / "moved", tmp_path / "moved" / "outputs" / "run"
+    shutil.copytree(DEMO, project / "assets" / "base")
+    (run / "adapter").mkdir(parents=True)
+    monkeypatch.setattr(adapter, "ROOT", project)
+    there = str(project / "assets" / "base")
+
+    def base(name: str | None) -> str:
+        edit(run / "adapter" / "adapter_config.json", base_model_name_or_path=name)
+        return adapter.base_of(run / "adapter")
+
+    assert base("assets/base") == there
+    assert base("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+    gone = "/old/place/assets/base"
+    with pytest.raises(ConfigError, match=f"its base model {gone} is not there any more"):
+        base(gone)
+    (run / "config.yaml").write_text("model: {name: assets/base}\n")
+    assert base(gone) == there
+    with pytest.raises(ConfigError, match="names no base model"):
+        base(None)
+    edit(run / "adapter" / "adapter_config.json", base_model_name_or_path="assets/base")
+    (run / "adapter" / "weights").write_text("as they are")
+    with adapter.with_base_found(run / "adapter") as found:
+        config = json.loads((found / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == there
+        assert (found / "weights").read_text() == "as they are"
