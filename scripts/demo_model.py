@@ -33,6 +33,7 @@ from eval import Completion, Conversation, Generate
 from eval.gsm8k import Problem as ScoredProblem
 from eval.gsm8k import evaluate
 from eval.language import in_language
+from posttrain.base.process import run_main
 from posttrain.demo.problems import (
     DPO_SYSTEM,
     GRPO_SYSTEM,
@@ -394,4 +395,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_main(main)

@@ -16,13 +16,13 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval import Generate
+from eval import Generate, conversation
 from eval.gsm8k import (
     MGSM_OVERLAP,
     SYSTEM,
@@ -30,6 +30,7 @@ from eval.gsm8k import (
     ScoredReply,
     compare_replies,
     evaluate,
+    score_reply,
     summarise,
 )
 from posttrain import report
@@ -41,8 +42,8 @@ from posttrain.base.progress import progress_bar
 from posttrain.data.problems import load_evaluation, seen_in_training
 from posttrain.model import inference, policy
 from posttrain.model.llama_server import is_gguf, serve
-from posttrain.model.server import is_url, server_generator
-from posttrain.run.replies import claim, read_replies, resume
+from posttrain.model.server import PATIENCE_S, as_they_come, asker, is_url
+from posttrain.run.replies import claim, folder_for, read_replies, resume
 from posttrain.scoring.provenance import run_config, trained_questions, weights_fingerprint
 from posttrain.settings import Evaluation, Model, ProblemColumns, Source
 from posttrain.settings.secrets import check_arguments
@@ -72,7 +73,6 @@ def main(argv: list[str] | None = None) -> int:
     problems = load_problems(asked)
     system = asked.system if asked.system is not None else default_system(asked)
     overlap = refuse_trained_on(asked, problems)
-    folder = asked.output or default_folder(asked)
     request = {
         "model": asked.model,
         "weights": weights_fingerprint(asked.model),
@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         "seed": asked.seed,
         "trained_on": overlap,
     }
+    folder = asked.output or folder_for(default_folder(asked), request)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     done = resume(folder, request)
     if len(done) < len(problems) * asked.samples:
         with contextlib.ExitStack() as stack:
@@ -132,8 +134,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="compute type of the base weights (default: as the adapter's run was trained, else "
         "the best that the device has); only in float32 are replies the same at any batch size",
     )
+    add("--timeout", type=float, default=PATIENCE_S, help="seconds to wait for a server's answer")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, help="folder (default: outputs/eval/MODEL-DATA)")
+    add(
+        "--output",
+        type=Path,
+        help="folder (default: outputs/eval/MODEL-DATA, with a number for other settings)",
+    )
     add("--allow-trained-on", action="store_true", help="score questions that were trained on")
     add(
         "--compare",
@@ -151,6 +158,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(asked, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if not asked.timeout > 0:
+        parser.error(f"--timeout must be above 0, got {asked.timeout}")
     if asked.temperature is not None and not 0 <= asked.temperature < float("inf"):
         parser.error(f"--temperature must be 0 or more, got {asked.temperature}")
     if asked.temperature is None:
@@ -244,7 +253,7 @@ def answer_all(
     Part of a batch is never asked again on its own: below float32, and when sampling, a reply
     depends on what else is in its batch, and an interrupted evaluation has to end like any other.
     """
-    make, at_once = generators(asked, stack)
+    served = is_url(asked.model) or is_gguf(asked.model)
     total = len(problems) * asked.samples
     bar = progress_bar("answering", total, len(done), leave=True)
 
@@ -259,6 +268,12 @@ def answer_all(
         bar.update(len(new))
 
     ordered = sorted(problems, key=lambda p: len(p.question), reverse=True)
+    if served:
+        for reply in answers_of_server(asked, ordered, request["system"], done, stack):
+            keep([reply])
+        bar.close()
+        return
+    make, at_once = generators(asked)
     batches = [ordered[i : i + at_once] for i in range(0, len(ordered), at_once)]
     for sample in range(asked.samples):
         generate = make(asked.seed + sample)
@@ -268,33 +283,53 @@ def answer_all(
     bar.close()
 
 
-def generators(
-    asked: argparse.Namespace, stack: contextlib.ExitStack
-) -> tuple[Callable[[int], Generate], int]:
-    """A generate function for each seed, and how many problems to hand it at a time.
+def answers_of_server(
+    asked: argparse.Namespace,
+    problems: list[Problem],
+    system: str | None,
+    done: dict[tuple[str, int], ScoredReply],
+    stack: contextlib.ExitStack,
+) -> Iterator[ScoredReply]:
+    """What a server answers to the problems that are not in `done`, as the answers come.
 
     The server of a GGUF file runs until `stack` is closed.
     """
-    served = is_gguf(asked.model)
-    evaluation = Evaluation(
-        batch_size=asked.batch_size or (8 if served or is_url(asked.model) else None),
+    parallel, url = asked.batch_size or 8, asked.model
+    if is_gguf(asked.model):
+        context = run_config(asked.model).get("model", {}).get("max_seq_length", 4096)
+        url = stack.enter_context(serve(Path(asked.model), context, parallel))
+    ask = asker(url, evaluation_of(asked), patience_s=asked.timeout)
+    left = [
+        (problem, sample, asked.seed + sample * len(problems) + place)
+        for sample in range(asked.samples)
+        for place, problem in enumerate(problems)
+        if (problem.question, sample) not in done
+    ]
+    requests = [(conversation(problem.question, system), seed) for problem, _, seed in left]
+    for place, completion in as_they_come(ask, requests, parallel):
+        problem, sample, _ = left[place]
+        yield score_reply(problem, completion, sample)
+
+
+def evaluation_of(asked: argparse.Namespace) -> Evaluation:
+    """How replies are generated."""
+    return Evaluation(
+        batch_size=asked.batch_size,
         max_new_tokens=asked.max_new_tokens,
         temperature=asked.temperature,
         stop_at_answer=asked.stop_at_answer,
     )
-    if served or is_url(asked.model):
-        parallel = evaluation.batch_size or 1
-        url = asked.model
-        if served:
-            context = run_config(asked.model).get("model", {}).get("max_seq_length", 4096)
-            url = stack.enter_context(serve(Path(asked.model), context, parallel))
-        return lambda seed: server_generator(url, evaluation, seed), 4 * parallel
+
+
+def generators(asked: argparse.Namespace) -> tuple[Callable[[int], Generate], int]:
+    """A generate function for each seed, and how many problems to hand it at a time."""
     device = policy.start(verbose=False, threads=None)
     print(f"Loading {asked.model} on {device.name}")
     trained = run_config(asked.model).get("model", {})
     model, tokenizer = policy.load_for_scoring(
         asked.model, max_seq_length=trained.get("max_seq_length", 4096), **precision(asked)
     )
+    evaluation = evaluation_of(asked)
     at_once = 4 * (asked.batch_size or inference.batch_that_fits(model, evaluation))
     return lambda seed: inference.generator(model, tokenizer, evaluation, seed), at_once
 

@@ -24,8 +24,14 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
 from posttrain.base.process import run_main
 from posttrain.model.server import KEY_VARIABLE, asker, is_url
-from posttrain.run.replies import claim
-from posttrain.scoring.verdicts import ask_all, missing, read_comparisons, read_verdicts
+from posttrain.run.replies import check_request, folder_for
+from posttrain.scoring.verdicts import (
+    VERDICTS,
+    ask_all,
+    missing,
+    read_comparisons,
+    read_verdicts,
+)
 from posttrain.settings import Evaluation
 
 UNREADABLE = 0.05  # share of verdicts above which the user is warned
@@ -36,9 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = parse(argv)
     compared = read_comparisons(asked.run)
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", asked.model).strip("-.")
-    folder = asked.output or asked.run / "judge" / slug
     request = {
-        "url": asked.url,
         "model": asked.model,
         "language": asked.language,
         "instructions": INSTRUCTIONS[asked.language],
@@ -48,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         "replies": fingerprint(compared),
     }
     compared = compared[: asked.limit]
-    claim(folder, request)
-    path = folder / "verdicts.jsonl"
+    folder = asked.output or folder_for(asked.run / "judge" / slug, request)
+    check_request(folder, request)
+    path = folder / VERDICTS
     given = read_verdicts(path)
     left = len(missing(compared, given))
     print(
@@ -58,12 +63,12 @@ def main(argv: list[str] | None = None) -> int:
     if left:
         evaluation = Evaluation(temperature=asked.temperature, max_new_tokens=asked.max_tokens)
         ask = asker(asked.url, evaluation, asked.model, asked.key_variable, asked.timeout)
-        ask_all(compared, given, ask, path, asked.language, asked.seed, asked.at_once)
+        ask_all(compared, given, ask, folder, request, asked.at_once)
     by_comparison = [
         {order: given.get((place, order)) for order in ORDERS} for place in range(len(compared))
     ]
     found = summarise(compared, by_comparison)
-    write_json(folder / "report.json", {**request, **found})
+    write_json(folder / "report.json", {"url": asked.url, **request, **found})
     print(f"\n{render(asked.model, found)}\n\nVerdicts and report: {folder}")
     if found["unparsable_verdicts"] > UNREADABLE * found["verdicts"]:
         print(

@@ -9,12 +9,16 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import TextIO
 
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import PostTrainError
+
+# What the system says of a place where this user cannot write, or where a file is no folder.
+NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 class _Unheard(io.FileIO):
@@ -75,6 +79,13 @@ def run_main(main: Callable[[], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
+        if error.errno in NOT_ALLOWED and error.filename:
+            print(
+                f"error: {error.filename}: {str(error.strerror).lower()}; give another --output, "
+                "or see who owns this place and whether it is a folder",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
@@ -91,7 +102,17 @@ def run_main(main: Callable[[], int | None]) -> None:
             "on from there",
             file=sys.stderr,
         )
-        sys.exit(128 + number)
+        _exit_without_waiting(128 + number)
+
+
+def _exit_without_waiting(code: int) -> None:
+    """End the process. Threads that wait for a server's answer are not waited for."""
+    current = threading.current_thread()
+    if any(not (thread.daemon or thread is current) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

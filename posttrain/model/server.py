@@ -1,21 +1,24 @@
 """Answer conversations through an OpenAI-compatible server: vLLM, llama.cpp, Ollama and others."""
 
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx
 
 from eval import Completion, Conversation, Generate
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, PostTrainError
 from posttrain.settings import Evaluation
 
 TRIES = 4
 PATIENCE_S = 600.0  # a busy CPU server may take minutes for one long reply
 LONGEST_PAUSE_S = 60.0  # that a server may ask for
 KEY_VARIABLE = "OPENAI_API_KEY"
+Ask = Callable[[Conversation, int], Completion]
+"""Answers one conversation, with a seed."""
 
 
 def is_url(name: str) -> bool:
@@ -32,11 +35,52 @@ def server_generator(
     ask = asker(url, evaluation, model)
 
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
-        seeds = range(seed, seed + len(conversations))
-        with ThreadPoolExecutor(evaluation.batch_size) as pool:
-            return list(pool.map(ask, conversations, seeds))
+        requests = [(each, seed + place) for place, each in enumerate(conversations)]
+        answers = dict(as_they_come(ask, requests, evaluation.batch_size or 1))
+        return [answers[place] for place in range(len(requests))]
 
     return generate
+
+
+def as_they_come(
+    ask: Ask, requests: Sequence[tuple[Conversation, int]], at_once: int
+) -> Iterator[tuple[int, Completion]]:
+    """Place and completion of each request, `at_once` at a time, in the order of the answers.
+
+    After an error nothing more is asked; what is under way is still yielded, and then the error is
+    raised. A signal waits for nothing.
+
+    Raises:
+        ConfigError: as `ask`.
+    """
+    over = threading.Event()
+
+    def answer(request: tuple[Conversation, int]) -> Completion | None:
+        if over.is_set():
+            return None
+        try:
+            return ask(*request)
+        except PostTrainError:
+            over.set()  # at once: no worker starts on another
+            raise
+
+    pool = ThreadPoolExecutor(at_once)
+    failed: PostTrainError | None = None
+    places = {pool.submit(answer, request): place for place, request in enumerate(requests)}
+    try:
+        for done in as_completed(places):
+            try:
+                completion = done.result()
+            except PostTrainError as error:
+                failed = failed or error
+                continue
+            if completion is not None:
+                yield places[done], completion
+    finally:
+        over.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        raise failed
 
 
 def asker(
@@ -45,7 +89,7 @@ def asker(
     model: str | None = None,
     key_variable: str = KEY_VARIABLE,
     patience_s: float = PATIENCE_S,
-) -> Callable[[Conversation, int], Completion]:
+) -> Ask:
     """A function (conversation, seed) -> completion, which several threads may call at once.
 
     Without `model`, the first model that the server lists is used. The key comes from the

@@ -41,6 +41,8 @@ class RunFolder:
         """
         if distributed.is_main():
             where = self.path.resolve()
+            if where.exists() and not where.is_dir():
+                raise ConfigError(f"--output {self.path} is a file; a run needs a folder")
             where.parent.mkdir(parents=True, exist_ok=True)
             self._lease = hold(
                 where.with_name(f".{where.name}.lock"), self.path, "another run is writing there"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.gsm8k import ScoredReply, rescore
-from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.errors import ConfigError, DataError, short
 from posttrain.base.files import cut_off_half_line, jsonl_rows, write_json
 
 
@@ -43,19 +43,37 @@ def check_request(folder: Path, request: dict[str, Any]) -> None:
     Raises:
         ConfigError: it is.
     """
+    if changed := _changed(folder, request):
+        raise ConfigError(
+            f"{folder} holds another evaluation ({'; '.join(changed)}); give another --output or "
+            "remove it"
+        )
+
+
+def folder_for(default: Path, request: dict[str, Any]) -> Path:
+    """`default`, or if that holds another request, the first of DEFAULT-2, DEFAULT-3 ... that is
+    free or holds this one; says so."""
+    folder, number = default, 1
+    while _changed(folder, request):
+        number += 1
+        folder = default.with_name(f"{default.name}-{number}")
+    if number > 1:
+        changed = "; ".join(_changed(default, request))
+        print(f"{default} holds another evaluation ({changed}); this one is in {folder.name}")
+    return folder
+
+
+def _changed(folder: Path, request: dict[str, Any]) -> list[str]:
+    """How a request differs from the one that a folder belongs to; empty if it is free."""
     path = folder / "request.json"
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{k} was {earlier.get(k)!r}, now {v!r}"
-            for k, v in request.items()
-            if earlier.get(k) != v
-        ]
-        if changed:
-            raise ConfigError(
-                f"{folder} holds another evaluation ({'; '.join(changed)}); give another --output "
-                "or remove it"
-            )
+    if not path.exists():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        f"{k} was {short(repr(earlier.get(k)))}, now {short(repr(v))}"
+        for k, v in request.items()
+        if earlier.get(k) != v
+    ]
 
 
 def read_replies(path: Path) -> list[ScoredReply]:

@@ -1,18 +1,18 @@
 """A judge's verdicts: asked for over HTTP, kept as they come, read back and gone on from."""
 
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from eval import Completion, Conversation
 from eval.judge import ORDERS, Comparison, Order, Verdict, parse_verdict, question
 from eval.replies import Asked, PromptReply
-from posttrain.base.errors import ConfigError, DataError, PostTrainError
+from posttrain.base.errors import ConfigError, DataError
 from posttrain.base.files import append_rows, cut_off_half_line, jsonl_rows, rows_of
 from posttrain.base.progress import progress_bar
+from posttrain.model.server import Ask, as_they_come
+from posttrain.run.replies import claim
 
-Ask = Callable[[Conversation, int], Completion]
+VERDICTS = "verdicts.jsonl"
 Given = dict[tuple[int, Order], Verdict | None]
 """The verdict on a comparison, by its place, in each order; None for one that cannot be read."""
 
@@ -79,49 +79,28 @@ def ask_all(
     compared: Sequence[Comparison],
     given: Given,
     ask: Ask,
-    path: Path,
-    language: str,
-    seed: int,
+    folder: Path,
+    request: dict[str, Any],
     at_once: int,
 ) -> None:
     """Ask for every verdict that `given` lacks, `at_once` at a time; fills `given` and the file.
 
-    After an error nothing more is asked, but what is answered by then is kept.
+    `request` says in which language and with which seed; the first verdict claims the folder for
+    it. After an error nothing more is asked, but what is answered by then is kept.
 
     Raises:
         ConfigError: the server cannot be reached, refuses the request or answers something else.
     """
-    todo = missing(compared, given)
-    bar = progress_bar("judging", len(todo), leave=True)
-
-    def keep(asked: tuple[int, Order], reply: Completion | None) -> None:
-        if reply is None:
-            return
-        verdict = given[asked] = parse_verdict(reply.text)
-        row = {"comparison": asked[0], "order": asked[1], "verdict": verdict, "reply": reply.text}
-        append_rows(path, [row])
-        bar.update()
-
-    over = threading.Event()
-
-    def answer(place: int, order: Order) -> Completion | None:
-        if over.is_set():
-            return None
-        try:
-            return ask(question(compared[place], order, language), seed)
-        except PostTrainError:
-            over.set()  # at once: no worker starts on another
-            raise
-
-    with ThreadPoolExecutor(at_once) as pool:
-        waiting = {pool.submit(answer, *asked): asked for asked in todo}
-        try:
-            for done in as_completed(waiting):
-                keep(waiting.pop(done), done.result())
-        finally:
-            over.set()
-            pool.shutdown(cancel_futures=True)  # waits for what is under way
-            for late, asked in waiting.items():
-                if not late.cancelled() and late.exception() is None:
-                    keep(asked, late.result())
-            bar.close()
+    todo, language = missing(compared, given), request["language"]
+    requests = [
+        (question(compared[place], order, language), request["seed"]) for place, order in todo
+    ]
+    with progress_bar("judging", len(todo), leave=True) as bar:
+        for number, reply in as_they_come(ask, requests, at_once):
+            place, order = todo[number]
+            verdict = given[place, order] = parse_verdict(reply.text)
+            row = {"comparison": place, "order": order, "verdict": verdict, "reply": reply.text}
+            if not (folder / "request.json").is_file():
+                claim(folder, request)
+            append_rows(folder / VERDICTS, [row])
+            bar.update()

@@ -402,18 +402,37 @@ def test_more_prompts_later(api: Server, run: Path) -> None:
     assert ask(run, api, "--limit", "3")["wins"] == 3 and len(api.bodies) == 16
 
 
-def test_another_request_is_another_folder(api: Server, run: Path, tmp_path: Path) -> None:
+def test_another_request_is_another_folder(
+    api: Server, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     api.plan = french_judge
     ask(run, api)
-    with pytest.raises(ConfigError, match="language was 'fr', now 'en'; "):
-        ask(run, api, "--language", "en")
-    other = tmp_path / "other"
-    with pytest.raises(ConfigError, match="another evaluation"):
-        replies = run / "eval" / "after_replies.jsonl"
-        replies.write_text(replies.read_text("utf-8").replace("beau", "froid"), "utf-8")
+    first = run / "judge" / "org-the-judge"
+    replies = run / "eval" / "after_replies.jsonl"
+    replies.write_text(replies.read_text("utf-8").replace("beau", "froid"), "utf-8")
+    for _ in range(2):  # the second time it is found again, and nothing is asked
         ask(run, api)
-    ask(run, api, "--output", other)
-    assert (other / "report.json").exists()
+    assert "replies was " in capsys.readouterr().out
+    asked = len(api.bodies)
+    ask(run, api)
+    assert len(api.bodies) == asked
+    assert (first.with_name("org-the-judge-2") / "report.json").exists()
+    with pytest.raises(ConfigError, match=r"language was 'fr', now 'en'; .*give another --output"):
+        ask(run, api, "--language", "en", "--output", first)
+    ask(run, api, "--output", tmp_path / "other")
+    assert (tmp_path / "other" / "report.json").exists()
+
+
+def test_a_wrong_url_leaves_nothing_behind(api: Server, run: Path, no_pauses: list[float]) -> None:
+    api.plan = french_judge
+    arguments = [str(run), "--model", "org/the judge", "--url"]
+    with pytest.raises(ConfigError, match="no answer from"):
+        judge.main([*arguments, "http://127.0.0.1:9"])
+    assert not (run / "judge").exists()
+    assert judge.main([*arguments, api.url]) == 0
+    asked = len(api.bodies)
+    assert judge.main([*arguments, f"{api.url}/v1"]) == 0  # the same judge under another address
+    assert len(api.bodies) == asked
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -93,6 +93,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         data = (content if isinstance(content, str) else json.dumps(content)).encode()
         self.send_response(status)
+        if headers and "X-Hang" in headers:  # says that an answer follows, and is silent
+            self.end_headers()
+            self.connection.recv(1)  # until the client is gone
+            return
         self.send_header("Content-Length", str(len(data)))
         for name, value in (headers or {}).items():
             self.send_header(name, value)
