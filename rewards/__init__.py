@@ -15,15 +15,24 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TypeAlias
+from typing import Any, SupportsFloat, TypeAlias
 
 from rewards.gsm8k import correctness_reward, format_reward
 
-__all__ = ["REWARDS", "RewardCheck", "RewardError", "RewardFunction", "check_reward", "resolve"]
+__all__ = [
+    "REWARDS",
+    "RewardCheck",
+    "RewardError",
+    "RewardFunction",
+    "check_reward",
+    "resolve",
+    "score",
+]
 
 # Called by trl with keywords: prompts, completions, completion_ids, each dataset column, and more.
 RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
@@ -107,8 +116,7 @@ def check_reward(
 
     The completions are `texts`, by default three: empty, right in form, and free text. They are
     messages where the row's `prompt` is, else strings. Raises RewardError where the function is
-    asynchronous, does not take trl's keywords, raises, or does not return a list of one finite
-    number or None a completion.
+    asynchronous, does not take trl's keywords, or breaks the contract as in `score`.
     """
     if texts is None:
         texts = _sample_texts(sample_row)
@@ -122,34 +130,54 @@ def check_reward(
             f"reward {name!r} cannot be called as trl does: {error}. It gets the keywords "
             f"{', '.join(keywords)}; end its parameters with **columns to take those it ignores"
         ) from error
+    return RewardCheck(name, tuple(score(name, function, keywords)))
+
+
+def score(name: str, function: RewardFunction, keywords: Mapping[str, Any]) -> list[float | None]:
+    """The rewards that `function` gives to the completions in `keywords`, one float or None each.
+
+    Any number counts: Python's, NumPy's, a boolean, a tensor of one element. NaN counts as None.
+    Raises RewardError where the function raises or returns something else; the message names the
+    reward and the completion.
+    """
+    count = len(keywords["completions"])
     try:
         values = function(**keywords)
     except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise RewardError(
-            f"reward {name!r} raised {type(error).__name__} on a sample row: {error}"
+            f"reward {name!r} raised {type(error).__name__}: {error} ({frame.filename}, line "
+            f"{frame.lineno})"
         ) from error
     if not isinstance(values, list | tuple):
         raise RewardError(f"reward {name!r} returned {_a(values)}, not a list")
-    if len(values) != len(texts):
-        raise RewardError(f"reward {name!r} returned {len(values)} values for {len(texts)} samples")
-    for value in values:
-        _check_value(name, value)
-    return RewardCheck(name, tuple(values))
+    if len(values) != count:
+        number = "1 value" if len(values) == 1 else f"{len(values)} values"
+        raise RewardError(f"reward {name!r} returned {number} for {count} completions")
+    return [_number(name, place, value, keywords) for place, value in enumerate(values)]
+
+
+def _number(name: str, place: int, value: object, keywords: Mapping[str, Any]) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value) if isinstance(value, SupportsFloat) else math.inf
+    except (TypeError, ValueError, RuntimeError):  # an array of several numbers
+        number = math.inf
+    if math.isinf(number):
+        completion = keywords["completions"][place]
+        text = completion if isinstance(completion, str) else completion[-1]["content"]
+        raise RewardError(
+            f"reward {name!r} returned {value!r} ({_a(value)}) for completion {place + 1}, which "
+            f"begins {text[:60]!r}; return a finite number, or None for what has no score"
+        )
+    return None if math.isnan(number) else number
 
 
 def _a(value: object) -> str:
     """`a str` or `an int`, for messages."""
     kind = type(value).__name__
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
-
-
-def _check_value(name: str, value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RewardError(f"reward {name!r} returned {value!r}, {_a(value)}; return float or None")
-    if not math.isfinite(value):
-        raise RewardError(f"reward {name!r} returned {value}; return None for what has no score")
 
 
 def _sample_texts(row: Mapping[str, object]) -> list[str]:

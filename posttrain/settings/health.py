@@ -51,5 +51,10 @@ class ProblemHealth(Health):
     """Warn where the KL divergence from the reference is above so many nats a token; null never
     warns, nor is there one where training.beta is 0. Useful policies stay well below: at 1 the
     reference gives the policy's own tokens a third of the policy's probability."""
-    stop_on: list[Literal["flat_groups", "truncated", "reasoning", "kl"]] = Field([])
+    max_unscored: float | None = Field(1.0, gt=0, le=1)
+    """Warn where a reward could not score at least this share of the completions; null never warns.
+    At 1.0 it scores none, and the run learns nothing from it."""
+    stop_on: list[Literal["flat_groups", "truncated", "reasoning", "kl", "unscored"]] = Field(
+        ["unscored"]
+    )
     """Limits that stop the run after twice `patience` steps beyond them; the others only warn."""

@@ -6,7 +6,7 @@ come back.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,17 +39,22 @@ class Rule:
     is_minimum: bool
     """True: values below the limit break the rule. False: values at or above the limit do."""
     message: str
-    """Text with {value}, {limit} and {steps}."""
+    """Text with {value}, {limit} and {steps}, which is as in "3 steps"."""
 
     def is_broken_by(self, value: float) -> bool:
         return value < self.limit if self.is_minimum else value >= self.limit
 
 
-def rules_for(health: PairHealth | ProblemHealth, beta: float) -> list[Rule]:
-    """The rules that these settings ask for, on the metrics that trl logs."""
+def rules_for(
+    health: PairHealth | ProblemHealth, beta: float, rewards: Iterable[str] = ()
+) -> list[Rule]:
+    """The rules that these settings ask for, on the metrics that trl and the rewards log."""
     if isinstance(health, PairHealth):
         return _pair_rules(health, beta)
-    return _problem_rules(health)
+    return [
+        *_problem_rules(health),
+        *(_reward_rule(name, health.max_unscored) for name in rewards),
+    ]
 
 
 def _pair_rules(health: PairHealth, beta: float) -> list[Rule]:
@@ -61,7 +66,7 @@ def _pair_rules(health: PairHealth, beta: float) -> list[Rule]:
         return None if reward is None else -float(reward) / beta
 
     message = (
-        "for {steps} steps the chosen replies have been less likely than under the reference, by "
+        "for {steps} the chosen replies have been less likely than under the reference, by "
         "{value:.0f} nats a reply (health.max_chosen_drop = {limit:g}): the policy makes "
         "both replies less likely. Lower training.learning_rate, raise training.beta, or add sft "
         "to training.loss_type"
@@ -73,7 +78,7 @@ def _problem_rules(health: ProblemHealth) -> list[Rule]:
     rules = []
     if health.max_flat_groups is not None:
         message = (
-            "for {steps} steps {value:.0%} of the groups have had one reward for all completions "
+            "for {steps} {value:.0%} of the groups have had one reward for all completions "
             "(health.max_flat_groups = {limit:.0%}): they teach nothing. The problems are too "
             "easy or too hard, the reward does not tell completions apart, or num_generations is "
             "too small"
@@ -82,14 +87,14 @@ def _problem_rules(health: ProblemHealth) -> list[Rule]:
         rules.append(Rule("flat_groups", measure, health.max_flat_groups, False, message))
     if health.max_truncated is not None:
         message = (
-            "for {steps} steps {value:.0%} of the completions have hit the length limit "
+            "for {steps} {value:.0%} of the completions have hit the length limit "
             "(health.max_truncated = {limit:.0%}): raise training.max_completion_length"
         )
         measure = _logged("completions/clipped_ratio")
         rules.append(Rule("truncated", measure, health.max_truncated, False, message))
     if health.min_reasoning is not None:
         message = (
-            "for {steps} steps the text before the answer has been {value:.0%} of its first length "
+            "for {steps} the text before the answer has been {value:.0%} of its first length "
             "(health.min_reasoning = {limit:.0%}): the policy stops reasoning. See "
             "samples.jsonl; the format may pay too much beside the right answer"
         )
@@ -97,12 +102,22 @@ def _problem_rules(health: ProblemHealth) -> list[Rule]:
         rules.append(Rule("reasoning", measure, health.min_reasoning, True, message))
     if health.max_kl is not None:
         message = (
-            "for {steps} steps the KL divergence from the reference has been {value:.2f} nats a "
+            "for {steps} the KL divergence from the reference has been {value:.2f} nats a "
             "token (health.max_kl = {limit:g}): lower training.learning_rate or raise "
             "training.beta"
         )
         rules.append(Rule("kl", _logged("kl"), health.max_kl, False, message))
     return rules
+
+
+def _reward_rule(name: str, limit: float | None) -> Rule:
+    message = (
+        f"for {{steps}} the reward '{name}' could not score {{value:.0%}} of the completions "
+        "(health.max_unscored = {limit:.0%}): it returns None or NaN for them. See samples.jsonl"
+    )
+    never = math.inf
+    measure = _logged(f"rewards/{name}/unscored")
+    return Rule("unscored", measure, never if limit is None else limit, False, message)
 
 
 def _logged(name: str) -> Callable[[int, Row], float | None]:
@@ -141,7 +156,7 @@ class RuleWatcher:
         self._rules = rules
         self._patience = patience
         self._stop_on = stop_on
-        self._broken_steps = {rule.kind: 0 for rule in rules}
+        self._broken_steps = dict.fromkeys(rules, 0)
         self._last_step = 0
 
     def observe(self, step: int, row: Row) -> list[Event]:
@@ -152,12 +167,13 @@ class RuleWatcher:
             value = rule.measure(new_steps, row)
             if value is None:
                 continue
-            before = self._broken_steps[rule.kind]
+            before = self._broken_steps[rule]
             after = before + new_steps if rule.is_broken_by(value) else 0
-            self._broken_steps[rule.kind] = after
+            self._broken_steps[rule] = after
             action = self._action(rule.kind, before, after)
             if action is not None:
-                message = rule.message.format(value=value, limit=rule.limit, steps=after)
+                steps = "1 step" if after == 1 else f"{after} steps"
+                message = rule.message.format(value=value, limit=rule.limit, steps=steps)
                 events.append(Event(step, rule.kind, message, value, rule.limit, action))
         return events
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows
-from rewards import RewardFunction
+from rewards import RewardError, RewardFunction, score
 from rewards.answer import count_answer_elements
 
 
@@ -18,10 +19,11 @@ class SampleRecorder:
     """Wraps reward functions to write some completions of every generation to samples.jsonl.
 
     trl calls the functions one after the other on the same completions. After the last one, the
-    first `count` rows are written with all their rewards. Two metrics are logged in addition to
+    first `count` rows are written with all their rewards. Three metrics are logged in addition to
     trl's: `rewards/NAME/zero_spread`, the share of groups of `group` completions that all got the
-    same reward, from which nothing is learnt; and `completions/reasoning`, the mean number of
-    characters before the answer.
+    same reward, from which nothing is learnt; `rewards/NAME/unscored`, the share of completions
+    that it could not score; and `completions/reasoning`, the mean number of characters before the
+    answer.
     """
 
     def __init__(self, path: Path, count: int, group: int) -> None:
@@ -36,8 +38,14 @@ class SampleRecorder:
 
     def _wrap(self, name: str, function: RewardFunction, total: int) -> RewardFunction:
         def reward(**columns: Any) -> Sequence[float | None]:
-            scores = function(**columns)
+            try:
+                scores = score(name, function, columns)
+            except RewardError as error:
+                step = columns["trainer_state"].global_step + 1
+                raise HealthError(f"step {step}: {error}") from error
             self._scores[name] = scores
+            unscored = sum(value is None for value in scores) / len(scores)
+            columns["log_metric"](f"rewards/{name}/unscored", unscored)
             groups = [scores[i : i + self.group] for i in range(0, len(scores), self.group)]
             equal = [len(set(group)) == 1 for group in groups]
             columns["log_metric"](f"rewards/{name}/zero_spread", sum(equal) / len(equal))

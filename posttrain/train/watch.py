@@ -46,7 +46,8 @@ class Watch:
         self.health = settings.health
         self.run = run
         self.stop = stop
-        rules = rules_for(self.health, settings.training.beta)
+        rewards = settings.rewards if isinstance(settings, GRPOSettings) else ()
+        rules = rules_for(self.health, settings.training.beta, rewards)
         self.rules = RuleWatcher(rules, self.health.patience, self.health.stop_on)
         self.updates = UpdateCheck(self.health.max_skipped_steps, self.health.max_still_steps)
         self._step: list[tuple[Any, Any]] = []  # (loss, micro-batch) of the current step

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def test_sign_warns_then_stops_where_asked(
     warned, stopped = (e for e in rows(run / "health.jsonl") if e["kind"] == "truncated")
     assert (warned["step"], warned["action"]) == (1, "warned")
     assert (stopped["step"], stopped["action"]) == (2, "stopped")
-    assert "warning: step 1: for 1 steps 100% of the completions" in capsys.readouterr().out
+    assert "warning: step 1: for 1 step 100% of the completions" in capsys.readouterr().out
 
 
 def out_of_memory(at_most: int, where: str, failed: list[int], first: int = 2) -> OnForward:
@@ -168,6 +169,34 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("dpo", "grpo"):
         assert leave_with(name, folder / name, *TWO_MICRO_BATCHES) == 0
     return {name: folder / name for name in ("dpo", "grpo")}
+
+
+WILD = """
+def wild(completions, trainer_state, **columns):
+    late = trainer_state.global_step >= 2
+    return {0} if late else [1.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("1 / 0", r"step 3: reward '.*wild.py:wild' raised ZeroDivisionError: .*, line 4\)"),
+        (
+            "[None] * len(completions)",
+            "step 4: for 2 steps the reward '.*wild' could not score",
+        ),
+    ],
+)
+def test_a_reward_that_goes_wild_stops_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, said: str
+) -> None:
+    """Not with a traceback, and with its checkpoint whole."""
+    (tmp_path / "wild.py").write_text(WILD.format(value))
+    rewards = f"rewards={{format: 1, '{tmp_path / 'wild.py'}:wild': 1}}"
+    assert leave_with("grpo", tmp_path / "run", "health.patience=1", rewards) == 3
+    assert re.search(said, capsys.readouterr().err)
+    assert_no_bad_checkpoint(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

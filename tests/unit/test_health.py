@@ -100,6 +100,20 @@ def test_null_switches_a_sign_off(name: str) -> None:
     assert kinds == {"flat_groups", "truncated", "reasoning", "kl"} - {name}
 
 
+def test_a_reward_that_scores_nothing_stops_the_run_and_is_named() -> None:
+    health = ProblemHealth(patience=3)
+    watcher = RuleWatcher(rules_for(health, 0.1, ["good", "mute"]), 3, health.stop_on)
+    row = {**HEALTHY, "rewards/good/unscored": 0.9, "rewards/mute/unscored": 1.0}
+    events = [event for step in range(1, 10) for event in watcher.observe(step, row)]
+    assert [(event.step, event.kind, event.action) for event in events] == [
+        (3, "unscored", "warned"),
+        (6, "unscored", "stopped"),
+    ]
+    assert "the reward 'mute' could not score 100% of the completions" in events[0].message
+    off = RuleWatcher(rules_for(ProblemHealth(max_unscored=None), 0.1, ["mute"]), 3, ["unscored"])
+    assert [off.observe(step, row) for step in range(1, 10)] == [[]] * 9
+
+
 def test_figures_that_are_not_logged_are_no_sign() -> None:
     """No KL at beta 0; None where trl found no valid figure."""
     assert judge([{"reward": 0.0, "kl": None, "frac_reward_zero_std": None}] * 30) == []  # type: ignore[list-item]
@@ -190,7 +204,8 @@ def test_every_config_has_health_settings(path: Path) -> None:
     settings: Any = load_settings(
         DPOSettings if path.stem.startswith("dpo") else GRPOSettings, path
     )
-    assert settings.health.every == 10 and settings.health.stop_on == []
+    stops = [] if path.stem.startswith("dpo") else ["unscored"]
+    assert settings.health.every == 10 and settings.health.stop_on == stops
 
 
 def test_health_error_is_exit_3() -> None:

@@ -1,11 +1,13 @@
 """The two rewards, attempts to cheat them, and the registry."""
 
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from rewards import REWARDS, RewardError, check_reward, resolve
@@ -363,19 +365,18 @@ def raises(completions: object, **columns: object) -> list[float]:
         (late, "asynchronous"),
         (no_columns, r"\*\*columns"),
         (needs_more, "solution"),
-        (raises, "raised KeyError"),
+        (raises, r"raised KeyError: 'solution' \(.*test_rewards\.py, line \d+\)"),
         (lambda **k: None, "returned a NoneType, not a list"),
         (lambda **k: 1.0, "returned a float, not a list"),
         (lambda **k: 1, "returned an int, not a list"),
         (lambda **k: "123", "returned a str, not a list"),
         (lambda **k: (x for x in (1.0, 2.0, 3.0)), "returned a generator"),
-        (lambda **k: [1.0], "returned 1 values for 3"),
-        (lambda **k: [1.0] * 4, "returned 4 values for 3"),
-        (lambda **k: [1.0, True, 0.0], "returned True, a bool"),
-        (lambda **k: [1.0, "1", 0.0], "returned '1', a str"),
-        (lambda **k: [1.0, [1.0], 0.0], "a list; return float or None"),
-        (lambda **k: [float("nan"), 0.0, 0.0], "returned nan"),
-        (lambda **k: [0.0, 0.0, float("-inf")], "returned -inf"),
+        (lambda **k: [1.0], "returned 1 value for 3 completions"),
+        (lambda **k: [1.0] * 4, "returned 4 values for 3 completions"),
+        (lambda **k: [1.0, "1", 0.0], r"returned '1' \(a str\) for completion 2, which begins 'I"),
+        (lambda **k: [1.0, [1.0], 0.0], r"returned \[1.0\] \(a list\) for completion 2"),
+        (lambda **k: [np.zeros(2), 0.0, 0.0], r"\(a ndarray\) for completion 1"),
+        (lambda **k: [0.0, 0.0, float("-inf")], "returned -inf .a float. for completion 3"),
     ],
 )
 def test_a_reward_that_breaks_the_contract_is_refused(
@@ -384,6 +385,19 @@ def test_a_reward_that_breaks_the_contract_is_refused(
     with pytest.raises(RewardError, match=said) as caught:
         check_reward("mine", reward, ROW)
     assert "'mine'" in str(caught.value)
+
+
+def test_any_kind_of_number_counts() -> None:
+    class Scalar:
+        """A tensor of one element, as far as Python's float() is concerned."""
+
+        def __float__(self) -> float:
+            return 0.25
+
+    values = [np.float32(0.5), True, np.int64(2), Scalar(), math.nan, np.float64("nan"), None]
+    found = check_reward("mine", lambda **_: values, ROW, ["a"] * 7)  # type: ignore[arg-type]
+    assert found.values == (0.5, 1.0, 2.0, 0.25, None, None, None)
+    assert all(type(value) is float for value in found.scored)
 
 
 def test_trl_calls_rewards_with_the_keywords_the_check_uses() -> None:

@@ -377,6 +377,9 @@ def test_share_of_groups_without_spread(tmp_path: Path, group: int, share: list[
     before_the_answer = [len("Step 0.")] * 3 + [len(HARD.partition("<answer>")[0].strip())]
     assert dict(LOGGED) == {
         **{f"rewards/{name}/zero_spread": value for name, value in zip(names, share, strict=True)},
+        "rewards/format/unscored": 0.0,
+        "rewards/correctness/unscored": 0.0,
+        "rewards/counting/unscored": 0.25,
         "completions/reasoning": sum(before_the_answer) / 4,
     }
 
