@@ -103,9 +103,10 @@ def _fingerprint(environment: Row) -> str:
 def _held_out(record: Record, data: Row) -> tuple[str, str]:
     given = source(section(data, "eval"))
     held_out = given or ("held-out pairs" if data.get("holdout") else "")
-    counts = {m.get("n") for m in (record.after or record.before).values() if isinstance(m, dict)}
-    n = max((c for c in counts if isinstance(c, int)), default=len(record.replies["before"]))
-    return held_out, f"{n} {record.things}, never trained on" if n and held_out else ""
+    name = measures.HEADLINES.get(record.method, "")
+    n = section(record.after or record.before, name).get("n") or len(record.replies["before"])
+    what = measures.things(record.method, name)
+    return held_out, f"{n} {what}, never trained on" if n and held_out else ""
 
 
 def _steps(record: Record) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
-from posttrain.report import differences, live, next_steps, page, read_run, samples
+from posttrain.report import differences, live, next_steps, page, read_run, samples, table_rows
 from posttrain.report.drawing import MOST_POINTS, moving_average, thin
+from posttrain.report.model_card import render_model_card
 from posttrain.report.verdict import Verdict, verdict
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_metrics, grpo_run, unfinished, write
@@ -113,6 +115,47 @@ def test_a_dpo_run_has_its_story(dpo: Path) -> None:
     ):
         assert words in shown.text
     assert {path.stem for path in (dpo / "plots").iterdir()} == DPO_PLOTS
+
+
+def test_every_reply_is_counted_in_its_own_language(dpo: Path) -> None:
+    chips = re.findall(r"<strong>(\d+)</strong> ([^<]+)</li>", written(dpo).source)
+    assert chips == [
+        ("20", "not French before, French after"),
+        ("0", "French before, not French after"),
+        ("20", "French both times"),
+        ("0", "not French both times"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("run", "label", "scored"),
+    [("grpo", "strict accuracy", "60 problems"), ("dpo", "preference accuracy", "40 pairs")],
+)
+def test_one_headline_everywhere(
+    run: str, label: str, scored: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A run is judged by what its method sets out to raise, whatever was scored beside it."""
+    path = request.getfixturevalue(run)
+    record, said = read_run(path), label[0].upper() + label[1:]
+    judged = verdict(record)
+    assert (judged.word, judged.measure) == ("improved", label)
+    assert judged.sentence.startswith(f"{said} rose from ") and f"{scored})" in judged.sentence
+    assert f"{path.name}: improved" in written(path).text
+    assert f"{scored}, never trained on" in written(path).text
+    compared = Page(page.write_comparison([path, path], tmp_path / "compared.html"))
+    assert compared.text.count(f"{path.name}{label}") == 2  # a run and its measure, at a glance
+    assert table_rows([(path.name, record.measures())])[1][1] == label
+    card = render_model_card(path)
+    held_out = scored.replace(" ", " held-out ")
+    assert f"On {held_out}, {label} went from {judged.before} [" in card
+    assert f"{held_out} of the training data's own kind" in card
+
+
+def test_the_headline_comes_first_wherever_it_was_written(dpo: Path, tmp_path: Path) -> None:
+    shutil.copytree(dpo, tmp_path / "run")
+    path = tmp_path / "run" / "eval" / "comparison.json"
+    write(path, dict(reversed(json.loads(path.read_text("utf-8")).items())))
+    assert next(iter(read_run(tmp_path / "run").measures())) == "reward_accuracy"
 
 
 @pytest.mark.parametrize("run", ["grpo", "dpo"])
