@@ -112,7 +112,7 @@ class Exports:
         if not proven:
             self.unproven.append(target)
         for line in export_words.lines([asdict(check) for check in checks]):
-            print(f"  {line}")
+            print(line)
         for line in export_words.advice([check.name for check in checks if not check.passed]):
             print(f"  {line}")
         size = export_words.size(self.record.content["exports"][target]["bytes"])

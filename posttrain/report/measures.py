@@ -149,6 +149,14 @@ def p_value(p: float | None) -> str:
     return "< 1e-6" if p < 1e-6 else f"{p:.2g}"
 
 
+def p_is(p: float | None) -> str:
+    """`p = 0.016` or `p < 1e-6`; without a p-value `no p-value`."""
+    if p is None:
+        return "no p-value"
+    said = p_value(p)
+    return f"p {said}" if said.startswith("<") else f"p = {said}"
+
+
 def direction(name: str, values: Mapping[str, Any]) -> int:
     """1 where a change is an improvement beyond chance, -1 where it is a loss, else 0.
 

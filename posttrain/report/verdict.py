@@ -58,8 +58,8 @@ def _sentence(name: str, values: Row, things: str) -> str:
     else:
         said = f"went from {before} to {after}"
         said += ", which chance alone can explain" if measures.better(name) else ""
-    label, p = measures.label(name), measures.p_value(values.get("p_value"))
-    sure = f"95% interval {measures.span(name, values)}, p {p if p[0] == '<' else f'= {p}'}"
+    label = measures.label(name)
+    sure = f"95% interval {measures.span(name, values)}, {measures.p_is(values.get('p_value'))}"
     moved = measures.moved(name, values["difference"])
     return f"{label[0].upper()}{label[1:]} {said}: {moved} ({sure}, {values.get('n')} {things})."
 
