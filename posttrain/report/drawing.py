@@ -92,8 +92,8 @@ def _figure(plot: Plot, titled: bool) -> Figure:
     plot.draw(axes)
     unit = figure.text(EDGE, 0.9, plot.unit, color=MUTED, va="center")
     taken = unit.get_window_extent().x1 / figure.bbox.width if plot.unit else EDGE
-    legend = _legend(figure, axes, 1 - EDGE - taken - 0.03)
-    more = LEGEND_LINE * (_lines_of(legend) - 1)
+    legend, lines = _legend(figure, axes, 1 - EDGE - taken - 0.03)
+    more = LEGEND_LINE * (lines - 1)
     height = plot.height + more + (0.35 if titled else 0)
     figure.set_figheight(height)
     bottom = 0.54 if axes.get_xlabel() else 0.34
@@ -108,11 +108,12 @@ def _figure(plot: Plot, titled: bool) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, axes: Axes, room: float) -> Legend | None:
-    """A legend of two lines and more, in as many columns as fit `room`, a share of the width."""
+def _legend(figure: Figure, axes: Axes, room: float) -> tuple[Legend | None, int]:
+    """A legend of two entries and more, in as many columns as fit `room`, a share of the width;
+    and the lines that it takes."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) < 2:
-        return None
+        return None, 1
     for columns in range(len(labels), 0, -1):
         legend = figure.legend(
             handles,
@@ -130,11 +131,7 @@ def _legend(figure: Figure, axes: Axes, room: float) -> Legend | None:
         if columns == 1 or legend.get_window_extent().width <= room * figure.bbox.width:
             break
         legend.remove()
-    return legend
-
-
-def _lines_of(legend: Legend | None) -> int:
-    return 1 if legend is None else -(-len(legend.get_texts()) // legend._ncols)
+    return legend, -(-len(labels) // columns)
 
 
 def _make_room(figure: Figure, axes: Axes) -> None:
