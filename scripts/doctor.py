@@ -23,10 +23,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main
+from posttrain.base.terminal import prose_width
 from posttrain.doctor import configs, estimate, installation, machine, services
 from posttrain.doctor.finding import Finding
-
-WIDTH = 100
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +66,7 @@ def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], b
     """Findings in aligned lines, what to do under each that needs it, estimates, and a verdict."""
     subjects = max(len(f.subject) for findings in sections.values() for f in findings)
     indent = " " * (subjects + 10)
-    lines = []
+    width, lines = prose_width(), []
     for name, findings in sections.items():
         lines.append(name)
         for finding in findings:
@@ -76,25 +75,28 @@ def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], b
             for number, text in enumerate((finding.text, advice, *finding.details)):
                 first = head if number == 0 else indent
                 further = indent + ("   " if number else "")
-                lines += textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=further)
+                lines += textwrap.wrap(text, width, initial_indent=first, subsequent_indent=further)
         lines.append("")
-    lines.append(
-        "peak GPU memory in GB, estimated: a sum over the model's shapes, not a measurement"
-    )
+    said = "peak GPU memory in GB, estimated: a sum over the model's shapes, not a measurement"
+    lines += textwrap.wrap(said, width)
     rows = [
         (f["config"], f.get("estimated_gb"), f.get("measured") or configs.NOT_MEASURED)
         for f in figures
     ]
     lines += estimate.table(rows)
-    lines.append("  peak = weights + adapter + max(step, generation, scoring) + overhead")
-    lines.append("  step = gradients + kept + max(layer, logits)")
-    lines.append("  (each term is told in posttrain/doctor/estimate.py)")
+    for said in (
+        "peak = weights + adapter + max(step, generation, scoring) + overhead",
+        "step = gradients + kept + max(layer, logits)",
+        "(each term is told in posttrain/doctor/estimate.py)",
+    ):
+        lines += textwrap.wrap(said, width, initial_indent="  ", subsequent_indent="    ")
     lines.append("")
     fitting = [f.subject for f in sections["configs"] if f.status == "ok"]
     if broken:
         lines.append("Not usable yet: see the lines that say fail.")
     else:
-        lines.append(f"Usable. Configs that fit: {', '.join(fitting) or 'none'}.")
+        said = f"Usable. Configs that fit: {', '.join(fitting) or 'none'}."
+        lines += textwrap.wrap(said, width, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines)
 
 

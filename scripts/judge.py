@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from posttrain import report
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
 from posttrain.base.process import run_main
+from posttrain.base.terminal import entry, prose_width
 from posttrain.model.server import KEY_VARIABLE, asker, is_url
 from posttrain.run.replies import check_request, folder_for
 from posttrain.scoring.verdicts import (
@@ -131,7 +133,8 @@ def render(judge: str, found: dict[str, Any]) -> str:
         ),
     ]
     head = f"Judge {judge} on {found['comparisons']} prompts (95% intervals)"
-    return "\n".join([head, *(f"  {label:<24}{value}" for label, value in rows)])
+    head = textwrap.fill(head, prose_width(), subsequent_indent="  ")
+    return "\n".join([head, *(entry(label, value) for label, value in rows)])
 
 
 def _interval(measure: dict[str, Any], before_n: str = "") -> str:

@@ -82,7 +82,8 @@ def grpo_metrics(step: int, steps: int, chance: random.Random) -> dict[str, Any]
 
 
 def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
-    """A finished DPO run: half of the replies in French before, all after."""
+    """A finished DPO run: half of the replies in French before, all after; more problems than
+    pairs, scored beside them, that no training changed."""
     chance = random.Random(0)
     run = RunFolder(path)
     run.open(fresh=False)
@@ -119,7 +120,12 @@ def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
         ]
         run.write_rows(f"{side}_replies", map(vars, rows))
         sides.append({**pair_scores(scored), **reply_scores(replies)})
-    run.write_comparison(compare(*sides))
+    problems = [Problem(f"What is {i} + 1?", str(i + 1)) for i in range(pairs + 20)]
+    unchanged = [score_reply(p, Completion("<answer>2</answer>", 5, False)) for p in problems]
+    beside = compare_replies(unchanged, unchanged)
+    run.write_comparison(
+        {**compare(*sides), **{f"arithmetic/{name}": found for name, found in beside.items()}}
+    )
     (path / "data").mkdir()
     report = {
         "rows": {"read": 812, "kept": 800, "train": 760, "held_out": 40, "dropped": {"empty": 12}},

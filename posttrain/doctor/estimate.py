@@ -49,6 +49,7 @@ buffers, the cache's growth, 8-bit moments, the context, and holes in PyTorch's 
 
 from dataclasses import dataclass
 
+from posttrain.base import terminal
 from posttrain.doctor.shape import Shape
 from posttrain.settings import DPOSettings, GRPOSettings
 
@@ -174,11 +175,20 @@ def _scoring(settings: Settings, shape: Shape, width: int) -> float:
 
 
 def table(rows: list[tuple[str, dict[str, float] | None, str]]) -> list[str]:
-    """Lines with the terms of each config in columns, and what was measured beside them."""
+    """Lines with the terms of each config in columns, and what was measured beside them.
+
+    Where that is wider than the terminal, the terms of a config stand below it.
+    """
     names = ("peak", *TERMS)
     subjects = max(len(subject) for subject, *_ in rows)
     lines = [f"  {'':<{subjects}}  " + "".join(f"{n:>{len(n) + 2}}" for n in names) + "  measured"]
     for subject, terms, measured in rows:
         cells = (f"{terms[n]:{len(n) + 2}.2f}" if terms else f"{'-':>{len(n) + 2}}" for n in names)
         lines.append(f"  {subject:<{subjects}}  " + "".join(cells) + f"  {measured}")
-    return lines
+    if terminal.fits(lines):
+        return lines
+    stacked = []
+    for subject, terms, measured in rows:
+        said = ", ".join(f"{n} {terms[n]:.2f}" for n in names) if terms else "no estimate"
+        stacked += [f"  {subject}", *terminal.entry("", f"{said}; {measured}", 2).split("\n")]
+    return stacked

@@ -16,6 +16,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.lock import hold
 from posttrain.base.paths import shown
+from posttrain.base.progress import duration
 from posttrain.export import merge, parity
 from posttrain.export.float32 import adapter_reference
 from posttrain.export.gguf import write_gguf
@@ -115,11 +116,11 @@ class Exports:
         if not proven:
             self.unproven.append(target)
         for line in export_words.lines([asdict(check) for check in checks]):
-            print(f"  {line}")
+            print(line)
         for line in export_words.advice([check.name for check in checks if not check.passed]):
             print(f"  {line}")
         size = export_words.size(self.record.content["exports"][target]["bytes"])
-        print(f"  {'proven' if proven else 'UNPROVEN'} ({size}, {seconds:.0f} s)")
+        print(f"  {'proven' if proven else 'UNPROVEN'} ({size}, {duration(seconds)})")
         return proven
 
     def _merged(self) -> tuple[Path, list[Check]]:

@@ -5,16 +5,15 @@ Importing this loads matplotlib, which takes a second: only what draws may impor
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from typing import Any
 
 import matplotlib
-import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 # Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/).
@@ -49,18 +48,10 @@ STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
 }
 WIDTH = 4.8  # inches; at 72 points an inch, text of 11.5 stays readable on a phone
+EDGE = 0.012  # share of the width that is left free on either side
+LEFT, RIGHT = 0.14, 0.97  # of the axis, in shares of the width, where its labels leave that
+LEGEND_LINE = 0.22  # inches
 ROUND = (1, 2, 2.5, 5, 10)  # what ticks may be multiples of
-MOST_POINTS = 300  # of a drawn line
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Line:
-    """Values of one metric over steps; a gap is NaN."""
-
-    label: str
-    steps: Floats
-    values: Floats
 
 
 @dataclass(frozen=True)
@@ -76,9 +67,7 @@ class Plot:
     """Of the vertical axis, written above it."""
     draw: Callable[[Axes], None]
     height: float = 2.65
-    """Inches, without the title."""
-    left: float = 0.14
-    """Share of the width left of the axis, for its labels."""
+    """Inches, without the title and without further lines of the legend."""
 
 
 def render_svg(plot: Plot) -> str:
@@ -98,33 +87,62 @@ def render_png(plot: Plot) -> bytes:
 
 
 def _figure(plot: Plot, titled: bool) -> Figure:
-    height = plot.height + (0.35 if titled else 0)
-    figure = Figure(figsize=(WIDTH, height))
-    axes = figure.add_axes(
-        (plot.left, 0.54 / height, 0.97 - plot.left, (plot.height - 0.9) / height)
-    )
+    figure = Figure(figsize=(WIDTH, plot.height))
+    axes = figure.add_axes((LEFT, 0.2, RIGHT - LEFT, 0.6))
     plot.draw(axes)
-    top = (plot.height - 0.16) / height
-    if plot.unit:
-        figure.text(0.012, top, plot.unit, color=MUTED, va="center")
+    unit = figure.text(EDGE, 0.9, plot.unit, color=MUTED, va="center")
+    taken = unit.get_window_extent().x1 / figure.bbox.width if plot.unit else EDGE
+    legend, lines = _legend(figure, axes, 1 - EDGE - taken - 0.03)
+    more = LEGEND_LINE * (lines - 1)
+    height = plot.height + more + (0.35 if titled else 0)
+    figure.set_figheight(height)
+    bottom = 0.54 if axes.get_xlabel() else 0.34
+    axes.set_position((LEFT, bottom / height, RIGHT - LEFT, (plot.height - 0.36 - bottom) / height))
+    top = (plot.height + more - 0.16) / height
+    unit.set_y(top)
+    if legend is not None:
+        legend.set_bbox_to_anchor((1 - EDGE, top + 0.09 / height))
+    if titled:
+        figure.text(EDGE, 1 - 0.19 / height, plot.title, weight="bold", size=13.5, va="center")
+    _make_room(figure, axes)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes, room: float) -> tuple[Legend | None, int]:
+    """A legend of two entries and more, in as many columns as fit `room`, a share of the width;
+    and the lines that it takes."""
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(
+    if len(labels) < 2:
+        return None, 1
+    for columns in range(len(labels), 0, -1):
+        legend = figure.legend(
             handles,
             labels,
-            loc="center right",
-            bbox_to_anchor=(0.985, top),
-            ncols=len(labels),
+            loc="upper right",
+            ncols=columns,
             borderpad=0,
             borderaxespad=0,
             columnspacing=1.1,
             handlelength=1.1,
             handletextpad=0.45,
+            labelspacing=0.3,
             labelcolor=INK,
         )
-    if titled:
-        figure.text(0.012, 1 - 0.19 / height, plot.title, weight="bold", size=13.5, va="center")
-    return figure
+        if columns == 1 or legend.get_window_extent().width <= room * figure.bbox.width:
+            break
+        legend.remove()
+    return legend, -(-len(labels) // columns)
+
+
+def _make_room(figure: Figure, axes: Axes) -> None:
+    """Move the axis so that its labels, whose width is only known once drawn, stay inside."""
+    labels = axes.get_tightbbox()
+    if labels is None:
+        return
+    labels, place = labels.transformed(figure.transFigure.inverted()), axes.get_position()
+    left = place.x0 + max(0.0, 2 * EDGE - labels.x0)
+    right = place.x1 - max(0.0, labels.x1 - (1 - EDGE))
+    axes.set_position((left, place.y0, right - left, place.height))
 
 
 def _for_page(svg: str, alt: str) -> str:
@@ -161,56 +179,3 @@ def percent_axis(axes: Axes, which: str, top: float = 1.0) -> None:
     axis.set_major_formatter(PercentFormatter(1.0))
     axis.set_major_locator(MaxNLocator(5, steps=ROUND))
     limits(-0.025 * top, 1.025 * top)
-
-
-def draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
-    """Each line as it was measured, faint, and its moving average."""
-    for line, colour in zip(lines, COLOURS * 3, strict=False):
-        finite = int(np.isfinite(line.values).sum())
-        if finite < 8:
-            axes.plot(line.steps, line.values, "o-", color=colour, ms=4, lw=1.6, label=line.label)
-            continue
-        axes.plot(*thin(line.steps, line.values), color=colour, lw=0.9, alpha=0.4)
-        smooth = moving_average(line.values)
-        axes.plot(*thin(line.steps, smooth), color=colour, lw=2.0, label=line.label)
-
-
-def draw_band(axes: Axes, low: Line, high: Line) -> None:
-    """The room between the lowest and the highest value, in at most MOST_POINTS stretches."""
-    stretches = np.array_split(np.arange(len(low.steps)), min(len(low.steps), MOST_POINTS))
-    bottom = [_extreme(np.min, low.values[stretch]) for stretch in stretches]
-    top = [_extreme(np.max, high.values[stretch]) for stretch in stretches]
-    steps = [low.steps[stretch[0]] for stretch in stretches]
-    axes.fill_between(steps, bottom, top, color=COLOURS[0], alpha=0.13, lw=0)
-
-
-def _extreme(which: Callable[[Floats], Any], values: Floats) -> float:
-    known = values[np.isfinite(values)]
-    return float(which(known)) if len(known) else float("nan")
-
-
-def moving_average(values: Floats) -> Floats:
-    """The mean of a centred window of a twentieth of the values (at least 5); NaN is left out."""
-    half = max(2, len(values) // 40)
-    known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    places = np.arange(len(values))
-    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    total, count = sums[last] - sums[first], counts[last] - counts[first]
-    return np.where(known, total / np.maximum(count, 1), np.nan)
-
-
-def thin(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """At most MOST_POINTS of a line: lowest and highest of each stretch, so no spike is lost."""
-    if len(values) <= MOST_POINTS:
-        return steps, values
-    kept: list[int] = []
-    for stretch in np.array_split(np.arange(len(values)), MOST_POINTS // 2):
-        known = stretch[np.isfinite(values[stretch])]
-        if len(known) == 0:
-            kept.append(int(stretch[0]))  # the gap stays a gap
-            continue
-        ends = {int(known[values[known].argmin()]), int(known[values[known].argmax()])}
-        kept += sorted(ends)
-    return steps[kept], values[kept]

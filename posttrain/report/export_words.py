@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from posttrain.base import terminal
+
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2g}%" if abs(value) < 0.1 else f"{100 * value:.0f}%"
@@ -81,10 +83,13 @@ def size(count: float) -> str:
 
 
 def lines(checks: list[Mapping[str, Any]]) -> list[str]:
-    """Checks as an aligned table, one line each."""
-    rows = [("ok" if c.get("passed") else "FAILED", *in_words(c)) for c in checks]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    """Checks as an indented table, one line each; where that is too wide, as wrapped lines."""
+    rows = [("  ok" if c.get("passed") else "  FAILED", *in_words(c)) for c in checks]
+    aligned = terminal.align(rows)
+    if terminal.fits(aligned):
+        return aligned
+    wrapped = []
+    for state, label, found, limit in rows:
+        said = f"{label}: {found}" + (f" ({limit})" if limit else "")
+        wrapped += terminal.entry(state.strip(), said, label_width=8).split("\n")
+    return wrapped

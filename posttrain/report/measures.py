@@ -31,6 +31,8 @@ SETS = {
     "mgsm_en": "MGSM-en",
     "mgsm_fr": "MGSM-fr",
 }
+HEADLINES = {"GRPO": "strict", "DPO": "reward_accuracy"}  # what each method sets out to raise
+OF_PAIRS = {"reward_accuracy", "length_controlled_accuracy", "reward_margin"}
 SHARES = {"strict", "tagged", "lenient", "majority_vote"}
 SHARE_ENDINGS = ("accuracy", "rate", "share")
 LOWER_IS_BETTER = {"truncated_rate", "repetition_rate"}
@@ -38,11 +40,36 @@ NEITHER_IS_BETTER = {"mean_tokens", "kl_per_token"}
 NOT_MEASURABLE = "not measurable"
 
 
+def headline(method: str, found: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The measure that a run of a method is judged by, of those found before and after training.
+
+    It is one of the run's own problems or pairs, never of a set that was scored beside them. Where
+    it cannot be compared, the first that can; None where none can.
+    """
+    comparable = [name for name, values in found.items() if values.get("difference") is not None]
+    wanted = HEADLINES.get(method)
+    return wanted if wanted in comparable else next(iter(comparable), None)
+
+
+def things(method: str, name: str) -> str:
+    """What a measure of a run is taken on: problems, pairs or prompts."""
+    if method == "GRPO" or "/" in name:  # the sets scored beside a run's own are problems
+        return "problems"
+    if method == "DPO":
+        return "pairs" if name in OF_PAIRS else "prompts"
+    return "rows"
+
+
 def label(name: str) -> str:
     """`strict` is "strict accuracy", `mgsm_fr/strict` "MGSM-fr: strict accuracy"."""
     of, _, own = name.rpartition("/")
     words = LABELS.get(own) or own.replace("_", " ")
-    return f"{SETS.get(of) or label(of)}: {words}" if of else words
+    return f"{set_label(of)}: {words}" if of else words
+
+
+def set_label(of: str) -> str:
+    """The name of a set of problems: `mgsm_fr` is "MGSM-fr"."""
+    return SETS.get(of) or label(of)
 
 
 def is_share(name: str) -> bool:
@@ -120,6 +147,14 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "-"
     return "< 1e-6" if p < 1e-6 else f"{p:.2g}"
+
+
+def p_is(p: float | None) -> str:
+    """`p = 0.016` or `p < 1e-6`; without a p-value `no p-value`."""
+    if p is None:
+        return "no p-value"
+    said = p_value(p)
+    return f"p {said}" if said.startswith("<") else f"p = {said}"
 
 
 def direction(name: str, values: Mapping[str, Any]) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
 from posttrain.base.progress import duration
-from posttrain.report import table_rows
+from posttrain.report import measures, table_rows
 from posttrain.report.export_words import in_words
-from posttrain.report.record import Record, read_run
+from posttrain.report.record import SIDES, Record, read_run
 from posttrain.report.snippets import snippets
 from posttrain.settings.strict_yaml import dump_yaml
 
@@ -79,14 +79,14 @@ def render_model_card(run: Path, repository: str | None = None) -> str:
 def _facts(found: Record, repository: str | None) -> dict[str, Any]:
     """What the template shows."""
     settings, environment, exports = found.config, found.environment, found.exports
-    method, measures = METHODS[found.method], found.measures()
+    method, scores = METHODS[found.method], found.measures()
     name = settings["run"]["name"]
     trained = environment.get("trained", {})
     versions = environment["versions"]
     return {
         "front_matter": _front_matter(settings, method["name"], repository or name),
         "title": repository or name,
-        "verdict": _verdict(method["name"], settings, measures),
+        "verdict": _verdict(found, scores),
         "base": _source(settings["model"]["name"]),
         "data": _source(settings["data"]["train"]["path"]),
         "method": {**method, "text": _method_text(method["text"], settings)},
@@ -99,13 +99,13 @@ def _facts(found: Record, repository: str | None) -> dict[str, Any]:
             f"{k} {versions[k]}" for k in ("unsloth", "trl", "transformers", "torch")
         ),
         "system": settings["prompt"]["system"],
-        "table": _table(measures),
+        "table": _table(scores),
         "exports": {
             key: {**export, "checks": "; ".join(map(_said, export["checks"]))}
             for key, export in exports.items()
         },
         "snippets": snippets(settings, exports, repository),
-        "limitations": _limitations(settings, measures),
+        "limitations": _limitations(found, scores),
         "yaml": dump_yaml(_without_folders(settings)),
     }
 
@@ -167,21 +167,28 @@ def _method_text(text: str, settings: dict[str, Any]) -> str:
     )
 
 
-def _verdict(method: str, settings: dict[str, Any], measures: dict[str, dict[str, Any]]) -> str:
+def _verdict(found: Record, scores: dict[str, dict[str, Any]]) -> str:
     """One sentence: what was done to what, and what came of it."""
+    settings = found.config
     base, data = _source(settings["model"]["name"]), _source(settings["data"]["train"]["path"])
-    done = f"A LoRA adapter for {base['name']}, trained with {method} on {data['name']}."
-    if not measures:
+    done = f"A LoRA adapter for {base['name']}, trained with {found.method} on {data['name']}."
+    name = measures.headline(found.method, scores)
+    if name is None:
         return done
-    _, measure, before, after, _, _, n = table_rows([("", measures)])[1]
-    return f"{done} On {n} held-out items, {measure} went from {before} to {after}."
+    before, after = (measures.value(name, scores[name][side]) for side in SIDES)
+    went = f"{measures.label(name)} went from {before} to {after}"
+    return f"{done} On {_held_out(found, name, scores)}, {went}."
 
 
-def _table(measures: dict[str, dict[str, Any]]) -> str:
+def _held_out(found: Record, name: str, scores: dict[str, dict[str, Any]]) -> str:
+    return f"{scores[name]['n']} held-out {measures.things(found.method, name)}"
+
+
+def _table(scores: dict[str, dict[str, Any]]) -> str:
     """The before/after table in Markdown, empty if there is none."""
-    if not measures:
+    if not scores:
         return ""
-    head, *rows = (row[1:] for row in table_rows([("", measures)]))
+    head, *rows = (row[1:] for row in table_rows([("", scores)]))
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -192,17 +199,18 @@ def _said(check: dict[str, Any]) -> str:
     return f"{name}: {value}{limit}{'' if check['passed'] else ', **failed**'}"
 
 
-def _limitations(settings: dict[str, Any], measures: dict[str, dict[str, Any]]) -> list[str]:
+def _limitations(found: Record, scores: dict[str, dict[str, Any]]) -> list[str]:
     """What the results do not show."""
-    first = next(iter(measures.values()), None)
+    settings = found.config
+    name = measures.headline(found.method, scores)
     lines = [
         "Scored only on what the table names. Nothing is known about safety, factual knowledge or "
         "other languages and tasks; the model can be confidently wrong."
     ]
-    if first:
+    if name is not None:
         lines.append(
-            f"{first['n']} held-out items of the training data's own kind: an interval tells what "
-            "other items of this kind would give, not what other kinds would. One seed was trained."
+            f"{_held_out(found, name, scores)} of the training data's own kind: an interval tells "
+            "what others of this kind would give, not what other kinds would. One seed was trained."
         )
     if settings["method"] == "grpo":
         lines.append(

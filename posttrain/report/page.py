@@ -4,12 +4,13 @@ Importing this loads matplotlib and jinja2: only what draws may import it.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from posttrain.base.files import write_bytes, write_text
 from posttrain.report import differences, drawing, plots, samples, story
@@ -23,6 +24,14 @@ PAGES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+def breakable(text: str) -> Markup:
+    """A text whose lines break between the parts of a path or name before they break anywhere."""
+    return Markup(re.sub(r"(?<=\w[/_])(?=\w)|(?<=\w)(?=\.[a-z])", "<wbr>", str(escape(text))))
+
+
+PAGES.filters["breakable"] = breakable
 
 
 def write_report(run: Path, files: bool = True) -> Path:

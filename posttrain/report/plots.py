@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from posttrain.report.drawing import MUTED, Line, Plot, draw_band, draw_lines, over_steps
+from posttrain.report.drawing import MUTED, Plot, over_steps
+from posttrain.report.lines import Line, draw_band, draw_lines
 from posttrain.report.record import Record, number, section
 from posttrain.report.score_plots import reply_length, scores
 
@@ -25,14 +26,23 @@ def plots(record: Record) -> list[Plot]:
 def compared(records: Sequence[Record]) -> list[Plot]:
     """The same metric of several runs in one plot, where at least two of them have it."""
     found: list[Plot | None] = []
-    for key, title in (("reward", "Reward"), ("rewards/margins", "Reward margin")):
-        lines = [line for record in records for line in _lines(record, {key: record.name})]
+    for key, title, about in (
+        ("reward", "Reward", "Mean reward of the completions of each step."),
+        (
+            "rewards/margins",
+            "Reward margin",
+            "Implicit reward, chosen less rejected, of each step.",
+        ),
+    ):
+        lines = [
+            line for record in records for line in _lines(record, {key: _short(record.name, 40)})
+        ]
         if len(lines) > 1:
             found.append(
                 _over_steps(
                     key.replace("/", "_"),
                     title,
-                    "Of the completions or pairs of each step.",
+                    about,
                     "reward",
                     lines,
                 )
@@ -130,7 +140,7 @@ def _length(record: Record) -> Plot | None:
             axes.axhline(limit, color=MUTED, lw=1, ls=(0, (4, 3)))
             axes.annotate(
                 "limit", (0.995, limit), xycoords=("axes fraction", "data"), ha="right",
-                va="bottom", xytext=(0, 2), textcoords="offset points", color=MUTED, size=9,
+                va="bottom", xytext=(0, 2), textcoords="offset points", color=MUTED,
             )  # fmt: skip
         axes.set_ylim(bottom=0)
         over_steps(axes)
@@ -176,7 +186,7 @@ def _accuracy(record: Record) -> Plot | None:
     return _over_steps("accuracy", "Reward accuracy", about, "of pairs", lines, share=True)
 
 
-def _short(name: str) -> str:
+def _short(name: str, most: int = 16) -> str:
     """A name that fits a legend."""
     name = name.replace("_", " ")
-    return name if len(name) <= 16 else f"{name[:15]}…"
+    return name if len(name) <= most else f"{name[: most - 1]}…"

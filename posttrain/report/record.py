@@ -12,6 +12,7 @@ from eval.gsm8k import ScoredReply
 from eval.replies import PromptReply
 from posttrain.base.errors import ConfigError, PostTrainError
 from posttrain.base.files import jsonl_rows, rows_of
+from posttrain.report.measures import headline
 from posttrain.settings.strict_yaml import read_yaml
 
 SIDES = ("before", "after")
@@ -53,11 +54,6 @@ class Record:
         return str(self.config.get("method", "")).upper()
 
     @property
-    def things(self) -> str:
-        """What it is scored on."""
-        return {"GRPO": "problems", "DPO": "pairs"}.get(self.method, "rows")
-
-    @property
     def finished(self) -> bool:
         return bool(self.comparison)
 
@@ -96,13 +92,17 @@ class Record:
         return datetime.fromtimestamp(path.stat().st_mtime).astimezone()
 
     def measures(self) -> dict[str, Row]:
-        """`{measure: {before, after, difference, low, high, p_value, n}}`, as far as it goes."""
+        """`{measure: {before, after, difference, low, high, p_value, n}}`, as far as it goes.
+
+        The headline, which the run is judged by, comes first.
+        """
         found = {}
         for name, values in self.comparison.items():
             before, after = self.before.get(name), self.after.get(name)
             if before is not None and after is not None:
                 found[name] = {"before": before, "after": after, **values}
-        return found
+        first = headline(self.method, found)
+        return found if first is None else {first: found[first], **found}
 
 
 def read_run(path: Path, finished: bool = False) -> Record:

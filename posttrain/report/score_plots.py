@@ -13,12 +13,14 @@ from posttrain.report.drawing import (
     GRID,
     INK,
     MUTED,
-    Floats,
     Plot,
     over_steps,
     percent_axis,
 )
+from posttrain.report.lines import Floats
 from posttrain.report.record import Record, number
+
+LABEL = 26  # characters of a line of a measure's label
 
 
 def reply_length(record: Record) -> Plot | None:
@@ -74,9 +76,15 @@ def scores(record: Record) -> Plot | None:
         f"Before and after training: {'; '.join(said)}.",
         "",
         partial(_draw_scores, names=names, sides=sides),
-        height=1.1 + 0.38 * len(names),
-        left=min(0.5, 0.05 + 0.017 * max(len(measures.label(name)) for name in names)),
+        height=0.9 + 0.46 * len(names),
     )
+
+
+def _tick_label(label: str) -> str:
+    """A label in at most two lines: the set of problems and the measure."""
+    lines = [label] if len(label) <= LABEL else label.rsplit(": ", 1)
+    cut = [line if len(line) <= LABEL else f"{line[: LABEL - 1]}…" for line in lines]
+    return ":\n".join(cut)
 
 
 def _whole(measure: dict[str, Any]) -> bool:
@@ -100,7 +108,7 @@ def _draw_scores(axes: Axes, names: Sequence[str], sides: dict[str, dict[str, An
             value, rows, xerr=error, fmt="o", color=colour, ms=6, lw=2.2, label=side,
             mfc="white" if side == "before" else colour, mew=1.6,
         )  # fmt: skip
-    axes.set_yticks(range(len(names)), [measures.label(name) for name in names])
+    axes.set_yticks(range(len(names)), [_tick_label(measures.label(name)) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(visible=False, axis="y")

@@ -14,6 +14,8 @@ from posttrain.report.record import SIDES, Record, Row, number, section
 class Change:
     """One line of the before/after table, every cell as text."""
 
+    of: str
+    """The set of problems that was scored beside the run's own; empty for these."""
     name: str
     n: str
     before: str
@@ -37,18 +39,20 @@ def changes(record: Record) -> list[Change]:
     lines = []
     for name, values in found.items():
         before, after = values["before"], values["after"]
-        low, high = values.get("low"), values.get("high")
+        of, _, own = name.rpartition("/")
+        p = values.get("p_value")
         lines.append(
             Change(
-                name=measures.label(name),
+                of=measures.set_label(of) if of else "",
+                name=measures.label(own),
                 n=str(values.get("n", after.get("n", before.get("n", "-")))),
                 before=measures.plain(name, before.get("value")) if before else "-",
                 before_interval=measures.interval(name, before),
                 after=measures.plain(name, after.get("value")) if after else "-",
                 after_interval=measures.interval(name, after),
                 change=measures.moved(name, values.get("difference")),
-                change_interval="" if low is None or high is None else measures.span(name, values),
-                p_value=measures.p_value(values.get("p_value")),
+                change_interval=measures.span(name, values),
+                p_value=measures.p_is(p) if p is not None else "",
                 tone=tones[measures.direction(name, values)],
             )
         )
@@ -103,9 +107,10 @@ def _fingerprint(environment: Row) -> str:
 def _held_out(record: Record, data: Row) -> tuple[str, str]:
     given = source(section(data, "eval"))
     held_out = given or ("held-out pairs" if data.get("holdout") else "")
-    counts = {m.get("n") for m in (record.after or record.before).values() if isinstance(m, dict)}
-    n = max((c for c in counts if isinstance(c, int)), default=len(record.replies["before"]))
-    return held_out, f"{n} {record.things}, never trained on" if n and held_out else ""
+    name = measures.HEADLINES.get(record.method, "")
+    n = section(record.after or record.before, name).get("n") or len(record.replies["before"])
+    what = measures.things(record.method, name)
+    return held_out, f"{n} {what}, never trained on" if n and held_out else ""
 
 
 def _steps(record: Record) -> str:

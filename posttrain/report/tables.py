@@ -1,11 +1,11 @@
-"""The before/after table as text, as wide as the terminal lets it be."""
+"""The before/after table as text, in lines that fit the terminal."""
 
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.base import terminal
 from posttrain.report import measures
 from posttrain.report.record import read_run
 
@@ -21,16 +21,15 @@ def comparison_table(runs: Sequence[Path]) -> str:
 def table(comparisons: Sequence[tuple[str, Comparison]], width: int | None = None) -> str:
     """Named comparisons as aligned text of at most `width` columns; None: those of the terminal.
 
-    Where the whole table does not fit, the intervals of before and after are left out, and in a
-    very narrow one each measure takes two lines. Without a terminal nothing is left out.
+    Where the whole table does not fit, the intervals of before and after are left out, and where
+    that does not either each measure takes two lines.
     """
-    if width is None and sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
+    width = terminal.width() if width is None else width
     for layout in (_whole, _without_intervals):
-        text = layout(comparisons)
-        if width is None or max(map(len, text.splitlines())) <= width:
-            return text
-    return _stacked(comparisons)
+        lines = layout(comparisons)
+        if terminal.fits(lines, width):
+            return "\n".join(lines)
+    return "\n".join(_stacked(comparisons, width))
 
 
 def table_rows(comparisons: Sequence[tuple[str, Comparison]]) -> list[tuple[str, ...]]:
@@ -54,45 +53,57 @@ def table_rows(comparisons: Sequence[tuple[str, Comparison]]) -> list[tuple[str,
     return rows
 
 
-def _whole(comparisons: Sequence[tuple[str, Comparison]]) -> str:
-    return _align(table_rows(comparisons))
+def _whole(comparisons: Sequence[tuple[str, Comparison]]) -> list[str]:
+    return _ruled(table_rows(comparisons))
 
 
-def _without_intervals(comparisons: Sequence[tuple[str, Comparison]]) -> str:
+def _without_intervals(comparisons: Sequence[tuple[str, Comparison]]) -> list[str]:
     rows = [("measure", "before", "after", "change (95% interval)", "p-value")]
-    for run, comparison in comparisons:
-        rows.append((_heading(run, comparison), "", "", "", ""))
-        for name, values in comparison.items():
+    for heading, group in _groups(comparisons):
+        rows.append((heading, "", "", "", ""))
+        for name, values in group.items():
             rows.append(
                 (
                     measures.label(name),
-                    measures.plain(name, values["before"].get("value")),
-                    measures.plain(name, values["after"].get("value")),
+                    *_sides(name, values),
                     measures.change(name, values),
                     measures.p_value(values.get("p_value")),
                 )
             )
-    return _align(rows)
+    return _ruled(rows)
 
 
-def _stacked(comparisons: Sequence[tuple[str, Comparison]]) -> str:
+def _stacked(comparisons: Sequence[tuple[str, Comparison]], width: int) -> list[str]:
     lines = []
+    for heading, group in _groups(comparisons):
+        lines += textwrap.wrap(heading, width)
+        for name, values in group.items():
+            before, after = _sides(name, values)
+            said = f"{measures.label(name)}: {before} -> {after}"
+            lines += textwrap.wrap(said, width, initial_indent="  ", subsequent_indent="    ")
+            if values.get("difference") is None:
+                continue
+            sure = f"{measures.change(name, values)}, {measures.p_is(values.get('p_value'))}"
+            lines += textwrap.wrap(sure, width, initial_indent="    ", subsequent_indent="    ")
+    return lines
+
+
+def _sides(name: str, values: Mapping[str, Any]) -> tuple[str, str]:
+    before, after = (measures.plain(name, values[s].get("value")) for s in ("before", "after"))
+    return before, after
+
+
+def _groups(comparisons: Sequence[tuple[str, Comparison]]) -> Iterator[tuple[str, Comparison]]:
+    """A heading and its measures: each run's own, then those of each set scored beside them."""
     for run, comparison in comparisons:
-        lines.append(_heading(run, comparison))
+        groups: dict[str, dict[str, Mapping[str, Any]]] = {}
         for name, values in comparison.items():
-            before, after = (
-                measures.plain(name, values[s].get("value")) for s in ("before", "after")
-            )
-            lines.append(f"  {measures.label(name)}: {before} -> {after}")
-            lines.append(f"    {measures.change(name, values)}")
-    return "\n".join(lines)
-
-
-def _heading(run: str, comparison: Comparison) -> str:
-    counts = sorted({values.get("n") or 0 for values in comparison.values()})
-    if not counts:
-        return run
-    return f"{run} (n = {' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))})"
+            of, _, own = name.rpartition("/")
+            groups.setdefault(of, {})[own] = values
+        for of, group in groups.items():
+            counts = sorted({values.get("n") or 0 for values in group.values()})
+            n = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+            yield f"{run}{f', {measures.set_label(of)}' if of else ''} (n = {n})", group
 
 
 def summary_table(found: Comparison) -> str:
@@ -102,13 +113,14 @@ def summary_table(found: Comparison) -> str:
         rows.append(
             (measures.label(name), measures.value(name, measure), str(measure.get("n", "-")))
         )
-    return _align(rows)
+    lines = _ruled(rows)
+    if terminal.fits(lines):
+        return "\n".join(lines)
+    return "\n".join(f"{label}\n  {value}, n = {n}" for label, value, n in rows[1:])
 
 
-def _align(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns two spaces apart under a rule; a row with a first cell alone is a heading."""
+def _ruled(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Aligned rows, the first of them the head of the columns over a rule."""
     sized = [row for row in rows if any(row[1:])]
-    widths = [max(len(row[i]) for row in sized) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
+    rule = tuple("-" * max(map(len, column)) for column in zip(*sized, strict=True))
+    return terminal.align([rows[0], rule, *rows[1:]])

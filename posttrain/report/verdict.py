@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from posttrain.report import measures
 from posttrain.report.record import SIDES, Record, Row, number
 
-HEADLINES = ("strict", "reward_accuracy")  # what a run is judged by: the first that it has
 WORDS = {1: "improved", 0: "no measurable change", -1: "got worse"}
 
 
@@ -24,24 +23,15 @@ class Verdict:
     remarks: list[str] = field(default_factory=list)
 
 
-def headline(found: dict[str, Row]) -> str | None:
-    """The measure that a run is judged by."""
-    for wanted in HEADLINES:
-        for name in found:
-            if name.rpartition("/")[2] == wanted and found[name].get("difference") is not None:
-                return name
-    return next((name for name in found if found[name].get("difference") is not None), None)
-
-
 def verdict(record: Record) -> Verdict:
     """One sentence on the headline measure; further ones on what it hides."""
     found = record.measures()
-    name = headline(found)
+    name = measures.headline(record.method, found)
     if name is None:
         return _no_scores(record)
     values = found[name]
     direction = measures.direction(name, values)
-    sentence = _sentence(name, values, record.things)
+    sentence = _sentence(name, values, measures.things(record.method, name))
     if record.environment.get("trained") == {"steps": 0, "seconds": 0.0}:
         sentence = f"Nothing was trained (training.max_steps is 0). {sentence}"
     return Verdict(
@@ -68,8 +58,8 @@ def _sentence(name: str, values: Row, things: str) -> str:
     else:
         said = f"went from {before} to {after}"
         said += ", which chance alone can explain" if measures.better(name) else ""
-    label, p = measures.label(name), measures.p_value(values.get("p_value"))
-    sure = f"95% interval {measures.span(name, values)}, p {p if p[0] == '<' else f'= {p}'}"
+    label = measures.label(name)
+    sure = f"95% interval {measures.span(name, values)}, {measures.p_is(values.get('p_value'))}"
     moved = measures.moved(name, values["difference"])
     return f"{label[0].upper()}{label[1:]} {said}: {moved} ({sure}, {values.get('n')} {things})."
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from eval.preference import Pair
 from eval.replies import MeasuredReply
+from posttrain.base.terminal import prose_width
 
-WIDTH = 100
 LINES = 8  # of a reply
 GAP = " | "
 
@@ -16,7 +16,7 @@ def example(
 ) -> str:
     """The first prompt whose reply changed its language, else the first whose reply changed.
 
-    In lines of at most WIDTH.
+    In lines that fit the terminal.
     """
     rows = list(zip(pairs, before, after, strict=False))  # only the first pairs were answered
     if not rows:
@@ -26,7 +26,8 @@ def example(
         return f"All {len(rows)} replies are the same before and after."
     other_language = [row for row in changed if row[1].french != row[2].french]
     pair, first, second = (other_language or changed)[0]
-    width = (WIDTH - len(GAP)) // 2
+    whole = prose_width()
+    width = (whole - len(GAP)) // 2
     head = f"{len(changed)} of {len(rows)} replies changed; the first of them:"
     if other_language:
         head = (
@@ -40,8 +41,8 @@ def example(
     height = max(map(len, columns))
     left, right = ([*column, *[""] * (height - len(column))] for column in columns)
     body = [f"{a:<{width}}{GAP}{b}".rstrip() for a, b in zip(left, right, strict=True)]
-    prompt = _lines(pair.prompt[-1]["content"], WIDTH, LINES // 2)
-    return "\n".join([head, "", *prompt, "", *body])
+    prompt = _lines(pair.prompt[-1]["content"], whole, LINES // 2)
+    return "\n".join([textwrap.fill(head, whole), "", *prompt, "", *body])
 
 
 def _facts(reply: MeasuredReply) -> str:

@@ -1,7 +1,6 @@
 """What `--help` says of the settings, and the answers to a command line that argparse refuses."""
 
 import argparse
-import shutil
 import textwrap
 import types
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from posttrain.base.terminal import prose_width
 from posttrain.settings import Section
 
 WORDS = {
@@ -118,10 +118,6 @@ def _yaml(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _width() -> int:
-    return max(40, min(100, shutil.get_terminal_size().columns - 1))
-
-
 def _entry(entry: str) -> str:
     """An entry of describe() in lines that fit the terminal."""
     head, meaning = (line.strip() for line in entry.split("\n", 1))
@@ -129,7 +125,7 @@ def _entry(entry: str) -> str:
     return "\n".join(
         textwrap.fill(
             text,
-            _width(),
+            prose_width(),
             initial_indent=first,
             subsequent_indent=then,
             break_long_words=False,
@@ -145,7 +141,10 @@ def wrapped(story: str) -> str:
         paragraph
         if paragraph.startswith(" ")
         else textwrap.fill(
-            " ".join(paragraph.split()), _width(), break_long_words=False, break_on_hyphens=False
+            " ".join(paragraph.split()),
+            prose_width(),
+            break_long_words=False,
+            break_on_hyphens=False,
         )
         for paragraph in story.strip("\n").split("\n\n")
     )

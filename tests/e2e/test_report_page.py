@@ -83,6 +83,32 @@ def test_the_page_in_a_browser(
     tab.close()
 
 
+@pytest.mark.parametrize("width", [1280, 1000, 700, 390])
+@pytest.mark.parametrize("kind", ["grpo", "dpo", "compared"])
+def test_tables_fit_and_charts_are_alike(
+    kind: str, width: int, pages: dict[str, Path], browser: Any, tmp_path: Path
+) -> None:
+    if kind == "compared":
+        runs = [pages["grpo"].parent, pages["dpo"].parent]
+        pages = {kind: write_comparison(runs, tmp_path / "compared.html")}
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab.goto(pages[kind].as_uri())
+    cut = "[...document.querySelectorAll('.table')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+    assert tab.evaluate(f"{cut}.map(e => e.getAttribute('aria-label'))") == []
+    scales = "[...document.querySelectorAll('svg')].map(e => e.getScreenCTM().a)"
+    found = tab.evaluate(scales)
+    assert max(found, default=1) - min(found, default=1) < 0.01
+    close = """[...document.querySelectorAll('.changes .figure')].filter(e => {
+        const range = document.createRange(); range.selectNodeContents(e);
+        const next = e.nextElementSibling;
+        return next && next.getBoundingClientRect().top < range.getBoundingClientRect().bottom
+            && next.getBoundingClientRect().left + parseFloat(getComputedStyle(next).paddingLeft)
+                - range.getBoundingClientRect().right < 12;
+    }).map(e => e.textContent)"""
+    assert tab.evaluate(close) == []
+    tab.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out(scheme: str, pages: dict[str, Path], browser: Any) -> None:
     """WCAG's contrast of 4.5 for every text, against the nearest background behind it."""

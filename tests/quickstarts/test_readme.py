@@ -295,7 +295,7 @@ def result(name: str) -> Any:
 
 def test_the_table_is_that_of_the_measured_demo() -> None:
     runs = result("demo_cpu")
-    assert table(list(runs.items()), width=100) in text_of(ROOT / "docs" / "demo.md")
+    assert table(list(runs.items()), width=80) in text_of(ROOT / "docs" / "demo.md")
     for run, name, what in (
         ("grpo_demo", "strict", "GRPO: strict accuracy, {} problems"),
         ("dpo_demo", "reward_accuracy", "DPO: preference accuracy, {} pairs"),

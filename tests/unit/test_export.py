@@ -167,7 +167,8 @@ def test_an_unfinished_run_is_named_with_the_command_that_goes_on(tmp_path: Path
         source.find(tmp_path, None)
 
 
-def test_checks_are_shown_in_words_and_in_columns() -> None:
+def test_checks_are_shown_in_words_and_in_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     checks = [
         at_most("weight_error", 0.4994, 0.6),
         at_most("greedy_text", 0, 0, of=12),
@@ -177,12 +178,12 @@ def test_checks_are_shown_in_words_and_in_columns() -> None:
         at_most("own name", float("nan"), 1.0),
     ]
     assert export_words.lines([asdict(check) for check in checks]) == [
-        "ok      merged weights, largest error  0.5 rounding steps  at most 0.6 rounding steps",
-        "ok      greedy replies that differ     0 of 12             none allowed",
-        "FAILED  perplexity, change             25%                 at most 2%",
-        "ok      prompts rendered               6 of 6              all needed",
-        "ok      made from a proven GGUF file   gguf:q8_0",
-        "FAILED  own name                       nan                 at most 1",
+        "  ok      merged weights, largest error  0.5 rounding steps  at most 0.6 rounding steps",
+        "  ok      greedy replies that differ     0 of 12             none allowed",
+        "  FAILED  perplexity, change             25%                 at most 2%",
+        "  ok      prompts rendered               6 of 6              all needed",
+        "  ok      made from a proven GGUF file   gguf:q8_0",
+        "  FAILED  own name                       nan                 at most 1",
     ]
     old = {"name": "greedy_text", "value": 1, "limit": 0, "passed": False}  # counts had no total
     assert export_words.in_words(old) == ("greedy replies that differ", "1", "at most 0")

@@ -58,7 +58,8 @@ def test_logits_of_whole_rows_would_not_be(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_what_is_said_of_the_cards(name: str) -> None:
+def test_what_is_said_of_the_cards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     path = ROOT / "configs" / f"{name}.yaml"
     settings: Any = load_settings(memory.SETTINGS[name.split("_")[0]], path)
     shape = shape_of(settings.model.name)

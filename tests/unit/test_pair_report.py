@@ -18,7 +18,7 @@ from posttrain.data.report import lengths as pair_lengths
 from posttrain.data.report import warnings as pair_warnings
 from posttrain.data.report.examples import token_texts
 from posttrain.data.report.lengths import NOT_MEASURABLE
-from posttrain.data.report.text import WIDTH, render_text, render_warnings
+from posttrain.data.report.text import render_text, render_warnings
 from posttrain.data.text import normalise
 from posttrain.settings import PairData, Prompt
 from tests.helpers import ROOT, SHARED, needs_shared, run_script
@@ -72,7 +72,7 @@ def report_on(train: list[Pair], held: Sequence[Pair] = (), **more: Any) -> Repo
     report = pair_report.build(found, lengths, Words(), limit, language)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     for line in render_text(report).splitlines():
-        assert len(line) <= WIDTH
+        assert len(line) <= 80
     return report
 
 
@@ -441,7 +441,7 @@ def test_a_dry_run_prints_the_report_without_weights(
     for part in ("800 (600 to train on, 200 held out)", "Length bias", "masked (", "<|im_end|>"):
         assert part in result.stdout
     shown, verdict = result.stdout.split("\nConfig and data are fine; ")
-    assert max(map(len, shown.splitlines())) <= WIDTH
+    assert max(map(len, shown.splitlines())) <= 80
     assert verdict.startswith("nothing was trained. To train: ")
     assert not run.exists()
     # Pairs that a run refuses are refused, once they have been reported on.

@@ -17,7 +17,7 @@ from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.lengths import measure as measure_lengths
 from posttrain.data.pairs import load_pairs
 from posttrain.scoring import problem_sets
-from posttrain.scoring.side_by_side import WIDTH, example
+from posttrain.scoring.side_by_side import example
 from posttrain.settings import DPOSettings, PairData, Prompt, Source
 from posttrain.settings.command import load_settings
 from tests.helpers import ROOT, SHARED, needs_shared
@@ -295,7 +295,7 @@ def test_the_first_reply_that_changed_its_language_is_shown() -> None:
     assert shown.startswith("2 of 3 replies changed, 1 of them to or from French; the first of")
     assert "Trois ?" in shown and "Deux ?" not in shown
     lines = shown.splitlines()
-    assert lines[-3].split(" | ") == [f"{'before (1 tokens)':<48}", "after (1 tokens)"]
+    assert lines[-3].split(" | ") == [f"{'before (1 tokens)':<38}", "after (1 tokens)"]
     assert [part.strip() for part in lines[-1].split("|")] == ["me", "moi"]
 
 
@@ -305,7 +305,7 @@ def test_long_replies_are_cut_to_width_and_height() -> None:
         [pair("Dis\n" * 20)], [reply(long, ended=False)], [reply("x" * 300 + "\x1b[1m")]
     )
     lines = shown.splitlines()
-    assert max(map(len, lines)) <= WIDTH and len(lines) < 20
+    assert max(map(len, lines)) <= 80 and len(lines) < 20
     assert shown.count("[...]") == 2 and "\x1b" not in shown
     assert "before (401 tokens, cut at the limit)" in shown
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,13 +12,25 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
-from posttrain.report import differences, live, next_steps, page, read_run, samples
-from posttrain.report.drawing import MOST_POINTS, moving_average, thin
+from posttrain.report import (
+    differences,
+    drawing,
+    live,
+    next_steps,
+    page,
+    plots,
+    read_run,
+    samples,
+    table_rows,
+)
+from posttrain.report.lines import MOST_POINTS, moving_average, thin
+from posttrain.report.model_card import render_model_card
 from posttrain.report.verdict import Verdict, verdict
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_metrics, grpo_run, unfinished, write
@@ -25,7 +38,7 @@ from tests.runs import dpo_run, grpo_metrics, grpo_run, unfinished, write
 HOSTILE = '<script>alert(1)</script><img src="http://example.org/x.png"></pre>&lt; '
 GRPO_PLOTS = {"reward", "spread", "completion_length", "truncation", "scores"}
 DPO_PLOTS = {"loss", "margin", "accuracy", "reply_length", "scores"}
-VOID = {"meta", "link", "br", "img", "path", "use"}
+VOID = {"wbr", "meta", "link", "br", "img", "path", "use"}
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +126,47 @@ def test_a_dpo_run_has_its_story(dpo: Path) -> None:
     ):
         assert words in shown.text
     assert {path.stem for path in (dpo / "plots").iterdir()} == DPO_PLOTS
+
+
+def test_every_reply_is_counted_in_its_own_language(dpo: Path) -> None:
+    chips = re.findall(r"<strong>(\d+)</strong> ([^<]+)</li>", written(dpo).source)
+    assert chips == [
+        ("20", "not French before, French after"),
+        ("0", "French before, not French after"),
+        ("20", "French both times"),
+        ("0", "not French both times"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("run", "label", "scored"),
+    [("grpo", "strict accuracy", "60 problems"), ("dpo", "preference accuracy", "40 pairs")],
+)
+def test_one_headline_everywhere(
+    run: str, label: str, scored: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A run is judged by what its method sets out to raise, whatever was scored beside it."""
+    path = request.getfixturevalue(run)
+    record, said = read_run(path), label[0].upper() + label[1:]
+    judged = verdict(record)
+    assert (judged.word, judged.measure) == ("improved", label)
+    assert judged.sentence.startswith(f"{said} rose from ") and f"{scored})" in judged.sentence
+    assert f"{path.name}: improved" in written(path).text
+    assert f"{scored}, never trained on" in written(path).text
+    compared = Page(page.write_comparison([path, path], tmp_path / "compared.html"))
+    assert compared.text.count(f"{path.name}{label}") == 2  # a run and its measure, at a glance
+    assert table_rows([(path.name, record.measures())])[1][1] == label
+    card = render_model_card(path)
+    held_out = scored.replace(" ", " held-out ")
+    assert f"On {held_out}, {label} went from {judged.before} [" in card
+    assert f"{held_out} of the training data's own kind" in card
+
+
+def test_the_headline_comes_first_wherever_it_was_written(dpo: Path, tmp_path: Path) -> None:
+    shutil.copytree(dpo, tmp_path / "run")
+    path = tmp_path / "run" / "eval" / "comparison.json"
+    write(path, dict(reversed(json.loads(path.read_text("utf-8")).items())))
+    assert next(iter(read_run(tmp_path / "run").measures())) == "reward_accuracy"
 
 
 @pytest.mark.parametrize("run", ["grpo", "dpo"])
@@ -244,6 +298,58 @@ def test_plots_are_png_of_a_readable_size(grpo: Path) -> None:
         assert int.from_bytes(head[16:20]) == 1008
         assert path.stat().st_size < 200_000
     assert not list(grpo.rglob(".*.partial"))
+
+
+@pytest.mark.parametrize("titled", [True, False])
+def test_nothing_of_a_plot_is_cut_off(titled: bool, grpo: Path, dpo: Path, tmp_path: Path) -> None:
+    many = grpo_run(tmp_path / "many", steps=9, questions=4)
+    parts = {f"rewards/a_reward_with_a_long_name_{i}/mean": 1.0 for i in range(5)}
+    append_rows(many / "metrics.jsonl", [{"step": 10, "reward": 1.0, **parts}])
+    named = [tmp_path / f"a_run_with_a_long_name_and_learning_rate_{i}e-6" for i in range(3)]
+    for path in named:
+        shutil.copytree(grpo, path)
+    sets = {f"{'a_long_name_of_a_set_' * 3}/strict": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    write(many / "eval" / "before.json", sets)
+    drawn = [plot for run in (grpo, dpo, many) for plot in plots.plots(read_run(run))]
+    drawn += plots.compared([read_run(path) for path in named])
+    assert len(drawn) > 12
+    for plot in drawn:
+        with matplotlib.rc_context(drawing.STYLE):
+            figure = drawing._figure(plot, titled)
+            whole = figure.bbox
+            (axes,) = figure.axes
+            boxes = [axes.get_tightbbox(), *(text.get_window_extent() for text in figure.texts)]
+            boxes += [legend.get_window_extent() for legend in figure.legends]
+        for box in boxes:
+            assert box.x0 >= 0 and box.x1 <= whole.x1, plot.name
+            assert box.y0 >= 0 and box.y1 <= whole.y1, plot.name
+        unit, *_ = figure.texts
+        for legend in figure.legends:
+            assert not legend.get_window_extent().overlaps(unit.get_window_extent()), plot.name
+            assert not legend.get_window_extent().overlaps(axes.get_window_extent()), plot.name
+
+
+def test_all_letters_of_a_plot_are_of_one_size(grpo: Path, dpo: Path) -> None:
+    for run in (grpo, dpo):
+        svgs = re.findall(r"<svg.*?</svg>", written(run).source, flags=re.DOTALL)
+        sizes = re.findall(r"font(?:-size)?: ([\d.]+px)", " ".join(svgs))
+        assert set(sizes) == {"11.5px"}
+        assert {svg.split('viewBox="')[1].split()[2] for svg in svgs} == {"345.6"}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            "assets/demo_data/preferences.jsonl",
+            ["assets/", "demo_", "data/", "preferences", ".jsonl"],
+        ),
+        ("1.15.0", ["1.15.0"]),
+        ("</answer> & 5e-6", ["&lt;/answer&gt; &amp; 5e-6"]),
+    ],
+)
+def test_names_break_between_their_parts(text: str, parts: list[str]) -> None:
+    assert page.breakable(text).split("<wbr>") == parts
 
 
 def comparison(value: float, low: float, high: float, p: float) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""The data report as text for the terminal, in aligned lines of at most WIDTH characters."""
+"""The data report as text for the terminal, in aligned lines that fit it."""
 
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-WIDTH = 100
+from posttrain.base.terminal import entry, prose_width
+
 LINES = 6  # of each part of an example
 BOUNDARY = "¦"  # between two tokens
 LABEL = 24
@@ -28,22 +29,16 @@ def render_text(report: dict[str, Any]) -> str:
 def render_warnings(report: dict[str, Any]) -> str:
     """The warnings, each a paragraph that ends in a newline."""
     paragraphs = [
-        textwrap.fill(f"warning: {w['text']}.", WIDTH, subsequent_indent="  ")
+        textwrap.fill(f"warning: {w['text']}.", prose_width(), subsequent_indent="  ")
         for w in report["warnings"]
     ]
     return "".join(f"{paragraph}\n" for paragraph in paragraphs)
 
 
-def _line(label: str, value: str) -> str:
-    return textwrap.fill(
-        value, WIDTH, initial_indent=f"  {label:<{LABEL}}", subsequent_indent=" " * (LABEL + 2)
-    )
-
-
 def _rows(rows: dict[str, Any]) -> str:
-    dropped = [_line("left out", f"{count}: {why}") for why, count in rows["dropped"].items()]
+    dropped = [entry("left out", f"{count}: {why}") for why, count in rows["dropped"].items()]
     kept = f"{rows['kept']} ({rows['train']} to train on, {rows['held_out']} held out)"
-    return "\n".join(["Rows", _line("read", str(rows["read"])), *dropped, _line("kept", kept)])
+    return "\n".join(["Rows", entry("read", str(rows["read"])), *dropped, entry("kept", kept)])
 
 
 def _tokens(tokens: dict[str, Any]) -> str:
@@ -61,7 +56,7 @@ def _tokens(tokens: dict[str, Any]) -> str:
     ]
     over = tokens["over_limit"]
     count = f"{over['pairs']} of {over['of']} ({over['share']:.1%})"
-    return "\n".join([head, *body, _line(f"over {tokens['limit']}", count)])
+    return "\n".join([head, *body, entry(f"over {tokens['limit']}", count)])
 
 
 def _interval(measure: dict[str, Any]) -> str:
@@ -75,11 +70,11 @@ def _length_bias(bias: dict[str, Any]) -> str:
         rest = f"{bias['chosen_shorter']} shorter, {bias['same_length']} the same"
         share = _interval(bias["chosen_longer_share"])
         lines += [
-            _line("chosen is longer", f"{counts}, {share}; {rest}"),
-            _line("'prefer the longer'", f"{_interval(bias['prefer_the_longer_accuracy'])} right"),
+            entry("chosen is longer", f"{counts}, {share}; {rest}"),
+            entry("'prefer the longer'", f"{_interval(bias['prefer_the_longer_accuracy'])} right"),
         ]
     controlled = bias["length_controlled_accuracy"]
-    return "\n".join([*lines, _line("length-controlled", f"accuracy {controlled}")])
+    return "\n".join([*lines, entry("length-controlled", f"accuracy {controlled}")])
 
 
 def _languages(languages: dict[str, Any]) -> str:
@@ -89,17 +84,17 @@ def _languages(languages: dict[str, Any]) -> str:
         shares = [
             f"{name} {count / languages['sampled']:.1%}" for name, count in languages[part].items()
         ]
-        lines.append(_line(part, ", ".join(shares)))
+        lines.append(entry(part, ", ".join(shares)))
     return "\n".join([head, *lines])
 
 
 def _copies(copies: dict[str, Any]) -> str:
     lines = [
-        _line("same pair again", str(copies["same_pair"])),
-        _line("same prompt again", str(copies["same_prompt"])),
-        _line("nearly the same prompt", f"{copies['near_prompt']} ({copies['near_rule']})"),
-        _line("held out, near training", str(copies["near_prompt_across_the_split"])),
-        _line("identical replies", str(copies["identical_replies"])),
+        entry("same pair again", str(copies["same_pair"])),
+        entry("same prompt again", str(copies["same_prompt"])),
+        entry("nearly the same prompt", f"{copies['near_prompt']} ({copies['near_rule']})"),
+        entry("held out, near training", str(copies["near_prompt_across_the_split"])),
+        entry("identical replies", str(copies["identical_replies"])),
     ]
     return "\n".join(["Copies (case, punctuation and spacing aside)", *lines])
 
@@ -108,14 +103,14 @@ def _questions(overlap: dict[str, Any] | None) -> str:
     if overlap is None:
         return ""
     count = f"in {overlap['pairs']} prompts ({overlap['rule']})"
-    return "\n".join(["Evaluation questions", _line(f"{overlap['questions']} looked for", count)])
+    return "\n".join(["Evaluation questions", entry(f"{overlap['questions']} looked for", count)])
 
 
 def _examples(examples: Sequence[dict[str, Any]]) -> str:
     """Each part of an example in a few lines, with BOUNDARY between tokens, and newlines as ⏎."""
     lines = []
     for number, example in enumerate(examples, start=1):
-        lines.append(_line(f"{number}", example["where"]))
+        lines.append(entry(f"{number}", example["where"]))
         for part in ("masked", "chosen", "rejected"):
             first, *rest = _token_lines(example[part])
             lines.append(f"  {f'{part} ({len(example[part])})':<{LABEL}}{first}")
@@ -126,7 +121,7 @@ def _examples(examples: Sequence[dict[str, Any]]) -> str:
 
 def _token_lines(tokens: Sequence[str]) -> list[str]:
     """The tokens in at most LINES lines, without the middle; lines break between tokens."""
-    width = WIDTH - LABEL - 2
+    width = prose_width() - LABEL - 2
     lines = [""]
     for number, token in enumerate(tokens):
         visible = token.replace("\n", "⏎").replace("\t", "⇥")

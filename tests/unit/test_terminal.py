@@ -1,0 +1,138 @@
+"""What the commands print fits the terminal: tables leave something out, stack, or wrap."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.measures import summarise
+from eval.preference import Pair
+from eval.replies import MeasuredReply
+from posttrain.base import terminal
+from posttrain.doctor import estimate
+from posttrain.report import comparison_table, export_words, read_run, summary_table, table
+from posttrain.scoring.side_by_side import example
+from scripts import doctor, judge
+from tests.helpers import ROOT
+from tests.runs import dpo_run, grpo_run
+from tests.unit.test_pair_report import report_on, several
+
+NARROW = (80, 60)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return [grpo_run(folder / "grpo"), dpo_run(folder / "dpo")]
+
+
+@pytest.fixture(params=NARROW)
+def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return int(request.param)
+
+
+def widest(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert terminal.width() == 80  # of pytest's captured output
+    for said, found, prose in (("60", 60, 60), ("132", 132, 100), ("7", 40, 40), ("x", 80, 80)):
+        monkeypatch.setenv("COLUMNS", said)
+        assert (terminal.width(), terminal.prose_width()) == (found, prose)
+
+
+def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
+    for some in ([runs[0]], [runs[1]], runs):
+        text = comparison_table(some)
+        assert widest(text) <= columns
+        assert "[" in text and ("p-value" in text or "p < " in text)  # how sure it is stays
+
+
+def test_the_demos_table_is_a_table_at_80_columns() -> None:
+    """Sets scored beside a run's own have a heading, so that their names cost no column."""
+    measured = json.loads((ROOT / "tests/bench/results/demo_cpu.json").read_text("utf-8"))
+    lines = table(list(measured.items()), 80).splitlines()
+    assert " ".join(lines[0].split()) == "measure before after change (95% interval) p-value"
+    headings = [line for line in lines if "(n = " in line]
+    assert headings == [
+        "grpo_demo (n = 300)",
+        "dpo_demo (n = 68 to 200)",
+        "dpo_demo, arithmetic (n = 100)",
+    ]
+    assert not any(line.startswith("arithmetic: ") for line in lines)
+
+
+def test_a_long_name_is_wrapped(columns: int, runs: list[Path]) -> None:
+    found = read_run(runs[0]).measures()
+    long = {f"{'a_set_with_a_long_name_' * 4}/{name}": found[name] for name in found}
+    assert widest(table([("run" * 9, long)])) <= columns
+
+
+def test_the_table_of_an_evaluation_fits(columns: int) -> None:
+    text = summary_table(summarise({"length_controlled_accuracy": [1.0] * 1319, "pass@8": [1.0]}))
+    assert widest(text) <= columns
+    assert "pass@8" in text
+
+
+def test_the_judges_report_fits(columns: int) -> None:
+    share = {"value": 1.0, "low": 0.9981, "high": 1.0, "n": 2000}
+    found: dict[str, Any] = {
+        **dict.fromkeys(("win_rate", "consistency", "first_is_preferred"), share),
+        "wins": 2000,
+        "ties": 0,
+        "losses": 0,
+        "identical_replies": 12,
+        "p_value": 1.2e-60,
+        "unparsable_verdicts": 0,
+        "verdicts": 4000,
+        "left_out": 0,
+        "comparisons": 2000,
+    }
+    text = judge.render("some-vendor/some-model-with-a-long-name-405b-instruct", found)
+    assert widest(text) <= columns
+    assert "p = 1.2e-60" in " ".join(text.split())
+
+
+def test_the_data_report_fits(columns: int) -> None:
+    report = report_on(several(300))
+    from posttrain.data.report.text import render_text
+
+    assert widest(render_text(report)) <= columns
+
+
+def test_replies_side_by_side_fit(columns: int) -> None:
+    def reply(word: str) -> MeasuredReply:
+        return MeasuredReply(f"{word} " * 60, 60, True, word == "oui", 0.0)
+
+    pair = Pair(({"role": "user", "content": "Pourquoi ? " * 30},), "oui", "yes")
+    assert widest(example([pair], [reply("yes")], [reply("oui")])) <= columns
+
+
+def test_the_estimates_fit(columns: int) -> None:
+    terms = dict.fromkeys(("peak", *estimate.TERMS), 12.34)
+    measured = "Peak memory 9.1 GB, 4.2 s a step (T4, driver 570), a fictional run."
+    lines = estimate.table([("configs/grpo_gsm8k_16gb.yaml", terms, measured), ("x", None, "-")])
+    assert max(map(len, lines)) <= columns
+    said = " ".join(" ".join(lines).split())
+    assert all(f"{name} 12.34" in said for name in terms) and measured in said
+
+
+def test_the_doctors_report_fits(columns: int, tmp_path: Path) -> None:
+    sections, figures = doctor.look(tmp_path)
+    assert widest(doctor.as_text(sections, figures, broken=False)) <= columns
+
+
+def test_the_checks_of_an_export_fit(columns: int) -> None:
+    checks = [
+        {"name": name, "value": 0.512345, "limit": 0.25, "passed": name != "weight_error"}
+        for name in export_words.WORDS
+    ]
+    lines = export_words.lines(checks)
+    assert max(map(len, lines)) <= columns
+    assert [line.split()[0] for line in lines if line[2] != " "] == [
+        "FAILED" if name == "weight_error" else "ok" for name in export_words.WORDS
+    ]
