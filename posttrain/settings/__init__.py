@@ -237,6 +237,15 @@ class GRPOSettings(_Trained):
         return self
 
     @model_validator(mode="after")
+    def _something_to_reward(self) -> Self:
+        if not any(self.rewards.values()):
+            raise ValueError(
+                "rewards: every weight is 0, so no completion is better than another; give at "
+                "least one reward a weight, such as correctness: 1.0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _room_for_a_completion(self) -> Self:
         longest, limit = self.training.max_completion_length, self.model.max_seq_length
         if longest >= limit:

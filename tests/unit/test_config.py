@@ -403,6 +403,8 @@ def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
         ("training.steps_per_generation=3", "training: save_steps x gradient_accumulation_steps "),
         ("training.max_completion_length=256", "leaves no room for a prompt in "),
         ("rewards={}", "rewards: "),
+        ("rewards={format: 0, correctness: 0.0}", "rewards: every weight is 0"),
+        ("training.loss_type=luspo", "set training.extra.importance_sampling_level to sequence"),
         ("rewards.format=.nan", "rewards.format: "),
         ("rewards.format=.inf", "rewards.format: "),
         ("evaluation.temperature=-0.1", "evaluation.temperature: "),
@@ -416,6 +418,15 @@ def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
 def test_a_value_out_of_range(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", [override])
+
+
+def test_luspo_with_the_ratios_of_sequences() -> None:
+    settings = load_settings(
+        GRPOSettings,
+        ROOT / "configs" / "grpo_demo.yaml",
+        ["training.loss_type=luspo", "training.extra.importance_sampling_level=sequence"],
+    )
+    assert settings.training.loss_type == "luspo"
 
 
 def test_kl_term_needs_an_adapter_that_can_be_switched_off() -> None:

@@ -317,6 +317,11 @@ def test_no_row_in_the_language(tmp_path: Path) -> None:
         read(tmp_path, "oasst", numbered(OASST), language="de")
 
 
+def test_a_language_that_replies_cannot_be_told_to_be_in(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.language: .*'french'; use a code such as fr"):
+        read(tmp_path, "oasst", numbered(OASST), language="french")
+
+
 def test_the_language_filter_takes_other_formats_and_columns(tmp_path: Path) -> None:
     rows = numbered({**SHAPES["columns"], "langue": "fr"})
     rows[0]["langue"] = "en"

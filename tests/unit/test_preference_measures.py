@@ -16,7 +16,9 @@ from eval.stats import wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.lengths import measure as measure_lengths
 from posttrain.data.pairs import load_pairs
+from posttrain.run.folder import RunFolder
 from posttrain.scoring import problem_sets
+from posttrain.scoring.pairs import read_scores
 from posttrain.scoring.side_by_side import WIDTH, example
 from posttrain.settings import DPOSettings, PairData, Prompt, Source
 from posttrain.settings.command import load_settings
@@ -142,6 +144,36 @@ def test_what_is_told_of_a_reply() -> None:
     )
     low, high = wilson_interval(2, 3)
     assert found["ended_share"] == {"value": 2 / 3, "n": 3, "low": low, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("language", "shares"),
+    [
+        ("fr", {"french_share": [0, 1, 0]}),
+        ("de", {"language_share": [1, 0, 0]}),
+        ("pl", {"language_share": [0, 0, 1]}),
+    ],
+)
+def test_replies_are_measured_in_the_language_asked_for(
+    language: str, shares: dict[str, list[float]], tmp_path: Path
+) -> None:
+    texts = (
+        "Die Katze schläft seit heute Morgen auf dem Sofa.",
+        "Le chat dort sur le canapé depuis ce matin.",
+        "Kot śpi na kanapie od dzisiejszego poranka.",
+    )
+    asked = {"side": "before", "system": None, "earlier": [], "prompt": "?"}
+    rows = [{**asked, **vars(r)} for r in measure([Completion(t, 12, False) for t in texts])]
+    run = RunFolder(tmp_path)
+    (tmp_path / "eval").mkdir()
+    for name, kept in (("before", []), ("before_replies", rows), ("before_samples", [])):
+        run.write_rows(name, kept)
+    settings = load_settings(DPOSettings, DEMO, [f"data.language={language}", "evaluation.also=[]"])
+    scores = read_scores(run, settings)
+    assert scores is not None
+    found = scores.measures()
+    assert {n: v for n, v in found.items() if n in ("french_share", "language_share")} == shares
+    assert set(shares) <= measures.SHARES
 
 
 def test_the_change_of_replies_is_paired() -> None:

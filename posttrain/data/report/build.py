@@ -78,7 +78,7 @@ def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:
         "rejected": [pair.rejected for pair in sample],
     }
     counters = {
-        name: Counter(detect(text[:LANGUAGE_CHARACTERS]) or "?" for text in texts)
+        name: Counter(detect(text[:LANGUAGE_CHARACTERS], wanted) or "?" for text in texts)
         for name, texts in parts.items()
     }
     return {
