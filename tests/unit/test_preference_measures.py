@@ -147,33 +147,29 @@ def test_what_is_told_of_a_reply() -> None:
 
 
 @pytest.mark.parametrize(
-    ("language", "shares"),
+    ("language", "name", "text"),
     [
-        ("fr", {"french_share": [0, 1, 0]}),
-        ("de", {"language_share": [1, 0, 0]}),
-        ("pl", {"language_share": [0, 0, 1]}),
+        ("fr", "french_share", "Le chat dort sur le canapé depuis ce matin."),
+        ("de", "language_share", "Die Katze schläft seit heute Morgen auf dem Sofa."),
+        ("pl", "language_share", "Kot śpi na kanapie od dzisiejszego poranka."),
     ],
 )
 def test_replies_are_measured_in_the_language_asked_for(
-    language: str, shares: dict[str, list[float]], tmp_path: Path
+    language: str, name: str, text: str, tmp_path: Path
 ) -> None:
-    texts = (
-        "Die Katze schläft seit heute Morgen auf dem Sofa.",
-        "Le chat dort sur le canapé depuis ce matin.",
-        "Kot śpi na kanapie od dzisiejszego poranka.",
-    )
+    texts = (text, "The cat has been asleep on the sofa since this morning.")
     asked = {"side": "before", "system": None, "earlier": [], "prompt": "?"}
     rows = [{**asked, **vars(r)} for r in measure([Completion(t, 12, False) for t in texts])]
     run = RunFolder(tmp_path)
     (tmp_path / "eval").mkdir()
-    for name, kept in (("before", []), ("before_replies", rows), ("before_samples", [])):
-        run.write_rows(name, kept)
+    for file, kept in (("before", []), ("before_replies", rows), ("before_samples", [])):
+        run.write_rows(file, kept)
     settings = load_settings(DPOSettings, DEMO, [f"data.language={language}", "evaluation.also=[]"])
     scores = read_scores(run, settings)
     assert scores is not None
     found = scores.measures()
-    assert {n: v for n, v in found.items() if n in ("french_share", "language_share")} == shares
-    assert set(shares) <= measures.SHARES
+    assert found[name] == [1, 0]
+    assert {"french_share", "language_share"} & set(found) == {name} <= measures.SHARES
 
 
 def test_the_change_of_replies_is_paired() -> None:
