@@ -131,7 +131,8 @@ def check_reward(
     if not isinstance(values, list | tuple):
         raise RewardError(f"reward {name!r} returned {_a(values)}, not a list")
     if len(values) != len(texts):
-        raise RewardError(f"reward {name!r} returned {len(values)} values for {len(texts)} samples")
+        many = "1 value" if len(values) == 1 else f"{len(values)} values"
+        raise RewardError(f"reward {name!r} returned {many} for {len(texts)} samples")
     for value in values:
         _check_value(name, value)
     return RewardCheck(name, tuple(values))
@@ -140,6 +141,8 @@ def check_reward(
 def _a(value: object) -> str:
     """`a str` or `an int`, for messages."""
     kind = type(value).__name__
+    if value is None:
+        return "None"
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 

@@ -135,7 +135,7 @@ class PairEvaluation(Evaluation):
 class Tracking(Section):
     report_to: list[Literal["wandb", "tensorboard", "trackio"]] = Field([])
     """Where metrics go beside metrics.jsonl. wandb is also on when its key is there (WANDB_API_KEY
-    or ~/.netrc; WANDB_MODE=disabled keeps it off)."""
+    or ~/.netrc) or WANDB_MODE=offline; WANDB_MODE=disabled keeps it off."""
     samples: int = Field(4, ge=0)
     """Completions to keep in samples.jsonl at every generation."""
 

@@ -95,7 +95,8 @@ class ProblemColumns(Section):
     question: str = "question"
     """Column of the question."""
     answer: str = "answer"
-    """Column of the solution: a number, or text that ends in `#### number` as in GSM8K."""
+    """Column of the solution: a number, or text that ends in `#### number` as in GSM8K. Around it,
+    as in a reply, $ € £ % and a final full stop are ignored."""
 
 
 class ProblemSet(Source):

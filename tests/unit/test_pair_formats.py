@@ -247,7 +247,7 @@ def test_sides_that_part_early_are_counted(
 
 BAD_MESSAGES: list[tuple[Any, str]] = [
     (None, "should hold a list of messages, found null"),
-    ("text", "should hold a list of messages, found str"),
+    ("text", "should hold a list of messages, found text"),
     ([], "should hold a list of messages, found none"),
     (["text"], "message 1 should have a role and a content"),
     ([{"role": "user"}], "message 1 should have a role and a content"),
@@ -258,7 +258,10 @@ BAD_MESSAGES: list[tuple[Any, str]] = [
     ([user(" "), assistant("b")], "message 1 is empty"),
     ([user("a"), assistant(""), user("b"), assistant("c")], "message 2 is empty"),
     ([{"role": "user", "content": None}, assistant("b")], "message 1 should hold text, found null"),
-    ([{"role": "user", "content": [{"text": "a"}]}, assistant("b")], "should hold text, found lis"),
+    (
+        [{"role": "user", "content": [{"text": "a"}]}, assistant("b")],
+        "should hold text, found the lis",
+    ),
     ([user("a\ud83d"), assistant("b")], "message 1 holds half a surrogate pair"),
     ([user("a")], "is empty or ends without a reply"),
 ]

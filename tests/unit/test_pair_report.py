@@ -490,7 +490,7 @@ def test_a_dry_run_prints_the_report_without_weights(
         assert part in result.stdout
     shown, verdict = result.stdout.split("\nConfig and data are fine; ")
     assert max(map(len, shown.splitlines())) <= WIDTH
-    assert verdict.startswith("nothing was trained. To train: ")
+    assert verdict.startswith("nothing was trained. To train: ./run dpo --config ")
     assert not run.exists()
     # Pairs that a run refuses are refused, once they have been reported on.
     asked += ["evaluation.also=[]", "model.max_seq_length=80"]
