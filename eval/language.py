@@ -8,22 +8,31 @@ CANDIDATES = ("fr", "en", "es", "de", "it", "pt", "nl")
 
 
 @functools.cache
-def _identifier():  # type: ignore[no-untyped-def]  # py3langid has no type information
+def _identifier(wanted: str):  # type: ignore[no-untyped-def]  # py3langid has no type information
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(list(CANDIDATES))
+    identifier.set_languages(sorted({*CANDIDATES, wanted}))
     return identifier
 
 
-def detect(text: str) -> str | None:
-    """ISO 639-1 code of the text's language among CANDIDATES, None where it has no letters."""
+def is_known(language: str) -> bool:
+    """Whether `language` is the code of one that can be told, such as fr (ISO 639)."""
+    if language in CANDIDATES:
+        return True
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return language in LanguageIdentifier.from_model_file(MODEL_FILE).labels
+
+
+def detect(text: str, wanted: str = "fr") -> str | None:
+    """ISO 639 code of the text's language among CANDIDATES and `wanted`, None without letters."""
     if not any(character.isalpha() for character in text):
         return None
-    language, _ = _identifier().classify(text)
+    language, _ = _identifier(wanted).classify(text)
     return str(language)
 
 
 def in_language(replies: Sequence[str], language: str) -> list[float]:
     """1.0 for each reply written in `language`, else 0.0."""
-    return [float(detect(reply) == language) for reply in replies]
+    return [float(detect(reply, language) == language) for reply in replies]

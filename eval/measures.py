@@ -12,7 +12,10 @@ Scores = Mapping[str, Sequence[float]]
 """Per measure, one score a row; before and after, the same rows in the same order."""
 
 # Scores that are right or wrong, or half: their interval is Wilson's. The others' is a bootstrap.
-SHARES = {"reward_accuracy", "length_controlled_accuracy", "french_share", "ended_share"}
+SHARES = {
+    *("reward_accuracy", "length_controlled_accuracy"),
+    *("french_share", "language_share", "ended_share"),
+}
 NOT_MEASURABLE: dict[str, Any] = {"value": None, "n": 0, "low": None, "high": None}
 NO_DIFFERENCE: dict[str, Any] = {
     "difference": None,

@@ -91,11 +91,15 @@ def kl_per_token(policy: Sequence[float], reference: Sequence[float]) -> float:
     return max(0.0, math.fsum(math.expm1(ratio) - ratio for ratio in ratios) / len(ratios))
 
 
-def scores(replies: Sequence[MeasuredReply]) -> dict[str, list[float]]:
-    """Per measure, one score a reply."""
-    return {
+def scores(replies: Sequence[MeasuredReply], language: str = "fr") -> dict[str, list[float]]:
+    """Per measure, one score a reply. `language` is the one that replies should be in."""
+    found = {
         "french_share": [float(reply.french) for reply in replies],
         "ended_share": [float(reply.ended) for reply in replies],
         "mean_tokens": [float(reply.tokens) for reply in replies],
         "repetition_rate": [reply.repetition for reply in replies],
     }
+    if language == "fr":
+        return found
+    del found["french_share"]
+    return {"language_share": in_language([reply.text for reply in replies], language), **found}

@@ -177,6 +177,8 @@ def _number(name: str, place: int, value: object, keywords: Mapping[str, Any]) -
 def _a(value: object) -> str:
     """`a str` or `an int`, for messages."""
     kind = type(value).__name__
+    if value is None:
+        return "None"
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 

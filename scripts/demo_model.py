@@ -33,6 +33,7 @@ from eval import Completion, Conversation, Generate
 from eval.gsm8k import Problem as ScoredProblem
 from eval.gsm8k import evaluate
 from eval.language import in_language
+from posttrain.base.paths import run_command
 from posttrain.base.process import run_main
 from posttrain.demo.problems import (
     DPO_SYSTEM,
@@ -353,7 +354,10 @@ def sample_texts(span: Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterat
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"{run_command()} demo_model",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--output",

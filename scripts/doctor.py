@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import ROOT, run_command
 from posttrain.base.process import run_main
 from posttrain.base.terminal import prose_width
 from posttrain.doctor import configs, estimate, installation, machine, services
@@ -31,7 +31,9 @@ from posttrain.doctor.finding import Finding
 def main(argv: list[str] | None = None) -> int:
     """Look, print, and return the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"{run_command()} doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     help_text = "the folder that runs will be written to (default: outputs)"

@@ -36,7 +36,7 @@ from eval.gsm8k import (
 from posttrain import report
 from posttrain.base.errors import DataError
 from posttrain.base.files import append_rows, fingerprint, write_json
-from posttrain.base.paths import ROOT, shown
+from posttrain.base.paths import ROOT, run_command, shown
 from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
 from posttrain.data.problems import load_evaluation, seen_in_training
@@ -105,7 +105,9 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, with what belongs together checked."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"{run_command()} evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.paths import run_command
 from posttrain.base.process import run_main
 from posttrain.export import session, source
 from posttrain.export.hub import push
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
+        prog=f"{run_command()} export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="settings (also the `export` section of a run's YAML):\n" + listed(ExportSettings),

@@ -23,6 +23,7 @@ from eval.judge import INSTRUCTIONS, ORDERS, summarise
 from posttrain import report
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
+from posttrain.base.paths import run_command
 from posttrain.base.process import run_main
 from posttrain.base.terminal import entry, prose_width
 from posttrain.model.server import KEY_VARIABLE, asker, is_url
@@ -83,7 +84,9 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"{run_command()} judge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a finished DPO run")

@@ -15,14 +15,16 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from posttrain.base.paths import shown
+from posttrain.base.paths import run_command, shown
 from posttrain.base.process import run_main
 from posttrain.report import read_run, table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"{run_command()} report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, draw none")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from posttrain.base.errors import DataError
+from posttrain.base.expected import expected
 
 # What makes a model behave as it does: weights, configuration, tokenizer, chat template.
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}
@@ -94,7 +95,7 @@ def rows_of(kind: type[T], rows: Sequence[dict[str, Any]], where: Path) -> list[
         return TypeAdapter(list[kind]).validate_python(rows)  # type: ignore[valid-type]
     except ValidationError as error:
         place, *keys = error.errors()[0]["loc"]
-        wrong = f"{'.'.join(map(str, keys))}: {error.errors()[0]['msg']}"
+        wrong = f"{'.'.join(map(str, keys))}: {expected(error.errors()[0])}"
         raise DataError(f"{where}: row {int(place) + 1} is no {kind.__name__}: {wrong}") from None
 
 

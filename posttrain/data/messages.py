@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from eval import Conversation, Message
 from posttrain.base.errors import DataError
+from posttrain.base.expected import kind_of
 from posttrain.data.sources import Row, checked_text
 
 ROLES = ("system", "user", "assistant")
@@ -32,7 +33,7 @@ def turns(row: Row, column: str) -> Conversation:
     """
     value, what = row.value(column), f"{row.where}: column '{column}'"
     if not isinstance(value, list) or not value:
-        kind = "null" if value is None else "none" if value == [] else type(value).__name__
+        kind = "none" if value == [] else kind_of(value)
         raise DataError(f"{what} should hold a list of messages, found {kind}")
     read: list[Message] = []
     for number, message in enumerate(value, start=1):

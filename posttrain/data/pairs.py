@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eval.language import is_known
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.formats import read_pair
@@ -35,8 +36,14 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
     """Pairs to train on and to hold out. No prompt is in both. Left-out rows are printed.
 
     Raises:
-        DataError: a row that breaks a rule, or too few pairs to hold any out.
+        DataError: a row that breaks a rule, too few pairs to hold any out, or a language that
+            replies cannot be told to be in.
     """
+    if data.language is not None and not is_known(data.language):
+        raise DataError(
+            f"data.language: replies cannot be told to be in {data.language!r}; use a code such as "
+            f"fr, en or de, and that code in the column '{data.columns.language}'"
+        )
     dropped: Counter[str] = Counter()
     questions = [row.text("question") for set_ in data.check_against for row in read_rows(set_)]
     pairs, rows = _read_pairs(data.train, data, prompt, dropped)

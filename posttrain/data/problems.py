@@ -9,7 +9,7 @@ from posttrain.base.errors import DataError, first_line, quoted
 from posttrain.data.sources import Row, read_rows
 from posttrain.data.text import normalise
 from posttrain.settings import ProblemColumns, ProblemData, Source
-from rewards.answer import parse_number
+from rewards.answer import CLOSE, OPEN, extract_tagged, parse_number
 
 GOLD_MARK = "####"  # GSM8K ends a solution with "#### 72"
 # What a reward gets under these names is the scripts' or trl's; trl would take images for inputs.
@@ -58,11 +58,13 @@ def _problem(row: Row, columns: ProblemColumns) -> Problem:
     if isinstance(number, int | float) and not isinstance(number, bool):
         row = Row({**row.values, columns.answer: str(number)}, row.where)
     solution = row.text(columns.answer)
-    gold = solution.rpartition(GOLD_MARK)[2].strip()
-    if parse_number(gold) is None:
+    written = solution.rpartition(GOLD_MARK)[2].strip()
+    gold = _number(written)
+    if gold is None:
         raise DataError(
             f"{row.where}: column '{columns.answer}' gives no number: expected a number or "
-            f"text ending in '{GOLD_MARK} number', found {gold[-60:]!r}"
+            f"text ending in '{GOLD_MARK} number', found {written[-60:]!r}. Beside a number only "
+            "$ € £ % and a final full stop are ignored; take units and words away"
         )
     others = row.values.keys() - {columns.question, columns.answer} - TAKEN
     return Problem(
@@ -71,6 +73,14 @@ def _problem(row: Row, columns: ProblemColumns) -> Problem:
         where=row.where,
         columns={name: value for name, value in row.values.items() if name in others},
     )
+
+
+def _number(text: str) -> str | None:
+    """A gold answer as a NUMBER, None if it is none. As in a reply, `5%` and `$5.` are 5."""
+    if parse_number(text) is not None:
+        return text
+    value = extract_tagged(f"{OPEN}{text}{CLOSE}")
+    return None if value is None else f"{value:f}"
 
 
 def _same_columns(problems: list[Problem]) -> list[Problem]:

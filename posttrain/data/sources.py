@@ -3,13 +3,15 @@
 import csv
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import DataError, did_you_mean, first_line
-from posttrain.base.paths import ROOT
+from posttrain.base.expected import given, kind_of
+from posttrain.base.paths import ROOT, run_command
 from posttrain.settings import Source
 
 HUB_FILE = "hf://datasets/"
@@ -52,8 +54,7 @@ def checked_text(value: Any, what: str, may_be_empty: bool = False) -> str:
         DataError: it is not text, holds half of a surrogate pair, or is empty and may not be.
     """
     if not isinstance(value, str):
-        kind = "null" if value is None else type(value).__name__
-        raise DataError(f"{what} should hold text, found {kind}")
+        raise DataError(f"{what} should hold text, found {given(value)}")
     if not value.strip() and not may_be_empty:
         raise DataError(f"{what} is empty")
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -80,7 +81,7 @@ def read_rows(source: Source) -> list[Row]:
         try:
             rows = list(reader(path, source.path))
         except UnicodeDecodeError as error:
-            raise DataError(f"{source.path}: not UTF-8 text at byte {error.start}") from None
+            raise DataError(f"{source.path}: {_encoding(path, error)}") from None
         except OSError as error:
             raise DataError(f"{source.path}: cannot be read: {error.strerror}") from None
     elif path.is_dir():
@@ -96,9 +97,22 @@ def read_rows(source: Source) -> list[Row]:
     return rows[: source.limit]
 
 
+def _encoding(path: Path, error: UnicodeDecodeError) -> str:
+    """What a text file that is not UTF-8 probably is, and what to do."""
+    start = path.read_bytes()[:2]
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        kind, name = "it is UTF-16", "UTF-16"
+    else:
+        kind, name = "it is probably Windows-1252, as Excel writes", "WINDOWS-1252"
+    return (
+        f"not UTF-8 text at byte {error.start}; {kind}. Save it as UTF-8 (in Excel 'CSV UTF-8'), "
+        f"or convert it: iconv -f {name} -t UTF-8 {shlex.quote(str(path))} > new{path.suffix}"
+    )
+
+
 def _object(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object with columns, found {type(value).__name__}")
+        raise DataError(f"{where}: expected an object with columns, found {kind_of(value)}")
     return Row(value, where)
 
 
@@ -112,7 +126,7 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
     except (RecursionError, ValueError) as error:
         raise DataError(f"{name}: not readable JSON: {error}") from None
     if not isinstance(values, list):
-        raise DataError(f"{name}: expected a list of rows, found {type(values).__name__}")
+        raise DataError(f"{name}: expected a list of rows, found {kind_of(values)}")
     for number, value in enumerate(values, start=1):
         yield _object(value, f"{name}: row {number}")
 
@@ -136,6 +150,7 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
         reader = csv.DictReader(file)
         try:
             header = list(reader.fieldnames or ())
+            _check_separator(header, name)
             twice = [column for column in header if header.count(column) > 1]
             if twice:
                 raise DataError(f"{name}: the column '{twice[0]}' is there twice; keep one")
@@ -145,6 +160,24 @@ def _read_csv(path: Path, name: str) -> Iterator[Row]:
                 yield Row(value, f"{name}: row {number}")
         except csv.Error as error:
             raise DataError(f"{name}: line {reader.line_num}: not valid CSV: {error}") from None
+
+
+def _check_separator(header: list[str], name: str) -> None:
+    """Refuse a header of one column that other signs than commas divide.
+
+    Raises:
+        DataError: naming the sign.
+    """
+    if len(header) != 1:
+        return
+    for sign, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+        if sign in header[0]:
+            raise DataError(
+                f"{name}: the columns are divided by {word}, and a CSV file is read with commas; "
+                f"save it with commas, or convert it: {run_command()} python -c 'import csv, sys; "
+                f'csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter="{sign}"))\' '
+                f"< {shlex.quote(name)} > new.csv"
+            )
 
 
 def _read_tsv(path: Path, name: str) -> Iterator[Row]:

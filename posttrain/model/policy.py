@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.disk import disk_full_error, is_disk_full
-from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.errors import ConfigError, PostTrainError, first_line
 from posttrain.base.files import model_fingerprint
 from posttrain.base.paths import ROOT
 from posttrain.model import adapter
@@ -71,7 +71,7 @@ def start(verbose: bool, threads: int | None) -> Device:
 
 @contextlib.contextmanager
 def quiet(verbose: bool) -> Iterator[None]:
-    """Hide what libraries print, but show it all if they fail."""
+    """Hide what libraries print, but show it all if they fail with an error that is not ours."""
     if verbose:
         yield
         return
@@ -85,6 +85,9 @@ def quiet(verbose: bool) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
         succeeded = True
+    except PostTrainError:  # says itself what is wrong
+        succeeded = True
+        raise
     finally:
         if not succeeded and (printed := held.getvalue().strip()):
             print(printed, file=sys.stderr)

@@ -34,12 +34,14 @@ class Scores:
     divergence: list[float]
     """KL to the reference in nats a token, of one reply a prompt sampled at temperature 1."""
     problems: dict[str, list[ScoredReply]]
+    language: str = "fr"
+    """The one that replies should be in."""
 
     def measures(self) -> dict[str, list[float]]:
         """Per measure, one score a row; without replies, nothing about them."""
         found = preference.scores(self.pairs)
         if self.replies:
-            found.update(replies.scores(self.replies), kl_per_token=self.divergence)
+            found.update(replies.scores(self.replies, self.language), kl_per_token=self.divergence)
         return found
 
 
@@ -81,7 +83,7 @@ def score(
         print(f"Scoring {len(problems[each.name])} problems of {each.name} ({side} training)")
         also[each.name] = problem_sets.score(model, tokenizer, each, problems[each.name], settings)
         run.write_rows(f"{side}_problems_{each.name}", [r.as_row() for r in also[each.name]])
-    return Scores(scored, measured, divergence, also)
+    return Scores(scored, measured, divergence, also, settings.data.language or "fr")
 
 
 def score_pairs(
@@ -131,6 +133,7 @@ def read_scores(run: RunFolder, settings: DPOSettings) -> Scores | None:
         rows_of(PromptReply, answers, where / "before_replies.jsonl"),
         [s.kl_per_token for s in rows_of(SampledReply, samples, where / "before_samples.jsonl")],
         {name: [rescore(row) for row in each] for name, each in zip(names, problems, strict=True)},
+        settings.data.language or "fr",
     )
 
 

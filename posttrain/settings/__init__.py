@@ -135,7 +135,7 @@ class PairEvaluation(Evaluation):
 class Tracking(Section):
     report_to: list[Literal["wandb", "tensorboard", "trackio"]] = Field([])
     """Where metrics go beside metrics.jsonl. wandb is also on when its key is there (WANDB_API_KEY
-    or ~/.netrc; WANDB_MODE=disabled keeps it off)."""
+    or ~/.netrc) or WANDB_MODE=offline; WANDB_MODE=disabled keeps it off."""
     samples: int = Field(4, ge=0)
     """Completions to keep in samples.jsonl at every generation."""
 
@@ -233,6 +233,15 @@ class GRPOSettings(_Trained):
             raise ValueError(
                 f"lora.init = {init}: the reference of the KL term is not the policy with its "
                 "adapter off; set training.beta to 0, or lora.init to default"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_reward(self) -> Self:
+        if not any(self.rewards.values()):
+            raise ValueError(
+                "rewards: every weight is 0, so no completion is better than another; give at "
+                "least one reward a weight, such as correctness: 1.0"
             )
         return self
 

@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from posttrain.base.errors import ConfigError, did_you_mean, nearest
-from posttrain.base.paths import ROOT
+from posttrain.base.expected import expected, given
+from posttrain.base.paths import ROOT, run_command
 from posttrain.settings import DPOSettings, GRPOSettings, Section
-from posttrain.settings.help import Parser, section_of
+from posttrain.settings.help import Parser, in_words, section_of
 from posttrain.settings.secrets import check_arguments, check_values
 from posttrain.settings.strict_yaml import parse_yaml, read_yaml
 from posttrain.settings.trainer_fields import config_fields, enum_values
@@ -58,7 +59,7 @@ class Command(Generic[S]):
     """Go on from a checkpoint of a run with other settings, data or versions."""
     dry_run: bool
     command: str
-    """The same command without --dry-run, as it is typed."""
+    """The same command without --dry-run, as it is typed in this folder."""
 
     def verdict(self) -> str:
         """The last words of a dry run that found nothing wrong."""
@@ -79,7 +80,7 @@ def parse_command_line(
     words = sys.argv[1:] if argv is None else argv
     check_arguments(words)
     script = next((name for name, cls in SETTINGS.items() if cls is settings_class), None)
-    parser = Parser(settings_class, story, prog=script and f"./run {script}")
+    parser = Parser(settings_class, story, prog=script and f"{run_command()} {script}")
     parser.words = words
     parser.add_argument("--config", required=True, type=Path, help="a YAML file of configs/")
     parser.add_argument("--output", type=Path, help="run folder (default: outputs/<run.name>)")
@@ -110,7 +111,7 @@ def parse_command_line(
         arguments.resume,
         arguments.resume_anyway,
         arguments.dry_run,
-        shlex.join(["./run", script or "", *(w for w in words if not _is_dry_run(w))]),
+        f"{run_command()} {shlex.join([script or '', *(w for w in words if not _is_dry_run(w))])}",
     )
 
 
@@ -201,11 +202,10 @@ def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
         return f"{path}: unknown setting.{hint}"
     if details["type"] == "missing":
         return f"{path}: missing; it has no default"
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if details["type"] == "value_error":
+        message = details["msg"].removeprefix("Value error, ")
         return f"{path}: {message}" if path else message
-    value = details["input"]
-    return f"{path}: {message}, got {value!r} ({type(value).__name__})"
+    return f"{path}: {expected(details)}"
 
 
 def _fields_at(settings_class: type[BaseModel], location: list[str]) -> list[str]:
@@ -255,8 +255,7 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
             TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
             raise ConfigError(
-                f"training.extra.{key}: should be {valid[key]}, got {value!r} "
-                f"({type(value).__name__})"
+                f"training.extra.{key}: expected {in_words(kind)}, got {given(value)}"
             ) from None
 
 

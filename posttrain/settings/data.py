@@ -69,7 +69,8 @@ class PairData(Data):
     columns: PairColumns = PairColumns()
     """Which columns of the dataset hold what."""
     language: str | None = None
-    """Leave out, and count, rows that `columns.language` gives another language, such as fr."""
+    """Leave out, and count, rows that `columns.language` gives another language, such as fr. How
+    many replies are in it is then measured, as language_share; null and fr: as french_share."""
     unusable: Literal["error", "drop"] = "error"
     """What to do with a pair whose replies are equal or one of which is empty: refuse the run, or
     leave out and count the row."""
@@ -94,7 +95,8 @@ class ProblemColumns(Section):
     question: str = "question"
     """Column of the question."""
     answer: str = "answer"
-    """Column of the solution: a number, or text that ends in `#### number` as in GSM8K."""
+    """Column of the solution: a number, or text that ends in `#### number` as in GSM8K. Around it,
+    as in a reply, $ € £ % and a final full stop are ignored."""
 
 
 class ProblemSet(Source):

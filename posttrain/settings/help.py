@@ -17,6 +17,8 @@ WORDS = {
     float: "number",
     str: "text",
     bool: "true | false",
+    list: "list",
+    dict: "mapping",
     types.NoneType: "null",
     Any: "any value",
 }
@@ -87,7 +89,7 @@ def describe(settings_class: type[Section], prefix: str = "") -> list[str]:
             continue
         default = "(required)" if field.is_required() else f"= {_yaml(field.default)}"
         meaning = " ".join((field.description or "").split())
-        entries.append(f"  {prefix}{name}: {_kind(field.annotation)} {default}\n      {meaning}")
+        entries.append(f"  {prefix}{name}: {in_words(field.annotation)} {default}\n      {meaning}")
     return entries
 
 
@@ -96,18 +98,18 @@ def listed(settings_class: type[Section]) -> str:
     return "\n".join(map(_entry, describe(settings_class)))
 
 
-def _kind(annotation: Any) -> str:
+def in_words(annotation: Any) -> str:
     """A type in YAML's words: `integer`, `text | null`, `list of {path, limit}`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " | ".join(map(_yaml, inner))
     if origin in (Union, types.UnionType):
-        return " | ".join(map(_kind, inner))
+        return " | ".join(map(in_words, inner))
     if origin is list:
-        kind = _kind(inner[0])
+        kind = in_words(inner[0])
         return f"list of {f'({kind})' if ' | ' in kind else kind}"
     if origin is dict:
-        return f"mapping of {_kind(inner[0])} to {_kind(inner[1])}"
+        return f"mapping of {in_words(inner[0])} to {in_words(inner[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return f"{{{', '.join(annotation.model_fields)}}}"
     return WORDS.get(annotation) or str(getattr(annotation, "__name__", annotation))

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.expected import kind_of
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
@@ -90,5 +91,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected sections at the top, got {type(value).__name__}")
+        raise ConfigError(f"{path}: expected sections at the top, got {kind_of(value)}")
     return value

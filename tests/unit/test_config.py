@@ -50,7 +50,7 @@ NULLABLE = {
     "evaluation.limit",
     *(f"health.{name}" for name in ("every", "max_skipped_steps", "max_still_steps")),
     *(f"health.{name}" for name in ("max_chosen_drop", "max_flat_groups", "max_truncated")),
-    *(f"health.{name}" for name in ("min_reasoning", "max_kl")),
+    *(f"health.{name}" for name in ("min_reasoning", "max_kl", "max_unscored")),
     "run.threads",
 }
 
@@ -312,7 +312,7 @@ FLOATS = {  # every other number counts something, and 1.5 of it makes no sense
     "evaluation.temperature",
     *(f"export.parity.{name}" for name in Parity.model_fields if name.startswith("max_")),
     *(f"health.{name}" for name in ("max_chosen_drop", "max_flat_groups", "max_truncated")),
-    *(f"health.{name}" for name in ("min_reasoning", "max_kl")),
+    *(f"health.{name}" for name in ("min_reasoning", "max_kl", "max_unscored")),
     "rewards.format",
     "rewards.correctness",
 }
@@ -357,7 +357,9 @@ def test_a_section_of_another_type(name: str, path: KeyPath, tmp_path: Path) -> 
 
         if wrong is None and dotted(path) in NULLABLE and name.startswith("dpo"):
             continue
-        with pytest.raises(ConfigError, match=rf"\b{re.escape(dotted(path))}: should be a valid"):
+        with pytest.raises(
+            ConfigError, match=rf"\b{re.escape(dotted(path))}: should be a section, got"
+        ):
             load(changed(TREES[name], path, mistype), CLASSES[name], tmp_path)
 
 
@@ -377,19 +379,19 @@ def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.max_seq_length=8", "model.max_seq_length: should be greater than or equal to 16"),
+        ("model.max_seq_length=8", "model.max_seq_length: should be 16 or more, got 8"),
         ("model.dtype=float8", "model.dtype: should be 'auto', 'float32', 'bfloat16' or 'float16'"),
         ("model.min_gpu_memory_gb=-1", "model.min_gpu_memory_gb: "),
-        ("lora.r=0", "lora.r: should be greater than or equal to 1, got 0"),
-        ("lora.dropout=1", "lora.dropout: should be less than 1"),
-        ("lora.target_modules=[]", "lora.target_modules: "),
+        ("lora.r=0", "lora.r: should be 1 or more, got 0"),
+        ("lora.dropout=1", "lora.dropout: should be below 1, got 1"),
+        ("lora.target_modules=[]", "lora.target_modules: should have 1 or more entries"),
         ("data.overlong=cut", "data.overlong: should be 'error' or 'drop'"),
         ("data.train.limit=0", "data.train.limit: "),
         ("training.max_steps=-2", "training.max_steps: "),
         ("training.num_train_epochs=0", "training.num_train_epochs: "),
-        ("training.learning_rate=0", "training.learning_rate: should be greater than 0"),
-        ("training.learning_rate=-1e-5", "training.learning_rate: should be greater than 0"),
-        ("training.learning_rate=.nan", "training.learning_rate: "),
+        ("training.learning_rate=0", "training.learning_rate: should be above 0"),
+        ("training.learning_rate=-1e-5", "training.learning_rate: should be above 0"),
+        ("training.learning_rate=.nan", "training.learning_rate: should be a finite number"),
         ("training.learning_rate=.inf", "training.learning_rate: "),
         ("training.learning_rate=1e400", "training.learning_rate: "),
         ("training.max_grad_norm=.inf", "training.max_grad_norm: "),
@@ -403,11 +405,13 @@ def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
         ("training.steps_per_generation=3", "training: save_steps x gradient_accumulation_steps "),
         ("training.max_completion_length=256", "leaves no room for a prompt in "),
         ("rewards={}", "rewards: "),
+        ("rewards={format: 0, correctness: 0.0}", "rewards: every weight is 0"),
+        ("training.loss_type=luspo", "set training.extra.importance_sampling_level to sequence"),
         ("rewards.format=.nan", "rewards.format: "),
         ("rewards.format=.inf", "rewards.format: "),
         ("evaluation.temperature=-0.1", "evaluation.temperature: "),
         ("tracking.samples=-1", "tracking.samples: "),
-        ("run.name=a/b", "run.name: "),
+        ("run.name=a/b", "run.name: should be letters, digits, .* got the text .a/b."),
         ("run.name=../up", "run.name: "),
         ("run.name=''", "run.name: "),
         ("run.threads=0", "run.threads: "),
@@ -416,6 +420,15 @@ def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
 def test_a_value_out_of_range(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", [override])
+
+
+def test_luspo_with_the_ratios_of_sequences() -> None:
+    settings = load_settings(
+        GRPOSettings,
+        ROOT / "configs" / "grpo_demo.yaml",
+        ["training.loss_type=luspo", "training.extra.importance_sampling_level=sequence"],
+    )
+    assert settings.training.loss_type == "luspo"
 
 
 def test_kl_term_needs_an_adapter_that_can_be_switched_off() -> None:
@@ -444,7 +457,7 @@ def test_kl_term_needs_an_adapter_that_can_be_switched_off() -> None:
             "set training.precompute_ref_log_probs to true",
         ),
         (["training.label_smoothing=0.5"], "training.label_smoothing: "),
-        (["training.beta=0"], "training.beta: should be greater than 0"),
+        (["training.beta=0"], "training.beta: should be above 0"),
         (["data.holdout=0"], "data.holdout: "),
         (["evaluation.replies=-1"], "evaluation.replies: "),
     ],
@@ -533,7 +546,7 @@ def test_every_key_duplicated(path: Path, tmp_path: Path) -> None:
 def test_an_override(override: str, value: Any) -> None:
     path = ROOT / "configs" / "dpo_demo.yaml"
     if override == "prompt.system=Réponds : a=b":
-        with pytest.raises(ConfigError, match=r"prompt\.system: should be a valid string"):
+        with pytest.raises(ConfigError, match=r"prompt\.system: should be text, got the object"):
             load_settings(DPOSettings, path, [override])
         return
     found: Any = load_settings(DPOSettings, path, [override])
@@ -571,12 +584,12 @@ def test_a_whole_section_as_override() -> None:
         ("training.lerning_rate=5", "training.lerning_rate: unknown setting. Did you mean 'lear"),
         ("trainig.seed=5", "trainig: unknown setting. Did you mean 'training'?"),
         ("data.train.pth=x", "data.train.pth: unknown setting. Did you mean 'path'?"),
-        ("training.seed=five", "training.seed: should be a valid integer, got 'five' (str)"),
-        ("training.seed=1.0", "training.seed: should be a valid integer, got 1.0 (float)"),
-        ("training.seed=true", "training.seed: should be a valid integer, got True (bool)"),
+        ("training.seed=five", "training.seed: should be a whole number, got the text 'five'"),
+        ("training.seed=1.0", "training.seed: should be a whole number, got 1.0"),
+        ("training.seed=true", "training.seed: should be a whole number, got true"),
         ("training.loss_type=[a", "override training.loss_type: line 1: not valid YAML"),
         ("lora={r: 1, r: 2}", "override lora: line 1: the key 'r' is given twice"),
-        ("training.seed=", "training.seed: should be a valid integer, got None"),
+        ("training.seed=", "training.seed: should be a whole number, got null"),
     ],
 )
 def test_an_override_that_cannot_be_applied(override: str, message: str) -> None:
@@ -639,6 +652,15 @@ def test_a_dry_run_ends_with_the_command_that_trains() -> None:
     command = parse_command_line(DPOSettings, CONFIG_CLASSES[DPOSettings], "", words)
     again = "./run dpo --config configs/dpo_demo.yaml 'prompt.system=a b'"
     assert command.verdict().endswith(f"nothing was trained. To train: {again}")
+
+
+def test_a_dry_run_elsewhere_names_a_command_that_works_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", "configs/dpo_demo.yaml", "--dry-run"]
+    command = parse_command_line(DPOSettings, CONFIG_CLASSES[DPOSettings], "", words)
+    assert command.command == f"{ROOT / 'run'} dpo --config configs/dpo_demo.yaml"
 
 
 # --- training.extra -----------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from posttrain.base.errors import ConfigError
+from posttrain.model import policy
 from tests.helpers import ROOT
 
 PROGRAM = """
@@ -73,3 +75,15 @@ def test_output_that_is_read_arrives_whole(unbuffered: str) -> None:
     assert result.returncode == 7
     assert result.stdout.count("word ") == 15000 and "beside Python" in result.stdout
     assert result.stderr.count("word\n") == 3 + 2  # printed, logged
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"), [(ConfigError, ""), (RuntimeError, "a library's line\n")]
+)
+def test_what_libraries_print_is_shown_only_where_the_error_is_theirs(
+    error: type[Exception], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(error), policy.quiet(verbose=False):
+        print("a library's line")
+        raise error
+    assert capsys.readouterr().err == shown

@@ -247,7 +247,7 @@ def test_sides_that_part_early_are_counted(
 
 BAD_MESSAGES: list[tuple[Any, str]] = [
     (None, "should hold a list of messages, found null"),
-    ("text", "should hold a list of messages, found str"),
+    ("text", "should hold a list of messages, found text"),
     ([], "should hold a list of messages, found none"),
     (["text"], "message 1 should have a role and a content"),
     ([{"role": "user"}], "message 1 should have a role and a content"),
@@ -258,7 +258,10 @@ BAD_MESSAGES: list[tuple[Any, str]] = [
     ([user(" "), assistant("b")], "message 1 is empty"),
     ([user("a"), assistant(""), user("b"), assistant("c")], "message 2 is empty"),
     ([{"role": "user", "content": None}, assistant("b")], "message 1 should hold text, found null"),
-    ([{"role": "user", "content": [{"text": "a"}]}, assistant("b")], "should hold text, found lis"),
+    (
+        [{"role": "user", "content": [{"text": "a"}]}, assistant("b")],
+        "should hold text, found the lis",
+    ),
     ([user("a\ud83d"), assistant("b")], "message 1 holds half a surrogate pair"),
     ([user("a")], "is empty or ends without a reply"),
 ]
@@ -315,6 +318,11 @@ def test_other_languages_are_left_out_and_counted(
 def test_no_row_in_the_language(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no pair is left of 3 rows: not in 'de' \(3\)"):
         read(tmp_path, "oasst", numbered(OASST), language="de")
+
+
+def test_a_language_that_replies_cannot_be_told_to_be_in(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.language: .*'french'; use a code such as fr"):
+        read(tmp_path, "oasst", numbered(OASST), language="french")
 
 
 def test_the_language_filter_takes_other_formats_and_columns(tmp_path: Path) -> None:

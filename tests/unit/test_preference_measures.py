@@ -16,7 +16,9 @@ from eval.stats import wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.lengths import measure as measure_lengths
 from posttrain.data.pairs import load_pairs
+from posttrain.run.folder import RunFolder
 from posttrain.scoring import problem_sets
+from posttrain.scoring.pairs import read_scores
 from posttrain.scoring.side_by_side import example
 from posttrain.settings import DPOSettings, PairData, Prompt, Source
 from posttrain.settings.command import load_settings
@@ -142,6 +144,32 @@ def test_what_is_told_of_a_reply() -> None:
     )
     low, high = wilson_interval(2, 3)
     assert found["ended_share"] == {"value": 2 / 3, "n": 3, "low": low, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("language", "name", "text"),
+    [
+        ("fr", "french_share", "Le chat dort sur le canapé depuis ce matin."),
+        ("de", "language_share", "Die Katze schläft seit heute Morgen auf dem Sofa."),
+        ("pl", "language_share", "Kot śpi na kanapie od dzisiejszego poranka."),
+    ],
+)
+def test_replies_are_measured_in_the_language_asked_for(
+    language: str, name: str, text: str, tmp_path: Path
+) -> None:
+    texts = (text, "The cat has been asleep on the sofa since this morning.")
+    asked = {"side": "before", "system": None, "earlier": [], "prompt": "?"}
+    rows = [{**asked, **vars(r)} for r in measure([Completion(t, 12, False) for t in texts])]
+    run = RunFolder(tmp_path)
+    (tmp_path / "eval").mkdir()
+    for file, kept in (("before", []), ("before_replies", rows), ("before_samples", [])):
+        run.write_rows(file, kept)
+    settings = load_settings(DPOSettings, DEMO, [f"data.language={language}", "evaluation.also=[]"])
+    scores = read_scores(run, settings)
+    assert scores is not None
+    found = scores.measures()
+    assert found[name] == [1, 0]
+    assert {"french_share", "language_share"} & set(found) == {name} <= measures.SHARES
 
 
 def test_the_change_of_replies_is_paired() -> None:

@@ -366,7 +366,7 @@ def raises(completions: object, **columns: object) -> list[float]:
         (no_columns, r"\*\*columns"),
         (needs_more, "solution"),
         (raises, r"raised KeyError: 'solution' \(.*test_rewards\.py, line \d+\)"),
-        (lambda **k: None, "returned a NoneType, not a list"),
+        (lambda **k: None, "returned None, not a list"),
         (lambda **k: 1.0, "returned a float, not a list"),
         (lambda **k: 1, "returned an int, not a list"),
         (lambda **k: "123", "returned a str, not a list"),

@@ -173,7 +173,7 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path: Path, content: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "kind"), [("- a\n- b\n", "list"), ("text\n", "str"), ("3\n", "int")]
+    ("content", "kind"), [("- a\n- b\n", "a list"), ("text\n", "text"), ("3\n", "a number")]
 )
 def test_something_else_than_a_mapping_at_the_top(tmp_path: Path, content: str, kind: str) -> None:
     path = written(tmp_path, content)

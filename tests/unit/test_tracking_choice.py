@@ -92,6 +92,12 @@ def test_key_and_server(monkeypatch: pytest.MonkeyPatch, answering: str) -> None
     assert choose(asked=False).mode == "offline"
 
 
+def test_offline_mode_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sets it wants the files, to upload them from elsewhere."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert choose(asked=False) == Choice("offline", "WANDB_MODE is offline")
+
+
 def test_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answering: str) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", answering)
     netrc = tmp_path / "netrc"

@@ -78,7 +78,7 @@ def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:
         "rejected": [pair.rejected for pair in sample],
     }
     counters = {
-        name: Counter(detect(text[:LANGUAGE_CHARACTERS]) or "?" for text in texts)
+        name: Counter(detect(text[:LANGUAGE_CHARACTERS], wanted) or "?" for text in texts)
         for name, texts in parts.items()
     }
     return {
@@ -99,12 +99,11 @@ def copied(pairs: Sequence[Pair], train: int) -> dict[str, Any]:
         not same and first != place
         for place, (same, first) in enumerate(zip(same_prompt, near, strict=True))
     ]
-    trained_on = set(near[:train])
     return {
         "same_pair": sum(copies.repeats(list(zip(keys, replies, strict=True)))),
         "same_prompt": sum(same_prompt),
         "near_prompt": sum(nearly),
-        "near_prompt_across_the_split": sum(first in trained_on for first in near[train:]),
+        "near_prompt_across_the_split": sum(first < train for first in near[train:]),
         "near_rule": copies.NEAR_RULE,
         "identical_replies": sum(chosen == rejected for chosen, rejected in replies),
     }

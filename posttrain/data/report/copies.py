@@ -1,11 +1,7 @@
-"""Find texts that repeat another one, exactly or nearly, or contain an evaluation question.
-
-The time is linear in the number of texts: not every text is compared with every other.
-"""
+"""Find texts that repeat another one, exactly or nearly, or contain an evaluation question."""
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,13 +12,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SHINGLE = 5  # characters
-SKETCH = 32  # hashes kept of a text
-ALIKE = 0.7  # share of them that two near copies have in common
+ALIKE = 0.7  # share of their character sequences that two near copies have in common
 READ = 4_000  # characters of a text that are read
+NUMBERS = 2**20  # character sequences are told apart by a number below this
 RUN = 13  # words in a row that mean a copied question (https://arxiv.org/abs/2005.14165, C.1)
 NEAR_RULE = (
-    f"at least {ALIKE:.0%} of the {SHINGLE}-character sequences in common, estimated from the "
-    f"{SKETCH} smallest hashes, without case, punctuation or spacing"
+    f"at least {ALIKE:.0%} of the {SHINGLE}-character sequences in common, without case, "
+    "punctuation or spacing"
 )
 OVERLAP_RULE = f"{RUN} words in a row, or the whole text, in common with a question"
 
@@ -38,41 +34,80 @@ def repeats(keys: Sequence[object]) -> list[bool]:
 
 
 def near_copies(texts: Sequence[str]) -> list[int]:
-    """For each normalised text, the index of the one that it nearly copies, or its own index.
+    """For each normalised text, the index of the first one that it nearly copies, or its own index.
 
-    The Jaccard similarity of their character sequences is estimated from bottom-k sketches (Cohen
-    and Kaplan, 2007, https://doi.org/10.1145/1281100.1281133). Each text is compared with one other
-    only: among the first texts with each of its hashes, the one that has most of them.
+    Two texts are near copies where the Jaccard similarity of their character sequences is at least
+    ALIKE. Every such text is found, though few are compared: two that are so alike have some of the
+    rarest sequences of each, its head, in common ("Efficient Similarity Joins for Near Duplicate
+    Detection", 2008, https://doi.org/10.1145/1367497.1367516, sections 2.3 and 3).
     """
-    first_with: dict[int, int] = {}
-    sketches: dict[int, list[int]] = {}
-    places = []
-    for place, text in enumerate(texts):
-        sketch = _sketch(text)
-        shared = Counter(first_with[value] for value in sketch if value in first_with)
-        nearest = max(shared, key=lambda other: (shared[other], -other), default=place)
-        if nearest == place or _similarity(sketch, sketches[nearest]) < ALIKE:
-            nearest = place
-            sketches[place] = sketch
-            for value in sketch:
-                first_with.setdefault(value, place)
-        places.append(nearest)
+    import numpy as np
+
+    if not texts:
+        return []
+    rows, ranks = _rarest_first(texts)
+    sizes = np.array([row.size for row in rows])
+    heads = [row[: int((1 - ALIKE) * row.size) + 1] for row in rows]
+    tails = sizes - [head.size for head in heads]
+    ends = np.array([ranks[head[-1]] for head in heads])
+    holders, starts = _index(heads)
+    stops = starts.copy()  # of the texts so far
+    inside = np.zeros(NUMBERS, dtype=bool)
+    places = list(range(len(rows)))
+    for place, (row, head) in enumerate(zip(rows, heads, strict=True)):
+        spans = zip(starts[head].tolist(), stops[head].tolist(), strict=True)
+        shared = np.bincount(np.concatenate([holders[start:stop] for start, stop in spans]))
+        others = np.flatnonzero(shared)
+        # At most this is in common: what the heads share, and all of the tail of the text whose
+        # head ends first.
+        most = shared[others] + np.where(ends[place] <= ends[others], tails[place], tails[others])
+        inside[row] = True
+        for other in others[most >= ALIKE * (sizes[place] + sizes[others] - most)].tolist():
+            both = np.count_nonzero(inside[rows[other]])
+            if both >= ALIKE * (sizes[place] + sizes[other] - both):
+                places[place] = other
+                break
+        inside[row] = False
+        stops[head] += 1
     return places
 
 
-def _sketch(text: str) -> list[int]:
-    """The smallest SKETCH hashes of the text's character sequences, the same on every machine."""
+def _index(
+    heads: "Sequence[npt.NDArray[np.int64]]",
+) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
+    """The places of the heads with number 0, then of those with 1, and so on; where each begins."""
     import numpy as np
 
-    codes = np.frombuffer(text[:READ].encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    if codes.size == 0:
-        return []
+    numbers = np.concatenate(heads)
+    owners = np.repeat(np.arange(len(heads)), [head.size for head in heads])
+    many = np.bincount(numbers, minlength=NUMBERS)
+    return owners[np.argsort(numbers, kind="stable")], np.cumsum(many) - many
+
+
+def _rarest_first(
+    texts: Sequence[str],
+) -> "tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.int64]]":
+    """The numbers of each text's sequences, in the order of their ranks, and the rank of each
+    number: the fewer texts hold it, the lower."""
+    import numpy as np
+
+    rows = [_sequences(text) for text in texts]
+    in_texts = np.bincount(np.concatenate(rows), minlength=NUMBERS)
+    ranks = in_texts * NUMBERS + np.arange(NUMBERS)
+    return [row[np.argsort(ranks[row])] for row in rows], ranks
+
+
+def _sequences(text: str) -> "npt.NDArray[np.int64]":
+    """The numbers of the text's character sequences, each once, the same on every machine."""
+    import numpy as np
+
+    read = text[:READ] or " "  # so that there is one sequence
+    codes = np.frombuffer(read.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     width = min(SHINGLE, codes.size)
     values = np.zeros(codes.size - width + 1, dtype=np.uint64)
     for offset in range(width):
         values = values * np.uint64(0x100000001B3) + codes[offset : codes.size - width + 1 + offset]
-    smallest: list[int] = np.unique(_mixed(values))[:SKETCH].tolist()
-    return smallest
+    return np.unique(_mixed(values) % np.uint64(NUMBERS)).astype(np.int64)
 
 
 def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
@@ -82,13 +117,6 @@ def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
     for factor in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
         values = (values ^ (values >> np.uint64(33))) * factor
     return values ^ (values >> np.uint64(33))
-
-
-def _similarity(one: Sequence[int], other: Sequence[int]) -> float:
-    """The share of the smallest hashes of both texts that are in both."""
-    both = set(one) & set(other)
-    smallest = sorted({*one, *other})[:SKETCH]
-    return sum(value in both for value in smallest) / len(smallest)
 
 
 def holds_question(texts: Sequence[str], questions: Sequence[str]) -> list[bool]:

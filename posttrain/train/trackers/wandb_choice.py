@@ -1,7 +1,7 @@
 """Whether Weights & Biases takes part in a run: decided before it is started, so it never asks.
 
-On when a key is there (WANDB_API_KEY, or ~/.netrc) or `tracking.report_to` names wandb; offline
-where the key cannot be used or its server is out of reach.
+On when a key is there (WANDB_API_KEY, or ~/.netrc), `tracking.report_to` names wandb or WANDB_MODE
+is offline, which needs no key; offline where the key cannot be used or its server is out of reach.
 """
 
 import os
@@ -29,7 +29,10 @@ def choose(asked: bool) -> Choice:
     """
     key_files = (os.environ.get("NETRC") or "~/.netrc", "~/_netrc")
     hints = [os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")]
-    if not (asked or any(hints) or any(Path(p).expanduser().exists() for p in key_files)):
+    offline = os.environ.get("WANDB_MODE") == "offline"
+    if not (
+        asked or offline or any(hints) or any(Path(p).expanduser().exists() for p in key_files)
+    ):
         return Choice("off")
     import wandb
     from wandb.sdk.lib import wbauth
@@ -44,10 +47,10 @@ def choose(asked: bool) -> Choice:
         )
     except wandb.Error as error:
         return Choice("offline", f"its key cannot be used ({error})")
+    if mode == "offline" and (key or asked or offline):
+        return Choice("offline", "WANDB_MODE is offline")
     if not (key or asked):
         return Choice("off")
-    if mode == "offline":
-        return Choice("offline", "WANDB_MODE is offline")
     if not key:
         return Choice("offline", "there is no key (WANDB_API_KEY, or `wandb login`)")
     if not reachable(url):

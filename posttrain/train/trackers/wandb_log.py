@@ -17,6 +17,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 
 from posttrain.base.errors import first_line
 from posttrain.base.files import jsonl_rows, not_finite, write_text
+from posttrain.base.paths import run_command
 from posttrain.report import read_run
 from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
@@ -87,7 +88,7 @@ class WandbLog:
 
     def _start_offline(self, why: str, facts: Mapping[str, Any]) -> None:
         self._init("offline", facts)
-        upload = f"./run python -m wandb sync {Path(self._run.dir).parent}"
+        upload = f"{run_command()} python -m wandb sync {Path(self._run.dir).parent}"
         print(f"W&B: {why}, so its files stay here; upload them with {upload}")
 
     def _init(self, mode: Literal["offline", "online"], facts: Mapping[str, Any]) -> None:

@@ -1,0 +1,74 @@
+"""What a message says that a value should be: words of YAML and JSON, none of pydantic's."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic_core.core_schema import ErrorType
+
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.expected import SHOULD
+from posttrain.base.files import rows_of
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import check_extra, load_settings
+from tests.helpers import ROOT, run_script
+
+COMMANDS = ("dpo", "grpo", "evaluate", "judge", "export", "report", "doctor", "demo_model")
+PYDANTICS = re.compile(r"Input|instance|\bvalid\b|pattern|NoneType|\((int|str|float|bool|list)\)")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model=", "model: should be a section, got null"),
+        ("data.columns=5", "data.columns: should be a section, got 5"),
+        ("training.extra=[]", "training.extra: should be a section, got the list []"),
+        ("model.name=7", "model.name: should be text, got 7"),
+        ("training.bf16=yes please", "training.bf16: should be true or false, got the text 'yes "),
+        ("training.loss_type=ipo", "training.loss_type: should be a list, such as [a, b], got the"),
+        ("evaluation.also=[{path: x, name: ''}]", "evaluation.also.0.name: should be letters,"),
+        ("lora.target_modules=[]", "should have 1 or more entries, got the list []"),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [override])
+    assert words in str(caught.value)
+    assert not PYDANTICS.search(str(caught.value))
+
+
+def test_an_argument_of_the_library_too() -> None:
+    training = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml").model_dump()
+    wrong = {**training["training"], "extra": {"adam_beta1": "high"}}
+    with pytest.raises(ConfigError, match=r"adam_beta1: expected number, got the text 'high'"):
+        check_extra(wrong, "trl/trainer/dpo_config.py:DPOConfig")
+    wrong["extra"] = {"dataset_num_proc": "all"}
+    with pytest.raises(ConfigError, match=r"expected integer \| null, got the text 'all'"):
+        check_extra(wrong, "trl/trainer/dpo_config.py:DPOConfig")
+
+
+def test_a_row_of_a_file_too() -> None:
+    @dataclass(frozen=True)
+    class Kept:
+        tokens: int
+
+    for row, words in (({}, "tokens: is missing"), ({"tokens": "x"}, "tokens: should be a whole")):
+        with pytest.raises(DataError) as caught:
+            rows_of(Kept, [row], Path("kept.jsonl"))
+        assert words in str(caught.value)
+        assert not PYDANTICS.search(str(caught.value))
+
+
+def test_pydantic_knows_these_errors() -> None:
+    assert set(SHOULD) <= set(get_args(ErrorType))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_usage_names_the_command_as_it_is_typed(name: str, tmp_path: Path) -> None:
+    """From any folder."""
+    for folder, typed in ((ROOT, "./run"), (tmp_path, str(ROOT / "run"))):
+        said = run_script(name, "--no-such-option", cwd=folder).stderr
+        assert f"usage: {typed} {name} " in " ".join(said.split())
+        assert f"{name}.py" not in said
