@@ -19,6 +19,7 @@ are in no other file and were never shown in this training.
 import argparse
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from eval import Completion, Conversation, Generate
 from eval.gsm8k import Problem as ScoredProblem

@@ -12,6 +12,7 @@ Exit code 0 if training can start here, 2 if something that it needs is broken.
 
 import argparse
 import json
+import signal
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from posttrain.base.paths import ROOT, run_command
 from posttrain.base.process import run_main

@@ -9,11 +9,14 @@ weights, and the reference is the same weights with the adapter off, so only one
     ./run dpo --config configs/dpo_demo.yaml training.beta=0.2 --resume never
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 
 from eval.preference import Pair

@@ -15,12 +15,15 @@ evaluation goes on where it stopped, and scores can be recomputed without the mo
 import argparse
 import contextlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from eval import Generate, conversation
 from eval.gsm8k import (

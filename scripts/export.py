@@ -12,10 +12,13 @@ compiler, and minutes to build llama-quantize, once.
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import run_command

@@ -11,11 +11,14 @@ weights.
     ./run grpo --config configs/grpo_demo.yaml training.max_steps=20 --resume never
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 
 import rewards

@@ -12,12 +12,15 @@ The key is read from the environment and written nowhere.
 import argparse
 import os
 import re
+import signal
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from eval.judge import INSTRUCTIONS, ORDERS, summarise
 from posttrain import report

@@ -10,10 +10,13 @@ which on right/wrong scores is McNemar's test.
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from posttrain.base.paths import run_command, shown
 from posttrain.base.process import run_main

@@ -37,8 +37,15 @@ class _Unheard(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Let standard output and error lose their readers without an error."""
-    sys.stdout, sys.stderr = _outliving(sys.stdout), _outliving(sys.stderr)
+    """Let standard output and error lose their readers without an error, or have none at all."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed, as by >&-: the next file would take its number, and be written to
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = _outliving(sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False))
+    sys.stderr = _outliving(sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False))
 
 
 def _outliving(stream: TextIO) -> TextIO:
@@ -68,6 +75,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     A signal does too, wherever it comes; while training, StopRequest first sees to a checkpoint. A
     second signal ends the process at once.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _on_sigterm)
     outlive_readers()
     if not is_main():  # what it would say, the main process says

@@ -47,6 +47,10 @@ def guarded(trainer_class: Any) -> Any:
             with policy.full_precision(model, args):
                 super().__init__(model=model, args=args, **others)
 
+        def create_model_card(self, *arguments: Any, **options: Any) -> None:
+            """trl's card of a checkpoint is not written: a run has its own, and trl reads its
+            template in the encoding of the locale, which may be ASCII."""
+
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             if self.watch is None:
                 return super().training_step(model, inputs, num_items_in_batch)

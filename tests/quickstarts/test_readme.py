@@ -23,6 +23,7 @@ from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import parse_command_line
 from posttrain.settings.help import setting_paths
 from posttrain.settings.strict_yaml import parse_yaml
+from posttrain.settings.trainer_fields import config_fields
 from tests.helpers import ROOT, copy_project
 from tests.quickstarts.pages import PAGES, README, blocks, commands, prose, text_of, without_recipes
 
@@ -237,6 +238,8 @@ def known_settings() -> set[str]:
 
 def is_setting(path: str) -> bool:
     known = known_settings()
+    if path.startswith("training.extra."):
+        return path.rpartition(".")[2] in config_fields("GRPOConfig")
     return path in known or any(name.startswith(f"{path}.") for name in known)
 
 

@@ -31,6 +31,9 @@ posttrain/train/guard.py: the metrics of the parts are merged into those of the 
     trl/trainer/dpo_trainer.py: DPOTrainer._metrics
     trl/trainer/grpo_trainer.py: GRPOTrainer._metrics "step_time"
     unsloth/models/rl_replacements.py: "completion_length"
+posttrain/train/guard.py: trl's model card of a checkpoint is not written
+    trl/trainer/dpo_trainer.py: "self.create_model_card(model_name=model_name)"
+    trl/trainer/grpo_trainer.py: "self.create_model_card(model_name=model_name)"
 posttrain/train/guard.py: a signal during a step: the checkpoint of the step before is written
     trl/trainer/dpo_trainer.py: DPOTrainer._save_checkpoint(model, trial)
     trl/trainer/grpo_trainer.py: GRPOTrainer._save_checkpoint(model, trial)
@@ -236,7 +239,7 @@ def uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
             on = ast.unparse(node.value).split(".")[-1]
             private = re.match("_[^_]", node.attr) and node.attr not in own_names()
             undocumented = on in ("trainer", "graphs") and node.attr not in own_names(TRAINERS)
-            if private or undocumented:
+            if (private or undocumented) and ast.unparse(node) != "os._exit":
                 yield node.lineno, node.attr
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(LIBRARIES):
             module = node.module or ""

@@ -5,6 +5,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +88,21 @@ def test_what_libraries_print_is_shown_only_where_the_error_is_theirs(
         print("a library's line")
         raise error
     assert capsys.readouterr().err == shown
+
+
+def test_output_may_be_closed_from_the_start(tmp_path: Path) -> None:
+    """A file that is opened later must not become what child processes take for their output."""
+    program = (
+        "import os, sys, subprocess\nfrom posttrain.base.process import run_main\n"
+        "def main():\n"
+        "    print('lost')\n"
+        f"    with open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "        assert file.fileno() > 2\n"
+        "        subprocess.run(['echo', 'lost too'], check=True)\n"
+        "    return 7\n"
+        "run_main(main)\n"
+    )
+    command = f'"{sys.executable}" -c "$0" <&- >&- 2>&-'
+    done = subprocess.run(["bash", "-c", command, program], cwd=ROOT)
+    assert done.returncode == 7
+    assert (tmp_path / "file").read_text() == ""

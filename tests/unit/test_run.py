@@ -1,5 +1,6 @@
 """The `run` command: any directory, arguments and exit codes passed on, quick the second time."""
 
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -46,6 +47,16 @@ def test_works_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(ROOT / "run")
     result = subprocess.run([tmp_path / "link", "python", "-c", "exit(5)"], cwd=tmp_path)
     assert result.returncode == 5
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.4, 0.8])
+def test_an_early_interrupt_leaves_no_traceback(tmp_path: Path, delay: float) -> None:
+    command = [ROOT / "run", "doctor", "--help"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as started:
+        time.sleep(delay)
+        started.send_signal(signal.SIGINT)
+        _, said = started.communicate(timeout=60)
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said
 
 
 def test_second_call_has_under_a_second_of_overhead(tmp_path: Path) -> None:
