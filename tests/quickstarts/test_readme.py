@@ -239,7 +239,7 @@ def known_settings() -> set[str]:
 def is_setting(path: str) -> bool:
     known = known_settings()
     if path.startswith("training.extra."):
-        return path.rpartition(".")[2] in config_fields("GRPOConfig")
+        return path.rpartition(".")[2] in config_fields("trl/trainer/grpo_config.py:GRPOConfig")
     return path in known or any(name.startswith(f"{path}.") for name in known)
 
 
