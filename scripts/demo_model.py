@@ -36,6 +36,7 @@ from eval import Completion, Conversation, Generate
 from eval.gsm8k import Problem as ScoredProblem
 from eval.gsm8k import evaluate
 from eval.language import in_language
+from posttrain.base.disk import check_folder
 from posttrain.base.paths import run_command
 from posttrain.base.process import run_main
 from posttrain.demo.problems import (
@@ -384,6 +385,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main() -> int:
     chosen = parse_arguments()
+    check_folder(chosen.output)
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -37,6 +37,7 @@ from eval.gsm8k import (
     summarise,
 )
 from posttrain import report
+from posttrain.base.disk import check_folder
 from posttrain.base.errors import DataError
 from posttrain.base.files import append_rows, fingerprint, write_json
 from posttrain.base.paths import ROOT, run_command, shown
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         "trained_on": overlap,
     }
     folder = asked.output or folder_for(default_folder(asked), request)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
     done = resume(folder, request)
     if len(done) < len(problems) * asked.samples:
         with contextlib.ExitStack() as stack:

@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 from eval.judge import INSTRUCTIONS, ORDERS, summarise
 from posttrain import report
+from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
 from posttrain.base.paths import run_command
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     compared = compared[: asked.limit]
     folder = asked.output or folder_for(asked.run / "judge" / slug, request)
+    check_folder(folder)
     check_request(folder, request)
     path = folder / VERDICTS
     given = read_verdicts(path)

@@ -1,6 +1,7 @@
-"""Room on the disk: asked for before a run starts, and recognised when it is gone."""
+"""A place to write to and room on its disk: checked at the start, and recognised when gone."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,19 @@ def check_disk(folder: Path, checkpoint_bytes: int, keep: int, export_bytes: int
             f"{folder}: {free / 2**30:.2f} GB free, and {what} need {needed / 2**30:.2f} GB; free "
             "some, lower training.save_total_limit, or give another --output"
         )
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder is there or can be made, and that this user can write to it.
+
+    Raises:
+        ConfigError: it is a file, is inside one, or belongs to somebody else.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--output {folder}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output {folder}: nothing can be written to {there}; give another")
 
 
 def disk_full_error(folder: Path) -> CheckpointError:

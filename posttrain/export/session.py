@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.lock import hold
@@ -42,6 +43,7 @@ def export(trained: Trained, settings: Export) -> int:
         raise ConfigError("nothing to export: say --to merged_16bit,gguf:q8_0 (export.to)")
     name, base = base_folder(trained, settings.base)
     merge.check_adapter(trained.adapter, base)
+    check_folder(trained.output)
     trained.output.mkdir(parents=True, exist_ok=True)
     lock = trained.output / ".export.lock"
     lease = hold(lock, trained.output, "another export is writing there")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base import distributed
+from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, write_json, write_text
 from posttrain.base.lock import hold
@@ -41,8 +42,7 @@ class RunFolder:
         """
         if distributed.is_main():
             where = self.path.resolve()
-            if where.exists() and not where.is_dir():
-                raise ConfigError(f"--output {self.path} is a file; a run needs a folder")
+            check_folder(where)
             where.parent.mkdir(parents=True, exist_ok=True)
             self._lease = hold(
                 where.with_name(f".{where.name}.lock"), self.path, "another run is writing there"

@@ -125,7 +125,7 @@ def plain(value: Any) -> Any:
 
 def probed(side: str) -> dict[str, Any]:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.unit.test_training_arguments", side],
+        [sys.executable, "-m", "tests.e2e.test_training_arguments", side],
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,0 +1,51 @@
+"""A place that cannot be written to: one line and exit code 2, before anything heavy."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from posttrain.base.disk import check_folder
+from posttrain.base.errors import ConfigError
+from tests.helpers import CONFIGS, ROOT
+from tests.runs import dpo_run
+from tests.unit.conftest import Ask
+
+DEMO = ROOT / "assets"
+
+
+def commands(run: Path) -> dict[str, list[str]]:
+    test = str(DEMO / "demo_data" / "problems_test.jsonl")
+    return {
+        "dpo": ["--config", str(ROOT / "configs" / "dpo_demo.yaml")],
+        "grpo": ["--config", str(ROOT / "configs" / "grpo_demo.yaml")],
+        "evaluate": ["--model", str(DEMO / "demo_model"), "--data", test],
+        "judge": [str(run), "--url", "http://127.0.0.1:9", "--model", "m"],
+    }
+
+
+@pytest.mark.parametrize("command", ["dpo", "grpo", "evaluate", "judge"])
+def test_a_file_where_a_folder_should_be(ask: Ask, tmp_path: Path, command: str) -> None:
+    run = dpo_run(tmp_path / "run")
+    (tmp_path / "file").write_text("precious")
+    for output in (tmp_path / "file", tmp_path / "file" / "inside"):
+        arguments = [*commands(run)[command], "--output", str(output)]
+        result, _ = ask(command, *arguments, within=10)
+        assert result.returncode == 2, result.stderr
+        said = f"error: --output {output}: {tmp_path / 'file'} is a file; give a folder\n"
+        assert result.stderr == said
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may do anything
+    with pytest.raises(ConfigError, match=f"nothing can be written to {tmp_path}; give another"):
+        check_folder(tmp_path / "new" / "run")
+
+
+def test_what_the_system_refuses_is_one_line(ask: Ask, tmp_path: Path) -> None:
+    """Where nothing told it before: /sys takes no folders, not even from root."""
+    arguments = ["--config", str(CONFIGS[0]), "--output", "/sys/kernel/run"]
+    result, _ = ask("dpo" if "dpo" in CONFIGS[0].name else "grpo", *arguments, within=10)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and "/sys/kernel" in result.stderr
