@@ -36,7 +36,7 @@ def look_at_versions() -> list[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     findings = [Finding("Python", "ok", python)]
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        advice = "PYTHON=python3.12 ./run doctor, after deleting .venv"
+        advice = "PYTHON=python3.12 ./run doctor"
         findings = [Finding("Python", "fail", f"{python}; 3.11 to 3.13 is needed", advice)]
     wanted = locked()
     wrong: dict[str, str] = {}
