@@ -219,7 +219,7 @@ def _vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
     if not (installed and torch.cuda.is_available()):
         if model.fast_inference == "auto":
             return {}
-        missing = "has no GPU" if installed else "has no vLLM (pip install vllm)"
+        missing = "has no GPU" if installed else "has no vLLM that fits the locked torch"
         raise ConfigError(f"model.fast_inference: this machine {missing}; use auto or never")
     rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM takes powers of two
     return {"fast_inference": True, "max_lora_rank": rank}
