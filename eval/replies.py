@@ -20,7 +20,8 @@ class MeasuredReply:
     """Generated tokens, the end-of-sequence token included."""
     ended: bool
     """The policy ended it with EOS; False where the length limit did."""
-    french: bool
+    in_language: bool
+    """It is in the language that the run wants, see data.language."""
     repetition: float
     """See `repetition`."""
 
@@ -54,12 +55,12 @@ class SampledReply(Asked):
     """To the reference, in nats."""
 
 
-def measure(completions: Sequence[Completion]) -> list[MeasuredReply]:
+def measure(completions: Sequence[Completion], language: str = "fr") -> list[MeasuredReply]:
     """What can be told of each completion from its text and its length."""
-    french = in_language([completion.text for completion in completions], "fr")
+    right = in_language([completion.text for completion in completions], language)
     return [
-        MeasuredReply(c.text, c.tokens, not c.truncated, is_french == 1.0, repetition(c.text))
-        for c, is_french in zip(completions, french, strict=True)
+        MeasuredReply(c.text, c.tokens, not c.truncated, is_right == 1.0, repetition(c.text))
+        for c, is_right in zip(completions, right, strict=True)
     ]
 
 
@@ -92,14 +93,12 @@ def kl_per_token(policy: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def scores(replies: Sequence[MeasuredReply], language: str = "fr") -> dict[str, list[float]]:
-    """Per measure, one score a reply. `language` is the one that replies should be in."""
-    found = {
-        "french_share": [float(reply.french) for reply in replies],
+    """Per measure, one score a reply; `language` is the one that they were measured by."""
+    return {
+        "french_share" if language == "fr" else "language_share": [
+            float(reply.in_language) for reply in replies
+        ],
         "ended_share": [float(reply.ended) for reply in replies],
         "mean_tokens": [float(reply.tokens) for reply in replies],
         "repetition_rate": [reply.repetition for reply in replies],
     }
-    if language == "fr":
-        return found
-    del found["french_share"]
-    return {"language_share": in_language([reply.text for reply in replies], language), **found}

@@ -19,6 +19,7 @@ LABELS = {
     "length_controlled_accuracy": "length-controlled accuracy",
     "reward_margin": "reward margin",
     "french_share": "replies in French",
+    "language_share": "replies in the right language",
     "ended_share": "replies ended by EOS",
     "repetition_rate": "repeated 4-grams",
     "kl_per_token": "KL per token (nats)",

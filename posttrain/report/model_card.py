@@ -140,7 +140,7 @@ def _front_matter(settings: dict[str, Any], method: str, name: str) -> str:
     card = ModelCardData(
         base_model=base if on_hub.fullmatch(base) else None,
         datasets=[data] if on_hub.fullmatch(data) else None,
-        language=["fr"] if method == "DPO" else ["en"],
+        language=[settings["data"].get("language") or "fr"] if method == "DPO" else ["en"],
         library_name="peft",
         license=_licence(base),
         model_name=name,

@@ -72,7 +72,7 @@ def _question(reply: Scored) -> str:
 
 
 def _good(reply: Scored) -> bool:
-    return reply.strict >= 0.5 if isinstance(reply, ScoredReply) else reply.french
+    return reply.strict >= 0.5 if isinstance(reply, ScoredReply) else reply.in_language
 
 
 def _pair(earlier: Scored, later: Scored) -> Pair:
@@ -83,7 +83,7 @@ def _pair(earlier: Scored, later: Scored) -> Pair:
 def _reply(reply: Scored) -> Reply:
     good = _good(reply)
     if isinstance(reply, PromptReply):
-        said, mark = reply.text, "in French" if good else "not in French"
+        said, mark = reply.text, "right language" if good else "another language"
     elif good:
         said, mark = reply.reply, "right"
     else:

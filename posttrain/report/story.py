@@ -215,7 +215,9 @@ def _figure(value: Any) -> str:
 def flips(record: Record, rights: Sequence[tuple[bool, bool]]) -> list[tuple[str, int]]:
     """How many replies changed which way, given (right before, right after) of each."""
     counts = Counter(rights)
-    good, bad = ("French", "not French") if record.method == "DPO" else ("right", "wrong")
+    good, bad = (
+        ("right language", "another language") if record.method == "DPO" else ("right", "wrong")
+    )
     return [
         (f"{bad} before, {good} after", counts[False, True]),
         (f"{good} before, {bad} after", counts[True, False]),

@@ -58,12 +58,13 @@ def score(
     print(f"Scoring {len(pairs)} held-out pairs ({side} training)")
     scored = score_pairs(model, tokenizer, pairs, settings)
     run.write_rows(side, [preference.as_row(p, s) for p, s in zip(pairs, scored, strict=True)])
+    language = settings.data.language or "fr"
     asked = pairs[: settings.evaluation.replies]
     prompts = [list(pair.prompt) for pair in asked]
     generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
     measured = [
         PromptReply(**_asked(side, pair), **vars(reply))
-        for pair, reply in zip(asked, replies.measure(generate(prompts)), strict=True)
+        for pair, reply in zip(asked, replies.measure(generate(prompts), language), strict=True)
     ]
     run.write_rows(f"{side}_replies", map(vars, measured))
     sampled, divergence = sample(model, tokenizer, prompts, settings)
@@ -83,7 +84,7 @@ def score(
         print(f"Scoring {len(problems[each.name])} problems of {each.name} ({side} training)")
         also[each.name] = problem_sets.score(model, tokenizer, each, problems[each.name], settings)
         run.write_rows(f"{side}_problems_{each.name}", [r.as_row() for r in also[each.name]])
-    return Scores(scored, measured, divergence, also, settings.data.language or "fr")
+    return Scores(scored, measured, divergence, also, language)
 
 
 def score_pairs(

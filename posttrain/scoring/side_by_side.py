@@ -24,15 +24,15 @@ def example(
     changed = [row for row in rows if row[1].text != row[2].text]
     if not changed:
         return f"All {len(rows)} replies are the same before and after."
-    other_language = [row for row in changed if row[1].french != row[2].french]
+    other_language = [row for row in changed if row[1].in_language != row[2].in_language]
     pair, first, second = (other_language or changed)[0]
     whole = prose_width()
     width = (whole - len(GAP)) // 2
     head = f"{len(changed)} of {len(rows)} replies changed; the first of them:"
     if other_language:
         head = (
-            f"{len(changed)} of {len(rows)} replies changed, {len(other_language)} of them to or "
-            "from French; the first of those:"
+            f"{len(changed)} of {len(rows)} replies changed, {len(other_language)} of them in "
+            "language; the first of those:"
         )
     columns = [
         [f"before ({_facts(first)})", "-" * width, *_lines(first.text, width, LINES)],
@@ -46,7 +46,9 @@ def example(
 
 
 def _facts(reply: MeasuredReply) -> str:
-    return f"{reply.tokens} tokens" + ("" if reply.ended else ", cut at the limit")
+    return ("1 token" if reply.tokens == 1 else f"{reply.tokens} tokens") + (
+        "" if reply.ended else ", cut at the limit"
+    )
 
 
 def _lines(text: str, width: int, most: int) -> list[str]:

@@ -76,8 +76,8 @@ def test_dpo_demo_learns_french(tmp_path: Path) -> None:
     assert_replies_are_whole(run, before, after)
     out = result.stdout
     assert "length-controlled accuracy" in out and "arithmetic: strict accuracy" in out
-    assert " of them to or from French; the first of those:" in out
-    example = out[out.index(" of them to or from French") : out.index("\nrun ")]
+    assert " of them in language; the first of those:" in out
+    example = out[out.index(" of them in language") : out.index("\nrun ")]
     assert max(map(len, example.splitlines())) <= 100
 
 
@@ -89,7 +89,7 @@ def assert_replies_are_whole(run: Path, before: Any, after: Any) -> None:
         assert all(
             row["system"] == "Tu es un assistant qui répond en français." for row in sides[side]
         )
-        for name, key in (("french_share", "french"), ("ended_share", "ended")):
+        for name, key in (("french_share", "in_language"), ("ended_share", "ended")):
             share = sum(row[key] for row in sides[side]) / 200
             assert share == pytest.approx(measured[name]["value"])
         tokens = sum(row["tokens"] for row in sides[side]) / 200

@@ -205,7 +205,7 @@ def run(tmp_path: Path) -> Path:
         for side, text in (("before", before), ("after", after)):
             earlier = [{"role": "user", "content": "Bonjour"}] if i == 0 else []
             prompt = f"Quel temps fait-il ? {i}"
-            reply = MeasuredReply(text, 9, ended=True, french=text == FRENCH, repetition=0.0)
+            reply = MeasuredReply(text, 9, ended=True, in_language=text == FRENCH, repetition=0.0)
             asked = side, "Réponds en français.", earlier, prompt
             sides[side].append(vars(PromptReply(*asked, **vars(reply))))
     for side, rows in sides.items():

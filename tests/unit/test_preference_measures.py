@@ -130,9 +130,9 @@ def test_what_is_told_of_a_reply() -> None:
     ]
     french, english, empty = measure(completions)
     assert french == MeasuredReply(completions[0].text, 12, True, True, 0.0)
-    assert (english.ended, english.french) == (False, False)
+    assert (english.ended, english.in_language) == (False, False)
     assert english.repetition == pytest.approx(1 - 8 / 29)
-    assert (empty.french, empty.ended, empty.repetition) == (False, True, 0.0)
+    assert (empty.in_language, empty.ended, empty.repetition) == (False, True, 0.0)
     found = measures.summarise(replies.scores([french, english, empty]))
     assert {name: values["value"] for name, values in found.items()} == pytest.approx(
         {
@@ -159,7 +159,9 @@ def test_replies_are_measured_in_the_language_asked_for(
 ) -> None:
     texts = (text, "The cat has been asleep on the sofa since this morning.")
     asked = {"side": "before", "system": None, "earlier": [], "prompt": "?"}
-    rows = [{**asked, **vars(r)} for r in measure([Completion(t, 12, False) for t in texts])]
+    rows = [
+        {**asked, **vars(r)} for r in measure([Completion(t, 12, False) for t in texts], language)
+    ]
     run = RunFolder(tmp_path)
     (tmp_path / "eval").mkdir()
     for file, kept in (("before", []), ("before_replies", rows), ("before_samples", [])):
@@ -320,7 +322,7 @@ def test_the_first_reply_that_changed_its_language_is_shown() -> None:
     before = [reply("same"), reply("moi"), reply("me", french=False)]
     after = [reply("same"), reply("toi"), reply("moi"), reply("moi")][:3]
     shown = example(pairs, before, after)
-    assert shown.startswith("2 of 3 replies changed, 1 of them to or from French; the first of")
+    assert shown.startswith("2 of 3 replies changed, 1 of them in language; the first of")
     assert "Trois ?" in shown and "Deux ?" not in shown
     lines = shown.splitlines()
     assert lines[-3].split(" | ") == [f"{'before (1 tokens)':<38}", "after (1 tokens)"]

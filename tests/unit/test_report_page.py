@@ -119,7 +119,7 @@ def test_a_dpo_run_has_its_story(dpo: Path) -> None:
         "DPO report",
         "Preference accuracy rose from 50.0% to 100.0%",
         "50% by construction",
-        "not French before, French after",
+        "another language before, right language after",
         "812 rows read, 800 kept: 760 to train on, 40 held out. Left out: 12 empty.",
         "only a few pairs",
         "40 pairs, never trained on",
@@ -131,10 +131,10 @@ def test_a_dpo_run_has_its_story(dpo: Path) -> None:
 def test_every_reply_is_counted_in_its_own_language(dpo: Path) -> None:
     chips = re.findall(r"<strong>(\d+)</strong> ([^<]+)</li>", written(dpo).source)
     assert chips == [
-        ("20", "not French before, French after"),
-        ("0", "French before, not French after"),
-        ("20", "French both times"),
-        ("0", "not French both times"),
+        ("20", "another language before, right language after"),
+        ("0", "right language before, another language after"),
+        ("20", "right language both times"),
+        ("0", "another language both times"),
     ]
 
 
