@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from filelock import LeaseCompromise, SoftFileLease
 
 LEASE = 60.0  # seconds without a sign of life; all contenders must agree on it
+_HELD: "weakref.WeakValueDictionary[Path, SoftFileLease]" = weakref.WeakValueDictionary()
 PATIENCE = 2.0  # seconds to take over a dead process's lock, or to see a short one end
 
 
@@ -34,6 +35,8 @@ def hold(lock: Path, folder: Path, what: str) -> "SoftFileLease":
     """
     import filelock
 
+    if (earlier := _HELD.pop(lock, None)) is not None:  # an earlier run in this very process
+        earlier.release(force=True)
     lease = filelock.SoftFileLease(
         lock, lease_duration=LEASE, thread_local=False, on_compromise=_leave_if_superseded
     )
@@ -51,6 +54,7 @@ def hold(lock: Path, folder: Path, what: str) -> "SoftFileLease":
     except filelock.Timeout:
         where = f"process {lease.owner.pid} on {_machine(lease)}" if lease.owner else lock
         raise ConfigError(f"{folder}: {what} ({where}); wait for it or stop it") from None
+    _HELD[lock] = lease
     atexit.register(_release, weakref.ref(lease))
     return lease
 

@@ -54,12 +54,12 @@ class Session(Generic[S]):
         self.dry_run = command.dry_run
         self._command: Command[S] = command
         self.run = RunFolder(command.output)
-        if not command.dry_run and not self.run.is_done(self.settings, command.resume):
-            self.run.lock()
+        looks = not command.dry_run or command.output.exists()
+        if looks and (command.dry_run or not self.run.is_done(self.settings, command.resume)):
+            self.run.lock()  # also to look for its checkpoints, which sets damaged ones aside
         self.done = not command.dry_run and self.run.is_done(self.settings, command.resume)
         """The folder holds this very run, finished."""
-        looking = self.done or (command.dry_run and command.resume == "auto")
-        self._checkpoint = None if looking else self.run.checkpoint(command.resume)
+        self._checkpoint = None if self.done else self.run.checkpoint(command.resume)
         self._facts: dict[str, Any] = {}
         keep_files_in(self.run, self.settings.tracking.report_to)
 

@@ -71,7 +71,7 @@ def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module", params=["grpo", "dpo"])
+@pytest.fixture(scope="module", params=["grpo", pytest.param("dpo", marks=pytest.mark.long)])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(name, folder) of an uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / request.param

@@ -325,7 +325,7 @@ def test_the_first_reply_that_changed_its_language_is_shown() -> None:
     assert shown.startswith("2 of 3 replies changed, 1 of them in language; the first of")
     assert "Trois ?" in shown and "Deux ?" not in shown
     lines = shown.splitlines()
-    assert lines[-3].split(" | ") == [f"{'before (1 tokens)':<38}", "after (1 tokens)"]
+    assert lines[-3].split(" | ") == [f"{'before (1 token)':<38}", "after (1 token)"]
     assert [part.strip() for part in lines[-1].split("|")] == ["me", "moi"]
 
 
