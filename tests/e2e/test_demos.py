@@ -99,6 +99,16 @@ def assert_replies_are_whole(run: Path, before: Any, after: Any) -> None:
     assert prompts[0] == prompts[1]
 
 
+@pytest.mark.parametrize("name", ["dpo", pytest.param("grpo", marks=pytest.mark.long)])
+def test_a_locale_of_ascii(tmp_path: Path, name: str) -> None:
+    """trl reads the template of its model card in the locale's encoding."""
+    few = ["training.max_steps=1", "training.save_steps=1", "evaluation.limit=2"]
+    demo = ("--config", ROOT / "configs" / f"{name}_demo.yaml", "--output", tmp_path / "run")
+    ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = run_script(name, *demo, *few, **ascii)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
 @pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
 def test_without_training_nothing_changes(tmp_path: Path, name: str) -> None:
     """Nor are scores believed that stand in the folder without a checkpoint of the same run."""

@@ -3,10 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
+from posttrain.base.files import follow_umask
 from tests.helpers import CONFIGS, ROOT
 from tests.runs import dpo_run
 from tests.unit.conftest import Ask
@@ -35,6 +38,18 @@ def test_a_file_where_a_folder_should_be(ask: Ask, tmp_path: Path, command: str)
         said = f"error: --output {output}: {tmp_path / 'file'} is a file; give a folder\n"
         assert result.stderr == said
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_saved_file_follows_the_umask(tmp_path: Path) -> None:
+    """safetensors makes its files readable by their owner alone."""
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({"weight": np.zeros(1)}, file)
+    before = os.umask(0o027)
+    try:
+        follow_umask(file)
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
