@@ -99,7 +99,8 @@ def assert_replies_are_whole(run: Path, before: Any, after: Any) -> None:
     assert prompts[0] == prompts[1]
 
 
-@pytest.mark.parametrize("name", ["dpo", pytest.param("grpo", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["dpo", "grpo"])
 def test_a_locale_of_ascii(tmp_path: Path, name: str) -> None:
     """trl reads the template of its model card in the locale's encoding."""
     few = ["training.max_steps=1", "training.save_steps=1", "evaluation.limit=2"]
