@@ -77,7 +77,7 @@ def test_dpo_demo_learns_french(tmp_path: Path) -> None:
     out = result.stdout
     assert "length-controlled accuracy" in out and "dpo, arithmetic (n = 100)" in out
     assert " of them in language; the first of those:" in out
-    example = out[out.index(" of them in language") : out.index("\nrun ")]
+    example = out[out.index(" of them in language") : out.index("\nmeasure ")]
     assert max(map(len, example.splitlines())) <= 100
 
 
