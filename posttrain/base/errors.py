@@ -62,11 +62,6 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
     return f" Valid: {', '.join(names)}." if 0 < len(names) <= FEW else ""
 
 
-def short(text: str, limit: int = 60) -> str:
-    """The beginning of a text that is too long for a message."""
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
 def first_line(error: Exception) -> str:
     """The first line of what another library says is wrong; its kind, where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

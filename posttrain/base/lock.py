@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from filelock import LeaseCompromise, SoftFileLease
 
 LEASE = 60.0  # seconds without a sign of life; all contenders must agree on it
-_HELD: "weakref.WeakValueDictionary[Path, SoftFileLease]" = weakref.WeakValueDictionary()
 PATIENCE = 2.0  # seconds to take over a dead process's lock, or to see a short one end
+_HELD: "weakref.WeakValueDictionary[Path, SoftFileLease]" = weakref.WeakValueDictionary()
 
 
 def hold(lock: Path, folder: Path, what: str) -> "SoftFileLease":

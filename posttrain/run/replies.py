@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.gsm8k import ScoredReply, rescore
-from posttrain.base.errors import ConfigError, DataError, short
+from posttrain.base.errors import ConfigError, DataError, quoted
 from posttrain.base.files import cut_off_half_line, jsonl_rows, write_json
 
 
@@ -70,10 +70,14 @@ def _changed(folder: Path, request: dict[str, Any]) -> list[str]:
         return []
     earlier = json.loads(path.read_text(encoding="utf-8"))
     return [
-        f"{k} was {short(repr(earlier.get(k)))}, now {short(repr(v))}"
+        f"{k} was {_told(earlier.get(k))}, now {_told(v)}"
         for k, v in request.items()
         if earlier.get(k) != v
     ]
+
+
+def _told(value: Any) -> str:
+    return quoted(value) if isinstance(value, str) else repr(value)
 
 
 def read_replies(path: Path) -> list[ScoredReply]:
