@@ -31,7 +31,7 @@ from posttrain.base.paths import run_command
 from posttrain.base.process import run_main
 from posttrain.base.terminal import entry, prose_width
 from posttrain.model.server import KEY_VARIABLE, asker, is_url
-from posttrain.run.replies import check_request, folder_for
+from posttrain.run.replies import check_request, claim, folder_for
 from posttrain.scoring.verdicts import (
     VERDICTS,
     ask_all,
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         evaluation = Evaluation(temperature=asked.temperature, max_new_tokens=asked.max_tokens)
         ask = asker(asked.url, evaluation, asked.model, asked.key_variable, asked.timeout)
         ask_all(compared, given, ask, folder, request, asked.at_once)
+    claim(folder, request)  # with nothing to ask there is no folder yet
     by_comparison = [
         {order: given.get((place, order)) for order in ORDERS} for place in range(len(compared))
     ]

@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import dataclass
+from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
@@ -39,6 +40,16 @@ def check_device(device: Device, model: Model, training: Training) -> str:
             "once it fits, model.min_gpu_memory_gb"
         )
     return f"Training on {device.name} ({device.memory_gb:.0f} GB)."
+
+
+def free_bytes(device: Any) -> int:
+    """Bytes of memory that are free on a torch device: the GPU's, or the machine's."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
 
 
 def free_memory() -> None:

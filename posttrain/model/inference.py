@@ -7,12 +7,16 @@ from typing import Any
 from eval import Completion, Conversation, Generate
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render, token_ids
+from posttrain.model.device import free_bytes
 from posttrain.model.policy import inference_mode
+from posttrain.model.prompts import Rows, continue_rows, read
+from posttrain.model.rollouts import sampling_weights
 from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 
 LONGEST_ANSWER = 96  # tokens: enough for an answer element of 64 characters with its tags
-SHORTEST_ROUND = 32  # tokens: below it, reading the prompts again would cost more than it saves
+SHORTEST_ROUND = 8  # tokens: below it, putting rows in and out would cost more than it saves
+READ_AGAIN_ROUND = 32  # the same where rows are read again
 
 
 @dataclass
@@ -25,11 +29,12 @@ class _Draft:
 
 
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
-    """A generate function that uses the policy, with its adapter on.
+    """A generate function that uses the policy, with its adapter on and, if it can be, merged.
 
-    Prompts are batched by length and padded on the left. When half of a batch has ended, the other
-    half waits until all prompts were started, and is then continued in batches of similar length.
-    So a long reply neither keeps a batch of ended replies running nor pads new ones to its length.
+    Prompts are batched by length. When half of a batch has ended, the next prompts take its place.
+    Where what was read cannot be kept (see posttrain/model/prompts.py), the other half waits until
+    all prompts were started, and is then continued in batches of similar length. So a long reply
+    neither keeps a batch of ended replies running nor pads new ones to its length.
     If a batch does not fit the memory, it is halved and tried again; earlier replies are kept.
     Temperature 0 is greedy; above 0 the sampling is seeded and does not change the training's RNG.
     """
@@ -41,34 +46,45 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
     ends = end_tokens(policy, tokenizer)
     stop = StopAtAnswer(tokenizer) if evaluation.stop_at_answer else None
     size = evaluation.batch_size or batch_that_fits(policy, evaluation)
+    padding, limit = tokenizer.pad_token_id, evaluation.max_new_tokens
+    sampling |= {"eos_token_id": sorted(ends), "pad_token_id": padding}
 
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
         nonlocal size
         texts = [render(tokenizer, conversation) for conversation in conversations]
         drafts = [_Draft(ids) for ids in token_ids(tokenizer, texts)]
         waiting = sorted(drafts, key=lambda draft: len(draft.prompt), reverse=True)
+        running: list[_Draft] = []
+        rows: Rows | None = None
         with (
             inference_mode(policy),
+            sampling_weights(policy),
             torch.random.fork_rng(),
             progress_bar("answering", len(drafts)) as bar,
         ):
             torch.manual_seed(seed)
-            while waiting:
-                batch = waiting[:size]
+            while waiting or running:
+                new = waiting[: size - len(running)]
+                batch = running + new
                 try:
-                    _write(
-                        policy, tokenizer, batch, ends, evaluation.max_new_tokens, stop, sampling
-                    )
+                    if new:
+                        found = read(policy, [d.prompt + d.reply for d in new], padding)
+                        rows = found if rows is None else rows.join(found)
+                    assert rows is not None  # there are new ones, or there were rows to keep
+                    rows = _write(policy, rows, batch, ends, limit, stop, sampling)
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise
                     size = max(1, min(size, len(batch)) // 2)
+                    waiting, running, rows = running + waiting, [], None
                     torch.cuda.empty_cache()
                     print(f"out of memory: going on with batches of {size}")
                     continue
-                unfinished = [draft for draft in batch if not draft.ended]
-                waiting = waiting[size:] + unfinished
-                bar.update(len(batch) - len(unfinished))
+                waiting = waiting[len(new) :]
+                running = [draft for draft in batch if not draft.ended]
+                bar.update(len(batch) - len(running))
+                if rows is None:
+                    waiting, running = waiting + running, []
         return [_completion(tokenizer, draft.reply, ends, stop) for draft in drafts]
 
     return generate
@@ -76,41 +92,35 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
 
 def _write(
     policy: Any,
-    tokenizer: Any,
+    rows: Rows,
     drafts: Sequence[_Draft],
     ends: set[int],
     limit: int,
     stop: "StopAtAnswer | None",
     sampling: dict[str, Any],
-) -> None:
-    """Continue all drafts until half of them have ended."""
-    import torch
+) -> Rows | None:
+    """Continue all drafts until half of them have ended.
+
+    Returns the rows of those that go on; None if all ended, or if they have to be read again.
+    """
     from transformers import GenerationConfig, StoppingCriteriaList
 
-    rows = [draft.prompt + draft.reply for draft in drafts]
-    width = max(map(len, rows))
-    padding = [width - len(row) for row in rows]
-    ids = torch.tensor(
-        [[tokenizer.pad_token_id] * n + row for n, row in zip(padding, rows, strict=True)]
-    )
-    mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
+    width = rows.ids.shape[1]
     left = [limit - len(draft.reply) for draft in drafts]
-    criterion = _Round(width, [len(draft.reply) for draft in drafts], left, ends, stop)
-    output = policy.generate(
-        input_ids=ids.to(policy.device),
-        attention_mask=mask.to(policy.device),
-        generation_config=GenerationConfig(
-            max_new_tokens=max(left),
-            eos_token_id=sorted(ends),
-            pad_token_id=tokenizer.pad_token_id,
-            **sampling,
-        ),
+    shortest = SHORTEST_ROUND if rows.cache else READ_AGAIN_ROUND
+    criterion = _Round(width, [len(draft.reply) for draft in drafts], left, ends, stop, shortest)
+    output, written = continue_rows(
+        policy.generate,
+        rows,
+        generation_config=GenerationConfig(max_new_tokens=max(left), **sampling),
         stopping_criteria=StoppingCriteriaList([criterion]),
     )
     new = output[:, width:].tolist()
     for draft, tokens, length in zip(drafts, new, criterion.lengths, strict=True):
         draft.ended = length is not None
         draft.reply += tokens[:length]
+    going_on = [place for place, draft in enumerate(drafts) if not draft.ended]
+    return written.keep(going_on) if written and going_on else None
 
 
 class _Round:
@@ -124,11 +134,12 @@ class _Round:
         left: Sequence[int],
         ends: set[int],
         stop: "StopAtAnswer | None",
+        shortest: int,
     ) -> None:
         self.lengths: list[int | None] = [None] * len(left)
         """Number of new tokens of each row that has ended, with its end token; else None."""
         self._width, self._written, self._left = width, written, left
-        self._ends, self._stop = ends, stop
+        self._ends, self._stop, self._shortest = ends, stop, shortest
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         import torch
@@ -146,7 +157,7 @@ class _Round:
             ):
                 self.lengths[row] = new
         ended = [length is not None for length in self.lengths]
-        if new >= SHORTEST_ROUND and 2 * sum(ended) >= len(ended):
+        if new >= self._shortest and 2 * sum(ended) >= len(ended):
             ended = [True] * len(ended)
         return torch.tensor(ended, device=input_ids.device)
 
@@ -161,8 +172,6 @@ def end_tokens(policy: Any, tokenizer: Any) -> set[int]:
 def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
     """How many replies to write at once: a power of two whose key-value cache and logits take at
     most half of the free GPU memory; 32 on a CPU, where larger batches bring little."""
-    import torch
-
     if policy.device.type != "cuda":
         return 32
     config = policy.config
@@ -170,7 +179,7 @@ def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
     length = evaluation.max_new_tokens + 512  # room for a long prompt
     cache = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head * length
     logits = 2 * 4 * config.vocab_size
-    free, _ = torch.cuda.mem_get_info()
+    free = free_bytes(policy.device)
     return int(2 ** min(8, max(0, int(free / 2 / (cache + logits)).bit_length() - 1)))
 
 

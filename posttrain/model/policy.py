@@ -23,6 +23,7 @@ from posttrain.base.paths import ROOT
 from posttrain.model import adapter
 from posttrain.model.decode_graphs import admit_decode_graphs
 from posttrain.model.device import Device
+from posttrain.model.rollouts import choose_weights
 from posttrain.model.trust import check_model_folder
 from posttrain.settings import Lora, Model, RolloutModel, Training
 
@@ -193,8 +194,12 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
     tokenizer = _set_up_generation(policy, tokenizer)
     # Unsloth sets its own limit on a GPU, which would be saved with the adapter.
     tokenizer.model_max_length = load_tokenizer(model).model_max_length
-    if isinstance(model, RolloutModel) and model.decode_graphs:
-        _admit_decode_graphs(policy)
+    if isinstance(model, RolloutModel):
+        choose_weights(policy, model.rollout_weights, keep=True)
+        if model.decode_graphs:
+            _admit_decode_graphs(policy)
+    else:
+        choose_weights(policy, "auto", keep=False)
     return policy, tokenizer
 
 
@@ -261,6 +266,8 @@ def load_for_scoring(
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"cannot load the model '{name}': {first_line(error)}") from None
+    if is_adapter:
+        choose_weights(model, "auto", keep=False)
     return model, _set_up_generation(model, tokenizer)
 
 

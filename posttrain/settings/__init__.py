@@ -71,6 +71,10 @@ class Model(Section):
 class RolloutModel(Model):
     """A model that also samples the completions that it learns from."""
 
+    rollout_weights: Literal["auto", "merged", "adapter"] = "auto"
+    """What rollouts are sampled from. merged: base and adapter merged for the time, rounded once to
+    the type that the base computes in, one product a layer where the adapter makes three. auto:
+    merged where that needs at most a quarter of the free memory."""
     decode_graphs: bool = False
     """Decode rollouts by CUDA graphs, once they gave the same bits as eager decoding at start-up.
     Not yet proven on a GPU."""

@@ -54,7 +54,11 @@ class ProblemHealth(Health):
     max_unscored: float | None = Field(1.0, gt=0, le=1)
     """Warn where a reward could not score at least this share of the completions; null never warns.
     At 1.0 it scores none, and the run learns nothing from it."""
-    stop_on: list[Literal["flat_groups", "truncated", "reasoning", "kl", "unscored"]] = Field(
-        ["unscored"]
-    )
+    max_sampling_difference: float | None = Field(0.1, gt=0)
+    """Warn where the log-probability that a token was sampled with and the one that is trained on
+    differ by so many nats or more in the mean; null never warns. Rounding in 16 bits makes some
+    thousandths; at 0.1 the policy learns from tokens that another model wrote."""
+    stop_on: list[
+        Literal["flat_groups", "truncated", "reasoning", "kl", "unscored", "sampling"]
+    ] = Field(["unscored"])
     """Limits that stop the run after twice `patience` steps beyond them; the others only warn."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from posttrain.model.device import free_memory
+from posttrain.model.rollouts import cheaper_rollouts
 from posttrain.train.guard import guarded, is_out_of_memory
 from posttrain.train.micro_batches import (
     Batch,
@@ -14,6 +15,9 @@ from posttrain.train.micro_batches import (
     split_completions,
     split_pairs,
 )
+
+ONE_COMPLETION_OF = 32
+"""Of so many completions, one is scored to see how far sampling is from training."""
 
 
 def guarded_dpo(trainer_class: Any) -> Any:
@@ -97,6 +101,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
         """How many completions to score at once without a gradient; None is trl's own size."""
         rows_at_once: int | None
         current_gradient_accumulation_steps: float
+        _sampled: list[list[float]]
+        """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
 
         def count(self, batch: Batch) -> int:
             return len(batch["completion_ids"])
@@ -146,19 +152,51 @@ def guarded_grpo(trainer_class: Any) -> Any:
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             """trl's micro-batch with one more entry: `rewards`, of shape (B, reward functions)."""
-            return {**super()._generate_and_score_completions(inputs), "rewards": self._rewards}
+            self._sampled = []
+            batch = super()._generate_and_score_completions(inputs)
+            if self._sampled and self.model.training:
+                self._log_sampling_difference(batch, self._sampled)
+            return {**batch, "rewards": self._rewards}
+
+        def _log_sampling_difference(self, batch: Batch, sampled: list[list[float]]) -> None:
+            """Log how far the log-probabilities that tokens were sampled with are from those that
+            are trained on, in some of the completions, under the names that trl has for vLLM."""
+            import torch
+
+            count, length = batch["completion_ids"].shape
+            some = range(0, count, min(count, ONE_COMPLETION_OF))
+            ids, mask = (
+                torch.cat([batch[f"prompt_{part}"][some], batch[f"completion_{part}"][some]], 1)
+                for part in ("ids", "mask")
+            )
+            with torch.no_grad():
+                trained = self._get_per_token_logps_and_entropies(
+                    self.model, ids, mask, length, batch_size=1
+                )[0]
+            kept = batch["completion_mask"][some].bool()
+            drawn = torch.tensor([sampled[row][:length] for row in some], device=trained.device)
+            apart = (trained - drawn).abs()[kept]
+            for name, value in (("mean", apart.mean()), ("max", apart.max())):
+                values = self.accelerator.gather(value)
+                logged = values.mean() if name == "mean" else values.max()
+                self._metrics["train"][f"sampling/sampling_logp_difference/{name}"].append(
+                    logged.item()
+                )
 
         def _generate_single_turn(self, prompt_ids: Any, *rest: Any, **named: Any) -> Any:
-            if self.watch is None or self.use_vllm:
+            if self.watch is None or self.use_vllm or self.use_transformers_continuous_batching:
                 return super()._generate_single_turn(prompt_ids, *rest, **named)
             checkpointing = self.model.is_gradient_checkpointing
+            plain = not (self.args.cache_implementation or self.args.generation_kwargs)
             while True:
                 rows = self.prompts_at_once or len(prompt_ids)
                 try:
                     ids: list[Any] = []
-                    for start in range(0, len(prompt_ids), rows):
-                        some = prompt_ids[start : start + rows]
-                        ids += super()._generate_single_turn(some, *rest, **named)[0]
+                    with cheaper_rollouts(self.model, self.temperature, plain) as log_probs:
+                        for start in range(0, len(prompt_ids), rows):
+                            some = prompt_ids[start : start + rows]
+                            ids += super()._generate_single_turn(some, *rest, **named)[0]
+                    self._sampled = log_probs
                     return ids, None
                 except RuntimeError as error:
                     if not is_out_of_memory(error):

@@ -107,6 +107,15 @@ def _problem_rules(health: ProblemHealth) -> list[Rule]:
             "training.beta"
         )
         rules.append(Rule("kl", _logged("kl"), health.max_kl, False, message))
+    if health.max_sampling_difference is not None:
+        message = (
+            "for {steps} the log-probabilities that tokens were sampled with have been "
+            "{value:.2g} nats from those trained on (health.max_sampling_difference = {limit:g}): "
+            "rollouts come from another model than the one that learns. Set "
+            "model.rollout_weights: adapter, and model.fast_inference: never"
+        )
+        measure = _logged("sampling/sampling_logp_difference/mean")
+        rules.append(Rule("sampling", measure, health.max_sampling_difference, False, message))
     return rules
 
 

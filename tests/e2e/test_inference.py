@@ -1,5 +1,6 @@
 """Generating replies and scoring given ones, on the demo model in float32."""
 
+import functools
 import math
 import random
 from collections.abc import Sequence
@@ -124,6 +125,7 @@ def test_one_long_reply_does_not_hold_up_the_others(
     work = 0
     forward = model.forward
 
+    @functools.wraps(forward)  # transformers asks it for the names of its arguments
     def counting(*arguments: Any, **named: Any) -> Any:
         nonlocal work
         work += named["input_ids"].shape[0]

@@ -278,6 +278,17 @@ def test_a_judge_that_wants_french(
     assert set(json.loads(rows[0])) == {"comparison", "order", "verdict", "reply"}
 
 
+def test_replies_that_all_stayed_the_same(
+    api: Server, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a run of a few steps: there is nothing to ask, and still a report."""
+    before = (run / "eval" / "before_replies.jsonl").read_bytes()
+    (run / "eval" / "after_replies.jsonl").write_bytes(before)
+    report = ask(run, api)
+    assert not api.bodies and "0 to ask" in capsys.readouterr().out
+    assert (report["wins"], report["ties"], report["identical_replies"]) == (0, 10, 10)
+
+
 def test_a_judge_that_wants_length(api: Server, run: Path) -> None:
     """The English replies are the longer ones."""
     api.plan = longer_judge

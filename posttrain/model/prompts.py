@@ -1,0 +1,162 @@
+"""Read prompts once, and keep what was read while replies are written.
+
+What rows of a batch have in common is read once: the turn that all prompts begin with, and a prompt
+that several rows continue. Reading fills a cache of keys and values. Those of a token do not depend
+on where in the batch it stands, as long as its position is counted without the padding: so rows can
+leave a batch, and others join it, without anything being read again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Cache = list[tuple[Any, Any]]
+SHORTEST_START = 8  # tokens: a shorter beginning is read again, which costs less than a pass
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of W columns. Padding is on the left of a row, or within it.
+
+    Either all columns but the last are read, or none is and the cache is empty.
+    """
+
+    ids: Any
+    """Token ids, (B, W)."""
+    mask: Any
+    """1 where there is a token, 0 where there is padding, (B, W)."""
+    cache: Cache
+    """Keys and values of each layer, both (B, heads, W - 1, size)."""
+
+    def keep(self, rows: Sequence[int]) -> "Rows":
+        """Only these rows, without the columns in which they all have padding."""
+        import torch
+
+        chosen = torch.tensor(rows, device=self.ids.device)
+        columns = self.mask[chosen].any(0)
+        return Rows(
+            self.ids[chosen][:, columns],
+            self.mask[chosen][:, columns],
+            [(k[chosen][:, :, columns[:-1]], v[chosen][:, :, columns[:-1]]) for k, v in self.cache],
+        )
+
+    def join(self, other: "Rows") -> "Rows":
+        """These rows and then the other ones, padded on the left to the same width."""
+        import torch
+
+        width = max(self.ids.shape[1], other.ids.shape[1])
+        a, b = self._pad(width), other._pad(width)
+        return Rows(
+            torch.cat([a.ids, b.ids]),
+            torch.cat([a.mask, b.mask]),
+            [
+                (torch.cat([k, other_k]), torch.cat([v, other_v]))
+                for (k, v), (other_k, other_v) in zip(a.cache, b.cache, strict=True)
+            ],
+        )
+
+    def _pad(self, width: int) -> "Rows":
+        from torch.nn.functional import pad
+
+        more = width - self.ids.shape[1]
+        if not more:
+            return self
+        cache = [(pad(k, (0, 0, more, 0)), pad(v, (0, 0, more, 0))) for k, v in self.cache]
+        return Rows(pad(self.ids, (more, 0)), pad(self.mask, (more, 0)), cache)
+
+
+def read(policy: Any, prompts: Sequence[Sequence[int]], padding: int) -> Rows:
+    """Read prompts of at least two tokens up to their last token; `padding` is the id to pad with.
+
+    Nothing is read yet where it could not be kept: on a GPU, where Unsloth decodes with a cache of
+    its own, and where a layer sees only the last columns, of which padding would take some.
+    """
+    if policy.device.type != "cpu" or not _keeps_all(policy.config):
+        return _in_columns(prompts, 0, padding, policy.device)
+    different = list(dict.fromkeys(map(tuple, prompts)))
+    start = common_start(different) if len(different) > 1 else 0
+    start = start if start >= SHORTEST_START else 0
+    rows = _in_columns(different, start, padding, policy.device)
+    cache: Cache = []
+    if start:
+        first = _forward(policy, rows.ids[:1, :start], rows.mask[:1, :start], [])
+        cache = [
+            tuple(part.expand(len(different), -1, -1, -1) for part in layer) for layer in first
+        ]
+    if start < rows.ids.shape[1] - 1:
+        cache = _forward(policy, rows.ids[:, start:-1], rows.mask[:, :-1], cache)
+    place = {prompt: row for row, prompt in enumerate(different)}
+    return Rows(rows.ids, rows.mask, cache).keep([place[tuple(prompt)] for prompt in prompts])
+
+
+def continue_rows(
+    generate: Callable[..., Any], rows: Rows, **arguments: Any
+) -> tuple[Any, Rows | None]:
+    """Continue the rows with a model's generate(), which gets the other arguments.
+
+    Returns the token ids with the new ones, (B, W + n), and the rows that they make; None in their
+    place if nothing of them was kept.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    if not rows.cache:
+        return generate(input_ids=rows.ids, attention_mask=rows.mask, **arguments), None
+    cache = DynamicCache(rows.cache)
+    ids = generate(input_ids=rows.ids, attention_mask=rows.mask, past_key_values=cache, **arguments)
+    new = torch.ones_like(ids[:, rows.ids.shape[1] :])
+    return ids, Rows(ids, torch.cat([rows.mask, new], 1), _kept(cache))
+
+
+def common_start(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all prompts begin with, leaving each at least one of its own."""
+    # What the first and the last in alphabetical order share, all between them share too.
+    pairs = zip(min(prompts), max(prompts), strict=False)
+    same = next((n for n, (a, b) in enumerate(pairs) if a != b), len(min(prompts)))
+    return min(same, *(len(prompt) - 1 for prompt in prompts))
+
+
+def _keeps_all(config: Any) -> bool:
+    """Whether every layer of a model sees all tokens before, and so keeps them."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+def _in_columns(prompts: Sequence[Sequence[int]], start: int, padding: int, device: Any) -> Rows:
+    """Prompts side by side: their first `start` tokens, padding, and the rest of each."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), padding)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        rest = len(prompt) - start
+        for part, columns in (
+            (prompt[:start], slice(0, start)),
+            (prompt[start:], slice(width - rest, width)),
+        ):
+            ids[row, columns] = torch.tensor(part, dtype=torch.long)
+            mask[row, columns] = 1
+    return Rows(ids.to(device), mask.to(device), [])
+
+
+def _forward(policy: Any, ids: Any, mask: Any, cache: Cache) -> Cache:
+    """The keys and values of each layer after reading ids (B, n); mask (B, read before + n)."""
+    from transformers import DynamicCache
+
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    output = policy(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=DynamicCache(cache),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return _kept(output.past_key_values)
+
+
+def _kept(cache: Any) -> Cache:
+    return [(layer.keys, layer.values) for layer in cache.layers]

@@ -1,0 +1,487 @@
+"""Sampling from merged weights and reading prompts once change the cost, not the result."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.data.problems import load_problems
+from posttrain.data.render import render, token_ids
+from posttrain.model import policy, rollouts
+from posttrain.model.prompts import Rows, common_start, continue_rows, read
+from posttrain.run.folder import RunFolder
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.train.stop import StopRequest
+from posttrain.train.watch import Watch
+from scripts import grpo
+from tests.helpers import ROOT
+
+CONFIG = ROOT / "configs" / "grpo_demo.yaml"
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a model is built
+
+KINDS = {
+    "lora": [],
+    "rslora": ["lora.use_rslora=true"],
+    "dora": ["lora.use_dora=true"],
+    "pissa": ["lora.init=pissa"],
+    "4 bits": ["model.load_in_4bit=true", "model.dtype=bfloat16"],
+    "4 bits dora": ["model.load_in_4bit=true", "model.dtype=bfloat16", "lora.use_dora=true"],
+}
+
+
+def settings_of(*overrides: str) -> GRPOSettings:
+    return load_settings(GRPOSettings, CONFIG, list(overrides))
+
+
+def load(*overrides: str) -> tuple[Any, Any]:
+    """A policy whose adapter has an effect, and its tokenizer."""
+    import torch
+
+    settings = settings_of(*overrides)
+    loaded = policy.load(settings.model, settings.lora, settings.training, verbose=False)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in loaded[0].named_parameters():
+            if "lora_B" in name:
+                weight.add_(0.05 * torch.randn_like(weight))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Any, Any]:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def prompts(loaded: tuple[Any, Any]) -> list[list[int]]:
+    """Twelve problems, four times each, as GRPO has them."""
+    settings = settings_of()
+    found, _ = load_problems(settings.data)
+    rows = [grpo.trainer_row(problem, settings) for problem in found[:12]]
+    tokenizer = loaded[1]
+    ids = token_ids(tokenizer, [render(tokenizer, row["prompt"]) for row in rows])
+    return [prompt for prompt in ids for _ in range(4)]
+
+
+def padded(prompts: list[list[int]], padding: int) -> dict[str, Any]:
+    """The arguments of generate() as trl gives them."""
+    import torch
+
+    width = max(map(len, prompts))
+    rows = [
+        ([padding] * (width - len(p)) + p, [0] * (width - len(p)) + [1] * len(p)) for p in prompts
+    ]
+    ids, mask = (torch.tensor(part) for part in zip(*rows, strict=True))
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generation(tokenizer: Any, **options: Any) -> Any:
+    from transformers import GenerationConfig
+
+    options = {"max_new_tokens": 24, "do_sample": False, **options}
+    return GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **options
+    )
+
+
+def logits(model: Any, prompts: list[list[int]]) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return torch.stack([model(torch.tensor([p])).logits[0, -1].float() for p in prompts])
+
+
+def lora_layers(model: Any) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+# --- merged weights -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merged_weight_is_what_peft_merges(kind: str) -> None:
+    """In float32 to its rounding; 4-bit weights are unpacked, summed and rounded once."""
+    import torch
+    from peft.utils.integrations import dequantize_module_weight
+
+    model, _ = load(*KINDS[kind])
+    layers = lora_layers(model)
+    assert len(layers) == 7 * model.config.num_hidden_layers
+    for layer in layers.values():
+        found = rollouts.merged_weight(layer)
+        base = dequantize_module_weight(layer.get_base_layer()).float()
+        if kind == "4 bits":
+            expected = base + layer.get_delta_weight("default")
+        elif kind == "4 bits dora":
+            summed = base + layer.get_delta_weight("default")
+            lengths = layer.lora_magnitude_vector["default"].weight
+            expected = summed * (lengths / summed.norm(dim=1))[:, None]
+        else:
+            merging = copy.deepcopy(layer)
+            merging.merge(safe_merge=True)
+            expected = merging.get_base_layer().weight
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, expected, atol=1e-6, rtol=1e-5)
+        assert (found - base).abs().max() > 1e-3, "the adapter changes it"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_merged_model_is_the_adapted_one(kind: str, prompts: list[list[int]]) -> None:
+    import torch
+
+    model, _ = load(*KINDS[kind])
+    model.eval()
+    some = prompts[::4]
+    adapted = logits(model, some)
+    with model.disable_adapter():
+        base = logits(model, some)
+    with rollouts.sampling_weights(model):
+        assert not lora_layers(model)
+        merged = logits(model, some)
+    assert torch.equal(logits(model, some), adapted)
+    effect = (adapted - base).abs().max()
+    limit = 0.1 if "4 bits" in kind else 1e-4  # of bfloat16, at every layer
+    assert (merged - adapted).abs().max() < limit * effect
+
+
+def test_layers_weights_and_modes_are_as_before(loaded: tuple[Any, Any]) -> None:
+    import torch
+
+    model, _ = loaded
+    model.train()
+    layers = lora_layers(model)
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for error in (None, KeyboardInterrupt(), torch.OutOfMemoryError("full")):
+        try:
+            with rollouts.sampling_weights(model):
+                assert not lora_layers(model)
+                model.eval()
+                model.train()
+                if error is not None:
+                    raise error
+        except (KeyboardInterrupt, torch.OutOfMemoryError):
+            pass
+        again = lora_layers(model)
+        assert list(again) == list(layers)
+        assert all(again[name] is layer for name, layer in layers.items())
+        assert all(layer.training for layer in layers.values())
+        assert dict(model.named_parameters()).keys() == weights.keys()
+        assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    model.eval()
+    with rollouts.sampling_weights(model):
+        model.train()
+    assert all(module.training for module in model.modules())
+
+
+def test_the_memory_stays_at_its_addresses_only_where_it_is_kept(loaded: tuple[Any, Any]) -> None:
+    model, _ = loaded
+    merged = rollouts.MergedWeights(model)
+
+    def addresses(keep: bool) -> list[int]:
+        with merged.in_place(keep):
+            found = [m.weight.data_ptr() for n, m in model.named_modules() if n.endswith("_proj")]
+        return found
+
+    assert addresses(keep=True) == addresses(keep=True)
+    assert merged._linears
+    addresses(keep=False)
+    assert not merged._linears
+
+
+def test_merged_weights_follow_the_training(
+    loaded: tuple[Any, Any], prompts: list[list[int]]
+) -> None:
+    import torch
+
+    model, _ = loaded
+    model.eval()
+    with rollouts.sampling_weights(model):
+        before = logits(model, prompts[:1])
+    layer = next(iter(lora_layers(model).values()))
+    with torch.no_grad():
+        layer.lora_B["default"].weight.add_(0.1)
+    try:
+        with rollouts.sampling_weights(model):
+            after = logits(model, prompts[:1])
+        assert (
+            (after - logits(model, prompts[:1])).abs().max() < 1e-4 < (after - before).abs().max()
+        )
+    finally:
+        with torch.no_grad():
+            layer.lora_B["default"].weight.sub_(0.1)
+
+
+def test_the_reference_is_not_merged(loaded: tuple[Any, Any], prompts: list[list[int]]) -> None:
+    import torch
+
+    model, _ = loaded
+    model.eval()
+    with model.disable_adapter():
+        reference = logits(model, prompts[:2])
+        with rollouts.sampling_weights(model):
+            assert torch.equal(logits(model, prompts[:2]), reference)
+
+
+def test_auto_leaves_the_memory_to_what_needs_it(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = loaded
+    needed = rollouts.MergedWeights(model).bytes
+    assert needed == sum(4 * layer.weight.numel() for layer in lora_layers(model).values())
+    monkeypatch.setattr(rollouts, "_CHOSEN", {})
+    for choice, free, used in (
+        ("auto", 4 * needed, True),
+        ("auto", 4 * needed - 1, False),
+        ("merged", 0, True),
+        ("adapter", 100 * needed, False),
+    ):
+        rollouts._CHOSEN.clear()
+        monkeypatch.setattr(rollouts, "free_bytes", lambda _, free=free: free)
+        rollouts.choose_weights(model, choice, keep=True)
+        assert (model in rollouts._CHOSEN) == used
+        said = capsys.readouterr().out
+        assert ("Rollouts are sampled from merged weights" in said) == used
+        assert ("note: sampling through the adapter" in said) == (not used and choice == "auto")
+
+
+def test_an_adapter_that_cannot_be_merged(capsys: pytest.CaptureFixture[str]) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "assets" / "demo_model")
+    model = get_peft_model(base, LoraConfig(target_modules=["embed_tokens", "q_proj"]))
+    rollouts.choose_weights(model, "merged", keep=True)
+    assert "cannot be merged: embed_tokens is not a linear layer" in capsys.readouterr().out
+    assert model not in rollouts._CHOSEN
+
+
+# --- prompts read once ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"do_sample": True, "top_k": 0}, {"repetition_penalty": 1.3}]
+)
+def test_tokens_are_those_of_whole_prompts(
+    loaded: tuple[Any, Any], prompts: list[list[int]], options: dict[str, Any]
+) -> None:
+    import torch
+
+    model, tokenizer = loaded
+    model.eval()
+    config = generation(tokenizer, **options)
+    whole = padded(prompts, tokenizer.pad_token_id)
+    own = vars(model).get("generate")
+    torch.manual_seed(3)
+    expected = model.generate(**whole, generation_config=config)
+    assert len({tuple(row) for row in expected.tolist()}) > 6
+    torch.manual_seed(3)
+    with rollouts.cheaper_rollouts(model, 1.0, read_once=True) as noted:
+        found = model.generate(**whole, generation_config=config)
+    assert torch.equal(found, expected)
+    assert len(noted) == len(prompts)
+    assert vars(model).get("generate") is own
+
+
+def test_what_prompts_share_is_read_once(
+    loaded: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded
+    tokens = 0
+    embed = model.get_input_embeddings()
+    forward = embed.forward
+
+    def counting(ids: Any) -> Any:
+        nonlocal tokens
+        tokens += ids.numel()
+        return forward(ids)
+
+    monkeypatch.setattr(embed, "forward", counting)
+    rows = read(model, prompts, tokenizer.pad_token_id)
+    different = [prompts[i] for i in range(0, len(prompts), 4)]
+    start = common_start([tuple(p) for p in different])
+    assert start > 30, "the system turn"
+    longest = max(map(len, different)) - start
+    assert tokens == start + len(different) * (longest - 1)
+    assert tokens < 0.25 * len(prompts) * (start + longest)
+    assert rows.ids.shape[0] == len(prompts)
+
+
+def test_rows_leave_and_join_without_being_read_again(
+    loaded: tuple[Any, Any], prompts: list[list[int]]
+) -> None:
+    """Four rows are continued, two of them leave, others join: all end as if left alone."""
+    import torch
+
+    model, tokenizer = loaded
+    model.eval()
+    padding = tokenizer.pad_token_id
+    alone = [
+        model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            generation_config=generation(tokenizer, min_new_tokens=24),
+        )[0, len(prompt) :].tolist()
+        for prompt in prompts[::4]
+    ]
+
+    def go_on(rows: Rows, tokens: int) -> tuple[list[list[int]], Rows]:
+        config = generation(tokenizer, max_new_tokens=tokens, min_new_tokens=tokens)
+        ids, written = continue_rows(model.generate, rows, generation_config=config)
+        assert written is not None
+        return ids[:, rows.ids.shape[1] :].tolist(), written
+
+    rows = read(model, [prompts[4 * i] for i in (0, 1, 2, 3)], padding)
+    first, rows = go_on(rows, 10)
+    rows = rows.keep([3, 1])
+    assert rows.mask.any(0).all(), "columns of padding alone are gone"
+    joined = rows.join(read(model, [prompts[4 * i] for i in (4, 5, 6)], padding))
+    second, joined = go_on(joined, 14)
+    assert joined.mask.sum(1).tolist()[:2] == [len(prompts[4 * i]) + 24 for i in (3, 1)]
+    assert first == [alone[i][:10] for i in (0, 1, 2, 3)]
+    assert second[:2] == [alone[i][10:24] for i in (3, 1)]
+    assert second[2:] == [alone[i][:14] for i in (4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([(1, 2, 3), (1, 2, 4)], 2),
+        ([(1, 2, 3), (1, 2)], 1),
+        ([(1, 2, 3), (1, 2, 3, 4), (1, 5)], 1),
+        ([(1, 2), (3, 4)], 0),
+        ([(7, 8, 9)], 2),
+    ],
+)
+def test_common_start(prompts: list[tuple[int, ...]], expected: int) -> None:
+    assert common_start(prompts) == expected
+
+
+def test_a_window_of_attention_is_not_narrowed_by_padding(prompts: list[list[int]]) -> None:
+    """Where layers see only so many columns, prompts are read whole."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    model = Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=1000,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"],
+        )
+    )
+    rows = read(model, prompts[:8], padding=0)
+    assert rows.cache == []
+    assert rows.mask.sum(1).tolist() == [len(prompt) for prompt in prompts[:8]]
+
+
+# --- what tokens were sampled with ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_noted_log_probs_are_the_policys(
+    loaded: tuple[Any, Any], prompts: list[list[int]], temperature: float
+) -> None:
+    import torch
+
+    model, tokenizer = loaded
+    model.eval()
+    config = generation(tokenizer, do_sample=True, temperature=temperature, top_k=0)
+    torch.manual_seed(5)
+    with rollouts.cheaper_rollouts(model, temperature, read_once=True) as noted:
+        found = model.generate(
+            **padded(prompts[:8], tokenizer.pad_token_id), generation_config=config
+        )
+    width = max(map(len, prompts[:8]))
+    for prompt, row, log_probs in zip(prompts[:8], found[:, width:].tolist(), noted, strict=True):
+        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+        with torch.no_grad():
+            scores = model(torch.tensor([prompt + row[:end]])).logits[0, len(prompt) - 1 : -1]
+        expected = (scores / temperature).log_softmax(-1)[range(end), row[:end]]
+        assert torch.allclose(torch.tensor(log_probs[:end]), expected, atol=1e-4)
+
+
+# --- in training ----------------------------------------------------------------------------------
+
+
+class Trained:
+    """Three steps of GRPO on the demo; what was logged, sampled and learnt."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        settings = settings_of(
+            *("training.max_steps=3", "training.per_device_train_batch_size=16"),
+            *("training.save_steps=100", *overrides),
+        )
+        model, tokenizer = policy.load(
+            settings.model, settings.lora, settings.training, verbose=False
+        )
+        problems, _ = load_problems(settings.data)
+        functions = grpo.load_rewards(settings, problems[0])
+        run = RunFolder(folder)
+        run.open(fresh=False)
+        self.trainer, _ = grpo.build_trainer(
+            model, tokenizer, problems[:64], settings, functions, run
+        )
+        Watch(self.trainer, settings, run, StopRequest(None))
+        self.completions: list[Any] = []
+        generate = self.trainer._generate_single_turn
+
+        def recording(*arguments: Any, **named: Any) -> Any:
+            out = generate(*arguments, **named)
+            self.completions.append(out[0])
+            return out
+
+        self.trainer._generate_single_turn = recording
+        self.trainer.train()
+        self.log = [row for row in self.trainer.state.log_history if "loss" in row]
+        self.adapter = {
+            name: weight.detach().clone()
+            for name, weight in model.named_parameters()
+            if weight.requires_grad
+        }
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trained, Trained]]:
+    folder = tmp_path_factory.mktemp("rollouts")
+    merged = Trained(folder / "merged", "model.rollout_weights=merged")
+    yield merged, Trained(folder / "adapter", "model.rollout_weights=adapter")
+
+
+def test_training_on_merged_rollouts_is_bitwise_the_same(both: tuple[Trained, Trained]) -> None:
+    import torch
+
+    merged, adapter = both
+    assert merged.trainer.model in rollouts._CHOSEN
+    assert adapter.trainer.model not in rollouts._CHOSEN
+    assert merged.completions == adapter.completions
+    assert [row["loss"] for row in merged.log] == [row["loss"] for row in adapter.log]
+    assert any(row["loss"] for row in merged.log)
+    assert all(torch.equal(w, adapter.adapter[name]) for name, w in merged.adapter.items())
+
+
+def test_the_difference_is_logged_and_is_that_of_float32(both: tuple[Trained, Trained]) -> None:
+    for trained in both:
+        for row in trained.log:
+            mean, most = (
+                row[f"sampling/sampling_logp_difference/{name}"] for name in ("mean", "max")
+            )
+            assert 0 <= mean <= most < 1e-3
+
+
+def test_a_wrong_merge_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollouts from other weights than those trained on: the difference is large and warned of."""
+    right = rollouts.merged_weight
+    monkeypatch.setattr(rollouts, "merged_weight", lambda layer: right(layer).roll(1, 0))
+    trained = Trained(tmp_path / "wrong", "model.rollout_weights=merged", "health.patience=3")
+    assert all(row["sampling/sampling_logp_difference/mean"] > 0.1 for row in trained.log)
+    events = (tmp_path / "wrong" / "health.jsonl").read_text(encoding="utf-8")
+    assert "sampling" in events and "model.rollout_weights" in events
