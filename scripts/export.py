@@ -11,7 +11,6 @@ compiler, and minutes to build llama-quantize, once.
 """
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ if __name__ == "__main__":
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import run_command
-from posttrain.base.process import run_main
+from posttrain.base.process import run_main, share_the_processor
 from posttrain.export import session, source
 from posttrain.export.hub import push
 from posttrain.report import live
@@ -36,7 +35,7 @@ from posttrain.settings.help import listed
 def main(argv: list[str] | None = None) -> int:
     """Export what was asked for; returns the exit code."""
     asked = parse(argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as in policy.start
+    share_the_processor()
     trained = source.find(asked.run, asked.output)
     given = {
         "to": asked.to.split(",") if asked.to else None,

@@ -4,9 +4,10 @@ import os
 
 import pytest
 
+from posttrain.base.process import share_the_processor
+
 os.environ["WANDB_MODE"] = "disabled"
-# Several processes at once on few cores: waiting threads sleep, as policy.start has it.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+share_the_processor()  # several processes at once on few cores
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,6 +36,16 @@ class _Unheard(io.FileIO):
             return len(memoryview(data))  # type: ignore[arg-type]
 
 
+def share_the_processor() -> None:
+    """Let threads that wait for each other do so for microseconds, and then sleep.
+
+    Call it before torch is imported. Waiting for longer made single steps of the demo take thirty
+    times as long beside other programs; not waiting at all made every step take twice as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def outlive_readers() -> None:
     """Let standard output and error lose their readers without an error, or have none at all."""
     for descriptor in range(3):

@@ -1,6 +1,7 @@
 """Generate replies with the policy, in batches that fit the memory."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,53 +9,64 @@ from eval import Completion, Conversation, Generate
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render, token_ids
 from posttrain.model.device import free_bytes
+from posttrain.model.merged import sampling_weights
 from posttrain.model.policy import inference_mode
-from posttrain.model.prompts import Rows, continue_rows, read
-from posttrain.model.rollouts import sampling_weights
+from posttrain.model.prompts import Reader, Rows, continue_rows
 from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 
 LONGEST_ANSWER = 96  # tokens: enough for an answer element of 64 characters with its tags
-SHORTEST_ROUND = 8  # tokens: below it, putting rows in and out would cost more than it saves
-READ_AGAIN_ROUND = 32  # the same where rows are read again
+SHORT_ROUND = 8  # tokens: below it, taking rows out and in would cost more than it saves
+LONG_ROUND = 32  # the same where rows are read again
+ENOUGH = 0.25  # share of a batch that has ended before rows are taken out
 
 
 @dataclass
-class _Draft:
+class Draft:
     """A reply being written."""
 
     prompt: list[int]
     reply: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    """What the reply's tokens were sampled with, where that is noted."""
     ended: bool = False
 
 
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
     """A generate function that uses the policy, with its adapter on and, if it can be, merged.
 
-    Prompts are batched by length. When half of a batch has ended, the next prompts take its place.
-    Where what was read cannot be kept (see posttrain/model/prompts.py), the other half waits until
-    all prompts were started, and is then continued in batches of similar length. So a long reply
+    Prompts are batched by length. Once enough of a batch has ended, the next ones take its place.
+    Where what was read cannot be kept (see posttrain/model/prompts.py), the others wait until all
+    prompts were started, and are then continued in batches of similar length. So a long reply
     neither keeps a batch of ended replies running nor pads new ones to its length.
     If a batch does not fit the memory, it is halved and tried again; earlier replies are kept.
     Temperature 0 is greedy; above 0 the sampling is seeded and does not change the training's RNG.
     """
     import torch
+    from transformers import GenerationConfig
 
     sampling: dict[str, Any] = {"do_sample": False}
     if evaluation.temperature > 0:
         sampling = {"do_sample": True, "temperature": evaluation.temperature, "top_k": 0}
-    ends = end_tokens(policy, tokenizer)
+    ends, padding = end_tokens(policy, tokenizer), tokenizer.pad_token_id
+    config = GenerationConfig(
+        max_new_tokens=evaluation.max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=padding,
+        **sampling,
+    )
     stop = StopAtAnswer(tokenizer) if evaluation.stop_at_answer else None
     size = evaluation.batch_size or batch_that_fits(policy, evaluation)
-    padding, limit = tokenizer.pad_token_id, evaluation.max_new_tokens
-    sampling |= {"eos_token_id": sorted(ends), "pad_token_id": padding}
+    # What is sampled for a row depends on the rows beside it: they change as seldom as can be.
+    shortest = SHORT_ROUND if evaluation.temperature == 0 else LONG_ROUND
 
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
         nonlocal size
         texts = [render(tokenizer, conversation) for conversation in conversations]
-        drafts = [_Draft(ids) for ids in token_ids(tokenizer, texts)]
+        drafts = [Draft(ids) for ids in token_ids(tokenizer, texts)]
+        reader = Reader(policy, [draft.prompt for draft in drafts], padding)
         waiting = sorted(drafts, key=lambda draft: len(draft.prompt), reverse=True)
-        running: list[_Draft] = []
+        running: list[Draft] = []
         rows: Rows | None = None
         with (
             inference_mode(policy),
@@ -68,10 +80,10 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
                 batch = running + new
                 try:
                     if new:
-                        found = read(policy, [d.prompt + d.reply for d in new], padding)
+                        found = reader.read([draft.prompt + draft.reply for draft in new])
                         rows = found if rows is None else rows.join(found)
                     assert rows is not None  # there are new ones, or there were rows to keep
-                    rows = _write(policy, rows, batch, ends, limit, stop, sampling)
+                    rows = write(policy.generate, rows, batch, config, shortest, stop)
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise
@@ -90,42 +102,58 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
     return generate
 
 
-def _write(
-    policy: Any,
+def write(
+    generate: Callable[..., Any],
     rows: Rows,
-    drafts: Sequence[_Draft],
-    ends: set[int],
-    limit: int,
-    stop: "StopAtAnswer | None",
-    sampling: dict[str, Any],
+    drafts: Sequence[Draft],
+    config: Any,
+    shortest: int,
+    stop: "StopAtAnswer | None" = None,
+    sampled: Any = None,
 ) -> Rows | None:
-    """Continue all drafts until half of them have ended.
+    """Continue all drafts until enough of them have ended, and for `shortest` tokens at least.
 
-    Returns the rows of those that go on; None if all ended, or if they have to be read again.
+    Args:
+        generate: the model's.
+        rows: the drafts' prompts, and what was written of their replies.
+        config: a GenerationConfig with the length of a whole reply.
+        sampled: a logits processor that samples and notes the log-probabilities (rollouts.py).
+
+    Returns:
+        The rows of the drafts that go on; None if all ended, or if they have to be read again.
     """
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     width = rows.ids.shape[1]
-    left = [limit - len(draft.reply) for draft in drafts]
-    shortest = SHORTEST_ROUND if rows.cache else READ_AGAIN_ROUND
+    left = [config.max_new_tokens - len(draft.reply) for draft in drafts]
+    several = config.eos_token_id
+    ends = set(several if isinstance(several, list) else [several])
+    shortest = shortest if rows.cache else LONG_ROUND
     criterion = _Round(width, [len(draft.reply) for draft in drafts], left, ends, stop, shortest)
+    round_config = copy.copy(config)
+    round_config.max_new_tokens = max(left)
     output, written = continue_rows(
-        policy.generate,
+        generate,
         rows,
-        generation_config=GenerationConfig(max_new_tokens=max(left), **sampling),
+        generation_config=round_config,
         stopping_criteria=StoppingCriteriaList([criterion]),
+        logits_processor=LogitsProcessorList([] if sampled is None else [sampled]),
     )
     new = output[:, width:].tolist()
-    for draft, tokens, length in zip(drafts, new, criterion.lengths, strict=True):
+    noted = sampled.noted(output[:, -1]) if sampled else []
+    for row, draft in enumerate(drafts):
+        length = criterion.lengths[row]
         draft.ended = length is not None
-        draft.reply += tokens[:length]
+        draft.reply += new[row][:length]
+        if noted:
+            draft.log_probs += noted[row][:length]
     going_on = [place for place, draft in enumerate(drafts) if not draft.ended]
     return written.keep(going_on) if written and going_on else None
 
 
 class _Round:
     """Stopping criterion: a row ends at an end token, its limit or its answer; all rows end once
-    half of them have."""
+    enough of them have."""
 
     def __init__(
         self,
@@ -157,7 +185,7 @@ class _Round:
             ):
                 self.lengths[row] = new
         ended = [length is not None for length in self.lengths]
-        if new >= self._shortest and 2 * sum(ended) >= len(ended):
+        if new >= self._shortest and sum(ended) >= ENOUGH * len(ended):
             ended = [True] * len(ended)
         return torch.tensor(ended, device=input_ids.device)
 

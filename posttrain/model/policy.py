@@ -20,10 +20,11 @@ from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError, PostTrainError, first_line
 from posttrain.base.files import model_fingerprint
 from posttrain.base.paths import ROOT
+from posttrain.base.process import share_the_processor
 from posttrain.model import adapter
 from posttrain.model.decode_graphs import admit_decode_graphs
 from posttrain.model.device import Device
-from posttrain.model.rollouts import choose_weights
+from posttrain.model.merged import choose_weights
 from posttrain.model.trust import check_model_folder
 from posttrain.settings import Lora, Model, RolloutModel, Training
 
@@ -41,9 +42,7 @@ def start(verbose: bool, threads: int | None) -> Device:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "outputs" / ".unsloth_cache"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Waiting threads sleep. On a CPU that is shared with other programs, busy waiting made single
-    # steps of the demo take thirty times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_the_processor()
     with quiet(verbose):
         try:
             importlib.import_module("unsloth")

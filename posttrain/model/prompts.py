@@ -6,7 +6,7 @@ on where in the batch it stands, as long as its position is counted without the 
 leave a batch, and others join it, without anything being read again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,28 +65,43 @@ class Rows:
         return Rows(pad(self.ids, (more, 0)), pad(self.mask, (more, 0)), cache)
 
 
-def read(policy: Any, prompts: Sequence[Sequence[int]], padding: int) -> Rows:
-    """Read prompts of at least two tokens up to their last token; `padding` is the id to pad with.
+class Reader:
+    """Reads prompts of at least two tokens up to their last token.
 
     Nothing is read yet where it could not be kept: on a GPU, where Unsloth decodes with a cache of
     its own, and where a layer sees only the last columns, of which padding would take some.
     """
-    if policy.device.type != "cpu" or not _keeps_all(policy.config):
-        return _in_columns(prompts, 0, padding, policy.device)
-    different = list(dict.fromkeys(map(tuple, prompts)))
-    start = common_start(different) if len(different) > 1 else 0
-    start = start if start >= SHORTEST_START else 0
-    rows = _in_columns(different, start, padding, policy.device)
-    cache: Cache = []
-    if start:
-        first = _forward(policy, rows.ids[:1, :start], rows.mask[:1, :start], [])
-        cache = [
-            tuple(part.expand(len(different), -1, -1, -1) for part in layer) for layer in first
-        ]
-    if start < rows.ids.shape[1] - 1:
-        cache = _forward(policy, rows.ids[:, start:-1], rows.mask[:, :-1], cache)
-    place = {prompt: row for row, prompt in enumerate(different)}
-    return Rows(rows.ids, rows.mask, cache).keep([place[tuple(prompt)] for prompt in prompts])
+
+    def __init__(self, policy: Any, prompts: Sequence[Sequence[int]], padding: int) -> None:
+        """`prompts` are all that will be read, `padding` is the id to pad with."""
+        self._policy, self._padding = policy, padding
+        self._keeps = policy.device.type == "cpu" and _keeps_all(policy.config)
+        different = set(map(tuple, prompts))
+        start = common_start(different) if len(different) > 1 else 0
+        self._start = start if self._keeps and start >= SHORTEST_START else 0
+        self._first: Cache = []
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> Rows:
+        """Rows for the prompts, which may be followed by a part of their reply."""
+        if not self._keeps:
+            return _in_columns(prompts, 0, self._padding, self._policy.device)
+        different = list(dict.fromkeys(map(tuple, prompts)))
+        rows = _in_columns(different, self._start, self._padding, self._policy.device)
+        cache: Cache = []
+        if self._start:
+            if not self._first:
+                ids, mask = (part[:1, : self._start] for part in (rows.ids, rows.mask))
+                self._first = _forward(self._policy, ids, mask, [])
+            cache = [
+                (k.expand(len(different), -1, -1, -1), v.expand(len(different), -1, -1, -1))
+                for k, v in self._first
+            ]
+        if self._start < rows.ids.shape[1] - 1:
+            own = rows.ids[:, self._start : -1]
+            cache = _forward(self._policy, own, rows.mask[:, :-1], cache)
+        place = {prompt: row for row, prompt in enumerate(different)}
+        chosen = [place[tuple(prompt)] for prompt in prompts]
+        return Rows(rows.ids, rows.mask, cache).keep(chosen)
 
 
 def continue_rows(
@@ -108,7 +123,7 @@ def continue_rows(
     return ids, Rows(ids, torch.cat([rows.mask, new], 1), _kept(cache))
 
 
-def common_start(prompts: Sequence[tuple[int, ...]]) -> int:
+def common_start(prompts: Collection[tuple[int, ...]]) -> int:
     """How many tokens all prompts begin with, leaving each at least one of its own."""
     # What the first and the last in alphabetical order share, all between them share too.
     pairs = zip(min(prompts), max(prompts), strict=False)

@@ -1,183 +1,17 @@
-"""Rollouts that cost less: merged weights, prompts read once, and what that changes measured.
+"""Rollouts that cost less than a trainer's own, the same tokens, and what they were sampled with.
 
-Merged weights make one product a layer where LoRA makes three.
-
-For each adapted linear layer W + scale B A (with DoRA, its rows set to their learnt lengths) is
-computed in float32 and rounded once to the type that the base model computes in. While replies are
-written, a plain linear layer with that weight stands in the LoRA layer's place; afterwards the LoRA
-layer is put back as it was. Nothing is merged into the trained weights or taken out of them, so
-nothing drifts. 4-bit weights are unpacked once for all the tokens of a generation.
-
-The formulas: LoRA, https://arxiv.org/abs/2106.09685, equation 3; rsLoRA changes its scale,
-https://arxiv.org/abs/2312.03732; DoRA, https://arxiv.org/abs/2402.09353, equation 5.
+They come from merged weights (see merged.py). Where what was read can be kept (see prompts.py), a
+prompt is read once for its whole group, and completions that have ended leave the batch.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator
-from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from typing import Any
 
-from posttrain.model.device import free_bytes
-from posttrain.model.prompts import Rows, continue_rows, read
-
-Choice = Literal["auto", "merged", "adapter"]
-SHARE = 0.25
-"""`auto` takes merged weights where they need at most this share of the free memory."""
-
-
-class MergedWeights:
-    """The merged weights of one policy, and the layers whose place they take.
-
-    Raises:
-        ValueError: a layer cannot be merged; says which and why.
-    """
-
-    def __init__(self, policy: Any) -> None:
-        from peft.tuners.lora import LoraLayer
-
-        self._layers = [
-            (parent, name, layer)
-            for parent in policy.modules()
-            for name, layer in parent.named_children()
-            if isinstance(layer, LoraLayer)
-        ]
-        for _, name, layer in self._layers:
-            if why_not := _obstacle(layer):
-                raise ValueError(f"{name} {why_not}")
-        self._linears: list[Any] = []
-
-    @property
-    def layers(self) -> int:
-        """How many layers the adapter changes."""
-        return len(self._layers)
-
-    @property
-    def bytes(self) -> int:
-        """What the merged weights take in memory."""
-        return sum(
-            layer.in_features * layer.out_features * _type(layer.get_base_layer()).itemsize
-            for *_, layer in self._layers
-        )
-
-    @contextlib.contextmanager
-    def in_place(self, keep: bool) -> Iterator[None]:
-        """Merge, and let the merged layers stand in for the LoRA layers inside of the block.
-
-        `keep` keeps their memory, at the same addresses, for the next time.
-        """
-        if any(layer.disable_adapters for *_, layer in self._layers):  # the reference is at work
-            yield
-            return
-        self._merge()
-        try:
-            for (parent, name, _), linear in zip(self._layers, self._linears, strict=True):
-                setattr(parent, name, linear)
-            yield
-        finally:
-            for parent, name, layer in self._layers:
-                layer.train(parent.training)  # the mode may have changed meanwhile
-                setattr(parent, name, layer)
-            if not keep:
-                self._linears = []
-
-    def _merge(self) -> None:
-        import torch
-
-        if not self._linears:
-            self._linears = [_empty_linear(layer.get_base_layer()) for *_, layer in self._layers]
-        device = self._linears[0].weight.device.type if self._linears else "cpu"
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            for (*_, layer), linear in zip(self._layers, self._linears, strict=True):
-                linear.weight.copy_(merged_weight(layer))
-
-
-def merged_weight(layer: Any) -> Any:
-    """The merged weight of one of peft's LoRA layers, in float32, of shape (out, in)."""
-    import torch
-    from peft.utils.integrations import dequantize_module_weight
-
-    (name,) = layer.active_adapters
-    weight = dequantize_module_weight(layer.get_base_layer()).float()
-    down, up = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
-    merged = torch.addmm(weight, up, down, alpha=layer.scaling[name])
-    if name in layer.lora_magnitude_vector:
-        lengths = layer.lora_magnitude_vector[name].weight.float()
-        merged *= (lengths / torch.linalg.norm(merged, dim=1))[:, None]
-    return merged
-
-
-def _obstacle(layer: Any) -> str:
-    """Why a layer cannot be merged; empty if it can."""
-    import torch
-    from peft.tuners.lora.variants import DoraLinearVariant
-
-    if not isinstance(layer.get_base_layer(), torch.nn.Linear):
-        return f"is not a linear layer ({type(layer.get_base_layer()).__name__})"
-    if len(layer.active_adapters) != 1:
-        return f"has {len(layer.active_adapters)} active adapters"
-    (name,) = layer.active_adapters
-    variant = layer.lora_variant.get(name)
-    if layer.lora_bias[name] or not isinstance(variant, DoraLinearVariant | None):
-        return "has an adapter of another kind than LoRA, rsLoRA and DoRA"
-    return ""
-
-
-def _type(linear: Any) -> Any:
-    """The torch dtype that a base layer computes in; of 4-bit weights, the one they unpack to."""
-    state = getattr(linear.weight, "quant_state", None)
-    return linear.weight.dtype if state is None else state.dtype
-
-
-def _empty_linear(base: Any) -> Any:
-    """A linear layer like a base layer, with its bias and a weight yet to be filled in."""
-    import torch
-
-    kind, device = _type(base), base.weight.device
-    linear = torch.nn.utils.skip_init(
-        torch.nn.Linear, base.in_features, base.out_features, bias=False, dtype=kind, device=device
-    )
-    linear.weight.requires_grad_(False)
-    linear.bias = base.bias
-    return linear
-
-
-# policy -> its merged weights, and whether their memory is kept between generations.
-_CHOSEN: WeakKeyDictionary[Any, tuple[MergedWeights, bool]] = WeakKeyDictionary()
-
-
-def choose_weights(policy: Any, choice: Choice, keep: bool) -> None:
-    """Decide what the policy's replies are sampled from, and say so where it matters.
-
-    `keep`: replies are sampled again and again, as in GRPO, so memory stays taken between times.
-    """
-    if choice == "adapter":
-        return
-    try:
-        merged = MergedWeights(policy)
-    except ValueError as error:
-        print(f"note: sampling through the adapter, which cannot be merged: {error}")
-        return
-    if not merged.layers:
-        return
-    needed, free = merged.bytes, free_bytes(policy.device)
-    said = f"merged weights take {needed / 2**30:.1f} GB"
-    if choice == "auto" and needed > SHARE * free:
-        print(f"note: sampling through the adapter: {said} of {free / 2**30:.1f} GB that are free")
-        return
-    if keep:
-        print(f"Rollouts are sampled from merged weights ({said.split('take ')[1]})")
-    _CHOSEN[policy] = merged, keep
-
-
-@contextlib.contextmanager
-def sampling_weights(policy: Any) -> Iterator[None]:
-    """Sample from the policy's merged weights inside of the block, if that was chosen."""
-    if policy not in _CHOSEN:
-        yield
-        return
-    merged, keep = _CHOSEN[policy]
-    with merged.in_place(keep):
-        yield
+from posttrain.model.inference import SHORT_ROUND, Draft, write
+from posttrain.model.merged import sampling_weights
+from posttrain.model.prompts import Reader, Rows
 
 
 class SampledLogProbs:
@@ -191,53 +25,78 @@ class SampledLogProbs:
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """input_ids (B, tokens so far), scores (B, vocabulary), which are returned as they are."""
-        self.note(input_ids[:, -1])
+        self._note(input_ids[:, -1])
         self._log_probs = (scores / self._temperature).log_softmax(-1)
         return scores
 
-    def note(self, tokens: Any) -> None:
-        """Note the tokens that were sampled, (B,)."""
+    def _note(self, tokens: Any) -> None:
         if self._log_probs is not None:
             self._noted.append(self._log_probs.gather(1, tokens[:, None])[:, 0])
 
-    def noted(self) -> list[list[float]]:
-        """The log-probabilities of each row's new tokens, with those after its end."""
+    def noted(self, last: Any) -> list[list[float]]:
+        """The log-probabilities of each row's new tokens, of which `last` (B,) are the last ones.
+
+        After that it is ready for another generation.
+        """
         import torch
 
-        return torch.stack(self._noted, 1).tolist() if self._noted else []
+        self._note(last)
+        found: list[list[float]] = torch.stack(self._noted, 1).tolist()
+        self._noted, self._log_probs = [], None
+        return found
+
+
+class Sampler:
+    """A logits processor that samples: a row that leaves the batch changes nothing for the others.
+
+    Random numbers are drawn for every row that the batch once had. The tokens are those that
+    torch.multinomial would have drawn for all of them, as the largest of the scores returned.
+    """
+
+    def __init__(self, temperature: float, count: int) -> None:
+        self._temperature, self._count = temperature, count
+        self.rows: list[int] = list(range(count))
+        """The rows that are still there, by their place in the whole batch."""
+        self._noted: list[Any] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """scores (B, vocabulary) -> probabilities over random numbers, of the same shape."""
+        import torch
+
+        probabilities = (scores / self._temperature).softmax(-1)
+        noise = torch.empty(self._count, scores.shape[1]).exponential_()
+        found = probabilities / noise[self.rows]
+        drawn = probabilities.gather(1, found.argmax(-1, keepdim=True))[:, 0]
+        self._noted.append(drawn.log())
+        return found
+
+    def noted(self, last: Any) -> list[list[float]]:
+        """As of SampledLogProbs."""
+        import torch
+
+        found: list[list[float]] = torch.stack(self._noted, 1).tolist()
+        self._noted = []
+        return found
 
 
 @contextlib.contextmanager
-def cheaper_rollouts(
-    policy: Any, temperature: float, read_once: bool
-) -> Iterator[list[list[float]]]:
-    """Let the policy's generate() sample from the chosen weights inside of the block.
+def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[list[list[float]]]:
+    """Let the policy's generate() write rollouts in the cheaper way inside of the block.
 
-    With `read_once` it reads each prompt once. The list that the block gets is filled with the
+    `plain` says that tokens are sampled at this temperature and in no other way, so that the rows
+    of a batch may be written in rounds; on a GPU, where Unsloth's decoding takes as long for few
+    rows as for many, they are not. The list that the block gets is filled with the
     log-probabilities that each row's new tokens were sampled with.
     """
-    import torch
-    from transformers import LogitsProcessorList
-
     generate, earlier = policy.generate, vars(policy).get("generate")
+    write_all = _in_rounds if plain and policy.device.type == "cpu" else _at_once
     noted: list[list[float]] = []
 
-    def cheaper(
-        input_ids: Any, attention_mask: Any, generation_config: Any, **arguments: Any
-    ) -> Any:
-        sampled = SampledLogProbs(temperature)
-        arguments["generation_config"] = generation_config
-        arguments["logits_processor"] = LogitsProcessorList([sampled])
+    def cheaper(input_ids: Any, attention_mask: Any, **arguments: Any) -> Any:
         rows = Rows(input_ids, attention_mask, [])
-        if read_once:
-            pairs = zip(input_ids, attention_mask.bool(), strict=True)
-            prompts = [ids[kept].tolist() for ids, kept in pairs]
-            rows = read(policy, prompts, generation_config.pad_token_id)
-        written, _ = continue_rows(generate, rows, **arguments)
-        new = written[:, rows.ids.shape[1] :]
-        sampled.note(new[:, -1])
-        noted.extend(sampled.noted())
-        return torch.cat([input_ids, new], 1)
+        ids, log_probs = write_all(policy, generate, rows, temperature, arguments)
+        noted.extend(log_probs)
+        return ids
 
     policy.generate = cheaper
     try:
@@ -248,3 +107,46 @@ def cheaper_rollouts(
             del policy.generate
         else:
             policy.generate = earlier
+
+
+Written = tuple[Any, list[list[float]]]
+"""Token ids with the new ones, (B, W + n), and the log-probabilities of the new ones."""
+
+
+def _at_once(
+    policy: Any, generate: Any, rows: Rows, temperature: float, arguments: dict[str, Any]
+) -> Written:
+    from transformers import LogitsProcessorList
+
+    sampled = SampledLogProbs(temperature)
+    ids = generate(
+        input_ids=rows.ids,
+        attention_mask=rows.mask,
+        logits_processor=LogitsProcessorList([sampled]),
+        **arguments,
+    )
+    return ids, sampled.noted(ids[:, -1])
+
+
+def _in_rounds(
+    policy: Any, generate: Any, rows: Rows, temperature: float, arguments: dict[str, Any]
+) -> Written:
+    import torch
+
+    config = copy.copy(arguments["generation_config"])
+    config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
+    pairs = zip(rows.ids, rows.mask.bool(), strict=True)
+    drafts = [Draft(ids[kept].tolist()) for ids, kept in pairs]
+    prompts = [draft.prompt for draft in drafts]
+    reader = Reader(policy, prompts, config.pad_token_id)
+    sampler = Sampler(temperature, len(drafts))
+    read: Rows | None = None
+    while sampler.rows:
+        going_on = [drafts[row] for row in sampler.rows]
+        read = read or reader.read([draft.prompt + draft.reply for draft in going_on])
+        read = write(generate, read, going_on, config, SHORT_ROUND, sampled=sampler)
+        sampler.rows = [row for row in sampler.rows if not drafts[row].ended]
+    longest = max(len(draft.reply) for draft in drafts)
+    replies = [d.reply + [config.pad_token_id] * (longest - len(d.reply)) for d in drafts]
+    new = torch.tensor(replies, device=rows.ids.device)
+    return torch.cat([rows.ids, new], 1), [draft.log_probs for draft in drafts]

@@ -16,6 +16,17 @@ from posttrain.train.micro_batches import (
     split_pairs,
 )
 
+
+def samples_plainly(arguments: Any) -> bool:
+    """Whether a GRPOConfig asks for sampling at a temperature and for nothing else."""
+    others = ("top_k", "min_p", "cache_implementation", "generation_kwargs")
+    return (
+        arguments.top_p == 1
+        and arguments.repetition_penalty == 1
+        and not any(getattr(arguments, name) for name in others)
+    )
+
+
 ONE_COMPLETION_OF = 32
 """Of so many completions, one is scored to see how far sampling is from training."""
 
@@ -163,19 +174,25 @@ def guarded_grpo(trainer_class: Any) -> Any:
             are trained on, in some of the completions, under the names that trl has for vLLM."""
             import torch
 
-            count, length = batch["completion_ids"].shape
-            some = range(0, count, min(count, ONE_COMPLETION_OF))
-            ids, mask = (
-                torch.cat([batch[f"prompt_{part}"][some], batch[f"completion_{part}"][some]], 1)
-                for part in ("ids", "mask")
-            )
-            with torch.no_grad():
-                trained = self._get_per_token_logps_and_entropies(
-                    self.model, ids, mask, length, batch_size=1
-                )[0]
-            kept = batch["completion_mask"][some].bool()
-            drawn = torch.tensor([sampled[row][:length] for row in some], device=trained.device)
-            apart = (trained - drawn).abs()[kept]
+            found = []
+            for row in range(0, len(batch["completion_ids"]), ONE_COMPLETION_OF):
+                # Without padding, around which Unsloth's scores are shifted.
+                prompt, completion = (
+                    batch[f"{part}_ids"][row][batch[f"{part}_mask"][row].bool()][None]
+                    for part in ("prompt", "completion")
+                )
+                ids, length = torch.cat([prompt, completion], 1), completion.shape[1]
+                if not length:  # a completion that is masked because it was cut
+                    continue
+                with torch.no_grad():
+                    trained = self._get_per_token_logps_and_entropies(
+                        self.model, ids, torch.ones_like(ids), length
+                    )[0]
+                drawn = torch.tensor(sampled[row][:length], device=trained.device)
+                found.append((trained[0] - drawn).abs())
+            if not found:
+                return
+            apart = torch.cat(found)
             for name, value in (("mean", apart.mean()), ("max", apart.max())):
                 values = self.accelerator.gather(value)
                 logged = values.mean() if name == "mean" else values.max()
@@ -187,7 +204,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
             if self.watch is None or self.use_vllm or self.use_transformers_continuous_batching:
                 return super()._generate_single_turn(prompt_ids, *rest, **named)
             checkpointing = self.model.is_gradient_checkpointing
-            plain = not (self.args.cache_implementation or self.args.generation_kwargs)
+            plain = samples_plainly(self.args)
             while True:
                 rows = self.prompts_at_once or len(prompt_ids)
                 try:

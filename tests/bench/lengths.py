@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+LAST = 16  # tokens by which a row is known again
 RECORDED = Path(__file__).with_name("completion_lengths.json")
 
 
@@ -33,18 +34,28 @@ class ForcedLengths:
     """A logits processor: each row of the batch ends at a length drawn from the stream.
 
     Rows are chosen on the host and written in place, a column or a row at a time, so that it costs
-    next to nothing beside the sampling and never waits for the device.
+    next to nothing beside the sampling and never waits for the device. Rows that an earlier
+    generation left off are known again by their last tokens, and keep what is left of their length.
     """
 
-    def __init__(self, prompt: int, stream: Iterator[int], ends: list[int]) -> None:
+    def __init__(
+        self, prompt: int, stream: Iterator[int], ends: list[int], earlier: "ForcedLengths | None"
+    ) -> None:
         self._prompt, self._stream, self._ends = prompt, stream, ends
+        self._earlier = earlier
         self.lengths: list[int] = []
         """New tokens of each row, end token included; drawn at the first token."""
+        self._ids: Any = None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """input_ids (rows, tokens so far), scores (rows, vocabulary), which is changed."""
         if not self.lengths:
-            self.lengths = [next(self._stream) for _ in range(scores.shape[0])]
+            left = self._earlier.left_off() if self._earlier else {}
+            self._earlier = None
+            for tokens in map(tuple, input_ids[:, -LAST - 1 : -1].tolist()):
+                known = left.get(tokens)
+                self.lengths.append(known.pop() if known else next(self._stream))
+        self._ids = input_ids
         new = input_ids.shape[1] - self._prompt + 1  # the token that these scores are for
         for end in self._ends:
             scores[:, end] = -math.inf
@@ -53,6 +64,16 @@ class ForcedLengths:
                 scores[row] = -math.inf
                 scores[row, self._ends[0]] = 0.0
         return scores
+
+    def left_off(self) -> dict[tuple[int, ...], list[int]]:
+        """What is left of the lengths of rows that have not ended, by their last tokens but one:
+        the last token is sampled after the last call. Rows that are alike may change places."""
+        new = self._ids.shape[1] - self._prompt + 1
+        found: dict[tuple[int, ...], list[int]] = {}
+        for tokens, length in zip(self._ids[:, -LAST:].tolist(), self.lengths, strict=True):
+            if length > new:
+                found.setdefault(tuple(tokens), []).append(length - new)
+        return found
 
 
 def force_lengths(stream: Iterator[int], ends: list[int]) -> None:
@@ -63,12 +84,14 @@ def force_lengths(stream: Iterator[int], ends: list[int]) -> None:
     """
     from transformers.generation.utils import GenerationMixin
 
-    assemble = GenerationMixin._get_logits_processor
+    assemble, earlier = GenerationMixin._get_logits_processor, None
 
     def with_lengths(self: Any, *args: Any, **named: Any) -> Any:
+        nonlocal earlier
         found = assemble(self, *args, **named)
         if "input_ids_seq_length" in named:  # generate(); continuous batching names none
-            found.append(ForcedLengths(named["input_ids_seq_length"], stream, ends))
+            earlier = ForcedLengths(named["input_ids_seq_length"], stream, ends, earlier)
+            found.append(earlier)
         return found
 
     GenerationMixin._get_logits_processor = with_lengths

@@ -109,7 +109,7 @@ def test_replies_are_those_written_by_hand(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inference, "SHORTEST_ROUND", shortest_round)
+    monkeypatch.setattr(inference, "SHORT_ROUND", shortest_round)
     loaded = request.getfixturevalue(model)
     expected = by_hand(loaded, asked[:12], limit=40)
     assert answer(loaded, asked[:12], batch_size=5, max_new_tokens=40) == expected
@@ -120,7 +120,7 @@ def test_replies_are_those_written_by_hand(
 def test_one_long_reply_does_not_hold_up_the_others(
     rambling: Loaded, asked: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of a batch having ended, the rest goes on elsewhere: fewer rows x steps."""
+    """Once enough of a batch has ended, others take its place: fewer rows x steps."""
     model, _ = rambling
     work = 0
     forward = model.forward
@@ -134,7 +134,7 @@ def test_one_long_reply_does_not_hold_up_the_others(
     monkeypatch.setattr(model, "forward", counting)
     found = answer(rambling, asked, batch_size=16, max_new_tokens=100)
     rounds, work = work, 0
-    monkeypatch.setattr(inference, "SHORTEST_ROUND", 1000)
+    monkeypatch.setattr(inference, "SHORT_ROUND", 1000)
     assert answer(rambling, asked, batch_size=16, max_new_tokens=100) == found
     assert 0 < rounds < 0.8 * work
 

@@ -9,11 +9,13 @@ import pytest
 
 from posttrain.data.problems import load_problems
 from posttrain.data.render import render, token_ids
-from posttrain.model import policy, rollouts
-from posttrain.model.prompts import Rows, common_start, continue_rows, read
+from posttrain.model import merged, policy, rollouts
+from posttrain.model.prompts import Reader, Rows, common_start, continue_rows
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
+from posttrain.train import guarded_trainers
+from posttrain.train.arguments import build_arguments
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
 from scripts import grpo
@@ -113,7 +115,7 @@ def test_a_merged_weight_is_what_peft_merges(kind: str) -> None:
     layers = lora_layers(model)
     assert len(layers) == 7 * model.config.num_hidden_layers
     for layer in layers.values():
-        found = rollouts.merged_weight(layer)
+        found = merged.merged_weight(layer)
         base = dequantize_module_weight(layer.get_base_layer()).float()
         if kind == "4 bits":
             expected = base + layer.get_delta_weight("default")
@@ -140,13 +142,13 @@ def test_the_merged_model_is_the_adapted_one(kind: str, prompts: list[list[int]]
     adapted = logits(model, some)
     with model.disable_adapter():
         base = logits(model, some)
-    with rollouts.sampling_weights(model):
+    with merged.sampling_weights(model):
         assert not lora_layers(model)
-        merged = logits(model, some)
+        found = logits(model, some)
     assert torch.equal(logits(model, some), adapted)
     effect = (adapted - base).abs().max()
     limit = 0.1 if "4 bits" in kind else 1e-4  # of bfloat16, at every layer
-    assert (merged - adapted).abs().max() < limit * effect
+    assert (found - adapted).abs().max() < limit * effect
 
 
 def test_layers_weights_and_modes_are_as_before(loaded: tuple[Any, Any]) -> None:
@@ -158,7 +160,7 @@ def test_layers_weights_and_modes_are_as_before(loaded: tuple[Any, Any]) -> None
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     for error in (None, KeyboardInterrupt(), torch.OutOfMemoryError("full")):
         try:
-            with rollouts.sampling_weights(model):
+            with merged.sampling_weights(model):
                 assert not lora_layers(model)
                 model.eval()
                 model.train()
@@ -173,24 +175,24 @@ def test_layers_weights_and_modes_are_as_before(loaded: tuple[Any, Any]) -> None
         assert dict(model.named_parameters()).keys() == weights.keys()
         assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
     model.eval()
-    with rollouts.sampling_weights(model):
+    with merged.sampling_weights(model):
         model.train()
     assert all(module.training for module in model.modules())
 
 
 def test_the_memory_stays_at_its_addresses_only_where_it_is_kept(loaded: tuple[Any, Any]) -> None:
     model, _ = loaded
-    merged = rollouts.MergedWeights(model)
+    weights = merged.MergedWeights(model)
 
     def addresses(keep: bool) -> list[int]:
-        with merged.in_place(keep):
+        with weights.in_place(keep):
             found = [m.weight.data_ptr() for n, m in model.named_modules() if n.endswith("_proj")]
         return found
 
     assert addresses(keep=True) == addresses(keep=True)
-    assert merged._linears
+    assert weights._linears
     addresses(keep=False)
-    assert not merged._linears
+    assert not weights._linears
 
 
 def test_merged_weights_follow_the_training(
@@ -200,13 +202,13 @@ def test_merged_weights_follow_the_training(
 
     model, _ = loaded
     model.eval()
-    with rollouts.sampling_weights(model):
+    with merged.sampling_weights(model):
         before = logits(model, prompts[:1])
     layer = next(iter(lora_layers(model).values()))
     with torch.no_grad():
         layer.lora_B["default"].weight.add_(0.1)
     try:
-        with rollouts.sampling_weights(model):
+        with merged.sampling_weights(model):
             after = logits(model, prompts[:1])
         assert (
             (after - logits(model, prompts[:1])).abs().max() < 1e-4 < (after - before).abs().max()
@@ -223,7 +225,7 @@ def test_the_reference_is_not_merged(loaded: tuple[Any, Any], prompts: list[list
     model.eval()
     with model.disable_adapter():
         reference = logits(model, prompts[:2])
-        with rollouts.sampling_weights(model):
+        with merged.sampling_weights(model):
             assert torch.equal(logits(model, prompts[:2]), reference)
 
 
@@ -231,19 +233,19 @@ def test_auto_leaves_the_memory_to_what_needs_it(
     loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, _ = loaded
-    needed = rollouts.MergedWeights(model).bytes
+    needed = merged.MergedWeights(model).bytes
     assert needed == sum(4 * layer.weight.numel() for layer in lora_layers(model).values())
-    monkeypatch.setattr(rollouts, "_CHOSEN", {})
+    monkeypatch.setattr(merged, "_CHOSEN", {})
     for choice, free, used in (
         ("auto", 4 * needed, True),
         ("auto", 4 * needed - 1, False),
         ("merged", 0, True),
         ("adapter", 100 * needed, False),
     ):
-        rollouts._CHOSEN.clear()
-        monkeypatch.setattr(rollouts, "free_bytes", lambda _, free=free: free)
-        rollouts.choose_weights(model, choice, keep=True)
-        assert (model in rollouts._CHOSEN) == used
+        merged._CHOSEN.clear()
+        monkeypatch.setattr(merged, "free_bytes", lambda _, free=free: free)
+        merged.choose_weights(model, choice, keep=True)
+        assert (model in merged._CHOSEN) == used
         said = capsys.readouterr().out
         assert ("Rollouts are sampled from merged weights" in said) == used
         assert ("note: sampling through the adapter" in said) == (not used and choice == "auto")
@@ -255,36 +257,74 @@ def test_an_adapter_that_cannot_be_merged(capsys: pytest.CaptureFixture[str]) ->
 
     base = AutoModelForCausalLM.from_pretrained(ROOT / "assets" / "demo_model")
     model = get_peft_model(base, LoraConfig(target_modules=["embed_tokens", "q_proj"]))
-    rollouts.choose_weights(model, "merged", keep=True)
+    merged.choose_weights(model, "merged", keep=True)
     assert "cannot be merged: embed_tokens is not a linear layer" in capsys.readouterr().out
-    assert model not in rollouts._CHOSEN
+    assert model not in merged._CHOSEN
 
 
 # --- prompts read once ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"do_sample": True, "top_k": 0}, {"repetition_penalty": 1.3}]
-)
-def test_tokens_are_those_of_whole_prompts(
-    loaded: tuple[Any, Any], prompts: list[list[int]], options: dict[str, Any]
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_tokens_are_those_of_the_models_own_generate(
+    loaded: tuple[Any, Any], prompts: list[list[int]], temperature: float
+) -> None:
+    """Whole prompts in one batch, sampled by transformers, its random numbers the same."""
+    import torch
+
+    model, tokenizer = loaded
+    model.eval()
+    config = generation(tokenizer, do_sample=True, temperature=temperature, top_k=0)
+    whole = padded(prompts, tokenizer.pad_token_id)
+    own = vars(model).get("generate")
+    torch.manual_seed(3)
+    expected = model.generate(**whole, generation_config=config)
+    ended = (expected == tokenizer.eos_token_id)[:, -20:-1].any(1)
+    assert ended.sum() > 4 and len({tuple(row) for row in expected.tolist()}) > 20
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    with rollouts.cheaper_rollouts(model, temperature, plain=True) as noted:
+        found = model.generate(**whole, generation_config=config)
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert len(noted) == len(prompts)
+    assert vars(model).get("generate") is own
+
+
+def test_tokens_of_another_way_of_sampling(
+    loaded: tuple[Any, Any], prompts: list[list[int]]
 ) -> None:
     import torch
 
     model, tokenizer = loaded
     model.eval()
-    config = generation(tokenizer, **options)
+    config = generation(tokenizer, do_sample=True, top_p=0.9, repetition_penalty=1.2)
     whole = padded(prompts, tokenizer.pad_token_id)
-    own = vars(model).get("generate")
     torch.manual_seed(3)
     expected = model.generate(**whole, generation_config=config)
-    assert len({tuple(row) for row in expected.tolist()}) > 6
     torch.manual_seed(3)
-    with rollouts.cheaper_rollouts(model, 1.0, read_once=True) as noted:
+    with rollouts.cheaper_rollouts(model, 1.0, plain=False) as noted:
         found = model.generate(**whole, generation_config=config)
-    assert torch.equal(found, expected)
-    assert len(noted) == len(prompts)
-    assert vars(model).get("generate") is own
+    assert torch.equal(found, expected) and len(noted) == len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("override", "plain"),
+    [
+        ("temperature=0.7", True),
+        ("extra.top_p=0.9", False),
+        ("extra.top_k=20", False),
+        ("extra.min_p=0.1", False),
+        ("extra.repetition_penalty=1.1", False),
+        ("extra.generation_kwargs={no_repeat_ngram_size: 3}", False),
+    ],
+)
+def test_what_is_sampled_in_another_way_is_left_to_the_library(override: str, plain: bool) -> None:
+    from trl import GRPOConfig
+
+    training = settings_of(f"training.{override}").training
+    arguments, _ = build_arguments(GRPOConfig, training, {"output_dir": "unused"}, verbose=True)
+    assert guarded_trainers.samples_plainly(arguments) == plain
 
 
 def test_what_prompts_share_is_read_once(
@@ -301,7 +341,7 @@ def test_what_prompts_share_is_read_once(
         return forward(ids)
 
     monkeypatch.setattr(embed, "forward", counting)
-    rows = read(model, prompts, tokenizer.pad_token_id)
+    rows = Reader(model, prompts, tokenizer.pad_token_id).read(prompts)
     different = [prompts[i] for i in range(0, len(prompts), 4)]
     start = common_start([tuple(p) for p in different])
     assert start > 30, "the system turn"
@@ -335,11 +375,12 @@ def test_rows_leave_and_join_without_being_read_again(
         assert written is not None
         return ids[:, rows.ids.shape[1] :].tolist(), written
 
-    rows = read(model, [prompts[4 * i] for i in (0, 1, 2, 3)], padding)
+    reader = Reader(model, prompts, padding)
+    rows = reader.read([prompts[4 * i] for i in (0, 1, 2, 3)])
     first, rows = go_on(rows, 10)
     rows = rows.keep([3, 1])
     assert rows.mask.any(0).all(), "columns of padding alone are gone"
-    joined = rows.join(read(model, [prompts[4 * i] for i in (4, 5, 6)], padding))
+    joined = rows.join(reader.read([prompts[4 * i] for i in (4, 5, 6)]))
     second, joined = go_on(joined, 14)
     assert joined.mask.sum(1).tolist()[:2] == [len(prompts[4 * i]) + 24 for i in (3, 1)]
     assert first == [alone[i][:10] for i in (0, 1, 2, 3)]
@@ -378,7 +419,7 @@ def test_a_window_of_attention_is_not_narrowed_by_padding(prompts: list[list[int
             layer_types=["sliding_attention", "full_attention"],
         )
     )
-    rows = read(model, prompts[:8], padding=0)
+    rows = Reader(model, prompts[:8], padding=0).read(prompts[:8])
     assert rows.cache == []
     assert rows.mask.sum(1).tolist() == [len(prompt) for prompt in prompts[:8]]
 
@@ -396,7 +437,7 @@ def test_noted_log_probs_are_the_policys(
     model.eval()
     config = generation(tokenizer, do_sample=True, temperature=temperature, top_k=0)
     torch.manual_seed(5)
-    with rollouts.cheaper_rollouts(model, temperature, read_once=True) as noted:
+    with rollouts.cheaper_rollouts(model, temperature, plain=True) as noted:
         found = model.generate(
             **padded(prompts[:8], tokenizer.pad_token_id), generation_config=config
         )
@@ -452,20 +493,20 @@ class Trained:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trained, Trained]]:
     folder = tmp_path_factory.mktemp("rollouts")
-    merged = Trained(folder / "merged", "model.rollout_weights=merged")
-    yield merged, Trained(folder / "adapter", "model.rollout_weights=adapter")
+    swapped = Trained(folder / "merged", "model.rollout_weights=merged")
+    yield swapped, Trained(folder / "adapter", "model.rollout_weights=adapter")
 
 
 def test_training_on_merged_rollouts_is_bitwise_the_same(both: tuple[Trained, Trained]) -> None:
     import torch
 
-    merged, adapter = both
-    assert merged.trainer.model in rollouts._CHOSEN
-    assert adapter.trainer.model not in rollouts._CHOSEN
-    assert merged.completions == adapter.completions
-    assert [row["loss"] for row in merged.log] == [row["loss"] for row in adapter.log]
-    assert any(row["loss"] for row in merged.log)
-    assert all(torch.equal(w, adapter.adapter[name]) for name, w in merged.adapter.items())
+    swapped, adapter = both
+    assert swapped.trainer.model in merged._CHOSEN
+    assert adapter.trainer.model not in merged._CHOSEN
+    assert swapped.completions == adapter.completions
+    assert [row["loss"] for row in swapped.log] == [row["loss"] for row in adapter.log]
+    assert any(row["loss"] for row in swapped.log)
+    assert all(torch.equal(w, adapter.adapter[name]) for name, w in swapped.adapter.items())
 
 
 def test_the_difference_is_logged_and_is_that_of_float32(both: tuple[Trained, Trained]) -> None:
@@ -479,8 +520,8 @@ def test_the_difference_is_logged_and_is_that_of_float32(both: tuple[Trained, Tr
 
 def test_a_wrong_merge_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rollouts from other weights than those trained on: the difference is large and warned of."""
-    right = rollouts.merged_weight
-    monkeypatch.setattr(rollouts, "merged_weight", lambda layer: right(layer).roll(1, 0))
+    right = merged.merged_weight
+    monkeypatch.setattr(merged, "merged_weight", lambda layer: right(layer).roll(1, 0))
     trained = Trained(tmp_path / "wrong", "model.rollout_weights=merged", "health.patience=3")
     assert all(row["sampling/sampling_logp_difference/mean"] > 0.1 for row in trained.log)
     events = (tmp_path / "wrong" / "health.jsonl").read_text(encoding="utf-8")

@@ -1,0 +1,179 @@
+"""Rollouts that cost less: merged weights, prompts read once, and what that changes measured.
+
+Merged weights make one product a layer where LoRA makes three.
+
+For each adapted linear layer W + scale B A (with DoRA, its rows set to their learnt lengths) is
+computed in float32 and rounded once to the type that the base model computes in. While replies are
+written, a plain linear layer with that weight stands in the LoRA layer's place; afterwards the LoRA
+layer is put back as it was. Nothing is merged into the trained weights or taken out of them, so
+nothing drifts. 4-bit weights are unpacked once for all the tokens of a generation.
+
+The formulas: LoRA, https://arxiv.org/abs/2106.09685, equation 3; rsLoRA changes its scale,
+https://arxiv.org/abs/2312.03732; DoRA, https://arxiv.org/abs/2402.09353, equation 5.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from posttrain.model.device import free_bytes
+
+Choice = Literal["auto", "merged", "adapter"]
+SHARE = 0.25
+"""`auto` takes merged weights where they need at most this share of the free memory."""
+
+
+class MergedWeights:
+    """The merged weights of one policy, and the layers whose place they take.
+
+    Raises:
+        ValueError: a layer cannot be merged; says which and why.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        self._layers = [
+            (parent, name, layer)
+            for parent in policy.modules()
+            for name, layer in parent.named_children()
+            if isinstance(layer, LoraLayer)
+        ]
+        for _, name, layer in self._layers:
+            if why_not := _obstacle(layer):
+                raise ValueError(f"{name} {why_not}")
+        self._linears: list[Any] = []
+
+    @property
+    def layers(self) -> int:
+        """How many layers the adapter changes."""
+        return len(self._layers)
+
+    @property
+    def bytes(self) -> int:
+        """What the merged weights take in memory."""
+        return sum(
+            layer.in_features * layer.out_features * _type(layer.get_base_layer()).itemsize
+            for *_, layer in self._layers
+        )
+
+    @contextlib.contextmanager
+    def in_place(self, keep: bool) -> Iterator[None]:
+        """Merge, and let the merged layers stand in for the LoRA layers inside of the block.
+
+        `keep` keeps their memory, at the same addresses, for the next time.
+        """
+        if any(layer.disable_adapters for *_, layer in self._layers):  # the reference is at work
+            yield
+            return
+        self._merge()
+        try:
+            for (parent, name, _), linear in zip(self._layers, self._linears, strict=True):
+                setattr(parent, name, linear)
+            yield
+        finally:
+            for parent, name, layer in self._layers:
+                layer.train(parent.training)  # the mode may have changed meanwhile
+                setattr(parent, name, layer)
+            if not keep:
+                self._linears = []
+
+    def _merge(self) -> None:
+        import torch
+
+        if not self._linears:
+            self._linears = [_empty_linear(layer.get_base_layer()) for *_, layer in self._layers]
+        device = self._linears[0].weight.device.type if self._linears else "cpu"
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            for (*_, layer), linear in zip(self._layers, self._linears, strict=True):
+                linear.weight.copy_(merged_weight(layer))
+
+
+def merged_weight(layer: Any) -> Any:
+    """The merged weight of one of peft's LoRA layers, in float32, of shape (out, in)."""
+    import torch
+    from peft.utils.integrations import dequantize_module_weight
+
+    (name,) = layer.active_adapters
+    weight = dequantize_module_weight(layer.get_base_layer()).float()
+    down, up = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
+    merged = torch.addmm(weight, up, down, alpha=layer.scaling[name])
+    if name in layer.lora_magnitude_vector:
+        lengths = layer.lora_magnitude_vector[name].weight.float()
+        merged *= (lengths / torch.linalg.norm(merged, dim=1))[:, None]
+    return merged
+
+
+def _obstacle(layer: Any) -> str:
+    """Why a layer cannot be merged; empty if it can."""
+    import torch
+    from peft.tuners.lora.variants import DoraLinearVariant
+
+    if not isinstance(layer.get_base_layer(), torch.nn.Linear):
+        return f"is not a linear layer ({type(layer.get_base_layer()).__name__})"
+    if len(layer.active_adapters) != 1:
+        return f"has {len(layer.active_adapters)} active adapters"
+    (name,) = layer.active_adapters
+    variant = layer.lora_variant.get(name)
+    if layer.lora_bias[name] or not isinstance(variant, DoraLinearVariant | None):
+        return "has an adapter of another kind than LoRA, rsLoRA and DoRA"
+    return ""
+
+
+def _type(linear: Any) -> Any:
+    """The torch dtype that a base layer computes in; of 4-bit weights, the one they unpack to."""
+    state = getattr(linear.weight, "quant_state", None)
+    return linear.weight.dtype if state is None else state.dtype
+
+
+def _empty_linear(base: Any) -> Any:
+    """A linear layer like a base layer, with its bias and a weight yet to be filled in."""
+    import torch
+
+    kind, device = _type(base), base.weight.device
+    linear = torch.nn.utils.skip_init(
+        torch.nn.Linear, base.in_features, base.out_features, bias=False, dtype=kind, device=device
+    )
+    linear.weight.requires_grad_(False)
+    linear.bias = base.bias
+    return linear
+
+
+# policy -> its merged weights, and whether their memory is kept between generations.
+_CHOSEN: WeakKeyDictionary[Any, tuple[MergedWeights, bool]] = WeakKeyDictionary()
+
+
+def choose_weights(policy: Any, choice: Choice, keep: bool) -> None:
+    """Decide what the policy's replies are sampled from, and say so where it matters.
+
+    `keep`: replies are sampled again and again, as in GRPO, so memory stays taken between times.
+    """
+    if choice == "adapter":
+        return
+    try:
+        merged = MergedWeights(policy)
+    except ValueError as error:
+        print(f"note: sampling through the adapter, which cannot be merged: {error}")
+        return
+    if not merged.layers:
+        return
+    needed, free = merged.bytes, free_bytes(policy.device)
+    said = f"merged weights take {needed / 2**30:.1f} GB"
+    if choice == "auto" and needed > SHARE * free:
+        print(f"note: sampling through the adapter: {said} of {free / 2**30:.1f} GB that are free")
+        return
+    if keep:
+        print(f"Rollouts are sampled from merged weights ({said.split('take ')[1]})")
+    _CHOSEN[policy] = merged, keep
+
+
+@contextlib.contextmanager
+def sampling_weights(policy: Any) -> Iterator[None]:
+    """Sample from the policy's merged weights inside of the block, if that was chosen."""
+    if policy not in _CHOSEN:
+        yield
+        return
+    merged, keep = _CHOSEN[policy]
+    with merged.in_place(keep):
+        yield
