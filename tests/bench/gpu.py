@@ -2,6 +2,7 @@
 
     python tests/bench/gpu.py                          # DPO and GRPO at the shape of Qwen2.5-0.5B
     python tests/bench/gpu.py --size cpu               # the same with the demo model, on any CPU
+    python tests/bench/gpu.py --size shape             # the 0.5B shape in 4 bits, cut for a CPU
     python tests/bench/gpu.py --memory-limit 15        # does every config fit a 16 GB card?
     python tests/bench/gpu.py --sweep                  # each lever of levers.py, one at a time
     python tests/bench/gpu.py --lever decode_graphs training.optim=adamw_torch_fused
@@ -44,8 +45,10 @@ from tests.bench.levers import BY_NAME, LEVERS
 from tests.pretend_gpu import installed
 
 SIDES = ("project", "stock", "stock_16bit")
+CARD = {"grpo": "configs/grpo_gsm8k_16gb.yaml", "dpo": "configs/dpo_french_16gb.yaml"}
 CONFIGS = {
-    "gpu": {"grpo": "configs/grpo_gsm8k_16gb.yaml", "dpo": "configs/dpo_french_16gb.yaml"},
+    "gpu": CARD,
+    "shape": CARD,
     "cpu": {"grpo": "configs/grpo_demo.yaml", "dpo": "configs/dpo_demo.yaml"},
 }
 FITTED = (
@@ -55,6 +58,21 @@ FITTED = (
 SMALL = {  # the demo's batches, cut so that a step on a CPU takes about a second
     "grpo": ["training.per_device_train_batch_size=32"],
     "dpo": [],
+}
+CUT = {  # what a CPU does with the 0.5B shape in about a minute a step
+    "grpo": [
+        "training.per_device_train_batch_size=16",
+        "training.gradient_accumulation_steps=1",
+        "training.max_completion_length=24",
+        "training.optim=adamw_torch_fused",
+        "training.bf16=false",
+    ],
+    "dpo": [
+        "training.per_device_train_batch_size=2",
+        "training.gradient_accumulation_steps=1",
+        "training.optim=adamw_torch_fused",
+        "training.bf16=false",
+    ],
 }
 RESULTS = Path(__file__).parent / "results"
 SHOWN = {
@@ -100,13 +118,16 @@ def data_overrides(task: str, size: str, folder: Path | None, model: Path | None
     if size == "cpu":
         return SMALL[task]
     assert folder and model
+    cut = CUT[task] if size == "shape" else []
     if task == "grpo":
         return [
+            *cut,
             f"model.name={model}",
             f"data.train={{path: '{folder}/gsm8k/train.jsonl'}}",
             f"data.eval={{path: '{folder}/gsm8k/test.jsonl'}}",
         ]
     return [
+        *cut,
         f"model.name={model}",
         f"data.train={{path: '{folder}/french-preferences/preferences.json'}}",
         "data.columns={prompt: instruction, chosen: chosen, rejected: rejected}",
@@ -317,7 +338,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--size", choices=("gpu", "cpu", "shape"), default="gpu")
     parser.add_argument("--task", choices=("grpo", "dpo"), help="only this script")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--steps", type=int, default=5, help="measured steps (default 5)")
@@ -353,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     slug = "-".join(device.lower().split())
     output = arguments.output or RESULTS / f"gpu_{slug}.json"
     folder = model = None
-    if arguments.size == "gpu":
+    if arguments.size != "cpu":
         folder = find_data(arguments.data)
         model = arguments.model or make_model(work, folder / "qwen2.5-tokenizer")
     result: dict[str, Any] = {"device": device, "pretended": installed(), "measurements": []}

@@ -51,6 +51,7 @@ NULLABLE = {
     *(f"health.{name}" for name in ("every", "max_skipped_steps", "max_still_steps")),
     *(f"health.{name}" for name in ("max_chosen_drop", "max_flat_groups", "max_truncated")),
     *(f"health.{name}" for name in ("min_reasoning", "max_kl", "max_unscored")),
+    "health.max_sampling_difference",
     "run.threads",
 }
 
@@ -313,6 +314,7 @@ FLOATS = {  # every other number counts something, and 1.5 of it makes no sense
     *(f"export.parity.{name}" for name in Parity.model_fields if name.startswith("max_")),
     *(f"health.{name}" for name in ("max_chosen_drop", "max_flat_groups", "max_truncated")),
     *(f"health.{name}" for name in ("min_reasoning", "max_kl", "max_unscored")),
+    "health.max_sampling_difference",
     "rewards.format",
     "rewards.correctness",
 }

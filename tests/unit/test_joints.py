@@ -62,6 +62,10 @@ posttrain/train/guarded_trainers.py: generation that is out of memory is cut int
     trl/trainer/grpo_trainer.py: GRPOTrainer._generate_single_turn(prompt_ids)
     trl/trainer/grpo_trainer.py: GRPOTrainer.use_vllm
     unsloth/models/rl_replacements.py: grpo_trainer__generate_single_turn
+    trl/trainer/grpo_trainer.py: GRPOTrainer.use_transformers_continuous_batching
+posttrain/train/guarded_trainers.py: log-probabilities of sampling and training are compared
+    trl/trainer/grpo_trainer.py: GRPOTrainer.temperature GRPOTrainer._metrics
+    trl/trainer/grpo_trainer.py: "sampling/sampling_logp_difference/mean"
 posttrain/train/guarded_trainers.py: scoring that is out of memory is cut into fewer rows
     trl/trainer/grpo_trainer.py: GRPOTrainer._get_per_token_logps_and_entropies(model, input_ids)
     unsloth/models/rl_replacements.py: "def _get_per_token_logps_and_entropies("
@@ -107,6 +111,17 @@ posttrain/model/decode_graphs.py: CUDA-graph decoding for Qwen2
     unsloth/models/_decode_graphs.py: _SUPPORTED_MODEL_TYPES PREALLOC ENABLED _states(model)
     unsloth/models/_decode_graphs.py: release_for_training(model)
     unsloth/models/_decode_graphs.py: _ModelGraphs.replays _ModelGraphs.disabled
+posttrain/model/merged.py: the layers that an adapter changes, their base weights, and DoRA's
+    peft/tuners/lora/__init__.py: LoraLayer
+    peft/tuners/lora/layer.py: LoraLayer.lora_variant LoraLayer.lora_bias
+    peft/tuners/lora/layer.py: LoraLayer.lora_magnitude_vector LoraLayer.scaling
+    peft/tuners/lora/variants.py: DoraLinearVariant
+    peft/utils/integrations.py: dequantize_module_weight(module)
+posttrain/model/prompts.py: layers that keep the keys and values of all tokens, and only these
+    transformers/cache_utils.py: DynamicLayer
+posttrain/model/rollouts.py: a trainer's generation goes through its model's generate()
+    trl/trainer/grpo_trainer.py: "unwrapped_model.generate("
+    unsloth/models/rl.py: "original_generate = generating_model.generate"
 posttrain/model/trust.py: what transformers lets torch read from a checkpoint
     transformers/trainer_pt_utils.py: safe_globals
 posttrain/export/merge.py: one layer after the other is merged, so that they need little memory
