@@ -90,7 +90,7 @@ def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], b
     ]
     lines += estimate.table(rows)
     for said in (
-        "peak = weights + adapter + max(step, generation, scoring) + overhead",
+        "peak = weights + adapter + merged + max(step, generation, scoring) + overhead",
         "step = gradients + kept + max(layer, logits)",
         "(each term is told in posttrain/doctor/estimate.py)",
     ):

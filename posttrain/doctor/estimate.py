@@ -1,6 +1,6 @@
 """An estimate of a run's peak memory from the shapes of its model: a sum, not a measurement.
 
-peak = weights + adapter + max(step, generation, scoring) + overhead
+peak = weights + adapter + merged + max(step, generation, scoring) + overhead
 step = gradients + kept + max(layer, logits)
 
 Each term is what the installed trl 1.15 and Unsloth 2026.10 hold when every row is as long as
@@ -11,6 +11,8 @@ weights     linear layers x w, in 4 bits x 4.127 / 8 (NF4: 4 bits and 0.127 of s
             https://arxiv.org/abs/2305.14314, section 3); embedding x w, never quantised, which is
             the head too where tied
 adapter     LoRA weights x (4 + 8 for AdamW's two moments, 2 where they are 8-bit)
+merged      GRPO: adapted layers x w, the merged weights that rollouts are sampled from; none where
+            model.rollout_weights is adapter, or auto and more than a quarter of the card
 gradients   LoRA weights x 4, with gradient accumulation: from one micro-batch to the next. Without
             it they come as the kept vectors go
 kept        what the forward pass keeps for the backward: with checkpointing one vector a token and
@@ -28,12 +30,12 @@ logits      the head, in chunks: trl/trainer/utils.py, add_fused_lm_head. Unslot
             _ChunkedLogProbs). And three vectors a scored token: its hidden state and gradients. In
             DPO every token counts as scored, in GRPO those of completions; GRPO's loss takes the
             whole micro-batch at once
-generation  GRPO: keys and values of all rollouts, and a decoding step's logits in w and three
-            times in 32 bits (scores, processed scores, probabilities); or reading the prompts, 3
-            hidden and 4 intermediate vectors a token (3 in Unsloth's kernel). On a GPU the cache
-            grows by 512 tokens (unsloth/models/llama.py, KV_CACHE_INCREMENT). Scoring problems in
-            batches of evaluation.batch_size counts alike; without one its size is found from the
-            memory that is free
+generation  GRPO: keys and values of all rollouts, and a decoding step's logits in w and four times
+            in 32 bits (scores, log-probabilities, processed scores, probabilities); or reading the
+            prompts, 3 hidden and 4 intermediate vectors a token (3 in Unsloth's kernel). On a GPU
+            the cache grows by 512 tokens (unsloth/models/llama.py, KV_CACHE_INCREMENT). Scoring
+            problems in batches of evaluation.batch_size counts alike; without one its size is found
+            from the memory that is free
 scoring     DPO: posttrain/model/log_probs.py, token_log_probs holds whole logits of 8 rows, or of
             evaluation.batch_size, in w, and still those of the batch before and log-probabilities
             of a row in 32 bits; or of one batch only, but log-probabilities of two rows, and one
@@ -51,6 +53,7 @@ from dataclasses import dataclass
 
 from posttrain.base import terminal
 from posttrain.doctor.shape import Shape
+from posttrain.model.merged import SHARE
 from posttrain.settings import DPOSettings, GRPOSettings
 
 Settings = DPOSettings | GRPOSettings
@@ -59,7 +62,7 @@ GB = 2**30
 NF4_BYTES = 4.127 / 8
 PAIR_ROWS = 8  # ROWS_AT_ONCE of posttrain/scoring/pairs.py
 TERMS = (
-    *("weights", "adapter", "gradients", "kept", "layer", "logits"),
+    *("weights", "adapter", "merged", "gradients", "kept", "layer", "logits"),
     *("generation", "scoring", "overhead"),
 )
 
@@ -99,13 +102,14 @@ def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str
     terms = {
         "weights": shape.layer_weights * layer_bytes + shape.embeddings * width,
         **_adapter(settings, shape, device),
+        "merged": _merged(settings, shape, width),
         **_step(settings, shape, device, width),
         "generation": _generation(settings, shape, device, width),
         "scoring": _scoring(settings, shape, width),
         "overhead": device.overhead,
     }
     terms = {name: terms[name] / GB for name in TERMS}
-    always = terms["weights"] + terms["adapter"] + terms["overhead"]
+    always = sum(terms[name] for name in ("weights", "adapter", "merged", "overhead"))
     return {"peak": always + max(phases(terms).values()), **terms}
 
 
@@ -122,6 +126,16 @@ def _adapter(settings: Settings, shape: Shape, device: Device) -> dict[str, floa
     moments = 2 if "8bit" in training.optim and device.small_moments else 8
     accumulated = 4 if training.gradient_accumulation_steps > 1 else 0
     return {"adapter": weights * (4.0 + moments), "gradients": weights * accumulated}
+
+
+def _merged(settings: Settings, shape: Shape, width: int) -> float:
+    """The weights that stand in for the adapted layers while rollouts are sampled."""
+    if isinstance(settings, DPOSettings) or settings.model.rollout_weights == "adapter":
+        return 0.0
+    sizes = [shape.modules()[m] for m in settings.lora.target_modules if m in shape.modules()]
+    needed = float(shape.layers * sum(a * b for a, b in sizes) * width)
+    room = SHARE * settings.model.min_gpu_memory_gb * GB
+    return 0.0 if settings.model.rollout_weights == "auto" and 0 < room < needed else needed
 
 
 def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[str, float]:
@@ -161,7 +175,7 @@ def _generation(settings: Settings, shape: Shape, device: Device, width: int) ->
     )
     a_token = shape.layers * 2 * shape.key_value * width
     reading = (3 * shape.hidden + device.reading * shape.intermediate) * width
-    decoding = (prompt + completion + device.cache_growth) * a_token + shape.vocab * (width + 12)
+    decoding = (prompt + completion + device.cache_growth) * a_token + shape.vocab * (width + 16)
     return rows * max(decoding, prompt * (a_token + reading))
 
 

@@ -1,4 +1,4 @@
-"""Versions against requirements.lock, and room on the disks that a run writes to."""
+"""Versions against the environment's lock, and room on the disks that a run writes to."""
 
 import importlib.metadata
 import os
@@ -10,11 +10,13 @@ from pathlib import Path
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import ROOT, shown
 from posttrain.doctor.finding import Finding
 from posttrain.run.environment import PACKAGES
 
-LOCK = ROOT / "requirements.lock"
+VLLM = Path(sys.prefix).name.startswith(".venv-vllm")
+"""Whether this is the environment of ./run --vllm."""
+LOCK = ROOT / ("requirements-vllm.lock" if VLLM else "requirements.lock")
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)\s*(?:;\s*([^\\]+))?")
 RUN_GB = 4  # checkpoints, a merged 16-bit model and its GGUF files, for the 0.5B
 MODEL_GB = 2  # the 0.5B in 4-bit and in 16-bit
@@ -47,11 +49,14 @@ def look_at_versions() -> list[Finding]:
             installed = "missing"
         if installed.partition("+")[0] != version.partition("+")[0]:
             wrong[name] = f"{name} {installed}, locked {version}"
-    count = f"{len(wanted) - len(wrong)} of {len(wanted)} packages as in requirements.lock"
+    count = f"{len(wanted) - len(wrong)} of {len(wanted)} packages as in {LOCK.name}"
     if not wrong:
         return [*findings, Finding("packages", "ok", count)]
     needed = {str(canonicalize_name(name)) for name in PACKAGES}
-    advice = "rm -f .venv/installed.lock, then ./run doctor installs what is locked"
+    command = "./run --vllm doctor" if VLLM else "./run doctor"
+    advice = (
+        f"rm -f {shown(Path(sys.prefix))}/installed.lock, then {command} installs what is locked"
+    )
     return [
         *findings,
         Finding(

@@ -19,6 +19,7 @@ FIELDS = ("index", "uuid", "name", "driver_version", "memory.total", "memory.use
 # Tables 2 and 3 of https://docs.nvidia.com/cuda/cuda-toolkit-release-notes
 DRIVER_OF_MAJOR = {"12": (525, 60, 13), "13": (580, 65, 6)}
 DRIVER_OF = {"12.4": (550, 54, 14), "12.6": (560, 28, 3), "12.8": (570, 26), "12.9": (575, 51, 3)}
+VLLM_CUDA = "13"  # of torch in requirements-vllm.lock
 OLDEST_CAPABILITY = (7, 0)  # what Unsloth supports, and torch's builds for CUDA 12.8 hold code for
 BF16_CAPABILITY = (8, 0)  # also where flash attention starts
 SECONDS = 3.0
@@ -72,7 +73,7 @@ def look_for_gpu() -> tuple[GPU | None, list[Finding]]:
         said = f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU: training on the CPU"
         return None, [Finding("GPU", "warn", said, "unset CUDA_VISIBLE_DEVICES")]
     gpu = _gpu(row, len(rows) - 1)
-    return gpu, [_about(gpu), _memory(gpu), _precision(gpu), _driver(gpu)]
+    return gpu, [_about(gpu), _memory(gpu), _precision(gpu), _driver(gpu), _driver_for_vllm(gpu)]
 
 
 def _no_tool() -> Finding:
@@ -156,7 +157,7 @@ def _driver(gpu: GPU) -> Finding:
     if cuda is None:
         said = f"{gpu.driver}, but the installed torch has no CUDA: it would train on the CPU"
         return Finding("driver", "fail", said, "delete .venv and let ./run install it again")
-    found = tuple(int(part) for part in re.findall(r"\d+", gpu.driver))
+    found = _numbers(gpu.driver)
     oldest = DRIVER_OF_MAJOR.get(cuda.partition(".")[0], (0,))
     own = DRIVER_OF.get(cuda, oldest)
     said = f"{gpu.driver}, for torch with CUDA {cuda}"
@@ -168,6 +169,20 @@ def _driver(gpu: GPU) -> Finding:
         note = f"works within CUDA {cuda.partition('.')[0]}; {needs} is what CUDA {cuda} came with"
         return Finding("driver", "warn", said, note)
     return Finding("driver", "ok", said)
+
+
+def _driver_for_vllm(gpu: GPU) -> Finding:
+    """Whether it runs the environment of ./run --vllm, before that is installed."""
+    needs = DRIVER_OF_MAJOR[VLLM_CUDA]
+    if _numbers(gpu.driver) >= needs:
+        return Finding("vLLM", "ok", f"the driver runs ./run --vllm (CUDA {VLLM_CUDA})")
+    oldest = ".".join(map(str, needs))
+    said = f"./run --vllm needs driver {oldest} or later (CUDA {VLLM_CUDA}); all else works without"
+    return Finding("vLLM", "ok", said)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def cuda_of_torch() -> str | None:

@@ -16,9 +16,10 @@ from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 
 LONGEST_ANSWER = 96  # tokens: enough for an answer element of 64 characters with its tags
-SHORT_ROUND = 8  # tokens: below it, taking rows out and in would cost more than it saves
-LONG_ROUND = 32  # the same where rows are read again
-ENOUGH = 0.25  # share of a batch that has ended before rows are taken out
+# A round of a batch ends after at least so many tokens, once this share of its rows has ended: then
+# taking rows out and in saves more than it costs.
+KEPT_ROUND = (8, 0.25)
+READ_AGAIN_ROUND = (32, 0.5)
 
 
 @dataclass
@@ -57,8 +58,8 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
     )
     stop = StopAtAnswer(tokenizer) if evaluation.stop_at_answer else None
     size = evaluation.batch_size or batch_that_fits(policy, evaluation)
-    # What is sampled for a row depends on the rows beside it: they change as seldom as can be.
-    shortest = SHORT_ROUND if evaluation.temperature == 0 else LONG_ROUND
+    # What is sampled for a row depends on the rows beside it, so these change as seldom as can be.
+    keep = evaluation.temperature == 0
 
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
         nonlocal size
@@ -83,7 +84,7 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
                         found = reader.read([draft.prompt + draft.reply for draft in new])
                         rows = found if rows is None else rows.join(found)
                     assert rows is not None  # there are new ones, or there were rows to keep
-                    rows = write(policy.generate, rows, batch, config, shortest, stop)
+                    rows = write(policy.generate, rows, batch, config, keep, stop)
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise
@@ -107,16 +108,17 @@ def write(
     rows: Rows,
     drafts: Sequence[Draft],
     config: Any,
-    shortest: int,
+    keep: bool,
     stop: "StopAtAnswer | None" = None,
     sampled: Any = None,
 ) -> Rows | None:
-    """Continue all drafts until enough of them have ended, and for `shortest` tokens at least.
+    """Continue all drafts until enough of them have ended.
 
     Args:
         generate: the model's.
         rows: the drafts' prompts, and what was written of their replies.
         config: a GenerationConfig with the length of a whole reply.
+        keep: whether rows that are read may be kept, in batches that change with every round.
         sampled: a logits processor that samples and notes the log-probabilities (rollouts.py).
 
     Returns:
@@ -128,8 +130,8 @@ def write(
     left = [config.max_new_tokens - len(draft.reply) for draft in drafts]
     several = config.eos_token_id
     ends = set(several if isinstance(several, list) else [several])
-    shortest = shortest if rows.cache else LONG_ROUND
-    criterion = _Round(width, [len(draft.reply) for draft in drafts], left, ends, stop, shortest)
+    pace = KEPT_ROUND if keep and rows.cache else READ_AGAIN_ROUND
+    criterion = _Round(width, [len(draft.reply) for draft in drafts], left, ends, stop, pace)
     round_config = copy.copy(config)
     round_config.max_new_tokens = max(left)
     output, written = continue_rows(
@@ -148,7 +150,7 @@ def write(
         if noted:
             draft.log_probs += noted[row][:length]
     going_on = [place for place, draft in enumerate(drafts) if not draft.ended]
-    return written.keep(going_on) if written and going_on else None
+    return written.keep(going_on) if keep and written and going_on else None
 
 
 class _Round:
@@ -162,12 +164,13 @@ class _Round:
         left: Sequence[int],
         ends: set[int],
         stop: "StopAtAnswer | None",
-        shortest: int,
+        pace: tuple[int, float],
     ) -> None:
         self.lengths: list[int | None] = [None] * len(left)
         """Number of new tokens of each row that has ended, with its end token; else None."""
         self._width, self._written, self._left = width, written, left
-        self._ends, self._stop, self._shortest = ends, stop, shortest
+        self._ends, self._stop = ends, stop
+        self._shortest, self._enough = pace
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         import torch
@@ -185,7 +188,7 @@ class _Round:
             ):
                 self.lengths[row] = new
         ended = [length is not None for length in self.lengths]
-        if new >= self._shortest and sum(ended) >= ENOUGH * len(ended):
+        if new >= self._shortest and sum(ended) >= self._enough * len(ended):
             ended = [True] * len(ended)
         return torch.tensor(ended, device=input_ids.device)
 

@@ -6,7 +6,7 @@ off. With no GPU, Unsloth trains on the CPU through the same calls.
 
 import contextlib
 import importlib
-import importlib.util
+import importlib.metadata
 import io
 import logging
 import os
@@ -19,7 +19,7 @@ from typing import Any
 from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError, PostTrainError, first_line
 from posttrain.base.files import model_fingerprint
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import ROOT, run_command
 from posttrain.base.process import share_the_processor
 from posttrain.model import adapter
 from posttrain.model.decode_graphs import admit_decode_graphs
@@ -209,24 +209,55 @@ def _torch_dtype(name: str) -> Any:
     return None if name == "auto" else getattr(torch, name)
 
 
+def prepare_vllm(model: Model) -> None:
+    """Get ready for rollouts from vLLM. Call it before start(): Unsloth reads this when imported.
+
+    Raises:
+        ConfigError: vLLM is asked for and is not installed.
+    """
+    if not isinstance(model, RolloutModel) or model.fast_inference == "never":
+        return
+    if model.fast_inference == "always" and not _has_vllm():
+        raise ConfigError(
+            f"model.fast_inference = always: this environment has no vLLM. {run_command()} --vllm "
+            "grpo ... makes one that has and trains in it; auto or never train without"
+        )
+    if model.unsloth_vllm_standby:
+        os.environ["UNSLOTH_VLLM_STANDBY"] = "1"
+
+
+def _has_vllm() -> bool:
+    """Whether vLLM is installed. Not by its import, which Unsloth hides where it cannot work."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def _vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
     """Arguments for loading a model whose rollouts are sampled with vLLM; empty without vLLM.
 
     Raises:
-        ConfigError: vLLM is requested and cannot be used here.
+        ConfigError: vLLM is asked for and cannot be used here.
     """
     import torch
 
     if not isinstance(model, RolloutModel) or model.fast_inference == "never":
         return {}
-    installed = importlib.util.find_spec("vllm") is not None
-    if not (installed and torch.cuda.is_available()):
+    if not (_has_vllm() and torch.cuda.is_available()):
         if model.fast_inference == "auto":
             return {}
-        missing = "has no GPU" if installed else "has no vLLM that fits the locked torch"
-        raise ConfigError(f"model.fast_inference: this machine {missing}; use auto or never")
+        raise ConfigError(
+            "model.fast_inference = always: vLLM needs a GPU, and here is none; use auto or never"
+        )
     rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM takes powers of two
-    return {"fast_inference": True, "max_lora_rank": rank}
+    return {
+        "fast_inference": True,
+        "max_lora_rank": rank,
+        "gpu_memory_utilization": model.gpu_memory_utilization,
+        "unsloth_vllm_standby": model.unsloth_vllm_standby,
+    }
 
 
 def _admit_decode_graphs(policy: Any) -> None:

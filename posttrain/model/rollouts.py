@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from posttrain.model.inference import SHORT_ROUND, Draft, write
+from posttrain.model.inference import Draft, write
 from posttrain.model.merged import sampling_weights
 from posttrain.model.prompts import Reader, Rows
 
@@ -144,7 +144,7 @@ def _in_rounds(
     while sampler.rows:
         going_on = [drafts[row] for row in sampler.rows]
         read = read or reader.read([draft.prompt + draft.reply for draft in going_on])
-        read = write(generate, read, going_on, config, SHORT_ROUND, sampled=sampler)
+        read = write(generate, read, going_on, config, keep=True, sampled=sampler)
         sampler.rows = [row for row in sampler.rows if not drafts[row].ended]
     longest = max(len(draft.reply) for draft in drafts)
     replies = [d.reply + [config.pad_token_id] * (longest - len(d.reply)) for d in drafts]

@@ -16,7 +16,7 @@ from posttrain.report.score_plots import reply_length, scores
 def plots(record: Record) -> list[Plot]:
     """The plots that the record has data for, the most telling first."""
     if record.method == "GRPO":
-        kinds = [_reward, _spread, _length, _truncation, _kl]
+        kinds = [_reward, _spread, _length, _truncation, _kl, _sampling]
     else:
         kinds = [_loss, _margin, _accuracy, reply_length]
     drawn = (kind(record) for kind in [*kinds, scores])
@@ -158,6 +158,17 @@ def _truncation(record: Record) -> Plot | None:
 def _kl(record: Record) -> Plot | None:
     about = "Distance from the reference, per token. Logged where training.beta is above 0."
     return _over_steps("kl", "KL from the reference", about, "nats", _lines(record, {"kl": "KL"}))
+
+
+def _sampling(record: Record) -> Plot | None:
+    about = (
+        "How far the log-probability that a token was sampled with is from the one that is trained "
+        "on. Rounding makes it; near 0.1 the policy learns from what another model wrote."
+    )
+    names = ("mean", "max")
+    wanted = {f"sampling/sampling_logp_difference/{name}": name for name in names}
+    title = "Sampled against trained"
+    return _over_steps("sampling", title, about, "nats a token", _lines(record, wanted))
 
 
 def _loss(record: Record) -> Plot | None:

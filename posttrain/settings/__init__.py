@@ -79,7 +79,13 @@ class RolloutModel(Model):
     """Decode rollouts by CUDA graphs, once they gave the same bits as eager decoding at start-up.
     Not yet proven on a GPU."""
     fast_inference: Literal["never", "auto", "always"] = "never"
-    """Sample rollouts with vLLM; auto: where it is installed and there is a GPU. Not yet proven."""
+    """Sample rollouts with vLLM, in the environment of ./run --vllm; auto: where it is installed
+    and there is a GPU. Not yet proven on one."""
+    gpu_memory_utilization: float = Field(0.5, gt=0, lt=1)
+    """Share of the GPU's memory that vLLM takes, for weights and cache."""
+    unsloth_vllm_standby: bool = False
+    """Let vLLM give its cache's memory back while training. On a T4 illegal memory accesses were
+    seen (Unsloth's own tests)."""
 
 
 class Lora(Section):

@@ -80,6 +80,7 @@ class Session(Generic[S]):
             ConfigError: it cannot, or the tokenizer is not in reach.
         """
         policy.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
+        policy.prepare_vllm(self.settings.model)
         device = policy.start(self.settings.run.verbose, self.settings.run.threads)
         print(check_device(device, self.settings.model, self.settings.training))
         self._facts["device"] = device.name

@@ -168,6 +168,8 @@ def measure(point: Point, model_folder: Path, run_folder: Path) -> dict[str, Any
     from posttrain.model import policy
     from posttrain.run import folder as tracking
     from posttrain.scoring import pairs as scoring
+    from posttrain.train.stop import StopRequest
+    from posttrain.train.watch import Watch
     from scripts import dpo, grpo
     from tests.bench.lengths import force_lengths
 
@@ -195,6 +197,7 @@ def measure(point: Point, model_folder: Path, run_folder: Path) -> dict[str, Any
         ends = [trainer.processing_class.eos_token_id, *trainer.eos_token_ids]
         never = settings.training.max_completion_length + 1
         force_lengths(repeat(never), list(dict.fromkeys(ends)))
+        Watch(trainer, settings, run, StopRequest(None))  # with it rollouts are those of a run
         note_generation(trainer, peak)
     trainer.add_callback(moments_first())
     trainer.train()
@@ -225,7 +228,7 @@ def estimated(point: Point) -> dict[str, float]:
     shape = shape_of(QWEN)
     assert shape is not None
     terms = estimate(settings, shape, CPU)
-    always = terms["weights"] + terms["adapter"]
+    always = terms["weights"] + terms["adapter"] + terms["merged"]
     return {name: always + size for name, size in phases(terms).items() if size}
 
 

@@ -140,5 +140,5 @@ def test_settings_of_decoding(capsys: pytest.CaptureFixture[str]) -> None:
 
     load("model.decode_graphs=true", "model.fast_inference=auto")
     assert "CUDA graphs not used: it needs an NVIDIA GPU" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"model\.fast_inference: .* use auto or never"):
+    with pytest.raises(ConfigError, match="here is none; use auto or never"):
         load("model.fast_inference=always")

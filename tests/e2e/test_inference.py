@@ -101,15 +101,15 @@ def test_replies_do_not_depend_on_the_batch_size(
 
 
 @pytest.mark.parametrize("model", ["demo", "rambling"])
-@pytest.mark.parametrize("shortest_round", [1, 32])
+@pytest.mark.parametrize("pace", [(1, 0.1), (8, 0.25), (32, 0.5)])
 def test_replies_are_those_written_by_hand(
     model: str,
-    shortest_round: int,
+    pace: tuple[int, float],
     asked: list[Conversation],
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inference, "SHORT_ROUND", shortest_round)
+    monkeypatch.setattr(inference, "KEPT_ROUND", pace)
     loaded = request.getfixturevalue(model)
     expected = by_hand(loaded, asked[:12], limit=40)
     assert answer(loaded, asked[:12], batch_size=5, max_new_tokens=40) == expected
@@ -134,7 +134,7 @@ def test_one_long_reply_does_not_hold_up_the_others(
     monkeypatch.setattr(model, "forward", counting)
     found = answer(rambling, asked, batch_size=16, max_new_tokens=100)
     rounds, work = work, 0
-    monkeypatch.setattr(inference, "SHORT_ROUND", 1000)
+    monkeypatch.setattr(inference, "KEPT_ROUND", (1000, 1.0))
     assert answer(rambling, asked, batch_size=16, max_new_tokens=100) == found
     assert 0 < rounds < 0.8 * work
 

@@ -338,6 +338,7 @@ def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
     inside = 6 * 896 + 2 * 128 + 3 * 4864
     assert terms["layer"] == pytest.approx((tokens * inside + 896 * 4864) * 2 / 2**30)
     assert terms["logits"] == pytest.approx((512 * 151936 * 4 + 3 * tokens * 896 * 2) / 2**30)
+    assert terms["merged"] == 0
     assert terms["scoring"] == pytest.approx(1024 * 151936 * (2 * 8 * 2 + 4) / 2**30)
     fixed = terms["weights"] + terms["adapter"] + terms["overhead"]
     assert terms["peak"] == pytest.approx(fixed + terms["scoring"])
@@ -345,8 +346,18 @@ def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
     terms = estimate.estimate(grpo(), qwen)
     assert terms["logits"] == pytest.approx((512 * 151936 * 4 + 3 * 16 * 640 * 896 * 2) / 2**30)
     cache = (1024 + 512) * 24 * 2 * 128 * 2
-    assert terms["generation"] == pytest.approx(64 * (cache + 151936 * (2 + 12)) / 2**30)
+    assert terms["generation"] == pytest.approx(64 * (cache + 151936 * (2 + 16)) / 2**30)
     assert terms["scoring"] == 0
+    merged = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864) * 2 / 2**30
+    assert terms["merged"] == pytest.approx(merged)
+    fixed = terms["weights"] + terms["adapter"] + terms["overhead"] + merged
+    step = terms["gradients"] + terms["kept"] + max(terms["layer"], terms["logits"])
+    assert terms["peak"] == pytest.approx(fixed + max(step, terms["generation"]))
+    assert estimate.estimate(grpo("model.rollout_weights=adapter"), qwen)["merged"] == 0
+    little = f"model.min_gpu_memory_gb={4 * merged - 0.01}"
+    assert estimate.estimate(grpo(little), qwen)["merged"] == 0
+    forced = estimate.estimate(grpo(little, "model.rollout_weights=merged"), qwen)
+    assert forced["merged"] == pytest.approx(merged)
 
 
 def test_what_changes_an_estimate(qwen: Shape) -> None:

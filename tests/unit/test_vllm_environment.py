@@ -1,0 +1,170 @@
+"""The second environment, where rollouts can come from vLLM: its lock, and how ./run takes it."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from posttrain.base.errors import ConfigError
+from posttrain.doctor import configs, installation, machine
+from posttrain.model import policy
+from posttrain.settings import RolloutModel
+from tests.helpers import ROOT, copy_project
+
+IN = ROOT / "requirements-vllm.in"
+
+
+def lines(path: Path) -> list[Requirement]:
+    texts = (line.partition(" #")[0] for line in path.read_text(encoding="utf-8").splitlines())
+    return [Requirement(text) for text in texts if text and not text.startswith("#")]
+
+
+def pyproject() -> list[Requirement]:
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return [Requirement(text) for text in found["project"]["dependencies"]]
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-vllm.lock"])
+def test_a_lock_holds_what_is_asked_for(name: str) -> None:
+    """pyproject.toml, for vLLM with what requirements-vllm.in puts in place of its pins."""
+    pins = installation.locked(ROOT / name)
+    others = {r.name: r for r in lines(IN)} if "vllm" in name else {}
+    asked = {r.name: r for r in pyproject()} | others
+    assert len(asked) > 20
+    for requirement in asked.values():
+        if requirement.marker and not requirement.marker.evaluate():
+            assert requirement.name not in pins
+            continue
+        pin = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(Version(pin), prereleases=True), requirement
+
+
+def test_the_locks_differ_only_where_vllm_asks_for_it() -> None:
+    main, vllm = (
+        installation.locked(ROOT / name) for name in ("requirements.lock", "requirements-vllm.lock")
+    )
+    others = {requirement.name for requirement in lines(IN)}
+    pinned = {
+        canonicalize_name(r.name)
+        for r in pyproject()
+        if r.name not in others and str(r.specifier).startswith("==")
+    }
+    assert len(pinned) > 7
+    assert {name: main[name] for name in pinned} == {name: vllm[name] for name in pinned}
+
+
+def test_trl_takes_the_vllm_of_the_lock() -> None:
+    """By trl's own check, which warns of a version outside of its range."""
+    from trl import import_utils
+
+    version = installation.locked(ROOT / "requirements-vllm.lock")["vllm"]
+    with patch.object(import_utils, "_is_package_available", lambda *_, **__: (True, version)):
+        assert import_utils.is_vllm_available()  # a warning would be an error
+    with (
+        patch.object(import_utils, "_is_package_available", lambda *_, **__: (True, "0.19.1")),
+        pytest.warns(UserWarning, match="supports vLLM versions"),
+    ):
+        import_utils.is_vllm_available()
+
+
+# --- ./run --vllm ---------------------------------------------------------------------------------
+
+
+def with_driver(folder: Path, version: str | None) -> subprocess.CompletedProcess[str]:
+    """`./run --vllm python -c ''` where nvidia-smi says so, and the environment is not there."""
+    tools = folder / "tools"
+    tools.mkdir()
+    if version is not None:
+        (tools / "nvidia-smi").write_text(f"#!/bin/sh\necho '{version}'\n")
+        (tools / "nvidia-smi").chmod(0o755)
+    (tools / "mktemp").write_text("#!/bin/sh\necho 'it would install now' >&2; exit 1\n")
+    (tools / "mktemp").chmod(0o755)
+    return subprocess.run(
+        ["./run", "--vllm", "python", "-c", ""],
+        cwd=copy_project(folder / "project"),
+        env={"PATH": f"{tools}:/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("version", ["570.86.15", "550.54.14", "580.42"])
+def test_an_old_driver_is_refused_before_anything_is_installed(
+    tmp_path: Path, version: str
+) -> None:
+    done = with_driver(tmp_path, version)
+    assert done.returncode == 2
+    assert f"needs NVIDIA driver 580.65 or later (CUDA 13); here is {version}" in done.stderr
+    assert "install" not in done.stderr.replace("installed", "")
+
+
+@pytest.mark.parametrize("version", ["580.65.06", "590.10", "[N/A]", None])
+def test_a_new_driver_or_none_is_not(tmp_path: Path, version: str | None) -> None:
+    assert "it would install now" in with_driver(tmp_path, version).stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "said"), [("580.65.06", "the driver runs"), ("570.86.15", "needs driver 580.65.6")]
+)
+def test_the_doctor_says_it_too(driver: str, said: str) -> None:
+    finding = machine._driver_for_vllm(machine.GPU("L4", driver, 22.0, 0.1, (8, 9), 0))
+    assert finding.status == "ok" and said in finding.text and "--vllm" in finding.text
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def test_without_vllm_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = RolloutModel(name="x", fast_inference="always", unsloth_vllm_standby=True)
+    monkeypatch.delenv("UNSLOTH_VLLM_STANDBY", raising=False)
+    monkeypatch.setattr(policy, "_has_vllm", lambda: False)
+    with pytest.raises(ConfigError, match=r"/run --vllm grpo"):
+        policy.prepare_vllm(model)
+    policy.prepare_vllm(model.model_copy(update={"fast_inference": "never"}))
+    assert "UNSLOTH_VLLM_STANDBY" not in policy.os.environ
+    monkeypatch.setattr(policy, "_has_vllm", lambda: True)
+    monkeypatch.setenv("UNSLOTH_VLLM_STANDBY", "0")  # put back after the test
+    policy.prepare_vllm(model)
+    assert policy.os.environ["UNSLOTH_VLLM_STANDBY"] == "1"
+
+
+def test_the_doctor_says_which_environment_a_config_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "configs" / "grpo_gsm8k_t4.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "configs" / "grpo.yaml"
+    path.parent.mkdir()
+    more = "\n  fast_inference: always\n  unsloth_vllm_standby: true"
+    path.write_text(re.sub(r"(?m)^(  name: Qwen.*)$", rf"\1{more}", text), encoding="utf-8")
+    monkeypatch.setattr(configs, "ROOT", tmp_path)
+    t4 = machine.GPU("Tesla T4", "580.65.06", 15.0, 0.0, (7, 5), 0)
+    (finding,), _ = configs.look_at_configs(t4)
+    assert "./run --vllm" in finding.text
+    monkeypatch.setattr(configs, "VLLM", True)
+    (finding,), _ = configs.look_at_configs(t4)
+    assert "standby mode on a T4" in finding.text
+    path.write_text(path.read_text().replace("standby: true", "standby: false"))
+    (finding,), _ = configs.look_at_configs(t4)
+    assert "vLLM" not in finding.text
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_it_installs_and_trains(tmp_path: Path) -> None:
+    """From nothing, on the CPU. Without a driver Unsloth leaves vLLM out of it."""
+    project = copy_project(tmp_path / "project")
+    command = ["./run", "--vllm", "grpo", "--config", "configs/grpo_demo.yaml"]
+    few = ["training.max_steps=2", "training.save_steps=2", "evaluation.limit=8"]
+    done = subprocess.run([*command, *few], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    versions = (project / "outputs" / "grpo_demo" / "environment.json").read_text()
+    assert '"torch": "2.11' in versions
+    code = "import importlib.metadata as m; print(m.version('vllm'))"
+    found = subprocess.check_output(["./run", "--vllm", "python", "-c", code], cwd=project)
+    assert found.decode().strip() == installation.locked(ROOT / "requirements-vllm.lock")["vllm"]
