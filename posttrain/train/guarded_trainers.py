@@ -190,15 +190,13 @@ def guarded_grpo(trainer_class: Any) -> Any:
                     )[0]
                 drawn = torch.tensor(sampled[row][:length], device=trained.device)
                 found.append((trained[0] - drawn).abs())
-            if not found:
-                return
-            apart = torch.cat(found)
-            for name, value in (("mean", apart.mean()), ("max", apart.max())):
-                values = self.accelerator.gather(value)
-                logged = values.mean() if name == "mean" else values.max()
-                self._metrics["train"][f"sampling/sampling_logp_difference/{name}"].append(
-                    logged.item()
-                )
+            apart = torch.cat(found) if found else torch.full((1,), torch.nan, device=ids.device)
+            gathered = self.accelerator.gather(torch.stack([apart.mean(), apart.max()])[None])
+            known = gathered[~gathered.isnan().any(1)]  # of the processes that scored any
+            if len(known):
+                metrics, name = self._metrics["train"], "sampling/sampling_logp_difference"
+                metrics[f"{name}/mean"].append(known[:, 0].mean().item())
+                metrics[f"{name}/max"].append(known[:, 1].max().item())
 
         def _generate_single_turn(self, prompt_ids: Any, *rest: Any, **named: Any) -> Any:
             if self.watch is None or self.use_vllm or self.use_transformers_continuous_batching:

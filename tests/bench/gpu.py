@@ -142,8 +142,9 @@ def plan(arguments: argparse.Namespace, folder: Path | None, model: Path | None)
 
     def spec(task: str, side: str, config: str, overrides: Sequence[str] = (), **more: Any) -> Any:
         where = data_overrides(task, arguments.size, folder, model)
+        threads = [f"run.threads={arguments.threads}"] if arguments.threads else []
         values = {"task": task, "side": side, "config": config, **steps, **more}
-        return {**values, "overrides": [*where, *overrides]}
+        return {**values, "overrides": [*where, *threads, *overrides]}
 
     tasks = [task for task in ("grpo", "dpo") if arguments.task in (None, task)]
     configs = CONFIGS[arguments.size]
@@ -343,6 +344,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--steps", type=int, default=5, help="measured steps (default 5)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them (default 2)")
+    parser.add_argument("--threads", type=int, help="of the processor, on every side")
     parser.add_argument("--rounds", type=int, default=1, help="turns of every side (default 1)")
     parser.add_argument(
         "--budget", type=float, help="seconds; what is left then waits for the next run"

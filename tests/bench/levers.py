@@ -16,6 +16,7 @@ class Lever:
 LEVERS = (
     # GRPO, generation
     Lever("decode_graphs", "grpo", ("model.decode_graphs=true",)),
+    Lever("adapter_rollouts", "grpo", ("model.rollout_weights=adapter",)),
     Lever("fast_inference", "grpo", ("model.fast_inference=always",)),
     Lever(
         "continuous_batching",

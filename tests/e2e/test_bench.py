@@ -11,6 +11,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.model import decode_graphs, policy
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
+from tests.bench import lengths
 from tests.bench.lengths import force_lengths
 from tests.helpers import ROOT
 
@@ -142,3 +143,27 @@ def test_settings_of_decoding(capsys: pytest.CaptureFixture[str]) -> None:
     assert "CUDA graphs not used: it needs an NVIDIA GPU" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="here is none; use auto or never"):
         load("model.fast_inference=always")
+
+
+def test_rows_that_a_generation_left_off_keep_their_length() -> None:
+    """Lengths 2, 5 and 6, left off after 3 tokens; then the rows change places."""
+    import torch
+
+    def write(processor: lengths.ForcedLengths, ids: torch.Tensor, steps: int) -> torch.Tensor:
+        for step in range(steps):
+            scores = processor(ids, torch.zeros(len(ids), 50))
+            own = (ids[:, 0] + 7 * step) % 40 + 5  # what each row would write by itself
+            ended = scores[:, 1] == 0
+            ids = torch.cat([ids, torch.where(ended, 1, own)[:, None]], 1)
+        return ids
+
+    stream = iter([2, 5, 6, 9])
+    prompts = torch.tensor([[0, 2], [10, 2], [20, 2]])
+    first = lengths.ForcedLengths(2, stream, [1], None)
+    ids = write(first, prompts, 3)
+    assert (ids == 1).nonzero().tolist() == [[0, 3]]
+    rest = ids[[2, 1]]
+    second = lengths.ForcedLengths(5, stream, [1], first)
+    ids = write(second, torch.cat([rest, torch.tensor([[30, 2, 8, 8, 8]])]), 3)
+    assert second.lengths == [3, 2, 9]
+    assert (ids == 1).nonzero().tolist() == [[0, 7], [1, 6]]
