@@ -165,10 +165,18 @@ def _sampling(record: Record) -> Plot | None:
         "How far the log-probability that a token was sampled with is from the one that is trained "
         "on. Rounding makes it; near 0.1 the policy learns from what another model wrote."
     )
-    names = ("mean", "max")
-    wanted = {f"sampling/sampling_logp_difference/{name}": name for name in names}
-    title = "Sampled against trained"
-    return _over_steps("sampling", title, about, "nats a token", _lines(record, wanted))
+    names = {f"sampling/sampling_logp_difference/{name}": name for name in ("mean", "max")}
+    lines = _lines(record, names)
+    plot = _over_steps("sampling", "Sampled against trained", about, "nats a token", lines)
+    if plot is None:
+        return None
+
+    def draw(axes: Axes) -> None:
+        draw_lines(axes, lines)
+        over_steps(axes)
+        axes.set_ylim(0, max(0.01, axes.get_ylim()[1]))  # float32 is a line at 0, and not noise
+
+    return Plot(plot.name, plot.title, about, plot.alt, plot.unit, draw)
 
 
 def _loss(record: Record) -> Plot | None:
