@@ -159,12 +159,13 @@ def choose_weights(policy: Any, choice: Choice, keep: bool) -> None:
     if not merged.layers:
         return
     needed, free = merged.bytes, free_bytes(policy.device)
-    said = f"merged weights take {needed / 2**30:.1f} GB"
+    size = f"{needed / 2**20:,.0f} MB"
     if choice == "auto" and needed > SHARE * free:
-        print(f"note: sampling through the adapter: {said} of {free / 2**30:.1f} GB that are free")
+        left = f"{free / 2**20:,.0f} MB that are free"
+        print(f"note: sampling through the adapter: merged weights would take {size} of {left}")
         return
     if keep:
-        print(f"Rollouts are sampled from merged weights ({said.split('take ')[1]})")
+        print(f"Rollouts are sampled from merged weights ({size})")
     _CHOSEN[policy] = merged, keep
 
 
