@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from posttrain.base.paths import shown
 from posttrain.doctor import configs, estimate, installation, machine, services
 from posttrain.doctor.shape import Shape, shape_of
 from posttrain.scoring import pairs as scoring
@@ -205,7 +207,8 @@ def test_another_version(
     packages = finding(found, "packages")
     assert packages["status"] == status
     assert packages["details"] == [f"{name} 0.0.1, locked {installation.locked()[name]}"]
-    assert f"{name} 0.0.1" in text and "-> rm -f .venv/installed.lock" in text
+    environment = shown(Path(sys.prefix))
+    assert f"{name} 0.0.1" in text and f"-> rm -f {environment}/installed.lock" in text
 
 
 def test_a_missing_package_and_one_for_another_system(
