@@ -350,7 +350,7 @@ def test_an_answer_that_hangs_is_asked_for_again(
         return french_judge(body, number)
 
     api.plan = plan
-    report = ask(run, api, "--timeout", "0.5")
+    report = ask(run, api, "--timeout", "3")
     over.set()
     assert report["wins"] == 6 and len(api.bodies) == 17 and no_pauses == [0.5]
 
