@@ -128,11 +128,16 @@ def _adapter(settings: Settings, shape: Shape, device: Device) -> dict[str, floa
     return {"adapter": weights * (4.0 + moments), "gradients": weights * accumulated}
 
 
+def _adapted(settings: Settings, shape: Shape) -> list[tuple[int, int]]:
+    """(in, out) of the linear layers of a block that get an adapter."""
+    return [shape.modules()[m] for m in settings.lora.target_modules if m in shape.modules()]
+
+
 def _merged(settings: Settings, shape: Shape, width: int) -> float:
     """The weights that stand in for the adapted layers while rollouts are sampled."""
     if isinstance(settings, DPOSettings) or settings.model.rollout_weights == "adapter":
         return 0.0
-    sizes = [shape.modules()[m] for m in settings.lora.target_modules if m in shape.modules()]
+    sizes = _adapted(settings, shape)
     needed = float(shape.layers * sum(a * b for a, b in sizes) * width)
     room = SHARE * settings.model.min_gpu_memory_gb * GB
     return 0.0 if settings.model.rollout_weights == "auto" and 0 < room < needed else needed

@@ -6,7 +6,6 @@ off. With no GPU, Unsloth trains on the CPU through the same calls.
 
 import contextlib
 import importlib
-import importlib.metadata
 import io
 import logging
 import os
@@ -19,13 +18,14 @@ from typing import Any
 from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError, PostTrainError, first_line
 from posttrain.base.files import model_fingerprint
-from posttrain.base.paths import ROOT, run_command
+from posttrain.base.paths import ROOT
 from posttrain.base.process import share_the_processor
 from posttrain.model import adapter
 from posttrain.model.decode_graphs import admit_decode_graphs
 from posttrain.model.device import Device
 from posttrain.model.merged import choose_weights
 from posttrain.model.trust import check_model_folder
+from posttrain.model.vllm import vllm_arguments
 from posttrain.settings import Lora, Model, RolloutModel, Training
 
 # Run no Python code and read no pickle of a model, wherever it comes from.
@@ -167,6 +167,7 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
     from unsloth import FastLanguageModel
 
     set_seed(training.seed)
+    from_vllm = vllm_arguments(model, lora)
     checkpointing = "unsloth" if training.gradient_checkpointing else False
     with quiet(verbose):
         base, tokenizer = FastLanguageModel.from_pretrained(
@@ -177,7 +178,7 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             revision=model.revision,
             use_gradient_checkpointing=checkpointing,
             **TRUSTED,
-            **_vllm_arguments(model, lora),
+            **from_vllm,
         )
         policy = FastLanguageModel.get_peft_model(
             base,
@@ -193,7 +194,7 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
     tokenizer = _set_up_generation(policy, tokenizer)
     # Unsloth sets its own limit on a GPU, which would be saved with the adapter.
     tokenizer.model_max_length = load_tokenizer(model).model_max_length
-    if isinstance(model, RolloutModel):
+    if isinstance(model, RolloutModel) and not from_vllm:
         choose_weights(policy, model.rollout_weights, keep=True)
         if model.decode_graphs:
             _admit_decode_graphs(policy)
@@ -207,57 +208,6 @@ def _torch_dtype(name: str) -> Any:
     import torch
 
     return None if name == "auto" else getattr(torch, name)
-
-
-def prepare_vllm(model: Model) -> None:
-    """Get ready for rollouts from vLLM. Call it before start(): Unsloth reads this when imported.
-
-    Raises:
-        ConfigError: vLLM is asked for and is not installed.
-    """
-    if not isinstance(model, RolloutModel) or model.fast_inference == "never":
-        return
-    if model.fast_inference == "always" and not _has_vllm():
-        raise ConfigError(
-            f"model.fast_inference = always: this environment has no vLLM. {run_command()} --vllm "
-            "grpo ... makes one that has and trains in it; auto or never train without"
-        )
-    if model.unsloth_vllm_standby:
-        os.environ["UNSLOTH_VLLM_STANDBY"] = "1"
-
-
-def _has_vllm() -> bool:
-    """Whether vLLM is installed. Not by its import, which Unsloth hides where it cannot work."""
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
-    """Arguments for loading a model whose rollouts are sampled with vLLM; empty without vLLM.
-
-    Raises:
-        ConfigError: vLLM is asked for and cannot be used here.
-    """
-    import torch
-
-    if not isinstance(model, RolloutModel) or model.fast_inference == "never":
-        return {}
-    if not (_has_vllm() and torch.cuda.is_available()):
-        if model.fast_inference == "auto":
-            return {}
-        raise ConfigError(
-            "model.fast_inference = always: vLLM needs a GPU, and here is none; use auto or never"
-        )
-    rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM takes powers of two
-    return {
-        "fast_inference": True,
-        "max_lora_rank": rank,
-        "gpu_memory_utilization": model.gpu_memory_utilization,
-        "unsloth_vllm_standby": model.unsloth_vllm_standby,
-    }
 
 
 def _admit_decode_graphs(policy: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from posttrain.base.distributed import is_main
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT
-from posttrain.model import policy, trust
+from posttrain.model import policy, trust, vllm
 from posttrain.model.device import check_device, free_memory
 from posttrain.report import next_steps
 from posttrain.report.live import draw
@@ -80,7 +80,7 @@ class Session(Generic[S]):
             ConfigError: it cannot, or the tokenizer is not in reach.
         """
         policy.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
-        policy.prepare_vllm(self.settings.model)
+        vllm.prepare_vllm(self.settings.model)
         device = policy.start(self.settings.run.verbose, self.settings.run.threads)
         print(check_device(device, self.settings.model, self.settings.training))
         self._facts["device"] = device.name

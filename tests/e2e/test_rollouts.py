@@ -291,6 +291,31 @@ def test_tokens_are_those_of_the_models_own_generate(
     assert vars(model).get("generate") is own
 
 
+def test_fewer_tokens_go_through_the_model(
+    loaded: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts are read once, and completions that have ended are not continued."""
+    model, tokenizer = loaded
+    model.eval()
+    passes: list[tuple[int, int]] = []
+    embed = model.get_input_embeddings()
+    forward = embed.forward
+
+    def counting(ids: Any) -> Any:
+        passes.append(tuple(ids.shape))
+        return forward(ids)
+
+    monkeypatch.setattr(embed, "forward", counting)
+    config = generation(tokenizer, do_sample=True, top_k=0, max_new_tokens=40)
+    with rollouts.cheaper_rollouts(model, 1.0, plain=True):
+        model.generate(**padded(prompts, tokenizer.pad_token_id), generation_config=config)
+    read = sum(rows * tokens for rows, tokens in passes if tokens > 1)
+    assert read < 0.25 * sum(map(len, prompts))
+    rows = [rows for rows, tokens in passes if tokens == 1]
+    assert rows[0] == len(prompts) and rows == sorted(rows, reverse=True)
+    assert rows[-1] <= 0.75 * len(prompts)
+
+
 def test_tokens_of_another_way_of_sampling(
     loaded: tuple[Any, Any], prompts: list[list[int]]
 ) -> None:

@@ -98,7 +98,7 @@ posttrain/model/policy.py: float32 stays float32 on a GPU
 posttrain/model/policy.py: generated trainers are written under outputs/, and nothing is counted
     unsloth_zoo/compiler.py: "UNSLOTH_COMPILE_LOCATION"
     unsloth/models/_utils.py: "UNSLOTH_DISABLE_STATISTICS"
-posttrain/model/policy.py: vLLM gives memory back while training, which is set before the import
+posttrain/model/vllm.py: vLLM gives memory back while training, which is set before the import
     unsloth_zoo/vllm_utils.py: "UNSLOTH_VLLM_STANDBY"
 posttrain/model/policy.py: the 4-bit repository that is loaded in place of the one named
     unsloth/models/loader_utils.py: get_model_name(model_name, load_in_4bit)

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from posttrain.base.errors import ConfigError
 from posttrain.doctor import configs, installation, machine
-from posttrain.model import policy
+from posttrain.model import vllm
 from posttrain.settings import RolloutModel
 from tests.helpers import ROOT, copy_project
 
@@ -46,7 +46,7 @@ def test_a_lock_holds_what_is_asked_for(name: str) -> None:
 
 
 def test_the_locks_differ_only_where_vllm_asks_for_it() -> None:
-    main, vllm = (
+    main, other = (
         installation.locked(ROOT / name) for name in ("requirements.lock", "requirements-vllm.lock")
     )
     others = {requirement.name for requirement in lines(IN)}
@@ -56,7 +56,7 @@ def test_the_locks_differ_only_where_vllm_asks_for_it() -> None:
         if r.name not in others and str(r.specifier).startswith("==")
     }
     assert len(pinned) > 7
-    assert {name: main[name] for name in pinned} == {name: vllm[name] for name in pinned}
+    assert {name: main[name] for name in pinned} == {name: other[name] for name in pinned}
 
 
 def test_trl_takes_the_vllm_of_the_lock() -> None:
@@ -123,15 +123,15 @@ def test_the_doctor_says_it_too(driver: str, said: str) -> None:
 def test_without_vllm_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = RolloutModel(name="x", fast_inference="always", unsloth_vllm_standby=True)
     monkeypatch.delenv("UNSLOTH_VLLM_STANDBY", raising=False)
-    monkeypatch.setattr(policy, "_has_vllm", lambda: False)
+    monkeypatch.setattr(vllm, "_has_vllm", lambda: False)
     with pytest.raises(ConfigError, match=r"/run --vllm grpo"):
-        policy.prepare_vllm(model)
-    policy.prepare_vllm(model.model_copy(update={"fast_inference": "never"}))
-    assert "UNSLOTH_VLLM_STANDBY" not in policy.os.environ
-    monkeypatch.setattr(policy, "_has_vllm", lambda: True)
+        vllm.prepare_vllm(model)
+    vllm.prepare_vllm(model.model_copy(update={"fast_inference": "never"}))
+    assert "UNSLOTH_VLLM_STANDBY" not in vllm.os.environ
+    monkeypatch.setattr(vllm, "_has_vllm", lambda: True)
     monkeypatch.setenv("UNSLOTH_VLLM_STANDBY", "0")  # put back after the test
-    policy.prepare_vllm(model)
-    assert policy.os.environ["UNSLOTH_VLLM_STANDBY"] == "1"
+    vllm.prepare_vllm(model)
+    assert vllm.os.environ["UNSLOTH_VLLM_STANDBY"] == "1"
 
 
 def test_the_doctor_says_which_environment_a_config_asks_for(

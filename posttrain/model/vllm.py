@@ -1,0 +1,60 @@
+"""Rollouts from vLLM: whether it is here, and what Unsloth is told of it."""
+
+import importlib.metadata
+import os
+from typing import Any
+
+from posttrain.base.errors import ConfigError
+from posttrain.base.paths import run_command
+from posttrain.settings import Lora, Model, RolloutModel
+
+
+def prepare_vllm(model: Model) -> None:
+    """Get ready for rollouts from vLLM. Call it before start(): Unsloth reads this when imported.
+
+    Raises:
+        ConfigError: vLLM is asked for and is not installed.
+    """
+    if not isinstance(model, RolloutModel) or model.fast_inference == "never":
+        return
+    if model.fast_inference == "always" and not _has_vllm():
+        raise ConfigError(
+            f"model.fast_inference = always: this environment has no vLLM. {run_command()} --vllm "
+            "grpo ... makes one that has and trains in it; auto or never train without"
+        )
+    if model.unsloth_vllm_standby:
+        os.environ["UNSLOTH_VLLM_STANDBY"] = "1"
+
+
+def _has_vllm() -> bool:
+    """Whether vLLM is installed. Not by its import, which Unsloth hides where it cannot work."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
+    """Arguments for loading a model whose rollouts are sampled with vLLM; empty without vLLM.
+
+    Raises:
+        ConfigError: vLLM is asked for and cannot be used here.
+    """
+    import torch
+
+    if not isinstance(model, RolloutModel) or model.fast_inference == "never":
+        return {}
+    if not (_has_vllm() and torch.cuda.is_available()):
+        if model.fast_inference == "auto":
+            return {}
+        raise ConfigError(
+            "model.fast_inference = always: vLLM needs a GPU, and here is none; use auto or never"
+        )
+    rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM takes powers of two
+    return {
+        "fast_inference": True,
+        "max_lora_rank": rank,
+        "gpu_memory_utilization": model.gpu_memory_utilization,
+        "unsloth_vllm_standby": model.unsloth_vllm_standby,
+    }
