@@ -55,21 +55,23 @@ def main(argv: list[str] | None = None) -> int:
         print(pair_report_text.render_text(data_report))
     else:
         print(pair_report_text.render_warnings(data_report), end="")
-    train_pairs, held_out = fitting(pairs, lengths, settings)
+    train_pairs, held_out, validation = fitting(pairs, lengths, settings)
     problems = problem_sets.load(settings, train_pairs, tokenizer)
     if session.dry_run:
         return session.end_dry_run()
 
     # The policy, scored before its first step.
-    session.open([*train_pairs, *held_out, *problems.items()])
+    session.open([*train_pairs, *held_out, *problems.items(), *validation])
     pair_report.write(data_report, run.path)
     model, tokenizer = session.load()
     before = session.kept_scores(lambda: scoring.read_scores(run, settings))
     before = before or scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
 
-    # Training.
+    # Training, with the pairs to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
-    stopped = session.train(trainer, changed, PROGRESS)
+    measure = scoring.validator(model, tokenizer, validation, settings)
+    by_accuracy = session.validation(len(validation), measure, "reward_accuracy")
+    stopped = session.train(trainer, changed, PROGRESS, by_accuracy)
     if stopped is not None:
         return stopped
 
@@ -82,25 +84,31 @@ def main(argv: list[str] | None = None) -> int:
 def examine(
     pairs: PairSet, tokenizer: Any, settings: DPOSettings
 ) -> tuple[dict[str, Any], list[list[Lengths]]]:
-    """The data report, and the token lengths of the pairs to train on and of those held out."""
-    lengths = [measure(side, tokenizer) for side in (pairs.train, pairs.held_out)]
+    """The data report, and the token lengths of the pairs to train on, held out, to validate on."""
+    sides = (pairs.train, pairs.held_out, pairs.validation)
+    lengths = [measure(side, tokenizer) for side in sides]
     limit, language = settings.model.max_seq_length, settings.data.language or "fr"
     return pair_report.build(pairs, lengths, tokenizer, limit, language), lengths
 
 
 def fitting(
     pairs: PairSet, lengths: list[list[Lengths]], settings: DPOSettings
-) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on and those to score that fit model.max_seq_length."""
-    sides = ((pairs.train, "training pairs"), (pairs.held_out, "held-out pairs"))
+) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """The pairs to train on, to score and to validate on that fit model.max_seq_length."""
+    sides = (
+        (pairs.train, "training pairs"),
+        (pairs.held_out, "held-out pairs"),
+        (pairs.validation, "validation pairs"),
+    )
     limit, rule = settings.model.max_seq_length, settings.data.overlong
-    train, held_out = (
+    train, held_out, validation = (
         drop_overlong(side, [length.whole for length in measured], limit, rule, what)
         for (side, what), measured in zip(sides, lengths, strict=True)
     )
     held_out = held_out[: settings.evaluation.limit]
-    print(f"{len(train)} pairs to train on, {len(held_out)} held out")
-    return train, held_out
+    counts = f"{len(train)} pairs to train on, {len(held_out)} held out"
+    print(f"{counts}, {len(validation)} to validate on" if validation else counts)
+    return train, held_out, validation
 
 
 def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:

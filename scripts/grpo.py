@@ -23,10 +23,10 @@ if __name__ == "__main__":
 
 import rewards
 from eval import conversation
-from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore
+from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore, summarise
 from posttrain.base.errors import ConfigError
 from posttrain.base.process import run_main
-from posttrain.data.problems import load_problems
+from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference, policy
 from posttrain.run.folder import RunFolder
@@ -59,20 +59,29 @@ def main(argv: list[str] | None = None) -> int:
     train_problems = fitting(train_problems, tokenizer, settings, "training problems")
     held_out = fitting(held_out, tokenizer, settings, "held-out problems")
     held_out = held_out[: settings.evaluation.limit]
-    print(f"{len(train_problems)} problems to train on, {len(held_out)} held out")
+    train_problems, validation = for_validation(train_problems, settings.data)
+    counts = f"{len(train_problems)} problems to train on, {len(held_out)} held out"
+    print(f"{counts}, {len(validation)} to validate on" if validation else counts)
     if session.dry_run:
         print_example(train_problems[0], tokenizer, settings, functions)
         return session.end_dry_run()
 
     # The policy, scored before its first step.
-    session.open([*train_problems, *held_out])
+    session.open([*train_problems, *held_out, *validation])
     model, tokenizer = session.load()
     before = session.kept_scores(lambda: read_scores(run))
     before = before or score(model, tokenizer, held_out, settings, run, "before")
 
-    # Training.
+    # Training, with the problems to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
-    stopped = session.train(trainer, changed, PROGRESS)
+    stopped = session.train(
+        trainer,
+        changed,
+        PROGRESS,
+        session.validation(
+            len(validation), lambda: validate(model, tokenizer, validation, settings), "strict"
+        ),
+    )
     if stopped is not None:
         return stopped
 
@@ -145,6 +154,15 @@ def score(
     replies = evaluate(problems, generate, settings.prompt.system)
     run.write_rows(side, [reply.as_row() for reply in replies])
     return replies
+
+
+def validate(
+    model: Any, tokenizer: Any, problems: list[Problem], settings: GRPOSettings
+) -> dict[str, Any]:
+    """The measures of greedy replies to problems that were set aside from the training data."""
+    greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
+    generate = inference.generator(model, tokenizer, greedy, settings.training.seed)
+    return summarise(evaluate(problems, generate, settings.prompt.system))
 
 
 def read_scores(run: RunFolder) -> list[ScoredReply] | None:

@@ -4,7 +4,6 @@ All checks run before a model is loaded. A row that breaks a rule stops the run;
 its file, row and column. Rows that are only left out (a tie, another language) are counted.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.formats import read_pair
 from posttrain.data.sources import read_rows
-from posttrain.data.text import normalise
+from posttrain.data.split import set_aside, text_key
 from posttrain.settings import PairData, Prompt, Source
 
 
@@ -30,10 +29,13 @@ class PairSet:
     """Rule -> number of rows that it left out."""
     questions: Sequence[str] = ()
     """Evaluation questions to look for in the prompts."""
+    validation: Sequence[Pair] = ()
+    """Pairs of the training data to score while training."""
 
 
 def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
-    """Pairs to train on and to hold out. No prompt is in both. Left-out rows are printed.
+    """Pairs to train on, to hold out and to validate on. No prompt is in two of them. Left-out rows
+    are printed.
 
     Raises:
         DataError: a row that breaks a rule, too few pairs to hold any out, or a language that
@@ -47,15 +49,20 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
     dropped: Counter[str] = Counter()
     questions = [row.text("question") for set_ in data.check_against for row in read_rows(set_)]
     pairs, rows = _read_pairs(data.train, data, prompt, dropped)
+    where, validation = data.train.path, list[Pair]()
     if data.eval is None:
-        train, held_out = hold_out(pairs, data.holdout, data.train.path)
-        return PairSet(train, held_out, rows, dict(dropped), questions)
-    evaluation, more = _read_pairs(data.eval, data, prompt, dropped)
-    trained_on = {prompt_key(pair) for pair in pairs}
-    for pair in evaluation:
-        if prompt_key(pair) in trained_on:
-            raise DataError(f"{pair.where} is also trained on")
-    return PairSet(pairs, evaluation, rows + more, dict(dropped), questions)
+        train, held_out = hold_out(pairs, data.holdout, where)
+    else:
+        train = pairs
+        held_out, more = _read_pairs(data.eval, data, prompt, dropped)
+        rows += more
+        trained_on = {prompt_key(pair) for pair in train}
+        for pair in held_out:
+            if prompt_key(pair) in trained_on:
+                raise DataError(f"{pair.where} is also trained on")
+    if data.validation:
+        train, validation = hold_out(train, data.validation, where, "data.validation")
+    return PairSet(train, held_out, rows, dict(dropped), questions, validation)
 
 
 def load_pairs(data: PairData, prompt: Prompt) -> tuple[list[Pair], list[Pair]]:
@@ -86,28 +93,15 @@ def prompt_key(pair: Pair) -> str:
 
     Only the first turn counts, so that all branches of a conversation stay together.
     """
-    text = normalise(next(turn["content"] for turn in pair.prompt if turn["role"] == "user"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return text_key(next(turn["content"] for turn in pair.prompt if turn["role"] == "user"))
 
 
-def hold_out(pairs: list[Pair], count: int, where: str) -> tuple[list[Pair], list[Pair]]:
-    """Hold out at least `count` pairs, those with the smallest hashes of their prompt.
+def hold_out(
+    pairs: list[Pair], count: int, where: str, setting: str = "data.holdout"
+) -> tuple[list[Pair], list[Pair]]:
+    """The pairs that stay, and at least `count` pairs held out by the hash of their prompt.
 
-    All pairs of a prompt stay together. Rows added to the dataset move few of the others.
+    Raises:
+        DataError: none would stay.
     """
-    chosen: set[str] = set()
-    held = 0
-    keys = [prompt_key(pair) for pair in pairs]
-    by_key = Counter(keys)
-    for key in sorted(by_key):
-        if held >= count:
-            break
-        chosen.add(key)
-        held += by_key[key]
-    train = [pair for pair, key in zip(pairs, keys, strict=True) if key not in chosen]
-    if not train:
-        raise DataError(
-            f"{where}: {len(pairs)} pairs leave none to train on after holding out {count}; "
-            "lower data.holdout"
-        )
-    return train, [pair for pair, key in zip(pairs, keys, strict=True) if key in chosen]
+    return set_aside(pairs, [prompt_key(pair) for pair in pairs], count, where, setting)

@@ -7,6 +7,7 @@ from typing import Any
 from eval.gsm8k import Problem
 from posttrain.base.errors import DataError, first_line, quoted
 from posttrain.data.sources import Row, read_rows
+from posttrain.data.split import set_aside, text_key
 from posttrain.data.text import normalise
 from posttrain.settings import ProblemColumns, ProblemData, Source
 from rewards.answer import CLOSE, OPEN, extract_tagged, parse_number
@@ -37,6 +38,20 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
                 f"questions that were trained on says nothing ({quoted(problem.question)})"
             )
     return train, evaluation
+
+
+def for_validation(
+    problems: Sequence[Problem], data: ProblemData
+) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on, and `data.validation` of them to score while training instead.
+
+    Raises:
+        DataError: none would be left to train on.
+    """
+    if not data.validation:
+        return list(problems), []
+    keys = [text_key(problem.question) for problem in problems]
+    return set_aside(problems, keys, data.validation, data.train.path, "data.validation")
 
 
 def load_evaluation(source: Source, columns: ProblemColumns) -> list[Problem]:

@@ -54,7 +54,7 @@ class MergedWeights:
     def bytes(self) -> int:
         """What the merged weights take in memory."""
         return sum(
-            layer.in_features * layer.out_features * _type(layer.get_base_layer()).itemsize
+            layer.in_features * layer.out_features * compute_type(layer.get_base_layer()).itemsize
             for *_, layer in self._layers
         )
 
@@ -121,7 +121,7 @@ def _obstacle(layer: Any) -> str:
     return ""
 
 
-def _type(linear: Any) -> Any:
+def compute_type(linear: Any) -> Any:
     """The torch dtype that a base layer computes in; of 4-bit weights, the one they unpack to."""
     state = getattr(linear.weight, "quant_state", None)
     return linear.weight.dtype if state is None else state.dtype
@@ -131,7 +131,7 @@ def _empty_linear(base: Any) -> Any:
     """A linear layer like a base layer, with its bias and a weight yet to be filled in."""
     import torch
 
-    kind, device = _type(base), base.weight.device
+    kind, device = compute_type(base), base.weight.device
     linear = torch.nn.utils.skip_init(
         torch.nn.Linear, base.in_features, base.out_features, bias=False, dtype=kind, device=device
     )

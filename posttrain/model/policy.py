@@ -23,6 +23,7 @@ from posttrain.base.process import share_the_processor
 from posttrain.model import adapter
 from posttrain.model.decode_graphs import admit_decode_graphs
 from posttrain.model.device import Device
+from posttrain.model.fused_lora import fuse
 from posttrain.model.merged import choose_weights
 from posttrain.model.trust import check_model_folder
 from posttrain.model.vllm import vllm_arguments
@@ -147,7 +148,7 @@ def base_weights(model: Model) -> str:
     from huggingface_hub import hf_hub_download
 
     repository = name
-    if "unsloth.models" in sys.modules:  # only on a GPU: importing it patches trl for one
+    if _has_gpu_modules():  # importing them patches trl for a GPU
         # from_pretrained takes 4-bit weights from another repository, at its newest commit.
         mapping = importlib.import_module("unsloth.models.loader_utils")
         repository = mapping.get_model_name(name, model.load_in_4bit)
@@ -191,6 +192,8 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
             **adapter.peft_arguments(lora),
         )
         adapter.remember_start(policy, lora)
+        if not _has_gpu_modules():
+            fuse(policy)
     tokenizer = _set_up_generation(policy, tokenizer)
     # Unsloth sets its own limit on a GPU, which would be saved with the adapter.
     tokenizer.model_max_length = load_tokenizer(model).model_max_length
@@ -210,9 +213,14 @@ def _torch_dtype(name: str) -> Any:
     return None if name == "auto" else getattr(torch, name)
 
 
+def _has_gpu_modules() -> bool:
+    """Whether Unsloth trains with its own kernels: without a GPU it has no such modules."""
+    return "unsloth.models" in sys.modules
+
+
 def _admit_decode_graphs(policy: Any) -> None:
     """Switch on CUDA-graph decoding if it gives the same results; print whether it is used."""
-    if "unsloth.models" not in sys.modules:  # Unsloth has no such module without a GPU
+    if not _has_gpu_modules():
         why_not: str | None = "it needs an NVIDIA GPU"
     else:
         graphs = importlib.import_module("unsloth.models._decode_graphs")

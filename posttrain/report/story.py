@@ -168,6 +168,8 @@ def data_warnings(record: Record) -> tuple[str, list[str]] | None:
     line = f"{rows.get('read', '?')} rows read, {rows.get('kept', '?')} kept"
     if "train" in rows and "held_out" in rows:
         line += f": {rows['train']} to train on, {rows['held_out']} held out"
+    if rows.get("validation"):
+        line += f"; {rows['validation']} more to validate on"
     left_out = [f"{count} {why}" for why, count in section(rows, "dropped").items()]
     line += f". Left out: {', '.join(left_out)}." if left_out else "."
     warnings = record.data_report.get("warnings")

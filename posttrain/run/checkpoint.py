@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class CheckpointStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.staging = folder / ".staging"
+        self.values: Mapping[int, float] | None = None
+        """Validation by step, where there is any: the best is then chosen by it alone."""
 
     def steps(self) -> list[Path]:
         """Finished checkpoints, oldest first, verified or not."""
@@ -93,8 +96,11 @@ class CheckpointStore:
 
     def best(self) -> Path | None:
         """The checkpoint with the highest score, the newer one if two are equal."""
-        scores = {path: value for path in self.steps() if (value := _score(path)) is not None}
+        scores = {path: value for path in self.steps() if (value := self._score(path)) is not None}
         return max(scores, key=lambda path: (scores[path], int(path.name[5:])), default=None)
+
+    def _score(self, path: Path) -> float | None:
+        return _score(path) if self.values is None else self.values.get(int(path.name[5:]))
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is not damaged; None if there are no checkpoints.

@@ -63,8 +63,10 @@ class RunFolder:
             return False
         earlier = read_yaml(self.shared / "config.yaml")
         asked = settings.model_dump(mode="json")
+        kept = (earlier.get("run") or {}).get("keep")  # which adapter the run ended with
         for name in NOT_SHAPING:  # exports, for one, can be added to a finished run
             earlier[name] = asked[name]
+        earlier["run"] = {**asked["run"], "keep": kept}
         changed = differences("", earlier, asked)
         if changed:
             raise ConfigError(

@@ -4,7 +4,8 @@ By its held-out pairs, by what its replies to their prompts are like, by how far
 reference, and by problem sets that it was not trained for. Everything scored is kept in eval/.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,13 +92,34 @@ def score_pairs(
     model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings
 ) -> list[ScoredPair]:
     """Implicit rewards of the pairs, and the lengths of their replies."""
+    return pair_scorer(model, tokenizer, pairs, settings)()
+
+
+def pair_scorer(
+    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings
+) -> Callable[[], list[ScoredPair]]:
+    """A function that scores the pairs by the policy as it then is. The reference, which does not
+    change, is scored once."""
     batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
-    policy, reference = (
-        pair_log_probs(model, tokenizer, pairs, batch_size, adapter_off)
-        for adapter_off in (False, True)
-    )
-    tokens = [(length.chosen, length.rejected) for length in lengths.measure(pairs, tokenizer)]
-    return preference.score_pairs(policy, reference, tokens, settings.training.beta)
+
+    @functools.cache
+    def reference() -> tuple[list[tuple[float, float]], list[tuple[int, int]]]:
+        tokens = [(length.chosen, length.rejected) for length in lengths.measure(pairs, tokenizer)]
+        return pair_log_probs(model, tokenizer, pairs, batch_size, reference=True), tokens
+
+    def score() -> list[ScoredPair]:
+        policy = pair_log_probs(model, tokenizer, pairs, batch_size, reference=False)
+        return preference.score_pairs(policy, *reference(), settings.training.beta)
+
+    return score
+
+
+def validator(
+    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings
+) -> Callable[[], dict[str, Any]]:
+    """A function that measures the policy on pairs that were set aside from the training data."""
+    score = pair_scorer(model, tokenizer, pairs, settings)
+    return lambda: measures.summarise(preference.scores(score()))
 
 
 def sample(

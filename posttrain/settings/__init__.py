@@ -123,6 +123,9 @@ class Evaluation(Section):
     stop_at_answer: bool = False
     """End a reply at its closing answer tag. Faster, but it hides what the model would have written
     after the tag, which the rewards see; so the scores are no longer those of the training."""
+    every: int | None = Field(None, ge=1)
+    """Steps between two validations on the rows of `data.validation`; null: before the first and
+    after the last step only."""
 
 
 class PairEvaluation(Evaluation):
@@ -157,6 +160,11 @@ class Run(Section):
     """Show everything that the libraries print."""
     max_minutes: float | None = Field(None, gt=0)
     """Stop training with a checkpoint after this long; the same command then goes on."""
+    keep: Literal["best", "last"] | None = None
+    """The adapter that is saved, scored and exported: the best by validation, or that of the last
+    step; null: best where there is validation. Equally good is the later one."""
+    patience: int | None = Field(None, ge=1)
+    """End training once so many validations in a row brought nothing better."""
     threads: int | None = Field(None, ge=1)
     """CPU threads for torch; null leaves torch's own choice."""
     price_per_hour: float | None = Field(None, ge=0)
@@ -182,6 +190,26 @@ class _Trained(Section):
         return self
 
 
+def _check_validation(settings: "DPOSettings | GRPOSettings") -> None:
+    """Raise ValueError where settings of validation have no validation, or no time for it."""
+    every, run = settings.evaluation.every, settings.run
+    if not settings.data.validation:
+        asked = {"evaluation.every": every, "run.patience": run.patience}
+        asked["run.keep = best"] = run.keep == "best" or None
+        for name, value in asked.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name} needs rows to validate on; set data.validation to their number"
+                )
+    if run.patience and not every:
+        raise ValueError("run.patience needs evaluation.every, the steps between two validations")
+    if every and not settings.training.safe_to_save(every):
+        raise ValueError(
+            f"evaluation.every = {every} falls between two generations, where no checkpoint can be "
+            "taken; make it a multiple of what training.save_steps has to be a multiple of"
+        )
+
+
 class DPOSettings(_Trained):
     """Settings of scripts/dpo.py."""
 
@@ -195,6 +223,11 @@ class DPOSettings(_Trained):
     tracking: Tracking = Tracking()
     export: Export = Export()
     run: Run
+
+    @model_validator(mode="after")
+    def _something_to_validate_on(self) -> Self:
+        _check_validation(self)
+        return self
 
     @model_validator(mode="after")
     def _room_for_replies(self) -> Self:
@@ -244,6 +277,11 @@ class GRPOSettings(_Trained):
                 f"lora.init = {init}: the reference of the KL term is not the policy with its "
                 "adapter off; set training.beta to 0, or lora.init to default"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_validate_on(self) -> Self:
+        _check_validation(self)
         return self
 
     @model_validator(mode="after")

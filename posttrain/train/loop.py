@@ -16,6 +16,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining
 from posttrain.train.guard import is_out_of_memory
 from posttrain.train.stop import StepAbandoned, StopRequest
+from posttrain.train.validation import Validation
 from posttrain.train.view import TrainingView
 from posttrain.train.watch import Watch
 
@@ -51,12 +52,13 @@ def train(
     shown: dict[str, str],
     checkpoint: Path | None,
     identity: dict[str, Any],
+    validation: Validation | None,
 ) -> dict[str, Any]:
     """Train from the start or from a checkpoint. 0 steps trains none.
 
     `shown` maps the trainer's metric names to the labels they get in the view, the one to watch
-    first; `identity` goes into every checkpoint. Returns steps, seconds, and where a signal or the
-    time limit ended it early, the exit code to leave with and the reason.
+    first; `identity` goes into every checkpoint. Returns steps, seconds, and where it ended early,
+    the reason; where a signal or the time limit did that, also the exit code to leave with.
 
     Raises:
         CheckpointError: the disk is full; the earlier checkpoints are whole.
@@ -72,12 +74,6 @@ def train(
         rows = count * training.per_device_train_batch_size * training.gradient_accumulation_steps
         print(f"{count} processes train together: {rows} rows an optimizer step")
     checkpoint = distributed.main_checkpoint(checkpoint)
-    if checkpoint is not None:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        if state["global_step"] >= state["max_steps"]:  # transformers would take one step more
-            print(f"Training was done at step {state['global_step']}; going on from there")
-            trainer._load_from_checkpoint(str(checkpoint))
-            return {"steps": state["global_step"], "seconds": 0.0}
     clock = Clock()
     view = TrainingView(shown, run.path / "health.jsonl")
     with StopRequest(settings.run.max_minutes) as stop, view:
@@ -85,8 +81,13 @@ def train(
         score = Score(BEST_BY[settings.method])
         trainer.add_callback(_callback(run, view, clock, stop, identity, training, score))
         watch = Watch(trainer, settings, run, stop)
+        if validation is not None:
+            trainer.add_callback(validation.callback(trainer, stop))
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint is not None and validation is not None:
+                validation.catch_up(trainer, checkpoint, stop)
+            if checkpoint is None or not _is_done(trainer, checkpoint, validation):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except StepAbandoned:
             watch.save_last_step()
         except HealthError as error:
@@ -104,7 +105,26 @@ def train(
     result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
+    elif validation is not None and validation.exhausted():
+        reason = f"{settings.run.patience} validations in a row brought nothing better"
+        print(f"Training ended at step {result['steps']}: {reason} (run.patience)")
+        result["reason"] = reason
     return result
+
+
+def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> bool:
+    """Whether nothing is left to train after a checkpoint; the trainer then takes its weights.
+
+    transformers would take one step more.
+    """
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    step, last = state["global_step"], state["max_steps"]
+    if step < last and not (validation is not None and validation.exhausted()):
+        return False
+    print(f"Training was done at step {step}; going on from there")
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state.global_step = step
+    return True
 
 
 def _record_health_stop(error: HealthError, trainer: Any, clock: Clock, run: RunFolder) -> None:

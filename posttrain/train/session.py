@@ -32,6 +32,7 @@ from posttrain.settings import DPOSettings, Export, GRPOSettings, Training
 from posttrain.settings.command import Command, parse_command_line
 from posttrain.train import loop
 from posttrain.train.trackers.start import keep_files_in, start_trackers
+from posttrain.train.validation import Measures, Validation
 
 S = TypeVar("S", DPOSettings, GRPOSettings)
 T = TypeVar("T")
@@ -129,18 +130,35 @@ class Session(Generic[S]):
         print(resume_note(self._checkpoint, self.settings.training, self.run, kept))
         return scores
 
-    def train(self, trainer: Any, changed: dict[str, Any], shown: dict[str, str]) -> int | None:
-        """Train and save the adapter; returns None, or the exit code of a run that ended early.
+    def validation(self, rows: int, measure: Callable[[], Measures], by: str) -> Validation | None:
+        """The validation of this run on `rows` rows, as Validation takes it; None without rows."""
+        return Validation(self.run, self.settings, measure, by) if rows else None
 
-        `changed` are the arguments that a library changed, `shown` the metrics to watch, as
-        loop.train takes them.
+    def train(
+        self,
+        trainer: Any,
+        changed: dict[str, Any],
+        shown: dict[str, str],
+        validation: Validation | None,
+    ) -> int | None:
+        """Train and save the adapter, the best by validation if there is any.
+
+        Returns None, or the exit code of a run that ended early. `changed` are the arguments that a
+        library changed, `shown` the metrics to watch, as loop.train takes them.
+
+        Raises:
+            CheckpointError: the best checkpoint is damaged.
         """
         trainer.add_callback(self._trackers.callback())
+        if validation is not None:
+            shown = {**shown, f"validation/{validation.by}": "validation"}
         result = loop.train(
-            trainer, self.settings, self.run, shown, self._checkpoint, self._identity
+            trainer, self.settings, self.run, shown, self._checkpoint, self._identity, validation
         )
         self._facts |= {"changed_arguments": changed, "trained": result}
         if "exit_code" not in result:
+            if validation is not None and result["steps"]:
+                self._facts["kept"] = validation.keep_best(trainer, result["steps"])
             policy.save_adapter(*self._policy, self.run.adapter)
             return None
         record_early_stop(self.run, self._facts)

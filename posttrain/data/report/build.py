@@ -50,6 +50,7 @@ def build(
             "kept": len(kept),
             "train": train,
             "held_out": len(kept) - train,
+            "validation": len(pair_set.validation),
             "dropped": {**pair_set.dropped, **too_long},
         },
         "tokens": tokens(measured, limit),

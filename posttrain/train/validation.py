@@ -1,0 +1,166 @@
+"""Score rows that were set aside from the training data while a run trains; keep its best adapter.
+
+Small models often are at their best before their last step. Which step that was is decided on rows
+of the training data, chosen by a hash, that are not trained on. The held-out rows of the test set
+are looked at before and after training only, so what they say of the adapter that was kept is not
+flattered by the choice.
+
+A checkpoint is written with every validation, and the best one of them is not deleted.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from posttrain.base import distributed
+from posttrain.base.errors import CheckpointError
+from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until
+from posttrain.report import measures
+from posttrain.run.checkpoint import verify
+from posttrain.run.environment import Clock
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.train.random_states import random_states, restore
+from posttrain.train.stop import StopRequest
+from posttrain.train.watch import say
+
+Measures = dict[str, dict[str, Any]]
+"""`{"value", "n", "low", "high"}` by measure, as in eval/before.json."""
+
+
+class Validation:
+    """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        settings: DPOSettings | GRPOSettings,
+        measure: Callable[[], Measures],
+        by: str,
+    ) -> None:
+        """`measure` scores the policy as it is; `by` is the measure whose highest value is best."""
+        self.by = by
+        self.rows: list[dict[str, Any]] = []
+        self._measure = measure
+        self._path = run.path / "eval" / "validation.jsonl"
+        self._checkpoints = run.checkpoints
+        self._training = settings.training
+        self._every = settings.evaluation.every
+        self._patience = settings.run.patience
+        self._keep = settings.run.keep
+
+    def begin(self, step: int) -> None:
+        """Read the validations up to `step`, where training begins or goes on."""
+        if step == 0:
+            self._path.unlink(missing_ok=True)
+        keep_rows_until(self._path, step)
+        self.rows = jsonl_rows(self._path) if self._path.exists() else []
+        self._rank()
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether a validation belongs after `step` of `last` and was not made yet."""
+        wanted = step in (0, last) or (self._every is not None and step % self._every == 0)
+        return wanted and not any(row["step"] == step for row in self.rows)
+
+    def take(self, step: int) -> dict[str, float]:
+        """Score the policy after `step`. Returns what to log: each measure, and the seconds."""
+        clock, states = Clock(), random_states()
+        found = self._measure()
+        restore(states)
+        row = {"step": step, "measures": found}
+        append_rows(self._path, [row])
+        self.rows.append(row)
+        self._rank()
+        say(f"validation at step {step}: {self.describe(row)}")
+        values = {f"validation/{name}": each["value"] for name, each in found.items()}
+        return {**values, "validation/seconds": clock.seconds()}
+
+    def describe(self, row: dict[str, Any]) -> str:
+        """`strict accuracy 45.0% [38.3%, 51.8%]`: the measure that decides."""
+        return f"{measures.label(self.by)} {measures.value(self.by, row['measures'][self.by])}"
+
+    def _rank(self) -> None:
+        """Let the checkpoints be ranked by validation, not by what training itself logged."""
+        self._checkpoints.values = {
+            row["step"]: row["measures"][self.by]["value"] for row in self.rows
+        }
+
+    def exhausted(self) -> bool:
+        """Whether the last `run.patience` validations were no better than one before them."""
+        values = [row["measures"][self.by]["value"] for row in self.rows]
+        if self._patience is None or not values:
+            return False
+        return len(values) - 1 - values.index(max(values)) >= self._patience
+
+    def catch_up(self, trainer: Any, checkpoint: Path, stop: StopRequest) -> None:
+        """Make the validation of a checkpoint if a signal or a crash came before it."""
+        from transformers import TrainerState
+
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.begin(state.global_step)
+        if self.due(state.global_step, state.max_steps):
+            trainer._load_from_checkpoint(str(checkpoint))
+            self.run(trainer, stop, state)
+
+    def run(self, trainer: Any, stop: StopRequest, state: Any) -> None:
+        """Make a validation and pass it on to whoever follows the metrics.
+
+        Raises:
+            StepAbandoned: a signal came meanwhile.
+        """
+        alone = distributed.processes() == 1
+        with stop.interruptible(alone and self._training.safe_to_save(state.global_step)):
+            logs = self.take(state.global_step)
+        trainer.callback_handler.on_log(trainer.args, state, trainer.control, logs)
+
+    def callback(self, trainer: Any, stop: StopRequest) -> Any:
+        """A TrainerCallback. Add it after the Watch's, which has to see a step before."""
+        from transformers import TrainerCallback  # not before Unsloth is imported
+
+        validation = self
+
+        class ValidationCallback(TrainerCallback):  # type: ignore[misc]  # not followed
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step == 0:
+                    validation.begin(0)
+                    validation.run(trainer, stop, state)
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if stop.exit_code is not None or not validation.due(
+                    state.global_step, state.max_steps
+                ):
+                    return
+                validation.run(trainer, stop, state)
+                control.should_save = True
+                control.should_training_stop |= validation.exhausted()
+
+        return ValidationCallback()
+
+    def keep_best(self, trainer: Any, step: int) -> dict[str, Any]:
+        """Give the policy the adapter of its best validation, after training ended at `step`.
+
+        Returns `{"step", "by", "value", "validations"}` of the adapter that the policy now has.
+
+        Raises:
+            CheckpointError: the best checkpoint is damaged.
+        """
+        path = None if self._keep == "last" else self._checkpoints.best()
+        kept = step if path is None else int(path.name[5:])
+        row = next(row for row in self.rows if row["step"] == kept)
+        if path is not None and kept != step:
+            if problems := verify(path):
+                raise CheckpointError(
+                    f"{path}, the best by validation, is damaged: {problems[0]}. run.keep=last "
+                    "keeps the adapter of the last step instead"
+                )
+            trainer._load_from_checkpoint(str(path))
+            print(
+                f"Kept the adapter of step {kept}, the best of {len(self.rows)} validations: "
+                f"{self.describe(row)}; at step {step}: {self.describe(self.rows[-1])}"
+            )
+        return {
+            "step": kept,
+            "by": self.by,
+            "value": row["measures"][self.by]["value"],
+            "validations": len(self.rows),
+        }
