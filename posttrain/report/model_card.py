@@ -94,6 +94,7 @@ def _facts(found: Record, repository: str | None) -> dict[str, Any]:
         "trained": trained,
         "duration": duration(found.seconds),  # of all its sessions
         "device": environment.get("device", "an unnamed device"),
+        "kept": _kept(found),
         "fingerprint": str(environment.get("data", ""))[:16],
         "versions": ", ".join(
             f"{k} {versions[k]}" for k in ("unsloth", "trl", "transformers", "torch")
@@ -197,6 +198,19 @@ def _said(check: dict[str, Any]) -> str:
     name, value, limit = in_words(check)
     limit = f" ({limit})" if limit else ""
     return f"{name}: {value}{limit}{'' if check['passed'] else ', **failed**'}"
+
+
+def _kept(found: Record) -> str:
+    """Which step's adapter this is, where validation chose it; else empty."""
+    kept = found.kept
+    if not kept:
+        return ""
+    name, rows = kept["by"], found.config["data"].get("validation")
+    return (
+        f"of step {kept['step']}, by {kept['validations']} validations on {rows} rows of the "
+        f"training data that were not trained on ({measures.label(name)} "
+        f"{measures.plain(name, kept['value'])}); the test set had no part in the choice"
+    )
 
 
 def _limitations(found: Record, scores: dict[str, dict[str, Any]]) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from posttrain.report.drawing import MUTED, Plot, over_steps
+from posttrain.report import measures
+from posttrain.report.drawing import COLOURS, MUTED, Plot, over_steps
 from posttrain.report.lines import Line, draw_band, draw_lines
 from posttrain.report.record import Record, number, section
 from posttrain.report.score_plots import reply_length, scores
@@ -15,10 +16,11 @@ from posttrain.report.score_plots import reply_length, scores
 
 def plots(record: Record) -> list[Plot]:
     """The plots that the record has data for, the most telling first."""
+    kinds = [_validation]
     if record.method == "GRPO":
-        kinds = [_reward, _spread, _length, _truncation, _kl, _sampling]
+        kinds += [_reward, _spread, _length, _truncation, _kl, _sampling]
     else:
-        kinds = [_loss, _margin, _accuracy, reply_length]
+        kinds += [_loss, _margin, _accuracy, reply_length]
     drawn = (kind(record) for kind in [*kinds, scores])
     return [plot for plot in drawn if plot is not None]
 
@@ -103,6 +105,39 @@ def _parts(record: Record, what: str) -> dict[str, str]:
     order = [name for name in section(record.config, "rewards") if name in found]
     names = [*order, *sorted(found.keys() - set(order))]
     return {found[name]: _short(name) for name in names} if len(names) > 1 else {}
+
+
+def _validation(record: Record) -> Plot | None:
+    """The measure that decides which adapter is kept, with its interval."""
+    name = str(record.kept.get("by") or measures.HEADLINES.get(record.method, ""))
+    rows = [row for row in record.validation if number(row.get("step")) is not None]
+    steps = np.array([float(row["step"]) for row in rows])
+    found = [section(section(row, "measures"), name) for row in rows]
+    value, low, high = (
+        Line(label, steps, np.array([_or_nan(each.get(key)) for each in found]))
+        for label, key in ((measures.label(name), "value"), ("low", "low"), ("high", "high"))
+    )
+    if not np.isfinite(value.values).any():
+        return None
+    share, kept = measures.is_share(name), number(record.kept.get("step"))
+    about = (
+        "On rows set aside from the training data, with 95% intervals. They choose the step whose "
+        "adapter is kept; the held-out questions have no part in that."
+    )
+
+    def draw(axes: Axes) -> None:
+        draw_band(axes, low, high)
+        axes.plot(value.steps, value.values, color=COLOURS[0], marker="o", ms=4)
+        if kept is not None:
+            axes.axvline(kept, color=MUTED, lw=1, ls=(0, (4, 3)))
+            axes.annotate(
+                "kept", (kept, 0.02), xycoords=("data", "axes fraction"), ha="right", va="bottom",
+                xytext=(-3, 0), textcoords="offset points", color=MUTED,
+            )  # fmt: skip
+        over_steps(axes, 1.0 if share else None)
+
+    alt = _in_words("Validation", [value], share)
+    return Plot("validation", "Validation", about, alt, measures.label(name), draw)
 
 
 def _reward(record: Record) -> Plot | None:

@@ -43,6 +43,8 @@ class Record:
     """What was there and could not be read, one sentence each."""
     replies: dict[str, list[Scored]] = field(default_factory=lambda: {side: [] for side in SIDES})
     """Scored replies `before` and `after`."""
+    validation: list[Row] = field(default_factory=list)
+    """Validations while training: `{"step", "measures"}` each."""
 
     @property
     def name(self) -> str:
@@ -82,6 +84,12 @@ class Record:
             total += now - last if now >= last else now  # a resumed run's clock starts over
             last = now
         return max(total, number(section(self.environment, "trained").get("seconds")) or 0.0)
+
+    @property
+    def kept(self) -> Row:
+        """Which adapter was kept: `{"step", "by", "value", "validations"}`; empty without
+        validation."""
+        return section(self.environment, "kept")
 
     @property
     def written(self) -> datetime | None:
@@ -148,6 +156,7 @@ def read_run(path: Path, finished: bool = False) -> Record:
         health=many("health.jsonl"),
         exports=section(one("export.json") or {}, "exports"),
         data_report=one("data/report.json"),
+        validation=many("eval/validation.jsonl") or [],
         unreadable=unreadable,
     )
     for side in SIDES:

@@ -70,6 +70,7 @@ def facts(record: Record) -> list[tuple[str, str, str]]:
         ("Trained on", source(section(data, "train")), _fingerprint(environment)),
         ("Scored on", *_held_out(record, data)),
         ("Steps", _steps(record), _batch(record, training)),
+        ("Adapter", *_kept(record)),
         ("Training time", duration(record.seconds) if record.seconds else "", _pace(record)),
         ("Device", str(environment.get("device", "")), ""),
     ]
@@ -118,6 +119,18 @@ def _steps(record: Record) -> str:
     done = record.steps if trained is None else int(trained)
     total = record.total_steps
     return f"{done:,}" if total in (None, done) else f"{done:,} of {total:,}"
+
+
+def _kept(record: Record) -> tuple[str, str]:
+    """Which step's adapter the scores are of, where rows were set aside to choose it."""
+    kept = record.kept
+    if not kept:
+        return "", ""
+    seconds = sum(number(row.get("validation/seconds")) or 0.0 for row in record.metrics)
+    share = f", {seconds / record.seconds:.0%} of the time" if record.seconds else ""
+    name = str(kept.get("by", ""))
+    on = f"{measures.label(name)} {measures.plain(name, number(kept.get('value')))} on validation"
+    return f"of step {kept.get('step')}", f"{on}, {kept.get('validations')} of them{share}"
 
 
 def _batch(record: Record, training: Row) -> str:

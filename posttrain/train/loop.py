@@ -106,7 +106,8 @@ def train(
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
     elif validation is not None and validation.exhausted():
-        reason = f"{settings.run.patience} validations in a row brought nothing better"
+        count = settings.run.patience
+        reason = f"{count} validation{'s' * (count != 1)} in a row brought nothing better"
         print(f"Training ended at step {result['steps']}: {reason} (run.patience)")
         result["reason"] = reason
     return result

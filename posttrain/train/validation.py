@@ -8,6 +8,7 @@ flattered by the choice.
 A checkpoint is written with every validation, and the best one of them is not deleted.
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ class Validation:
         alone = distributed.processes() == 1
         with stop.interruptible(alone and self._training.safe_to_save(state.global_step)):
             logs = self.take(state.global_step)
-        trainer.callback_handler.on_log(trainer.args, state, trainer.control, logs)
+        own = copy.copy(trainer.control)  # on_log marks in it that the step was logged
+        trainer.callback_handler.on_log(trainer.args, state, own, logs)
 
     def callback(self, trainer: Any, stop: StopRequest) -> Any:
         """A TrainerCallback. Add it after the Watch's, which has to see a step before."""

@@ -21,8 +21,14 @@ from tests.helpers import ROOT
 
 MAIN = {"dpo": dpo.main, "grpo": grpo.main}
 SMALL = {
-    "dpo": ["evaluation={limit: 8, replies: 2, max_new_tokens: 8}", "data.train.limit=300"],
-    "grpo": ["evaluation={limit: 4, max_new_tokens: 8}", "training.max_completion_length=24"],
+    "dpo": [
+        "evaluation={limit: 8, replies: 2, max_new_tokens: 8, every: null}",
+        "data.train.limit=300",
+    ],
+    "grpo": [
+        "evaluation={limit: 4, max_new_tokens: 8, every: null}",
+        "training.max_completion_length=24",
+    ],
 }
 OnForward = Callable[[int, Any], Any]
 """(rows that the trainer is at work on, hidden states or scores) -> None, or what to use now."""
@@ -51,7 +57,7 @@ def arguments(name: str, run: Path, *overrides: str, config: Path | None = None)
     return [
         *("--config", str(ROOT / "configs" / f"{name}_demo.yaml"), "--output", str(run)),
         *("run.threads=1", "training.max_steps=4", "training.per_device_train_batch_size=16"),
-        *("training.save_steps=2", *SMALL[name], *overrides),
+        *("training.save_steps=2", "data.validation=0", *SMALL[name], *overrides),
     ]
 
 

@@ -20,8 +20,12 @@ STEPS = 8
 PROBLEMS = "path: assets/demo_data/problems_test.jsonl, limit: 4, max_new_tokens: 80"
 ALSO = f"evaluation.also=[{{name: arithmetic, {PROBLEMS}}}]"
 SMALL = {
-    "grpo": ["training.per_device_train_batch_size=32", "evaluation.limit=8"],
-    "dpo": ["training.per_device_train_batch_size=8", "evaluation={limit: 8, replies: 4}", ALSO],
+    "grpo": ["training.per_device_train_batch_size=32", "evaluation={limit: 8, every: 2}"],
+    "dpo": [
+        "training.per_device_train_batch_size=8",
+        "evaluation={limit: 8, replies: 4, every: 2}",
+        ALSO,
+    ],
 }
 
 
@@ -30,7 +34,7 @@ def arguments(name: str, run: Path, *more: str) -> list[str]:
     return [
         *("--config", str(ROOT / "configs" / f"{name}_demo.yaml"), "--output", str(run)),
         *(f"training.max_steps={STEPS}", "training.save_steps=2", "run.threads=1"),
-        *SMALL[name],
+        *("data.validation=8", *SMALL[name]),
         *more,
     ]
 
@@ -81,9 +85,19 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, run
 
 
+def validations(run: Path) -> bytes:
+    return (run / "eval" / "validation.jsonl").read_bytes()
+
+
 def assert_same(run: Path, other: Path) -> None:
     assert losses(run) == losses(other)
     assert adapter(run) == adapter(other)
+    assert validations(run) == validations(other)
+    kept, expected = (
+        json.loads((folder / "environment.json").read_text(encoding="utf-8"))["kept"]
+        for folder in (run, other)
+    )
+    assert kept == expected
 
 
 def test_killed_run_goes_on_as_the_same_run(whole: tuple[str, Path], tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ NULLABLE = {
     "training.loss_weights",
     "training.steps_per_generation",
     "evaluation.batch_size",
-    "evaluation.limit",
+    *("evaluation.limit", "evaluation.every", "run.keep", "run.patience"),
     *(f"health.{name}" for name in ("every", "max_skipped_steps", "max_still_steps")),
     *(f"health.{name}" for name in ("max_chosen_drop", "max_flat_groups", "max_truncated")),
     *(f"health.{name}" for name in ("min_reasoning", "max_kl", "max_unscored")),

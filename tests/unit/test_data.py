@@ -160,7 +160,7 @@ BAD_PAIRS = [
     Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e\n", ("row 2", "'rejected'")),
     Bad("pairs.csv", 'prompt,chosen,rejected\na,b,c\nd,"e,f\n', ("row 2",)),
     Bad("pairs.csv", 'prompt,chosen,rejected\na,b,c\n"d\ne", ,f\n', ("row 2", "'chosen'", "empty")),
-    Bad("pairs.jsonl", jsonl(PAIR), ("1 pairs", "holding out 1", "data.holdout")),
+    Bad("pairs.jsonl", jsonl(PAIR), ("1 rows", "after 1 are set aside", "data.holdout")),
 ]
 
 
@@ -658,7 +658,7 @@ def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
 
 @pytest.mark.parametrize("count", [200, 201, 10_000])
 def test_nothing_left_to_train_on(count: int) -> None:
-    with pytest.raises(DataError, match=rf"^here: 200 pairs .* {count}; lower data\.holdout"):
+    with pytest.raises(DataError, match=rf"^here: 200 rows .* {count} are .*; lower data\.holdout"):
         hold_out(MANY, count, "here")
 
 

@@ -95,6 +95,7 @@ def test_rows_are_counted_by_what_became_of_them() -> None:
         "kept": 3,
         "train": 2,
         "held_out": 1,
+        "validation": 0,
         "dropped": {"a tie": 5, "over 30 tokens": 1},
     }
     assert report["tokens"]["over_limit"] == {"pairs": 1, "of": 4, "share": 0.25}
@@ -486,7 +487,13 @@ def test_a_dry_run_prints_the_report_without_weights(
     asked = ["--config", path, "--output", run, "--dry-run", f"model.name={only_a_tokenizer}"]
     result = run_script("dpo", *asked)
     assert (result.returncode, result.stderr) == (0, "")
-    for part in ("800 (600 to train on, 200 held out)", "Length bias", "masked (", "<|im_end|>"):
+    for part in (
+        "700 (500 to train on, 200 held out)",
+        "100 to validate on",
+        "Length bias",
+        "masked (",
+        "<|im_end|>",
+    ):
         assert part in result.stdout
     shown, verdict = result.stdout.split("\nConfig and data are fine; ")
     assert max(map(len, shown.splitlines())) <= 80

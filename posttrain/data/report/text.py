@@ -38,7 +38,9 @@ def render_warnings(report: dict[str, Any]) -> str:
 def _rows(rows: dict[str, Any]) -> str:
     dropped = [entry("left out", f"{count}: {why}") for why, count in rows["dropped"].items()]
     kept = f"{rows['kept']} ({rows['train']} to train on, {rows['held_out']} held out)"
-    return "\n".join(["Rows", entry("read", str(rows["read"])), *dropped, entry("kept", kept)])
+    aside = [entry("set aside", f"{count} to validate on")] if (count := rows["validation"]) else []
+    read = entry("read", str(rows["read"]))
+    return "\n".join(["Rows", read, *dropped, entry("kept", kept), *aside])
 
 
 def _tokens(tokens: dict[str, Any]) -> str:

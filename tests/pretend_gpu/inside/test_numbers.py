@@ -80,4 +80,5 @@ def saved_beside_the_weights(run: Path) -> dict[str, Any]:
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][:3]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [row for line in lines if "loss" in (row := json.loads(line))][:3]

@@ -1,0 +1,170 @@
+"""Validation while training: the best adapter is kept, whatever happens after it or to the run."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.train.validation import Validation
+from scripts import grpo
+from tests.helpers import run_script
+from tests.reliability.inside import adapter, leave_with, rows
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
+# 24 steps of 64 completions, validated every sixth on 60 problems of the training data.
+LEARNING = (
+    *("training.max_steps=24", "training.save_steps=6", "training.per_device_train_batch_size=64"),
+    *("training.max_completion_length=80", "data.validation=60"),
+    "evaluation={limit: 40, max_new_tokens: 80, batch_size: 60, every: 6}",
+)
+FEW = (
+    *("training.max_steps=6", "training.save_steps=1", "data.validation=8"),
+    "evaluation={limit: 4, max_new_tokens: 8, every: 2}",
+)
+
+
+def validations(run: Path) -> dict[int, float]:
+    """Strict accuracy by step."""
+    path = run / "eval" / "validation.jsonl"
+    found = rows(path) if path.exists() else []
+    return {row["step"]: row["measures"]["strict"]["value"] for row in found}
+
+
+def environment(run: Path) -> Any:
+    return json.loads((run / "environment.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_that_collapses_ends_with_its_best_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After half of its steps the learning rate is 100 times too high."""
+    from transformers import TrainerCallback
+
+    class Collapse(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
+            if state.global_step >= 12:
+                for group in extra["optimizer"].param_groups:
+                    group["lr"] = 100 * args.learning_rate
+
+    build = grpo.build_trainer
+
+    def build_to_collapse(*given: Any) -> Any:
+        trainer, changed = build(*given)
+        trainer.add_callback(Collapse())
+        return trainer, changed
+
+    monkeypatch.setattr(grpo, "build_trainer", build_to_collapse)
+    run = tmp_path / "run"
+    assert leave_with("grpo", run, *LEARNING) == 0
+    found = validations(run)
+    assert list(found) == [0, 6, 12, 18, 24]
+    assert found[0] < found[6] < found[12] and found[12] > 0.6
+    assert found[24] < 0.2 and found[18] < found[12]
+    kept = environment(run)["kept"]
+    assert kept == {"step": 12, "by": "strict", "value": found[12], "validations": 5}
+    said = capfd.readouterr().out
+    assert "Kept the adapter of step 12, the best of 5 validations: strict accuracy" in said
+    after = json.loads((run / "eval" / "after.json").read_text(encoding="utf-8"))
+    assert after["strict"]["value"] > 0.6
+    page, card = ((run / name).read_text(encoding="utf-8") for name in ("report.html", "README.md"))
+    assert "of step 12" in page and "on validation, 5 of them" in page
+    assert "of step 12, by 5 validations on 60 rows of the training data" in card
+    assert (run / "plots" / "validation.png").stat().st_size > 0
+
+    # The test set's figures are those of the adapter that was kept.
+    data = ("--data", "assets/demo_data/problems_test.jsonl", "--limit", "40")
+    asked = ("--model", run, *data, "--max-new-tokens", "80", "--output", tmp_path / "scored")
+    result = run_script("evaluate", *asked)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "scored" / "report.json").read_text(encoding="utf-8"))
+    assert {name: report["measures"][name] for name in after} == after
+
+
+def test_patience_ends_a_run_that_does_not_improve(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    still = (*FEW, "run.patience=1", "training.learning_rate=1e-12", "health.max_still_steps=9")
+    assert leave_with("grpo", run, *still) == 0
+    assert list(validations(run)) == [0, 2]
+    trained = environment(run)["trained"]
+    assert trained["steps"] == 2
+    assert trained["reason"] == "1 validation in a row brought nothing better"
+    assert (run / "eval" / "comparison.json").exists()
+    assert (run / "checkpoints" / "step-000002").exists()
+
+
+def test_a_run_killed_after_patience_ended_it_trains_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    still = (*FEW, "run.patience=1", "training.learning_rate=1e-12", "health.max_still_steps=9")
+    score = grpo.score
+
+    def die_after(*given: Any) -> Any:
+        if given[-1] == "after":
+            raise KeyboardInterrupt
+        return score(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(grpo, "score", die_after)
+        assert leave_with("grpo", run, *still) == 130
+    assert not (run / "eval" / "comparison.json").exists()
+    assert leave_with("grpo", run, *still) == 0
+    assert environment(run)["trained"]["steps"] == 2
+    assert list(validations(run)) == [0, 2]
+
+
+@pytest.mark.parametrize("moment", [0, 2, 6])
+def test_a_signal_in_a_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """It ends at once with a checkpoint of its step; the run then validates that step first."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert leave_with("grpo", whole, *FEW) == 0
+    take = Validation.take
+
+    def interrupted(self: Validation, step: int) -> Any:
+        if step == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the signal was not heard")
+        return take(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Validation, "take", interrupted)
+        assert leave_with("grpo", run, *FEW) == 143
+    assert max(validations(run), default=-1) < moment
+    assert leave_with("grpo", run, *FEW) == 0
+    for name in ("validation.jsonl", "comparison.json"):
+        assert (run / "eval" / name).read_bytes() == (whole / "eval" / name).read_bytes()
+    assert environment(run)["kept"] == environment(whole)["kept"]
+    mine, theirs = adapter(run), adapter(whole)
+    assert all(bool((mine[name] == theirs[name]).all()) for name in theirs)
+    # Every validation is logged once, for the trackers too.
+    logged = [row["step"] for row in rows(run / "metrics.jsonl") if "validation/strict" in row]
+    assert logged == [0, 2, 4, 6]
+
+
+def test_the_last_adapter_is_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert leave_with("grpo", run, *FEW, "run.keep=last") == 0
+    assert environment(run)["kept"]["step"] == 6
+    best = run_script("grpo", "--help")  # the setting is told
+    assert "run.keep" in best.stdout
+
+
+def test_a_damaged_best_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not scored and exported as if nothing were wrong."""
+    run = tmp_path / "run"
+    keep_best = Validation.keep_best
+
+    def damage(self: Validation, trainer: Any, step: int) -> Any:
+        self._checkpoints.values = {2: 1.0, 4: 0.0, 6: 0.0}
+        (run / "checkpoints" / "step-000002" / "adapter_model.safetensors").write_bytes(b"")
+        return keep_best(self, trainer, step)
+
+    monkeypatch.setattr(Validation, "keep_best", damage)
+    keep = ("training.save_total_limit=9",)
+    assert leave_with("grpo", run, *FEW, *keep) == 2
+    assert not (run / "adapter").exists()

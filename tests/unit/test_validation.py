@@ -1,0 +1,119 @@
+"""Which rows are validated on, when, and which settings of it make no sense."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.data.pairs import load_pair_set, prompt_key
+from posttrain.data.problems import for_validation, load_problems
+from posttrain.data.split import text_key
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.train.validation import Validation
+from tests.helpers import ROOT
+
+GRPO, DPO = (ROOT / "configs" / f"{name}_demo.yaml" for name in ("grpo", "dpo"))
+
+
+def settings(*overrides: str) -> GRPOSettings:
+    return load_settings(GRPOSettings, GRPO, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.validation=0"], "evaluation.every needs rows to validate on; set data.validation"),
+        (
+            ["data.validation=0", "evaluation.every=null", "run.patience=2"],
+            "run.patience needs rows to validate on",
+        ),
+        (
+            ["data.validation=0", "evaluation.every=null", "run.keep=best"],
+            "run.keep = best needs rows to validate on",
+        ),
+        (["evaluation.every=null", "run.patience=2"], "run.patience needs evaluation.every"),
+        (
+            ["training.steps_per_generation=4", "training.save_steps=20"],
+            "evaluation.every = 10 falls between two generations",
+        ),
+        (["data.validation=-1"], "data.validation"),
+        (["run.keep=first"], "run.keep"),
+    ],
+)
+def test_settings_that_make_no_sense(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings(*overrides)
+
+
+def test_rows_to_validate_on_are_no_test_rows_and_not_trained_on() -> None:
+    found = settings()
+    problems, held_out = load_problems(found.data)
+    train, validation = for_validation(problems, found.data)
+    sides = [{text_key(p.question) for p in side} for side in (train, validation, held_out)]
+    assert len(validation) == 100 and len(train) == len(problems) - 100
+    assert not sides[0] & sides[1] and not sides[1] & sides[2] and not sides[0] & sides[2]
+    # More training rows move few of those set aside.
+    fewer = for_validation(problems[: len(problems) // 2], found.data)[1]
+    assert len({p.question for p in fewer} & {p.question for p in validation}) > 30
+
+    pairs = load_settings(DPOSettings, DPO)
+    with_it = load_pair_set(pairs.data, pairs.prompt)
+    without = pairs.data.model_copy(update={"validation": 0})
+    plain = load_pair_set(without, pairs.prompt)
+    assert plain.held_out == with_it.held_out  # the test pairs stay what they are
+    assert len(with_it.validation) == 100 and not plain.validation
+    keys = [set(map(prompt_key, side)) for side in (with_it.train, with_it.validation)]
+    assert not keys[0] & keys[1] and not keys[1] & set(map(prompt_key, with_it.held_out))
+    assert keys[0] | keys[1] == set(map(prompt_key, plain.train))
+
+
+def test_nothing_left_to_train_on() -> None:
+    found = settings("data.validation=5000")
+    with pytest.raises(DataError, match=r"2000 rows leave none .*lower data.validation"):
+        for_validation(load_problems(found.data)[0], found.data)
+
+
+def validated(path: Path, values: dict[int, float], *overrides: str) -> Validation:
+    """A Validation that was given these values, one after the other, by step."""
+    run = RunFolder(path / "run")
+    run.open(fresh=False)
+    left = list(values.values())
+
+    def measure() -> dict[str, Any]:
+        value = left.pop(0)
+        return {"strict": {"value": value, "n": 10, "low": value, "high": value}}
+
+    validation = Validation(run, settings(*overrides), measure, "strict")
+    for step in values:
+        logged = validation.take(step)
+        assert logged["validation/strict"] == values[step] and logged["validation/seconds"] >= 0
+    return validation
+
+
+@pytest.mark.parametrize(
+    ("values", "over"),
+    [
+        ([0.5], False),
+        ([0.5, 0.4], False),
+        ([0.5, 0.4, 0.5], True),  # as good is not better
+        ([0.5, 0.4, 0.6], False),
+        ([0.1, 0.6, 0.5, 0.4], True),
+        ([0.1, 0.6, 0.5, 0.7, 0.2], False),
+    ],
+)
+def test_patience(tmp_path: Path, values: list[float], over: bool) -> None:
+    by_step = {10 * place: value for place, value in enumerate(values)}
+    assert validated(tmp_path, by_step, "run.patience=2").exhausted() is over
+
+
+def test_when_a_validation_is_due(tmp_path: Path) -> None:
+    validation = validated(tmp_path, {0: 0.1, 10: 0.3}, "run.keep=last")
+    assert [step for step in range(41) if validation.due(step, 35)] == [20, 30, 35, 40]
+    validation.begin(9)  # a run that goes on from there
+    assert [row["step"] for row in validation.rows] == [0] and validation.due(10, 35)
+    validation.begin(0)  # a run that starts over takes nothing over
+    assert validation.rows == [] and validation.due(0, 35)
+    assert not validation.exhausted()
