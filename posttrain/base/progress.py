@@ -14,6 +14,10 @@ LINE_EVERY = 15.0  # seconds between two plain lines
 NOTEBOOKS = ("COLAB_RELEASE_TAG", "JPY_PARENT_PID", "KAGGLE_KERNEL_RUN_TYPE")
 
 
+drawing = False
+"""Whether a view draws its lines again and again: bars then print plain lines above it."""
+
+
 def can_redraw() -> bool:
     """Whether standard error is a terminal on which lines can be drawn again."""
     dumb = os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
@@ -44,7 +48,7 @@ class _Lines:
 
 def progress_bar(what: str, total: int, initial: int = 0, leave: bool = False) -> Any:
     """A tqdm bar that stays quiet for the first two seconds; with `leave` its end stays visible."""
-    redraw = can_redraw()
+    redraw = can_redraw() and not drawing
     return tqdm(
         desc=what,
         total=total,

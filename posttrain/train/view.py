@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from posttrain.base import progress
 from posttrain.base.distributed import is_main
 from posttrain.base.files import jsonl_rows
 from posttrain.base.progress import LINE_EVERY, can_redraw, duration
@@ -92,6 +93,7 @@ class TrainingView:
         self._ended = time.monotonic()
         if self._live is not None:
             self._live.stop()
+            progress.drawing = False
         elif self.step > self._first:
             self._print_line()
 
@@ -142,6 +144,7 @@ def _draw(view: TrainingView) -> "Live":
     from rich.console import Console
     from rich.live import Live
 
+    progress.drawing = True
     console = Console(stderr=True)
     live = Live(
         get_renderable=lambda: render(view),
