@@ -84,6 +84,7 @@ def test_quick() -> None:
         f"{INSIDE}/test_configs.py",
         "tests/reliability/test_health.py",
         "tests/reliability/test_signals.py",
+        "tests/reliability/test_validation.py",
         "tests/reliability/test_interruptions.py",
         "tests/e2e/test_demos.py",
         *(f"tests/gpu/test_{name}.py" for name in REAL),
