@@ -26,6 +26,8 @@ from posttrain.data.pairs import PairSet, load_pair_set
 from posttrain.data.render import drop_overlong, render
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text
+from posttrain.doctor.recipe import describe
+from posttrain.doctor.shape import shape_of
 from posttrain.model import adapter, policy
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     train_pairs, held_out, validation = fitting(pairs, lengths, settings)
     problems = problem_sets.load(settings, train_pairs, tokenizer)
     if session.dry_run:
+        print(describe(settings, shape_of(settings.model.name), len(train_pairs)))
         return session.end_dry_run()
 
     # The policy, scored before its first step.

@@ -28,6 +28,8 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.process import run_main
 from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.doctor.recipe import describe
+from posttrain.doctor.shape import shape_of
 from posttrain.model import inference, policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
@@ -64,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{counts}, {len(validation)} to validate on" if validation else counts)
     if session.dry_run:
         print_example(train_problems[0], tokenizer, settings, functions)
+        print(describe(settings, shape_of(settings.model.name), len(train_problems)))
         return session.end_dry_run()
 
     # The policy, scored before its first step.

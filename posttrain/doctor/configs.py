@@ -1,5 +1,6 @@
 """Which files of configs/ this machine can run, and why not."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from posttrain.doctor.estimate import PAIR_ROWS, estimate, phases
 from posttrain.doctor.finding import Finding
 from posttrain.doctor.installation import VLLM
 from posttrain.doctor.machine import GPU
+from posttrain.doctor.recipe import learning_rate_note, recipe
 from posttrain.doctor.shape import shape_of
 from posttrain.model.device import Device, check_device
 from posttrain.settings import DPOSettings, GRPOSettings, RolloutModel, Section
@@ -44,11 +46,16 @@ def _look_at(path: Path, gpu: GPU | None) -> tuple[Finding, dict[str, Any]]:
     shape = shape_of(settings.model.name)
     terms = None if shape is None else estimate(settings, shape)
     measured = measured_in(path)
-    values = {"estimated_gb": terms, "measured": measured}
+    found = recipe(settings)
+    figures = {**asdict(found), "tokens_a_step": found.tokens_a_step}
     why = _why_not(settings, gpu, terms)
+    values = {"estimated_gb": terms, "measured": measured, "recipe": figures, "why": why}
+    note = learning_rate_note(settings, shape) or ""
+    steps = f"{found.duration()} steps" if found.steps is not None else found.duration()
+    words = f"{steps}; a step is {found.step()}, at most {found.tokens_a_step:,} tokens"
     if why is None:
-        return Finding(name, "ok", "fits"), {**values, "why": None}
-    return Finding(name, "warn", why), {**values, "why": why}
+        return Finding(name, "ok", "fits", note, (words,)), values
+    return Finding(name, "warn", why, note, (words,)), values
 
 
 def _settings_class(path: Path) -> type[Section]:

@@ -8,17 +8,42 @@ from typing import Any
 from posttrain.base.paths import ROOT
 from posttrain.doctor.installation import model_cache
 
-# The model that this project is about, for machines that have not downloaded it yet.
+# The models of configs/, for machines that have not downloaded them yet.
+_QWEN = {"vocab_size": 151936, "tie_word_embeddings": True}
 KNOWN = {
     "Qwen/Qwen2.5-0.5B-Instruct": {
-        "vocab_size": 151936,
+        **_QWEN,
         "hidden_size": 896,
         "intermediate_size": 4864,
         "num_hidden_layers": 24,
         "num_attention_heads": 14,
         "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    }
+    },
+    "Qwen/Qwen2.5-1.5B-Instruct": {
+        **_QWEN,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+    },
+    "Qwen/Qwen2.5-3B-Instruct": {
+        **_QWEN,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+    },
+    "Qwen/Qwen3-0.6B": {
+        **_QWEN,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
 }
 
 

@@ -1,0 +1,116 @@
+"""What a config comes to: rollouts or pairs a step, steps, tokens at most, peak memory.
+
+And a note where its learning rate is far from those that are known to work with LoRA.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+from posttrain.base import terminal
+from posttrain.doctor.estimate import Settings, estimate
+from posttrain.doctor.shape import Shape
+from posttrain.settings import DPOSettings
+
+LEARNING_RATES = {"grpo": (3e-6, 4e-5), "dpo": (5e-6, 1e-5)}
+"""The lowest and the highest learning rate of published runs with LoRA (docs/recipes.md)."""
+SMALL = 100_000_000
+"""Weights of a model that those runs say nothing about: theirs have 0.5 billion and more."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes of a run. What depends on the data is None where its rows are not counted."""
+
+    rows_a_step: int
+    """Completions (GRPO) or pairs (DPO) that an optimizer step learns from."""
+    group: int
+    """Completions of one prompt; 1 for pairs."""
+    parts: int
+    """Generations of a step; 0 for pairs."""
+    length: int
+    """Tokens of a completion, or of a pair's prompt and reply, at most."""
+    epochs: float | None
+    steps: int | None
+
+    @property
+    def tokens_a_step(self) -> int:
+        """Tokens of a step at most: of completions, or of both sequences of every pair."""
+        return self.rows_a_step * self.length * (1 if self.parts else 2)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of the whole run at most."""
+        return None if self.steps is None else self.steps * self.tokens_a_step
+
+    def step(self) -> str:
+        """A step in words."""
+        if not self.parts:
+            return f"{self.rows_a_step} pairs"
+        sampled = f", sampled in {self.parts} parts" if self.parts > 1 else ""
+        prompts = f"{self.rows_a_step // self.group} prompts x {self.group} completions"
+        return f"{prompts} = {self.rows_a_step} rollouts{sampled}"
+
+    def duration(self) -> str:
+        """Steps and epochs in words, as far as they are known."""
+        epochs = None if self.epochs is None else f"{self.epochs:.3g} epoch"
+        epochs = epochs if epochs in (None, "1 epoch") else f"{epochs}s"
+        if self.steps is None:
+            return str(epochs)
+        return f"{self.steps:,}" if epochs is None else f"{self.steps:,} ({epochs})"
+
+
+def recipe(settings: Settings, rows: int | None = None) -> Recipe:
+    """The sizes of a run in one process, on `rows` of training data where they are counted."""
+    training = settings.training
+    at_once, accumulated = (
+        training.per_device_train_batch_size,
+        training.gradient_accumulation_steps,
+    )
+    if isinstance(settings, DPOSettings):
+        group, parts, reused, length = 1, 0, 1, settings.model.max_seq_length
+        batches = None if rows is None else ceil(rows / at_once)
+    else:
+        grpo = settings.training
+        group, length = grpo.num_generations, grpo.max_completion_length
+        reused = grpo.num_iterations
+        generated = grpo.steps_per_generation or accumulated  # micro-batches
+        parts = max(1, accumulated // (generated * reused))
+        whole = None if rows is None else rows // (at_once * generated // group)  # trl's sampler
+        batches = None if whole is None else whole * generated * reused
+    steps = None if training.max_steps < 0 else training.max_steps
+    epochs = training.num_train_epochs if steps is None else None
+    if rows and batches:
+        if steps is None:
+            steps = ceil(training.num_train_epochs * ceil(batches / accumulated))
+        else:
+            epochs = steps * accumulated / batches
+    return Recipe(at_once * accumulated, group, parts, length, epochs, steps)
+
+
+def learning_rate_note(settings: Settings, shape: Shape | None) -> str | None:
+    """A sentence where the learning rate is outside LEARNING_RATES; None where it is inside, or
+    where the model is small or of unknown size."""
+    low, high = LEARNING_RATES[settings.method]
+    rate = settings.training.learning_rate
+    if shape is None or shape.layer_weights + shape.embeddings < SMALL or low <= rate <= high:
+        return None
+    return (
+        f"training.learning_rate {rate:g} is outside the {low:g} to {high:g} of published "
+        f"{settings.method.upper()} runs with LoRA (docs/recipes.md)"
+    )
+
+
+def describe(settings: Settings, shape: Shape | None, rows: int) -> str:
+    """Lines for a dry run."""
+    found = recipe(settings, rows)
+    times = f"{found.rows_a_step} x {found.length}" + ("" if found.parts else " x 2")
+    lines = [("a step", found.step()), ("steps", found.duration())]
+    if found.tokens is not None:
+        most = f"{found.tokens / 1e6:,.1f} million ({found.steps:,} x {times})"
+        lines.append(("tokens at most", most))
+    if shape is not None:
+        peak = estimate(settings, shape)["peak"]
+        lines.append(("peak GPU memory", f"{peak:.1f} GB, estimated (./run doctor has the terms)"))
+    if note := learning_rate_note(settings, shape):
+        lines.append(("note", note))
+    return "\n".join(["\nrecipe", *(terminal.entry(*line, label_width=18) for line in lines)])
