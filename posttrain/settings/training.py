@@ -121,7 +121,8 @@ class GRPOTraining(Training):
     num_iterations: int = Field(1, ge=1)
     """Optimizer passes over each set of rollouts."""
     steps_per_generation: int | None = Field(None, ge=1)
-    """Micro-batches generated at once; null is gradient_accumulation_steps."""
+    """Micro-batches generated at once; null is gradient_accumulation_steps. Fewer than those sample
+    the rollouts of a step in parts, for less memory."""
     epsilon: float = Field(0.2, gt=0)
     """Clip range of the probability ratio."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = (

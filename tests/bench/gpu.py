@@ -51,9 +51,10 @@ CONFIGS = {
     "shape": CARD,
     "cpu": {"grpo": "configs/grpo_demo.yaml", "dpo": "configs/dpo_demo.yaml"},
 }
-FITTED = (
-    *("configs/grpo_gsm8k_16gb.yaml", "configs/dpo_french_16gb.yaml"),
-    *("configs/grpo_gsm8k_t4.yaml", "configs/dpo_french_t4.yaml"),
+FITTED = tuple(
+    f"configs/{path.name}"
+    for kind in ("16gb", "t4")
+    for path in sorted((ROOT / "configs").glob(f"*_{kind}.yaml"))
 )
 SMALL = {  # the demo's batches, cut so that a step on a CPU takes about a second
     "grpo": ["training.per_device_train_batch_size=32"],

@@ -23,7 +23,8 @@ LEVERS = (
         "grpo",
         ("training.extra={use_transformers_continuous_batching: true}",),
     ),
-    Lever("generate_4_steps_at_once", "grpo", ("training.steps_per_generation=16",)),
+    Lever("generate_in_4_parts", "grpo", ("training.steps_per_generation=4",)),
+    Lever("generate_2_steps_at_once", "grpo", ("training.steps_per_generation=32",)),
     # GRPO, training
     Lever("grpo_16_bit", "grpo", ("model.load_in_4bit=false",)),
     Lever(
@@ -33,13 +34,13 @@ LEVERS = (
     ),
     Lever("grpo_no_checkpointing", "grpo", ("training.gradient_checkpointing=false",)),
     Lever(
-        "grpo_one_micro_batch",
+        "grpo_larger_micro_batch",
         "grpo",
-        ("training.per_device_train_batch_size=64", "training.gradient_accumulation_steps=1"),
+        ("training.per_device_train_batch_size=64", "training.gradient_accumulation_steps=4"),
     ),
     Lever("grpo_paged_8bit", "grpo", ("training.optim=paged_adamw_8bit",)),
     Lever("grpo_adamw_fused", "grpo", ("training.optim=adamw_torch_fused",)),
-    Lever("grpo_rank_16", "grpo", ("lora.r=16", "lora.alpha=32")),
+    Lever("grpo_rank_16", "grpo", ("lora.r=16", "lora.alpha=16")),
     Lever(
         "grpo_attention_only",
         "grpo",

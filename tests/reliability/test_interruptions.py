@@ -20,7 +20,11 @@ STEPS = 8
 PROBLEMS = "path: assets/demo_data/problems_test.jsonl, limit: 4, max_new_tokens: 80"
 ALSO = f"evaluation.also=[{{name: arithmetic, {PROBLEMS}}}]"
 SMALL = {
-    "grpo": ["training.per_device_train_batch_size=32", "evaluation={limit: 8, every: 2}"],
+    "grpo": [
+        # Two generations a step, as in the configs of larger models.
+        *("training.per_device_train_batch_size=16", "training.gradient_accumulation_steps=2"),
+        *("training.steps_per_generation=1", "evaluation={limit: 8, every: 2}"),
+    ],
     "dpo": [
         "training.per_device_train_batch_size=8",
         "evaluation={limit: 8, replies: 4, every: 2}",

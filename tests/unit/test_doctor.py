@@ -16,10 +16,10 @@ import pytest
 
 from posttrain.base.paths import shown
 from posttrain.doctor import configs, estimate, installation, machine, services
-from posttrain.doctor.shape import Shape, shape_of
+from posttrain.doctor.shape import KNOWN, Shape, shape_of
 from posttrain.scoring import pairs as scoring
 from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import load_settings
+from posttrain.settings.command import SETTINGS, load_settings
 from scripts import doctor
 from tests.helpers import CONFIGS, ROOT
 from tests.unit.conftest import Ask
@@ -309,10 +309,30 @@ def test_tokens_are_told_of_and_never_shown(
         assert value not in text + more + json.dumps(found)
 
 
-def test_the_shape_has_the_weights_of_the_real_model(qwen: Shape) -> None:
-    biases_and_norms = qwen.layers * (qwen.queries + 2 * qwen.key_value + 2 * qwen.hidden)
-    total = qwen.layer_weights + qwen.embeddings + biases_and_norms + qwen.hidden
-    assert total == 494_032_768
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+    ],
+)
+def test_the_shape_has_the_weights_of_the_real_model(name: str, weights: int) -> None:
+    shape = shape_of(name)
+    assert shape is not None
+    norms = (2 * shape.layers + 1) * shape.hidden
+    if "Qwen3" in name:  # no biases; a norm of a head's size for queries, and one for keys
+        others = shape.layers * 2 * KNOWN[name]["head_dim"]
+    else:
+        others = shape.layers * (shape.queries + 2 * shape.key_value)
+    assert shape.layer_weights + shape.embeddings + norms + others == weights
+
+
+def test_every_config_is_of_a_known_model() -> None:
+    names = {load_settings(SETTINGS[p.stem.split("_")[0]], p).model.name for p in CONFIGS}
+    assert all(shape_of(name) for name in names)
+    assert names - {"assets/demo_model"} <= set(KNOWN)
 
 
 @pytest.fixture
@@ -349,7 +369,7 @@ def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
     terms = estimate.estimate(grpo(), qwen)
     assert terms["logits"] == pytest.approx((512 * 151936 * 4 + 3 * 16 * 640 * 896 * 2) / 2**30)
     cache = (1024 + 512) * 24 * 2 * 128 * 2
-    assert terms["generation"] == pytest.approx(64 * (cache + 151936 * (2 + 16)) / 2**30)
+    assert terms["generation"] == pytest.approx(256 * (cache + 151936 * (2 + 16)) / 2**30)
     assert terms["scoring"] == 0
     merged = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864) * 2 / 2**30
     assert terms["merged"] == pytest.approx(merged)
@@ -376,10 +396,11 @@ def test_what_changes_an_estimate(qwen: Shape) -> None:
     assert on_cpu["scoring"] == terms["scoring"]
     fewer = estimate.estimate(dpo("evaluation.batch_size=2"), qwen)
     assert fewer["scoring"] == pytest.approx(terms["scoring"] * (4 + 12) / 36)
-    four_steps = estimate.estimate(
-        grpo("training.steps_per_generation=16", "training.save_steps=52"), qwen
-    )
-    assert four_steps["generation"] == 4 * estimate.estimate(grpo(), qwen)["generation"]
+    whole = estimate.estimate(grpo(), qwen)["generation"]
+    four_steps = grpo("training.steps_per_generation=64", "training.save_steps=20")
+    assert estimate.estimate(four_steps, qwen)["generation"] == 4 * whole
+    in_parts = grpo("training.steps_per_generation=8")
+    assert estimate.estimate(in_parts, qwen)["generation"] == whole / 2
 
 
 def test_the_estimate_knows_how_many_rows_are_scored_at_once() -> None:
@@ -419,7 +440,7 @@ def test_only_the_header_says_what_was_measured(tmp_path: Path, look: Look) -> N
     _, found, text = look(L4)
     assert "estimated: a sum over the model's shapes, not a measurement" in text
     for row in found["memory"]:
-        assert set(row) == {"config", "fits", "estimated_gb", "measured", "why"}
+        assert set(row) == {"config", "fits", "estimated_gb", "measured", "recipe", "why"}
 
 
 def test_it_answers_within_five_seconds_without_torch(ask: Ask) -> None:

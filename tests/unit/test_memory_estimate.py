@@ -12,10 +12,10 @@ from posttrain.doctor import configs, estimate
 from posttrain.doctor.shape import shape_of
 from posttrain.settings.command import load_settings
 from tests.bench import memory
-from tests.helpers import ROOT, needs_shared
+from tests.helpers import CONFIGS, ROOT, needs_shared
 
 ROWS: list[dict[str, Any]] = json.loads(memory.RESULT.read_text(encoding="utf-8"))["points"]
-CARDS = ("dpo_french_16gb", "dpo_french_t4", "grpo_gsm8k_16gb", "grpo_gsm8k_t4")
+CARDS = [path for path in CONFIGS if "demo" not in path.stem]
 
 
 def off(row: dict[str, Any]) -> float:
@@ -57,16 +57,18 @@ def test_logits_of_whole_rows_would_not_be(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(differences) > 1
 
 
-@pytest.mark.parametrize("name", CARDS)
-def test_what_is_said_of_the_cards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_what_is_said_of_the_cards(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    path = ROOT / "configs" / f"{name}.yaml"
+    name = path.stem
     settings: Any = load_settings(memory.SETTINGS[name.split("_")[0]], path)
     shape = shape_of(settings.model.name)
     assert shape is not None
     terms = estimate.estimate(settings, shape)
     assert all(size >= 0 for size in terms.values())
-    assert terms["peak"] < settings.model.min_gpu_memory_gb
+    assert terms["peak"] < settings.model.min_gpu_memory_gb == 14
+    header = path.read_text(encoding="utf-8").partition("\nmethod:")[0]
+    assert f"# Peak memory: {terms['peak']:.1f} GB estimated (./run doctor), not measured" in header
     header, line = estimate.table([(name, terms, configs.NOT_MEASURED)])
     assert header.split() == ["peak", *estimate.TERMS, "measured"]
     assert line.split()[:2] == [name, f"{terms['peak']:.2f}"]

@@ -1,0 +1,145 @@
+"""Every config in a dry run at the shape of its model, and the sizes of a run that it shows."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.data.pairs import load_pairs
+from posttrain.data.problems import load_problems
+from posttrain.doctor.recipe import recipe
+from posttrain.doctor.shape import KNOWN, shape_of
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings.command import SETTINGS, load_settings
+from posttrain.settings.strict_yaml import read_yaml
+from scripts import dpo, grpo
+from tests.helpers import CONFIGS, ROOT, SHARED, needs_shared
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
+SCRIPTS = {"dpo": dpo, "grpo": grpo}
+LOCAL = {
+    "grpo": [
+        f"data.train={{path: '{SHARED / 'gsm8k' / 'train.jsonl'}'}}",
+        f"data.eval={{path: '{SHARED / 'gsm8k' / 'test.jsonl'}'}}",
+    ],
+    "dpo": [
+        f"data.train={{path: '{SHARED / 'french-preferences' / 'preferences.json'}'}}",
+        "data.columns={prompt: instruction, chosen: chosen, rejected: rejected}",
+        "data.holdout=100",
+        f"evaluation.also=[{{name: mgsm_fr, path: '{SHARED / 'mgsm' / 'mgsm_fr.tsv'}', "
+        f"language: fr}}, {{name: gsm8k, path: '{SHARED / 'gsm8k' / 'test.jsonl'}', limit: 200}}]",
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def card_config(path: Path, folder: Path) -> list[str]:
+    """Overrides for a config of a card: local data, and a folder with its model's config.json and a
+    tokenizer. A dry run reads no weights."""
+    from transformers import AutoTokenizer
+
+    name = read_yaml(path)["model"]["name"]
+    model = folder / "model"
+    AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer").save_pretrained(model)
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2", **KNOWN[name]}))
+    assert shape_of(str(model)) == shape_of(name)
+    return [f"model.name={model}", *LOCAL[read_yaml(path)["method"]]]
+
+
+@needs_shared
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_passes_a_dry_run(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [] if "demo" in path.stem else card_config(path, tmp_path)
+    method = read_yaml(path)["method"]
+    command = ["--config", str(path), "--dry-run", "--output", str(tmp_path / "run"), *own]
+    assert SCRIPTS[method].main(command) == 0
+    said = capsys.readouterr().out
+    assert "nothing was trained" in said
+    assert re.search(r"\n  peak GPU memory +\d+\.\d GB, estimated", said)
+    assert "outside" not in said  # the learning rate is one that others have used
+    if "gsm8k" in path.stem:
+        assert "32 prompts x 8 completions = 256 rollouts" in said
+        assert re.search(r"\n  steps +23[34] \(1 epoch\)\n", said)
+    assert not (tmp_path / "run").exists()
+
+
+def built(method: str, folder: Path, rows: int, *overrides: str) -> tuple[Any, Any]:
+    """The trainer of a demo on its first `rows` rows, and its settings."""
+    path = ROOT / "configs" / f"{method}_demo.yaml"
+    settings: Any = load_settings(SETTINGS[method], path, list(overrides))
+    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
+    run = RunFolder(folder)
+    run.open(fresh=False)
+    if method == "dpo":
+        pairs = load_pairs(settings.data, settings.prompt)[0][:rows]
+        return dpo.build_trainer(model, tokenizer, pairs, settings, run)[0], settings
+    problems = load_problems(settings.data)[0][:rows]
+    functions = grpo.load_rewards(settings, problems[0])
+    return grpo.build_trainer(model, tokenizer, problems, settings, functions, run)[0], settings
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "overrides"),
+    [
+        ("grpo", 70, ("training.per_device_train_batch_size=64",)),
+        # Two generations of 8 prompts a step, and the last step has one: 59 = 7 x 8 + 3.
+        (
+            "grpo",
+            59,
+            (
+                *("training.per_device_train_batch_size=32", "training.steps_per_generation=2"),
+                "training.gradient_accumulation_steps=4",
+            ),
+        ),
+        ("grpo", 70, ("training.per_device_train_batch_size=64", "training.num_iterations=2")),
+        ("grpo", 70, ("training.num_train_epochs=2.5",)),
+        ("dpo", 70, ("training.gradient_accumulation_steps=2",)),
+        ("dpo", 70, ("training.num_train_epochs=0.5",)),
+    ],
+)
+def test_steps_are_those_of_the_trainer(
+    method: str, rows: int, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    more = ("training.max_steps=-1", "training.save_steps=100", *overrides)
+    trainer, settings = built(method, tmp_path / "run", rows, *more)
+    loader = trainer.get_train_dataloader()
+    *_, steps = trainer.set_initial_training_values(trainer.args, loader)
+    assert recipe(settings, rows).steps == steps
+
+
+def test_rollouts_in_parts(tmp_path: Path) -> None:
+    """A step that is sampled in two parts: as many completions of other prompts, all of the same
+    weights, and every one learnt from."""
+    trainer, settings = built(
+        "grpo",
+        tmp_path / "run",
+        64,
+        *("training.max_steps=2", "training.save_steps=2", "training.steps_per_generation=1"),
+        *("training.per_device_train_batch_size=32", "training.gradient_accumulation_steps=2"),
+    )
+    assert recipe(settings, 64).parts == 2
+    generations: list[tuple[int, list[Any]]] = []
+    generate = trainer._generate_and_score_completions
+
+    def recording(rows: list[Any]) -> Any:
+        out = generate(rows)
+        generations.append((trainer.state.global_step, rows))
+        assert out.get("old_per_token_logps") is None  # on-policy: nothing to correct
+        return out
+
+    trainer._generate_and_score_completions = recording
+    trainer.train()
+    assert [step for step, _ in generations] == [0, 0, 1, 1]
+    questions = [row["question"] for _, rows in generations for row in rows]
+    assert len(questions) == 128 and len(set(questions)) == 16
+    assert all(row["grad_norm"] > 0 for row in trainer.state.log_history if "grad_norm" in row)

@@ -1,0 +1,103 @@
+"""What a config comes to, told by the dry run and by the doctor; sources in docs/recipes.md."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.stats import wilson_interval
+from posttrain.doctor.recipe import LEARNING_RATES, describe, learning_rate_note, recipe
+from posttrain.doctor.shape import shape_of
+from posttrain.settings.command import SETTINGS, load_settings
+from tests.helpers import CONFIGS, ROOT
+
+PAGE = ROOT / "docs" / "recipes.md"
+
+
+def settings_of(name: str, *overrides: str) -> Any:
+    path = ROOT / "configs" / f"{name}.yaml"
+    return load_settings(SETTINGS[name.split("_")[0]], path, list(overrides))
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def test_a_step_and_an_epoch_of_gsm8k() -> None:
+    found = recipe(settings_of("grpo_gsm8k_16gb"), 7473)
+    assert found.step() == "32 prompts x 8 completions = 256 rollouts"
+    assert (found.steps, found.epochs, found.parts) == (233, 1.0, 1)
+    assert found.duration() == "233 (1 epoch)"
+    assert found.tokens == 233 * 256 * 640
+
+
+def test_what_does_not_fit_is_sampled_in_parts() -> None:
+    found = recipe(settings_of("grpo_gsm8k_3b_16gb"), 7473)
+    assert found.step() == "32 prompts x 8 completions = 256 rollouts, sampled in 2 parts"
+    # 467 whole generations of 16 prompts: the last step has one.
+    assert found.steps == 234
+
+
+def test_pairs_are_two_sequences() -> None:
+    found = recipe(settings_of("dpo_french_16gb"), 12_000)
+    assert (found.step(), found.steps) == ("32 pairs", 375)
+    assert found.tokens_a_step == 32 * 2 * 1024
+
+
+def test_steps_that_are_given_and_data_that_is_not_counted() -> None:
+    given = recipe(settings_of("grpo_gsm8k_16gb", "training.max_steps=500"))
+    assert (given.steps, given.epochs, given.duration()) == (500, None, "500")
+    again = recipe(settings_of("grpo_gsm8k_16gb", "training.max_steps=500"), 7473)
+    assert again.duration() == "500 (2.15 epochs)"
+    unknown = recipe(settings_of("grpo_gsm8k_16gb"))
+    assert (unknown.steps, unknown.tokens, unknown.duration()) == (None, None, "1 epoch")
+
+
+def test_rollouts_that_serve_twice() -> None:
+    twice = settings_of("grpo_gsm8k_16gb", "training.num_iterations=2")
+    assert recipe(twice, 7473).steps == 466
+
+
+def test_a_dry_run_says_it() -> None:
+    settings = settings_of("grpo_gsm8k_16gb", "training.learning_rate=1e-3")
+    said = describe(settings, shape_of(settings.model.name), 7473)
+    assert "  steps             233 (1 epoch)\n" in said
+    assert "38.2 million (233 x 256 x 640)" in said
+    assert "7.1 GB, estimated" in said
+    assert "training.learning_rate 0.001 is outside the 3e-06 to 4e-05 of published GRPO" in said
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_config_is_outside_what_is_known(path: Path) -> None:
+    settings = settings_of(path.stem)
+    assert learning_rate_note(settings, shape_of(settings.model.name)) is None
+
+
+@pytest.mark.parametrize("method", LEARNING_RATES)
+def test_a_rate_outside_is_noted_for_real_models_only(method: str) -> None:
+    name = {"grpo": "grpo_gsm8k_16gb", "dpo": "dpo_french_16gb"}[method]
+    low, high = LEARNING_RATES[method]
+    demo, real = (shape_of(model) for model in ("assets/demo_model", "Qwen/Qwen3-0.6B"))
+    for rate, inside in ((low, True), (high, True), (low / 2, False), (high * 2, False)):
+        settings = settings_of(name, f"training.learning_rate={rate}")
+        assert (learning_rate_note(settings, real) is None) == inside
+        assert learning_rate_note(settings, demo) is None
+        assert learning_rate_note(settings, None) is None
+
+
+def test_intervals_on_the_page_are_wilsons() -> None:
+    """Each row: score in percent, n, and the interval."""
+    found = re.findall(r"\| (\d+\.\d) \| ([\d,]+) \| (\d+\.\d) to (\d+\.\d) \|", PAGE.read_text())
+    assert len(found) >= 8
+    for score, many, low, high in found:
+        n = int(many.replace(",", ""))
+        interval = wilson_interval(round(float(score) / 100 * n), n)
+        assert [f"{100 * bound:.1f}" for bound in interval] == [low, high], score
+
+
+def test_every_config_of_a_card_is_on_the_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for path in CONFIGS:
+        assert "demo" in path.stem or f"`{path.stem}`" in text, path.stem
