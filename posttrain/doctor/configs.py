@@ -22,7 +22,7 @@ T4 = (7, 5)
 # What to do where the phase that holds most does not fit.
 SMALLER = {
     "step": "lower training.per_device_train_batch_size and raise gradient_accumulation_steps",
-    "generation": "lower training.per_device_train_batch_size or evaluation.batch_size",
+    "generation": "lower training.steps_per_generation or evaluation.batch_size",
     "scoring": f"lower evaluation.batch_size, which is {PAIR_ROWS} where it is null",
 }
 

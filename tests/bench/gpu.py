@@ -41,9 +41,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from posttrain.doctor.shape import KNOWN
+from posttrain.settings.strict_yaml import read_yaml
 from tests.bench.levers import BY_NAME, LEVERS
 from tests.pretend_gpu import installed
 
+QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
 SIDES = ("project", "stock", "stock_16bit")
 CARD = {"grpo": "configs/grpo_gsm8k_16gb.yaml", "dpo": "configs/dpo_french_16gb.yaml"}
 CONFIGS = {
@@ -137,12 +140,20 @@ def data_overrides(task: str, size: str, folder: Path | None, model: Path | None
     ]
 
 
+def model_of(config: str, model: Path | None) -> Path | None:
+    """The random model for a config: `model` for the 0.5B, one beside it for other sizes."""
+    name = read_yaml(ROOT / config)["model"]["name"]
+    if model is None or name not in KNOWN or name == QWEN:
+        return model
+    return model.with_name(f"{name.split('/')[1]}-random")
+
+
 def plan(arguments: argparse.Namespace, folder: Path | None, model: Path | None) -> list[Job]:
     """The jobs, the most important first."""
     steps = {"cycles": arguments.steps, "warmup": arguments.warmup}
 
     def spec(task: str, side: str, config: str, overrides: Sequence[str] = (), **more: Any) -> Any:
-        where = data_overrides(task, arguments.size, folder, model)
+        where = data_overrides(task, arguments.size, folder, model_of(config, model))
         threads = [f"run.threads={arguments.threads}"] if arguments.threads else []
         values = {"task": task, "side": side, "config": config, **steps, **more}
         return {**values, "overrides": [*where, *threads, *overrides]}
@@ -247,9 +258,9 @@ def find_data(given: Path | None) -> Path:
     raise SystemExit(f"error: no gsm8k/train.jsonl in {names}; name the folder with --data")
 
 
-def make_model(work: Path, tokenizer: Path, **shape: int) -> Path:
+def make_model(work: Path, tokenizer: Path, name: str = "qwen2.5-random", **shape: int) -> Path:
     """Random weights, made once in a process of its own: Qwen2.5-0.5B's shape but for `shape`."""
-    folder = work / "qwen2.5-random"
+    folder = work / name
     if not (folder / "tokenizer_config.json").exists():  # the last thing to be written
         code = (
             "import json, sys; from pathlib import Path; from tests.helpers import make_qwen; "
@@ -380,6 +391,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.size != "cpu":
         folder = find_data(arguments.data)
         model = arguments.model or make_model(work, folder / "qwen2.5-tokenizer")
+        for config in FITTED if arguments.memory_limit is not None else ():
+            name, own = read_yaml(ROOT / config)["model"]["name"], model_of(config, model)
+            if own and own != model:
+                shape = {key: size for key, size in KNOWN[name].items() if type(size) is int}
+                make_model(own.parent, folder / "qwen2.5-tokenizer", own.name, **shape)
     result: dict[str, Any] = {"device": device, "pretended": installed(), "measurements": []}
     if output.exists():
         result = json.loads(output.read_text(encoding="utf-8"))

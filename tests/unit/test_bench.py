@@ -107,6 +107,10 @@ def test_plan_of_a_memory_limit_tries_every_card_config_at_its_longest() -> None
     for job in plan:
         assert job.spec["memory_limit"] == 15 and job.spec["longest"]
         assert job.spec["flash"] == ("t4" not in job.spec["config"])
+        (model,) = (o for o in job.spec["overrides"] if o.startswith("model.name="))
+        size = next((s for s in ("1.5b", "3b") if f"_{s}_" in job.spec["config"]), None)
+        own = f"/Qwen2.5-{size.upper()}-Instruct-random" if size else "/model"
+        assert model == f"model.name={own}"
 
 
 def test_sweep_has_every_lever_and_what_it_is_measured_against() -> None:

@@ -38,10 +38,17 @@ def without_card() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(p for p in path if p != str(SITE))}
 
 
-@pytest.mark.parametrize("name", ["dpo", "grpo"])
-def test_three_steps_and_greedy_replies(name: str, tmp_path: Path) -> None:
+IN_PARTS = ["training.gradient_accumulation_steps=2", "training.steps_per_generation=1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("dpo", []), ("grpo", []), ("grpo", IN_PARTS)],
+    ids=["dpo", "grpo", "grpo sampled in parts"],
+)
+def test_three_steps_and_greedy_replies(name: str, more: list[str], tmp_path: Path) -> None:
     here, there = tmp_path / "card", tmp_path / "cpu"
-    overrides = [*STEPS, EVALUATION[name]]
+    overrides = [*STEPS, EVALUATION[name], *more]
     assert leave_with(name, here, *overrides) == 0
     script = str(ROOT / "scripts" / f"{name}.py")
     command = [sys.executable, script, *few_steps(name, there, *overrides)]
