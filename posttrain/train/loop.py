@@ -106,8 +106,8 @@ def train(
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
     elif validation is not None and validation.exhausted():
-        count = settings.run.patience
-        reason = f"{count} validation{'s' * (count != 1)} in a row brought nothing better"
+        some = settings.run.patience
+        reason = f"{some} validation{'' if some == 1 else 's'} in a row brought nothing better"
         print(f"Training ended at step {result['steps']}: {reason} (run.patience)")
         result["reason"] = reason
     return result
