@@ -15,6 +15,7 @@ Scores = Mapping[str, Sequence[float]]
 SHARES = {
     *("reward_accuracy", "length_controlled_accuracy"),
     *("french_share", "language_share", "ended_share"),
+    *("french_share_without_system", "language_share_without_system"),
 }
 NOT_MEASURABLE: dict[str, Any] = {"value": None, "n": 0, "low": None, "high": None}
 NO_DIFFERENCE: dict[str, Any] = {

@@ -41,7 +41,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class PromptReply(MeasuredReply, Asked):
-    """A row of eval/SIDE_replies.jsonl: a reply as evaluation.temperature has it."""
+    """A row of eval/SIDE_replies.jsonl, or of SIDE_replies_without_system.jsonl: a reply as
+    evaluation.temperature has it."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,22 @@ def kl_per_token(policy: Sequence[float], reference: Sequence[float]) -> float:
     return max(0.0, math.fsum(math.expm1(ratio) - ratio for ratio in ratios) / len(ratios))
 
 
-def scores(replies: Sequence[MeasuredReply], language: str = "fr") -> dict[str, list[float]]:
-    """Per measure, one score a reply; `language` is the one that they were measured by."""
+def scores(
+    replies: Sequence[MeasuredReply],
+    language: str = "fr",
+    without_system: Sequence[MeasuredReply] = (),
+) -> dict[str, list[float]]:
+    """Per measure, one score a reply; `language` is the one that they were measured by.
+
+    `without_system` are replies to the same prompts without their system turns. Only their language
+    is scored: what a prompt that asks for a language hides.
+    """
+    share = "french_share" if language == "fr" else "language_share"
+    shares = {share: [float(reply.in_language) for reply in replies]}
+    if without_system:
+        shares[f"{share}_without_system"] = [float(r.in_language) for r in without_system]
     return {
-        "french_share" if language == "fr" else "language_share": [
-            float(reply.in_language) for reply in replies
-        ],
+        **shares,
         "ended_share": [float(reply.ended) for reply in replies],
         "mean_tokens": [float(reply.tokens) for reply in replies],
         "repetition_rate": [reply.repetition for reply in replies],

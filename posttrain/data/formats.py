@@ -10,6 +10,7 @@ from collections.abc import Callable
 from eval import Conversation, conversation
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
+from posttrain.base.expected import given
 from posttrain.data import messages
 from posttrain.data.messages import Reply
 from posttrain.data.sources import Row, checked_text
@@ -17,11 +18,13 @@ from posttrain.settings import PairData
 
 DIFFERENT_PROMPTS = "the two sides differ before their last reply"
 NOTHING_TO_LEARN = "such a pair teaches nothing; remove it, or set data.unusable=drop to drop all"
+EMPTY_REPLY = "a reply is empty"
 USERS_REPLY = "the replies are the user's, not the assistant's"
 CHOICES = {
     **dict.fromkeys(("a", "model_a", "a_better"), "a"),
     **dict.fromkeys(("b", "model_b", "b_better"), "b"),
     **dict.fromkeys(("tie", "tie (bothbad)", "both_equal", "both_good", "both_bad"), "a tie"),
+    "idk": "no vote",
 }
 
 
@@ -31,7 +34,7 @@ def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
     Raises:
         DataError: the row is malformed, or teaches nothing while `data.unusable` is "error".
     """
-    if data.language is not None and row.text(data.columns.language) != data.language:
+    if data.language is not None and data.language not in _languages(row, data.columns.language):
         return f"not in '{data.language}'"
     return FORMATS[data.format](row, data, system)
 
@@ -110,8 +113,9 @@ def from_oasst(row: Row, data: PairData, system: str | None) -> Pair | str:
 def from_comparia(row: Row, data: PairData, system: str | None) -> Pair | str:
     """Arena votes (compar:IA, LMArena): two conversations and a choice; ties are left out.
 
-    The vote is about the last reply, or about reply number `columns.turn`. If the conversations
+    The vote is about the last reply, or about that of turn `columns.turn`. If the conversations
     differ before that reply, the row is left out too: the models did not answer the same prompt.
+    In compar:IA's newer set each turn has a row (comparia_turns), which repeats both conversations.
     """
     columns = data.columns
     side = _choice(row, columns.choice)
@@ -120,9 +124,10 @@ def from_comparia(row: Row, data: PairData, system: str | None) -> Pair | str:
     names = [columns.first, columns.second]
     if side == "b":
         names.reverse()
-    conversations = [messages.turns(row, name) for name in names]
-    if columns.turn is not None:
-        conversations = [messages.until(row, t, columns.turn) for t in conversations]
+    drop = data.unusable == "drop"
+    conversations = [messages.turns(row, name, columns.turn, drop) for name in names]
+    if drop and not all(turn["content"] for turns in conversations for turn in turns):
+        return EMPTY_REPLY
     chosen, rejected = map(messages.exchange, conversations, names)
     openings = [messages.with_system(opening, system) for opening, _ in (chosen, rejected)]
     if openings[0] != openings[1]:
@@ -137,6 +142,7 @@ FORMATS: dict[str, Callable[[Row, PairData, str | None], Pair | str]] = {
     "conversational": from_conversational,
     "oasst": from_oasst,
     "comparia": from_comparia,
+    "comparia_turns": from_comparia,
 }
 
 
@@ -149,7 +155,7 @@ def _pair(
     for reply in (chosen, rejected):
         if not reply.text:
             if data.unusable == "drop":
-                return "a reply is empty"
+                return EMPTY_REPLY
             raise DataError(
                 f"{row.where}: column '{reply.column}' is empty or ends without a reply; "
                 + NOTHING_TO_LEARN
@@ -178,6 +184,23 @@ def _own_system(row: Row, column: str) -> str | None:
     if value is None:
         return None
     return checked_text(value, f"{row.where}: column '{column}'", may_be_empty=True) or None
+
+
+def _languages(row: Row, column: str) -> list[str]:
+    """The row's language, or all of them where a column `OUTER.INNER` of comparia_turns lists
+    several; null there is none."""
+    outer, dot, inner = column.partition(".")
+    if not dot or column in row.values:
+        return [row.text(column)]
+    value = row.value(outer)
+    if not isinstance(value, dict) or inner not in value:
+        raise DataError(f"{row.where}: there is no column '{inner}' in column '{outer}'")
+    listed = value[inner] or []
+    if not isinstance(listed, list):
+        raise DataError(
+            f"{row.where}: column '{column}' should hold a list of languages, found {given(listed)}"
+        )
+    return listed
 
 
 def _choice(row: Row, column: str) -> str:

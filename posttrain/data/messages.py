@@ -1,6 +1,6 @@
 """Read columns that hold a conversation: a list of messages, each with a role and a content."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from eval import Conversation, Message
 from posttrain.base.errors import DataError
@@ -25,16 +25,25 @@ def with_system(turns: Conversation, system: str | None) -> Conversation:
     return [*([{"role": "system", "content": system}] if system else []), *turns[own:]]
 
 
-def turns(row: Row, column: str) -> Conversation:
-    """The turns in a column. The last one may be an empty reply, which the caller has to check.
+def turns(
+    row: Row, column: str, until: str | None = None, empty_replies: bool = False
+) -> Conversation:
+    """The turns in a column. The last one may be an empty reply, which the caller has to check;
+    with `empty_replies` earlier ones may too.
+
+    Of a conversation that goes on after the turn whose number, counted from 0, is in the column
+    `until`, those up to the reply of that turn are read.
 
     Raises:
-        DataError: it is not a list of messages with a known role and some text.
+        DataError: it is not a list of messages with a known role and some text, or has no such
+            turn.
     """
     value, what = row.value(column), f"{row.where}: column '{column}'"
     if not isinstance(value, list) or not value:
         kind = "none" if value == [] else kind_of(value)
         raise DataError(f"{what} should hold a list of messages, found {kind}")
+    if until is not None:
+        value = _first_turns(row, value, until)
     read: list[Message] = []
     for number, message in enumerate(value, start=1):
         here = f"{what}, message {number}"
@@ -43,9 +52,9 @@ def turns(row: Row, column: str) -> Conversation:
         role = message["role"]
         if role not in ROLES or (role == "system" and number > 1):
             raise DataError(f"{here} has the role {role!r}; expected one of {', '.join(ROLES)}")
-        last = number == len(value) and role == "assistant"
-        content = message["content"] if message["content"] is not None or not last else ""
-        read.append({"role": role, "content": checked_text(content, here, may_be_empty=last)})
+        may_be_empty = role == "assistant" and (empty_replies or number == len(value))
+        content = "" if message["content"] is None and may_be_empty else message["content"]
+        read.append({"role": role, "content": checked_text(content, here, may_be_empty)})
     return read
 
 
@@ -56,17 +65,16 @@ def exchange(turns: Conversation, column: str) -> tuple[Conversation, Reply]:
     return turns[:-1], Reply(column, turns[-1]["content"])
 
 
-def until(row: Row, turns: Conversation, column: str) -> Conversation:
-    """The turns up to the reply whose number, counted from 0, is in the column.
+def _first_turns(row: Row, value: list[Any], column: str) -> list[Any]:
+    """The messages up to the next turn of the user after the one that is counted in the column.
 
-    Raises:
-        DataError: there is no such reply.
+    Turns of the user are counted, not replies, as a model may have left one without a reply.
     """
     number = row.value(column)
-    replies = [place for place, turn in enumerate(turns, start=1) if turn["role"] == "assistant"]
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(replies):
+    asked = [n for n, m in enumerate(value) if isinstance(m, dict) and m.get("role") == "user"]
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(asked):
         raise DataError(
-            f"{row.where}: column '{column}' should count one of {len(replies)} replies from 0, "
-            f"found {number!r}"
+            f"{row.where}: column '{column}' should count one of {len(asked)} turns of the user "
+            f"from 0, found {number!r}"
         )
-    return turns[: replies[number]]
+    return value[: [*asked, len(value)][number + 1]]

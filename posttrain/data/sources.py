@@ -4,8 +4,9 @@ import csv
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def read_rows(source: Source) -> list[Row]:
                 f"{source.path}: cannot read '{path.suffix}' files; use {', '.join(_READERS)}"
             )
         try:
-            rows = list(reader(path, source.path))
+            rows = list(islice(reader(path, source.path), source.limit))
         except UnicodeDecodeError as error:
             raise DataError(f"{source.path}: {_encoding(path, error)}") from None
         except OSError as error:
@@ -94,7 +95,7 @@ def read_rows(source: Source) -> list[Row]:
         rows = _from_hub(source)
     if not rows:
         raise DataError(f"{source.path}: holds no rows")
-    return rows[: source.limit]
+    return rows
 
 
 def _encoding(path: Path, error: UnicodeDecodeError) -> str:
@@ -199,11 +200,12 @@ def _read_parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(1000)
+        values = (value for batch in batches for value in batch.to_pylist())
+        for number, value in enumerate(values, start=1):
+            yield Row(value, f"{name}: row {number}")
     except pyarrow.ArrowException as error:
         raise DataError(f"{name}: not a readable Parquet file: {error}") from None
-    for number, value in enumerate(table.to_pylist(), start=1):
-        yield Row(value, f"{name}: row {number}")
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
@@ -238,7 +240,7 @@ def _from_datasets(source: Source, folder: Path) -> list[Row]:
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error
         raise DataError(f"{source.path}: cannot load the dataset folder: {reason}") from None
-    return [Row(v, f"{source.path}[{source.split}]: row {n}") for n, v in enumerate(loaded, 1)]
+    return _first_rows(source, loaded)
 
 
 def _hub_file(source: Source) -> Path:
@@ -274,4 +276,10 @@ def _from_hub(source: Source) -> list[Row]:
             f"{name}: neither a local file or folder nor a dataset in reach on the hub{offline}: "
             f"{first_line(error)}"
         ) from None
-    return [Row(value, f"{name}: row {number}") for number, value in enumerate(loaded, start=1)]
+    return _first_rows(source, loaded)
+
+
+def _first_rows(source: Source, loaded: Iterable[dict[str, Any]]) -> list[Row]:
+    """The rows up to the limit: of a large set no others are taken into memory."""
+    name = f"{source.path}[{source.split}]"
+    return [Row(v, f"{name}: row {n}") for n, v in enumerate(islice(loaded, source.limit), 1)]

@@ -19,7 +19,9 @@ LABELS = {
     "length_controlled_accuracy": "length-controlled accuracy",
     "reward_margin": "reward margin",
     "french_share": "replies in French",
+    "french_share_without_system": "French, no system prompt",
     "language_share": "replies in the right language",
+    "language_share_without_system": "same, no system prompt",
     "ended_share": "replies ended by EOS",
     "repetition_rate": "repeated 4-grams",
     "kl_per_token": "KL per token (nats)",
@@ -34,7 +36,10 @@ SETS = {
 }
 HEADLINES = {"GRPO": "strict", "DPO": "reward_accuracy"}  # what each method sets out to raise
 OF_PAIRS = {"reward_accuracy", "length_controlled_accuracy", "reward_margin"}
-SHARES = {"strict", "tagged", "lenient", "majority_vote"}
+SHARES = {
+    *("strict", "tagged", "lenient", "majority_vote"),
+    *("french_share_without_system", "language_share_without_system"),
+}
 SHARE_ENDINGS = ("accuracy", "rate", "share")
 LOWER_IS_BETTER = {"truncated_rate", "repetition_rate"}
 NEITHER_IS_BETTER = {"mean_tokens", "kl_per_token"}

@@ -6,10 +6,10 @@ reference, and by problem sets that it was not trained for. Everything scored is
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from eval import Completion, Conversation, measures, preference, replies
+from eval import Completion, Conversation, Generate, measures, preference, replies
 from eval.gsm8k import ScoredReply, compare_replies, rescore
 from eval.preference import Pair, ScoredPair
 from eval.replies import PromptReply, SampledReply
@@ -32,6 +32,8 @@ class Scores:
     pairs: list[ScoredPair]
     replies: list[PromptReply]
     """One reply a prompt, as evaluation.temperature has them."""
+    without_system: list[PromptReply]
+    """The same without the prompts' system turns; none where no prompt has one."""
     divergence: list[float]
     """KL to the reference in nats a token, of one reply a prompt sampled at temperature 1."""
     problems: dict[str, list[ScoredReply]]
@@ -42,7 +44,8 @@ class Scores:
         """Per measure, one score a row; without replies, nothing about them."""
         found = preference.scores(self.pairs)
         if self.replies:
-            found.update(replies.scores(self.replies, self.language), kl_per_token=self.divergence)
+            found.update(replies.scores(self.replies, self.language, self.without_system))
+            found["kl_per_token"] = self.divergence
         return found
 
 
@@ -61,13 +64,12 @@ def score(
     run.write_rows(side, [preference.as_row(p, s) for p, s in zip(pairs, scored, strict=True)])
     language = settings.data.language or "fr"
     asked = pairs[: settings.evaluation.replies]
-    prompts = [list(pair.prompt) for pair in asked]
     generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
-    measured = [
-        PromptReply(**_asked(side, pair), **vars(reply))
-        for pair, reply in zip(asked, replies.measure(generate(prompts), language), strict=True)
-    ]
+    measured = reply_to(asked, generate, side, language)
     run.write_rows(f"{side}_replies", map(vars, measured))
+    without = reply_to(without_system(asked), generate, side, language)
+    run.write_rows(f"{side}_replies_without_system", map(vars, without))
+    prompts = [list(pair.prompt) for pair in asked]
     sampled, divergence = sample(model, tokenizer, prompts, settings)
     samples = [
         SampledReply(
@@ -85,7 +87,29 @@ def score(
         print(f"Scoring {len(problems[each.name])} problems of {each.name} ({side} training)")
         also[each.name] = problem_sets.score(model, tokenizer, each, problems[each.name], settings)
         run.write_rows(f"{side}_problems_{each.name}", [r.as_row() for r in also[each.name]])
-    return Scores(scored, measured, divergence, also, language)
+    return Scores(scored, measured, without, divergence, also, language)
+
+
+def reply_to(
+    pairs: Sequence[Pair], generate: Generate, side: str, language: str
+) -> list[PromptReply]:
+    """A measured reply to the prompt of each pair."""
+    completions = generate([list(pair.prompt) for pair in pairs])
+    return [
+        PromptReply(**_asked(side, pair), **vars(reply))
+        for pair, reply in zip(pairs, replies.measure(completions, language), strict=True)
+    ]
+
+
+def without_system(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs without their system turns, be they of the config or the row; none if none has one.
+
+    What a chat template then adds of its own is what the model sees without being asked.
+    """
+    turns = [tuple(turn for turn in pair.prompt if turn["role"] != "system") for pair in pairs]
+    if all(left == pair.prompt for left, pair in zip(turns, pairs, strict=True)):
+        return []
+    return [replace(pair, prompt=left) for left, pair in zip(turns, pairs, strict=True)]
 
 
 def score_pairs(
@@ -145,15 +169,16 @@ def sample(
 def read_scores(run: RunFolder, settings: DPOSettings) -> Scores | None:
     """The scores that an interrupted run took before its first step, if all are there."""
     names = [each.name for each in settings.evaluation.also]
-    files = ["before", "before_replies", "before_samples"]
+    files = ["before", "before_replies", "before_replies_without_system", "before_samples"]
     found = [run.read_rows(name) for name in (*files, *(f"before_problems_{n}" for n in names))]
     rows = [each for each in found if each is not None]
     if len(rows) < len(found):
         return None
-    (pairs, answers, samples, *problems), where = rows, run.path / "eval"
+    (pairs, answers, without, samples, *problems), where = rows, run.path / "eval"
     return Scores(
         rows_of(ScoredPair, pairs, where / "before.jsonl"),
         rows_of(PromptReply, answers, where / "before_replies.jsonl"),
+        rows_of(PromptReply, without, where / "before_replies_without_system.jsonl"),
         [s.kl_per_token for s in rows_of(SampledReply, samples, where / "before_samples.jsonl")],
         {name: [rescore(row) for row in each] for name, each in zip(names, problems, strict=True)},
         settings.data.language or "fr",

@@ -131,7 +131,8 @@ class Evaluation(Section):
 class PairEvaluation(Evaluation):
     replies: int = Field(100, ge=0)
     """Held-out prompts to answer before and after, to see what the replies are like: language,
-    length, how they end, repetition, and at temperature 1 the KL to the reference."""
+    length, how they end, repetition, and at temperature 1 the KL to the reference. Where they have
+    a system turn, they are answered once more without it, for the share in the right language."""
     also: list[ProblemSet] = Field([])
     """Problem sets to score before and after, as a check that nothing was lost: `{path, name,
     limit, language, max_new_tokens, columns, subset, split, revision}` each. A set with a question

@@ -47,33 +47,50 @@ class PairColumns(Section):
     """Column of a system turn; where it is empty or not named, `prompt.system` is used [orca:
     system, used only where `prompt.system` is null]."""
     language: str = "lang"
-    """Column of the row's language, read where `data.language` is given."""
+    """Column of the row's language, read where `data.language` is given [comparia_turns:
+    metadata.languages, a list inside of another column]."""
     first: str = "conversation_a"
-    """Column of an arena's first conversation."""
+    """Column of an arena's first conversation [comparia_turns: full_conversation_a]."""
     second: str = "conversation_b"
-    """Column of an arena's second conversation."""
+    """Column of an arena's second conversation [comparia_turns: full_conversation_b]."""
     choice: str = "choice"
     """Column of an arena's vote: a side, a tie, or the name of one of the two models."""
     turn: str | None = None
-    """Column of the reply that an arena's vote is about, counted from 0; null: the last one."""
+    """Column of the turn whose replies an arena's vote is about, counted from 0; null: the last one
+    [comparia_turns: turn]."""
 
 
-FORMAT_COLUMNS = {"orca": {"prompt": "question", "system": "system"}}
+FORMAT_COLUMNS = {
+    "orca": {"prompt": "question", "system": "system"},
+    "comparia_turns": {
+        "language": "metadata.languages",
+        "first": "full_conversation_a",
+        "second": "full_conversation_b",
+        "turn": "turn",
+    },
+}
 
 
 class PairData(Data):
-    format: Literal["columns", "orca", "messages", "conversational", "oasst", "comparia"] = (
-        "columns"
-    )
+    format: Literal[
+        "columns",
+        "orca",
+        "messages",
+        "conversational",
+        "oasst",
+        "comparia",
+        "comparia_turns",
+    ] = "columns"
     """How a row holds its pair. columns: three columns of text; orca: the same with a system turn;
     messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
     prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
-    comparia: two conversations and a vote."""
+    comparia: two conversations and a vote; comparia_turns: the same, with a row for each turn."""
     columns: PairColumns = PairColumns()
     """Which columns of the dataset hold what."""
     language: str | None = None
     """Leave out, and count, rows that `columns.language` gives another language, such as fr. How
-    many replies are in it is then measured, as language_share; null and fr: as french_share."""
+    many replies are in it is then measured, as language_share; null and fr: as french_share.
+    *_share_without_system is the same without a system turn."""
     unusable: Literal["error", "drop"] = "error"
     """What to do with a pair whose replies are equal or one of which is empty: refuse the run, or
     leave out and count the row."""

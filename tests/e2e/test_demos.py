@@ -12,7 +12,8 @@ from tests.pretend_gpu import installed
 CONFIGS = {name: ROOT / "configs" / f"{name}_demo.yaml" for name in ("grpo", "dpo")}
 MEASURES = (
     *("reward_accuracy", "length_controlled_accuracy", "reward_margin"),
-    *("french_share", "ended_share", "mean_tokens", "repetition_rate", "kl_per_token"),
+    *("french_share", "french_share_without_system", "ended_share", "mean_tokens"),
+    *("repetition_rate", "kl_per_token"),
     *("arithmetic/strict", "arithmetic/tagged", "arithmetic/lenient"),
     *("arithmetic/format_rate", "arithmetic/truncated_rate"),
 )

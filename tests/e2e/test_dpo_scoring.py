@@ -96,15 +96,41 @@ def test_scores_are_read_back_as_they_were_taken(
     taken = scoring.score(model, tokenizer, pairs[:8], problems, settings, run, "before")
     assert scoring.read_scores(run, settings) == taken
     assert [len(taken.pairs), len(taken.replies), len(taken.divergence)] == [8, 5, 5]
+    assert [reply.prompt for reply in taken.without_system] == [r.prompt for r in taken.replies]
+    assert {reply.system for reply in taken.replies} == {settings.prompt.system}
+    assert {reply.system for reply in taken.without_system} == {None}
     assert min(taken.divergence) > 0 and len(taken.problems["a"]) == 6
     comparison = scoring.compare_scores(taken, taken)
     assert {"reward_accuracy", "kl_per_token", "a/strict", "a/truncated_rate"} <= set(comparison)
+    assert {"french_share", "french_share_without_system"} <= set(comparison)
     assert all(values["difference"] == 0 for values in comparison.values())
-    for name in ("before", "before_replies", "before_samples", "before_problems_a"):
+    files = ("before", "before_replies", "before_replies_without_system", "before_samples")
+    for name in (*files, "before_problems_a"):
         path = tmp_path / "eval" / f"{name}.jsonl"
         path.rename(path.with_suffix(".away"))
         assert scoring.read_scores(run, settings) is None, name
         path.with_suffix(".away").rename(path)
+
+
+def test_replies_without_the_system_turn_are_those_to_the_bare_prompts(
+    moved: tuple[Any, Any, Any], tmp_path: Path
+) -> None:
+    """They change none of the others, and there are none where no prompt has such a turn."""
+    model, tokenizer, _ = moved
+    taken = []
+    for name in ("told", "null"):
+        settings = settings_with("evaluation={replies: 12, batch_size: 12, also: []}")
+        settings.prompt.system = settings.prompt.system if name == "told" else None
+        pairs, _ = load_pairs(settings.data, settings.prompt)
+        run = RunFolder(tmp_path / name)
+        run.open(fresh=False)
+        taken.append(scoring.score(model, tokenizer, pairs[:12], {}, settings, run, "before"))
+    told, bare = taken
+    assert [r.text for r in told.without_system] == [r.text for r in bare.replies]
+    assert [r.text for r in told.without_system] != [r.text for r in told.replies]
+    assert bare.without_system == []
+    assert "french_share_without_system" not in bare.measures()
+    assert told.measures()["french_share_without_system"] == bare.measures()["french_share"]
 
 
 def test_without_replies_or_problem_sets(moved: tuple[Any, Any, Any], tmp_path: Path) -> None:

@@ -602,6 +602,24 @@ def test_only_the_first_rows(tmp_path: Path) -> None:
     assert [row.values for row in read_rows(Source(path=str(path), limit=99))] == GOOD
 
 
+def test_rows_after_the_limit_are_not_read(tmp_path: Path) -> None:
+    """Of a set of many gigabytes there may be no memory for them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path = write(tmp_path / "pairs.jsonl", jsonl(*GOOD) + "no JSON\n")
+    limit = len(GOOD)
+    assert [row.values for row in read_rows(Source(path=str(path), limit=limit))] == GOOD
+    with pytest.raises(DataError, match=f"row {limit + 1}: not valid JSON"):
+        read_rows(Source(path=str(path), limit=limit + 1))
+    many = tmp_path / "many.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"n": list(range(2500))}), many)
+    rows = read_rows(Source(path=str(many), limit=1500))
+    assert [row.values["n"] for row in rows] == list(range(1500))
+    assert rows[-1].where.endswith("many.parquet: row 1500")
+    assert len(read_rows(Source(path=str(many)))) == 2500
+
+
 def test_a_relative_path_is_also_looked_for_under_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

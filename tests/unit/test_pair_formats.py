@@ -81,6 +81,39 @@ ARENA = {
     "conversation_b": [user("Qui es-tu {n} ?"), assistant("A model.")],
     "choice": "a_better",
 }
+
+
+def as_turn(row: Row, turn: int, choice: str | None) -> Row:
+    """A row as compar:IA's export writes it: utils/dataset/compute.py of betagouv/ComparIA."""
+    said = {}
+    for side in ("a", "b"):
+        whole = [
+            {**message, "user_content": message["content"], "reasoning_content": None}
+            if message["role"] == "user"
+            else {**message, "user_content": None, "reasoning_content": "Hm."}
+            for message in row[f"conversation_{side}"]
+        ]
+        said[f"full_conversation_{side}"] = whole
+        said[f"response_{side}"] = whole[2 * turn : 2 * turn + 2]
+    return {
+        "response_id": f"{turn}-{{n}}",
+        "choice": choice,
+        "response_a": said["response_a"],
+        "response_b": said["response_b"],
+        "web_search_results": None,
+        "turn": turn,
+        "comparison_id": "c-{n}",
+        "model_a": "ministral",
+        "model_b": "phi",
+        "timestamp": "2025-05-01T12:00:00",
+        "full_conversation_a": said["full_conversation_a"],
+        "full_conversation_b": said["full_conversation_b"],
+        "metadata": {"tokens_a": 3, "mode": "random", "languages": ["fr", "en"]},
+    }
+
+
+FIRST = {"comparia": "conversation_a", "comparia_turns": "full_conversation_a"}
+SECOND = {"comparia": "conversation_b", "comparia_turns": "full_conversation_b"}
 EXPECTED = {
     "columns": ((user("Où ? {n}"),), "Là.", "There."),
     "orca": (
@@ -96,6 +129,7 @@ EXPECTED = {
         "Noon.",
     ),
     "comparia": ((user("Qui es-tu {n} ?"),), "Un modèle.", "A model."),
+    "comparia_turns": ((user("Qui es-tu {n} ?"),), "Un modèle.", "A model."),
 }
 SHAPES: dict[str, Row] = {
     "columns": {"prompt": "Où ? {n}", "chosen": "Là.", "rejected": "There."},
@@ -104,6 +138,7 @@ SHAPES: dict[str, Row] = {
     "conversational": CONVERSATIONAL,
     "oasst": OASST,
     "comparia": ARENA,
+    "comparia_turns": as_turn(ARENA, 0, "a_better"),
 }
 
 
@@ -136,8 +171,7 @@ def test_the_same_from_parquet(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_a_reply_that_is_no_text(kind: str, side: str, tmp_path: Path) -> None:
     rows = numbered(SHAPES[kind])
-    name = {"chosen": "conversation_a", "rejected": "conversation_b"}[side]
-    column = name if kind == "comparia" else side
+    column = {"chosen": FIRST, "rejected": SECOND}[side].get(kind, side)
     rows[1][column] = 7
     with pytest.raises(DataError, match=rf"{kind}\.jsonl: row 2: column '{column}' should hold"):
         read(tmp_path, kind, rows)
@@ -146,7 +180,7 @@ def test_a_reply_that_is_no_text(kind: str, side: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_column_that_is_missing(kind: str, tmp_path: Path) -> None:
     rows = numbered(SHAPES[kind])
-    column = "choice" if kind == "comparia" else "chosen"
+    column = "choice" if kind in FIRST else "chosen"
     rows[2][f"{column}s"] = rows[2].pop(column)
     message = rf"row 3: there is no column '{column}'\. Did you mean '{column}s'"
     with pytest.raises(DataError, match=message):
@@ -155,9 +189,9 @@ def test_a_column_that_is_missing(kind: str, tmp_path: Path) -> None:
 
 def as_reply(kind: str, row: Row, text: str | None) -> Row:
     """The row with another chosen reply."""
-    if kind == "comparia":
-        turns = row["conversation_a"]
-        return {**row, "conversation_a": [*turns[:-1], {"role": "assistant", "content": text}]}
+    if kind in FIRST:
+        turns = row[FIRST[kind]]
+        return {**row, FIRST[kind]: [*turns[:-1], {"role": "assistant", "content": text}]}
     if isinstance(row["chosen"], list):
         return {
             **row,
@@ -271,10 +305,10 @@ BAD_MESSAGES: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("value", "says"), BAD_MESSAGES, ids=str)
 def test_malformed_messages(kind: str, value: Any, says: str, tmp_path: Path) -> None:
     rows = numbered(SHAPES[kind])
-    column = "conversation_a" if kind == "comparia" else "chosen"
+    column = FIRST.get(kind, "chosen")
     rows[1][column] = value
     if "ends without" in says:  # or the two sides would part before their last reply
-        rows[1]["conversation_b" if kind == "comparia" else "rejected"][0] = user("a")
+        rows[1][SECOND.get(kind, "rejected")][0] = user("a")
     path = tmp_path / f"{kind}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     values = {"format": kind, "train": {"path": str(path)}}
@@ -424,8 +458,106 @@ def test_a_vote_about_an_earlier_reply(tmp_path: Path) -> None:
     assert pairs(found)[0] == Pair((user("a 1"),), "Yes.", "Oui.")
     for wrong in (2, -1, "0", None, True, 0.0):
         rows[1]["turn"] = wrong
-        with pytest.raises(DataError, match=r"row 2: column 'turn' should count one of 2 replies"):
+        with pytest.raises(DataError, match=r"row 2: column 'turn' should count one of 2 turns"):
             read(tmp_path, "comparia", rows, columns={**FULL, "turn": "turn"})
+
+
+# --- a row for each turn ------------------------------------------------------------------------
+
+SEVERAL = {
+    "conversation_a": [user("a {n}"), assistant("Oui."), user("b"), assistant("Non.")],
+    "conversation_b": [user("a {n}"), assistant("Yes."), user("b"), assistant("No.")],
+}
+
+
+def test_a_vote_on_each_turn_of_a_conversation(tmp_path: Path) -> None:
+    """Of the second, each model answered its own first reply: no pair can be made of it."""
+    rows = [
+        row
+        for turn, choice in enumerate(("b_better", "a_better"))
+        for row in numbered(as_turn(SEVERAL, turn, choice))
+    ]
+    found = read(tmp_path, "comparia_turns", rows)
+    assert (found.rows, found.dropped) == (6, {DIFFERENT_PROMPTS: 3})
+    assert pairs(found) == [Pair((user(f"a {n}"),), "Yes.", "Oui.") for n in (1, 2, 3)]
+
+
+def test_a_vote_on_a_later_turn_that_both_models_reached_alike(tmp_path: Path) -> None:
+    alike = {**SEVERAL, "conversation_b": [*SEVERAL["conversation_a"][:3], assistant("No.")]}
+    (first, *_) = pairs(read(tmp_path, "comparia_turns", numbered(as_turn(alike, 1, "a_better"))))
+    assert first == Pair((user("a 1"), assistant("Oui."), user("b")), "Non.", "No.")
+
+
+def test_turns_without_a_preference_are_left_out_and_counted(tmp_path: Path) -> None:
+    choices = ("a_better", "both_good", None, "b_better", "both_bad", "idk", "a_better")
+    rows = [as_turn(ARENA, 0, choice) for choice in choices]
+    for number, row in enumerate(rows):
+        row["full_conversation_a"][0] = row["full_conversation_b"][0] = user(f"Qui {number} ?")
+    found = read(tmp_path, "comparia_turns", rows)
+    assert (found.rows, found.dropped) == (7, {"a tie": 2, "no vote": 2})
+
+
+def test_turns_are_filtered_by_the_languages_that_they_list(tmp_path: Path) -> None:
+    rows = numbered(SHAPES["comparia_turns"], 5)
+    rows[0]["metadata"]["languages"] = ["en"]
+    rows[1]["metadata"]["languages"] = None
+    found = read(tmp_path, "comparia_turns", rows, language="fr")
+    assert (found.rows, found.dropped) == (5, {"not in 'fr'": 2})
+    rows[2]["metadata"]["languages"] = "fr"
+    with pytest.raises(DataError, match=r"row 3: column 'metadata\.languages' should hold a list"):
+        read(tmp_path, "comparia_turns", rows, language="fr")
+    del rows[2]["metadata"]["languages"]
+    with pytest.raises(DataError, match="row 3: there is no column 'languages' in column 'metadat"):
+        read(tmp_path, "comparia_turns", rows, language="fr")
+    assert len(pairs(read(tmp_path, "comparia_turns", rows))) == 5
+
+
+def test_a_turn_that_one_model_left_without_a_reply(tmp_path: Path) -> None:
+    """It is the turn of the user that is counted, or the reply to another one would be taken."""
+    rows = numbered(as_turn(SEVERAL, 0, "b_better"), 4)
+    del rows[1]["full_conversation_a"][1]
+    with pytest.raises(DataError, match="row 2: column 'full_conversation_a' is empty or ends"):
+        read(tmp_path, "comparia_turns", rows)
+    found = read(tmp_path, "comparia_turns", rows, unusable="drop")
+    assert (found.dropped, len(pairs(found))) == ({"a reply is empty": 1}, 3)
+
+
+def test_an_earlier_reply_that_is_empty(tmp_path: Path) -> None:
+    rows = numbered(as_turn(SEVERAL, 0, "b_better"), 3) + numbered(as_turn(SEVERAL, 1, "b_better"))
+    for row in rows[3:]:
+        row["full_conversation_a"][1] = row["full_conversation_b"][1] = assistant("")
+    with pytest.raises(DataError, match="row 4: column 'full_conversation_b', message 2 is empty"):
+        read(tmp_path, "comparia_turns", rows)
+    found = read(tmp_path, "comparia_turns", rows, unusable="drop")
+    assert (found.dropped, len(pairs(found))) == ({"a reply is empty": 3}, 3)
+
+
+def test_what_comes_after_the_turn_is_not_read(tmp_path: Path) -> None:
+    rows = numbered(as_turn(SEVERAL, 0, "a_better"))
+    rows[0]["full_conversation_a"][3] = assistant("")
+    rows[1]["full_conversation_b"].append(user("c"))
+    assert len(pairs(read(tmp_path, "comparia_turns", rows))) == 3
+
+
+@pytest.mark.parametrize("own", ["Sois bref.", None])
+def test_models_that_were_told_different_things(own: str | None, tmp_path: Path) -> None:
+    """A system turn of one model alone parts the prompts, unless the config's replaces it."""
+    rows = numbered(SHAPES["comparia_turns"], 4)
+    rows[0]["full_conversation_a"].insert(0, system("Sois bref."))
+    if own:
+        rows[0]["full_conversation_b"].insert(0, system("Sois long."))
+    assert read(tmp_path, "comparia_turns", rows).dropped == {DIFFERENT_PROMPTS: 1}
+    assert len(pairs(read(tmp_path, "comparia_turns", rows, Prompt(system="Réponds.")))) == 4
+
+
+def test_its_columns_are_named_in_the_record_of_the_run() -> None:
+    values = {"format": "comparia_turns", "train": {"path": "x.jsonl"}}
+    columns = PairData.model_validate(values).columns
+    assert (columns.first, columns.second) == ("full_conversation_a", "full_conversation_b")
+    assert (columns.turn, columns.choice, columns.language) == (
+        *("turn", "choice"),
+        "metadata.languages",
+    )
 
 
 # --- splits -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from posttrain.data.lengths import measure as measure_lengths
 from posttrain.data.pairs import load_pairs
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import problem_sets
-from posttrain.scoring.pairs import read_scores
+from posttrain.scoring.pairs import read_scores, without_system
 from posttrain.scoring.side_by_side import example
 from posttrain.settings import DPOSettings, PairData, Prompt, Source
 from posttrain.settings.command import load_settings
 from tests.helpers import ROOT, SHARED, needs_shared
 
 DEMO = ROOT / "configs" / "dpo_demo.yaml"
+SYSTEM = {"role": "system", "content": "Réponds en français."}
 
 # --- pairs ----------------------------------------------------------------------------------------
 
@@ -164,14 +166,42 @@ def test_replies_are_measured_in_the_language_asked_for(
     ]
     run = RunFolder(tmp_path)
     (tmp_path / "eval").mkdir()
-    for file, kept in (("before", []), ("before_replies", rows), ("before_samples", [])):
-        run.write_rows(file, kept)
+    for file in ("before", "before_replies", "before_replies_without_system", "before_samples"):
+        run.write_rows(file, rows if file == "before_replies" else [])
     settings = load_settings(DPOSettings, DEMO, [f"data.language={language}", "evaluation.also=[]"])
     scores = read_scores(run, settings)
     assert scores is not None
     found = scores.measures()
     assert found[name] == [1, 0]
     assert {"french_share", "language_share"} & set(found) == {name} <= measures.SHARES
+
+
+def test_replies_without_a_system_turn_are_a_measure_of_their_own() -> None:
+    """Three of four in French with it before, one without; all of them after."""
+    french, english = (MeasuredReply("x", 1, True, right, 0.0) for right in (True, False))
+    asked = [french, french, french, english]
+    unasked = [english, english, english, french]
+    before = replies.scores(asked, "fr", unasked)
+    assert list(before)[:2] == ["french_share", "french_share_without_system"]
+    after = replies.scores([french] * 4, "fr", [french] * 4)
+    found = measures.compare(before, after)["french_share_without_system"]
+    low, high = wilson_interval(1, 4)
+    assert found["before"] == {"value": 0.25, "n": 4, "low": low, "high": high}
+    assert (found["difference"], found["n"]) == (0.75, 4)
+    assert found["p_value"] == pytest.approx(2 / 2**3)  # McNemar, 3 against 0
+    assert set(replies.scores(asked, "de", unasked)) >= {
+        "language_share",
+        "language_share_without_system",
+    }
+    assert "french_share_without_system" not in replies.scores(asked)
+
+
+def test_the_system_turn_is_left_out_wherever_it_comes_from() -> None:
+    plain = pair("Un ?")
+    told = [replace(p, prompt=(SYSTEM, *p.prompt)) for p in (pair("Deux ?"), pair("a", "b", "c"))]
+    assert without_system([plain]) == without_system([]) == []
+    stripped = without_system([told[0], plain, told[1]])
+    assert stripped == [pair("Deux ?"), plain, pair("a", "b", "c")]
 
 
 def test_the_change_of_replies_is_paired() -> None:
