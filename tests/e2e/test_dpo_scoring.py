@@ -118,9 +118,9 @@ def test_replies_without_the_system_turn_are_those_to_the_bare_prompts(
     """They change none of the others, and there are none where no prompt has such a turn."""
     model, tokenizer, _ = moved
     taken = []
-    for name in ("told", "null"):
-        settings = settings_with("evaluation={replies: 12, batch_size: 12, also: []}")
-        settings.prompt.system = settings.prompt.system if name == "told" else None
+    few = "evaluation={replies: 12, batch_size: 12, also: []}"
+    for name, system in (("told", "Réponds en français."), ("bare", "null")):
+        settings = settings_with(few, f"prompt.system={system}")
         pairs, _ = load_pairs(settings.data, settings.prompt)
         run = RunFolder(tmp_path / name)
         run.open(fresh=False)

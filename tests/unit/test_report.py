@@ -151,7 +151,9 @@ def test_columns_line_up_over_all_runs(grpo: Path, dpo: Path) -> None:
 def test_every_measure_of_a_score_has_a_label() -> None:
     from eval import gsm8k, preference, replies
 
-    taken = {*gsm8k.MEASURES, *preference.scores([]), *replies.scores([]), "kl_per_token"}
+    reply = replies.MeasuredReply("x", 1, True, True, 0.0)
+    of_replies = {m for language in ("fr", "de") for m in replies.scores([], language, [reply])}
+    taken = {*gsm8k.MEASURES, *preference.scores([]), *of_replies, "kl_per_token"}
     assert taken <= set(LABELS)
 
 
