@@ -63,6 +63,7 @@ ADDED = {
 REPLACED = {
     "Qwen/Qwen2.5-0.5B-Instruct": "assets/demo_model",
     "outputs/grpo_gsm8k_16gb": "outputs/grpo_demo",
+    "outputs/dpo_french_16gb": "outputs/dpo_demo",
     "--data gsm8k": "--data assets/demo_data/problems_test.jsonl --limit 4",
     "--data mgsm-fr": "--data assets/demo_data/problems_test.jsonl --limit 4",
     "problems_test.jsonl": "problems_test.jsonl --limit 4",
@@ -306,6 +307,7 @@ def test_the_table_is_that_of_the_measured_demo() -> None:
         ("grpo_demo", "strict", "GRPO: strict accuracy, {} problems"),
         ("dpo_demo", "reward_accuracy", "DPO: preference accuracy, {} pairs"),
         ("dpo_demo", "french_share", "DPO: replies in French, {} prompts"),
+        ("dpo_demo", "french_share_without_system", "the same without the system prompt"),
     ):
         found = runs[run][name]
         sides = (measures.plain(name, found[side]["value"]) for side in ("before", "after"))
