@@ -5,13 +5,14 @@ the model that wrote them.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from eval import Completion, Generate, conversation
+from eval.measures import NO_DIFFERENCE, NOT_MEASURABLE
 from eval.stats import compare, mean, pass_at_k, proportion
 from rewards.answer import count_answer_elements, extract_last, extract_tagged, parse_number
 from rewards.gsm8k import format_reward
@@ -29,9 +30,32 @@ MGSM_OVERLAP = (
 MEASURES = ("strict", "tagged", "lenient", "format_rate", "truncated_rate")
 
 
+class Reply(Protocol):
+    """A scored reply of any kind: scored by its number (`ScoredReply`) or by rewards
+    (`eval.rewarded.RewardedReply`)."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def sample(self) -> int: ...
+
+    def scores(self) -> dict[str, float | None]:
+        """Every measure of this reply by its name; None where it cannot be scored."""
+
+    def as_row(self) -> dict[str, Any]: ...
+
+
+R = TypeVar("R", bound=Reply)
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A question and its gold answer, a NUMBER that `rewards.answer.parse_number` reads."""
+    """A question and its gold answer: a NUMBER that `rewards.answer.parse_number` reads, or, for
+    rewards that take text, anything."""
 
     question: str
     answer: str
@@ -60,6 +84,9 @@ class ScoredReply:
     format_rate: float
     sample: int = 0
     """Which of several replies to the same problem this is."""
+
+    def scores(self) -> dict[str, float | None]:
+        return {name: getattr(self, name) for name in MEASURES}
 
     def as_row(self) -> dict[str, Any]:
         """The reply and its scores as one JSON row, with what makes a collapse visible."""
@@ -103,47 +130,80 @@ def score_reply(problem: Problem, completion: Completion, sample: int = 0) -> Sc
 
 def rescore(row: dict[str, Any]) -> ScoredReply:
     """The reply in a row of `as_row`, scored afresh. KeyError where a field is missing."""
-    completion = Completion(row["reply"], row["tokens"], bool(row["truncated_rate"]))
-    return score_reply(Problem(row["question"], row["answer"]), completion, row.get("sample", 0))
+    problem = Problem(row["question"], row["answer"])
+    return score_reply(problem, completion_of(row), row.get("sample", 0))
+
+
+def completion_of(row: Mapping[str, Any]) -> Completion:
+    """The completion in a row of any reply's `as_row`. KeyError where a field is missing."""
+    return Completion(row["reply"], row["tokens"], bool(row["truncated_rate"]))
+
+
+Score = Callable[[Problem, Completion, int], R]
+"""Scores one reply to a problem, the i-th of several."""
 
 
 def evaluate(
-    problems: Sequence[Problem], generate: Generate, system: str | None, sample: int = 0
-) -> list[ScoredReply]:
+    problems: Sequence[Problem],
+    generate: Generate,
+    system: str | None,
+    sample: int = 0,
+    score: Score[Any] = score_reply,
+) -> list[Any]:
     """Answer every problem once, with the prompt used in training, and score the replies."""
     completions = generate([conversation(problem.question, system) for problem in problems])
-    return [score_reply(p, c, sample) for p, c in zip(problems, completions, strict=True)]
+    return [score(p, c, sample) for p, c in zip(problems, completions, strict=True)]
 
 
-def by_problem(replies: Sequence[ScoredReply]) -> list[list[ScoredReply]]:
+def by_problem(replies: Sequence[R]) -> list[list[R]]:
     """Replies grouped by problem, in the order of the questions' text; samples in their order."""
     ordered = sorted(replies, key=lambda r: (r.question, r.sample))
     return [list(group) for _, group in groupby(ordered, key=lambda r: r.question)]
 
 
-def problem_scores(groups: Sequence[Sequence[ScoredReply]]) -> dict[str, list[float]]:
-    """Per measure, one score a problem: the mean over its samples."""
+def problem_scores(groups: Sequence[Sequence[Reply]]) -> dict[str, list[float | None]]:
+    """Per measure, one score a problem: the mean over its samples that could be scored."""
+    scored = [[reply.scores() for reply in group] for group in groups]
     return {
-        name: [sum(getattr(reply, name) for reply in group) / len(group) for group in groups]
-        for name in MEASURES
+        name: [_mean_of_samples([scores[name] for scores in group]) for group in scored]
+        for name in (scored[0][0] if scored else ())
     }
 
 
-def summarise(replies: Sequence[ScoredReply]) -> dict[str, Any]:
-    """`{"value", "n", "low", "high"}` for every measure, with n problems.
+def _mean_of_samples(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
-    With several samples a problem, also pass@k and majority vote on the tagged and lenient rules.
+
+def summarise(replies: Sequence[Reply]) -> dict[str, Any]:
+    """`{"value", "n", "low", "high"}` for every measure, with n problems that could be scored.
+
+    With several samples a problem, also pass@k and majority vote on the tagged and lenient rules,
+    where answers are numbers.
     """
     groups = by_problem(replies)
-    several = max(len(group) for group in groups) > 1
-    interval = mean if several else proportion  # a mean over samples is no longer 0 or 1
+    several = _several(groups)
     report: dict[str, Any] = {
-        name: interval(values) for name, values in problem_scores(groups).items()
+        name: _summary(name, [value for value in values if value is not None], several)
+        for name, values in problem_scores(groups).items()
     }
     report["mean_tokens"] = mean([float(reply.tokens) for group in groups for reply in group])
-    if several:
-        report.update(_sampled(groups))
+    numbers = [[r for r in group if isinstance(r, ScoredReply)] for group in groups]
+    if several and numbers[0]:
+        report.update(_sampled(numbers))
     return report
+
+
+def _several(groups: Sequence[Sequence[Reply]]) -> bool:
+    """Whether there are several samples of a problem."""
+    return max(len(group) for group in groups) > 1
+
+
+def _summary(name: str, values: Sequence[float], several: bool) -> dict[str, Any]:
+    if not values:
+        return {**NOT_MEASURABLE}
+    # A mean over samples is no longer 0 or 1, nor is a reward.
+    return {**(proportion(values) if name in MEASURES and not several else mean(values))}
 
 
 def _sampled(groups: Sequence[Sequence[ScoredReply]]) -> dict[str, Any]:
@@ -169,24 +229,28 @@ def _majority(group: Sequence[ScoredReply]) -> float:
     return float(Counter(numbers).most_common(1)[0][0] == parse_number(group[0].answer))
 
 
-def compare_replies(
-    before: Sequence[ScoredReply], after: Sequence[ScoredReply]
-) -> dict[str, dict[str, Any]]:
+def compare_replies(before: Sequence[Reply], after: Sequence[Reply]) -> dict[str, dict[str, Any]]:
     """Both summaries and, per measure, the paired difference with its interval and p-value.
 
+    All are of the problems that could be scored on both sides.
+
     Raises:
-        ValueError: the two do not answer the same problems.
+        ValueError: the two do not answer the same problems, or have not the same measures.
     """
     first, second = by_problem(before), by_problem(after)
     if [group[0].question for group in first] != [group[0].question for group in second]:
         raise ValueError("the two sides do not answer the same problems")
     old, new = problem_scores(first), problem_scores(second)
-    before_summary, after_summary = summarise(before), summarise(after)
-    return {
-        name: {
-            "before": before_summary[name],
-            "after": after_summary[name],
-            **compare(old[name], new[name]),
+    if list(old) != list(new):
+        raise ValueError(f"measures differ: {', '.join(old)} and {', '.join(new)}")
+    comparison = {}
+    for name in old:
+        pairs = zip(old[name], new[name], strict=True)
+        both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        a, b = [a for a, _ in both], [b for _, b in both]
+        comparison[name] = {
+            "before": _summary(name, a, _several(first)),
+            "after": _summary(name, b, _several(second)),
+            **(compare(a, b) if both else NO_DIFFERENCE),
         }
-        for name in MEASURES
-    }
+    return comparison

@@ -32,6 +32,7 @@ __all__ = [
     "check_reward",
     "resolve",
     "score",
+    "trl_keywords",
 ]
 
 # Called by trl with keywords: prompts, completions, completion_ids, each dataset column, and more.
@@ -41,6 +42,8 @@ REWARDS: dict[str, RewardFunction] = {
     "correctness": correctness_reward,
     "format": format_reward,
 }
+OF_NUMBERS: tuple[RewardFunction, ...] = (correctness_reward, format_reward)
+"""Those that can judge only replies to problems whose answer is a number."""
 
 
 class RewardError(ValueError):
@@ -120,7 +123,7 @@ def check_reward(
     """
     if texts is None:
         texts = _sample_texts(sample_row)
-    keywords = _trl_keywords(sample_row, texts)
+    keywords = trl_keywords(sample_row, texts)
     if inspect.iscoroutinefunction(function):
         raise RewardError(f"reward {name!r} is asynchronous; write it with a plain `def`")
     try:
@@ -186,8 +189,14 @@ def _sample_texts(row: Mapping[str, object]) -> list[str]:
     return ["", f"I add the two.\n<answer>{row.get('answer', '1')}</answer>", "The total is 12."]
 
 
-def _trl_keywords(row: Mapping[str, object], texts: Sequence[str]) -> dict[str, object]:
-    """The keywords trl 1.15 calls a reward with, for completions of one row."""
+def trl_keywords(
+    row: Mapping[str, object], texts: Sequence[str], ids: Sequence[Sequence[int]] | None = None
+) -> dict[str, object]:
+    """The keywords trl 1.15 calls a reward with, for completions of one row.
+
+    `ids` are the token ids of each completion, by default one 0. The trainer's state is that of the
+    first step.
+    """
     prompt = row.get("prompt", "")
     completions: list[object] = list(texts)
     count = len(completions)
@@ -201,7 +210,7 @@ def _trl_keywords(row: Mapping[str, object], texts: Sequence[str]) -> dict[str, 
     return {
         "prompts": [prompt] * count,
         "completions": completions,
-        "completion_ids": [[0]] * count,
+        "completion_ids": [[0]] * count if ids is None else [list(each) for each in ids],
         **columns,
         "trainer_state": SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
         "log_extra": lambda column, values: None,

@@ -1,14 +1,17 @@
-"""Score any model on problems whose answer is a number: GSM8K, GSM8K-Platinum, MGSM, your own.
+"""Score any model on problems whose answer is a number: GSM8K, GSM8K-Platinum, MGSM, your own; and
+on problems whose answer is text, by rewards of your own.
 
     ./run evaluate --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k
     ./run evaluate --model outputs/grpo_gsm8k_16gb/adapter --data mgsm-fr --language fr
     ./run evaluate --model outputs/grpo_gsm8k_16gb/gguf/grpo_gsm8k_16gb-q8_0.gguf --data gsm8k
     ./run evaluate --model http://127.0.0.1:8080 --data problems.jsonl --samples 8 --temperature 0.8
+    ./run evaluate --model outputs/mine --data answers.jsonl --rewards my_rewards.py:same_words
     ./run evaluate --compare outputs/eval/a/report.json outputs/eval/b/report.json
     ./run evaluate --rescore outputs/eval/a/replies.jsonl
 
 Zero-shot, greedy unless --temperature is given. An adapter of a run folder is asked with the system
-prompt it was trained with. Every reply is kept in replies.jsonl as it comes, so an interrupted
+prompt it was trained with, and one that was trained on answers that are text is scored by the
+rewards of its training. Every reply is kept in replies.jsonl as it comes, so an interrupted
 evaluation goes on where it stopped, and scores can be recomputed without the model.
 """
 
@@ -25,17 +28,19 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from eval import Generate, conversation
+from eval import Completion, Generate, conversation
 from eval.gsm8k import (
     MGSM_OVERLAP,
     SYSTEM,
     Problem,
-    ScoredReply,
+    Reply,
+    Score,
     compare_replies,
     evaluate,
     score_reply,
     summarise,
 )
+from eval.rewarded import RewardedReply, Scorer, reward_row
 from posttrain import report
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import DataError
@@ -47,7 +52,8 @@ from posttrain.data.problems import load_evaluation, seen_in_training
 from posttrain.model import inference, policy
 from posttrain.model.llama_server import is_gguf, serve
 from posttrain.model.server import PATIENCE_S, as_they_come, asker, is_url
-from posttrain.run.replies import claim, folder_for, read_replies, resume
+from posttrain.run.replies import claim, folder_for, read_replies, resume, score_again
+from posttrain.scoring import reward_functions
 from posttrain.scoring.provenance import run_config, trained_questions, weights_fingerprint
 from posttrain.settings import Evaluation, Model, ProblemColumns, Source
 from posttrain.settings.secrets import check_arguments
@@ -68,14 +74,25 @@ def main(argv: list[str] | None = None) -> int:
         replies = read_replies(asked.rescore)
         if not replies:
             raise DataError(f"{asked.rescore}: holds no replies")
+        if isinstance(replies[0], RewardedReply):
+            raise DataError(
+                f"{asked.rescore}: rewards scored these replies, and may have read columns that "
+                "are not kept there; give the command that wrote them again"
+            )
         print(report.summary_table(summarise(replies)))
         return 0
     if asked.compare:
         print(compare_reports(*asked.compare))
         return 0
     asked.model = adapter_of_run(asked.model)
-    problems = load_problems(asked)
-    system = asked.system if asked.system is not None else default_system(asked)
+    weights = asked_rewards(asked)
+    functions = reward_functions.load(weights or (), "text")
+    problems = load_problems(asked, by_rewards=weights is not None)
+    system = asked.system if asked.system is not None else default_system(asked, weights)
+    score: Score[Any] = Scorer(functions, weights, system) if weights else score_reply
+    if weights:
+        row = reward_row(problems[0], system)
+        reward_functions.tried(functions, row, f"{problems[0].where}: ")
     overlap = refuse_trained_on(asked, problems)
     request = {
         "model": asked.model,
@@ -84,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         "data": asked.data,
         "fingerprint": fingerprint(problems),
         "system": system,
+        "rewards": weights,
         "samples": asked.samples,
         "temperature": asked.temperature,
         "max_new_tokens": asked.max_new_tokens,
@@ -94,9 +112,12 @@ def main(argv: list[str] | None = None) -> int:
     folder = asked.output or folder_for(default_folder(asked), request)
     check_folder(folder)
     done = resume(folder, request)
+    if weights and done:
+        with reward_functions.reward_errors():
+            score_again(folder, done, problems, score)
     if len(done) < len(problems) * asked.samples:
         with contextlib.ExitStack() as stack:
-            answer_all(asked, problems, request, folder, done, stack)
+            answer_all(asked, problems, request, folder, done, score, stack)
     write_json(folder / "report.json", {**request, "measures": summarise(list(done.values()))})
     print(f"\n{report.summary_table(summarise(list(done.values())))}\n\nKept in {shown(folder)}")
     if overlap:
@@ -122,6 +143,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data", help=f"{', '.join(SETS)}, or a file in GSM8K's form")
     add("--language", choices=sorted(SYSTEM), default="en", help="of the default system prompt")
     add("--system", help="system prompt instead ('' for none)")
+    add(
+        "--rewards",
+        nargs="+",
+        metavar="REWARD[=WEIGHT]",
+        help="answers are text, and these score the replies: file.py:function or "
+        "package.module:function (default: those of the model's run, if it was trained on text)",
+    )
     add("--limit", type=int, help="only the first problems")
     add("--samples", type=int, default=1, help="replies a problem, for pass@k and majority vote")
     add("--temperature", type=float, help="0 (greedy) by default, 0.8 with --samples")
@@ -185,10 +213,30 @@ def adapter_of_run(model: str) -> str:
     return model
 
 
-def load_problems(asked: argparse.Namespace) -> list[Problem]:
-    """The problems to score."""
+def asked_rewards(asked: argparse.Namespace) -> dict[str, float] | None:
+    """The rewards to score by and their weights: as asked, else those of a run that was trained on
+    answers that are text. None where answers are numbers, as in the sets that have a name.
+
+    Raises:
+        ConfigError: a weight is no number.
+    """
+    if asked.rewards:
+        return dict(map(reward_functions.weighted, asked.rewards))
+    trained = run_config(asked.model)
+    if asked.data in SETS or trained.get("data", {}).get("answers") != "text":
+        return None
+    weights: dict[str, float] = trained["rewards"]
+    return weights
+
+
+def load_problems(asked: argparse.Namespace, by_rewards: bool = False) -> list[Problem]:
+    """The problems to score. By the rewards of a run, its columns have the names of its data."""
     source = SETS.get(asked.data, Source(path=asked.data, split="test"))
-    return load_evaluation(source.model_copy(update={"limit": asked.limit}), ProblemColumns())
+    source = source.model_copy(update={"limit": asked.limit})
+    if not by_rewards:
+        return load_evaluation(source, ProblemColumns())
+    columns = {} if asked.rewards else run_config(asked.model)["data"]["columns"]
+    return load_evaluation(source, ProblemColumns.model_validate(columns), "text")
 
 
 def precision(asked: argparse.Namespace) -> dict[str, Any]:
@@ -203,13 +251,16 @@ def precision(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def default_system(asked: argparse.Namespace) -> str | None:
-    """The prompt that a GRPO run trained with, else the standard one of --language."""
+def default_system(
+    asked: argparse.Namespace, weights: dict[str, float] | None = None
+) -> str | None:
+    """The prompt that a GRPO run trained with, else the standard one of --language: none by
+    rewards, as it asks for a number."""
     trained = run_config(asked.model)
     if trained.get("method") == "grpo":
         system: str | None = trained["prompt"]["system"]
         return system
-    return SYSTEM[asked.language]
+    return None if weights else SYSTEM[asked.language]
 
 
 def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int:
@@ -249,7 +300,8 @@ def answer_all(
     problems: list[Problem],
     request: dict[str, Any],
     folder: Path,
-    done: dict[tuple[str, int], ScoredReply],
+    done: dict[tuple[str, int], Reply],
+    score: Score[Any],
     stack: contextlib.ExitStack,
 ) -> None:
     """Answer what is left, sample by sample, longest questions first; fills `done`.
@@ -263,20 +315,25 @@ def answer_all(
     total = len(problems) * asked.samples
     bar = progress_bar("answering", total, len(done), leave=True)
 
-    def keep(replies: list[ScoredReply]) -> None:
+    first, wanted = ("total_reward", ".3g") if request["rewards"] else ("strict", ".1%")
+
+    def keep(replies: list[Reply]) -> None:
         new = [reply for reply in replies if (reply.question, reply.sample) not in done]
         if not (folder / "request.json").is_file():
             claim(folder, request)
         append_rows(folder / "replies.jsonl", [reply.as_row() for reply in new])
         done.update({(reply.question, reply.sample): reply for reply in new})
-        strict = sum(reply.strict for reply in done.values()) / len(done)
-        bar.set_postfix({"strict": f"{strict:.1%}"}, refresh=False)
+        mean = sum(reply.scores()[first] or 0.0 for reply in done.values()) / len(done)
+        bar.set_postfix({first.replace("_", " "): f"{mean:{wanted}}"}, refresh=False)
         bar.update(len(new))
 
     ordered = sorted(problems, key=lambda p: len(p.question), reverse=True)
     if served:
-        for reply in answers_of_server(asked, ordered, request["system"], done, stack):
-            keep([reply])
+        for problem, completion, sample in answers_of_server(
+            asked, ordered, request["system"], done, stack
+        ):
+            with reward_functions.reward_errors():
+                keep([score(problem, completion, sample)])
         bar.close()
         return
     make, at_once = generators(asked)
@@ -285,7 +342,8 @@ def answer_all(
         generate = make(asked.seed + sample)
         for batch in batches:
             if any((p.question, sample) not in done for p in batch):
-                keep(evaluate(batch, generate, request["system"], sample))
+                with reward_functions.reward_errors():
+                    keep(evaluate(batch, generate, request["system"], sample, score))
     bar.close()
 
 
@@ -293,10 +351,11 @@ def answers_of_server(
     asked: argparse.Namespace,
     problems: list[Problem],
     system: str | None,
-    done: dict[tuple[str, int], ScoredReply],
+    done: dict[tuple[str, int], Reply],
     stack: contextlib.ExitStack,
-) -> Iterator[ScoredReply]:
-    """What a server answers to the problems that are not in `done`, as the answers come.
+) -> Iterator[tuple[Problem, Completion, int]]:
+    """What a server answers to the problems that are not in `done`, as the answers come, each with
+    its problem and the number of its sample.
 
     The server of a GGUF file runs until `stack` is closed.
     """
@@ -314,7 +373,7 @@ def answers_of_server(
     requests = [(conversation(problem.question, system), seed) for problem, _, seed in left]
     for place, completion in as_they_come(ask, requests, parallel):
         problem, sample, _ = left[place]
-        yield score_reply(problem, completion, sample)
+        yield problem, completion, sample
 
 
 def evaluation_of(asked: argparse.Namespace) -> Evaluation:

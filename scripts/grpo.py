@@ -23,8 +23,18 @@ if __name__ == "__main__":
 
 import rewards
 from eval import conversation
-from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore, summarise
-from posttrain.base.errors import ConfigError
+from eval.gsm8k import (
+    Problem,
+    Reply,
+    Score,
+    compare_replies,
+    completion_of,
+    evaluate,
+    score_reply,
+    summarise,
+)
+from eval.rewarded import TOTAL, Scorer, reward_row
+from posttrain.base.errors import HealthError
 from posttrain.base.process import run_main
 from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
@@ -32,6 +42,7 @@ from posttrain.doctor.recipe import describe
 from posttrain.doctor.shape import shape_of
 from posttrain.model import inference, policy
 from posttrain.run.folder import RunFolder
+from posttrain.scoring import reward_functions
 from posttrain.settings import GRPOSettings
 from posttrain.train import guarded_trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
@@ -57,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     # Problems and rewards, checked before anything heavy is loaded.
     train_problems, held_out = load_problems(settings.data)
     functions = load_rewards(settings, train_problems[0])
+    by = scorer(settings, functions, held_out[0])
     tokenizer = session.start()
     train_problems = fitting(train_problems, tokenizer, settings, "training problems")
     held_out = fitting(held_out, tokenizer, settings, "held-out problems")
@@ -72,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     # The policy, scored before its first step.
     session.open([*train_problems, *held_out, *validation])
     model, tokenizer = session.load()
-    before = session.kept_scores(lambda: read_scores(run))
-    before = before or score(model, tokenizer, held_out, settings, run, "before")
+    before = session.kept_scores(lambda: read_scores(run, held_out, by))
+    before = before or score(model, tokenizer, held_out, settings, run, "before", by)
 
     # Training, with the problems to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
@@ -82,27 +94,35 @@ def main(argv: list[str] | None = None) -> int:
         changed,
         PROGRESS,
         session.validation(
-            len(validation), lambda: validate(model, tokenizer, validation, settings), "strict"
+            len(validation),
+            lambda: validate(model, tokenizer, validation, settings, by),
+            main_measure(settings),
         ),
     )
     if stopped is not None:
         return stopped
 
     # The same problems after the last step.
-    after = score(model, tokenizer, held_out, settings, run, "after")
+    after = score(model, tokenizer, held_out, settings, run, "after", by)
     return session.finish(compare_replies(before, after))
 
 
 def load_rewards(settings: GRPOSettings, sample: Problem) -> dict[str, rewards.RewardFunction]:
     """The reward functions that the settings name, each tried on one row and its range printed."""
-    row = trainer_row(sample, settings)
-    try:
-        functions = {name: rewards.resolve(name) for name in settings.rewards}
-        for name, function in functions.items():
-            print(f"reward {rewards.check_reward(name, function, row).describe()}")
-    except rewards.RewardError as error:
-        raise ConfigError(f"rewards: {error}") from None
+    functions = reward_functions.load(settings.rewards, settings.data.answers)
+    for line in reward_functions.tried(functions, trainer_row(sample, settings)):
+        print(f"reward {line}")
     return functions
+
+
+def scorer(
+    settings: GRPOSettings, functions: dict[str, rewards.RewardFunction], sample: Problem
+) -> Score[Any]:
+    """What scores the held-out problems: their numbers, or the rewards, tried on one of them."""
+    if settings.data.answers == "number":
+        return score_reply
+    reward_functions.tried(functions, trainer_row(sample, settings), f"{sample.where}: ")
+    return Scorer(functions, settings.rewards, settings.prompt.system)
 
 
 def fitting(
@@ -117,9 +137,7 @@ def fitting(
 
 def trainer_row(problem: Problem, settings: GRPOSettings) -> dict[str, Any]:
     """What trl gets of a problem: its prompt, and the columns that the rewards read."""
-    prompt = conversation(problem.question, settings.prompt.system)
-    own = {"question": problem.question, "answer": problem.answer}
-    return {"prompt": prompt, **own, **problem.columns}
+    return reward_row(problem, settings.prompt.system)
 
 
 def print_example(
@@ -130,13 +148,13 @@ def print_example(
     print(f"\nprompt:\n{render(tokenizer, row['prompt'])}\ngold answer: {problem.answer}")
     right = f"<answer>{problem.answer}</answer>"
     completions = [f"Step by step.\n{right}", f"It is {problem.answer}.", f"{right} indeed"]
-    try:
+    if settings.data.answers == "text":
+        completions = [problem.answer, f"Step by step.\n{problem.answer}", right]
+    with reward_functions.reward_errors():
         earned = {
             name: rewards.check_reward(name, function, row, completions).values
             for name, function in functions.items()
         }
-    except rewards.RewardError as error:
-        raise ConfigError(f"rewards: {error}") from None
     for place, completion in enumerate(completions):
         parts, total = [], 0.0
         for name, values in earned.items():
@@ -149,29 +167,60 @@ def print_example(
 
 
 def score(
-    model: Any, tokenizer: Any, problems: list[Problem], settings: GRPOSettings, run: Any, side: str
-) -> list[ScoredReply]:
+    model: Any,
+    tokenizer: Any,
+    problems: list[Problem],
+    settings: GRPOSettings,
+    run: RunFolder,
+    side: str,
+    by: Score[Any],
+) -> list[Reply]:
     """Answer the held-out problems with the prompt used in training, and score the replies."""
     print(f"Scoring {len(problems)} held-out problems ({side} training)")
     generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
-    replies = evaluate(problems, generate, settings.prompt.system)
+    with reward_functions.reward_errors():
+        replies = evaluate(problems, generate, settings.prompt.system, score=by)
     run.write_rows(side, [reply.as_row() for reply in replies])
     return replies
 
 
+def main_measure(settings: GRPOSettings) -> str:
+    """The measure that the run sets out to raise."""
+    return "strict" if settings.data.answers == "number" else TOTAL
+
+
 def validate(
-    model: Any, tokenizer: Any, problems: list[Problem], settings: GRPOSettings
+    model: Any,
+    tokenizer: Any,
+    problems: list[Problem],
+    settings: GRPOSettings,
+    by: Score[Any],
 ) -> dict[str, Any]:
-    """The measures of greedy replies to problems that were set aside from the training data."""
+    """The measures of greedy replies to problems that were set aside from the training data.
+
+    Raises:
+        HealthError: the rewards could score none of them.
+    """
     greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
     generate = inference.generator(model, tokenizer, greedy, settings.training.seed)
-    return summarise(evaluate(problems, generate, settings.prompt.system))
+    with reward_functions.reward_errors():
+        found = summarise(evaluate(problems, generate, settings.prompt.system, score=by))
+    if found[main_measure(settings)]["value"] is None:
+        raise HealthError(
+            f"the rewards returned None for all {len(problems)} problems of data.validation, so no "
+            "step can be told to be the best; let them score these, or set data.validation to 0"
+        )
+    return found
 
 
-def read_scores(run: RunFolder) -> list[ScoredReply] | None:
-    """The scores that an interrupted run took before its first step."""
+def read_scores(run: RunFolder, problems: list[Problem], by: Score[Any]) -> list[Reply] | None:
+    """The replies that an interrupted run was given before its first step, scored again."""
     rows = run.read_rows("before")
-    return None if rows is None else [rescore(row) for row in rows]
+    if rows is None:
+        return None
+    asked = {problem.question: problem for problem in problems}
+    with reward_functions.reward_errors():
+        return [by(asked[row["question"]], completion_of(row), 0) for row in rows]
 
 
 def build_trainer(

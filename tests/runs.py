@@ -13,6 +13,7 @@ from eval.preference import Pair, ScoredPair, as_row
 from eval.preference import scores as pair_scores
 from eval.replies import PromptReply, measure
 from eval.replies import scores as reply_scores
+from eval.rewarded import Scorer
 from posttrain.base.files import append_rows
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
@@ -53,6 +54,40 @@ def grpo_run(
             text = f"{hostile}{i} + 1 = {said}.\n<answer>{said}</answer>"
             problem = Problem(f"{hostile}What is {i} + 1?", str(i + 1))
             replies.append(score_reply(problem, Completion(text, 15, False)))
+        run.write_rows(side, [reply.as_row() for reply in replies])
+        sides.append(replies)
+    run.write_comparison(compare_replies(*sides))
+    return path
+
+
+def text_run(path: Path, questions: int = 60) -> Path:
+    """A finished GRPO run on answers that are text: two rewards of one's own, both higher after;
+    one of them can score no reply to the last question."""
+    run = RunFolder(path)
+    run.open(fresh=False)
+    rewards = {"my_rewards.py:same": 1.0, "my_rewards.py:brief_rate": 0.5}
+    changes = ["data.answers=text", f"rewards={json.dumps(rewards)}"]
+    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", changes)
+    trained = {"steps": 2, "seconds": 5.0}
+    run.describe(settings, {**FACTS, "changed_arguments": {}, "trained": trained})
+    append_rows(run.metrics, [{"step": step, "seconds": step, "reward": step} for step in (1, 2)])
+
+    def same(completions: Any, answer: Any, **columns: Any) -> list[float | None]:
+        pairs = zip(completions, answer, strict=True)
+        return [None if gold == "last" else float(c[-1]["content"] == gold) for c, gold in pairs]
+
+    def brief_rate(completions: Any, **columns: Any) -> list[float | None]:
+        return [3.0 if len(c[-1]["content"]) < 12 else -1.0 for c in completions]
+
+    functions = dict(zip(rewards, (same, brief_rate), strict=True))
+    score = Scorer(functions, rewards, settings.prompt.system)
+    sides = []
+    for side, right in (("before", 5), ("after", 2)):
+        replies = []
+        for i in range(questions):
+            gold = "last" if i == questions - 1 else f"word {i}"
+            text = "a long and wrong reply" if i % right else gold
+            replies.append(score(Problem(f"Which word is {i}?", gold), Completion(text, 4, False)))
         run.write_rows(side, [reply.as_row() for reply in replies])
         sides.append(replies)
     run.write_comparison(compare_replies(*sides))

@@ -1,8 +1,8 @@
-"""Read rows of a dataset as problems with a gold number, and check them."""
+"""Read rows of a dataset as problems with a gold number or text, and check them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from eval.gsm8k import Problem
 from posttrain.base.errors import DataError, first_line, quoted
@@ -13,6 +13,7 @@ from posttrain.settings import ProblemColumns, ProblemData, Source
 from rewards.answer import CLOSE, OPEN, extract_tagged, parse_number
 
 GOLD_MARK = "####"  # GSM8K ends a solution with "#### 72"
+Answers = Literal["number", "text"]  # see data.answers
 # What a reward gets under these names is the scripts' or trl's; trl would take images for inputs.
 TAKEN = {
     *("question", "answer", "prompt", "prompts", "image", "images"),
@@ -28,8 +29,9 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     Raises:
         DataError: a row that breaks a rule, or a question on both sides.
     """
-    train = _same_columns([_problem(row, data.columns) for row in read_rows(data.train)])
-    evaluation = load_evaluation(data.eval, data.columns)
+    rows = read_rows(data.train)
+    train = _same_columns([_problem(row, data.columns, data.answers) for row in rows])
+    evaluation = load_evaluation(data.eval, data.columns, data.answers)
     trained_on = {normalise(problem.question) for problem in train}
     for problem in evaluation:
         if normalise(problem.question) in trained_on:
@@ -54,33 +56,31 @@ def for_validation(
     return set_aside(problems, keys, data.validation, data.train.path, "data.validation")
 
 
-def load_evaluation(source: Source, columns: ProblemColumns) -> list[Problem]:
+def load_evaluation(
+    source: Source, columns: ProblemColumns, answers: Answers = "number"
+) -> list[Problem]:
     """Problems to score. A repeated question is scored once; the number of repeats is printed.
+
+    Where answers are text, rewards read the columns: then they are the same in every row.
 
     Raises:
         DataError: a row that breaks a rule.
     """
-    rows = [_problem(row, columns) for row in read_rows(source)]
+    rows = [_problem(row, columns, answers) for row in read_rows(source)]
     problems = {problem.question: problem for problem in reversed(rows)}
     if len(problems) < len(rows):
         print(f"{source.path}: {len(rows) - len(problems)} repeated questions left out of scoring")
-    return [problem for problem in rows if problems.get(problem.question) is problem]
+    kept = [problem for problem in rows if problems.get(problem.question) is problem]
+    return _same_columns(kept) if answers == "text" else kept
 
 
-def _problem(row: Row, columns: ProblemColumns) -> Problem:
+def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:
     question = row.text(columns.question)
     number = row.values.get(columns.answer)
     if isinstance(number, int | float) and not isinstance(number, bool):
         row = Row({**row.values, columns.answer: str(number)}, row.where)
     solution = row.text(columns.answer)
-    written = solution.rpartition(GOLD_MARK)[2].strip()
-    gold = _number(written)
-    if gold is None:
-        raise DataError(
-            f"{row.where}: column '{columns.answer}' gives no number: expected a number or "
-            f"text ending in '{GOLD_MARK} number', found {written[-60:]!r}. Beside a number only "
-            "$ € £ % and a final full stop are ignored; take units and words away"
-        )
+    gold = solution if answers == "text" else _gold_number(solution, row, columns)
     others = row.values.keys() - {columns.question, columns.answer} - TAKEN
     return Problem(
         question=question,
@@ -88,6 +88,20 @@ def _problem(row: Row, columns: ProblemColumns) -> Problem:
         where=row.where,
         columns={name: value for name, value in row.values.items() if name in others},
     )
+
+
+def _gold_number(solution: str, row: Row, columns: ProblemColumns) -> str:
+    written = solution.rpartition(GOLD_MARK)[2].strip()
+    gold = _number(written)
+    if gold is None:
+        raise DataError(
+            f"{row.where}: column '{columns.answer}' gives no number: expected a number or "
+            f"text ending in '{GOLD_MARK} number', found {written[-60:]!r}. Beside a number only "
+            "$ € £ % and a final full stop are ignored; take units and words away. Answers that "
+            "are text need a reward of your own: data.answers=text, or --rewards of evaluate "
+            "(docs/rewards.md)"
+        )
+    return gold
 
 
 def _number(text: str) -> str | None:

@@ -183,12 +183,15 @@ def _check_quantised(
         change += sum(float(logits[n, t]) - log_probs[n] for n, t in enumerate(reply))
         tokens += len(reply)
     limit = getattr(limits, f"max_perplexity_change_{kind}")
+    perplexity = at_most("perplexity_change", math.exp(min(change / tokens, 50.0)) - 1, limit)
+    if not texts.problems:
+        return [perplexity]
     evaluation = Evaluation(max_new_tokens=limits.answer_tokens, batch_size=1)
     answers = server_generator(url, evaluation, seed=0)(texts.problems)
     numbers = [last_number(answer.text) for answer in answers]
     differing = sum(a != b for a, b in zip(numbers, merged.numbers(), strict=True))
     return [
-        at_most("perplexity_change", math.exp(min(change / tokens, 50.0)) - 1, limit),
+        perplexity,
         at_most(
             "answer_disagreement",
             differing / len(numbers),

@@ -61,25 +61,28 @@ class Texts:
     conversations: list[Conversation]
     """Answered greedily and compared token by token."""
     problems: list[Conversation]
-    """Answered to compare the last number of each answer."""
+    """Answered to compare the last number of each answer; none where answers are text."""
 
 
 def gate_texts(run: dict[str, Any], problems: int) -> Texts:
     """The fixed questions and some held-out problems of the run, with its system prompt."""
     system = (run.get("prompt") or {}).get("system")
     questions = list(PROBLEMS)
+    answers = "number"
     if run.get("method") == "grpo":
+        answers = run["data"].get("answers", "number")
         try:
             own = load_evaluation(
                 Source.model_validate(run["data"]["eval"]),
                 ProblemColumns.model_validate(run["data"]["columns"]),
+                answers,
             )
             questions = [problem.question for problem in own]
         except DataError as error:
             print(f"The run's own problems cannot be read ({error}); using built-in ones")
     problem_texts = [conversation(question, system) for question in questions[:problems]]
     fixed = [conversation(question, system) for question in QUESTIONS]
-    return Texts([*fixed, *problem_texts[:4]], problem_texts)
+    return Texts([*fixed, *problem_texts[:4]], problem_texts if answers == "number" else [])
 
 
 def template_cases(texts: Texts) -> list[Conversation]:

@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from eval.rewarded import PART, TOTAL
+
 LABELS = {
+    TOTAL: "total reward",
     "strict": "strict accuracy",
     "tagged": "tagged accuracy",
     "lenient": "lenient accuracy",
@@ -69,7 +72,7 @@ def things(method: str, name: str) -> str:
 def label(name: str) -> str:
     """`strict` is "strict accuracy", `mgsm_fr/strict` "MGSM-fr: strict accuracy"."""
     of, _, own = name.rpartition("/")
-    words = LABELS.get(own) or own.replace("_", " ")
+    words = LABELS.get(own) or own.replace(PART, "reward ").replace("_", " ")
     return f"{set_label(of)}: {words}" if of else words
 
 
@@ -81,11 +84,21 @@ def set_label(of: str) -> str:
 def is_share(name: str) -> bool:
     """Whether a measure is a proportion, shown in percent."""
     own = name.rpartition("/")[2]
+    if is_reward(own):  # one that is called `accuracy` may still give 2.0
+        return False
     return own in SHARES or own.endswith(SHARE_ENDINGS) or re.match(r"pass@\d", own) is not None
 
 
+def is_reward(name: str) -> bool:
+    """Whether a measure is in the units of rewards: the total, or one of them."""
+    return name == TOTAL or name.startswith(PART)
+
+
 def better(name: str) -> int:
-    """1 where more is better, -1 where less is, 0 where neither is known to be."""
+    """1 where more is better, -1 where less is, 0 where neither is known to be.
+
+    Of a reward alone it is not, as its weight may be negative.
+    """
     own = name.rpartition("/")[2]
     if own in LOWER_IS_BETTER:
         return -1

@@ -226,7 +226,12 @@ def _limitations(found: Record, scores: dict[str, dict[str, Any]]) -> list[str]:
             f"{_held_out(found, name, scores)} of the training data's own kind: an interval tells "
             "what others of this kind would give, not what other kinds would. One seed was trained."
         )
-    if settings["method"] == "grpo":
+    if found.text_answers:
+        lines.append(
+            "Scored by the rewards that it was trained on: what they do not look at is neither "
+            "taught nor measured."
+        )
+    elif settings["method"] == "grpo":
         lines.append(
             "Rewards see the final number, not the reasoning: steps can be wrong where the answer "
             "is right."

@@ -71,8 +71,11 @@ def _next(*commands: str) -> str:
 def _evaluation(settings: dict[str, Any]) -> str:
     """What to score next: the run's own problems where they are a local file here."""
     if settings.get("method") == "grpo":
-        local = _local(section(section(settings, "data"), "eval"))
-        return f"--data {local or 'gsm8k'} --samples 8"
+        data = section(settings, "data")
+        own = section(data, "eval")
+        if data.get("answers") == "text":
+            return f"--data {_local(own) or shlex.quote(str(own.get('path', '')))}"
+        return f"--data {_local(own) or 'gsm8k'} --samples 8"
     also = section(settings, "evaluation").get("also")
     for each in also if isinstance(also, list) else []:
         if isinstance(each, dict) and (local := _local(each)):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from eval.gsm8k import ScoredReply
 from eval.replies import PromptReply
+from eval.rewarded import RewardedReply
 from posttrain.base.errors import ConfigError, PostTrainError
 from posttrain.base.files import jsonl_rows, rows_of
 from posttrain.report.measures import headline
@@ -19,7 +20,7 @@ SIDES = ("before", "after")
 TRACES = ("config.yaml", "environment.json", "metrics.jsonl", "eval")
 Row = dict[str, Any]
 T = TypeVar("T")
-Scored = ScoredReply | PromptReply
+Scored = ScoredReply | RewardedReply | PromptReply
 """A reply to one of GRPO's problems, or of DPO's prompts."""
 
 
@@ -54,6 +55,11 @@ class Record:
     def method(self) -> str:
         """`GRPO` or `DPO`; empty where the run's config does not tell."""
         return str(self.config.get("method", "")).upper()
+
+    @property
+    def text_answers(self) -> bool:
+        """Whether its problems have text for an answer, so that rewards scored the replies."""
+        return section(self.config, "data").get("answers") == "text"
 
     @property
     def finished(self) -> bool:
@@ -161,7 +167,8 @@ def read_run(path: Path, finished: bool = False) -> Record:
     )
     for side in SIDES:
         if found.method == "GRPO":
-            found.replies[side] = replies(f"eval/{side}.jsonl", ScoredReply)
+            kind = RewardedReply if found.text_answers else ScoredReply
+            found.replies[side] = replies(f"eval/{side}.jsonl", kind)
         elif found.method == "DPO":
             found.replies[side] = replies(f"eval/{side}_replies.jsonl", PromptReply)
     if finished and not found.measures():

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from eval.gsm8k import ScoredReply
 from eval.replies import PromptReply
+from eval.rewarded import RewardedReply
 from posttrain.report.record import Record, Row, Scored, number
 
-# How many to show of (right before, right after): the first of each kind, in the file's order.
+# How many to show of (right before, right after), or by rewards (no worse before, no worse after):
+# the first of each kind, in the file's order.
 SHOWN = {(False, True): 3, (True, False): 2, (False, False): 1, (True, True): 1}
 ROLLOUT_STEPS = 4
 HEAD, TAIL = 420, 260  # characters kept of a long reply; the answer is at its end
@@ -19,7 +21,8 @@ class Reply:
     left_out: int
     """Characters left out of the middle of `text`."""
     tokens: int
-    good: bool
+    good: bool | None
+    """None where rewards scored it: they know of more than right and wrong."""
     mark: str
 
 
@@ -44,14 +47,15 @@ class Rollout:
 
 
 def pairs(record: Record) -> tuple[list[Pair], list[tuple[bool, bool]]]:
-    """Some questions with both replies, and (right before, right after) of all of them."""
+    """Some questions with both replies, and (right before, right after) of all of them; where
+    rewards scored them, (earned no less before, earned no less after)."""
     before = _by_question(record.replies["before"])
     both = [
         (earlier, later)
         for question, later in _by_question(record.replies["after"]).items()
         if (earlier := before.get(question)) is not None
     ]
-    rights = [(_good(earlier), _good(later)) for earlier, later in both]
+    rights = [_rights(earlier, later) for earlier, later in both]
     picked = []
     for kind, count in SHOWN.items():
         of_kind = [pair for pair, right in zip(both, rights, strict=True) if right == kind]
@@ -68,15 +72,24 @@ def _by_question(replies: Sequence[Scored]) -> dict[str, Scored]:
 
 
 def _question(reply: Scored) -> str:
-    return reply.question if isinstance(reply, ScoredReply) else reply.prompt
+    return reply.prompt if isinstance(reply, PromptReply) else reply.question
 
 
-def _good(reply: Scored) -> bool:
+def _rights(earlier: Scored, later: Scored) -> tuple[bool, bool]:
+    if isinstance(earlier, RewardedReply) and isinstance(later, RewardedReply):
+        gain = (later.total_reward or 0.0) - (earlier.total_reward or 0.0)
+        return gain <= 0, gain >= 0
+    return _good(earlier) is True, _good(later) is True
+
+
+def _good(reply: Scored) -> bool | None:
+    if isinstance(reply, RewardedReply):
+        return None
     return reply.strict >= 0.5 if isinstance(reply, ScoredReply) else reply.in_language
 
 
 def _pair(earlier: Scored, later: Scored) -> Pair:
-    gold = later.answer if isinstance(later, ScoredReply) else ""
+    gold = "" if isinstance(later, PromptReply) else later.answer
     return Pair(_question(later), gold, _reply(earlier), _reply(later))
 
 
@@ -84,6 +97,9 @@ def _reply(reply: Scored) -> Reply:
     good = _good(reply)
     if isinstance(reply, PromptReply):
         said, mark = reply.text, "right language" if good else "another language"
+    elif isinstance(reply, RewardedReply):
+        total = reply.total_reward
+        said, mark = reply.reply, "not scored" if total is None else f"total reward {total:.4g}"
     elif good:
         said, mark = reply.reply, "right"
     else:

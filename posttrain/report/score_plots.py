@@ -50,12 +50,14 @@ def reply_length(record: Record) -> Plot | None:
 
 
 def scores(record: Record) -> Plot | None:
-    """The shares of replies or pairs before and after, with their 95% intervals."""
+    """The shares of replies or pairs before and after, with their 95% intervals; the rewards, where
+    they are the scores."""
     sides: dict[str, dict[str, Any]] = {"before": record.before, "after": record.after}
+    shown = measures.is_reward if record.text_answers else measures.is_share
     names = [
         name
         for name in dict.fromkeys((*record.before, *record.after))
-        if measures.is_share(name)
+        if shown(name)
         and any(isinstance(side.get(name), dict) and _whole(side[name]) for side in sides.values())
     ]
     if not names:
@@ -114,4 +116,5 @@ def _draw_scores(axes: Axes, names: Sequence[str], sides: dict[str, dict[str, An
     axes.grid(visible=False, axis="y")
     for place in range(1, len(names)):
         axes.axhline(place - 0.5, color=GRID, lw=0.8)
-    percent_axis(axes, "x")
+    if measures.is_share(names[0]):
+        percent_axis(axes, "x")

@@ -228,8 +228,14 @@ def _figure(value: Any) -> str:
 
 
 def flips(record: Record, rights: Sequence[tuple[bool, bool]]) -> list[tuple[str, int]]:
-    """How many replies changed which way, given (right before, right after) of each."""
+    """How many replies changed which way, given `samples.pairs`' two judgements of each."""
     counts = Counter(rights)
+    if record.text_answers:
+        return [
+            ("earned more after", counts[False, True]),
+            ("earned less after", counts[True, False]),
+            ("earned the same", counts[True, True]),
+        ]
     good, bad = (
         ("right language", "another language") if record.method == "DPO" else ("right", "wrong")
     )

@@ -1,15 +1,17 @@
 """The replies of an evaluation on disk: kept as they come, read back, gone on from."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.gsm8k import ScoredReply, rescore
+from eval.gsm8k import Problem, Reply, Score, completion_of, rescore
+from eval.rewarded import RewardedReply
 from posttrain.base.errors import ConfigError, DataError, quoted
-from posttrain.base.files import cut_off_half_line, jsonl_rows, write_json
+from posttrain.base.files import cut_off_half_line, jsonl_rows, rows_of, write_json, write_text
 
 
-def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], ScoredReply]:
+def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], Reply]:
     """Replies of an earlier, interrupted call with the same request.
 
     Raises:
@@ -24,6 +26,20 @@ def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], Score
     if kept:
         print(f"{len(kept)} replies kept from an earlier call")
     return {(reply.question, reply.sample): reply for reply in kept}
+
+
+def score_again(
+    folder: Path,
+    done: dict[tuple[str, int], Reply],
+    problems: Sequence[Problem],
+    score: Score[Any],
+) -> None:
+    """Score the replies of an earlier call by the rewards of now, in `done` and on disk."""
+    asked = {problem.question: problem for problem in problems}
+    for (question, sample), reply in done.items():
+        done[question, sample] = score(asked[question], completion_of(reply.as_row()), sample)
+    lines = (json.dumps(reply.as_row(), ensure_ascii=False) + "\n" for reply in done.values())
+    write_text(folder / "replies.jsonl", "".join(lines))
 
 
 def claim(folder: Path, request: dict[str, Any]) -> None:
@@ -80,8 +96,9 @@ def _told(value: Any) -> str:
     return quoted(value) if isinstance(value, str) else repr(value)
 
 
-def read_replies(path: Path) -> list[ScoredReply]:
-    """The replies in a file, scored afresh. A last line that was cut off is left out.
+def read_replies(path: Path) -> list[Reply]:
+    """The replies in a file, scored afresh; those that rewards scored have their scores of then, as
+    rewards may read more than a reply. A last line that was cut off is left out.
 
     Raises:
         DataError: another line is not a reply.
@@ -93,7 +110,9 @@ def read_replies(path: Path) -> list[ScoredReply]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if damaged:
         raise DataError(f"{path}: line {damaged[0]} is not a scored reply: it is no JSON object")
-    replies = []
+    if rows and "rewards" in rows[0]:
+        return list(rows_of(RewardedReply, rows, path))
+    replies: list[Reply] = []
     for number, row in enumerate(rows, start=1):
         try:
             replies.append(rescore(row))

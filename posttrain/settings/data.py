@@ -116,7 +116,7 @@ class ProblemColumns(Section):
     """Column of the question."""
     answer: str = "answer"
     """Column of the solution: a number, or text that ends in `#### number` as in GSM8K. Around it,
-    as in a reply, $ € £ % and a final full stop are ignored."""
+    as in a reply, $ € £ % and a final full stop are ignored. Any text with data.answers: text."""
 
 
 class ProblemSet(Source):
@@ -136,6 +136,10 @@ class ProblemSet(Source):
 class ProblemData(Data):
     columns: ProblemColumns = ProblemColumns()
     """Which columns of the dataset hold what."""
+    answers: Literal["number", "text"] = "number"
+    """What gold answers are. text: whatever they say goes to `rewards` as it is, without white
+    space at its ends; these must be of your own, and their totals are the score of the held-out
+    problems."""
     eval: Source
     """Problems to score before and after; a question that is also trained on is refused."""
 

@@ -38,13 +38,14 @@ class Parity(Section):
     more than a quarter."""
     max_answer_disagreement_q8_0: float = Field(0.13, ge=0, le=1)
     """Share of problems on which q8_0 and the merged weights end with another number: a long
-    reasoning may flip at a near tie, so 2 of 16 may."""
+    reasoning may flip at a near tie, so 2 of 16 may. Not looked at with data.answers: text."""
     max_answer_disagreement_q4_k_m: float = Field(0.5, ge=0, le=1)
     """The same for q4_k_m, which writes other words even where it is as often right."""
     new_tokens: int = Field(64, ge=1)
     """Length of the greedy texts that are compared."""
     problems: int = Field(16, ge=1)
-    """Problems to compare answers on: the run's own held-out ones, else a set that is built in."""
+    """Problems to compare answers on: the run's own held-out ones, else a set that is built in;
+    none with data.answers: text, where replies end with no number."""
     answer_tokens: int = Field(256, ge=1)
     """Longest answer to a problem."""
 

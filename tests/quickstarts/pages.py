@@ -9,7 +9,7 @@ from tests.helpers import ROOT
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-RECIPES = "## Recipes"  # test_recipes.py follows what is below; the other commands are run here
+RECIPES = "## Recipes"  # what is below is followed by a test of its own
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 # What a person types in a pod's terminal around our commands.
 NOT_OURS = ("cd ", "git clone ", "export HF_HOME", "nohup bash", "runpodctl ", "' > ", "tail ")
@@ -37,8 +37,8 @@ def without_recipes(page: Path) -> str:
     return text_of(page).partition(RECIPES)[0]
 
 
-def recipes() -> str:
-    return text_of(README).split(RECIPES)[1]
+def recipes(page: Path = README) -> str:
+    return text_of(page).split(RECIPES)[1]
 
 
 def prose(text: str) -> str:

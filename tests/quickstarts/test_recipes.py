@@ -43,19 +43,28 @@ def apply(diff: str, project: Path) -> None:
     (project / name).write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def run(project: Path, command: str) -> str:
-    """A command of the README, in the project."""
+def run(project: Path, command: str, code: int = 0) -> str:
+    """A command of a page, in the project: what it prints, and says is wrong where that is asked
+    for."""
     _, name, *words = shlex.split(command)
+    script = [] if name == "python" else [f"scripts/{name}.py"]
     done = subprocess.run(
-        [sys.executable, f"scripts/{name}.py", *words],
+        [sys.executable, *script, *words],
         cwd=project,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stderr if code else done.stdout
+
+
+def write_files(page: str, project: Path) -> None:
+    """Write the Python blocks of a page, each to the file that its first line names."""
+    for block in blocks(page, "python"):
+        first, _, body = block.partition("\n")
+        (project / first.removeprefix("# ")).write_text(body.lstrip("\n"), encoding="utf-8")
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -71,9 +80,7 @@ def demo_rows(name: str, count: int) -> list[dict[str, Any]]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which every recipe was followed, with data of the reader's own."""
     copy = copy_project(tmp_path_factory.mktemp("recipes") / "project")
-    for block in blocks(recipes(), "python"):
-        first, _, body = block.partition("\n")
-        (copy / first.removeprefix("# ")).write_text(body.lstrip("\n"), encoding="utf-8")
+    write_files(recipes(), copy)
     evaluation = blocks(text_of(ROOT / "docs" / "evaluation.md"), "diff")
     for block in [*blocks(recipes(), "diff"), *evaluation]:
         apply(block, copy)

@@ -1,0 +1,97 @@
+"""Score replies by rewards, for problems whose answer is text: what is right there, only the
+rewards of whoever made the problems can tell.
+
+The measures are what training adds up: the weighted total, and each reward before its weight.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eval import Completion, conversation
+from eval.gsm8k import Problem
+from rewards import RewardFunction, trl_keywords
+from rewards import score as call
+
+TOTAL = "total_reward"
+PART = "reward:"  # before a reward's name, in the name of its measure
+
+
+@dataclass(frozen=True)
+class RewardedReply:
+    """One reply to one problem, and what it earned."""
+
+    question: str
+    answer: str
+    reply: str
+    tokens: int
+    truncated_rate: float
+    """1.0 if the length limit ended the reply."""
+    total_reward: float | None
+    """The sum of the rewards times their weights, without those that could not score; None where
+    none could."""
+    rewards: dict[str, float | None]
+    """What each reward gave, before its weight; None where it could not score the reply."""
+    sample: int = 0
+    """Which of several replies to the same problem this is."""
+
+    def scores(self) -> dict[str, float | None]:
+        names = measure_names(self.rewards)
+        parts = {names[name]: value for name, value in self.rewards.items()}
+        return {TOTAL: self.total_reward, **parts, "truncated_rate": self.truncated_rate}
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores replies by rewards, one at a time: a score depends on no other reply of a batch."""
+
+    functions: Mapping[str, RewardFunction]
+    weights: Mapping[str, float]
+    system: str | None
+    """The system turn of the prompts that the replies answer."""
+
+    def __call__(self, problem: Problem, completion: Completion, sample: int = 0) -> RewardedReply:
+        """Score one reply.
+
+        Each reward is called as in training, with the row of the problem. Where a server tells no
+        token ids, their number is right and each is 0.
+
+        Raises:
+            RewardError: a reward raised, or did not return a number or None.
+        """
+        row = reward_row(problem, self.system)
+        ids = completion.ids or [0] * completion.tokens
+        keywords = trl_keywords(row, [completion.text], [ids])
+        rewards = {name: call(name, f, keywords)[0] for name, f in self.functions.items()}
+        earned = [self.weights[n] * value for n, value in rewards.items() if value is not None]
+        return RewardedReply(
+            question=problem.question,
+            answer=problem.answer,
+            reply=completion.text,
+            tokens=completion.tokens,
+            truncated_rate=float(completion.truncated),
+            total_reward=sum(earned) if earned else None,
+            rewards=rewards,
+            sample=sample,
+        )
+
+
+def reward_row(problem: Problem, system: str | None) -> dict[str, Any]:
+    """What trl gets of a problem: its prompt, and the columns that the rewards read."""
+    own = {"question": problem.question, "answer": problem.answer}
+    return {"prompt": conversation(problem.question, system), **own, **problem.columns}
+
+
+def measure_names(rewards: Mapping[str, Any]) -> dict[str, str]:
+    """The measure of each reward: `reward:brief` for `my_rewards.py:brief`.
+
+    Where two functions have the same name, their files stay in it. A slash would part the name of a
+    problem set from that of a measure.
+    """
+    short = [name.rpartition(":")[2] for name in rewards]
+    if len(set(short)) < len(short):
+        short = [name.replace("/", ".") for name in rewards]
+    return {name: f"{PART}{own}" for name, own in zip(rewards, short, strict=True)}

@@ -1,0 +1,66 @@
+"""The reward functions that settings name, found and tried before anything heavy is loaded."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import rewards
+from posttrain.base.errors import ConfigError
+
+
+@contextmanager
+def reward_errors(where: str = "") -> Iterator[None]:
+    """What is wrong with a reward becomes a ConfigError; `where` goes before it."""
+    try:
+        yield
+    except rewards.RewardError as error:
+        raise ConfigError(f"rewards: {where}{error}") from None
+
+
+def load(names: Iterable[str], answers: str) -> dict[str, rewards.RewardFunction]:
+    """The functions of `names`, for gold answers that are `number` or `text`.
+
+    Raises:
+        ConfigError: there is no such function, or it takes numbers where answers are text.
+    """
+    with reward_errors():
+        functions = {name: rewards.resolve(name) for name in names}
+    for name, function in functions.items():
+        if answers == "text" and function in rewards.OF_NUMBERS:
+            raise ConfigError(
+                f"rewards: {name} reads numbers, and data.answers is text. Take it out, and name "
+                "a reward of your own, such as my_rewards.py:my_function: it gets the gold text "
+                "as `answer` (docs/rewards.md)"
+            )
+    return functions
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """Name and weight of `NAME=WEIGHT`; the weight is 1.0 where there is none.
+
+    Raises:
+        ConfigError: the weight is no finite number.
+    """
+    name, given, weight = text.rpartition("=")
+    if not given:
+        return text, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ConfigError(f"--rewards {text}: the weight {weight!r} is no finite number")
+    return name, number
+
+
+def tried(
+    functions: Mapping[str, rewards.RewardFunction], row: Mapping[str, Any], where: str = ""
+) -> list[str]:
+    """Call each function on one row as trl does; returns a line each, with the range seen.
+
+    Raises:
+        ConfigError: a function cannot be called so, or returns something else than numbers or None.
+    """
+    with reward_errors(where):
+        return [rewards.check_reward(n, f, row).describe() for n, f in functions.items()]

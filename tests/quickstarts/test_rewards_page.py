@@ -1,0 +1,132 @@
+"""The recipes of docs/rewards.md, followed as a new user would: its blocks, as they stand there.
+
+One of them trains: problems whose answer is a sentence, which the demo model learns to end with.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import ROOT, copy_project
+from tests.quickstarts.pages import blocks, commands, recipes
+from tests.quickstarts.test_recipes import rows, run, write_files, write_rows
+
+pytestmark = pytest.mark.timeout(600)
+PAGE = recipes(ROOT / "docs" / "rewards.md")
+DATA, TRAIN, EVALUATE, EVALUATE_BASE, OVERLONG, MATH = commands(PAGE)
+HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
+OF_NUMBERS = {"strict", "tagged", "lenient", "format_rate"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with the files of the page."""
+    copy = copy_project(tmp_path_factory.mktemp("rewards") / "project")
+    write_files(PAGE, copy)
+    (row,) = (json.loads(block) for block in blocks(PAGE, "json"))
+    write_rows(copy / "my_fractions.jsonl", [row])
+    return copy
+
+
+@pytest.fixture(scope="module")
+def sentences(project: Path) -> Path:
+    """The run folder of the answers in a sentence."""
+    run(project, DATA)
+    run(project, TRAIN)
+    return project / "outputs" / "sentences"
+
+
+def scores(folder: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((folder / "eval" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def test_answers_in_a_sentence_are_learnt(sentences: Path) -> None:
+    before, after, change = (scores(sentences, n) for n in ("before", "after", "comparison"))
+    for found in (before, after, change):
+        assert list(found) == ["total_reward", "reward:words", "reward:exact", "truncated_rate"]
+    for name in ("total_reward", "reward:words", "reward:exact"):
+        assert change[name]["n"] == 300
+        assert change[name]["low"] > 0.3 and change[name]["p_value"] < 1e-6
+    assert before["reward:exact"]["value"] < 0.2 and after["reward:exact"]["value"] > 0.9
+    for row in rows(sentences / "eval" / "after.jsonl"):
+        assert row["total_reward"] == sum(row["rewards"].values())
+        exact = row["reply"].endswith(row["answer"])
+        assert row["rewards"]["my_sentences.py:exact"] == float(exact)
+
+
+def test_the_run_speaks_of_rewards_alone(sentences: Path) -> None:
+    page = (sentences / "report.html").read_text(encoding="utf-8")
+    card = (sentences / "README.md").read_text(encoding="utf-8")
+    for text in (re.sub(r"<svg.*?</svg>|<style.*?</style>", "", page, flags=re.DOTALL), card):
+        assert "otal reward" in text
+        assert not re.search(r"strict acc|tagged acc|lenient|format rate", text, re.IGNORECASE)
+
+
+def test_evaluate_scores_by_the_rewards_of_the_run(project: Path, sentences: Path) -> None:
+    said = run(project, EVALUATE)
+    assert "total reward" in said and "strict" not in said
+    (report,) = project.glob("outputs/eval/sentences-adapter-*/report.json")
+    found = json.loads(report.read_text(encoding="utf-8"))["measures"]
+    assert not OF_NUMBERS & set(found) and found["total_reward"]["n"] == 50
+    after = {row["question"]: row for row in rows(sentences / "eval" / "after.jsonl")}
+    kept = rows(report.parent / "replies.jsonl")
+    same = [row["reply"] == after[row["question"]]["reply"] for row in kept]
+    assert sum(same) >= 45  # the limit of tokens and the batches are others, so near ties may flip
+    # With the reward changed, the same command scores the replies it has again.
+    mine = project / "my_sentences.py"
+    written = mine.read_text(encoding="utf-8")
+    mine.write_text(written.replace("== 1) for", "== 2) for"), encoding="utf-8")
+    assert "50 replies kept" in run(project, EVALUATE)
+    mine.write_text(written, encoding="utf-8")
+    again = rows(report.parent / "replies.jsonl")
+    assert [row["reply"] for row in again] == [row["reply"] for row in kept]
+    assert {row["rewards"]["my_sentences.py:exact"] for row in again} == {0.0}
+
+
+def test_evaluate_scores_a_model_without_a_run(project: Path, sentences: Path) -> None:
+    run(project, EVALUATE_BASE)
+    (report,) = project.glob("outputs/eval/assets-demo_model-*/report.json")
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert found["rewards"] == {"my_sentences.py:words": 1.0, "my_sentences.py:exact": 0.5}
+    assert found["system"] is None
+    assert found["measures"]["total_reward"]["value"] < 0.5
+
+
+def test_the_punishment_of_overlong_replies_is_trls_and_dapos(project: Path) -> None:
+    assert "+ my_lengths.py:overlong 0 = 3" in run(project, OVERLONG)
+    compared = """
+import my_lengths
+from trl.rewards import get_soft_overlong_punishment
+ids = [[0] * length for length in range(121)]
+theirs = get_soft_overlong_punishment(my_lengths.LONGEST, my_lengths.MARGIN)(ids)
+ours = my_lengths.overlong(ids)
+assert ours == theirs and min(ours) == -1 and max(ours) == 0, (ours, theirs)
+"""
+    subprocess.run([sys.executable, "-c", compared], cwd=project, check=True)
+
+
+@pytest.mark.skipif(HAS_MATH_VERIFY, reason="math_verify is installed")
+def test_without_math_verify_it_is_said_how_to_install_it(project: Path) -> None:
+    said = run(project, MATH, code=2)
+    assert "math_verify is not installed: .venv/bin/uv pip install --python .venv" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(not HAS_MATH_VERIFY, reason="math_verify is not installed: it is no part of us")
+def test_with_math_verify_values_are_compared(project: Path) -> None:
+    assert "earns my_math.py:same_value 1 = 1" in run(project, MATH)
+    compared = r"""
+from my_math import same_value
+said = ["It is 5/6", r"So $\frac{10}{12}$.", r"\boxed{5/6}", "0.5", "", "no idea"]
+replies = [[{"role": "assistant", "content": text}] for text in said]
+found = same_value(replies, [r"\frac{5}{6}"] * len(said))
+assert found == [1, 1, 1, 0, 0, 0], found
+assert same_value(replies[:1], [""]) == [None]
+"""
+    subprocess.run([sys.executable, "-c", compared], cwd=project, check=True)

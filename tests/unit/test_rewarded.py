@@ -1,0 +1,398 @@
+"""Problems whose answer is text: read as they are, scored by rewards, and nowhere called right."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from eval import Completion
+from eval.gsm8k import Problem, compare_replies, completion_of, evaluate, summarise
+from eval.rewarded import RewardedReply, Scorer, measure_names
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.files import rows_of
+from posttrain.data.problems import load_evaluation, load_problems
+from posttrain.export.texts import PROBLEMS, gate_texts
+from posttrain.report import measures, next_steps, page, plots, read_run, samples, story, table_rows
+from posttrain.report.model_card import render_model_card
+from posttrain.report.verdict import verdict
+from posttrain.run.replies import read_replies
+from posttrain.scoring import reward_functions
+from posttrain.settings import ProblemColumns, ProblemData, Source
+from rewards import RewardError
+from scripts import evaluate as script
+from tests.helpers import ROOT, run_script
+from tests.runs import text_run
+
+OF_NUMBERS = re.compile(r"strict|tagged|lenient|majority|pass@|format.rate", re.IGNORECASE)
+TEXT = Completion("Paris it is.", 5, False, (7, 8, 9, 10, 11))
+
+
+def same(completions: Any, answer: Any, **columns: Any) -> list[float]:
+    pairs = zip(completions, answer, strict=True)
+    return [float(turns[-1]["content"] == gold) for turns, gold in pairs]
+
+
+def few_tokens(completion_ids: Any, **columns: Any) -> list[float | None]:
+    return [None if len(ids) > 5 else 1.0 / len(ids) for ids in completion_ids]
+
+
+def scorer(**weights: float) -> Scorer:
+    functions = {"same": same, "few_tokens": few_tokens}
+    return Scorer({name: functions[name] for name in weights}, weights, "Be brief.")
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+# --- one reply ------------------------------------------------------------------------------------
+
+
+def test_a_reward_is_called_as_in_training() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def watch(**keywords: Any) -> list[float]:
+        seen.append(keywords)
+        return [2.5]
+
+    score = Scorer({"watch": watch}, {"watch": 2.0}, "Be brief.")
+    problem = Problem("Capital of France?", "Paris", columns={"level": 3, "tags": ["a"]})
+    reply = score(problem, TEXT, 4)
+    (keywords,) = seen
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Capital of France?"},
+    ]
+    assert keywords["prompts"] == [turns]
+    assert keywords["completions"] == [[{"role": "assistant", "content": "Paris it is."}]]
+    assert keywords["completion_ids"] == [[7, 8, 9, 10, 11]]
+    assert keywords["question"] == ["Capital of France?"] and keywords["answer"] == ["Paris"]
+    assert keywords["level"] == [3] and keywords["tags"] == [["a"]]
+    assert (reply.total_reward, reply.rewards, reply.sample) == (5.0, {"watch": 2.5}, 4)
+    score(problem, Completion("x", 3, True))  # a server tells no ids, and how many there were
+    assert seen[1]["completion_ids"] == [[0, 0, 0]]
+
+
+def test_the_total_is_the_weighted_sum_of_what_could_be_scored() -> None:
+    both = scorer(same=2.0, few_tokens=-1.0)
+    problem = Problem("q", "Paris it is.")
+    assert both(problem, TEXT).total_reward == pytest.approx(2.0 - 0.2)
+    long = both(problem, Completion("Paris it is.", 9, True))
+    assert (long.total_reward, long.rewards["few_tokens"], long.truncated_rate) == (2.0, None, 1.0)
+    assert scorer(few_tokens=1.0)(problem, Completion("x", 9, False)).total_reward is None
+
+
+def test_a_reward_that_fails_is_named() -> None:
+    def broken(completions: Any, **columns: Any) -> list[float]:
+        return [columns["level"][0]]
+
+    score = Scorer({"mine.py:broken": broken}, {"mine.py:broken": 1.0}, None)
+    with pytest.raises(RewardError, match=r"'mine.py:broken' raised KeyError: 'level'"):
+        score(Problem("q", "a"), TEXT)
+    with (
+        pytest.raises(ConfigError, match=r"^rewards: reward 'mine.py:broken' raised"),
+        reward_functions.reward_errors(),
+    ):
+        score(Problem("q", "a"), TEXT)
+
+
+def test_measures_have_short_names_that_differ() -> None:
+    assert measure_names({"lib/a.py:f": 1, "b.py:g": 1}) == {
+        "lib/a.py:f": "reward:f",
+        "b.py:g": "reward:g",
+    }
+    same_name = measure_names({"lib/a.py:f": 1, "b.py:f": 1})
+    assert list(same_name.values()) == ["reward:lib.a.py:f", "reward:b.py:f"]
+    assert not any("/" in name for name in same_name.values())  # it parts a set from a measure
+
+
+def test_rows_round_trip(tmp_path: Path) -> None:
+    score = scorer(same=1.0, few_tokens=1.0)
+    replies = [
+        score(Problem("q\u2028", "Paris it is."), Completion("x", 9, True), n) for n in (0, 1)
+    ]
+    path = write(tmp_path / "replies.jsonl", *(reply.as_row() for reply in replies))
+    assert read_replies(path) == replies
+    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
+    assert rows_of(RewardedReply, rows, path) == replies
+    assert completion_of(rows[0]) == Completion("x", 9, True)
+    write(path, {**rows[0], "rewards": {"same": "much"}})
+    with pytest.raises(DataError, match=r"row 1 is no RewardedReply: rewards\.same"):
+        read_replies(path)
+
+
+# --- many replies ---------------------------------------------------------------------------------
+
+
+def side(texts: Sequence[str], tokens: Sequence[int]) -> list[Any]:
+    problems = [Problem(f"q{i}", "yes") for i in range(len(texts))]
+    made = iter([Completion(t, n, False) for t, n in zip(texts, tokens, strict=True)])
+    score = scorer(same=1.0, few_tokens=1.0)
+    return evaluate(problems, lambda asked: [next(made) for _ in asked], None, score=score)
+
+
+def test_a_comparison_is_paired_over_what_both_sides_have_scored() -> None:
+    before = side(["no"] * 8, [1, 2, 4, 5, 9, 9, 4, 4])
+    after = side(["yes"] * 7 + ["no"], [1, 1, 2, 9, 5, 9, 4, 4])
+    found = compare_replies(before, after)
+    assert list(found) == ["total_reward", "reward:same", "reward:few_tokens", "truncated_rate"]
+    exact = found["reward:same"]
+    assert (exact["before"]["value"], exact["after"]["value"], exact["n"]) == (0, 7 / 8, 8)
+    assert exact["difference"] == 7 / 8 and exact["p_value"] == pytest.approx(2 / 2**7)
+    assert exact["low"] > 0
+    few = found["reward:few_tokens"]  # of questions 0, 1, 2, 6 and 7
+    assert (few["n"], few["before"]["n"], few["after"]["n"]) == (5, 5, 5)
+    assert few["before"]["value"] == pytest.approx((1 + 0.5 + 3 * 0.25) / 5)
+    assert few["difference"] == pytest.approx((0.5 + 0.25) / 5)
+    assert found["total_reward"]["n"] == 8
+
+
+def test_nothing_scored_is_not_measurable() -> None:
+    score = scorer(few_tokens=1.0)
+    replies = [score(Problem("q", "a"), Completion("x", 9, False))]
+    assert summarise(replies)["total_reward"] == {"value": None, "n": 0, "low": None, "high": None}
+    found = compare_replies(replies, replies)["total_reward"]
+    assert found["difference"] is None and found["n"] == 0
+
+
+def test_several_samples_are_averaged_and_have_no_pass_at_k() -> None:
+    score = scorer(same=1.0)
+    texts = (("a", "yes"), ("a", "no"), ("b", "no"), ("b", "no"))
+    replies = [
+        score(Problem(question, "yes"), Completion(text, 3, False), n % 2)
+        for n, (question, text) in enumerate(texts)
+    ]
+    found = summarise(replies)
+    assert found["reward:same"]["value"] == 0.25 and found["reward:same"]["n"] == 2
+    assert list(found) == ["total_reward", "reward:same", "truncated_rate", "mean_tokens"]
+
+
+def test_other_rewards_are_not_compared() -> None:
+    one, other = (
+        [scorer(**weights)(Problem("q", "a"), TEXT)] for weights in ({"same": 1}, {"few_tokens": 1})
+    )
+    with pytest.raises(ValueError, match=r"measures differ: .*reward:same.*reward:few_tokens"):
+        compare_replies(one, other)
+
+
+# --- data and settings ----------------------------------------------------------------------------
+
+
+def test_gold_text_passes_as_it_is(tmp_path: Path) -> None:
+    train = write(
+        tmp_path / "train.jsonl",
+        {"question": "a", "answer": "  Yes.\n#### 5 apples ", "level": 1},
+        {"question": "b", "answer": 7},
+    )
+    held_out = write(
+        tmp_path / "test.jsonl",
+        {"question": "c", "answer": "no"},
+        {"question": "d", "answer": "yes", "level": 2},
+    )
+    data = ProblemData(
+        train=Source(path=str(train)), eval=Source(path=str(held_out)), answers="text"
+    )
+    problems, scored = load_problems(data)
+    assert [problem.answer for problem in problems] == ["Yes.\n#### 5 apples", "7"]
+    assert [problem.columns for problem in problems] == [{"level": 1}, {"level": None}]
+    assert [problem.columns for problem in scored] == [{"level": None}, {"level": 2}]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"answer": "  \n"}, "row 2: column 'answer' is empty"),
+        ({"answer": None}, "row 2: column 'answer' should hold text"),
+        ({"answer": True}, "row 2: column 'answer' should hold text"),
+        ({}, "row 2: there is no column 'answer'"),
+    ],
+)
+def test_an_answer_that_is_no_text(row: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "problems.jsonl", {"question": "a", "answer": "b"}, {"question": "c", **row}
+    )
+    with pytest.raises(DataError, match=rf"problems\.jsonl.*{re.escape(says)}"):
+        load_evaluation(Source(path=str(path)), ProblemColumns(), "text")
+
+
+def test_text_among_numbers_is_refused_with_a_hint(tmp_path: Path) -> None:
+    rows = [{"question": "a", "answer": "4"}, {"question": "b", "answer": "blue"}]
+    path = write(tmp_path / "problems.jsonl", *rows)
+    with pytest.raises(DataError, match=r"row 2.*'blue'.*data\.answers=text.*docs/rewards\.md"):
+        load_evaluation(Source(path=str(path)), ProblemColumns())
+    found = load_evaluation(Source(path=str(path)), ProblemColumns(), "text")
+    assert [problem.answer for problem in found] == ["4", "blue"]
+
+
+@pytest.mark.parametrize("name", ["correctness", "format", "rewards.gsm8k:correctness_reward"])
+def test_rewards_of_numbers_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^rewards: {name} reads numbers, .*docs/rewards\.md"):
+        reward_functions.load([name], "text")
+    assert reward_functions.load([name], "number").keys() == {name}
+
+
+def test_a_refusal_by_the_script_comes_before_torch(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", {"question": "a", "answer": "blue"})
+    held_out = write(tmp_path / "test.jsonl", {"question": "b", "answer": "red", "hue": 5})
+    (tmp_path / "mine.py").write_text(
+        "def a(completions, hue, **_): return [1.0] * len(completions)\n"
+        "def b(completions, **columns): return [columns['hue'][0]] * len(completions)\n",
+        encoding="utf-8",
+    )
+    command = ["grpo", "--config", ROOT / "configs" / "grpo_demo.yaml", "--dry-run"]
+    data = [f"data.train.path={train}", f"data.eval.path={held_out}", "--output", tmp_path / "out"]
+    torch = tmp_path / "without" / "torch.py"
+    torch.parent.mkdir()
+    torch.write_text("raise SystemExit('torch was imported')", encoding="utf-8")
+    for words, says in (
+        ([], "train.jsonl: row 1: column 'answer' gives no number"),
+        (["data.answers=text"], "rewards: format reads numbers, and data.answers is text"),
+        (["data.answers=text", "rewards={'mine.py:a': 1.0}"], "missing a required argument: 'hue'"),
+        (["data.answers=text", "rewards={'mine.py:b': 1.0}"], "'mine.py:b' raised KeyError: 'hue'"),
+        (["data.answers=words"], "data.answers"),
+    ):
+        result = run_script(*command, *data, *words, cwd=tmp_path, PYTHONPATH=str(torch.parent))
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert says in " ".join(result.stderr.split()), result.stderr
+
+
+def test_a_held_out_row_that_a_reward_cannot_read_is_found_first(tmp_path: Path) -> None:
+    """Training rows have the column, held-out rows do not: known before anything is loaded."""
+    write(tmp_path / "train.jsonl", {"question": "a", "answer": "blue", "hue": 5})
+    write(tmp_path / "test.jsonl", {"question": "b", "answer": "red"})
+    (tmp_path / "mine.py").write_text(
+        "def a(completions, hue, **_): return [1.0] * len(completions)\n", encoding="utf-8"
+    )
+    words = ["data.train.path=train.jsonl", "data.eval.path=test.jsonl", "data.answers=text"]
+    config = ["--config", ROOT / "configs" / "grpo_demo.yaml", "--dry-run"]
+    result = run_script("grpo", *config, *words, "rewards={'mine.py:a': 1}", cwd=tmp_path)
+    said = " ".join(result.stderr.split())
+    assert result.returncode == 2 and "test.jsonl: row 1: reward 'mine.py:a' cannot be" in said, (
+        said
+    )
+
+
+# --- what a run folder says -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_run(tmp_path_factory.mktemp("runs") / "words")
+
+
+def test_no_measure_of_numbers_is_anywhere(run: Path) -> None:
+    written = page.write_report(run)
+    compared = page.write_comparison([run, run], run.parent / "compared.html")
+    texts = [
+        *((run / "eval" / f"{name}.json").read_text("utf-8") for name in ("before", "after")),
+        (run / "eval" / "comparison.json").read_text("utf-8"),
+        *(re.sub(r"<svg.*?</svg>|<style.*?</style>", "", p.read_text("utf-8"), flags=re.DOTALL)
+          for p in (written, compared)),
+        render_model_card(run),
+        str(table_rows([("words", read_run(run).measures())])),
+    ]  # fmt: skip
+    for text in texts:
+        assert "total_reward" in text or "otal reward" in text
+        assert OF_NUMBERS.findall(text) == []
+
+
+def test_the_total_is_the_headline(run: Path) -> None:
+    found = read_run(run)
+    assert found.unreadable == [] and next(iter(found.measures())) == "total_reward"
+    said = verdict(found)
+    assert (said.tone, said.measure) == ("good", "total reward")
+    assert said.sentence.startswith("Total reward rose from ")
+    assert "60 problems)" in said.sentence
+    assert "On 60 held-out problems, total reward went from" in render_model_card(run)
+
+
+def test_a_reward_has_its_own_unit_whatever_its_name(run: Path) -> None:
+    name = "reward:brief_rate"
+    assert not measures.is_share(name) and measures.label(name) == "reward brief rate"
+    assert measures.better(name) == 0 and measures.better("total_reward") == 1
+    found = read_run(run).measures()
+    assert found["reward:same"]["n"] == 59 and found[name]["n"] == 60
+    assert measures.plain(name, found[name]["after"]["value"]) == "1.00"
+    (drawn,) = (plot for plot in plots.plots(read_run(run)) if plot.name == "scores")
+    assert "total reward" in drawn.alt and "truncated" not in drawn.alt and "%" not in drawn.alt
+
+
+def test_replies_are_shown_by_what_they_earned(run: Path) -> None:
+    found = read_run(run)
+    shown, rights = samples.pairs(found)
+    assert len(rights) == 60
+    counts = dict(story.flips(found, rights))
+    up, down = (sum(cmp(found, i) == sign for i in range(60)) for sign in (1, -1))
+    assert counts == {
+        "earned more after": up,
+        "earned less after": down,
+        "earned the same": 60 - up - down,
+    }
+    assert up and down
+    marks = {reply.mark for pair in shown for reply in (pair.before, pair.after)}
+    assert marks <= {"total reward 2.5", "total reward -0.5"}
+    assert all(reply.good is None for pair in shown for reply in (pair.before, pair.after))
+    text = (page.write_report(run)).read_text(encoding="utf-8")
+    assert 'class="mark">total reward 2.5<' in text and "✓ total" not in text
+
+
+def cmp(found: Any, i: int) -> int:
+    before, after = (found.replies[side][i].total_reward for side in ("before", "after"))
+    return (after > before) - (after < before)
+
+
+def test_the_next_command_scores_the_same_problems(run: Path) -> None:
+    said = next_steps.next_commands(run)
+    assert "--data assets/demo_data/problems_test.jsonl" in said and "--samples" not in said
+
+
+def test_an_export_is_not_asked_for_numbers(run: Path) -> None:
+    config = read_run(run).config
+    texts = gate_texts(config, 8)
+    assert texts.problems == [] and len(texts.conversations) == 12
+    asked = [turns[-1]["content"] for turns in texts.conversations]
+    assert not set(asked) & set(PROBLEMS)  # the run's own, which are no numbers either
+    numbers = gate_texts({**config, "data": {**config["data"], "answers": "number"}}, 8)
+    assert len(numbers.problems) == 8
+
+
+# --- ./run evaluate -------------------------------------------------------------------------------
+
+
+def asked(run: Path, *words: str) -> Any:
+    adapter = run / "adapter"
+    adapter.mkdir(exist_ok=True)
+    base = {"base_model_name_or_path": str(ROOT / "assets" / "demo_model")}
+    (adapter / "adapter_config.json").write_text(json.dumps(base), encoding="utf-8")
+    return script.parse(["--model", str(adapter), *words])
+
+
+def test_a_run_is_scored_by_its_own_rewards(run: Path) -> None:
+    own = {"my_rewards.py:same": 1.0, "my_rewards.py:brief_rate": 0.5}
+    assert script.asked_rewards(asked(run, "--data", "mine.jsonl")) == own
+    assert script.asked_rewards(asked(run, "--data", "gsm8k")) is None  # whose answers are numbers
+    other = asked(run, "--data", "mine.jsonl", "--rewards", "a.py:f", "b.py:g=-0.5")
+    assert script.asked_rewards(other) == {"a.py:f": 1.0, "b.py:g": -0.5}
+    plain = SimpleNamespace(model="http://127.0.0.1:1", data="mine.jsonl", rewards=None)
+    assert script.asked_rewards(plain) is None  # type: ignore[arg-type]
+    for wrong in ("a.py:f=much", "a.py:f=nan", "a.py:f="):
+        with pytest.raises(ConfigError, match=r"--rewards a\.py:f=.* is no finite number"):
+            script.asked_rewards(asked(run, "--data", "mine.jsonl", "--rewards", wrong))
+
+
+def test_a_model_without_a_run_is_not_asked_for_a_number() -> None:
+    plain = script.parse(["--model", "http://127.0.0.1:1", "--data", "x", "--rewards", "a.py:f"])
+    assert script.default_system(plain, {"a.py:f": 1.0}) is None
+    assert "number" in str(script.default_system(plain))
+
+
+def test_rescore_of_replies_that_rewards_scored(tmp_path: Path) -> None:
+    reply = scorer(same=1.0)(Problem("q", "a"), TEXT)
+    path = write(tmp_path / "replies.jsonl", reply.as_row())
+    with pytest.raises(DataError, match="rewards scored these replies"):
+        script.main(["--rescore", str(path)])
