@@ -12,18 +12,21 @@ import pytest
 from eval import Completion
 from eval.gsm8k import Problem, compare_replies, completion_of, evaluate, summarise
 from eval.rewarded import RewardedReply, Scorer, measure_names
-from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.errors import ConfigError, DataError, HealthError
 from posttrain.base.files import rows_of
 from posttrain.data.problems import load_evaluation, load_problems
 from posttrain.export.texts import PROBLEMS, gate_texts
 from posttrain.report import measures, next_steps, page, plots, read_run, samples, story, table_rows
 from posttrain.report.model_card import render_model_card
 from posttrain.report.verdict import verdict
+from posttrain.run.folder import RunFolder
 from posttrain.run.replies import read_replies
 from posttrain.scoring import reward_functions
-from posttrain.settings import ProblemColumns, ProblemData, Source
+from posttrain.settings import GRPOSettings, ProblemColumns, ProblemData, Source
+from posttrain.settings.command import load_settings
 from rewards import RewardError
 from scripts import evaluate as script
+from scripts import grpo
 from tests.helpers import ROOT, run_script
 from tests.runs import text_run
 
@@ -275,6 +278,37 @@ def test_a_held_out_row_that_a_reward_cannot_read_is_found_first(tmp_path: Path)
     assert result.returncode == 2 and "test.jsonl: row 1: reward 'mine.py:a' cannot be" in said, (
         said
     )
+
+
+# --- in the script --------------------------------------------------------------------------------
+
+
+def test_scores_of_an_interrupted_run_are_taken_from_its_replies(tmp_path: Path) -> None:
+    """A reward that was mended meanwhile scores both sides alike."""
+    problems = [Problem(f"q{i}", gold) for i, gold in enumerate(("Paris it is.", "Rome"))]
+    folder = RunFolder(tmp_path / "run")
+    assert grpo.read_scores(folder, problems, scorer(same=1.0)) is None
+    folder.open(fresh=False)
+    replies = [scorer(few_tokens=1.0)(problem, TEXT) for problem in problems]
+    folder.write_rows("before", [reply.as_row() for reply in replies])
+    found = grpo.read_scores(folder, problems, scorer(same=3.0)) or []
+    assert [reply.scores()["total_reward"] for reply in found] == [3.0, 0.0]
+    assert [reply.tokens for reply in found] == [5, 5]
+
+
+def test_a_validation_that_no_reward_can_score_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ["data.answers=text", "rewards={'mine.py:f': 1.0}"]
+    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", changes)
+    problems = [Problem("q", "Paris it is.")]
+    for tokens in (5, 9):
+        replies = [Completion("Paris it is.", tokens, False)]
+        monkeypatch.setattr(grpo.inference, "generator", lambda *_, r=replies: lambda _: r)
+        if tokens == 5:
+            found = grpo.validate(None, None, problems, settings, scorer(few_tokens=1.0))
+            assert found[grpo.main_measure(settings)]["value"] == 0.2
+            continue
+        with pytest.raises(HealthError, match=r"returned None for all 1 problems of data\.valid"):
+            grpo.validate(None, None, problems, settings, scorer(few_tokens=1.0))
 
 
 # --- what a run folder says -----------------------------------------------------------------------
