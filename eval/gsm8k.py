@@ -130,8 +130,8 @@ def score_reply(problem: Problem, completion: Completion, sample: int = 0) -> Sc
 
 def rescore(row: dict[str, Any]) -> ScoredReply:
     """The reply in a row of `as_row`, scored afresh. KeyError where a field is missing."""
-    problem = Problem(row["question"], row["answer"])
-    return score_reply(problem, completion_of(row), row.get("sample", 0))
+    completion = completion_of(row)
+    return score_reply(Problem(row["question"], row["answer"]), completion, row.get("sample", 0))
 
 
 def completion_of(row: Mapping[str, Any]) -> Completion:
