@@ -60,7 +60,7 @@ def grpo_run(
     return path
 
 
-def text_run(path: Path, questions: int = 60) -> Path:
+def text_run(path: Path, steps: int = 2, questions: int = 60) -> Path:
     """A finished GRPO run on answers that are text: two rewards of one's own, both higher after;
     one of them can score no reply to the last question."""
     run = RunFolder(path)
@@ -68,9 +68,10 @@ def text_run(path: Path, questions: int = 60) -> Path:
     rewards = {"my_rewards.py:same": 1.0, "my_rewards.py:brief_rate": 0.5}
     changes = ["data.answers=text", f"rewards={json.dumps(rewards)}"]
     settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", changes)
-    trained = {"steps": 2, "seconds": 5.0}
+    trained = {"steps": steps, "seconds": 2.5 * steps}
     run.describe(settings, {**FACTS, "changed_arguments": {}, "trained": trained})
-    append_rows(run.metrics, [{"step": step, "seconds": step, "reward": step} for step in (1, 2)])
+    rows = [{"step": n, "seconds": 2.5 * n, "reward": 0.1 * n} for n in range(1, steps + 1)]
+    append_rows(run.metrics, rows)
 
     def same(completions: Any, answer: Any, **columns: Any) -> list[float | None]:
         pairs = zip(completions, answer, strict=True)

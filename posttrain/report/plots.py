@@ -109,7 +109,7 @@ def _parts(record: Record, what: str) -> dict[str, str]:
 
 def _validation(record: Record) -> Plot | None:
     """The measure that decides which adapter is kept, with its interval."""
-    name = str(record.kept.get("by") or measures.HEADLINES.get(record.method, ""))
+    name = str(record.kept.get("by") or record.main_measure)
     rows = [row for row in record.validation if number(row.get("step")) is not None]
     steps = np.array([float(row["step"]) for row in rows])
     found = [section(section(row, "measures"), name) for row in rows]

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from eval.gsm8k import ScoredReply
 from eval.replies import PromptReply
-from eval.rewarded import RewardedReply
+from eval.rewarded import TOTAL, RewardedReply
 from posttrain.base.errors import ConfigError, PostTrainError
 from posttrain.base.files import jsonl_rows, rows_of
-from posttrain.report.measures import headline
+from posttrain.report.measures import HEADLINES, headline
 from posttrain.settings.strict_yaml import read_yaml
 
 SIDES = ("before", "after")
@@ -60,6 +60,11 @@ class Record:
     def text_answers(self) -> bool:
         """Whether its problems have text for an answer, so that rewards scored the replies."""
         return section(self.config, "data").get("answers") == "text"
+
+    @property
+    def main_measure(self) -> str:
+        """What the run sets out to raise, whether it was measured or not."""
+        return TOTAL if self.text_answers else HEADLINES.get(self.method, "")
 
     @property
     def finished(self) -> bool:

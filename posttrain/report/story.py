@@ -108,7 +108,7 @@ def _fingerprint(environment: Row) -> str:
 def _held_out(record: Record, data: Row) -> tuple[str, str]:
     given = source(section(data, "eval"))
     held_out = given or ("held-out pairs" if data.get("holdout") else "")
-    name = measures.HEADLINES.get(record.method, "")
+    name = record.main_measure
     n = section(record.after or record.before, name).get("n") or len(record.replies["before"])
     what = measures.things(record.method, name)
     return held_out, f"{n} {what}, never trained on" if n and held_out else ""

@@ -28,7 +28,7 @@ from rewards import RewardError
 from scripts import evaluate as script
 from scripts import grpo
 from tests.helpers import ROOT, run_script
-from tests.runs import text_run
+from tests.runs import text_run, unfinished
 
 OF_NUMBERS = re.compile(r"strict|tagged|lenient|majority|pass@|format.rate", re.IGNORECASE)
 TEXT = Completion("Paris it is.", 5, False, (7, 8, 9, 10, 11))
@@ -383,6 +383,18 @@ def cmp(found: Any, i: int) -> int:
 def test_the_next_command_scores_the_same_problems(run: Path) -> None:
     said = next_steps.next_commands(run)
     assert "--data assets/demo_data/problems_test.jsonl" in said and "--samples" not in said
+
+
+def test_a_run_that_goes_on_has_its_curve(tmp_path: Path) -> None:
+    path = unfinished(text_run(tmp_path / "words", steps=3), steps=2)
+    rows = [
+        {"step": step, "measures": {"total_reward": {"value": v, "n": 9, "low": v, "high": v}}}
+        for step, v in ((0, 0.25), (2, 1.5))
+    ]
+    write(path / "eval" / "validation.jsonl", *rows)
+    (drawn,) = (plot for plot in plots.plots(read_run(path)) if plot.name == "validation")
+    assert drawn.alt == "Validation: total reward from 0.25 at step 0 to 1.5 at step 2."
+    assert "60 problems, never trained on" in str(story.facts(read_run(path)))
 
 
 def test_an_export_is_not_asked_for_numbers(run: Path) -> None:
