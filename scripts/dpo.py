@@ -23,7 +23,7 @@ from eval.preference import Pair
 from posttrain.base.process import run_main
 from posttrain.data.lengths import Lengths, measure
 from posttrain.data.pairs import PairSet, load_pair_set
-from posttrain.data.render import drop_overlong, render
+from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text
 from posttrain.doctor.recipe import describe
@@ -117,7 +117,7 @@ def fitting(
 def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:
     """Pairs as rendered text: trl then ends each reply with one EOS and scores nothing after it.
 
-    Given message lists instead, trl renders the reply as a whole turn, and Qwen's template ends a
+    Given message lists instead, trl renders the reply as a whole turn, and many templates end a
     turn with a newline after EOS, which the policy would be trained to produce.
     """
     return [
@@ -145,7 +145,7 @@ def build_trainer(
     if settings.lora.dropout:  # by default trl turns all dropout off
         owned["disable_dropout"] = False
     arguments, asked = build_arguments(DPOConfig, settings.training, owned, settings.run.verbose)
-    with adapter.without_new_start(model):
+    with adapter.without_new_start(model), without_added_tokens(tokenizer):
         trainer = guarded_trainers.guarded_dpo(DPOTrainer)(
             model=model,
             args=arguments,

@@ -10,9 +10,10 @@ on problems whose answer is text, by rewards of your own.
     ./run evaluate --rescore outputs/eval/a/replies.jsonl
 
 Zero-shot, greedy unless --temperature is given. An adapter of a run folder is asked with the system
-prompt it was trained with, and one that was trained on answers that are text is scored by the
-rewards of its training. Every reply is kept in replies.jsonl as it comes, so an interrupted
-evaluation goes on where it stopped, and scores can be recomputed without the model.
+prompt and the variables of the chat template it was trained with, and one that was trained on
+answers that are text is scored by the rewards of its training. Every reply is kept in replies.jsonl
+as it comes, so an interrupted evaluation goes on where it stopped, and scores can be recomputed
+without the model.
 """
 
 import argparse
@@ -49,14 +50,17 @@ from posttrain.base.paths import ROOT, run_command, shown
 from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
 from posttrain.data.problems import load_evaluation, seen_in_training
+from posttrain.data.render import set_template_variables
 from posttrain.model import inference, policy
 from posttrain.model.llama_server import is_gguf, serve
 from posttrain.model.server import PATIENCE_S, as_they_come, asker, is_url
 from posttrain.run.replies import claim, folder_for, read_replies, resume, score_again
 from posttrain.scoring import reward_functions
 from posttrain.scoring.provenance import run_config, trained_questions, weights_fingerprint
-from posttrain.settings import Evaluation, Model, ProblemColumns, Source
+from posttrain.settings import Evaluation, Model, ProblemColumns, Prompt, Source
+from posttrain.settings.command import check_settings
 from posttrain.settings.secrets import check_arguments
+from posttrain.settings.strict_yaml import parse_yaml
 
 SETS = {
     "gsm8k": Source(path="openai/gsm8k", subset="main", split="test"),
@@ -93,6 +97,9 @@ def main(argv: list[str] | None = None) -> int:
     if weights:
         row = reward_row(problems[0], system)
         reward_functions.tried(functions, row, f"{problems[0].where}: ")
+    if asked.chat_template_kwargs is None:
+        trained_with = run_config(asked.model).get("prompt") or {}
+        asked.chat_template_kwargs = trained_with.get("chat_template_kwargs") or {}
     overlap = refuse_trained_on(asked, problems)
     request = {
         "model": asked.model,
@@ -102,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         "fingerprint": fingerprint(problems),
         "system": system,
         "rewards": weights,
+        "chat_template_kwargs": asked.chat_template_kwargs or None,  # as in earlier requests
         "samples": asked.samples,
         "temperature": asked.temperature,
         "max_new_tokens": asked.max_new_tokens,
@@ -149,6 +157,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="REWARD[=WEIGHT]",
         help="answers are text, and these score the replies: file.py:function or "
         "package.module:function (default: those of the model's run, if it was trained on text)",
+    )
+    add(
+        "--chat-template-kwargs",
+        type=template_variables,
+        metavar="YAML",
+        help="variables of the chat template, such as '{enable_thinking: false}' (default: those "
+        "that the model's run was trained with)",
     )
     add("--limit", type=int, help="only the first problems")
     add("--samples", type=int, default=1, help="replies a problem, for pass@k and majority vote")
@@ -203,6 +218,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             "--samples above 1 needs a --temperature above 0; greedy replies are all alike"
         )
     return asked
+
+
+def template_variables(text: str) -> dict[str, Any]:
+    """The value of --chat-template-kwargs, checked as prompt.chat_template_kwargs is.
+
+    Raises:
+        ConfigError: it is no mapping of names to values.
+    """
+    where = "--chat-template-kwargs"
+    values = {"chat_template_kwargs": parse_yaml(text, where)}
+    return check_settings(Prompt, values, where).chat_template_kwargs
 
 
 def adapter_of_run(model: str) -> str:
@@ -363,7 +389,8 @@ def answers_of_server(
     if is_gguf(asked.model):
         context = run_config(asked.model).get("model", {}).get("max_seq_length", 4096)
         url = stack.enter_context(serve(Path(asked.model), context, parallel))
-    ask = asker(url, evaluation_of(asked), patience_s=asked.timeout)
+    variables = asked.chat_template_kwargs
+    ask = asker(url, evaluation_of(asked), patience_s=asked.timeout, variables=variables)
     left = [
         (problem, sample, asked.seed + sample * len(problems) + place)
         for sample in range(asked.samples)
@@ -394,6 +421,7 @@ def generators(asked: argparse.Namespace) -> tuple[Callable[[int], Generate], in
     model, tokenizer = policy.load_for_scoring(
         asked.model, max_seq_length=trained.get("max_seq_length", 4096), **precision(asked)
     )
+    set_template_variables(tokenizer, asked.chat_template_kwargs, "--chat-template-kwargs")
     evaluation = evaluation_of(asked)
     at_once = 4 * (asked.batch_size or inference.batch_that_fits(model, evaluation))
     return lambda seed: inference.generator(model, tokenizer, evaluation, seed), at_once

@@ -238,6 +238,7 @@ def build_trainer(
     owned = {
         **owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "reward_weights": list(settings.rewards.values()),
+        "chat_template_kwargs": settings.prompt.chat_template_kwargs,
     }
     arguments, asked = build_arguments(GRPOConfig, settings.training, owned, settings.run.verbose)
     rows = [trainer_row(problem, settings) for problem in problems]

@@ -47,8 +47,11 @@ def copy_project(into: Path) -> Path:
     return into
 
 
-def make_qwen(folder: Path, tokenizer: Path, **shape: int) -> Path:
-    """A Qwen2.5 model with random weights and a real tokenizer; the 0.5B's shape by default."""
+def make_qwen(folder: Path, tokenizer: Path, large: bool = False, **shape: int) -> Path:
+    """A Qwen2.5 model with random weights and a real tokenizer; the 0.5B's shape by default.
+
+    A large one is made in 16 bits at once: in 32 it would take twice the memory.
+    """
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -72,7 +75,10 @@ def make_qwen(folder: Path, tokenizer: Path, **shape: int) -> Path:
         dtype="bfloat16",
     )
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    if large:
+        model = Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16)
+    else:
+        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return folder

@@ -1,18 +1,106 @@
-"""Render rows as the text and tokens that the model reads, and drop those over its limit."""
+"""Render rows as the text and tokens that the model reads, and drop those over its limit.
 
-from collections.abc import Sequence
+The one place that renders a prompt. trl's GRPOTrainer alone renders its own, with the same
+variables.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from eval import Message
-from posttrain.base.errors import DataError
+from posttrain.base.errors import ConfigError, DataError, first_line, nearest
+
+Variables = Mapping[str, bool | int | float | str]
+NONE: Variables = MappingProxyType({})
+# tokenizer -> the variables that its chat template gets beside the turns.
+_VARIABLES: WeakKeyDictionary[Any, Variables] = WeakKeyDictionary()
+_MARKER = "\ue000"  # a private-use character, which no template holds
 
 
-def render(tokenizer: Any, conversation: Sequence[Message]) -> str:
-    """The prompt as text, up to the start of the reply."""
-    text: str = tokenizer.apply_chat_template(
-        list(conversation), tokenize=False, add_generation_prompt=True
-    )
-    return text
+def set_template_variables(
+    tokenizer: Any, variables: Variables, where: str = "prompt.chat_template_kwargs"
+) -> None:
+    """Let render() give the tokenizer's chat template these variables from now on.
+
+    They go with the tokenizer, so that nothing that renders with it can leave them out.
+
+    Raises:
+        ConfigError: the template reads no variable of such a name, so it would change nothing.
+    """
+    words = set(re.findall(r"\w+", tokenizer.get_chat_template())) if variables else set()
+    for name in variables:
+        if name not in words:
+            near = nearest(name, words)
+            hint = f"; did you mean '{near}'?" if near else ""
+            raise ConfigError(f"{where}: the model's chat template reads no '{name}'{hint}")
+    _VARIABLES[tokenizer] = variables
+
+
+def template_variables(tokenizer: Any) -> Variables:
+    """The variables that render() gives the tokenizer's chat template."""
+    return _VARIABLES.get(tokenizer, NONE)
+
+
+def render(tokenizer: Any, conversation: Sequence[Message], reply: bool = True) -> str:
+    """The conversation as text; with `reply` as a prompt, up to the start of the reply.
+
+    Raises:
+        ConfigError: the chat template refuses the conversation, such as one with a system turn.
+    """
+    from jinja2 import TemplateError
+
+    def rendered(turns: list[Message]) -> str:
+        text: str = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=reply, **template_variables(tokenizer)
+        )
+        return text
+
+    turns = list(conversation)
+    try:
+        return rendered(turns)
+    except TemplateError as error:
+        refusal = f"the model's chat template refuses a conversation: {first_line(error)}"
+    if turns[0]["role"] == "system" and turns[1:]:
+        with contextlib.suppress(TemplateError):
+            rendered(turns[1:])
+            refusal += (
+                ". It takes no system turn: set prompt.system to null, data.columns.system too if "
+                "rows have their own, evaluation.also to [] (./run evaluate: --system ''), and "
+                "say in the questions what it said"
+            )
+    raise ConfigError(refusal)
+
+
+def end_of_reply(tokenizer: Any) -> str | None:
+    """The special token that the chat template ends a reply with; None if it ends it with none.
+
+    In some models this is not the tokenizer's end-of-sequence token, which then ends a document.
+    """
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARKER}]
+    try:
+        after = render(tokenizer, turns, reply=False).rpartition(_MARKER)[2].lstrip()
+    except ConfigError:
+        return None
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return max((token for token in special if after.startswith(token)), key=len, default=None)
+
+
+@contextlib.contextmanager
+def without_added_tokens(tokenizer: Any) -> Iterator[None]:
+    """Let `tokenizer(text)` add no token around a text inside of the block.
+
+    A rendered prompt holds its start token already, and a second one would be trained on.
+    """
+    backend = tokenizer.backend_tokenizer
+    adds, backend.post_processor = backend.post_processor, None
+    try:
+        yield
+    finally:
+        backend.post_processor = adds
 
 
 def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:

@@ -36,10 +36,10 @@ generation  GRPO: keys and values of all rollouts, and a decoding step's logits 
             the cache grows by 512 tokens (unsloth/models/llama.py, KV_CACHE_INCREMENT). Scoring
             problems in batches of evaluation.batch_size counts alike; without one its size is found
             from the memory that is free
-scoring     DPO: posttrain/model/log_probs.py, token_log_probs holds whole logits of 8 rows, or of
-            evaluation.batch_size, in w, and still those of the batch before and log-probabilities
-            of a row in 32 bits; or of one batch only, but log-probabilities of two rows, and one
-            row's logits in 32 bits if they are not already
+scoring     DPO: posttrain/model/log_probs.py, token_log_probs reads 8 rows at once, or those of
+            evaluation.batch_size: a layer without gradients as in reading the prompts, and its
+            largest linear layer, unpacked; or the head, in chunks as in a step, and the hidden
+            states twice, as they are and those of the scored tokens
 overhead    a GPU's context and libraries 0.8 GB, a guess; on a CPU Python, its libraries, the
             tokenizer and the data, which tests/bench/memory.py measures
 
@@ -105,7 +105,7 @@ def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str
         "merged": _merged(settings, shape, width),
         **_step(settings, shape, device, width),
         "generation": _generation(settings, shape, device, width),
-        "scoring": _scoring(settings, shape, width),
+        "scoring": _scoring(settings, shape, device, width),
         "overhead": device.overhead,
     }
     terms = {name: terms[name] / GB for name in TERMS}
@@ -153,17 +153,15 @@ def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[
         scored = rows * settings.training.max_completion_length
     saved = 6 * shape.hidden + 2 * shape.key_value + device.saved * shape.intermediate
     gradients = device.gradients * shape.intermediate
-    unpacked = max(a * b for a, b in shape.modules().values()) * width
     if settings.training.gradient_checkpointing:
         layers = shape.layers if device.layers_kept is None else device.layers_kept
         kept, layer = layers * shape.hidden, saved + gradients
     else:
         kept, layer = shape.layers * saved, gradients
-    chunk = min(scored * shape.vocab, device.head_logits or 512 * shape.vocab) * device.head_bytes
     return {
         "kept": tokens * kept * width,
-        "layer": tokens * layer * width + unpacked,
-        "logits": chunk + 3 * scored * shape.hidden * width,
+        "layer": (tokens * layer + _largest(shape)) * width,
+        "logits": _head(scored, shape, device) + 3 * scored * shape.hidden * width,
     }
 
 
@@ -184,13 +182,24 @@ def _generation(settings: Settings, shape: Shape, device: Device, width: int) ->
     return rows * max(decoding, prompt * (a_token + reading))
 
 
-def _scoring(settings: Settings, shape: Shape, width: int) -> float:
-    """Logits of whole held-out rows: two batches of them, or one and what is made of a row."""
+def _scoring(settings: Settings, shape: Shape, device: Device, width: int) -> float:
+    """Whole held-out rows in a layer, or their logits, some at a time."""
     if not isinstance(settings, DPOSettings):
         return 0.0
-    batch = (settings.evaluation.batch_size or PAIR_ROWS) * width
-    one_row = 4 + 4 + (4 if width == 2 else 0)
-    return settings.model.max_seq_length * shape.vocab * (batch + max(batch + 4, one_row))
+    tokens = (settings.evaluation.batch_size or PAIR_ROWS) * settings.model.max_seq_length
+    layer = tokens * (3 * shape.hidden + device.reading * shape.intermediate) + _largest(shape)
+    return max(layer * width, _head(tokens, shape, device) + 2 * tokens * shape.hidden * width)
+
+
+def _largest(shape: Shape) -> int:
+    """Weights of the largest linear layer of a block."""
+    return max(a * b for a, b in shape.modules().values())
+
+
+def _head(scored: int, shape: Shape, device: Device) -> float:
+    """The logits that the head holds at once."""
+    at_once = device.head_logits or 512 * shape.vocab
+    return min(scored * shape.vocab, at_once) * device.head_bytes
 
 
 def table(rows: list[tuple[str, dict[str, float] | None, str]]) -> list[str]:

@@ -49,7 +49,7 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Qwen2-like or Llama-like model."""
+    """Sizes of a model whose layers are made of the linear modules below."""
 
     vocab: int
     hidden: int

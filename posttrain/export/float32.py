@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from eval import Conversation
-from posttrain.data.render import render, token_ids
+from posttrain.data.render import NONE, Variables, render, set_template_variables, token_ids
 from posttrain.export.merge import load_tokenizer, put_adapter
-from posttrain.model.inference import end_tokens
+from posttrain.model.policy import end_tokens
 
 
 class Reference:
@@ -22,7 +22,7 @@ class Reference:
 
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.tokenizer = tokenizer
-        self.ends = sorted(end_tokens(model, tokenizer))
+        self.ends = sorted(end_tokens(model.generation_config, tokenizer))
 
     def prompt(self, conversation: Conversation) -> list[int]:
         return token_ids(self.tokenizer, [render(self.tokenizer, conversation)])[0]
@@ -83,19 +83,26 @@ class Reference:
         return text
 
 
-def adapter_reference(base: Path, adapter: Path) -> Reference:
-    """The base model in float32 with the adapter, which is not merged."""
+def adapter_reference(base: Path, adapter: Path, variables: Variables = NONE) -> Reference:
+    """The base model in float32 with the adapter, which is not merged.
+
+    `variables` are those of its chat template, prompt.chat_template_kwargs.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return Reference(put_adapter(model, adapter), load_tokenizer(adapter, base))
+    tokenizer = load_tokenizer(adapter, base)
+    set_template_variables(tokenizer, variables)
+    return Reference(put_adapter(model, adapter), tokenizer)
 
 
-def merged_reference(folder: Path) -> Reference:
-    """The model in a folder, loaded in float32."""
+def merged_reference(folder: Path, variables: Variables = NONE) -> Reference:
+    """The model in a folder, loaded in float32; `variables` as of adapter_reference."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return Reference(model, AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    set_template_variables(tokenizer, variables)
+    return Reference(model, tokenizer)

@@ -15,7 +15,7 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import follow_umask
 from posttrain.model.adapter import MOVED
-from posttrain.model.policy import save_tokenizer
+from posttrain.model.policy import end_at_replies, end_tokens, save_tokenizer
 
 LORA_TENSOR = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -173,19 +173,31 @@ def _merge_layer(layer: Any, weight: Any) -> Any:
 
 
 def generation_settings(base: Path, tokenizer: Any) -> Any:
-    """Greedy decoding with the base's end tokens. The base's sampling settings (temperature,
-    repetition penalty) are left out: the training did not use them."""
+    """Greedy decoding with the end tokens of the base and of the tokenizer. The base's sampling
+    settings (temperature, repetition penalty) are left out: the training did not use them."""
     from transformers import GenerationConfig
 
-    known = GenerationConfig()
-    if (base / "generation_config.json").is_file():
-        known = GenerationConfig.from_pretrained(base)
+    ends = end_tokens_of(base, tokenizer)
     return GenerationConfig(
         do_sample=False,
-        bos_token_id=known.bos_token_id,
-        eos_token_id=known.eos_token_id or tokenizer.eos_token_id,
+        bos_token_id=_declared(base).bos_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def end_tokens_of(base: Path, tokenizer: Any) -> list[int]:
+    """Ids that end a reply: the tokenizer's EOS and those that the base model declares."""
+    return sorted(end_tokens(_declared(base), tokenizer))
+
+
+def _declared(base: Path) -> Any:
+    """The generation settings that a model folder comes with."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (base / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(base)
+    return GenerationConfig.from_model_config(AutoConfig.from_pretrained(base))
 
 
 def load_tokenizer(adapter: Path, base: Path) -> Any:
@@ -196,4 +208,5 @@ def load_tokenizer(adapter: Path, base: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(adapter if own else base)
     if not tokenizer.chat_template:
         raise ConfigError(f"the tokenizer of {adapter} and {base} has no chat template")
+    end_at_replies(tokenizer)
     return tokenizer

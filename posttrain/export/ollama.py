@@ -20,6 +20,7 @@ import httpx
 from eval import Conversation, Message
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
+from posttrain.data.render import render
 
 CHECK_NAME = "posttrain-check"  # the model that the check creates in Ollama, and removes
 CHECK_TOKENS = 48
@@ -35,18 +36,24 @@ PROMPTS = (
 class TurnTemplate:
     """A chat template that puts fixed text around each turn, by its role."""
 
+    begin: str
+    """The text before the first turn."""
     around: dict[str, tuple[str, str]]
-    """The text before and after the content, for `system`, `user` and `assistant`."""
+    """The text before and after the content, for `user`, `assistant` and, where the chat template
+    has such a turn, `system`."""
     start: str
     """The text before a reply."""
 
     def render(self, conversation: Conversation) -> str:
         """The prompt, as Ollama will render it."""
-        turns = [
-            self.around[t["role"]][0] + t["content"] + self.around[t["role"]][1]
-            for t in conversation
-        ]
-        return "".join(turns) + self.start
+        return self.begin + "".join(map(self.turn, conversation)) + self.start
+
+    def turn(self, turn: Message) -> str:
+        """One turn as text; empty where the template has none of its role."""
+        if turn["role"] not in self.around:
+            return ""
+        before, after = self.around[turn["role"]]
+        return before + turn["content"] + after
 
     def as_go(self) -> str:
         """This template as a Go template that reads `.Messages`."""
@@ -55,7 +62,7 @@ class TurnTemplate:
             for role, (before, after) in self.around.items()
         )
         loop = "{{ range .Messages }}{{ " + turn + "{{ end }}{{ end }}"
-        return loop + _quoted(self.start)
+        return _quoted(self.begin) + loop + _quoted(self.start)
 
 
 def _quoted(text: str) -> str:
@@ -69,42 +76,72 @@ def turn_template(tokenizer: Any) -> TurnTemplate:
     Raises:
         ConfigError: the chat template does more than that.
     """
+    # A private-use character marks the contents: no template holds it.
+    system, question, reply, further = (
+        {"role": role, "content": f"\ue000{place}\ue000"}
+        for place, role in enumerate(("system", "user", "assistant", "user"))
+    )
+    begin = tokenizer.bos_token or ""
+    if not _rendered(tokenizer, [question], reply=False).startswith(begin):
+        begin = ""
+    around: dict[str, tuple[str, str]] = {}
     turns: list[Message] = []
-    around, rendered = {}, ""
-    for role in ("system", "user", "assistant"):
-        content = f"\ue000{role}\ue000"  # a private-use character, which no template holds
-        turns = [*turns, {"role": role, "content": content}]
-        longer = _rendered(tokenizer, turns, reply=False)
-        before, marker, after = longer.removeprefix(rendered).partition(content)
-        if not (marker and longer.startswith(rendered)):
-            raise ConfigError(
-                f"the tokenizer's chat template renders a {role} turn in a way that a Modelfile "
-                "cannot say; export the GGUF alone, which carries the template itself"
-            )
-        around[role], rendered = (before, after), longer
-    prompt = _rendered(tokenizer, turns[:2], reply=False)
-    return TurnTemplate(around, _rendered(tokenizer, turns[:2], reply=True).removeprefix(prompt))
+    rendered = begin
+    for turn in (system, question):
+        try:
+            around[turn["role"]] = _around(tokenizer, rendered, [*turns, turn], turn)
+        except ConfigError:
+            if turn is question:
+                raise
+            continue  # the template has no system turn, or puts it into the question
+        turns.append(turn)
+        rendered = _rendered(tokenizer, turns, reply=False)
+    # A reply as it is inside of a prompt: the last of a conversation may be rendered otherwise.
+    turns += [reply, further]
+    before, after = _around(tokenizer, rendered, turns, reply)
+    user = around["user"]
+    around["assistant"] = before, after.removesuffix(user[0] + further["content"] + user[1])
+    prompt = _rendered(tokenizer, turns, reply=True)
+    start = prompt.removeprefix(_rendered(tokenizer, turns, reply=False))
+    found = TurnTemplate(begin, around, start)
+    if found.render(turns) != prompt:
+        raise _cannot_say("a conversation")
+    return found
+
+
+def _around(tokenizer: Any, earlier: str, turns: Conversation, turn: Message) -> tuple[str, str]:
+    """The text before and after a turn's content; `earlier` is that of the turns before it."""
+    whole = _rendered(tokenizer, turns, reply=False)
+    before, content, after = whole.removeprefix(earlier).partition(turn["content"])
+    if not (content and whole.startswith(earlier)):
+        raise _cannot_say(f"a {turn['role']} turn")
+    return before, after
+
+
+def _cannot_say(what: str) -> ConfigError:
+    return ConfigError(
+        f"the tokenizer's chat template renders {what} in a way that a Modelfile cannot say; "
+        "export the GGUF alone, which carries the template itself"
+    )
 
 
 def default_system(tokenizer: Any) -> str | None:
     """The system prompt that the chat template adds to a conversation without one, if any."""
     question: Message = {"role": "user", "content": "?"}
-    before, after = turn_template(tokenizer).around["system"]
-    alone = _rendered(tokenizer, [question], reply=False)
-    added = alone.removesuffix(_rendered_turn(tokenizer, question))
-    if not added:
+    template = turn_template(tokenizer)
+    alone = _rendered(tokenizer, [question], reply=False).removeprefix(template.begin)
+    added = alone.removesuffix(template.turn(question))
+    if not added or "system" not in template.around:
         return None
+    before, after = template.around["system"]
     return added.removeprefix(before).removesuffix(after)
 
 
-def _rendered_turn(tokenizer: Any, turn: Message) -> str:
-    before, after = turn_template(tokenizer).around[turn["role"]]
-    return before + turn["content"] + after
-
-
 def _rendered(tokenizer: Any, turns: Conversation, reply: bool) -> str:
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply)
-    return text
+    """The text of a conversation, without the start token where Ollama adds it by itself."""
+    text, start = render(tokenizer, turns, reply), tokenizer.bos_token
+    adds = start is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(start) if adds else text
 
 
 def modelfile(
@@ -131,14 +168,19 @@ def modelfile(
 
 
 def export_ollama(
-    gguf: Path, tokenizer: Any, system: str | None, parameters: Mapping[str, float]
+    gguf: Path,
+    tokenizer: Any,
+    system: str | None,
+    ends: Sequence[str],
+    parameters: Mapping[str, float],
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Write `Modelfile` beside a GGUF file.
 
     Args:
         gguf: The model file.
-        tokenizer: The tokenizer that the model was trained with.
+        tokenizer: The tokenizer that the model was trained with, and the variables of its template.
         system: System prompt of the training; None uses that of the chat template.
+        ends: Texts of the tokens that end a reply, besides the tokenizer's own.
         parameters: Ollama's sampling parameters, such as `{"temperature": 0}`.
 
     Returns:
@@ -149,7 +191,10 @@ def export_ollama(
     """
     turns = turn_template(tokenizer)
     system = system or default_system(tokenizer)
-    stops = [text for text in dict.fromkeys((tokenizer.eos_token, tokenizer.pad_token)) if text]
+    if system and "system" not in turns.around:
+        raise _cannot_say("a system turn")
+    known = dict.fromkeys((tokenizer.eos_token, *ends, tokenizer.pad_token))
+    stops = [text for text in known if text]
     path = gguf.parent / "Modelfile"
     write_text(path, modelfile(gguf.name, turns.as_go(), system, stops, parameters))
     probes = _probes(system)

@@ -15,11 +15,11 @@ import httpx
 
 from eval import Conversation
 from posttrain.base.errors import ExportError
-from posttrain.data.render import render, token_ids
+from posttrain.data.render import NONE, Variables, render, token_ids
 from posttrain.export.float32 import Reference, merged_reference
 from posttrain.export.merge import stored_dtype
 from posttrain.export.proof import Check, at_most
-from posttrain.export.texts import STRINGS, Texts, template_cases
+from posttrain.export.texts import Texts, strings, template_cases
 from posttrain.model.llama_server import serve
 from posttrain.model.server import server_generator
 from posttrain.settings import Evaluation
@@ -66,7 +66,7 @@ def check_merged(
 
     `known` and `learnt` are the results of greedy_texts and learnt_change for that adapter.
     """
-    loaded = merged_reference(merged)
+    loaded = merged_reference(merged, texts.variables)
     largest, squares, spread = 0.0, 0.0, 0.0
     for prompt, reply, logits in zip(known.prompts, known.replies, known.logits, strict=True):
         difference = (loaded.logits(prompt, reply) - logits).double()
@@ -77,13 +77,13 @@ def check_merged(
     lost = math.sqrt(squares / learnt) if learnt else 0.0
     replies = loaded.greedy(known.prompts, limits.new_tokens)
     arithmetic = _arithmetic_difference(loaded, known, stored_dtype(merged))
-    cases = template_cases(texts)
+    cases, written = template_cases(texts, known.tokenizer), strings(known.tokenizer)
     return [
         *same_text(
             [render(loaded.tokenizer, case) for case in cases],
             [render(known.tokenizer, case) for case in cases],
-            token_ids(loaded.tokenizer, STRINGS),
-            token_ids(known.tokenizer, STRINGS),
+            token_ids(loaded.tokenizer, written),
+            token_ids(known.tokenizer, written),
         ),
         at_most(
             "relative_logit_difference",
@@ -115,15 +115,16 @@ def check_gguf(
 ) -> list[Check]:
     """Compare a GGUF file, run by a llama.cpp server, with the merged weights it was made from."""
     with serve(gguf, context=merged.context(limits)) as url:
-        server = LlamaCpp(url)
-        cases = template_cases(texts)
+        server = LlamaCpp(url, texts.variables)
         tokenizer = merged.reference.tokenizer
-        strings = [*STRINGS, *(render(tokenizer, case) for case in cases)]
+        cases = template_cases(texts, tokenizer)
+        prompts = [render(tokenizer, case) for case in cases]
+        written = [*strings(tokenizer), *prompts]
         checks = same_text(
             [server.render(case) for case in cases],
-            [render(tokenizer, case) for case in cases],
-            [server.tokenize(text) for text in strings],
-            token_ids(tokenizer, strings),
+            prompts,
+            [server.tokenize(text) for text in written],
+            token_ids(tokenizer, written),
         )
         if kind in ("f16", "bf16"):
             return checks + _check_16_bit(server, merged.texts, limits)
@@ -134,7 +135,7 @@ class MergedAnswers:
     """The answers of the merged weights, computed once for all GGUF files of an export."""
 
     def __init__(self, merged: Path, texts: Texts, limits: Parity) -> None:
-        self.reference = merged_reference(merged)
+        self.reference = merged_reference(merged, texts.variables)
         self.texts = greedy_texts(self.reference, texts.conversations, limits.new_tokens)
         self._problems, self._limits = texts.problems, limits
         self._numbers: list[Any] | None = None
@@ -187,7 +188,8 @@ def _check_quantised(
     if not texts.problems:
         return [perplexity]
     evaluation = Evaluation(max_new_tokens=limits.answer_tokens, batch_size=1)
-    answers = server_generator(url, evaluation, seed=0)(texts.problems)
+    ask = server_generator(url, evaluation, seed=0, variables=texts.variables)
+    answers = ask(texts.problems)
     numbers = [last_number(answer.text) for answer in answers]
     differing = sum(a != b for a, b in zip(numbers, merged.numbers(), strict=True))
     return [
@@ -232,8 +234,10 @@ def last_number(text: str) -> Any:
 class LlamaCpp:
     """The parts of a llama.cpp server's API that no OpenAI-style server has."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, variables: Variables = NONE) -> None:
+        """`variables` are those of the chat template, prompt.chat_template_kwargs."""
         self._client = httpx.Client(base_url=url, timeout=600, trust_env=False)
+        self._variables = dict(variables)
 
     def _ask(self, path: str, body: dict[str, Any]) -> Any:
         response = self._client.post(path, json=body)
@@ -246,7 +250,8 @@ class LlamaCpp:
         return [int(token) for token in self._ask("/tokenize", body)["tokens"]]
 
     def render(self, conversation: Conversation) -> str:
-        return str(self._ask("/apply-template", {"messages": conversation})["prompt"])
+        body = {"messages": conversation, "chat_template_kwargs": self._variables}
+        return str(self._ask("/apply-template", body)["prompt"])
 
     def greedy(self, prompt: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
         """A greedy reply and the log-probability of each of its tokens."""

@@ -18,6 +18,7 @@ from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.lock import hold
 from posttrain.base.paths import shown
 from posttrain.base.progress import duration
+from posttrain.data.render import set_template_variables
 from posttrain.export import merge, parity
 from posttrain.export.float32 import adapter_reference
 from posttrain.export.gguf import write_gguf
@@ -29,7 +30,7 @@ from posttrain.export.weights import check_weights
 from posttrain.model.policy import LIBRARIES
 from posttrain.report import export_words, next_steps
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
-from posttrain.settings import Export
+from posttrain.settings import Export, Prompt
 
 
 def export(trained: Trained, settings: Export) -> int:
@@ -129,7 +130,7 @@ class Exports:
         def write(into: Path) -> list[Check]:
             merge.merge(self.base, self.trained.adapter, self.dtype, into)
             limits = self.settings.parity
-            trained = adapter_reference(self.base, self.trained.adapter)
+            trained = adapter_reference(self.base, self.trained.adapter, self.texts.variables)
             known = parity.greedy_texts(trained, self.texts.conversations, limits.new_tokens)
             learnt = parity.learnt_change(trained, known)
             del trained  # out of memory before the merged model is loaded
@@ -153,10 +154,14 @@ class Exports:
         gguf = next(target for target in self.wanted if target.startswith("gguf:"))
         entry = self.record.content["exports"][gguf]
         checks = [Check("proven_gguf", gguf, gguf, bool(entry["proven"]))]
+        prompt = Prompt.model_validate(self.trained.run.get("prompt") or {})
+        tokenizer = merge.load_tokenizer(self.trained.adapter, self.base)
+        set_template_variables(tokenizer, prompt.chat_template_kwargs)
         path, more = export_ollama(
             self.trained.output / entry["path"],
-            merge.load_tokenizer(self.trained.adapter, self.base),
-            (self.trained.run.get("prompt") or {}).get("system"),
+            tokenizer,
+            prompt.system,
+            tokenizer.convert_ids_to_tokens(merge.end_tokens_of(self.base, tokenizer)),
             sampling(self.trained.run),
         )
         return path, [*checks, *(Check(**check) for check in more)]

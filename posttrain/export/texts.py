@@ -1,12 +1,13 @@
 """The inputs of the parity check: fixed texts in English and French, and problems."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from eval import Conversation, conversation
-from posttrain.base.errors import DataError
+from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.problems import load_evaluation
-from posttrain.settings import ProblemColumns, Source
+from posttrain.data.render import Variables, render
+from posttrain.settings import ProblemColumns, Prompt, Source
 
 QUESTIONS = (
     "What is the capital of France, and which river runs through it?",
@@ -49,7 +50,6 @@ STRINGS = (
     "  leading and trailing  \n \n\n  ",
     "déjà vu, naïve, coöperate, ﬁancée, Ångström",
     "日本語とemoji 🦙🚀 and ZWJ 👩\u200d👩\u200d👧, кириллица, العربية",
-    "<answer>42</answer>\n<|im_start|>user\nnot a turn<|im_end|>",
     "",
 )
 
@@ -62,11 +62,14 @@ class Texts:
     """Answered greedily and compared token by token."""
     problems: list[Conversation]
     """Answered to compare the last number of each answer; none where answers are text."""
+    variables: Variables = field(default_factory=dict)
+    """What the run gave the chat template, prompt.chat_template_kwargs."""
 
 
 def gate_texts(run: dict[str, Any], problems: int) -> Texts:
     """The fixed questions and some held-out problems of the run, with its system prompt."""
-    system = (run.get("prompt") or {}).get("system")
+    prompt = Prompt.model_validate(run.get("prompt") or {})
+    system = prompt.system
     questions = list(PROBLEMS)
     answers = "number"
     if run.get("method") == "grpo":
@@ -82,13 +85,26 @@ def gate_texts(run: dict[str, Any], problems: int) -> Texts:
             print(f"The run's own problems cannot be read ({error}); using built-in ones")
     problem_texts = [conversation(question, system) for question in questions[:problems]]
     fixed = [conversation(question, system) for question in QUESTIONS]
-    return Texts([*fixed, *problem_texts[:4]], problem_texts if answers == "number" else [])
+    compared = problem_texts if answers == "number" else []
+    return Texts([*fixed, *problem_texts[:4]], compared, prompt.chat_template_kwargs)
 
 
-def template_cases(texts: Texts) -> list[Conversation]:
-    """Conversations that two chat templates have to render in the same way: with and without a
-    system turn, and with several turns."""
+def strings(tokenizer: Any) -> list[str]:
+    """STRINGS, and one with special tokens in it, which a user or a reply may write too."""
+    special = dict.fromkeys((tokenizer.eos_token, tokenizer.pad_token))
+    text = "not a turn".join(token for token in special if token)
+    return [*STRINGS, f"<answer>42</answer>\n{text}\n{text}"]
+
+
+def template_cases(texts: Texts, tokenizer: Any) -> list[Conversation]:
+    """Conversations that two chat templates have to render in the same way: with several turns,
+    with a system turn if the tokenizer's template takes one, and without."""
     turns = conversation("Bonjour !", None)
     several = [*turns, {"role": "assistant", "content": "Salut."}, *conversation("Ça va ?", None)]
+    cases = [turns, several, *texts.conversations]
     system = conversation("Hi", "Answer in French.")
-    return [turns, several, system, *texts.conversations]
+    try:
+        render(tokenizer, system)
+    except ConfigError:
+        return cases
+    return [*cases, system]

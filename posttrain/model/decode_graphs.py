@@ -1,16 +1,16 @@
-"""CUDA-graph decoding for Qwen2, which Unsloth supports for other model families only.
+"""CUDA-graph decoding for model families that Unsloth has not tested it with.
 
 Unsloth's `_decode_graphs` replays a captured decoding step, where an eager step launches hundreds
-of small kernels. It should give bit-identical results. Qwen2 runs through the same code as Llama,
-plus biases of q, k and v. So it is allowed only after both ways of decoding have given the same
-bits for the same prompts, on this machine and with this model.
+of small kernels. It should give bit-identical results, and some families run through the code of
+those that it was tested with: Qwen2 through Llama's, plus biases of q, k and v. So a family is
+allowed only after both ways of decoding have given the same bits for the same prompts, on this
+machine and with this model.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-FAMILY = "qwen2"
 ROWS = (1, 6, 64)  # one row, a few and many go through different matrix products
 PROMPT, TOKENS = 24, 12
 NOISE = 0.02  # factor B of a new adapter is zero, which would hide a mistake in the adapter
@@ -25,10 +25,9 @@ def admit_decode_graphs(policy: Any, graphs: Any) -> str | None:
     if policy.device.type != "cuda":
         return "it needs an NVIDIA GPU"
     family = policy.config.model_type
-    if family != FAMILY:
-        known = family in graphs._SUPPORTED_MODEL_TYPES
-        return None if known else f"it is not made for {family}"
-    graphs._SUPPORTED_MODEL_TYPES.add(FAMILY)
+    if family in graphs._SUPPORTED_MODEL_TYPES:
+        return None
+    graphs._SUPPORTED_MODEL_TYPES.add(family)
     # Allocate buffers for the whole length at once. Growing them later would capture the step
     # again, at a length that the short comparison here does not test.
     graphs.PREALLOC = True
@@ -36,7 +35,7 @@ def admit_decode_graphs(policy: Any, graphs: Any) -> str | None:
         reasons = (_difference(policy, graphs, rows) for rows in ROWS)
         why_not = next(filter(None, reasons), None)
     if why_not:
-        graphs._SUPPORTED_MODEL_TYPES.discard(FAMILY)
+        graphs._SUPPORTED_MODEL_TYPES.discard(family)
     return why_not
 
 

@@ -10,7 +10,7 @@ from posttrain.base.progress import progress_bar
 from posttrain.data.render import render, token_ids
 from posttrain.model.device import free_bytes
 from posttrain.model.merged import sampling_weights
-from posttrain.model.policy import inference_mode
+from posttrain.model.policy import end_tokens, inference_mode
 from posttrain.model.prompts import Reader, Rows, continue_rows
 from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
@@ -49,7 +49,8 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
     sampling: dict[str, Any] = {"do_sample": False}
     if evaluation.temperature > 0:
         sampling = {"do_sample": True, "temperature": evaluation.temperature, "top_k": 0}
-    ends, padding = end_tokens(policy, tokenizer), tokenizer.pad_token_id
+    ends = end_tokens(policy.generation_config, tokenizer)
+    padding = tokenizer.pad_token_id
     config = GenerationConfig(
         max_new_tokens=evaluation.max_new_tokens,
         eos_token_id=sorted(ends),
@@ -193,20 +194,13 @@ class _Round:
         return torch.tensor(ended, device=input_ids.device)
 
 
-def end_tokens(policy: Any, tokenizer: Any) -> set[int]:
-    """Ids that end a reply: the tokenizer's EOS and the end tokens that the model declares."""
-    declared = policy.generation_config.eos_token_id
-    several = declared if isinstance(declared, list) else [declared]
-    return {int(i) for i in [tokenizer.eos_token_id, *several] if i is not None}
-
-
 def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
     """How many replies to write at once: a power of two whose key-value cache and logits take at
     most half of the free GPU memory; 32 on a CPU, where larger batches bring little."""
     if policy.device.type != "cuda":
         return 32
     config = policy.config
-    head = config.hidden_size // config.num_attention_heads
+    head = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
     length = evaluation.max_new_tokens + 512  # room for a long prompt
     cache = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head * length
     logits = 2 * 4 * config.vocab_size

@@ -20,6 +20,7 @@ from posttrain.base.errors import ConfigError, PostTrainError, first_line
 from posttrain.base.files import model_fingerprint
 from posttrain.base.paths import ROOT
 from posttrain.base.process import share_the_processor
+from posttrain.data.render import end_of_reply
 from posttrain.model import adapter
 from posttrain.model.decode_graphs import admit_decode_graphs
 from posttrain.model.device import Device
@@ -133,6 +134,7 @@ def load_tokenizer(model: Model) -> Any:
         raise ConfigError(f"model.name: '{name}' has no chat template; use an instruct model")
     if tokenizer.eos_token is None:
         raise ConfigError(f"model.name: the tokenizer of '{name}' has no end-of-sequence token")
+    end_at_replies(tokenizer)
     return tokenizer
 
 
@@ -260,7 +262,8 @@ def load_for_scoring(
 
 
 def _set_up_generation(policy: Any, tokenizer: Any) -> Any:
-    """Set left padding and a padding token, and remove the model's own sampling settings.
+    """Set left padding, a padding token and all end tokens, and remove the model's own sampling
+    settings.
 
     Models come with sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1), which
     generate() would use wherever the caller sets none. Ours come from the YAML alone. Returns the
@@ -271,11 +274,28 @@ def _set_up_generation(policy: Any, tokenizer: Any) -> Any:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    ends = end_tokens(policy.generation_config, tokenizer)
+    end_at_replies(tokenizer)
     policy.generation_config = GenerationConfig(
-        eos_token_id=policy.generation_config.eos_token_id or tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends | {tokenizer.eos_token_id}), pad_token_id=tokenizer.pad_token_id
     )
     return tokenizer
+
+
+def end_at_replies(tokenizer: Any) -> None:
+    """Make the token that the chat template ends a reply with the tokenizer's end of sequence.
+
+    trl puts that token after a reply in DPO. In Gemma, for one, it is that of a whole document,
+    which the model does not write after a turn.
+    """
+    tokenizer.eos_token = end_of_reply(tokenizer) or tokenizer.eos_token
+
+
+def end_tokens(declared: Any, tokenizer: Any) -> set[int]:
+    """Ids that end a reply: the tokenizer's EOS and those that a GenerationConfig declares."""
+    several = declared.eos_token_id
+    several = several if isinstance(several, list) else [several]
+    return {int(i) for i in [tokenizer.eos_token_id, *several] if i is not None}
 
 
 def drop_reference_copy(policy: Any) -> None:

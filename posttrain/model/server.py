@@ -11,6 +11,7 @@ import httpx
 
 from eval import Completion, Conversation, Generate
 from posttrain.base.errors import ConfigError, PostTrainError
+from posttrain.data.render import NONE, Variables
 from posttrain.settings import Evaluation
 
 TRIES = 4
@@ -26,13 +27,17 @@ def is_url(name: str) -> bool:
 
 
 def server_generator(
-    url: str, evaluation: Evaluation, seed: int, model: str | None = None
+    url: str,
+    evaluation: Evaluation,
+    seed: int,
+    model: str | None = None,
+    variables: Variables = NONE,
 ) -> Generate:
     """A generate function that uses `URL/chat/completions`; see `asker`.
 
     It makes `evaluation.batch_size` requests at the same time.
     """
-    ask = asker(url, evaluation, model)
+    ask = asker(url, evaluation, model, variables=variables)
 
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
         requests = [(each, seed + place) for place, each in enumerate(conversations)]
@@ -89,12 +94,15 @@ def asker(
     model: str | None = None,
     key_variable: str = KEY_VARIABLE,
     patience_s: float = PATIENCE_S,
+    variables: Variables = NONE,
 ) -> Ask:
     """A function (conversation, seed) -> completion, which several threads may call at once.
 
-    Without `model`, the first model that the server lists is used. The key comes from the
-    environment. A request is repeated if the answer takes longer than `patience_s` seconds, or if
-    the server is busy or fails: after growing pauses, or the pause that the server asks for.
+    Without `model`, the first model that the server lists is used. `variables`, if
+    there are any, go to the server's chat template, in a field that not every server knows. The key
+    comes from the environment. A request is repeated if the answer takes longer than `patience_s`
+    seconds, or if the server is busy or fails: after growing pauses, or the pause that the server
+    asks for.
 
     Raises:
         ConfigError: the server cannot be reached, refuses the request or gives another answer.
@@ -109,6 +117,7 @@ def asker(
             "max_tokens": evaluation.max_new_tokens,
             "temperature": evaluation.temperature,
             "seed": seed,
+            **({"chat_template_kwargs": dict(variables)} if variables else {}),
         }
         return _completion(_request(client, "POST", "/chat/completions", body), url)
 

@@ -100,6 +100,7 @@ def _facts(found: Record, repository: str | None) -> dict[str, Any]:
             f"{k} {versions[k]}" for k in ("unsloth", "trl", "transformers", "torch")
         ),
         "system": settings["prompt"]["system"],
+        "variables": settings["prompt"].get("chat_template_kwargs"),  # none in earlier runs
         "table": _table(scores),
         "exports": {
             key: {**export, "checks": "; ".join(map(_said, export["checks"]))}

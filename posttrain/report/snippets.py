@@ -17,7 +17,7 @@ model = {loader}.from_pretrained("{folder}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 turns = {turns}
 prompt = tokenizer.apply_chat_template(
-    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True{variables}
 )
 reply = model.generate(**prompt, max_new_tokens={limit}, do_sample=False)
 print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))"""
@@ -45,10 +45,18 @@ def snippets(
         "[\n" + "".join(f"    {json.dumps(turn, ensure_ascii=False)},\n" for turn in turns) + "]"
     )
     said = f"-sys {shlex.quote(system)} " if system else ""
+    variables = settings["prompt"].get("chat_template_kwargs") or {}  # none in earlier runs
+    named = "".join(f", {name}={value!r}" for name, value in variables.items())
+    option = f"chat-template-kwargs {shlex.quote(json.dumps(variables))} " if variables else ""
 
     def transformers(package: str, loader: str, folder: str) -> str:
         return TRANSFORMERS.format(
-            package=package, loader=loader, folder=folder, turns=shown, limit=limit
+            package=package,
+            loader=loader,
+            folder=folder,
+            turns=shown,
+            variables=named,
+            limit=limit,
         )
 
     found = [
@@ -64,10 +72,12 @@ def snippets(
         if name == "merged_16bit":
             merged = transformers("transformers", "AutoModelForCausalLM", repository or path)
             found.append(Snippet("transformers, merged weights", "python", merged, tested=True))
-            serve = f"vllm serve {shlex.quote(repository or path)}"
+            default = option and f"--default-{option}"
+            serve = f"vllm serve {default}{shlex.quote(repository or path)}"
             found.append(Snippet("vLLM", "bash", serve, tested=False))
         elif name.startswith("gguf:"):
-            command = f"llama-cli -m {shlex.quote(path)} --temp 0 {said}-p {shlex.quote(question)}"
+            model = f"llama-cli -m {shlex.quote(path)} --temp 0 {option and f'--{option}'}"
+            command = f"{model}{said}-p {shlex.quote(question)}"
             found.append(Snippet(f"llama.cpp, {name[5:]}", "bash", command, tested=False))
         elif name == "ollama":
             model = settings["run"]["name"].lower()

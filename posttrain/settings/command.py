@@ -31,6 +31,7 @@ OWNED = {
     "disable_tqdm": "run.verbose",
     "resume_from_checkpoint": "--resume",
     "reward_weights": "rewards",
+    "chat_template_kwargs": "prompt.chat_template_kwargs",
     "max_length": "model.max_seq_length",
     "save_strategy": "training.save_steps",
     "logging_strategy": "training.logging_steps",

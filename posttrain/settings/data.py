@@ -1,10 +1,19 @@
 """Settings of `data` and `prompt`: where rows come from and how they are read."""
 
+import math
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from posttrain.base.expected import given
 from posttrain.settings.section import Section
+
+# The arguments of transformers' apply_chat_template, and what it renders: not for a template alone.
+TAKEN = {
+    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
 
 
 class Source(Section):
@@ -147,3 +156,23 @@ class ProblemData(Data):
 class Prompt(Section):
     system: str | None = None
     """The system turn. null sends none, and then the chat template may add its own."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field({})
+    """Variables that the model's chat template gets wherever a prompt is rendered, in training,
+    scoring and exports, such as `{enable_thinking: false}` for Qwen3."""
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _variables_of_a_template(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for name, value in values.items():
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is not the name of a variable: letters, digits and '_'")
+            if name in TAKEN:
+                raise ValueError(f"{name} is for the scripts to set, not a variable of a template")
+            number = isinstance(value, int | float) and math.isfinite(value)
+            if not (number or isinstance(value, str)):
+                raise ValueError(
+                    f"{name} should be true, false, a number or text, got {given(value)}"
+                )
+        return values

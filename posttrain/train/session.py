@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 from posttrain.base.distributed import is_main
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT
+from posttrain.data.render import set_template_variables
 from posttrain.model import policy, trust, vllm
 from posttrain.model.device import check_device, free_memory
 from posttrain.report import next_steps
@@ -85,7 +86,9 @@ class Session(Generic[S]):
         device = policy.start(self.settings.run.verbose, self.settings.run.threads)
         print(check_device(device, self.settings.model, self.settings.training))
         self._facts["device"] = device.name
-        return policy.load_tokenizer(self.settings.model)
+        tokenizer = policy.load_tokenizer(self.settings.model)
+        set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
+        return tokenizer
 
     def open(self, rows: Sequence[Any]) -> None:
         """Open the run folder and start the trackers; `rows` are all that is trained and scored on.
@@ -115,6 +118,7 @@ class Session(Generic[S]):
         self._policy = policy.load(
             settings.model, settings.lora, settings.training, settings.run.verbose
         )
+        set_template_variables(self._policy[1], settings.prompt.chat_template_kwargs)
         loop.check_room(self._policy[0], settings, self.run)
         return self._policy
 

@@ -58,9 +58,9 @@ def load_rows(spec: Spec, settings: Any, tokenizer: Any) -> list[Any]:
             fitting = sorted(fitting, key=lambda p: len(p.question), reverse=True)[:64]
         return fitting
     pairs = load_pair_set(settings.data, settings.prompt)
-    sides = (pairs.train, pairs.held_out)
+    sides = (pairs.train, pairs.held_out, pairs.validation)
     lengths = [pair_lengths.measure(side, tokenizer) for side in sides]
-    train, _ = dpo.fitting(pairs, lengths, settings)
+    train, *_ = dpo.fitting(pairs, lengths, settings)
     if spec.longest:
         train = [stretched(pair, tokenizer, settings.model.max_seq_length) for pair in train[:64]]
     return train

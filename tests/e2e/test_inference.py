@@ -14,7 +14,7 @@ from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
 from posttrain.model import inference, policy
-from posttrain.model.log_probs import pair_log_probs
+from posttrain.model.log_probs import pair_log_probs, token_log_probs
 from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
 from posttrain.settings.command import load_settings
 from rewards.answer import CLOSE, ends_with_answer
@@ -358,3 +358,34 @@ def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> N
     reference = pair_log_probs(model, tokenizer, pairs, 5, reference=True)
     assert same(reference, expected)
     assert pair_log_probs(model, tokenizer, [], 5, reference=False) == []
+
+
+def test_scoring_holds_some_logits_at_a_time() -> None:
+    """Of a batch with more logits than are computed at once; the same numbers as all at once."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(
+            self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+        ):
+            result = operation(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.numbers = max(self.numbers, result.numel())
+            return result
+
+    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
+    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
+    forward, vocabulary = model.get_base_model().forward, len(tokenizer)
+    ids = torch.randint(3, vocabulary, (96, 256), generator=torch.Generator().manual_seed(0))
+    sequences = [(row, 8) for row in ids.tolist()]
+    with Largest() as largest:
+        found = token_log_probs(model, tokenizer, sequences, 96, False, "rows")
+    assert largest.numbers <= 2**24 < 96 * 248 * vocabulary
+    assert model.get_base_model().forward == forward
+    with torch.no_grad():
+        logits = model(input_ids=ids[:4]).logits[:, 7:-1].float()
+    expected = logits.log_softmax(-1).gather(-1, ids[:4, 8:, None])[..., 0]
+    torch.testing.assert_close(torch.tensor(found[:4]), expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Both scripts at the exact shape of Qwen2.5-0.5B, 4-bit on the CPU, on real text (long)."""
+"""Both scripts at exact shapes of Qwen2.5, 0.5B and 1.5B, 4-bit on the CPU, on real text (long)."""
 
 import json
 import math
@@ -9,23 +9,48 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.doctor.estimate import CPU, estimate
+from posttrain.doctor.shape import shape_of
+from posttrain.settings.command import SETTINGS, load_settings
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 pytestmark = [needs_shared, pytest.mark.long, pytest.mark.timeout(2400)]
 
+# Number of parameters, and what differs from the 0.5B.
+SHAPES: dict[str, tuple[int, dict[str, int]]] = {
+    "0.5b": (494_032_768, {}),
+    "1.5b": (
+        1_543_714_304,
+        {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+        },
+    ),
+}
+MOST = {"0.5b": 8, "1.5b": 14}
+"""GB that a script may take."""
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def size(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("qwen2.5-0.5b-random")
-    return make_qwen(folder, SHARED / "qwen2.5-tokenizer")
+def model(size: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(f"qwen2.5-{size}-random")
+    shape = SHAPES[size][1]
+    return make_qwen(folder, SHARED / "qwen2.5-tokenizer", large=bool(shape), **shape)
 
 
-def test_parameter_count(model: Path) -> None:
+def test_parameter_count(model: Path, size: str) -> None:
     from safetensors import safe_open
 
     with safe_open(model / "model.safetensors", "pt") as weights:
         shapes = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118
-    assert sum(math.prod(shape) for shape in shapes) == 494_032_768
+    assert sum(math.prod(shape) for shape in shapes) == SHAPES[size][0]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +62,7 @@ def test_parameter_count(model: Path) -> None:
             [
                 f"data.train.path={SHARED / 'french-preferences' / 'preferences.json'}",
                 "data.columns.prompt=instruction",
-                "data.holdout=100",
+                "data.holdout=290",  # of 300
                 "training.per_device_train_batch_size=2",
                 "training.gradient_accumulation_steps=1",
                 "evaluation={limit: 2, replies: 1, max_new_tokens: 8, batch_size: 2, also: []}",
@@ -61,6 +86,7 @@ def test_parameter_count(model: Path) -> None:
 def test_one_step(
     tmp_path: Path,
     model: Path,
+    size: str,
     name: str,
     config: str,
     overrides: list[str],
@@ -83,6 +109,11 @@ def test_one_step(
     step = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert step["step"] == 1
     peak = usage.ru_maxrss / 2**20
+    settings = load_settings(SETTINGS[name], yaml, [f"model.name={model}", *overrides])
+    shape = shape_of(str(model))
+    assert shape is not None
+    estimated = estimate(settings, shape, CPU)["peak"]
     with capsys.disabled():
-        print(f"\n{name} at the real shape: {step['seconds']:.0f} s a step, peak {peak:.2f} GB")
-    assert peak < 8
+        print(f"\n{name} at the {size} shape: {step['seconds']:.0f} s a step, peak {peak:.2f} GB")
+        print(f"the doctor's estimate for this CPU, without loading: {estimated:.2f} GB")
+    assert peak < MOST[size]

@@ -16,6 +16,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, Section
 from posttrain.settings.command import OWNED, check_extra, load_settings, parse_command_line
+from posttrain.settings.data import TAKEN
 from posttrain.settings.export import Parity
 from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import read_yaml
@@ -413,6 +414,12 @@ def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
         ("rewards.format=.inf", "rewards.format: "),
         ("evaluation.temperature=-0.1", "evaluation.temperature: "),
         ("tracking.samples=-1", "tracking.samples: "),
+        ("prompt.chat_template_kwargs=[a]", "prompt.chat_template_kwargs: should be a section, "),
+        ("prompt.chat_template_kwargs={a-b: 1}", "kwargs: 'a-b' is not the name of a variable: "),
+        ("prompt.chat_template_kwargs={a: [1]}", "a should be true, false, .* got the list .1."),
+        ("prompt.chat_template_kwargs={a: null}", "a should be true, false, .* got null"),
+        ("prompt.chat_template_kwargs={a: .nan}", "a should be true, false, a number or text, got"),
+        ("prompt.chat_template_kwargs={tokenize: true}", "tokenize is for the scripts to set, "),
         ("run.name=a/b", "run.name: should be letters, digits, .* got the text .a/b."),
         ("run.name=../up", "run.name: "),
         ("run.name=''", "run.name: "),
@@ -541,6 +548,8 @@ def test_every_key_duplicated(path: Path, tmp_path: Path) -> None:
         ("prompt.system=Réponds : a=b", None),  # a colon and a space are YAML's, and need quotes
         ("prompt.system='Réponds : a=b'", "Réponds : a=b"),
         ("prompt.system=a=b", "a=b"),
+        ("prompt.chat_template_kwargs.enable_thinking=false", False),
+        ("prompt.chat_template_kwargs={a: 1.5, b: '2', c_3: 2}", {"a": 1.5, "b": "2", "c_3": 2}),
         ("prompt.system='5'", "5"),
         ("run.name=mine", "mine"),
     ],
@@ -911,3 +920,13 @@ def test_the_bait_catches(bait: Path) -> None:
     """What the two tests above rely on."""
     result = subprocess.run([sys.executable, "-c", "import torch"], env={"PYTHONPATH": str(bait)})
     assert result.returncode == 99
+
+
+def test_names_that_are_no_variables_of_a_template() -> None:
+    """All arguments of apply_chat_template, and what it gives each template besides."""
+    from inspect import signature
+
+    from transformers import PreTrainedTokenizerBase
+
+    names = set(signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+    assert names - {"self", "kwargs"} | {"messages"} == TAKEN

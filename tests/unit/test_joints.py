@@ -109,7 +109,7 @@ posttrain/model/policy.py: the copy of the adapter that trl adds is removed
     trl/trainer/grpo_trainer.py: 'add_adapter("ref"'
 posttrain/model/adapter.py: trl takes an adapter of this name for the reference
     trl/trainer/dpo_trainer.py: 'adapter_name="ref"'
-posttrain/model/decode_graphs.py: CUDA-graph decoding for Qwen2
+posttrain/model/decode_graphs.py: CUDA-graph decoding for untested families
     unsloth/models/_decode_graphs.py: _SUPPORTED_MODEL_TYPES PREALLOC ENABLED _states(model)
     unsloth/models/_decode_graphs.py: release_for_training(model)
     unsloth/models/_decode_graphs.py: _ModelGraphs.replays _ModelGraphs.disabled
@@ -119,6 +119,9 @@ posttrain/model/merged.py: the layers that an adapter changes, their base weight
     peft/tuners/lora/layer.py: LoraLayer.lora_magnitude_vector LoraLayer.scaling
     peft/tuners/lora/variants.py: DoraLinearVariant
     peft/utils/integrations.py: dequantize_module_weight(module)
+posttrain/model/log_probs.py: the logits of scored tokens alone, some at a time
+    trl/trainer/utils.py: add_fused_lm_head(model)
+    trl/trainer/utils.py: FusedCausalLMOutput.log_probs
 posttrain/model/prompts.py: layers that keep the keys and values of all tokens, and only these
     transformers/cache_utils.py: DynamicLayer
 posttrain/model/rollouts.py: a trainer's generation goes through its model's generate()

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -114,6 +115,21 @@ def test_exports_are_shown_with_their_parity(tmp_path: Path) -> None:
     assert 'AutoModelForCausalLM.from_pretrained("merged_16bit"' in text
     assert "### vLLM (not tested by the project)" in text
     assert "llama-cli -m gguf/m-q4_k_m.gguf --temp 0 -sys" in text
+
+
+def test_variables_of_the_chat_template_are_in_every_command(tmp_path: Path) -> None:
+    variables = {"enable_thinking": False, "style": "it's"}
+    run = make_run(tmp_path / "run", prompt__chat_template_kwargs=variables)
+    exports = {"merged_16bit": PROVEN, "gguf:q4_k_m": {**UNPROVEN, "proven": True}}
+    (run / "export.json").write_text(json.dumps({"exports": exports}), encoding="utf-8")
+    text = write_model_card(run).read_text(encoding="utf-8")
+    assert text.count('return_dict=True, enable_thinking=False, style="it\'s"\n)') == 2
+    quoted = shlex.quote(json.dumps(variables))
+    assert f"vllm serve --default-chat-template-kwargs {quoted} merged_16bit" in text
+    assert f"--temp 0 --chat-template-kwargs {quoted} -sys" in text
+    assert "render it with the same ones" in text
+    plain = write_model_card(make_run(tmp_path / "plain")).read_text(encoding="utf-8")
+    assert "kwargs" not in plain.partition("## Settings")[0]
 
 
 def test_no_folder_of_this_machine_is_named(tmp_path: Path) -> None:

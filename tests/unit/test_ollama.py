@@ -10,7 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from posttrain.base.errors import ConfigError
+from posttrain.data.render import set_template_variables
 from posttrain.export.ollama import default_system, export_ollama, modelfile, turn_template
+from tests.families import FAMILIES, make_tokenizer
 from tests.helpers import ROOT, SHARED, needs_shared
 
 TOKENIZERS = [
@@ -78,6 +80,29 @@ def test_turns_are_rendered_as_by_the_tokenizer(folder: Path) -> None:
         assert template.render(turns) == rendered(tokenizer, turns)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(name: str, tmp_path: Path) -> None:
+    """Replies of earlier turns, a start token that Ollama adds by itself, no system turn."""
+    tokenizer, bos = make_tokenizer(FAMILIES[name]), FAMILIES[name].bos
+    variables = {"enable_thinking": False} if name == "qwen3" else {}
+    set_template_variables(tokenizer, variables)
+    system = None if name == "gemma" else SYSTEM
+    path, (check,) = export_ollama(tmp_path / "model.gguf", tokenizer, system, [], {})
+    assert check["passed"] and check["value"] == 6
+    assert bos is None or bos not in path.read_text(encoding="utf-8")
+    conversation = CONVERSATIONS[1][1 if name == "gemma" else 0 :]
+    conversation = [{**turn, "content": turn["content"].strip()} for turn in conversation]
+    prompt = tokenizer.apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=True, **variables
+    )
+    assert (bos or "") + turn_template(tokenizer).render(conversation) == prompt
+
+
+def test_a_system_prompt_without_a_system_turn(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a system turn"):
+        export_ollama(tmp_path / "a.gguf", make_tokenizer(FAMILIES["gemma"]), SYSTEM, [], {})
+
+
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
 @pytest.mark.parametrize("folder", TOKENIZERS)
 def test_go_renders_it_as_the_tokenizer_does(folder: Path, tmp_path: Path) -> None:
@@ -110,7 +135,7 @@ def test_a_template_that_looks_back_is_refused() -> None:
     numbered = "{% for t in messages %}{{ messages|length }}{{ t.content }}{% endfor %}"
     with pytest.raises(ConfigError, match="a Modelfile cannot say"):
         turn_template(with_template(numbered))
-    with pytest.raises(ConfigError, match="a system turn"):
+    with pytest.raises(ConfigError, match="a user turn"):
         turn_template(with_template("{% for t in messages[1:] %}{{ t.content }}{% endfor %}"))
 
 
@@ -127,13 +152,13 @@ def test_three_quotes_cannot_be_written() -> None:
 def test_the_modelfile_carries_what_the_gguf_does_not(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(ROOT / "assets" / "demo_model")
     gguf = tmp_path / "model-q8_0.gguf"
-    path, checks = export_ollama(
-        gguf, tokenizer, SYSTEM, {"temperature": 0, "repeat_penalty": 1, "num_ctx": 256}
-    )
+    parameters = {"temperature": 0, "repeat_penalty": 1, "num_ctx": 256}
+    path, checks = export_ollama(gguf, tokenizer, SYSTEM, ["<|end|>"], parameters)
     lines = path.read_text(encoding="utf-8").split("\n")
     assert lines[0] == "FROM ./model-q8_0.gguf"
     assert f'SYSTEM """{SYSTEM}"""' in lines
-    assert f'PARAMETER stop "{tokenizer.eos_token}"' in lines
+    stops = [line.removeprefix("PARAMETER stop ") for line in lines if " stop " in line]
+    assert stops == ['"<|im_end|>"', '"<|end|>"', '"<|endoftext|>"']
     assert "PARAMETER temperature 0" in lines
     assert "PARAMETER num_ctx 256" in lines
     assert checks[0]["passed"]
@@ -145,5 +170,5 @@ def test_a_template_that_changes_a_text_fails_the_check(tmp_path: Path) -> None:
     template = (
         "{% for t in messages %}<{{ t.role }}>{{ t.content|replace('quotes', '') }}{% endfor %}"
     )
-    _, checks = export_ollama(tmp_path / "model.gguf", with_template(template), None, {})
+    _, checks = export_ollama(tmp_path / "model.gguf", with_template(template), None, [], {})
     assert not checks[0]["passed"]

@@ -159,6 +159,14 @@ def test_what_a_request_holds(api: Server) -> None:
     assert [path for path, _ in api.seen] == ["/v1/models", *["/v1/chat/completions"] * 2]
 
 
+def test_variables_of_the_chat_template(api: Server) -> None:
+    variables = {"enable_thinking": False}
+    evaluation = Evaluation(batch_size=1)
+    generate = server.server_generator(api.url, evaluation, seed=1, variables=variables)
+    generate([conversation("Say 1", None)])
+    assert api.bodies[0]["chat_template_kwargs"] == variables
+
+
 def test_length_is_what_truncated_means(api: Server) -> None:
     replies = {"a": choice("cut", "length", 77), "b": choice("done", "stop", 3), "c": choice(None)}
     api.plan = lambda body, _: replies[body["messages"][-1]["content"]]

@@ -1,0 +1,309 @@
+"""Both scripts on tiny models of several families: prompts, end tokens, scores, merged weights."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import conversation
+from posttrain.base.errors import ConfigError
+from posttrain.data.problems import load_problems
+from posttrain.data.render import render, set_template_variables
+from posttrain.export import llama_cpp
+from posttrain.model import inference, policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import Evaluation, GRPOSettings
+from posttrain.settings.command import load_settings
+from scripts import dpo, evaluate, grpo
+from tests.families import FAMILIES, Family, make_model
+from tests.helpers import ROOT, run_script
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
+DEMO = ROOT / "assets" / "demo_data"
+MAINS = {"grpo": grpo.main, "dpo": dpo.main}
+ASSISTANT, THOUGHTS = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n"
+PARITY = ["export.parity.new_tokens=8", "export.parity.problems=4", "export.parity.answer_tokens=8"]
+REWARD = """
+def letters(completions, **columns):
+    return [float(len(turns[-1]["content"]) % 5) for turns in completions]
+"""
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tokenizer_of(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[list[int]]]:
+    """The rows of token ids that any model reads inside of the block, but for single tokens."""
+    import torch
+
+    rows: list[list[int]] = []
+    forward = torch.nn.Embedding.forward
+
+    def noting(layer: Any, ids: Any) -> Any:
+        if ids.ndim == 2 and ids.shape[1] > 1:
+            rows.extend(ids.tolist())
+        return forward(layer, ids)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Embedding, "forward", noting)
+        yield rows
+
+
+def as_text(rows: list[list[int]], tokenizer: Any) -> list[str]:
+    """The rows as text, without padding on either side."""
+    pad = tokenizer.pad_token_id
+    kept = [[place for place, token in enumerate(row) if token != pad] for row in rows]
+    return [tokenizer.decode(row[k[0] : k[-1] + 1]) for row, k in zip(rows, kept, strict=True)]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model, a run of two steps of each script on it, and what their policies read."""
+
+    name: str
+    folder: Path
+    rows: dict[str, list[list[int]]]
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.name]
+
+    def run(self, method: str) -> Path:
+        return self.folder / method
+
+    def texts(self, method: str) -> list[str]:
+        return as_text(self.rows[method], tokenizer_of(self.run(method) / "adapter"))
+
+    def overrides(self, method: str) -> list[str]:
+        found = [
+            *(f"model.name={self.folder / 'model'}", "data.train.limit=40"),
+            *("training.max_steps=2", "training.save_steps=1", *PARITY),
+            "training.per_device_train_batch_size=4",
+        ]
+        if method == "grpo":
+            reward = self.folder / "letters.py"
+            reward.write_text(REWARD, encoding="utf-8")
+            found += [
+                *(f"rewards={{'{reward}:letters': 1.0}}", "training.num_generations=4"),
+                "training.max_completion_length=12",
+                "evaluation={limit: 4, max_new_tokens: 12, batch_size: 4}",
+            ]
+        else:
+            found += [
+                *("data.holdout=4", "training.loss_type=[sigmoid]"),
+                "evaluation={limit: 4, replies: 4, max_new_tokens: 12, batch_size: 4, also: []}",
+            ]
+        if self.name == "qwen3":
+            found.append("prompt.chat_template_kwargs.enable_thinking=false")
+        if self.name == "gemma":
+            found.append("prompt.system=null")
+        return found
+
+    def main(self, method: str, *more: str) -> int:
+        """What the script returns, as it is called by a user."""
+        given = ["--config", str(ROOT / "configs" / f"{method}_demo.yaml")]
+        given += ["--output", str(self.run(method)), *self.overrides(method), *more]
+        return MAINS[method](given)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp(request.param)
+    make_model(request.param, folder / "model")
+    found = Made(request.param, folder, {})
+    for method in MAINS:
+        with noted() as rows:
+            assert found.main(method) == 0
+        found.rows[method] = rows
+    return found
+
+
+@pytest.mark.parametrize("method", MAINS)
+def test_two_steps_and_scores(made: Made, method: str) -> None:
+    steps = rows_of(made.run(method) / "metrics.jsonl")[:2]  # and a summary
+    assert [row["step"] for row in steps] == [1, 2]
+    assert max(row["grad_norm"] for row in steps) > 0
+    before, after, comparison = (
+        read(made.run(method) / "eval" / f"{name}.json")
+        for name in ("before", "after", "comparison")
+    )
+    assert set(before) == set(after) == set(comparison)
+    if method == "grpo":
+        assert {measure["n"] for measure in before.values()} == {4}
+    else:
+        assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+        assert before["reward_margin"]["value"] == pytest.approx(0, abs=1e-5)
+        assert before["kl_per_token"]["value"] == pytest.approx(0, abs=1e-6)
+        assert after["kl_per_token"]["value"] > 0
+
+
+@pytest.mark.parametrize("method", MAINS)
+def test_what_the_policy_read(made: Made, method: str) -> None:
+    """In rollouts, training and scoring: one start token, and no thoughts for Qwen3. What all
+    prompts begin with may be read by itself, and several rows as one (by Unsloth on a GPU)."""
+    texts = made.texts(method)
+    assert len(texts) > 20
+    if made.family.bos:
+        assert not any(2 * made.family.bos in text for text in texts)
+        assert sum(text.startswith(made.family.bos) for text in texts) > 10
+    if made.name == "qwen3":
+        begun = [text.partition(ASSISTANT)[2] for text in texts]
+        begun = [text for text in begun if text]
+        assert len(begun) > 15
+        for text in begun:
+            assert text[: len(THOUGHTS)] == THOUGHTS[: len(text)]
+
+
+def test_a_reply_of_dpo_ends_as_in_the_chat_template(made: Made) -> None:
+    replies = [
+        pair[side]
+        for pair in rows_of(DEMO / "preferences.jsonl")[:40]
+        for side in ("chosen", "rejected")
+    ]
+    texts = made.texts("dpo")
+    found = [reply for reply in replies if any(reply in text for text in texts)]
+    assert len(found) > 12  # those of two steps and of the held-out pairs
+    for reply in found:
+        ends = {text.partition(reply)[2] for text in texts if reply in text}
+        assert ends == {made.family.reply_end}, reply
+
+
+def test_every_end_token_ends_a_reply(made: Made, tmp_path: Path) -> None:
+    """Those of the generation settings, the tokenizer and the template; in scoring and rollouts."""
+    import torch
+
+    config = ROOT / "configs" / "grpo_demo.yaml"
+    settings = load_settings(GRPOSettings, config, made.overrides("grpo"))
+    loaded, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
+    assert tokenizer.eos_token == made.family.reply_end
+    ends = {made.family.reply_end, made.family.eos, *made.family.ends}
+    ids = set(tokenizer.convert_tokens_to_ids(sorted(ends)))
+    head, evaluation = loaded.get_output_embeddings(), Evaluation(max_new_tokens=5, batch_size=2)
+    for number in sorted(ids):
+        head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)), requires_grad=False)
+        head.bias[number] = 100.0
+        (reply,) = inference.generator(loaded, tokenizer, evaluation, 0)([conversation("?", None)])
+        assert (reply.ids, reply.truncated) == ((number,), False)
+    head.bias = None
+    problems, _ = load_problems(settings.data)
+    functions = grpo.load_rewards(settings, problems[0])
+    run = RunFolder(tmp_path / "run")
+    trainer, _ = grpo.build_trainer(loaded, tokenizer, problems, settings, functions, run)
+    assert set(trainer.eos_token_ids) == set(trainer.generation_config.eos_token_id) == ids
+
+
+def test_merged_weights_are_proven(made: Made, tmp_path: Path) -> None:
+    asked = ["--output", tmp_path, "--to", "merged_16bit", *PARITY]
+    result = run_script("export", made.run("grpo"), *asked)
+    assert result.returncode == 0, result.stdout + result.stderr
+    tokenizer = tokenizer_of(tmp_path / "merged_16bit")
+    ends = read(tmp_path / "merged_16bit" / "generation_config.json")["eos_token_id"]
+    wanted = {made.family.reply_end, *made.family.ends}
+    assert set(tokenizer.convert_ids_to_tokens(ends)) == wanted
+
+
+# --- variables of a chat template -----------------------------------------------------------------
+
+
+@pytest.fixture
+def qwen3(made: Made) -> Made:
+    if made.name != "qwen3":
+        pytest.skip("only Qwen3's template has a variable")
+    return made
+
+
+def test_a_dry_run_shows_the_prompt(qwen3: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qwen3.main("grpo", "--dry-run") == 0
+    assert ASSISTANT + THOUGHTS in capsys.readouterr().out
+
+
+def test_the_data_report_counts_and_shows_the_prompt(qwen3: Made) -> None:
+    report = read(qwen3.run("dpo") / "data" / "report.json")
+    for example in report["examples"]:
+        assert "".join(example["masked"]).endswith(ASSISTANT + THOUGHTS)
+    lengths = [len(example["masked"]) for example in report["examples"]]
+    assert report["tokens"]["prompt"]["min"] <= min(lengths)
+    assert max(lengths) <= report["tokens"]["prompt"]["max"]
+
+
+def test_a_name_that_the_template_does_not_read(qwen3: Made) -> None:
+    said = r"prompt\.chat_.*: .* reads no 'enable_thinkin'; did you mean 'enable_thinking'"
+    with pytest.raises(ConfigError, match=said):
+        qwen3.main("grpo", "prompt.chat_template_kwargs={enable_thinkin: false}", "--dry-run")
+
+
+@pytest.mark.parametrize("method", MAINS)
+def test_another_value_is_another_run(qwen3: Made, method: str) -> None:
+    with pytest.raises(ConfigError, match="enable_thinking was False, now True"):
+        qwen3.main(method, "prompt.chat_template_kwargs.enable_thinking=true")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_evaluate_asks_with_the_variables_of_the_run(
+    qwen3: Made, own: bool, tmp_path: Path
+) -> None:
+    adapter = qwen3.run("grpo") / "adapter"
+    given = ["--model", str(adapter), "--data", str(DEMO / "problems_test.jsonl")]
+    given += ["--limit", "4", "--max-new-tokens", "4", "--output", str(tmp_path)]
+    other = [] if own else ["--chat-template-kwargs", "{enable_thinking: true}"]
+    with noted() as rows:
+        assert evaluate.main([*given, *other]) == 0
+    texts = as_text(rows, tokenizer_of(adapter))
+    assert any("<think>" in text for text in texts) == own
+    report = read(tmp_path / "report.json")
+    assert report["chat_template_kwargs"] == {"enable_thinking": not own}
+
+
+@pytest.mark.parametrize("method", MAINS)
+def test_the_code_of_the_card_renders_the_same_prompt(qwen3: Made, method: str) -> None:
+    card = (qwen3.run(method) / "README.md").read_text(encoding="utf-8")
+    assert '```json\n{"enable_thinking": false}\n```' in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    code = code[code.index("turns = ") : code.index("reply = ")]
+    tokenizer = tokenizer_of(qwen3.run(method) / "adapter")
+    names: dict[str, Any] = {"tokenizer": tokenizer}
+    exec(code, names)
+    set_template_variables(tokenizer, {"enable_thinking": False})
+    expected = render(tokenizer, names["turns"])
+    assert tokenizer.decode(names["prompt"]["input_ids"][0]) == expected
+    assert expected.endswith(ASSISTANT + THOUGHTS)
+
+
+def test_llama_cpp_and_ollama_render_the_same_prompt(qwen3: Made, tmp_path: Path) -> None:
+    try:
+        llama_cpp.find_tree(None)
+    except ConfigError as error:
+        pytest.skip(f"llama.cpp is not in the cache and cannot be fetched: {error}")
+    asked = ["--output", tmp_path, "--to", "gguf:f16,ollama", *PARITY]
+    result = run_script("export", qwen3.run("grpo"), *asked)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (modelfile,) = tmp_path.rglob("Modelfile")
+    assert f'{ASSISTANT}{THOUGHTS}"""' in modelfile.read_text(encoding="utf-8")
+
+
+# --- a template without system turns --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", MAINS)
+def test_a_system_turn_that_the_template_refuses(made: Made, method: str) -> None:
+    if made.name != "gemma":
+        pytest.skip("only Gemma's template takes no system turn")
+    said = r"not supported\. It takes no system turn: set prompt\.system to null"
+    with pytest.raises(ConfigError, match=said):
+        made.main(method, "prompt.system=Réponds.", "--dry-run")
