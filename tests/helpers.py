@@ -50,10 +50,11 @@ def copy_project(into: Path) -> Path:
 def make_qwen(folder: Path, tokenizer: Path, large: bool = False, **shape: int) -> Path:
     """A Qwen2.5 model with random weights and a real tokenizer; the 0.5B's shape by default.
 
-    A large one is made in 16 bits at once: in 32 it would take twice the memory.
+    With a `head_dim` in its shape it is a Qwen3 model. A large one is made in 16 bits at once: in
+    32 it would take twice the memory.
     """
     import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     sizes = {
         "vocab_size": 151936,
@@ -65,7 +66,8 @@ def make_qwen(folder: Path, tokenizer: Path, large: bool = False, **shape: int) 
         "max_position_embeddings": 32768,
         **shape,
     }
-    config = Qwen2Config(
+    config = AutoConfig.for_model(
+        "qwen3" if "head_dim" in shape else "qwen2",
         **sizes,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         rms_norm_eps=1e-6,
@@ -75,10 +77,8 @@ def make_qwen(folder: Path, tokenizer: Path, large: bool = False, **shape: int) 
         dtype="bfloat16",
     )
     torch.manual_seed(0)
-    if large:
-        model = Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16)
-    else:
-        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    made = torch.bfloat16 if large else torch.float32
+    model = AutoModelForCausalLM.from_config(config, dtype=made).to(torch.bfloat16)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return folder

@@ -154,6 +154,8 @@ def plan(arguments: argparse.Namespace, folder: Path | None, model: Path | None)
 
     def spec(task: str, side: str, config: str, overrides: Sequence[str] = (), **more: Any) -> Any:
         where = data_overrides(task, arguments.size, folder, model_of(config, model))
+        if "chat_template_kwargs" in read_yaml(ROOT / config)["prompt"]:
+            where.append("prompt.chat_template_kwargs={}")  # every tokenizer here is Qwen2.5's
         threads = [f"run.threads={arguments.threads}"] if arguments.threads else []
         values = {"task": task, "side": side, "config": config, **steps, **more}
         return {**values, "overrides": [*where, *threads, *overrides]}

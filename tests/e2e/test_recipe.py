@@ -16,6 +16,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml
 from scripts import dpo, grpo
+from tests.families import THINKING
 from tests.helpers import CONFIGS, ROOT, SHARED, needs_shared
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
@@ -48,7 +49,10 @@ def card_config(path: Path, folder: Path) -> list[str]:
 
     name = read_yaml(path)["model"]["name"]
     model = folder / "model"
-    AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer").save_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer")
+    if "chat_template_kwargs" in read_yaml(path)["prompt"]:
+        tokenizer.chat_template = THINKING
+    tokenizer.save_pretrained(model)
     (model / "config.json").write_text(json.dumps({"model_type": "qwen2", **KNOWN[name]}))
     assert shape_of(str(model)) == shape_of(name)
     return [f"model.name={model}", *LOCAL[read_yaml(path)["method"]]]
@@ -67,6 +71,8 @@ def test_every_config_passes_a_dry_run(
     assert "nothing was trained" in said
     assert re.search(r"\n  peak GPU memory +\d+\.\d GB, estimated", said)
     assert "outside" not in said  # the learning rate is one that others have used
+    if "qwen3" in path.stem:
+        assert "<think>" in said.replace("¦", "")  # between the tokens of a pair
     if "gsm8k" in path.stem:
         assert "32 prompts x 8 completions = 256 rollouts" in said
         assert re.search(r"\n  steps +23[34] \(1 epoch\)\n", said)

@@ -110,6 +110,7 @@ def test_plan_of_a_memory_limit_tries_every_card_config_at_its_longest() -> None
         (model,) = (o for o in job.spec["overrides"] if o.startswith("model.name="))
         size = next((s for s in ("1.5b", "3b") if f"_{s}_" in job.spec["config"]), None)
         own = f"/Qwen2.5-{size.upper()}-Instruct-random" if size else "/model"
+        own = "/Qwen3-0.6B-random" if "qwen3" in job.spec["config"] else own
         assert model == f"model.name={own}"
 
 

@@ -38,6 +38,8 @@ def test_card_config(config: Path, tmp_path: Path) -> None:
     run = tmp_path / name
     small = [f"training.max_steps={STEPS}", f"training.save_steps={STEPS}"]
     chosen = ["model.name=assets/demo_model", "model.max_seq_length=256", *small, *DEMO[name]]
+    if "chat_template_kwargs" in read_yaml(config)["prompt"]:
+        chosen.append("prompt.chat_template_kwargs={}")  # the demo's template reads none
     if "steps_per_generation" in read_yaml(config)["training"]:
         chosen.append("training.steps_per_generation=1")  # still in two parts
     assert leave_with(name, run, *chosen, config=config) == 0
