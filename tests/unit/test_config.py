@@ -103,13 +103,13 @@ TREES = {path.stem: read_yaml(path) for path in CONFIGS}
 # Defaults included once for each trainer: then every setting there is goes through the tests below.
 TREES |= {f"{path.stem} resolved": resolved(path) for path in DEMOS}
 CLASSES = {name: settings_class(Path(name)) for name in TREES}
-# `rewards` holds names of functions and `training.extra` names of the trainer's arguments: both
-# have tests of their own.
+# `rewards` holds names of functions, `training.extra` names of the trainer's arguments, and
+# `prompt.chat_template_kwargs` names of a template's variables: they have tests of their own.
 KEYS = [
     pytest.param(name, path, id=f"{name}-{dotted(path)}")
     for name, tree in TREES.items()
     for path, _ in walk(tree)
-    if path[0] != "rewards" or len(path) == 1
+    if (path[0] != "rewards" or len(path) == 1) and "chat_template_kwargs" not in path[:-1]
 ]
 
 
@@ -326,6 +326,8 @@ def mistyped(tree: Tree, turn: int) -> tuple[Tree, list[KeyPath]]:
     paths = []
     for path, value in walk(tree):
         if value is None or (isinstance(value, dict) and path[-1] != "extra"):
+            continue
+        if "chat_template_kwargs" in path:  # a variable may be of several types
             continue
         wrong = wrong_values(path, value, whole=dotted(path) not in FLOATS)
         if turn < len(wrong):

@@ -84,6 +84,10 @@ posttrain/train/reference_cache.py: the reference is scored once, by trl's own s
     transformers/trainer.py: Trainer.data_collator
 posttrain/train/loop.py: a checkpoint of the last step is loaded, to be scored
     transformers/trainer.py: Trainer._load_from_checkpoint(resume_from_checkpoint)
+posttrain/train/validation.py: a checkpoint is loaded to be validated, or because it is the best
+    transformers/trainer.py: Trainer._load_from_checkpoint(resume_from_checkpoint)
+posttrain/train/validation.py: validations are passed on to whoever follows the metrics
+    transformers/trainer.py: Trainer.callback_handler Trainer.control
 posttrain/train/watch.py: the norms of all weights in one call
     torch/_C/_VariableFunctions.pyi: _foreach_norm
 posttrain/train/trackers/wandb_log.py: the dataset as an input of the run, offline too
@@ -119,6 +123,10 @@ posttrain/model/merged.py: the layers that an adapter changes, their base weight
     peft/tuners/lora/layer.py: LoraLayer.lora_magnitude_vector LoraLayer.scaling
     peft/tuners/lora/variants.py: DoraLinearVariant
     peft/utils/integrations.py: dequantize_module_weight(module)
+posttrain/model/fused_lora.py: LoRA layers without anything that this formula leaves out
+    peft/tuners/lora/__init__.py: LoraLayer
+    peft/tuners/lora/layer.py: LoraLayer.lora_variant LoraLayer.lora_bias LoraLayer.lora_dropout
+    peft/tuners/lora/layer.py: LoraLayer.scaling
 posttrain/model/log_probs.py: the logits of scored tokens alone, some at a time
     trl/trainer/utils.py: add_fused_lm_head(model)
     trl/trainer/utils.py: FusedCausalLMOutput.log_probs
