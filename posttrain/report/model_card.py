@@ -17,6 +17,9 @@ from posttrain.settings.strict_yaml import dump_yaml
 LICENCES = {
     "AIffl/french_orca_dpo_pairs": "apache-2.0",
     "Qwen/Qwen2.5-0.5B-Instruct": "apache-2.0",
+    "Qwen/Qwen2.5-1.5B-Instruct": "apache-2.0",
+    "Qwen/Qwen2.5-3B-Instruct": "qwen-research",
+    "Qwen/Qwen3-0.6B": "apache-2.0",
     "assets/demo_data": "apache-2.0",
     "assets/demo_model": "apache-2.0",
     "jpacifico/french-orca-dpo-pairs-revised": "apache-2.0",
@@ -139,12 +142,15 @@ def _front_matter(settings: dict[str, Any], method: str, name: str) -> str:
 
     base, data = settings["model"]["name"], settings["data"]["train"]["path"]
     on_hub = re.compile(r"(?!assets/)[\w.-]+/[\w.-]+")
+    licence = _licence(base)
+    own = licence == "qwen-research"  # the hub lists it under no name of its own
     card = ModelCardData(
         base_model=base if on_hub.fullmatch(base) else None,
         datasets=[data] if on_hub.fullmatch(data) else None,
         language=[settings["data"].get("language") or "fr"] if method == "DPO" else ["en"],
         library_name="peft",
-        license=_licence(base),
+        license="other" if own else licence,
+        license_name=licence if own else None,
         model_name=name,
         pipeline_tag="text-generation",
         tags=["trl", "unsloth", "lora", method.lower()],

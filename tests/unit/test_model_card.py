@@ -92,7 +92,11 @@ def add_exports(run: Path, **exports: dict[str, Any]) -> None:
 def test_every_config_gets_a_card(tmp_path: Path, config: str) -> None:
     text = write_model_card(make_run(tmp_path / "run", config)).read_text(encoding="utf-8")
     _, metadata, _ = text.split("---\n", 2)
-    assert yaml.safe_load(metadata)["license"] == "apache-2.0"
+    found = yaml.safe_load(metadata)
+    if "_3b_" in config:
+        assert (found["license"], found["license_name"]) == ("other", "qwen-research")
+    else:
+        assert found["license"] == "apache-2.0" and "license_name" not in found
     assert "| strict accuracy | 2.0% [1.0%, 5.0%] | 98.0% [96.0%, 99.0%] | +96.0 points" in text
     assert "< 1e-6" in text
     assert "licence not known" not in text
