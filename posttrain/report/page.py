@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from posttrain.base.files import write_bytes, write_text
-from posttrain.report import differences, drawing, plots, samples, story
+from posttrain.report import differences, drawing, plots, samples, seeds, story
 from posttrain.report.record import Record, read_run, section
 from posttrain.report.verdict import verdict
 
@@ -58,6 +58,24 @@ def write_comparison(runs: Sequence[Path], page: Path) -> Path:
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, render_comparison(records))
     return page
+
+
+def write_seeds(folder: Path, found: seeds.Found, runs: Sequence[Path]) -> Path:
+    """Write report.html of a config that was trained with several seeds; `found` is its
+    seeds.json, `runs` are its runs in the same order."""
+    records = [read_run(run) for run in runs]
+    text = PAGES.get_template("seeds.html.j2").render(
+        name=folder.name,
+        seeds=found["seeds"],
+        records=records,
+        verdict=seeds.verdict(found, records),
+        facts=story.facts(records[0])[:3],  # the model and its data, the same in all
+        changes=seeds.lines_of(found, records),
+        by_seed=seeds.by_seed(found, records),
+        pictures=[_picture(plot) for plot in plots.compared(records)],
+    )
+    write_text(folder / "report.html", text)
+    return folder / "report.html"
 
 
 def render(found: Record, pictures: Sequence[drawing.Plot]) -> str:

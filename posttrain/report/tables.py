@@ -54,7 +54,7 @@ def table_rows(comparisons: Sequence[tuple[str, Comparison]]) -> list[tuple[str,
 
 
 def _whole(comparisons: Sequence[tuple[str, Comparison]]) -> list[str]:
-    return _ruled(table_rows(comparisons))
+    return ruled(table_rows(comparisons))
 
 
 def _without_intervals(comparisons: Sequence[tuple[str, Comparison]]) -> list[str]:
@@ -70,7 +70,7 @@ def _without_intervals(comparisons: Sequence[tuple[str, Comparison]]) -> list[st
                     measures.p_value(values.get("p_value")),
                 )
             )
-    return _ruled(rows)
+    return ruled(rows)
 
 
 def _stacked(comparisons: Sequence[tuple[str, Comparison]], width: int) -> list[str]:
@@ -113,13 +113,13 @@ def summary_table(found: Comparison) -> str:
         rows.append(
             (measures.label(name), measures.value(name, measure), str(measure.get("n", "-")))
         )
-    lines = _ruled(rows)
+    lines = ruled(rows)
     if terminal.fits(lines):
         return "\n".join(lines)
     return "\n".join(f"{label}\n  {value}, n = {n}" for label, value, n in rows[1:])
 
 
-def _ruled(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def ruled(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Aligned rows, the first of them the head of the columns over a rule."""
     sized = [row for row in rows if any(row[1:])]
     rule = tuple("-" * max(map(len, column)) for column in zip(*sized, strict=True))

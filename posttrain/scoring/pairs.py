@@ -166,20 +166,20 @@ def sample(
     return sampled, [replies.kl_per_token(*both) for both in zip(policy, reference, strict=True)]
 
 
-def read_scores(run: RunFolder, settings: DPOSettings) -> Scores | None:
-    """The scores that an interrupted run took before its first step, if all are there."""
+def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> Scores | None:
+    """The scores that a run took before its first step or after its last, if all are there."""
     names = [each.name for each in settings.evaluation.also]
-    files = ["before", "before_replies", "before_replies_without_system", "before_samples"]
-    found = [run.read_rows(name) for name in (*files, *(f"before_problems_{n}" for n in names))]
+    files = [side, f"{side}_replies", f"{side}_replies_without_system", f"{side}_samples"]
+    found = [run.read_rows(name) for name in (*files, *(f"{side}_problems_{n}" for n in names))]
     rows = [each for each in found if each is not None]
     if len(rows) < len(found):
         return None
     (pairs, answers, without, samples, *problems), where = rows, run.path / "eval"
     return Scores(
-        rows_of(ScoredPair, pairs, where / "before.jsonl"),
-        rows_of(PromptReply, answers, where / "before_replies.jsonl"),
-        rows_of(PromptReply, without, where / "before_replies_without_system.jsonl"),
-        [s.kl_per_token for s in rows_of(SampledReply, samples, where / "before_samples.jsonl")],
+        rows_of(ScoredPair, pairs, where / f"{side}.jsonl"),
+        rows_of(PromptReply, answers, where / f"{side}_replies.jsonl"),
+        rows_of(PromptReply, without, where / f"{side}_replies_without_system.jsonl"),
+        [s.kl_per_token for s in rows_of(SampledReply, samples, where / f"{side}_samples.jsonl")],
         {name: [rescore(row) for row in each] for name, each in zip(names, problems, strict=True)},
         settings.data.language or "fr",
     )

@@ -57,6 +57,10 @@ ADDED = {
     "./run grpo --config configs/grpo_gsm8k_16gb.yaml run.max_minutes=300": LOCAL_PROBLEMS,
     STOPPED: SHORT_GRPO,
     f"{STOPPED} run.max_minutes=0.2": f"{SHORT_GRPO} run.max_minutes=0.001",
+    "./run repeat grpo --config configs/grpo_gsm8k_16gb.yaml --seeds 1,2,3": LOCAL_PROBLEMS,
+    "./run repeat grpo --config configs/grpo_demo.yaml --seeds 1,2,3": (
+        "training.max_steps=2 evaluation.limit=8"
+    ),
     LAUNCHED: "training.max_steps=2 evaluation.limit=8 evaluation.replies=4 evaluation.also=[] "
     "--output outputs/two",
 }
@@ -74,7 +78,7 @@ NOT_RUN_HERE = {"./run test"}  # this is it
 # Files that the reader makes or a run leaves, and what a cloud has.
 NOT_OF_THE_PROJECT = re.compile(
     r"(my_|A/|B/|step-NNN|~/|\$|/workspace)|^(replies|report|config|environment|export|metrics|"
-    r"samples|health|before|after|comparison)\.\w+$|^(health|checkpoints|data|eval|adapter|gguf|"
+    r"samples|health|before|after|comparison|seeds)\.\w+$|^(health|checkpoints|data|eval|adapter|gguf|"
     r"merged_16bit|plots|wandb|outputs)/"
 )
 

@@ -1,0 +1,91 @@
+"""What several runs of one config, each with a seed of its own, measured together."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eval.gsm8k import ScoredReply, by_problem, problem_scores, rescore
+from eval.measures import Scores
+from eval.seeds import difference_over_seeds, mean_over_seeds
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.report.measures import is_share
+from posttrain.run.folder import RunFolder
+from posttrain.scoring import pairs
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
+
+SIDES = ("before", "after")
+
+
+def over_seeds(
+    runs: Mapping[int, Path], settings_class: type[DPOSettings | GRPOSettings]
+) -> dict[str, Any]:
+    """What is in seeds.json, of finished runs by seed: `{"seeds", "measures"}`.
+
+    A measure has `before` and `after` (`values` in the order of the seeds, `mean`, `sd`, `low`,
+    `high`: Student's t over seeds) and `difference` (`mean`, `low`, `high`, `p_value`: over seeds
+    and questions together). One that fewer than two questions can be measured by is left out.
+
+    Raises:
+        ConfigError: a run is not finished, or was trained or scored on other data.
+        DataError: a row of its scores cannot be read.
+    """
+    _check_same_data(runs)
+    scores = {side: [_scores(run, settings_class, side) for run in runs.values()] for side in SIDES}
+    measures: dict[str, Any] = {}
+    for name in scores["before"][0]:
+        tables = {side: [found[name] for found in scores[side]] for side in SIDES}
+        if len(tables["before"][0]) < 2:
+            continue
+        measures[name] = {
+            **{side: _mean(name, [sum(row) / len(row) for row in tables[side]]) for side in SIDES},
+            "difference": {**difference_over_seeds(tables["before"], tables["after"])},
+        }
+    return {"seeds": list(runs), "measures": measures}
+
+
+def _mean(name: str, values: list[float]) -> dict[str, Any]:
+    """Mean and interval over seeds; that of a share ends at 0 and 1, as no share lies beyond."""
+    found = mean_over_seeds(values)
+    ends = {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
+    return {**found, **ends} if is_share(name) else {**found}
+
+
+def _check_same_data(runs: Mapping[int, Path]) -> None:
+    found = {}
+    for seed, run in runs.items():
+        if not RunFolder(run).finished:
+            raise ConfigError(f"{run}: the run of seed {seed} is not finished")
+        path = run / "environment.json"
+        found[run] = json.loads(path.read_text(encoding="utf-8")).get("data")
+    (first, data), *others = found.items()
+    for run, other in others:
+        if other != data:
+            raise ConfigError(
+                f"{run} was trained or scored on other data than {first}: a data file changed "
+                "in between; move the older of the two folders away and repeat"
+            )
+
+
+def _scores(run: Path, settings_class: type[DPOSettings | GRPOSettings], side: str) -> Scores:
+    """Per measure, one score a question, in the same order for each seed and side."""
+    folder, settings = RunFolder(run), load_settings(settings_class, run / "config.yaml")
+    if isinstance(settings, GRPOSettings):
+        rows = folder.read_rows(side)
+        return _of_problems([rescore(row) for row in _there(rows, run, side)])
+    found: pairs.Scores = _there(pairs.read_scores(folder, settings, side), run, side)
+    scores = found.measures()
+    for name, replies in found.problems.items():
+        scores |= {f"{name}/{measure}": each for measure, each in _of_problems(replies).items()}
+    return scores
+
+
+def _of_problems(replies: list[ScoredReply]) -> dict[str, list[float]]:
+    return problem_scores(by_problem(replies))
+
+
+def _there(found: Any, run: Path, side: str) -> Any:
+    if found is None:
+        raise DataError(f"{run}/eval: the scores of each question {side} training are missing")
+    return found

@@ -1,0 +1,178 @@
+"""./run repeat: what several seeds measured together, from run folders made in a moment."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import Completion
+from eval.gsm8k import Problem, compare_replies, score_reply
+from eval.seeds import difference_over_seeds, mean_over_seeds
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.report import page, read_run, seeds
+from posttrain.run.folder import RunFolder
+from posttrain.scoring.seeds import over_seeds
+from posttrain.settings import DPOSettings, GRPOSettings
+from scripts import repeat
+from tests.helpers import ROOT
+from tests.runs import dpo_run, grpo_run
+
+CONFIG = ["--config", str(ROOT / "configs" / "grpo_demo.yaml")]
+
+
+def with_answers(run: Path, right: list[int]) -> None:
+    """Rewrite what a GRPO run scored after training: problem i is right where `right[i]` is 1."""
+    folder, sides = RunFolder(run), []
+    for side, given in (("before", [0] * len(right)), ("after", right)):
+        replies = [
+            score_reply(
+                Problem(f"What is {i} + 1?", str(i + 1)),
+                Completion(f"<answer>{i + (1 if good else 2)}</answer>", 9, False),
+            )
+            for i, good in enumerate(given)
+        ]
+        folder.write_rows(side, [reply.as_row() for reply in replies])
+        sides.append(replies)
+    folder.write_comparison(compare_replies(*sides))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> dict[int, Path]:
+    """Seeds 1 to 3 that solve 30, 25 and 1 of 40 problems, and none before."""
+    runs = {}
+    for seed, solved in ((1, 30), (2, 25), (3, 1)):
+        runs[seed] = grpo_run(tmp_path / f"seed-{seed}", questions=40)
+        with_answers(runs[seed], [int((i + seed) % 40 < solved) for i in range(40)])
+    return runs
+
+
+def test_figures_are_those_of_the_questions(three: dict[int, Path]) -> None:
+    found = over_seeds(three, GRPOSettings)
+    assert found["seeds"] == [1, 2, 3]
+    strict = found["measures"]["strict"]
+    assert set(strict) == {"before", "after", "difference"}
+    assert strict["after"]["values"] == [0.75, 0.625, 0.025]
+    expected = {**mean_over_seeds([0.75, 0.625, 0.025])}
+    assert expected["low"] < 0 and expected["high"] > 1
+    assert strict["after"] == {**expected, "low": 0.0, "high": 1.0}
+    # Questions are told apart: their order in the file is that of their text, the same in each.
+    order = sorted(range(40), key=lambda i: f"What is {i} + 1?")
+    after = [
+        [float((i + seed) % 40 < solved) for i in order]
+        for seed, solved in ((1, 30), (2, 25), (3, 1))
+    ]
+    assert strict["difference"] == difference_over_seeds([[0.0] * 40] * 3, after)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_every_measure_of_a_dpo_run_is_there(tmp_path: Path) -> None:
+    runs = {seed: dpo_run(tmp_path / f"seed-{seed}") for seed in (1, 2)}
+    for run in runs.values():  # which the made run has no rows for
+        for side in ("before", "after"):
+            rows = RunFolder(run).read_rows(f"{side}_replies") or []
+            asked = ("side", "system", "earlier", "prompt", "text", "tokens", "ended")
+            kl = {"kl_per_token": 0.1 * (side == "after")}
+            samples = [{key: row[key] for key in asked} | kl for row in rows]
+            RunFolder(run).write_rows(f"{side}_samples", samples)
+            scored = [
+                score_reply(Problem(f"What is {i} - {i - 2}?", "2"), Completion("2", 1, False))
+                for i in range(3)
+            ]
+            RunFolder(run).write_rows(f"{side}_problems_arithmetic", [r.as_row() for r in scored])
+    measures = over_seeds(runs, DPOSettings)["measures"]
+    assert measures["french_share"]["before"]["values"] == [0.5, 0.5]
+    assert measures["french_share"]["difference"]["mean"] == 0.5
+    assert measures["reward_accuracy"]["after"]["sd"] == 0.0
+    assert measures["kl_per_token"]["difference"]["mean"] == pytest.approx(0.1)
+    assert measures["arithmetic/lenient"]["after"]["mean"] == 1.0
+    assert "length_controlled_accuracy" not in measures  # no chosen reply is the shorter
+
+
+def test_seeds_that_disagree_are_told(three: dict[int, Path], tmp_path: Path) -> None:
+    found, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
+    said = seeds.verdict(found, records)
+    assert said.tone == "flat"
+    assert "Strict accuracy went from 0.0% to 46.7%, the mean of 3 seeds" in said.sentence
+    assert said.remarks[0] == (
+        "The seeds disagree, each taken alone: improved with seeds 1, 2; no measurable change with "
+        "seed 3."
+    )
+    with_answers(three[3], [1] * 28 + [0] * 12)
+    found, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
+    said = seeds.verdict(found, records)
+    assert said.tone == "good"
+    assert said.remarks[0] == "The seeds agree: taken alone, each says improved."
+
+
+@pytest.mark.parametrize("columns", ["60", "200"])
+def test_the_table_fits(
+    three: dict[int, Path], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    found, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
+    text = seeds.table(found, records)
+    assert max(map(len, text.splitlines())) <= int(columns)
+    assert "46.7% ± 38.8" in text and "3 seeds, mean ± standard deviation" in text
+
+
+def test_the_page_has_all_seeds(three: dict[int, Path], tmp_path: Path) -> None:
+    found = over_seeds(three, GRPOSettings)
+    text = page.write_seeds(tmp_path, found, list(three.values())).read_text(encoding="utf-8")
+    for seed in three:
+        assert f'href="seed-{seed}/report.html"' in text
+        assert f">seed-{seed}<" in text  # in the legend of the curves
+    assert "The seeds disagree" in text and "46.7% ± 38.8" in text
+    assert "src=" not in text and 'href="http' not in text
+
+
+def test_runs_of_other_data_are_refused(three: dict[int, Path]) -> None:
+    RunFolder(three[2]).amend({"data": "f" * 64})
+    with pytest.raises(ConfigError, match="seed-2 was trained or scored on other data"):
+        over_seeds(three, GRPOSettings)
+
+
+def test_a_run_that_is_not_finished_is_refused(three: dict[int, Path]) -> None:
+    (three[3] / "eval" / "comparison.json").unlink()
+    with pytest.raises(ConfigError, match="seed 3 is not finished"):
+        over_seeds(three, GRPOSettings)
+
+
+def test_scores_that_are_gone_are_told(three: dict[int, Path]) -> None:
+    (three[3] / "eval" / "after.jsonl").unlink()
+    with pytest.raises(DataError, match="each question after training are missing"):
+        over_seeds(three, GRPOSettings)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--seeds", "1"], "two or more"),
+        (["--seeds", "1,1"], "two or more"),
+        (["--seeds", "1,x"], "whole numbers"),
+        (["--seeds", "1,2", "training.seed=3"], "--seeds"),
+        (["--seeds", "1,2", "training.sead=3"], "Did you mean 'seed'"),
+        (["--seeds", "1,-2"], "training.seed"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line(given: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        repeat.main(["grpo", *CONFIG, *given])
+
+
+def test_each_seed_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script in the place of the real one writes down what it was asked, and its group's name."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "grpo.py").write_text(
+        "import os, sys\n"
+        "words = [*sys.argv[5:], os.environ['WANDB_RUN_GROUP']]\n"
+        "open(sys.argv[4] + '.asked', 'w').write(' '.join(words))\n"
+        "sys.exit(3 if sys.argv[4].endswith('5') else 0)\n"
+    )
+    monkeypatch.setattr(repeat, "ROOT", tmp_path)
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    asked: Any = ["grpo", "--seeds", "5,6", *CONFIG, "--output", str(tmp_path), "lora.r=8"]
+    assert repeat.main(asked) == 3  # and seed 6 is not begun
+    assert [path.name for path in tmp_path.glob("*.asked")] == ["seed-5.asked"]
+    said = (tmp_path / "seed-5.asked").read_text()
+    assert said == "lora.r=8 training.seed=5 run.name=grpo_demo-seed-5 grpo_demo"
