@@ -33,7 +33,7 @@ def table(found: Found, records: Sequence[Record]) -> str:
         "after",
         "95% over seeds",
         "change (95%, seeds and questions)",
-        "p",
+        "p-value",
     )
     rows = [
         (
@@ -77,20 +77,28 @@ def verdict(found: Found, records: Sequence[Record]) -> Verdict:
         before=before,
         after=after,
         change=measures.moved(name, changed["difference"]),
-        remarks=[agreement(name, found["seeds"], records), *_losses(name, found, records)],
+        remarks=[agreement(name, found, records), *_losses(name, found, records)],
     )
 
 
-def agreement(name: str, seeds: Sequence[int], records: Sequence[Record]) -> str:
-    """Whether each seed, taken for itself, says the same of a measure."""
+def agreement(name: str, found: Found, records: Sequence[Record]) -> str:
+    """Whether each seed, taken for itself, says the same of a measure; and how far they differ."""
     said: dict[str, list[int]] = {}
-    for seed, record in zip(seeds, records, strict=True):
+    for seed, record in zip(found["seeds"], records, strict=True):
         word = WORDS[measures.direction(name, record.measures()[name])]
         said.setdefault(word, []).append(seed)
-    if len(said) == 1:
-        return f"The seeds agree: taken alone, each says {next(iter(said))}."
-    parts = [f"{word} with {_listed(some)}" for word, some in said.items()]
-    return f"The seeds disagree, each taken alone: {'; '.join(parts)}."
+    changes = [record.measures()[name]["difference"] for record in records]
+    ends = f"{measures.signed(name, min(changes))} to {measures.moved(name, max(changes))}"
+    if len(said) > 1:
+        parts = [f"{word} with {_listed(some)}" for word, some in said.items()]
+        return f"The seeds disagree, each taken alone: {'; '.join(parts)} ({ends})."
+    (word,) = said
+    if word == WORDS[measures.direction(name, _change(found["measures"][name]))]:
+        return f"The seeds agree, each taken alone: {word} ({ends})."
+    return (
+        f"Each seed taken alone says {word}, but they differ so much ({ends}) that "
+        f"{len(records)} of them do not tell what another would bring; more seeds may."
+    )
 
 
 def lines_of(found: Found, records: Sequence[Record]) -> list[Change]:
@@ -102,7 +110,7 @@ def lines_of(found: Found, records: Sequence[Record]) -> list[Change]:
             Change(
                 of=measures.set_label(of) if of else "",
                 name=measures.label(name.rpartition("/")[2]),
-                n=f"{len(records)} seeds, {records[0].measures()[name].get('n')} rows each",
+                n=f"{records[0].measures()[name].get('n')}, {len(records)} seeds",
                 before=_spread(name, values["before"]),
                 before_interval=measures.interval(name, values["before"]),
                 after=_spread(name, values["after"]),

@@ -38,18 +38,27 @@ def over_seeds(
         tables = {side: [found[name] for found in scores[side]] for side in SIDES}
         if len(tables["before"][0]) < 2:
             continue
-        measures[name] = {
-            **{side: _mean(name, [sum(row) / len(row) for row in tables[side]]) for side in SIDES},
-            "difference": {**difference_over_seeds(tables["before"], tables["after"])},
+        found: dict[str, Any] = {
+            **{
+                side: mean_over_seeds([sum(row) / len(row) for row in tables[side]])
+                for side in SIDES
+            },
+            "difference": difference_over_seeds(tables["before"], tables["after"]),
         }
+        measures[name] = _possible(found) if is_share(name) else found
     return {"seeds": list(runs), "measures": measures}
 
 
-def _mean(name: str, values: list[float]) -> dict[str, Any]:
-    """Mean and interval over seeds; that of a share ends at 0 and 1, as no share lies beyond."""
-    found = mean_over_seeds(values)
-    ends = {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
-    return {**found, **ends} if is_share(name) else {**found}
+def _possible(found: dict[str, Any]) -> dict[str, Any]:
+    """The intervals of a share, cut where no share lies: 0 and 1, -1 and 1 for its difference."""
+    return {
+        name: {
+            **values,
+            "low": max(-1.0 if name == "difference" else 0.0, values["low"]),
+            "high": min(1.0, values["high"]),
+        }
+        for name, values in found.items()
+    }
 
 
 def _check_same_data(runs: Mapping[int, Path]) -> None:

@@ -62,7 +62,9 @@ def test_figures_are_those_of_the_questions(three: dict[int, Path]) -> None:
         [float((i + seed) % 40 < solved) for i in order]
         for seed, solved in ((1, 30), (2, 25), (3, 1))
     ]
-    assert strict["difference"] == difference_over_seeds([[0.0] * 40] * 3, after)
+    difference = difference_over_seeds([[0.0] * 40] * 3, after)
+    assert difference["high"] > 1  # where no difference of shares lies
+    assert strict["difference"] == {**difference, "high": 1.0}
     assert json.loads(json.dumps(found)) == found
 
 
@@ -96,13 +98,25 @@ def test_seeds_that_disagree_are_told(three: dict[int, Path], tmp_path: Path) ->
     assert "Strict accuracy went from 0.0% to 46.7%, the mean of 3 seeds" in said.sentence
     assert said.remarks[0] == (
         "The seeds disagree, each taken alone: improved with seeds 1, 2; no measurable change with "
-        "seed 3."
+        "seed 3 (+2.5 to +75.0 points)."
     )
+
+    with_answers(three[3], [1] * 8 + [0] * 32)
+    found, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
+    said = seeds.verdict(found, records)
+    assert said.tone == "flat"
+    assert said.remarks[0] == (
+        "Each seed taken alone says improved, but they differ so much (+20.0 to +75.0 points) that "
+        "3 of them do not tell what another would bring; more seeds may."
+    )
+
     with_answers(three[3], [1] * 28 + [0] * 12)
     found, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
     said = seeds.verdict(found, records)
     assert said.tone == "good"
-    assert said.remarks[0] == "The seeds agree: taken alone, each says improved."
+    assert said.remarks[0] == (
+        "The seeds agree, each taken alone: improved (+62.5 to +75.0 points)."
+    )
 
 
 @pytest.mark.parametrize("columns", ["60", "200"])
