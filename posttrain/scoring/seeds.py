@@ -5,17 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.gsm8k import ScoredReply, by_problem, problem_scores, rescore
-from eval.measures import Scores
+from eval.gsm8k import by_problem, problem_scores
 from eval.seeds import difference_over_seeds, mean_over_seeds
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.report.measures import is_share
+from posttrain.report.record import read_run
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 
 SIDES = ("before", "after")
+AllScores = dict[str, Any]
+"""Per measure, one score a question; None where it could not be scored."""
 
 
 def over_seeds(
@@ -25,7 +27,9 @@ def over_seeds(
 
     A measure has `before` and `after` (`values` in the order of the seeds, `mean`, `sd`, `low`,
     `high`: Student's t over seeds) and `difference` (`mean`, `low`, `high`, `p_value`: over seeds
-    and questions together). One that fewer than two questions can be measured by is left out.
+    and questions together). It is
+    of the questions that could be scored with every seed, on both sides; where fewer than two
+    could, it is left out.
 
     Raises:
         ConfigError: a run is not finished, or was trained or scored on other data.
@@ -36,8 +40,11 @@ def over_seeds(
     measures: dict[str, Any] = {}
     for name in scores["before"][0]:
         tables = {side: [found[name] for found in scores[side]] for side in SIDES}
-        if len(tables["before"][0]) < 2:
+        rows = zip(*tables["before"], *tables["after"], strict=True)
+        known = [i for i, row in enumerate(rows) if None not in row]
+        if len(known) < 2:
             continue
+        tables = {side: [[row[i] for i in known] for row in tables[side]] for side in SIDES}
         found: dict[str, Any] = {
             **{
                 side: mean_over_seeds([sum(row) / len(row) for row in tables[side]])
@@ -77,24 +84,21 @@ def _check_same_data(runs: Mapping[int, Path]) -> None:
             )
 
 
-def _scores(run: Path, settings_class: type[DPOSettings | GRPOSettings], side: str) -> Scores:
+def _scores(run: Path, settings_class: type[DPOSettings | GRPOSettings], side: str) -> AllScores:
     """Per measure, one score a question, in the same order for each seed and side."""
-    folder, settings = RunFolder(run), load_settings(settings_class, run / "config.yaml")
+    settings = load_settings(settings_class, run / "config.yaml")
     if isinstance(settings, GRPOSettings):
-        rows = folder.read_rows(side)
-        return _of_problems([rescore(row) for row in _there(rows, run, side)])
-    found: pairs.Scores = _there(pairs.read_scores(folder, settings, side), run, side)
-    scores = found.measures()
-    for name, replies in found.problems.items():
-        scores |= {f"{name}/{measure}": each for measure, each in _of_problems(replies).items()}
+        replies: Any = read_run(run).replies[side]
+        return {**problem_scores(by_problem(_there(replies, run, side)))}
+    found: pairs.Scores = _there(pairs.read_scores(RunFolder(run), settings, side), run, side)
+    scores: AllScores = {**found.measures()}
+    for name, answered in found.problems.items():
+        of_set = problem_scores(by_problem(answered))
+        scores |= {f"{name}/{measure}": each for measure, each in of_set.items()}
     return scores
 
 
-def _of_problems(replies: list[ScoredReply]) -> dict[str, list[float]]:
-    return problem_scores(by_problem(replies))
-
-
 def _there(found: Any, run: Path, side: str) -> Any:
-    if found is None:
+    if not found:
         raise DataError(f"{run}/eval: the scores of each question {side} training are missing")
     return found

@@ -16,7 +16,7 @@ from posttrain.scoring.seeds import over_seeds
 from posttrain.settings import DPOSettings, GRPOSettings
 from scripts import repeat
 from tests.helpers import ROOT
-from tests.runs import dpo_run, grpo_run
+from tests.runs import dpo_run, grpo_run, text_run
 
 CONFIG = ["--config", str(ROOT / "configs" / "grpo_demo.yaml")]
 
@@ -76,6 +76,7 @@ def test_every_measure_of_a_dpo_run_is_there(tmp_path: Path) -> None:
             asked = ("side", "system", "earlier", "prompt", "text", "tokens", "ended")
             kl = {"kl_per_token": 0.1 * (side == "after")}
             samples = [{key: row[key] for key in asked} | kl for row in rows]
+            RunFolder(run).write_rows(f"{side}_replies_without_system", rows)
             RunFolder(run).write_rows(f"{side}_samples", samples)
             scored = [
                 score_reply(Problem(f"What is {i} - {i - 2}?", "2"), Completion("2", 1, False))
@@ -89,6 +90,17 @@ def test_every_measure_of_a_dpo_run_is_there(tmp_path: Path) -> None:
     assert measures["kl_per_token"]["difference"]["mean"] == pytest.approx(0.1)
     assert measures["arithmetic/lenient"]["after"]["mean"] == 1.0
     assert "length_controlled_accuracy" not in measures  # no chosen reply is the shorter
+
+
+def test_questions_that_a_reward_cannot_score_are_left_out(tmp_path: Path) -> None:
+    runs = {seed: text_run(tmp_path / f"seed-{seed}", questions=30) for seed in (1, 2)}
+    found, records = over_seeds(runs, GRPOSettings), [read_run(run) for run in runs.values()]
+    for name, measured in found["measures"].items():
+        alone = records[0].measures()[name]
+        assert measured["after"]["mean"] == pytest.approx(alone["after"]["value"])
+        assert measured["difference"]["mean"] == pytest.approx(alone["difference"])
+    assert {values["n"] for values in records[0].measures().values()} >= {29, 30}
+    assert "2 seeds" in seeds.table(found, records)
 
 
 def test_seeds_that_disagree_are_told(three: dict[int, Path], tmp_path: Path) -> None:
