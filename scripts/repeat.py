@@ -25,7 +25,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, ExportError
 from posttrain.base.files import write_json
 from posttrain.base.paths import ROOT, run_command, shown
 from posttrain.base.process import run_main
@@ -56,23 +56,28 @@ class Asked:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train what is missing, then tell; returns the exit code, that of a run that ended early."""
+    """Train what is missing, then tell; returns the exit code, that of a run that ended early.
+
+    An export that is not proven (4) ends a run but not the repeat, which then leaves with it.
+    """
     asked = parse(argv)
     settings_class: Any = SETTINGS[asked.method]
     settings = [load_settings(settings_class, asked.config, asked.own(s)) for s in asked.seeds]
     if asked.dry_run:
         return train(asked, asked.seeds[0], "--dry-run")
+    unproven = 0
     for seed, each in zip(asked.seeds, settings, strict=True):
         run = RunFolder(asked.run(seed))
         if run.is_done(each, "auto") and not each.export.to:
             print(f"Seed {seed}: finished, in {shown(run.path)}")
             continue
         print(f"\nSeed {seed}, in {shown(run.path)}", flush=True)
-        if code := train(asked, seed):
-            return stopped(seed, code)
-        if not run.finished:  # run.max_minutes is over
-            return stopped(seed, 0)
-    return tell(asked, settings_class)
+        code = train(asked, seed)
+        if not run.finished or code not in (0, ExportError.exit_code):
+            return stopped(seed, code)  # with 0 where run.max_minutes is over
+        unproven = unproven or code
+    tell(asked, settings_class)
+    return unproven
 
 
 def parse(argv: list[str] | None) -> Asked:
@@ -160,8 +165,8 @@ def stopped(seed: int, code: int) -> int:
     return code
 
 
-def tell(asked: Asked, settings_class: type[DPOSettings | GRPOSettings]) -> int:
-    """Write seeds.json and report.html, and print the table; returns the exit code."""
+def tell(asked: Asked, settings_class: type[DPOSettings | GRPOSettings]) -> None:
+    """Write seeds.json and report.html, and print the table and the verdict."""
     from posttrain.report import page, read_run, seeds
     from posttrain.scoring.seeds import over_seeds
 
@@ -175,7 +180,6 @@ def tell(asked: Asked, settings_class: type[DPOSettings | GRPOSettings]) -> int:
     for remark in said.remarks:
         print(remark)
     print(f"\nFigures   {shown(asked.output / 'seeds.json')}\nReport    {shown(written)}")
-    return 0
 
 
 if __name__ == "__main__":

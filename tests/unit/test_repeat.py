@@ -14,6 +14,7 @@ from posttrain.report import page, read_run, seeds
 from posttrain.run.folder import RunFolder
 from posttrain.scoring.seeds import over_seeds
 from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings.command import load_settings
 from scripts import repeat
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_run, text_run
@@ -202,3 +203,31 @@ def test_each_seed_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in tmp_path.glob("*.asked")] == ["seed-5.asked"]
     said = (tmp_path / "seed-5.asked").read_text()
     assert said == "lora.r=8 training.seed=5 run.name=grpo_demo-seed-5 grpo_demo"
+
+
+@pytest.mark.parametrize(("export", "code"), [([], 0), (["export.to=[gguf:q8_0]"], 4)])
+def test_finished_seeds_are_left_and_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    export: list[str],
+    code: int,
+) -> None:
+    """Only for an export is the script started again; one that is not proven ends nothing else."""
+    for seed in (1, 2):
+        own = [*export, f"training.seed={seed}", f"run.name=grpo_demo-seed-{seed}"]
+        settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", own)
+        run = RunFolder(grpo_run(tmp_path / f"seed-{seed}"))
+        run.describe(settings, {"data": "0" * 64})
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "grpo.py").write_text("import sys\nsys.exit(4)\n")
+    monkeypatch.setattr(repeat, "ROOT", tmp_path)
+    asked = ["grpo", "--seeds", "1,2", *CONFIG, "--output", str(tmp_path), *export]
+    assert repeat.main(asked) == code
+    assert json.loads((tmp_path / "seeds.json").read_text(encoding="utf-8"))["seeds"] == [1, 2]
+    assert (tmp_path / "report.html").exists()
+    said = capsys.readouterr().out
+    assert ("Seed 1: finished" in said) == (not export)
+    assert "2 seeds, mean ± standard deviation" in said
+    with pytest.raises(ConfigError, match="finished run of other settings"):
+        repeat.main([*asked, "lora.r=8"])
