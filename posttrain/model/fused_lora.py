@@ -34,7 +34,7 @@ def _forward(layer: Any, x: Any, *arguments: Any, **options: Any) -> Any:
     import torch
 
     names = layer.active_adapters
-    # Unsloth has the adapter of 4-bit weights in bfloat16, to which peft converts x.
+    # trl trains the adapter of 4-bit weights in bfloat16, to which peft converts x.
     kinds = {x.dtype, *(layer.lora_A[name].weight.dtype for name in names)}
     floats = kinds == {torch.float32} and not torch.is_autocast_enabled("cpu")
     if layer.disable_adapters or layer.merged or len(names) != 1 or not floats:

@@ -92,7 +92,7 @@ class Made:
 
     def overrides(self, method: str) -> list[str]:
         found = [
-            *(f"model.name={self.folder / 'model'}", "data.train.limit=40"),
+            *(f"model.name={self.folder / 'model'}", "data.train.limit=40", "data.validation=4"),
             *("training.max_steps=2", "training.save_steps=1", *PARITY),
             "training.per_device_train_batch_size=4",
         ]
@@ -102,12 +102,13 @@ class Made:
             found += [
                 *(f"rewards={{'{reward}:letters': 1.0}}", "training.num_generations=4"),
                 "training.max_completion_length=12",
-                "evaluation={limit: 4, max_new_tokens: 12, batch_size: 4}",
+                "evaluation={limit: 4, max_new_tokens: 12, batch_size: 4, every: 1}",
             ]
         else:
             found += [
                 *("data.holdout=4", "training.loss_type=[sigmoid]"),
-                "evaluation={limit: 4, replies: 4, max_new_tokens: 12, batch_size: 4, also: []}",
+                "evaluation={limit: 4, replies: 4, max_new_tokens: 12, batch_size: 4, also: [], "
+                "every: 1}",
             ]
         if self.name == "qwen3":
             found.append("prompt.chat_template_kwargs.enable_thinking=false")
@@ -136,7 +137,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("method", MAINS)
 def test_two_steps_and_scores(made: Made, method: str) -> None:
-    steps = rows_of(made.run(method) / "metrics.jsonl")[:2]  # and a summary
+    rows = rows_of(made.run(method) / "metrics.jsonl")  # validations and a summary among them
+    steps = [row for row in rows if "grad_norm" in row]
     assert [row["step"] for row in steps] == [1, 2]
     assert max(row["grad_norm"] for row in steps) > 0
     before, after, comparison = (
