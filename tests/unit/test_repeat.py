@@ -1,6 +1,11 @@
 """./run repeat: what several seeds measured together, from run folders made in a moment."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +236,36 @@ def test_finished_seeds_are_left_and_told(
     assert "2 seeds, mean ± standard deviation" in said
     with pytest.raises(ConfigError, match="finished run of other settings"):
         repeat.main([*asked, "lora.r=8"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_the_run_once(tmp_path: Path, number: signal.Signals) -> None:
+    """The run counts its signals for a moment, as one that writes a checkpoint would."""
+    heard, ready = tmp_path / "heard", tmp_path / "ready"
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "grpo.py").write_text(
+        "import os, signal, sys, time\n"
+        "heard = []\n"
+        "for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+        "    signal.signal(n, lambda number, frame: heard.append(int(number)))\n"
+        f"open({str(ready)!r}, 'w').close()\n"
+        "while not heard:\n"
+        "    time.sleep(0.01)\n"
+        "time.sleep(0.3)\n"
+        f"open({str(heard)!r}, 'w').write(str(heard))\n"
+        "sys.exit(128 + heard[0])\n"
+    )
+    command = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from scripts import repeat
+repeat.ROOT = Path({str(tmp_path)!r})
+sys.exit(repeat.main(["grpo", "--seeds", "1,2", *{CONFIG!r}, "--output", {str(tmp_path)!r}]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", command], process_group=0)
+    while not ready.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, number)  # to its whole group, as a terminal does
+    assert process.wait(30) == 128 + number
+    assert heard.read_text() == str([int(number)])
