@@ -194,6 +194,8 @@ class _Trained(Section):
 def _check_validation(settings: "DPOSettings | GRPOSettings") -> None:
     """Raise ValueError where settings of validation have no validation, or no time for it."""
     every, run = settings.evaluation.every, settings.run
+    if not settings.data.validation and "validation" in settings.data.model_fields_set:
+        return  # switched off, whatever a config has beside it
     if not settings.data.validation:
         asked = {"evaluation.every": every, "run.patience": run.patience}
         asked["run.keep = best"] = run.keep == "best" or None

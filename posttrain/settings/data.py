@@ -37,7 +37,7 @@ class Data(Section):
     """Rows to train on."""
     validation: int = Field(0, ge=0)
     """Rows of `train` to set aside and score while training, chosen by a hash of their question or
-    prompt. The adapter that does best on them is kept, see `run.keep`."""
+    prompt. The adapter that does best on them is kept, see `run.keep`. 0 validates nothing."""
     overlong: Literal["error", "drop"] = "error"
     """What to do with a row that does not fit the length limit: refuse the run, or drop and count
     the row. Rows are never cut."""

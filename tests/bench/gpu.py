@@ -137,6 +137,7 @@ def data_overrides(task: str, size: str, folder: Path | None, model: Path | None
         "data.columns={prompt: instruction, chosen: chosen, rejected: rejected}",
         "data.format=columns",
         "data.holdout=20",
+        "data.validation=0",
     ]
 
 

@@ -109,6 +109,7 @@ class Point:
                 f"data.columns={columns}",
                 "data.format=columns",
                 "data.holdout=20",
+                "data.validation=0",
             ]
         return [
             f"model.name={model}",

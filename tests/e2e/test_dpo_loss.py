@@ -103,6 +103,7 @@ def test_token_ids_trained_on(tmp_path: Path) -> None:
         "model.max_seq_length=2048",
         f"data.train.path={SHARED / 'french-preferences' / 'preferences.json'}",
         "data.columns.prompt=instruction",
+        "data.validation=0",
     )
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(16)])
     start, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))

@@ -63,6 +63,7 @@ def test_parameter_count(model: Path, size: str) -> None:
                 f"data.train.path={SHARED / 'french-preferences' / 'preferences.json'}",
                 "data.columns.prompt=instruction",
                 "data.holdout=290",  # of 300
+                "data.validation=0",
                 "training.per_device_train_batch_size=2",
                 "training.gradient_accumulation_steps=1",
                 "evaluation={limit: 2, replies: 1, max_new_tokens: 8, batch_size: 2, also: []}",

@@ -30,6 +30,7 @@ LOCAL = {
         f"data.train={{path: '{SHARED / 'french-preferences' / 'preferences.json'}'}}",
         "data.columns={prompt: instruction, chosen: chosen, rejected: rejected}",
         "data.holdout=100",
+        "data.validation=50",
         f"evaluation.also=[{{name: mgsm_fr, path: '{SHARED / 'mgsm' / 'mgsm_fr.tsv'}', "
         f"language: fr}}, {{name: gsm8k, path: '{SHARED / 'gsm8k' / 'test.jsonl'}', limit: 200}}]",
     ],
@@ -75,7 +76,7 @@ def test_every_config_passes_a_dry_run(
         assert "<think>" in said.replace("¦", "")  # between the tokens of a pair
     if "gsm8k" in path.stem:
         assert "32 prompts x 8 completions = 256 rollouts" in said
-        assert re.search(r"\n  steps +23[34] \(1 epoch\)\n", said)
+        assert re.search(r"\n  steps +22[56] \(1 epoch\)\n", said)
     assert not (tmp_path / "run").exists()
 
 

@@ -33,7 +33,7 @@ ALL = "\n".join(text_of(page) for page in PAGES)
 COMMANDS = list(dict.fromkeys(c for page in PAGES for c in commands(without_recipes(page))))
 # Where the demo model and local files stand for a model and data of the hub.
 LOCAL_PAIRS = (
-    "--dry-run model.name=assets/demo_model data.holdout=20 evaluation.also=[] "
+    "--dry-run model.name=assets/demo_model data.holdout=20 data.validation=4 evaluation.also=[] "
     "data.train.path=assets/demo_data/preferences.jsonl data.columns.prompt=prompt"
 )
 LOCAL_PROBLEMS = (

@@ -64,4 +64,4 @@ def test_its_commands_run(task: dict[str, Any], tmp_path: Path) -> None:
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert "600 pairs to train on" in result.stdout
+    assert "500 pairs to train on" in result.stdout

@@ -1,5 +1,6 @@
 """Which rows are validated on, when, and which settings of it make no sense."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from posttrain.data.split import text_key
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
+from posttrain.settings.strict_yaml import read_yaml
 from posttrain.train.validation import Validation
 from tests.helpers import ROOT
 
@@ -25,15 +27,6 @@ def settings(*overrides: str) -> GRPOSettings:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.validation=0"], "evaluation.every needs rows to validate on; set data.validation"),
-        (
-            ["data.validation=0", "evaluation.every=null", "run.patience=2"],
-            "run.patience needs rows to validate on",
-        ),
-        (
-            ["data.validation=0", "evaluation.every=null", "run.keep=best"],
-            "run.keep = best needs rows to validate on",
-        ),
         (["evaluation.every=null", "run.patience=2"], "run.patience needs evaluation.every"),
         (
             ["training.steps_per_generation=4", "training.save_steps=20"],
@@ -46,6 +39,30 @@ def settings(*overrides: str) -> GRPOSettings:
 def test_settings_that_make_no_sense(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation": {"every": 5}}, "evaluation.every needs rows to validate on; set data.vali"),
+        ({"run": {"patience": 2}}, "run.patience needs rows to validate on"),
+        ({"run": {"keep": "best"}}, "run.keep = best needs rows to validate on"),
+    ],
+)
+def test_nothing_to_validate_on(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    tree = read_yaml(GRPO)
+    del tree["data"]["validation"], tree["evaluation"]["every"]
+    for name, values in changes.items():
+        tree[name].update(values)
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match=message):
+        load_settings(GRPOSettings, path)
+
+
+def test_one_switch_turns_it_off() -> None:
+    found = settings("data.validation=0", "run.patience=2", "run.keep=best")
+    assert found.evaluation.every == 10 and not found.data.validation
 
 
 def test_rows_to_validate_on_are_no_test_rows_and_not_trained_on() -> None:

@@ -16,7 +16,12 @@ CARD = "16gb" if BFLOAT16 else "t4"
 DEMO = {
     "dpo": [
         "data.train={path: assets/demo_data/preferences.jsonl, limit: 300}",
-        *("data.columns={}", "data.holdout=20", "training.gradient_accumulation_steps=2"),
+        *(
+            "data.columns={}",
+            "data.holdout=20",
+            "data.validation=4",
+            "training.gradient_accumulation_steps=2",
+        ),
         "evaluation={limit: 8, replies: 4, max_new_tokens: 16, also: []}",
     ],
     "grpo": [
