@@ -118,7 +118,11 @@ def grpo(project: Path) -> Path:
 def dpo(project: Path) -> Path:
     """The run folder of two steps with the format, the loss, the tracker and the measure."""
     losses = [word for word in shlex.split(command_with("loss_type")) if "loss_" in word]
-    command = command_with("ranked").replace("data.holdout=1 data", "data.holdout=10 data").replace("--dry-run", "")
+    command = (
+        command_with("ranked")
+        .replace("data.holdout=1 data", "data.holdout=10 data")
+        .replace("--dry-run", "")
+    )
     run(project, f"{command} {shlex.join(losses)} {DPO}")
     return project / "outputs" / "dpo"
 
