@@ -38,10 +38,10 @@ def table(found: Found, records: Sequence[Record]) -> str:
     rows = [
         (
             measures.label(name),
-            _spread(name, values["before"]),
-            _spread(name, values["after"]),
+            spread(name, values["before"]),
+            spread(name, values["after"]),
             measures.interval(name, values["after"]),
-            measures.change(name, _change(values)),
+            measures.change(name, change(values)),
             measures.p_value(values["difference"]["p_value"]),
         )
         for name, values in in_order(found, records).items()
@@ -61,7 +61,7 @@ def table(found: Found, records: Sequence[Record]) -> str:
 def verdict(found: Found, records: Sequence[Record]) -> Verdict:
     """Did the config improve the headline measure, whatever the seed; and do the seeds agree?"""
     name, values = next(iter(in_order(found, records).items()))
-    changed = _change(values)
+    changed = change(values)
     direction = measures.direction(name, changed)
     before, after = (measures.plain(name, values[side]["mean"]) for side in ("before", "after"))
     sentence = (
@@ -93,7 +93,7 @@ def agreement(name: str, found: Found, records: Sequence[Record]) -> str:
         parts = [f"{word} with {_listed(some)}" for word, some in said.items()]
         return f"The seeds disagree, each taken alone: {'; '.join(parts)} ({ends})."
     (word,) = said
-    if word == WORDS[measures.direction(name, _change(found["measures"][name]))]:
+    if word == WORDS[measures.direction(name, change(found["measures"][name]))]:
         return f"The seeds agree, each taken alone: {word} ({ends})."
     return (
         f"Each seed taken alone says {word}, but they differ so much ({ends}) that "
@@ -105,15 +105,15 @@ def lines_of(found: Found, records: Sequence[Record]) -> list[Change]:
     """The rows of the page's table of measures."""
     rows = []
     for name, values in in_order(found, records).items():
-        changed, of = _change(values), name.rpartition("/")[0]
+        changed, of = change(values), name.rpartition("/")[0]
         rows.append(
             Change(
                 of=measures.set_label(of) if of else "",
                 name=measures.label(name.rpartition("/")[2]),
                 n=f"{records[0].measures()[name].get('n')}, {len(records)} seeds",
-                before=_spread(name, values["before"]),
+                before=spread(name, values["before"]),
                 before_interval=measures.interval(name, values["before"]),
-                after=_spread(name, values["after"]),
+                after=spread(name, values["after"]),
                 after_interval=measures.interval(name, values["after"]),
                 change=measures.moved(name, changed["difference"]),
                 change_interval=measures.span(name, changed),
@@ -135,18 +135,18 @@ def by_seed(found: Found, records: Sequence[Record]) -> list[list[str]]:
 def _losses(headline: str, found: Found, records: Sequence[Record]) -> list[str]:
     """What got worse beyond chance, beside the headline."""
     return [
-        f"Got worse: {measures.label(name)}, {measures.change(name, _change(values))}."
+        f"Got worse: {measures.label(name)}, {measures.change(name, change(values))}."
         for name, values in in_order(found, records).items()
-        if name != headline and measures.direction(name, _change(values)) < 0
+        if name != headline and measures.direction(name, change(values)) < 0
     ]
 
 
-def _change(values: Found) -> dict[str, Any]:
+def change(values: Found) -> dict[str, Any]:
     """The difference of seeds.json as a run's own comparison has it."""
     return {**values["difference"], "difference": values["difference"]["mean"]}
 
 
-def _spread(name: str, side: Found) -> str:
+def spread(name: str, side: Found) -> str:
     """`98.6% ± 0.6`: mean and standard deviation, in points where it is a share."""
     sd = f"{100 * side['sd']:.1f}" if measures.is_share(name) else measures.plain(name, side["sd"])
     return f"{measures.plain(name, side['mean'])} ± {sd}"

@@ -127,10 +127,10 @@ def _kept(record: Record) -> tuple[str, str]:
     if not kept:
         return "", ""
     seconds = sum(number(row.get("validation/seconds")) or 0.0 for row in record.metrics)
-    share = f", {seconds / record.seconds:.0%} of the time" if record.seconds else ""
+    share = f", in {seconds / record.seconds:.0%} of the time" if record.seconds else ""
     name = str(kept.get("by", ""))
-    on = f"{measures.label(name)} {measures.plain(name, number(kept.get('value')))} on validation"
-    return f"of step {kept.get('step')}", f"{on}, {kept.get('validations')} of them{share}"
+    on = f"{measures.label(name)} {measures.plain(name, number(kept.get('value')))} in validation"
+    return f"of step {kept.get('step')}", f"{on}, made {kept.get('validations')} times{share}"
 
 
 def _batch(record: Record, training: Row) -> str:

@@ -18,7 +18,7 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
-from posttrain.report import measures, table
+from posttrain.report import measures, seeds, table
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import parse_command_line
 from posttrain.settings.help import setting_paths
@@ -307,15 +307,21 @@ def result(name: str) -> Any:
 def test_the_table_is_that_of_the_measured_demo() -> None:
     runs = result("demo_cpu")
     assert table(list(runs.items()), width=80) in text_of(ROOT / "docs" / "demo.md")
+
+
+def test_the_first_table_is_that_of_three_seeds() -> None:
+    runs, repeated = result("demo_cpu"), result("demo_seeds_cpu")
     for run, name, what in (
         ("grpo_demo", "strict", "GRPO: strict accuracy, {} problems"),
         ("dpo_demo", "reward_accuracy", "DPO: preference accuracy, {} pairs"),
         ("dpo_demo", "french_share", "DPO: replies in French, {} prompts"),
         ("dpo_demo", "french_share_without_system", "the same without the system prompt"),
     ):
-        found = runs[run][name]
-        sides = (measures.plain(name, found[side]["value"]) for side in ("before", "after"))
-        cells = [what.format(found["n"]), *sides, measures.change(name, found)]
+        found = repeated[run]["measures"][name]
+        assert repeated[run]["seeds"] == [1, 2, 3]
+        sides = (seeds.spread(name, found[side]) for side in ("before", "after"))
+        said = measures.change(name, seeds.change(found))
+        cells = [what.format(runs[run][name]["n"]), *sides, said]
         assert f"| {' | '.join(cells)} |" in text_of(README)
 
 
