@@ -75,6 +75,7 @@ def test_parameter_count(model: Path, size: str) -> None:
             [
                 f"data.train={{path: '{SHARED / 'gsm8k' / 'train.jsonl'}'}}",
                 f"data.eval={{path: '{SHARED / 'gsm8k' / 'test.jsonl'}'}}",
+                "data.validation=0",
                 "training.per_device_train_batch_size=4",
                 "training.gradient_accumulation_steps=1",
                 "training.num_generations=4",
