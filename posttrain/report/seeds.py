@@ -41,7 +41,7 @@ def table(found: Found, records: Sequence[Record]) -> str:
             spread(name, values["before"]),
             spread(name, values["after"]),
             measures.interval(name, values["after"]),
-            measures.change(name, change(values)),
+            measures.change(name, as_compared(values)),
             measures.p_value(values["difference"]["p_value"]),
         )
         for name, values in in_order(found, records).items()
@@ -61,7 +61,7 @@ def table(found: Found, records: Sequence[Record]) -> str:
 def verdict(found: Found, records: Sequence[Record]) -> Verdict:
     """Did the config improve the headline measure, whatever the seed; and do the seeds agree?"""
     name, values = next(iter(in_order(found, records).items()))
-    changed = change(values)
+    changed = as_compared(values)
     direction = measures.direction(name, changed)
     before, after = (measures.plain(name, values[side]["mean"]) for side in ("before", "after"))
     sentence = (
@@ -93,7 +93,7 @@ def agreement(name: str, found: Found, records: Sequence[Record]) -> str:
         parts = [f"{word} with {_listed(some)}" for word, some in said.items()]
         return f"The seeds disagree, each taken alone: {'; '.join(parts)} ({ends})."
     (word,) = said
-    if word == WORDS[measures.direction(name, change(found["measures"][name]))]:
+    if word == WORDS[measures.direction(name, as_compared(found["measures"][name]))]:
         return f"The seeds agree, each taken alone: {word} ({ends})."
     return (
         f"Each seed taken alone says {word}, but they differ so much ({ends}) that "
@@ -105,7 +105,7 @@ def lines_of(found: Found, records: Sequence[Record]) -> list[Change]:
     """The rows of the page's table of measures."""
     rows = []
     for name, values in in_order(found, records).items():
-        changed, of = change(values), name.rpartition("/")[0]
+        changed, of = as_compared(values), name.rpartition("/")[0]
         rows.append(
             Change(
                 of=measures.set_label(of) if of else "",
@@ -135,13 +135,13 @@ def by_seed(found: Found, records: Sequence[Record]) -> list[list[str]]:
 def _losses(headline: str, found: Found, records: Sequence[Record]) -> list[str]:
     """What got worse beyond chance, beside the headline."""
     return [
-        f"Got worse: {measures.label(name)}, {measures.change(name, change(values))}."
+        f"Got worse: {measures.label(name)}, {measures.change(name, as_compared(values))}."
         for name, values in in_order(found, records).items()
-        if name != headline and measures.direction(name, change(values)) < 0
+        if name != headline and measures.direction(name, as_compared(values)) < 0
     ]
 
 
-def change(values: Found) -> dict[str, Any]:
+def as_compared(values: Found) -> dict[str, Any]:
     """The difference of seeds.json as a run's own comparison has it."""
     return {**values["difference"], "difference": values["difference"]["mean"]}
 

@@ -320,7 +320,7 @@ def test_the_first_table_is_that_of_three_seeds() -> None:
         found = repeated[run]["measures"][name]
         assert repeated[run]["seeds"] == [1, 2, 3]
         sides = (seeds.spread(name, found[side]) for side in ("before", "after"))
-        said = measures.change(name, seeds.change(found))
+        said = measures.change(name, seeds.as_compared(found))
         cells = [what.format(runs[run][name]["n"]), *sides, said]
         assert f"| {' | '.join(cells)} |" in text_of(README)
 
