@@ -52,7 +52,7 @@ def train(
     shown: dict[str, str],
     checkpoint: Path | None,
     identity: dict[str, Any],
-    validation: Validation | None,
+    validation: Validation | None = None,
 ) -> dict[str, Any]:
     """Train from the start or from a checkpoint. 0 steps trains none.
 
