@@ -1,0 +1,75 @@
+"""A fused LoRA layer computes what peft's does: outputs and gradients; other kinds stay peft's."""
+
+from typing import Any
+
+import pytest
+
+from posttrain.model.fused_lora import fuse
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, on import
+
+
+def adapted(**kind: Any) -> Any:
+    """A linear layer of 12 to 20 with an adapter that has an effect."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = torch.nn.Sequential()
+    base.add_module("proj", torch.nn.Linear(12, 20))
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["proj"], **kind)
+    policy = get_peft_model(base, config)
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    return policy
+
+
+def layer_of(policy: Any) -> Any:
+    return policy.base_model.model.proj
+
+
+def passed(layer: Any, x: Any) -> list[Any]:
+    """The output, and the gradients of input and adapter."""
+    x = x.clone().requires_grad_()
+    layer.zero_grad()
+    out = layer(x)
+    out.square().sum().backward()
+    trained = [w.grad.clone() for name, w in layer.named_parameters() if "lora_" in name]
+    return [out.detach(), x.grad, *trained]
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}])
+def test_the_same_but_for_rounding(kind: dict[str, Any]) -> None:
+    import torch
+
+    policy = adapted(**kind)
+    layer, x = layer_of(policy), torch.randn(3, 5, 12)
+    expected = passed(layer, x)
+    fuse(policy)
+    assert "forward" in vars(layer)
+    for found, wanted in zip(passed(layer, x), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    with policy.disable_adapter():
+        assert torch.equal(layer(x), layer.base_layer(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # peft's own way, in the types of autocast
+        assert torch.equal(layer(x), type(layer).forward(layer, x))
+
+
+@pytest.mark.parametrize("kind", [{"use_dora": True}, {"lora_bias": True}])
+def test_other_kinds_are_left_alone(kind: dict[str, Any]) -> None:
+    policy = adapted(**kind)
+    fuse(policy)
+    assert "forward" not in vars(layer_of(policy))
+
+
+def test_dropout_is_that_of_the_layer() -> None:
+    import torch
+
+    policy = adapted(lora_dropout=0.5)
+    layer, x = layer_of(policy), torch.randn(4, 12)
+    torch.manual_seed(1)
+    expected = type(layer).forward(layer, x)
+    fuse(policy)
+    torch.manual_seed(1)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
