@@ -45,7 +45,7 @@ SHORT_GRPO = "training.max_steps=4 training.save_steps=2 evaluation.limit=8"
 STOPPED = "./run grpo --config configs/grpo_demo.yaml --output outputs/stopped"
 LAUNCHED = next(command for command in COMMANDS if command.startswith("./run python -m accelerate"))
 ADDED = {
-    "./run demo": "training.max_steps=2 evaluation.limit=8",
+    "./run demo": "training.max_steps=12 evaluation.limit=8",  # after 2 steps it still guesses
     "./run demo training.max_steps=0": "evaluation.limit=8",
     "./run dpo --config configs/dpo_french_16gb.yaml": LOCAL_PAIRS,
     "./run dpo --config configs/dpo_french_t4.yaml": LOCAL_PAIRS,
