@@ -61,6 +61,8 @@ ADDED = {
     "./run repeat grpo --config configs/grpo_demo.yaml --seeds 1,2,3": (
         "training.max_steps=2 evaluation.limit=8"
     ),
+    "./run grpo --config configs/grpo_demo.yaml run.name=validated data.validation=200 "
+    "evaluation.every=5 run.patience=3": "training.max_steps=10 evaluation.limit=8",
     LAUNCHED: "training.max_steps=2 evaluation.limit=8 evaluation.replies=4 evaluation.also=[] "
     "--output outputs/two",
 }
