@@ -8,7 +8,7 @@ again leaves finished seeds as they are, goes on with the one that was interrupt
 that are missing. A signal is passed on to the run, which writes a checkpoint. Then DIR/seeds.json
 and DIR/report.html have each measure with mean, standard deviation and 95% interval over seeds, and
 its change with an interval that covers seeds and questions (docs/statistics.md). Settings are those
-of the training script: ./run grpo --help.
+of the training script: ./run grpo --help all.
 """
 
 import argparse

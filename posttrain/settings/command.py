@@ -199,7 +199,7 @@ def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
     path = ".".join(location)
     if details["type"] == "extra_forbidden":
         fields = _fields_at(settings_class, location[:-1])
-        hint = did_you_mean(location[-1], fields) or " --help lists the settings."
+        hint = did_you_mean(location[-1], fields) or " --help all lists the settings."
         return f"{path}: unknown setting.{hint}"
     if details["type"] == "missing":
         return f"{path}: missing; it has no default"

@@ -22,6 +22,34 @@ WORDS = {
     types.NoneType: "null",
     Any: "any value",
 }
+OFTEN = (
+    "model.name",
+    "model.max_seq_length",
+    "model.load_in_4bit",
+    "lora.r",
+    "data.train.path",
+    "data.validation",
+    "data.format",
+    "data.eval.path",
+    "prompt.system",
+    "rewards",
+    "training.max_steps",
+    "training.num_train_epochs",
+    "training.learning_rate",
+    "training.per_device_train_batch_size",
+    "training.gradient_accumulation_steps",
+    "training.num_generations",
+    "training.max_completion_length",
+    "training.beta",
+    "training.loss_type",
+    "training.seed",
+    "evaluation.limit",
+    "evaluation.every",
+    "run.name",
+    "run.max_minutes",
+    "export.to",
+)
+"""What people change; the rest is for `--help all`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,9 +58,21 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, settings_class: type[Section], story: str, **options: Any) -> None:
         super().__init__(
             description=wrapped(story),
-            epilog="settings (section.key: type = default):\n" + listed(settings_class),
+            epilog="what people change most (section.key: type = default):\n"
+            + listed(settings_class, "")
+            + "\n\n--help all lists every setting, --help lora those with 'lora' in their name.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
             **options,
+        )
+        self.add_argument(
+            "-h",
+            "--help",
+            nargs="?",
+            metavar="all|WORD",
+            action=_Help,
+            help="show this and the settings that people change most; all settings; or those with "
+            "WORD in their name",
         )
         self.settings_class = settings_class
         self.words: Sequence[str] = ()
@@ -54,9 +94,25 @@ class Parser(argparse.ArgumentParser):
             value = next(iter(self.words[list(self.words).index(unknown) + 1 :]), "")
         paths = [path for path in setting_paths(self.settings_class) if path.endswith(f".{name}")]
         if not paths:
-            return "settings are given as section.key=value, and --help lists them"
+            return "settings are given as section.key=value, and --help all lists them"
         said = [f"{path}={value or 'VALUE'}" for path in (name, *paths) if "." in path]
         return f"settings are given as {' or '.join(said)}"
+
+
+class _Help(argparse.Action):
+    """What `--help`, `--help all` and `--help WORD` print, after which the command ends."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: Any, values: Any, option: str | None = None
+    ) -> NoReturn:
+        assert isinstance(parser, Parser)
+        if not values:
+            parser.print_help()
+            parser.exit()
+        if not (found := listed(parser.settings_class, values)):
+            parser.error(f"no setting has '{values}' in its name; --help all lists them")
+        print(found)
+        parser.exit()
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -77,25 +133,29 @@ def setting_paths(settings_class: type[BaseModel], prefix: str = "") -> Iterator
             yield from setting_paths(inner, f"{prefix}{name}.")
 
 
-def describe(settings_class: type[Section], prefix: str = "") -> list[str]:
-    """Help for every setting, two lines each: path, type and default; what it means."""
-    entries: list[str] = []
+def describe(settings_class: type[Section], prefix: str = "") -> dict[str, str]:
+    """Help for every setting by its path, two lines each: path, type and default; what it means."""
+    entries: dict[str, str] = {}
     for name, field in settings_class.model_fields.items():
+        path = prefix + name
         inner = section_of(field.annotation)
         if inner is not None and get_origin(field.annotation) is not list:
             if field.annotation is not inner:
-                entries.append(f"  {prefix}{name}: section = null\n      {field.description}")
-            entries += describe(inner, f"{prefix}{name}.")
+                entries[path] = f"  {path}: section = null\n      {field.description}"
+            entries |= describe(inner, f"{path}.")
             continue
         default = "(required)" if field.is_required() else f"= {_yaml(field.default)}"
         meaning = " ".join((field.description or "").split())
-        entries.append(f"  {prefix}{name}: {in_words(field.annotation)} {default}\n      {meaning}")
+        entries[path] = f"  {path}: {in_words(field.annotation)} {default}\n      {meaning}"
     return entries
 
 
-def listed(settings_class: type[Section]) -> str:
-    """describe() as --help prints it, in lines that fit the terminal."""
-    return "\n".join(map(_entry, describe(settings_class)))
+def listed(settings_class: type[Section], word: str = "all") -> str:
+    """The settings with `word` in their path, in lines that fit the terminal. `all` is all of them,
+    and no word at all those that people change most."""
+    entries = describe(settings_class)
+    wanted = {path: word == "all" or (word in path if word else path in OFTEN) for path in entries}
+    return "\n".join(_entry(entry) for path, entry in entries.items() if wanted[path])
 
 
 def in_words(annotation: Any) -> str:

@@ -18,7 +18,7 @@ from posttrain.settings import DPOSettings, GRPOSettings, Section
 from posttrain.settings.command import OWNED, check_extra, load_settings, parse_command_line
 from posttrain.settings.data import TAKEN
 from posttrain.settings.export import Parity
-from posttrain.settings.help import describe
+from posttrain.settings.help import OFTEN, describe, listed
 from posttrain.settings.strict_yaml import read_yaml
 from posttrain.train.arguments import owned_arguments
 from rewards import resolve
@@ -193,7 +193,7 @@ def test_every_letter_of_every_key_misspelt(name: str, tmp_path: Path) -> None:
 def test_a_key_far_from_every_name_is_refused_with_the_list(where: str, tmp_path: Path) -> None:
     path = (*filter(None, where.split(".")), "zzzzzz")
     tree = changed(TREES["dpo_french_t4"], path, lambda parent, key: parent.update({key: 1}))
-    names = "--help lists" if where == "training" else "Valid: "  # there they are many
+    names = "--help all lists" if where == "training" else "Valid: "  # there they are many
     said = rf"{re.escape(dotted(path))}: unknown setting\. {names}"
     with pytest.raises(ConfigError, match=said):
         load(tree, DPOSettings, tmp_path)
@@ -647,7 +647,7 @@ def test_nothing_is_guessed_where_nothing_is_near() -> None:
     [
         (["--config", "x.yaml", "--max_steps", "4"], "given as training.max_steps=4\n"),
         (["--config", "x.yaml", "--max-steps=4"], "given as training.max_steps=4\n"),
-        (["--config", "x.yaml", "--nothing"], "given as section.key=value, and --help lists"),
+        (["--config", "x.yaml", "--nothing"], "given as section.key=value, and --help all lists"),
         (["configs/dpo_demo.yaml"], "write it as --config configs/dpo_demo.yaml\n"),
     ],
 )
@@ -825,7 +825,7 @@ def test_options_and_overrides_in_any_order() -> None:
 
 @pytest.mark.parametrize("cls", [DPOSettings, GRPOSettings])
 def test_help_lists_every_setting_with_a_meaning(cls: type[Section]) -> None:
-    lines = [line.strip() for entry in describe(cls) for line in entry.splitlines()]
+    lines = [line.strip() for entry in describe(cls).values() for line in entry.splitlines()]
     heads = dict(zip(lines[::2], lines[1::2], strict=True))
     listed = [head.partition(":")[0] for head in heads]
     name = "dpo_demo" if cls is DPOSettings else "grpo_demo"
@@ -844,9 +844,33 @@ def test_help_lists_every_setting_with_a_meaning(cls: type[Section]) -> None:
 
 def test_help_says_that_held_out_pairs_of_their_own_are_optional() -> None:
     """`data.eval.path` is only required where `data.eval` is given."""
-    entry = next(e for e in describe(DPOSettings) if e.strip().startswith("data.eval:"))
+    entry = describe(DPOSettings)["data.eval"]
     assert "= null" in entry
     assert "Held-out pairs of their own" in entry
+
+
+@pytest.mark.parametrize("cls", [DPOSettings, GRPOSettings])
+def test_help_shows_first_what_people_change(cls: type[Section]) -> None:
+    first = [
+        line for line in listed(cls, "").splitlines() if line.startswith("  ") and line[2] != " "
+    ]
+    names = {line.strip().partition(":")[0] for line in first}
+    assert 18 <= len(first) <= 25 and names <= set(OFTEN)
+    assert set(OFTEN) <= {*describe(DPOSettings), *describe(GRPOSettings)}
+    assert {"training.learning_rate", "run.name"} <= names
+
+
+def test_help_of_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, found in (["all"], "run.threads"), (["patience"], "run.patience"):
+        with pytest.raises(SystemExit) as left:
+            parse_command_line(GRPOSettings, "", "A story.", ["--help", *words])
+        said = capsys.readouterr().out
+        assert left.value.code == 0 and f"  {found}: " in said and "A story." not in said
+    assert "run.threads" not in said
+    with pytest.raises(SystemExit) as left:
+        parse_command_line(GRPOSettings, "", "", ["--help", "nothng"])
+    assert left.value.code == 2
+    assert "no setting has 'nothng' in its name; --help all" in capsys.readouterr().err
 
 
 # --- the scripts themselves ---------------------------------------------------------------------

@@ -57,12 +57,8 @@ def test_no_name_of_a_setting_or_trainer_argument_is_refused_but_the_hubs_token(
     from posttrain.settings.help import describe
     from posttrain.settings.trainer_fields import config_fields
 
-    names = [
-        line.split(":")[0].strip().split(".")[-1]
-        for cls in (DPOSettings, GRPOSettings)
-        for line in describe(cls)[::1]
-        if line.startswith("  ") and not line.startswith("   ")
-    ]
+    paths = {*describe(DPOSettings), *describe(GRPOSettings)}
+    names = [path.rpartition(".")[2] for path in paths]
     assert len(names) > 80
     for config_class in ("dpo_config.py:DPOConfig", "grpo_config.py:GRPOConfig"):
         names += config_fields(f"trl/trainer/{config_class}")
