@@ -1,5 +1,7 @@
 """Files that are either whole or absent, files of JSON rows, and fingerprints of both."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -38,14 +40,18 @@ def follow_umask(path: Path) -> None:
     """Give a file the mode of any new one; safetensors writes files for their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    with contextlib.suppress(PermissionError):  # a disk without modes, such as a mounted Drive
+        path.chmod(0o666 & ~mask)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Make a rename in `folder` survive a power cut, on disks that can: others say EINVAL."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
