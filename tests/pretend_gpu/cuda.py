@@ -1,6 +1,7 @@
 """torch.cuda and torch.accelerator answer for one card; streams and events do nothing."""
 
 import contextlib
+import os
 import time
 from types import FunctionType
 from typing import Any
@@ -99,6 +100,13 @@ def _states(torch: Any) -> Any:
     return torch.zeros(16, dtype=torch.uint8)
 
 
+def _cards() -> int:
+    """PRETEND_GPU_CARDS of them (default 1), as far as CUDA_VISIBLE_DEVICES shows them."""
+    cards = [str(index) for index in range(int(os.environ.get("PRETEND_GPU_CARDS", "1")))]
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(cards)).split(",")
+    return len([index for index in shown if index in cards])
+
+
 def _answers(torch: Any) -> dict[str, Any]:
     """torch.cuda's names and what they are now."""
     nothing = (
@@ -119,8 +127,8 @@ def _answers(torch: Any) -> dict[str, Any]:
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "_is_in_bad_fork": lambda: False,
-        "device_count": lambda: 1,
-        "_device_count_nvml": lambda: 1,
+        "device_count": _cards,
+        "_device_count_nvml": _cards,
         "get_device_capability": lambda device=None: CAPABILITY,
         "get_device_properties": lambda device=None: PROPERTIES,
         "get_device_name": lambda device=None: NAME,
@@ -172,7 +180,7 @@ def answer_for_one_card(torch: Any) -> None:
         setattr(torch._C, name, _fresh(_nothing))
     for name in ("CurrentRawStream", "Device", "CurrentBlasHandle", "ConvBenchmarkEmptyCache"):
         setattr(torch._C, f"_cuda_get{name}", _fresh(_zero))
-    torch._C._cuda_getDeviceCount = lambda: 1
+    torch._C._cuda_getDeviceCount = _cards
     torch._C._cuda_isCurrentStreamCapturing = lambda: False
     torch.cuda.default_generators = (torch.default_generator,)
     _accelerator(torch)
@@ -185,7 +193,7 @@ def _accelerator(torch: Any) -> None:
         **dict.fromkeys((*nothing, "reset_peak_memory_stats"), _nothing),
         **dict.fromkeys((*zero, "max_memory_allocated"), _zero),
         "is_available": lambda: True,
-        "device_count": lambda: 1,
+        "device_count": _cards,
         "current_accelerator": lambda check_available=False: torch.device("cuda"),
         "current_stream": lambda device=None: Stream(),
         "memory_stats": lambda device=None: {},

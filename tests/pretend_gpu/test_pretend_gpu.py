@@ -106,6 +106,22 @@ def test_on_a_t4() -> None:
 
 
 @long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("script", ["grpo", "dpo"])
+def test_with_two_cards_a_run_takes_one(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """trl refuses to train where transformers would use two; Unsloth tells it to use one."""
+    monkeypatch.setenv("PRETEND_GPU_CARDS", "2")
+    count = "import torch; print(torch.cuda.device_count(), 'cards')"
+    assert "2 cards" in on_card("-c", count)
+    config = ["--config", f"configs/{script}_demo.yaml", "--output", str(tmp_path / "run")]
+    few = ["training.max_steps=1", "data.validation=0", "evaluation.limit=4"]
+    on_card(f"scripts/{script}.py", *config, *few)
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@long
 @pytest.mark.timeout(3600)
 def test_benchmark_from_start_to_json(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
