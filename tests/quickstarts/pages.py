@@ -12,7 +12,17 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = "## Recipes"  # what is below is followed by a test of its own
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 # What a person types in a pod's terminal around our commands.
-NOT_OURS = ("cd ", "git clone ", "export HF_HOME", "nohup bash", "runpodctl ", "' > ", "tail ")
+NOT_OURS = (
+    "cd ",
+    "hf jobs ",
+    "python:3.12 ",
+    "git clone ",
+    "export HF_HOME",
+    "nohup bash",
+    "runpodctl ",
+    "' > ",
+    "tail ",
+)
 
 
 def text_of(page: Path) -> str:
