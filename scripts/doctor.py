@@ -5,6 +5,7 @@ every file in configs/ whether it fits this machine, with an estimate of its pea
 neither torch nor Unsloth, changes nothing, and shows no token.
 
     ./run doctor
+    ./run doctor --memory
     ./run doctor --json
 
 Exit code 0 if training can start here, 2 if something that it needs is broken.
@@ -16,7 +17,7 @@ import signal
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+    help_text = "also what each estimate of peak memory is the sum of"
+    parser.add_argument("--memory", action="store_true", help=help_text)
     help_text = "the folder that runs will be written to (default: outputs)"
     parser.add_argument("--output", type=Path, default=ROOT / "outputs", help=help_text)
     asked = parser.parse_args(argv)
@@ -47,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     if asked.json:
         print(as_json(sections, figures, broken))
     else:
-        print(as_text(sections, figures, broken))
+        print(as_text(sections, broken))
+        if asked.memory:
+            print(as_sums(figures))
     return 2 if broken else 0
 
 
@@ -67,12 +72,13 @@ def look(output: Path) -> tuple[dict[str, list[Finding]], list[dict[str, Any]]]:
         }, figures
 
 
-def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], broken: bool) -> str:
-    """Findings in aligned lines, what to do under each that needs it, estimates, and a verdict."""
-    subjects = max(len(f.subject) for findings in sections.values() for f in findings)
+def as_text(sections: dict[str, list[Finding]], broken: bool) -> str:
+    """Findings in aligned lines, what to do under each that needs it, and a verdict."""
+    shown = {name: together(findings) for name, findings in sections.items()}
+    subjects = max(len(f.subject) for findings in shown.values() for f in findings)
     indent = " " * (subjects + 10)
     width, lines = prose_width(), []
-    for name, findings in sections.items():
+    for name, findings in shown.items():
         lines.append(name)
         for finding in findings:
             head = f"  {finding.status:<4}  {finding.subject:<{subjects}}  "
@@ -82,8 +88,39 @@ def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], b
                 further = indent + ("   " if number else "")
                 lines += textwrap.wrap(text, width, initial_indent=first, subsequent_indent=further)
         lines.append("")
+    fitting = [f.subject for f in sections["configs"] if f.status == "ok"]
+    if broken:
+        lines.append("Not usable yet: see the lines that say fail.")
+    else:
+        said = f"Usable. Configs that fit: {', '.join(fitting) or 'none'}."
+        lines += textwrap.wrap(said, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def together(findings: list[Finding]) -> list[Finding]:
+    """The findings, with those that say the same of three or more subjects in one of their own."""
+    same = {
+        f: [g.subject for g in findings if (g.text, g.advice) == (f.text, f.advice)]
+        for f in findings
+    }
+    kept = [f for f in findings if len(same[f]) < 3]
+    for finding, subjects in same.items():
+        if len(subjects) >= 3 and finding.subject == subjects[0]:
+            kept.append(
+                replace(
+                    finding,
+                    subject=f"{len(subjects)} more",
+                    details=(", ".join(Path(s).stem for s in subjects),),
+                )
+            )
+    return kept
+
+
+def as_sums(figures: list[dict[str, Any]]) -> str:
+    """What each config's estimate of peak memory is the sum of."""
+    width = prose_width()
     said = "peak GPU memory in GB, estimated: a sum over the model's shapes, not a measurement"
-    lines += textwrap.wrap(said, width)
+    lines = ["", *textwrap.wrap(said, width)]
     rows = [
         (f["config"], f.get("estimated_gb"), f.get("measured") or configs.NOT_MEASURED)
         for f in figures
@@ -95,13 +132,6 @@ def as_text(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], b
         "(each term is told in posttrain/doctor/estimate.py)",
     ):
         lines += textwrap.wrap(said, width, initial_indent="  ", subsequent_indent="    ")
-    lines.append("")
-    fitting = [f.subject for f in sections["configs"] if f.status == "ok"]
-    if broken:
-        lines.append("Not usable yet: see the lines that say fail.")
-    else:
-        said = f"Usable. Configs that fit: {', '.join(fitting) or 'none'}."
-        lines += textwrap.wrap(said, width, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines)
 
 

@@ -53,9 +53,10 @@ def _look_at(path: Path, gpu: GPU | None) -> tuple[Finding, dict[str, Any]]:
     note = learning_rate_note(settings, shape) or ""
     steps = f"{found.duration()} steps" if found.steps is not None else found.duration()
     words = f"{steps}; a step is {found.step()}, at most {found.tokens_a_step:,} tokens"
-    if why is None:
-        return Finding(name, "ok", "fits", note, (words,)), values
-    return Finding(name, "warn", why, note, (words,)), values
+    if why is not None:
+        return Finding(name, "warn", why, note), values
+    peak = f", about {terms['peak']:.1f} GB at its peak (estimated)" if terms else ""
+    return Finding(name, "ok", f"fits{peak}", note, (words, *filter(None, [measured]))), values
 
 
 def _settings_class(path: Path) -> type[Section]:

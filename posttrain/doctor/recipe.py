@@ -110,7 +110,9 @@ def describe(settings: Settings, shape: Shape | None, rows: int) -> str:
         lines.append(("tokens at most", most))
     if shape is not None:
         peak = estimate(settings, shape)["peak"]
-        lines.append(("peak GPU memory", f"{peak:.1f} GB, estimated (./run doctor has the terms)"))
+        lines.append(
+            ("peak GPU memory", f"{peak:.1f} GB, estimated (the terms: ./run doctor --memory)")
+        )
     if note := learning_rate_note(settings, shape):
         lines.append(("note", note))
     return "\n".join(["\nrecipe", *(terminal.entry(*line, label_width=18) for line in lines)])

@@ -123,7 +123,8 @@ def test_the_estimates_fit(columns: int) -> None:
 
 def test_the_doctors_report_fits(columns: int, tmp_path: Path) -> None:
     sections, figures = doctor.look(tmp_path)
-    assert widest(doctor.as_text(sections, figures, broken=False)) <= columns
+    assert widest(doctor.as_text(sections, broken=False)) <= columns
+    assert widest(doctor.as_sums(figures)) <= columns
 
 
 def test_the_checks_of_an_export_fit(columns: int) -> None:
