@@ -44,19 +44,9 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
     Temperature 0 is greedy; above 0 the sampling is seeded and does not change the training's RNG.
     """
     import torch
-    from transformers import GenerationConfig
 
-    sampling: dict[str, Any] = {"do_sample": False}
-    if evaluation.temperature > 0:
-        sampling = {"do_sample": True, "temperature": evaluation.temperature, "top_k": 0}
-    ends = end_tokens(policy.generation_config, tokenizer)
-    padding = tokenizer.pad_token_id
-    config = GenerationConfig(
-        max_new_tokens=evaluation.max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=padding,
-        **sampling,
-    )
+    config = generation_config(policy, tokenizer, evaluation)
+    ends, padding = set(config.eos_token_id), config.pad_token_id
     stop = StopAtAnswer(tokenizer) if evaluation.stop_at_answer else None
     size = evaluation.batch_size or batch_that_fits(policy, evaluation)
     # What is sampled for a row depends on the rows beside it, so these change as seldom as can be.
@@ -99,9 +89,24 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
                 bar.update(len(batch) - len(running))
                 if rows is None:
                     waiting, running = waiting + running, []
-        return [_completion(tokenizer, draft.reply, ends, stop) for draft in drafts]
+        return [as_completion(tokenizer, draft.reply, ends, stop) for draft in drafts]
 
     return generate
+
+
+def generation_config(policy: Any, tokenizer: Any, evaluation: Evaluation) -> Any:
+    """How replies are sampled and end, as transformers' GenerationConfig."""
+    from transformers import GenerationConfig
+
+    sampling: dict[str, Any] = {"do_sample": False}
+    if evaluation.temperature > 0:
+        sampling = {"do_sample": True, "temperature": evaluation.temperature, "top_k": 0}
+    return GenerationConfig(
+        max_new_tokens=evaluation.max_new_tokens,
+        eos_token_id=sorted(end_tokens(policy.generation_config, tokenizer)),
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
 
 
 def write(
@@ -220,7 +225,7 @@ class StopAtAnswer:
         return ends_with_answer(self._tokenizer.decode(reply[-LONGEST_ANSWER:]))
 
 
-def _completion(
+def as_completion(
     tokenizer: Any, reply: list[int], ends: set[int], stop: StopAtAnswer | None
 ) -> Completion:
     """The token ids of an ended reply -> a Completion."""

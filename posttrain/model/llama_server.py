@@ -31,9 +31,15 @@ def serve(gguf: Path, context: int = 4096, parallel: int = 1) -> Iterator[str]:
         parallel: requests answered at the same time.
 
     Raises:
-        ConfigError: llama.cpp cannot load the file.
+        ConfigError: llama.cpp cannot load the file, or is not there.
     """
-    import xllamacpp  # type: ignore[import-untyped]
+    try:
+        import xllamacpp  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ConfigError(
+            f"llama.cpp's server (the package xllamacpp) does not start here: {error}. Start "
+            f"`llama-server -m {gguf}` yourself, and give its URL instead of the file"
+        ) from None
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(gguf)

@@ -107,8 +107,8 @@ def asker(
     Raises:
         ConfigError: the server cannot be reached, refuses the request or gives another answer.
     """
-    client = _client(url, key_variable, patience_s)
-    name = model or _first_model(_request(client, "GET", "/models"), url)
+    client = open_client(url, key_variable, patience_s)
+    name = model or first_model(request(client, "GET", "/models"), url)
 
     def ask(conversation: Conversation, seed: int) -> Completion:
         body = {
@@ -119,12 +119,12 @@ def asker(
             "seed": seed,
             **({"chat_template_kwargs": dict(variables)} if variables else {}),
         }
-        return _completion(_request(client, "POST", "/chat/completions", body), url)
+        return _completion(request(client, "POST", "/chat/completions", body), url)
 
     return ask
 
 
-def _client(url: str, key_variable: str, patience_s: float) -> httpx.Client:
+def open_client(url: str, key_variable: str, patience_s: float) -> httpx.Client:
     base = url.rstrip("/")
     base = base if base.endswith("/v1") else f"{base}/v1"
     key = os.environ.get(key_variable, "").strip()
@@ -140,7 +140,7 @@ def _client(url: str, key_variable: str, patience_s: float) -> httpx.Client:
     return client
 
 
-def _request(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:
+def request(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:
     """The JSON answer, after up to TRIES tries."""
     where = f"{client.base_url}{path.lstrip('/')}"
     for attempt in range(TRIES):
@@ -151,7 +151,7 @@ def _request(client: httpx.Client, method: str, path: str, body: Any = None) -> 
                 return response.json()
             problem = f"status {response.status_code}"
             if response.status_code < 500 and response.status_code != 429:
-                answer = _without_key(client, response.text)[:300]
+                answer = without_key(client, response.text)[:300]
                 raise ConfigError(f"{where} refused the request: {problem}: {answer}")
             pause = max(pause, _requested_pause(response))
         except httpx.TransportError as error:
@@ -171,13 +171,13 @@ def _requested_pause(response: httpx.Response) -> float:
     return min(float(value), LONGEST_PAUSE_S) if value.isdecimal() else 0.0
 
 
-def _without_key(client: httpx.Client, text: str) -> str:
+def without_key(client: httpx.Client, text: str) -> str:
     """An answer of the server with the key removed, in case it repeats the key."""
     key = client.headers.get("Authorization", "").removeprefix("Bearer ")
     return text.replace(key, "[key]") if key else text
 
 
-def _first_model(answer: Any, url: str) -> str:
+def first_model(answer: Any, url: str) -> str:
     try:
         return str(answer["data"][0]["id"])
     except (KeyError, IndexError, TypeError):

@@ -10,7 +10,8 @@ from tests.helpers import ROOT
 
 # Each wing may import what its arrows lead to, at once or over others; its neighbours it may not.
 ARROWS = """
-scripts -> data/report demo doctor export
+scripts -> chat data/report demo doctor export
+chat -> scoring
 doctor -> scoring train
 export -> scoring train
 train -> model train/trackers

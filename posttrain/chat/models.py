@@ -1,0 +1,57 @@
+"""Load what answers: the sides of a chat, from weights, a GGUF file or a server."""
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+from posttrain.base.paths import shown
+from posttrain.chat.conversation import Side, Talk
+from posttrain.chat.source import Source
+from posttrain.chat.weights import CONTEXT, Weights
+from posttrain.model import policy
+from posttrain.model.llama_server import serve
+from posttrain.model.server_stream import ServedReplies
+from posttrain.settings import Evaluation
+
+
+def evaluation(source: Source, asked: argparse.Namespace) -> Evaluation:
+    """How replies are generated: as the run was scored, but greedily unless asked otherwise."""
+    trained = source.run.get("evaluation") or {}
+    given = asked.max_new_tokens or trained.get("max_new_tokens")
+    return Evaluation(
+        temperature=asked.temperature,
+        stop_at_answer=trained.get("stop_at_answer", False),
+        **({"max_new_tokens": given} if given else {}),
+    )
+
+
+def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
+    """The sides of a chat with this model. The server of a GGUF file runs until `stack` closes.
+
+    Raises:
+        ConfigError: it cannot be loaded, or the server cannot be reached.
+    """
+    name = shown(Path(source.model)) if Path(source.model).exists() else source.model
+    if source.kind in ("url", "gguf"):
+        url = source.model
+        if source.kind == "gguf":
+            print(f"Loading {name} into llama.cpp")
+            url = stack.enter_context(serve(Path(source.model), CONTEXT))
+        served = ServedReplies(url, how, source.template_variables)
+        about = name if source.kind == "gguf" else f"{served.model} at {name}"
+        return [Side("reply", served.stream, about)]
+    device = policy.start(verbose=False, threads=None)
+    print(f"Loading {name} on {device.name}")
+    weights = Weights(source, how)
+    if source.kind == "model":
+        return [Side("reply", weights.tuned, name)]
+    base = str(source.run.get("model", {}).get("name") or "its base model")
+    return [Side("before", weights.base, base), Side("after", weights.tuned, name)]
+
+
+def greeting(talk: Talk) -> str:
+    """What a terminal shows first."""
+    width = max(len(side.name) for side in talk.sides)
+    sides = [f"{side.name:<{width}}  {side.about}" for side in talk.sides]
+    system = f"System prompt: {talk.system}" if talk.system else "No system prompt."
+    return "\n".join([*sides, system, "/help lists the commands; Ctrl-C stops a reply.", ""])
