@@ -27,8 +27,10 @@ from posttrain.base.paths import run_command
 from posttrain.base.process import run_main
 from posttrain.chat import models, source, terminal
 from posttrain.chat.conversation import Talk
-from posttrain.chat.known import load_known
+from posttrain.chat.known import held_out_questions, load_known
 from posttrain.settings.secrets import check_arguments
+
+EXAMPLES = 6  # questions that the page offers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,6 +43,11 @@ def main(argv: list[str] | None = None) -> int:
             sides = models.load(found, models.evaluation(found, asked), stack)
             known = load_known(found)
         talk = Talk(sides, system, asked.seed, known)
+        if asked.web:
+            from posttrain.chat import web  # takes seconds
+
+            examples = held_out_questions(found, EXAMPLES)
+            return web.serve(talk, title(found), examples, asked.port, asked.share)
         if asked.question is not None:
             terminal.answer_once(talk, asked.question)
             return 0
@@ -48,6 +55,11 @@ def main(argv: list[str] | None = None) -> int:
             return terminal.answer_lines(talk, sys.stdin.buffer)
         print(models.greeting(talk))
         return terminal.converse(talk)
+
+
+def title(found: source.Source) -> str:
+    """The name of the run, else of the model."""
+    return found.folder.name if found.folder else found.model.rstrip("/").split("/")[-1]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

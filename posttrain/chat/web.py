@@ -1,0 +1,219 @@
+"""The chat in a browser: the sides beside each other, served to this machine alone.
+
+Importing this loads Gradio, which takes seconds. Its statistics are off, and the page has fonts of
+the reader's system: no request leaves the machine, unless `share` asks for a public link.
+"""
+
+import html
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import gradio as gr
+
+from eval import Completion
+from posttrain.base.errors import ConfigError, PostTrainError
+from posttrain.base.process import Terminated
+from posttrain.chat.conversation import Side, Talk
+from posttrain.chat.known import TOTAL
+
+HOST = "127.0.0.1"
+SANS = ("Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
+HEIGHT = 380  # pixels of a side
+MONO = ("SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.about { overflow-wrap: anywhere; color: var(--body-text-color-subdued); }
+.about h1 { color: var(--body-text-color); margin: 0 0 4px; font-size: 22px; }
+.about p { margin: 0; }
+.side { gap: 8px !important; }
+.side h2 { margin: 0; font-size: 16px; }
+.side [aria-label="Clear"] { display: none; }  /* it would clear this side alone */
+.chips .prose { display: flex; flex-wrap: wrap; gap: 6px; min-height: 26px; }
+.chip { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: 1px 10px;
+  font-size: 13px; color: var(--body-text-color); background: var(--background-fill-secondary); }
+.chip.good { border-color: #2f9e66; } .chip.bad { border-color: #cf5340; }
+.chip.good::before { content: "✓ "; } .chip.bad::before { content: "✗ "; }
+textarea::placeholder { color: var(--body-text-color) !important; opacity: 0.65; }
+@media (max-width: 700px) { .side .bubble-wrap, .side .block { max-height: 280px; } }
+"""
+Update = dict[Any, Any]
+
+
+def serve(talk: Talk, title: str, examples: list[str], port: int, share: bool) -> int:
+    """Serve the page until Ctrl-C; returns the exit code.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    page = Page(talk, title, examples)
+    page.open(port, share)
+    try:
+        threading.Event().wait()
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        print()
+    finally:
+        page.close()
+    return 130
+
+
+class Page:
+    """The page of a chat. Each visitor has a conversation of their own; the model is asked one
+    question at a time."""
+
+    def __init__(self, talk: Talk, title: str, examples: list[str]) -> None:
+        self._talk = talk
+        self._stopped: set[str] = set()
+        """The sessions whose visitor wants the reply to end."""
+        with gr.Blocks(title=title, analytics_enabled=False) as self._blocks:
+            self._build(title, examples)
+        self._blocks.queue(default_concurrency_limit=1)
+
+    def open(self, port: int, share: bool) -> None:
+        """Start to serve, and print where.
+
+        Raises:
+            ConfigError: the port is taken.
+        """
+        theme = gr.themes.Base(primary_hue="blue", font=SANS, font_mono=MONO)
+        try:
+            _, url, public = self._blocks.launch(
+                server_name=HOST,
+                server_port=port,
+                share=share,
+                quiet=True,
+                prevent_thread_lock=True,
+                ssr_mode=False,
+                footer_links=[],
+                theme=theme,
+                css=CSS,
+            )
+        except OSError:
+            raise ConfigError(
+                f"--port {port} is taken by another program; give another, such as "
+                f"--port {port + 1}"
+            ) from None
+        print(f"Open {url} in a browser; Ctrl-C ends it.", flush=True)
+        if public:
+            print(f"For as long: {public}, which whoever has the link can use.", flush=True)
+
+    def close(self) -> None:
+        self._blocks.close(verbose=False)
+
+    def _build(self, title: str, examples: list[str]) -> None:
+        sides = self._talk.sides
+        about = "".join(f"<p><b>{side.name}</b> {html.escape(side.about)}</p>" for side in sides)
+        gr.HTML(f"<h1>{html.escape(title)}</h1>{about}", elem_classes="about")
+        self._box = gr.Textbox(
+            label="Your question", placeholder="Enter asks, Shift+Enter begins a line", lines=2
+        )
+        with gr.Row():
+            ask = gr.Button("Ask", variant="primary", min_width=90)
+            stop = gr.Button("Stop", min_width=90)
+            clear = gr.Button("Clear", min_width=90)
+        self._chats, self._chips = {}, {}
+        with gr.Row():
+            for side in sides:
+                with gr.Column(min_width=300, elem_classes="side"):
+                    gr.HTML(f"<h2>{side.name}</h2>", padding=False)
+                    self._chats[side.name] = gr.Chatbot(
+                        label=side.name,
+                        show_label=False,
+                        height=HEIGHT,
+                        render_markdown=False,  # a model's text as it is, with its tags
+                        buttons=[],
+                        feedback_options=None,
+                    )
+                    self._chips[side.name] = gr.HTML(elem_classes="chips", padding=False)
+        if examples:
+            gr.Examples(
+                [[question] for question in examples], self._box, label="Held-out questions"
+            )
+        with gr.Accordion("System prompt", open=False):
+            system = gr.Textbox(
+                self._talk.system or "",
+                show_label=False,
+                container=False,
+                info=None,
+                lines=2,
+                placeholder="None",
+            )
+        self._state = gr.State(None)
+        shown = [self._box, *self._chats.values(), *self._chips.values(), self._state]
+        gr.on([ask.click, self._box.submit], self._answer, [self._box, system, self._state], shown)
+        # Not behind the replies in the queue, of which it ends one.
+        stop.click(self._stop, queue=False)
+        clear.click(self._clear, [system, self._state], shown)
+
+    def _answer(
+        self, question: str, system: str, talk: Talk | None, request: gr.Request
+    ) -> Iterator[Update]:
+        session = str(request.session_hash)
+        self._stopped.discard(session)
+        talk = talk or replace(self._talk, turns={}, rows=[])
+        talk.system = system.strip() or None
+        if not question.strip():
+            return
+        talk.ask(question.strip())
+        empty = dict.fromkeys(self._chips.values(), "")
+        yield {self._box: "", self._state: talk, **empty, **self._messages(talk)}
+        for side in talk.sides:
+            reply = Completion("", 0, truncated=True)
+            try:
+                with closing(talk.answer(side)) as replies:
+                    for reply in replies:
+                        if session in self._stopped:
+                            break
+                        yield self._messages(talk, side, reply.text)
+            except PostTrainError as error:
+                raise gr.Error(str(error)) from None
+            yield {**self._messages(talk), self._chips[side.name]: _chips(talk, side, reply)}
+            if session in self._stopped:
+                return
+
+    def _messages(self, talk: Talk, writing: Side | None = None, text: str = "") -> Update:
+        """What each side said, with what it is writing."""
+        return {
+            chat: [
+                message
+                for row in talk.rows
+                for message in (
+                    {"role": "user", "content": row["question"]},
+                    {"role": "assistant", "content": row.get(name)},
+                )
+                if message["content"]
+            ]
+            + ([{"role": "assistant", "content": text}] if writing and writing.name == name else [])
+            for name, chat in self._chats.items()
+        }
+
+    def _stop(self, request: gr.Request) -> None:
+        self._stopped.add(str(request.session_hash))
+
+    def _clear(self, system: str, talk: Talk | None, request: gr.Request) -> Update:
+        self._stop(request)
+        if talk:
+            talk.reset(system.strip() or None)
+        nothing = dict.fromkeys((*self._chats.values(), *self._chips.values()))
+        return {self._box: "", self._state: talk, **nothing}
+
+
+def _chips(talk: Talk, side: Side, reply: Completion) -> str:
+    """What is to be said of a reply, as small labels."""
+    labels = []
+    earned = talk.rewards(side, reply)
+    for name, value in earned.items():
+        kind = "" if name == TOTAL or value is None else "good" if value > 0 else "bad"
+        labels.append((kind, f"{name} {'none' if value is None else f'{value:g}'}"))
+    if earned:
+        labels.append(("", f"right answer {talk.known.gold(talk.rows[-1]['question'])}"))
+    if reply.truncated:
+        labels.append(("", f"cut after {reply.tokens} tokens"))
+    return "".join(f'<span class="chip {kind}">{html.escape(text)}</span>' for kind, text in labels)
