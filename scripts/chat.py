@@ -24,10 +24,11 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from posttrain.base.paths import run_command
-from posttrain.base.process import run_main
+from posttrain.base.process import Terminated, run_main
 from posttrain.chat import models, source, terminal
 from posttrain.chat.conversation import Talk
 from posttrain.chat.known import held_out_questions, load_known
+from posttrain.chat.port import check_port
 from posttrain.settings.secrets import check_arguments
 
 EXAMPLES = 6  # questions that the page offers
@@ -37,24 +38,38 @@ def main(argv: list[str] | None = None) -> int:
     """Answer what is asked; returns the exit code."""
     asked = parse(argv)
     found = source.find(asked.model)
+    if asked.web:
+        check_port(asked.port)
     system = found.system if asked.system is None else asked.system or None
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the replies
             sides = models.load(found, models.evaluation(found, asked), stack)
             known = load_known(found)
         talk = Talk(sides, system, asked.seed, known)
-        if asked.web:
-            from posttrain.chat import web  # takes seconds
+        try:
+            answer(talk, found, asked)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            print()
+            return 130
+    return 0
 
-            examples = held_out_questions(found, EXAMPLES)
-            return web.serve(talk, title(found), examples, asked.port, asked.share)
-        if asked.question is not None:
-            terminal.answer_once(talk, asked.question)
-            return 0
-        if not sys.stdin.isatty():
-            return terminal.answer_lines(talk, sys.stdin.buffer)
+
+def answer(talk: Talk, found: source.Source, asked: argparse.Namespace) -> None:
+    """Answer in the browser, once, line by line or in turns, whichever was asked for."""
+    if asked.web:
+        from posttrain.chat import web  # takes seconds
+
+        examples = held_out_questions(found, EXAMPLES)
+        web.serve(talk, title(found), examples, asked.port, asked.share)
+    elif asked.question is not None:
+        terminal.answer_once(talk, asked.question.strip())
+    elif not sys.stdin.isatty():
+        terminal.answer_lines(talk, sys.stdin.buffer)
+    else:
         print(models.greeting(talk))
-        return terminal.converse(talk)
+        terminal.converse(talk)
 
 
 def title(found: source.Source) -> str:

@@ -21,8 +21,8 @@ HELP = """\
 Ctrl-C stops a reply; where nothing is being written it leaves."""
 
 
-def answer_lines(talk: Talk, lines: Iterable[bytes]) -> int:
-    """Answer each line as a question of its own; returns the exit code.
+def answer_lines(talk: Talk, lines: Iterable[bytes]) -> None:
+    """Answer each line as a question of its own.
 
     Raises:
         DataError: a line is not UTF-8.
@@ -36,7 +36,6 @@ def answer_lines(talk: Talk, lines: Iterable[bytes]) -> int:
             ) from None
         if question:
             answer_once(talk, question)
-    return 0
 
 
 def answer_once(talk: Talk, question: str) -> None:
@@ -49,8 +48,9 @@ def answer_once(talk: Talk, question: str) -> None:
     print()
 
 
-def converse(talk: Talk) -> int:
-    """Answer what is typed, turn by turn, until the user leaves; returns the exit code."""
+def converse(talk: Talk) -> None:
+    """Answer what is typed, turn by turn, until the user leaves; Ctrl-C does so where nothing is
+    being written."""
     import readline  # noqa: F401  it gives input() its editing of lines
 
     commands: dict[str, Callable[[str], None]] = {
@@ -64,15 +64,10 @@ def converse(talk: Talk) -> int:
             typed = input(PROMPT).strip()
         except EOFError:
             print()
-            return 0
-        except Terminated:
-            raise
-        except KeyboardInterrupt:
-            print()
-            return 130
+            return
         command, _, rest = typed.partition(" ")
         if command in ("/quit", "/exit"):
-            return 0
+            return
         if command in commands:
             commands[command](rest.strip())
         elif command.startswith("/"):

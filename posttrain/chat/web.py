@@ -17,12 +17,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 
 from eval import Completion
-from posttrain.base.errors import ConfigError, PostTrainError
-from posttrain.base.process import Terminated
+from posttrain.base.errors import PostTrainError
 from posttrain.chat.conversation import Side, Talk
 from posttrain.chat.known import TOTAL
+from posttrain.chat.port import HOST
 
-HOST = "127.0.0.1"
 SANS = ("Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
 HEIGHT = 380  # pixels of a side
 MONO = ("SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -45,23 +44,14 @@ textarea::placeholder { color: var(--body-text-color) !important; opacity: 0.65;
 Update = dict[Any, Any]
 
 
-def serve(talk: Talk, title: str, examples: list[str], port: int, share: bool) -> int:
-    """Serve the page until Ctrl-C; returns the exit code.
-
-    Raises:
-        ConfigError: the port is taken.
-    """
+def serve(talk: Talk, title: str, examples: list[str], port: int, share: bool) -> None:
+    """Serve the page until a signal ends it."""
     page = Page(talk, title, examples)
     page.open(port, share)
     try:
         threading.Event().wait()
-    except Terminated:
-        raise
-    except KeyboardInterrupt:
-        print()
     finally:
         page.close()
-    return 130
 
 
 class Page:
@@ -70,36 +60,26 @@ class Page:
 
     def __init__(self, talk: Talk, title: str, examples: list[str]) -> None:
         self._talk = talk
-        self._stopped: set[str] = set()
-        """The sessions whose visitor wants the reply to end."""
+        self._ended: dict[str, str] = {}
+        """How visitors, by their session, ended the replies being written: by `stop`, `clear`."""
         with gr.Blocks(title=title, analytics_enabled=False) as self._blocks:
             self._build(title, examples)
         self._blocks.queue(default_concurrency_limit=1)
 
     def open(self, port: int, share: bool) -> None:
-        """Start to serve, and print where.
-
-        Raises:
-            ConfigError: the port is taken.
-        """
+        """Start to serve, and print where."""
         theme = gr.themes.Base(primary_hue="blue", font=SANS, font_mono=MONO)
-        try:
-            _, url, public = self._blocks.launch(
-                server_name=HOST,
-                server_port=port,
-                share=share,
-                quiet=True,
-                prevent_thread_lock=True,
-                ssr_mode=False,
-                footer_links=[],
-                theme=theme,
-                css=CSS,
-            )
-        except OSError:
-            raise ConfigError(
-                f"--port {port} is taken by another program; give another, such as "
-                f"--port {port + 1}"
-            ) from None
+        _, url, public = self._blocks.launch(
+            server_name=HOST,
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            footer_links=[],
+            theme=theme,
+            css=CSS,
+        )
         print(f"Open {url} in a browser; Ctrl-C ends it.", flush=True)
         if public:
             print(f"For as long: {public}, which whoever has the link can use.", flush=True)
@@ -148,15 +128,15 @@ class Page:
         self._state = gr.State(None)
         shown = [self._box, *self._chats.values(), *self._chips.values(), self._state]
         gr.on([ask.click, self._box.submit], self._answer, [self._box, system, self._state], shown)
-        # Not behind the replies in the queue, of which it ends one.
+        # Not behind the replies in the queue, one of which they end.
         stop.click(self._stop, queue=False)
-        clear.click(self._clear, [system, self._state], shown)
+        clear.click(self._clear, None, shown, queue=False)
 
     def _answer(
         self, question: str, system: str, talk: Talk | None, request: gr.Request
     ) -> Iterator[Update]:
         session = str(request.session_hash)
-        self._stopped.discard(session)
+        self._ended.pop(session, None)
         talk = talk or replace(self._talk, turns={}, rows=[])
         talk.system = system.strip() or None
         if not question.strip():
@@ -169,13 +149,18 @@ class Page:
             try:
                 with closing(talk.answer(side)) as replies:
                     for reply in replies:
-                        if session in self._stopped:
+                        if session in self._ended:
                             break
                         yield self._messages(talk, side, reply.text)
             except PostTrainError as error:
-                raise gr.Error(str(error)) from None
-            yield {**self._messages(talk), self._chips[side.name]: _chips(talk, side, reply)}
-            if session in self._stopped:
+                raise gr.Error(str(error), print_exception=False) from None
+            ended = self._ended.get(session)
+            if ended == "clear":  # Gradio shows what came last once more
+                yield self._nothing()
+                return
+            chips = _chip("stopped") if ended else _chips(talk, side, reply)
+            yield {**self._messages(talk), self._chips[side.name]: chips}
+            if ended:
                 return
 
     def _messages(self, talk: Talk, writing: Side | None = None, text: str = "") -> Update:
@@ -195,25 +180,32 @@ class Page:
         }
 
     def _stop(self, request: gr.Request) -> None:
-        self._stopped.add(str(request.session_hash))
+        self._ended[str(request.session_hash)] = "stop"
 
-    def _clear(self, system: str, talk: Talk | None, request: gr.Request) -> Update:
-        self._stop(request)
-        if talk:
-            talk.reset(system.strip() or None)
-        nothing = dict.fromkeys((*self._chats.values(), *self._chips.values()))
-        return {self._box: "", self._state: talk, **nothing}
+    def _clear(self, request: gr.Request) -> Update:
+        self._ended[str(request.session_hash)] = "clear"
+        return {self._box: "", self._state: None, **self._nothing()}
+
+    def _nothing(self) -> Update:
+        return {
+            **dict.fromkeys(self._chats.values()),
+            **dict.fromkeys(self._chips.values(), ""),
+        }
 
 
 def _chips(talk: Talk, side: Side, reply: Completion) -> str:
-    """What is to be said of a reply, as small labels."""
+    """What is to be said of a whole reply, as small labels."""
     labels = []
     earned = talk.rewards(side, reply)
     for name, value in earned.items():
         kind = "" if name == TOTAL or value is None else "good" if value > 0 else "bad"
-        labels.append((kind, f"{name} {'none' if value is None else f'{value:g}'}"))
+        labels.append(_chip(f"{name} {'none' if value is None else f'{value:g}'}", kind))
     if earned:
-        labels.append(("", f"right answer {talk.known.gold(talk.rows[-1]['question'])}"))
+        labels.append(_chip(f"right answer {talk.known.gold(talk.rows[-1]['question'])}"))
     if reply.truncated:
-        labels.append(("", f"cut after {reply.tokens} tokens"))
-    return "".join(f'<span class="chip {kind}">{html.escape(text)}</span>' for kind, text in labels)
+        labels.append(_chip(f"cut after {reply.tokens} tokens"))
+    return "".join(labels)
+
+
+def _chip(text: str, kind: str = "") -> str:
+    return f'<span class="chip {kind}">{html.escape(text)}</span>'

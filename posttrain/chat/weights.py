@@ -68,12 +68,11 @@ class Weights:
         arguments = (prompt, self._for(prompt), seed, side, tokens, stopped)
         writer = threading.Thread(target=self._write, args=arguments, daemon=True)
         writer.start()
-        reply: list[int] = []
         try:
-            while (token := tokens.next()) is not None:
+            reply: list[int] = []
+            for token in iter(tokens.next, None):
                 reply.append(token)
-                text = self._tokenizer.decode(reply, skip_special_tokens=True).rstrip(HALF)
-                yield Completion(text, len(reply), truncated=True)
+                yield Completion(text_so_far(self._tokenizer, reply), len(reply), truncated=True)
             if reply:
                 ends = set(self._config.eos_token_id)
                 yield as_completion(self._tokenizer, reply, ends, self._stop)
@@ -129,6 +128,12 @@ class Weights:
             tokens.fail(error)
         finally:
             tokens.end()
+
+
+def text_so_far(tokenizer: Any, reply: list[int]) -> str:
+    """The text of a reply that goes on, without a character of which bytes are yet to come."""
+    text: str = tokenizer.decode(reply, skip_special_tokens=True)
+    return text.rstrip(HALF)
 
 
 class _Tokens:

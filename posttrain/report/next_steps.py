@@ -33,7 +33,7 @@ def already_finished(run: Path) -> int:
 
 
 def next_commands(run: Path) -> str:
-    """Two commands a user may want now, as they have to be typed in this folder."""
+    """The commands a user may want now, as they have to be typed in this folder."""
     runner, folder = run_command(), shlex.quote(shown(run))
     adapter = shlex.quote(shown(run / "adapter"))
     try:
@@ -41,6 +41,7 @@ def next_commands(run: Path) -> str:
     except ConfigError:
         settings = {}
     return _next(
+        f"{runner} chat {folder}",
         f"{runner} export {folder} --to gguf:q8_0",
         f"{runner} evaluate --model {adapter} {_evaluation(settings)}",
     )

@@ -5,6 +5,7 @@ Importing this loads matplotlib and jinja2: only what draws may import it.
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from posttrain.base.files import write_bytes, write_text
+from posttrain.base.paths import ROOT
 from posttrain.report import differences, drawing, plots, samples, seeds, story
 from posttrain.report.record import Record, read_run, section
 from posttrain.report.verdict import verdict
@@ -92,6 +94,7 @@ def render(found: Record, pictures: Sequence[drawing.Plot]) -> str:
         replies=replies,
         flips=story.flips(found, rights) if rights else [],
         rollouts=samples.rollouts(found),
+        question=_chat(found.path),
         data=story.data_warnings(found),
         health=story.health(found),
         exports=story.exports(found),
@@ -121,6 +124,18 @@ def render_comparison(records: Sequence[Record]) -> str:
 def _picture(plot: drawing.Plot) -> dict[str, Any]:
     # What matplotlib wrote is its own markup, with every text in it escaped.
     return {"title": plot.title, "about": plot.about, "svg": Markup(drawing.render_svg(plot))}
+
+
+def _chat(run: Path) -> str | None:
+    """The command that talks to the run, as it is typed in the project; None without an adapter.
+
+    Of a run elsewhere only the name is told: the page may be shown around.
+    """
+    if not (run / "adapter" / "adapter_config.json").is_file():
+        return None
+    run = run.absolute()
+    known = run.relative_to(ROOT) if run.is_relative_to(ROOT) else Path(run.name)
+    return f"./run chat {shlex.quote(str(known))}"
 
 
 def _changed_arguments(found: Record) -> list[tuple[str, str, str]]:

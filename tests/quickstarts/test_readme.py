@@ -76,7 +76,10 @@ REPLACED = {
     "gguf:q4_k_m": "gguf:f16",  # which needs no compiler
     "--model MODEL": "--model judge",
 }
-NOT_RUN_HERE = {"./run test"}  # this is it
+NOT_RUN_HERE = {
+    "./run test",  # this is it
+    "./run chat outputs/grpo_demo --web",  # until Ctrl-C: tests/e2e/test_chat.py
+}
 # Files that the reader makes or a run leaves, and what a cloud has.
 NOT_OF_THE_PROJECT = re.compile(
     r"(my_|A/|B/|step-NNN|~/|\$|/workspace)|^(replies|report|config|environment|export|metrics|"

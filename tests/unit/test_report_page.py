@@ -564,6 +564,7 @@ def test_the_next_commands_are_for_this_folder(
     data = test_data if inside else "assets/demo_data/problems_test.jsonl"
     assert lines[1:] == [
         "Next",
+        f"  {runner} chat {name}",
         f"  {runner} export {name} --to gguf:q8_0",
         f"  {runner} evaluate --model {name}/adapter --data {data} --samples 8",
     ]
@@ -577,6 +578,16 @@ def test_the_next_commands_of_other_runs(dpo: Path, tmp_path: Path) -> None:
     assert "--data mgsm-fr --language fr" in next_steps.next_commands(tmp_path)
     (tmp_path / "config.yaml").unlink()
     assert "evaluate" in next_steps.next_commands(tmp_path)  # with no config.yaml
+
+
+def test_the_page_says_how_to_ask_the_model(tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "some run", steps=2)
+    assert "ask" not in written(run).ids  # no adapter yet
+    (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_config.json").write_text("{}", "utf-8")
+    shown = written(run)
+    assert "ask" in shown.ids and "./run chat 'some run'" in shown.text
+    assert str(tmp_path) not in shown.text
 
 
 def test_the_commands_after_an_export(grpo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

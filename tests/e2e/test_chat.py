@@ -1,0 +1,367 @@
+"""The chat with real weights: its replies, a pipe, a terminal, llama.cpp, a page in Chromium."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from eval import conversation
+from posttrain.base.errors import ConfigError
+from posttrain.chat import source
+from posttrain.chat.conversation import Side, Talk
+from posttrain.chat.known import load_known
+from posttrain.chat.weights import Weights, text_so_far
+from posttrain.export import gguf, llama_cpp
+from posttrain.model import adapter, inference, policy
+from posttrain.settings import Evaluation
+from tests.helpers import ROOT, make_adapter, run_script
+from tests.runs import grpo_run
+
+DEMO = ROOT / "assets" / "demo_model"
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+# The libraries' own warnings are not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore")
+PROBLEMS = [
+    json.loads(line)
+    for line in (ROOT / "assets/demo_data/problems_test.jsonl").read_text("utf-8").splitlines()[:6]
+]
+QUESTION, GOLD = PROBLEMS[0]["question"], PROBLEMS[0]["answer"].split()[-1]
+MESSAGE = ".user.message, .bot.message"
+RAMBLING = ("--temperature", "100", "--max-new-tokens", "900")  # nearly every token is as likely
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished GRPO run with an adapter that changes every reply."""
+    path = grpo_run(tmp_path_factory.mktemp("runs") / "tiny", steps=2)
+    make_adapter(DEMO, path / "adapter", spread=0.1)
+    rows = [json.dumps({"question": row["question"]}) for row in PROBLEMS]
+    (path / "eval" / "after.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(run: Path) -> Weights:
+    return Weights(source.find(str(run)), Evaluation(max_new_tokens=48))
+
+
+# --- replies --------------------------------------------------------------------------------------
+
+
+def test_replies_are_those_that_were_scored(run: Path, weights: Weights) -> None:
+    """With the adapter on and off, token by token as in batches that are scored."""
+    system = source.find(str(run)).system
+    asked = [conversation(problem["question"], system) for problem in PROBLEMS]
+    for side, folder in ((weights.base, DEMO), (weights.tuned, run / "adapter")):
+        loaded = policy.load_for_scoring(str(folder), False, "float32", 256)
+        expected = inference.generator(*loaded, Evaluation(max_new_tokens=48), 0)(asked)
+        for each, whole in zip(asked, expected, strict=True):
+            *parts, last = side(each, 0)
+            assert last == whole and last.ids == whole.ids
+            assert len(parts) == whole.tokens
+            texts = [part.text for part in parts]
+            assert all(b.startswith(a) for a, b in pairwise(texts))
+            assert whole.text.startswith(texts[-1])
+
+
+def test_a_closed_reply_leaves_the_model_as_it_was(weights: Weights) -> None:
+    asked = conversation(QUESTION, None)
+    *_, whole = weights.tuned(asked, 0)
+    for side in (weights.base, weights.tuned):
+        with closing(side(asked, 0)) as replies:
+            next(replies)
+    *_, again = weights.tuned(asked, 0)
+    assert again == whole
+    *_, base = weights.base(asked, 0)
+    assert base.text != whole.text
+
+
+def test_sampling_follows_its_seed(run: Path) -> None:
+    how = Evaluation(max_new_tokens=12, temperature=2.0)
+    weights, asked = Weights(source.find(str(run)), how), conversation(QUESTION, None)
+    first, same, other = (list(weights.tuned(asked, seed))[-1].text for seed in (0, 0, 1))
+    assert first == same != other
+
+
+def test_characters_come_whole() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer, text = AutoTokenizer.from_pretrained(DEMO), "Élève : 👩‍🚀🙂 à\u202f3 €"
+    ids = tokenizer(text)["input_ids"]
+    shown = [text_so_far(tokenizer, ids[:end]) for end in range(1, len(ids) + 1)]
+    assert len(ids) > len(text)  # most of these take several tokens
+    assert all(text.startswith(part) for part in shown) and shown[-1] == text
+
+
+def test_a_conversation_that_is_too_long_is_refused(weights: Weights) -> None:
+    with pytest.raises(ConfigError, match=r"takes \d{4} tokens, and the model can take 1024"):
+        list(weights.tuned(conversation("why " * 1200, None), 0))
+    *_, last = weights.tuned(conversation("3" * 1000, None), 0)  # little room is left
+    assert last.tokens < 24
+
+
+# --- a pipe, and one question ---------------------------------------------------------------------
+
+
+def chat(*arguments: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "chat.py", *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_a_pipe(run: Path, weights: Weights) -> None:
+    result = chat(run, "--max-new-tokens", "48", given=f"{QUESTION}\n\nEt après ?\n")
+    assert result.returncode == 0, result.stderr
+    expected = ""
+    system = source.find(str(run)).system
+    known = load_known(source.find(str(run)))
+    for question in (QUESTION, "Et après ?"):
+        expected += f"> {question}\n"
+        for name, side in (("before", weights.base), ("after", weights.tuned)):
+            *_, reply = side(conversation(question, system), 0)
+            lines = reply.text.rstrip().split("\n")
+            if reply.truncated:
+                lines.append("[cut after 48 tokens (--max-new-tokens)]")
+            if question == QUESTION:
+                earned = known.rewards(question, reply, system)
+                parts = ", ".join(f"{key} {value:g}" for key, value in earned.items())
+                lines.append(f"[{parts}; right answer: {GOLD}]")
+            expected += "".join(f"{name:<6}  {line}\n" for line in lines)
+        expected += "\n"
+    assert result.stdout == expected and "right answer: " in expected
+    assert "Loading" in result.stderr
+
+
+# --- a terminal -----------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "scripts" / "chat.py", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "xterm"},
+            # A job that a script put in the background ignores it, and so would all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        os.close(theirs)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def ctrl_c(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def until(self, pattern: str, within: float = 120.0) -> str:
+        """What is written up to the pattern; raises where the command ends before."""
+        deadline = time.monotonic() + within
+        while not (found := re.search(pattern, self.seen, re.DOTALL)):
+            assert time.monotonic() < deadline, self.seen
+            self.seen += os.read(self._ours, 65536).decode(errors="replace").replace("\r", "")
+        said, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return said
+
+    def ends(self) -> int:
+        code = self.process.wait(60)
+        os.close(self._ours)
+        return code
+
+
+def test_ctrl_c_stops_a_reply_and_then_leaves(run: Path, tmp_path: Path) -> None:
+    terminal = Terminal(run, *RAMBLING)
+    greeting = terminal.until(r"\n> $")
+    assert "before  assets/demo_model" in greeting and "System prompt: Solve" in greeting
+    terminal.type("Who?\n")
+    for side in ("before", "after"):
+        terminal.until(rf"{side} +\S.{{20}}")  # it is being written
+        terminal.ctrl_c()
+        assert "cut" not in terminal.until(r"\[stopped\]")
+    terminal.until(r"\n> $")
+    terminal.type("And why?\n")  # the conversation goes on
+    terminal.until(r"before +\S.{20}")
+    terminal.ctrl_c()
+    terminal.until(r"after +\S.{20}")
+    terminal.ctrl_c()
+    terminal.until(r"\n> $")
+    file = tmp_path / "talk.jsonl"
+    terminal.type(f"/save {file}\n")
+    terminal.until("Saved 2 questions.*\n> $")
+    terminal.ctrl_c()
+    assert terminal.ends() == 130
+    first, second = map(json.loads, file.read_text("utf-8").splitlines())
+    assert (first["question"], second["question"]) == ("Who?", "And why?")
+    assert all(len(row[side]) >= 20 for row in (first, second) for side in ("before", "after"))
+
+
+# --- other sources --------------------------------------------------------------------------------
+
+
+def test_a_gguf_file_and_a_server(tmp_path: Path) -> None:
+    try:
+        tree = llama_cpp.find_tree(None)
+    except ConfigError as error:
+        pytest.skip(f"llama.cpp is not in the cache and cannot be fetched: {error}")
+    file = tmp_path / "demo.gguf"
+    gguf.write_gguf(DEMO, "f16", file, "demo", str(tree))
+    result = chat(file, "--question", QUESTION)
+    assert result.returncode == 0, result.stderr
+    head, *lines = result.stdout.rstrip().splitlines()
+    assert head == f"> {QUESTION}" and lines and all(line.startswith("reply  ") for line in lines)
+    from posttrain.model.llama_server import serve
+
+    with serve(file) as url:
+        assert chat(url, "--question", QUESTION).stdout == result.stdout
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
+    result = chat(tmp_path / "broken.gguf", "--question", "?")
+    assert result.returncode == 2 and "llama.cpp cannot load" in result.stderr
+
+
+def test_nobody_there() -> None:
+    result = run_script("chat", "http://127.0.0.1:9", "--question", "?")
+    assert result.returncode == 2 and "is a server running there?" in result.stderr
+
+
+def test_a_base_model_that_is_gone(run: Path, tmp_path: Path) -> None:
+    lost = tmp_path / "adapter"
+    lost.mkdir()
+    (lost / adapter.CONFIG).write_text(json.dumps({adapter.BASE: "/no/such/model"}))
+    with pytest.raises(ConfigError, match="its base model /no/such/model is not there any more"):
+        source.find(str(lost))
+
+
+# --- the browser ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Served:
+    url: str
+    asked: list[str]
+    said: list[str]
+    browser: Any
+
+    def tab(self, width: int = 1280, scheme: str = "light") -> Any:
+        tab = self.browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tab.on("request", lambda request: self.asked.append(request.url))
+        tab.on("console", lambda message: self.said.append(message.text))
+        tab.on("pageerror", lambda error: self.said.append(str(error)))
+        tab.goto(self.url)
+        tab.get_by_role("button", name="Ask", exact=True).wait_for()
+        return tab
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def served(run: Path) -> Iterator[Served]:
+    """The page of greedy replies, asked for as a user does."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"no Chromium at {CHROMIUM}; name one in $CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "scripts" / "chat.py", run, "--web", "--port", str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line == f"Open http://127.0.0.1:{port}/ in a browser; Ctrl-C ends it.\n"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield Served(line.split()[1], [], [], browser)
+        browser.close()
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+
+
+def texts(tab: Any, side: int) -> list[str]:
+    """The messages in a side of the page."""
+    found: list[str] = tab.locator(".side").nth(side).locator(MESSAGE).all_inner_texts()
+    return [text.strip() for text in found]
+
+
+def test_the_page(run: Path, weights: Weights, served: Served) -> None:
+    system = source.find(str(run)).system
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        tab = served.tab(width, scheme)
+        tab.get_by_role("button", name=QUESTION[:30]).click()
+        tab.wait_for_function("document.querySelector('textarea').value")
+        tab.get_by_role("button", name="Ask", exact=True).click()
+        tab.get_by_text(f"right answer {GOLD}").nth(1).wait_for()
+        for place, side in enumerate((weights.base, weights.tuned)):
+            *_, reply = side(conversation(QUESTION, system), 0)
+            assert texts(tab, place)[0] == QUESTION
+            assert texts(tab, place)[1].startswith(reply.text.strip()[:40])
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tab.get_by_role("button", name="Clear", exact=True).click()
+        tab.wait_for_function("!document.querySelector('.side .message')")
+        tab.close()
+    assert {urlsplit(url).hostname for url in served.asked} == {"127.0.0.1"}
+    assert served.said == []
+
+
+def test_stop_and_clear_end_a_reply(run: Path, served: Served) -> None:
+    from posttrain.chat.web import Page
+
+    how = Evaluation(max_new_tokens=900, temperature=100.0)
+    rambling = Weights(source.find(str(run)), how)
+    sides = [Side("before", rambling.base, "a"), Side("after", rambling.tuned, "b")]
+    page = Page(Talk(sides, None), "title", [])
+    port = free_port()
+    page.open(port, share=False)
+    served.url = f"http://127.0.0.1:{port}/"
+    try:
+        tab = served.tab()
+        for button in ("Stop", "Clear"):
+            tab.get_by_label("Your question").fill("Who?")
+            tab.get_by_role("button", name="Ask", exact=True).click()
+            tab.wait_for_function("document.querySelector('.side .bot.message')")
+            tab.get_by_role("button", name=button, exact=True).click()
+            if button == "Stop":
+                tab.get_by_text("stopped").wait_for()
+                length = len("".join(texts(tab, 0)))
+                tab.wait_for_timeout(700)
+                assert len("".join(texts(tab, 0))) == length and len(texts(tab, 1)) == 1
+                tab.get_by_role("button", name="Clear", exact=True).click()
+            tab.wait_for_function("!document.querySelector('.side .message')")
+            tab.wait_for_timeout(700)
+            assert texts(tab, 0) == texts(tab, 1) == []
+        tab.close()
+    finally:
+        page.close()

@@ -1,0 +1,324 @@
+"""The chat without a model: what is found, remembered, commanded, printed and saved."""
+
+import builtins
+import json
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from eval import Completion, Conversation
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.chat import source, terminal
+from posttrain.chat.conversation import Side, Talk
+from posttrain.chat.known import NOTHING, held_out_questions, load_known
+from tests.helpers import ROOT
+from tests.runs import dpo_run, grpo_run, unfinished
+from tests.unit.conftest import Ask
+from tests.unit.test_server import Reply, Server, api
+
+__all__ = ["api"]
+ADAPTER = '{"base_model_name_or_path": "assets/demo_model"}'
+
+
+class Parrot:
+    """Answers with a given text, in pieces, and keeps what it was asked."""
+
+    def __init__(self, text: str, whole: bool = True) -> None:
+        self.text, self.whole = text, whole
+        self.asked: list[tuple[Conversation, int]] = []
+        self.closed = 0
+
+    def stream(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
+        self.asked.append((list(conversation), seed))
+        try:
+            for end in range(1, len(self.text) + 1):
+                yield Completion(self.text[:end], end, truncated=True)
+            yield Completion(self.text, len(self.text), truncated=not self.whole)
+        finally:
+            self.closed += 1
+
+
+@pytest.fixture
+def parrots() -> tuple[Parrot, Parrot]:
+    return Parrot("first"), Parrot("second\n<answer>7</answer>")
+
+
+@pytest.fixture
+def talk(parrots: tuple[Parrot, Parrot]) -> Talk:
+    before, after = parrots
+    return Talk([Side("before", before.stream, "a"), Side("after", after.stream, "b")], "Be brief.")
+
+
+def roles(conversation: Conversation) -> list[str]:
+    return [turn["role"] for turn in conversation]
+
+
+# --- the conversation -----------------------------------------------------------------------------
+
+
+def test_each_side_remembers_its_own_replies(talk: Talk, parrots: tuple[Parrot, Parrot]) -> None:
+    for question in ("one?", "two?"):
+        talk.ask(question)
+        for side in talk.sides:
+            *_, last = talk.answer(side)
+            assert not last.truncated
+    for parrot in parrots:
+        conversation, seed = parrot.asked[1]
+        assert roles(conversation) == ["system", "user", "assistant", "user"]
+        assert conversation[2]["content"] == parrot.text and conversation[3]["content"] == "two?"
+        assert seed == 1
+    talk.reset(None)
+    talk.ask("three?")
+    list(talk.answer(talk.sides[0]))
+    assert parrots[0].asked[2] == ([{"role": "user", "content": "three?"}], 0)
+
+
+def test_what_there_is_of_a_stopped_reply_is_remembered(
+    talk: Talk, parrots: tuple[Parrot, Parrot]
+) -> None:
+    talk.ask("one?")
+    with closing(talk.answer(talk.sides[0])) as replies:
+        next(replies), next(replies)
+    assert parrots[0].closed == 1
+    assert talk.turns["before"][-1]["content"] == "fi" == talk.rows[0]["before"]
+    with closing(talk.answer(talk.sides[1])):
+        pass  # stopped before it began
+    assert "after" not in talk.turns or talk.turns["after"] == []
+
+
+# --- the terminal ---------------------------------------------------------------------------------
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, lines: Iterable[str]) -> None:
+    """Let input() give these lines, and then the end of the input."""
+    given = iter(lines)
+
+    def answer(prompt: str) -> str:
+        print(prompt, end="")
+        try:
+            return next(given)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(builtins, "input", answer)
+
+
+def test_a_conversation(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "talk.jsonl"
+    lines = ["one?", f"/save {file}", f"/save {file}", "/system", "/system Sois bref.", "two?"]
+    typed(monkeypatch, [*lines, "/rest", "/help", "/system -", "/quit", "never"])
+    terminal.converse(talk)
+    said = capsys.readouterr().out
+    assert "> before  first\nafter   second\n        <answer>7</answer>\n" in said
+    assert f"Saved 1 questions and their replies in {file}" in said and "already" in said
+    assert "the system prompt: Be brief." in said and "no system prompt." in said
+    assert "There is no command /rest. Did you mean '/reset'?" in said and "/save FILE" in said
+    (row,) = map(json.loads, file.read_text("utf-8").splitlines())
+    assert row == {
+        "question": "one?",
+        "system": "Be brief.",
+        "before": "first",
+        "after": "second\n<answer>7</answer>",
+    }
+    assert talk.system is None and talk.turns == {}
+
+
+def test_nothing_to_save_and_no_place_to_save_it(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    typed(monkeypatch, ["/save", "/save x", "one?", f"/save {tmp_path}/no/such"])
+    terminal.converse(talk)  # until the end of the input
+    said = capsys.readouterr()
+    assert "name a file" in said.out and "Nothing was asked yet." in said.out
+    assert "No such file or directory" in said.err
+
+
+def test_lines_are_questions_of_their_own(
+    talk: Talk, parrots: tuple[Parrot, Parrot], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal.answer_lines(talk, ["\ufeffOù ?\n".encode(), b"\n", b"/reset\n"])
+    assert capsys.readouterr().out == (
+        "> Où ?\nbefore  first\nafter   second\nafter   <answer>7</answer>\n\n"
+        "> /reset\nbefore  first\nafter   second\nafter   <answer>7</answer>\n\n"
+    )
+    assert all(roles(each) == ["system", "user"] for each, _ in parrots[0].asked)
+    with pytest.raises(DataError, match="line 2 of standard input is not UTF-8"):
+        terminal.answer_lines(talk, [b"a\n", "Où ?".encode("latin-1")])
+
+
+def test_a_cut_reply_says_so_and_obeys_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    parrot = Parrot("a\x1b[2Jb\rc\n\n", whole=False)
+    terminal.answer_once(Talk([Side("reply", parrot.stream, "")], None), "?")
+    expected = "> ?\nreply  a[2Jbc\nreply  [cut after 10 tokens (--max-new-tokens)]\n\n"
+    assert capsys.readouterr().out == expected
+
+
+# --- what a run knows -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished GRPO run on the demo's problems, with a file that says it has an adapter."""
+    path = grpo_run(tmp_path_factory.mktemp("runs") / "grpo", steps=2)
+    (path / "adapter").mkdir()
+    (path / "adapter" / "adapter_config.json").write_text(ADAPTER)
+    return path
+
+
+def test_rewards_of_known_questions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = load_known(source.find(str(run)))
+    for name in ("train", "test"):
+        path = ROOT / "assets" / "demo_data" / f"problems_{name}.jsonl"
+        row = json.loads(path.read_text("utf-8").splitlines()[0])
+        gold = known.gold(row["question"])
+        assert gold is not None
+        right = Completion(f"So.\n<answer>{gold}</answer>", 9, truncated=False)
+        asked = row["question"].replace(" ", " \n", 1)
+        assert known.rewards(asked, right, None) == {"format": 1, "correctness": 2, "total": 3}
+        wrong = Completion("<answer>-1</answer> perhaps", 9, truncated=False)
+        assert known.rewards(asked, wrong, None) == {"format": 0, "correctness": 0, "total": 0}
+    assert known.gold("Who?") is None and known.rewards("Who?", right, None) == {}
+    talk = Talk([Side("reply", Parrot(right.text).stream, "")], None, known=known)
+    terminal.answer_once(talk, row["question"])
+    said = capsys.readouterr().out
+    assert f"reply  [format 1, correctness 2, total 3; right answer: {gold}]\n" in said
+    assert talk.rows[-1]["rewards"] == {"reply": {"format": 1, "correctness": 2, "total": 3}}
+
+
+def test_without_the_problems_there_are_no_rewards(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = source.find(str(run))
+    found.run["data"]["train"]["path"] = "gone.jsonl"
+    assert load_known(found) is NOTHING
+    assert "note: replies are shown without rewards: " in capsys.readouterr().err
+
+
+def test_held_out_questions(run: Path, tmp_path: Path) -> None:
+    found = source.find(str(run))
+    assert held_out_questions(found, 3) == ["What is 0 + 1?", "What is 1 + 1?", "What is 2 + 1?"]
+    pairs = dpo_run(tmp_path / "dpo", steps=2)
+    (pairs / "adapter").mkdir()
+    (pairs / "adapter" / "adapter_config.json").write_text(ADAPTER)
+    assert held_out_questions(source.find(str(pairs)), 2) == ["Question 0 ?", "Question 1 ?"]
+    (pairs / "eval" / "after_replies.jsonl").write_text("{", "utf-8")
+    assert held_out_questions(source.find(str(pairs)), 2) == []
+
+
+# --- what can be talked to ------------------------------------------------------------------------
+
+
+def test_sources(run: Path, tmp_path: Path) -> None:
+    of_run = source.find(str(run))
+    assert of_run.kind == "adapter" and of_run.model == str(run / "adapter")
+    assert of_run.folder == run and of_run.system == of_run.run["prompt"]["system"] != ""
+    assert source.find(str(run / "adapter")) == of_run
+    alone = source.find("assets/demo_model")
+    assert (alone.kind, alone.run, alone.folder, alone.system) == ("model", {}, None, None)
+    assert source.find("Qwen/Qwen2.5-0.5B-Instruct").model == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert source.find("http://127.0.0.1:1/x.gguf").kind == "url"
+    (run / "gguf").mkdir(exist_ok=True)
+    (run / "gguf" / "m.gguf").write_bytes(b"GGUF")
+    gguf = source.find(str(run / "gguf" / "m.gguf"))
+    assert gguf.kind == "gguf" and gguf.folder == run
+
+
+def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:
+    run = unfinished(grpo_run(tmp_path / "early", steps=3), steps=2)
+    with pytest.raises(ConfigError, match="no adapter and no checkpoint yet; give its training"):
+        source.find(str(run))
+    step = run / "checkpoints" / "step-000002"
+    step.mkdir(parents=True)
+    (step / "adapter_config.json").write_text(ADAPTER)
+    with pytest.raises(ConfigError, match=r"not finished.*\n.* chat .*/step-000002\n"):
+        source.find(str(run))
+    assert source.find(str(step)).folder == run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["outputs/no_such_run"], "there is no folder 'outputs/no_such_run'."),
+        (["assets/demo_modle"], "Did you mean 'assets/demo_model'?"),
+        (["no_such.gguf"], "there is no file 'no_such.gguf'"),
+        (["docs"], "docs holds no model: there is no adapter_config.json, config.json or adapter/"),
+        (["assets/demo_model", "--temperature", "-1"], "--temperature must be 0 or more, got -1"),
+        (["assets/demo_model", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
+        (["assets/demo_model", "--question", " "], "--question needs a text"),
+        (["assets/demo_model", "--share"], "--share needs --web"),
+        (["--web"], "the following arguments are required: RUN|MODEL"),
+    ],
+)
+def test_refusals_before_anything_is_loaded(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    result, seconds = ask("chat", *arguments, within=1.0)
+    assert result.returncode == 2 and said in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and seconds < 1.0
+
+
+def test_a_port_that_is_taken(ask: Ask, api: Server) -> None:
+    port = str(api.server_address[1])
+    result, seconds = ask("chat", ROOT / "assets/demo_model", "--web", "--port", port, within=1.0)
+    assert result.returncode == 2 and f"--port {port}: the page cannot" in result.stderr
+    assert "in use" in result.stderr and seconds < 1.0
+
+
+def test_help_is_fast(ask: Ask) -> None:
+    result, seconds = ask("chat", "--help", within=1.0)
+    assert result.returncode == 0 and "--max-new-tokens" in result.stdout and seconds < 1.0
+
+
+# --- a server -------------------------------------------------------------------------------------
+
+
+def events(*pieces: str, reason: str | None = "stop") -> Reply:
+    """A reply as server-sent events, with a comment and the usage that some servers send."""
+    choices = [{"delta": {"content": piece}, "finish_reason": None} for piece in pieces]
+    rows = [{"choices": [each]} for each in (*choices, {"delta": {}, "finish_reason": reason})]
+    lines = [": hello", *(f"data: {json.dumps(row, ensure_ascii=False)}" for row in rows)]
+    return 200, "\n\n".join([*lines, 'data: {"choices": [], "usage": {}}', "data: [DONE]", ""])
+
+
+def stream(api: Server) -> list[Completion]:
+    from posttrain.model.server_stream import ServedReplies
+    from posttrain.settings import Evaluation
+
+    served = ServedReplies(api.url, Evaluation(max_new_tokens=9), {"enable_thinking": False})
+    return list(served.stream([{"role": "user", "content": "?"}], 3))
+
+
+def test_a_server_streams(api: Server) -> None:
+    api.plan = lambda *_: events("Là, ", "🙂", " é")
+    assert [reply.text for reply in stream(api)] == ["Là, ", "Là, 🙂", "Là, 🙂 é", "Là, 🙂 é"]
+    (body,) = api.bodies
+    assert body["stream"] and body["model"] == "tiny" and body["seed"] == 3
+    assert body["max_tokens"] == 9 and body["temperature"] == 0
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    *early, last = stream(api)
+    assert all(reply.truncated for reply in early) and not last.truncated and last.tokens == 3
+    api.plan = lambda *_: events("cut", reason="length")
+    assert stream(api)[-1].truncated
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ((404, "no such model"), "refused the request: status 404: no such model"),
+        ((200, 'data: {"error": {"message": "out of slots"}}\n\n'), "an error.*out of slots"),
+        ((200, 'error: {"message": "too long"}\n\n'), "an error.*too long"),
+        ((200, "data: nonsense\n\n"), "an error: nonsense"),
+        ((200, '{"choices": []}'), "ended its answer without saying why"),
+        (events("a", reason=None), "ended its answer without saying why"),
+        ((0, ""), "broke off its answer"),
+    ],
+)
+def test_a_server_that_does_not(api: Server, reply: Reply, said: str) -> None:
+    api.plan = lambda *_: reply
+    with pytest.raises(ConfigError, match=said):
+        stream(api)
