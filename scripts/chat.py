@@ -2,7 +2,7 @@
 
     ./run chat outputs/grpo_demo                           # base and tuned, of one set of weights
     ./run chat outputs/grpo_demo --web                     # the same in a browser, on this machine
-    ./run chat outputs/dpo_demo --question "Que fais-tu ?"
+    ./run chat outputs/dpo_demo --question "Combien ?"
     ./run chat outputs/grpo_demo < questions.txt           # a line is a question of its own
     ./run chat Qwen/Qwen2.5-0.5B-Instruct                  # or a folder, a GGUF file, a URL
 

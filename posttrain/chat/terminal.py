@@ -73,10 +73,16 @@ def converse(talk: Talk) -> None:
         elif command.startswith("/"):
             print(f"There is no command {command}.{did_you_mean(command, [*commands, '/quit'])}")
         elif typed:
-            _answer(talk, typed)
+            try:
+                _answer(talk, typed)
+            except Terminated:
+                raise
+            except KeyboardInterrupt:  # between two replies: it stops what is left of them
+                print()
 
 
 def _answer(talk: Talk, question: str) -> None:
+    """Print the replies; each Ctrl-C stops one of them."""
     talk.ask(question)
     for side in talk.sides:
         printed = _Printed(talk, side, every_line=False)
@@ -86,8 +92,10 @@ def _answer(talk: Talk, question: str) -> None:
             raise
         except KeyboardInterrupt:
             printed.note("stopped")
+            print()
         except PostTrainError as error:
             printed.note(f"error: {error}")
+            print()
     print()
 
 
