@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     pair_report.write(data_report, run.path)
     model, tokenizer = session.load()
     before = session.kept_scores(lambda: scoring.read_scores(run, settings))
-    before = before or scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
+    if settings.run.score and not before:
+        before = scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
 
     # Training, with the pairs to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
@@ -77,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     stopped = session.train(trainer, changed, PROGRESS, by_accuracy)
     if stopped is not None:
         return stopped
+    if before is None or not settings.run.score:
+        return session.end_unscored()
 
     # The same pairs, prompts and problems after the last step.
     after = scoring.score(model, tokenizer, held_out, problems, settings, run, "after")

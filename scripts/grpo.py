@@ -85,7 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     session.open([*train_problems, *held_out, *validation])
     model, tokenizer = session.load()
     before = session.kept_scores(lambda: read_scores(run, held_out, by))
-    before = before or score(model, tokenizer, held_out, settings, run, "before", by)
+    if settings.run.score and not before:
+        before = score(model, tokenizer, held_out, settings, run, "before", by)
 
     # Training, with the problems to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
@@ -101,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     if stopped is not None:
         return stopped
+    if before is None or not settings.run.score:
+        return session.end_unscored()
 
     # The same problems after the last step.
     after = score(model, tokenizer, held_out, settings, run, "after", by)

@@ -9,50 +9,37 @@ that are missing. A signal is passed on to the run, which writes a checkpoint. T
 and DIR/report.html have each measure with mean, standard deviation and 95% interval over seeds, and
 its change with an interval that covers seeds and questions (docs/statistics.md). Settings are those
 of the training script: ./run grpo --help all.
+
+    ./run repeat grpo --seeds 1,2,3 --grid training.learning_rate=3e-4,1e-3,3e-3 \\
+      --config configs/grpo_demo.yaml
+
+With --grid each value is trained with each seed, in DIR/VALUE/seed-N, and validated on training
+rows set aside (data.validation), but not scored. DIR/grid.json has the table and the choice: the
+highest mean over seeds, of equal ones the first given. Only the chosen value's runs are then scored
+on the test set, without training again, and told as above.
 """
 
-import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from posttrain.base.errors import ConfigError, ExportError
+from posttrain.base.errors import ConfigError, ExportError, HealthError
 from posttrain.base.files import write_json
-from posttrain.base.paths import ROOT, run_command, shown
+from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
+from posttrain.report import grid as grid_words
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import SETTINGS, load_settings
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The command line."""
-
-    method: str
-    seeds: list[int]
-    config: Path
-    overrides: list[str]
-    output: Path
-    name: str
-    """Of the runs together; `run.name` of the config."""
-    dry_run: bool
-
-    def run(self, seed: int) -> Path:
-        return self.output / f"seed-{seed}"
-
-    def own(self, seed: int) -> list[str]:
-        """The overrides of one seed's run."""
-        return [*self.overrides, f"training.seed={seed}", f"run.name={self.name}-seed-{seed}"]
+from posttrain.scoring.grid import choose, why_stopped
+from posttrain.settings.grid import Value
+from posttrain.settings.repeat import Asked, parse_repeat
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,59 +47,75 @@ def main(argv: list[str] | None = None) -> int:
 
     An export that is not proven (4) ends a run but not the repeat, which then leaves with it.
     """
-    asked = parse(argv)
-    settings_class: Any = SETTINGS[asked.method]
-    settings = [load_settings(settings_class, asked.config, asked.own(s)) for s in asked.seeds]
+    asked = parse_repeat(__doc__ or "", argv)
+    every = [asked.of(value, scored=False) for value in asked.grid] or [asked]
+    for each in every:  # what is wrong in one of them is said before any is trained
+        for seed in asked.seeds:
+            each.settings(seed)
     if asked.dry_run:
-        return train(asked, asked.seeds[0], "--dry-run")
+        return train(every[0], asked.seeds[0], "--dry-run")
+    if not asked.grid:
+        return repeat(asked)
+    stopped: dict[str, str] = {}
+    code = sweep(asked, every, stopped)
+    if code is not None:
+        return code
+    chosen = choose_value(asked, every, stopped)
+    print(f"\nScoring {chosen.label} on the test set, with every seed")
+    return repeat(asked.of(chosen, scored=True))
+
+
+def repeat(asked: Asked) -> int:
+    """Train and score the seeds that are missing, then tell; returns the exit code."""
     unproven = 0
-    for seed, each in zip(asked.seeds, settings, strict=True):
+    for seed in asked.seeds:
         run = RunFolder(asked.run(seed))
-        if run.is_done(each, "auto") and not each.export.to:
-            print(f"Seed {seed}: finished, in {shown(run.path)}")
+        if is_done(asked, seed) and not asked.settings(seed).export.to:
+            print(f"{asked.label(seed)}: finished, in {shown(run.path)}")
             continue
-        print(f"\nSeed {seed}, in {shown(run.path)}", flush=True)
+        print(f"\n{asked.label(seed)}, in {shown(run.path)}", flush=True)
         code = train(asked, seed)
         if not run.finished or code not in (0, ExportError.exit_code):
-            return stopped(seed, code)  # with 0 where run.max_minutes is over
+            return stopped_early(asked, seed, code)  # with 0 where run.max_minutes is over
         unproven = unproven or code
-    tell(asked, settings_class)
+    tell(asked)
     return unproven
 
 
-def parse(argv: list[str] | None) -> Asked:
-    """The command line.
+def sweep(asked: Asked, every: list[Asked], stopped: dict[str, str]) -> int | None:
+    """Train what is missing of the grid, without a look at the test set.
 
-    Raises:
-        ConfigError: the seeds are not whole numbers, fewer than two, or also given as a setting; or
-            a setting is wrong.
+    Returns None, or the exit code of a run that ended early. A value of which a health check stops
+    a run is put into `stopped`, and its other seeds are left out.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"{run_command()} repeat",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("method", choices=sorted(SETTINGS))
-    parser.add_argument("--seeds", required=True, metavar="N,N,...", help="two or more; best three")
-    parser.add_argument("--config", required=True, type=Path, help="a YAML file of configs/")
-    parser.add_argument("--output", type=Path, help="folder (default: outputs/<run.name>_seeds)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything up to the model, then stop"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    given = parser.parse_intermixed_args(argv)
-    try:
-        seeds = list(dict.fromkeys(int(seed) for seed in given.seeds.split(",")))
-    except ValueError:
-        raise ConfigError(f"--seeds {given.seeds}: give whole numbers, as in 1,2,3") from None
-    if len(seeds) < 2:
-        raise ConfigError(f"--seeds {given.seeds}: one seed has no spread; give two or more")
-    if any(override.startswith("training.seed=") for override in given.overrides):
-        raise ConfigError("training.seed: each run has its own; give them as --seeds")
-    settings: Any = load_settings(SETTINGS[given.method], given.config, given.overrides)
-    name: str = settings.run.name
-    output = (given.output or ROOT / "outputs" / f"{name}_seeds").absolute()
-    return Asked(given.method, seeds, given.config, given.overrides, output, name, given.dry_run)
+    for each in every:
+        for seed in asked.seeds:
+            run = RunFolder(each.run(seed))
+            if is_done(each, seed):
+                print(f"{each.label(seed)}: trained, in {shown(run.path)}")
+                continue
+            code, why = HealthError.exit_code, why_stopped(run.path)
+            if why is None or run.changed(each.settings(seed)):
+                print(f"\n{each.label(seed)}, in {shown(run.path)}", flush=True)
+                code = train(each, seed)
+                why = why_stopped(run.path) or "it did not fit"
+            if code == HealthError.exit_code:
+                print(f"{each.label(seed)}: left out, {why} ({shown(run.path)})")
+                stopped[each.value.name if each.value else ""] = f"seed {seed}: {why}"
+                break
+            if code or not run.trained:
+                return stopped_early(each, seed, code)
+    return None
+
+
+def choose_value(asked: Asked, every: list[Asked], stopped: dict[str, str]) -> Value:
+    """Choose by validation, write grid.json and print its table; returns the value."""
+    runs = {each.value.name: each.runs() for each in every if each.value}
+    trained = {name: some for name, some in runs.items() if name not in stopped}
+    found = choose(asked.grid, trained, stopped)
+    write_json(asked.output / "grid.json", found)
+    print(f"\n{grid_words.table(found)}\n\n{grid_words.choice(found)}")
+    return next(value for value in asked.grid if value.name == found["chosen"])
 
 
 def train(asked: Asked, seed: int, *options: str) -> int:
@@ -155,26 +158,45 @@ def train(asked: Asked, seed: int, *options: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-def stopped(seed: int, code: int) -> int:
-    """Say which seed ended early and how to go on; returns the exit code."""
-    how = f"with code {code}" if code else "before its last step"
+def is_done(asked: Asked, seed: int) -> bool:
+    """Whether a seed's run is there, scored or, where it is not to be, trained.
+
+    Raises:
+        ConfigError: it is there with other settings.
+    """
+    run = asked.run(seed)
+    return RunFolder(run).is_done(asked.settings(seed), "auto", start_over(run))
+
+
+def start_over(run: Path) -> str:
+    return f"move {shown(run)} away to train it anew"
+
+
+def stopped_early(asked: Asked, seed: int, code: int) -> int:
+    """Say which run ended early and how to go on; returns the exit code."""
+    how = f"ended with code {code}" if code else "ended before its last step"
+    go_on = "the same command goes on from there"
+    if code == ConfigError.exit_code:  # its own words name options that a repeat does not take
+        go_on = f"mend what is said above and repeat, or {start_over(asked.run(seed))}"
     print(
-        f"\nSeed {seed} ended {how}; the same command goes on from there. Finished seeds are kept",
+        f"\n{asked.label(seed)} {how}; {go_on}. Finished seeds are kept",
         file=sys.stderr,
     )
     return code
 
 
-def tell(asked: Asked, settings_class: type[DPOSettings | GRPOSettings]) -> None:
+def tell(asked: Asked) -> None:
     """Write seeds.json and report.html, and print the table and the verdict."""
     from posttrain.report import page, read_run, seeds
     from posttrain.scoring.seeds import over_seeds
 
-    runs = {seed: asked.run(seed) for seed in asked.seeds}
-    found = over_seeds(runs, settings_class)
+    runs = asked.runs()
+    found = over_seeds(runs, type(asked.settings(asked.seeds[0])))
     write_json(asked.output / "seeds.json", found)
     records = [read_run(run) for run in runs.values()]
-    written = page.write_seeds(asked.output, found, list(runs.values()))
+    tried = asked.output / "grid.json"
+    grid = json.loads(tried.read_text(encoding="utf-8")) if asked.value else None
+    written = page.write_seeds(asked.output, found, list(runs.values()), grid)
     said = seeds.verdict(found, records)
     print(f"\n{seeds.table(found, records)}\n\n{said.sentence}")
     for remark in said.remarks:

@@ -12,6 +12,11 @@ from posttrain.report.record import section
 from posttrain.report.tables import comparison_table
 from posttrain.settings.strict_yaml import read_yaml
 
+UNSCORED = (
+    "Not scored on the held-out data, as run.score is false; the same command with run.score=true "
+    "scores it, without training again"
+)
+
 
 def finish(run: Path) -> None:
     """Draw the page of a finished run, then print its table, where things are, and what is next."""

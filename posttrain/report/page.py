@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from posttrain.base.files import write_bytes, write_text
 from posttrain.base.paths import ROOT
-from posttrain.report import differences, drawing, plots, samples, seeds, story
+from posttrain.report import differences, drawing, grid, grid_plot, plots, samples, seeds, story
 from posttrain.report.record import Record, read_run, section
 from posttrain.report.verdict import verdict
 
@@ -62,14 +62,18 @@ def write_comparison(runs: Sequence[Path], page: Path) -> Path:
     return page
 
 
-def write_seeds(folder: Path, found: seeds.Found, runs: Sequence[Path]) -> Path:
+def write_seeds(
+    folder: Path, found: seeds.Found, runs: Sequence[Path], tried: grid.Found | None = None
+) -> Path:
     """Write report.html of a config that was trained with several seeds; `found` is its
-    seeds.json, `runs` are its runs in the same order."""
+    seeds.json, `runs` are its runs in the same order, `tried` is its grid.json."""
     records = [read_run(run) for run in runs]
     text = PAGES.get_template("seeds.html.j2").render(
         name=folder.name,
         seeds=found["seeds"],
         records=records,
+        pages=[(run / "report.html").relative_to(folder).as_posix() for run in runs],
+        grid=tried and _grid(tried),
         verdict=seeds.verdict(found, records),
         facts=story.facts(records[0])[:3],  # the model and its data, the same in all
         changes=seeds.lines_of(found, records),
@@ -78,6 +82,15 @@ def write_seeds(folder: Path, found: seeds.Found, runs: Sequence[Path]) -> Path:
     )
     write_text(folder / "report.html", text)
     return folder / "report.html"
+
+
+def _grid(tried: grid.Found) -> dict[str, Any]:
+    return {
+        "choice": grid.choice(tried),
+        "head": grid.head(tried),
+        "rows": grid.rows(tried),
+        "picture": _picture(grid_plot.validation_by_value(tried)),
+    }
 
 
 def render(found: Record, pictures: Sequence[drawing.Plot]) -> str:

@@ -13,6 +13,8 @@ from posttrain.report.lines import Line, draw_band, draw_lines
 from posttrain.report.record import Record, number, section
 from posttrain.report.score_plots import reply_length, scores
 
+ACCURACY = "Training pairs of each step whose chosen reply has the higher implicit reward."
+
 
 def plots(record: Record) -> list[Plot]:
     """The plots that the record has data for, the most telling first."""
@@ -28,13 +30,15 @@ def plots(record: Record) -> list[Plot]:
 def compared(records: Sequence[Record]) -> list[Plot]:
     """The same metric of several runs in one plot, where at least two of them have it."""
     found: list[Plot | None] = []
-    for key, title, about in (
-        ("reward", "Reward", "Mean reward of the completions of each step."),
+    for key, title, about, unit in (
+        ("reward", "Reward", "Mean reward of the completions of each step.", "reward"),
         (
             "rewards/margins",
             "Reward margin",
             "Implicit reward, chosen less rejected, of each step.",
+            "reward",
         ),
+        ("rewards/accuracies", "Reward accuracy", ACCURACY, "of pairs"),
     ):
         lines = [
             line for record in records for line in _lines(record, {key: _short(record.name, 40)})
@@ -45,8 +49,9 @@ def compared(records: Sequence[Record]) -> list[Plot]:
                     key.replace("/", "_"),
                     title,
                     about,
-                    "reward",
+                    unit,
                     lines,
+                    share=unit == "of pairs",
                 )
             )
     return [plot for plot in found if plot is not None]
@@ -235,9 +240,8 @@ def _margin(record: Record) -> Plot | None:
 
 
 def _accuracy(record: Record) -> Plot | None:
-    about = "Training pairs of each step whose chosen reply has the higher implicit reward."
     lines = _lines(record, {"rewards/accuracies": "accuracy"})
-    return _over_steps("accuracy", "Reward accuracy", about, "of pairs", lines, share=True)
+    return _over_steps("accuracy", "Reward accuracy", ACCURACY, "of pairs", lines, share=True)
 
 
 def _short(name: str, most: int = 16) -> str:

@@ -88,7 +88,8 @@ def agreement(name: str, found: Found, records: Sequence[Record]) -> str:
         word = WORDS[measures.direction(name, record.measures()[name])]
         said.setdefault(word, []).append(seed)
     changes = [record.measures()[name]["difference"] for record in records]
-    ends = f"{measures.signed(name, min(changes))} to {measures.moved(name, max(changes))}"
+    low, high = (measures.moved(name, end) for end in (min(changes), max(changes)))
+    ends = high if low == high else f"{measures.signed(name, min(changes))} to {high}"
     if len(said) > 1:
         parts = [f"{word} with {_listed(some)}" for word, some in said.items()]
         return f"The seeds disagree, each taken alone: {'; '.join(parts)} ({ends})."
@@ -127,7 +128,10 @@ def lines_of(found: Found, records: Sequence[Record]) -> list[Change]:
 def by_seed(found: Found, records: Sequence[Record]) -> list[list[str]]:
     """Rows of a table: a measure, and its value after training with each seed."""
     return [
-        [measures.label(name), *(measures.plain(name, each) for each in values["after"]["values"])]
+        [
+            _capital(measures.label(name)),
+            *(measures.plain(name, each) for each in values["after"]["values"]),
+        ]
         for name, values in in_order(found, records).items()
     ]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from posttrain.report import measures
-from posttrain.report.record import SIDES, Record, Row, number
+from posttrain.report.record import SIDES, Record, Row, number, section
 
 WORDS = {1: "improved", 0: "no measurable change", -1: "got worse"}
 
@@ -70,6 +70,12 @@ def _no_scores(record: Record) -> Verdict:
         sentence = "Nothing is logged yet. Scores before and after are compared once it is done."
         return Verdict("open", "not trained yet", sentence)
     written = f", last written {record.written:%Y-%m-%d %H:%M %Z}" if record.written else ""
+    if section(record.config, "run").get("score") is False:
+        sentence = (
+            f"Step {record.steps}{of} is logged{written}. As run.score is false, the held-out data "
+            "are not looked at; what follows is what training shows."
+        )
+        return Verdict("open", "not scored", sentence, remarks=_so_far(record))
     sentence = (
         f"Step {record.steps}{of} is logged{written}. Scores before and after are compared once "
         "the last step is done; what follows is what training shows so far."

@@ -17,6 +17,7 @@ from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
 # What shapes neither training nor scores; the method shows in the sections that do.
 NOT_SHAPING = ("method", "run", "tracking", "health", "export")
+START_OVER = '"--resume never" to start over (the old folder is moved aside)'
 
 
 class RunFolder:
@@ -53,29 +54,42 @@ class RunFolder:
         """The last thing that a run writes is there."""
         return (self.shared / "eval" / "comparison.json").exists()
 
-    def is_done(self, settings: Section, resume: str) -> bool:
-        """Whether the folder holds a finished run, which `--resume auto` leaves as it is.
+    @property
+    def trained(self) -> bool:
+        """Nothing is left to train and the adapter is saved, whether or not it was scored."""
+        path = self.shared / "environment.json"
+        if self.finished or not path.exists():
+            return self.finished
+        trained = json.loads(path.read_text(encoding="utf-8")).get("trained")
+        return trained is not None and "exit_code" not in trained
+
+    def is_done(self, settings: Section, resume: str, or_else: str = START_OVER) -> bool:
+        """Whether the folder holds this run, finished, which `--resume auto` leaves as it is; where
+        `run.score` is false, trained is enough.
 
         Raises:
-            ConfigError: it does, but of other settings.
+            ConfigError: it does, but of other settings; `or_else` is what to do beside giving
+                another folder.
         """
-        if resume != "auto" or not self.finished:
-            return False
-        earlier = read_yaml(self.shared / "config.yaml")
         asked = settings.model_dump(mode="json")
+        if resume != "auto" or not (self.finished if asked["run"]["score"] else self.trained):
+            return False
+        if changed := self.changed(settings):
+            raise ConfigError(
+                f"{self.path} is a finished run of other settings:\n         "
+                + "\n         ".join(changed)
+                + f"\n       give another --output, or {or_else}"
+            )
+        return True
+
+    def changed(self, settings: Section) -> list[str]:
+        """The settings that shape training or scores, and are others in the folder's run."""
+        earlier, asked = read_yaml(self.shared / "config.yaml"), settings.model_dump(mode="json")
         kept = (earlier.get("run") or {}).get("keep")  # which adapter the run ended with
         for name in NOT_SHAPING:  # exports, for one, can be added to a finished run
             earlier[name] = asked[name]
         earlier["run"] = {**asked["run"], "keep": kept}
-        changed = differences("", earlier, asked)
-        if changed:
-            raise ConfigError(
-                f"{self.path} is a finished run of other settings:\n         "
-                + "\n         ".join(changed)
-                + '\n       give another --output, or "--resume never" to start over (the old '
-                "folder is moved aside)"
-            )
-        return True
+        return differences("", earlier, asked)
 
     def checkpoint(self, resume: str) -> Path | None:
         """The checkpoint to go on from, for `--resume auto|never|PATH`.

@@ -1,7 +1,7 @@
 """What several runs of one config, each with a seed of its own, measured together."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ def over_seeds(
         ConfigError: a run is not finished, or was trained or scored on other data.
         DataError: a row of its scores cannot be read.
     """
-    _check_same_data(runs)
+    for seed, run in runs.items():
+        if not RunFolder(run).finished:
+            raise ConfigError(f"{run}: the run of seed {seed} is not finished")
+    check_same_data(list(runs.values()))
     scores = {side: [_scores(run, settings_class, side) for run in runs.values()] for side in SIDES}
     measures: dict[str, Any] = {}
     for name in scores["before"][0]:
@@ -68,11 +71,14 @@ def _possible(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_same_data(runs: Mapping[int, Path]) -> None:
+def check_same_data(runs: Sequence[Path]) -> None:
+    """Check that runs were trained and scored on the same rows.
+
+    Raises:
+        ConfigError: they were not; names two of them.
+    """
     found = {}
-    for seed, run in runs.items():
-        if not RunFolder(run).finished:
-            raise ConfigError(f"{run}: the run of seed {seed} is not finished")
+    for run in runs:
         path = run / "environment.json"
         found[run] = json.loads(path.read_text(encoding="utf-8")).get("data")
     (first, data), *others = found.items()

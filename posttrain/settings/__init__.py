@@ -168,6 +168,9 @@ class Run(Section):
     """End training once so many validations in a row brought nothing better."""
     threads: int | None = Field(None, ge=1)
     """CPU threads for torch; null leaves torch's own choice."""
+    score: bool = True
+    """Score the held-out data before and after. false: train, validate and save the adapter without
+    a look at them, for a choice between runs; true later scores it, without training again."""
     price_per_hour: float | None = Field(None, ge=0)
     """What the machine costs an hour, in any currency; the report then says what training cost."""
 

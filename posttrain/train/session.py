@@ -6,7 +6,8 @@
     load        the policy
     kept_scores the scores of an interrupted run, which are not taken again
     train       from the start or from the checkpoint, up to the adapter on the disk
-    finish      comparison, model card, page and table, export
+    finish      comparison, model card, page and table, export; where run.score is false, neither
+                scores nor these: end_unscored
 
 Between these a script has what is its own: data, rewards, trainer and scores.
 """
@@ -20,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from posttrain.base.distributed import is_main
 from posttrain.base.files import fingerprint
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import ROOT, shown
 from posttrain.data.render import set_template_variables
 from posttrain.model import policy, trust, vllm
 from posttrain.model.device import check_device, free_memory
@@ -67,6 +68,9 @@ class Session(Generic[S]):
 
     def show_result(self) -> int:
         """Show the table of a run that is done and export what it lacks; returns the exit code."""
+        if not self.run.finished:
+            print(f"{self.run.shared} is trained. {next_steps.UNSCORED}")
+            return 0
         next_steps.already_finished(self.run.shared)
         return after_training(self.run.path, self.settings.export)
 
@@ -130,7 +134,7 @@ class Session(Generic[S]):
         if self._checkpoint is None:
             return None
         scores = None if self._command.resume_anyway else read()
-        kept = scores is not None
+        kept = None if not self.settings.run.score else scores is not None
         print(resume_note(self._checkpoint, self.settings.training, self.run, kept))
         return scores
 
@@ -169,6 +173,14 @@ class Session(Generic[S]):
         self._trackers.close(result["exit_code"])
         return int(result["exit_code"])
 
+    def end_unscored(self) -> int:
+        """End a run that is not to be scored (run.score); returns the exit code."""
+        self.run.describe(self.settings, self._facts)
+        draw(self.run.path)
+        self._trackers.close(0)
+        print(f"Adapter   {shown(self.run.adapter)}\n{next_steps.UNSCORED}")
+        return 0
+
     def finish(self, comparison: dict[str, dict[str, Any]]) -> int:
         """Write and show what came of the run, then export; returns the exit code."""
         self.run.describe(self.settings, self._facts)
@@ -179,16 +191,17 @@ class Session(Generic[S]):
         return after_training(self.run.path, self.settings.export)
 
 
-def resume_note(checkpoint: Path, training: Training, run: RunFolder, scored: bool) -> str:
-    """What a resumed run says first; `scored`: the scores from before training are not repeated."""
+def resume_note(checkpoint: Path, training: Training, run: RunFolder, scored: bool | None) -> str:
+    """What a resumed run says first; `scored`: the scores from before training are not repeated,
+    None: there are to be none."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     total = training.max_steps if training.max_steps >= 0 else state["max_steps"]
     inside = checkpoint.is_relative_to(run.path)
     where = checkpoint.relative_to(run.path) if inside else checkpoint
-    return (
-        f"Going on from step {state['global_step']} of {total} ({where}); the scores from before "
-        f"training are {'kept' if scored else 'taken anew'}"
-    )
+    said = f"Going on from step {state['global_step']} of {total} ({where})"
+    if scored is None:
+        return said
+    return f"{said}; the scores from before training are {'kept' if scored else 'taken anew'}"
 
 
 def record_early_stop(run: RunFolder, facts: dict[str, Any]) -> None:
