@@ -1,6 +1,7 @@
 """Which of several values a config is best trained with, by validation alone."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from posttrain.base.errors import ConfigError, HealthError
 from posttrain.report.record import read_run
 from posttrain.scoring.seeds import check_same_data
 from posttrain.settings.grid import Value
+
+ROUNDING = 1e-9  # means that are no further apart are equal
 
 
 def choose(
@@ -41,7 +44,7 @@ def choose(
         scores = mean_over_seeds([each["value"] for each in kept])
         rows.append(row | {"steps": [each["step"] for each in kept], **scores})
     best = max(row["mean"] for row in rows if "mean" in row)
-    equal = [row for row in rows if row.get("mean") == best]
+    equal = [row for row in rows if row.get("mean", -math.inf) > best - ROUNDING]
     first = next(iter(runs.values()))
     how = "the highest mean over seeds on rows set aside from the training data (data.validation)"
     if len(equal) > 1:

@@ -53,6 +53,8 @@ def parse_grid(options: Sequence[str]) -> list[Value]:
                 f"trained alike; not of {', '.join(NOT_TRIED)}"
             )
         keys[key] = values
+    if not keys:  # of which there is one combination
+        return []
     found = [
         Value([f"{key}={value}" for key, value in zip(keys, values, strict=True)])
         for values in itertools.product(*keys.values())
