@@ -177,7 +177,9 @@ def stopped_early(asked: Asked, seed: int, code: int) -> int:
     how = f"ended with code {code}" if code else "ended before its last step"
     go_on = "the same command goes on from there"
     if code == ConfigError.exit_code:  # its own words name options that a repeat does not take
-        go_on = f"mend what is said above and repeat, or {start_over(asked.run(seed))}"
+        go_on = "mend what is said above and repeat"
+        if asked.run(seed).exists():
+            go_on += f", or {start_over(asked.run(seed))}"
     print(
         f"\n{asked.label(seed)} {how}; {go_on}. Finished seeds are kept",
         file=sys.stderr,

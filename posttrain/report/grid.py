@@ -16,20 +16,22 @@ STOPPED = "stopped"  # in the place of a mean
 
 
 def head(found: Found) -> list[str]:
-    return ["Value", "Mean ± sd", *(f"Seed {seed}" for seed in found["seeds"]), "Kept step", ""]
+    return ["Value", "Mean ± sd", *(f"Seed {seed}" for seed in found["seeds"]), "Kept step"]
 
 
 def rows(found: Found) -> list[list[str]]:
-    """Each value: mean and standard deviation, each seed's score and its step, and what of it."""
+    """Each value: mean and standard deviation, each seed's score, and the steps that were kept or
+    why it was stopped."""
     name, drawn = found["by"], []
     for row in found["values"]:
         if STOPPED in row:
-            drawn.append([row["label"], STOPPED, *("" for _ in found["seeds"]), "", row[STOPPED]])
+            drawn.append([row["label"], STOPPED, *("" for _ in found["seeds"]), row[STOPPED]])
             continue
         steps = ", ".join(map(str, dict.fromkeys(row["steps"])))
         scores = (measures.plain(name, value) for value in row["values"])
-        chosen = "chosen" if row["name"] == found["chosen"] else ""
-        drawn.append([row["label"], spread(name, row), *scores, steps, chosen])
+        if row["name"] == found["chosen"]:
+            steps += " (chosen)"
+        drawn.append([row["label"], spread(name, row), *scores, steps])
     return drawn
 
 
@@ -37,9 +39,7 @@ def table(found: Found) -> str:
     """The rows as text, in lines that fit the terminal."""
     lines = ruled([tuple(map(str.lower, head(found))), *map(tuple, rows(found))])
     if not terminal.fits(lines):
-        lines = [
-            f"{label}: {mean}{f', {said}' if said else ''}" for label, mean, *_, said in rows(found)
-        ]
+        lines = [f"{label}: {mean}, {said}" for label, mean, *_, said in rows(found)]
     title = f"{measures.label(found['by'])} in validation, {found['rows']} rows"
     return "\n".join([title, "", *(line.rstrip() for line in lines)])
 

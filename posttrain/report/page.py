@@ -26,6 +26,8 @@ PAGES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+NO_BREAK = "\N{NO-BREAK SPACE}"
+SPREAD = f"{NO_BREAK}±{NO_BREAK}"
 
 
 def breakable(text: str) -> Markup:
@@ -87,8 +89,8 @@ def write_seeds(
 def _grid(tried: grid.Found) -> dict[str, Any]:
     return {
         "choice": grid.choice(tried),
-        "head": grid.head(tried),
-        "rows": grid.rows(tried),
+        "head": [cell.replace(" ", NO_BREAK) for cell in grid.head(tried)],
+        "rows": [[cell.replace(" ± ", SPREAD) for cell in row] for row in grid.rows(tried)],
         "picture": _picture(grid_plot.validation_by_value(tried)),
     }
 

@@ -150,7 +150,8 @@ def test_the_page_shows_the_choice(tried: dict[str, dict[int, Path]], tmp_path: 
     found, runs = over_seeds(tried["r-4"], GRPOSettings), list(tried["r-4"].values())
     written = page.write_seeds(tmp_path, found, runs, choose(VALUES, tried, {}))
     text = written.read_text(encoding="utf-8")
-    assert "Choice by validation" in text and "Chosen: r 4" in text and "65.0% ± 7.1" in text
+    assert "Choice by validation" in text and "Chosen: r 4" in text
+    assert "65.0%\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}7.1" in text and "40 (chosen)" in text
     assert 'href="r-4/seed-1/report.html"' in text
     assert text.count("<svg") == 2  # validation by value, and the reward of every seed
     assert "src=" not in text and 'href="http' not in text
