@@ -60,13 +60,13 @@ def choose(
 
 
 def why_stopped(run: Path) -> str | None:
-    """Why a health check ended the run in a folder; None where none did."""
+    """Why a health check ended the run in a folder, its first sentence; None where none did."""
     path = run / "environment.json"
     if not path.exists():
         return None
     trained = json.loads(path.read_text(encoding="utf-8")).get("trained") or {}
     stopped = trained.get("exit_code") == HealthError.exit_code
-    return str(trained.get("reason")) if stopped else None
+    return str(trained.get("reason")).split(". ")[0] if stopped else None
 
 
 def _kept(run: Path) -> dict[str, Any]:

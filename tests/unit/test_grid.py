@@ -112,7 +112,7 @@ def test_of_equal_values_the_first_is_taken_and_told(tried: dict[str, dict[int, 
 
 
 def test_a_value_that_was_stopped_is_out(tried: dict[str, dict[int, Path]]) -> None:
-    RunFolder(tried["r-4"][2]).amend({"trained": {"exit_code": 3, "reason": "it diverged"}})
+    RunFolder(tried["r-4"][2]).amend({"trained": {"exit_code": 3, "reason": "it diverged. Mend"}})
     assert why_stopped(tried["r-4"][2]) == "it diverged"
     assert why_stopped(tried["r-4"][1]) is None and why_stopped(ROOT) is None
     stopped = {"r-4": "seed 2: it diverged"}
