@@ -114,7 +114,8 @@ def choose_value(asked: Asked, every: list[Asked], stopped: dict[str, str]) -> V
     trained = {name: some for name, some in runs.items() if name not in stopped}
     found = choose(asked.grid, trained, stopped)
     write_json(asked.output / "grid.json", found)
-    print(f"\n{grid_words.table(found)}\n\n{grid_words.choice(found)}")
+    print("\n".join(["", grid_words.table(found), "", *grid_words.left_out(found)]))
+    print(grid_words.choice(found))
     return next(value for value in asked.grid if value.name == found["chosen"])
 
 

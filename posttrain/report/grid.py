@@ -20,12 +20,11 @@ def head(found: Found) -> list[str]:
 
 
 def rows(found: Found) -> list[list[str]]:
-    """Each value: mean and standard deviation, each seed's score, and the steps that were kept or
-    why it was stopped."""
+    """Each value: mean and standard deviation, each seed's score, and the steps that were kept."""
     name, drawn = found["by"], []
     for row in found["values"]:
         if STOPPED in row:
-            drawn.append([row["label"], STOPPED, *("" for _ in found["seeds"]), row[STOPPED]])
+            drawn.append([row["label"], STOPPED, *("" for _ in found["seeds"]), ""])
             continue
         steps = ", ".join(map(str, dict.fromkeys(row["steps"])))
         scores = (measures.plain(name, value) for value in row["values"])
@@ -39,9 +38,19 @@ def table(found: Found) -> str:
     """The rows as text, in lines that fit the terminal."""
     lines = ruled([tuple(map(str.lower, head(found))), *map(tuple, rows(found))])
     if not terminal.fits(lines):
-        lines = [f"{label}: {mean}, {said}" for label, mean, *_, said in rows(found)]
+        lines = [
+            f"{label}: {mean}{f', {steps}' if steps else ''}"
+            for label, mean, *_, steps in rows(found)
+        ]
     title = f"{measures.label(found['by'])} in validation, {found['rows']} rows"
     return "\n".join([title, "", *(line.rstrip() for line in lines)])
+
+
+def left_out(found: Found) -> list[str]:
+    """Which values could not be trained with every seed, and why."""
+    return [
+        f"Left out: {row['label']}, {row[STOPPED]}." for row in found["values"] if STOPPED in row
+    ]
 
 
 def choice(found: Found) -> str:

@@ -89,6 +89,7 @@ def write_seeds(
 def _grid(tried: grid.Found) -> dict[str, Any]:
     return {
         "choice": grid.choice(tried),
+        "left_out": grid.left_out(tried),
         "head": [cell.replace(" ", NO_BREAK) for cell in grid.head(tried)],
         "rows": [[cell.replace(" ± ", SPREAD) for cell in row] for row in grid.rows(tried)],
         "picture": _picture(grid_plot.validation_by_value(tried)),

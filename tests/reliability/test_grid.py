@@ -24,10 +24,10 @@ FEW = [
 GRID = ["--seeds", "1,2", "--grid", "training.learning_rate=1e-4,1e-3"]
 
 
-def kill_once(command: list[str], there: Path) -> None:
-    """Start a repeat, and kill it and its run with SIGKILL once a file is there."""
+def kill_once(command: list[str], output: Path, there: str) -> None:
+    """Start a repeat, and kill it and its run with SIGKILL once a file of a pattern is there."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while not there.exists():
+        while not list(output.glob(there)):
             assert process.poll() is None
             time.sleep(0.01)
         runs = psutil.Process(process.pid).children()
@@ -47,7 +47,7 @@ def test_killed_in_the_sweep_and_while_the_choice_is_scored(tmp_path: Path) -> N
     first, second = (output / f"learning_rate-{rate}" for rate in ("1e-4", "1e-3"))
     script = [sys.executable, str(ROOT / "scripts" / "repeat.py"), "grpo", *GRID]
     command = [*script, "--config", CONFIG, "--output", str(output), *FEW]
-    kill_once(command, second / "seed-1" / "checkpoints" / "step-000002")
+    kill_once(command, output, "learning_rate-1e-3/seed-1/checkpoints/step-000002")
     assert not (output / "grid.json").exists()
     trained = {
         path: path.stat().st_mtime_ns
@@ -56,13 +56,13 @@ def test_killed_in_the_sweep_and_while_the_choice_is_scored(tmp_path: Path) -> N
     assert len(trained) == 5
 
     # Until the choice is made, nobody has looked at the test set.
-    kill_once(command, output / "grid.json")
-    held_out = ("before", "after", "comparison")
-    looked_at = [path for path in output.glob("*/*/eval/*") if path.stem in held_out]
-    assert looked_at == []
+    kill_once(command, output, "*/*/eval/before.jsonl")
     chosen = output / read(output / "grid.json")["chosen"]
     (other,) = {first, second} - {chosen}
-    kill_once(command, chosen / "seed-1" / "eval" / "before.jsonl")
+    held_out = ("before", "after", "comparison")
+    (looked_at,) = (path for path in output.glob("*/*/eval/*") if path.stem in held_out)
+    assert looked_at == chosen / "seed-1" / "eval" / "before.jsonl"
+    assert looked_at.stat().st_mtime_ns > (output / "grid.json").stat().st_mtime_ns
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

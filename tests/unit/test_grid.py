@@ -126,6 +126,7 @@ def test_a_value_that_was_stopped_is_out(tried: dict[str, dict[int, Path]]) -> N
         "stopped": "seed 2: it diverged",
     }
     assert "r 4    stopped" in words.table(found)
+    assert words.left_out(found) == ["Left out: r 4, seed 2: it diverged."]
     with pytest.raises(HealthError, match="no value of --grid could be trained: seed 2"):
         choose(VALUES, {}, stopped)
 
