@@ -1,0 +1,371 @@
+"""docs/troubleshooting.md: all symptoms are there, and each quoted message is what the code says.
+
+A message is read out of the page, from the ```text blocks below its heading, and its symptom is
+caused without a card, by the function or command that gives the message. That links, files and
+settings of the page exist is tested with those of all pages, in test_readme.py.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from posttrain.base.disk import check_disk, disk_full_error
+from posttrain.base.errors import PostTrainError
+from posttrain.base.files import write_json
+from posttrain.data.problems import load_problems
+from posttrain.doctor.finding import Finding
+from posttrain.doctor.installation import look_at_versions
+from posttrain.doctor.machine import look_for_gpu
+from posttrain.doctor.services import look_at_services
+from posttrain.export import llama_cpp
+from posttrain.export.ollama import turn_template
+from posttrain.export.proof import at_most
+from posttrain.export.source import Trained, base_folder
+from posttrain.model import policy
+from posttrain.model.device import Device, check_device
+from posttrain.model.vllm import prepare_vllm
+from posttrain.report import export_words
+from posttrain.run.checkpoint import check_same_run
+from posttrain.run.folder import RunFolder
+from posttrain.settings.command import SETTINGS, load_settings
+from posttrain.settings.export import Parity
+from posttrain.train.session import resume_note
+from posttrain.train.stop import StopRequest
+from posttrain.train.watch import Watch
+from tests.helpers import ROOT
+from tests.quickstarts.pages import blocks, commands, prose, text_of
+from tests.quickstarts.test_readme import check_parses
+
+PAGE = ROOT / "docs" / "troubleshooting.md"
+DEMO_MODEL = ROOT / "assets" / "demo_model"
+NO_MESSAGE = {  # the symptom is no error, or cannot occur; its entry says which
+    "Double EOS or BOS",
+    "The loss changes with gradient accumulation",
+    "Evaluation is slow",
+}
+
+
+def sections() -> dict[str, str]:
+    """The text below each symptom's heading."""
+    _, *parts = re.split(r"^### ", text_of(PAGE), flags=re.MULTILINE)
+    titles = [part.partition("\n")[0] for part in parts]
+    bodies = [re.split(r"^## ", part, flags=re.MULTILINE)[0] for part in parts]
+    return dict(zip(titles, bodies, strict=True))
+
+
+def is_said(message: str, output: str) -> bool:
+    """Whether a quoted message is in an output: white space counts as one space, and … is any."""
+    pattern = ".*?".join(re.escape(" ".join(part.split())) for part in message.split("…"))
+    pattern = pattern.replace(".*?", r"\s?.*?\s?")
+    return re.search(pattern, " ".join(output.split())) is not None
+
+
+# --- symptoms, caused ---------------------------------------------------------------------------
+
+Scene = SimpleNamespace
+"""tmp: a folder, patch: monkeypatch, printed: what was printed so far."""
+CAUSES: dict[str, Callable[[Scene], str]] = {}
+
+
+def causes(title: str) -> Callable[[Callable[[Scene], str]], Callable[[Scene], str]]:
+    def register(function: Callable[[Scene], str]) -> Callable[[Scene], str]:
+        CAUSES[title] = function
+        return function
+
+    return register
+
+
+def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:
+    """What an error of ours says that a call ends in."""
+    with pytest.raises(PostTrainError) as caught:
+        function(*given, **named)
+    return str(caught.value)
+
+
+def settings_of(config: str, *overrides: str) -> Any:
+    return load_settings(
+        SETTINGS[config.partition("_")[0]], ROOT / "configs" / f"{config}.yaml", list(overrides)
+    )
+
+
+def watched(scene: Scene, config: str, step: int = 0) -> Watch:
+    """The Watch of a run, at a trainer that has one layer to train and did `step` steps."""
+    import torch
+
+    run = RunFolder(scene.tmp / "run")
+    run.open(fresh=False)
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(global_step=step, max_steps=225, num_input_tokens_seen=0),
+        add_callback=lambda _: None,
+        model=torch.nn.Linear(2, 2),
+        accelerator=SimpleNamespace(optimizer_step_was_skipped=False),
+    )
+    return Watch(trainer, settings_of(config), run, StopRequest(None))
+
+
+def logged(scene: Scene, config: str, row: dict[str, float]) -> str:
+    """What a run prints that logs such a row in ten steps."""
+    watch = watched(scene, config)
+    for step in range(1, 11):
+        watch.after_log(step, {"loss": 0.0, **row})
+    return str(scene.printed())
+
+
+def finding(findings: list[Finding], subject: str) -> str:
+    (found,) = (each for each in findings if each.subject == subject)
+    return " ".join((found.text, *found.details, found.advice))
+
+
+@causes("The loss is 0 in GRPO")
+def _(scene: Scene) -> str:
+    watch = watched(scene, "grpo_gsm8k_16gb")
+
+    def train() -> None:
+        for step in range(1, 20):
+            watch.after_update(step, 1e-9)  # which changes no weight
+
+    return refused(train)
+
+
+@causes("The reward stays 0")
+def _(scene: Scene) -> str:
+    return logged(scene, "grpo_gsm8k_16gb", {"reward": 0.0, "frac_reward_zero_std": 1.0})
+
+
+@causes("All completions are cut")
+def _(scene: Scene) -> str:
+    return logged(scene, "grpo_gsm8k_16gb", {"completions/clipped_ratio": 1.0})
+
+
+@causes("Generation is slow")
+def _(scene: Scene) -> str:
+    settings = settings_of("grpo_demo")
+    return check_device(Device("CPU", 0.0, False), settings.model, settings.training)
+
+
+@causes("vLLM conflicts with the other packages")
+def _(scene: Scene) -> str:
+    scene.patch.chdir(ROOT)
+    asked = settings_of("grpo_gsm8k_16gb", "model.fast_inference=always")
+    return refused(prepare_vllm, asked.model)
+
+
+@causes("Chosen rewards fall in DPO")
+def _(scene: Scene) -> str:
+    return logged(scene, "dpo_french_16gb", {"rewards/chosen": -20.0})
+
+
+@causes("pad = eos and it never stops")
+def _(scene: Scene) -> str:
+    base = shutil.copytree(DEMO_MODEL, scene.tmp / "base")
+    (base / "chat_template.jinja").unlink()
+    return refused(policy.load_tokenizer, settings_of("grpo_demo", f"model.name={base}").model)
+
+
+@causes("Dataset columns are not found")
+def _(scene: Scene) -> str:
+    return refused(load_problems, settings_of("grpo_demo", "data.columns.question=questions").data)
+
+
+@causes("NaN gradient in the first fp16 steps")
+def _(scene: Scene) -> str:
+    watch = watched(scene, "grpo_gsm8k_t4")
+    watch.trainer.accelerator.optimizer_step_was_skipped = True
+    for step in range(1, 16):
+        watch.after_update(step, 1e-5)
+    return refused(watch.after_update, 16, 1e-5)
+
+
+@causes("CUDA out of memory on a T4 at step 120")
+def _(scene: Scene) -> str:
+    """What the trainer calls where memory ran out; tests/reliability/test_health.py lets it."""
+    watch = watched(scene, "grpo_gsm8k_t4", step=119)
+    watch.halved("training", 8, 4)
+    stopped = refused(watch.no_room, "training", 1)
+    return f"{scene.printed()} {stopped}"
+
+
+@causes("Several GPUs hang")
+def _(scene: Scene) -> str:
+    row = "NVIDIA L4, 570.86.15, 23034, 4, 8.9"
+    tool = scene.tmp / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '0, GPU-1, {row}'\necho '1, GPU-2, {row}'\n")
+    tool.chmod(0o755)
+    scene.patch.setenv("PATH", str(scene.tmp))
+    scene.patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return finding(look_for_gpu()[1], "GPU")
+
+
+@causes("The merged model answers like the base")
+def _(scene: Scene) -> str:
+    check = at_most("learning_lost", 0.8, Parity().max_learning_lost)
+    assert not check.passed
+    return " ".join(export_words.advice([check.name]))
+
+
+@causes("A 4-bit adapter is worse on 16-bit weights")
+def _(scene: Scene) -> str:
+    base = shutil.copytree(DEMO_MODEL, scene.tmp / "base")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    write_json(base / "config.json", {**config, "quantization_config": {"load_in_4bit": True}})
+    adapter = scene.tmp / "adapter"
+    adapter.mkdir()
+    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": str(base)})
+    return refused(base_folder, Trained(adapter, scene.tmp, "run", {}), None)
+
+
+@causes("The GGUF writes gibberish in Ollama")
+def _(scene: Scene) -> str:
+    tokenizer = policy.load_tokenizer(settings_of("grpo_demo").model)
+    tokenizer.chat_template = (
+        "{% for t in messages %}{{ messages|length }}{{ t.content }}{% endfor %}"
+    )
+    return refused(turn_template, tokenizer)
+
+
+@causes("The llama.cpp build fails")
+def _(scene: Scene) -> str:
+    scene.patch.setenv("PATH", str(scene.tmp))
+    return refused(llama_cpp._build, scene.tmp)
+
+
+@causes("Colab was reset")
+def _(scene: Scene) -> str:
+    run = RunFolder(scene.tmp)
+    checkpoint = run.checkpoints.folder / "step-000050"
+    checkpoint.mkdir(parents=True)
+    write_json(checkpoint / "trainer_state.json", {"global_step": 50, "max_steps": 225})
+    training = settings_of("grpo_gsm8k_16gb").training
+    return resume_note(checkpoint, training, run, scored=True)
+
+
+@causes("Resume starts over")
+def _(scene: Scene) -> str:
+    def facts(rate: float) -> dict[str, Any]:
+        asked = settings_of("grpo_gsm8k_16gb", f"training.learning_rate={rate}")
+        return {"settings": asked.model_dump(mode="json")}
+
+    write_json(scene.tmp / "manifest.json", {"facts": facts(1e-5)})
+    return refused(check_same_run, scene.tmp, facts(2e-5))
+
+
+@causes("W&B asks for a key")
+def _(scene: Scene) -> str:
+    scene.patch.delenv("WANDB_API_KEY", raising=False)
+    scene.patch.setenv("NETRC", str(scene.tmp / "none"))
+    scene.patch.setenv("HF_HUB_OFFLINE", "1")
+    return finding(look_at_services(), "W&B")
+
+
+@causes("The hub is unreachable")
+def _(scene: Scene) -> str:
+    code = (
+        "from posttrain.data.sources import read_rows; from posttrain.settings import Source\n"
+        "read_rows(Source(path='openai/gsm8k', subset='main'))"
+    )
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scene.tmp)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True
+    )
+    scene.patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_API_KEY"):
+        scene.patch.delenv(name, raising=False)
+    return f"{result.stderr} {finding(look_at_services(), 'hub')}"
+
+
+@causes("The disk is full")
+def _(scene: Scene) -> str:
+    """The second as tests/reliability/test_disk_full.py has it of a run on a disk that is full."""
+    free = shutil.disk_usage(scene.tmp).free
+    return f"{refused(check_disk, scene.tmp, free, 2)} {disk_full_error(scene.tmp)}"
+
+
+@causes("A new version broke it")
+def _(scene: Scene) -> str:
+    info = scene.tmp / "trl-0.0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: trl\nVersion: 0.0.1\n")
+    scene.patch.syspath_prepend(str(scene.tmp))
+    return finding(look_at_versions(), "packages")
+
+
+@causes("It does not start on Windows")
+def _(scene: Scene) -> str:
+    """In Git's bash, by what that calls itself."""
+    result = subprocess.run(
+        ["bash", ROOT / "run", "doctor"],
+        env={**os.environ, "OSTYPE": "msys"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    return result.stderr
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_all_symptoms_are_there_and_in_the_list_at_the_top() -> None:
+    titles = list(sections())
+    assert len(titles) == 25
+    assert set(titles) == set(CAUSES) | NO_MESSAGE and not set(CAUSES) & NO_MESSAGE
+    listed = re.findall(r"^- \[(.+?)\]\(#", text_of(PAGE), re.MULTILINE)
+    assert listed == titles
+
+
+@pytest.mark.parametrize("title", list(sections()))
+def test_an_entry_says_why_what_is_done_and_what_to_do(title: str) -> None:
+    text = sections()[title]
+    places = [text.find(f"**{part}.**") for part in ("Why", "Here already", "What to do")]
+    assert places == sorted(places) and places[0] > 0
+    assert (title in NO_MESSAGE) == ("No message." in text) == (not blocks(text, "text"))
+
+
+@pytest.mark.parametrize("title", list(CAUSES))
+def test_a_quoted_message_is_given(
+    title: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printed = lambda: capsys.readouterr().out  # noqa: E731
+    said = CAUSES[title](Scene(tmp=tmp_path, patch=monkeypatch, printed=printed))
+    for message in blocks(sections()[title], "text"):
+        assert is_said(message, said), f"{message}\nis not in\n{said}"
+        assert not is_said(message.replace("a", "e"), said)
+
+
+def test_every_command_of_ours_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = re.findall(r"`(\./run [^`]+)`", prose(text_of(PAGE)))
+    found = [*commands(text_of(PAGE)), *(" ".join(span.split()) for span in spans)]
+    assert len(found) > 8
+    for command in found:
+        if not command.startswith("./run chat"):  # has tests of its own
+            check_parses(command.replace("./run --vllm ", "./run "), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("setting", "config"),
+    [
+        (word, "dpo_demo" if "loss" in word or "prompt" in word else "grpo_demo")
+        for span in re.findall(r"`([^`\n]+)`", prose(text_of(PAGE)))
+        if not span.startswith("./run")
+        for word in span.split()
+        if re.match(r"[a-z]+\.[a-z._]+=", word)
+    ],
+)
+def test_every_setting_with_a_value_is_taken(setting: str, config: str) -> None:
+    more = ["training.loss_type=[sigmoid,sft]"] if "loss_weights" in setting else []
+    # Two settings that go together: only one of the two precisions is on.
+    more += ["training.fp16=false"] if "bf16" in setting else []
+    settings_of(config, *more, setting)
