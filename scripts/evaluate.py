@@ -17,11 +17,9 @@ without the model.
 """
 
 import argparse
-import contextlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,15 +27,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from eval import Completion, Generate, conversation
 from eval.gsm8k import (
     MGSM_OVERLAP,
     SYSTEM,
     Problem,
-    Reply,
     Score,
     compare_replies,
-    evaluate,
     score_reply,
     summarise,
 )
@@ -45,17 +40,13 @@ from eval.rewarded import RewardedReply, Scorer, reward_row
 from posttrain import report
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import DataError
-from posttrain.base.files import append_rows, fingerprint, write_json
+from posttrain.base.files import fingerprint, write_json
 from posttrain.base.paths import ROOT, run_command, shown
 from posttrain.base.process import run_main
-from posttrain.base.progress import progress_bar
 from posttrain.data.problems import load_evaluation, seen_in_training
-from posttrain.data.render import set_template_variables
-from posttrain.model import inference, policy
-from posttrain.model.llama_server import is_gguf, serve
-from posttrain.model.server import PATIENCE_S, as_they_come, asker, is_url
-from posttrain.run.replies import claim, folder_for, read_replies, resume, score_again
-from posttrain.scoring import reward_functions
+from posttrain.model.server import PATIENCE_S
+from posttrain.run.replies import folder_for, read_replies, resume, score_again
+from posttrain.scoring import answers, reward_functions
 from posttrain.scoring.provenance import run_config, trained_questions, weights_fingerprint
 from posttrain.settings import Evaluation, Model, ProblemColumns, Prompt, Source
 from posttrain.settings.command import check_settings
@@ -101,10 +92,11 @@ def main(argv: list[str] | None = None) -> int:
         trained_with = run_config(asked.model).get("prompt") or {}
         asked.chat_template_kwargs = trained_with.get("chat_template_kwargs") or {}
     overlap = refuse_trained_on(asked, problems)
+    loaded = answers.precision(asked.model, asked.dtype, asked.load_in_4bit)
     request = {
         "model": asked.model,
         "weights": weights_fingerprint(asked.model),
-        **precision(asked),
+        **loaded,
         "data": asked.data,
         "fingerprint": fingerprint(problems),
         "system": system,
@@ -123,9 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     if weights and done:
         with reward_functions.reward_errors():
             score_again(folder, done, problems, score)
-    if len(done) < len(problems) * asked.samples:
-        with contextlib.ExitStack() as stack:
-            answer_all(asked, problems, request, folder, done, score, stack)
+    answers.answer_all(asking_of(asked, loaded), problems, request, folder, done, score)
     write_json(folder / "report.json", {**request, "measures": summarise(list(done.values()))})
     print(f"\n{report.summary_table(summarise(list(done.values())))}\n\nKept in {shown(folder)}")
     if overlap:
@@ -265,18 +255,6 @@ def load_problems(asked: argparse.Namespace, by_rewards: bool = False) -> list[P
     return load_evaluation(source, ProblemColumns.model_validate(columns), "text")
 
 
-def precision(asked: argparse.Namespace) -> dict[str, Any]:
-    """What the base weights are loaded in: as asked, else as the adapter's run was trained."""
-    if is_url(asked.model) or is_gguf(asked.model):
-        return {"dtype": None, "load_in_4bit": None}
-    adapter = Path(policy.local_or_hub(asked.model)) / "adapter_config.json"
-    trained = run_config(asked.model).get("model", {}) if adapter.is_file() else {}
-    return {
-        "dtype": asked.dtype or trained.get("dtype", "auto"),
-        "load_in_4bit": asked.load_in_4bit or trained.get("load_in_4bit", False),
-    }
-
-
 def default_system(
     asked: argparse.Namespace, weights: dict[str, float] | None = None
 ) -> str | None:
@@ -321,110 +299,23 @@ def default_folder(asked: argparse.Namespace) -> Path:
     return ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
 
 
-def answer_all(
-    asked: argparse.Namespace,
-    problems: list[Problem],
-    request: dict[str, Any],
-    folder: Path,
-    done: dict[tuple[str, int], Reply],
-    score: Score[Any],
-    stack: contextlib.ExitStack,
-) -> None:
-    """Answer what is left, sample by sample, longest questions first; fills `done`.
-
-    The folder is made with the first replies: a model that does not load leaves none behind.
-
-    Part of a batch is never asked again on its own: below float32, and when sampling, a reply
-    depends on what else is in its batch, and an interrupted evaluation has to end like any other.
-    """
-    served = is_url(asked.model) or is_gguf(asked.model)
-    total = len(problems) * asked.samples
-    bar = progress_bar("answering", total, len(done), leave=True)
-
-    first, wanted = ("total_reward", ".3g") if request["rewards"] else ("strict", ".1%")
-
-    def keep(replies: list[Reply]) -> None:
-        new = [reply for reply in replies if (reply.question, reply.sample) not in done]
-        if not (folder / "request.json").is_file():
-            claim(folder, request)
-        append_rows(folder / "replies.jsonl", [reply.as_row() for reply in new])
-        done.update({(reply.question, reply.sample): reply for reply in new})
-        mean = sum(reply.scores()[first] or 0.0 for reply in done.values()) / len(done)
-        bar.set_postfix({first.replace("_", " "): f"{mean:{wanted}}"}, refresh=False)
-        bar.update(len(new))
-
-    ordered = sorted(problems, key=lambda p: len(p.question), reverse=True)
-    if served:
-        for problem, completion, sample in answers_of_server(
-            asked, ordered, request["system"], done, stack
-        ):
-            with reward_functions.reward_errors():
-                keep([score(problem, completion, sample)])
-        bar.close()
-        return
-    make, at_once = generators(asked)
-    batches = [ordered[i : i + at_once] for i in range(0, len(ordered), at_once)]
-    for sample in range(asked.samples):
-        generate = make(asked.seed + sample)
-        for batch in batches:
-            if any((p.question, sample) not in done for p in batch):
-                with reward_functions.reward_errors():
-                    keep(evaluate(batch, generate, request["system"], sample, score))
-    bar.close()
-
-
-def answers_of_server(
-    asked: argparse.Namespace,
-    problems: list[Problem],
-    system: str | None,
-    done: dict[tuple[str, int], Reply],
-    stack: contextlib.ExitStack,
-) -> Iterator[tuple[Problem, Completion, int]]:
-    """What a server answers to the problems that are not in `done`, as the answers come, each with
-    its problem and the number of its sample.
-
-    The server of a GGUF file runs until `stack` is closed.
-    """
-    parallel, url = asked.batch_size or 8, asked.model
-    if is_gguf(asked.model):
-        context = run_config(asked.model).get("model", {}).get("max_seq_length", 4096)
-        url = stack.enter_context(serve(Path(asked.model), context, parallel))
-    variables = asked.chat_template_kwargs
-    ask = asker(url, evaluation_of(asked), patience_s=asked.timeout, variables=variables)
-    left = [
-        (problem, sample, asked.seed + sample * len(problems) + place)
-        for sample in range(asked.samples)
-        for place, problem in enumerate(problems)
-        if (problem.question, sample) not in done
-    ]
-    requests = [(conversation(problem.question, system), seed) for problem, _, seed in left]
-    for place, completion in as_they_come(ask, requests, parallel):
-        problem, sample, _ = left[place]
-        yield problem, completion, sample
-
-
-def evaluation_of(asked: argparse.Namespace) -> Evaluation:
-    """How replies are generated."""
-    return Evaluation(
+def asking_of(asked: argparse.Namespace, loaded: dict[str, Any]) -> answers.Asking:
+    """How replies are generated, by a model whose weights are loaded as `loaded` says."""
+    evaluation = Evaluation(
         batch_size=asked.batch_size,
         max_new_tokens=asked.max_new_tokens,
         temperature=asked.temperature,
         stop_at_answer=asked.stop_at_answer,
     )
-
-
-def generators(asked: argparse.Namespace) -> tuple[Callable[[int], Generate], int]:
-    """A generate function for each seed, and how many problems to hand it at a time."""
-    device = policy.start(verbose=False, threads=None)
-    print(f"Loading {asked.model} on {device.name}")
-    trained = run_config(asked.model).get("model", {})
-    model, tokenizer = policy.load_for_scoring(
-        asked.model, max_seq_length=trained.get("max_seq_length", 4096), **precision(asked)
+    return answers.Asking(
+        model=asked.model,
+        evaluation=evaluation,
+        variables=asked.chat_template_kwargs,
+        precision=loaded,
+        samples=asked.samples,
+        seed=asked.seed,
+        patience_s=asked.timeout,
     )
-    set_template_variables(tokenizer, asked.chat_template_kwargs, "--chat-template-kwargs")
-    evaluation = evaluation_of(asked)
-    at_once = 4 * (asked.batch_size or inference.batch_that_fits(model, evaluation))
-    return lambda seed: inference.generator(model, tokenizer, evaluation, seed), at_once
 
 
 def compare_reports(first: Path, second: Path) -> str:

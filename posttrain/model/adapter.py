@@ -157,14 +157,15 @@ def base_of(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def with_base_found(folder: Path) -> Iterator[Path]:
-    """An adapter folder as links, with the path of its base model as it is on this machine."""
+def with_base_found(folder: Path, base: str | None = None) -> Iterator[Path]:
+    """An adapter folder as links, with the path of its base model as it is on this machine, or that
+    of another `base`."""
     with tempfile.TemporaryDirectory() as temporary:
         for file in folder.iterdir():
             if file.name != CONFIG:
                 (Path(temporary) / file.name).symlink_to(file.absolute())
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        config[BASE] = base_of(folder)
+        config[BASE] = base or base_of(folder)
         write_text(Path(temporary) / CONFIG, json.dumps(config))
         yield Path(temporary)
 

@@ -233,9 +233,11 @@ def _admit_decode_graphs(policy: Any) -> None:
 
 
 def load_for_scoring(
-    name: str, load_in_4bit: bool, dtype: str, max_seq_length: int
+    name: str, load_in_4bit: bool, dtype: str, max_seq_length: int, base: str | None = None
 ) -> tuple[Any, Any]:
     """The model and tokenizer of a model folder, hub model or adapter folder, to generate with.
+
+    An adapter is put on `base`, where one is named, instead of the model that it names itself.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -244,7 +246,9 @@ def load_for_scoring(
 
     found = local_or_hub(name)
     is_adapter = (Path(found) / adapter.CONFIG).is_file()
-    there = adapter.with_base_found(Path(found)) if is_adapter else contextlib.nullcontext(found)
+    there: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(found)
+    if is_adapter:
+        there = adapter.with_base_found(Path(found), base)
     with quiet(verbose=False), there as folder:
         try:
             model, tokenizer = FastLanguageModel.from_pretrained(
