@@ -54,3 +54,36 @@ def _summary(name: str, values: Sequence[float]) -> dict[str, Any]:
     if not values:
         return {**NOT_MEASURABLE}
     return {**(stats.proportion(values) if name in SHARES else stats.mean(values))}
+
+
+def paired(
+    main: str,
+    pairs: Sequence[tuple[float | None, float | None]],
+    found: Mapping[str, Any],
+    compared: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """How a file made of a model compares with that model, by its `main` measure.
+
+    Args:
+        pairs: the scores of model and file on each row; a row that one could not score is not
+            counted.
+        found: the file's measures.
+        compared: `compare` of model and file.
+
+    `right` are the rows that the model gets right, None where scores are not right or wrong.
+    `gained` and `lost` are the rows on which the file does better and worse.
+    """
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return {
+        "main": main,
+        "n": len(known),
+        "right": None if main == "total_reward" else sum(a == 1.0 for a, _ in known),
+        "gained": sum(b > a for a, b in known),
+        "lost": sum(b < a for a, b in known),
+        "p_value": compared[main]["p_value"],
+        "measures": dict(found),
+        "against_adapter": {
+            name: {key: value for key, value in each.items() if key not in ("before", "after")}
+            for name, each in compared.items()
+        },
+    }

@@ -1,6 +1,7 @@
 """Turn an adapter into files that run elsewhere, and prove that they behave like it.
 
     ./run export outputs/grpo_gsm8k_16gb --to merged_16bit,gguf:q8_0,gguf:q4_k_m,ollama
+    ./run export outputs/grpo_gsm8k_16gb --to merged_16bit,gguf:q4_k_m --score
     ./run export path/to/adapter --base Qwen/Qwen2.5-0.5B-Instruct --to merged_16bit
 
 The adapter is merged into the 16-bit base weights, in float32, rounded once. Every file is
@@ -8,6 +9,10 @@ compared with the adapter (GGUF: run by llama.cpp). What was found is in export.
 does not pass is kept, marked as unproven, and ends the command with code 4. What is proven already
 is left as it is. GGUF needs llama.cpp's converter, which is fetched once; q4_k_m also needs a C++
 compiler, and minutes to build llama-quantize, once.
+
+--score answers the run's held-out questions with every file and compares the answers with the
+adapter's own, one by one: what is lost by going home with that file. It goes on where it was
+stopped.
 """
 
 import argparse
@@ -22,7 +27,7 @@ if __name__ == "__main__":
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import run_command
 from posttrain.base.process import run_main, share_the_processor
-from posttrain.export import session, source
+from posttrain.export import score, session, source
 from posttrain.export.hub import push
 from posttrain.report import live
 from posttrain.report.model_card import write_model_card
@@ -42,14 +47,20 @@ def main(argv: list[str] | None = None) -> int:
         "base": asked.base,
         "dtype": asked.dtype,
         "llama_cpp": asked.llama_cpp,
+        "score": asked.score or None,
     }
     section = trained.run.get("export", {}) | {k: v for k, v in given.items() if v is not None}
     settings = check_settings(ExportSettings, {"export": section}, str(asked.run), asked.overrides)
     if asked.push and not (trained.output / "config.yaml").is_file():
         raise ConfigError(f"--push: {trained.output} is no run folder, so there is no model card")
     to = settings.export.to
+    if settings.export.score:
+        score.check(trained.output)
     try:
         code = 0 if asked.push and not to else session.export(trained, settings.export)
+        if settings.export.score and to:
+            _, base = source.base_folder(trained, settings.export.base)
+            code = score.in_a_process(trained.output, base, settings.export) or code
     finally:  # a target that failed leaves those before it made and recorded
         if (trained.output / "config.yaml").exists():
             write_model_card(trained.output)
@@ -74,6 +85,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", help="16-bit base model (default: the one that was trained on)")
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16"])
     parser.add_argument("--llama-cpp", metavar="PATH", help="llama.cpp tree or source archive")
+    parser.add_argument(
+        "--score",
+        action="store_true",
+        help="answer the run's held-out rows with every file, compared with the adapter's answers",
+    )
     parser.add_argument(
         "--push",
         metavar="OWNER/NAME",

@@ -6,6 +6,7 @@
                           "checks": [{"name", "value", "limit", "passed", "of"}]}}}
 
 An entry is written once its files are in place. It is valid only while they have its hashes.
+What --score adds is told in score.py.
 """
 
 import json
@@ -49,7 +50,10 @@ class Record:
         if self.path.is_file():
             earlier = json.loads(self.path.read_text(encoding="utf-8"))
             self.content["exports"] = earlier["exports"]
-            if (earlier["base"], earlier["adapter_sha256"]) != (base, adapter_sha256):
+            if (earlier["base"], earlier["adapter_sha256"]) == (base, adapter_sha256):
+                if "adapter_16bit" in earlier:
+                    self.content["adapter_16bit"] = earlier["adapter_16bit"]
+            else:
                 for entry in self.content["exports"].values():
                     entry["proven"] = False
                     entry["stale"] = "made from other weights"

@@ -22,19 +22,26 @@ def pair_log_probs(
     It is the sum over the reply's tokens, EOS included. `reference` scores with the reference
     instead of the policy.
     """
+    sequences = pair_sequences(tokenizer, pairs)
+    scores = token_log_probs(policy, tokenizer, sequences, batch_size, reference, "pairs")
+    sums = [math.fsum(tokens) for tokens in scores]
+    return list(zip(sums[::2], sums[1::2], strict=True))
+
+
+def pair_sequences(tokenizer: Any, pairs: Sequence[Pair]) -> list[tuple[list[int], int]]:
+    """Token ids of prompt, reply and EOS, and how many of them are the prompt's: of the chosen and
+    the rejected reply of each pair in turn."""
     rows = [
         (render(tokenizer, pair.prompt), reply + tokenizer.eos_token)
         for pair in pairs
         for reply in (pair.chosen, pair.rejected)
     ]
-    sequences: list[tuple[list[int], int]] = []
+    sequences = []
     for prompt, reply in rows:
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         ids = tokenizer(prompt + reply, add_special_tokens=False)["input_ids"]
         sequences.append((ids, _common_prefix(prompt_ids, ids)))
-    scores = token_log_probs(policy, tokenizer, sequences, batch_size, reference, "pairs")
-    sums = [math.fsum(tokens) for tokens in scores]
-    return list(zip(sums[::2], sums[1::2], strict=True))
+    return sequences
 
 
 def token_log_probs(

@@ -7,7 +7,7 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
 from posttrain.base.progress import duration
-from posttrain.report import measures, table_rows
+from posttrain.report import measures, table_rows, taken_home
 from posttrain.report.export_words import in_words
 from posttrain.report.record import SIDES, Record, read_run
 from posttrain.report.snippets import snippets
@@ -109,6 +109,8 @@ def _facts(found: Record, repository: str | None) -> dict[str, Any]:
             key: {**export, "checks": "; ".join(map(_said, export["checks"]))}
             for key, export in exports.items()
         },
+        "files": _files(found),
+        "file_words": taken_home.words(found),
         "snippets": snippets(settings, exports, repository),
         "limitations": _limitations(found, scores),
         "yaml": dump_yaml(_without_folders(settings)),
@@ -196,8 +198,18 @@ def _table(scores: dict[str, dict[str, Any]]) -> str:
     """The before/after table in Markdown, empty if there is none."""
     if not scores:
         return ""
-    head, *rows = (row[1:] for row in table_rows([("", scores)]))
-    lines = [head, ("---",) * len(head), *rows]
+    return _markdown([row[1:] for row in table_rows([("", scores)])])
+
+
+def _files(found: Record) -> str:
+    """The table of what was scored of the exports, empty if nothing was."""
+    lines = taken_home.lines(found)
+    return _markdown([taken_home.columns(found), *map(taken_home.cells, lines)]) if lines else ""
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells as a table, the first of them its head."""
+    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -15,7 +15,17 @@ from markupsafe import Markup, escape
 
 from posttrain.base.files import write_bytes, write_text
 from posttrain.base.paths import ROOT
-from posttrain.report import differences, drawing, grid, grid_plot, plots, samples, seeds, story
+from posttrain.report import (
+    differences,
+    drawing,
+    grid,
+    grid_plot,
+    plots,
+    samples,
+    seeds,
+    story,
+    taken_home,
+)
 from posttrain.report.record import Record, read_run, section
 from posttrain.report.verdict import verdict
 
@@ -105,6 +115,9 @@ def render(found: Record, pictures: Sequence[drawing.Plot]) -> str:
         verdict=verdict(found),
         facts=story.facts(found),
         changes=story.changes(found),
+        files=taken_home.lines(found),
+        file_columns=taken_home.columns(found),
+        file_words=taken_home.words(found),
         scores=shown.pop("scores", None),
         pictures=list(shown.values()),
         replies=replies,

@@ -46,6 +46,8 @@ class Record:
     """Scored replies `before` and `after`."""
     validation: list[Row] = field(default_factory=list)
     """Validations while training: `{"step", "measures"}` each."""
+    adapter_16bit: Row = field(default_factory=dict)
+    """The score of the adapter of a 4-bit policy on 16-bit weights, as in export.json."""
 
     @property
     def name(self) -> str:
@@ -155,17 +157,19 @@ def read_run(path: Path, finished: bool = False) -> Record:
                 raise ConfigError(f"{path}: no finished run there ({missing} is missing)")
     elif not any((path / name).exists() for name in TRACES):
         raise ConfigError(f"{path}: no run there (it holds none of {', '.join(TRACES)})")
+    exported = one("export.json") or {}
     found = Record(
         path=path,
         config=_read(path / "config.yaml", read_yaml, unreadable) or {},
         environment=one("environment.json") or {},
         metrics=many("metrics.jsonl") or [],
         samples=many("samples.jsonl") or [],
-        before=_figures(one("eval/before.json")),
-        after=_figures(one("eval/after.json")),
-        comparison=_figures(one("eval/comparison.json")),
+        before=figures(one("eval/before.json")),
+        after=figures(one("eval/after.json")),
+        comparison=figures(one("eval/comparison.json")),
         health=many("health.jsonl"),
-        exports=section(one("export.json") or {}, "exports"),
+        exports=section(exported, "exports"),
+        adapter_16bit=section(exported, "adapter_16bit"),
         data_report=one("data/report.json"),
         validation=many("eval/validation.jsonl") or [],
         unreadable=unreadable,
@@ -194,7 +198,7 @@ def section(values: Row, name: str) -> Row:
     return inner if isinstance(inner, dict) else {}
 
 
-def _figures(values: Row | None) -> dict[str, Row]:
+def figures(values: Row | None) -> dict[str, Row]:
     """Measures with nothing but finite numbers in them; anything else is None."""
     return {
         name: {

@@ -65,8 +65,8 @@ def score(
     language = settings.data.language or "fr"
     asked = pairs[: settings.evaluation.replies]
     generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
-    measured = reply_to(asked, generate, side, language)
-    run.write_rows(f"{side}_replies", map(vars, measured))
+    answers = reply_to(asked, generate, side, language)
+    run.write_rows(f"{side}_replies", map(vars, answers))
     without = reply_to(without_system(asked), generate, side, language)
     run.write_rows(f"{side}_replies_without_system", map(vars, without))
     prompts = [list(pair.prompt) for pair in asked]
@@ -87,14 +87,20 @@ def score(
         print(f"Scoring {len(problems[each.name])} problems of {each.name} ({side} training)")
         also[each.name] = problem_sets.score(model, tokenizer, each, problems[each.name], settings)
         run.write_rows(f"{side}_problems_{each.name}", [r.as_row() for r in also[each.name]])
-    return Scores(scored, measured, without, divergence, also, language)
+    return Scores(scored, answers, without, divergence, also, language)
 
 
 def reply_to(
     pairs: Sequence[Pair], generate: Generate, side: str, language: str
 ) -> list[PromptReply]:
     """A measured reply to the prompt of each pair."""
-    completions = generate([list(pair.prompt) for pair in pairs])
+    return measured(pairs, generate([list(pair.prompt) for pair in pairs]), side, language)
+
+
+def measured(
+    pairs: Sequence[Pair], completions: Sequence[Completion], side: str, language: str
+) -> list[PromptReply]:
+    """The completions as measured replies to the prompts of the pairs."""
     return [
         PromptReply(**_asked(side, pair), **vars(reply))
         for pair, reply in zip(pairs, replies.measure(completions, language), strict=True)

