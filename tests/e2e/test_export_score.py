@@ -1,0 +1,187 @@
+"""What ships, scored: as by hand, kept, paired with the adapter's answers, for both methods."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.base.errors import ConfigError
+from posttrain.export import llama_cpp
+from tests.helpers import ROOT, run_script
+
+PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
+PARITY = "parity: {new_tokens: 24, problems: 4, answer_tokens: 24}"
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tree() -> Path:
+    """The pinned llama.cpp, for its converter alone: nothing is compiled."""
+    try:
+        return llama_cpp.find_tree(None)
+    except ConfigError as error:
+        pytest.skip(f"llama.cpp is not in the cache and cannot be fetched: {error}")
+
+
+def train(method: str, folder: Path, *more: str) -> str:
+    """Two steps of the demo, exported and scored as its settings say; returns what it printed."""
+    result = run_script(
+        *(method, "--config", ROOT / "configs" / f"{method}_demo.yaml", "--output", folder),
+        *("training.max_steps=2", "data.validation=0", "training.save_steps=2", *more),
+        f"export={{to: [merged_16bit, 'gguf:q8_0'], score: true, {PARITY}}}",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def grpo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A GRPO run with two scored files and what it printed; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "grpo"
+    few = ["training.per_device_train_batch_size=16", "training.max_completion_length=48"]
+    return folder, train("grpo", folder, *few, "evaluation={limit: 48, max_new_tokens: 48}")
+
+
+def scores(run: Path) -> dict[str, Any]:
+    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
+    return {name: entry["score"] for name, entry in record["exports"].items()}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return sorted(found, key=lambda row: str(row["question"]))
+
+
+@pytest.mark.parametrize("target", ["merged_16bit", "gguf:q8_0"])
+def test_a_score_is_that_of_an_evaluation_by_hand(
+    target: str, grpo: tuple[Path, str], tmp_path: Path
+) -> None:
+    run, _ = grpo
+    entry = json.loads((run / "export.json").read_text(encoding="utf-8"))["exports"][target]
+    by_hand = tmp_path / "by_hand"
+    result = run_script(
+        *("evaluate", "--model", run / entry["path"], "--data", PROBLEMS, "--limit", "48"),
+        *("--max-new-tokens", "48", "--output", by_hand),
+    )
+    assert result.returncode == 0, result.stderr
+    kept = run / "eval" / "exports" / target.replace(":", "-") / "replies.jsonl"
+    assert rows(kept) == rows(by_hand / "replies.jsonl")
+    report = json.loads((by_hand / "report.json").read_text(encoding="utf-8"))
+    score = entry["score"]
+    assert score["measures"] == report["measures"] and score["n"] == 48
+    adapter, file = rows(run / "eval" / "after.jsonl"), rows(kept)
+    pairs = [(a["strict"], b["strict"]) for a, b in zip(adapter, file, strict=True)]
+    assert [a["question"] for a in adapter] == [b["question"] for b in file]
+    assert score["gained"] == sum(b > a for a, b in pairs)
+    assert score["lost"] == sum(b < a for a, b in pairs)
+    assert score["right"] == sum(a for a, _ in pairs) and score["tokens_per_second"] > 0
+
+
+def test_it_is_shown_where_the_headline_is(grpo: tuple[Path, str]) -> None:
+    run, said = grpo
+    for text in (said, *((run / name).read_text("utf-8") for name in ("report.html", "README.md"))):
+        assert "What you take home" in text and "gguf:q8_0" in text
+        assert "No file lost significantly against the adapter" in text
+
+
+def test_a_second_call_asks_nothing_again(grpo: tuple[Path, str], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(grpo[0], tmp_path / "moved"))
+    result = run_script("export", run, "--to", "merged_16bit,gguf:q8_0", "--score")
+    assert result.returncode == 0, result.stderr
+    assert "Loading" not in result.stdout and "What you take home" in result.stdout
+    assert scores(run) == scores(grpo[0])
+    for path in grpo[0].glob("eval/exports/*/*"):
+        assert (run / path.relative_to(grpo[0])).read_bytes() == path.read_bytes()
+
+
+def test_answers_of_other_weights_are_not_taken_for_a_files_own(
+    grpo: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(grpo[0], tmp_path / "other"))
+    asked = run / "eval" / "exports" / "gguf-q8_0" / "request.json"
+    request = json.loads(asked.read_text(encoding="utf-8"))
+    asked.write_text(json.dumps(request | {"weights": "0" * 64}), encoding="utf-8")
+    result = run_script("export", run, "--to", "gguf:q8_0", "--score")
+    assert result.returncode == 0 and "were to another request" in result.stdout
+    assert json.loads(asked.read_text(encoding="utf-8")) == request
+
+
+def test_the_adapter_of_a_4_bit_policy_is_also_scored_on_16_bit_weights(
+    grpo: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The run's config says 4-bit here; its adapter on the whole weights is that of the run."""
+    run = Path(shutil.copytree(grpo[0], tmp_path / "run"))
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    four_bit = config.replace("load_in_4bit: false", "load_in_4bit: true")
+    (run / "config.yaml").write_text(four_bit, encoding="utf-8")
+    result = run_script("export", run, "--to", "merged_16bit", "--score")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Loading") == 1 and "adapter on 16-bit weights" in result.stdout
+    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
+    after = json.loads((run / "eval" / "after.json").read_text(encoding="utf-8"))
+    score = record["adapter_16bit"]["score"]
+    assert score["measures"]["strict"] == after["strict"]
+    assert score["gained"] == score["lost"] == 0
+    again = run_script("export", run, "--to", "merged_16bit", "--score")
+    assert again.returncode == 0 and "Loading" not in again.stdout
+
+
+def test_text_answers_are_scored_by_the_rewards_of_the_run(tmp_path: Path) -> None:
+    reward = "def long(completions, answer, **columns):\n"
+    reward += "    return [float(len(c[-1]['content'])) for c in completions]\n"
+    (tmp_path / "mine.py").write_text(reward)
+    run = tmp_path / "text"
+    train(
+        *("grpo", run, "data.answers=text", f"rewards={{'{tmp_path}/mine.py:long': 0.5}}"),
+        *("training.per_device_train_batch_size=16", "training.max_completion_length=24"),
+        *("evaluation={limit: 16, max_new_tokens: 24}", "health.stop_on=[]"),
+    )
+    score = scores(run)["gguf:q8_0"]
+    replies = rows(run / "eval" / "exports" / "gguf-q8_0" / "replies.jsonl")
+    assert score["main"] == "total_reward" and score["right"] is None and score["n"] == 16
+    total = sum(0.5 * len(row["reply"]) for row in replies)
+    assert score["measures"]["total_reward"]["value"] == pytest.approx(total / 16)
+
+
+def test_pairs_are_scored_by_each_files_own_log_probabilities(tmp_path: Path) -> None:
+    run = tmp_path / "dpo"
+    said = train(
+        *("dpo", run, "training.per_device_train_batch_size=8", "data.holdout=12"),
+        "evaluation={limit: 12, replies: 6, max_new_tokens: 24}",
+    )
+    assert "What you take home" in said
+    pairs = [json.loads(line) for line in (run / "eval" / "after.jsonl").open(encoding="utf-8")]
+    found = {}
+    for name in ("merged_16bit", "gguf-q8_0", "reference"):
+        lines = (run / "eval" / "exports" / name / "pairs.jsonl").open(encoding="utf-8")
+        found[name] = [(row["chosen"], row["rejected"]) for row in map(json.loads, lines)]
+        assert len(found[name]) == len(pairs)
+    for merged, gguf, reference, pair in zip(
+        found["merged_16bit"], found["gguf-q8_0"], found["reference"], pairs, strict=True
+    ):
+        for side, name in enumerate(("chosen", "rejected")):
+            tokens = pair[f"{name}_tokens"] + 1
+            assert abs(merged[side] - gguf[side]) < 0.05 * tokens
+            # What the adapter itself was found to earn, times beta, from the same reference.
+            own = reference[side] + pair[f"{name}_reward"] / 0.1
+            assert abs(own - merged[side]) < 0.05 * tokens
+    score = scores(run)["gguf:q8_0"]
+    margins = [
+        (g[0] - r[0]) - (g[1] - r[1])
+        for g, r in zip(found["gguf-q8_0"], found["reference"], strict=True)
+    ]
+    right = sum(margin > 0 for margin in margins)
+    assert score["main"] == "reward_accuracy"
+    assert score["measures"]["reward_accuracy"]["value"] == pytest.approx(right / 12)
+    assert score["measures"]["french_share"]["n"] == 6
+
+
+def test_without_a_finished_run_it_is_refused(tmp_path: Path, grpo: tuple[Path, str]) -> None:
+    result = run_script(
+        *("export", grpo[0] / "adapter", "--output", tmp_path / "elsewhere"),
+        *("--to", "merged_16bit", "--score"),
+    )
+    assert result.returncode == 2 and "no finished run folder" in result.stderr
+    assert not (tmp_path / "elsewhere").exists()
