@@ -159,7 +159,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--samples", type=int, default=1, help="replies a problem, for pass@k and majority vote")
     add("--temperature", type=float, help="0 (greedy) by default, 0.8 with --samples")
     add("--max-new-tokens", type=int, default=640)
-    add("--batch-size", type=int, help="default: found from the memory there is")
+    add(
+        "--batch-size",
+        type=int,
+        help="default: found from the memory there is; "
+        "requests at the same time to a server (8) or a GGUF file (1: else replies vary a little)",
+    )
     add(
         "--stop-at-answer",
         action="store_true",

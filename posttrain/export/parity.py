@@ -265,7 +265,8 @@ class LlamaCpp:
         values = []
         for place, token in enumerate(reply):
             forced = {"logit_bias": [[token, 1e6]]}
-            answer = self._complete(prompt + reply[:place], 1, **forced)
+            # The first anew, so that nothing depends on what was asked before.
+            answer = self._complete(prompt + reply[:place], 1, cache_prompt=place > 0, **forced)
             (step,) = answer["completion_probabilities"]
             if step["id"] != token:
                 raise ExportError(f"llama.cpp answered token {step['id']} where {token} was forced")
@@ -274,4 +275,4 @@ class LlamaCpp:
 
     def _complete(self, prompt: list[int], new_tokens: int, **options: Any) -> Any:
         body = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0, "n_probs": 1}
-        return self._ask("/completion", {**body, "cache_prompt": True, **options})
+        return self._ask("/completion", {"cache_prompt": True, **body, **options})

@@ -9,7 +9,6 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from posttrain.model.log_probs import pair_log_probs, pair_sequences
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import claim
 from posttrain.scoring import answers, pairs
-from posttrain.scoring.answers import AT_ONCE, Asking
+from posttrain.scoring.answers import Asking
 from posttrain.settings import DPOSettings
 
 LogProbs = dict[int, tuple[float, float]]
@@ -133,31 +132,24 @@ class PairScorer:
         return [known[place] for place in range(len(self._pairs))]
 
     def _log_probs_of_server(self, url: str, known: LogProbs, into: Path) -> None:
-        """Ask for what `known` lacks, several pairs at a time; fills it and the file."""
+        """Ask for what `known` lacks, pair by pair; fills it and the file."""
         tokenizer = load_tokenizer(self._run / "adapter", self._base)
         variables = self._settings.prompt.chat_template_kwargs
         set_template_variables(tokenizer, variables)
         sequences = pair_sequences(tokenizer, self._pairs)
         server = LlamaCpp(url, variables)
 
-        def of_pair(place: int) -> tuple[float, float]:
-            chosen, rejected = (
-                sum(server.log_probs(ids[:start], ids[start:]))
-                for ids, start in sequences[2 * place : 2 * place + 2]
-            )
-            return chosen, rejected
-
-        left = [place for place in range(len(self._pairs)) if place not in known]
-        pool = ThreadPoolExecutor(AT_ONCE)
-        try:
-            asked = {pool.submit(of_pair, place): place for place in left}
-            with progress_bar("scoring pairs", len(self._pairs), len(known), leave=True) as bar:
-                for done in as_completed(asked):
-                    known[asked[done]] = done.result()
-                    append_rows(into, [_row(asked[done], known[asked[done]])])
-                    bar.update()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        with progress_bar("scoring pairs", len(self._pairs), len(known), leave=True) as bar:
+            for place in range(len(self._pairs)):
+                if place in known:
+                    continue
+                chosen, rejected = (
+                    sum(server.log_probs(ids[:start], ids[start:]))
+                    for ids, start in sequences[2 * place : 2 * place + 2]
+                )
+                known[place] = chosen, rejected
+                append_rows(into, [_row(place, known[place])])
+                bar.update()
 
     def _keep_replies(
         self, given: Iterator[list[answers.Answer]], written: dict[int, PromptReply], into: Path

@@ -23,12 +23,17 @@ def is_gguf(name: str) -> bool:
 
 
 @contextmanager
-def serve(gguf: Path, context: int = 4096, parallel: int = 1) -> Iterator[str]:
+def serve(
+    gguf: Path, context: int = 4096, parallel: int = 1, keep_prompts: bool = True
+) -> Iterator[str]:
     """The URL of a llama.cpp server for the file, on a free port of this machine only.
 
     Args:
         context: tokens of prompt and reply that one request may take.
         parallel: requests answered at the same time.
+        keep_prompts: a request starts from what it shares with the one before. Without it, and one
+            at a time, a reply depends on nothing but its request: what is computed in other parts
+            is rounded otherwise.
 
     Raises:
         ConfigError: llama.cpp cannot load the file, or is not there.
@@ -45,6 +50,7 @@ def serve(gguf: Path, context: int = 4096, parallel: int = 1) -> Iterator[str]:
     parameters.model.path = str(gguf)
     parameters.n_ctx = context * parallel
     parameters.n_parallel = parallel
+    parameters.cache_prompt = keep_prompts
     for pool in (parameters.cpuparams, parameters.cpuparams_batch):
         pool.n_threads = _threads()
         pool.poll = 0  # waiting threads sleep: busy waiting would take the cores from working ones

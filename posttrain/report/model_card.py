@@ -110,7 +110,7 @@ def _facts(found: Record, repository: str | None) -> dict[str, Any]:
             for key, export in exports.items()
         },
         "files": _files(found),
-        "file_words": taken_home.words(found),
+        "file_words": [s for s in (taken_home.no_file_lost(found), *taken_home.words(found)) if s],
         "snippets": snippets(settings, exports, repository),
         "limitations": _limitations(found, scores),
         "yaml": dump_yaml(_without_folders(settings)),

@@ -117,6 +117,7 @@ def render(found: Record, pictures: Sequence[drawing.Plot]) -> str:
         changes=story.changes(found),
         files=taken_home.lines(found),
         file_columns=taken_home.columns(found),
+        no_file_lost=taken_home.no_file_lost(found),
         file_words=taken_home.words(found),
         scores=shown.pop("scores", None),
         pictures=list(shown.values()),

@@ -49,7 +49,9 @@ def lines(record: Record) -> list[Line]:
         rest = (
             f"+{score.get('gained')} / -{score.get('lost')}",
             measures.p_value(number(score.get("p_value"))),
-            _size(number(section(record.exports, name).get("bytes"))),
+            size
+            if name == ON_16_BIT
+            else _size(number(section(record.exports, name).get("bytes"))),
             f"{speed:,.0f}" if speed else "-",
         )
         of_file = figures(section(score, "measures"))
@@ -79,8 +81,7 @@ def _size(count: float | None) -> str:
 
 
 def words(record: Record) -> list[str]:
-    """A sentence on each file that lost significantly, and on 4-bit training; else that none
-    did."""
+    """A sentence on each file that lost significantly, and on what 4-bit training cost."""
     scored = _scored(record)
     files = {name: score for name, score in scored.items() if name != ON_16_BIT}
     sound = [name for name, score in files.items() if not _lost(score)]
@@ -98,9 +99,15 @@ def words(record: Record) -> list[str]:
             f"On 16-bit weights the adapter {_losses(record, scored[ON_16_BIT])} on the 4-bit "
             "weights that it was trained on, and every file inherits that."
         )
-    if files and len(sound) == len(files):
-        said.insert(0, "No file lost significantly against the adapter (p < 0.05).")
     return said
+
+
+def no_file_lost(record: Record) -> str:
+    """That none of the files that were scored lost significantly; empty where one did."""
+    files = [score for name, score in _scored(record).items() if name != ON_16_BIT]
+    if not files or any(map(_lost, files)):
+        return ""
+    return "No file lost significantly against the adapter (p < 0.05)."
 
 
 def text(record: Record) -> str:
@@ -117,7 +124,8 @@ def text(record: Record) -> str:
             said = ", ".join(f"{head} {cell}" for head, cell in told if cell != "-")
             wrap = textwrap.TextWrapper(terminal.width(), "  ", subsequent_indent="    ")
             table += [row[0], *wrap.wrap(said)]
-    remarks = [textwrap.fill(sentence, terminal.prose_width()) for sentence in words(record)]
+    sentences = filter(None, (no_file_lost(record), *words(record)))
+    remarks = [textwrap.fill(sentence, terminal.prose_width()) for sentence in sentences]
     return "\n".join(["What you take home", *table, *remarks])
 
 

@@ -23,7 +23,7 @@ from posttrain.scoring.provenance import run_config
 from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 
-AT_ONCE = 8  # requests to a server, where evaluation.batch_size is null
+AT_ONCE = 8  # requests to a server of others, where evaluation.batch_size is null
 Answer = tuple[int, int, Completion]
 """The place of a conversation, the number of the sample, the reply."""
 
@@ -49,6 +49,12 @@ class Asking:
     @property
     def served(self) -> bool:
         return is_url(self.model) or is_gguf(self.model)
+
+    @property
+    def at_once(self) -> int:
+        """Requests to a server at the same time. A file answers one by one: llama.cpp's replies
+        depend on what is computed beside them, and would be others each time."""
+        return self.evaluation.batch_size or (AT_ONCE if is_url(self.model) else 1)
 
 
 def precision(model: str, dtype: str | None = None, load_in_4bit: bool = False) -> dict[str, Any]:
@@ -78,7 +84,7 @@ def load(asking: Asking) -> tuple[Any, Any]:
 def serve_file(asking: Asking) -> contextlib.AbstractContextManager[str]:
     """The URL of a server for a GGUF file, with the context that its run was trained with."""
     context = run_config(asking.model).get("model", {}).get("max_seq_length", 4096)
-    return serve(Path(asking.model), context, asking.evaluation.batch_size or AT_ONCE)
+    return serve(Path(asking.model), context, asking.at_once, keep_prompts=False)
 
 
 def answers_of_server(
@@ -97,8 +103,7 @@ def answers_of_server(
         (conversations[place], asking.seed + sample * len(conversations) + place)
         for place, sample in left
     ]
-    at_once = asking.evaluation.batch_size or AT_ONCE
-    for number, completion in as_they_come(ask, requests, at_once):
+    for number, completion in as_they_come(ask, requests, asking.at_once):
         if asking.evaluation.stop_at_answer:
             completion = until_answer(completion)
         yield [(*left[number], completion)]

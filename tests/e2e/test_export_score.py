@@ -12,7 +12,7 @@ from posttrain.export import llama_cpp
 from tests.helpers import ROOT, run_script
 
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
-PARITY = "parity: {new_tokens: 24, problems: 4, answer_tokens: 24}"
+PARITY = "parity: {new_tokens: 24, problems: 4, answer_tokens: 24, max_answer_disagreement_q8_0: 1}"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
