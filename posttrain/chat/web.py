@@ -26,7 +26,8 @@ SANS = ("Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-seri
 HEIGHT = 380  # pixels of a side
 MONO = ("SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1180px !important;
+  margin: 0 auto !important; }
 .about { overflow-wrap: anywhere; color: var(--body-text-color-subdued); }
 .about h1 { color: var(--body-text-color); margin: 0 0 4px; font-size: 22px; }
 .about p { margin: 0; }
@@ -92,7 +93,10 @@ class Page:
         about = "".join(f"<p><b>{side.name}</b> {html.escape(side.about)}</p>" for side in sides)
         gr.HTML(f"<h1>{html.escape(title)}</h1>{about}", elem_classes="about")
         self._box = gr.Textbox(
-            label="Your question", placeholder="Enter asks, Shift+Enter begins a line", lines=2
+            label="Your question",
+            placeholder="Enter asks, Shift+Enter begins a line",
+            lines=1,  # with more, Gradio takes Enter for a line and Shift+Enter for asking
+            max_lines=6,
         )
         with gr.Row():
             ask = gr.Button("Ask", variant="primary", min_width=90)
