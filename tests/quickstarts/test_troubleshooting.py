@@ -350,8 +350,7 @@ def test_every_command_of_ours_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [*commands(text_of(PAGE)), *(" ".join(span.split()) for span in spans)]
     assert len(found) > 8
     for command in found:
-        if not command.startswith("./run chat"):  # has tests of its own
-            check_parses(command.replace("./run --vllm ", "./run "), monkeypatch)
+        check_parses(command.replace("./run --vllm ", "./run "), monkeypatch)
 
 
 @pytest.mark.parametrize(
