@@ -251,13 +251,21 @@ def asked_rewards(asked: argparse.Namespace) -> dict[str, float] | None:
 
 
 def load_problems(asked: argparse.Namespace, by_rewards: bool = False) -> list[Problem]:
-    """The problems to score. By the rewards of a run, its columns have the names of its data."""
+    """The problems to score. A run's own, and those that its rewards score, have its columns."""
     source = SETS.get(asked.data, Source(path=asked.data, split="test"))
     source = source.model_copy(update={"limit": asked.limit})
-    if not by_rewards:
-        return load_evaluation(source, ProblemColumns())
-    columns = {} if asked.rewards else run_config(asked.model)["data"]["columns"]
-    return load_evaluation(source, ProblemColumns.model_validate(columns), "text")
+    trained = run_config(asked.model)
+    data = trained.get("data") or {}
+    own = trained.get("method") == "grpo" and _is_file(asked.data, data["eval"]["path"])
+    columns = data["columns"] if own or (by_rewards and not asked.rewards) else {}
+    wanted = ProblemColumns.model_validate(columns)
+    return load_evaluation(source, wanted, "text" if by_rewards else "number")
+
+
+def _is_file(given: str, path: str) -> bool:
+    """Whether two paths, from here or from the project, are of one file."""
+    found = [{p.resolve() for p in (Path(n), ROOT / n) if p.is_file()} for n in (given, path)]
+    return bool(found[0] & found[1])
 
 
 def default_system(

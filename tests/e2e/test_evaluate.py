@@ -381,3 +381,21 @@ def test_a_run_folder_stands_for_its_adapter(tmp_path: Path) -> None:
 def test_the_default_folder_is_named_after_model_and_data(model: str, name: str) -> None:
     asked = evaluate.parse(["--model", model, "--data", str(PROBLEMS)])
     assert evaluate.default_folder(asked) == ROOT / "outputs" / "eval" / name
+
+
+def test_a_runs_own_problems_are_read_by_its_columns(tmp_path: Path) -> None:
+    """As the command that a run names next does; another file has the usual ones."""
+    mine, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
+    mine.write_text(json.dumps({"problem": "What is 2 + 2?", "solution": "4"}) + "\n", "utf-8")
+    other.write_text(json.dumps({"question": "What is 3 + 3?", "answer": "6"}) + "\n", "utf-8")
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    overrides = [f"data.eval.path={mine}", "data.columns={question: problem, answer: solution}"]
+    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
+    (run / "config.yaml").write_text(dump_yaml(settings.model_dump()), encoding="utf-8")
+    for path, answer in ((mine, "4"), (other, "6")):
+        asked = evaluate.parse(["--model", str(run / "adapter"), "--data", str(path)])
+        assert [problem.answer for problem in evaluate.load_problems(asked)] == [answer]
+    asked = evaluate.parse(["--model", str(tmp_path), "--data", str(mine)])
+    with pytest.raises(DataError, match="there is no column 'question'"):
+        evaluate.load_problems(asked)
