@@ -82,7 +82,7 @@ def _refuse_missing(name: str) -> None:
     """Raise for what is meant as a path; a hub name is one word, or two with a slash between."""
     first, *rest = Path(name).parts or ("",)
     parent = Path(name).expanduser().parent
-    is_path = name.startswith((".", "/", "~")) or len(rest) > 1
+    is_path = name.startswith((".", "/", "~", "outputs/")) or len(rest) > 1
     for place in (Path.cwd(), ROOT):
         is_path = is_path or bool(rest and (place / first).is_dir())
     if not is_path:
