@@ -58,9 +58,6 @@ def main(argv: list[str] | None = None) -> int:
         score.check(trained.output)
     try:
         code = 0 if asked.push and not to else session.export(trained, settings.export)
-        if settings.export.score and to:
-            _, base = source.base_folder(trained, settings.export.base)
-            code = score.in_a_process(trained.output, base, settings.export) or code
     finally:  # a target that failed leaves those before it made and recorded
         if (trained.output / "config.yaml").exists():
             write_model_card(trained.output)

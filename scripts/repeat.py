@@ -53,7 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         for seed in asked.seeds:
             each.settings(seed)
     if asked.dry_run:
-        return train(every[0], asked.seeds[0], "--dry-run")
+        checked = train(every[0], asked.seeds[0], "--dry-run")
+        runs = len(every) * len(asked.seeds)
+        print(f"This is the first of {runs} runs; the same command without --dry-run trains all")
+        return checked
     if not asked.grid:
         return repeat(asked)
     stopped: dict[str, str] = {}

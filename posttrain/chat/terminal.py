@@ -124,8 +124,8 @@ class _Printed:
         print()
 
     def note(self, text: str) -> None:
-        """A line below the reply that is not the model's."""
-        print(f"\n{self._next}[{text}]", end="", flush=True)
+        """A line below the reply that is not the model's, and so without the side's name."""
+        print(f"\n{' ' * len(self._label)}[{text}]", end="", flush=True)
 
 
 def rewards_line(earned: dict[str, float | None]) -> str:

@@ -19,7 +19,7 @@ from posttrain.base.lock import hold
 from posttrain.base.paths import shown
 from posttrain.base.progress import duration
 from posttrain.data.render import set_template_variables
-from posttrain.export import merge, parity
+from posttrain.export import merge, parity, score
 from posttrain.export.float32 import adapter_reference
 from posttrain.export.gguf import write_gguf
 from posttrain.export.ollama import export_ollama
@@ -59,13 +59,14 @@ def export(trained: Trained, settings: Export) -> int:
     if exports.unproven:
         record = shown(exports.record.path)
         print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {record})")
-        return 4
+        return (score.in_a_process(trained.output, base, settings) if settings.score else 0) or 4
     made = {t: exports.record.content["exports"][t]["path"] for t in exports.wanted}
     print("\nProven")
     for target, path in (made | {"record": exports.record.path.name}).items():
         print(f"  {target:12}  {shown(trained.output / path)}")
+    code = score.in_a_process(trained.output, base, settings) if settings.score else 0
     print(next_steps.after_export(trained.output, made, trained.name, trained.run))
-    return 0
+    return code
 
 
 class Exports:

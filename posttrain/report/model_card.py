@@ -6,6 +6,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
+from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
 from posttrain.report import measures, table_rows, taken_home
 from posttrain.report.export_words import in_words
@@ -91,6 +92,7 @@ def _facts(found: Record, repository: str | None) -> dict[str, Any]:
         "title": repository or name,
         "verdict": _verdict(found, scores),
         "base": _source(settings["model"]["name"]),
+        "base_in_project": _is_in_project(settings["model"]["name"]),
         "data": _source(settings["data"]["train"]["path"]),
         "method": {**method, "text": _method_text(method["text"], settings)},
         "settings": settings,
@@ -199,6 +201,10 @@ def _table(scores: dict[str, dict[str, Any]]) -> str:
     if not scores:
         return ""
     return _markdown([row[1:] for row in table_rows([("", scores)])])
+
+
+def _is_in_project(name: str) -> bool:
+    return not Path(name).is_absolute() and (ROOT / name).is_dir()
 
 
 def _files(found: Record) -> str:

@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, settings_class: type[Section], story: str, **options: Any) -> None:
         super().__init__(
             description=wrapped(story),
-            epilog="what people change most (section.key: type = default):\n"
+            epilog="what people change most (section.key: type = default without a YAML):\n"
             + listed(settings_class, "")
             + "\n\n--help all lists every setting, --help lora those with 'lora' in their name.",
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -139,13 +139,15 @@ def test_a_pipe(run: Path, weights: Weights) -> None:
         for name, side in (("before", weights.base), ("after", weights.tuned)):
             *_, reply = side(conversation(question, system), 0)
             lines = reply.text.rstrip().split("\n")
+            notes = []
             if reply.truncated:
-                lines.append("[cut after 48 tokens (--max-new-tokens)]")
+                notes.append("[cut after 48 tokens (--max-new-tokens)]")
             if question == QUESTION:
                 earned = known.rewards(question, reply, system)
                 parts = ", ".join(f"{key} {value:g}" for key, value in earned.items())
-                lines.append(f"[{parts}; right answer: {GOLD}]")
+                notes.append(f"[{parts}; right answer: {GOLD}]")
             expected += "".join(f"{name:<6}  {line}\n" for line in lines)
+            expected += "".join(f"{'':6}  {note}\n" for note in notes)
         expected += "\n"
     assert result.stdout == expected and "right answer: " in expected
     assert "Loading" in result.stderr

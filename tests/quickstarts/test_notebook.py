@@ -90,7 +90,7 @@ def test_every_choice_is_a_config_that_fits(
     assert command == method
     settings = load_settings(SETTINGS[method], ROOT / config, more).model_dump()
     assert settings["training"]["max_steps"] == 20 and settings["evaluation"]["limit"] == 300
-    assert folder == f"runs/{Path(config).stem}-20_steps"
+    assert folder == f"runs/{Path(config).stem}-20_steps-300_scored"
     if card == "none":
         assert config == f"configs/{method}_demo.yaml"
         return
@@ -211,8 +211,8 @@ def test_runs_from_top_to_bottom_and_once_more(
     again = nbformat.from_dict(json.loads(json.dumps(notebook)))
     shown = "".join(executed(notebook, copy, str(drive), monkeypatch))
     assert "No GPU" in shown and "Both demos" in shown and "Proven" in shown
-    run = drive / "posttrain" / "grpo_demo-20_steps"
-    assert (run / "gguf" / "grpo_demo-20_steps-q8_0.gguf").exists()
+    run = drive / "posttrain" / "grpo_demo-20_steps-300_scored"
+    assert (run / "gguf" / f"{run.name}-q8_0.gguf").exists()
     assert shown.rstrip().splitlines()[-1], "the reply after training"
     metrics = (run / "metrics.jsonl").read_bytes()
     shown = "".join(executed(again, copy, str(drive), monkeypatch))

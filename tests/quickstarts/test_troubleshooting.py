@@ -255,7 +255,13 @@ def _(scene: Scene) -> str:
         return {"settings": asked.model_dump(mode="json")}
 
     write_json(scene.tmp / "manifest.json", {"facts": facts(1e-5)})
-    return refused(check_same_run, scene.tmp, facts(2e-5))
+    run = RunFolder(scene.tmp / "run")
+    run.open(fresh=False)
+    run.describe(settings_of("grpo_gsm8k_16gb", "training.learning_rate=1e-5"), {})
+    run.write_comparison({})
+    changed = settings_of("grpo_gsm8k_16gb", "training.learning_rate=2e-5")
+    finished = refused(run.is_done, changed, "auto")
+    return f"{finished}\n{refused(check_same_run, scene.tmp, facts(2e-5))}"
 
 
 @causes("W&B asks for a key")

@@ -153,7 +153,7 @@ def test_lines_are_questions_of_their_own(
 def test_a_cut_reply_says_so_and_obeys_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     parrot = Parrot("a\x1b[2Jb\rc\n\n", whole=False)
     terminal.answer_once(Talk([Side("reply", parrot.stream, "")], None), "?")
-    expected = "> ?\nreply  a[2Jbc\nreply  [cut after 10 tokens (--max-new-tokens)]\n\n"
+    expected = "> ?\nreply  a[2Jbc\n       [cut after 10 tokens (--max-new-tokens)]\n\n"
     assert capsys.readouterr().out == expected
 
 
@@ -185,7 +185,7 @@ def test_rewards_of_known_questions(run: Path, capsys: pytest.CaptureFixture[str
     talk = Talk([Side("reply", Parrot(right.text).stream, "")], None, known=known)
     terminal.answer_once(talk, row["question"])
     said = capsys.readouterr().out
-    assert f"reply  [format 1, correctness 2, total 3; right answer: {gold}]\n" in said
+    assert f"       [format 1, correctness 2, total 3; right answer: {gold}]\n" in said
     assert talk.rows[-1]["rewards"] == {"reply": {"format": 1, "correctness": 2, "total": 3}}
 
 
