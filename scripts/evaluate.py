@@ -256,13 +256,13 @@ def load_problems(asked: argparse.Namespace, by_rewards: bool = False) -> list[P
     source = source.model_copy(update={"limit": asked.limit})
     trained = run_config(asked.model)
     data = trained.get("data") or {}
-    own = trained.get("method") == "grpo" and _is_file(asked.data, data["eval"]["path"])
+    own = trained.get("method") == "grpo" and _same_file(asked.data, data["eval"]["path"])
     columns = data["columns"] if own or (by_rewards and not asked.rewards) else {}
     wanted = ProblemColumns.model_validate(columns)
     return load_evaluation(source, wanted, "text" if by_rewards else "number")
 
 
-def _is_file(given: str, path: str) -> bool:
+def _same_file(given: str, path: str) -> bool:
     """Whether two paths, from here or from the project, are of one file."""
     found = [{p.resolve() for p in (Path(n), ROOT / n) if p.is_file()} for n in (given, path)]
     return bool(found[0] & found[1])

@@ -39,6 +39,19 @@ for name, use in {
     except OSError as error:
         print(name, error.errno)
 """
+RENAMES = """
+import os, sys, threading
+os.chdir(sys.argv[1])
+for name in "ab":
+    open(name, "w").close()
+mover = threading.Thread(target=os.replace, args=("a", "b"))
+mover.start()
+gone = False
+while mover.is_alive():
+    gone = gone or not os.path.exists("b")
+mover.join()
+print(gone, os.path.exists("b"))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +75,10 @@ def test_the_folder_behaves_so(drive: dict[str, str], tmp_path: Path) -> None:
         *(f"chmod {denied}", f"fsync of a folder {errno.EINVAL}"),
     ]
     assert refused(tmp_path) == "link 17\n"  # the symlink of the line before is there
+    for folder, gap in ((drive["DRIVE_FOLDER"], True), (str(tmp_path), False)):
+        command = [sys.executable, "-c", RENAMES, folder]
+        said = subprocess.check_output(command, text=True, env={**os.environ, **drive})
+        assert said.split() == [str(gap), "True"]
 
 
 def lose_newest_writes(folder: Path, seconds: float) -> list[str]:
