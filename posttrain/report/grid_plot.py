@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from posttrain.report import measures
-from posttrain.report.drawing import COLOURS, INK, MUTED, ROUND, Plot
+from posttrain.report.drawing import COLOURS, INK, MUTED, Plot, percent_axis
 
 
 def validation_by_value(found: Mapping[str, Any]) -> Plot:
@@ -28,9 +27,8 @@ def validation_by_value(found: Mapping[str, Any]) -> Plot:
         axes.margins(x=0.08)
         axes.tick_params(axis="y", labelcolor=INK)
         axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
         if measures.is_share(name):
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+            percent_axis(axes, "x")
 
     about = (
         f"{label[0].upper()}{label[1:]} of the step that was kept. A point a seed, a bar their "
