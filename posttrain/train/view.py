@@ -67,7 +67,9 @@ class TrainingView:
         self.total, self.step, self._first = total, step, step
         self._started = self._printed = time.monotonic()
         if can_redraw():
-            self._live = _draw(self)
+            progress.drawing = True
+            self._live = _live(self)
+            self._live.start(refresh=True)
 
     def update(self, step: int) -> None:
         """`step` optimizer steps are done."""
@@ -139,25 +141,24 @@ class TrainingView:
         return [*parts, memory()]
 
 
-def _draw(view: TrainingView) -> "Live":
-    """Begin to draw the view; what is printed meanwhile appears above it."""
+def _live(view: TrainingView) -> "Live":
+    """What draws the view; what is printed meanwhile appears above it."""
     from rich.console import Console
     from rich.live import Live
 
-    progress.drawing = True
-    console = Console(stderr=True)
-    live = Live(
+    class Visible(Console):
+        """Never hides the cursor: a signal may end the process with no chance to bring it back."""
+
+        def show_cursor(self, show: bool = True) -> bool:
+            return False
+
+    return Live(
         get_renderable=lambda: render(view),
-        console=console,
+        console=Visible(stderr=True),
         refresh_per_second=1,
         redirect_stdout=sys.stdout.isatty(),
         vertical_overflow="visible",
     )
-    try:
-        live.start(refresh=True)
-    finally:
-        console.show_cursor()  # a second Ctrl-C ends the process with no chance to bring it back
-    return live
 
 
 def render(view: TrainingView) -> "RenderableType":

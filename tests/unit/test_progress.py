@@ -118,21 +118,22 @@ def test_on_a_terminal_the_last_state_stays(tmp_path: Path, columns: int) -> Non
     for words in ("reward 2 ▁", "std 0.5", "tokens/s", "GB", "in all"):
         assert words in view
     assert "step 7: all groups are equal" in view
-    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")  # the cursor is back
+    assert "\x1b[?25l" not in output  # the cursor was never hidden
 
 
 def test_ctrl_c_leaves_a_usable_terminal(tmp_path: Path) -> None:
     output, code = on_a_terminal(script(tmp_path, pause=1.0), 80, stop_at=b"0/20")
     assert code != 0 and "KeyboardInterrupt" in output
-    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
+    assert "\x1b[?25l" not in output
+    assert output.splitlines()[-1].startswith("KeyboardInterrupt")
 
 
-def test_the_cursor_is_never_hidden_for_long(tmp_path: Path) -> None:
+def test_the_cursor_is_never_hidden(tmp_path: Path) -> None:
     """A second Ctrl-C, or a kill, ends the process with no chance to bring it back."""
     end = "import os; os._exit(1)"
     output, code = on_a_terminal(script(tmp_path, end=end), 80)
     assert code == 1
-    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
+    assert "\x1b[?25l" not in output
 
 
 @pytest.mark.parametrize("where", [{"COLAB_RELEASE_TAG": "x"}, {"TERM": "dumb"}])
