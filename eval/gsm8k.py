@@ -187,7 +187,7 @@ def summarise(replies: Sequence[Reply]) -> dict[str, Any]:
         name: _summary(name, [value for value in values if value is not None], several)
         for name, values in problem_scores(groups).items()
     }
-    report["mean_tokens"] = mean([float(reply.tokens) for group in groups for reply in group])
+    report["mean_tokens"] = mean([sum(r.tokens for r in group) / len(group) for group in groups])
     numbers = [[r for r in group if isinstance(r, ScoredReply)] for group in groups]
     if several and numbers[0]:
         report.update(_sampled(numbers))

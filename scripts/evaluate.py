@@ -44,7 +44,7 @@ from posttrain.base.files import fingerprint, write_json
 from posttrain.base.paths import ROOT, run_command, shown
 from posttrain.base.process import run_main
 from posttrain.data.problems import load_evaluation, seen_in_training
-from posttrain.model.server import PATIENCE_S
+from posttrain.model.server import PATIENCE_S, first_model, is_url
 from posttrain.run.replies import folder_for, read_replies, resume, score_again
 from posttrain.scoring import answers, reward_functions
 from posttrain.scoring.provenance import run_config, trained_questions, weights_fingerprint
@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     request = {
         "model": asked.model,
         "weights": weights_fingerprint(asked.model),
+        "served": first_model(asked.model) if is_url(asked.model) else None,
         **loaded,
         "data": asked.data,
         "fingerprint": fingerprint(problems),

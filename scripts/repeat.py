@@ -36,10 +36,14 @@ from posttrain.base.files import write_json
 from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
 from posttrain.report import grid as grid_words
-from posttrain.run.folder import RunFolder
+from posttrain.run.folder import NOT_SHAPING, RunFolder
 from posttrain.scoring.grid import choose, why_stopped
+from posttrain.scoring.seeds import check_same_data, over_seeds
 from posttrain.settings.grid import Value
 from posttrain.settings.repeat import Asked, parse_repeat
+
+LEFT_ALONE = [name for name in NOT_SHAPING if name != "health"]
+"""Sections in which a change is no reason to try again what a health check stopped."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,25 +93,32 @@ def sweep(asked: Asked, every: list[Asked], stopped: dict[str, str]) -> int | No
     """Train what is missing of the grid, without a look at the test set.
 
     Returns None, or the exit code of a run that ended early. A value of which a health check stops
-    a run is put into `stopped`, and its other seeds are left out.
+    a run is put into `stopped`, and its other seeds are left out; it is tried again once its
+    settings are others.
+
+    Raises:
+        ConfigError: the values are not trained on the same rows.
     """
+    trained: list[Path] = []
     for each in every:
         for seed in asked.seeds:
             run = RunFolder(each.run(seed))
             if is_done(each, seed):
                 print(f"{each.label(seed)}: trained, in {shown(run.path)}")
-                continue
-            code, why = HealthError.exit_code, why_stopped(run.path)
-            if why is None or run.changed(each.settings(seed)):
-                print(f"\n{each.label(seed)}, in {shown(run.path)}", flush=True)
-                code = train(each, seed)
-                why = why_stopped(run.path) or "it did not fit"
-            if code == HealthError.exit_code:
-                print(f"{each.label(seed)}: left out, {why} ({shown(run.path)})")
-                stopped[each.value.name if each.value else ""] = f"seed {seed}: {why}"
-                break
-            if code or not run.trained:
-                return stopped_early(each, seed, code)
+            else:
+                code, why = HealthError.exit_code, why_stopped(run.path)
+                if why is None or run.changed(each.settings(seed), LEFT_ALONE):
+                    print(f"\n{each.label(seed)}, in {shown(run.path)}", flush=True)
+                    code = train(each, seed)
+                    why = why_stopped(run.path) or "it did not fit"
+                if code == HealthError.exit_code:
+                    print(f"{each.label(seed)}: left out, {why} ({start_over(run.path)})")
+                    stopped[each.value.name if each.value else ""] = f"seed {seed}: {why}"
+                    break
+                if code or not run.trained:
+                    return stopped_early(each, seed, code)
+            trained.append(run.path)
+            check_same_data(trained)  # now, not when all are trained
     return None
 
 
@@ -194,7 +205,6 @@ def stopped_early(asked: Asked, seed: int, code: int) -> int:
 def tell(asked: Asked) -> None:
     """Write seeds.json and report.html, and print the table and the verdict."""
     from posttrain.report import page, read_run, seeds
-    from posttrain.scoring.seeds import over_seeds
 
     runs = asked.runs()
     found = over_seeds(runs, type(asked.settings(asked.seeds[0])))

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from posttrain.base.paths import run_command, shown
 from posttrain.base.process import run_main
-from posttrain.report import read_run, table
+from posttrain.report import read_runs, table
 
 
 def main() -> None:
@@ -36,12 +36,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.json:
-        records = [read_run(run, finished=True) for run in arguments.runs]
+        records = read_runs(arguments.runs, finished=True)
         print(json.dumps({found.name: found.measures() for found in records}, indent=2))
         return
     from posttrain.report import page  # not before the arguments are known to be right
 
-    records = [read_run(run) for run in arguments.runs]
+    records = read_runs(arguments.runs)
     pages = [page.write_report(found.path) for found in records]
     scored = [(found.name, found.measures()) for found in records if found.measures()]
     if scored:

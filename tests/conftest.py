@@ -1,4 +1,5 @@
-"""What holds for every test: neither the user's cache nor their W&B account is touched."""
+"""What holds for every test: neither the user's cache nor their W&B account is touched, and tests
+that run beside each other do not compute with more threads than there are cores."""
 
 import os
 
@@ -7,6 +8,7 @@ import pytest
 from posttrain.base.process import share_the_processor
 
 os.environ["WANDB_MODE"] = "disabled"
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 share_the_processor()  # several processes at once on few cores
 
 

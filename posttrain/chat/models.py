@@ -9,7 +9,7 @@ from posttrain.chat.conversation import Side, Talk
 from posttrain.chat.source import Source
 from posttrain.chat.weights import CONTEXT, Weights
 from posttrain.model import policy
-from posttrain.model.llama_server import serve
+from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.server_stream import ServedReplies
 from posttrain.settings import Evaluation
 
@@ -33,11 +33,12 @@ def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
     """
     name = shown(Path(source.model)) if Path(source.model).exists() else source.model
     if source.kind in ("url", "gguf"):
-        url = source.model
+        url, sampling = source.model, {}
         if source.kind == "gguf":
             print(f"Loading {name} into llama.cpp")
             url = stack.enter_context(serve(Path(source.model), CONTEXT))
-        served = ServedReplies(url, how, source.template_variables)
+            sampling = FULL_DISTRIBUTION
+        served = ServedReplies(url, how, source.template_variables, sampling)
         about = name if source.kind == "gguf" else f"{served.model} at {name}"
         return [Side("reply", served.stream, about)]
     device = policy.start(verbose=False, threads=None)

@@ -27,7 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.gsm8k import Problem, Reply, Score, compare_replies, score_reply, summarise
+from eval.gsm8k import (
+    Problem,
+    Reply,
+    Score,
+    compare_replies,
+    completion_of,
+    score_reply,
+    summarise,
+)
 from eval.measures import paired
 from eval.rewarded import TOTAL, Scorer
 from posttrain.base.errors import ConfigError, DataError
@@ -39,7 +47,7 @@ from posttrain.data.problems import load_evaluation
 from posttrain.export.score_pairs import PairScorer
 from posttrain.report import taken_home
 from posttrain.report.record import read_run
-from posttrain.run.replies import check_request, read_replies, resume
+from posttrain.run.replies import check_request, read_replies, resume, score_again
 from posttrain.run.room import MERGED, in_order
 from posttrain.scoring import reward_functions
 from posttrain.scoring.answers import Asking, answer_all
@@ -58,10 +66,12 @@ def check(run: Path) -> None:
     Raises:
         ConfigError: there are none.
     """
-    if not all((run / path).is_file() for path in ("config.yaml", "eval/after.jsonl")):
+    answered = "eval/after.jsonl"
+    needed = ("config.yaml", answered, "eval/comparison.json")
+    if missing := next((path for path in needed if not (run / path).is_file()), None):
         raise ConfigError(
-            f"--score (export.score): {run} is no finished run folder: there are no answers of the "
-            "adapter in eval/after.jsonl to compare with"
+            f"--score (export.score): {run} is no finished run folder: there is no {missing}, and "
+            f"files are compared with the answers that the finished adapter gave ({answered})"
         )
 
 
@@ -87,7 +97,8 @@ def main() -> int:
     config = read_yaml(run / "config.yaml")
     record = json.loads((run / "export.json").read_text(encoding="utf-8"))
     trained = record["exports"]
-    entries = {t: trained[t] for t in targets if (run / trained[t]["path"]).exists()}
+    made = [t for t in targets if t in trained and (run / trained[t]["path"]).exists()]
+    entries = {target: trained[target] for target in made}
     if config["model"]["load_in_4bit"]:
         entries = {ADAPTER_16BIT: record.setdefault(ADAPTER_16BIT, {}), **entries}
     for name, entry in entries.items():
@@ -135,7 +146,10 @@ class File:
             check_request(self.folder, request)
         except ConfigError:
             print("  the answers kept were to another request, and are asked for again")
-            shutil.rmtree(self.folder)
+            old = self.folder.with_name(f".{self.folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            self.folder.rename(old)  # at once: answers are never without their request
+            shutil.rmtree(old)
 
 
 def _file(run: Path, base: Path, name: str, entry: Found, config: Found) -> File:
@@ -176,6 +190,7 @@ def score_file(file: File, config: Found) -> tuple[float | None, Found]:
 def _score_problems(file: File, settings: GRPOSettings) -> tuple[float | None, Found]:
     adapter = read_replies(file.run / "eval" / "after.jsonl")
     problems = held_out(settings, adapter)
+    asked = {problem.question: problem for problem in problems}
     by: Score[Any] = score_reply
     weights = None
     if settings.data.answers == "text":
@@ -187,6 +202,13 @@ def _score_problems(file: File, settings: GRPOSettings) -> tuple[float | None, F
     )
     file.make_room(request)
     done = resume(file.folder, request)
+    if weights is not None:  # the rewards may have changed since: both sides by those of now
+        with reward_functions.reward_errors():
+            score_again(file.folder, done, problems, by)
+            kept = adapter
+            adapter = [by(asked[r.question], completion_of(r.as_row()), 0) for r in kept]
+        if adapter != kept:
+            print("  the rewards changed since the run: its answers are scored again, here alone")
     speed = answer_all(file.asking, problems, request, file.folder, done, by)
     replies: list[Reply] = [done[problem.question, 0] for problem in problems]
     if speed is not None:  # a server's answers come in any order

@@ -116,6 +116,7 @@ class PairScorer:
         request = {"weights": model_fingerprint(self._base), "fingerprint": self.fingerprint}
         rows = folder / "pairs.jsonl"
         if not rows.exists() or not _is_of(folder, request):
+            rows.unlink(missing_ok=True)  # first: never an old reference with the new request
             (folder / "request.json").unlink(missing_ok=True)
             claim(folder, request)
             trained = self._settings.model.dtype

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.disk import check_folder
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, ExportError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.lock import hold
 from posttrain.base.paths import shown
@@ -27,6 +27,7 @@ from posttrain.export.proof import Check, Record
 from posttrain.export.source import Trained, base_folder
 from posttrain.export.texts import gate_texts
 from posttrain.export.weights import check_weights
+from posttrain.model.llama_server import FULL_DISTRIBUTION
 from posttrain.model.policy import LIBRARIES
 from posttrain.report import export_words, next_steps
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
@@ -59,7 +60,8 @@ def export(trained: Trained, settings: Export) -> int:
     if exports.unproven:
         record = shown(exports.record.path)
         print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {record})")
-        return (score.in_a_process(trained.output, base, settings) if settings.score else 0) or 4
+        code = score.in_a_process(trained.output, base, settings) if settings.score else 0
+        return code if code > 128 else ExportError.exit_code  # a signal's code, else what is worse
     made = {t: exports.record.content["exports"][t]["path"] for t in exports.wanted}
     print("\nProven")
     for target, path in (made | {"record": exports.record.path.name}).items():
@@ -169,13 +171,10 @@ class Exports:
 
 
 def sampling(run: dict[str, Any]) -> dict[str, float]:
-    """Ollama's parameters for the sampling with which the run was scored; greedy without a run.
-
-    Ollama's own defaults penalise repetition, which harms solutions that repeat a number.
-    """
+    """Ollama's parameters for the sampling with which the run was scored; greedy without a run."""
     temperature = (run.get("evaluation") or {}).get("temperature", 0.0)
-    untouched = {"top_k": 0, "top_p": 1, "min_p": 0} if temperature else {}
-    return {"temperature": temperature, **untouched, "repeat_penalty": 1}
+    matters = FULL_DISTRIBUTION if temperature else ["repeat_penalty"]
+    return {"temperature": temperature, **{name: FULL_DISTRIBUTION[name] for name in matters}}
 
 
 def _whole(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, list[Check]]:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from posttrain.base.errors import ConfigError
 
+FULL_DISTRIBUTION = {"top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
+"""Sampling at a temperature and nothing else, as adapters are sampled; llama.cpp's own defaults cut
+the distribution, and Ollama's penalise repetition, which harms solutions that repeat a number."""
+
 
 def is_gguf(name: str) -> bool:
     """Whether the name of a model is that of a GGUF file.

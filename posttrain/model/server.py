@@ -95,20 +95,22 @@ def asker(
     key_variable: str = KEY_VARIABLE,
     patience_s: float = PATIENCE_S,
     variables: Variables = NONE,
+    sampling: Variables = NONE,
 ) -> Ask:
     """A function (conversation, seed) -> completion, which several threads may call at once.
 
     Without `model`, the first model that the server lists is used. `variables`, if
-    there are any, go to the server's chat template, in a field that not every server knows. The key
-    comes from the environment. A request is repeated if the answer takes longer than `patience_s`
-    seconds, or if the server is busy or fails: after growing pauses, or the pause that the server
-    asks for.
+    there are any, go to the server's chat template, in a field that not every server knows.
+    `sampling` has further parameters; of those that it lacks, the server has defaults of its own.
+    The key comes from the environment. A request is repeated if the answer takes longer than
+    `patience_s` seconds, or if the server is busy or fails: after growing pauses, or the pause that
+    the server asks for.
 
     Raises:
         ConfigError: the server cannot be reached, refuses the request or gives another answer.
     """
     client = open_client(url, key_variable, patience_s)
-    name = model or first_model(request(client, "GET", "/models"), url)
+    name = model or _first_model(client, url)
 
     def ask(conversation: Conversation, seed: int) -> Completion:
         body = {
@@ -117,6 +119,7 @@ def asker(
             "max_tokens": evaluation.max_new_tokens,
             "temperature": evaluation.temperature,
             "seed": seed,
+            **sampling,
             **({"chat_template_kwargs": dict(variables)} if variables else {}),
         }
         return _completion(request(client, "POST", "/chat/completions", body), url)
@@ -177,7 +180,17 @@ def without_key(client: httpx.Client, text: str) -> str:
     return text.replace(key, "[key]") if key else text
 
 
-def first_model(answer: Any, url: str) -> str:
+def first_model(url: str) -> str:
+    """The first model that a server lists.
+
+    Raises:
+        ConfigError: the server cannot be reached, or lists none.
+    """
+    return _first_model(open_client(url, KEY_VARIABLE, PATIENCE_S), url)
+
+
+def _first_model(client: httpx.Client, url: str) -> str:
+    answer = request(client, "GET", "/models")
     try:
         return str(answer["data"][0]["id"])
     except (KeyError, IndexError, TypeError):

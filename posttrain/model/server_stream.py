@@ -14,7 +14,6 @@ from posttrain.model.server import (
     PATIENCE_S,
     first_model,
     open_client,
-    request,
     without_key,
 )
 from posttrain.settings import Evaluation
@@ -29,11 +28,19 @@ class ServedReplies:
         ConfigError: the server cannot be reached, or lists no model.
     """
 
-    def __init__(self, url: str, evaluation: Evaluation, variables: Variables = NONE) -> None:
-        """`variables`, if there are any, go to the server's chat template."""
+    def __init__(
+        self,
+        url: str,
+        evaluation: Evaluation,
+        variables: Variables = NONE,
+        sampling: Variables = NONE,
+    ) -> None:
+        """`variables`, if there are any, go to the server's chat template. `sampling` has further
+        parameters; of those that it lacks, the server has defaults of its own."""
         self._client = open_client(url, KEY_VARIABLE, PATIENCE_S)
         self._url, self._evaluation, self._variables = url, evaluation, variables
-        self.model = first_model(request(self._client, "GET", "/models"), url)
+        self._sampling = sampling
+        self.model = first_model(url)
 
     def stream(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
         """The reply so far, again and again as it grows.
@@ -50,6 +57,7 @@ class ServedReplies:
             "temperature": self._evaluation.temperature,
             "seed": seed,
             "stream": True,
+            **self._sampling,
             **({"chat_template_kwargs": dict(self._variables)} if self._variables else {}),
         }
         text, tokens, reason = "", 0, ""

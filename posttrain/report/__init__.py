@@ -6,7 +6,7 @@ Only the table is imported here: plots and pages need libraries that take second
 from posttrain.report import measures
 from posttrain.report.measures import LABELS
 from posttrain.report.next_steps import already_finished, finish
-from posttrain.report.record import read_run
+from posttrain.report.record import read_run, read_runs
 from posttrain.report.tables import comparison_table, summary_table, table, table_rows
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "finish",
     "measures",
     "read_run",
+    "read_runs",
     "summary_table",
     "table",
     "table_rows",

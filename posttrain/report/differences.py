@@ -16,8 +16,7 @@ def from_defaults(record: Record) -> list[tuple[str, str, str]]:
 
     A setting without a default is always there, with an empty one.
     """
-    settings = GRPOSettings if record.method == "GRPO" else DPOSettings
-    defaults = dict(_defaults(settings))
+    defaults = _defaults_of(record)
     found = []
     for key, value in _leaves(record.config, defaults):
         default = defaults.get(key, ABSENT)
@@ -29,7 +28,7 @@ def from_defaults(record: Record) -> list[tuple[str, str, str]]:
 
 def between(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
     """(key path, value in each run) of every setting in which runs that have it differ."""
-    values = [dict(_leaves(record.config, {})) for record in records]
+    values = [dict(_leaves(record.config, _defaults_of(record))) for record in records]
     keys = dict.fromkeys(key for each in values for key in each if key != "run.name")
     found = []
     for key in keys:
@@ -38,6 +37,10 @@ def between(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
             row = [_shown(each[key]) if key in each else "" for each in values]
             found.append((key, row))
     return found
+
+
+def _defaults_of(record: Record) -> dict[str, Any]:
+    return dict(_defaults(GRPOSettings if record.method == "GRPO" else DPOSettings))
 
 
 def _leaves(values: Mapping[str, Any], stop: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:

@@ -26,7 +26,7 @@ from posttrain.report import (
     story,
     taken_home,
 )
-from posttrain.report.record import Record, read_run, section
+from posttrain.report.record import Record, read_run, read_runs, section
 from posttrain.report.verdict import verdict
 
 PAGES = Environment(
@@ -68,7 +68,7 @@ def write_report(run: Path, files: bool = True) -> Path:
 
 def write_comparison(runs: Sequence[Path], page: Path) -> Path:
     """Write a page that compares several runs."""
-    records = [read_run(run) for run in runs]
+    records = read_runs(runs)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, render_comparison(records))
     return page

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,9 +49,12 @@ class Record:
     adapter_16bit: Row = field(default_factory=dict)
     """The score of the adapter of a 4-bit policy on 16-bit weights, as in export.json."""
 
+    label: str = ""
+    """What tells it from other runs whose folder has the same name; empty alone."""
+
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.label or self.path.name
 
     @property
     def method(self) -> str:
@@ -124,6 +127,21 @@ class Record:
                 found[name] = {"before": before, "after": after, **values}
         first = headline(self.method, found)
         return found if first is None else {first: found[first], **found}
+
+
+def read_runs(paths: Sequence[Path], finished: bool = False) -> list[Record]:
+    """The records of several run folders. Those of a repeat are all named seed-N: where two have
+    the same name, that of the folder around is told too, or else the whole path.
+
+    Raises:
+        ConfigError: as `read_run`.
+    """
+    records = [read_run(path, finished) for path in paths]
+    for parts in (1, 2, None):
+        labels = [str(Path(*found.path.parts[-parts if parts else 0 :])) for found in records]
+        if len(set(labels)) == len({found.path for found in records}):
+            break
+    return [replace(found, label=label) for found, label in zip(records, labels, strict=True)]
 
 
 def read_run(path: Path, finished: bool = False) -> Record:

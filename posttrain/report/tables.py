@@ -7,14 +7,14 @@ from typing import Any
 
 from posttrain.base import terminal
 from posttrain.report import measures
-from posttrain.report.record import read_run
+from posttrain.report.record import read_runs
 
 Comparison = Mapping[str, Mapping[str, Any]]
 
 
 def comparison_table(runs: Sequence[Path]) -> str:
     """One table over all runs: each measure before and after, with 95% intervals and p-value."""
-    records = [read_run(run, finished=True) for run in runs]
+    records = read_runs(runs, finished=True)
     return table([(found.name, found.measures()) for found in records])
 
 

@@ -55,7 +55,8 @@ def lines(record: Record) -> list[Line]:
             f"{speed:,.0f}" if speed else "-",
         )
         of_file = figures(section(score, "measures"))
-        found.append(_line(record, name, of_file, rest, "bad" if _lost(score) else ""))
+        own = name if name == ON_16_BIT or _proven(record, name) else f"{name} (not proven)"
+        found.append(_line(record, own, of_file, rest, "bad" if _lost(score) else ""))
     return found
 
 
@@ -84,12 +85,12 @@ def words(record: Record) -> list[str]:
     """A sentence on each file that lost significantly, and on what 4-bit training cost."""
     scored = _scored(record)
     files = {name: score for name, score in scored.items() if name != ON_16_BIT}
-    sound = [name for name, score in files.items() if not _lost(score)]
+    sound = [name for name, s in files.items() if not _lost(s) and _proven(record, name)]
     sound.sort(key=lambda name: number(section(record.exports, name).get("bytes")) or 0.0)
     said = []
     for name, score in files.items():
         if _lost(score):
-            take = f"take {_short(sound[0])}" if sound else "none of the files is as good as it"
+            take = f"take {_short(sound[0])}" if sound else "no proven file is as good as it"
             said.append(f"{_short(name)} {_losses(record, score)}; {take}.")
         for measure in _worse(score):
             change = measures.change(measure, score["against_adapter"][measure])
@@ -141,6 +142,11 @@ def _scored(record: Record) -> dict[str, Row]:
     fresh = {name: e for name, e in entries.items() if isinstance(e, dict) and not e.get("stale")}
     scores = {name: section(entry, "score") for name, entry in fresh.items()}
     return {name: score for name, score in scores.items() if "main" in score}
+
+
+def _proven(record: Record, name: str) -> bool:
+    """Whether a file passed its parity checks."""
+    return bool(section(record.exports, name).get("proven"))
 
 
 def _lost(score: Row) -> bool:

@@ -1,7 +1,7 @@
 """The run folder: opened, described, gone on from, and finished with a comparison."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,12 @@ class RunFolder:
             )
         return True
 
-    def changed(self, settings: Section) -> list[str]:
-        """The settings that shape training or scores, and are others in the folder's run."""
+    def changed(self, settings: Section, beside: Sequence[str] = NOT_SHAPING) -> list[str]:
+        """The settings that are others in the folder's run: those that shape training or scores,
+        or all `beside` some sections."""
         earlier, asked = read_yaml(self.shared / "config.yaml"), settings.model_dump(mode="json")
         kept = (earlier.get("run") or {}).get("keep")  # which adapter the run ended with
-        for name in NOT_SHAPING:  # exports, for one, can be added to a finished run
+        for name in beside:  # exports, for one, can be added to a finished run
             earlier[name] = asked[name]
         earlier["run"] = {**asked["run"], "keep": kept}
         return differences("", earlier, asked)

@@ -15,7 +15,7 @@ from posttrain.base.files import append_rows
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import Variables, set_template_variables
 from posttrain.model import inference, policy
-from posttrain.model.llama_server import is_gguf, serve
+from posttrain.model.llama_server import FULL_DISTRIBUTION, is_gguf, serve
 from posttrain.model.server import PATIENCE_S, as_they_come, asker, is_url
 from posttrain.run.replies import claim
 from posttrain.scoring import reward_functions
@@ -56,6 +56,13 @@ class Asking:
         depend on what is computed beside them, and would be others each time."""
         return self.evaluation.batch_size or (AT_ONCE if is_url(self.model) else 1)
 
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """What a server is told beside the temperature: of others', what every server knows."""
+        if is_gguf(self.model):
+            return FULL_DISTRIBUTION
+        return {"top_p": 1} if self.evaluation.temperature else {}
+
 
 def precision(model: str, dtype: str | None = None, load_in_4bit: bool = False) -> dict[str, Any]:
     """What the base weights are loaded in: as asked, else as the adapter's run was trained."""
@@ -92,7 +99,13 @@ def answers_of_server(
 ) -> Iterator[list[Answer]]:
     """What a server answers, one at a time as the answers come. `done` are the places and samples
     that need none."""
-    ask = asker(url, asking.evaluation, patience_s=asking.patience_s, variables=asking.variables)
+    ask = asker(
+        url,
+        asking.evaluation,
+        patience_s=asking.patience_s,
+        variables=asking.variables,
+        sampling=asking.sampling,
+    )
     left = [
         (place, sample)
         for sample in range(asking.samples)

@@ -33,14 +33,14 @@ def choose(
         raise HealthError(f"no value of --grid could be trained: {'; '.join(stopped.values())}")
     check_same_data([run for of_value in runs.values() for run in of_value.values()])
     rows: list[dict[str, Any]] = []
-    by = ""
+    by, validated = "", 0
     for value in values:
         row: dict[str, Any] = {**vars(value), "name": value.name, "label": value.label}
         if value.name in stopped:
             rows.append(row | {"stopped": stopped[value.name]})
             continue
         kept = [_kept(run) for run in runs[value.name].values()]
-        by = kept[0]["by"]
+        by, validated = kept[0]["by"], kept[0]["n"]
         scores = mean_over_seeds([each["value"] for each in kept])
         rows.append(row | {"steps": [each["step"] for each in kept], **scores})
     best = max(row["mean"] for row in rows if "mean" in row)
@@ -52,7 +52,7 @@ def choose(
     return {
         "seeds": list(first),
         "by": by,
-        "rows": read_run(next(iter(first.values()))).config["data"]["validation"],
+        "rows": validated,
         "values": rows,
         "chosen": equal[0]["name"],
         "how": how,
@@ -70,7 +70,12 @@ def why_stopped(run: Path) -> str | None:
 
 
 def _kept(run: Path) -> dict[str, Any]:
-    found = read_run(run).kept
-    if not found:
+    """`{"step", "by", "value", "n"}` of the adapter that a run kept, from `n` validation rows."""
+    record = read_run(run)
+    if not record.kept:
         raise ConfigError(f"{run}: nothing was trained, so there is no validation to choose by")
-    return found
+    step = record.kept["step"]
+    row = next((row for row in record.validation if row["step"] == step), None)
+    if row is None:
+        raise ConfigError(f"{run}/eval/validation.jsonl: the validation of step {step} is missing")
+    return {**record.kept, "n": row["measures"][record.kept["by"]]["n"]}

@@ -85,8 +85,9 @@ def check_same_data(runs: Sequence[Path]) -> None:
     for run, other in others:
         if other != data:
             raise ConfigError(
-                f"{run} was trained or scored on other data than {first}: a data file changed "
-                "in between; move the older of the two folders away and repeat"
+                f"{run} was trained or scored on other data than {first}: a data file changed in "
+                "between (move the older of the two folders away and repeat), or a setting of the "
+                "grid decides which rows are too long and dropped (data.overlong)"
             )
 
 

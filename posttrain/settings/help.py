@@ -4,6 +4,7 @@ import argparse
 import textwrap
 import types
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
@@ -152,10 +153,12 @@ def describe(settings_class: type[Section], prefix: str = "") -> dict[str, str]:
 
 def listed(settings_class: type[Section], word: str = "all") -> str:
     """The settings with `word` in their path, in lines that fit the terminal. `all` is all of them,
-    and no word at all those that people change most."""
+    with a blank line between sections, and no word at all those that people change most."""
     entries = describe(settings_class)
     wanted = {path: word == "all" or (word in path if word else path in OFTEN) for path in entries}
-    return "\n".join(_entry(entry) for path, entry in entries.items() if wanted[path])
+    sections = groupby((path for path in entries if wanted[path]), lambda p: p.partition(".")[0])
+    blocks = ("\n".join(_entry(entries[path]) for path in paths) for _, paths in sections)
+    return ("\n\n" if word == "all" else "\n").join(blocks)
 
 
 def in_words(annotation: Any) -> str:

@@ -119,6 +119,10 @@ def _check(settings: Any, grid: list[Value], overrides: list[str]) -> None:
             raise ConfigError(f"{key}: given as --grid and as a setting; leave one out")
         if key.partition(".")[0] == "rewards" and settings.data.answers == "text":
             raise ConfigError(f"--grid {key}: here the rewards are the score, which would change")
+        if key.partition(".")[0] == "prompt" and settings.method == "dpo":
+            raise ConfigError(
+                f"--grid {key}: it is part of each pair, and runs on other pairs cannot be compared"
+            )
     if not settings.data.validation:
         raise ConfigError(
             "--grid: values are chosen by validation, of which the config has none; set "

@@ -8,4 +8,4 @@ from posttrain.model.device import Device
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> Device:
-    return policy.start(verbose=False, threads=2)
+    return policy.start(verbose=False, threads=None)

@@ -51,10 +51,13 @@ def test_every_combination_has_a_folder_of_its_own() -> None:
         (["--grid", "lora.rank=8,16"], "unknown setting"),
         (["--grid", "rewards.format=0.5,1", "data.answers=text"], "rewards are the score"),
         (["run.score=false"], "a repeat compares scores"),
+        (["--grid", "prompt.system=a,b", "data.validation=9"], "it is part of each pair"),
     ],
 )
 def test_what_is_wrong_with_a_grid(given: list[str], said: str, tmp_path: Path) -> None:
-    asked = ["grpo", "--seeds", "1,2", *CONFIG, "--output", str(tmp_path / "grid"), *given]
+    method = "dpo" if "prompt.system=a,b" in given else "grpo"
+    config = ["--config", str(ROOT / "configs" / f"{method}_demo.yaml")]
+    asked = [method, "--seeds", "1,2", *config, "--output", str(tmp_path / "grid"), *given]
     with pytest.raises(ConfigError, match=said):
         repeat.main(asked)
     assert not (tmp_path / "grid").exists()
@@ -72,6 +75,9 @@ def trained(run: Path, override: str, seed: int, validated: float, scored: bool 
     if not scored:
         for path in (run / "eval").glob("*"):
             path.unlink()
+    # Of the 100 rows set aside two were too long, say.
+    measures = {"strict": {"value": validated, "n": 98, "low": 0.0, "high": 1.0}}
+    folder.write_rows("validation", [{"step": 40, "measures": measures}])
     return run
 
 
@@ -96,7 +102,7 @@ VALUES = parse_grid(["lora.r=2,4,8"])
 def test_the_highest_mean_is_chosen(tried: dict[str, dict[int, Path]]) -> None:
     found = choose(VALUES, tried, {})
     assert json.loads(json.dumps(found)) == found
-    assert (found["seeds"], found["by"], found["rows"]) == ([1, 2], "strict", 100)
+    assert (found["seeds"], found["by"], found["rows"]) == ([1, 2], "strict", 98)
     second = found["values"][1]
     assert second["values"] == [0.7, 0.6] and second["mean"] == pytest.approx(0.65)
     assert second["sd"] == pytest.approx(0.0707, abs=1e-4) and second["steps"] == [40, 40]
@@ -144,7 +150,7 @@ def test_the_table_fits(
     monkeypatch.setenv("COLUMNS", columns)
     text = words.table(choose(VALUES, tried, {}))
     assert max(map(len, text.splitlines())) <= int(columns)
-    assert "65.0% ± 7.1" in text and "strict accuracy in validation, 100 rows" in text
+    assert "65.0% ± 7.1" in text and "strict accuracy in validation, 98 rows" in text
 
 
 def test_the_page_shows_the_choice(tried: dict[str, dict[int, Path]], tmp_path: Path) -> None:
@@ -199,8 +205,17 @@ def test_the_sweep_leaves_what_is_there(
     (tried["r-4"][2] / "eval" / "comparison.json").unlink()
     assert repeat.main(asked) == 2  # rank 8, now chosen, is to be scored
     told = capsys.readouterr()
-    assert "r 4, seed 2: left out, it diverged" in told.out
+    assert "r 4, seed 2: left out, it diverged (move " in told.out
     assert "r 8, seed 1 ended with code 2; mend what is said above and repeat, or move" in told.err
+
+    # A value that a health check stopped is tried again once the checks are others.
+    assert repeat.main([*asked, "health.max_still_steps=9"]) == 2
+    assert "r 4, seed 2 ended with code 2" in capsys.readouterr().err
+
+    # Values on other rows are not trained to the end before that is said.
+    RunFolder(tried["r-4"][1]).amend({"data": "f" * 64})
+    with pytest.raises(ConfigError, match=r"other data than .*data.overlong"):
+        repeat.main(asked)
 
     with pytest.raises(ConfigError, match=r"(?s)lora.alpha was 32, now 8.*move .* away") as error:
         repeat.main([*asked, "lora.alpha=8"])

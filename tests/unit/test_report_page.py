@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from posttrain.report import (
     page,
     plots,
     read_run,
+    read_runs,
     samples,
     table_rows,
 )
@@ -453,6 +455,32 @@ def test_settings_are_compared_between_runs(grpo: Path, dpo: Path, tmp_path: Pat
     (other / "config.yaml").write_text(config.replace("name: grpo_demo", "name: x"), "utf-8")
     runs = [read_run(run) for run in (grpo, other)]
     assert differences.between(runs) == [("training.max_steps", ["40", "80"])]
+
+
+def test_settings_that_only_one_run_has_differ(grpo: Path, dpo: Path) -> None:
+    run = read_run(grpo)
+    config = {**run.config, "rewards": {"correctness": 1.0}}
+    config["training"] = {**run.config["training"], "extra": {"top_k": 5}}
+    found = differences.between([run, replace(run, config=config)])
+    assert found == [
+        ("rewards", ["{format: 1.0, correctness: 1.0}", "{correctness: 1.0}"]),
+        ("training.extra", ["{}", "{top_k: 5}"]),
+    ]
+    keys = [key for key, _ in differences.between([run, read_run(dpo)])]
+    assert "rewards" not in keys  # only GRPO has any
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [grpo_run(tmp_path / name / "seed-1", questions=4) for name in ("a", "b")]
+    assert [found.name for found in read_runs(runs)] == ["a/seed-1", "b/seed-1"]
+    assert [found.name for found in read_runs([runs[0], runs[0]])] == ["seed-1", "seed-1"]
+    elsewhere = grpo_run(tmp_path / "more" / "a" / "seed-1", questions=4)
+    assert [found.name for found in read_runs([runs[0], elsewhere])] == [
+        str(runs[0]),
+        str(elsewhere),
+    ]
+    shown = page.write_comparison(runs, tmp_path / "compared.html").read_text("utf-8")
+    assert "a/<wbr>seed-1" in shown or "a/seed-1" in shown
 
 
 def test_a_comparison_of_runs(grpo: Path, dpo: Path, tmp_path: Path) -> None:

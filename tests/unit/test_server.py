@@ -381,6 +381,19 @@ def test_script_end_to_end(api: Server, run: Run, tmp_path: Path) -> None:
     assert json.loads((output / "report.json").read_text()) == report
 
 
+def test_another_model_behind_the_same_url_is_asked_anew(
+    api: Server, run: Run, tmp_path: Path
+) -> None:
+    api.plan = add
+    output = tmp_path / "out"
+    assert run("--model", api.url, "--output", output).returncode == 0
+    assert json.loads((output / "report.json").read_text())["served"] == "tiny"
+    api.models = (200, {"data": [{"id": "bigger"}]})
+    result = run("--model", api.url, "--output", output)
+    assert result.returncode == 2 and len(api.bodies) == 10
+    assert "served was 'tiny', now 'bigger'" in result.stderr
+
+
 def test_script_says_that_mgsm_overlaps_with_gsm8k(api: Server, run: Run, tmp_path: Path) -> None:
     api.plan = add
     data = tmp_path / "mgsm_fr.tsv"
@@ -404,7 +417,7 @@ def test_script_takes_samples(api: Server, run: Run, tmp_path: Path) -> None:
     output = tmp_path / "out"
     result = run("--model", api.url, "--output", output, "--samples", "4", "--limit", "3")
     assert result.returncode == 0, result.stderr
-    assert {body["temperature"] for body in api.bodies} == {0.8}
+    assert {(body["temperature"], body["top_p"]) for body in api.bodies} == {(0.8, 1)}
     assert len(api.bodies) == 12
     measures = json.loads((output / "report.json").read_text())["measures"]
     assert {"pass@1", "pass@2", "pass@4", "majority_vote"} <= set(measures)

@@ -79,7 +79,17 @@ def test_a_file_that_lost_says_so_and_what_to_take(run: Path) -> None:
 
 def test_no_file_as_good_as_the_adapter(run: Path) -> None:
     (said,) = taken_home.words(read_run(write(run, gguf_q4_k_m=scored(run, 12))))
-    assert said.endswith("none of the files is as good as it.")
+    assert said.endswith("no proven file is as good as it.")
+
+
+def test_a_file_that_is_not_proven_is_not_what_to_take(run: Path) -> None:
+    small = {**scored(run, 1), "proven": False}
+    write(run, gguf_q8_0=scored(run, 12, size=2 * 10**6), gguf_q4_k_m=small)
+    found = read_run(run)
+    (said,) = taken_home.words(found)
+    assert said.endswith("no proven file is as good as it.")
+    names = [line.name for line in taken_home.lines(found)]
+    assert names == ["adapter", "gguf:q8_0", "gguf:q4_k_m (not proven)"]
 
 
 def test_what_4_bit_training_costs_is_a_row_of_its_own(run: Path) -> None:
