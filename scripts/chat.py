@@ -111,6 +111,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--max-new-tokens must be at least 1, got {asked.max_new_tokens}")
     if asked.question is not None and (asked.web or not asked.question.strip()):
         parser.error("--question needs a text, and answers in the terminal, without --web")
+    if asked.question is not None and not terminal.is_text(asked.question):
+        parser.error("--question is not UTF-8")
     if asked.share and not asked.web:
         parser.error("--share needs --web")
     return asked

@@ -47,7 +47,7 @@ from posttrain.data.problems import load_evaluation, seen_in_training
 from posttrain.model.server import PATIENCE_S, first_model, is_url
 from posttrain.run.replies import folder_for, read_replies, resume, score_again
 from posttrain.scoring import answers, reward_functions
-from posttrain.scoring.provenance import run_config, trained_questions, weights_fingerprint
+from posttrain.scoring.provenance import run_config, run_of, trained_questions, weights_fingerprint
 from posttrain.settings import Evaluation, Model, ProblemColumns, Prompt, Source
 from posttrain.settings.command import check_settings
 from posttrain.settings.secrets import check_arguments
@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     asked.model = adapter_of_run(asked.model)
     weights = asked_rewards(asked)
-    functions = reward_functions.load(weights or (), "text")
+    of_run = None if asked.rewards else run_of(asked.model)[0]
+    functions = reward_functions.load(weights or (), "text", of_run)
     problems = load_problems(asked, by_rewards=weights is not None)
     system = asked.system if asked.system is not None else default_system(asked, weights)
     score: Score[Any] = Scorer(functions, weights, system) if weights else score_reply

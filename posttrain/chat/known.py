@@ -14,6 +14,7 @@ from posttrain.chat.source import Source
 from posttrain.data.problems import load_problems
 from posttrain.scoring import reward_functions
 from posttrain.settings import ProblemData
+from posttrain.settings.command import check_settings
 from rewards import RewardFunction
 
 TOTAL = "total"
@@ -66,11 +67,11 @@ def load_known(source: Source) -> Known:
     """
     if source.run.get("method") != "grpo":
         return NOTHING
-    data = ProblemData.model_validate(source.run["data"])
-    weights: dict[str, float] = source.run["rewards"]
+    weights: dict[str, float] = source.run.get("rewards") or {}
     try:
+        data = check_settings(ProblemData, source.run["data"], f"{source.folder}/config.yaml")
         problems = [problem for side in load_problems(data) for problem in side]
-        functions = reward_functions.load(weights, data.answers)
+        functions = reward_functions.load(weights, data.answers, source.folder)
     except PostTrainError as error:
         print(f"note: replies are shown without rewards: {error}", file=sys.stderr)
         return NOTHING

@@ -1,16 +1,19 @@
 """Load what answers: the sides of a chat, from weights, a GGUF file or a server."""
 
 import argparse
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
+from eval import Completion, Conversation
 from posttrain.base.paths import shown
-from posttrain.chat.conversation import Side, Talk
+from posttrain.chat.conversation import Side, Stream, Talk
 from posttrain.chat.source import Source
 from posttrain.chat.weights import CONTEXT, Weights
 from posttrain.model import policy
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.server_stream import ServedReplies
+from posttrain.scoring.answers import until_answer
 from posttrain.settings import Evaluation
 
 
@@ -36,11 +39,13 @@ def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
         url, sampling = source.model, {}
         if source.kind == "gguf":
             print(f"Loading {name} into llama.cpp")
-            url = stack.enter_context(serve(Path(source.model), CONTEXT))
+            context = max(source.run.get("model", {}).get("max_seq_length", 0), CONTEXT)
+            url = stack.enter_context(serve(Path(source.model), context))
             sampling = FULL_DISTRIBUTION
         served = ServedReplies(url, how, source.template_variables, sampling)
         about = name if source.kind == "gguf" else f"{served.model} at {name}"
-        return [Side("reply", served.stream, about)]
+        stream = until_answered(served.stream) if how.stop_at_answer else served.stream
+        return [Side("reply", stream, about)]
     device = policy.start(verbose=False, threads=None)
     print(f"Loading {name} on {device.name}")
     weights = Weights(source, how)
@@ -48,6 +53,20 @@ def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
         return [Side("reply", weights.tuned, name)]
     base = str(source.run.get("model", {}).get("name") or "its base model")
     return [Side("before", weights.base, base), Side("after", weights.tuned, name)]
+
+
+def until_answered(stream: Stream) -> Stream:
+    """The same replies, each ended where its first whole answer does."""
+
+    def ending(conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
+        with closing(stream(conversation, seed)) as replies:
+            for reply in replies:
+                cut = until_answer(reply)
+                yield cut
+                if cut is not reply:
+                    return
+
+    return ending
 
 
 def greeting(talk: Talk) -> str:

@@ -16,6 +16,8 @@ def check_port(port: int) -> None:
     with socket.socket() as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:
+            if port == 0:
+                raise OverflowError("0 means any, and the page is served on one that is named")
             tried.bind((HOST, port))
         except (OSError, OverflowError) as error:
             raise ConfigError(

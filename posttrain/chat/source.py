@@ -12,7 +12,7 @@ from posttrain.model.llama_server import is_gguf
 from posttrain.model.server import is_url
 from posttrain.model.trust import check_model_folder
 from posttrain.run.checkpoint import CheckpointStore
-from posttrain.scoring.provenance import run_config
+from posttrain.scoring.provenance import run_of
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,8 @@ def _places(name: str) -> tuple[Path, Path]:
 def _of_run(kind: Literal["adapter", "model", "gguf"], path: Path) -> Source:
     if kind == "adapter":
         adapter.base_of(path)  # raises where the base model is gone
-    run = run_config(str(path))
-    around = [p for p in list(path.parents)[:2] if (p / "config.yaml").is_file()]
-    return Source(kind, str(path), run, around[0] if run else None)
+    folder, run = run_of(str(path))
+    return Source(kind, str(path), run, folder)
 
 
 def _refuse_missing(name: str) -> None:

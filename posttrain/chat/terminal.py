@@ -22,11 +22,13 @@ Ctrl-C stops a reply; where nothing is being written it leaves."""
 
 
 def answer_lines(talk: Talk, lines: Iterable[bytes]) -> None:
-    """Answer each line as a question of its own.
+    """Answer each line as a question of its own, also after one that could not be answered.
 
     Raises:
         DataError: a line is not UTF-8.
+        PostTrainError: in the end, what was wrong with the last one that could not be answered.
     """
+    failed: PostTrainError | None = None
     for number, line in enumerate(lines, start=1):
         try:
             question = line.decode("utf-8-sig").strip()
@@ -35,7 +37,13 @@ def answer_lines(talk: Talk, lines: Iterable[bytes]) -> None:
                 f"line {number} of standard input is not UTF-8; convert it: iconv -t UTF-8"
             ) from None
         if question:
-            answer_once(talk, question)
+            try:
+                answer_once(talk, question)
+            except PostTrainError as error:
+                print(f"\n{error}\n")
+                failed = error
+    if failed:
+        raise failed
 
 
 def answer_once(talk: Talk, question: str) -> None:
@@ -65,6 +73,9 @@ def converse(talk: Talk) -> None:
         except EOFError:
             print()
             return
+        if not is_text(typed):
+            print("That holds half a character. Type it again; LC_ALL=C.UTF-8 mends the editing.")
+            continue
         command, _, rest = typed.partition(" ")
         if command in ("/quit", "/exit"):
             return
@@ -117,15 +128,28 @@ class _Printed:
                 print(text[len(shown) :].replace("\n", f"\n{self._next}"), end="", flush=True)
                 shown = text
         if reply.truncated:
-            self.note(f"cut after {reply.tokens} tokens (--max-new-tokens)")
+            self.note(f"cut after {reply.tokens} tokens: --max-new-tokens, or the context is full")
         gold = self._talk.known.gold(self._talk.rows[-1]["question"])
-        if earned := self._talk.rewards(self._side, reply):
-            self.note(f"{rewards_line(earned)}; right answer: {gold}")
+        try:
+            if earned := self._talk.rewards(self._side, reply):
+                self.note(f"{rewards_line(earned)}; right answer: {gold}")
+        except PostTrainError as error:
+            self.note(f"no rewards: {error}")
         print()
 
     def note(self, text: str) -> None:
         """A line below the reply that is not the model's, and so without the side's name."""
         print(f"\n{' ' * len(self._label)}[{text}]", end="", flush=True)
+
+
+def is_text(typed: str) -> bool:
+    """Whether what was typed is whole characters: Python hands on a byte that is none as half of a
+    surrogate pair."""
+    try:
+        typed.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def rewards_line(earned: dict[str, float | None]) -> str:

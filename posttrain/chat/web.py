@@ -61,14 +61,16 @@ class Page:
 
     def __init__(self, talk: Talk, title: str, examples: list[str]) -> None:
         self._talk = talk
-        self._ended: dict[str, str] = {}
-        """How visitors, by their session, ended the replies being written: by `stop`, `clear`."""
+        self._pressed: dict[str, list[str]] = {}
+        """What visitors, by their session, pressed to end replies: `stop`, `clear`."""
         with gr.Blocks(title=title, analytics_enabled=False) as self._blocks:
             self._build(title, examples)
         self._blocks.queue(default_concurrency_limit=1)
 
     def open(self, port: int, share: bool) -> None:
         """Start to serve, and print where."""
+        for name in ("NO_PROXY", "no_proxy"):  # Gradio asks its own page whether it is there
+            os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
         theme = gr.themes.Base(primary_hue="blue", font=SANS, font_mono=MONO)
         _, url, public = self._blocks.launch(
             server_name=HOST,
@@ -78,6 +80,7 @@ class Page:
             prevent_thread_lock=True,
             ssr_mode=False,
             footer_links=[],
+            max_file_size=1,  # nothing is uploaded here, but Gradio would take it
             theme=theme,
             css=CSS,
         )
@@ -131,19 +134,28 @@ class Page:
             )
         self._state = gr.State(None)
         shown = [self._box, *self._chats.values(), *self._chips.values(), self._state]
-        gr.on([ask.click, self._box.submit], self._answer, [self._box, system, self._state], shown)
+        since = gr.State(0)
+        # A question may wait in the queue; what is pressed meanwhile counts.
+        asked = gr.on([ask.click, self._box.submit], self._count, None, since, queue=False)
+        asked.then(self._answer, [self._box, system, self._state, since], shown)
         # Not behind the replies in the queue, one of which they end.
         stop.click(self._stop, queue=False)
         clear.click(self._clear, None, shown, queue=False)
 
+    def _count(self, request: gr.Request) -> int:
+        """How often this visitor ended a reply so far."""
+        return len(self._pressed.get(str(request.session_hash), ()))
+
+    def _ended(self, request: gr.Request, since: int) -> str:
+        """What this visitor pressed first to end the replies to a question; empty if nothing."""
+        return next(iter(self._pressed.get(str(request.session_hash), [])[since:]), "")
+
     def _answer(
-        self, question: str, system: str, talk: Talk | None, request: gr.Request
+        self, question: str, system: str, talk: Talk | None, since: int, request: gr.Request
     ) -> Iterator[Update]:
-        session = str(request.session_hash)
-        self._ended.pop(session, None)
         talk = talk or replace(self._talk, turns={}, rows=[])
         talk.system = system.strip() or None
-        if not question.strip():
+        if not question.strip() or self._ended(request, since):
             return
         talk.ask(question.strip())
         empty = dict.fromkeys(self._chips.values(), "")
@@ -153,12 +165,12 @@ class Page:
             try:
                 with closing(talk.answer(side)) as replies:
                     for reply in replies:
-                        if session in self._ended:
+                        if self._ended(request, since):
                             break
                         yield self._messages(talk, side, reply.text)
             except PostTrainError as error:
                 raise gr.Error(str(error), print_exception=False) from None
-            ended = self._ended.get(session)
+            ended = self._ended(request, since)
             if ended == "clear":  # Gradio shows what came last once more
                 yield self._nothing()
                 return
@@ -184,10 +196,10 @@ class Page:
         }
 
     def _stop(self, request: gr.Request) -> None:
-        self._ended[str(request.session_hash)] = "stop"
+        self._pressed.setdefault(str(request.session_hash), []).append("stop")
 
     def _clear(self, request: gr.Request) -> Update:
-        self._ended[str(request.session_hash)] = "clear"
+        self._pressed.setdefault(str(request.session_hash), []).append("clear")
         return {self._box: "", self._state: None, **self._nothing()}
 
     def _nothing(self) -> Update:
@@ -200,7 +212,11 @@ class Page:
 def _chips(talk: Talk, side: Side, reply: Completion) -> str:
     """What is to be said of a whole reply, as small labels."""
     labels = []
-    earned = talk.rewards(side, reply)
+    earned: dict[str, float | None] = {}
+    try:
+        earned = talk.rewards(side, reply)
+    except PostTrainError as error:
+        labels.append(_chip(f"no rewards: {error}"))
     for name, value in earned.items():
         kind = "" if name == TOTAL or value is None else "good" if value > 0 else "bad"
         labels.append(_chip(f"{name} {'none' if value is None else f'{value:g}'}", kind))

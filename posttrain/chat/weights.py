@@ -86,7 +86,7 @@ class Weights:
         if room < 1:
             raise ConfigError(
                 f"the conversation takes {len(prompt)} tokens, and the model can take "
-                f"{self._context}: begin a new one (/reset)"
+                f"{self._context}: begin a new one"
             )
         config = copy.copy(self._config)
         config.max_new_tokens = min(config.max_new_tokens, room)
@@ -123,7 +123,7 @@ class Weights:
                     streamer=tokens,
                 )
         except torch.OutOfMemoryError:
-            tokens.fail(HealthError("out of memory; a new conversation (/reset) takes less"))
+            tokens.fail(HealthError("out of memory; a new conversation takes less"))
         except Exception as error:  # raised again where the tokens are waited for
             tokens.fail(error)
         finally:

@@ -22,7 +22,7 @@ DRIVER_OF = {"12.4": (550, 54, 14), "12.6": (560, 28, 3), "12.8": (570, 26), "12
 VLLM_CUDA = "13"  # of torch in requirements-vllm.lock
 OLDEST_CAPABILITY = (7, 0)  # what Unsloth supports, and torch's builds for CUDA 12.8 hold code for
 BF16_CAPABILITY = (8, 0)  # also where flash attention starts
-SECONDS = 3.0
+SECONDS = 15.0  # without persistence mode the first call starts the driver, card by card
 RAM_GB = 6
 
 

@@ -195,7 +195,7 @@ def _score_problems(file: File, settings: GRPOSettings) -> tuple[float | None, F
     weights = None
     if settings.data.answers == "text":
         weights = settings.rewards
-        functions = reward_functions.load(weights, "text")
+        functions = reward_functions.load(weights, "text", file.run)
         by = Scorer(functions, weights, settings.prompt.system)
     request = file.request(
         fingerprint=fingerprint(problems), system=settings.prompt.system, rewards=weights

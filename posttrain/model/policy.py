@@ -44,6 +44,7 @@ def start(verbose: bool, threads: int | None) -> Device:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "outputs" / ".unsloth_cache"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi's, and so the doctor's
     share_the_processor()
     with quiet(verbose):
         try:
@@ -260,6 +261,8 @@ def load_for_scoring(
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"cannot load the model '{name}': {first_line(error)}") from None
+    if not tokenizer.chat_template:
+        raise ConfigError(f"the model '{name}' has no chat template; use an instruct model")
     if is_adapter:
         choose_weights(model, "auto", keep=False)
     return model, _set_up_generation(model, tokenizer)

@@ -16,17 +16,23 @@ from posttrain.settings.strict_yaml import read_yaml
 
 def run_config(model: str) -> dict[str, Any]:
     """The settings of the run whose adapter, export or checkpoint this folder is, if any."""
+    return run_of(model)[1]
+
+
+def run_of(model: str) -> tuple[Path | None, dict[str, Any]]:
+    """The run whose adapter, export or checkpoint this folder is: its folder and settings, if there
+    is one."""
     if is_url(model):
-        return {}
-    place = Path(model).absolute() if is_gguf(model) else Path(policy.local_or_hub(model))
+        return None, {}
+    place = Path(model).resolve() if is_gguf(model) else Path(policy.local_or_hub(model))
     if not place.exists():
-        return {}
+        return None, {}
     for folder in list(place.parents)[:2]:
         path = folder / "config.yaml"
         settings = read_yaml(path) if path.is_file() else {}
         if {"model", "data", "training"} <= set(settings):
-            return settings
-    return {}
+            return folder, settings
+    return None, {}
 
 
 def weights_fingerprint(model: str) -> str | None:

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import rewards
 from posttrain.base.errors import ConfigError
+from posttrain.base.paths import ROOT
 
 
 @contextmanager
@@ -18,12 +20,25 @@ def reward_errors(where: str = "") -> Iterator[None]:
         raise ConfigError(f"rewards: {where}{error}") from None
 
 
-def load(names: Iterable[str], answers: str) -> dict[str, rewards.RewardFunction]:
+def load(
+    names: Iterable[str], answers: str, run: Path | None = None
+) -> dict[str, rewards.RewardFunction]:
     """The functions of `names`, for gold answers that are `number` or `text`.
 
+    Where the settings of a run folder named them, and not the user, `run` is that folder: as with
+    models, a folder that may come from elsewhere runs no Python of its own.
+
     Raises:
-        ConfigError: there is no such function, or it takes numbers where answers are text.
+        ConfigError: there is no such function, it takes numbers where answers are text, or it is in
+            `run`.
     """
+    names = list(names)
+    for name in names:
+        if run is not None and any(place.is_relative_to(run.resolve()) for place in _places(name)):
+            raise ConfigError(
+                f"rewards: {name} is Python in the run folder {run}, which a folder from elsewhere "
+                "could use to run anything. Read it, and if it is yours move it out of there"
+            )
     with reward_errors():
         functions = {name: rewards.resolve(name) for name in names}
     for name, function in functions.items():
@@ -34,6 +49,14 @@ def load(names: Iterable[str], answers: str) -> dict[str, rewards.RewardFunction
                 "as `answer` (docs/rewards.md)"
             )
     return functions
+
+
+def _places(name: str) -> list[Path]:
+    """Where the file of `file.py:function` or `package.module:function` may be."""
+    location = name.rpartition(":")[0]
+    if not location.endswith(".py") and "/" not in location:
+        location = location.replace(".", "/")
+    return [(folder / location).resolve() for folder in (Path.cwd(), ROOT)] if location else []
 
 
 def weighted(text: str) -> tuple[str, float]:

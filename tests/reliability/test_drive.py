@@ -48,7 +48,7 @@ mover = threading.Thread(target=os.replace, args=("a", "b"))
 mover.start()
 gone = False
 while mover.is_alive():
-    gone = gone or not os.path.exists("b")
+    gone = gone or not os.path.lexists("b")  # which may be a link to the other
 mover.join()
 print(gone, os.path.exists("b"))
 """

@@ -265,7 +265,8 @@ def server(answer: bool) -> Iterator[str]:
 
 @pytest.mark.parametrize("answer", [True, False], ids=["answers", "silent"])
 def test_the_hub_and_wandb(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # Unsloth sets the other
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "5e9712e1" * 5)
     monkeypatch.setenv("WANDB_MODE", "online")
     with server(answer) as url:
