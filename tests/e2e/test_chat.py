@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from eval import conversation
@@ -141,7 +142,7 @@ def test_a_pipe(run: Path, weights: Weights) -> None:
             lines = reply.text.rstrip().split("\n")
             notes = []
             if reply.truncated:
-                notes.append("[cut after 48 tokens (--max-new-tokens)]")
+                notes.append("[cut after 48 tokens: --max-new-tokens, or the context is full]")
             if question == QUESTION:
                 earned = known.rewards(question, reply, system)
                 parts = ", ".join(f"{key} {value:g}" for key, value in earned.items())
@@ -369,6 +370,20 @@ def test_stop_and_clear_end_a_reply(run: Path, served: Served) -> None:
             tab.wait_for_function("!document.querySelector('.side .message')")
             tab.wait_for_timeout(700)
             assert texts(tab, 0) == texts(tab, 1) == []
+        other = served.tab()  # of another visitor, whose question waits for the first one's reply
+        for each in (tab, other):
+            each.get_by_label("Your question").fill("Who?")
+            each.get_by_role("button", name="Ask", exact=True).click()
+            tab.wait_for_function("document.querySelector('.side .bot.message')")
+        other.get_by_role("button", name="Stop", exact=True).click()
+        other.wait_for_timeout(300)
+        tab.get_by_role("button", name="Stop", exact=True).click()
+        tab.get_by_text("stopped").wait_for()
+        other.wait_for_timeout(1500)
+        assert texts(other, 0) == texts(other, 1) == []
+        upload = f"{served.url}gradio_api/upload"
+        assert httpx.post(upload, files={"files": b"x" * 9}, trust_env=False).status_code == 413
         tab.close()
+        other.close()
     finally:
         page.close()

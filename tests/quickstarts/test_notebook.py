@@ -100,6 +100,37 @@ def test_every_choice_is_a_config_that_fits(
     assert settings["training"]["fp16"] is (card == "T4")
 
 
+@pytest.mark.parametrize(
+    ("said", "code", "gpu", "bfloat16"),
+    [
+        ("NVIDIA L4, 23034 MiB, 8.9", 0, True, True),
+        ("Tesla T4, 15360 MiB, 7.5", 0, True, False),
+        ("A card, 15360 MiB, [N/A]", 0, True, False),
+        ("NVIDIA-SMI has failed because it could not communicate with the driver", 9, False, False),
+        (None, 127, False, False),
+    ],
+)
+def test_the_card(
+    notebook: nbformat.NotebookNode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: str | None,
+    code: int,
+    gpu: bool,
+    bfloat16: bool,
+) -> None:
+    if said is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{said}'\nexit {code}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    names: dict[str, object] = {}
+    exec(cell(notebook, "nvidia-smi"), names)
+    assert (names["GPU"], names["BFLOAT16"]) == (gpu, bfloat16)
+    shown = capsys.readouterr().out
+    assert (said or "No GPU") in shown and ("No GPU" in shown) is not gpu
+
+
 def test_secrets_of_both_places(
     notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def scores(folder: Path, name: str) -> dict[str, Any]:
     return dict(json.loads((folder / "eval" / f"{name}.json").read_text(encoding="utf-8")))
 
 
+@pytest.mark.long
 def test_answers_in_a_sentence_are_learnt(sentences: Path) -> None:
     before, after, change = (scores(sentences, n) for n in ("before", "after", "comparison"))
     for found in (before, after, change):
@@ -60,6 +61,7 @@ def test_answers_in_a_sentence_are_learnt(sentences: Path) -> None:
         assert row["rewards"]["my_sentences.py:exact"] == float(exact)
 
 
+@pytest.mark.long
 def test_the_run_speaks_of_rewards_alone(sentences: Path) -> None:
     page = (sentences / "report.html").read_text(encoding="utf-8")
     card = (sentences / "README.md").read_text(encoding="utf-8")
@@ -68,6 +70,7 @@ def test_the_run_speaks_of_rewards_alone(sentences: Path) -> None:
         assert not re.search(r"strict acc|tagged acc|lenient|format rate", text, re.IGNORECASE)
 
 
+@pytest.mark.long
 def test_evaluate_scores_by_the_rewards_of_the_run(project: Path, sentences: Path) -> None:
     said = run(project, EVALUATE)
     assert "total reward" in said and "strict" not in said
@@ -89,6 +92,7 @@ def test_evaluate_scores_by_the_rewards_of_the_run(project: Path, sentences: Pat
     assert {row["rewards"]["my_sentences.py:exact"] for row in again} == {0.0}
 
 
+@pytest.mark.long
 def test_evaluate_scores_a_model_without_a_run(project: Path, sentences: Path) -> None:
     run(project, EVALUATE_BASE)
     (report,) = project.glob("outputs/eval/assets-demo_model-*/report.json")

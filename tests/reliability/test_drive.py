@@ -91,6 +91,7 @@ def lose_newest_writes(folder: Path, seconds: float) -> list[str]:
     return lost
 
 
+@pytest.mark.long
 def test_a_run_on_drive_goes_on_after_a_reset(
     drive: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_143(whole: tuple[str, Path], tmp_p
     assert_same(run, reference)
 
 
+@pytest.mark.long
 def test_time_limit_stops_with_exit_0(whole: tuple[str, Path], tmp_path: Path) -> None:
     name, _ = whole
     run = tmp_path / name

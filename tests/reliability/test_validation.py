@@ -13,6 +13,7 @@ from scripts import grpo
 from tests.helpers import run_script
 from tests.reliability.inside import adapter, leave_with, rows
 
+LONG = pytest.mark.long
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
 # 24 steps of 64 completions, validated every sixth on 60 problems of the training data.
 LEARNING = (
@@ -116,7 +117,7 @@ def test_a_run_killed_after_patience_ended_it_trains_no_more(
     assert list(validations(run)) == [0, 2]
 
 
-@pytest.mark.parametrize("moment", [0, 2, 6])
+@pytest.mark.parametrize("moment", [pytest.param(0, marks=LONG), 2, pytest.param(6, marks=LONG)])
 def test_a_signal_in_a_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from eval import Completion, Conversation
+from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.chat import source, terminal
+from posttrain.chat import models, source, terminal
 from posttrain.chat.conversation import Side, Talk
-from posttrain.chat.known import NOTHING, held_out_questions, load_known
+from posttrain.chat.known import NOTHING, Known, held_out_questions, load_known
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_run, unfinished
 from tests.unit.conftest import Ask
@@ -153,8 +154,41 @@ def test_lines_are_questions_of_their_own(
 def test_a_cut_reply_says_so_and_obeys_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     parrot = Parrot("a\x1b[2Jb\rc\n\n", whole=False)
     terminal.answer_once(Talk([Side("reply", parrot.stream, "")], None), "?")
-    expected = "> ?\nreply  a[2Jbc\n       [cut after 10 tokens (--max-new-tokens)]\n\n"
-    assert capsys.readouterr().out == expected
+    note = "[cut after 10 tokens: --max-new-tokens, or the context is full]"
+    assert capsys.readouterr().out == f"> ?\nreply  a[2Jbc\n       {note}\n\n"
+
+
+def test_half_a_character_is_typed_again(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed(monkeypatch, ["caf\udcc3 ?", "café ?"])
+    terminal.converse(talk)
+    assert "half a character" in capsys.readouterr().out
+    assert [row["question"] for row in talk.rows] == ["café ?"]
+
+
+def test_a_line_without_a_reply_does_not_end_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
+        if conversation[-1]["content"] == "long?":
+            raise ConfigError("the conversation takes 5000 tokens")
+        yield Completion("fine", 1, truncated=False)
+
+    talk = Talk([Side("reply", full, "")], None)
+    with pytest.raises(ConfigError, match="takes 5000 tokens"):
+        terminal.answer_lines(talk, [b"one?", b"long?", b"two?"])
+    said = capsys.readouterr().out
+    assert said.count("reply  fine") == 2 and "takes 5000 tokens" in said
+
+
+def test_an_answer_ends_a_reply_where_the_run_was_scored_so() -> None:
+    parrot = Parrot("so\n<answer>7</answer> and more")
+    talk = Talk([Side("reply", models.until_answered(parrot.stream), "")], None)
+    talk.ask("?")
+    *_, last = talk.answer(talk.sides[0])
+    assert (last.text, last.truncated) == ("so\n<answer>7</answer>", False)
+    assert parrot.closed == 1
 
 
 # --- what a run knows -----------------------------------------------------------------------------
@@ -196,6 +230,46 @@ def test_without_the_problems_there_are_no_rewards(
     found.run["data"]["train"]["path"] = "gone.jsonl"
     assert load_known(found) is NOTHING
     assert "note: replies are shown without rewards: " in capsys.readouterr().err
+    found.run["data"]["of_another_version"] = 3
+    assert load_known(found) is NOTHING
+    assert "without rewards: " in capsys.readouterr().err
+
+
+def test_no_python_of_a_run_folder_is_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = "def always(completions, **_):\n    return [1.0] * len(completions)\n"
+    theirs = f"open({str(tmp_path / 'ran')!r}, 'w')\n{mine}"
+    (run / "adapter" / "theirs.py").write_text(theirs)
+    (tmp_path / "mine.py").write_text(mine)
+    monkeypatch.chdir(run.parent)
+    found = source.find(str(run))
+    module = f"{run.name}.adapter.theirs"
+    for name in (run / "adapter" / "theirs.py", "grpo/adapter/theirs.py", module):
+        found.run["rewards"] = {f"{name}:always": 1.0}
+        assert load_known(found) is NOTHING
+        assert "is Python in the run folder" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+    found.run["rewards"] = {f"{tmp_path / 'mine.py'}:always": 1.0}
+    known = load_known(found)
+    reply = Completion("x", 1, truncated=False)
+    data = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
+    asked = json.loads(data.read_text("utf-8").splitlines()[0])["question"]
+    assert known.rewards(asked, reply, None) == {"always": 1.0, "total": 1.0}
+
+
+def test_a_reward_that_fails_leaves_the_reply(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(**_: object) -> list[float]:
+        raise KeyError("column")
+
+    known = Known({"?": Problem("?", "1")}, {"broken": broken}, {"broken": 1.0})
+    talk = Talk([Side("reply", Parrot("yes").stream, "")], None, known=known)
+    terminal.answer_once(talk, "?")
+    said = capsys.readouterr().out
+    assert (
+        "reply  yes\n       [no rewards: rewards: reward 'broken' raised" in said
+        and "column" in said
+    )
 
 
 def test_held_out_questions(run: Path, tmp_path: Path) -> None:
@@ -217,6 +291,8 @@ def test_sources(run: Path, tmp_path: Path) -> None:
     assert of_run.kind == "adapter" and of_run.model == str(run / "adapter")
     assert of_run.folder == run and of_run.system == of_run.run["prompt"]["system"] != ""
     assert source.find(str(run / "adapter")) == of_run
+    (tmp_path / "best").symlink_to(run / "adapter")
+    assert source.find(str(tmp_path / "best")).folder == run
     alone = source.find("assets/demo_model")
     assert (alone.kind, alone.run, alone.folder, alone.system) == ("model", {}, None, None)
     assert source.find("Qwen/Qwen2.5-0.5B-Instruct").model == "Qwen/Qwen2.5-0.5B-Instruct"
@@ -250,6 +326,8 @@ def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:
         (["assets/demo_model", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
         (["assets/demo_model", "--question", " "], "--question needs a text"),
         (["assets/demo_model", "--share"], "--share needs --web"),
+        (["assets/demo_model", "--web", "--port", "0"], "--port 0: the page cannot be served"),
+        (["assets/demo_model", "--question", "caf\udcc3"], "--question is not UTF-8"),
         (["--web"], "the following arguments are required: RUN|MODEL"),
     ],
 )

@@ -43,7 +43,7 @@ IN_PARTS = ["training.gradient_accumulation_steps=2", "training.steps_per_genera
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("dpo", []), ("grpo", []), ("grpo", IN_PARTS)],
+    [("dpo", []), ("grpo", []), pytest.param("grpo", IN_PARTS, marks=pytest.mark.long)],
     ids=["dpo", "grpo", "grpo sampled in parts"],
 )
 def test_three_steps_and_greedy_replies(name: str, more: list[str], tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_trainer_is_unsloths(name: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "precision", [pytest.param("16bit", marks=pytest.mark.long), "float32", "4bit"]
+    "precision", [*(pytest.param(p, marks=pytest.mark.long) for p in ("16bit", "float32")), "4bit"]
 )
 def test_first_loss_of_dpo_is_ln_2(
     precision: str,
