@@ -204,7 +204,8 @@ def _score_problems(file: File, settings: GRPOSettings) -> tuple[float | None, F
     done = resume(file.folder, request)
     if weights is not None:  # the rewards may have changed since: both sides by those of now
         with reward_functions.reward_errors():
-            score_again(file.folder, done, problems, by)
+            if done:
+                score_again(file.folder, done, problems, by)
             kept = adapter
             adapter = [by(asked[r.question], completion_of(r.as_row()), 0) for r in kept]
         if adapter != kept:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.export import llama_cpp
+from posttrain.export import llama_cpp, score, score_pairs
+from posttrain.settings import DPOSettings, Export
+from posttrain.settings.command import load_settings
 from tests.helpers import ROOT, run_script
 
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
@@ -144,8 +146,19 @@ def test_text_answers_are_scored_by_the_rewards_of_the_run(tmp_path: Path) -> No
     total = sum(0.5 * len(row["reply"]) for row in replies)
     assert score["measures"]["total_reward"]["value"] == pytest.approx(total / 16)
 
+    # By another reward than that of the training, both sides are scored again.
+    (tmp_path / "mine.py").write_text(reward.replace("float(len(", "-float(len("))
+    again = run_script("export", run, "--to", "gguf:q8_0", "--score")
+    assert again.returncode == 0, again.stderr
+    assert "the rewards changed since the run" in again.stdout and "Loading" not in again.stdout
+    mirrored = scores(run)["gguf:q8_0"]
+    assert mirrored["measures"]["total_reward"]["value"] == pytest.approx(-total / 16)
+    assert (mirrored["gained"], mirrored["lost"]) == (score["lost"], score["gained"])
 
-def test_pairs_are_scored_by_each_files_own_log_probabilities(tmp_path: Path) -> None:
+
+def test_pairs_are_scored_by_each_files_own_log_probabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "dpo"
     said = train(
         *("dpo", run, "training.per_device_train_batch_size=8", "data.holdout=12"),
@@ -177,6 +190,32 @@ def test_pairs_are_scored_by_each_files_own_log_probabilities(tmp_path: Path) ->
     assert score["measures"]["reward_accuracy"]["value"] == pytest.approx(right / 12)
     assert score["measures"]["french_share"]["n"] == 6
 
+    # Killed while the reference of another base is computed: the old one is not taken for it.
+    kept = run / "eval" / "exports" / "reference"
+    request = json.loads((kept / "request.json").read_text(encoding="utf-8"))
+    (kept / "request.json").write_text(json.dumps(request | {"weights": "0" * 64}))
+    settings = load_settings(DPOSettings, run / "config.yaml")
+    scorer = score_pairs.PairScorer(run, ROOT / "assets" / "demo_model", settings)
+    monkeypatch.setattr(score_pairs.answers, "load", killed)
+    with pytest.raises(KeyboardInterrupt):
+        scorer._reference()
+    assert not (kept / "pairs.jsonl").exists()
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_was_not_made_is_not_scored(grpo: tuple[Path, str], tmp_path: Path) -> None:
+    """As after merged weights that were not proven."""
+    run = Path(shutil.copytree(grpo[0], tmp_path / "run"))
+    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
+    del record["exports"]["gguf:q8_0"]
+    (run / "export.json").write_text(json.dumps(record), encoding="utf-8")
+    export = Export(to=["merged_16bit", "gguf:q8_0"], score=True)
+    assert score.in_a_process(run, ROOT / "assets" / "demo_model", export) == 0
+    assert list(scores(run)) == ["merged_16bit"]
+
 
 def test_without_a_finished_run_it_is_refused(tmp_path: Path, grpo: tuple[Path, str]) -> None:
     result = run_script(
@@ -185,3 +224,7 @@ def test_without_a_finished_run_it_is_refused(tmp_path: Path, grpo: tuple[Path, 
     )
     assert result.returncode == 2 and "no finished run folder" in result.stderr
     assert not (tmp_path / "elsewhere").exists()
+    run = Path(shutil.copytree(grpo[0], tmp_path / "trained_on"))
+    (run / "eval" / "comparison.json").unlink()
+    with pytest.raises(ConfigError, match=r"there is no eval/comparison.json"):
+        score.check(run)
