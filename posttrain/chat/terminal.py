@@ -40,7 +40,7 @@ def answer_lines(talk: Talk, lines: Iterable[bytes]) -> None:
             try:
                 answer_once(talk, question)
             except PostTrainError as error:
-                print(f"\n{error}\n")
+                print(f"\n[{error}]\n")
                 failed = error
     if failed:
         raise failed
