@@ -125,7 +125,7 @@ def test_ctrl_c_leaves_a_usable_terminal(tmp_path: Path) -> None:
     output, code = on_a_terminal(script(tmp_path, pause=1.0), 80, stop_at=b"0/20")
     assert code != 0 and "KeyboardInterrupt" in output
     assert "\x1b[?25l" not in output
-    assert output.splitlines()[-1].startswith("KeyboardInterrupt")
+    assert "KeyboardInterrupt" in output.splitlines()[-1]  # which CPython 3.13 colours
 
 
 def test_the_cursor_is_never_hidden(tmp_path: Path) -> None:

@@ -262,7 +262,12 @@ from scripts import repeat
 repeat.ROOT = Path({str(tmp_path)!r})
 sys.exit(repeat.main(["grpo", "--seeds", "1,2", *{CONFIG!r}, "--output", {str(tmp_path)!r}]))
 """
-    process = subprocess.Popen([sys.executable, "-c", command], process_group=0)
+    process = subprocess.Popen(
+        [sys.executable, "-c", command],
+        process_group=0,
+        # Under nohup, or in the background, these tests have it ignored; so would the repeat.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     while not ready.exists():
         assert process.poll() is None
         time.sleep(0.01)
