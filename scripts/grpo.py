@@ -34,7 +34,8 @@ from eval.gsm8k import (
     summarise,
 )
 from eval.rewarded import TOTAL, Scorer, reward_row
-from posttrain.base.errors import HealthError
+from posttrain.base import distributed
+from posttrain.base.errors import DataError, HealthError
 from posttrain.base.process import run_main
 from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     held_out = fitting(held_out, tokenizer, settings, "held-out problems")
     held_out = held_out[: settings.evaluation.limit]
     train_problems, validation = for_validation(train_problems, settings.data)
+    check_enough(len(train_problems), settings)
     counts = f"{len(train_problems)} problems to train on, {len(held_out)} held out"
     print(f"{counts}, {len(validation)} to validate on" if validation else counts)
     if session.dry_run:
@@ -136,6 +138,25 @@ def fitting(
     lengths = token_lengths(tokenizer, [render(tokenizer, c) for c in conversations])
     limit = settings.model.max_seq_length - settings.training.max_completion_length
     return drop_overlong(problems, lengths, limit, settings.data.overlong, what)
+
+
+def check_enough(problems: int, settings: GRPOSettings) -> None:
+    """Check that there are problems for one generation: trl leaves out what does not fill it.
+
+    Raises:
+        DataError: there are too few.
+    """
+    training = settings.training
+    batches = training.steps_per_generation or training.gradient_accumulation_steps
+    rows = training.per_device_train_batch_size * batches * distributed.processes()
+    needed = rows // training.num_generations
+    if problems < needed and training.max_steps != 0:
+        raise DataError(
+            f"{settings.data.train.path}: {problems} problems to train on, and a generation takes "
+            f"{needed} (per_device_train_batch_size x gradient_accumulation_steps / "
+            "num_generations): nothing would be trained. Give more, set fewer aside "
+            "(data.validation), or make the batch smaller"
+        )
 
 
 def trainer_row(problem: Problem, settings: GRPOSettings) -> dict[str, Any]:

@@ -165,8 +165,14 @@ def base_weights(model: Model) -> str:
     return f"{repository}@{config.parent.name}"
 
 
-def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[Any, Any]:
-    """The policy, a PeftModel with a new adapter, and its tokenizer."""
+def load(
+    model: Model, lora: Lora, training: Training, verbose: bool, beyond: int = 0
+) -> tuple[Any, Any]:
+    """The policy, a PeftModel with a new adapter, and its tokenizer.
+
+    `beyond` is how many tokens a prompt and a reply that are scored may be longer than
+    `model.max_seq_length`: on a GPU Unsloth cuts what is longer than it was told, without a word.
+    """
     from transformers import set_seed
     from unsloth import FastLanguageModel
 
@@ -176,7 +182,7 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
     with quiet(verbose):
         base, tokenizer = FastLanguageModel.from_pretrained(
             local_or_hub(model.name),
-            max_seq_length=model.max_seq_length,
+            max_seq_length=_longest(model, beyond),
             dtype=_torch_dtype(model.dtype),
             load_in_4bit=model.load_in_4bit,
             revision=model.revision,
@@ -207,6 +213,20 @@ def load(model: Model, lora: Lora, training: Training, verbose: bool) -> tuple[A
     else:
         choose_weights(policy, "auto", keep=False)
     return policy, tokenizer
+
+
+def _longest(model: Model, beyond: int) -> int:
+    """Tokens that the model is loaded for, at most its positions: Unsloth would stretch them."""
+    from transformers import AutoConfig
+
+    if not beyond:
+        return model.max_seq_length
+    config = AutoConfig.from_pretrained(
+        local_or_hub(model.name), revision=model.revision, trust_remote_code=False
+    )
+    wanted = model.max_seq_length + beyond
+    positions = config.to_dict().get("max_position_embeddings") or wanted
+    return max(model.max_seq_length, min(wanted, positions))
 
 
 def _torch_dtype(name: str) -> Any:

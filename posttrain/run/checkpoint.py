@@ -151,9 +151,10 @@ class Score:
         self._values: list[float] = []
 
     def add(self, logs: dict[str, Any]) -> None:
-        """Add the metrics that the trainer logged."""
-        if self.metric in logs and math.isfinite(value := float(logs[self.metric])):
-            self._values.append(value)
+        """Add the metrics that the trainer logged; None is what trl has for no number at all."""
+        value = logs.get(self.metric)
+        if value is not None and math.isfinite(float(value)):
+            self._values.append(float(value))
 
     def take(self) -> dict[str, Any] | None:
         """`{"metric", "value", "logged"}` for a manifest, None if nothing was logged; then reset.

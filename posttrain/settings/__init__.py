@@ -235,6 +235,12 @@ class DPOSettings(_Trained):
         _check_validation(self)
         return self
 
+    @property
+    def beyond_limit(self) -> int:
+        """Tokens by which a prompt and its scored reply may exceed `model.max_seq_length`, which
+        pairs fit."""
+        return self.evaluation.max_new_tokens
+
     @model_validator(mode="after")
     def _room_for_replies(self) -> Self:
         for problems in self.evaluation.also:
@@ -289,6 +295,12 @@ class GRPOSettings(_Trained):
     def _something_to_validate_on(self) -> Self:
         _check_validation(self)
         return self
+
+    @property
+    def beyond_limit(self) -> int:
+        """Tokens by which a prompt and its scored reply may exceed `model.max_seq_length`, which
+        leaves room for a completion of training."""
+        return max(0, self.evaluation.max_new_tokens - self.training.max_completion_length)
 
     @model_validator(mode="after")
     def _something_to_reward(self) -> Self:

@@ -115,6 +115,16 @@ def guarded_grpo(trainer_class: Any) -> Any:
         _sampled: list[list[float]]
         """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
 
+        def _get_train_sampler(self, *rows: Any) -> Any:
+            """trl's, but the order of an epoch depends on the seed and the epoch alone. trl goes on
+            from the epochs before, which a resumed run does not draw."""
+            sampler = super()._get_train_sampler(*rows)
+            if sampler.shuffle:
+                sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(
+                    sampler.seed + epoch
+                )
+            return sampler
+
         def count(self, batch: Batch) -> int:
             return len(batch["completion_ids"])
 
@@ -167,7 +177,9 @@ def guarded_grpo(trainer_class: Any) -> Any:
             batch = super()._generate_and_score_completions(inputs)
             if self._sampled and self.model.training:
                 self._log_sampling_difference(batch, self._sampled)
-            return {**batch, "rewards": self._rewards}
+            rows = len(batch["completion_ids"])
+            first = self.accelerator.process_index * rows  # trl has gathered those of all processes
+            return {**batch, "rewards": self._rewards[first : first + rows]}
 
         def _log_sampling_difference(self, batch: Batch, sampled: list[list[float]]) -> None:
             """Log how far the log-probabilities that tokens were sampled with are from those that

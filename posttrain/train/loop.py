@@ -1,7 +1,9 @@
 """Run either trainer: room on the disk, checkpoints, metrics, and where a run stops early."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining
 from posttrain.train.guard import is_out_of_memory
 from posttrain.train.stop import StepAbandoned, StopRequest
-from posttrain.train.validation import Validation
+from posttrain.train.validation import Validation, last_step
 from posttrain.train.view import TrainingView
 from posttrain.train.watch import Watch
 
@@ -85,17 +87,17 @@ def train(
             trainer.add_callback(validation.callback(trainer, stop))
         try:
             if checkpoint is not None and validation is not None:
-                validation.catch_up(trainer, checkpoint, stop)
+                with _memory_as_health(watch):
+                    validation.catch_up(trainer, checkpoint, stop)
             if checkpoint is None or not _is_done(trainer, checkpoint, validation):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                with _memory_as_health(watch):
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except StepAbandoned:
             watch.save_last_step()
         except HealthError as error:
             _record_health_stop(error, trainer, clock, run)
             raise
         except Exception as error:
-            if is_out_of_memory(error):
-                watch.no_room("training", None)
             if not is_disk_full(error, run.path):
                 raise
             raise disk_full_error(run.path) from error
@@ -113,13 +115,24 @@ def train(
     return result
 
 
+@contextlib.contextmanager
+def _memory_as_health(watch: Watch) -> Iterator[None]:
+    """Where memory ran out and no smaller part can help, the run is stopped for its health."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            watch.no_room("training", None)
+        raise
+
+
 def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> bool:
     """Whether nothing is left to train after a checkpoint; the trainer then takes its weights.
 
     transformers would take one step more.
     """
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    step, last = state["global_step"], state["max_steps"]
+    step, last = state["global_step"], last_step(trainer.args, state["max_steps"])
     if step < last and not (validation is not None and validation.exhausted()):
         return False
     print(f"Training was done at step {step}; going on from there")
@@ -155,6 +168,8 @@ def _callback(
                 keep_rows_until(path, state.global_step)
             if distributed.is_main():
                 run.checkpoints.set_aside_after(state.global_step)
+            # A resumed run has the checkpoint's, which may be others than its settings ask for.
+            state.compute_steps(args, state.max_steps)
             view.start(state.max_steps, state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -77,7 +77,7 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
         weight = {
             # A sum over the generation's token count, which every part is given.
             **dict.fromkeys(("dapo", "cispo", "vespo"), 1.0),
-            "bnpo": share,
+            "bnpo": max(share, 1e-9),  # a part may hold nothing but what was cut and is masked
         }.get(loss_type, (end - start) / count)
         parts.append(Part(inputs, share, weight))
     return parts

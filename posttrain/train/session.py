@@ -71,6 +71,9 @@ class Session(Generic[S]):
         if not self.run.finished:
             print(f"{self.run.shared} is trained. {next_steps.UNSCORED}")
             return 0
+        if not (self.run.shared / "README.md").exists():  # killed after its scores were written
+            write_model_card(self.run.shared)
+            draw(self.run.shared)
         next_steps.already_finished(self.run.shared)
         return after_training(self.run.path, self.settings.export)
 
@@ -120,7 +123,11 @@ class Session(Generic[S]):
         settings = self.settings
         print(f"Loading {settings.model.name}")
         self._policy = policy.load(
-            settings.model, settings.lora, settings.training, settings.run.verbose
+            settings.model,
+            settings.lora,
+            settings.training,
+            settings.run.verbose,
+            settings.beyond_limit,
         )
         set_template_variables(self._policy[1], settings.prompt.chat_template_kwargs)
         loop.check_room(self._policy[0], settings, self.run)

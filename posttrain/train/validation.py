@@ -29,6 +29,12 @@ Measures = dict[str, dict[str, Any]]
 """`{"value", "n", "low", "high"}` by measure, as in eval/before.json."""
 
 
+def last_step(args: Any, of_checkpoint: int) -> int:
+    """The last step of a run that goes on: as asked for, else, where epochs are, that of the run
+    whose checkpoint it is."""
+    return int(args.max_steps) if args.max_steps > 0 else of_checkpoint
+
+
 class Validation:
     """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row."""
 
@@ -60,7 +66,7 @@ class Validation:
 
     def due(self, step: int, last: int) -> bool:
         """Whether a validation belongs after `step` of `last` and was not made yet."""
-        wanted = step in (0, last) or (self._every is not None and step % self._every == 0)
+        wanted = step == 0 or step >= last or (self._every is not None and step % self._every == 0)
         return wanted and not any(row["step"] == step for row in self.rows)
 
     def take(self, step: int) -> dict[str, float]:
@@ -99,7 +105,8 @@ class Validation:
 
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.begin(state.global_step)
-        if self.due(state.global_step, state.max_steps):
+        trainer.state = state  # which a signal meanwhile is told of
+        if self.due(state.global_step, last_step(trainer.args, state.max_steps)):
             trainer._load_from_checkpoint(str(checkpoint))
             self.run(trainer, stop, state)
 

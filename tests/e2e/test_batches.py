@@ -1,4 +1,4 @@
-"""Batches of like length: less padding, every pair once, the same order after a resume."""
+"""Batches of like length: less padding, every pair once; and the same order after a resume."""
 
 import itertools
 from pathlib import Path
@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.errors import DataError
 from posttrain.data.pairs import load_pairs
+from posttrain.data.problems import load_problems
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings
+from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.train import batches
-from scripts import dpo
+from scripts import dpo, grpo
 from tests.helpers import ROOT
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
@@ -92,3 +94,46 @@ def test_run_resumed_in_a_later_epoch_is_the_same_run(tmp_path: Path) -> None:
     ]
     assert len(logs[0]) == 22
     assert logs[0] == logs[1]
+
+
+def test_grpo_draws_the_same_problems_after_a_resume_in_a_later_epoch(tmp_path: Path) -> None:
+    """From step 6 of 9, in the second of three epochs of four steps with two problems each."""
+    few = ["training.per_device_train_batch_size=8", "training.num_generations=4"]
+    few += ["training.gradient_accumulation_steps=1", "training.max_completion_length=6"]
+    few += ["training.max_steps=9", "training.save_steps=6"]
+    path = ROOT / "configs" / "grpo_demo.yaml"
+    settings = load_settings(GRPOSettings, path, few)
+    problems = load_problems(settings.data)[0][:8]
+    drawn: dict[str, list[str]] = {}
+
+    def train(name: str, checkpoint: Path | None = None) -> list[Any]:
+        model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
+        seen = drawn[name] = []
+
+        def length(completions: Any, question: list[str], **_: Any) -> list[float]:
+            seen.extend(question[::4])
+            return [float(len(each[0]["content"])) for each in completions]
+
+        both = {"format": length, "correctness": lambda completions, **_: [0.0] * len(completions)}
+        run = RunFolder(tmp_path / name / "run")
+        trainer = grpo.build_trainer(model, tokenizer, problems, settings, both, run)[0]
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        logged = [row for row in trainer.state.log_history if "loss" in row]
+        return [(row["step"], row["loss"], row["grad_norm"], row["reward"]) for row in logged]
+
+    whole = train("whole")
+    saved = tmp_path / "whole" / "run" / "checkpoints" / ".staging" / "checkpoint-6"
+    assert train("resumed", saved) == whole and len(whole) == 9
+    assert drawn["resumed"] == drawn["whole"][12:]
+    epochs = [drawn["whole"][at : at + 8] for at in (0, 8)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
+
+
+def test_problems_for_less_than_one_generation_are_refused() -> None:
+    """trl would leave them all out, train nothing, and the run would end as a finished one."""
+    given = ["training.per_device_train_batch_size=8", "training.num_generations=4"]
+    given += ["training.gradient_accumulation_steps=3"]
+    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", given)
+    grpo.check_enough(6, settings)
+    with pytest.raises(DataError, match="5 problems to train on, and a generation takes 6 "):
+        grpo.check_enough(5, settings)

@@ -194,3 +194,25 @@ def test_two_fresh_runs_are_identical_and_another_seed_is_not(
         assert result.returncode == 0, result.stderr
     assert_same(again, reference)
     assert losses(other) != losses(reference)
+
+
+def test_a_finished_run_is_trained_on_with_the_steps_of_now(tmp_path: Path) -> None:
+    """Also where it logs more rarely than before; and a card that a kill left out is made up."""
+    run = tmp_path / "dpo"
+    few = ["training.max_steps=2", "data.validation=0", "evaluation={limit: 4, replies: 2}"]
+    assert run_script("dpo", *arguments("dpo", run, *few)).returncode == 0
+    checkpoint = str(run / "checkpoints" / "step-000002")
+    more = ["training.max_steps=6", "training.logging_steps=2", "training.save_steps=3"]
+    again = arguments("dpo", run, *few, *more)
+    result = run_script("dpo", *again, "--resume", checkpoint, "--resume-anyway")
+    assert result.returncode == 0 and "Training was done" not in result.stdout, result.stderr
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    assert environment["trained"]["steps"] == 6
+    assert [step for step, *_ in losses(run)] == [1, 2, 4, 6]
+    saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    assert saved[-2:] == ["step-000003", "step-000006"]
+
+    (run / "README.md").unlink()
+    result = run_script("dpo", *again)
+    assert result.returncode == 0 and "is a finished run" in result.stdout
+    assert (run / "README.md").is_file()

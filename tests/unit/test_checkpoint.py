@@ -107,6 +107,8 @@ def test_a_manifest_without_a_score_is_no_best(store: CheckpointStore) -> None:
 
 def test_a_score_is_the_mean_since_the_last_checkpoint() -> None:
     score = Score("reward")
+    score.add({"reward": None})  # trl's word for a step in which nothing could be scored
+    assert score.take() is None
     assert score.take() is None
     for logs in ({"reward": 1.0}, {"loss": 9.0}, {"reward": 2.0}, {"reward": float("nan")}):
         score.add(logs)

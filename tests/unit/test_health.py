@@ -246,3 +246,15 @@ def test_event_is_a_line_of_json() -> None:
         "threshold": 1.0,
         "action": "warned",
     }
+
+
+def test_a_part_without_a_token_to_learn_from_has_a_weight() -> None:
+    """Every completion of it was cut, and masked for that; the whole is divided by the weight."""
+    import torch
+
+    from posttrain.train.micro_batches import split_completions
+
+    mask = torch.tensor([[1, 1], [1, 0], [0, 0], [0, 0]])
+    batch = {"completion_ids": torch.ones(4, 2), "completion_mask": mask}
+    whole, empty = split_completions(batch, 2, "bnpo")
+    assert whole.weight == 1.0 and 0 < empty.weight < 1e-6

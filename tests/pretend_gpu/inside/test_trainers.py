@@ -135,3 +135,21 @@ def test_decode_graphs_fall_back_with_a_reason(capsys: pytest.CaptureFixture[str
     lines = [line for line in capsys.readouterr().out.splitlines() if "decode_graphs" in line]
     (line,) = lines
     assert line.startswith("note: model.decode_graphs: CUDA graphs not used: Unsloth did not use")
+
+
+@pytest.mark.long
+def test_a_scored_reply_beyond_the_limit_is_not_cut() -> None:
+    """Unsloth cuts what is longer than it was told to load for, without a word."""
+    import torch
+
+    from posttrain.model import policy
+    from posttrain.settings import DPOSettings
+    from posttrain.settings.command import load_settings
+
+    given = arguments("dpo", Path("unused"), "model.max_seq_length=100")
+    settings = load_settings(DPOSettings, Path(given[1]), given[4:])
+    ids = torch.full((1, 125), 7, device="cuda")
+    for beyond, tokens in ((0, 100), (30, 125)):
+        loaded = policy.load(settings.model, settings.lora, settings.training, False, beyond)[0]
+        with torch.no_grad():
+            assert loaded(input_ids=ids).logits.shape[1] == tokens
