@@ -50,6 +50,7 @@ class Validation:
         self.rows: list[dict[str, Any]] = []
         self._measure = measure
         self._path = run.path / "eval" / "validation.jsonl"
+        self._shared = run.shared / "eval" / "validation.jsonl"
         self._checkpoints = run.checkpoints
         self._training = settings.training
         self._every = settings.evaluation.every
@@ -57,11 +58,16 @@ class Validation:
         self._keep = settings.run.keep
 
     def begin(self, step: int) -> None:
-        """Read the validations up to `step`, where training begins or goes on."""
+        """Read the validations up to `step`, where training begins or goes on.
+
+        All processes must call it: they read those of the main one.
+        """
         if step == 0:
             self._path.unlink(missing_ok=True)
         keep_rows_until(self._path, step)
-        self.rows = jsonl_rows(self._path) if self._path.exists() else []
+        distributed.barrier()  # the main process has removed what came later
+        self.rows = jsonl_rows(self._shared) if self._shared.exists() else []
+        distributed.barrier()  # before it adds one
         self._rank()
 
     def due(self, step: int, last: int) -> bool:
@@ -141,7 +147,8 @@ class Validation:
                     return
                 validation.run(trainer, stop, state)
                 control.should_save = True
-                control.should_training_stop |= validation.exhausted()
+                over = distributed.highest(int(validation.exhausted()))  # all stop, or none
+                control.should_training_stop |= bool(over)
 
         return ValidationCallback()
 
