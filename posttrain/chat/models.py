@@ -9,7 +9,7 @@ from eval import Completion, Conversation
 from posttrain.base.paths import shown
 from posttrain.chat.conversation import Side, Stream, Talk
 from posttrain.chat.source import Source
-from posttrain.chat.weights import CONTEXT, Weights
+from posttrain.chat.weights import Weights
 from posttrain.model import policy
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.server_stream import ServedReplies
@@ -39,7 +39,7 @@ def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
         url, sampling = source.model, {}
         if source.kind == "gguf":
             print(f"Loading {name} into llama.cpp")
-            context = max(source.run.get("model", {}).get("max_seq_length", 0), CONTEXT)
+            context = max(source.trained_length, policy.CONTEXT)
             url = stack.enter_context(serve(Path(source.model), context))
             sampling = FULL_DISTRIBUTION
         served = ServedReplies(url, how, source.template_variables, sampling)

@@ -34,6 +34,11 @@ class Source:
         return (self.run.get("prompt") or {}).get("chat_template_kwargs") or {}
 
     @property
+    def trained_length(self) -> int:
+        """Tokens of prompt and reply that the run was trained with; 0 without one."""
+        return int((self.run.get("model") or {}).get("max_seq_length", 0))
+
+    @property
     def system(self) -> str | None:
         """The run's system prompt."""
         return (self.run.get("prompt") or {}).get("system")

@@ -5,19 +5,17 @@ import copy
 import queue
 import threading
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 from eval import Completion, Conversation
-from posttrain.base.errors import ConfigError, HealthError, first_line
+from posttrain.base.errors import ConfigError, HealthError
 from posttrain.chat.source import Source
 from posttrain.data.render import render, set_template_variables, token_ids
-from posttrain.model import adapter, policy
+from posttrain.model import policy
 from posttrain.model.inference import StopAtAnswer, as_completion, generation_config
 from posttrain.model.merged import sampling_weights
 from posttrain.settings import Evaluation
 
-CONTEXT = 4096  # tokens of a conversation, unless the model takes fewer or was trained on more
 HALF = "\ufffd"  # what the bytes of a character decode to before the last of them is there
 
 
@@ -31,7 +29,7 @@ class Weights:
     def __init__(self, source: Source, evaluation: Evaluation) -> None:
         """An adapter's base is loaded as it was for its training. After policy.start()."""
         trained = source.run.get("model", {}) if source.kind == "adapter" else {}
-        self._context = _context(source)
+        self._context = policy.context(source.model, source.trained_length)
         self._model, self._tokenizer = policy.load_for_scoring(
             source.model,
             load_in_4bit=trained.get("load_in_4bit", False),
@@ -176,20 +174,3 @@ class _Stopped:
         closed = self._stop and reply[-1] in self._stop.closing and self._stop.closed(reply)
         ended = bool(self._stopped.is_set() or closed)
         return torch.tensor([ended], device=input_ids.device)
-
-
-def _context(source: Source) -> int:
-    """Tokens of prompt and reply: those of the training, CONTEXT at least, as far as the model's
-    positions go; more would make Unsloth stretch them."""
-    from transformers import AutoConfig
-
-    base = adapter.base_of(Path(source.model)) if source.kind == "adapter" else source.model
-    try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False).to_dict()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot load the model '{base}': {first_line(error)} It is no folder here; check the "
-            "name, or the way to the hub"
-        ) from None
-    wanted = max(source.run.get("model", {}).get("max_seq_length", 0), CONTEXT)
-    return int(min(wanted, config.get("max_position_embeddings") or wanted))

@@ -32,6 +32,7 @@ from posttrain.settings import Lora, Model, RolloutModel, Training
 
 # Run no Python code and read no pickle of a model, wherever it comes from.
 TRUSTED = {"trust_remote_code": False, "use_safetensors": True}
+CONTEXT = 4096  # tokens to load a model for, unless it takes fewer or was trained on more
 LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
 
 
@@ -216,17 +217,12 @@ def load(
 
 
 def _longest(model: Model, beyond: int) -> int:
-    """Tokens that the model is loaded for, at most its positions: Unsloth would stretch them."""
-    from transformers import AutoConfig
-
+    """Tokens that the policy is loaded for."""
     if not beyond:
         return model.max_seq_length
-    config = AutoConfig.from_pretrained(
-        local_or_hub(model.name), revision=model.revision, trust_remote_code=False
-    )
     wanted = model.max_seq_length + beyond
-    positions = config.to_dict().get("max_position_embeddings") or wanted
-    return max(model.max_seq_length, min(wanted, positions))
+    longest = _up_to_positions(local_or_hub(model.name), model.revision, wanted)
+    return max(model.max_seq_length, longest)
 
 
 def _torch_dtype(name: str) -> Any:
@@ -251,6 +247,36 @@ def _admit_decode_graphs(policy: Any) -> None:
             why_not = admit_decode_graphs(policy, graphs)
     verdict = f"not used: {why_not}" if why_not else "used: same results as eager decoding"
     print(f"note: model.decode_graphs: CUDA graphs {verdict}")
+
+
+def context(name: str, trained: int, base: str | None = None) -> int:
+    """Tokens of prompt and reply to load a model for that is asked something: `trained`, those that
+    it was trained with, CONTEXT at least, as far as its positions go.
+
+    `name` and `base` are as in load_for_scoring. After start().
+
+    Raises:
+        ConfigError: the model is not here and cannot be reached.
+    """
+    found = local_or_hub(name)
+    if (Path(found) / adapter.CONFIG).is_file():
+        found = base or adapter.base_of(Path(found))
+    try:
+        return _up_to_positions(found, None, max(trained, CONTEXT))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load the model '{found}': {first_line(error)} It is no folder here; check the "
+            "name, or the way to the hub"
+        ) from None
+
+
+def _up_to_positions(name: str, revision: str | None, wanted: int) -> int:
+    """`wanted` tokens, or the model's positions where these are fewer: Unsloth would stretch them
+    without a word."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).to_dict()
+    return int(min(wanted, config.get("max_position_embeddings") or wanted))
 
 
 def load_for_scoring(

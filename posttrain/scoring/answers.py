@@ -80,7 +80,8 @@ def load(asking: Asking) -> tuple[Any, Any]:
     """The model, which is no server's, and its tokenizer."""
     device = policy.start(verbose=False, threads=None)
     print(f"Loading {asking.model} on {device.name}")
-    length = run_config(asking.model).get("model", {}).get("max_seq_length", 4096)
+    trained = run_config(asking.model).get("model", {}).get("max_seq_length", 0)
+    length = policy.context(asking.model, trained, asking.base)
     model, tokenizer = policy.load_for_scoring(
         asking.model, max_seq_length=length, base=asking.base, **asking.precision
     )
@@ -89,8 +90,9 @@ def load(asking: Asking) -> tuple[Any, Any]:
 
 
 def serve_file(asking: Asking) -> contextlib.AbstractContextManager[str]:
-    """The URL of a server for a GGUF file, with the context that its run was trained with."""
-    context = run_config(asking.model).get("model", {}).get("max_seq_length", 4096)
+    """The URL of a server for a GGUF file, with room for what its run was trained with."""
+    trained = run_config(asking.model).get("model", {}).get("max_seq_length", 0)
+    context = max(trained, policy.CONTEXT)
     return serve(Path(asking.model), context, asking.at_once, keep_prompts=False)
 
 
