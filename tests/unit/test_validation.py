@@ -128,7 +128,8 @@ def test_patience(tmp_path: Path, values: list[float], over: bool) -> None:
 
 def test_when_a_validation_is_due(tmp_path: Path) -> None:
     validation = validated(tmp_path, {0: 0.1, 10: 0.3}, "run.keep=last")
-    assert [step for step in range(41) if validation.due(step, 35)] == [20, 30, 35, 40]
+    assert [step for step in range(36) if validation.due(step, 35)] == [20, 30, 35]
+    assert validation.due(38, 35)  # where a run that had more steps goes on with fewer
     validation.begin(9)  # a run that goes on from there
     assert [row["step"] for row in validation.rows] == [0] and validation.due(10, 35)
     validation.begin(0)  # a run that starts over takes nothing over
