@@ -29,6 +29,7 @@ class StopRequest:
         self.exit_code: int | None = None
         """The exit code of the process once the run has to stop, else None."""
         self.reason = ""
+        self._agreed = False
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._old_handlers: dict[int, Any] = {}
         self._interruptible = False
@@ -80,4 +81,11 @@ class StopRequest:
         agreed = distributed.highest(-1 if self.exit_code is None else self.exit_code)
         if self.exit_code is None and agreed >= 0:
             self.exit_code, self.reason = agreed, "another process stopped"
-        return self.exit_code is not None
+        self._agreed = self.exit_code is not None
+        return self._agreed
+
+    @property
+    def decided(self) -> bool:
+        """Whether the run is stopping. Of several processes each has the same answer: a signal that
+        only one has heard counts when they next ask."""
+        return self.exit_code is not None if distributed.processes() == 1 else self._agreed

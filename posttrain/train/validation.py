@@ -141,9 +141,7 @@ class Validation:
                     validation.run(trainer, stop, state)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if stop.exit_code is not None or not validation.due(
-                    state.global_step, state.max_steps
-                ):
+                if stop.decided or not validation.due(state.global_step, state.max_steps):
                     return
                 validation.run(trainer, stop, state)
                 control.should_save = True
