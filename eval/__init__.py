@@ -6,6 +6,7 @@ GGUF file.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 Message = dict[str, str]
 Conversation = list[Message]
@@ -28,7 +29,48 @@ Generate = Callable[[Sequence[Conversation]], list[Completion]]
 """Answers each conversation (ending in a user turn) once, in order."""
 
 
-def conversation(user: str, system: str | None) -> Conversation:
-    """A system turn (unless None or empty) and a user turn."""
-    turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": user}]
+class Example(Protocol):
+    """A worked example: a question and the reply that a model should give to it."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
+class PromptLike(Protocol):
+    """What precedes a question in its prompt, as the settings of `prompt` have it."""
+
+    @property
+    def system(self) -> str | None: ...
+
+    @property
+    def examples(self) -> Sequence[Example]: ...
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """A system turn and worked examples, without the settings of a run."""
+
+    system: str | None = None
+    examples: Sequence[Example] = ()
+
+
+def conversation(question: str, prompt: PromptLike) -> Conversation:
+    """The prompt of a question: a system turn (unless None or empty), two turns for each worked
+    example, and the question as the last user turn."""
+    turns = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*turns, *example_turns(prompt.examples), {"role": "user", "content": question}]
+
+
+def example_turns(examples: Sequence[Example]) -> Conversation:
+    """A user turn and an assistant turn for each worked example."""
+    return [
+        turn
+        for example in examples
+        for turn in (
+            {"role": "user", "content": example.question},
+            {"role": "assistant", "content": example.answer},
+        )
+    ]

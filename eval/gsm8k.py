@@ -11,11 +11,11 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
-from eval import Completion, Generate, conversation
+from eval import Completion, Generate, PromptLike, conversation
 from eval.measures import NO_DIFFERENCE, NOT_MEASURABLE
 from eval.stats import compare, mean, pass_at_k, proportion
 from rewards.answer import count_answer_elements, extract_last, extract_tagged, parse_number
-from rewards.gsm8k import format_reward
+from rewards.gsm8k import CORRECTNESS_REWARD, FORMAT_REWARD, format_reward
 
 # The system prompt of an evaluation, by language: steps, and the answer where a program finds it.
 SYSTEM = {
@@ -92,6 +92,7 @@ class ScoredReply:
         """The reply and its scores as one JSON row, with what makes a collapse visible."""
         return {
             **asdict(self),
+            "total_reward": FORMAT_REWARD * self.format_rate + CORRECTNESS_REWARD * self.tagged,
             "answer_elements": count_answer_elements(self.reply),
             "reasoning_characters": len(self.reply.partition("<answer>")[0].strip()),
         }
@@ -146,12 +147,12 @@ Score = Callable[[Problem, Completion, int], R]
 def evaluate(
     problems: Sequence[Problem],
     generate: Generate,
-    system: str | None,
+    prompt: PromptLike,
     sample: int = 0,
     score: Score[Any] = score_reply,
 ) -> list[Any]:
     """Answer every problem once, with the prompt used in training, and score the replies."""
-    completions = generate([conversation(problem.question, system) for problem in problems])
+    completions = generate([conversation(problem.question, prompt) for problem in problems])
     return [score(p, c, sample) for p, c in zip(problems, completions, strict=True)]
 
 

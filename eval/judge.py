@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from eval import Conversation, conversation
+from eval import Conversation, PromptFormat, conversation
 from eval.measures import NOT_MEASURABLE
 from eval.stats import mcnemar_exact, proportion
 
@@ -73,7 +73,7 @@ def question(compared: Comparison, order: Order, language: str) -> Conversation:
         for label, part in zip(LABELS[language], parts, strict=True)
         if part
     )
-    return conversation(text, INSTRUCTIONS[language])
+    return conversation(text, PromptFormat(INSTRUCTIONS[language]))
 
 
 def parse_verdict(reply: str) -> Verdict | None:

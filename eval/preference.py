@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from eval import Message
+from eval import Conversation, Message
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,15 @@ class Pair:
     rejected: str
     where: str = field(default="", compare=False, repr=False)
     """File and row, for messages."""
+    examples: tuple[Message, ...] = field(default=(), compare=False, repr=False)
+    """The turns of the worked examples of `prompt.examples`, the same for every pair of a run."""
+
+    @property
+    def conversation(self) -> Conversation:
+        """The prompt as the model reads it: the examples stand between the system turn and the
+        others."""
+        own = int(bool(self.prompt) and self.prompt[0]["role"] == "system")
+        return [*self.prompt[:own], *self.examples, *self.prompt[own:]]
 
 
 @dataclass(frozen=True)

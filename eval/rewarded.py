@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eval import Completion, conversation
+from eval import Completion, PromptLike, conversation
 from eval.gsm8k import Problem
 from rewards import RewardFunction, trl_keywords
 from rewards import score as call
@@ -50,8 +50,8 @@ class Scorer:
 
     functions: Mapping[str, RewardFunction]
     weights: Mapping[str, float]
-    system: str | None
-    """The system turn of the prompts that the replies answer."""
+    prompt: PromptLike
+    """What precedes each question in the prompts that the replies answer."""
 
     def __call__(self, problem: Problem, completion: Completion, sample: int = 0) -> RewardedReply:
         """Score one reply.
@@ -62,7 +62,7 @@ class Scorer:
         Raises:
             RewardError: a reward raised, or did not return a number or None.
         """
-        row = reward_row(problem, self.system)
+        row = reward_row(problem, self.prompt)
         ids = completion.ids or [0] * completion.tokens
         keywords = trl_keywords(row, [completion.text], [ids])
         rewards = {name: call(name, f, keywords)[0] for name, f in self.functions.items()}
@@ -79,10 +79,10 @@ class Scorer:
         )
 
 
-def reward_row(problem: Problem, system: str | None) -> dict[str, Any]:
+def reward_row(problem: Problem, prompt: PromptLike) -> dict[str, Any]:
     """What trl gets of a problem: its prompt, and the columns that the rewards read."""
     own = {"question": problem.question, "answer": problem.answer}
-    return {"prompt": conversation(problem.question, system), **own, **problem.columns}
+    return {"prompt": conversation(problem.question, prompt), **own, **problem.columns}
 
 
 def measure_names(rewards: Mapping[str, Any]) -> dict[str, str]:

@@ -7,9 +7,9 @@
     ./run chat Qwen/Qwen2.5-0.5B-Instruct                  # or a folder, a GGUF file, a URL
 
 `before` is the base model, the adapter off; `after` is with it. Replies are greedy unless
---temperature is given, under the run's own system prompt, chat template variables and limit. Those
-to questions of a GRPO run's data are shown with their rewards. In a terminal /help lists the
-commands, and Ctrl-C stops a reply.
+--temperature is given, under the run's own system prompt, worked examples, chat template variables
+and limit. Those to questions of a GRPO run's data are shown with their rewards. In a terminal /help
+lists the commands, and Ctrl-C stops a reply.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from posttrain.chat import models, source, terminal
 from posttrain.chat.conversation import Talk
 from posttrain.chat.known import held_out_questions, load_known
 from posttrain.chat.port import check_port
+from posttrain.settings import Prompt
+from posttrain.settings.command import check_settings
 from posttrain.settings.secrets import check_arguments
 
 EXAMPLES = 6  # questions that the page offers
@@ -40,12 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     found = source.find(asked.model)
     if asked.web:
         check_port(asked.port)
-    system = found.system if asked.system is None else asked.system or None
+    prompt = found.prompt
+    system = prompt.system if asked.system is None else asked.system or None
+    examples = prompt.examples
+    if asked.examples is not None:
+        examples = check_settings(Prompt, {"examples": asked.examples or []}, "--examples").examples
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the replies
             sides = models.load(found, models.evaluation(found, asked), stack)
             known = load_known(found)
-        talk = Talk(sides, system, asked.seed, known)
+        talk = Talk(sides, system, asked.seed, known, examples)
         try:
             answer(talk, found, asked)
         except Terminated:
@@ -93,6 +99,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--question", metavar="TEXT", help="answer this and end")
     add("--system", metavar="TEXT", help="another system prompt ('' for none)")
+    add("--examples", metavar="FILE", help="other worked examples, in JSON lines ('' for none)")
     add("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
     add("--max-new-tokens", type=int, help="longest reply (default: the run's, else 512)")
     add("--seed", type=int, default=0, help="of sampled replies")

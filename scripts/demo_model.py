@@ -32,7 +32,7 @@ sys.path[0] = str(ROOT)
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from eval import Completion, Conversation, Generate
+from eval import Completion, Conversation, Generate, PromptFormat
 from eval.gsm8k import Problem as ScoredProblem
 from eval.gsm8k import evaluate
 from eval.language import in_language
@@ -305,11 +305,11 @@ def measure(
             for problem in problems
             if problem.language == language
         ]
-        system, lead = GRPO_SYSTEM[language], LEADS[language]["tagged"]
-        greedy = evaluate(asked, generator(model, tokenizer, sample=False), system)
-        sampled = evaluate(asked, generator(model, tokenizer, sample=True), system)
-        dpo = evaluate(asked, generator(model, tokenizer, sample=True), DPO_SYSTEM)
-        forced = evaluate(asked, generator(model, tokenizer, sample=False, lead=lead), system)
+        prompt, lead = PromptFormat(GRPO_SYSTEM[language]), LEADS[language]["tagged"]
+        greedy = evaluate(asked, generator(model, tokenizer, sample=False), prompt)
+        sampled = evaluate(asked, generator(model, tokenizer, sample=True), prompt)
+        dpo = evaluate(asked, generator(model, tokenizer, sample=True), PromptFormat(DPO_SYSTEM))
+        forced = evaluate(asked, generator(model, tokenizer, sample=False, lead=lead), prompt)
         guesses = tuple(LEADS[spoken]["guess"] for spoken in LEADS)
         table[language] = {
             "greedy: right, with its tag": mean([row.strict for row in greedy]),

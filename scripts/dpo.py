@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 from eval.preference import Pair
 from posttrain.base.process import run_main
+from posttrain.data.examples import check_examples
 from posttrain.data.lengths import Lengths, measure
 from posttrain.data.pairs import PairSet, load_pair_set
 from posttrain.data.render import drop_overlong, render, without_added_tokens
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Pairs, checked before anything heavy is loaded and reported on before the model is.
     pairs = load_pair_set(settings.data, settings.prompt)
+    check_examples(settings.prompt.examples, pairs.user_turns())
     tokenizer = session.start()
     data_report, lengths = examine(pairs, tokenizer, settings)
     if session.dry_run:
@@ -125,7 +127,7 @@ def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:
     """
     return [
         {
-            "prompt": render(tokenizer, pair.prompt),
+            "prompt": render(tokenizer, pair.conversation),
             "chosen": pair.chosen,
             "rejected": pair.rejected,
         }

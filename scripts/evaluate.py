@@ -6,13 +6,15 @@ on problems whose answer is text, by rewards of your own.
     ./run evaluate --model outputs/grpo_gsm8k_16gb/gguf/grpo_gsm8k_16gb-q8_0.gguf --data gsm8k
     ./run evaluate --model http://127.0.0.1:8080 --data problems.jsonl --samples 8 --temperature 0.8
     ./run evaluate --model outputs/mine --data answers.jsonl --rewards my_rewards.py:same_words
+    ./run evaluate --model Qwen/Qwen2.5-0.5B-Instruct --config configs/grpo_gsm8k_16gb.yaml \
+        --data train --examples examples.jsonl --samples 8 --limit 500    # for data.format: replies
     ./run evaluate --compare outputs/eval/a/report.json outputs/eval/b/report.json
     ./run evaluate --rescore outputs/eval/a/replies.jsonl
 
-Zero-shot, greedy unless --temperature is given. An adapter of a run folder is asked with the system
-prompt and the variables of the chat template it was trained with, and one that was trained on
-answers that are text is scored by the rewards of its training. Every reply is kept in replies.jsonl
-as it comes, so an interrupted evaluation goes on where it stopped, and scores can be recomputed
+Zero-shot, greedy unless --temperature is given. An adapter of a run folder gets the system
+prompt, worked examples and chat template variables that it was trained with, and one that was
+trained on answers that are text is scored by the rewards of its training. Every reply is kept in
+replies.jsonl as it comes, so an interrupted evaluation resumes, and scores can be recomputed
 without the model.
 """
 
@@ -39,17 +41,27 @@ from eval.gsm8k import (
 from eval.rewarded import RewardedReply, Scorer, reward_row
 from posttrain import report
 from posttrain.base.disk import check_folder
-from posttrain.base.errors import DataError
+from posttrain.base.errors import ConfigError, DataError
 from posttrain.base.files import fingerprint, write_json
 from posttrain.base.paths import ROOT, run_command, shown
 from posttrain.base.process import run_main
-from posttrain.data.problems import load_evaluation, seen_in_training
+from posttrain.data.examples import check_examples
+from posttrain.data.problems import for_validation, load_evaluation, seen_in_training
+from posttrain.data.problems import load_problems as load_both
 from posttrain.model.server import PATIENCE_S, first_model, is_url
 from posttrain.run.replies import folder_for, read_replies, resume, score_again
 from posttrain.scoring import answers, reward_functions
 from posttrain.scoring.provenance import run_config, run_of, trained_questions, weights_fingerprint
-from posttrain.settings import Evaluation, Model, ProblemColumns, Prompt, Source
-from posttrain.settings.command import check_settings
+from posttrain.settings import (
+    Evaluation,
+    GRPOSettings,
+    Model,
+    ProblemColumns,
+    ProblemData,
+    Prompt,
+    Source,
+)
+from posttrain.settings.command import check_settings, load_settings
 from posttrain.settings.secrets import check_arguments
 from posttrain.settings.strict_yaml import parse_yaml
 
@@ -59,6 +71,7 @@ SETS = {
     "mgsm-en": Source(path="hf://datasets/juletxara/mgsm/mgsm_en.tsv"),
     "mgsm-fr": Source(path="hf://datasets/juletxara/mgsm/mgsm_fr.tsv"),
 }
+OWN = ("train", "eval")  # the problems of --config
 DTYPES = get_args(Model.model_fields["dtype"].annotation)
 
 
@@ -80,18 +93,17 @@ def main(argv: list[str] | None = None) -> int:
         print(compare_reports(*asked.compare))
         return 0
     asked.model = adapter_of_run(asked.model)
-    weights = asked_rewards(asked)
-    of_run = None if asked.rewards else run_of(asked.model)[0]
+    config = config_of(asked)
+    weights = asked_rewards(asked, config)
+    of_run = None if asked.rewards or asked.config else run_of(asked.model)[0]
     functions = reward_functions.load(weights or (), "text", of_run)
-    problems = load_problems(asked, by_rewards=weights is not None)
-    system = asked.system if asked.system is not None else default_system(asked, weights)
-    score: Score[Any] = Scorer(functions, weights, system) if weights else score_reply
+    problems = load_problems(asked, config, by_rewards=weights is not None)
+    prompt = prompt_of(asked, config, weights)
+    check_examples(prompt.examples, [problem.question for problem in problems])
+    score: Score[Any] = Scorer(functions, weights, prompt) if weights else score_reply
     if weights:
-        row = reward_row(problems[0], system)
+        row = reward_row(problems[0], prompt)
         reward_functions.tried(functions, row, f"{problems[0].where}: ")
-    if asked.chat_template_kwargs is None:
-        trained_with = run_config(asked.model).get("prompt") or {}
-        asked.chat_template_kwargs = trained_with.get("chat_template_kwargs") or {}
     overlap = refuse_trained_on(asked, problems)
     loaded = answers.precision(asked.model, asked.dtype, asked.load_in_4bit)
     request = {
@@ -101,9 +113,10 @@ def main(argv: list[str] | None = None) -> int:
         **loaded,
         "data": asked.data,
         "fingerprint": fingerprint(problems),
-        "system": system,
+        "system": prompt.system,
+        "examples": [each.model_dump() for each in prompt.examples] or None,
         "rewards": weights,
-        "chat_template_kwargs": asked.chat_template_kwargs or None,  # as in earlier requests
+        "chat_template_kwargs": prompt.chat_template_kwargs or None,  # as in earlier requests
         "samples": asked.samples,
         "temperature": asked.temperature,
         "max_new_tokens": asked.max_new_tokens,
@@ -117,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     if weights and done:
         with reward_functions.reward_errors():
             score_again(folder, done, problems, score)
-    answers.answer_all(asking_of(asked, loaded), problems, request, folder, done, score)
+    answers.answer_all(asking_of(asked, prompt, loaded), problems, request, folder, done, score)
     write_json(folder / "report.json", {**request, "measures": summarise(list(done.values()))})
     print(f"\n{report.summary_table(summarise(list(done.values())))}\n\nKept in {shown(folder)}")
     if overlap:
@@ -140,9 +153,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="hub name, folder of a model, run or adapter, GGUF file (run by llama.cpp), or URL of "
         "an OpenAI-style server",
     )
-    add("--data", help=f"{', '.join(SETS)}, or a file in GSM8K's form")
+    add("--data", help=f"{', '.join(SETS)}, a file in GSM8K's form, or with --config: train, eval")
+    add(
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="a GRPO config: its prompt, and with --data train or eval its problems, without those "
+        "that it sets aside to validate on",
+    )
     add("--language", choices=sorted(SYSTEM), default="en", help="of the default system prompt")
     add("--system", help="system prompt instead ('' for none)")
+    add(
+        "--examples",
+        metavar="FILE",
+        help="worked examples before each question, JSON lines of question and answer ('' for "
+        "none; default: those of the config or of the model's run)",
+    )
     add(
         "--rewards",
         nargs="+",
@@ -236,30 +262,50 @@ def adapter_of_run(model: str) -> str:
     return model
 
 
-def asked_rewards(asked: argparse.Namespace) -> dict[str, float] | None:
-    """The rewards to score by and their weights: as asked, else those of a run that was trained on
-    answers that are text. None where answers are numbers, as in the sets that have a name.
+def config_of(asked: argparse.Namespace) -> dict[str, Any]:
+    """The settings of --config, else of the model's run; empty without either.
+
+    Raises:
+        ConfigError: --config is not a config of GRPO, or is missing for --data train.
+    """
+    if asked.config is None:
+        if asked.data in OWN:
+            raise ConfigError(
+                f"--data {asked.data}: name the config whose problems these are with --config"
+            )
+        return run_config(asked.model)
+    return load_settings(GRPOSettings, asked.config).model_dump(mode="json")
+
+
+def asked_rewards(asked: argparse.Namespace, config: dict[str, Any]) -> dict[str, float] | None:
+    """The rewards to score by and their weights: those of --rewards, else of a config with answers
+    that are text. None where answers are numbers, as in the sets that have a name.
 
     Raises:
         ConfigError: a weight is no number.
     """
     if asked.rewards:
         return dict(map(reward_functions.weighted, asked.rewards))
-    trained = run_config(asked.model)
-    if asked.data in SETS or trained.get("data", {}).get("answers") != "text":
+    if asked.data in SETS or config.get("data", {}).get("answers") != "text":
         return None
-    weights: dict[str, float] = trained["rewards"]
+    weights: dict[str, float] = config["rewards"]
     return weights
 
 
-def load_problems(asked: argparse.Namespace, by_rewards: bool = False) -> list[Problem]:
+def load_problems(
+    asked: argparse.Namespace, config: dict[str, Any], by_rewards: bool = False
+) -> list[Problem]:
     """The problems to score. A run's own, and those that its rewards score, have its columns."""
+    if asked.data in OWN:
+        own = ProblemData.model_validate(config["data"])
+        train, held_out = load_both(own)
+        problems = for_validation(train, own)[0] if asked.data == "train" else held_out
+        return problems[: asked.limit]
     source = SETS.get(asked.data, Source(path=asked.data, split="test"))
     source = source.model_copy(update={"limit": asked.limit})
-    trained = run_config(asked.model)
-    data = trained.get("data") or {}
-    own = trained.get("method") == "grpo" and _same_file(asked.data, data["eval"]["path"])
-    columns = data["columns"] if own or (by_rewards and not asked.rewards) else {}
+    data = config.get("data") or {}
+    is_own = config.get("method") == "grpo" and _same_file(asked.data, data["eval"]["path"])
+    columns = data["columns"] if is_own or (by_rewards and not asked.rewards) else {}
     wanted = ProblemColumns.model_validate(columns)
     return load_evaluation(source, wanted, "text" if by_rewards else "number")
 
@@ -270,16 +316,22 @@ def _same_file(given: str, path: str) -> bool:
     return bool(found[0] & found[1])
 
 
-def default_system(
-    asked: argparse.Namespace, weights: dict[str, float] | None = None
-) -> str | None:
-    """The prompt that a GRPO run trained with, else the standard one of --language: none by
-    rewards, as it asks for a number."""
-    trained = run_config(asked.model)
-    if trained.get("method") == "grpo":
-        system: str | None = trained["prompt"]["system"]
-        return system
-    return None if weights else SYSTEM[asked.language]
+def prompt_of(
+    asked: argparse.Namespace, config: dict[str, Any], weights: dict[str, float] | None
+) -> Prompt:
+    """The prompt that a GRPO run or config trains with, else the standard one of --language, and
+    none by rewards, as it asks for a number; with what the command line replaces."""
+    values = dict(config.get("prompt") or {})
+    if config.get("method") != "grpo":
+        values |= {"system": None if weights else SYSTEM[asked.language], "examples": []}
+    if asked.system is not None:
+        values["system"] = asked.system or None
+    if asked.examples is not None:
+        values["examples"] = asked.examples or []
+    if asked.chat_template_kwargs is not None:
+        values["chat_template_kwargs"] = asked.chat_template_kwargs
+    where = "command line" if asked.examples else f"the config of {asked.config or asked.model}"
+    return check_settings(Prompt, values, where)
 
 
 def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int:
@@ -292,7 +344,7 @@ def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int
     if not trained:
         return 0
     shared = seen_in_training(problems, trained_questions(trained))
-    if shared and not asked.allow_trained_on:
+    if shared and not asked.allow_trained_on and asked.data != "train":
         raise DataError(
             f"{asked.data}: {len(shared)} of {len(problems)} questions are in "
             f"{trained['data']['train']['path']}, which {asked.model} was trained on, such as "
@@ -310,11 +362,12 @@ def default_folder(asked: argparse.Namespace) -> Path:
     parts = model.rstrip("/").removesuffix(".gguf").split("/")
     *around, last = [part for part in parts if part != "gguf"][-2:]
     named = [last] if last.startswith(f"{''.join(around)}-") else [*around, last]
-    name = f"{'-'.join(named)}-{Path(asked.data).stem}"
+    data = f"{asked.config.stem}-{asked.data}" if asked.data in OWN else Path(asked.data).stem
+    name = f"{'-'.join(named)}-{data}"
     return ROOT / "outputs" / "eval" / re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
 
 
-def asking_of(asked: argparse.Namespace, loaded: dict[str, Any]) -> answers.Asking:
+def asking_of(asked: argparse.Namespace, prompt: Prompt, loaded: dict[str, Any]) -> answers.Asking:
     """How replies are generated, by a model whose weights are loaded as `loaded` says."""
     evaluation = Evaluation(
         batch_size=asked.batch_size,
@@ -325,7 +378,8 @@ def asking_of(asked: argparse.Namespace, loaded: dict[str, Any]) -> answers.Aski
     return answers.Asking(
         model=asked.model,
         evaluation=evaluation,
-        variables=asked.chat_template_kwargs,
+        prompt=prompt,
+        variables=prompt.chat_template_kwargs,
         precision=loaded,
         samples=asked.samples,
         seed=asked.seed,

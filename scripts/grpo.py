@@ -37,6 +37,7 @@ from eval.rewarded import TOTAL, Scorer, reward_row
 from posttrain.base import distributed
 from posttrain.base.errors import DataError, HealthError
 from posttrain.base.process import run_main
+from posttrain.data.examples import check_examples
 from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.doctor.recipe import describe
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Problems and rewards, checked before anything heavy is loaded.
     train_problems, held_out = load_problems(settings.data)
+    check_examples(settings.prompt.examples, (p.question for p in [*train_problems, *held_out]))
     functions = load_rewards(settings, train_problems[0])
     by = scorer(settings, functions, held_out[0])
     tokenizer = session.start()
@@ -127,14 +129,14 @@ def scorer(
     if settings.data.answers == "number":
         return score_reply
     reward_functions.tried(functions, trainer_row(sample, settings), f"{sample.where}: ")
-    return Scorer(functions, settings.rewards, settings.prompt.system)
+    return Scorer(functions, settings.rewards, settings.prompt)
 
 
 def fitting(
     problems: list[Problem], tokenizer: Any, settings: GRPOSettings, what: str
 ) -> list[Problem]:
     """The problems whose prompt leaves room for a whole completion in model.max_seq_length."""
-    conversations = [conversation(p.question, settings.prompt.system) for p in problems]
+    conversations = [conversation(p.question, settings.prompt) for p in problems]
     lengths = token_lengths(tokenizer, [render(tokenizer, c) for c in conversations])
     limit = settings.model.max_seq_length - settings.training.max_completion_length
     return drop_overlong(problems, lengths, limit, settings.data.overlong, what)
@@ -161,7 +163,7 @@ def check_enough(problems: int, settings: GRPOSettings) -> None:
 
 def trainer_row(problem: Problem, settings: GRPOSettings) -> dict[str, Any]:
     """What trl gets of a problem: its prompt, and the columns that the rewards read."""
-    return reward_row(problem, settings.prompt.system)
+    return reward_row(problem, settings.prompt)
 
 
 def print_example(
@@ -203,7 +205,7 @@ def score(
     print(f"Scoring {len(problems)} held-out problems ({side} training)")
     generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
     with reward_functions.reward_errors():
-        replies = evaluate(problems, generate, settings.prompt.system, score=by)
+        replies = evaluate(problems, generate, settings.prompt, score=by)
     run.write_rows(side, [reply.as_row() for reply in replies])
     return replies
 
@@ -228,7 +230,7 @@ def validate(
     greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
     generate = inference.generator(model, tokenizer, greedy, settings.training.seed)
     with reward_functions.reward_errors():
-        found = summarise(evaluate(problems, generate, settings.prompt.system, score=by))
+        found = summarise(evaluate(problems, generate, settings.prompt, score=by))
     if found[main_measure(settings)]["value"] is None:
         raise HealthError(
             f"the rewards returned None for all {len(problems)} problems of data.validation, so no "

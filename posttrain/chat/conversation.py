@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval import Completion, Conversation, Message
+from eval import Completion, Conversation, Example, Message, PromptFormat, conversation
 from posttrain.chat.known import NOTHING, Known
 
 Stream = Callable[[Conversation, int], Generator[Completion, None, None]]
@@ -32,6 +32,8 @@ class Talk:
     system: str | None
     seed: int = 0
     known: Known = NOTHING
+    examples: Sequence[Example] = ()
+    """Worked examples, which every conversation begins with and no side shows."""
     turns: dict[str, list[Message]] = field(default_factory=dict)
     """Of each side: user and assistant in turn."""
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -50,10 +52,10 @@ class Talk:
         question = self.rows[-1]["question"]
         turns = self.turns.setdefault(side.name, [])
         asked = [*turns, {"role": "user", "content": question}]
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        *opening, _ = conversation(question, self._prompt)
         reply = Completion("", 0, truncated=True)
         try:
-            with closing(side.stream([*system, *asked], self.seed + len(self.rows) - 1)) as stream:
+            with closing(side.stream([*opening, *asked], self.seed + len(self.rows) - 1)) as stream:
                 for reply in stream:
                     yield reply
         finally:
@@ -63,10 +65,14 @@ class Talk:
 
     def rewards(self, side: Side, reply: Completion) -> dict[str, float | None]:
         """What a reply to the last question earns; empty where no gold answer is known."""
-        earned = self.known.rewards(self.rows[-1]["question"], reply, self.system)
+        earned = self.known.rewards(self.rows[-1]["question"], reply, self._prompt)
         if earned:
             self.rows[-1].setdefault("rewards", {})[side.name] = earned
         return earned
+
+    @property
+    def _prompt(self) -> PromptFormat:
+        return PromptFormat(self.system, self.examples)
 
     def reset(self, system: str | None) -> None:
         """Begin a new conversation."""

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from eval import Completion
+from eval import Completion, PromptLike
 from eval.gsm8k import Problem
 from eval.rewarded import Scorer
 from posttrain.base.errors import PostTrainError
@@ -40,7 +40,7 @@ class Known:
         return problem.answer if problem else None
 
     def rewards(
-        self, question: str, reply: Completion, system: str | None
+        self, question: str, reply: Completion, prompt: PromptLike
     ) -> dict[str, float | None]:
         """Each reward before its weight, and their weighted total; empty for another question.
 
@@ -51,7 +51,7 @@ class Known:
         if problem is None:
             return {}
         with reward_functions.reward_errors():
-            scored = Scorer(self._functions, self._weights, system)(problem, reply)
+            scored = Scorer(self._functions, self._weights, prompt)(problem, reply)
         names = {name: name.rpartition(":")[2] for name in scored.rewards}
         earned = {names[name]: value for name, value in scored.rewards.items()}
         return {**earned, TOTAL: scored.total_reward}

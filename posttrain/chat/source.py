@@ -13,6 +13,8 @@ from posttrain.model.server import is_url
 from posttrain.model.trust import check_model_folder
 from posttrain.run.checkpoint import CheckpointStore
 from posttrain.scoring.provenance import run_of
+from posttrain.settings import Prompt
+from posttrain.settings.command import check_settings
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Source:
     @property
     def template_variables(self) -> dict[str, Any]:
         """Those of the chat template that the run was trained with."""
-        return (self.run.get("prompt") or {}).get("chat_template_kwargs") or {}
+        return self.prompt.chat_template_kwargs
 
     @property
     def trained_length(self) -> int:
@@ -39,9 +41,9 @@ class Source:
         return int((self.run.get("model") or {}).get("max_seq_length", 0))
 
     @property
-    def system(self) -> str | None:
-        """The run's system prompt."""
-        return (self.run.get("prompt") or {}).get("system")
+    def prompt(self) -> Prompt:
+        """The run's system prompt and worked examples."""
+        return check_settings(Prompt, dict(self.run.get("prompt") or {}), f"{self.folder}: prompt")
 
 
 def find(name: str) -> Source:

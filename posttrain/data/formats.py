@@ -7,7 +7,7 @@ run; the message names its file, row and column.
 import re
 from collections.abc import Callable
 
-from eval import Conversation, conversation
+from eval import Conversation, PromptFormat, conversation
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
 from posttrain.base.expected import given
@@ -44,7 +44,7 @@ def from_columns(row: Row, data: PairData, system: str | None) -> Pair | str:
     columns = data.columns
     if columns.system is not None:
         system = _own_system(row, columns.system) or system
-    prompt = conversation(row.text(columns.prompt), system)
+    prompt = conversation(row.text(columns.prompt), PromptFormat(system))
     return _pair(row, data, prompt, *_text_replies(row, data))
 
 
@@ -53,7 +53,7 @@ def from_orca(row: Row, data: PairData, system: str | None) -> Pair | str:
     columns = data.columns
     if system is None and columns.system is not None:
         system = _own_system(row, columns.system)
-    prompt = conversation(row.text(columns.prompt), system)
+    prompt = conversation(row.text(columns.prompt), PromptFormat(system))
     return _pair(row, data, prompt, *_text_replies(row, data))
 
 

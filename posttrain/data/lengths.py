@@ -23,7 +23,7 @@ class Lengths(NamedTuple):
 def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
     """The token lengths of each pair."""
     columns = (
-        [render(tokenizer, pair.prompt) for pair in pairs],
+        [render(tokenizer, pair.conversation) for pair in pairs],
         [pair.chosen for pair in pairs],
         [pair.rejected for pair in pairs],
     )

@@ -6,8 +6,9 @@ its file, row and column. Rows that are only left out (a tie, another language) 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from eval import example_turns
 from eval.language import is_known
 from eval.preference import Pair
 from posttrain.base.errors import DataError
@@ -31,6 +32,12 @@ class PairSet:
     """Evaluation questions to look for in the prompts."""
     validation: Sequence[Pair] = ()
     """Pairs of the training data to score while training."""
+
+    def user_turns(self) -> list[str]:
+        """The text of every user turn."""
+        sides = (*self.train, *self.held_out, *self.validation)
+        turns = (turn for pair in sides for turn in pair.prompt)
+        return [turn["content"] for turn in turns if turn["role"] == "user"]
 
 
 def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
@@ -77,7 +84,8 @@ def _read_pairs(
     """The pairs of a source and its number of rows. Adds the left-out rows to `dropped`."""
     rows = read_rows(source)
     read = [read_pair(row, data, prompt.system) for row in rows]
-    pairs = [pair for pair in read if isinstance(pair, Pair)]
+    examples = tuple(example_turns(prompt.examples))
+    pairs = [replace(pair, examples=examples) for pair in read if isinstance(pair, Pair)]
     reasons = Counter(reason for reason in read if isinstance(reason, str))
     counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     if not pairs:

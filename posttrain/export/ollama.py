@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from eval import Conversation, Message
+from eval import Conversation, Message, PromptFormat, PromptLike, conversation, example_turns
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
 from posttrain.data.render import render
@@ -147,21 +147,26 @@ def _rendered(tokenizer: Any, turns: Conversation, reply: bool) -> str:
 def modelfile(
     gguf: str,
     template: str,
-    system: str | None,
+    prompt: PromptLike,
     stops: Sequence[str],
     parameters: Mapping[str, float],
 ) -> str:
     """The text of a Modelfile.
 
     Raises:
-        ConfigError: template or system prompt hold three quotes, which end a text there.
+        ConfigError: the template or a turn of the prompt holds three quotes, which end a
+            text there.
     """
-    for what, text in (("chat template", template), ("system prompt", system or "")):
+    examples = example_turns(prompt.examples)
+    texts = {"chat template": template, "system prompt": prompt.system or ""}
+    texts |= {f"worked examples, turn {n}": t["content"] for n, t in enumerate(examples, 1)}
+    for what, text in texts.items():
         if '"""' in text:
-            raise ConfigError(f'the {what} holds """, which cannot be written in a Modelfile')
+            raise ConfigError(f'{what}: it holds """, which cannot be written in a Modelfile')
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
-    if system:
-        lines.append(f'SYSTEM """{system}"""')
+    if prompt.system:
+        lines.append(f'SYSTEM """{prompt.system}"""')
+    lines += [f'MESSAGE {turn["role"]} """{turn["content"]}"""' for turn in examples]
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     lines += [f"PARAMETER {name} {value:g}" for name, value in parameters.items()]
     return "\n".join(lines) + "\n"
@@ -170,7 +175,7 @@ def modelfile(
 def export_ollama(
     gguf: Path,
     tokenizer: Any,
-    system: str | None,
+    prompt: PromptLike,
     ends: Sequence[str],
     parameters: Mapping[str, float],
 ) -> tuple[Path, list[dict[str, Any]]]:
@@ -179,7 +184,8 @@ def export_ollama(
     Args:
         gguf: The model file.
         tokenizer: The tokenizer that the model was trained with, and the variables of its template.
-        system: System prompt of the training; None uses that of the chat template.
+        prompt: System prompt and worked examples of the training; without a system prompt, that of
+            the chat template is written.
         ends: Texts of the tokens that end a reply, besides the tokenizer's own.
         parameters: Ollama's sampling parameters, such as `{"temperature": 0}`.
 
@@ -190,25 +196,26 @@ def export_ollama(
         ConfigError: the chat template or the system prompt cannot be written in a Modelfile.
     """
     turns = turn_template(tokenizer)
-    system = system or default_system(tokenizer)
+    system = prompt.system or default_system(tokenizer)
+    prompt = PromptFormat(system, prompt.examples)
     if system and "system" not in turns.around:
         raise _cannot_say("a system turn")
     known = dict.fromkeys((tokenizer.eos_token, *ends, tokenizer.pad_token))
     stops = [text for text in known if text]
     path = gguf.parent / "Modelfile"
-    write_text(path, modelfile(gguf.name, turns.as_go(), system, stops, parameters))
-    probes = _probes(system)
+    write_text(path, modelfile(gguf.name, turns.as_go(), prompt, stops, parameters))
+    probes = _probes(prompt)
     same = sum(turns.render(p) == _rendered(tokenizer, p, reply=True) for p in probes)
     checks = [_check("prompts rendered as the tokenizer renders them", same, len(probes))]
     if shutil.which("ollama"):
-        checks += _ask_ollama(path, tokenizer, probes[: len(PROMPTS)])
+        own = len(conversation("", prompt)) - 1  # turns that Ollama adds from the Modelfile
+        checks += _ask_ollama(path, tokenizer, probes[: len(PROMPTS)], own)
     return path, checks
 
 
-def _probes(system: str | None) -> list[Conversation]:
-    """Conversations of one and of two questions. The system turn comes first, as in Ollama."""
-    first: Conversation = [{"role": "system", "content": system}] if system else []
-    single = [[*first, {"role": "user", "content": text}] for text in PROMPTS]
+def _probes(prompt: PromptLike) -> list[Conversation]:
+    """Conversations of one and of two questions, with the turns that Ollama puts before them."""
+    single = [conversation(text, prompt) for text in PROMPTS]
     reply: Message = {"role": "assistant", "content": "Bien sûr.\n<answer>42</answer>"}
     return [*single, *([*turns, reply, single[0][-1]] for turns in single)]
 
@@ -217,7 +224,9 @@ def _check(name: str, value: int, limit: int) -> dict[str, Any]:
     return {"name": name, "value": value, "limit": limit, "passed": value == limit, "of": limit}
 
 
-def _ask_ollama(path: Path, tokenizer: Any, probes: Sequence[Conversation]) -> list[dict[str, Any]]:
+def _ask_ollama(
+    path: Path, tokenizer: Any, probes: Sequence[Conversation], own: int
+) -> list[dict[str, Any]]:
     """Check that Ollama gives the same reply to messages as to the tokenizer's prompt text.
 
     If Ollama is installed but does not answer, prints why and returns no check.
@@ -227,7 +236,7 @@ def _ask_ollama(path: Path, tokenizer: Any, probes: Sequence[Conversation]) -> l
         print(f"note: not checked with Ollama: {created.stderr.strip()[-200:]}")
         return []
     try:
-        same = [_replies_alike(tokenizer, turns) for turns in probes]
+        same = [_replies_alike(tokenizer, turns, own) for turns in probes]
     except httpx.HTTPError as error:
         print(f"note: not checked with Ollama: {error}")
         return []
@@ -238,14 +247,16 @@ def _ask_ollama(path: Path, tokenizer: Any, probes: Sequence[Conversation]) -> l
     ]
 
 
-def _replies_alike(tokenizer: Any, turns: Conversation) -> bool:
+def _replies_alike(tokenizer: Any, turns: Conversation, own: int) -> bool:
     host = os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
     options = {"temperature": 0, "num_predict": CHECK_TOKENS}
     request = {"model": CHECK_NAME, "stream": False, "options": options}
     prompt = _rendered(tokenizer, turns, reply=True)
     url = host if host.startswith("http") else f"http://{host}"
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
-        chat = client.post("/api/chat", json={**request, "messages": turns}).raise_for_status()
+        chat = client.post(
+            "/api/chat", json={**request, "messages": turns[own:]}
+        ).raise_for_status()
         raw = client.post("/api/generate", json={**request, "prompt": prompt, "raw": True})
         reply: str = raw.raise_for_status().json()["response"]
     return bool(chat.json()["message"]["content"] == reply)

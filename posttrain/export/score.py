@@ -52,7 +52,7 @@ from posttrain.run.room import MERGED, in_order
 from posttrain.scoring import reward_functions
 from posttrain.scoring.answers import Asking, answer_all
 from posttrain.scoring.provenance import weights_fingerprint
-from posttrain.settings import DPOSettings, Evaluation, Export, GRPOSettings
+from posttrain.settings import DPOSettings, Evaluation, Export, GRPOSettings, Prompt
 from posttrain.settings.command import check_settings
 from posttrain.settings.strict_yaml import read_yaml
 
@@ -158,6 +158,7 @@ def _file(run: Path, base: Path, name: str, entry: Found, config: Found) -> File
     path = run / ("adapter" if on_base else entry["path"])
     load_in = {"dtype": config["model"]["dtype"] if on_base else "auto", "load_in_4bit": False}
     gguf = path.suffix == ".gguf"
+    prompt = check_settings(Prompt, config["prompt"], f"{run / 'config.yaml'}: prompt")
     asking = Asking(
         model=str(path),
         evaluation=Evaluation(
@@ -165,7 +166,8 @@ def _file(run: Path, base: Path, name: str, entry: Found, config: Found) -> File
             temperature=of_run["temperature"],
             stop_at_answer=of_run["stop_at_answer"],
         ),
-        variables=config["prompt"].get("chat_template_kwargs") or {},
+        prompt=prompt,
+        variables=prompt.chat_template_kwargs,
         precision={"dtype": None, "load_in_4bit": None} if gguf else load_in,
         seed=config["training"]["seed"],
         base=str(base) if on_base else None,
@@ -196,9 +198,12 @@ def _score_problems(file: File, settings: GRPOSettings) -> tuple[float | None, F
     if settings.data.answers == "text":
         weights = settings.rewards
         functions = reward_functions.load(weights, "text", file.run)
-        by = Scorer(functions, weights, settings.prompt.system)
+        by = Scorer(functions, weights, settings.prompt)
     request = file.request(
-        fingerprint=fingerprint(problems), system=settings.prompt.system, rewards=weights
+        fingerprint=fingerprint(problems),
+        system=settings.prompt.system,
+        examples=[each.model_dump() for each in settings.prompt.examples] or None,
+        rewards=weights,
     )
     file.make_room(request)
     done = resume(file.folder, request)

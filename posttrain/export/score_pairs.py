@@ -103,7 +103,7 @@ class PairScorer:
 
     @property
     def _prompts(self) -> list[list[dict[str, str]]]:
-        return [list(pair.prompt) for pair in self._asked]
+        return [pair.conversation for pair in self._asked]
 
     def _log_probs(
         self, model: tuple[Any, Any], reference: bool = False
@@ -123,8 +123,8 @@ class PairScorer:
             asking = Asking(
                 str(self._run / "adapter"),
                 self._settings.evaluation,
-                self._settings.prompt.chat_template_kwargs,
-                {"dtype": trained, "load_in_4bit": False},
+                variables=self._settings.prompt.chat_template_kwargs,
+                precision={"dtype": trained, "load_in_4bit": False},
                 base=str(self._base),
             )
             found = self._log_probs(answers.load(asking), reference=True)

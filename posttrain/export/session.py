@@ -163,7 +163,7 @@ class Exports:
         path, more = export_ollama(
             self.trained.output / entry["path"],
             tokenizer,
-            prompt.system,
+            prompt,
             tokenizer.convert_ids_to_tokens(merge.end_tokens_of(self.base, tokenizer)),
             sampling(self.trained.run),
         )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval import Conversation, conversation
+from eval import Conversation, PromptFormat, conversation
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import Variables, render
@@ -67,9 +67,9 @@ class Texts:
 
 
 def gate_texts(run: dict[str, Any], problems: int) -> Texts:
-    """The fixed questions and some held-out problems of the run, with its system prompt."""
+    """The fixed questions and some held-out problems of the run, with its system
+    prompt and worked examples."""
     prompt = Prompt.model_validate(run.get("prompt") or {})
-    system = prompt.system
     questions = list(PROBLEMS)
     answers = "number"
     if run.get("method") == "grpo":
@@ -83,8 +83,8 @@ def gate_texts(run: dict[str, Any], problems: int) -> Texts:
             questions = [problem.question for problem in own]
         except DataError as error:
             print(f"The run's own problems cannot be read ({error}); using built-in ones")
-    problem_texts = [conversation(question, system) for question in questions[:problems]]
-    fixed = [conversation(question, system) for question in QUESTIONS]
+    problem_texts = [conversation(question, prompt) for question in questions[:problems]]
+    fixed = [conversation(question, prompt) for question in QUESTIONS]
     compared = problem_texts if answers == "number" else []
     return Texts([*fixed, *problem_texts[:4]], compared, prompt.chat_template_kwargs)
 
@@ -99,10 +99,11 @@ def strings(tokenizer: Any) -> list[str]:
 def template_cases(texts: Texts, tokenizer: Any) -> list[Conversation]:
     """Conversations that two chat templates have to render in the same way: with several turns,
     with a system turn if the tokenizer's template takes one, and without."""
-    turns = conversation("Bonjour !", None)
-    several = [*turns, {"role": "assistant", "content": "Salut."}, *conversation("Ça va ?", None)]
+    plain = PromptFormat()
+    turns = conversation("Bonjour !", plain)
+    several = [*turns, {"role": "assistant", "content": "Salut."}, *conversation("Ça va ?", plain)]
     cases = [turns, several, *texts.conversations]
-    system = conversation("Hi", "Answer in French.")
+    system = conversation("Hi", PromptFormat("Answer in French."))
     try:
         render(tokenizer, system)
     except ConfigError:

@@ -32,7 +32,7 @@ def pair_sequences(tokenizer: Any, pairs: Sequence[Pair]) -> list[tuple[list[int
     """Token ids of prompt, reply and EOS, and how many of them are the prompt's: of the chosen and
     the rejected reply of each pair in turn."""
     rows = [
-        (render(tokenizer, pair.prompt), reply + tokenizer.eos_token)
+        (render(tokenizer, pair.conversation), reply + tokenizer.eos_token)
         for pair in pairs
         for reply in (pair.chosen, pair.rejected)
     ]

@@ -105,6 +105,7 @@ def _facts(found: Record, repository: str | None) -> dict[str, Any]:
             f"{k} {versions[k]}" for k in ("unsloth", "trl", "transformers", "torch")
         ),
         "system": settings["prompt"]["system"],
+        "examples": settings["prompt"].get("examples"),  # none in earlier runs
         "variables": settings["prompt"].get("chat_template_kwargs"),  # none in earlier runs
         "table": _table(scores),
         "exports": {

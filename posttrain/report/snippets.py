@@ -5,6 +5,9 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from eval import conversation
+from posttrain.settings import Prompt
+
 QUESTIONS = {
     "DPO": "Explique en deux phrases pourquoi le ciel est bleu.",
     "GRPO": "Tom has 3 boxes of 12 pens and gives 7 pens away. How many pens are left?",
@@ -38,9 +41,7 @@ def snippets(
     """One for the adapter, and one for every way of loading each export there is."""
     question = QUESTIONS[settings["method"].upper()]
     system, limit = settings["prompt"]["system"], settings["evaluation"]["max_new_tokens"]
-    turns = [{"role": "user", "content": question}]
-    if system:
-        turns.insert(0, {"role": "system", "content": system})
+    turns = conversation(question, Prompt.model_validate(settings["prompt"]))
     shown = (
         "[\n" + "".join(f"    {json.dumps(turn, ensure_ascii=False)},\n" for turn in turns) + "]"
     )
@@ -78,6 +79,8 @@ def snippets(
         elif name.startswith("gguf:"):
             model = f"llama-cli -m {shlex.quote(path)} --temp 0 {option and f'--{option}'}"
             command = f"{model}{said}-p {shlex.quote(question)}"
+            if len(turns) > 2:  # llama-cli takes no earlier turns
+                command = f"# without the worked examples of training\n{command}"
             found.append(Snippet(f"llama.cpp, {name[5:]}", "bash", command, tested=False))
         elif name == "ollama":
             model = settings["run"]["name"].lower()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eval import Completion, Conversation, conversation
+from eval import Completion, Conversation, PromptFormat, PromptLike, conversation
 from eval.gsm8k import Problem, Reply, Score
 from posttrain.base.files import append_rows
 from posttrain.base.progress import progress_bar
@@ -35,6 +35,8 @@ class Asking:
     model: str
     """Hub name, folder of a model or adapter, GGUF file, or URL of an OpenAI-style server."""
     evaluation: Evaluation
+    prompt: PromptLike = field(default_factory=PromptFormat)
+    """What precedes each question."""
     variables: Variables = field(default_factory=dict)
     """Those of the chat template, prompt.chat_template_kwargs."""
     precision: Mapping[str, Any] = field(default_factory=dict)
@@ -176,7 +178,7 @@ def answer_all(
     first, wanted = ("total_reward", ".3g") if request["rewards"] else ("strict", ".1%")
     bar = progress_bar("answering", total, len(done), leave=True)
     ordered = sorted(problems, key=lambda p: len(p.question), reverse=True)
-    conversations = [conversation(p.question, request["system"]) for p in ordered]
+    conversations = [conversation(p.question, asking.prompt) for p in ordered]
     places = {p.question: place for place, p in enumerate(ordered)}
     kept = {(places[question], sample) for question, sample in done}
     tokens = 0

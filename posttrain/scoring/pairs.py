@@ -69,7 +69,7 @@ def score(
     run.write_rows(f"{side}_replies", map(vars, answers))
     without = reply_to(without_system(asked), generate, side, language)
     run.write_rows(f"{side}_replies_without_system", map(vars, without))
-    prompts = [list(pair.prompt) for pair in asked]
+    prompts = [pair.conversation for pair in asked]
     sampled, divergence = sample(model, tokenizer, prompts, settings)
     samples = [
         SampledReply(
@@ -94,7 +94,7 @@ def reply_to(
     pairs: Sequence[Pair], generate: Generate, side: str, language: str
 ) -> list[PromptReply]:
     """A measured reply to the prompt of each pair."""
-    return measured(pairs, generate([list(pair.prompt) for pair in pairs]), side, language)
+    return measured(pairs, generate([pair.conversation for pair in pairs]), side, language)
 
 
 def measured(

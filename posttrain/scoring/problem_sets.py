@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from eval import conversation
+from eval import PromptFormat, conversation
 from eval.gsm8k import MGSM_OVERLAP, SYSTEM, Problem, ScoredReply, evaluate
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
@@ -44,7 +44,7 @@ def _load(
             f"of {settings.data.train.path}, such as {quoted(shared[0].question)}; a score on "
             "questions that were trained on says nothing. Remove those rows, or the set"
         )
-    prompts = [render(tokenizer, conversation(p.question, SYSTEM[each.language])) for p in problems]
+    prompts = [render(tokenizer, conversation(p.question, _prompt(each))) for p in problems]
     lengths = token_lengths(tokenizer, prompts)
     limit = settings.model.max_seq_length - each.max_new_tokens
     return drop_overlong(problems, lengths, limit, settings.data.overlong, each.name)
@@ -58,4 +58,10 @@ def score(
         update={"temperature": 0.0, "max_new_tokens": each.max_new_tokens, "stop_at_answer": False}
     )
     generate = inference.generator(model, tokenizer, evaluation, settings.training.seed)
-    return evaluate(problems, generate, SYSTEM[each.language])
+    return evaluate(problems, generate, _prompt(each))
+
+
+def _prompt(each: ProblemSet) -> PromptFormat:
+    """The standard system prompt, without the run's worked examples: a set's scores compare with
+    those of other runs."""
+    return PromptFormat(SYSTEM[each.language])

@@ -1,11 +1,15 @@
 """Settings of `data` and `prompt`: where rows come from and how they are read."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from posttrain.base.errors import DataError
 from posttrain.base.expected import given
+from posttrain.base.files import jsonl_rows
+from posttrain.base.paths import ROOT
 from posttrain.settings.section import Section
 
 # The arguments of transformers' apply_chat_template, and what it renders: not for a template alone.
@@ -153,12 +157,28 @@ class ProblemData(Data):
     """Problems to score before and after; a question that is also trained on is refused."""
 
 
+class Example(Section):
+    question: str = Field(min_length=1)
+    """The user turn of a worked example."""
+    answer: str = Field(min_length=1)
+    """The reply to it, as the model should write one."""
+
+
 class Prompt(Section):
     system: str | None = None
     """The system turn. null sends none, and then the chat template may add its own."""
+    examples: list[Example] = Field([])
+    """Worked examples, `{question, answer}` each, or a JSONL file of them: a user and an assistant
+    turn each, before the question, wherever a prompt is rendered. Rewards see the reply alone."""
     chat_template_kwargs: dict[str, bool | int | float | str] = Field({})
     """Variables that the model's chat template gets wherever a prompt is rendered, in training,
     scoring and exports, such as `{enable_thinking: false}` for Qwen3."""
+
+    @field_validator("examples", mode="before")
+    @classmethod
+    def _read_file(cls, value: Any) -> Any:
+        """The rows of a file, so that a run records the examples themselves."""
+        return example_rows(value) if isinstance(value, str) else value
 
     @field_validator("chat_template_kwargs", mode="before")
     @classmethod
@@ -176,3 +196,18 @@ class Prompt(Section):
                     f"{name} should be true, false, a number or text, got {given(value)}"
                 )
         return values
+
+
+def example_rows(path: str) -> list[dict[str, Any]]:
+    """The rows of a JSONL file of worked examples.
+
+    Raises:
+        ValueError: there is no such file, or a line is not a JSON object.
+    """
+    file = next((p for p in (Path(path).expanduser(), ROOT / path) if p.is_file()), None)
+    if file is None:
+        raise ValueError(f"there is no file '{path}' (a JSONL file of question and answer)")
+    try:
+        return jsonl_rows(file)
+    except DataError as error:
+        raise ValueError(str(error)) from None

@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 from posttrain.base.distributed import is_main
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT, shown
+from posttrain.data import examples
 from posttrain.data.render import set_template_variables
 from posttrain.model import policy, trust, vllm
 from posttrain.model.device import check_device, free_memory
@@ -95,6 +96,8 @@ class Session(Generic[S]):
         self._facts["device"] = device.name
         tokenizer = policy.load_tokenizer(self.settings.model)
         set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
+        if self.settings.prompt.examples:
+            print(examples.cost(tokenizer, self.settings.prompt))
         return tokenizer
 
     def open(self, rows: Sequence[Any]) -> None:

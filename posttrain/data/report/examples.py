@@ -24,7 +24,7 @@ def render_example(pair: Pair, tokenizer: Any) -> dict[str, Any]:
     The masked tokens are those of the prompt: they get no loss. Both replies end with one EOS. As
     in trl, a reply starts at the first token in which the prompt with and without it differ.
     """
-    prompt = render(tokenizer, pair.prompt)
+    prompt = render(tokenizer, pair.conversation)
     texts = [
         prompt,
         *(prompt + reply + tokenizer.eos_token for reply in (pair.chosen, pair.rejected)),
