@@ -23,7 +23,7 @@ from eval.preference import Pair
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
 from posttrain.data.lengths import Lengths, measure
-from posttrain.data.pairs import PairSet, load_pair_set
+from posttrain.data.pairs import PairSet, load_pair_set, user_turns
 from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text
@@ -33,6 +33,7 @@ from posttrain.model import adapter, policy
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
 from posttrain.scoring import problem_sets
+from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.scoring.side_by_side import example
 from posttrain.settings import DPOSettings
 from posttrain.train import batches, guarded_trainers, reference_cache
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # Pairs, checked before anything heavy is loaded and reported on before the model is.
     pairs = load_pair_set(settings.data, settings.prompt)
-    check_examples(settings.prompt.examples, pairs.user_turns())
+    check_examples(settings.prompt.examples, user_turns(pairs.train + pairs.held_out))
+    refuse_earlier_stages(settings.model.adapter, user_turns(pairs.held_out))
     tokenizer = session.start()
     data_report, lengths = examine(pairs, tokenizer, settings)
     if session.dry_run:

@@ -45,6 +45,7 @@ from posttrain.doctor.shape import shape_of
 from posttrain.model import inference, policy
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import reward_functions
+from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings import GRPOSettings
 from posttrain.train import guarded_trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     # Problems and rewards, checked before anything heavy is loaded.
     train_problems, held_out = load_problems(settings.data)
     check_examples(settings.prompt.examples, (p.question for p in [*train_problems, *held_out]))
+    refuse_earlier_stages(settings.model.adapter, (problem.question for problem in held_out))
     functions = load_rewards(settings, train_problems[0])
     by = scorer(settings, functions, held_out[0])
     tokenizer = session.start()

@@ -81,7 +81,7 @@ def text_run(path: Path, steps: int = 2, questions: int = 60) -> Path:
         return [3.0 if len(c[-1]["content"]) < 12 else -1.0 for c in completions]
 
     functions = dict(zip(rewards, (same, brief_rate), strict=True))
-    score = Scorer(functions, rewards, settings.prompt.system)
+    score = Scorer(functions, rewards, settings.prompt)
     sides = []
     for side, right in (("before", 5), ("after", 2)):
         replies = []

@@ -52,7 +52,10 @@ def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
     if source.kind == "model":
         return [Side("reply", weights.tuned, name)]
     base = str(source.run.get("model", {}).get("name") or "its base model")
-    return [Side("before", weights.base, base), Side("after", weights.tuned, name)]
+    sides = [Side("before", weights.base, base), Side("after", weights.tuned, name)]
+    if weights.start_name:
+        sides.insert(1, Side("start", weights.start, weights.start_name))
+    return sides
 
 
 def until_answered(stream: Stream) -> Stream:

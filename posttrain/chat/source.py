@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 from posttrain.base.errors import ConfigError, did_you_mean
 from posttrain.base.paths import ROOT, run_command, shown
-from posttrain.model import adapter
 from posttrain.model.llama_server import is_gguf
 from posttrain.model.server import is_url
 from posttrain.model.trust import check_model_folder
 from posttrain.run.checkpoint import CheckpointStore
 from posttrain.scoring.provenance import run_of
-from posttrain.settings import Prompt
+from posttrain.settings import Prompt, adapters
 from posttrain.settings.command import check_settings
 
 
@@ -62,9 +61,9 @@ def find(name: str) -> Source:
     if folder is None:
         _refuse_missing(name)
         return Source("model", name, {})
-    if (folder / "adapter" / adapter.CONFIG).is_file():
+    if (folder / "adapter" / adapters.CONFIG).is_file():
         return _of_run("adapter", folder / "adapter")
-    if (folder / adapter.CONFIG).is_file():
+    if (folder / adapters.CONFIG).is_file():
         return _of_run("adapter", folder)
     if (folder / "config.json").is_file():
         check_model_folder(folder, "the model")
@@ -79,7 +78,7 @@ def _places(name: str) -> tuple[Path, Path]:
 
 def _of_run(kind: Literal["adapter", "model", "gguf"], path: Path) -> Source:
     if kind == "adapter":
-        adapter.base_of(path)  # raises where the base model is gone
+        adapters.base_of(path)  # raises where the base model is gone
     folder, run = run_of(str(path))
     return Source(kind, str(path), run, folder)
 

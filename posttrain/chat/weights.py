@@ -4,7 +4,7 @@ import contextlib
 import copy
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from eval import Completion, Conversation
@@ -15,7 +15,9 @@ from posttrain.model import policy
 from posttrain.model.inference import StopAtAnswer, as_completion, generation_config
 from posttrain.model.merged import sampling_weights
 from posttrain.settings import Evaluation
+from posttrain.settings.adapters import find_adapter
 
+START = "start"  # peft's name of the second adapter
 HALF = "\ufffd"  # what the bytes of a character decode to before the last of them is there
 
 
@@ -40,6 +42,13 @@ class Weights:
         self._config = generation_config(self._model, self._tokenizer, evaluation)
         self._stop = StopAtAnswer(self._tokenizer) if evaluation.stop_at_answer else None
         self._one_at_a_time = threading.Lock()
+        start = (source.run.get("model") or {}).get("adapter")
+        self.start_name: str | None = None
+        """The adapter that the run started from, where it is still there."""
+        with contextlib.suppress(ConfigError):
+            if start and source.kind == "adapter":
+                self._model.load_adapter(str(find_adapter(start)), START)
+                self.start_name = start
 
     def tuned(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
         """The model's reply so far, again and again as it grows."""
@@ -48,6 +57,18 @@ class Weights:
     def base(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
         """The same with the adapter off."""
         return self._stream(conversation, seed, self._model.disable_adapter())
+
+    def start(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
+        """The same with the adapter that the run started from."""
+        return self._stream(conversation, seed, self._with_start())
+
+    @contextlib.contextmanager
+    def _with_start(self) -> Iterator[None]:
+        self._model.set_adapter(START)
+        try:
+            yield
+        finally:
+            self._model.set_adapter("default")
 
     def _stream(
         self, conversation: Conversation, seed: int, side: Any

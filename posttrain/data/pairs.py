@@ -33,12 +33,6 @@ class PairSet:
     validation: Sequence[Pair] = ()
     """Pairs of the training data to score while training."""
 
-    def user_turns(self) -> list[str]:
-        """The text of every user turn."""
-        sides = (*self.train, *self.held_out, *self.validation)
-        turns = (turn for pair in sides for turn in pair.prompt)
-        return [turn["content"] for turn in turns if turn["role"] == "user"]
-
 
 def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
     """Pairs to train on, to hold out and to validate on. No prompt is in two of them. Left-out rows
@@ -94,6 +88,12 @@ def _read_pairs(
         print(f"{source.path}: left out {reasons.total()} of {len(rows)} rows: {counts}")
     dropped.update(reasons)
     return pairs, len(rows)
+
+
+def user_turns(pairs: Sequence[Pair]) -> list[str]:
+    """The text of every user turn in the prompts."""
+    turns = (turn for pair in pairs for turn in pair.prompt)
+    return [turn["content"] for turn in turns if turn["role"] == "user"]
 
 
 def prompt_key(pair: Pair) -> str:

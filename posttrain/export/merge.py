@@ -14,8 +14,8 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import follow_umask
-from posttrain.model.adapter import MOVED
 from posttrain.model.policy import end_at_replies, end_tokens, save_tokenizer
+from posttrain.settings.adapters import obstacle, read_adapter
 
 LORA_TENSOR = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -33,33 +33,11 @@ def check_adapter(adapter: Path, base: Path) -> None:
     Raises:
         ConfigError: it is not LoRA, or changes more than linear layers.
     """
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
-    kind = config.get("peft_type")
-    problems = [
-        (kind != "LORA", f"is a {kind} adapter; only LoRA can be merged here"),
-        (config.get("modules_to_save"), "trains whole modules (modules_to_save)"),
-        (config.get("trainable_token_indices"), "trains token embeddings"),
-        (config.get("bias", "none") != "none", "trains biases"),
-        (config.get("lora_bias"), "has biases of its own (lora_bias)"),
-        (config.get("target_parameters"), "targets bare parameters (target_parameters)"),
-        (
-            str(config.get("init_lora_weights")).startswith(MOVED),
-            "is a checkpoint's: part of the base weights has moved into it (init_lora_weights = "
-            f"{config.get('init_lora_weights')}). A run's adapter/ is saved for the whole base;",
-        ),
-    ]
-    targets = config.get("target_modules") or []
-    targets = [targets] if isinstance(targets, str) else targets
-    for name in ("embed_tokens", "lm_head", "wte"):
-        if any(target.split(".")[-1] == name for target in targets):
-            why = " (tied: one matrix does both jobs)" if tied else ""
-            problems.append((True, f"changes {name}{why}"))
-    for wrong, what in problems:
-        if wrong:
-            raise ConfigError(
-                f"{adapter} {what}; export.py merges LoRA, rsLoRA and DoRA on linear layers"
-            )
+    if reason := obstacle(read_adapter(adapter), bool(tied)):
+        raise ConfigError(
+            f"{adapter} {reason}; export.py merges LoRA, rsLoRA and DoRA on linear layers"
+        )
 
 
 def put_adapter(model: Any, adapter: Path) -> Any:

@@ -11,9 +11,9 @@ from posttrain.base.errors import ConfigError, first_line
 from posttrain.base.paths import ROOT
 from posttrain.model.policy import local_or_hub
 from posttrain.run.checkpoint import CheckpointStore
+from posttrain.settings.adapters import QUANTISED_NAME
 from posttrain.settings.strict_yaml import read_yaml
 
-QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 

@@ -1,14 +1,16 @@
 """How a LoRA adapter is initialised, and which reference follows from that.
 
-A new adapter has no effect (B = 0), so the reference is the policy with its adapter off. PiSSA and
-OLoRA are different: they move a part of each base weight W into the adapter, so that
-W = residual + scale B0 A0. With the adapter off, only the residual is left, which is not the model
-that training starts from. The reference is then the policy with its initial adapter B0 A0.
+A new adapter has no effect (B = 0), so the reference is the policy with its adapter off. Two kinds
+of run start elsewhere. PiSSA and OLoRA move a part of each base weight W into the adapter, so that
+W = residual + scale B0 A0: with the adapter off, only the residual is left. A run with
+`model.adapter` starts from an adapter that an earlier stage trained. The reference of both is the
+policy with the adapter that it started with, B0 A0.
 """
 
 import contextlib
 import json
 import tempfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,8 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import follow_umask, write_text
 from posttrain.base.paths import ROOT
 from posttrain.settings import Lora
-from posttrain.settings.strict_yaml import read_yaml
+from posttrain.settings.adapters import BASE, CONFIG, MOVED, WEIGHTS, base_of
 
-CONFIG = "adapter_config.json"
-BASE = "base_model_name_or_path"
-MOVED = ("pissa", "olora")
-"""Values of lora.init that change the base weights. Their adapters are converted when saved."""
 # policy -> its initial adapter weights, if they have an effect.
 _STARTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
@@ -38,11 +36,17 @@ def peft_arguments(lora: Lora) -> dict[str, Any]:
     }
 
 
-def remember_start(policy: Any, lora: Lora) -> None:
-    """Keep a copy of the initial weights of a new adapter, if they have an effect."""
-    if lora.init in MOVED:
-        weights = policy.named_parameters()
-        _STARTS[policy] = {name: p.detach().clone() for name, p in weights if "lora_" in name}
+def remember_start(policy: Any) -> None:
+    """Make the policy as it is now its reference: keep a copy of the adapter's weights, and put it
+    in their place wherever the adapter is to be off.
+
+    trl and Unsloth turn the adapter off to score the reference, so this serves them too. trl's own
+    way, a second adapter, would be saved beside the first in every checkpoint, and transformers
+    then restores only the second.
+    """
+    parameters = policy.named_parameters()
+    _STARTS[policy] = {name: p.detach().clone() for name, p in parameters if "lora_" in name}
+    policy.disable_adapter = types.MethodType(_start_in_place, policy)
 
 
 def has_start(policy: Any) -> bool:
@@ -50,14 +54,15 @@ def has_start(policy: Any) -> bool:
     return policy in _STARTS
 
 
-@contextlib.contextmanager
-def reference_mode(policy: Any) -> Iterator[None]:
+def reference_mode(policy: Any) -> contextlib.AbstractContextManager[None]:
     """Turn the policy into its reference: adapter off, or the initial adapter."""
-    start = _STARTS.get(policy)
-    if start is None:
-        with policy.disable_adapter():
-            yield
-        return
+    mode: contextlib.AbstractContextManager[None] = policy.disable_adapter()
+    return mode
+
+
+@contextlib.contextmanager
+def _start_in_place(policy: Any) -> Iterator[None]:
+    start = _STARTS[policy]
     parameters = [(p, start[name]) for name, p in policy.named_parameters() if name in start]
     trained = [parameter.data for parameter, _ in parameters]
     for parameter, value in parameters:
@@ -81,29 +86,6 @@ def without_new_start(policy: Any) -> Iterator[None]:
         yield
     finally:
         config.init_lora_weights = init
-
-
-@contextlib.contextmanager
-def start_for_trl(policy: Any) -> Iterator[None]:
-    """Add a copy of the initial adapter named `ref`, which trl uses as the reference.
-
-    Does nothing if the reference is the policy with its adapter off, which is trl's choice without
-    such a copy. Call it before training.
-    """
-    if not has_start(policy):
-        yield
-        return
-    with without_new_start(policy):
-        policy.add_adapter("ref", policy.peft_config["default"])
-    for name, parameter in list(policy.named_parameters()):
-        if name in _STARTS[policy]:
-            copy = policy.get_parameter(name.replace(".default.", ".ref."))
-            copy.data = parameter.detach().clone()
-    policy.set_adapter("default")
-    try:
-        yield
-    finally:
-        policy.delete_adapter("ref")
 
 
 def save(policy: Any, folder: Path) -> None:
@@ -131,29 +113,36 @@ def _name_base_within_the_project(path: Path) -> None:
         write_text(path, json.dumps(config, indent=2, sort_keys=True))
 
 
-def base_of(folder: Path) -> str:
-    """The base model of an adapter folder: an absolute path, or the name of a hub model.
+def check_weights(folder: Path, lora: Lora) -> None:
+    """Check that an adapter's weights are complete and of the rank and layers that its config says.
 
-    A path of this project is looked for in the project. One that is gone, because the project was
-    moved, is looked for as the config of the adapter's run names it.
+    Reads names and shapes alone.
 
     Raises:
-        ConfigError: there is no such folder, or none is named.
+        ConfigError: they are missing, damaged or of other layers.
     """
-    recorded = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get(BASE)
-    if not isinstance(recorded, str):
-        raise ConfigError(f"{folder / CONFIG} names no base model ({BASE})")
-    names = [recorded]
-    for parent in list(folder.absolute().parents)[:3]:
-        if (parent / "config.yaml").is_file():
-            model = read_yaml(parent / "config.yaml").get("model") or {}
-            names += [model["name"]] if "name" in model else []
-    for name in names:
-        if (ROOT / name).is_dir():
-            return str(ROOT / name)
-    if not Path(recorded).is_absolute():
-        return str(recorded)
-    raise ConfigError(f"{folder}: its base model {recorded} is not there any more")
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, "np") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"model.adapter: {path} cannot be read ({error}); copy it again from where it was made"
+        ) from None
+    ranks = {name: shape[0] for name, shape in shapes.items() if ".lora_A." in name}
+    layers = {name.split(".lora_A.")[0].split(".")[-1] for name in ranks}
+    if layers != {target.split(".")[-1] for target in lora.target_modules}:
+        raise ConfigError(
+            f"model.adapter: {path} holds weights for {', '.join(sorted(layers)) or 'no layer'}, "
+            f"and {CONFIG} names {', '.join(lora.target_modules)}: two different adapters"
+        )
+    if wrong := next((name for name, rank in ranks.items() if rank != lora.r), None):
+        raise ConfigError(
+            f"model.adapter: {path} holds rank {ranks[wrong]} for {wrong}, and {CONFIG} says rank "
+            f"{lora.r}: two different adapters"
+        )
 
 
 @contextlib.contextmanager

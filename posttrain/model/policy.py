@@ -28,7 +28,7 @@ from posttrain.model.fused_lora import fuse
 from posttrain.model.merged import choose_weights
 from posttrain.model.trust import check_model_folder
 from posttrain.model.vllm import vllm_arguments
-from posttrain.settings import Lora, Model, RolloutModel, Training
+from posttrain.settings import Lora, Model, RolloutModel, Training, adapters
 
 # Run no Python code and read no pickle of a model, wherever it comes from.
 TRUSTED = {"trust_remote_code": False, "use_safetensors": True}
@@ -143,10 +143,15 @@ def load_tokenizer(model: Model) -> Any:
 def base_weights(model: Model) -> str:
     """The weights that a run starts from: a folder's fingerprint, or hub repository and commit.
 
+    With `model.adapter`, its fingerprint follows.
+
     Raises:
         ConfigError: the repository cannot be reached.
     """
     name = local_or_hub(model.name)
+    if model.adapter is not None:
+        start = model_fingerprint(adapters.find_adapter(model.adapter))
+        return f"{base_weights(model.model_copy(update={'adapter': None}))} + {start}"
     if Path(name).is_dir():
         return model_fingerprint(Path(name))
     from huggingface_hub import hf_hub_download
@@ -169,7 +174,7 @@ def base_weights(model: Model) -> str:
 def load(
     model: Model, lora: Lora, training: Training, verbose: bool, beyond: int = 0
 ) -> tuple[Any, Any]:
-    """The policy, a PeftModel with a new adapter, and its tokenizer.
+    """The policy, a PeftModel with a new adapter or that of `model.adapter`, and its tokenizer.
 
     `beyond` is how many tokens a prompt and a reply that are scored may be longer than
     `model.max_seq_length`: on a GPU Unsloth cuts what is longer than it was told, without a word.
@@ -180,9 +185,9 @@ def load(
     set_seed(training.seed)
     from_vllm = vllm_arguments(model, lora)
     checkpointing = "unsloth" if training.gradient_checkpointing else False
-    with quiet(verbose):
+    with quiet(verbose), _start(model) as start:
         base, tokenizer = FastLanguageModel.from_pretrained(
-            local_or_hub(model.name),
+            str(start),
             max_seq_length=_longest(model, beyond),
             dtype=_torch_dtype(model.dtype),
             load_in_4bit=model.load_in_4bit,
@@ -191,17 +196,22 @@ def load(
             **TRUSTED,
             **from_vllm,
         )
-        policy = FastLanguageModel.get_peft_model(
-            base,
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            use_gradient_checkpointing=checkpointing,
-            random_state=training.seed,
-            **adapter.peft_arguments(lora),
+        policy = (
+            base
+            if model.adapter
+            else FastLanguageModel.get_peft_model(
+                base,
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                use_gradient_checkpointing=checkpointing,
+                random_state=training.seed,
+                **adapter.peft_arguments(lora),
+            )
         )
-        adapter.remember_start(policy, lora)
+        if model.adapter or lora.init in adapters.MOVED:
+            adapter.remember_start(policy)
         if not _has_gpu_modules():
             fuse(policy)
     tokenizer = _set_up_generation(policy, tokenizer)
@@ -214,6 +224,17 @@ def load(
     else:
         choose_weights(policy, "auto", keep=False)
     return policy, tokenizer
+
+
+@contextlib.contextmanager
+def _start(model: Model) -> Iterator[str | Path]:
+    """What Unsloth loads: a model, or an adapter folder that names its base as it is found here."""
+    name = local_or_hub(model.name)
+    if model.adapter is None:
+        yield name
+        return
+    with adapter.with_base_found(adapters.find_adapter(model.adapter), name) as folder:
+        yield folder
 
 
 def _longest(model: Model, beyond: int) -> int:
@@ -259,8 +280,8 @@ def context(name: str, trained: int, base: str | None = None) -> int:
         ConfigError: the model is not here and cannot be reached.
     """
     found = local_or_hub(name)
-    if (Path(found) / adapter.CONFIG).is_file():
-        found = base or adapter.base_of(Path(found))
+    if (Path(found) / adapters.CONFIG).is_file():
+        found = base or adapters.base_of(Path(found))
     try:
         return _up_to_positions(found, None, max(trained, CONTEXT))
     except (OSError, ValueError) as error:
@@ -292,7 +313,7 @@ def load_for_scoring(
     from unsloth import FastLanguageModel
 
     found = local_or_hub(name)
-    is_adapter = (Path(found) / adapter.CONFIG).is_file()
+    is_adapter = (Path(found) / adapters.CONFIG).is_file()
     there: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(found)
     if is_adapter:
         there = adapter.with_base_found(Path(found), base)

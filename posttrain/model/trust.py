@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import CheckpointError, ConfigError
-from posttrain.model.adapter import base_of
+from posttrain.settings.adapters import base_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 READ_BY_TORCH = (".pt", ".pth")  # optimizer, scheduler, scaler and random states of a checkpoint

@@ -8,7 +8,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
 from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
-from posttrain.report import measures, table_rows, taken_home
+from posttrain.report import measures, stages, table_rows, taken_home
 from posttrain.report.export_words import in_words
 from posttrain.report.record import SIDES, Record, read_run
 from posttrain.report.snippets import snippets
@@ -36,7 +36,7 @@ METHODS = {
             "Direct Preference Optimization ([Rafailov et al. 2023]"
             "(https://arxiv.org/abs/2305.18290)), loss {losses}, beta {beta:g}: the policy "
             "learns to raise `log pi(chosen)/ref(chosen) - log pi(rejected)/ref(rejected)`, where "
-            "the reference is the base model."
+            "the reference is {reference}."
         ),
     },
     "GRPO": {
@@ -105,6 +105,7 @@ def _facts(found: Record, repository: str | None) -> dict[str, Any]:
             f"{k} {versions[k]}" for k in ("unsloth", "trl", "transformers", "torch")
         ),
         "system": settings["prompt"]["system"],
+        "stages": stages.lines(found),
         "examples": settings["prompt"].get("examples"),  # none in earlier runs
         "variables": settings["prompt"].get("chat_template_kwargs"),  # none in earlier runs
         "table": _table(scores),
@@ -172,6 +173,9 @@ def _method_text(text: str, settings: dict[str, Any]) -> str:
     elif training.get("scale_rewards") == "none":
         scale = "number 1 (not scaled)"
     return text.format(
+        reference="the adapter that it started from, on the base model"
+        if settings["model"].get("adapter")
+        else "the base model",
         losses=losses if isinstance(losses, str) else " + ".join(losses),
         beta=training["beta"],
         group=training.get("num_generations"),

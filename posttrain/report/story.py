@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.base.progress import duration
-from posttrain.report import export_words, measures
+from posttrain.report import export_words, measures, stages
 from posttrain.report.record import SIDES, Record, Row, number, section
 
 
@@ -67,6 +67,7 @@ def facts(record: Record) -> list[tuple[str, str, str]]:
     environment = record.environment
     found = [
         ("Model", str(model.get("name", "")), _adapter(lora, model)),
+        *(("Started from", line, "") for line in stages.lines(record)),
         ("Trained on", source(section(data, "train")), _fingerprint(environment)),
         ("Scored on", *_held_out(record, data)),
         ("Steps", _steps(record), _batch(record, training)),

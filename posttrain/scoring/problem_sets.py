@@ -7,6 +7,7 @@ from eval import PromptFormat, conversation
 from eval.gsm8k import MGSM_OVERLAP, SYSTEM, Problem, ScoredReply, evaluate
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
+from posttrain.data.pairs import user_turns
 from posttrain.data.problems import load_evaluation, seen_in_training
 from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
@@ -22,7 +23,7 @@ def load(settings: DPOSettings, train: Sequence[Pair], tokenizer: Any) -> Proble
     Raises:
         DataError: a row that breaks a rule, or a question that is a user turn of a training pair.
     """
-    turns = [turn["content"] for pair in train for turn in pair.prompt if turn["role"] == "user"]
+    turns = user_turns(train)
     sets = settings.evaluation.also
     found = {each.name: _load(each, turns, tokenizer, settings) for each in sets}
     if found:

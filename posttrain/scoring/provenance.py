@@ -1,16 +1,19 @@
 """Where a model folder comes from: its run's settings, its weights, what it was trained on."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, DataError, quoted
 from posttrain.base.files import model_fingerprint, sha256
-from posttrain.data.pairs import load_pair_set
+from posttrain.data.pairs import load_pair_set, user_turns
 from posttrain.data.sources import read_rows
+from posttrain.data.text import normalise
 from posttrain.model import policy
 from posttrain.model.llama_server import is_gguf
 from posttrain.model.server import is_url
 from posttrain.settings import PairData, ProblemData, Prompt
+from posttrain.settings.adapters import find_adapter
 from posttrain.settings.strict_yaml import read_yaml
 
 
@@ -44,6 +47,36 @@ def weights_fingerprint(model: str) -> str | None:
     return model_fingerprint(folder)
 
 
+def refuse_earlier_stages(adapter: str | None, questions: Iterable[str]) -> None:
+    """Check that no held-out question was trained on by a stage before (`model.adapter`).
+
+    A stage whose data is not on this machine is printed, as it cannot be checked.
+
+    Raises:
+        DataError: one was.
+    """
+    asked = {normalise(question): question for question in questions}
+    while adapter is not None:
+        folder = find_adapter(adapter)
+        run, trained = run_of(str(folder))
+        if run is None:
+            print(f"note: {adapter} has no run folder, so what it was trained on is not known")
+            return
+        try:
+            seen = trained_questions(trained)
+        except DataError as error:
+            print(f"note: what {run.name} was trained on cannot be checked: {error}")
+            seen = []
+        shared = [asked[key] for key in map(normalise, seen) if key in asked]
+        if shared:
+            raise DataError(
+                f"{len(shared)} of the held-out questions were trained on by {run.name}, which "
+                f"this run starts from, such as {quoted(shared[0])}; hold out other rows "
+                "(data.eval)"
+            )
+        adapter = (trained.get("model") or {}).get("adapter")
+
+
 def trained_questions(trained: dict[str, Any]) -> list[str]:
     """The questions of a GRPO run, or every user turn of a DPO run's prompts."""
     if trained.get("method") not in ("dpo", "grpo"):
@@ -57,5 +90,4 @@ def trained_questions(trained: dict[str, Any]) -> list[str]:
     pairs = load_pair_set(
         PairData.model_validate(trained["data"]), Prompt.model_validate(trained["prompt"])
     )
-    turns = [turn for pair in pairs.train for turn in pair.prompt]
-    return [turn["content"] for turn in turns if turn["role"] == "user"]
+    return user_turns(pairs.train)

@@ -53,7 +53,11 @@ __all__ = [
 
 class Model(Section):
     name: str
-    """Hub name or folder of the model to train."""
+    """Hub name or folder of the model to train; with `adapter`, that adapter's base model."""
+    adapter: str | None = None
+    """Run folder or adapter folder to start from, instead of a new adapter. Its rank, alpha,
+    dropout, target modules and kind are those of `lora`; the policy as loaded is the reference of
+    DPO and of GRPO's KL term."""
     revision: str | None = None
     """Hub revision; ignored by Unsloth when it swaps in a pre-quantised repository."""
     max_seq_length: int = Field(2048, ge=16)
@@ -252,16 +256,6 @@ class DPOSettings(_Trained):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _reference_of_the_start(self) -> Self:
-        init = self.lora.init
-        if init in ("pissa", "olora") and not self.training.precompute_ref_log_probs:
-            raise ValueError(
-                f"lora.init = {init}: the reference is not the policy with its adapter off, so it "
-                "has to be scored before training; set training.precompute_ref_log_probs to true"
-            )
-        return self
-
 
 class GRPOSettings(_Trained):
     """Settings of scripts/grpo.py."""
@@ -280,16 +274,6 @@ class GRPOSettings(_Trained):
     tracking: Tracking = Tracking()
     export: Export = Export()
     run: Run
-
-    @model_validator(mode="after")
-    def _reference_of_the_start(self) -> Self:
-        init = self.lora.init
-        if init in ("pissa", "olora") and self.training.beta:
-            raise ValueError(
-                f"lora.init = {init}: the reference of the KL term is not the policy with its "
-                "adapter off; set training.beta to 0, or lora.init to default"
-            )
-        return self
 
     @model_validator(mode="after")
     def _something_to_validate_on(self) -> Self:

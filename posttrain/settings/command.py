@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -18,6 +19,7 @@ from posttrain.base.errors import ConfigError, did_you_mean, nearest
 from posttrain.base.expected import expected, given
 from posttrain.base.paths import ROOT, run_command
 from posttrain.settings import DPOSettings, GRPOSettings, Section
+from posttrain.settings.adapters import with_adapter
 from posttrain.settings.help import Parser, in_words, section_of
 from posttrain.settings.secrets import check_arguments, check_values
 from posttrain.settings.strict_yaml import parse_yaml, read_yaml
@@ -44,6 +46,7 @@ NAMES = {
 }
 SETTINGS: dict[str, type[Section]] = {"dpo": DPOSettings, "grpo": GRPOSettings}
 """The settings of each method."""
+Complete = Callable[[dict[str, Any]], dict[str, Any]]
 S = TypeVar("S", bound=Section)
 
 
@@ -102,7 +105,7 @@ def parse_command_line(
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args(argv)
-    settings = load_settings(settings_class, arguments.config, arguments.overrides)
+    settings = load_settings(settings_class, arguments.config, arguments.overrides, with_adapter)
     check_extra(settings.model_dump()["training"], config_class)
     check_packages(settings.model_dump()["tracking"]["report_to"])
     output = arguments.output or ROOT / "outputs" / settings.model_dump()["run"]["name"]
@@ -120,10 +123,16 @@ def _is_dry_run(word: str) -> bool:
     return len(word) > 2 and "--dry-run".startswith(word)  # argparse takes --dry too
 
 
-def load_settings(settings_class: type[S], path: Path, overrides: list[str] | None = None) -> S:
+def load_settings(
+    settings_class: type[S],
+    path: Path,
+    overrides: list[str] | None = None,
+    complete: Complete | None = None,
+) -> S:
     """The settings of a YAML file with `section.key=value` overrides applied.
 
-    A relative config path is looked for here first, then under the project's root.
+    A relative config path is looked for here first, then under the project's root. `complete` fills
+    in values that follow from others.
 
     Raises:
         ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
@@ -137,11 +146,15 @@ def load_settings(settings_class: type[S], path: Path, overrides: list[str] | No
             )
             raise ConfigError(f"no config file at '{path}'. {hint}")
         path = ROOT / path
-    return check_settings(settings_class, read_yaml(path), str(path), overrides)
+    return check_settings(settings_class, read_yaml(path), str(path), overrides, complete)
 
 
 def check_settings(
-    settings_class: type[S], values: dict[str, Any], where: str, overrides: list[str] | None = None
+    settings_class: type[S],
+    values: dict[str, Any],
+    where: str,
+    overrides: list[str] | None = None,
+    complete: Complete | None = None,
 ) -> S:
     """`values`, which came from `where`, with overrides applied, as settings.
 
@@ -152,6 +165,7 @@ def check_settings(
     for override in overrides or []:
         _apply_override(values, override)
     check_values(values, where)
+    values = complete(values) if complete else values
     try:
         return settings_class.model_validate(values)
     except ValidationError as error:

@@ -126,10 +126,7 @@ def compute(trainer: Any) -> Values:
     lengths = pair_lengths(rows)
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
     values = {name: [0.0] * len(rows) for name in ("ref_chosen_logps", "ref_rejected_logps")}
-    with (
-        adapter.start_for_trl(trainer.model),
-        progress_bar("scoring the reference", len(rows)) as bar,
-    ):
+    with progress_bar("scoring the reference", len(rows)) as bar:
         for at in range(0, len(order), size):
             batch = order[at : at + size]
             inputs = trainer.data_collator([rows[i] for i in batch])

@@ -24,14 +24,15 @@ from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT, shown
 from posttrain.data import examples
 from posttrain.data.render import set_template_variables
-from posttrain.model import policy, trust, vllm
+from posttrain.model import adapter, policy, trust, vllm
 from posttrain.model.device import check_device, free_memory
-from posttrain.report import next_steps
+from posttrain.report import next_steps, stages
 from posttrain.report.live import draw
 from posttrain.report.model_card import write_model_card
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, Export, GRPOSettings, Training
+from posttrain.settings.adapters import find_adapter
 from posttrain.settings.command import Command, parse_command_line
 from posttrain.train import loop
 from posttrain.train.trackers.start import keep_files_in, start_trackers
@@ -90,6 +91,10 @@ class Session(Generic[S]):
             ConfigError: it cannot, or the tokenizer is not in reach.
         """
         policy.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
+        if self.settings.model.adapter:
+            folder = find_adapter(self.settings.model.adapter)
+            adapter.check_weights(folder, self.settings.lora)
+            self._facts["stages"] = stages.chain_of(folder)
         vllm.prepare_vllm(self.settings.model)
         device = policy.start(self.settings.run.verbose, self.settings.run.threads)
         print(check_device(device, self.settings.model, self.settings.training))
@@ -124,7 +129,8 @@ class Session(Generic[S]):
             ConfigError: the model cannot be loaded, or the disk is too full for what will be saved.
         """
         settings = self.settings
-        print(f"Loading {settings.model.name}")
+        start = f" with {settings.model.adapter}" if settings.model.adapter else ""
+        print(f"Loading {settings.model.name}{start}")
         self._policy = policy.load(
             settings.model,
             settings.lora,

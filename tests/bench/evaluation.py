@@ -36,7 +36,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from eval import Conversation, conversation
+from eval import Conversation, PromptFormat, conversation
 from posttrain.data.problems import load_evaluation
 from posttrain.model import inference, policy
 from posttrain.settings import Evaluation, ProblemColumns, Source
@@ -125,7 +125,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     source = Source(path=PROBLEMS, limit=arguments.questions)
     problems = load_evaluation(source, ProblemColumns())
-    conversations = [conversation(problem.question, SYSTEM["en"]) for problem in problems]
+    conversations = [
+        conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems
+    ]
     model, tokenizer = policy.load_for_scoring(str(MODEL), False, "float32", 1024)
     theirs = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     own = (model, tokenizer)

@@ -145,7 +145,7 @@ def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callabl
         owned["reward_weights"] = list(settings.rewards.values())
         arguments, _ = build_arguments(GRPOConfig, settings.training, owned, True)
         prompts = [
-            {"prompt": grpo.conversation(p.question, settings.prompt.system), "answer": p.answer}
+            {"prompt": grpo.conversation(p.question, settings.prompt), "answer": p.answer}
             for p in rows
         ]
         trainer = GRPOTrainer(

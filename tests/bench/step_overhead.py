@@ -151,7 +151,7 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
         own["reward_weights"] = list(settings.rewards.values())
         arguments, _ = build_arguments(GRPOConfig, settings.training, own, False)
         rows = [
-            {"prompt": grpo.conversation(p.question, settings.prompt.system), "answer": p.answer}
+            {"prompt": grpo.conversation(p.question, settings.prompt), "answer": p.answer}
             for p in problems
         ]
         trainer = GRPOTrainer(

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from eval import conversation
+from eval import PromptFormat, conversation
 from posttrain.base.errors import ConfigError
 from posttrain.chat import source
 from posttrain.chat.conversation import Side, Talk
@@ -66,7 +66,7 @@ def weights(run: Path) -> Weights:
 def test_replies_are_those_that_were_scored(run: Path, weights: Weights) -> None:
     """With the adapter on and off, token by token as in batches that are scored."""
     system = source.find(str(run)).system
-    asked = [conversation(problem["question"], system) for problem in PROBLEMS]
+    asked = [conversation(problem["question"], PromptFormat(system)) for problem in PROBLEMS]
     for side, folder in ((weights.base, DEMO), (weights.tuned, run / "adapter")):
         loaded = policy.load_for_scoring(str(folder), False, "float32", 256)
         expected = inference.generator(*loaded, Evaluation(max_new_tokens=48), 0)(asked)
@@ -80,7 +80,7 @@ def test_replies_are_those_that_were_scored(run: Path, weights: Weights) -> None
 
 
 def test_a_closed_reply_leaves_the_model_as_it_was(weights: Weights) -> None:
-    asked = conversation(QUESTION, None)
+    asked = conversation(QUESTION, PromptFormat())
     *_, whole = weights.tuned(asked, 0)
     for side in (weights.base, weights.tuned):
         with closing(side(asked, 0)) as replies:
@@ -93,7 +93,7 @@ def test_a_closed_reply_leaves_the_model_as_it_was(weights: Weights) -> None:
 
 def test_sampling_follows_its_seed(run: Path) -> None:
     how = Evaluation(max_new_tokens=12, temperature=2.0)
-    weights, asked = Weights(source.find(str(run)), how), conversation(QUESTION, None)
+    weights, asked = Weights(source.find(str(run)), how), conversation(QUESTION, PromptFormat())
     first, same, other = (list(weights.tuned(asked, seed))[-1].text for seed in (0, 0, 1))
     assert first == same != other
 
@@ -110,8 +110,8 @@ def test_characters_come_whole() -> None:
 
 def test_a_conversation_that_is_too_long_is_refused(weights: Weights) -> None:
     with pytest.raises(ConfigError, match=r"takes \d{4} tokens, and the model can take 1024"):
-        list(weights.tuned(conversation("why " * 1200, None), 0))
-    *_, last = weights.tuned(conversation("3" * 1000, None), 0)  # little room is left
+        list(weights.tuned(conversation("why " * 1200, PromptFormat()), 0))
+    *_, last = weights.tuned(conversation("3" * 1000, PromptFormat()), 0)  # little room is left
     assert last.tokens < 24
 
 
@@ -138,7 +138,7 @@ def test_a_pipe(run: Path, weights: Weights) -> None:
     for question in (QUESTION, "Et après ?"):
         expected += f"> {question}\n"
         for name, side in (("before", weights.base), ("after", weights.tuned)):
-            *_, reply = side(conversation(question, system), 0)
+            *_, reply = side(conversation(question, PromptFormat(system)), 0)
             lines = reply.text.rstrip().split("\n")
             notes = []
             if reply.truncated:
@@ -332,7 +332,7 @@ def test_the_page(run: Path, weights: Weights, served: Served) -> None:
             tab.get_by_label("Your question").press("Enter")
         tab.get_by_text(f"right answer {GOLD}").nth(1).wait_for()
         for place, side in enumerate((weights.base, weights.tuned)):
-            *_, reply = side(conversation(QUESTION, system), 0)
+            *_, reply = side(conversation(QUESTION, PromptFormat(system)), 0)
             assert texts(tab, place)[0] == QUESTION
             assert texts(tab, place)[1].startswith(reply.text.strip()[:40])
         assert tab.evaluate("document.documentElement.scrollWidth") <= width

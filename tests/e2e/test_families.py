@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eval import conversation
+from eval import PromptFormat, conversation
 from posttrain.base.errors import ConfigError
 from posttrain.data.problems import load_problems
 from posttrain.data.render import render, set_template_variables
@@ -200,7 +200,9 @@ def test_every_end_token_ends_a_reply(made: Made, tmp_path: Path) -> None:
     for number in sorted(ids):
         head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)), requires_grad=False)
         head.bias[number] = 100.0
-        (reply,) = inference.generator(loaded, tokenizer, evaluation, 0)([conversation("?", None)])
+        (reply,) = inference.generator(loaded, tokenizer, evaluation, 0)(
+            [conversation("?", PromptFormat())]
+        )
         assert (reply.ids, reply.truncated) == ((number,), False)
     head.bias = None
     problems, _ = load_problems(settings.data)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eval import Completion, Conversation, conversation
+from eval import Completion, Conversation, PromptFormat, conversation
 from eval.preference import Pair
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_evaluation
@@ -40,7 +40,7 @@ def demo() -> Loaded:
 def asked() -> list[Conversation]:
     source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=48)
     problems = load_evaluation(source, ProblemColumns())
-    return [conversation(problem.question, SYSTEM["en"]) for problem in problems]
+    return [conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eval import conversation
+from eval import PromptFormat, conversation
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
 from posttrain.model import inference, policy
@@ -29,7 +29,7 @@ def device() -> Device:
 def asked() -> list[Any]:
     source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=64)
     problems = load_evaluation(source, ProblemColumns())
-    return [conversation(problem.question, SYSTEM["en"]) for problem in problems]
+    return [conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems]
 
 
 @pytest.mark.parametrize(("dtype", "same"), [("float32", 64), ("bfloat16", 58), ("float16", 58)])

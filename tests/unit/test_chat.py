@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import Completion, Conversation
+from eval import Completion, Conversation, PromptFormat
 from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import models, source, terminal
@@ -21,6 +21,8 @@ from tests.unit.test_server import Reply, Server, api
 
 __all__ = ["api"]
 ADAPTER = '{"base_model_name_or_path": "assets/demo_model"}'
+
+PLAIN = PromptFormat()
 
 
 class Parrot:
@@ -212,10 +214,10 @@ def test_rewards_of_known_questions(run: Path, capsys: pytest.CaptureFixture[str
         assert gold is not None
         right = Completion(f"So.\n<answer>{gold}</answer>", 9, truncated=False)
         asked = row["question"].replace(" ", " \n", 1)
-        assert known.rewards(asked, right, None) == {"format": 1, "correctness": 2, "total": 3}
+        assert known.rewards(asked, right, PLAIN) == {"format": 1, "correctness": 2, "total": 3}
         wrong = Completion("<answer>-1</answer> perhaps", 9, truncated=False)
-        assert known.rewards(asked, wrong, None) == {"format": 0, "correctness": 0, "total": 0}
-    assert known.gold("Who?") is None and known.rewards("Who?", right, None) == {}
+        assert known.rewards(asked, wrong, PLAIN) == {"format": 0, "correctness": 0, "total": 0}
+    assert known.gold("Who?") is None and known.rewards("Who?", right, PLAIN) == {}
     talk = Talk([Side("reply", Parrot(right.text).stream, "")], None, known=known)
     terminal.answer_once(talk, row["question"])
     said = capsys.readouterr().out
@@ -255,7 +257,7 @@ def test_no_python_of_a_run_folder_is_run(
     reply = Completion("x", 1, truncated=False)
     data = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
     asked = json.loads(data.read_text("utf-8").splitlines()[0])["question"]
-    assert known.rewards(asked, reply, None) == {"always": 1.0, "total": 1.0}
+    assert known.rewards(asked, reply, PLAIN) == {"always": 1.0, "total": 1.0}
 
 
 def test_a_reward_that_fails_leaves_the_reply(capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,12 +291,12 @@ def test_held_out_questions(run: Path, tmp_path: Path) -> None:
 def test_sources(run: Path, tmp_path: Path) -> None:
     of_run = source.find(str(run))
     assert of_run.kind == "adapter" and of_run.model == str(run / "adapter")
-    assert of_run.folder == run and of_run.system == of_run.run["prompt"]["system"] != ""
+    assert of_run.folder == run and of_run.prompt.system == of_run.run["prompt"]["system"] != ""
     assert source.find(str(run / "adapter")) == of_run
     (tmp_path / "best").symlink_to(run / "adapter")
     assert source.find(str(tmp_path / "best")).folder == run
     alone = source.find("assets/demo_model")
-    assert (alone.kind, alone.run, alone.folder, alone.system) == ("model", {}, None, None)
+    assert (alone.kind, alone.run, alone.folder, alone.prompt.system) == ("model", {}, None, None)
     assert source.find("Qwen/Qwen2.5-0.5B-Instruct").model == "Qwen/Qwen2.5-0.5B-Instruct"
     assert source.find("http://127.0.0.1:1/x.gguf").kind == "url"
     (run / "gguf").mkdir(exist_ok=True)

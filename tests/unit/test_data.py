@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from eval import conversation
+from eval import PromptFormat, conversation
 from eval.gsm8k import Problem
 from eval.preference import Pair
 from posttrain.base.errors import DataError
@@ -589,8 +589,8 @@ def test_a_system_column_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_no_system_turn() -> None:
-    assert conversation("a", None) == [{"role": "user", "content": "a"}]
-    assert conversation("a", "b") == [
+    assert conversation("a", PromptFormat()) == [{"role": "user", "content": "a"}]
+    assert conversation("a", PromptFormat("b")) == [
         {"role": "system", "content": "b"},
         {"role": "user", "content": "a"},
     ]
@@ -690,7 +690,7 @@ def test_no_prompt_on_both_sides() -> None:
 
 
 def test_the_system_turn_makes_no_other_prompt() -> None:
-    with_system = Pair(tuple(conversation("Question", "Sois bref.")), "a", "b")
+    with_system = Pair(tuple(conversation("Question", PromptFormat("Sois bref."))), "a", "b")
     assert prompt_key(with_system) == prompt_key(pair("Question"))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from eval import PromptFormat
 from eval.gsm8k import Problem, evaluate
 from eval.language import detect
 from posttrain.demo import problems as demo_problems
@@ -235,13 +236,15 @@ def test_the_model_guesses_of_itself_and_computes_when_made_to(
     rows = [row for row in read("problems_test") if detect(row["question"]) == language][:40]
     problems = [Problem(row["question"], row["answer"].split("#### ")[1]) for row in rows]
     system = GRPO_SYSTEM[language]
-    greedy = evaluate(problems, demo_model.generator(model, tokenizer, sample=False), system)
+    greedy = evaluate(
+        problems, demo_model.generator(model, tokenizer, sample=False), PromptFormat(system)
+    )
     assert sum(manner_of(row.reply)[1] == "guess" for row in greedy) >= 36
     assert sum(row.strict for row in greedy) <= 16
     assert not any(row.truncated_rate for row in greedy)
     lead = LEADS[language]["tagged"]
     forced = demo_model.generator(model, tokenizer, sample=False, lead=lead)
-    assert sum(row.strict for row in evaluate(problems, forced, system)) >= 36
+    assert sum(row.strict for row in evaluate(problems, forced, PromptFormat(system))) >= 36
 
 
 def test_the_model_answers_french_in_both_languages(model: Any, tokenizer: Any) -> None:
@@ -250,7 +253,7 @@ def test_the_model_answers_french_in_both_languages(model: Any, tokenizer: Any) 
     torch.manual_seed(0)
     problems = [Problem(row["prompt"], "0") for row in read("preferences")[:150]]
     sample = demo_model.generator(model, tokenizer, sample=True)
-    replies = [row.reply for row in evaluate(problems, sample, DPO_SYSTEM)]
+    replies = [row.reply for row in evaluate(problems, sample, PromptFormat(DPO_SYSTEM))]
     assert 0.35 < sum(detect(reply) == "fr" for reply in replies) / len(replies) < 0.65
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scipy import stats as scipy_stats
 
-from eval import Completion, Conversation
+from eval import Completion, Conversation, PromptFormat
 from eval.gsm8k import (
     MEASURES,
     Problem,
@@ -113,20 +113,22 @@ def test_evaluate_asks_each_problem_once_in_order() -> None:
         numbers = [c[-1]["content"].removeprefix("What is ").rstrip("?") for c in conversations]
         return [Completion(f"<answer>{n}</answer>", 4, False) for n in numbers]
 
-    replies = evaluate(problems, generate, system="Be brief.", sample=2)
+    replies = evaluate(problems, generate, prompt=PromptFormat("Be brief."), sample=2)
     assert [r.question for r in replies] == [p.question for p in problems]
     assert all(r.strict == 1 and r.sample == 2 for r in replies)
     assert [c[0] for c in asked[0]] == [{"role": "system", "content": "Be brief."}] * 7
     assert [len(conversations) for conversations in asked] == [7]
-    assert evaluate([], generate, None) == []
-    evaluate(problems[:1], generate, None)
+    assert evaluate([], generate, PromptFormat()) == []
+    evaluate(problems[:1], generate, PromptFormat())
     assert asked[-1] == [[{"role": "user", "content": "What is 0?"}]]
 
 
 def test_a_generate_function_that_loses_replies_is_found() -> None:
     with pytest.raises(ValueError, match="zip"):
         evaluate(
-            [Problem("a", "1"), Problem("b", "2")], lambda _: [Completion("1", 1, False)], None
+            [Problem("a", "1"), Problem("b", "2")],
+            lambda _: [Completion("1", 1, False)],
+            PromptFormat(),
         )
 
 
@@ -241,7 +243,7 @@ def test_sides_with_other_problems_are_not_compared() -> None:
 )
 def test_problems_of_the_public_sets(name: str, count: int, first: str) -> None:
     asked = script.parse(["--model", "x", "--data", str(SHARED / name)])
-    problems = script.load_problems(asked)
+    problems = script.load_problems(asked, {})
     lines = (SHARED / name).read_text(encoding="utf-8").rstrip("\n").split("\n")
     assert len(problems) == len(lines) == count
     assert problems[0].answer == first
@@ -251,8 +253,8 @@ def test_problems_of_the_public_sets(name: str, count: int, first: str) -> None:
 @needs_shared
 def test_limit_takes_the_first_problems() -> None:
     path = str(SHARED / "gsm8k" / "test.jsonl")
-    every = script.load_problems(script.parse(["--model", "x", "--data", path]))
-    few = script.load_problems(script.parse(["--model", "x", "--data", path, "--limit", "5"]))
+    every = script.load_problems(script.parse(["--model", "x", "--data", path]), {})
+    few = script.load_problems(script.parse(["--model", "x", "--data", path, "--limit", "5"]), {})
     assert few == every[:5]
 
 
@@ -263,6 +265,6 @@ def test_a_repeated_question_is_scored_once(
     row = {"question": "Six times seven?", "answer": "#### 42"}
     other = {"question": "One?", "answer": "1"}
     path.write_text("".join(json.dumps(r) + "\n" for r in (row, other, row)))
-    problems = script.load_problems(script.parse(["--model", "x", "--data", str(path)]))
+    problems = script.load_problems(script.parse(["--model", "x", "--data", str(path)]), {})
     assert [p.answer for p in problems] == ["42", "1"]
     assert "1 repeated questions" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from eval import PromptFormat
 from posttrain.base.errors import ConfigError
 from posttrain.data.render import set_template_variables
 from posttrain.export.ollama import default_system, export_ollama, modelfile, turn_template
@@ -87,7 +88,7 @@ def test_families(name: str, tmp_path: Path) -> None:
     variables = {"enable_thinking": False} if name == "qwen3" else {}
     set_template_variables(tokenizer, variables)
     system = None if name == "gemma" else SYSTEM
-    path, (check,) = export_ollama(tmp_path / "model.gguf", tokenizer, system, [], {})
+    path, (check,) = export_ollama(tmp_path / "model.gguf", tokenizer, PromptFormat(system), [], {})
     assert check["passed"] and check["value"] == 6
     assert bos is None or bos not in path.read_text(encoding="utf-8")
     conversation = CONVERSATIONS[1][1 if name == "gemma" else 0 :]
@@ -100,7 +101,9 @@ def test_families(name: str, tmp_path: Path) -> None:
 
 def test_a_system_prompt_without_a_system_turn(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a system turn"):
-        export_ollama(tmp_path / "a.gguf", make_tokenizer(FAMILIES["gemma"]), SYSTEM, [], {})
+        export_ollama(
+            tmp_path / "a.gguf", make_tokenizer(FAMILIES["gemma"]), PromptFormat(SYSTEM), [], {}
+        )
 
 
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
@@ -146,14 +149,14 @@ def test_braces_in_a_template_are_text_to_go() -> None:
 
 def test_three_quotes_cannot_be_written() -> None:
     with pytest.raises(ConfigError, match="system prompt"):
-        modelfile("a.gguf", "t", 'say """ aloud', [], {})
+        modelfile("a.gguf", "t", PromptFormat('say """ aloud'), [], {})
 
 
 def test_the_modelfile_carries_what_the_gguf_does_not(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(ROOT / "assets" / "demo_model")
     gguf = tmp_path / "model-q8_0.gguf"
     parameters = {"temperature": 0, "repeat_penalty": 1, "num_ctx": 256}
-    path, checks = export_ollama(gguf, tokenizer, SYSTEM, ["<|end|>"], parameters)
+    path, checks = export_ollama(gguf, tokenizer, PromptFormat(SYSTEM), ["<|end|>"], parameters)
     lines = path.read_text(encoding="utf-8").split("\n")
     assert lines[0] == "FROM ./model-q8_0.gguf"
     assert f'SYSTEM """{SYSTEM}"""' in lines
@@ -170,5 +173,7 @@ def test_a_template_that_changes_a_text_fails_the_check(tmp_path: Path) -> None:
     template = (
         "{% for t in messages %}<{{ t.role }}>{{ t.content|replace('quotes', '') }}{% endfor %}"
     )
-    _, checks = export_ollama(tmp_path / "model.gguf", with_template(template), None, [], {})
+    _, checks = export_ollama(
+        tmp_path / "model.gguf", with_template(template), PromptFormat(), [], {}
+    )
     assert not checks[0]["passed"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eval import Completion
+from eval import Completion, PromptFormat
 from eval.gsm8k import Problem, compare_replies, completion_of, evaluate, summarise
 from eval.rewarded import RewardedReply, Scorer, measure_names
 from posttrain.base.errors import ConfigError, DataError, HealthError
@@ -45,7 +45,7 @@ def few_tokens(completion_ids: Any, **columns: Any) -> list[float | None]:
 
 def scorer(**weights: float) -> Scorer:
     functions = {"same": same, "few_tokens": few_tokens}
-    return Scorer({name: functions[name] for name in weights}, weights, "Be brief.")
+    return Scorer({name: functions[name] for name in weights}, weights, PromptFormat("Be brief."))
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -63,7 +63,7 @@ def test_a_reward_is_called_as_in_training() -> None:
         seen.append(keywords)
         return [2.5]
 
-    score = Scorer({"watch": watch}, {"watch": 2.0}, "Be brief.")
+    score = Scorer({"watch": watch}, {"watch": 2.0}, PromptFormat("Be brief."))
     problem = Problem("Capital of France?", "Paris", columns={"level": 3, "tags": ["a"]})
     reply = score(problem, TEXT, 4)
     (keywords,) = seen
@@ -94,7 +94,7 @@ def test_a_reward_that_fails_is_named() -> None:
     def broken(completions: Any, **columns: Any) -> list[float]:
         return [columns["level"][0]]
 
-    score = Scorer({"mine.py:broken": broken}, {"mine.py:broken": 1.0}, None)
+    score = Scorer({"mine.py:broken": broken}, {"mine.py:broken": 1.0}, PromptFormat())
     with pytest.raises(RewardError, match=r"'mine.py:broken' raised KeyError: 'level'"):
         score(Problem("q", "a"), TEXT)
     with (
@@ -136,7 +136,9 @@ def side(texts: Sequence[str], tokens: Sequence[int]) -> list[Any]:
     problems = [Problem(f"q{i}", "yes") for i in range(len(texts))]
     made = iter([Completion(t, n, False) for t, n in zip(texts, tokens, strict=True)])
     score = scorer(same=1.0, few_tokens=1.0)
-    return evaluate(problems, lambda asked: [next(made) for _ in asked], None, score=score)
+    return evaluate(
+        problems, lambda asked: [next(made) for _ in asked], PromptFormat(), score=score
+    )
 
 
 def test_a_comparison_is_paired_over_what_both_sides_have_scored() -> None:
@@ -418,23 +420,30 @@ def asked(run: Path, *words: str) -> Any:
     return script.parse(["--model", str(adapter), *words])
 
 
+def rewards_of(asked: Any) -> dict[str, float] | None:
+    weights: dict[str, float] | None = script.asked_rewards(asked, script.config_of(asked))
+    return weights
+
+
 def test_a_run_is_scored_by_its_own_rewards(run: Path) -> None:
     own = {"my_rewards.py:same": 1.0, "my_rewards.py:brief_rate": 0.5}
-    assert script.asked_rewards(asked(run, "--data", "mine.jsonl")) == own
-    assert script.asked_rewards(asked(run, "--data", "gsm8k")) is None  # whose answers are numbers
+    assert rewards_of(asked(run, "--data", "mine.jsonl")) == own
+    assert rewards_of(asked(run, "--data", "gsm8k")) is None  # whose answers are numbers
     other = asked(run, "--data", "mine.jsonl", "--rewards", "a.py:f", "b.py:g=-0.5")
-    assert script.asked_rewards(other) == {"a.py:f": 1.0, "b.py:g": -0.5}
-    plain = SimpleNamespace(model="http://127.0.0.1:1", data="mine.jsonl", rewards=None)
-    assert script.asked_rewards(plain) is None  # type: ignore[arg-type]
+    assert rewards_of(other) == {"a.py:f": 1.0, "b.py:g": -0.5}
+    plain = SimpleNamespace(
+        model="http://127.0.0.1:1", data="mine.jsonl", rewards=None, config=None
+    )
+    assert rewards_of(plain) is None  # type: ignore[arg-type]
     for wrong in ("a.py:f=much", "a.py:f=nan", "a.py:f="):
         with pytest.raises(ConfigError, match=r"--rewards a\.py:f=.* is no finite number"):
-            script.asked_rewards(asked(run, "--data", "mine.jsonl", "--rewards", wrong))
+            rewards_of(asked(run, "--data", "mine.jsonl", "--rewards", wrong))
 
 
 def test_a_model_without_a_run_is_not_asked_for_a_number() -> None:
     plain = script.parse(["--model", "http://127.0.0.1:1", "--data", "x", "--rewards", "a.py:f"])
-    assert script.default_system(plain, {"a.py:f": 1.0}) is None
-    assert "number" in str(script.default_system(plain))
+    assert script.prompt_of(plain, {}, {"a.py:f": 1.0}).system is None
+    assert "number" in str(script.prompt_of(plain, {}, None).system)
 
 
 def test_rescore_of_replies_that_rewards_scored(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from eval import Completion, conversation
+from eval import Completion, PromptFormat, conversation
 from posttrain.base.errors import ConfigError
 from posttrain.model import server
 from posttrain.settings import Evaluation
@@ -129,7 +129,7 @@ def ask(
 ) -> list[Completion]:
     evaluation = Evaluation(batch_size=batch_size, max_new_tokens=77, **settings)
     generate = server.server_generator(url, evaluation, seed=10)
-    return generate([conversation(question, "Be brief.") for question in questions])
+    return generate([conversation(question, PromptFormat("Be brief.")) for question in questions])
 
 
 # --- what is asked and what comes back ------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_what_a_request_holds(api: Server) -> None:
     ask(api.url, ["Say 1", "Say 2"], batch_size=1, temperature=0.5)
     assert api.bodies[0] == {
         "model": "tiny",
-        "messages": conversation("Say 1", "Be brief."),
+        "messages": conversation("Say 1", PromptFormat("Be brief.")),
         "max_tokens": 77,
         "temperature": 0.5,
         "seed": 10,
@@ -163,7 +163,7 @@ def test_variables_of_the_chat_template(api: Server) -> None:
     variables = {"enable_thinking": False}
     evaluation = Evaluation(batch_size=1)
     generate = server.server_generator(api.url, evaluation, seed=1, variables=variables)
-    generate([conversation("Say 1", None)])
+    generate([conversation("Say 1", PromptFormat())])
     assert api.bodies[0]["chat_template_kwargs"] == variables
 
 

@@ -1,0 +1,58 @@
+"""The earlier stages of a run that started from another run's adapter (model.adapter)."""
+
+from pathlib import Path
+
+from posttrain.base.files import model_fingerprint
+from posttrain.report import measures
+from posttrain.report.record import Record, Row, number, read_run, section
+
+
+def chain_of(adapter: Path) -> list[Row]:
+    """The stages behind an adapter folder, the first one first, each as environment.json has it:
+    `{"name", "method", "steps", "data", "adapter", "measure", "before", "after"}`.
+
+    `data` and `adapter` are fingerprints, `measure` the headline of the stage's method. An adapter
+    outside of a run folder is one stage of which only name and fingerprint are known.
+    """
+    run = adapter.parent
+    stage: Row = {"name": adapter.name, "adapter": model_fingerprint(adapter)}
+    if adapter.name != "adapter" or not (run / "config.yaml").is_file():
+        return [stage]
+    record = read_run(run)
+    found = record.measures()
+    main = next(iter(found), None)
+    sides = {side: found[main][side] for side in ("before", "after")} if main else {}
+    stage |= {
+        "name": run.name,
+        "method": record.method.lower(),
+        "steps": section(record.environment, "trained").get("steps"),
+        "data": record.environment.get("data"),
+        "measure": main,
+        **sides,
+    }
+    return [*_earlier(record), stage]
+
+
+def _earlier(record: Record) -> list[Row]:
+    listed = record.environment.get("stages")
+    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+
+
+def lines(record: Record) -> list[str]:
+    """One line for each earlier stage: `warm_up: SFT, 40 steps; strict accuracy 1% -> 20%`."""
+    return [_line(stage) for stage in _earlier(record)]
+
+
+def _line(stage: Row) -> str:
+    name = str(stage.get("name", "an adapter"))
+    if not stage.get("method"):
+        return f"{name}: an adapter without its run (fingerprint {str(stage.get('adapter'))[:12]})"
+    parts = [f"{name}: {str(stage['method']).upper()}, {stage.get('steps')} steps"]
+    main = stage.get("measure")
+    if isinstance(main, str):
+        values = [
+            measures.plain(main, number(section(stage, side).get("value")))
+            for side in ("before", "after")
+        ]
+        parts.append(f"{measures.label(main)} {' -> '.join(values)}")
+    return "; ".join(parts)

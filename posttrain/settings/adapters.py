@@ -1,0 +1,168 @@
+"""Adapter folders as they lie on the disk, and the settings of a run that starts from one.
+
+Read without torch, so that what contradicts an adapter is refused at once.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.errors import ConfigError
+from posttrain.base.expected import given
+from posttrain.base.paths import ROOT
+from posttrain.settings.strict_yaml import read_yaml
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+BASE = "base_model_name_or_path"
+MOVED = ("pissa", "olora")
+"""Values of lora.init that change the base weights. Their adapters are converted when saved."""
+QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
+WHOLE = ("embed_tokens", "lm_head", "wte")  # matrices of the vocabulary
+
+
+def find_adapter(name: str) -> Path:
+    """The adapter folder that `model.adapter` names, which may be that of its run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for folder in (Path(name).expanduser(), ROOT / name):
+        for adapter in (folder / "adapter", folder):
+            if (adapter / CONFIG).is_file():
+                return adapter.resolve()
+        if (folder / "config.yaml").is_file():
+            raise ConfigError(
+                f"model.adapter: the run {name} is not finished, so it has no adapter/ yet; give "
+                "its training command again, or name one of its checkpoints"
+            )
+    raise ConfigError(
+        f"model.adapter: there is no run folder or adapter folder '{name}' (one with {CONFIG})"
+    )
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """The contents of an adapter's config.
+
+    Raises:
+        ConfigError: it is not a JSON object.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / CONFIG} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{folder / CONFIG} should hold an object, got {given(config)}")
+    return config
+
+
+def base_of(folder: Path) -> str:
+    """The base model of an adapter folder: an absolute path, or the name of a hub model.
+
+    A path of this project is looked for in the project. One that is gone, because the project was
+    moved, is looked for as the config of the adapter's run names it.
+
+    Raises:
+        ConfigError: there is no such folder, or none is named.
+    """
+    recorded = read_adapter(folder).get(BASE)
+    if not isinstance(recorded, str):
+        raise ConfigError(f"{folder / CONFIG} names no base model ({BASE})")
+    names = [recorded]
+    for parent in list(folder.absolute().parents)[:3]:
+        if (parent / "config.yaml").is_file():
+            model = read_yaml(parent / "config.yaml").get("model") or {}
+            names += [model["name"]] if "name" in model else []
+    for name in names:
+        if (ROOT / name).is_dir():
+            return str(ROOT / name)
+    if not Path(recorded).is_absolute():
+        return str(recorded)
+    raise ConfigError(f"{folder}: its base model {recorded} is not there any more")
+
+
+def obstacle(config: dict[str, Any], tied: bool = False) -> str | None:
+    """Why an adapter is more than LoRA on linear layers, so that it cannot be merged exactly or
+    trained on; None where it is not. `tied`: input and output embeddings are one matrix."""
+    targets = config.get("target_modules") or []
+    targets = [targets] if isinstance(targets, str) else targets
+    whole = next((n for n in WHOLE if any(t.split(".")[-1] == n for t in targets)), None)
+    init = config.get("init_lora_weights")
+    reasons = [
+        (config.get("peft_type") != "LORA", f"is a {config.get('peft_type')} adapter, not LoRA"),
+        (config.get("modules_to_save"), "trains whole modules (modules_to_save)"),
+        (config.get("trainable_token_indices"), "trains token embeddings"),
+        (config.get("bias", "none") != "none", "trains biases"),
+        (config.get("lora_bias"), "has biases of its own (lora_bias)"),
+        (config.get("target_parameters"), "targets bare parameters (target_parameters)"),
+        (
+            str(init).startswith(MOVED),
+            "is a checkpoint's: part of the base weights has moved into it (init_lora_weights = "
+            f"{init}). A run's adapter/ is saved for the whole base;",
+        ),
+        (whole, f"changes {whole}{' (tied: one matrix does both jobs)' if tied else ''}"),
+    ]
+    return next((reason for wrong, reason in reasons if wrong), None)
+
+
+def with_adapter(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a config with those of `model.adapter` filled in: base model and LoRA.
+
+    Raises:
+        ConfigError: the adapter cannot be trained on, or a value of the config contradicts it.
+    """
+    model, lora = values.get("model") or {}, values.get("lora") or {}
+    if not (isinstance(model, dict) and isinstance(lora, dict)):
+        return values  # wrong in itself, which is found next
+    name = model.get("adapter")
+    if not isinstance(name, str):
+        return values
+    folder = find_adapter(name)
+    config = read_adapter(folder)
+    reason = obstacle(config)
+    for key in ("rank_pattern", "alpha_pattern"):
+        reason = reason or (f"has ranks by layer ({key})" if config.get(key) else None)
+    if not reason and not isinstance(config.get("target_modules"), list):
+        reason = "names its layers by a pattern (target_modules)"
+    if reason:
+        raise ConfigError(f"model.adapter: {folder} {reason}; a run can start from plain LoRA only")
+    base = base_of(folder)
+    if "name" in model and not _same_model(str(model["name"]), base):
+        raise ConfigError(
+            f"model.name is {model['name']}, and the adapter {name} was trained on {base}; leave "
+            "model.name out, or name another adapter"
+        )
+    of_adapter = {
+        "r": config["r"],
+        "alpha": config["lora_alpha"],
+        "dropout": float(config.get("lora_dropout") or 0.0),
+        "target_modules": sorted(config["target_modules"]),
+        "use_rslora": bool(config.get("use_rslora")),
+        "use_dora": bool(config.get("use_dora")),
+        "init": "default",
+    }
+    asked = dict(lora)
+    for key, value in of_adapter.items():
+        own = asked.get(key, value)
+        if isinstance(own, list):
+            own = sorted(map(str, own))
+        if own != value:
+            raise ConfigError(
+                f"lora.{key} is {given(asked[key])}, and the adapter {name} has {given(value)}; a "
+                "run that starts from an adapter trains that one, so leave the setting out"
+            )
+    return {**values, "model": {"name": base, **model}, "lora": {**of_adapter, **asked}}
+
+
+def _same_model(first: str, second: str) -> bool:
+    """Whether two names are of one model: a folder, from here or from the project, or a hub name,
+    of which Unsloth puts a 4-bit copy in the place."""
+    folders = [
+        next((p.resolve() for p in (Path(n).expanduser(), ROOT / n) if p.is_dir()), None)
+        for n in (first, second)
+    ]
+    if any(folders):
+        return folders[0] == folders[1]
+    names = [QUANTISED_NAME.sub("", n.split("/")[-1]).lower() for n in (first, second)]
+    return names[0] == names[1]
