@@ -140,6 +140,24 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
+def check_experts(model: Model) -> None:
+    """Check that a model is a mixture of experts, which alone has a loss of its router.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        local_or_hub(model.name), revision=model.revision, trust_remote_code=False
+    )
+    if not hasattr(config.get_text_config(), "output_router_logits"):
+        raise ConfigError(
+            f"training.extra.router_aux_loss_coef: '{model.name}' is not a mixture of experts, so "
+            "it has no router to balance; leave it out"
+        )
+
+
 def base_weights(model: Model) -> str:
     """The weights that a run starts from: a folder's fingerprint, or hub repository and commit.
 
