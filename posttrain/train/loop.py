@@ -132,8 +132,8 @@ def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> b
     transformers would take one step more.
     """
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    step, last = state["global_step"], last_step(trainer.args, state["max_steps"])
-    if step < last and not (validation is not None and validation.exhausted()):
+    step = state["global_step"]
+    if step < last_step(trainer) and not (validation is not None and validation.exhausted()):
         return False
     print(f"Training was done at step {step}; going on from there")
     trainer._load_from_checkpoint(str(checkpoint))

@@ -13,6 +13,7 @@ Between these a script has what is its own: data, rewards, trainer and scores.
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from posttrain.model.device import check_device, free_memory
 from posttrain.report import next_steps
 from posttrain.report.live import draw
 from posttrain.report.model_card import write_model_card
-from posttrain.run.checkpoint import check_same_run
+from posttrain.run.checkpoint import changes_since, check_same_run, only_length
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, Export, GRPOSettings, Training
 from posttrain.settings.command import Command, parse_command_line
@@ -57,11 +58,11 @@ class Session(Generic[S]):
         self.dry_run = command.dry_run
         self._command: Command[S] = command
         self.run = RunFolder(command.output)
-        looks = not command.dry_run or command.output.exists()
-        if looks and (command.dry_run or not self.run.is_done(self.settings, command.resume)):
-            self.run.lock()  # also to look for its checkpoints, which sets damaged ones aside
-        self.done = not command.dry_run and self.run.is_done(self.settings, command.resume)
+        done = self.run.is_done(self.settings, command.resume, anyway=command.resume_anyway)
+        self.done = done and not command.dry_run
         """The folder holds this very run, finished."""
+        if not self.done and (not command.dry_run or command.output.exists()):
+            self.run.lock()  # also to look for its checkpoints, which sets damaged ones aside
         self._checkpoint = None if self.done else self.run.checkpoint(command.resume)
         self._facts: dict[str, Any] = {}
         keep_files_in(self.run, self.settings.tracking.report_to)
@@ -77,8 +78,13 @@ class Session(Generic[S]):
         next_steps.already_finished(self.run.shared)
         return after_training(self.run.path, self.settings.export)
 
-    def end_dry_run(self) -> int:
-        """Say that nothing was found wrong, and how to train; returns the exit code."""
+    def end_dry_run(self, rows: Sequence[Any]) -> int:
+        """Say that nothing is wrong, and how to train; returns the exit code. `rows` as for open.
+
+        Raises:
+            CheckpointError: as open does.
+        """
+        self._check_checkpoint(rows)
         print(self._command.verdict())
         return 0
 
@@ -95,6 +101,8 @@ class Session(Generic[S]):
         self._facts["device"] = device.name
         tokenizer = policy.load_tokenizer(self.settings.model)
         set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
+        if self.settings.training.extra.get("router_aux_loss_coef"):
+            policy.check_experts(self.settings.model)
         return tokenizer
 
     def open(self, rows: Sequence[Any]) -> None:
@@ -103,6 +111,12 @@ class Session(Generic[S]):
         Raises:
             CheckpointError: the checkpoint is of other settings, data, weights or versions.
         """
+        self._check_checkpoint(rows)
+        self.run.open(fresh=self._command.resume == "never")
+        self.run.describe(self.settings, self._facts)
+        self._trackers = start_trackers(self.run, self.settings, self._facts)
+
+    def _check_checkpoint(self, rows: Sequence[Any]) -> None:
         self._facts["weights"] = policy.base_weights(self.settings.model)
         self._facts["data"] = fingerprint(rows)
         self._identity = self.run.identity(self.settings, self._facts)
@@ -110,9 +124,7 @@ class Session(Generic[S]):
             trust.check_checkpoint(self._checkpoint)
             if not self._command.resume_anyway:
                 check_same_run(self._checkpoint, self._identity)
-        self.run.open(fresh=self._command.resume == "never")
-        self.run.describe(self.settings, self._facts)
-        self._trackers = start_trackers(self.run, self.settings, self._facts)
+            self._changed = changes_since(self._checkpoint, self._identity)
 
     def load(self) -> tuple[Any, Any]:
         """The policy and its tokenizer.
@@ -136,13 +148,19 @@ class Session(Generic[S]):
     def kept_scores(self, read: Callable[[], T | None]) -> T | None:
         """What `read` finds of the scores that an interrupted run took before its first step.
 
-        A run that goes on with other settings, or from the start, has none.
+        A run that goes on with other settings than its length, or from the start, has none.
         """
         if self._checkpoint is None:
             return None
-        scores = None if self._command.resume_anyway else read()
+        scores = read() if only_length(self._changed) else None
         kept = None if not self.settings.run.score else scores is not None
-        print(resume_note(self._checkpoint, self.settings.training, self.run, kept))
+        training = self.settings.training
+        print(resume_note(self._checkpoint, training, self.run, kept))
+        if self._changed and training.lr_scheduler_type != "constant":
+            print(
+                f"The learning rate follows the {training.lr_scheduler_type} schedule of the new "
+                "settings from here on, which may be far from where it ended"
+            )
         return scores
 
     def validation(self, rows: int, measure: Callable[[], Measures], by: str) -> Validation | None:
@@ -203,6 +221,9 @@ def resume_note(checkpoint: Path, training: Training, run: RunFolder, scored: bo
     None: there are to be none."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     total = training.max_steps if training.max_steps >= 0 else state["max_steps"]
+    epochs = math.ceil(training.num_train_epochs)
+    if training.max_steps < 0 and state.get("num_train_epochs", epochs) != epochs:
+        total = f"{training.num_train_epochs:g} epochs"
     inside = checkpoint.is_relative_to(run.path)
     where = checkpoint.relative_to(run.path) if inside else checkpoint
     said = f"Going on from step {state['global_step']} of {total} ({where})"

@@ -1,0 +1,56 @@
+"""A finished run of which more steps are wanted: the same command with a larger length."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.inside import leave_with, own_handlers, rows
+
+__all__ = ["own_handlers"]
+
+SHORT = ("training.lr_scheduler_type=linear", "training.per_device_train_batch_size=100")
+
+
+@pytest.mark.parametrize(
+    ("short", "longer", "steps"),
+    [
+        (["training.max_steps=2"], ["training.max_steps=4"], 4),
+        # 300 pairs are 3 steps an epoch.
+        (
+            ["training.max_steps=-1", "training.num_train_epochs=1"],
+            ["training.max_steps=-1", "training.num_train_epochs=2"],
+            6,
+        ),
+    ],
+)
+def test_a_finished_run_trains_on_to_a_greater_length(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    short: list[str],
+    longer: list[str],
+    steps: int,
+) -> None:
+    run = tmp_path / "run"
+    assert leave_with("dpo", run, *SHORT, *short) == 0
+    before = (run / "eval" / "before.jsonl").read_bytes()
+    first = rows(run / "metrics.jsonl")
+    for dry in (["--dry-run"], []):
+        assert leave_with("dpo", run, *SHORT, *longer, *dry) == 2
+        assert "--resume-anyway to train on to the new length" in capsys.readouterr().err
+    assert leave_with("dpo", run, *SHORT, *longer, "--resume-anyway") == 0
+    printed = capsys.readouterr().out
+    assert "the scores from before training are kept" in printed
+    assert "follows the linear schedule of the new settings" in printed
+    assert (run / "eval" / "before.jsonl").read_bytes() == before
+    metrics = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in metrics] == list(range(1, steps + 1))
+    assert metrics[: steps // 2] == [row for row in first if "loss" in row]
+    rates = [row["learning_rate"] for row in metrics[steps // 2 :]]
+    peak = metrics[0]["learning_rate"]
+    expected = [peak * (1 - step / steps) for step in range(steps // 2, steps)]
+    assert rates == pytest.approx(expected)
+    trained = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
+    assert trained["steps"] == steps
+    assert leave_with("dpo", run, *SHORT, *longer) == 0
+    assert len(rows(run / "metrics.jsonl")) >= steps
