@@ -12,15 +12,17 @@
 Between these a script has what is its own: data, rewards, trainer and scores.
 """
 
+import contextlib
 import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from posttrain.base.distributed import is_main
+from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT, shown
 from posttrain.data.render import set_template_variables
@@ -58,9 +60,12 @@ class Session(Generic[S]):
         self.dry_run = command.dry_run
         self._command: Command[S] = command
         self.run = RunFolder(command.output)
-        done = self.run.is_done(self.settings, command.resume, anyway=command.resume_anyway)
-        self.done = done and not command.dry_run
+        self.done = False
         """The folder holds this very run, finished."""
+        self._in_the_way: ConfigError | None = None  # for which the run would be refused
+        with self._noted():
+            done = self.run.is_done(self.settings, command.resume, anyway=command.resume_anyway)
+            self.done = done and not command.dry_run
         if not self.done and (not command.dry_run or command.output.exists()):
             self.run.lock()  # also to look for its checkpoints, which sets damaged ones aside
         self._checkpoint = None if self.done else self.run.checkpoint(command.resume)
@@ -79,14 +84,25 @@ class Session(Generic[S]):
         return after_training(self.run.path, self.settings.export)
 
     def end_dry_run(self, rows: Sequence[Any]) -> int:
-        """Say that nothing is wrong, and how to train; returns the exit code. `rows` as for open.
-
-        Raises:
-            CheckpointError: as open does.
-        """
-        self._check_checkpoint(rows)
+        """Say that nothing is wrong, and how to train, or what of an earlier run in the folder is
+        in the way; returns the exit code. `rows` as for open."""
+        if self._checkpoint and not self._in_the_way:
+            with self._noted():
+                self._check_checkpoint(rows)
         print(self._command.verdict())
+        if self._in_the_way:
+            print(f"As it is, that command will be refused: {self._in_the_way}")
         return 0
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """In a dry run, keep for its end that the run folder is of another run."""
+        try:
+            yield
+        except ConfigError as error:
+            if not self.dry_run:
+                raise
+            self._in_the_way = error
 
     def start(self) -> Any:
         """Start Unsloth and check that the device can run this config; returns the tokenizer.
@@ -117,6 +133,7 @@ class Session(Generic[S]):
         self._trackers = start_trackers(self.run, self.settings, self._facts)
 
     def _check_checkpoint(self, rows: Sequence[Any]) -> None:
+        """Identify this run, and check that the checkpoint is of the same one."""
         self._facts["weights"] = policy.base_weights(self.settings.model)
         self._facts["data"] = fingerprint(rows)
         self._identity = self.run.identity(self.settings, self._facts)

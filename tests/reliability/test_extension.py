@@ -35,9 +35,14 @@ def test_a_finished_run_trains_on_to_a_greater_length(
     assert leave_with("dpo", run, *SHORT, *short) == 0
     before = (run / "eval" / "before.jsonl").read_bytes()
     first = rows(run / "metrics.jsonl")
-    for dry in (["--dry-run"], []):
-        assert leave_with("dpo", run, *SHORT, *longer, *dry) == 2
-        assert "--resume-anyway to train on to the new length" in capsys.readouterr().err
+    capsys.readouterr()
+    assert leave_with("dpo", run, *SHORT, *longer, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "that command will be refused" in shown
+    assert leave_with("dpo", run, *SHORT, *longer) == 2
+    refused = capsys.readouterr().err
+    for text in (shown, refused):
+        assert "--resume-anyway to train on to the new length" in text
     assert leave_with("dpo", run, *SHORT, *longer, "--resume-anyway") == 0
     printed = capsys.readouterr().out
     assert "the scores from before training are kept" in printed
