@@ -78,6 +78,16 @@ UNSUPPORTED = {
         "the reference is the policy without its adapter, which trl cannot move; leave it out",
     ),
     "trust_remote_code": "the code of a model is never run here; leave it out",
+    **_each(
+        "torch_compile torch_compile_backend torch_compile_mode",
+        "Unsloth compiles the layers; leave it out",
+    ),
+    **_each(
+        "use_transformers_continuous_batching transformers_continuous_batching_config",
+        "trl would cast the adapter to 16 bits for it; leave it out (model.fast_inference samples "
+        "with vLLM)",
+    ),
+    "padding_free": "this version of trl ignores it; leave it out",
     "auto_find_batch_size": "a step that does not fit the memory is split here, with the same "
     "result; leave it out",
     "include_num_input_tokens_seen": "the trainer counts tokens already, as num_tokens in "
@@ -115,7 +125,7 @@ REMOVED = {
         "vllm_device vllm_dtype vllm_max_model_len vllm_init_kwargs", "use model.fast_inference"
     ),
     **_each("vllm_enable_prefix_caching vllm_guided_decoding_regex", "leave it out"),
-    "use_transformers_paged": "use training.extra.use_transformers_continuous_batching",
+    "use_transformers_paged": "leave it out",
     "vllm_importance_sampling_cap": "use training.extra.vllm_importance_sampling_clip_max",
     "wandb_log_unique_prompts": "use tracking.samples",
     "evaluation_strategy": "use evaluation.every and data.validation",

@@ -74,6 +74,11 @@ def _try_out(arguments: Any) -> None:
     )
     names = ("num_workers", "prefetch_factor", "persistent_workers", "multiprocessing_context")
     DataLoader([0], **{name: getattr(arguments, f"dataloader_{name}") for name in names})
+    if getattr(arguments, "activation_offloading", False) and not torch.cuda.is_available():
+        raise ConfigError(
+            "training.extra.activation_offloading: there is no GPU to take activations from; leave "
+            "it out"
+        )
     known = {
         "gradient_checkpointing_kwargs": {
             *inspect.signature(checkpoint).parameters,

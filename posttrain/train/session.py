@@ -117,8 +117,7 @@ class Session(Generic[S]):
         self._facts["device"] = device.name
         tokenizer = policy.load_tokenizer(self.settings.model)
         set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
-        if self.settings.training.extra.get("router_aux_loss_coef"):
-            policy.check_experts(self.settings.model)
+        policy.check_architecture(self.settings.model, self.settings.training.extra)
         return tokenizer
 
     def open(self, rows: Sequence[Any]) -> None:
