@@ -148,6 +148,20 @@ def _record_health_stop(error: HealthError, trainer: Any, clock: Clock, run: Run
     draw(run.path)
 
 
+def _follow_schedule(scheduler: Any, optimizer: Any, peak: float) -> None:
+    """Give the optimizer the learning rate that the schedule of this run has at this step.
+
+    A checkpoint brings that of its own run, which differs where the length or the peak do.
+    """
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
+    if hasattr(scheduler, "lr_lambdas"):
+        scheduler.base_lrs = [peak] * len(scheduler.lr_lambdas)
+        rates = [peak * scale(scheduler.last_epoch) for scale in scheduler.lr_lambdas]
+        scheduler._last_lr = rates
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
 def _callback(
     run: RunFolder,
     view: TrainingView,
@@ -163,13 +177,15 @@ def _callback(
     page = LivePage(run.path)
 
     class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             for path in (run.metrics, run.samples, run.health):
                 keep_rows_until(path, state.global_step)
             if distributed.is_main():
                 run.checkpoints.set_aside_after(state.global_step)
             # A resumed run has the checkpoint's, which may be others than its settings ask for.
             state.compute_steps(args, state.max_steps)
+            if state.global_step:
+                _follow_schedule(more["lr_scheduler"], more["optimizer"], args.learning_rate)
             view.start(state.max_steps, state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
