@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     check_examples(settings.prompt.examples, user_turns(pairs.train + pairs.held_out))
     refuse_earlier_stages(settings.model.adapter, user_turns(pairs.held_out))
     tokenizer = session.start()
+    trainer_arguments(settings, run)  # what the trainer refuses, it refuses before the loading
     data_report, lengths = examine(pairs, tokenizer, settings)
     if session.dry_run:
         print(pair_report_text.render_text(data_report))
@@ -63,12 +64,13 @@ def main(argv: list[str] | None = None) -> int:
         print(pair_report_text.render_warnings(data_report), end="")
     train_pairs, held_out, validation = fitting(pairs, lengths, settings)
     problems = problem_sets.load(settings, train_pairs, tokenizer)
+    rows = [*train_pairs, *held_out, *problems.items(), *validation]
     if session.dry_run:
         print(describe(settings, shape_of(settings.model.name), len(train_pairs)))
-        return session.end_dry_run()
+        return session.end_dry_run(rows)
 
     # The policy, scored before its first step.
-    session.open([*train_pairs, *held_out, *problems.items(), *validation])
+    session.open(rows)
     pair_report.write(data_report, run.path)
     model, tokenizer = session.load()
     before = session.kept_scores(lambda: scoring.read_scores(run, settings))
@@ -137,12 +139,9 @@ def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:
     ]
 
 
-def build_trainer(
-    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings, run: RunFolder
-) -> tuple[Any, dict[str, Any]]:
-    """trl's DPOTrainer, and the arguments that it or Unsloth changed."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+def trainer_arguments(settings: DPOSettings, run: RunFolder) -> tuple[Any, dict[str, Any]]:
+    """trl's DPOConfig, and all arguments that it was built with."""
+    from trl import DPOConfig
 
     owned = {
         **owned_arguments(run, settings.run.name, settings.tracking.report_to),
@@ -151,7 +150,17 @@ def build_trainer(
     }
     if settings.lora.dropout:  # by default trl turns all dropout off
         owned["disable_dropout"] = False
-    arguments, asked = build_arguments(DPOConfig, settings.training, owned, settings.run.verbose)
+    return build_arguments(DPOConfig, settings.training, owned, settings.run.verbose)
+
+
+def build_trainer(
+    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings, run: RunFolder
+) -> tuple[Any, dict[str, Any]]:
+    """trl's DPOTrainer, and the arguments that it or Unsloth changed."""
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    arguments, requested = trainer_arguments(settings, run)
     with adapter.without_new_start(model), without_added_tokens(tokenizer):
         trainer = guarded_trainers.guarded_dpo(DPOTrainer)(
             model=model,
@@ -165,7 +174,7 @@ def build_trainer(
         batches.group_by_length(trainer)
     if settings.training.precompute_ref_log_probs:
         reference_cache.precompute(trainer)
-    return trainer, report_changes(asked, trainer.args)
+    return trainer, report_changes(requested, trainer.args)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     functions = load_rewards(settings, train_problems[0])
     by = scorer(settings, functions, held_out[0])
     tokenizer = session.start()
+    trainer_arguments(settings, run)  # what the trainer refuses, it refuses before the loading
     train_problems = fitting(train_problems, tokenizer, settings, "training problems")
     held_out = fitting(held_out, tokenizer, settings, "held-out problems")
     held_out = held_out[: settings.evaluation.limit]
@@ -82,13 +83,14 @@ def main(argv: list[str] | None = None) -> int:
     check_enough(len(train_problems), settings)
     counts = f"{len(train_problems)} problems to train on, {len(held_out)} held out"
     print(f"{counts}, {len(validation)} to validate on" if validation else counts)
+    rows = [*train_problems, *held_out, *validation]
     if session.dry_run:
         print_example(train_problems[0], tokenizer, settings, functions)
         print(describe(settings, shape_of(settings.model.name), len(train_problems)))
-        return session.end_dry_run()
+        return session.end_dry_run(rows)
 
     # The policy, scored before its first step.
-    session.open([*train_problems, *held_out, *validation])
+    session.open(rows)
     model, tokenizer = session.load()
     before = session.kept_scores(lambda: read_scores(run, held_out, by))
     if settings.run.score and not before:
@@ -251,6 +253,18 @@ def read_scores(run: RunFolder, problems: list[Problem], by: Score[Any]) -> list
         return [by(asked[row["question"]], completion_of(row), 0) for row in rows]
 
 
+def trainer_arguments(settings: GRPOSettings, run: RunFolder) -> tuple[Any, dict[str, Any]]:
+    """trl's GRPOConfig, and all arguments that it was built with."""
+    from trl import GRPOConfig
+
+    owned = {
+        **owned_arguments(run, settings.run.name, settings.tracking.report_to),
+        "reward_weights": list(settings.rewards.values()),
+        "chat_template_kwargs": settings.prompt.chat_template_kwargs,
+    }
+    return build_arguments(GRPOConfig, settings.training, owned, settings.run.verbose)
+
+
 def build_trainer(
     model: Any,
     tokenizer: Any,
@@ -261,14 +275,9 @@ def build_trainer(
 ) -> tuple[Any, dict[str, Any]]:
     """trl's GRPOTrainer, and the arguments that it or Unsloth changed."""
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
-    owned = {
-        **owned_arguments(run, settings.run.name, settings.tracking.report_to),
-        "reward_weights": list(settings.rewards.values()),
-        "chat_template_kwargs": settings.prompt.chat_template_kwargs,
-    }
-    arguments, asked = build_arguments(GRPOConfig, settings.training, owned, settings.run.verbose)
+    arguments, requested = trainer_arguments(settings, run)
     rows = [trainer_row(problem, settings) for problem in problems]
     recorder = SampleRecorder(
         run.samples, settings.tracking.samples, settings.training.num_generations
@@ -281,7 +290,7 @@ def build_trainer(
         processing_class=tokenizer,
     )
     policy.drop_reference_copy(model)
-    return trainer, report_changes(asked, trainer.args)
+    return trainer, report_changes(requested, trainer.args)
 
 
 if __name__ == "__main__":

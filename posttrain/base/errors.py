@@ -46,17 +46,18 @@ class HealthError(PostTrainError):
     exit_code = 3
 
 
-def nearest(word: str, valid: Iterable[str]) -> str | None:
-    """The valid name that `word` may be a slip of, None where none is like it."""
-    cutoff = 0.6 if len(word) > 2 else 0.5  # two letters in the wrong order are half right
+def nearest(word: str, valid: Iterable[str], cutoff: float | None = None) -> str | None:
+    """The valid name that `word` may be a slip of, None where none is like it; `cutoff` is how
+    alike they have to be, up to 1."""
+    cutoff = cutoff or (0.6 if len(word) > 2 else 0.5)  # two swapped letters are half right
     near = difflib.get_close_matches(word, sorted(valid), n=1, cutoff=cutoff)
     return near[0] if near else None
 
 
-def did_you_mean(word: str, valid: Iterable[str]) -> str:
+def did_you_mean(word: str, valid: Iterable[str], cutoff: float | None = None) -> str:
     """`" Did you mean 'x'?"` for the nearest valid name; without one the names, where few."""
     names = sorted(valid)
-    near = nearest(word, names)
+    near = nearest(word, names, cutoff)
     if near is not None:
         return f" Did you mean '{near}'?"
     return f" Valid: {', '.join(names)}." if 0 < len(names) <= FEW else ""

@@ -20,6 +20,8 @@ from posttrain.base.files import follow_umask, sha256, sync_folder, write_json
 MANIFEST = "manifest.json"
 # A pickle that nothing here reads, and an empty model card.
 NOT_KEPT = ("training_args.bin", "README.md")
+LENGTH = ("training.max_steps", "training.num_train_epochs")
+"""The settings that say how long is trained."""
 
 
 class CheckpointStore:
@@ -188,14 +190,24 @@ def verify(path: Path) -> list[str]:
     return problems
 
 
+def changes_since(path: Path, facts: dict[str, Any]) -> list[str]:
+    """How the facts of a run differ from those of a checkpoint's run, one line each."""
+    earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    return differences("", earlier, facts)
+
+
+def only_length(changes: list[str]) -> bool:
+    """Whether nothing differs but how long is trained."""
+    return all(line.split(" was ")[0].removeprefix("settings.") in LENGTH for line in changes)
+
+
 def check_same_run(path: Path, facts: dict[str, Any]) -> None:
     """Check that a checkpoint comes from a run with the same settings, data and versions.
 
     Raises:
         ConfigError: it does not; lists every difference.
     """
-    earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
-    changed = differences("", earlier, facts)
+    changed = changes_since(path, facts)
     if changed:
         raise ConfigError(
             f"{path} is of another run:\n         "

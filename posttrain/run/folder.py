@@ -10,7 +10,7 @@ from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, write_json, write_text
 from posttrain.base.lock import hold
-from posttrain.run.checkpoint import CheckpointStore, differences, verify
+from posttrain.run.checkpoint import CheckpointStore, differences, only_length, verify
 from posttrain.run.environment import environment
 from posttrain.settings import Section
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
@@ -63,9 +63,11 @@ class RunFolder:
         trained = json.loads(path.read_text(encoding="utf-8")).get("trained")
         return trained is not None and "exit_code" not in trained
 
-    def is_done(self, settings: Section, resume: str, or_else: str = START_OVER) -> bool:
+    def is_done(
+        self, settings: Section, resume: str, or_else: str = START_OVER, anyway: bool = False
+    ) -> bool:
         """Whether the folder holds this run, finished, which `--resume auto` leaves as it is; where
-        `run.score` is false, trained is enough.
+        `run.score` is false, trained is enough. `anyway`: a run of other settings is not done.
 
         Raises:
             ConfigError: it does, but of other settings; `or_else` is what to do beside giving
@@ -74,11 +76,15 @@ class RunFolder:
         asked = settings.model_dump(mode="json")
         if resume != "auto" or not (self.finished if asked["run"]["score"] else self.trained):
             return False
-        if changed := self.changed(settings):
+        changed = self.changed(settings)
+        if changed and anyway:
+            return False
+        if changed:
+            extend = "--resume-anyway to train on to the new length, " * only_length(changed)
             raise ConfigError(
                 f"{self.path} is a finished run of other settings:\n         "
                 + "\n         ".join(changed)
-                + f"\n       give another --output, or {or_else}"
+                + f"\n       give {extend}another --output, or {or_else}"
             )
         return True
 

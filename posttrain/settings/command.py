@@ -10,40 +10,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from posttrain.base.errors import ConfigError, did_you_mean, nearest
-from posttrain.base.expected import expected, given
+from posttrain.base.expected import expected
 from posttrain.base.paths import ROOT, run_command
 from posttrain.settings import DPOSettings, GRPOSettings, Section
 from posttrain.settings.adapters import with_adapter
-from posttrain.settings.help import Parser, in_words, section_of
+from posttrain.settings.extra import check_extra
+from posttrain.settings.help import Parser, section_of
 from posttrain.settings.secrets import check_arguments, check_values
 from posttrain.settings.strict_yaml import parse_yaml, read_yaml
-from posttrain.settings.trainer_fields import config_fields, enum_values
 
-# Arguments of the trainers that the scripts set themselves, and where the user says it instead.
-OWNED = {
-    "output_dir": "--output",
-    "run_name": "run.name",
-    "report_to": "tracking.report_to",
-    "disable_tqdm": "run.verbose",
-    "resume_from_checkpoint": "--resume",
-    "reward_weights": "rewards",
-    "chat_template_kwargs": "prompt.chat_template_kwargs",
-    "max_length": "model.max_seq_length",
-    "save_strategy": "training.save_steps",
-    "logging_strategy": "training.logging_steps",
-    "logging_first_step": "training.logging_steps",
-    "logging_nan_inf_filter": "training.logging_steps",
-}
-NAMES = {
-    "optim": "transformers/training_args.py:OptimizerNames",
-    "lr_scheduler_type": "transformers/trainer_utils.py:SchedulerType",
-}
 SETTINGS: dict[str, type[Section]] = {"dpo": DPOSettings, "grpo": GRPOSettings}
 """The settings of each method."""
 Complete = Callable[[dict[str, Any]], dict[str, Any]]
@@ -235,43 +216,6 @@ def _fields_at(settings_class: type[BaseModel], location: list[str]) -> list[str
             return []
         current = inner
     return list(current.model_fields)
-
-
-def check_extra(training: dict[str, Any], config_class: str) -> None:
-    """Check that every key of `training.extra` is an argument of the trainer's config class.
-
-    Raises:
-        ConfigError: an unknown key, or one that has a setting of its own.
-    """
-    valid = config_fields(config_class)
-    for key, source in NAMES.items():
-        names = enum_values(source)
-        if training[key] not in names:
-            raise ConfigError(
-                f"training.{key}: there is no {training[key]!r}."
-                f"{did_you_mean(training[key], names)}"
-            )
-    for key in training["extra"]:
-        if key in OWNED:
-            raise ConfigError(f"training.extra.{key}: the scripts set it; use {OWNED[key]}")
-        if key in training:
-            raise ConfigError(f"training.extra.{key}: write it as training.{key}")
-        if key not in valid:
-            raise ConfigError(
-                f"training.extra.{key}: {config_class.split(':')[1]} has no such argument."
-                f"{did_you_mean(key, valid)}"
-            )
-        try:
-            kind = eval(valid[key], {"Any": Any, "Literal": Literal})
-        except NameError:  # a class of the library's own
-            continue
-        value = training["extra"][key]
-        try:
-            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError:
-            raise ConfigError(
-                f"training.extra.{key}: expected {in_words(kind)}, got {given(value)}"
-            ) from None
 
 
 def check_packages(report_to: list[str]) -> None:

@@ -59,6 +59,10 @@ class Training(Section):
         return self
 
 
+# The losses of trl's DPOTrainer that read label_smoothing.
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+
+
 class DPOTraining(Training):
     beta: float = Field(0.1, gt=0)
     """Strength of the pull towards the reference (equation 7 of arxiv.org/abs/2305.18290)."""
@@ -85,7 +89,8 @@ class DPOTraining(Training):
     loss_weights: list[float] | None = None
     """One weight a loss; null weighs each 1."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of labels assumed to be flipped."""
+    """Share of pairs whose preference is assumed to be flipped. Used by robust, exo_pair, aot and
+    aot_unpaired; trl's other losses ignore it, so it is refused with them."""
     ld_alpha: float | None = Field(None, ge=0, le=1)
     """Weight of the tokens by which a reply is longer than the other, against a bias to length
     (LD-DPO, https://arxiv.org/abs/2409.06411); null and 1 weigh all tokens alike."""
@@ -94,6 +99,15 @@ class DPOTraining(Training):
     later runs on the same rows and model, in $POSTTRAIN_CACHE or ~/.cache/posttrain."""
     train_sampling_strategy: Literal["random", "group_by_length", "sequential"] = "random"
     """Order of the rows. group_by_length puts pairs of like length together: less padding."""
+
+    @model_validator(mode="after")
+    def _smoothed_losses(self) -> Self:
+        if self.label_smoothing and not set(SMOOTHED) & set(self.loss_type):
+            raise ValueError(
+                f"label_smoothing = {self.label_smoothing:g} changes nothing with loss_type "
+                f"{', '.join(self.loss_type)}; set it to 0, or use robust, which is sigmoid with it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_weight_a_loss(self) -> Self:

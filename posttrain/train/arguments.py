@@ -1,13 +1,35 @@
 """The arguments of a trainer: those requested, and how trl or Unsloth changed them."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import enum
+import inspect
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, did_you_mean
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import Training
+
+# What libraries raise for arguments that they do not take.
+REFUSALS = (AssertionError, AttributeError, ImportError, OSError, NotImplementedError)
+REFUSALS += (TypeError, ValueError)
+
+
+@contextlib.contextmanager
+def refused_by(name: str) -> Iterator[None]:
+    """An error of a library about its arguments becomes a ConfigError of one line.
+
+    Raises:
+        ConfigError: what `name`, a class of the library, refuses.
+    """
+    try:
+        yield
+    except (*REFUSALS, KeyError) as error:
+        said = str(error) if str(error).strip() else type(error).__name__
+        raise ConfigError(f"training: {name} refuses it: {' '.join(said.split())}") from error
 
 
 def build_arguments(
@@ -15,15 +37,61 @@ def build_arguments(
 ) -> tuple[Any, dict[str, Any]]:
     """The trainer's config object, and all arguments that were requested.
 
+    Needs no model: what the trainer makes of the arguments once it has one, such as the optimizer,
+    is tried out here.
+
     Raises:
-        ConfigError: the class refuses a value.
+        ConfigError: a library refuses a value.
     """
-    requested = {**training.model_dump(exclude={"extra"}), **training.extra, **owned}
-    try:
-        with policy.quiet(verbose):
-            return config_class(**requested), requested
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"training: {config_class.__name__} refuses it: {error}") from None
+    requested = {**training.model_dump(exclude={"extra"}), **owned, **training.extra}
+    with policy.quiet(verbose), refused_by(config_class.__name__):
+        arguments = config_class(**requested)
+        _try_out(arguments)
+    return arguments, requested
+
+
+def _try_out(arguments: Any) -> None:
+    """Make the parts of a trainer that are made of arguments alone, on a weight of one number."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+    from torch.utils.data import DataLoader
+    from transformers import GenerationConfig, Trainer
+    from transformers.optimization import get_scheduler
+
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    if isinstance(optimizer_class, type):  # else a function of the model
+        optimizer = optimizer_class(weights, **options)
+    else:
+        optimizer = torch.optim.SGD(weights, arguments.learning_rate)
+    steps = max(arguments.max_steps, 1)
+    get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        arguments.get_warmup_steps(steps),
+        steps,
+        arguments.lr_scheduler_kwargs,
+    )
+    names = ("num_workers", "prefetch_factor", "persistent_workers", "multiprocessing_context")
+    DataLoader([0], **{name: getattr(arguments, f"dataloader_{name}") for name in names})
+    if getattr(arguments, "activation_offloading", False) and not torch.cuda.is_available():
+        raise ConfigError(
+            "training.extra.activation_offloading: there is no GPU to take activations from; leave "
+            "it out"
+        )
+    known = {
+        "gradient_checkpointing_kwargs": {
+            *inspect.signature(checkpoint).parameters,
+            *("every_n_layers", "offload"),  # transformers' own
+        },
+        "generation_kwargs": vars(GenerationConfig()).keys(),
+    }
+    for name, keys in known.items():
+        for key in getattr(arguments, name, None) or {}:
+            if key not in keys:
+                raise ConfigError(
+                    f"training.extra.{name}: there is no {key!r}.{did_you_mean(key, keys)}"
+                )
 
 
 def owned_arguments(run: RunFolder, name: str, report_to: Sequence[str]) -> dict[str, Any]:
@@ -41,25 +109,45 @@ def owned_arguments(run: RunFolder, name: str, report_to: Sequence[str]) -> dict
 
 
 def changes(requested: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
-    """Arguments whose value in the trainer is not the requested one: `{name: {asked, used}}`.
+    """Arguments whose value in the trainer is not the requested one: `{name: {asked, used}}`, both
+    as JSON has them.
 
     trl and Unsloth change some without a message (precision, optimizer, batch size).
     """
     fields = {field.name for field in dataclasses.fields(arguments)}
     changed = {}
-    for name, wanted in requested.items():
-        if wanted is None:  # the library chooses
+    for name, value in requested.items():
+        if value is None:  # the library chooses
             continue
-        used = getattr(arguments, name) if name in fields else None
-        used = getattr(used, "value", used)  # the text of an enum member
+        wanted, used = as_json(value), as_json(getattr(arguments, name) if name in fields else None)
         if used != wanted and not _same(wanted, used):
             changed[name] = {"asked": wanted, "used": used}
     return changed
 
 
+def as_json(value: Any) -> Any:
+    """A value that JSON can hold: an enum member is its value, an object its fields, and what has
+    neither, or is not finite, its text."""
+    if isinstance(value, enum.Enum):
+        return as_json(value.value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_json(
+            {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        )
+    if isinstance(value, dict):
+        return {str(key): as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [as_json(inner) for inner in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
 def _same(wanted: Any, used: Any) -> bool:
     """Whether two values are equal. transformers changes the form of some: it puts a value in a
-    list, and makes 'none' an empty list."""
+    list, makes 'none' an empty list, and fills a mapping up with its defaults."""
+    if isinstance(wanted, dict) and isinstance(used, dict):
+        return all(key in used and used[key] == value for key, value in wanted.items())
     return used == [wanted] or (wanted == "none" and used == []) or str(used) == str(wanted)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.base import distributed
 from posttrain.model import policy
 from posttrain.model.device import free_memory
+from posttrain.train.arguments import refused_by
 from posttrain.train.micro_batches import Batch, Part
 
 
@@ -44,7 +45,7 @@ def guarded(trainer_class: Any) -> Any:
         _logged: dict[str, list[float]]  # metrics before it
 
         def __init__(self, model: Any, args: Any, **others: Any) -> None:
-            with policy.full_precision(model, args):
+            with policy.full_precision(model, args), refused_by(trainer_class.__name__):
                 super().__init__(model=model, args=args, **others)
 
         def create_model_card(self, *arguments: Any, **options: Any) -> None:

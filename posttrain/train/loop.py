@@ -132,8 +132,8 @@ def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> b
     transformers would take one step more.
     """
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    step, last = state["global_step"], last_step(trainer.args, state["max_steps"])
-    if step < last and not (validation is not None and validation.exhausted()):
+    step = state["global_step"]
+    if step < last_step(trainer) and not (validation is not None and validation.exhausted()):
         return False
     print(f"Training was done at step {step}; going on from there")
     trainer._load_from_checkpoint(str(checkpoint))
@@ -146,6 +146,20 @@ def _record_health_stop(error: HealthError, trainer: Any, clock: Clock, run: Run
     reason = str(error).split("\n")[0]
     run.amend({"trained": {**result, "exit_code": error.exit_code, "reason": reason}})
     draw(run.path)
+
+
+def _follow_schedule(scheduler: Any, optimizer: Any, peak: float) -> None:
+    """Give the optimizer the learning rate that the schedule of this run has at this step.
+
+    A checkpoint brings that of its own run, which differs where the length or the peak do.
+    """
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
+    if hasattr(scheduler, "lr_lambdas"):
+        scheduler.base_lrs = [peak] * len(scheduler.lr_lambdas)
+        rates = [peak * scale(scheduler.last_epoch) for scale in scheduler.lr_lambdas]
+        scheduler._last_lr = rates
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def _callback(
@@ -163,13 +177,15 @@ def _callback(
     page = LivePage(run.path)
 
     class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             for path in (run.metrics, run.samples, run.health):
                 keep_rows_until(path, state.global_step)
             if distributed.is_main():
                 run.checkpoints.set_aside_after(state.global_step)
             # A resumed run has the checkpoint's, which may be others than its settings ask for.
             state.compute_steps(args, state.max_steps)
+            if state.global_step:
+                _follow_schedule(more["lr_scheduler"], more["optimizer"], args.learning_rate)
             view.start(state.max_steps, state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

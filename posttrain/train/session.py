@@ -12,14 +12,17 @@
 Between these a script has what is its own: data, rewards, trainer and scores.
 """
 
+import contextlib
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from posttrain.base.distributed import is_main
+from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT, shown
 from posttrain.data import examples
@@ -29,7 +32,7 @@ from posttrain.model.device import check_device, free_memory
 from posttrain.report import next_steps, stages
 from posttrain.report.live import draw
 from posttrain.report.model_card import write_model_card
-from posttrain.run.checkpoint import check_same_run
+from posttrain.run.checkpoint import changes_since, check_same_run, only_length
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, Export, GRPOSettings, Training
 from posttrain.settings.adapters import find_adapter
@@ -59,11 +62,14 @@ class Session(Generic[S]):
         self.dry_run = command.dry_run
         self._command: Command[S] = command
         self.run = RunFolder(command.output)
-        looks = not command.dry_run or command.output.exists()
-        if looks and (command.dry_run or not self.run.is_done(self.settings, command.resume)):
-            self.run.lock()  # also to look for its checkpoints, which sets damaged ones aside
-        self.done = not command.dry_run and self.run.is_done(self.settings, command.resume)
+        self.done = False
         """The folder holds this very run, finished."""
+        self._in_the_way: ConfigError | None = None  # for which the run would be refused
+        with self._noted():
+            done = self.run.is_done(self.settings, command.resume, anyway=command.resume_anyway)
+            self.done = done and not command.dry_run
+        if not self.done and (not command.dry_run or command.output.exists()):
+            self.run.lock()  # also to look for its checkpoints, which sets damaged ones aside
         self._checkpoint = None if self.done else self.run.checkpoint(command.resume)
         self._facts: dict[str, Any] = {}
         keep_files_in(self.run, self.settings.tracking.report_to)
@@ -79,10 +85,26 @@ class Session(Generic[S]):
         next_steps.already_finished(self.run.shared)
         return after_training(self.run.path, self.settings.export)
 
-    def end_dry_run(self) -> int:
-        """Say that nothing was found wrong, and how to train; returns the exit code."""
+    def end_dry_run(self, rows: Sequence[Any]) -> int:
+        """Say that nothing is wrong, and how to train, or what of an earlier run in the folder is
+        in the way; returns the exit code. `rows` as for open."""
+        if self._checkpoint and not self._in_the_way:
+            with self._noted():
+                self._check_checkpoint(rows)
         print(self._command.verdict())
+        if self._in_the_way:
+            print(f"As it is, that command will be refused: {self._in_the_way}")
         return 0
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """In a dry run, keep for its end that the run folder is of another run."""
+        try:
+            yield
+        except ConfigError as error:
+            if not self.dry_run:
+                raise
+            self._in_the_way = error
 
     def start(self) -> Any:
         """Start Unsloth and check that the device can run this config; returns the tokenizer.
@@ -103,6 +125,7 @@ class Session(Generic[S]):
         set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
         if self.settings.prompt.examples:
             print(examples.cost(tokenizer, self.settings.prompt))
+        policy.check_architecture(self.settings.model, self.settings.training.extra)
         return tokenizer
 
     def open(self, rows: Sequence[Any]) -> None:
@@ -111,6 +134,13 @@ class Session(Generic[S]):
         Raises:
             CheckpointError: the checkpoint is of other settings, data, weights or versions.
         """
+        self._check_checkpoint(rows)
+        self.run.open(fresh=self._command.resume == "never")
+        self.run.describe(self.settings, self._facts)
+        self._trackers = start_trackers(self.run, self.settings, self._facts)
+
+    def _check_checkpoint(self, rows: Sequence[Any]) -> None:
+        """Identify this run, and check that the checkpoint is of the same one."""
         self._facts["weights"] = policy.base_weights(self.settings.model)
         self._facts["data"] = fingerprint(rows)
         self._identity = self.run.identity(self.settings, self._facts)
@@ -118,9 +148,7 @@ class Session(Generic[S]):
             trust.check_checkpoint(self._checkpoint)
             if not self._command.resume_anyway:
                 check_same_run(self._checkpoint, self._identity)
-        self.run.open(fresh=self._command.resume == "never")
-        self.run.describe(self.settings, self._facts)
-        self._trackers = start_trackers(self.run, self.settings, self._facts)
+            self._changed = changes_since(self._checkpoint, self._identity)
 
     def load(self) -> tuple[Any, Any]:
         """The policy and its tokenizer.
@@ -145,13 +173,19 @@ class Session(Generic[S]):
     def kept_scores(self, read: Callable[[], T | None]) -> T | None:
         """What `read` finds of the scores that an interrupted run took before its first step.
 
-        A run that goes on with other settings, or from the start, has none.
+        A run that goes on with other settings than its length, or from the start, has none.
         """
         if self._checkpoint is None:
             return None
-        scores = None if self._command.resume_anyway else read()
+        scores = read() if only_length(self._changed) else None
         kept = None if not self.settings.run.score else scores is not None
-        print(resume_note(self._checkpoint, self.settings.training, self.run, kept))
+        training = self.settings.training
+        print(resume_note(self._checkpoint, training, self.run, kept))
+        if self._changed and training.lr_scheduler_type != "constant":
+            print(
+                f"The learning rate follows the {training.lr_scheduler_type} schedule of the new "
+                "settings from here on, which may be far from where it ended"
+            )
         return scores
 
     def validation(self, rows: int, measure: Callable[[], Measures], by: str) -> Validation | None:
@@ -212,6 +246,9 @@ def resume_note(checkpoint: Path, training: Training, run: RunFolder, scored: bo
     None: there are to be none."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     total = training.max_steps if training.max_steps >= 0 else state["max_steps"]
+    epochs = math.ceil(training.num_train_epochs)
+    if training.max_steps < 0 and state.get("num_train_epochs", epochs) != epochs:
+        total = f"{training.num_train_epochs:g} epochs"
     inside = checkpoint.is_relative_to(run.path)
     where = checkpoint.relative_to(run.path) if inside else checkpoint
     said = f"Going on from step {state['global_step']} of {total} ({where})"

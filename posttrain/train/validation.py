@@ -29,10 +29,13 @@ Measures = dict[str, dict[str, Any]]
 """`{"value", "n", "low", "high"}` by measure, as in eval/before.json."""
 
 
-def last_step(args: Any, of_checkpoint: int) -> int:
-    """The last step of a run that goes on: as asked for, else, where epochs are, that of the run
-    whose checkpoint it is."""
-    return int(args.max_steps) if args.max_steps > 0 else of_checkpoint
+def last_step(trainer: Any) -> int:
+    """The last step that a trainer will make, as transformers counts them."""
+    if trainer.args.max_steps > 0:
+        return int(trainer.args.max_steps)
+    return int(
+        trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    )
 
 
 class Validation:
@@ -112,7 +115,7 @@ class Validation:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.begin(state.global_step)
         trainer.state = state  # which a signal meanwhile is told of
-        if self.due(state.global_step, last_step(trainer.args, state.max_steps)):
+        if self.due(state.global_step, last_step(trainer)):
             trainer._load_from_checkpoint(str(checkpoint))
             self.run(trainer, stop, state)
 

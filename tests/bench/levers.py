@@ -18,11 +18,6 @@ LEVERS = (
     Lever("decode_graphs", "grpo", ("model.decode_graphs=true",)),
     Lever("adapter_rollouts", "grpo", ("model.rollout_weights=adapter",)),
     Lever("fast_inference", "grpo", ("model.fast_inference=always",)),
-    Lever(
-        "continuous_batching",
-        "grpo",
-        ("training.extra={use_transformers_continuous_batching: true}",),
-    ),
     Lever("generate_in_4_parts", "grpo", ("training.steps_per_generation=4",)),
     Lever("generate_2_steps_at_once", "grpo", ("training.steps_per_generation=32",)),
     # GRPO, training
@@ -58,7 +53,6 @@ LEVERS = (
     ),
     Lever("dpo_any_length", "dpo", ("training.train_sampling_strategy=random",)),
     Lever("dpo_fused_loss", "dpo", (), (("UNSLOTH_FUSED_PREFERENCE_LOSS", "1"),)),
-    Lever("dpo_padding_free", "dpo", ("training.extra={padding_free: true}",)),
     Lever("dpo_adamw_fused", "dpo", ("training.optim=adamw_torch_fused",)),
 )
 BY_NAME = {lever.name: lever for lever in LEVERS}

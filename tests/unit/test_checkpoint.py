@@ -305,3 +305,10 @@ def test_a_finished_run_is_left_alone_but_not_mistaken_for_another(tmp_path: Pat
     other = load_settings(DPOSettings, yaml, ["training.beta=0.7"])
     with pytest.raises(ConfigError, match=r"training\.beta was 0\.1, now 0\.7"):
         run.is_done(other, "auto")
+    assert not run.is_done(other, "auto", anyway=True)
+    longer = load_settings(DPOSettings, yaml, ["training.max_steps=90"])
+    with pytest.raises(ConfigError, match="give --resume-anyway to train on to the new length"):
+        run.is_done(longer, "auto")
+    both = load_settings(DPOSettings, yaml, ["training.max_steps=90", "training.beta=0.7"])
+    with pytest.raises(ConfigError, match="give another --output"):
+        run.is_done(both, "auto")

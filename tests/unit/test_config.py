@@ -15,11 +15,20 @@ from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, Section
-from posttrain.settings.command import OWNED, check_extra, load_settings, parse_command_line
+from posttrain.settings.command import load_settings, parse_command_line
 from posttrain.settings.data import TAKEN
 from posttrain.settings.export import Parity
+from posttrain.settings.extra import (
+    CHOICES,
+    NESTED,
+    OWNED,
+    REMOVED,
+    UNSUPPORTED,
+    check_extra,
+)
 from posttrain.settings.help import OFTEN, describe, listed
 from posttrain.settings.strict_yaml import read_yaml
+from posttrain.settings.trainer_fields import config_fields
 from posttrain.train.arguments import owned_arguments
 from rewards import resolve
 from scripts.grpo import load_rewards, print_example, trainer_row
@@ -716,7 +725,7 @@ def test_extra_refuses_what_has_a_setting_of_its_own(path: Path) -> None:
         assert str(caught.value) == f"training.extra.{key}: write it as training.{key}"
 
 
-@pytest.mark.parametrize("key", sorted(OWNED))
+@pytest.mark.parametrize("key", sorted(OWNED.keys() - {"hub_token"}))  # a secret, refused before
 def test_extra_refuses_what_the_scripts_set_and_says_where_instead(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_with(ROOT / "configs" / "dpo_demo.yaml", f"training.extra.{key}=x")
@@ -748,6 +757,88 @@ def test_extra_refuses_a_value_of_another_type(override: str) -> None:
     key = override.partition("=")[0]
     with pytest.raises(ConfigError, match=rf"training\.extra\.{key}: "):
         load_with(ROOT / "configs" / "dpo_demo.yaml", f"training.extra.{override}")
+
+
+FIELDS = {cls: config_fields(name) for cls, name in CONFIG_CLASSES.items()}
+DPO, GRPO = DPOSettings, GRPOSettings
+
+
+def refusal(cls: type[Section], *overrides: str) -> str:
+    """What the command line says of a demo config with overrides; it has to refuse them."""
+    path = ROOT / "configs" / f"{'dpo' if cls is DPO else 'grpo'}_demo.yaml"
+    with pytest.raises(ConfigError) as caught:
+        load_with(path, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("cls", [DPO, GRPO])
+@pytest.mark.parametrize("key", sorted(REMOVED))
+def test_what_an_earlier_trl_took_is_never_taken_for_another_argument(
+    cls: type[Section], key: str
+) -> None:
+    if cls is GRPO and key == "max_completion_length":
+        return  # a setting of GRPO
+    message = refusal(cls, f"training.extra.{key}=1")
+    assert (
+        message == f"training.extra.{key}: trl and transformers no longer take it; {REMOVED[key]}"
+    )
+
+
+def test_a_name_that_is_far_from_all_arguments_suggests_none() -> None:
+    assert "Did you mean" not in refusal(GRPO, "training.extra.max_tokens=5")
+
+
+def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None:
+    known = set().union(*FIELDS.values())
+    for table in (OWNED, UNSUPPORTED, CHOICES, NESTED):
+        assert {key.rpartition(".")[2] for key in table} <= known
+    deprecated = {"use_transformers_paged", "vllm_importance_sampling_cap"}
+    assert REMOVED.keys() & FIELDS[DPO].keys() == set()
+    assert REMOVED.keys() & FIELDS[GRPO].keys() == {"max_completion_length", *deprecated}
+
+
+@pytest.mark.parametrize(
+    ("cls", "overrides", "expected"),
+    [
+        (DPO, ["extra.eval_strategy=steps"], "use evaluation.every"),
+        (DPO, ["extra.push_to_hub=true"], "--push"),
+        (DPO, ["extra.load_best_model_at_end=true"], "use run.keep"),
+        (DPO, ["extra.deepspeed=ds.json"], "not split over devices"),
+        (DPO, ["extra.save_only_model=true"], "use training.save_steps"),
+        (DPO, ["extra.ignore_data_skip=true"], "use --resume"),
+        (GRPO, ["extra.generation_batch_size=48"], "use training.steps_per_generation"),
+        (GRPO, ["extra.sync_ref_model=true"], "without its adapter"),
+        (GRPO, ["extra.remove_unused_columns=true"], "the rewards read"),
+        (GRPO, ["lr_scheduler_type=reduce_lr_on_plateau"], "use another schedule"),
+        (GRPO, ["extra.importance_sampling_level=tokens"], "Did you mean 'token'?"),
+        (DPO, ["extra.truncation_mode=left"], "Valid: keep_end, keep_start"),
+        (DPO, ["extra.f_divergence_type=js"], "js_divergence"),
+        (
+            DPO,
+            ["extra.f_divergence_type=js_divergence", "loss_type=[apo_zero]"],
+            "apo_zero takes none but reverse_kl",
+        ),
+        (DPO, ["extra.use_weighting=true", "loss_type=[aot]"], "use another training.loss_type"),
+        (GRPO, ["extra.generation_kwargs={max_new_tokens: 9}"], "training.max_completion_length"),
+        (GRPO, ["extra.accelerator_config={split_batches: true}"], "per_device_train_batch_size"),
+        (DPO, ["extra.debug=5"], "expected text | list of text, got 5"),
+        (DPO, ["label_smoothing=0.1"], "changes nothing with loss_type sigmoid, sft; set it to 0"),
+    ],
+)
+def test_what_a_trainer_would_refuse_later_is_refused_at_once(
+    cls: type[Section], overrides: list[str], expected: str
+) -> None:
+    message = refusal(cls, *(f"training.{override}" for override in overrides))
+    assert f"training.{overrides[0].partition('=')[0]}" in message.replace(": ", ".", 2)
+    assert expected in message
+
+
+@pytest.mark.parametrize("loss", ["robust", "exo_pair", "aot", "aot_unpaired", "sigmoid, robust"])
+def test_label_smoothing_goes_with_the_losses_that_use_it(loss: str) -> None:
+    changes = [f"training.loss_type=[{loss}]", "training.label_smoothing=0.1"]
+    load_with(ROOT / "configs" / "dpo_demo.yaml", *changes)
 
 
 # --- files and folders --------------------------------------------------------------------------

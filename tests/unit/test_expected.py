@@ -12,7 +12,8 @@ from posttrain.base.errors import ConfigError, DataError
 from posttrain.base.expected import SHOULD
 from posttrain.base.files import rows_of
 from posttrain.settings import DPOSettings
-from posttrain.settings.command import check_extra, load_settings
+from posttrain.settings.command import load_settings
+from posttrain.settings.extra import check_extra
 from tests.helpers import ROOT, run_script
 
 COMMANDS = ("dpo", "grpo", "evaluate", "judge", "export", "report", "doctor", "demo_model")

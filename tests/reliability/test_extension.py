@@ -1,0 +1,56 @@
+"""A finished run of which more steps are wanted: the same command with a larger length."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.inside import leave_with, own_handlers, rows
+
+__all__ = ["own_handlers"]
+
+SHORT = ("training.per_device_train_batch_size=34",)  # 3 steps an epoch
+
+
+@pytest.mark.parametrize(
+    ("short", "longer"),
+    [
+        (["training.max_steps=2"], ["training.max_steps=4"]),
+        (
+            ["training.max_steps=-1", "training.num_train_epochs=1"],
+            ["training.max_steps=-1", "training.num_train_epochs=2"],
+        ),
+    ],
+)
+def test_a_finished_run_trains_on_to_a_greater_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], short: list[str], longer: list[str]
+) -> None:
+    run = tmp_path / "run"
+    assert leave_with("dpo", run, *SHORT, *short) == 0
+    before = (run / "eval" / "before.jsonl").read_bytes()
+    first = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
+    steps = 2 * len(first)
+    capsys.readouterr()
+    assert leave_with("dpo", run, *SHORT, *longer, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "that command will be refused" in shown
+    assert leave_with("dpo", run, *SHORT, *longer) == 2
+    refused = capsys.readouterr().err
+    for text in (shown, refused):
+        assert "--resume-anyway to train on to the new length" in text
+    assert leave_with("dpo", run, *SHORT, *longer, "--resume-anyway") == 0
+    printed = capsys.readouterr().out
+    assert "the scores from before training are kept" in printed
+    assert "follows the linear schedule of the new settings" in printed
+    assert (run / "eval" / "before.jsonl").read_bytes() == before
+    metrics = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in metrics] == list(range(1, steps + 1))
+    assert metrics[: len(first)] == first
+    # The linear schedule of the new length, at once.
+    rates = [row["learning_rate"] for row in metrics[len(first) :]]
+    expected = [5e-4 * (1 - step / steps) for step in range(len(first), steps)]
+    assert rates == pytest.approx(expected)
+    trained = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
+    assert trained["steps"] == steps
+    assert leave_with("dpo", run, *SHORT, *longer) == 0
+    assert len(rows(run / "metrics.jsonl")) >= steps
