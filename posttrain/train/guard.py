@@ -106,7 +106,9 @@ def guarded(trainer_class: Any) -> Any:
                 self._batch = super()._prepare_inputs(inputs)
                 self._save_before_attempt()
             if self._next == 0:
-                self._parts = self.split(self._batch)
+                # An earlier run with another loss may have found that fewer rows fit.
+                rows = self.rows_at_once if self.divisible() else None
+                self._parts = self.split(self._batch, rows or self.count(self._batch))
             return self._parts[self._next].inputs
 
         def _save_before_attempt(self) -> None:

@@ -64,8 +64,7 @@ def guarded_dpo(trainer_class: Any) -> Any:
         def count(self, batch: Batch) -> int:
             return pair_count(batch)
 
-        def split(self, batch: Batch) -> list[Part]:
-            rows = self.rows_at_once or pair_count(batch)
+        def split(self, batch: Batch, rows: int) -> list[Part]:
             return split_pairs(batch, rows, self.loss_types, self.loss_weights)
 
         def divisible(self) -> bool:
@@ -113,7 +112,7 @@ def guarded_dpo(trainer_class: Any) -> Any:
 def guarded_grpo(trainer_class: Any) -> Any:
     """The guarded subclass of a GRPOTrainer. Generation, scoring and training each find their own
     batch size."""
-    unsloth = trainer_class.__name__.startswith("Unsloth")
+    unsloth = any(kind.__name__.startswith("Unsloth") for kind in trainer_class.__mro__)
 
     class GuardedGRPO(guarded(trainer_class)):  # type: ignore[misc]
         prompts_at_once: int | None = None
@@ -140,8 +139,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
         def count(self, batch: Batch) -> int:
             return len(batch["completion_ids"])
 
-        def split(self, batch: Batch) -> list[Part]:
-            return split_completions(batch, self.rows_at_once or self.count(batch), self.loss_type)
+        def split(self, batch: Batch, rows: int) -> list[Part]:
+            return split_completions(batch, rows, self.loss_type)
 
         def divisible(self) -> bool:
             """Whether the loss is a sum over completions or tokens. A quantile of the tokens and an

@@ -323,6 +323,16 @@ def test_parts_add_up_for_every_loss(name: str, tmp_path: Path) -> None:
             assert 0 < metrics["clip_ratio/high_mean"] <= metrics["clip_ratio/high_max"]
 
 
+def test_a_loss_of_which_the_rows_do_not_add_up_is_not_divided(tmp_path: Path) -> None:
+    """Also where a run before it, with another loss, found that fewer rows fit."""
+    trainer, inputs = build("dpo", tmp_path)
+    trainer.loss_types, trainer.loss_weights, trainer.rows_at_once = ["aot"], [1.0], 3
+    trainer.training_step(trainer.model, inputs, None)
+    assert len(trainer._parts) == 1
+    trainer.loss_types = ["of a later trl"]
+    assert not trainer.divisible()
+
+
 def make_off_policy(trainer: Any) -> None:
     """Rollouts of 8 completions of 1 to 8 tokens get other advantages and old log-probabilities."""
     import torch
