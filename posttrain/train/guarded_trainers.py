@@ -61,6 +61,10 @@ def guarded_dpo(trainer_class: Any) -> Any:
                 return self.train_sampler
             return super()._get_train_sampler(*rows)
 
+        def _get_eval_sampler(self, rows: Any) -> Any:
+            """In their order, where transformers would group by a column that trl removes."""
+            return None if self.train_sampler is not None else super()._get_eval_sampler(rows)
+
         def count(self, batch: Batch) -> int:
             return pair_count(batch)
 

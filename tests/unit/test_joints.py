@@ -50,6 +50,7 @@ posttrain/train/guarded_trainers.py: the count of tokens, which trl leaves out o
     trl/trainer/dpo_trainer.py: DPOTrainer._total_train_tokens
 posttrain/train/guarded_trainers.py: batches of like length, the same ones after a resume
     transformers/trainer.py: Trainer._get_train_sampler(train_dataset)
+    transformers/trainer.py: Trainer._get_eval_sampler(eval_dataset)
 posttrain/train/guarded_trainers.py: whether and how a loss of GRPO is a sum over completions
     trl/trainer/grpo_trainer.py: GRPOTrainer.loss_type GRPOTrainer.aux_loss_enabled
     trl/trainer/grpo_trainer.py: GRPOTrainer.top_entropy_quantile
