@@ -53,7 +53,7 @@ def guarded(trainer_class: Any) -> Any:
 
         def _track_num_input_tokens(self, inputs: Any) -> None:
             """Nothing is added for include_num_input_tokens_seen: trl's count is in the same
-            place of the trainer state, and the sum of both would be twice the tokens."""
+            field of the trainer state, and the sum of both would be twice the tokens."""
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             if self.watch is None:
@@ -106,7 +106,7 @@ def guarded(trainer_class: Any) -> Any:
                 self._batch = super()._prepare_inputs(inputs)
                 self._save_before_attempt()
             if self._next == 0:
-                # An earlier run with another loss may have found that fewer rows fit.
+                # rows_at_once may come from a run with another loss, that this one resumes.
                 rows = self.rows_at_once if self.divisible() else None
                 self._parts = self.split(self._batch, rows or self.count(self._batch))
             return self._parts[self._next].inputs

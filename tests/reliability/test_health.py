@@ -324,7 +324,7 @@ def test_parts_add_up_for_every_loss(name: str, tmp_path: Path) -> None:
 
 
 def test_a_loss_of_which_the_rows_do_not_add_up_is_not_divided(tmp_path: Path) -> None:
-    """Also where a run before it, with another loss, found that fewer rows fit."""
+    """Also where the number of rows that fit comes from a run with another loss."""
     trainer, inputs = build("dpo", tmp_path)
     trainer.loss_types, trainer.loss_weights, trainer.rows_at_once = ["aot"], [1.0], 3
     trainer.training_step(trainer.model, inputs, None)

@@ -27,8 +27,8 @@ def compute_loss(name: str) -> ast.FunctionDef:
 
 
 def texts(node: ast.AST) -> set[str]:
-    found = (each.value for each in ast.walk(node) if isinstance(each, ast.Constant))
-    return {text for text in found if isinstance(text, str)}
+    values = (each.value for each in ast.walk(node) if isinstance(each, ast.Constant))
+    return {text for text in values if isinstance(text, str)}
 
 
 @TRAINERS
