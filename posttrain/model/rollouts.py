@@ -109,6 +109,15 @@ def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[l
             policy.generate = earlier
 
 
+@contextlib.contextmanager
+def unchanged_rollouts(policy: Any) -> Iterator[list[list[float]]]:
+    """As cheaper_rollouts(), but generate() is left alone, whatever it does with its arguments:
+    beams, for one, multiply the rows. Only the weights are the merged ones, and no log-probability
+    is noted."""
+    with sampling_weights(policy):
+        yield []
+
+
 Written = tuple[Any, list[list[float]]]
 """Token ids with the new ones, (B, W + n), and the log-probabilities of the new ones."""
 

@@ -11,7 +11,7 @@ from posttrain.base import distributed
 from posttrain.model import policy
 from posttrain.model.device import free_memory
 from posttrain.train.arguments import refused_by
-from posttrain.train.micro_batches import Batch, Part
+from posttrain.train.micro_batches import Batch, Part, join_metric
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -51,6 +51,10 @@ def guarded(trainer_class: Any) -> Any:
         def create_model_card(self, *arguments: Any, **options: Any) -> None:
             """trl's card of a checkpoint is not written: a run has its own, and trl reads its
             template in the encoding of the locale, which may be ASCII."""
+
+        def _track_num_input_tokens(self, inputs: Any) -> None:
+            """Nothing is added for include_num_input_tokens_seen: trl's count is in the same
+            field of the trainer state, and the sum of both would be twice the tokens."""
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             if self.watch is None:
@@ -103,7 +107,9 @@ def guarded(trainer_class: Any) -> Any:
                 self._batch = super()._prepare_inputs(inputs)
                 self._save_before_attempt()
             if self._next == 0:
-                self._parts = self.split(self._batch)
+                # rows_at_once may come from a run with another loss, that this one resumes.
+                rows = self.rows_at_once if self.divisible() else None
+                self._parts = self.split(self._batch, rows or self.count(self._batch))
             return self._parts[self._next].inputs
 
         def _save_before_attempt(self) -> None:
@@ -124,22 +130,13 @@ def guarded(trainer_class: Any) -> Any:
             pass
 
         def _merge_metrics(self) -> None:
-            """Replace the metrics of the parts by one value for the micro-batch: trl would give
-            each part the same weight."""
+            """Replace the metrics of the parts by the one that an undivided micro-batch has: trl
+            would give each part the same weight."""
             for name, values in self._metrics["train"].items():
                 earlier = self._logged.get(name, [])
                 new = values[len(earlier) :]
                 if len(new) == len(self._parts):
-                    shares = [self._share(name, part) for part in self._parts]
-                    merged = sum(s * value for s, value in zip(shares, new, strict=True))
-                    values[:] = [*earlier, merged]
-
-        def _share(self, name: str, part: Part) -> float:
-            if name == "step_time":
-                return 1.0
-            if name == "completion_length":  # Unsloth's, a mean over completions
-                return float(self.count(part.inputs) / self.count(self._batch))
-            return part.share
+                    values[:] = [*earlier, join_metric(self.metric_kind(name), new, self._parts)]
 
         def save_checkpoint(self) -> None:
             """Write a checkpoint of the last finished step, now."""

@@ -1,11 +1,19 @@
 """The guarded subclasses of trl's DPO and GRPO trainers: how each divides its micro-batches."""
 
+import time
 from typing import Any
 
+from posttrain.base import distributed
 from posttrain.model.device import free_memory
-from posttrain.model.rollouts import cheaper_rollouts
+from posttrain.model.rollouts import cheaper_rollouts, unchanged_rollouts
 from posttrain.train.guard import guarded, is_out_of_memory
 from posttrain.train.micro_batches import (
+    COMPLETION_LOSSES,
+    COMPLETION_METRICS,
+    PAIR_LOSSES,
+    PAIR_METRICS,
+    RATIO_METRICS,
+    UNSLOTH_METRICS,
     Batch,
     Part,
     completions_as_text,
@@ -53,20 +61,24 @@ def guarded_dpo(trainer_class: Any) -> Any:
                 return self.train_sampler
             return super()._get_train_sampler(*rows)
 
+        def _get_eval_sampler(self, rows: Any) -> Any:
+            """In their order, where transformers would group by a column that trl removes."""
+            return None if self.train_sampler is not None else super()._get_eval_sampler(rows)
+
         def count(self, batch: Batch) -> int:
             return pair_count(batch)
 
-        def split(self, batch: Batch) -> list[Part]:
-            rows = self.rows_at_once or pair_count(batch)
+        def split(self, batch: Batch, rows: int) -> list[Part]:
             return split_pairs(batch, rows, self.loss_types, self.loss_weights)
 
         def divisible(self) -> bool:
-            """Whether the loss is a sum over pairs. aot sorts the pairs, and others mix means."""
-            return not (
-                {"aot", "aot_unpaired"} & set(self.loss_types)
-                or ("sft" in self.loss_types and self.use_weighting)
-                or self.aux_loss_enabled
+            """Whether the loss is a sum over pairs or tokens. Weighted, sft mixes both."""
+            return set(self.loss_types) <= set(PAIR_LOSSES) and not (
+                ("sft" in self.loss_types and self.use_weighting) or self.aux_loss_enabled
             )
+
+        def metric_kind(self, name: str) -> str:
+            return PAIR_METRICS.get(name, "pairs")
 
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
             return pairs_as_text(batch, self.processing_class.decode)
@@ -104,6 +116,7 @@ def guarded_dpo(trainer_class: Any) -> Any:
 def guarded_grpo(trainer_class: Any) -> Any:
     """The guarded subclass of a GRPOTrainer. Generation, scoring and training each find their own
     batch size."""
+    unsloth = any(kind.__name__.startswith("Unsloth") for kind in trainer_class.__mro__)
 
     class GuardedGRPO(guarded(trainer_class)):  # type: ignore[misc]
         prompts_at_once: int | None = None
@@ -114,6 +127,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
         current_gradient_accumulation_steps: float
         _sampled: list[list[float]]
         """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
+        _seconds = _generating = _flat_seconds = 0.0
+        """Of the current step, of its generation, and of both what went into flat completions."""
 
         def _get_train_sampler(self, *rows: Any) -> Any:
             """trl's, but the order of an epoch depends on the seed and the epoch alone. trl goes on
@@ -128,16 +143,41 @@ def guarded_grpo(trainer_class: Any) -> Any:
         def count(self, batch: Batch) -> int:
             return len(batch["completion_ids"])
 
-        def split(self, batch: Batch) -> list[Part]:
-            return split_completions(batch, self.rows_at_once or self.count(batch), self.loss_type)
+        def split(self, batch: Batch, rows: int) -> list[Part]:
+            return split_completions(batch, rows, self.loss_type)
 
         def divisible(self) -> bool:
-            """Whether the loss is a sum over completions. It is not with a quantile of their tokens
-            or with an entropy bonus, which have means of their own."""
-            return not (
+            """Whether the loss is a sum over completions or tokens. A quantile of the tokens and an
+            entropy bonus add means that are not known here."""
+            return self.loss_type in COMPLETION_LOSSES and not (
                 self.top_entropy_quantile < 1
                 or self._entropy_bonus_enabled
                 or self.aux_loss_enabled
+            )
+
+        def metric_kind(self, name: str) -> str:
+            kind = (UNSLOTH_METRICS if unsloth else COMPLETION_METRICS).get(name, "completions")
+            # trl takes whatever is one column wide for a value of each completion.
+            one_column = not unsloth and self._batch["completion_ids"].shape[1] == 1
+            a_ratio = self.importance_sampling_level == "sequence" and name in RATIO_METRICS
+            return "completions" if kind == "tokens" and (one_column or a_ratio) else kind
+
+        def _clipping(self) -> set[str]:
+            """The metrics of how much was clipped, which trl logs with this loss."""
+            if self.loss_type == "cispo":
+                return {"cispo_clip_ratio"}
+            clipped = self.loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+            return RATIO_METRICS - {"cispo_clip_ratio"} if clipped else set()
+
+        def _is_flat(self, batch: Batch) -> bool:
+            """Whether a micro-batch has a gradient of 0, because no advantage is other than 0 and
+            nothing else is in the loss. Several processes must make the same number of passes."""
+            return (
+                self.beta == 0
+                and not self._entropy_bonus_enabled
+                and not self.aux_loss_enabled
+                and distributed.processes() == 1
+                and bool(batch["flat"].all())
             )
 
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
@@ -155,10 +195,22 @@ def guarded_grpo(trainer_class: Any) -> Any:
             num_items_in_batch: Any = None,
         ) -> Any:
             """Weight a part's loss by changing the number that it is divided by. Multiplying the
-            loss would change nothing with Unsloth, whose backward pass ignores the factor."""
+            loss would change nothing with Unsloth, whose backward pass ignores the factor.
+
+            The loss of a flat micro-batch is a 0 that needs no pass through the model. Its backward
+            pass gives every weight a gradient, so that the optimizer steps as it would have.
+            """
+            if self._batch is None:  # an evaluation
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self._is_flat(self._batch):
+                import torch
+
+                for name in () if unsloth and self.loss_type == "luspo" else self._clipping():
+                    self._metrics["train"][name].append(0.0)
+                sums = [weight.sum(dtype=torch.float32) for weight in self.watch.weights]
+                return 0 * torch.stack(sums).sum()
             whole = self.current_gradient_accumulation_steps
-            if self._batch is not None:
-                self.current_gradient_accumulation_steps = whole / self._parts[self._next].weight
+            self.current_gradient_accumulation_steps = whole / self._parts[self._next].weight
             try:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             finally:
@@ -167,19 +219,40 @@ def guarded_grpo(trainer_class: Any) -> Any:
         def _before_next_part(self) -> None:
             self._step -= 1  # trl counts micro-batches in training_step
 
+        def _until_it_fits(self, *arguments: Any) -> Any:
+            """Also logs which share of a step's seconds went into completions that teach nothing.
+            The seconds of a generation and of a micro-batch are shared among its rows."""
+            start, generating = time.perf_counter(), self._generating
+            loss = super()._until_it_fits(*arguments)
+            seconds = time.perf_counter() - start
+            training = seconds - (self._generating - generating)
+            self._seconds += seconds
+            self._flat_seconds += training * self._batch["flat"].float().mean().item()
+            if self.accelerator.sync_gradients:
+                share = self._flat_seconds / self._seconds
+                self._metrics["train"]["flat_groups/time_share"].append(share)
+                self._seconds = self._generating = self._flat_seconds = 0.0
+            return loss
+
         def _calculate_rewards(self, *arguments: Any) -> Any:
             self._rewards = super()._calculate_rewards(*arguments)
             return self._rewards
 
         def _generate_and_score_completions(self, inputs: Any) -> Any:
-            """trl's micro-batch with one more entry: `rewards`, of shape (B, reward functions)."""
-            self._sampled = []
+            """trl's micro-batch with two more entries: `rewards`, (B, reward functions), and on the
+            CPU `flat`, (B,): whether the advantage is 0."""
+            self._sampled, start = [], time.perf_counter()
             batch = super()._generate_and_score_completions(inputs)
             if self._sampled and self.model.training:
                 self._log_sampling_difference(batch, self._sampled)
             rows = len(batch["completion_ids"])
             first = self.accelerator.process_index * rows  # trl has gathered those of all processes
-            return {**batch, "rewards": self._rewards[first : first + rows]}
+            flat = (batch["advantages"] == 0).cpu()
+            if self._stepping:
+                seconds = time.perf_counter() - start
+                self._generating += seconds
+                self._flat_seconds += seconds * flat.float().mean().item()
+            return {**batch, "rewards": self._rewards[first : first + rows], "flat": flat}
 
         def _log_sampling_difference(self, batch: Batch, sampled: list[list[float]]) -> None:
             """Log how far the log-probabilities that tokens were sampled with are from those that
@@ -219,7 +292,11 @@ def guarded_grpo(trainer_class: Any) -> Any:
                 rows = self.prompts_at_once or len(prompt_ids)
                 try:
                     ids: list[Any] = []
-                    with cheaper_rollouts(self.model, self.temperature, plain) as log_probs:
+                    with (
+                        unchanged_rollouts(self.model)
+                        if self.args.generation_kwargs
+                        else cheaper_rollouts(self.model, self.temperature, plain)
+                    ) as log_probs:
                         for start in range(0, len(prompt_ids), rows):
                             some = prompt_ids[start : start + rows]
                             ids += super()._generate_single_turn(some, *rest, **named)[0]

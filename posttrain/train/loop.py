@@ -189,7 +189,8 @@ def _callback(
             view.start(state.max_steps, state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            view.update(state.global_step)
+            if not control.should_log:  # else its metrics come first
+                view.update(state.global_step)
             if stop.wanted() and training.safe_to_save(state.global_step):
                 control.should_save = True
                 control.should_training_stop = True
@@ -209,6 +210,7 @@ def _callback(
             append_rows(run.metrics, [row])
             score.add(extra["logs"])
             view.log(row)
+            view.update(state.global_step)
             page.refresh()
 
     return RunCallback()

@@ -6,8 +6,8 @@ row. Both are dictionaries of tensors with the rows in the first dimension.
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,57 @@ from posttrain.base.files import write_text
 Batch = dict[str, Any]
 
 
+# The losses that can be divided, and what each is a mean over, as Part.counts names it. No other is
+# divided: aot sorts the pairs of a micro-batch, and a loss that a later trl adds may mix rows too.
+PAIR_LOSSES = {
+    **dict.fromkeys(("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust"), "pairs"),
+    **dict.fromkeys(("bco_pair", "sppo_hard", "apo_zero", "apo_down"), "pairs"),
+    **dict.fromkeys(("discopop", "sigmoid_norm"), "pairs"),
+    "sft": "chosen tokens",
+}
+COMPLETION_LOSSES = {
+    **dict.fromkeys(("grpo", "sapo", "dr_grpo", "luspo"), "completions"),
+    "bnpo": "tokens",
+    # A sum over the token count of the generation, which every part has.
+    **dict.fromkeys(("dapo", "cispo", "vespo"), "generation"),
+}
+
+# What trl's metrics of a micro-batch are means over, or which of their values is taken.
+PAIR_METRICS = {
+    "entropy": "tokens",
+    "mean_token_accuracy": "chosen tokens",
+    "logits/chosen": "chosen tokens",
+    "logits/rejected": "rejected tokens",
+    **dict.fromkeys((f"rewards/{name}" for name in ("chosen", "rejected", "margins")), "pairs"),
+    **dict.fromkeys(("rewards/accuracies", "logps/chosen", "logps/rejected"), "pairs"),
+}
+COMPLETION_METRICS = {
+    **dict.fromkeys(("kl", "entropy", "cispo_clip_ratio", "clip_ratio/region_mean"), "tokens"),
+    **dict.fromkeys(("clip_ratio/low_mean", "clip_ratio/high_mean"), "tokens"),
+    "clip_ratio/low_min": "least",
+    "clip_ratio/high_max": "most",
+    "vespo/phi_seq_mean": "completions",
+    "step_time": "sum",
+}
+# With importance_sampling_level "sequence" these have one value a completion.
+RATIO_METRICS = {name for name in COMPLETION_METRICS if "clip_ratio" in name}
+# Unsloth's trainer has means of the same names: its extremes are those of all processes.
+UNSLOTH_METRICS = {
+    **COMPLETION_METRICS,
+    "completion_length": "completions",
+    "kl": "completions with tokens",
+    "clip_ratio/low_min": "tokens",
+    "clip_ratio/high_max": "tokens",
+}
+
+
 @dataclass(frozen=True)
 class Part:
     """Some rows of a micro-batch, and their weight in its loss and metrics."""
 
     inputs: Batch
-    share: float
-    """Weight in the metrics: the share of the pairs (DPO) or tokens (GRPO), over which trl's
-    metrics are means."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """How many there are of what losses and metrics are means over; empty if it is all rows."""
     weight: float = 1.0
     """Factor of the part's loss."""
     loss_weights: tuple[float, ...] = ()
@@ -38,49 +81,92 @@ def pair_count(batch: Batch) -> int:
 def split_pairs(
     batch: Batch, rows: int, loss_types: list[str], loss_weights: list[float]
 ) -> list[Part]:
-    """Split into parts of at most `rows` pairs. trl averages losses over pairs, sft over tokens."""
+    """Split into parts of at most `rows` pairs.
+
+    Raises:
+        KeyError: there are several parts, and a loss is not in PAIR_LOSSES.
+    """
     import torch
 
     count = pair_count(batch)
     if rows >= count:
-        return [Part(batch, 1.0, loss_weights=tuple(loss_weights))]
-    scored = batch["completion_mask"][:count, 1:].sum(1).tolist()  # tokens of each chosen reply
-    parts = []
+        return [Part(batch, loss_weights=tuple(loss_weights))]
+    tokens = batch["completion_mask"][:, 1:].sum(1).tolist()  # that are scored, of each reply
+    counts, inputs = [], []
     for start in range(0, count, rows):
         end = min(start + rows, count)
-        inputs = {
-            key: torch.cat([value[start:end], value[count + start : count + end]])
-            if len(value) == 2 * count
-            else value[start:end]
-            for key, value in batch.items()
-        }
-        shares = {"sft": sum(scored[start:end]) / max(sum(scored), 1)}
-        weights = (
-            weight * shares.get(kind, (end - start) / count)
-            for kind, weight in zip(loss_types, loss_weights, strict=True)
+        inputs.append(
+            {
+                key: torch.cat([value[start:end], value[count + start : count + end]])
+                if len(value) == 2 * count
+                else value[start:end]
+                for key, value in batch.items()
+            }
         )
-        parts.append(Part(inputs, (end - start) / count, loss_weights=tuple(weights)))
-    return parts
+        chosen, rejected = sum(tokens[start:end]), sum(tokens[count + start : count + end])
+        counts.append(
+            {
+                "pairs": end - start,
+                "chosen tokens": chosen,
+                "rejected tokens": rejected,
+                "tokens": chosen + rejected,
+            }
+        )
+    weights = [
+        [weight * share for share in _shares(counts, PAIR_LOSSES[loss])]
+        for loss, weight in zip(loss_types, loss_weights, strict=True)
+    ]
+    return [
+        Part(part, of, loss_weights=tuple(losses))
+        for part, of, losses in zip(inputs, counts, zip(*weights, strict=True), strict=True)
+    ]
 
 
 def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
-    """Split into parts of at most `rows` completions. Each loss type has its own kind of mean."""
+    """Split into parts of at most `rows` completions.
+
+    Raises:
+        KeyError: there are several parts, and the loss is not in COMPLETION_LOSSES.
+    """
     count = len(batch["completion_ids"])
     if rows >= count:
-        return [Part(batch, 1.0)]
-    tokens = batch["completion_mask"].sum(1).tolist()
-    parts = []
-    for start in range(0, count, rows):
-        end = min(start + rows, count)
-        inputs = {key: _rows(value, slice(start, end)) for key, value in batch.items()}
-        share = sum(tokens[start:end]) / max(sum(tokens), 1)
-        weight = {
-            # A sum over the generation's token count, which every part is given.
-            **dict.fromkeys(("dapo", "cispo", "vespo"), 1.0),
-            "bnpo": max(share, 1e-9),  # a part may hold nothing but what was cut and is masked
-        }.get(loss_type, (end - start) / count)
-        parts.append(Part(inputs, share, weight))
-    return parts
+        return [Part(batch)]
+    mask = batch["completion_mask"]
+    tokens = (mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]).sum(1).tolist()
+    slices = [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+    counts = [
+        {
+            "completions": len(tokens[some]),
+            "completions with tokens": sum(map(bool, tokens[some])),
+            "tokens": sum(tokens[some]),
+        }
+        for some in slices
+    ]
+    over = COMPLETION_LOSSES[loss_type]
+    # A part may hold nothing but completions that were cut and are masked for that.
+    weights = [1.0] * len(slices) if over == "generation" else _shares(counts, over)
+    return [
+        Part({key: _rows(value, some) for key, value in batch.items()}, of, max(weight, 1e-9))
+        for some, of, weight in zip(slices, counts, weights, strict=True)
+    ]
+
+
+def _shares(counts: Sequence[dict[str, int]], of: str) -> list[float]:
+    total = max(sum(count[of] for count in counts), 1)
+    return [count[of] / total for count in counts]
+
+
+def join_metric(kind: str, values: Sequence[float], parts: Sequence[Part]) -> float:
+    """The metric of a micro-batch from those of its parts; `kind` is a value of the tables above.
+
+    A part that has none of what the metric is over, or NaN for that, is left out.
+    """
+    known = [value for value in values if not math.isnan(value)]
+    if kind in ("least", "most", "sum"):
+        join = {"least": min, "most": max, "sum": sum}[kind]
+        return float(join(known)) if known else math.nan
+    shares = _shares([part.counts for part in parts], kind)
+    return sum(share * value for share, value in zip(shares, values, strict=True) if share)
 
 
 def join_scores(parts: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:

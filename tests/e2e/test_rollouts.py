@@ -515,6 +515,25 @@ class Trained:
         }
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        "generation_kwargs={num_beams: 2, length_penalty: -0.1}",
+        "generation_kwargs={do_sample: false}",
+        "generation_kwargs={num_beams: 2, num_beam_groups: 1, temperature: 0.7}",
+        "cache_implementation=static",
+        "repetition_penalty=1.1",
+    ],
+)
+def test_any_other_way_of_generating_trains(others: str, tmp_path: Path) -> None:
+    """Beams multiply the rows of a batch: they are not what the rollouts here can note."""
+    small = ["training.max_completion_length=8", "training.max_steps=1"]
+    trained = Trained(tmp_path, f"training.extra.{others}", *small)
+    assert len(trained.log) == 1 and len(trained.completions[0]) == 16
+    noted = "sampling/sampling_logp_difference/mean" in trained.log[0]
+    assert noted == ("generation_kwargs" not in others)
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trained, Trained]]:
     folder = tmp_path_factory.mktemp("rollouts")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.run.checkpoint import verify
+from posttrain.train.micro_batches import COMPLETION_LOSSES, PAIR_LOSSES
 from tests.reliability.inside import (
     NOW,
     OnForward,
@@ -278,42 +279,203 @@ def test_no_room_for_one_row_stops_with_what_would_fit(
     assert ("training.max_completion_length below 24" in said) == (name == "grpo")
 
 
-DPO_LOSSES = (
-    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
-    *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
-)
-GRPO_LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
-
-
 @BOTH
 def test_parts_add_up_for_every_loss(name: str, tmp_path: Path) -> None:
-    """Loss and gradient of a micro-batch of 8 in parts of 3, 3 and 2 are those of the whole."""
+    """Loss, gradient and metrics of a micro-batch of 8 in parts of 3, 3 and 2 are those of all 8.
+    GRPO's rows are off-policy, so that some tokens are clipped."""
     import torch
 
     trainer, inputs = build(name, tmp_path)
-    for loss_type in DPO_LOSSES if name == "dpo" else GRPO_LOSSES:
+    cases = [(loss_type, "") for loss_type in PAIR_LOSSES]
+    if name == "grpo":
+        make_off_policy(trainer)
+        cases = [(loss_type, "token") for loss_type in COMPLETION_LOSSES]
+        cases += [("luspo", "sequence"), ("grpo", "sequence"), ("cispo", "sequence")]
+    for loss_type, level in cases:
         if name == "dpo":
             trainer.loss_types, trainer.loss_weights = [loss_type, "sft"], [0.7, 0.3]
             trainer.label_smoothing = 0.1
         else:
             trainer.loss_type = trainer.args.loss_type = loss_type  # Unsloth reads the second
+            trainer.importance_sampling_level = level
         assert trainer.divisible()
         results = []
         for trainer.rows_at_once in (None, 3):
             torch.manual_seed(1)
             trainer.model.zero_grad()
+            trainer._metrics["train"].clear()
             loss = trainer.training_step(trainer.model, inputs, None)
             weights = [p for p in trainer.model.parameters() if p.requires_grad]
-            results.append((float(loss), [p.grad.clone() for p in weights]))
-        (whole, gradient), (parts, others) = results
+            logged = {key: value for key, (value,) in trainer._metrics["train"].items()}
+            results.append((float(loss), [p.grad.clone() for p in weights], logged))
+        (whole, gradient, metrics), (parts, others, joined) = results
         assert whole != 0 and parts == pytest.approx(whole, rel=1e-4, abs=1e-6), loss_type
         largest = max(float(g.abs().max()) for g in gradient)
         assert largest > 0
         for mine, theirs in zip(gradient, others, strict=True):
             assert float((mine - theirs).abs().max()) < 1e-4 * largest, loss_type
+        for seconds in ("step_time", "flat_groups/time_share", "num_tokens"):
+            metrics.pop(seconds, None), joined.pop(seconds, None)
+        assert joined == pytest.approx(metrics, abs=1e-5), (loss_type, level)
+        if name == "dpo":
+            assert len(metrics) == 10 and 0 < metrics["mean_token_accuracy"] < 1
+        elif loss_type == "dapo":
+            assert 0 < metrics["clip_ratio/high_mean"] <= metrics["clip_ratio/high_max"]
 
 
-def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
+def test_a_loss_of_which_the_rows_do_not_add_up_is_not_divided(tmp_path: Path) -> None:
+    """Also where the number of rows that fit comes from a run with another loss."""
+    trainer, inputs = build("dpo", tmp_path)
+    trainer.loss_types, trainer.loss_weights, trainer.rows_at_once = ["aot"], [1.0], 3
+    trainer.training_step(trainer.model, inputs, None)
+    assert len(trainer._parts) == 1
+    trainer.loss_types = ["of a later trl"]
+    assert not trainer.divisible()
+
+
+def make_off_policy(trainer: Any) -> None:
+    """Rollouts of 8 completions of 1 to 8 tokens get other advantages and old log-probabilities."""
+    import torch
+
+    generate = trainer._generate_and_score_completions
+
+    def off_policy(inputs: Any) -> Any:
+        batch = generate(inputs)
+        columns = torch.arange(batch["completion_ids"].shape[1]).to(batch["completion_ids"].device)
+        lengths = torch.arange(1, 9).to(columns.device)
+        batch["completion_mask"] = batch["completion_mask"] * (columns < lengths[:, None])
+        parts = [
+            torch.cat([batch[f"prompt_{key}"], batch[f"completion_{key}"]], 1)
+            for key in ("ids", "mask")
+        ]
+        with torch.no_grad():
+            old = trainer._get_per_token_logps_and_entropies(trainer.model, *parts, len(columns))[0]
+        shift = torch.linspace(-1, 1, old.numel()).view(*reversed(old.shape)).T.to(old.device)
+        advantages = torch.linspace(-1, 1, 8).to(old.device)
+        return {**batch, "old_per_token_logps": old + shift, "advantages": advantages}
+
+    trainer._generate_and_score_completions = off_policy
+
+
+@pytest.mark.parametrize("loss_type", COMPLETION_LOSSES)
+def test_flat_micro_batch_needs_no_pass(
+    loss_type: str, flat: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients are those of a pass to the last bit, also where there were none; so is what is
+    logged, but for the entropy, of which nothing is known without a pass."""
+    import torch
+
+    trainer, inputs = flat
+    trainer.loss_type = trainer.args.loss_type = loss_type
+    weights = trainer.watch.weights
+    score, passes = trainer._get_per_token_logps_and_entropies, []
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        passes.append(torch.is_grad_enabled())
+        return score(*arguments, **named)
+
+    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", counted)
+    results = []
+    for skipped in (True, False):
+        if not skipped:
+            monkeypatch.setattr(trainer, "_is_flat", lambda batch: False)
+        for earlier in (None, 1.0):
+            torch.manual_seed(1)
+            for weight in weights:
+                weight.grad = earlier and torch.randn_like(weight)
+            trainer._metrics["train"].clear()
+            passes.clear()
+            step = trainer._step
+            loss = trainer.training_step(trainer.model, inputs, None)
+            assert any(passes) == (not skipped)
+            assert trainer._step == step + 1
+            assert float(loss) == 0
+            logged = {key: value for key, (value,) in trainer._metrics["train"].items()}
+            assert logged["flat_groups/time_share"] == pytest.approx(1)
+            assert len(trainer.watch._last) == 1 and not trainer.watch._learnable
+            results.append((logged, [weight.grad.clone() for weight in weights]))
+    unequal = {"step_time", "flat_groups/time_share", "num_tokens"}
+    unequal |= {
+        "entropy",
+        "vespo/phi_seq_mean",
+        "kl",
+        "completion_length",
+    }  # the last are Unsloth's
+    for (mine, gradient), (theirs, others) in zip(results[:2], results[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(gradient, others, strict=True))
+        assert {k: v for k, v in mine.items() if k not in unequal} == {
+            k: v for k, v in theirs.items() if k not in unequal
+        }
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A trainer whose completions all earn the same, and rows for it."""
+    import torch
+
+    trainer, inputs = build("grpo", tmp_path_factory.mktemp("flat"), "training.beta=0")
+
+    def equal(*_: Any) -> Any:
+        trainer._rewards = torch.ones(8, 2, device=trainer.accelerator.device)
+        return trainer._rewards
+
+    trainer._calculate_rewards = equal
+    return trainer, inputs
+
+
+def test_what_has_a_gradient_is_not_flat(flat: tuple[Any, Any]) -> None:
+    import torch
+
+    trainer, _ = flat
+    batch = {"flat": torch.ones(4, dtype=torch.bool)}
+    assert trainer._is_flat(batch)
+    assert not trainer._is_flat({"flat": torch.arange(4) > 0})
+    for name, value in (("beta", 0.04), ("_entropy_bonus_enabled", True)):
+        usual = getattr(trainer, name)
+        setattr(trainer, name, value)
+        assert not trainer._is_flat(batch)
+        setattr(trainer, name, usual)
+
+
+@BOTH
+def test_evaluation_whenever_it_is_wanted(name: str, tmp_path: Path) -> None:
+    """Before training, after it, and after training again; by the trainer's methods, which the
+    scripts do not use."""
+    counted = "training.extra.include_num_input_tokens_seen=all"
+    trainer, _ = build(name, tmp_path, "training.max_steps=1", "training.save_steps=1", counted)
+    del trainer.current_gradient_accumulation_steps  # training sets it
+    scored = [column for column in trainer.train_dataset.column_names if column.startswith("ref_")]
+    some = trainer.train_dataset.select(range(8)).remove_columns(scored)
+    watch, trainer.watch = trainer.watch, None
+    losses = [trainer.evaluate(some)["eval_loss"]]
+    trainer.watch = watch
+    for _ in range(2):
+        losses.append(trainer.evaluate(some)["eval_loss"])
+        losses.append(trainer.predict(some).metrics["test_loss"])
+        trainer.log({"loss": 1.0})
+        trainer.train()
+    assert all(map(math.isfinite, losses))
+    if name == "dpo":
+        assert losses[1] == losses[2] == losses[0] != losses[3]
+        sides = ("prompt_ids", "prompt_ids", "chosen_ids", "rejected_ids")
+        tokens = sum(len(row[side]) for row in trainer.train_dataset for side in sides)
+        assert trainer.state.num_input_tokens_seen == tokens
+
+
+def test_live_line_shows_the_metrics_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("posttrain.train.view.LINE_EVERY", 0.0)
+    run = tmp_path / "dpo"
+    assert leave_with("dpo", run, "training.max_steps=3", "training.save_steps=3") == 0
+    lines = capsys.readouterr().err.splitlines()
+    steps = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
+    for step, row in enumerate(steps, 1):
+        line = next(line for line in lines if line.startswith(f"training {step}/3 "))
+        assert f"margin {row['rewards/margins']:.3g} " in line + " "
+
+
+def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
     """A watched trainer whose adapter is not fresh, and 8 rows for a training step."""
     import torch
 
@@ -334,6 +496,7 @@ def build(name: str, tmp_path: Path) -> tuple[Any, Any]:
         if name == "grpo"
         else []
     )
+    given += overrides
     settings: Any = load_settings(
         {"dpo": DPOSettings, "grpo": GRPOSettings}[name], Path(given[1]), given[4:]
     )

@@ -29,8 +29,12 @@ posttrain/train/guard.py: a micro-batch is trained on in parts that fit the memo
     unsloth/models/rl_replacements.py: grpo_trainer__prepare_inputs
 posttrain/train/guard.py: the metrics of the parts are merged into those of the micro-batch
     trl/trainer/dpo_trainer.py: DPOTrainer._metrics
-    trl/trainer/grpo_trainer.py: GRPOTrainer._metrics "step_time"
-    unsloth/models/rl_replacements.py: "completion_length"
+    trl/trainer/grpo_trainer.py: GRPOTrainer._metrics
+posttrain/train/guard.py: tokens are counted once
+    transformers/trainer.py: Trainer._track_num_input_tokens(inputs)
+posttrain/train/micro_batches.py: what each metric is a mean over; all of trl's: test_micro_batches
+    trl/trainer/grpo_trainer.py: "step_time"
+    unsloth/models/rl_replacements.py: "completion_length" "kl" "clip_ratio/low_min"
 posttrain/train/guard.py: trl's model card of a checkpoint is not written
     trl/trainer/dpo_trainer.py: "self.create_model_card(model_name=model_name)"
     trl/trainer/grpo_trainer.py: "self.create_model_card(model_name=model_name)"
@@ -46,6 +50,7 @@ posttrain/train/guarded_trainers.py: the count of tokens, which trl leaves out o
     trl/trainer/dpo_trainer.py: DPOTrainer._total_train_tokens
 posttrain/train/guarded_trainers.py: batches of like length, the same ones after a resume
     transformers/trainer.py: Trainer._get_train_sampler(train_dataset)
+    transformers/trainer.py: Trainer._get_eval_sampler(eval_dataset)
 posttrain/train/guarded_trainers.py: whether and how a loss of GRPO is a sum over completions
     trl/trainer/grpo_trainer.py: GRPOTrainer.loss_type GRPOTrainer.aux_loss_enabled
     trl/trainer/grpo_trainer.py: GRPOTrainer.top_entropy_quantile
@@ -54,6 +59,10 @@ posttrain/train/guarded_trainers.py: whether and how a loss of GRPO is a sum ove
     trl/trainer/grpo_trainer.py: "self.current_gradient_accumulation_steps"
     transformers/trainer.py: Trainer.current_gradient_accumulation_steps
     unsloth/models/rl_replacements.py: "self.current_gradient_accumulation_steps"
+posttrain/train/guarded_trainers.py: which metrics have one value a completion
+    trl/trainer/grpo_trainer.py: GRPOTrainer.importance_sampling_level
+posttrain/train/guarded_trainers.py: whether a micro-batch without an advantage has a gradient
+    trl/trainer/grpo_trainer.py: GRPOTrainer.beta
 posttrain/train/guarded_trainers.py: the rows of a bad step are written with their rewards
     trl/trainer/grpo_trainer.py: GRPOTrainer._generate_and_score_completions(inputs)
     trl/trainer/grpo_trainer.py: GRPOTrainer._calculate_rewards GRPOTrainer.reward_func_names
