@@ -101,8 +101,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno in NOT_ALLOWED and error.filename:
             print(
-                f"error: {error.filename}: {str(error.strerror).lower()}; give another --output, "
-                "or see who owns this place and whether it is a folder",
+                f"error: {error.filename}: {str(error.strerror).lower()}; name another "
+                "folder (--output, POSTTRAIN_CACHE or HF_HOME), or see who owns this one",
                 file=sys.stderr,
             )
             sys.exit(2)
