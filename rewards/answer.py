@@ -48,21 +48,34 @@ _COMMA_IS_DECIMAL = str.maketrans(
     {**dict.fromkeys(_GROUPING_SPACES), ",": ".", "\u2212": "-"},
 )
 
+# What stands between digits that are one number or none: in 1'000 and 70~000 too.
+_JOINTS = ".,'\u2019~"
 # Everything in free text that might be one number, taken whole so that no part of a malformed one
 # is read (1.234.567 is not 567). Possessive, and each part after the first digit may be absent:
 # the search never goes back over what it has passed, which is what keeps it linear.
 _RUN = re.compile(
-    rf"""\d(?<![{_WORD}.^\d]\d)(?<!\d,\d)
+    rf"""\d(?<![{_WORD}.^\d]\d)(?<!\d[{_JOINTS}]\d)(?<![\^_]\{{\d)
+    (?<!\^[{_SIGNS}]\d)(?<!\^\{{[{_SIGNS}]\d)
     (?: (?<=[1-9])[0-9]{{0,2}}(?P<space>[{_GROUPING_SPACES}])[0-9]{{3}}(?!\d)
         (?:(?P=space)[0-9]{{3}}(?!\d))*+
       | \d*+
     )
-    (?:[.,]\d++)*+
+    (?:[{_JOINTS}]\d++)*+
     (?P<inside_word>[eE][{_SIGNS}]?\d|[{_WORD}]++\d)?""",
     re.VERBOSE,
 )
 # A sign, where what stands before it cannot be an operand: in 3-2, (1)-2 and 5€-2€ it subtracts.
 _SIGN = re.compile(rf"(?<![{_WORD}\d)\]}}%{_SIGNS}])(?<!\d[{_CURRENCIES}])[{_SIGNS}]")
+# LaTeX that is typeset as part of a number, and the characters that the grammar has for it.
+_LATEX = {
+    "\\!": "",
+    "{,}": ",",
+    "{.}": ".",
+    "{\\,}": "\u2009",
+    **dict.fromkeys(("\\,", "\\:", "\\;", "\\ "), "\u2009"),
+    "\\$": "$",
+    "\\%": "%",
+}
 
 
 def parse_number(text: object) -> Decimal | None:
@@ -94,18 +107,23 @@ def extract_tagged(text: object) -> Decimal | None:
 
 
 def extract_last(text: object) -> Decimal | None:
-    """The last NUMBER in free text, tagged or not; None where there is none.
+    r"""The last NUMBER in free text, tagged or not; None where there is none.
 
     Numbers are read from left to right, each as long as the grammar allows (`page 1 234` ends in
     1234; `5, 6` in 6; `12/04` in 4), with currencies and percent signs ignored.
-    - Digits joined by `.` or `,` are one number or none: `1.234.567`, `1,2,3` and `.5` are none.
+    - Digits joined by `.`, `,`, an apostrophe or `~` are one number or none: `1.234.567`, `1,2,3`,
+      the Swiss `1'000'000`, `70~000` (in LaTeX a space, elsewhere a range) and `.5` are none.
+    - LaTeX's separators are read as typeset: `70{,}000`, `70\,000` and `70,\!000` are 70000,
+      `3{,}5` and `3{.}5` are 3.5, `-\$5` is -5. Inside `<answer>` they make no NUMBER.
     - In a word, only digits that open it and stand alone in it count: `5kg` is 5, while `H2O`,
-      `x2`, `3x4` and `1e3` hold none; nor is a power (`cm^2`) a number.
+      `x2`, `3x4` and `1e3` hold none; nor is a power (`cm^2`, `cm^{2}`) or an index a number.
     - A sign belongs to the number it touches (`x = -3`, `-$3`), unless it touches a digit, a word,
       a closing bracket, a percent or another sign before it: `3-2` ends in 2, not in -2.
     """
     if not isinstance(text, str):
         return None
+    for written, typeset in _LATEX.items():
+        text = text.replace(written, typeset)
     end = len(text)
     while end > 0:  # line by line from the last one: no number crosses a line feed
         start = text.rfind("\n", 0, end) + 1

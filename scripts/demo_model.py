@@ -39,6 +39,7 @@ from eval.language import in_language
 from posttrain.base.disk import check_folder
 from posttrain.base.paths import run_command
 from posttrain.base.process import run_main
+from posttrain.base.progress import progress_bar
 from posttrain.demo.problems import (
     DPO_SYSTEM,
     GRPO_SYSTEM,
@@ -217,7 +218,6 @@ def train(
 ) -> "tuple[Qwen2ForCausalLM, list[float]]":
     """The trained model and the loss of every step. Stops after steps, or after minutes."""
     import torch
-    from tqdm import tqdm
 
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -233,7 +233,7 @@ def train(
     open_ids = torch.tensor(firsts + tokenizer.convert_tokens_to_ids(list("0123456789"))).to(device)
     losses: list[float] = []
     total, started = steps or size.steps, time.monotonic()
-    bar = tqdm(total=None if minutes else total, unit="step", desc="training")
+    bar = progress_bar("training", None if minutes else total, leave=True)
     while True:
         progress = (time.monotonic() - started) / (60 * minutes) if minutes else len(losses) / total
         if progress >= 1:

@@ -13,9 +13,8 @@ def cache_folder() -> Path:
 
     $POSTTRAIN_CACHE, else `posttrain` in the user's cache folder.
     """
-    named = os.environ.get("POSTTRAIN_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named or Path(users) / "posttrain").expanduser().absolute()
+    users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.environ.get("POSTTRAIN_CACHE") or users / "posttrain").expanduser().absolute()
 
 
 def shown(path: Path) -> str:

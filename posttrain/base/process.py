@@ -16,6 +16,7 @@ from typing import TextIO
 
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import PostTrainError
+from posttrain.base.home import ensure_home
 
 # What the system says of a place where this user cannot write, or where a file is no folder.
 NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
@@ -91,6 +92,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     if not is_main():  # what it would say, the main process says
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
+        ensure_home()
         sys.exit(main() or 0)
     except PostTrainError as error:
         if is_main():
@@ -99,8 +101,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno in NOT_ALLOWED and error.filename:
             print(
-                f"error: {error.filename}: {str(error.strerror).lower()}; give another --output, "
-                "or see who owns this place and whether it is a folder",
+                f"error: {error.filename}: {str(error.strerror).lower()}; name another "
+                "folder (--output, POSTTRAIN_CACHE or HF_HOME), or see who owns this one",
                 file=sys.stderr,
             )
             sys.exit(2)

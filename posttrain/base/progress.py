@@ -1,5 +1,6 @@
 """How far something is: a bar on a terminal that can draw it again, elsewhere plain lines; and how
-long it takes."""
+long it takes. Only this module imports tqdm, so that no pipe or log file gets cursor codes.
+"""
 
 import os
 import sys
@@ -46,8 +47,11 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress_bar(what: str, total: int, initial: int = 0, leave: bool = False) -> Any:
-    """A tqdm bar that stays quiet for the first two seconds; with `leave` its end stays visible."""
+def progress_bar(what: str, total: int | None, initial: int = 0, leave: bool = False) -> Any:
+    """A tqdm bar that stays quiet for the first two seconds; with `leave` its end stays visible.
+
+    One may run inside another: on a terminal it is drawn below it, elsewhere both print lines.
+    """
     redraw = can_redraw() and not drawing
     return tqdm(
         desc=what,
@@ -60,8 +64,15 @@ def progress_bar(what: str, total: int, initial: int = 0, leave: bool = False) -
         maxinterval=30.0,
         ncols=None if redraw else 100,
         dynamic_ncols=redraw,
+        position=None if redraw else 0,  # tqdm moves the cursor to any other position
         file=sys.stderr if redraw else _Lines(),
     )
+
+
+def say(line: str) -> None:
+    """Print a line on stdout, above the progress bar if there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from posttrain.base import distributed
 from posttrain.base.errors import CheckpointError
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until
+from posttrain.base.progress import say
 from posttrain.report import measures
 from posttrain.run.checkpoint import verify
 from posttrain.run.environment import Clock
@@ -23,7 +24,6 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.train.random_states import random_states, restore
 from posttrain.train.stop import StopRequest
-from posttrain.train.watch import say
 
 Measures = dict[str, dict[str, Any]]
 """`{"value", "n", "low", "high"}` by measure, as in eval/before.json."""

@@ -13,11 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tqdm import tqdm
-
 from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows
+from posttrain.base.progress import say
 from posttrain.report.live import draw
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
@@ -241,12 +240,6 @@ class Watch:
         restore(self._after_step)
         trainer.state.num_input_tokens_seen = self._after_step["tokens"]
         trainer.save_checkpoint()
-
-
-def say(line: str) -> None:
-    """Print a line on stdout, above the progress bar if there is one."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
 
 
 def memory_savers(model: Model, training: Training) -> list[str]:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.helpers import ROOT, SHARED, needs_shared
 
+pytestmark = pytest.mark.long  # benchmarks are tools of ours, and no command runs one
+
 
 def bench(name: str, output: Path, *arguments: str | Path) -> Any:
     """The JSON that tests/bench/NAME.py writes."""
@@ -26,15 +28,8 @@ def bench(name: str, output: Path, *arguments: str | Path) -> Any:
     return json.loads(output.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    ("task", "side"),
-    [
-        ("dpo", "stock"),
-        pytest.param("dpo", "project", marks=pytest.mark.long),
-        pytest.param("grpo", "stock", marks=pytest.mark.long),
-        pytest.param("grpo", "project", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("side", ["stock", "project"])
+@pytest.mark.parametrize("task", ["dpo", "grpo"])
 def test_a_side_of_the_comparison(task: str, side: str, tmp_path: Path) -> None:
     short = ["--size", "cpu", "--steps", "1", "--warmup", "1", "--work", tmp_path / "work"]
     found = bench("gpu", tmp_path / "gpu.json", *short, "--task", task, "--sides", side)
@@ -43,7 +38,6 @@ def test_a_side_of_the_comparison(task: str, side: str, tmp_path: Path) -> None:
     assert 0 < measured["seconds_a_step"] < measured["wall_seconds"]
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_what_our_code_adds_to_a_step(tmp_path: Path) -> None:
     found = bench("step_overhead", tmp_path / "overhead.json", "--rounds", "1", "--task", "dpo")
@@ -52,7 +46,6 @@ def test_what_our_code_adds_to_a_step(tmp_path: Path) -> None:
         assert 0 < added["share"] < 0.03, added
 
 
-@pytest.mark.long
 def test_start_up_by_stage(tmp_path: Path) -> None:
     found = bench("startup", tmp_path / "startup.json", "--repetitions", "1")
     stages = found["configs/dpo_demo.yaml"]
@@ -60,7 +53,6 @@ def test_start_up_by_stage(tmp_path: Path) -> None:
 
 
 @needs_shared
-@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_what_rounding_takes_back(tmp_path: Path) -> None:
     tokenizer = SHARED / "qwen2.5-tokenizer"

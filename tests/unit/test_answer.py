@@ -100,6 +100,11 @@ HOSTILE = {
     "letter-digit": "a1",
     "exponents": "1e",
     "powers": "^1",
+    "latex-groups": "{,}111",
+    "latex-spaces": "111\\,",
+    "latex-powers": "^{1",
+    "backslashes": "\\",
+    "apostrophes": "1'",
     "nul": "\x00",
     "lone-surrogates": "\ud800",
     "all-of-it": "1 111,1.-$<answer>\u202f\n",
@@ -149,7 +154,7 @@ def test_a_quadratic_reader_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> 
         test_time_is_linear("a")
 
 
-@pytest.mark.parametrize("piece", ["1", "1,", " 111", "<answer>", " ", "-$1 \n"])
+@pytest.mark.parametrize("piece", ["1", "1,", " 111", "1{,}", "<answer>", " ", "-$1 \n"])
 def test_memory_is_bounded_by_the_text(piece: str) -> None:
     """At most three copies: the element's content, and that content as it is trimmed."""
     size = 1_000_000

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,14 @@ TREES |= {f"{path.stem} resolved": resolved(path) for path in DEMOS}
 CLASSES = {name: settings_class(Path(name)) for name in TREES}
 # `rewards` holds names of functions, `training.extra` names of the trainer's arguments, and
 # `prompt.chat_template_kwargs` names of a template's variables: they have tests of their own.
-KEYS = [
-    pytest.param(name, path, id=f"{name}-{dotted(path)}")
+KEYS = {
+    name: [
+        path
+        for path, _ in walk(tree)
+        if (path[0] != "rewards" or len(path) == 1) and "chat_template_kwargs" not in path[:-1]
+    ]
     for name, tree in TREES.items()
-    for path, _ in walk(tree)
-    if (path[0] != "rewards" or len(path) == 1) and "chat_template_kwargs" not in path[:-1]
-]
+}
 
 
 def test_the_trees_are_right_as_they_are(tmp_path: Path) -> None:
@@ -132,6 +135,7 @@ def test_the_trees_are_right_as_they_are(tmp_path: Path) -> None:
 # --- misspelt -----------------------------------------------------------------------------------
 
 
+@cache
 def misspellings(word: str) -> list[str]:
     """The word with each letter dropped, doubled, or swapped with the next one."""
     found = []
@@ -163,32 +167,37 @@ def fields_beside(cls: type[Section], path: KeyPath) -> set[str]:
     return set(current.model_fields) - {path[-1]}
 
 
-@pytest.mark.parametrize(("name", "path"), KEYS)
-def test_a_misspelt_key(name: str, path: KeyPath, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", TREES)
+def test_a_misspelt_key(name: str, tmp_path: Path) -> None:
     tree, cls = TREES[name], CLASSES[name]
-    wrong_names = clear_misspellings(path[-1], fields_beside(cls, path))
-    wrong = wrong_names[len(dotted(path)) % len(wrong_names)]  # some letter, the same every time
+    for path in KEYS[name]:
+        wrong_names = clear_misspellings(path[-1], fields_beside(cls, path))
+        wrong = wrong_names[len(dotted(path)) % len(wrong_names)]  # the same letter every time
 
-    def misspell(parent: Tree, key: str) -> None:
-        parent[wrong] = parent.pop(key)
+        def misspell(parent: Tree, key: str, wrong: str = wrong) -> None:
+            parent[wrong] = parent.pop(key)
 
-    with pytest.raises(ConfigError) as caught:
-        load(changed(tree, path, misspell), cls, tmp_path)
-    expected = f"{dotted((*path[:-1], wrong))}: unknown setting. Did you mean '{path[-1]}'?"
-    assert expected in str(caught.value)
+        with pytest.raises(ConfigError) as caught:
+            load(changed(tree, path, misspell), cls, tmp_path)
+        expected = f"{dotted((*path[:-1], wrong))}: unknown setting. Did you mean '{path[-1]}'?"
+        assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["dpo_demo resolved", "grpo_demo resolved"])
 def test_every_letter_of_every_key_misspelt(name: str, tmp_path: Path) -> None:
     """All at once, beside the right keys: each wrong one must be named."""
-    cls, tree, expected = CLASSES[name], TREES[name], []
+    cls, expected = CLASSES[name], []
+    tree = json.loads(json.dumps(TREES[name]))
     for path, _ in walk(TREES[name]):
         if path[0] == "rewards" and len(path) > 1:
             continue
+        parent = tree
+        for key in path[:-1]:
+            parent = parent[key]
         for wrong in clear_misspellings(path[-1], fields_beside(cls, path)):
-            wrong_path = (*path[:-1], wrong)
-            tree = changed(tree, wrong_path, lambda parent, key: parent.update({key: 1}))
-            expected.append(f"{dotted(wrong_path)}: unknown setting. Did you mean '{path[-1]}'?")
+            parent[wrong] = 1
+            wrong_path = dotted((*path[:-1], wrong))
+            expected.append(f"{wrong_path}: unknown setting. Did you mean '{path[-1]}'?")
     with pytest.raises(ConfigError) as caught:
         load(tree, cls, tmp_path)
     lines = str(caught.value).removeprefix(f"{tmp_path / 'changed.yaml'}: ").splitlines()
@@ -345,36 +354,39 @@ def mistyped(tree: Tree, turn: int) -> tuple[Tree, list[KeyPath]]:
     return tree, paths
 
 
-@pytest.mark.parametrize("turn", range(9))
 @pytest.mark.parametrize("name", TREES)
-def test_every_value_of_another_type(name: str, turn: int, tmp_path: Path) -> None:
-    """All values at once: each must be named, a list's wrong entry by its place."""
-    tree, paths = mistyped(TREES[name], turn)
-    if not paths:
-        pytest.skip("no setting has that many wrong types")
-    with pytest.raises(ConfigError) as caught:
-        load(tree, CLASSES[name], tmp_path)
-    lines = str(caught.value).removeprefix(f"{tmp_path / 'changed.yaml'}: ").splitlines()
-    named = {re.sub(r"\.\d+(\.\w+)*$", "", line.strip().partition(": ")[0]) for line in lines}
-    assert named == {dotted(path) for path in paths}
+def test_every_value_of_another_type(name: str, tmp_path: Path) -> None:
+    """All values at once, one wrong type each a turn: each must be named, a list's wrong entry by
+    its place."""
+    for turn in range(9):
+        tree, paths = mistyped(TREES[name], turn)
+        if not paths:
+            break  # no setting has that many wrong types
+        with pytest.raises(ConfigError) as caught:
+            load(tree, CLASSES[name], tmp_path)
+        lines = str(caught.value).removeprefix(f"{tmp_path / 'changed.yaml'}: ").splitlines()
+        named = {re.sub(r"\.\d+(\.\w+)*$", "", line.strip().partition(": ")[0]) for line in lines}
+        assert named == {dotted(path) for path in paths}
+    assert turn > 2
 
 
-@pytest.mark.parametrize(
-    ("name", "path"),
-    [key for key in KEYS if isinstance(dict(walk(TREES[key.values[0]]))[key.values[1]], dict)],
-)
-def test_a_section_of_another_type(name: str, path: KeyPath, tmp_path: Path) -> None:
-    for wrong in (TEXT, NUMBER, FRACTION, True, LIST, None):
-
-        def mistype(parent: Tree, key: str, wrong: Any = wrong) -> None:
-            parent[key] = wrong
-
-        if wrong is None and dotted(path) in NULLABLE and name.startswith("dpo"):
+@pytest.mark.parametrize("name", TREES)
+def test_a_section_of_another_type(name: str, tmp_path: Path) -> None:
+    values = dict(walk(TREES[name]))
+    for path in KEYS[name]:
+        if not isinstance(values[path], dict):
             continue
-        with pytest.raises(
-            ConfigError, match=rf"\b{re.escape(dotted(path))}: should be a section, got"
-        ):
-            load(changed(TREES[name], path, mistype), CLASSES[name], tmp_path)
+        for wrong in (TEXT, NUMBER, FRACTION, True, LIST, None):
+
+            def mistype(parent: Tree, key: str, wrong: Any = wrong) -> None:
+                parent[key] = wrong
+
+            if wrong is None and dotted(path) in NULLABLE and name.startswith("dpo"):
+                continue
+            with pytest.raises(
+                ConfigError, match=rf"\b{re.escape(dotted(path))}: should be a section, got"
+            ):
+                load(changed(TREES[name], path, mistype), CLASSES[name], tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(NULLABLE))

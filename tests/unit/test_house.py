@@ -26,7 +26,11 @@ settings -> base
 eval -> rewards
 """
 LIBRARY = "posttrain"
-UNSLOTH = "posttrain/model/policy.py"  # it has to be imported before whatever it patches
+# What one module alone may import, for the others to use.
+ALONE = {
+    "unsloth": "posttrain/model/policy.py",  # it has to be imported before whatever it patches
+    "tqdm": "posttrain/base/progress.py",  # it moves the cursor in pipes and log files
+}
 
 
 def arrows(text: str = ARROWS) -> dict[str, set[str]]:
@@ -95,8 +99,9 @@ def faults(root: Path) -> list[str]:
         for line, target in imported(root, module):
             where = f"{module}:{line}"
             if isinstance(target, str):
-                if target.split(".")[0] == "unsloth" and str(module) != UNSLOTH:
-                    found.append(f"{where}: imports unsloth, which {UNSLOTH} alone does")
+                library = target.split(".")[0]
+                if str(module) != ALONE.get(library, str(module)):
+                    found.append(f"{where}: imports {library}, which {ALONE[library]} alone does")
                 continue
             other, top = wing_of(target), target.parts[0]
             if top == "tests":
@@ -185,6 +190,7 @@ def test_a_house_with_nothing_wrong(house: Path) -> None:
         ("scripts/new.py", "from scripts.dpo import main", "scripts/dpo.py, a script"),
         ("posttrain/model/new.py", "from tests import helpers", "tests/helpers.py, a test"),
         ("posttrain/model/new.py", "from unsloth import x", "imports unsloth"),
+        ("posttrain/model/new.py", "from tqdm.auto import tqdm", "imports tqdm"),
         ("scripts/new.py", "importlib.import_module('unsloth.models')", "imports unsloth"),
         ("posttrain/new.py", "", "posttrain/new.py: a loose module"),
         ("posttrain/attic/new.py", "", "the wing 'attic' has no arrows"),

@@ -14,8 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from tests.helpers import ROOT
 
 # `our file: why`, then indented `their file: names`. A name is a function, class or variable of
@@ -197,13 +195,18 @@ def source_of(theirs: str) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def has(source: str, name: str) -> bool:
     """Whether a source has a name, or a quoted text."""
     if name[0] in "'\"":
         return name[1:-1] in source
     name, _, parameters = name.partition("(")
     *owner, last = name.split(".")
-    scope: ast.AST = ast.parse(source)
+    scope: ast.AST = parsed(source)
     if owner:
         classes = (node for node in ast.walk(scope) if isinstance(node, ast.ClassDef))
         found = next((node for node in classes if node.name == owner[0]), None)
@@ -225,19 +228,26 @@ def defined(scope: ast.AST) -> Iterator[tuple[str, list[str]]]:
             yield (node.id if isinstance(node, ast.Name) else node.attr), []
 
 
-@pytest.mark.parametrize("joint", JOINTS, ids=lambda joint: " ".join(joint.names))
-def test_the_installed_version_has_what_we_rely_upon(joint: Joint) -> None:
-    missing = [name for name in joint.names if not has(source_of(joint.theirs), name)]
-    assert not missing, (
-        f"{joint.theirs} has no {', '.join(missing)} any more; {joint.ours} needs it: {joint.why}"
-    )
+def test_the_installed_versions_have_what_we_rely_upon() -> None:
+    missing = [
+        f"{joint.theirs} has no {name} any more; {joint.ours} needs it: {joint.why}"
+        for joint in JOINTS
+        for name in joint.names
+        if not has(source_of(joint.theirs), name)
+    ]
+    assert not missing, "\n".join(missing)
 
 
-@pytest.mark.parametrize("joint", JOINTS, ids=lambda joint: " ".join(joint.names))
-def test_our_file_still_needs_it(joint: Joint) -> None:
-    text = (ROOT / joint.ours).read_text(encoding="utf-8")
-    names = [name for name in joint.names if name[0] not in "'\"" and "__" not in name]
-    assert all(name.partition("(")[0].split(".")[-1] in text for name in names)
+def test_our_files_still_need_it() -> None:
+    unused = [
+        f"{joint.ours} does not need {name} of {joint.theirs}"
+        for joint in JOINTS
+        for name in joint.names
+        if name[0] not in "'\""
+        and "__" not in name
+        and name.partition("(")[0].split(".")[-1] not in (ROOT / joint.ours).read_text("utf-8")
+    ]
+    assert not unused, "\n".join(unused)
 
 
 def ours() -> list[Path]:
@@ -301,12 +311,13 @@ def trainer_uses(trainer: ast.ClassDef) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.attr
 
 
-@pytest.mark.parametrize("path", ours(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_relied_upon_beyond_the_table(path: Path) -> None:
-    name = str(path.relative_to(ROOT))
-    allowed = known(name) | DOCUMENTED
-    found = uses(ast.parse(path.read_text(encoding="utf-8")))
-    missing = [f"{name}:{line}: {each}" for line, each in sorted(found) if each not in allowed]
+def test_nothing_is_relied_upon_beyond_the_table() -> None:
+    missing = []
+    for path in ours():
+        name = str(path.relative_to(ROOT))
+        allowed = known(name) | DOCUMENTED
+        found = sorted(uses(ast.parse(path.read_text(encoding="utf-8"))))
+        missing += [f"{name}:{line}: {each}" for line, each in found if each not in allowed]
     assert not missing, "not in the table of joints: " + "; ".join(missing)
 
 

@@ -231,3 +231,29 @@ def test_a_bar_in_a_log_prints_its_end_once(
     bar.close()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("%")[0].split()[-1] for line in lines][-2:] == ["50", "100"]
+
+
+BARS = """
+from posttrain.base import progress
+progress.LINE_EVERY = 0.0
+outer = progress.progress_bar("answering", 2, leave=True)
+for _ in range(2):
+    with progress.progress_bar("generating", 3) as inner:
+        outer.delay = inner.delay = 0
+        for _ in range(3):
+            inner.update(1)
+    progress.say("a line of ours")
+    outer.update(1)
+outer.close()
+"""
+
+
+def test_bars_inside_bars_write_no_cursor_codes_to_a_pipe() -> None:
+    command = [sys.executable, "-c", BARS]
+    environment = {**os.environ, "TERM": "xterm-256color"}  # it is a pipe all the same
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert result.stdout == b"a line of ours\n" * 2
+    assert not re.search(rb"[\x00-\x09\x0b-\x1f]", result.stderr)
+    lines = result.stderr.decode().splitlines()
+    assert {line.split(":")[0] for line in lines} == {"answering", "generating"}
+    assert "100%" in lines[-1] and lines[-1].startswith("answering")

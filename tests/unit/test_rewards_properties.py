@@ -56,6 +56,17 @@ def test_every_convention_is_read(number: tuple[str, Decimal]) -> None:
     assert ends_with_answer(f"<answer>{text}</answer>")
 
 
+@given(written())
+@examples(1000)
+def test_latex_is_read_in_free_text_alone(number: tuple[str, Decimal]) -> None:
+    text, value = number
+    latex = re.sub(f"[{SPACES}]", r"\\,", re.sub("[.,]", r"{\g<0>}", text))
+    assert extract_last(f"the total is ${latex}$.") == value
+    assert extract_last(f"\\boxed{{{latex}\\%}}") == value
+    element = extract_tagged(f"<answer>{latex}</answer>")
+    assert element == (value if latex == text else None)
+
+
 def reference(text: str) -> Decimal | None:
     """The grammar again, by counting instead of by regular expression."""
     if len(text) > 64:

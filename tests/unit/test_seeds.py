@@ -5,6 +5,7 @@ in 93 to 97% of them; chance alone moves that figure by half a point (one standa
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,8 +83,13 @@ def test_coverage_of_the_mean_over_seeds(seeds: int) -> None:
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.01, 0.03, 0.08])
-@pytest.mark.parametrize(("seeds", "questions"), [(3, 300), (5, 300), (20, 200)])
+def long(*values: float) -> Any:
+    """A case between two others, for ./run test --all."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("spread", [0.0, long(0.01), 0.03, long(0.08)])
+@pytest.mark.parametrize(("seeds", "questions"), [(3, 300), long(5, 300), (20, 200)])
 def test_coverage_of_the_difference_over_seeds_and_questions(
     seeds: int, questions: int, spread: float
 ) -> None:
@@ -93,7 +99,7 @@ def test_coverage_of_the_difference_over_seeds_and_questions(
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.03])
-@pytest.mark.parametrize("seeds", [3, 5, 20])
+@pytest.mark.parametrize("seeds", [3, long(5), 20])
 def test_without_an_effect_one_in_twenty_is_significant(seeds: int, spread: float) -> None:
     found = of_experiments(seeds, 200, effect=0.0, spread=spread)
     assert 0.03 <= (found[:, 3] < 0.05).mean() <= 0.07
