@@ -6,12 +6,13 @@ its file, row and column. Rows that are only left out (a tie, another language) 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eval.language import is_known
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.formats import read_pair
+from posttrain.data.messages import with_system
 from posttrain.data.sources import read_rows
 from posttrain.data.split import set_aside, text_key
 from posttrain.settings import PairData, Prompt, Source
@@ -77,7 +78,7 @@ def _read_pairs(
     """The pairs of a source and its number of rows. Adds the left-out rows to `dropped`."""
     rows = read_rows(source)
     read = [read_pair(row, data, prompt.system) for row in rows]
-    pairs = [pair for pair in read if isinstance(pair, Pair)]
+    pairs = _with_system([p for p in read if isinstance(p, Pair)], prompt.system, source.path)
     reasons = Counter(reason for reason in read if isinstance(reason, str))
     counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     if not pairs:
@@ -86,6 +87,18 @@ def _read_pairs(
         print(f"{source.path}: left out {reasons.total()} of {len(rows)} rows: {counts}")
     dropped.update(reasons)
     return pairs, len(rows)
+
+
+def _with_system(pairs: list[Pair], system: str | None, where: str) -> list[Pair]:
+    """The pairs with `prompt.system`, which replaces the rows' own system turns unless it is null.
+    Prints how many rows have one."""
+    own = sum(pair.prompt[0]["role"] == "system" for pair in pairs)
+    if own:
+        rule = "prompt.system replaces it; null keeps it" if system is not None else "it is used"
+        print(f"{where}: {own} of {len(pairs)} rows have a system turn: {rule}")
+    if system is None:
+        return pairs
+    return [replace(pair, prompt=tuple(with_system(pair.prompt, system))) for pair in pairs]
 
 
 def prompt_key(pair: Pair) -> str:

@@ -53,8 +53,8 @@ class PairColumns(Section):
     rejected: str = "rejected"
     """Column of the other reply."""
     system: str | None = None
-    """Column of a system turn; where it is empty or not named, `prompt.system` is used [orca:
-    system, used only where `prompt.system` is null]."""
+    """Column of the row's own system turn, which `prompt.system` replaces if it is not null [orca:
+    system]."""
     language: str = "lang"
     """Column of the row's language, read where `data.language` is given [comparia_turns:
     metadata.languages, a list inside of another column]."""
@@ -67,15 +67,22 @@ class PairColumns(Section):
     turn: str | None = None
     """Column of the turn whose replies an arena's vote is about, counted from 0; null: the last one
     [comparia_turns: turn]."""
+    ignored: list[str] | None = None
+    """Columns and keys of messages that the model should not see, such as an id. A message that
+    holds more than role, content and these is unusable, and so is a row with `tools` or `images`
+    [comparia, comparia_turns: what an arena keeps of each message]."""
 
 
-FORMAT_COLUMNS = {
+ARENA_KEYS = ["metadata", "num_tokens", "user_content", "reasoning_content"]
+FORMAT_COLUMNS: dict[str, dict[str, Any]] = {
+    "comparia": {"ignored": ARENA_KEYS},
     "orca": {"prompt": "question", "system": "system"},
     "comparia_turns": {
         "language": "metadata.languages",
         "first": "full_conversation_a",
         "second": "full_conversation_b",
         "turn": "turn",
+        "ignored": ARENA_KEYS,
     },
 }
 
@@ -90,7 +97,7 @@ class PairData(Data):
         "comparia",
         "comparia_turns",
     ] = "columns"
-    """How a row holds its pair. columns: three columns of text; orca: the same with a system turn;
+    """How a row holds its pair. columns: three columns of text; orca: the same and a system turn;
     messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
     prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
     comparia: two conversations and a vote; comparia_turns: the same, with a row for each turn."""
@@ -101,8 +108,8 @@ class PairData(Data):
     many replies are in it is then measured, as language_share; null and fr: as french_share.
     *_share_without_system is the same without a system turn."""
     unusable: Literal["error", "drop"] = "error"
-    """What to do with a pair whose replies are equal or one of which is empty: refuse the run, or
-    leave out and count the row."""
+    """What to do with a row that teaches nothing (equal replies, an empty one) or holds more than
+    text in turns (tool calls, images): refuse the run, or leave out and count the row."""
     eval: Source | None = None
     """Held-out pairs of their own; without it `holdout` prompts are split off."""
     holdout: int = Field(200, ge=1)
@@ -155,7 +162,8 @@ class ProblemData(Data):
 
 class Prompt(Section):
     system: str | None = None
-    """The system turn. null sends none, and then the chat template may add its own."""
+    """The system turn. It replaces the rows' own, in every data.format; "" removes them; null keeps
+    them, and where a row has none, the chat template may add its own."""
     chat_template_kwargs: dict[str, bool | int | float | str] = Field({})
     """Variables that the model's chat template gets wherever a prompt is rendered, in training,
     scoring and exports, such as `{enable_thinking: false}` for Qwen3."""
