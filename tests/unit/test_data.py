@@ -106,7 +106,7 @@ UNREADABLE = [
     Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e,f,g\n", ("row 2", "more cells")),
     Bad("pairs.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ("'chosen'",)),
     Bad("problems.tsv", "a\t1\nb\n", ("row 2", "1 cells", "question, tab, answer")),
-    Bad("problems.tsv", "a\t1\tc\n", ("row 1", "3 cells", "question, tab, answer")),
+    Bad("problems.tsv", "a\t1\nb\t2\tc\n", ("row 2", "3 cells", "question, tab, answer")),
     Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"PAR1", ("Parquet",)),
     Bad("pairs.parquet", jsonl(PAIR), ("Parquet",)),
     # not the encoding
@@ -124,7 +124,7 @@ UNREADABLE = [
     Bad("pairs.jsonl.gz", jsonl(PAIR), ("not a complete gzip file",)),
     Bad("pairs.csv.gz", gzip.compress(jsonl(PAIR).encode())[:-9], ("not a complete gzip file",)),
     Bad("pairs.jsonl.gz", gzip.compress("é".encode("utf-16")), ("it is UTF-16",)),
-    Bad("pairs", jsonl(PAIR), ("use .json, .jsonl, .csv, ", ".parquet")),
+    Bad("pairs", jsonl(PAIR), ("use .json, .jsonl, ", ".csv, ", ".parquet")),
 ]
 BAD_PAIRS = [
     bad_row(("'chosen'", TEXT_WANTED, "null"), chosen=None),

@@ -404,9 +404,8 @@ def test_columns_that_belong_to_the_prompt(kind: str, column: str, tmp_path: Pat
     assert read(tmp_path, kind, rows, unusable="drop").dropped == {
         f"column '{column}' is not empty": 1
     }
-    ignored = read(tmp_path, kind, rows, columns={"ignored": [column, "reasoning_content"]})
-    if kind != "comparia_turns":  # which has keys of messages to ignore
-        assert len(pairs(ignored)) == 4
+    ignored = [column, "user_content", "reasoning_content"]
+    assert len(pairs(read(tmp_path, kind, rows, columns={"ignored": ignored}))) == 4
 
 
 @pytest.mark.parametrize(
