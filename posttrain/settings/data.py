@@ -20,8 +20,9 @@ class Source(Section):
     """Where rows come from."""
 
     path: str
-    """A local .json, .jsonl, .csv, .tsv (MGSM's) or .parquet file, a dataset folder, a name on the
-    hub, or one file there as hf://datasets/OWNER/NAME/FILE."""
+    """A local .json, .jsonl, .csv, .tsv or .parquet file (a text file may have .gz after it), a
+    dataset folder, a name on the hub, or one file there as hf://datasets/OWNER/NAME/FILE. A .tsv
+    file has a header, or, as MGSM's, a question and an answer on each line."""
     subset: str | None = None
     """The hub's configuration name, such as `main` for openai/gsm8k."""
     split: str = "train"

@@ -15,6 +15,7 @@ from eval.preference import Pair
 from posttrain.base.files import write_json
 from posttrain.data.lengths import Lengths
 from posttrain.data.pairs import PairSet
+from posttrain.data.render import already_rendered
 from posttrain.data.report import copies
 from posttrain.data.report.examples import render_examples
 from posttrain.data.report.lengths import length_bias, tokens
@@ -58,6 +59,13 @@ def build(
         "length_bias": length_bias(kept_lengths, train),
         "languages": languages(kept, language),
         "copies": copied(kept, train),
+        "already_rendered": already_rendered(
+            tokenizer,
+            (
+                (p.where, (*(turn["content"] for turn in p.prompt), p.chosen, p.rejected))
+                for p in kept
+            ),
+        ),
         "evaluation_questions": overlap(kept, pair_set.questions),
         "examples": render_examples(kept, [length.whole for length in kept_lengths], tokenizer),
     }
