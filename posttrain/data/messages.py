@@ -18,7 +18,9 @@ class UnusableRow(DataError):
     whether it stops the run or is left out and counted under `why`."""
 
     def __init__(self, message: str, why: str) -> None:
-        super().__init__(f"{message}; remove it, or set data.unusable=drop to leave out all such")
+        super().__init__(
+            f"{message}. Mend the row, or set data.unusable=drop to leave out all such"
+        )
         self.why = why
 
 

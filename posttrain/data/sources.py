@@ -268,15 +268,30 @@ def _from_datasets(source: Source, folder: Path) -> list[Row]:
                     )
                 loaded = loaded[source.split]
         else:
+            kinds = _kinds_of_files(folder)
+            if len(kinds) > 1:
+                raise DataError(
+                    f"{source.path}: the folder holds {' and '.join(kinds)} files, of which one "
+                    "kind alone would be read; name one file, or keep one kind in the folder"
+                )
             # pandas would read the text "NA" or "null" in a CSV cell as a missing value.
-            options = {"keep_default_na": False} if any(folder.rglob("*.csv")) else {}
+            options = {"keep_default_na": False} if kinds == [".csv"] else {}
             loaded = datasets.load_dataset(
                 str(folder), source.subset, split=source.split, **options
             )
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = error.__cause__ or error
+        reason = " ".join(str(error.__cause__ or error).split())
         raise DataError(f"{source.path}: cannot load the dataset folder: {reason}") from None
     return _first_rows(source, loaded)
+
+
+def _kinds_of_files(folder: Path) -> list[str]:
+    """The kinds of data files in a folder; none where its card says which files to read."""
+    card = folder / "README.md"
+    if card.exists() and "data_files:" in card.read_text(encoding="utf-8", errors="replace"):
+        return []
+    suffixes = {path.suffix.lower() for path in folder.rglob("*.*")} & _READERS.keys()
+    return sorted({{".json": ".jsonl", ".tsv": ".csv"}.get(name, name) for name in suffixes})
 
 
 def _hub_file(source: Source) -> Path:

@@ -363,6 +363,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"train.jsonl": jsonl(PAIR, {**PAIR, "chosen": None})}, "train", ("row 2", "'chosen'")),
         ({"train.jsonl": jsonl(PAIR) + '{"prompt": '}, "train", ("JSON",)),
         ({"train.parquet": "PAR1"}, "train", ("Parquet",)),
+        ({"a.jsonl": jsonl(PAIR), "b.csv": "prompt\na\n"}, "train", (".csv and .jsonl files",)),
+        ({"a.jsonl": jsonl(PAIR), "b.jsonl": jsonl({"x": 1})}, "train", ("names don't match",)),
         ({"state.json": "{}"}, "train", ()),
         ({"dataset_dict.json": '{"splits": ["train"]}'}, "train", ()),
         ({"dataset.py": "print('run')"}, "train", ("script",)),
@@ -376,6 +378,7 @@ def test_a_bad_folder(files: dict[str, str], split: str, says: Sequence[str], fo
         load_pairs(PairData(train=Source(path=str(folder), split=split)), Prompt())
     for part in (str(folder), *says):
         assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_split_that_a_saved_dataset_does_not_have(folder: Path) -> None:
