@@ -39,7 +39,7 @@ from posttrain.base.errors import DataError, HealthError
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
 from posttrain.data.problems import for_validation, load_problems
-from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.data.render import already_rendered, drop_overlong, render, token_lengths
 from posttrain.doctor.recipe import describe
 from posttrain.doctor.shape import shape_of
 from posttrain.model import inference, policy
@@ -141,6 +141,9 @@ def fitting(
 ) -> list[Problem]:
     """The problems whose prompt leaves room for a whole completion in model.max_seq_length."""
     conversations = [conversation(p.question, settings.prompt) for p in problems]
+    rendered = already_rendered(tokenizer, ((p.where, [p.question]) for p in problems))
+    if rendered:
+        print(f"warning: {what}: {rendered['text']}")
     lengths = token_lengths(tokenizer, [render(tokenizer, c) for c in conversations])
     limit = settings.model.max_seq_length - settings.training.max_completion_length
     return drop_overlong(problems, lengths, limit, settings.data.overlong, what)

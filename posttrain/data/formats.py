@@ -1,7 +1,8 @@
 """Read rows of common preference datasets as pairs: one function for each `data.format`.
 
 Each returns a Pair, or a few words that say why it leaves the row out. A malformed row stops the
-run; the message names its file, row and column.
+run; the message names its file, row and column. A pair's prompt has the row's own system turn, if
+it has one: `prompt.system`, where it is not null, replaces it afterwards, in every format alike.
 """
 
 import re
@@ -12,13 +13,14 @@ from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
 from posttrain.base.expected import given
 from posttrain.data import messages
-from posttrain.data.messages import Reply
+from posttrain.data.messages import Reply, UnusableRow
 from posttrain.data.sources import Row, checked_text
 from posttrain.settings import PairData
 
 DIFFERENT_PROMPTS = "the two sides differ before their last reply"
-NOTHING_TO_LEARN = "such a pair teaches nothing; remove it, or set data.unusable=drop to drop all"
-EMPTY_REPLY = "a reply is empty"
+NOTHING_TO_LEARN = "such a pair teaches nothing"
+# Columns that trl gives to the template or the model beside the turns.
+BESIDE_TURNS = ("tools", "functions", "documents", "chat_template_kwargs", "images", "image")
 USERS_REPLY = "the replies are the user's, not the assistant's"
 CHOICES = {
     **dict.fromkeys(("a", "model_a", "a_better"), "a"),
@@ -29,31 +31,40 @@ CHOICES = {
 
 
 def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
-    """The row's pair, or why the row is left out. `system` is `prompt.system`.
+    """The row's pair, or why the row is left out.
+
+    Conversations are compared as they are with `system`, which is `prompt.system`; the pair keeps
+    the row's own system turn.
 
     Raises:
-        DataError: the row is malformed, or teaches nothing while `data.unusable` is "error".
+        DataError: the row is malformed, or unusable while `data.unusable` is "error".
     """
     if data.language is not None and data.language not in _languages(row, data.columns.language):
         return f"not in '{data.language}'"
-    return FORMATS[data.format](row, data, system)
+    try:
+        _check_columns(row, data)
+        return FORMATS[data.format](row, data, system)
+    except UnusableRow as error:
+        if data.unusable == "drop":
+            return error.why
+        raise
+    except DataError as error:
+        other = _format_like(row, data)
+        if other is None:
+            raise
+        raise DataError(f"{error}; data.format={other} reads rows such as this") from None
 
 
 def from_columns(row: Row, data: PairData, system: str | None) -> Pair | str:
-    """Text in three columns. The row's own system turn replaces `prompt.system`."""
-    columns = data.columns
-    if columns.system is not None:
-        system = _own_system(row, columns.system) or system
-    prompt = conversation(row.text(columns.prompt), PromptFormat(system))
-    return _pair(row, data, prompt, *_text_replies(row, data))
+    """Text in three columns, and the system turn in a fourth if `data.columns.system` names one.
 
-
-def from_orca(row: Row, data: PairData, system: str | None) -> Pair | str:
-    """The French Orca sets. Their system turn is used only if `prompt.system` is null."""
-    columns = data.columns
-    if system is None and columns.system is not None:
-        system = _own_system(row, columns.system)
-    prompt = conversation(row.text(columns.prompt), PromptFormat(system))
+    A French Orca set (`orca`) without its system column can be read if `prompt.system` is given.
+    """
+    column = data.columns.system
+    if data.format == "orca" and system is not None and column not in row.values:
+        column = None
+    own = None if column is None else _own_system(row, column)
+    prompt = conversation(row.text(data.columns.prompt), PromptFormat(own))
     return _pair(row, data, prompt, *_text_replies(row, data))
 
 
@@ -63,13 +74,12 @@ def from_messages(row: Row, data: PairData, system: str | None) -> Pair | str:
     If they hold no user turn, the text in the prompt column is the user turn.
     """
     chosen, rejected = (
-        messages.exchange(messages.turns(row, name), name)
+        messages.exchange(messages.turns(row, name, ignored=data.columns.ignored), name)
         for name in (data.columns.chosen, data.columns.rejected)
     )
-    openings = [messages.with_system(opening, system) for opening, _ in (chosen, rejected)]
-    if openings[0] != openings[1]:
+    prompt = chosen[0]
+    if not _alike(prompt, rejected[0], system):
         return DIFFERENT_PROMPTS
-    prompt = openings[0]
     if all(turn["role"] != "user" for turn in prompt):
         prompt = [*prompt, {"role": "user", "content": row.text(data.columns.prompt)}]
     return _pair(row, data, prompt, chosen[1], rejected[1])
@@ -78,10 +88,11 @@ def from_messages(row: Row, data: PairData, system: str | None) -> Pair | str:
 def from_conversational(row: Row, data: PairData, system: str | None) -> Pair | str:
     """trl's conversational format: a prompt of one or more turns, and replies of one message."""
     columns = data.columns
-    prompt = messages.with_system(messages.turns(row, columns.prompt), system)
+    prompt = messages.turns(row, columns.prompt, ignored=columns.ignored)
     replies = []
     for name in (columns.chosen, columns.rejected):
-        opening, reply = messages.exchange(messages.turns(row, name), name)
+        turns = messages.turns(row, name, ignored=columns.ignored)
+        opening, reply = messages.exchange(turns, name)
         if opening and reply.text:
             raise DataError(
                 f"{row.where}: column '{name}' should hold one message of the assistant, found "
@@ -107,7 +118,7 @@ def from_oasst(row: Row, data: PairData, system: str | None) -> Pair | str:
         ]
     if turns[-1]["role"] == "assistant":  # oasst also ranks follow-up questions of users
         return USERS_REPLY
-    return _pair(row, data, messages.with_system(turns, system), *_text_replies(row, data))
+    return _pair(row, data, turns, *_text_replies(row, data))
 
 
 def from_comparia(row: Row, data: PairData, system: str | None) -> Pair | str:
@@ -124,20 +135,18 @@ def from_comparia(row: Row, data: PairData, system: str | None) -> Pair | str:
     names = [columns.first, columns.second]
     if side == "b":
         names.reverse()
-    drop = data.unusable == "drop"
-    conversations = [messages.turns(row, name, columns.turn, drop) for name in names]
-    if drop and not all(turn["content"] for turns in conversations for turn in turns):
-        return EMPTY_REPLY
-    chosen, rejected = map(messages.exchange, conversations, names)
-    openings = [messages.with_system(opening, system) for opening, _ in (chosen, rejected)]
-    if openings[0] != openings[1]:
+    chosen, rejected = (
+        messages.exchange(messages.turns(row, name, columns.turn, columns.ignored), name)
+        for name in names
+    )
+    if not _alike(chosen[0], rejected[0], system):
         return DIFFERENT_PROMPTS
-    return _pair(row, data, openings[0], chosen[1], rejected[1])
+    return _pair(row, data, *chosen, rejected[1])
 
 
 FORMATS: dict[str, Callable[[Row, PairData, str | None], Pair | str]] = {
     "columns": from_columns,
-    "orca": from_orca,
+    "orca": from_columns,
     "messages": from_messages,
     "conversational": from_conversational,
     "oasst": from_oasst,
@@ -146,28 +155,53 @@ FORMATS: dict[str, Callable[[Row, PairData, str | None], Pair | str]] = {
 }
 
 
-def _pair(
-    row: Row, data: PairData, prompt: Conversation, chosen: Reply, rejected: Reply
-) -> Pair | str:
-    """The pair, or why it is left out. Raises a DataError for a malformed or useless row."""
+def _pair(row: Row, data: PairData, prompt: Conversation, chosen: Reply, rejected: Reply) -> Pair:
+    """The pair. Raises an UnusableRow for one that teaches nothing."""
     if not prompt or prompt[-1]["role"] != "user":
         raise DataError(f"{row.where}: the prompt should end in a turn of the user")
     for reply in (chosen, rejected):
         if not reply.text:
-            if data.unusable == "drop":
-                return EMPTY_REPLY
-            raise DataError(
-                f"{row.where}: column '{reply.column}' is empty or ends without a reply; "
-                + NOTHING_TO_LEARN
+            raise UnusableRow(
+                f"{row.where}: column '{reply.column}' is empty or ends without a reply: "
+                + NOTHING_TO_LEARN,
+                messages.EMPTY_REPLY,
             )
     if chosen.text == rejected.text:
-        if data.unusable == "drop":
-            return "the replies are equal"
-        raise DataError(
-            f"{row.where}: columns '{chosen.column}' and '{rejected.column}' hold the same text; "
-            + NOTHING_TO_LEARN
+        raise UnusableRow(
+            f"{row.where}: columns '{chosen.column}' and '{rejected.column}' hold the same text: "
+            + NOTHING_TO_LEARN,
+            "the replies are equal",
         )
     return Pair(tuple(prompt), chosen.text, rejected.text, row.where)
+
+
+def _alike(first: Conversation, second: Conversation, system: str | None) -> bool:
+    """Whether two conversations are one prompt, with `system` in place of their system turns."""
+    return messages.with_system(first, system) == messages.with_system(second, system)
+
+
+def _check_columns(row: Row, data: PairData) -> None:
+    """Check that no column holds what trl would show the model and this project does not."""
+    for name in BESIDE_TURNS:
+        if name not in (data.columns.ignored or ()) and not messages.is_empty(row.values.get(name)):
+            raise UnusableRow(
+                f"{row.where}: column '{name}' would be left out of training. If the model should "
+                f"not see it, set data.columns.ignored=[{name}]",
+                f"column '{name}' is not empty",
+            )
+
+
+def _format_like(row: Row, data: PairData) -> str | None:
+    """The format that a malformed row seems to have; None where that is the one it is read as."""
+    columns = data.columns
+    values = [row.values.get(name) for name in (columns.prompt, columns.chosen, columns.rejected)]
+    text, listed = ([isinstance(value, kind) for value in values] for kind in (str, list))
+    if not any(listed[1:]) and all(text):
+        return None if data.format in ("columns", "orca", "oasst") else "columns"
+    if not all(listed[1:]):
+        return None
+    other = "conversational" if listed[0] else "messages"
+    return None if data.format == other else other
 
 
 def _text_replies(row: Row, data: PairData) -> tuple[Reply, Reply]:

@@ -1,5 +1,6 @@
 """The length of pairs in tokens."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,17 +22,9 @@ class Lengths(NamedTuple):
 
 
 def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
-    """The token lengths of each pair."""
-    columns = (
-        [render(tokenizer, pair.conversation) for pair in pairs],
-        [pair.chosen for pair in pairs],
-        [pair.rejected for pair in pairs],
-    )
-    return [Lengths(*row) for row in zip(*(_counts(tokenizer, c) for c in columns), strict=True)]
-
-
-def _counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """The number of tokens of each text. Repeated texts are tokenised once."""
-    unique = list(dict.fromkeys(texts))
-    count = dict(zip(unique, token_lengths(tokenizer, unique), strict=True))
-    return [count[text] for text in texts]
+    """The token lengths of each pair. Repeated texts are tokenised once."""
+    prompts = [render(tokenizer, pair.conversation) for pair in pairs]
+    parts = [prompts, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
+    different = list(dict.fromkeys(itertools.chain(*parts)))
+    count = dict(zip(different, token_lengths(tokenizer, different), strict=True))
+    return [Lengths(*(count[text] for text in row)) for row in zip(*parts, strict=True)]

@@ -1,13 +1,27 @@
 """Read columns that hold a conversation: a list of messages, each with a role and a content."""
 
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from eval import Conversation, Message
 from posttrain.base.errors import DataError
-from posttrain.base.expected import kind_of
+from posttrain.base.expected import given, kind_of
 from posttrain.data.sources import Row, checked_text
 
 ROLES = ("system", "user", "assistant")
+TOOL_ROLES = ("tool", "function", "ipython")
+EMPTY_REPLY = "a reply is empty"
+
+
+class UnusableRow(DataError):
+    """A row that would be trained without a part of it, or teaches nothing. `data.unusable` says
+    whether it stops the run or is left out and counted under `why`."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(
+            f"{message}. Mend the row, or set data.unusable=drop to leave out all such"
+        )
+        self.why = why
 
 
 class Reply(NamedTuple):
@@ -17,24 +31,33 @@ class Reply(NamedTuple):
     text: str
 
 
-def with_system(turns: Conversation, system: str | None) -> Conversation:
-    """The turns with `system` as their system turn; None keeps the row's own."""
+def with_system(turns: Sequence[Message], system: str | None) -> Conversation:
+    """The turns with `system` as their system turn; None keeps the row's own, "" removes it."""
     if system is None:
-        return turns
+        return list(turns)
     own = bool(turns) and turns[0]["role"] == "system"
     return [*([{"role": "system", "content": system}] if system else []), *turns[own:]]
 
 
+def is_empty(value: Any) -> bool:
+    """Whether nothing is said by a value, such as null, "", [] or an object of such values."""
+    if isinstance(value, dict):
+        return all(map(is_empty, value.values()))
+    return not value or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
+
+
 def turns(
-    row: Row, column: str, until: str | None = None, empty_replies: bool = False
+    row: Row, column: str, until: str | None = None, ignored: Collection[str] | None = None
 ) -> Conversation:
-    """The turns in a column. The last one may be an empty reply, which the caller has to check;
-    with `empty_replies` earlier ones may too.
+    """The turns in a column. The last one may be an empty reply, which the caller has to check.
 
     Of a conversation that goes on after the turn whose number, counted from 0, is in the column
-    `until`, those up to the reply of that turn are read.
+    `until`, those up to the reply of that turn are read. A message may hold nothing beside role and
+    content but the `ignored` keys: the model would not see it.
 
     Raises:
+        UnusableRow: a message is of a tool, an earlier reply is empty, or there is more to a
+            message than a role and a text.
         DataError: it is not a list of messages with a known role and some text, or has no such
             turn.
     """
@@ -47,15 +70,59 @@ def turns(
     read: list[Message] = []
     for number, message in enumerate(value, start=1):
         here = f"{what}, message {number}"
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        role = _role(message, number, here)
+        _check_keys(message, here, ignored or ())
+        if "content" not in message:
             raise DataError(f"{here} should have a role and a content")
-        role = message["role"]
-        if role not in ROLES or (role == "system" and number > 1):
-            raise DataError(f"{here} has the role {role!r}; expected one of {', '.join(ROLES)}")
-        may_be_empty = role == "assistant" and (empty_replies or number == len(value))
-        content = "" if message["content"] is None and may_be_empty else message["content"]
-        read.append({"role": role, "content": checked_text(content, here, may_be_empty)})
+        content = _text(message["content"], here)
+        if content is None and role == "assistant":
+            content = ""
+        text = checked_text(content, here, may_be_empty=role == "assistant")
+        if not text and number < len(value):
+            raise UnusableRow(f"{here} is empty", EMPTY_REPLY)
+        read.append({"role": role, "content": text})
     return read
+
+
+def _role(message: Any, number: int, here: str) -> str:
+    if not isinstance(message, dict) or "role" not in message:
+        renamed = isinstance(message, dict) and {"from", "value"} <= message.keys()
+        hint = "; rename from and value, human and gpt to user and assistant" if renamed else ""
+        raise DataError(f"{here} should have a role and a content{hint}")
+    role = message["role"]
+    if role in TOOL_ROLES:
+        raise UnusableRow(
+            f"{here} has the role '{role}', and tools are not trained", "a tool's message"
+        )
+    if role not in ROLES:
+        raise DataError(f"{here} has the role {role!r}; expected one of {', '.join(ROLES)}")
+    if role == "system" and number > 1:
+        raise DataError(f"{here} has the role 'system', which only the first message may have")
+    return str(role)
+
+
+def _check_keys(message: dict[str, Any], here: str, ignored: Collection[str]) -> None:
+    """Check that a message holds no more than a role and a content."""
+    for key, value in message.items():
+        if key not in ("role", "content", *ignored) and not is_empty(value):
+            raise UnusableRow(
+                f"{here} holds '{key}', which would be left out of training. If the model should "
+                f"not see it, set data.columns.ignored=[{key}]",
+                f"a message holds '{key}'",
+            )
+
+
+def _text(content: Any, here: str) -> Any:
+    """The content, or the text of its one part where it is a list of parts."""
+    if not isinstance(content, list):
+        return content
+    part = content[0] if len(content) == 1 and isinstance(content[0], dict) else {}
+    more = [value for key, value in part.items() if key not in ("type", "text")]
+    if part.get("type") == "text" and all(map(is_empty, more)):
+        return part.get("text")
+    raise UnusableRow(
+        f"{here} should hold text, found {given(content)}", "a message is more than one text"
+    )
 
 
 def exchange(turns: Conversation, column: str) -> tuple[Conversation, Reply]:

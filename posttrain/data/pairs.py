@@ -13,6 +13,7 @@ from eval.language import is_known
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.formats import read_pair
+from posttrain.data.messages import with_system
 from posttrain.data.sources import read_rows
 from posttrain.data.split import set_aside, text_key
 from posttrain.settings import PairData, Prompt, Source
@@ -78,8 +79,9 @@ def _read_pairs(
     """The pairs of a source and its number of rows. Adds the left-out rows to `dropped`."""
     rows = read_rows(source)
     read = [read_pair(row, data, prompt.system) for row in rows]
+    pairs = _with_system([p for p in read if isinstance(p, Pair)], prompt.system, source.path)
     examples = tuple(example_turns(prompt.examples))
-    pairs = [replace(pair, examples=examples) for pair in read if isinstance(pair, Pair)]
+    pairs = [replace(pair, examples=examples) for pair in pairs]
     reasons = Counter(reason for reason in read if isinstance(reason, str))
     counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     if not pairs:
@@ -94,6 +96,18 @@ def user_turns(pairs: Sequence[Pair]) -> list[str]:
     """The text of every user turn in the prompts."""
     turns = (turn for pair in pairs for turn in pair.prompt)
     return [turn["content"] for turn in turns if turn["role"] == "user"]
+
+
+def _with_system(pairs: list[Pair], system: str | None, where: str) -> list[Pair]:
+    """The pairs with `prompt.system`, which replaces the rows' own system turns unless it is null.
+    Prints how many rows have one."""
+    own = sum(pair.prompt[0]["role"] == "system" for pair in pairs)
+    if own:
+        rule = "prompt.system replaces it; null keeps it" if system is not None else "it is used"
+        print(f"{where}: {own} of {len(pairs)} rows have a system turn: {rule}")
+    if system is None:
+        return pairs
+    return [replace(pair, prompt=tuple(with_system(pair.prompt, system))) for pair in pairs]
 
 
 def prompt_key(pair: Pair) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, Literal
 
 from eval.gsm8k import Problem
@@ -77,8 +78,9 @@ def load_evaluation(
 def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:
     question = row.text(columns.question)
     number = row.values.get(columns.answer)
-    if isinstance(number, int | float) and not isinstance(number, bool):
-        row = Row({**row.values, columns.answer: str(number)}, row.where)
+    if isinstance(number, int | float | Decimal) and not isinstance(number, bool):
+        written = f"{number:f}" if isinstance(number, Decimal) else str(number)
+        row = Row({**row.values, columns.answer: written}, row.where)
     solution = row.text(columns.answer)
     gold = solution if answers == "text" else _gold_number(solution, row, columns)
     others = row.values.keys() - {columns.question, columns.answer} - TAKEN

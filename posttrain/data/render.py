@@ -5,8 +5,9 @@ variables.
 """
 
 import contextlib
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +19,8 @@ Variables = Mapping[str, bool | int | float | str]
 NONE: Variables = MappingProxyType({})
 # tokenizer -> the variables that its chat template gets beside the turns.
 _VARIABLES: WeakKeyDictionary[Any, Variables] = WeakKeyDictionary()
+PARALLEL = "TOKENIZERS_PARALLELISM"
+AT_ONCE = 2_000  # texts
 _MARKER = "\ue000"  # a private-use character, which no template holds
 
 
@@ -89,6 +92,27 @@ def end_of_reply(tokenizer: Any) -> str | None:
     return max((token for token in special if after.startswith(token)), key=len, default=None)
 
 
+def already_rendered(
+    tokenizer: Any, rows: Iterable[tuple[str, Iterable[str]]]
+) -> dict[str, Any] | None:
+    """`{"count", "first", "token", "text"}` of the rows, each given as its file and number and its
+    texts, that hold special tokens, as a rendered conversation does; None if none does."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    first, count = ("", ""), 0
+    for where, texts in rows:
+        token = next((t for text in texts for t in special if t in text), None)
+        if token is not None:
+            first, count = first if count else (where, token), count + 1
+    if not count:
+        return None
+    text = (
+        f"rows that hold special tokens of the model: {count}, such as {first[1]} in {first[0]}. "
+        "They seem to be rendered already, and the chat template renders them again. Give each "
+        "turn without the template's tokens"
+    )
+    return {"count": count, "first": first[0], "token": first[1], "text": text}
+
+
 @contextlib.contextmanager
 def without_added_tokens(tokenizer: Any) -> Iterator[None]:
     """Let `tokenizer(text)` add no token around a text inside of the block.
@@ -104,8 +128,22 @@ def without_added_tokens(tokenizer: Any) -> Iterator[None]:
 
 
 def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """The number of tokens of each text. A special token in a text counts as one."""
-    return [len(ids) for ids in token_ids(tokenizer, texts)]
+    """The number of tokens of each text. A special token in a text counts as one.
+
+    All processors share the work, and no more than a part of the token ids is held at a time.
+    """
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = "true"
+    try:
+        return [
+            len(ids)
+            for start in range(0, len(texts), AT_ONCE)
+            for ids in token_ids(tokenizer, texts[start : start + AT_ONCE])
+        ]
+    finally:  # with threads on, tokenizers warns at each later fork
+        os.environ.pop(PARALLEL)
+        if before is not None:
+            os.environ[PARALLEL] = before
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -24,8 +24,9 @@ class Source(Section):
     """Where rows come from."""
 
     path: str
-    """A local .json, .jsonl, .csv, .tsv (MGSM's) or .parquet file, a dataset folder, a name on the
-    hub, or one file there as hf://datasets/OWNER/NAME/FILE."""
+    """A local .json, .jsonl, .csv, .tsv or .parquet file (a text file may have .gz after it), a
+    dataset folder, a name on the hub, or one file there as hf://datasets/OWNER/NAME/FILE. A .tsv
+    file has a header, or, as MGSM's, a question and an answer on each line."""
     subset: str | None = None
     """The hub's configuration name, such as `main` for openai/gsm8k."""
     split: str = "train"
@@ -57,8 +58,8 @@ class PairColumns(Section):
     rejected: str = "rejected"
     """Column of the other reply."""
     system: str | None = None
-    """Column of a system turn; where it is empty or not named, `prompt.system` is used [orca:
-    system, used only where `prompt.system` is null]."""
+    """Column of the row's own system turn, which `prompt.system` replaces if it is not null [orca:
+    system]."""
     language: str = "lang"
     """Column of the row's language, read where `data.language` is given [comparia_turns:
     metadata.languages, a list inside of another column]."""
@@ -71,15 +72,22 @@ class PairColumns(Section):
     turn: str | None = None
     """Column of the turn whose replies an arena's vote is about, counted from 0; null: the last one
     [comparia_turns: turn]."""
+    ignored: list[str] | None = None
+    """Columns and keys of messages that the model should not see, such as an id. A message that
+    holds more than role, content and these is unusable, and so is a row with `tools` or `images`
+    [comparia, comparia_turns: what an arena keeps of each message]."""
 
 
-FORMAT_COLUMNS = {
+ARENA_KEYS = ["metadata", "num_tokens", "user_content", "reasoning_content"]
+FORMAT_COLUMNS: dict[str, dict[str, Any]] = {
+    "comparia": {"ignored": ARENA_KEYS},
     "orca": {"prompt": "question", "system": "system"},
     "comparia_turns": {
         "language": "metadata.languages",
         "first": "full_conversation_a",
         "second": "full_conversation_b",
         "turn": "turn",
+        "ignored": ARENA_KEYS,
     },
 }
 
@@ -94,7 +102,7 @@ class PairData(Data):
         "comparia",
         "comparia_turns",
     ] = "columns"
-    """How a row holds its pair. columns: three columns of text; orca: the same with a system turn;
+    """How a row holds its pair. columns: three columns of text; orca: the same and a system turn;
     messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
     prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
     comparia: two conversations and a vote; comparia_turns: the same, with a row for each turn."""
@@ -105,8 +113,8 @@ class PairData(Data):
     many replies are in it is then measured, as language_share; null and fr: as french_share.
     *_share_without_system is the same without a system turn."""
     unusable: Literal["error", "drop"] = "error"
-    """What to do with a pair whose replies are equal or one of which is empty: refuse the run, or
-    leave out and count the row."""
+    """What to do with a row that teaches nothing (equal replies, an empty one) or holds more than
+    text in turns (tool calls, images): refuse the run, or leave out and count the row."""
     eval: Source | None = None
     """Held-out pairs of their own; without it `holdout` prompts are split off."""
     holdout: int = Field(200, ge=1)
@@ -166,7 +174,8 @@ class Example(Section):
 
 class Prompt(Section):
     system: str | None = None
-    """The system turn. null sends none, and then the chat template may add its own."""
+    """The system turn. It replaces the rows' own, in every data.format; "" removes them; null keeps
+    them, and where a row has none, the chat template may add its own."""
     examples: list[Example] = Field([])
     """Worked examples, `{question, answer}` each, or a JSONL file of them: a user and an assistant
     turn each, before the question, wherever a prompt is rendered. Rewards see the reply alone."""

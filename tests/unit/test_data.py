@@ -1,11 +1,13 @@
 """Datasets: what is refused and how it is said, what is read, held out, dropped and counted."""
 
+import gzip
 import json
 import os
 import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from posttrain.data.render import drop_overlong
 from posttrain.data.sources import read_rows
 from posttrain.data.text import normalise
 from posttrain.settings import PairColumns, PairData, ProblemColumns, ProblemData, Prompt, Source
+from rewards.answer import parse_number
 from tests.helpers import ROOT, SHARED, needs_shared
 from tests.unit.conftest import Ask
 
@@ -90,8 +93,8 @@ UNREADABLE = [
     Bad("pairs.json", '[{"prompt": "a",\n  "chosen": "b', ("line 2", "not valid JSON")),
     Bad("pairs.json", '[{"prompt": "a"},\n\n {"prompt": }]', ("line 3", "not valid JSON")),
     Bad("pairs.json", json.dumps(PAIR), ("list of rows", "an object")),
-    Bad("pairs.json", json.dumps({"data": [PAIR]}), ("list of rows", "an object")),
-    Bad("pairs.json", jsonl(PAIR, PAIR), ("line 2", "not valid JSON")),
+    Bad("pairs.json", json.dumps({"a": [PAIR], "b": [PAIR]}), ("an object with 2 lists (a, b)",)),
+    Bad("pairs.json", jsonl(PAIR, PAIR) + "oops", ("row 3", "not valid JSON")),
     Bad("pairs.json", json.dumps([PAIR, "text"]), ("row 2", "object", "found text")),
     Bad("pairs.json", json.dumps([PAIR, PAIR, None]), ("row 3", "object", "found null")),
     Bad("pairs.json", "[" * 100_000, ("JSON",)),
@@ -99,12 +102,11 @@ UNREADABLE = [
     Bad("pairs.jsonl", jsonl(PAIR) + '{"prompt": "a", \n', ("row 2", "not valid JSON")),
     Bad("pairs.jsonl", jsonl(PAIR) + "oops\n" + jsonl(PAIR), ("row 2", "not valid JSON")),
     Bad("pairs.jsonl", jsonl(PAIR, [1, 2]), ("row 2", "object", "found a list")),
-    Bad("pairs.jsonl", json.dumps([PAIR]), ("row 1", "object", "found a list")),
     Bad("pairs.jsonl", jsonl(PAIR) + "[" * 100_000, ("row 2", "JSON")),
     Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e,f,g\n", ("row 2", "more cells")),
     Bad("pairs.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ("'chosen'",)),
     Bad("problems.tsv", "a\t1\nb\n", ("row 2", "1 cells", "question, tab, answer")),
-    Bad("problems.tsv", "a\t1\tc\n", ("row 1", "3 cells", "question, tab, answer")),
+    Bad("problems.tsv", "a\t1\nb\t2\tc\n", ("row 2", "3 cells", "question, tab, answer")),
     Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"PAR1", ("Parquet",)),
     Bad("pairs.parquet", jsonl(PAIR), ("Parquet",)),
     # not the encoding
@@ -115,12 +117,14 @@ UNREADABLE = [
         "pairs.csv", "prompt,chosen,rejected\nœuf,b,c\n".encode("cp1252"), ("Windows-1252", "iconv")
     ),
     Bad("pairs.json", json.dumps([PAIR]).encode("utf-16"), ("it is UTF-16. Save it as UTF-8",)),
-    Bad("pairs.csv", "prompt;chosen;rejected\na;b;c\n", ("semicolons", "commas", 'delimiter=";"')),
-    Bad("pairs.csv", "prompt\tchosen\trejected\na\tb\tc\n", ("divided by tabs",)),
     # not a known kind of file
     Bad("pairs.txt", jsonl(PAIR), ("'.txt'", ".jsonl", ".csv")),
-    Bad("pairs.jsonl.gz", b"\x1f\x8b", ("'.gz'",)),
-    Bad("pairs", jsonl(PAIR), ("use .json, .jsonl, .csv, ", ".parquet")),
+    Bad("pairs.txt.gz", b"\x1f\x8b", ("'.gz'", ".jsonl", "with .gz after it")),
+    Bad("pairs.jsonl.gz", b"\x1f\x8b", ("not a complete gzip file",)),
+    Bad("pairs.jsonl.gz", jsonl(PAIR), ("not a complete gzip file",)),
+    Bad("pairs.csv.gz", gzip.compress(jsonl(PAIR).encode())[:-9], ("not a complete gzip file",)),
+    Bad("pairs.jsonl.gz", gzip.compress("é".encode("utf-16")), ("it is UTF-16",)),
+    Bad("pairs", jsonl(PAIR), ("use .json, .jsonl, ", ".csv, ", ".parquet")),
 ]
 BAD_PAIRS = [
     bad_row(("'chosen'", TEXT_WANTED, "null"), chosen=None),
@@ -359,6 +363,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"train.jsonl": jsonl(PAIR, {**PAIR, "chosen": None})}, "train", ("row 2", "'chosen'")),
         ({"train.jsonl": jsonl(PAIR) + '{"prompt": '}, "train", ("JSON",)),
         ({"train.parquet": "PAR1"}, "train", ("Parquet",)),
+        ({"a.jsonl": jsonl(PAIR), "b.csv": "prompt\na\n"}, "train", (".csv and .jsonl files",)),
+        ({"a.jsonl": jsonl(PAIR), "b.jsonl": jsonl({"x": 1})}, "train", ("names don't match",)),
         ({"state.json": "{}"}, "train", ()),
         ({"dataset_dict.json": '{"splits": ["train"]}'}, "train", ()),
         ({"dataset.py": "print('run')"}, "train", ("script",)),
@@ -372,6 +378,7 @@ def test_a_bad_folder(files: dict[str, str], split: str, says: Sequence[str], fo
         load_pairs(PairData(train=Source(path=str(folder), split=split)), Prompt())
     for part in (str(folder), *says):
         assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_split_that_a_saved_dataset_does_not_have(folder: Path) -> None:
@@ -406,11 +413,11 @@ EXPECTED = [
 ]
 
 
-def csv_text(rows: Rows, end: str = "\n") -> str:
+def csv_text(rows: Rows, end: str = "\n", sign: str = ",") -> str:
     def cell(text: str) -> str:
         return '"' + text.replace('"', '""') + '"'
 
-    lines = [",".join(rows[0]), *(",".join(cell(v) for v in row.values()) for row in rows)]
+    lines = [sign.join(rows[0]), *(sign.join(cell(v) for v in row.values()) for row in rows)]
     return end.join(lines) + end
 
 
@@ -442,13 +449,40 @@ def parquet(path: Path, rows: Rows) -> Path:
             jsonl(*({key: f" \n{value}\u00a0\r\n" for key, value in row.items()} for row in GOOD)),
         ),
         ("more_columns.jsonl", jsonl(*({"id": i, **row} for i, row in enumerate(GOOD)))),
+        ("lines.json", jsonl(*GOOD)),
+        ("lines.ndjson", jsonl(*GOOD)),
+        ("list.jsonl", json.dumps(GOOD, ensure_ascii=False, indent=1)),
+        ("object.json", json.dumps({"version": 1, "data": GOOD}, indent=1)),
+        ("packed.jsonl.gz", gzip.compress(jsonl(*GOOD).encode())),
+        ("packed.JSON.GZ", gzip.compress(json.dumps(GOOD).encode())),
+        ("packed.csv.gz", gzip.compress(csv_text(GOOD).encode("utf-8-sig"))),
+        ("semicolons.csv", csv_text(GOOD, sign=";")),
+        ("tabs.csv", csv_text(GOOD, sign="\t")),
+        ("header.tsv", csv_text(GOOD, sign="\t")),
+        ("comma_in_header.csv", csv_text([{"a, b": "1", **row} for row in GOOD], sign=";")),
+        ("quoted_header.csv", '"a;b;c;d",' + csv_text(GOOD).replace('\n"', '\n"1","')),
         ("other_order.csv", csv_text([dict(reversed(row.items())) for row in GOOD])),
     ],
 )
-def test_every_text_format_gives_the_same_pairs(name: str, content: str, tmp_path: Path) -> None:
+def test_every_text_format_gives_the_same_pairs(
+    name: str, content: str | bytes, tmp_path: Path
+) -> None:
     train, held = pairs_of(write(tmp_path / name, content))
     assert sorted([*train, *held], key=EXPECTED.index) == EXPECTED
     assert len(held) == 1
+
+
+@pytest.mark.parametrize("size", [131_073, 2_000_000])
+def test_a_long_cell_of_a_csv_file(size: int, tmp_path: Path) -> None:
+    rows = [{**PAIR, "chosen": "a" * size}, {**PAIR, "prompt": "b"}]
+    train, held = pairs_of(write(tmp_path / "long.csv", csv_text(rows)))
+    assert {len(pair.chosen) for pair in (*train, *held)} == {size, len(PAIR["chosen"])}
+
+
+def test_a_table_of_problems_with_a_header(tmp_path: Path) -> None:
+    rows = [{"question": "a", "answer": "5"}, {"question": "b", "answer": "-6"}]
+    path = write(tmp_path / "problems.tsv", "question\tanswer\na\t5\nb\t-6\n")
+    assert [row.values for row in read_rows(Source(path=str(path)))] == rows
 
 
 def test_parquet_gives_the_same_pairs(tmp_path: Path) -> None:
@@ -513,6 +547,13 @@ def test_gold_answers(answer: Any, gold: str, tmp_path: Path) -> None:
     assert problem == Problem("q", gold)
 
 
+def test_gold_answers_that_parquet_holds_as_decimals(tmp_path: Path) -> None:
+    golds = [Decimal("69.00"), Decimal("-1234.50"), Decimal("100.00")]
+    rows = [{"question": f"Q{n}", "answer": gold} for n, gold in enumerate(golds)]
+    train, _ = problems_of(parquet(tmp_path / "problems.parquet", rows))
+    assert [parse_number(problem.answer) for problem in train] == golds
+
+
 def test_other_columns_of_a_problem_are_carried_along(tmp_path: Path) -> None:
     """For rewards: every row has them all, as a trainer's table gives them back."""
     rows = [
@@ -568,9 +609,21 @@ def test_mapped_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("empty", ["", None, "  \n"])
 def test_a_system_column_and_its_empty_cells(empty: str | None, tmp_path: Path) -> None:
     rows = [{**PAIR, "sys": "Sois bref."}, {**PAIR, "prompt": "b", "sys": empty}]
-    train, held = pairs_of(write(tmp_path / "pairs.jsonl", jsonl(*rows)), system="sys")
-    systems = {pair.prompt[-1]["content"]: pair.prompt[0]["content"] for pair in (*train, *held)}
-    assert systems == {"Bonjour ?": "Sois bref.", "b": "Réponds."}
+    path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
+    own, replaced = (
+        {p.prompt[-1]["content"]: [t["content"] for t in p.prompt[:-1]] for p in (*train, *held)}
+        for train, held in (
+            load_pairs(
+                PairData(
+                    train=Source(path=str(path)), holdout=1, columns=PairColumns(system="sys")
+                ),
+                Prompt(system=system),
+            )
+            for system in (None, "Réponds.")
+        )
+    )
+    assert own == {"Bonjour ?": ["Sois bref."], "b": []}
+    assert replaced == {"Bonjour ?": ["Réponds."], "b": ["Réponds."]}
 
 
 @pytest.mark.parametrize("wrong", [3, 0, False, ["Sois bref."], []])

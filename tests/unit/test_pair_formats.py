@@ -222,6 +222,35 @@ def test_the_systems_turn(kind: str, tmp_path: Path) -> None:
         assert [turn["role"] for turn in pair.prompt].count("system") == 1
 
 
+def with_own_system(kind: str, row: Row, text: str) -> Row:
+    """The row with a system turn in it."""
+    if kind in ("columns", "orca"):
+        return {**row, "system": text}
+    names = (FIRST[kind], SECOND[kind]) if kind in FIRST else ("chosen", "rejected")
+    names = ("prompt",) if kind == "conversational" else names
+    return {**row, **{name: [system(text), *row[name]] for name in names}}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "oasst"])
+@pytest.mark.parametrize("given", [None, "", "Réponds."])
+def test_one_rule_for_the_rows_own_system_turns(
+    kind: str, given: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Used where prompt.system is null, replaced where it is not, and counted in both cases."""
+    plain = {key: value for key, value in SHAPES[kind].items() if key != "system"}
+    rows = numbered(plain, 3) + numbered(with_own_system(kind, plain, "Sois bref {n}."), 5)[3:]
+    columns = {"system": "system"} if kind in ("columns", "orca") else {}
+    rows = [{"system": None, **row} for row in rows] if columns else rows
+    found = pairs(read(tmp_path, kind, rows, Prompt(system=given), columns=columns))
+    systems = [[t["content"] for t in pair.prompt if t["role"] == "system"] for pair in found]
+    if given is None:
+        assert systems == [[], [], [], ["Sois bref 4."], ["Sois bref 5."]]
+    else:
+        assert systems == [[given] if given else []] * 5
+    rule = "it is used" if given is None else "prompt.system replaces it; null keeps it"
+    assert f"2 of 5 rows have a system turn: {rule}\n" in capsys.readouterr().out
+
+
 # --- orca ---------------------------------------------------------------------------------------
 
 
@@ -288,7 +317,8 @@ BAD_MESSAGES: list[tuple[Any, str]] = [
     ([{"from": "human", "value": "a"}], "message 1 should have a role and a content"),
     ([user("a"), {"role": "bot", "content": "b"}], "message 2 has the role 'bot'; expected one of"),
     ([user("a"), {"role": ["user"], "content": "b"}], "message 2 has the role "),
-    ([user("a"), system("b")], "message 2 has the role 'system'"),
+    ([user("a"), system("b")], "message 2 has the role 'system', which only the first message"),
+    ([{"from": "human", "value": "a"}], "rename from and value, human and gpt to user and assist"),
     ([user(" "), assistant("b")], "message 1 is empty"),
     ([user("a"), assistant(""), user("b"), assistant("c")], "message 2 is empty"),
     ([{"role": "user", "content": None}, assistant("b")], "message 1 should hold text, found null"),
@@ -316,6 +346,84 @@ def test_malformed_messages(kind: str, value: Any, says: str, tmp_path: Path) ->
         load_pair_set(PairData.model_validate(values), Prompt())
     assert str(caught.value).startswith(f"{path}: row 2: column '{column}'")
     assert says in str(caught.value)
+
+
+CALL = [{"type": "function", "function": {"name": "weather", "arguments": "{}"}}]
+CARRIED: list[tuple[Row, str]] = [
+    ({"tool_calls": CALL}, "holds 'tool_calls'"),
+    ({"content": None, "tool_calls": CALL}, "holds 'tool_calls'"),
+    ({"function_call": {"name": "weather"}}, "holds 'function_call'"),
+    ({"reasoning_content": "Hm."}, "holds 'reasoning_content'"),
+    ({"name": "Léa"}, "holds 'name'"),
+    ({"weight": 1}, "holds 'weight'"),
+    ({"content": [{"type": "text", "text": "a"}] * 2}, "should hold text, found the list"),
+    ({"content": [{"type": "image", "image": "a.png"}]}, "should hold text, found the list"),
+    ({"content": [{"type": "text", "text": "a", "image": "a.png"}]}, "should hold text, found"),
+    ({"role": "tool"}, "has the role 'tool'"),
+]
+
+
+@pytest.mark.parametrize("side", ["chosen", "prompt"])
+@pytest.mark.parametrize(("more", "says"), CARRIED, ids=str)
+def test_a_message_that_carries_more_than_text(
+    side: str, more: Row, says: str, tmp_path: Path
+) -> None:
+    """Only role and content are trained, so a row that holds more is refused, or left out."""
+    rows = numbered(CONVERSATIONAL, 4)
+    rows[1][side][0] = {**rows[1][side][0], **more}
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, "conversational", rows)
+    message = str(caught.value)
+    assert f"row 2: column '{side}', message 1 {says}" in message
+    assert "data.unusable=drop" in message and "\n" not in message
+    found = read(tmp_path, "conversational", rows, unusable="drop")
+    assert (len(pairs(found)), sum(found.dropped.values())) == (3, 1)
+
+
+def test_keys_that_say_nothing_or_that_the_settings_ignore(tmp_path: Path) -> None:
+    rows = numbered(CONVERSATIONAL)
+    expected = pairs(read(tmp_path, "conversational", rows))
+    for row in rows:
+        row["chosen"][0] |= {"tool_calls": [], "name": None, "id": "7f", "extra": {"a": None}}
+        row["prompt"][0]["content"] = [
+            {"type": "text", "text": row["prompt"][0]["content"], "image": None}
+        ]
+        row["tools"] = "[]"
+    with pytest.raises(DataError, match=r"holds 'id', .*data\.columns\.ignored=\[id\]"):
+        read(tmp_path, "conversational", rows)
+    assert pairs(read(tmp_path, "conversational", rows, columns={"ignored": ["id"]})) == expected
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("column", ["tools", "images"])
+def test_columns_that_belong_to_the_prompt(kind: str, column: str, tmp_path: Path) -> None:
+    rows = numbered(SHAPES[kind], 4)
+    rows[2][column] = CALL
+    with pytest.raises(DataError, match=rf"row 3: column '{column}' would be left out of training"):
+        read(tmp_path, kind, rows)
+    assert read(tmp_path, kind, rows, unusable="drop").dropped == {
+        f"column '{column}' is not empty": 1
+    }
+    ignored = [column, "user_content", "reasoning_content"]
+    assert len(pairs(read(tmp_path, kind, rows, columns={"ignored": ignored}))) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "other"),
+    [
+        ("columns", ULTRAFEEDBACK, "messages"),
+        ("conversational", ULTRAFEEDBACK, "messages"),
+        ("columns", CONVERSATIONAL, "conversational"),
+        ("messages", SHAPES["columns"], "columns"),
+        ("conversational", SHAPES["columns"], "columns"),
+    ],
+)
+def test_rows_of_another_format_are_recognised(
+    kind: str, rows: Row, other: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"row 1: .*; data\.format={other} reads rows such as"):
+        read(tmp_path, kind, numbered(rows))
+    assert len(pairs(read(tmp_path, other, numbered(rows)))) == 3
 
 
 def test_a_conversational_prompt_ends_with_the_user(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -21,17 +22,30 @@ from posttrain.data.report import warnings as pair_warnings
 from posttrain.data.report.examples import token_texts
 from posttrain.data.report.lengths import NOT_MEASURABLE
 from posttrain.data.report.text import render_text, render_warnings
-from posttrain.data.text import normalise
+from posttrain.data.text import normalise, same
 from posttrain.settings import PairData, Prompt
 from tests.helpers import ROOT, SHARED, needs_shared, run_script
 
 Report = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Added:
+    """A token that a tokenizer has beside those of its vocabulary."""
+
+    content: str
+    special: bool
+
+
 class Words:
     """A tokenizer whose tokens are words, with a template of one word a role."""
 
     eos_token = "<eos>"
+    added_tokens_decoder: ClassVar = {
+        1: Added("<user>", True),
+        2: Added("<eos>", True),
+        3: Added("<think>", False),
+    }
 
     def apply_chat_template(self, turns: Sequence[dict[str, str]], **_: Any) -> str:
         return " ".join(f"<{turn['role']}> {turn['content']}" for turn in turns) + " <assistant> "
@@ -164,6 +178,25 @@ LONG = (
 )
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a", "a."),
+        ("!!!", "!!! ?"),
+        ("?! " * 50 + "a", "a"),
+        ("3 + 5", "3 - 5"),
+        ("mot " * 40 + "un", "mot " * 40 + "deux"),
+        ("Le mot. " * 40 + "un", "le  MOT" * 40 + " - un !"),
+        ("x" * 99 + " 3 + 5", "x" * 99 + "3 + 5 !"),
+        ("e\u0301t\u00e9 " * 30, "\u00e9te\u0301 " * 30),
+        ("", ""),
+    ],
+)
+def test_same_texts_are_those_that_normalise_to_the_same(one: str, other: str) -> None:
+    """Though no more than the beginnings are read where they differ."""
+    assert same(one, other) == (normalise(one) == normalise(other))
+
+
 def test_copies_of_rows_and_prompts() -> None:
     pairs = [
         pair(LONG),
@@ -203,7 +236,7 @@ def test_near_copies(one: str, other: str, alike: bool) -> None:
 
 def test_near_copies_do_not_depend_on_the_process() -> None:
     """Python's own hash of a text would."""
-    assert copies._sequences("bonjour").tolist() == [7434, 238275, 760923]
+    assert sorted(copies._sequences("bonjour").tolist()) == [7434, 238275, 760923]
 
 
 def from_templates(rows: int, prompts: int) -> list[str]:
@@ -375,6 +408,19 @@ def test_the_warning_about_length(longer: int) -> None:
         assert warning["seen"] == 193 / 240
         for part in ("193 of 240 pairs", "80%", "training.loss_type=[sigmoid_norm]"):
             assert part in warning["text"]
+
+
+@pytest.mark.parametrize("part", ["prompt", "chosen", "rejected"])
+def test_the_warning_about_rows_that_are_rendered_already(part: str) -> None:
+    """Each would be rendered twice; <think> is no special token, and replies may hold it."""
+    texts = {"prompt": "Bonjour", "chosen": FRENCH, "rejected": ENGLISH}
+    rendered = {**texts, part: f"<user> {texts[part]} <eos>"}
+    thinking = {**texts, part: f"<think> {texts[part]}"}
+    rows = [pair(**thinking, where="row 1"), *(pair(**rendered, where=f"row {n}") for n in (2, 3))]
+    (warning,) = (w for w in report_on(rows)["warnings"] if w["about"] == "special tokens")
+    assert warning["seen"] == 2
+    assert "special tokens of the model: 2, such as <user> in row 2." in warning["text"]
+    assert "special tokens" not in warned(report_on(rows[:1]))
 
 
 def test_the_warning_about_copies() -> None:

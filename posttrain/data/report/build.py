@@ -4,6 +4,7 @@ DPO amplifies every difference between chosen and rejected replies. The report m
 language, copies and evaluation questions. Pure functions of pairs and a tokenizer.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,14 @@ from eval.preference import Pair
 from posttrain.base.files import write_json
 from posttrain.data.lengths import Lengths
 from posttrain.data.pairs import PairSet
+from posttrain.data.render import already_rendered
 from posttrain.data.report import copies
 from posttrain.data.report.examples import render_examples
 from posttrain.data.report.lengths import length_bias, tokens
 from posttrain.data.report.warnings import warnings
-from posttrain.data.text import normalise
+from posttrain.data.text import normalise, same
 
-LANGUAGE_SAMPLE = 2_000  # pairs whose language is identified, evenly spaced
+LANGUAGE_SAMPLE = 1_000  # pairs whose language is identified, evenly spaced
 LANGUAGE_CHARACTERS = 500  # of each text, which is enough
 
 
@@ -57,6 +59,13 @@ def build(
         "length_bias": length_bias(kept_lengths, train),
         "languages": languages(kept, language),
         "copies": copied(kept, train),
+        "already_rendered": already_rendered(
+            tokenizer,
+            (
+                (p.where, (*(turn["content"] for turn in p.prompt), p.chosen, p.rejected))
+                for p in kept
+            ),
+        ),
         "evaluation_questions": overlap(kept, pair_set.questions),
         "examples": render_examples(kept, [length.whole for length in kept_lengths], tokenizer),
     }
@@ -93,20 +102,25 @@ def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:
 def copied(pairs: Sequence[Pair], train: int) -> dict[str, Any]:
     """How many pairs repeat an earlier one, nearly repeat one, or have two identical replies."""
     keys = [normalise("\n".join(turn["content"] for turn in _own(pair))) for pair in pairs]
-    replies = [(normalise(pair.chosen), normalise(pair.rejected)) for pair in pairs]
     same_prompt = copies.repeats(keys)
+    several = set(itertools.compress(keys, same_prompt))
     near = copies.near_copies(keys)
     nearly = [
-        not same and first != place
-        for place, (same, first) in enumerate(zip(same_prompt, near, strict=True))
+        not repeated and first != place
+        for place, (repeated, first) in enumerate(zip(same_prompt, near, strict=True))
+    ]
+    rows = [
+        (key, normalise(pair.chosen), normalise(pair.rejected))
+        for key, pair in zip(keys, pairs, strict=True)
+        if key in several
     ]
     return {
-        "same_pair": sum(copies.repeats(list(zip(keys, replies, strict=True)))),
+        "same_pair": sum(copies.repeats(rows)),
         "same_prompt": sum(same_prompt),
         "near_prompt": sum(nearly),
         "near_prompt_across_the_split": sum(first < train for first in near[train:]),
         "near_rule": copies.NEAR_RULE,
-        "identical_replies": sum(chosen == rejected for chosen, rejected in replies),
+        "identical_replies": sum(same(pair.chosen, pair.rejected) for pair in pairs),
     }
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SHINGLE = 5  # characters
 ALIKE = 0.7  # share of their character sequences that two near copies have in common
 READ = 4_000  # characters of a text that are read
+BLOCK = 500  # texts that are compared with all others at once
 NUMBERS = 2**20  # character sequences are told apart by a number below this
 RUN = 13  # words in a row that mean a copied question (https://arxiv.org/abs/2005.14165, C.1)
 NEAR_RULE = (
@@ -41,64 +42,87 @@ def near_copies(texts: Sequence[str]) -> list[int]:
     rarest sequences of each, its head, in common ("Efficient Similarity Joins for Near Duplicate
     Detection", 2008, https://doi.org/10.1145/1367497.1367516, sections 2.3 and 3).
     """
-    import numpy as np
+    first: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        first.setdefault(text, index)
+    different = list(first)
+    copied = _first_alike(different) if different else []
+    index_of = {text: first[different[of]] for text, of in zip(different, copied, strict=True)}
+    return [index_of[text] for text in texts]
 
-    if not texts:
-        return []
-    rows, ranks = _rarest_first(texts)
-    sizes = np.array([row.size for row in rows])
-    heads = [row[: int((1 - ALIKE) * row.size) + 1] for row in rows]
-    tails = sizes - [head.size for head in heads]
-    ends = np.array([ranks[head[-1]] for head in heads])
-    holders, starts = _index(heads)
-    stops = starts.copy()  # of the texts so far
+
+def _first_alike(texts: Sequence[str]) -> list[int]:
+    """near_copies() of texts that all differ."""
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    numbers, starts = _rarest_first(texts)
+    sizes = np.diff(starts)
+    lengths = ((1 - ALIKE) * sizes).astype(np.int64) + 1  # of the heads
+    tails, ends = sizes - lengths, numbers[starts[:-1] + lengths - 1]
+    sizes, tails = sizes.astype(np.int32), tails.astype(np.int32)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    inside_heads = np.arange(bounds[-1]) + np.repeat(starts[:-1] - bounds[:-1], lengths)
+    ones = np.ones(bounds[-1], dtype=np.int32)
+    heads = csr_array((ones, numbers[inside_heads], bounds), shape=(len(texts), NUMBERS))
+    holders = heads.T.tocsr()
+    rows = np.split(numbers, starts[1:-1])
     inside = np.zeros(NUMBERS, dtype=bool)
-    places = list(range(len(rows)))
-    for place, (row, head) in enumerate(zip(rows, heads, strict=True)):
-        spans = zip(starts[head].tolist(), stops[head].tolist(), strict=True)
-        shared = np.bincount(np.concatenate([holders[start:stop] for start, stop in spans]))
-        others = np.flatnonzero(shared)
+    copied = list(range(len(texts)))
+    for start in range(0, len(texts), BLOCK):
+        shared = heads[start : start + BLOCK] @ holders
+        text = np.repeat(np.arange(start, start + shared.shape[0]), np.diff(shared.indptr))
+        other, both = shared.indices, shared.data
+        earlier = other < text
+        text, other, both = text[earlier], other[earlier], both[earlier]
         # At most this is in common: what the heads share, and all of the tail of the text whose
         # head ends first.
-        most = shared[others] + np.where(ends[place] <= ends[others], tails[place], tails[others])
-        inside[row] = True
-        for other in others[most >= ALIKE * (sizes[place] + sizes[others] - most)].tolist():
-            both = np.count_nonzero(inside[rows[other]])
-            if both >= ALIKE * (sizes[place] + sizes[other] - both):
-                places[place] = other
-                break
-        inside[row] = False
-        stops[head] += 1
-    return places
-
-
-def _index(
-    heads: "Sequence[npt.NDArray[np.int64]]",
-) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
-    """The places of the heads with number 0, then of those with 1, and so on; where each begins."""
-    import numpy as np
-
-    numbers = np.concatenate(heads)
-    owners = np.repeat(np.arange(len(heads)), [head.size for head in heads])
-    many = np.bincount(numbers, minlength=NUMBERS)
-    return owners[np.argsort(numbers, kind="stable")], np.cumsum(many) - many
+        most = both + np.where(ends[text] <= ends[other], tails[text], tails[other])
+        likely = most >= ALIKE * (sizes[text] + sizes[other] - most)
+        text, other = text[likely], other[likely]
+        order = np.lexsort((other, text))
+        loaded = -1  # the text whose sequences are in `inside`
+        for one, two in zip(text[order].tolist(), other[order].tolist(), strict=True):
+            if copied[one] != one:
+                continue
+            if loaded != one:
+                inside[rows[loaded]] = False
+                inside[rows[one]] = True
+                loaded = one
+            both = np.count_nonzero(inside[rows[two]])
+            if both >= ALIKE * (len(rows[one]) + len(rows[two]) - both):
+                copied[one] = two
+        inside[rows[loaded]] = False
+    return copied
 
 
 def _rarest_first(
     texts: Sequence[str],
-) -> "tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.int64]]":
-    """The numbers of each text's sequences, in the order of their ranks, and the rank of each
-    number: the fewer texts hold it, the lower."""
+) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
+    """The ranks of each text's sequences in ascending order, text after text, and where each text
+    starts, with the end of the last. The fewer texts hold a sequence, the lower its rank."""
     import numpy as np
 
-    rows = [_sequences(text) for text in texts]
-    in_texts = np.bincount(np.concatenate(rows), minlength=NUMBERS)
-    ranks = in_texts * NUMBERS + np.arange(NUMBERS)
-    return [row[np.argsort(ranks[row])] for row in rows], ranks
+    blocks = []
+    texts_with = np.zeros(NUMBERS, dtype=np.int64)
+    for start in range(0, len(texts), BLOCK):
+        rows = [_sequences(text) for text in texts[start : start + BLOCK]]
+        owners = np.repeat(np.arange(len(rows)), [row.size for row in rows])
+        keys = np.sort(owners * NUMBERS + np.concatenate(rows))
+        blocks.append(keys[np.append(True, keys[1:] != keys[:-1])])  # each once
+        texts_with += np.bincount(blocks[-1] % NUMBERS, minlength=NUMBERS)
+    rank = np.empty(NUMBERS, dtype=np.int64)
+    rank[np.argsort(texts_with, kind="stable")] = np.arange(NUMBERS)
+    ranks, sizes = [], []
+    for block in blocks:
+        owners = block // NUMBERS
+        ranks.append(np.sort(owners * NUMBERS + rank[block % NUMBERS]) % NUMBERS)
+        sizes.append(np.bincount(owners))
+    return np.concatenate(ranks), np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
 
 
 def _sequences(text: str) -> "npt.NDArray[np.int64]":
-    """The numbers of the text's character sequences, each once, the same on every machine."""
+    """The numbers of the text's character sequences, the same on every machine."""
     import numpy as np
 
     read = text[:READ] or " "  # so that there is one sequence
@@ -107,7 +131,7 @@ def _sequences(text: str) -> "npt.NDArray[np.int64]":
     values = np.zeros(codes.size - width + 1, dtype=np.uint64)
     for offset in range(width):
         values = values * np.uint64(0x100000001B3) + codes[offset : codes.size - width + 1 + offset]
-    return np.unique(_mixed(values) % np.uint64(NUMBERS)).astype(np.int64)
+    return (_mixed(values) % np.uint64(NUMBERS)).astype(np.int64)
 
 
 def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":

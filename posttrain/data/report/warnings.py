@@ -11,12 +11,19 @@ FEWEST = 200  # pairs
 
 def warnings(report: dict[str, Any]) -> list[dict[str, Any]]:
     """`{"about", "seen", "threshold", "text"}` for each rule that the report breaks."""
-    rules = (_length, _copies, _language, _over_limit, _few, _questions)
+    rules = (_rendered, _length, _copies, _language, _over_limit, _few, _questions)
     return [warning for rule in rules if (warning := rule(report)) is not None]
 
 
 def _warning(about: str, seen: float, threshold: float, text: str) -> dict[str, Any]:
     return {"about": about, "seen": seen, "threshold": threshold, "text": text}
+
+
+def _rendered(report: dict[str, Any]) -> dict[str, Any] | None:
+    rendered = report["already_rendered"]
+    if rendered is None:
+        return None
+    return _warning("special tokens", rendered["count"], 0, rendered["text"])
 
 
 def _length(report: dict[str, Any]) -> dict[str, Any] | None:
