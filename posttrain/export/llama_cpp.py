@@ -115,20 +115,15 @@ def _locked() -> Iterator[None]:
 
 
 def _download(work: Path) -> Path:
-    """Download the pinned source archive with pip, which has the settings of the package index.
+    """Download the pinned source archive; returns its path.
 
     To read the archive's metadata, pip may fetch a build tool, after it has checked the hash.
     Nothing is compiled.
     """
     print(f"Fetching llama.cpp (llama-cpp-python {VERSION}, 77 MB, once)")
-    pinned = work / "requirements.txt"
-    pinned.write_text(f"llama-cpp-python=={VERSION} --hash=sha256:{SHA256}\n")
-    pip: list[str | Path] = [sys.executable, "-m", "pip"]
-    if importlib.util.find_spec("pip") is None:
-        pip = [sys.executable, "-m", "uv", "tool", "run", "pip"]
-    options = ["--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes", "--no-input"]
+    pinned = f"llama-cpp-python=={VERSION} --hash=sha256:{SHA256}"
     try:
-        run_tool([*pip, "download", *options, "-r", pinned, "-d", work])
+        pip_download([pinned], work, "--no-binary", "llama-cpp-python")
     except ExportError as error:
         raise ConfigError(
             f"llama.cpp cannot be fetched: {error}\n  Where there is no network, name a llama.cpp "
@@ -136,6 +131,24 @@ def _download(work: Path) -> Path:
             "(export.llama_cpp)"
         ) from None
     return work / f"llama_cpp_python-{VERSION}.tar.gz"
+
+
+def pip_download(pinned: Sequence[str], folder: Path, *options: str) -> None:
+    """Download packages, installing none, with pip, which knows this machine's package index.
+
+    `pinned` are lines of a requirements file with their hashes; `options` are those of
+    `pip download`.
+
+    Raises:
+        ExportError: pip failed, or a hash differs; holds the end of pip's output.
+    """
+    requirements = folder / "requirements.txt"
+    requirements.write_text("\n".join(pinned) + "\n", encoding="utf-8")
+    pip: list[str | Path] = [sys.executable, "-m", "pip"]
+    if importlib.util.find_spec("pip") is None:
+        pip = [sys.executable, "-m", "uv", "tool", "run", "pip"]
+    fixed = ["--no-deps", "--require-hashes", "--no-input", *options]
+    run_tool([*pip, "download", *fixed, "-r", requirements, "-d", folder])
 
 
 def _unpack(archive: Path, work: Path, tree: Path) -> None:

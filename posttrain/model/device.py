@@ -19,6 +19,8 @@ class Device:
     """Memory of the GPU in units of 2^30 bytes; 0 without a GPU."""
     bf16: bool
     """Whether the hardware computes in bfloat16, without emulation."""
+    threads: int = 1
+    """What torch computes with on the CPU."""
 
 
 def check_device(device: Device, model: Model, training: Training) -> str:
@@ -28,7 +30,9 @@ def check_device(device: Device, model: Model, training: Training) -> str:
         ConfigError: the GPU has no bfloat16 or too little memory for this config.
     """
     if device.memory_gb == 0:
-        return "No GPU here: training on the CPU (slow for anything but the demo models)."
+        threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
+        slow = "slow for anything but the demo models"
+        return f"No GPU here: training on the CPU with {threads} ({slow})."
     for setting, value in (("training.bf16", training.bf16), ("model.dtype", model.dtype)):
         if value in (True, "bfloat16") and not device.bf16:
             instead = _instead(device, model)

@@ -1,12 +1,13 @@
 """Serve a GGUF file with llama.cpp, to score and check it in the way in which users will run it."""
 
 import gc
-import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.processor import cores, free_cores
 
 FULL_DISTRIBUTION = {"top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
 """Sampling at a temperature and nothing else, as adapters are sampled; llama.cpp's own defaults cut
@@ -55,8 +56,14 @@ def serve(
     parameters.n_ctx = context * parallel
     parameters.n_parallel = parallel
     parameters.cache_prompt = keep_prompts
+    threads = free_cores()
+    if threads < cores():
+        print(
+            f"note: other programs keep cores busy: llama.cpp uses {threads} of {cores()}",
+            file=sys.stderr,
+        )
     for pool in (parameters.cpuparams, parameters.cpuparams_batch):
-        pool.n_threads = _threads()
+        pool.n_threads = threads
         pool.poll = 0  # waiting threads sleep: busy waiting would take the cores from working ones
     parameters.verbosity = -1
     parameters.warmup = False
@@ -69,11 +76,3 @@ def serve(
     finally:
         del server
         gc.collect()
-
-
-def _threads() -> int:
-    """The physical cores, of those that this process may run on."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))

@@ -20,6 +20,7 @@ from posttrain.base.errors import ConfigError, PostTrainError, first_line
 from posttrain.base.files import model_fingerprint
 from posttrain.base.paths import ROOT
 from posttrain.base.process import share_the_processor
+from posttrain.base.processor import cores, free_cores
 from posttrain.data.render import end_of_reply
 from posttrain.model import adapter
 from posttrain.model.decode_graphs import admit_decode_graphs
@@ -39,6 +40,9 @@ LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandby
 def start(verbose: bool, threads: int | None) -> Device:
     """Import Unsloth, which must come before trl, transformers and peft, and find the device.
 
+    Without a number of `threads`, torch takes OMP_NUM_THREADS, else the cores that this process may
+    use, whatever the load: results depend on the number.
+
     Raises:
         ConfigError: Unsloth refuses to start here; holds its message.
     """
@@ -56,8 +60,9 @@ def start(verbose: bool, threads: int | None) -> Device:
         import torch
         import transformers
 
-    if threads:
-        torch.set_num_threads(threads)
+    chosen = threads is None and "OMP_NUM_THREADS" not in os.environ
+    if threads or chosen:
+        torch.set_num_threads(threads or cores())
     if not verbose:
         for library in LIBRARIES:
             logging.getLogger(library).setLevel(logging.ERROR)
@@ -67,10 +72,23 @@ def start(verbose: bool, threads: int | None) -> Device:
         warnings.filterwarnings("ignore")
     if not torch.cuda.is_available():
         bf16 = bool(importlib.import_module("unsloth").is_bfloat16_supported())
-        return Device("CPU", 0.0, bf16)
+        if chosen:
+            _warn_of_load(torch.get_num_threads())
+        return Device("CPU", 0.0, bf16, torch.get_num_threads())
     properties = torch.cuda.get_device_properties(0)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Device(properties.name, properties.total_memory / 2**30, bf16)
+
+
+def _warn_of_load(threads: int) -> None:
+    """Print what to do where other programs use cores that torch's threads need."""
+    if threads > 1 and (free := free_cores()) < threads:
+        print(
+            f"note: other programs keep cores busy, {free} of {threads} are free: a step waits for "
+            f"its slowest thread, so OMP_NUM_THREADS={free} may be faster (run.threads={free} for "
+            "a training run)",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager
@@ -362,8 +380,8 @@ def load_for_scoring(
 
 
 def _set_up_generation(policy: Any, tokenizer: Any) -> Any:
-    """Set left padding, a padding token and all end tokens, and remove the model's own sampling
-    settings.
+    """Set left padding, a padding token and all end tokens, remove the model's own sampling
+    settings, and keep the output layer from being copied.
 
     Models come with sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1), which
     generate() would use wherever the caller sets none. Ours come from the YAML alone. Returns the
@@ -379,7 +397,19 @@ def _set_up_generation(policy: Any, tokenizer: Any) -> Any:
     policy.generation_config = GenerationConfig(
         eos_token_id=sorted(ends | {tokenizer.eos_token_id}), pad_token_id=tokenizer.pad_token_id
     )
+    if policy.device.type == "cpu":
+        policy.get_output_embeddings().register_forward_pre_hook(_contiguous)
     return tokenizer
+
+
+def _contiguous(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy the input of the output layer, of shape (B, n, H), if it is a view into longer rows.
+
+    After a prompt transformers passes `hidden[:, -1:, :]`. torch multiplies such a view with a
+    frozen weight row by row, and for bfloat16 on a CPU it copies the weight for every row: 272 MB
+    at Qwen2.5-0.5B's vocabulary, where the input has 2 KB.
+    """
+    return (args[0].contiguous(), *args[1:])
 
 
 def end_at_replies(tokenizer: Any) -> None:

@@ -10,6 +10,7 @@ from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, write_json, write_text
 from posttrain.base.lock import hold
+from posttrain.base.processor import cores
 from posttrain.run.checkpoint import CheckpointStore, differences, only_length, verify
 from posttrain.run.environment import environment
 from posttrain.settings import Section
@@ -62,6 +63,12 @@ class RunFolder:
             return self.finished
         trained = json.loads(path.read_text(encoding="utf-8")).get("trained")
         return trained is not None and "exit_code" not in trained
+
+    def threads(self) -> int | None:
+        """CPU threads that the run was started with, where they were recorded and are here."""
+        path = self.shared / "environment.json"
+        recorded = json.loads(path.read_text("utf-8")).get("threads") if path.exists() else None
+        return recorded if isinstance(recorded, int) and 0 < recorded <= cores() else None
 
     def is_done(
         self, settings: Section, resume: str, or_else: str = START_OVER, anyway: bool = False

@@ -171,7 +171,8 @@ class Run(Section):
     patience: int | None = Field(None, ge=1)
     """End training once so many validations in a row brought nothing better."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads for torch; null leaves torch's own choice."""
+    """CPU threads for torch; null takes OMP_NUM_THREADS, else the cores that the process may use. A
+    run that is resumed keeps its number, on which sums of floats depend."""
     score: bool = True
     """Score the held-out data before and after. false: train, validate and save the adapter without
     a look at them, for a choice between runs; true later scores it, without training again."""

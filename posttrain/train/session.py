@@ -118,9 +118,12 @@ class Session(Generic[S]):
             adapter.check_weights(folder, self.settings.lora)
             self._facts["stages"] = stages.chain_of(folder)
         vllm.prepare_vllm(self.settings.model)
-        device = policy.start(self.settings.run.verbose, self.settings.run.threads)
+        threads = self.settings.run.threads
+        if threads is None and self._checkpoint:
+            threads = self.run.threads()
+        device = policy.start(self.settings.run.verbose, threads)
         print(check_device(device, self.settings.model, self.settings.training))
-        self._facts["device"] = device.name
+        self._facts |= {"device": device.name, "threads": device.threads}
         tokenizer = policy.load_tokenizer(self.settings.model)
         set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
         if self.settings.prompt.examples:

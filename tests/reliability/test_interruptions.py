@@ -197,17 +197,20 @@ def test_two_fresh_runs_are_identical_and_another_seed_is_not(
 
 
 def test_a_finished_run_is_trained_on_with_the_steps_of_now(tmp_path: Path) -> None:
-    """Also where it logs more rarely than before; and a card that a kill left out is made up."""
+    """Also where it logs more rarely than before; and a card that a kill left out is made up. The
+    number of threads, on which sums depend, stays that of the first start."""
     run = tmp_path / "dpo"
     few = ["training.max_steps=2", "data.validation=0", "evaluation={limit: 4, replies: 2}"]
     assert run_script("dpo", *arguments("dpo", run, *few)).returncode == 0
     checkpoint = str(run / "checkpoints" / "step-000002")
     more = ["training.max_steps=6", "training.logging_steps=2", "training.save_steps=3"]
-    again = arguments("dpo", run, *few, *more)
-    result = run_script("dpo", *again, "--resume", checkpoint, "--resume-anyway")
+    again = arguments("dpo", run, *few, *more, "run.threads=null")
+    resumed = [*again, "--resume", checkpoint, "--resume-anyway"]
+    result = run_script("dpo", *resumed, OMP_NUM_THREADS="2")
     assert result.returncode == 0 and "Training was done" not in result.stdout, result.stderr
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     assert environment["trained"]["steps"] == 6
+    assert environment["threads"] == 1 and "on the CPU with 1 thread (" in result.stdout
     assert [step for step, *_ in losses(run)] == [1, 2, 4, 6]
     saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
     assert saved[-2:] == ["step-000003", "step-000006"]

@@ -115,7 +115,7 @@ def test_cards_that_run_everything(look: Look, line: str) -> None:
 
 def test_a_card_that_is_too_small(look: Look) -> None:
     _, found, _ = look(LAPTOP)
-    assert fitting(found) == all_of("demo")
+    assert fitting(found) == all_of("demo", "cpu")
     assert "needs 14 GB" in finding(found, "configs/grpo_gsm8k_16gb.yaml")["text"]
 
 
@@ -152,8 +152,9 @@ def test_no_gpu(look: Look) -> None:
     code, found, text = look(None)
     assert code == 0
     assert finding(found, "GPU")["status"] == "warn"
-    assert fitting(found) == all_of("demo")
-    assert text.count("needs a GPU") == 1 and f"{len(CONFIGS) - 2} more" in text
+    runs = all_of("demo", "cpu")
+    assert fitting(found) == runs and len(runs) == 4
+    assert text.count("needs a GPU") == 1 and f"{len(CONFIGS) - 4} more" in text
 
 
 def test_which_of_several(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,75 @@
+"""The cores that this process may use, and how many of them other programs leave free."""
+
+import math
+import os
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Physical cores that this process may use: by affinity, and by its container's limit.
+
+    This depends on the machine and not on what runs on it: sums of floats, and so results, depend
+    on the number of threads.
+    """
+    import psutil
+
+    allowed = len(_allowed())
+    limit = cgroup_limit(Path("/proc/self/cgroup"), _CGROUPS)
+    return max(1, int(min(psutil.cpu_count(logical=False) or allowed, allowed, limit)))
+
+
+def free_cores(seconds: float = 0.5) -> int:
+    """Those of cores() that other programs left idle during the next `seconds`; at least 1.
+
+    Call it while this process computes nothing.
+    """
+    import psutil
+
+    used = psutil.cpu_percent(seconds, percpu=True)
+    idle = sum(1 - used[cpu] / 100 for cpu in _allowed() if cpu < len(used))
+    return max(1, min(cores(), round(idle)))
+
+
+def cgroup_limit(membership: Path, root: Path) -> float:
+    """The cores that a control group may use, by its own limit and those above it.
+
+    Args:
+        membership: the process's file /proc/PID/cgroup.
+        root: where control groups of version 1 or 2 are mounted.
+
+    Returns:
+        Infinity without a limit, and where there are no control groups.
+    """
+    lowest = math.inf
+    for line in _text(membership).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "cpu" if controllers else root
+        folder = top / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if not group.is_relative_to(top):
+                break
+            if controllers:
+                files = (group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us")
+                numbers = [_text(file).strip() for file in files]
+            else:
+                numbers = _text(group / "cpu.max").split()
+            if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+                lowest = min(lowest, int(numbers[0]) / int(numbers[1]))
+    return lowest
+
+
+def _allowed() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
