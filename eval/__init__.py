@@ -64,6 +64,12 @@ def conversation(question: str, prompt: PromptLike) -> Conversation:
     return [*turns, *example_turns(prompt.examples), {"role": "user", "content": question}]
 
 
+def with_examples(prompt: Sequence[Message], examples: Sequence[Message]) -> Conversation:
+    """The prompt with the turns of worked examples between its system turn and the others."""
+    own = int(bool(prompt) and prompt[0]["role"] == "system")
+    return [*prompt[:own], *examples, *prompt[own:]]
+
+
 def example_turns(examples: Sequence[Example]) -> Conversation:
     """A user turn and an assistant turn for each worked example."""
     return [

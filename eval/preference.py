@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from eval import Conversation, Message
+from eval import Conversation, Message, with_examples
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,8 @@ class Pair:
 
     @property
     def conversation(self) -> Conversation:
-        """The prompt as the model reads it: the examples stand between the system turn and the
-        others."""
-        own = int(bool(self.prompt) and self.prompt[0]["role"] == "system")
-        return [*self.prompt[:own], *self.examples, *self.prompt[own:]]
+        """The prompt as the model reads it."""
+        return with_examples(self.prompt, self.examples)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from eval.preference import Pair
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
 from posttrain.data.lengths import Lengths, measure
-from posttrain.data.pairs import PairSet, load_pair_set, user_turns
+from posttrain.data.pairs import PairSet, load_pair_set
+from posttrain.data.prompted import user_turns
 from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text

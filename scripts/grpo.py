@@ -38,7 +38,7 @@ from posttrain.base import distributed
 from posttrain.base.errors import DataError, HealthError
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
-from posttrain.data.problems import for_validation, load_problems
+from posttrain.data.problems import for_validation, load_problems, within_pass_rate
 from posttrain.data.render import already_rendered, drop_overlong, render, token_lengths
 from posttrain.doctor.recipe import describe
 from posttrain.doctor.shape import shape_of
@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     held_out = fitting(held_out, tokenizer, settings, "held-out problems")
     held_out = held_out[: settings.evaluation.limit]
     train_problems, validation = for_validation(train_problems, settings.data)
+    train_problems = within_pass_rate(train_problems, settings.data)
     check_enough(len(train_problems), settings)
     counts = f"{len(train_problems)} problems to train on, {len(held_out)} held out"
     print(f"{counts}, {len(validation)} to validate on" if validation else counts)

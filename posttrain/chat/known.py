@@ -19,7 +19,11 @@ from rewards import RewardFunction
 
 TOTAL = "total"
 # Where a run keeps its held-out questions, and the column that they are in.
-HELD_OUT = {"grpo": ("after.jsonl", "question"), "dpo": ("after_replies.jsonl", "prompt")}
+HELD_OUT = {
+    "sft": ("after.jsonl", "question"),
+    "grpo": ("after.jsonl", "question"),
+    "dpo": ("after_replies.jsonl", "prompt"),
+}
 
 
 class Known:

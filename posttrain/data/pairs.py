@@ -6,16 +6,16 @@ its file, row and column. Rows that are only left out (a tie, another language) 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from eval import example_turns
+from eval import PromptFormat, conversation
 from eval.language import is_known
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.formats import read_pair
-from posttrain.data.messages import with_system
+from posttrain.data.prompted import divided, with_prompt
+from posttrain.data.replies import best_and_worst, read_sampled
 from posttrain.data.sources import read_rows
-from posttrain.data.split import set_aside, text_key
 from posttrain.settings import PairData, Prompt, Source
 
 
@@ -50,20 +50,17 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
         )
     dropped: Counter[str] = Counter()
     questions = [row.text("question") for set_ in data.check_against for row in read_rows(set_)]
-    pairs, rows = _read_pairs(data.train, data, prompt, dropped)
-    where, validation = data.train.path, list[Pair]()
-    if data.eval is None:
-        train, held_out = hold_out(pairs, data.holdout, where)
-    else:
-        train = pairs
-        held_out, more = _read_pairs(data.eval, data, prompt, dropped)
-        rows += more
-        trained_on = {prompt_key(pair) for pair in train}
-        for pair in held_out:
-            if prompt_key(pair) in trained_on:
-                raise DataError(f"{pair.where} is also trained on")
-    if data.validation:
-        train, validation = hold_out(train, data.validation, where, "data.validation")
+    rows = 0
+
+    def read(source: Source) -> list[Pair]:
+        nonlocal rows
+        pairs, count = _read_pairs(source, data, prompt, dropped)
+        rows += count
+        return pairs
+
+    train, held_out, validation = divided(
+        read, data.train, data.eval, data.holdout, data.validation
+    )
     return PairSet(train, held_out, rows, dict(dropped), questions, validation)
 
 
@@ -77,11 +74,19 @@ def _read_pairs(
     source: Source, data: PairData, prompt: Prompt, dropped: Counter[str]
 ) -> tuple[list[Pair], int]:
     """The pairs of a source and its number of rows. Adds the left-out rows to `dropped`."""
+    if data.format == "replies":
+        sampled = best_and_worst(read_sampled(source), source.path)
+        plain = PromptFormat()
+        pairs = [
+            Pair(tuple(conversation(best.question, plain)), best.reply, worst.reply, best.where)
+            for best, worst in sampled
+        ]
+        if not pairs:
+            raise DataError(f"{source.path}: no question has replies of different rewards")
+        return with_prompt(pairs, prompt, source.path), len(pairs)
     rows = read_rows(source)
     read = [read_pair(row, data, prompt.system) for row in rows]
-    pairs = _with_system([p for p in read if isinstance(p, Pair)], prompt.system, source.path)
-    examples = tuple(example_turns(prompt.examples))
-    pairs = [replace(pair, examples=examples) for pair in pairs]
+    pairs = [pair for pair in read if isinstance(pair, Pair)]
     reasons = Counter(reason for reason in read if isinstance(reason, str))
     counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     if not pairs:
@@ -89,41 +94,4 @@ def _read_pairs(
     if reasons:
         print(f"{source.path}: left out {reasons.total()} of {len(rows)} rows: {counts}")
     dropped.update(reasons)
-    return pairs, len(rows)
-
-
-def user_turns(pairs: Sequence[Pair]) -> list[str]:
-    """The text of every user turn in the prompts."""
-    turns = (turn for pair in pairs for turn in pair.prompt)
-    return [turn["content"] for turn in turns if turn["role"] == "user"]
-
-
-def _with_system(pairs: list[Pair], system: str | None, where: str) -> list[Pair]:
-    """The pairs with `prompt.system`, which replaces the rows' own system turns unless it is null.
-    Prints how many rows have one."""
-    own = sum(pair.prompt[0]["role"] == "system" for pair in pairs)
-    if own:
-        rule = "prompt.system replaces it; null keeps it" if system is not None else "it is used"
-        print(f"{where}: {own} of {len(pairs)} rows have a system turn: {rule}")
-    if system is None:
-        return pairs
-    return [replace(pair, prompt=tuple(with_system(pair.prompt, system))) for pair in pairs]
-
-
-def prompt_key(pair: Pair) -> str:
-    """A hash of the prompt's first user turn, the same on every machine.
-
-    Only the first turn counts, so that all branches of a conversation stay together.
-    """
-    return text_key(next(turn["content"] for turn in pair.prompt if turn["role"] == "user"))
-
-
-def hold_out(
-    pairs: list[Pair], count: int, where: str, setting: str = "data.holdout"
-) -> tuple[list[Pair], list[Pair]]:
-    """The pairs that stay, and at least `count` pairs held out by the hash of their prompt.
-
-    Raises:
-        DataError: none would stay.
-    """
-    return set_aside(pairs, [prompt_key(pair) for pair in pairs], count, where, setting)
+    return with_prompt(pairs, prompt, source.path), len(rows)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from eval.gsm8k import Problem
 from posttrain.base.errors import DataError, first_line, quoted
+from posttrain.data.replies import pass_rates
 from posttrain.data.sources import Row, read_rows
 from posttrain.data.split import set_aside, text_key
 from posttrain.data.text import normalise
@@ -41,6 +42,52 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
                 f"questions that were trained on says nothing ({quoted(problem.question)})"
             )
     return train, evaluation
+
+
+def load_scored_problems(source: Source | None, trained_on: Iterable[str]) -> list[Problem]:
+    """Problems to score before and after training on other rows; none without a source.
+
+    Raises:
+        DataError: a row that breaks a rule, or a question that is trained on.
+    """
+    if source is None:
+        return []
+    problems = load_evaluation(source, ProblemColumns())
+    if shared := seen_in_training(problems, trained_on):
+        raise DataError(
+            f"{shared[0].where} is trained on, as are {len(shared)} of {len(problems)} questions "
+            f"({quoted(shared[0].question)}); a score on such questions says nothing"
+        )
+    return problems
+
+
+def within_pass_rate(problems: Sequence[Problem], data: ProblemData) -> list[Problem]:
+    """The problems that `data.pass_rate` keeps: those that the policy solves sometimes. Prints how
+    many it leaves out, and why; problems without sampled replies are kept.
+
+    Raises:
+        DataError: none is left.
+    """
+    rule = data.pass_rate
+    if rule is None:
+        return list(problems)
+    rates = pass_rates(rule)
+    known = [rates.get(problem.question) for problem in problems]
+    kept = [
+        problem
+        for problem, rate in zip(problems, known, strict=True)
+        if rate is None or rule.low <= rate <= rule.high
+    ]
+    seldom = sum(rate is not None and rate < rule.low for rate in known)
+    often = sum(rate is not None and rate > rule.high for rate in known)
+    print(
+        f"data.pass_rate: {len(kept)} of {len(problems)} problems kept, {seldom} solved in fewer "
+        f"than {rule.low:.0%} of their replies and {often} in more than {rule.high:.0%} left out, "
+        f"{known.count(None)} without replies"
+    )
+    if not kept:
+        raise DataError(f"{rule.replies}: data.pass_rate leaves no problem to train on; widen it")
+    return kept
 
 
 def for_validation(

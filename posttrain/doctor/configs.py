@@ -13,7 +13,7 @@ from posttrain.doctor.machine import GPU
 from posttrain.doctor.recipe import learning_rate_note, recipe
 from posttrain.doctor.shape import shape_of
 from posttrain.model.device import Device, check_device
-from posttrain.settings import DPOSettings, GRPOSettings, RolloutModel, Section
+from posttrain.settings import RolloutModel, Section, TrainingSettings
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml
 
@@ -69,7 +69,7 @@ def _settings_class(path: Path) -> type[Section]:
 
 
 def _why_not(
-    settings: DPOSettings | GRPOSettings, gpu: GPU | None, terms: dict[str, float] | None
+    settings: TrainingSettings, gpu: GPU | None, terms: dict[str, float] | None
 ) -> str | None:
     """Why a run would be refused or is out of the question; None if it fits."""
     model = settings.model

@@ -54,9 +54,9 @@ from dataclasses import dataclass
 from posttrain.base import terminal
 from posttrain.doctor.shape import Shape
 from posttrain.model.merged import SHARE
-from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, TrainingSettings
 
-Settings = DPOSettings | GRPOSettings
+Settings = TrainingSettings
 
 GB = 2**30
 NF4_BYTES = 4.127 / 8
@@ -125,7 +125,8 @@ def _adapter(settings: Settings, shape: Shape, device: Device) -> dict[str, floa
     weights = shape.layers * lora.r * sum(a + b for a, b in sizes)
     moments = 2 if "8bit" in training.optim and device.small_moments else 8
     accumulated = 4 if training.gradient_accumulation_steps > 1 else 0
-    return {"adapter": weights * (4.0 + moments), "gradients": weights * accumulated}
+    start = 4 if settings.model.adapter else 0  # a copy of what it started from, as the reference
+    return {"adapter": weights * (4.0 + moments + start), "gradients": weights * accumulated}
 
 
 def _adapted(settings: Settings, shape: Shape) -> list[tuple[int, int]]:
@@ -135,7 +136,7 @@ def _adapted(settings: Settings, shape: Shape) -> list[tuple[int, int]]:
 
 def _merged(settings: Settings, shape: Shape, width: int) -> float:
     """The weights that stand in for the adapted layers while rollouts are sampled."""
-    if isinstance(settings, DPOSettings) or settings.model.rollout_weights == "adapter":
+    if not isinstance(settings, GRPOSettings) or settings.model.rollout_weights == "adapter":
         return 0.0
     sizes = _adapted(settings, shape)
     needed = float(shape.layers * sum(a * b for a, b in sizes) * width)
@@ -148,6 +149,8 @@ def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[
     rows = settings.training.per_device_train_batch_size
     if isinstance(settings, DPOSettings):
         tokens = scored = 2 * rows * settings.model.max_seq_length
+    elif isinstance(settings, SFTSettings):
+        tokens = scored = rows * settings.model.max_seq_length
     else:
         tokens = rows * settings.model.max_seq_length
         scored = rows * settings.training.max_completion_length
@@ -167,7 +170,7 @@ def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[
 
 def _generation(settings: Settings, shape: Shape, device: Device, width: int) -> float:
     """Keys and values, and what is held beside them: logits, or the prompts being read."""
-    if isinstance(settings, DPOSettings):
+    if not isinstance(settings, GRPOSettings):
         return 0.0
     training = settings.training
     micro_batches = training.steps_per_generation or training.gradient_accumulation_steps
@@ -184,7 +187,7 @@ def _generation(settings: Settings, shape: Shape, device: Device, width: int) ->
 
 def _scoring(settings: Settings, shape: Shape, device: Device, width: int) -> float:
     """Whole held-out rows in a layer, or their logits, some at a time."""
-    if not isinstance(settings, DPOSettings):
+    if isinstance(settings, GRPOSettings):
         return 0.0
     tokens = (settings.evaluation.batch_size or PAIR_ROWS) * settings.model.max_seq_length
     layer = tokens * (3 * shape.hidden + device.reading * shape.intermediate) + _largest(shape)

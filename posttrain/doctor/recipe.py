@@ -9,9 +9,9 @@ from math import ceil
 from posttrain.base import terminal
 from posttrain.doctor.estimate import Settings, estimate
 from posttrain.doctor.shape import Shape
-from posttrain.settings import DPOSettings
+from posttrain.settings import GRPOSettings, SFTSettings
 
-LEARNING_RATES = {"grpo": (3e-6, 4e-5), "dpo": (5e-6, 1e-5)}
+LEARNING_RATES = {"grpo": (3e-6, 4e-5), "dpo": (5e-6, 1e-5), "sft": (1e-5, 5e-4)}
 """The lowest and the highest learning rate of published runs with LoRA (docs/recipes.md)."""
 SMALL = 100_000_000
 """Weights of a model that those runs say nothing about: theirs have 0.5 billion and more."""
@@ -22,7 +22,7 @@ class Recipe:
     """Sizes of a run. What depends on the data is None where its rows are not counted."""
 
     rows_a_step: int
-    """Completions (GRPO) or pairs (DPO) that an optimizer step learns from."""
+    """Completions (GRPO), pairs (DPO) or replies (SFT) that an optimizer step learns from."""
     group: int
     """Completions of one prompt; 1 for pairs."""
     parts: int
@@ -31,11 +31,18 @@ class Recipe:
     """Tokens of a completion, or of a pair's prompt and reply, at most."""
     epochs: float | None
     steps: int | None
+    unit: str = "pairs"
+    """What a row is, where it is not a completion."""
+
+    @property
+    def sequences(self) -> int:
+        """Of a row: both replies of a pair are one each."""
+        return 2 if self.unit == "pairs" and not self.parts else 1
 
     @property
     def tokens_a_step(self) -> int:
-        """Tokens of a step at most: of completions, or of both sequences of every pair."""
-        return self.rows_a_step * self.length * (1 if self.parts else 2)
+        """Tokens of a step at most: of completions, or of every sequence of a row."""
+        return self.rows_a_step * self.length * self.sequences
 
     @property
     def tokens(self) -> int | None:
@@ -45,7 +52,7 @@ class Recipe:
     def step(self) -> str:
         """A step in words."""
         if not self.parts:
-            return f"{self.rows_a_step} pairs"
+            return f"{self.rows_a_step} {self.unit}"
         sampled = f", sampled in {self.parts} parts" if self.parts > 1 else ""
         prompts = f"{self.rows_a_step // self.group} prompts x {self.group} completions"
         return f"{prompts} = {self.rows_a_step} rollouts{sampled}"
@@ -66,7 +73,7 @@ def recipe(settings: Settings, rows: int | None = None) -> Recipe:
         training.per_device_train_batch_size,
         training.gradient_accumulation_steps,
     )
-    if isinstance(settings, DPOSettings):
+    if not isinstance(settings, GRPOSettings):
         group, parts, reused, length = 1, 0, 1, settings.model.max_seq_length
         batches = None if rows is None else ceil(rows / at_once)
     else:
@@ -84,7 +91,8 @@ def recipe(settings: Settings, rows: int | None = None) -> Recipe:
             steps = ceil(training.num_train_epochs * ceil(batches / accumulated))
         else:
             epochs = steps * accumulated / batches
-    return Recipe(at_once * accumulated, group, parts, length, epochs, steps)
+    unit = "replies" if isinstance(settings, SFTSettings) else "pairs"
+    return Recipe(at_once * accumulated, group, parts, length, epochs, steps, unit)
 
 
 def learning_rate_note(settings: Settings, shape: Shape | None) -> str | None:
@@ -103,7 +111,7 @@ def learning_rate_note(settings: Settings, shape: Shape | None) -> str | None:
 def describe(settings: Settings, shape: Shape | None, rows: int) -> str:
     """Lines for a dry run."""
     found = recipe(settings, rows)
-    times = f"{found.rows_a_step} x {found.length}" + ("" if found.parts else " x 2")
+    times = f"{found.rows_a_step} x {found.length}" + (" x 2" if found.sequences == 2 else "")
     lines = [("a step", found.step()), ("steps", found.duration())]
     if found.tokens is not None:
         most = f"{found.tokens / 1e6:,.1f} million ({found.steps:,} x {times})"

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from eval import Conversation
 from eval.preference import Pair
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render
@@ -29,15 +30,20 @@ def pair_log_probs(
 
 
 def pair_sequences(tokenizer: Any, pairs: Sequence[Pair]) -> list[tuple[list[int], int]]:
-    """Token ids of prompt, reply and EOS, and how many of them are the prompt's: of the chosen and
-    the rejected reply of each pair in turn."""
-    rows = [
-        (render(tokenizer, pair.conversation), reply + tokenizer.eos_token)
-        for pair in pairs
-        for reply in (pair.chosen, pair.rejected)
-    ]
+    """The sequences of the chosen and the rejected reply of each pair in turn."""
+    return reply_sequences(
+        tokenizer,
+        [(pair.conversation, reply) for pair in pairs for reply in (pair.chosen, pair.rejected)],
+    )
+
+
+def reply_sequences(
+    tokenizer: Any, rows: Sequence[tuple[Conversation, str]]
+) -> list[tuple[list[int], int]]:
+    """Token ids of prompt, reply and EOS, and how many of them are the prompt's, of each row."""
     sequences = []
-    for prompt, reply in rows:
+    for turns, text in rows:
+        prompt, reply = render(tokenizer, turns), text + tokenizer.eos_token
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         ids = tokenizer(prompt + reply, add_special_tokens=False)["input_ids"]
         sequences.append((ids, _common_prefix(prompt_ids, ids)))

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from posttrain.report.record import Record
-from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import SETTINGS
 
 ABSENT = object()
 
@@ -40,7 +41,7 @@ def between(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 
 def _defaults_of(record: Record) -> dict[str, Any]:
-    return dict(_defaults(GRPOSettings if record.method == "GRPO" else DPOSettings))
+    return dict(_defaults(SETTINGS.get(record.method.lower(), DPOSettings)))
 
 
 def _leaves(values: Mapping[str, Any], stop: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:

@@ -28,6 +28,7 @@ LABELS = {
     "ended_share": "replies ended by EOS",
     "repetition_rate": "repeated 4-grams",
     "kl_per_token": "KL per token (nats)",
+    "reply_loss": "loss of held-out replies",
     "mean_tokens": "mean tokens",
     "majority_vote": "majority vote",
 }
@@ -37,14 +38,18 @@ SETS = {
     "mgsm_en": "MGSM-en",
     "mgsm_fr": "MGSM-fr",
 }
-HEADLINES = {"GRPO": "strict", "DPO": "reward_accuracy"}  # what each method sets out to raise
+HEADLINES = {
+    "SFT": "strict",
+    "GRPO": "strict",
+    "DPO": "reward_accuracy",
+}  # what each method sets out to raise
 OF_PAIRS = {"reward_accuracy", "length_controlled_accuracy", "reward_margin"}
 SHARES = {
     *("strict", "tagged", "lenient", "majority_vote"),
     *("french_share_without_system", "language_share_without_system"),
 }
 SHARE_ENDINGS = ("accuracy", "rate", "share")
-LOWER_IS_BETTER = {"truncated_rate", "repetition_rate"}
+LOWER_IS_BETTER = {"truncated_rate", "repetition_rate", "reply_loss"}
 NEITHER_IS_BETTER = {"mean_tokens", "kl_per_token"}
 NOT_MEASURABLE = "not measurable"
 
@@ -63,6 +68,10 @@ def headline(method: str, found: Mapping[str, Mapping[str, Any]]) -> str | None:
 def things(method: str, name: str) -> str:
     """What a measure of a run is taken on: problems, pairs or prompts."""
     if method == "GRPO" or "/" in name:  # the sets scored beside a run's own are problems
+        return "problems"
+    if name == "reply_loss":
+        return "replies"
+    if method == "SFT":
         return "problems"
     if method == "DPO":
         return "pairs" if name in OF_PAIRS else "prompts"

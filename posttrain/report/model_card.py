@@ -28,6 +28,15 @@ LICENCES = {
 }
 UNKNOWN = "licence not known here; see its source"
 METHODS = {
+    "SFT": {
+        "name": "SFT",
+        "scored": "replies and problems",
+        "url": "https://arxiv.org/abs/2203.02155",
+        "text": (
+            "Supervised fine-tuning, loss {losses}: the cross-entropy of the tokens of replies, "
+            "with no loss on their prompts."
+        ),
+    },
     "DPO": {
         "name": "DPO",
         "scored": "pairs and prompts",
@@ -177,7 +186,7 @@ def _method_text(text: str, settings: dict[str, Any]) -> str:
         if settings["model"].get("adapter")
         else "the base model",
         losses=losses if isinstance(losses, str) else " + ".join(losses),
-        beta=training["beta"],
+        beta=training.get("beta", 0.0),
         group=training.get("num_generations"),
         scale=scale,
         rewards=", ".join(f"{k} (weight {v:g})" for k, v in settings.get("rewards", {}).items()),
@@ -260,6 +269,11 @@ def _limitations(found: Record, scores: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(
             "Scored by the rewards that it was trained on: what they do not look at is neither "
             "taught nor measured."
+        )
+    elif settings["method"] == "sft":
+        lines.append(
+            "It imitates the replies of its training data; on what they do not show, it is the "
+            "base model."
         )
     elif settings["method"] == "grpo":
         lines.append(

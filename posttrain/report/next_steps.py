@@ -76,9 +76,9 @@ def _next(*commands: str) -> str:
 
 def _evaluation(settings: dict[str, Any]) -> str:
     """What to score next: the run's own problems where they are a local file here."""
-    if settings.get("method") == "grpo":
+    if settings.get("method") in ("grpo", "sft"):
         data = section(settings, "data")
-        own = section(data, "eval")
+        own = section(data, "eval" if settings["method"] == "grpo" else "problems")
         if data.get("answers") == "text":
             return f"--data {_local(own) or shlex.quote(str(own.get('path', '')))}"
         return f"--data {_local(own) or 'gsm8k'} --samples 8"

@@ -21,6 +21,8 @@ def plots(record: Record) -> list[Plot]:
     kinds = [_validation]
     if record.method == "GRPO":
         kinds += [_reward, _spread, _length, _truncation, _kl, _sampling]
+    elif record.method == "SFT":
+        kinds += [_loss, _token_accuracy]
     else:
         kinds += [_loss, _margin, _accuracy, reply_length]
     drawn = (kind(record) for kind in [*kinds, scores])
@@ -224,6 +226,12 @@ def _loss(record: Record) -> Plot | None:
     if section(record.config, "training").get("loss_type") == ["sigmoid"]:
         about += " It starts at ln 2 = 0.69: the policy is the reference, and prefers nothing yet."
     return _over_steps("loss", "Loss", about, "loss", _lines(record, {"loss": "loss"}))
+
+
+def _token_accuracy(record: Record) -> Plot | None:
+    lines = _lines(record, {"mean_token_accuracy": "token accuracy"})
+    about = "Tokens of the replies of each step that the policy finds the most likely."
+    return _over_steps("token_accuracy", "Token accuracy", about, "of tokens", lines, share=True)
 
 
 def _margin(record: Record) -> Plot | None:

@@ -69,6 +69,8 @@ class Record:
     @property
     def main_measure(self) -> str:
         """What the run sets out to raise, whether it was measured or not."""
+        if self.method == "SFT" and not section(self.config, "data").get("problems"):
+            return "reply_loss"
         return TOTAL if self.text_answers else HEADLINES.get(self.method, "")
 
     @property
@@ -193,7 +195,7 @@ def read_run(path: Path, finished: bool = False) -> Record:
         unreadable=unreadable,
     )
     for side in SIDES:
-        if found.method == "GRPO":
+        if found.method in ("GRPO", "SFT"):
             kind = RewardedReply if found.text_answers else ScoredReply
             found.replies[side] = replies(f"eval/{side}.jsonl", kind)
         elif found.method == "DPO":

@@ -8,9 +8,11 @@ from typing import Any
 from eval import conversation
 from posttrain.settings import Prompt
 
+GRADE_SCHOOL = "Tom has 3 boxes of 12 pens and gives 7 pens away. How many pens are left?"
 QUESTIONS = {
+    "SFT": GRADE_SCHOOL,
     "DPO": "Explique en deux phrases pourquoi le ciel est bleu.",
-    "GRPO": "Tom has 3 boxes of 12 pens and gives 7 pens away. How many pens are left?",
+    "GRPO": GRADE_SCHOOL,
 }
 TRANSFORMERS = """\
 from {package} import {loader}

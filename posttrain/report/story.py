@@ -107,8 +107,12 @@ def _fingerprint(environment: Row) -> str:
 
 
 def _held_out(record: Record, data: Row) -> tuple[str, str]:
-    given = source(section(data, "eval"))
-    held_out = given or ("held-out pairs" if data.get("holdout") else "")
+    given = source(section(data, "problems") or section(data, "eval"))
+    held_out = given or (
+        f"held-out {measures.things(record.method, record.main_measure)}"
+        if data.get("holdout")
+        else ""
+    )
     name = record.main_measure
     n = section(record.after or record.before, name).get("n") or len(record.replies["before"])
     what = measures.things(record.method, name)
@@ -145,7 +149,7 @@ def _batch(record: Record, training: Row) -> str:
     group = number(training.get("num_generations"))
     if record.method == "GRPO" and group:
         return f"{rows} completions each, {int(rows / group)} groups of {int(group)}"
-    return f"{rows} pairs each"
+    return f"{rows} {'replies' if record.method == 'SFT' else 'pairs'} each"
 
 
 def _pace(record: Record) -> str:

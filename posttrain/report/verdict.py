@@ -85,7 +85,8 @@ def _no_scores(record: Record) -> Verdict:
 
 def _so_far(record: Record) -> list[str]:
     """How the training metric moved: not a score, so it is a remark."""
-    key, label = ("reward", "Reward") if record.method == "GRPO" else ("rewards/margins", "Margin")
+    shown = {"GRPO": ("reward", "Reward"), "SFT": ("loss", "Loss")}
+    key, label = shown.get(record.method, ("rewards/margins", "Margin"))
     values = [v for row in record.metrics if (v := number(row.get(key))) is not None]
     if len(values) < 4:
         return []

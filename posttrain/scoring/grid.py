@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.seeds import mean_over_seeds
 from posttrain.base.errors import ConfigError, HealthError
+from posttrain.report.measures import better
 from posttrain.report.record import read_run
 from posttrain.scoring.seeds import check_same_data
 from posttrain.settings.grid import Value
@@ -43,10 +44,12 @@ def choose(
         by, validated = kept[0]["by"], kept[0]["n"]
         scores = mean_over_seeds([each["value"] for each in kept])
         rows.append(row | {"steps": [each["step"] for each in kept], **scores})
-    best = max(row["mean"] for row in rows if "mean" in row)
-    equal = [row for row in rows if row.get("mean", -math.inf) > best - ROUNDING]
+    sign = -1 if better(by) < 0 else 1
+    best = max(sign * row["mean"] for row in rows if "mean" in row)
+    equal = [row for row in rows if sign * row.get("mean", -sign * math.inf) > best - ROUNDING]
     first = next(iter(runs.values()))
-    how = "the highest mean over seeds on rows set aside from the training data (data.validation)"
+    how = f"the {'lowest' if sign < 0 else 'highest'} mean over seeds on rows set aside from the "
+    how += "training data (data.validation)"
     if len(equal) > 1:
         how += f"; {len(equal)} values are equally good, the first given was taken"
     return {

@@ -7,8 +7,8 @@ from eval import PromptFormat, conversation
 from eval.gsm8k import MGSM_OVERLAP, SYSTEM, Problem, ScoredReply, evaluate
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
-from posttrain.data.pairs import user_turns
 from posttrain.data.problems import load_evaluation, seen_in_training
+from posttrain.data.prompted import user_turns
 from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
 from posttrain.settings import DPOSettings, ProblemSet

@@ -6,13 +6,15 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError, DataError, quoted
 from posttrain.base.files import model_fingerprint, sha256
-from posttrain.data.pairs import load_pair_set, user_turns
+from posttrain.data.demonstrations import load_demonstrations
+from posttrain.data.pairs import load_pair_set
+from posttrain.data.prompted import user_turns
 from posttrain.data.sources import read_rows
 from posttrain.data.text import normalise
 from posttrain.model import policy
 from posttrain.model.llama_server import is_gguf
 from posttrain.model.server import is_url
-from posttrain.settings import PairData, ProblemData, Prompt
+from posttrain.settings import PairData, ProblemData, Prompt, ReplyData
 from posttrain.settings.adapters import find_adapter
 from posttrain.settings.strict_yaml import read_yaml
 
@@ -78,12 +80,17 @@ def refuse_earlier_stages(adapter: str | None, questions: Iterable[str]) -> None
 
 
 def trained_questions(trained: dict[str, Any]) -> list[str]:
-    """The questions of a GRPO run, or every user turn of a DPO run's prompts."""
-    if trained.get("method") not in ("dpo", "grpo"):
+    """The questions of a GRPO run, or every user turn of the prompts of another."""
+    if trained.get("method") not in ("sft", "dpo", "grpo"):
         raise ConfigError(
-            "the config.yaml of the model's run names no method; add 'method: grpo' or "
-            "'method: dpo' to it"
+            "the config.yaml of the model's run names no method; add 'method: grpo', 'method: dpo' "
+            "or 'method: sft' to it"
         )
+    if trained["method"] == "sft":
+        rows = load_demonstrations(
+            ReplyData.model_validate(trained["data"]), Prompt.model_validate(trained["prompt"])
+        )
+        return user_turns([*rows.train, *rows.validation])
     if trained["method"] == "grpo":
         problems = ProblemData.model_validate(trained["data"])
         return [row.text(problems.columns.question) for row in read_rows(problems.train)]

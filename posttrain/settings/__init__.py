@@ -10,18 +10,22 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from posttrain.settings.data import (
+    Keep,
     PairColumns,
     PairData,
+    PassRate,
     ProblemColumns,
     ProblemData,
     ProblemSet,
     Prompt,
+    ReplyColumns,
+    ReplyData,
     Source,
 )
 from posttrain.settings.export import Export
 from posttrain.settings.health import Health, PairHealth, ProblemHealth
 from posttrain.settings.section import Section
-from posttrain.settings.training import DPOTraining, GRPOTraining, Training
+from posttrain.settings.training import DPOTraining, GRPOTraining, SFTTraining, Training
 
 __all__ = [
     "DPOSettings",
@@ -31,23 +35,30 @@ __all__ = [
     "GRPOSettings",
     "GRPOTraining",
     "Health",
+    "Keep",
     "Lora",
     "Model",
     "PairColumns",
     "PairData",
     "PairEvaluation",
     "PairHealth",
+    "PassRate",
     "ProblemColumns",
     "ProblemData",
     "ProblemHealth",
     "ProblemSet",
     "Prompt",
+    "ReplyColumns",
+    "ReplyData",
     "RolloutModel",
     "Run",
+    "SFTSettings",
+    "SFTTraining",
     "Section",
     "Source",
     "Tracking",
     "Training",
+    "TrainingSettings",
 ]
 
 
@@ -199,7 +210,7 @@ class _Trained(Section):
         return self
 
 
-def _check_validation(settings: "DPOSettings | GRPOSettings") -> None:
+def _check_validation(settings: "TrainingSettings") -> None:
     """Raise ValueError where settings of validation have no validation, or no time for it."""
     every, run = settings.evaluation.every, settings.run
     if not settings.data.validation and "validation" in settings.data.model_fields_set:
@@ -305,3 +316,33 @@ class GRPOSettings(_Trained):
                 f"model.max_seq_length = {limit}"
             )
         return self
+
+
+class SFTSettings(_Trained):
+    """Settings of scripts/sft.py."""
+
+    method: Literal["sft"] = "sft"
+    """How the model is trained; a run records it for its readers."""
+    data: ReplyData
+    prompt: Prompt = Prompt()
+    training: SFTTraining
+    evaluation: Evaluation = Evaluation()
+    health: Health = Health()
+    tracking: Tracking = Tracking()
+    export: Export = Export()
+    run: Run
+
+    @property
+    def beyond_limit(self) -> int:
+        """Tokens by which a prompt and its scored reply may exceed `model.max_seq_length`, which
+        rows fit."""
+        return self.evaluation.max_new_tokens
+
+    @model_validator(mode="after")
+    def _something_to_validate_on(self) -> Self:
+        _check_validation(self)
+        return self
+
+
+TrainingSettings = DPOSettings | GRPOSettings | SFTSettings
+"""The settings of any training script."""

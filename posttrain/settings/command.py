@@ -18,14 +18,18 @@ from pydantic_core import ErrorDetails
 from posttrain.base.errors import ConfigError, did_you_mean, nearest
 from posttrain.base.expected import expected
 from posttrain.base.paths import ROOT, run_command
-from posttrain.settings import DPOSettings, GRPOSettings, Section
+from posttrain.settings import DPOSettings, GRPOSettings, Section, SFTSettings
 from posttrain.settings.adapters import with_adapter
 from posttrain.settings.extra import check_extra
 from posttrain.settings.help import Parser, section_of
 from posttrain.settings.secrets import check_arguments, check_values
 from posttrain.settings.strict_yaml import parse_yaml, read_yaml
 
-SETTINGS: dict[str, type[Section]] = {"dpo": DPOSettings, "grpo": GRPOSettings}
+SETTINGS: dict[str, type[Section]] = {
+    "sft": SFTSettings,
+    "dpo": DPOSettings,
+    "grpo": GRPOSettings,
+}
 """The settings of each method."""
 Complete = Callable[[dict[str, Any]], dict[str, Any]]
 S = TypeVar("S", bound=Section)

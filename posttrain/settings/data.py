@@ -92,20 +92,26 @@ FORMAT_COLUMNS: dict[str, dict[str, Any]] = {
 }
 
 
+PairFormat = Literal[
+    "columns",
+    "orca",
+    "messages",
+    "conversational",
+    "oasst",
+    "comparia",
+    "comparia_turns",
+    "replies",
+]
+
+
 class PairData(Data):
-    format: Literal[
-        "columns",
-        "orca",
-        "messages",
-        "conversational",
-        "oasst",
-        "comparia",
-        "comparia_turns",
-    ] = "columns"
+    format: PairFormat = "columns"
     """How a row holds its pair. columns: three columns of text; orca: the same and a system turn;
     messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
     prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
-    comparia: two conversations and a vote; comparia_turns: the same, with a row for each turn."""
+    comparia: two conversations and a vote; comparia_turns: the same, with a row for each turn;
+    replies: the replies.jsonl of ./run evaluate --samples, the best against the worst reply to a
+    question."""
     columns: PairColumns = PairColumns()
     """Which columns of the dataset hold what."""
     language: str | None = None
@@ -132,6 +138,58 @@ class PairData(Data):
         return {**values, "columns": {**FORMAT_COLUMNS.get(values["format"], {}), **given}}
 
 
+class Keep(Section):
+    reward: float = 3.0
+    """Least total reward of a reply that is kept: 3 is the right number in the right form."""
+    per_question: int = Field(2, ge=1)
+    """Most replies kept of a question, the shortest first."""
+
+
+class ReplyColumns(PairColumns):
+    reply: str = "reply"
+    """Column of the reply to learn [columns]."""
+    messages: str = "messages"
+    """Column of a conversation that ends in the reply [messages]."""
+    question: str = "question"
+    """Column of the question [solutions]."""
+    answer: str = "answer"
+    """Column of the solution, text that ends in `#### number` as in GSM8K [solutions]."""
+
+
+class ReplyData(Data):
+    format: Literal["columns", "messages", "chosen", "solutions", "replies"] = "columns"
+    """How a row holds its reply. columns: prompt and reply; messages: a conversation that ends in
+    it; chosen: the chosen side of a pair, of `pair_format`; solutions: GSM8K's own solutions, which
+    make a small model worse; replies: the replies.jsonl of ./run evaluate, of which `keep` takes
+    the best, without the worked examples that they were sampled with."""
+    pair_format: PairFormat = "columns"
+    """With format chosen: how a row holds its pair, as data.format of a DPO config."""
+    columns: ReplyColumns = ReplyColumns()
+    """Which columns of the dataset hold what."""
+    keep: Keep = Keep()
+    """With format replies: which of them to learn from."""
+    unusable: Literal["error", "drop"] = "error"
+    """What to do with a row that has no reply, or more than the model would see: refuse the run, or
+    leave out and count the row."""
+    eval: Source | None = None
+    """Held-out rows in a file of their own; without it `holdout` prompts are split off."""
+    holdout: int = Field(20, ge=1)
+    """Rows to hold out of training, chosen by a hash of their prompt, for the loss before and
+    after."""
+    problems: Source | None = None
+    """Problems to answer before and after (columns question and answer, as in GSM8K); the rows of
+    `validation` are then answered too where they are problems."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_the_format(cls, values: Any) -> Any:
+        """The pair format's own column names, where the config gives none."""
+        given = values.get("columns", {}) if isinstance(values, dict) else None
+        if not isinstance(given, dict):
+            return values
+        return {**values, "columns": {**FORMAT_COLUMNS.get(values.get("pair_format"), {}), **given}}
+
+
 class ProblemColumns(Section):
     question: str = "question"
     """Column of the question."""
@@ -154,6 +212,15 @@ class ProblemSet(Source):
     """Which columns of the dataset hold what."""
 
 
+class PassRate(Section):
+    replies: str
+    """The replies.jsonl of ./run evaluate --samples, or its folder."""
+    low: float = Field(0.1, ge=0, le=1)
+    """Least share of a problem's replies that earned the highest reward seen."""
+    high: float = Field(0.9, ge=0, le=1)
+    """Most."""
+
+
 class ProblemData(Data):
     columns: ProblemColumns = ProblemColumns()
     """Which columns of the dataset hold what."""
@@ -163,6 +230,8 @@ class ProblemData(Data):
     problems."""
     eval: Source
     """Problems to score before and after; a question that is also trained on is refused."""
+    pass_rate: PassRate | None = None
+    """Leave out problems that the policy always or never solves: `{replies, low, high}`."""
 
 
 class Example(Section):

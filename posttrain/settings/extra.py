@@ -100,6 +100,21 @@ UNSUPPORTED = {
     ),
     "pad_token": "trl takes the tokenizer's pad token; leave it out, or set it in the model folder",
     "max_tool_calling_iterations": "the scripts give the model no tools; leave it out",
+    **_each(
+        "SFTConfig.packing SFTConfig.packing_strategy SFTConfig.eval_packing "
+        "SFTConfig.padding_free",
+        "a row is one prompt and its reply here, so that a batch can be divided; leave it out",
+    ),
+    **_each(
+        "SFTConfig.completion_only_loss SFTConfig.assistant_only_loss",
+        "the loss is on replies alone; leave it out",
+    ),
+    **_each(
+        "SFTConfig.dataset_text_field SFTConfig.dataset_kwargs SFTConfig.chat_template_path "
+        "SFTConfig.eos_token",
+        "rows are rendered here with the model's chat template; leave it out",
+    ),
+    "SFTConfig.truncation_mode": "rows are never cut; leave it out (data.overlong)",
     "GRPOConfig.remove_unused_columns": "the rewards read the other columns; leave it out",
     "GRPOConfig.train_sampling_strategy": "GRPO draws groups of completions; leave it out "
     "(training.extra.shuffle_dataset: false keeps the order of the rows)",

@@ -121,6 +121,14 @@ class DPOTraining(Training):
         return self
 
 
+class SFTTraining(Training):
+    loss_type: Literal["nll", "dft"] = "nll"
+    """nll: cross-entropy of the reply's tokens; dft: weighted by their probability
+    (https://arxiv.org/abs/2508.05629)."""
+    train_sampling_strategy: Literal["random", "sequential"] = "random"
+    """Order of the rows."""
+
+
 class GRPOTraining(Training):
     num_generations: int = Field(8, ge=2)
     """Completions sampled for each prompt: the group G of arxiv.org/abs/2402.03300."""

@@ -14,8 +14,10 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import Training
 
 # What libraries raise for arguments that they do not take.
-REFUSALS = (AssertionError, AttributeError, ImportError, OSError, NotImplementedError)
-REFUSALS += (TypeError, ValueError)
+REFUSALS = (
+    *(AssertionError, AttributeError, ImportError, OSError, NotImplementedError),
+    *(TypeError, ValueError),
+)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The guarded subclasses of trl's DPO and GRPO trainers: how each divides its micro-batches."""
+"""The guarded subclasses of trl's trainers: how each divides its micro-batches."""
 
 import time
 from typing import Any
@@ -13,6 +13,7 @@ from posttrain.train.micro_batches import (
     PAIR_LOSSES,
     PAIR_METRICS,
     RATIO_METRICS,
+    REPLY_LOSSES,
     UNSLOTH_METRICS,
     Batch,
     Part,
@@ -20,8 +21,11 @@ from posttrain.train.micro_batches import (
     join_scores,
     pair_count,
     pairs_as_text,
+    replies_as_text,
+    scored_tokens,
     split_completions,
     split_pairs,
+    split_replies,
 )
 
 
@@ -39,22 +43,76 @@ ONE_COMPLETION_OF = 32
 """Of so many completions, one is scored to see how far sampling is from training."""
 
 
+class CountsTokens:
+    """trl's count of tokens, kept in the trainer state, which a checkpoint saves."""
+
+    state: Any
+    _tokens = 0
+
+    @property
+    def _total_train_tokens(self) -> int:
+        return int(self.state.num_input_tokens_seen)
+
+    @_total_train_tokens.setter
+    def _total_train_tokens(self, count: int) -> None:
+        self.state.num_input_tokens_seen = count
+
+    def _save_before_attempt(self) -> None:
+        super()._save_before_attempt()  # type: ignore[misc]
+        self._tokens = self._total_train_tokens
+
+    def _undo_attempt(self) -> None:
+        super()._undo_attempt()  # type: ignore[misc]
+        self._total_train_tokens = self._tokens
+
+
+def guarded_sft(trainer_class: Any) -> Any:
+    """The guarded subclass of an SFTTrainer."""
+
+    class GuardedSFT(CountsTokens, guarded(trainer_class)):  # type: ignore[misc]
+        def count(self, batch: Batch) -> int:
+            return len(batch["input_ids"])
+
+        def split(self, batch: Batch, rows: int) -> list[Part]:
+            return split_replies(batch, rows)
+
+        def divisible(self) -> bool:
+            """Whether the loss is a sum over tokens."""
+            return self.args.loss_type in REPLY_LOSSES and not self.aux_loss_enabled
+
+        def metric_kind(self, name: str) -> str:
+            return "tokens"  # entropy and mean_token_accuracy
+
+        def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
+            return replies_as_text(batch, self.processing_class.decode)
+
+        def learnable(self, batch: Batch) -> Any:
+            """Above 0 if the micro-batch has something to learn from, which replies always have."""
+            return batch["input_ids"].new_ones(())
+
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            """Divide the sum over a part's tokens by the tokens of the step, or where these are not
+            counted, of the micro-batch."""
+            if self._batch is not None and num_items_in_batch is None and len(self._parts) > 1:
+                num_items_in_batch = scored_tokens(self._batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    return GuardedSFT
+
+
 def guarded_dpo(trainer_class: Any) -> Any:
     """The guarded subclass of a DPOTrainer."""
 
-    class GuardedDPO(guarded(trainer_class)):  # type: ignore[misc]
+    class GuardedDPO(CountsTokens, guarded(trainer_class)):  # type: ignore[misc]
         loss_weights: list[float]
         train_sampler: Any = None
         """Draws the training rows; None is transformers' own choice."""
-
-        @property
-        def _total_train_tokens(self) -> int:
-            """trl's count of tokens, kept in the trainer state, which a checkpoint saves."""
-            return int(self.state.num_input_tokens_seen)
-
-        @_total_train_tokens.setter
-        def _total_train_tokens(self, count: int) -> None:
-            self.state.num_input_tokens_seen = count
 
         def _get_train_sampler(self, *rows: Any) -> Any:
             if self.train_sampler is not None:
@@ -101,14 +159,6 @@ def guarded_dpo(trainer_class: Any) -> Any:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             finally:
                 self.loss_weights = own
-
-        def _save_before_attempt(self) -> None:
-            super()._save_before_attempt()
-            self._tokens = self._total_train_tokens
-
-        def _undo_attempt(self) -> None:
-            super()._undo_attempt()
-            self._total_train_tokens = self._tokens
 
     return GuardedDPO
 

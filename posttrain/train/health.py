@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from posttrain.settings import PairHealth, ProblemHealth
+from posttrain.settings import Health, PairHealth, ProblemHealth
 
 Row = Mapping[str, Any]
 """The metrics of a step as the trainer logs them, or their mean since it last logged."""
@@ -45,12 +45,12 @@ class Rule:
         return value < self.limit if self.is_minimum else value >= self.limit
 
 
-def rules_for(
-    health: PairHealth | ProblemHealth, beta: float, rewards: Iterable[str] = ()
-) -> list[Rule]:
+def rules_for(health: Health, beta: float, rewards: Iterable[str] = ()) -> list[Rule]:
     """The rules that these settings ask for, on the metrics that trl and the rewards log."""
     if isinstance(health, PairHealth):
         return _pair_rules(health, beta)
+    if not isinstance(health, ProblemHealth):
+        return []
     return [
         *_problem_rules(health),
         *(_reward_rule(name, health.max_unscored) for name in rewards),

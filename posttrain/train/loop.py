@@ -15,7 +15,7 @@ from posttrain.report.live import LivePage, draw
 from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, DPOTraining, GRPOSettings, GRPOTraining
+from posttrain.settings import Training, TrainingSettings
 from posttrain.train.guard import is_out_of_memory
 from posttrain.train.stop import StepAbandoned, StopRequest
 from posttrain.train.validation import Validation, last_step
@@ -26,10 +26,10 @@ from posttrain.train.watch import Watch
 BYTES_A_WEIGHT = 16
 # Which checkpoint is the best: logged anyway, no evaluation needed. The margin of DPO would not do,
 # because on training pairs it grows as long as training goes on.
-BEST_BY = {"dpo": "rewards/accuracies", "grpo": "reward"}
+BEST_BY = {"sft": "mean_token_accuracy", "dpo": "rewards/accuracies", "grpo": "reward"}
 
 
-def check_room(model: Any, settings: DPOSettings | GRPOSettings, run: RunFolder) -> None:
+def check_room(model: Any, settings: TrainingSettings, run: RunFolder) -> None:
     """Check before anything is scored or trained that checkpoints and exports will fit on the disk.
 
     The main process does: what others keep for themselves is small, and elsewhere.
@@ -49,7 +49,7 @@ def check_room(model: Any, settings: DPOSettings | GRPOSettings, run: RunFolder)
 
 def train(
     trainer: Any,
-    settings: DPOSettings | GRPOSettings,
+    settings: TrainingSettings,
     run: RunFolder,
     shown: dict[str, str],
     checkpoint: Path | None,
@@ -168,7 +168,7 @@ def _callback(
     clock: Clock,
     stop: StopRequest,
     identity: dict[str, Any],
-    training: DPOTraining | GRPOTraining,
+    training: Training,
     score: Score,
 ) -> Any:
     """A TrainerCallback: metrics.jsonl, the view and page, sealed checkpoints, early stops."""

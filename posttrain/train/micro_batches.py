@@ -1,7 +1,8 @@
 """Split micro-batches of trl's trainers into parts whose losses add up, and write them as text.
 
 A DPO micro-batch stacks B chosen rows on B rejected ones; a GRPO micro-batch holds one completion a
-row. Both are dictionaries of tensors with the rows in the first dimension.
+row, an SFT micro-batch one prompt and reply. All are dictionaries of tensors with the rows in the
+first dimension.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 from posttrain.base.files import write_text
 
 Batch = dict[str, Any]
+NOT_SCORED = -100  # the label of a token without a loss, in transformers and trl
 
 
 # The losses that can be divided, and what each is a mean over, as Part.counts names it. No other is
@@ -30,6 +32,8 @@ COMPLETION_LOSSES = {
     # A sum over the token count of the generation, which every part has.
     **dict.fromkeys(("dapo", "cispo", "vespo"), "generation"),
 }
+
+REPLY_LOSSES = ("nll", "dft")
 
 # What trl's metrics of a micro-batch are means over, or which of their values is taken.
 PAIR_METRICS = {
@@ -151,6 +155,39 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
     ]
 
 
+def scored_tokens(batch: Batch) -> int:
+    """Tokens of an SFT micro-batch that have a loss."""
+    return int((batch["labels"][:, 1:] != NOT_SCORED).sum())
+
+
+def split_replies(batch: Batch, rows: int) -> list[Part]:
+    """Split an SFT micro-batch into parts of at most `rows` rows. Their losses are sums over tokens
+    with one divisor, so they need no weight."""
+    count = len(batch["input_ids"])
+    if rows >= count:
+        return [Part(batch)]
+    slices = [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+    parts = [{key: _rows(value, some) for key, value in batch.items()} for some in slices]
+    return [Part(part, {"tokens": scored_tokens(part)}) for part in parts]
+
+
+def replies_as_text(batch: Batch, decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:
+    """Prompt and reply of each row of an SFT micro-batch, as text and token ids."""
+    rows = []
+    for i in range(len(batch["input_ids"])):
+        keys = ("input_ids", "attention_mask", "labels")
+        columns = [batch[key][i].tolist() for key in keys if key in batch]
+        ids, labels = columns[0], columns[-1]
+        present = columns[1] if len(columns) == 3 else [1] * len(ids)
+        known = [x for x in zip(ids, present, labels, strict=True) if x[1]]
+        row = {
+            "prompt_ids": [token for token, _, label in known if label == NOT_SCORED],
+            "reply_ids": [token for token, _, label in known if label != NOT_SCORED],
+        }
+        rows.append(_with_text(row, decode))
+    return rows
+
+
 def _shares(counts: Sequence[dict[str, int]], of: str) -> list[float]:
     total = max(sum(count[of] for count in counts), 1)
     return [count[of] / total for count in counts]
@@ -162,9 +199,9 @@ def join_metric(kind: str, values: Sequence[float], parts: Sequence[Part]) -> fl
     A part that has none of what the metric is over, or NaN for that, is left out.
     """
     known = [value for value in values if not math.isnan(value)]
-    if kind in ("least", "most", "sum"):
-        join = {"least": min, "most": max, "sum": sum}[kind]
-        return float(join(known)) if known else math.nan
+    joins: dict[str, Callable[[list[float]], float]] = {"least": min, "most": max, "sum": sum}
+    if kind in joins:
+        return joins[kind](known) if known else math.nan
     shares = _shares([part.counts for part in parts], kind)
     return sum(share * value for share, value in zip(shares, values, strict=True) if share)
 

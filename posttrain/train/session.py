@@ -34,14 +34,14 @@ from posttrain.report.live import draw
 from posttrain.report.model_card import write_model_card
 from posttrain.run.checkpoint import changes_since, check_same_run, only_length
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, Export, GRPOSettings, Training
+from posttrain.settings import DPOSettings, Export, GRPOSettings, SFTSettings, Training
 from posttrain.settings.adapters import find_adapter
 from posttrain.settings.command import Command, parse_command_line
 from posttrain.train import loop
 from posttrain.train.trackers.start import keep_files_in, start_trackers
 from posttrain.train.validation import Measures, Validation
 
-S = TypeVar("S", DPOSettings, GRPOSettings)
+S = TypeVar("S", SFTSettings, DPOSettings, GRPOSettings)
 T = TypeVar("T")
 
 
@@ -59,10 +59,10 @@ class Session(Generic[S]):
         """`config_class` is trl's, as parse_command_line takes it; `story` is shown by --help."""
         command: Command[S] = parse_command_line(settings_class, config_class, story, argv)
         self.settings: S = command.settings
-        self.dry_run = command.dry_run
+        self.dry_run: bool = command.dry_run
         self._command: Command[S] = command
-        self.run = RunFolder(command.output)
-        self.done = False
+        self.run: RunFolder = RunFolder(command.output)
+        self.done: bool = False
         """The folder holds this very run, finished."""
         self._in_the_way: ConfigError | None = None  # for which the run would be refused
         with self._noted():

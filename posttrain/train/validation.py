@@ -21,7 +21,7 @@ from posttrain.report import measures
 from posttrain.run.checkpoint import verify
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings import TrainingSettings
 from posttrain.train.random_states import random_states, restore
 from posttrain.train.stop import StopRequest
 
@@ -44,11 +44,11 @@ class Validation:
     def __init__(
         self,
         run: RunFolder,
-        settings: DPOSettings | GRPOSettings,
+        settings: TrainingSettings,
         measure: Callable[[], Measures],
         by: str,
     ) -> None:
-        """`measure` scores the policy as it is; `by` is the measure whose highest value is best."""
+        """`measure` scores the policy as it is; `by` is the measure whose best value decides."""
         self.by = by
         self.rows: list[dict[str, Any]] = []
         self._measure = measure
@@ -97,13 +97,16 @@ class Validation:
 
     def _rank(self) -> None:
         """Let the checkpoints be ranked by validation, not by what training itself logged."""
-        self._checkpoints.values = {
-            row["step"]: row["measures"][self.by]["value"] for row in self.rows
-        }
+        self._checkpoints.values = {row["step"]: self._rating(row) for row in self.rows}
+
+    def _rating(self, row: dict[str, Any]) -> float:
+        """The value that decides, so that higher is better."""
+        value: float = row["measures"][self.by]["value"]
+        return -value if measures.better(self.by) < 0 else value
 
     def exhausted(self) -> bool:
         """Whether the last `run.patience` validations were no better than one before them."""
-        values = [row["measures"][self.by]["value"] for row in self.rows]
+        values = [self._rating(row) for row in self.rows]
         if self._patience is None or not values:
             return False
         return len(values) - 1 - values.index(max(values)) >= self._patience

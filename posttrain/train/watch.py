@@ -20,7 +20,7 @@ from posttrain.base.progress import say
 from posttrain.report.live import draw
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings, GRPOTraining, Model, Training
+from posttrain.settings import GRPOSettings, GRPOTraining, Model, Training, TrainingSettings
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.micro_batches import write_rows
 from posttrain.train.random_states import random_states, restore
@@ -38,7 +38,7 @@ class Watch:
     """Checks the health of one run. Creating it attaches it to the trainer."""
 
     def __init__(
-        self, trainer: Any, settings: DPOSettings | GRPOSettings, run: RunFolder, stop: StopRequest
+        self, trainer: Any, settings: TrainingSettings, run: RunFolder, stop: StopRequest
     ) -> None:
         self.trainer = trainer
         self.settings = settings
@@ -46,8 +46,9 @@ class Watch:
         self.run = run
         self.stop = stop
         rewards = settings.rewards if isinstance(settings, GRPOSettings) else ()
-        rules = rules_for(self.health, settings.training.beta, rewards)
-        self.rules = RuleWatcher(rules, self.health.patience, self.health.stop_on)
+        rules = rules_for(self.health, getattr(settings.training, "beta", 0.0), rewards)
+        stop_on = getattr(self.health, "stop_on", [])
+        self.rules = RuleWatcher(rules, self.health.patience, stop_on)
         self.updates = UpdateCheck(self.health.max_skipped_steps, self.health.max_still_steps)
         self._step: list[tuple[Any, Any]] = []  # (loss, micro-batch) of the current step
         self._last: list[Any] = []  # micro-batches of the last finished step
@@ -146,8 +147,11 @@ class Watch:
         raise AssertionError  # record() raised
 
     def _count(self, what: str, rows: int) -> str:
-        unit = "pair" if self.settings.method == "dpo" else "completion"
-        return f"{rows} {unit if what != 'generation' else 'prompt'}{'' if rows == 1 else 's'}"
+        units = {"sft": ("reply", "replies"), "dpo": ("pair", "pairs")}
+        one, several = units.get(self.settings.method, ("completion", "completions"))
+        if what == "generation":
+            one, several = "prompt", "prompts"
+        return f"{rows} {one if rows == 1 else several}"
 
     # Called by the callback.
 

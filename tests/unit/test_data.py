@@ -18,8 +18,9 @@ from eval.gsm8k import Problem
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint
-from posttrain.data.pairs import hold_out, load_pairs, prompt_key
+from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_problems
+from posttrain.data.prompted import hold_out, prompt_key
 from posttrain.data.render import drop_overlong
 from posttrain.data.sources import read_rows
 from posttrain.data.text import normalise

@@ -10,7 +10,8 @@ from eval import Message
 from eval.preference import Pair
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.formats import DIFFERENT_PROMPTS, FORMATS, USERS_REPLY
-from posttrain.data.pairs import PairSet, hold_out, load_pair_set, prompt_key
+from posttrain.data.pairs import PairSet, load_pair_set
+from posttrain.data.prompted import hold_out, prompt_key
 from posttrain.settings import PairData, Prompt
 
 Row = dict[str, Any]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from eval import Conversation
 from eval.preference import Pair
 from posttrain.data.render import render
 
@@ -39,6 +40,18 @@ def render_example(pair: Pair, tokenizer: Any) -> dict[str, Any]:
         "chosen": token_texts(tokenizer, chosen[masked:]),
         "rejected": token_texts(tokenizer, rejected[masked:]),
     }
+
+
+def show_reply(turns: Conversation, reply: str, tokenizer: Any) -> str:
+    """A prompt, and its reply token by token, each in brackets: these have a loss."""
+    prompt = render(tokenizer, turns)
+    texts = [prompt, prompt + reply + tokenizer.eos_token]
+    alone, whole = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    start = next((n for n, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), None)
+    start = len(alone) if start is None else start
+    shown = "".join(f"[{text}]" for text in token_texts(tokenizer, whole[start:]))
+    counts = f"{start} tokens without a loss, {len(whole) - start} with one"
+    return f"\nfirst row ({counts}):\n{tokenizer.decode(whole[:start])}{shown}\n"
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:

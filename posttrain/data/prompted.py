@@ -1,0 +1,76 @@
+"""What pairs and demonstrations have in common: a prompt, by which they are completed and split."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from eval import example_turns
+from eval.demonstration import Demonstration
+from eval.preference import Pair
+from posttrain.base.errors import DataError
+from posttrain.data.messages import with_system
+from posttrain.data.split import set_aside, text_key
+from posttrain.settings import Prompt, Source
+
+R = TypeVar("R", Pair, Demonstration)
+
+
+def with_prompt(rows: list[R], prompt: Prompt, where: str) -> list[R]:
+    """The rows with the worked examples and with `prompt.system`, which replaces their own system
+    turns unless it is null. Prints how many rows have one."""
+    own = sum(row.prompt[0]["role"] == "system" for row in rows)
+    if own:
+        rule = "it is used" if prompt.system is None else "prompt.system replaces it; null keeps it"
+        print(f"{where}: {own} of {len(rows)} rows have a system turn: {rule}")
+    examples = tuple(example_turns(prompt.examples))
+    return [
+        replace(row, prompt=tuple(with_system(row.prompt, prompt.system)), examples=examples)
+        for row in rows
+    ]
+
+
+def user_turns(rows: Sequence[R]) -> list[str]:
+    """The text of every user turn in the prompts."""
+    turns = (turn for row in rows for turn in row.prompt)
+    return [turn["content"] for turn in turns if turn["role"] == "user"]
+
+
+def prompt_key(row: Pair | Demonstration) -> str:
+    """A hash of the prompt's first user turn, the same on every machine.
+
+    Only the first turn counts, so that all branches of a conversation stay together.
+    """
+    return text_key(next(turn["content"] for turn in row.prompt if turn["role"] == "user"))
+
+
+def hold_out(
+    rows: list[R], count: int, where: str, setting: str = "data.holdout"
+) -> tuple[list[R], list[R]]:
+    """The rows that stay, and at least `count` rows held out by the hash of their prompt.
+
+    Raises:
+        DataError: none would stay.
+    """
+    return set_aside(rows, [prompt_key(row) for row in rows], count, where, setting)
+
+
+def divided(
+    read: Callable[[Source], list[R]], train: Source, held: Source | None, holdout: int, aside: int
+) -> tuple[list[R], list[R], list[R]]:
+    """Rows to train on, to hold out and to validate on (`aside` of them). No prompt is in two.
+
+    Raises:
+        DataError: a held-out prompt is also trained on, or none would be left to train on.
+    """
+    rows, validation = read(train), list[R]()
+    if held is None:
+        rows, held_out = hold_out(rows, holdout, train.path)
+    else:
+        held_out = read(held)
+        trained_on = set(map(prompt_key, rows))
+        for row in held_out:
+            if prompt_key(row) in trained_on:
+                raise DataError(f"{row.where} is also trained on")
+    if aside:
+        rows, validation = hold_out(rows, aside, train.path, "data.validation")
+    return rows, held_out, validation

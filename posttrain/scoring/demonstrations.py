@@ -1,0 +1,95 @@
+"""How an SFT run is scored: by the loss of held-out replies, and by problems it answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval import measures
+from eval.demonstration import Demonstration, losses
+from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore, summarise
+from posttrain.model import inference
+from posttrain.model.log_probs import reply_sequences, token_log_probs
+from posttrain.run.folder import RunFolder
+from posttrain.scoring.pairs import ROWS_AT_ONCE
+from posttrain.settings import SFTSettings
+
+LOSS = "reply_loss"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One side, before or after."""
+
+    losses: list[float]
+    """Of each held-out reply, in nats a token."""
+    replies: list[ScoredReply]
+    """To each problem; none where the config names no problems."""
+
+
+def reply_losses(
+    model: Any, tokenizer: Any, rows: Sequence[Demonstration], settings: SFTSettings
+) -> list[float]:
+    """The policy's loss on the reply of each row, in nats a token, EOS included."""
+    sequences = reply_sequences(tokenizer, [(row.conversation, row.reply) for row in rows])
+    size = settings.evaluation.batch_size or ROWS_AT_ONCE
+    return losses(token_log_probs(model, tokenizer, sequences, size, False, "replies"))
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Demonstration],
+    problems: Sequence[Problem],
+    settings: SFTSettings,
+    run: RunFolder,
+    side: str,
+) -> Scores:
+    """Score the policy and write what was scored to eval/SIDE*.jsonl."""
+    print(f"Scoring {len(rows)} held-out replies ({side} training)")
+    found = reply_losses(model, tokenizer, rows, settings)
+    run.write_rows(
+        f"{side}_losses", [{"reply": r.reply, LOSS: v} for r, v in zip(rows, found, strict=True)]
+    )
+    replies: list[ScoredReply] = []
+    if problems:
+        print(f"Scoring {len(problems)} held-out problems ({side} training)")
+        generate = inference.generator(
+            model, tokenizer, settings.evaluation, settings.training.seed
+        )
+        replies = evaluate(problems, generate, settings.prompt)
+    run.write_rows(side, [reply.as_row() for reply in replies])
+    return Scores(found, replies)
+
+
+def read_scores(run: RunFolder, side: str = "before") -> Scores | None:
+    """The scores that a run took before its first step or after its last, if they are there."""
+    rows, replies = run.read_rows(f"{side}_losses"), run.read_rows(side)
+    if rows is None or replies is None:
+        return None
+    return Scores([row[LOSS] for row in rows], [rescore(row) for row in replies])
+
+
+def compare_scores(before: Scores, after: Scores) -> dict[str, dict[str, Any]]:
+    """Every measure before and after with its paired difference."""
+    of_problems = compare_replies(before.replies, after.replies) if before.replies else {}
+    return {**of_problems, **measures.compare({LOSS: before.losses}, {LOSS: after.losses})}
+
+
+def validator(
+    model: Any, tokenizer: Any, rows: Sequence[Demonstration], settings: SFTSettings
+) -> tuple[Callable[[], dict[str, Any]], str]:
+    """A function that measures the policy on rows that were set aside, and the measure that
+    decides: strict accuracy where problems are scored and the rows hold gold answers, else loss."""
+    golds = {row.prompt[-1]["content"]: row.answer for row in rows if row.answer is not None}
+    problems = [Problem(question, answer) for question, answer in golds.items()]
+    by_answers = settings.data.problems is not None and len(golds) > 0
+    greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
+
+    def measure() -> dict[str, Any]:
+        found = measures.summarise({LOSS: reply_losses(model, tokenizer, rows, settings)})
+        if not by_answers:
+            return {**found}
+        generate = inference.generator(model, tokenizer, greedy, settings.training.seed)
+        return {**summarise(evaluate(problems, generate, settings.prompt)), **found}
+
+    return measure, "strict" if by_answers else LOSS

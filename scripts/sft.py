@@ -1,0 +1,161 @@
+"""SFT of a chat model on replies that it should learn to give, with a 4-bit LoRA policy.
+
+The loss is the cross-entropy of the reply's tokens, end of sequence included; the prompt's tokens
+have none. On a model's own right answers (data.format: replies) this is rejection sampling, as in
+https://arxiv.org/abs/2308.01825: it teaches the form of a reply and leaves the rest as it was, so
+that GRPO has something to reward. See docs/stages.md.
+
+    ./run sft --config configs/sft_demo.yaml
+    ./run sft --config configs/sft_demo.yaml data.keep.per_question=1 --resume never
+"""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
+
+
+from eval.demonstration import Demonstration
+from eval.gsm8k import Problem
+from posttrain.base.process import run_main
+from posttrain.data.demonstrations import DemonstrationSet, load_demonstrations
+from posttrain.data.examples import check_examples
+from posttrain.data.problems import load_scored_problems
+from posttrain.data.prompted import user_turns
+from posttrain.data.render import (
+    already_rendered,
+    drop_overlong,
+    render,
+    token_lengths,
+    without_added_tokens,
+)
+from posttrain.data.report.examples import show_reply
+from posttrain.doctor.recipe import describe
+from posttrain.doctor.shape import shape_of
+from posttrain.model import adapter
+from posttrain.run.folder import RunFolder
+from posttrain.scoring import demonstrations as scoring
+from posttrain.scoring.provenance import refuse_earlier_stages
+from posttrain.settings import SFTSettings
+from posttrain.train import guarded_trainers
+from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
+from posttrain.train.session import Session
+
+CONFIG_CLASS = "trl/trainer/sft_config.py:SFTConfig"
+PROGRESS = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train on demonstrations; returns the exit code."""
+    session = Session(SFTSettings, CONFIG_CLASS, __doc__ or "", argv)
+    if session.done:
+        return session.show_result()
+    settings, run = session.settings, session.run
+
+    # Rows and problems, checked before anything heavy is loaded.
+    rows = load_demonstrations(settings.data, settings.prompt)
+    problems = load_problems(settings, rows)
+    tokenizer = session.start()
+    trainer_arguments(settings, run)  # refused here, not after the model is loaded
+    train, held_out, validation = fitting(rows, tokenizer, settings)
+    everything = [*train, *held_out, *problems, *validation]
+    if session.dry_run:
+        print(show_reply(train[0].conversation, train[0].reply, tokenizer))
+        print(describe(settings, shape_of(settings.model.name), len(train)))
+        return session.end_dry_run(everything)
+
+    # The policy, scored before its first step.
+    session.open(everything)
+    model, tokenizer = session.load()
+    before = session.kept_scores(lambda: scoring.read_scores(run))
+    if settings.run.score and not before:
+        before = scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
+
+    # Training, with the rows to validate on scored now and then.
+    trainer, changed = build_trainer(model, tokenizer, train, settings, run)
+    measure, by = scoring.validator(model, tokenizer, validation, settings)
+    validator = session.validation(len(validation), measure, by)
+    stopped = session.train(trainer, changed, PROGRESS, validator)
+    if stopped is not None:
+        return stopped
+    if before is None or not settings.run.score:
+        return session.end_unscored()
+
+    # The same rows and problems after the last step.
+    after = scoring.score(model, tokenizer, held_out, problems, settings, run, "after")
+    return session.finish(scoring.compare_scores(before, after))
+
+
+def load_problems(settings: SFTSettings, rows: DemonstrationSet) -> list[Problem]:
+    """The problems of data.problems, none of which may be trained on or be a worked example."""
+    problems = load_scored_problems(settings.data.problems, user_turns(rows.train))
+    asked = [problem.question for problem in problems[: settings.evaluation.limit]]
+    held_out = [*user_turns(rows.held_out), *asked]
+    check_examples(settings.prompt.examples, [*user_turns(rows.train), *held_out])
+    refuse_earlier_stages(settings.model.adapter, held_out)
+    return problems[: settings.evaluation.limit]
+
+
+def fitting(
+    rows: DemonstrationSet, tokenizer: Any, settings: SFTSettings
+) -> tuple[list[Demonstration], list[Demonstration], list[Demonstration]]:
+    """The rows to train on, to score and to validate on that fit model.max_seq_length."""
+    sides = []
+    for side, what in (
+        (rows.train, "training rows"),
+        (rows.held_out, "held-out rows"),
+        (rows.validation, "validation rows"),
+    ):
+        texts = [render(tokenizer, row.conversation) + row.reply for row in side]
+        lengths = [length + 1 for length in token_lengths(tokenizer, texts)]  # and EOS
+        limit, rule = settings.model.max_seq_length, settings.data.overlong
+        sides.append(drop_overlong(side, lengths, limit, rule, what))
+    texts_of = ((row.where, [row.prompt[-1]["content"], row.reply]) for row in sides[0])
+    if rendered := already_rendered(tokenizer, texts_of):
+        print(f"warning: training rows: {rendered['text']}")
+    train, held_out, validation = sides
+    counts = f"{len(train)} replies to train on, {len(held_out)} held out"
+    print(f"{counts}, {len(validation)} to validate on" if validation else counts)
+    return train, held_out, validation
+
+
+def trainer_arguments(settings: SFTSettings, run: RunFolder) -> tuple[Any, dict[str, Any]]:
+    """The SFTConfig of a run, and what was requested of it."""
+    from trl import SFTConfig
+
+    owned = {
+        **owned_arguments(run, settings.run.name, settings.tracking.report_to),
+        "max_length": settings.model.max_seq_length,
+        "completion_only_loss": True,
+    }
+    return build_arguments(SFTConfig, settings.training, owned, settings.run.verbose)
+
+
+def build_trainer(
+    model: Any, tokenizer: Any, rows: list[Demonstration], settings: SFTSettings, run: RunFolder
+) -> tuple[Any, dict[str, Any]]:
+    """trl's SFTTrainer, and the arguments that it or Unsloth changed.
+
+    Rows are rendered text: trl then ends each reply with one EOS and scores nothing after it.
+    """
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    arguments, requested = trainer_arguments(settings, run)
+    texts = [{"prompt": render(tokenizer, r.conversation), "completion": r.reply} for r in rows]
+    with adapter.without_new_start(model), without_added_tokens(tokenizer):
+        trainer = guarded_trainers.guarded_sft(SFTTrainer)(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(texts),
+            processing_class=tokenizer,
+        )
+    return trainer, report_changes(requested, trainer.args)
+
+
+if __name__ == "__main__":
+    run_main(main)
