@@ -146,7 +146,7 @@ class Session(Generic[S]):
         """Identify this run, and check that the checkpoint is of the same one."""
         self._facts["weights"] = policy.base_weights(self.settings.model)
         self._facts["data"] = fingerprint(rows)
-        self._identity = self.run.identity(self.settings, self._facts)
+        self._identity: dict[str, Any] = self.run.identity(self.settings, self._facts)
         if self._checkpoint:
             trust.check_checkpoint(self._checkpoint)
             if not self._command.resume_anyway:
