@@ -38,7 +38,7 @@ from posttrain.base import distributed
 from posttrain.base.errors import DataError, HealthError
 from posttrain.base.process import run_main
 from posttrain.data.problems import for_validation, load_problems
-from posttrain.data.render import drop_overlong, render, token_lengths
+from posttrain.data.render import drop_overlong, render, template_variables, token_lengths
 from posttrain.doctor.recipe import describe
 from posttrain.doctor.shape import shape_of
 from posttrain.model import inference, policy
@@ -276,6 +276,7 @@ def build_trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
+    trainer.chat_template_kwargs = template_variables(tokenizer)  # with a clock that stands still
     policy.drop_reference_copy(model)
     return trainer, report_changes(asked, trainer.args)
 

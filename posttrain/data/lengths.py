@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from eval.preference import Pair
-from posttrain.data.render import render, token_lengths
+from posttrain.base.errors import DataError
+from posttrain.data.render import render, repeated_opening, token_lengths
 
 
 class Lengths(NamedTuple):
@@ -21,13 +22,32 @@ class Lengths(NamedTuple):
 
 
 def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
-    """The token lengths of each pair."""
-    columns = (
-        [render(tokenizer, pair.prompt) for pair in pairs],
-        [pair.chosen for pair in pairs],
-        [pair.rejected for pair in pairs],
-    )
+    """The token lengths of each pair.
+
+    Raises:
+        DataError: replies repeat what their rendered prompt ends with.
+    """
+    prompts = [render(tokenizer, pair.prompt) for pair in pairs]
+    _refuse_repeated(pairs, prompts, tokenizer)
+    columns = (prompts, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
     return [Lengths(*row) for row in zip(*(_counts(tokenizer, c) for c in columns), strict=True)]
+
+
+def _refuse_repeated(pairs: Sequence[Pair], prompts: Sequence[str], tokenizer: Any) -> None:
+    repeated = [
+        (pair, opening)
+        for pair, prompt in zip(pairs, prompts, strict=True)
+        for reply in (pair.chosen, pair.rejected)
+        if (opening := repeated_opening(tokenizer, pair.prompt, prompt, reply))
+    ]
+    if repeated:
+        pair, opening = repeated[0]
+        raise DataError(
+            f"{pair.where}: a reply begins with {opening!r}, which the chat template has already "
+            f"written at the end of the prompt, and {len(repeated)} of {2 * len(pairs)} replies do "
+            "so: it would be trained twice. Remove it from the start of these replies, or, if the "
+            "template has a variable that leaves it out, set prompt.chat_template_kwargs"
+        )
 
 
 def _counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
