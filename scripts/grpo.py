@@ -39,7 +39,13 @@ from posttrain.base.errors import DataError, HealthError
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
 from posttrain.data.problems import for_validation, load_problems, within_pass_rate
-from posttrain.data.render import already_rendered, drop_overlong, render, token_lengths
+from posttrain.data.render import (
+    already_rendered,
+    drop_overlong,
+    render,
+    template_variables,
+    token_lengths,
+)
 from posttrain.doctor.recipe import describe
 from posttrain.doctor.shape import shape_of
 from posttrain.model import inference, policy
@@ -293,6 +299,7 @@ def build_trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
+    trainer.chat_template_kwargs = template_variables(tokenizer)  # with a clock that stands still
     policy.drop_reference_copy(model)
     return trainer, report_changes(requested, trainer.args)
 

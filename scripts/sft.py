@@ -29,6 +29,7 @@ from posttrain.data.prompted import user_turns
 from posttrain.data.render import (
     already_rendered,
     drop_overlong,
+    refuse_repeated,
     render,
     token_lengths,
     without_added_tokens,
@@ -110,7 +111,9 @@ def fitting(
         (rows.held_out, "held-out rows"),
         (rows.validation, "validation rows"),
     ):
-        texts = [render(tokenizer, row.conversation) + row.reply for row in side]
+        prompts = [(row, render(tokenizer, row.conversation)) for row in side]
+        refuse_repeated(tokenizer, ((r.where, r.conversation, p, r.reply) for r, p in prompts))
+        texts = [prompt + row.reply for row, prompt in prompts]
         lengths = [length + 1 for length in token_lengths(tokenizer, texts)]  # and EOS
         limit, rule = settings.model.max_seq_length, settings.data.overlong
         sides.append(drop_overlong(side, lengths, limit, rule, what))

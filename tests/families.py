@@ -16,6 +16,19 @@ CHATML = """\
 {%- if add_generation_prompt -%}
 <|im_start|>assistant
 {% endif -%}"""
+# Writes today's date into a system turn, as Llama 3 does.
+DATED = """\
+{%- if date_string is not defined -%}
+{%- set date_string = strftime_now('%d %b %Y') -%}
+{%- endif -%}
+{%- for turn in messages -%}
+{{- '<|im_start|>' + turn.role + '\\n' -}}
+{{- 'Today Date: ' + date_string + '\\n\\n' if turn.role == 'system' else '' -}}
+{{- turn.content + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}"""
 # The last reply is rendered with its thoughts, earlier ones without; thinking can be left out.
 THINKING = """\
 {%- set ns = namespace(asked=0) -%}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from eval.preference import Pair
-from posttrain.data.render import render, token_lengths
+from posttrain.data.render import refuse_repeated, render, token_lengths
 
 
 class Lengths(NamedTuple):
@@ -22,8 +22,20 @@ class Lengths(NamedTuple):
 
 
 def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
-    """The token lengths of each pair. Repeated texts are tokenised once."""
+    """The token lengths of each pair. Repeated texts are tokenised once.
+
+    Raises:
+        DataError: replies repeat what their rendered prompt ends with.
+    """
     prompts = [render(tokenizer, pair.conversation) for pair in pairs]
+    refuse_repeated(
+        tokenizer,
+        (
+            (pair.where, pair.conversation, prompt, reply)
+            for pair, prompt in zip(pairs, prompts, strict=True)
+            for reply in (pair.chosen, pair.rejected)
+        ),
+    )
     parts = [prompts, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
     different = list(dict.fromkeys(itertools.chain(*parts)))
     count = dict(zip(different, token_lengths(tokenizer, different), strict=True))

@@ -8,12 +8,13 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from eval import Message
-from posttrain.base.errors import ConfigError, DataError, first_line, nearest
+from posttrain.base.errors import ConfigError, DataError, first_line, nearest, quoted
 
 Variables = Mapping[str, bool | int | float | str]
 NONE: Variables = MappingProxyType({})
@@ -21,7 +22,12 @@ NONE: Variables = MappingProxyType({})
 _VARIABLES: WeakKeyDictionary[Any, Variables] = WeakKeyDictionary()
 PARALLEL = "TOKENIZERS_PARALLELISM"
 AT_ONCE = 2_000  # texts
+# tokenizer -> the rows of its model's embedding, and what the model is, where ids can exceed them.
+_ROWS: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 _MARKER = "\ue000"  # a private-use character, which no template holds
+CLOCK = datetime(2026, 1, 1)
+"""The time of every rendered prompt. Some chat templates write today's date (Llama 3, SmolLM3):
+with a real clock the prompts of a run would change at midnight, and differ from its scores."""
 
 
 def set_template_variables(
@@ -43,22 +49,67 @@ def set_template_variables(
     _VARIABLES[tokenizer] = variables
 
 
-def template_variables(tokenizer: Any) -> Variables:
-    """The variables that render() gives the tokenizer's chat template."""
-    return _VARIABLES.get(tokenizer, NONE)
+def template_variables(tokenizer: Any) -> dict[str, Any]:
+    """The variables that render() gives the tokenizer's chat template, and a clock that stands
+    still in place of the function that transformers gives it."""
+    return {"strftime_now": CLOCK.strftime, **_VARIABLES.get(tokenizer, NONE)}
 
 
-def render(tokenizer: Any, conversation: Sequence[Message], reply: bool = True) -> str:
+def clock_note(tokenizer: Any) -> str | None:
+    """A line about the date in prompts; None where the chat template writes none."""
+    if not _reads_clock(tokenizer):
+        return None
+    assigned = re.findall(r"set\s+(\w+)\s*=\s*strftime_now\b", tokenizer.get_chat_template())
+    settable = [name for name in assigned if not _reads_clock(tokenizer, **{name: "?"})]
+    advice = (
+        f"prompt.chat_template_kwargs.{settable[0]} sets the date, for them too"
+        if settable
+        else "the template has no variable for it"
+    )
+    return (
+        f"note: the chat template writes today's date into prompts; here it is {CLOCK:%d %B %Y} on "
+        "every day, in an Ollama export too, so that a run can be resumed and compared. Servers "
+        f"that render prompts themselves (llama.cpp, vLLM) write today's; {advice}"
+    )
+
+
+def _reads_clock(tokenizer: Any, **more: str) -> bool:
+    """Whether the chat template, with its variables and `more`, writes the date into a prompt."""
+    from jinja2 import TemplateError
+
+    formats: list[str] = []
+
+    def noting(form: str) -> str:
+        formats.append(form)
+        return CLOCK.strftime(form)
+
+    user: Message = {"role": "user", "content": "?"}
+    variables = {**template_variables(tokenizer), **more, "strftime_now": noting}
+    for turns in ([user], [{"role": "system", "content": "?"}, user]):
+        with contextlib.suppress(TemplateError):
+            tokenizer.apply_chat_template(turns, tokenize=False, **variables)
+    return bool(formats)
+
+
+def render(
+    tokenizer: Any, conversation: Sequence[Message], reply: bool = True, today: bool = False
+) -> str:
     """The conversation as text; with `reply` as a prompt, up to the start of the reply.
+
+    `today`: with today's date, as a server renders it, instead of that of CLOCK.
 
     Raises:
         ConfigError: the chat template refuses the conversation, such as one with a system turn.
     """
     from jinja2 import TemplateError
 
+    variables = template_variables(tokenizer)
+    if today:
+        variables["strftime_now"] = datetime.now().strftime
+
     def rendered(turns: list[Message]) -> str:
         text: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=reply, **template_variables(tokenizer)
+            turns, tokenize=False, add_generation_prompt=reply, **variables
         )
         return text
 
@@ -113,6 +164,50 @@ def already_rendered(
     return {"count": count, "first": first[0], "token": first[1], "text": text}
 
 
+def repeated_opening(
+    tokenizer: Any, conversation: Sequence[Message], prompt: str, reply: str
+) -> str | None:
+    """What a reply begins with though its rendered `prompt` has it already, such as `<think>`.
+
+    It is a line of what the chat template writes between the last turn and the reply.
+    """
+    reply = reply.lstrip()
+    # Rendering takes time, and nearly no reply begins with one of the last lines of its prompt.
+    if not any(map(reply.startswith, _lines(prompt)[-8:])):
+        return None
+    turns = [*conversation[:-1], {**conversation[-1], "content": _MARKER}]
+    between = _lines(render(tokenizer, turns).rpartition(_MARKER)[2])
+    return max((line for line in between if reply.startswith(line)), key=len, default=None)
+
+
+def refuse_repeated(
+    tokenizer: Any, rows: Iterable[tuple[str, Sequence[Message], str, str]]
+) -> None:
+    """Check rows of (file and number, conversation, rendered prompt, reply).
+
+    Raises:
+        DataError: replies repeat what their rendered prompt ends with.
+    """
+    repeated = [
+        (where, opening)
+        for where, conversation, prompt, reply in rows
+        if (opening := repeated_opening(tokenizer, conversation, prompt, reply))
+    ]
+    if repeated:
+        where, opening = repeated[0]
+        raise DataError(
+            f"{where}: a reply begins with {opening!r}, which the chat template has already "
+            f"written at the end of the prompt, as do {len(repeated)} replies in all: it would be "
+            "trained twice. Remove it from the start of these replies, or, if the template has a "
+            "variable that leaves it out, set prompt.chat_template_kwargs"
+        )
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text that are not empty, without white space at their ends."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 @contextlib.contextmanager
 def without_added_tokens(tokenizer: Any) -> Iterator[None]:
     """Let `tokenizer(text)` add no token around a text inside of the block.
@@ -147,11 +242,43 @@ def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each text, without those that the tokenizer would add around it."""
+    """The token ids of each text, without those that the tokenizer would add around it.
+
+    Raises:
+        ConfigError: an id is beyond the embedding of the tokenizer's model (limit_token_ids).
+    """
     if not texts:
         return []
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    if tokenizer in _ROWS:
+        rows, model = _ROWS[tokenizer]
+        for text, row in zip(texts, ids, strict=True):
+            if (largest := max(row, default=0)) >= rows:
+                start = max(0, text.find(tokenizer.convert_ids_to_tokens(largest)) - 30)
+                raise _beyond(tokenizer, largest, rows, model, f" in {quoted(text[start:])}")
     return ids
+
+
+def limit_token_ids(tokenizer: Any, rows: int, model: str) -> None:
+    """Let token_ids() refuse, from now on, ids that a model with so many embeddings cannot read: it
+    would end in an IndexError in mid-run, or in a failed assertion of the GPU.
+
+    Raises:
+        ConfigError: the padding or end token is one of them. `model` names the model in messages.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None and token >= rows:
+            raise _beyond(tokenizer, token, rows, model, " (for padding or the end of a reply)")
+    if max(tokenizer.get_vocab().values()) >= rows:
+        _ROWS[tokenizer] = (rows, model)
+
+
+def _beyond(tokenizer: Any, token: int, rows: int, model: str, where: str) -> ConfigError:
+    return ConfigError(
+        f"{model}: the token {tokenizer.convert_ids_to_tokens(token)!r}{where} has id {token}, and "
+        f"the model has embeddings for ids below {rows} only; use the tokenizer that the weights "
+        "were made with, or add rows to the model (resize_token_embeddings) and save it"
+    )
 
 
 def drop_overlong(

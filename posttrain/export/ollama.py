@@ -20,7 +20,7 @@ import httpx
 from eval import Conversation, Message, PromptFormat, PromptLike, conversation, example_turns
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
-from posttrain.data.render import render
+from posttrain.data.render import clock_note, render
 
 CHECK_NAME = "posttrain-check"  # the model that the check creates in Ollama, and removes
 CHECK_TOKENS = 48
@@ -196,6 +196,8 @@ def export_ollama(
         ConfigError: the chat template or the system prompt cannot be written in a Modelfile.
     """
     turns = turn_template(tokenizer)
+    if note := clock_note(tokenizer):
+        print(note)
     system = prompt.system or default_system(tokenizer)
     prompt = PromptFormat(system, prompt.examples)
     if system and "system" not in turns.around:

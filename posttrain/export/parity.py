@@ -118,7 +118,7 @@ def check_gguf(
         server = LlamaCpp(url, texts.variables)
         tokenizer = merged.reference.tokenizer
         cases = template_cases(texts, tokenizer)
-        prompts = [render(tokenizer, case) for case in cases]
+        prompts = [render(tokenizer, case, today=True) for case in cases]
         written = [*strings(tokenizer), *prompts]
         checks = same_text(
             [server.render(case) for case in cases],

@@ -113,13 +113,14 @@ def _name_base_within_the_project(path: Path) -> None:
         write_text(path, json.dumps(config, indent=2, sort_keys=True))
 
 
-def check_weights(folder: Path, lora: Lora) -> None:
-    """Check that an adapter's weights are complete and of the rank and layers that its config says.
+def check_weights(folder: Path, lora: Lora, base: Any) -> None:
+    """Check that an adapter's weights are complete, of the rank and layers that its config says,
+    and of the shapes of the `base` model, which may be on the meta device.
 
     Reads names and shapes alone.
 
     Raises:
-        ConfigError: they are missing, damaged or of other layers.
+        ConfigError: they are missing, damaged, or of other layers or another model.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -143,6 +144,18 @@ def check_weights(folder: Path, lora: Lora) -> None:
             f"model.adapter: {path} holds rank {ranks[wrong]} for {wrong}, and {CONFIG} says rank "
             f"{lora.r}: two different adapters"
         )
+    modules = dict(base.named_modules())
+    for name, shape in shapes.items():
+        layer = modules.get(name.removeprefix("base_model.model.").split(".lora_")[0])
+        features = {".lora_A.": "in_features", ".lora_B.": "out_features"}
+        for part, attribute in features.items():
+            width = shape[1] if part == ".lora_A." else shape[0]
+            if part in name and getattr(layer, attribute, None) != width:
+                raise ConfigError(
+                    f"model.adapter: {path} does not fit its base model: {name} has the shape "
+                    f"{list(shape)}, and the layer there has {getattr(layer, attribute, 'none')} "
+                    f"{attribute}; it was trained on another model"
+                )
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from eval import Completion, Conversation, PromptFormat, PromptLike, conversatio
 from eval.gsm8k import Problem, Reply, Score
 from posttrain.base.files import append_rows
 from posttrain.base.progress import progress_bar
-from posttrain.data.render import Variables, set_template_variables
+from posttrain.data.render import Variables, clock_note, set_template_variables
 from posttrain.model import inference, policy
 from posttrain.model.llama_server import FULL_DISTRIBUTION, is_gguf, serve
 from posttrain.model.server import PATIENCE_S, as_they_come, asker, is_url
@@ -88,6 +88,8 @@ def load(asking: Asking) -> tuple[Any, Any]:
         asking.model, max_seq_length=length, base=asking.base, **asking.precision
     )
     set_template_variables(tokenizer, asking.variables, "--chat-template-kwargs")
+    if note := clock_note(tokenizer):
+        print(note)
     return model, tokenizer
 
 

@@ -26,8 +26,8 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT, shown
 from posttrain.data import examples
-from posttrain.data.render import set_template_variables
-from posttrain.model import adapter, policy, trust, vllm
+from posttrain.data.render import clock_note, set_template_variables
+from posttrain.model import checks, policy, trust, vllm
 from posttrain.model.device import check_device, free_memory
 from posttrain.report import next_steps, stages
 from posttrain.report.live import draw
@@ -110,13 +110,12 @@ class Session(Generic[S]):
         """Start Unsloth and check that the device can run this config; returns the tokenizer.
 
         Raises:
-            ConfigError: it cannot, or the tokenizer is not in reach.
+            ConfigError: it cannot, or the tokenizer is not in reach, or the model does not fit it.
         """
+        checks.refuse_adapter(self.settings.model.name)
         policy.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
         if self.settings.model.adapter:
-            folder = find_adapter(self.settings.model.adapter)
-            adapter.check_weights(folder, self.settings.lora)
-            self._facts["stages"] = stages.chain_of(folder)
+            self._facts["stages"] = stages.chain_of(find_adapter(self.settings.model.adapter))
         vllm.prepare_vllm(self.settings.model)
         threads = self.settings.run.threads
         if threads is None and self._checkpoint:
@@ -129,6 +128,10 @@ class Session(Generic[S]):
         if self.settings.prompt.examples:
             print(examples.cost(tokenizer, self.settings.prompt))
         policy.check_architecture(self.settings.model, self.settings.training.extra)
+        settings = self.settings
+        checks.check_model(settings.model, settings.lora, settings.export, tokenizer)
+        if note := clock_note(tokenizer):
+            print(note)
         return tokenizer
 
     def open(self, rows: Sequence[Any]) -> None:

@@ -443,6 +443,7 @@ def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
         ("prompt.chat_template_kwargs={a: null}", "a should be true, false, .* got null"),
         ("prompt.chat_template_kwargs={a: .nan}", "a should be true, false, a number or text, got"),
         ("prompt.chat_template_kwargs={tokenize: true}", "tokenize is for the scripts to set, "),
+        ("prompt.chat_template_kwargs={strftime_now: a}", "strftime_now is for the scripts to set"),
         ("run.name=a/b", "run.name: should be letters, digits, .* got the text .a/b."),
         ("run.name=../up", "run.name: "),
         ("run.name=''", "run.name: "),
