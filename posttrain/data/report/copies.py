@@ -58,10 +58,9 @@ def _first_alike(texts: Sequence[str]) -> list[int]:
     from scipy.sparse import csr_array
 
     numbers, starts = _rarest_first(texts)
-    sizes = np.diff(starts)
-    lengths = ((1 - ALIKE) * sizes).astype(np.int64) + 1  # of the heads
+    sizes = np.diff(starts).astype(np.int32)
+    lengths = ((1 - ALIKE) * sizes).astype(np.int32) + 1  # of the heads
     tails, ends = sizes - lengths, numbers[starts[:-1] + lengths - 1]
-    sizes, tails = sizes.astype(np.int32), tails.astype(np.int32)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     inside_heads = np.arange(bounds[-1]) + np.repeat(starts[:-1] - bounds[:-1], lengths)
     ones = np.ones(bounds[-1], dtype=np.int32)
@@ -75,12 +74,12 @@ def _first_alike(texts: Sequence[str]) -> list[int]:
     for start in range(0, len(texts), step):
         shared = heads[start : start + step] @ holders
         text = np.repeat(np.arange(start, start + shared.shape[0]), np.diff(shared.indptr))
-        other, both = shared.indices, shared.data
+        other, in_heads = shared.indices, shared.data
         earlier = other < text
-        text, other, both = text[earlier], other[earlier], both[earlier]
+        text, other, in_heads = text[earlier], other[earlier], in_heads[earlier]
         # At most this is in common: what the heads share, and all of the tail of the text whose
         # head ends first.
-        most = both + np.where(ends[text] <= ends[other], tails[text], tails[other])
+        most = in_heads + np.where(ends[text] <= ends[other], tails[text], tails[other])
         likely = most >= ALIKE * (sizes[text] + sizes[other] - most)
         text, other = text[likely], other[likely]
         # Each sequence that one text alone has changes at most one bit of its signature.
