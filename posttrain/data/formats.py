@@ -7,6 +7,7 @@ it has one: `prompt.system`, where it is not null, replaces it afterwards, in ev
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from eval import Conversation, PromptFormat, conversation
 from eval.preference import Pair
@@ -43,7 +44,11 @@ def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
         return f"not in '{data.language}'"
     try:
         _check_columns(row, data)
-        return FORMATS[data.format](row, data, system)
+        pair = FORMATS[data.format](row, data, system)
+        own = _own_system(row, data, system)
+        if own is None or isinstance(pair, str):
+            return pair
+        return replace(pair, prompt=tuple(messages.with_system(pair.prompt, own)))
     except UnusableRow as error:
         if data.unusable == "drop":
             return error.why
@@ -56,15 +61,8 @@ def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
 
 
 def from_columns(row: Row, data: PairData, system: str | None) -> Pair | str:
-    """Text in three columns, and the system turn in a fourth if `data.columns.system` names one.
-
-    A French Orca set (`orca`) without its system column can be read if `prompt.system` is given.
-    """
-    column = data.columns.system
-    if data.format == "orca" and system is not None and column not in row.values:
-        column = None
-    own = None if column is None else _own_system(row, column)
-    prompt = conversation(row.text(data.columns.prompt), PromptFormat(own))
+    """Text in three columns."""
+    prompt = conversation(row.text(data.columns.prompt), PromptFormat())
     return _pair(row, data, prompt, *_text_replies(row, data))
 
 
@@ -212,10 +210,14 @@ def _text_replies(row: Row, data: PairData) -> tuple[Reply, Reply]:
     )
 
 
-def _own_system(row: Row, column: str) -> str | None:
-    """The row's own system turn, None where it is null or empty."""
-    value = row.value(column)
-    if value is None:
+def _own_system(row: Row, data: PairData, system: str | None) -> str | None:
+    """The text in `data.columns.system`; None where it is null or empty, or no column is named.
+
+    A French Orca set without that column can be read if `system`, prompt.system, is given.
+    """
+    column = data.columns.system
+    lacks = data.format == "orca" and system is not None and column not in row.values
+    if column is None or lacks or (value := row.value(column)) is None:
         return None
     return checked_text(value, f"{row.where}: column '{column}'", may_be_empty=True) or None
 

@@ -190,8 +190,8 @@ def _read_csv(path: Path, name: str, sign: str | None = None) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
     with _open(path, newline="") as file:
         if sign is None:
-            first = re.sub(r'"[^"]*"', "", file.readline())
-            sign = max(",;\t|", key=first.count)  # the first of equals
+            names = re.sub(r'"[^"]*"', "", file.readline())
+            sign = max(",;\t|", key=names.count)  # the first of equals
             file.seek(0)
         reader = csv.DictReader(file, delimiter=sign)
         try:

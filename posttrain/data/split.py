@@ -1,5 +1,6 @@
 """Set rows aside by a hash of their text, so that the same rows are on the same side everywhere."""
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from posttrain.data.text import normalise
 T = TypeVar("T")
 
 
+@functools.lru_cache(maxsize=200_000)  # read for the held-out rows, then for validation
 def text_key(text: str) -> str:
     """A hash of a text without its case, punctuation and spacing, the same on every machine."""
     return hashlib.sha256(normalise(text).encode("utf-8")).hexdigest()

@@ -59,8 +59,8 @@ class PairColumns(Section):
     rejected: str = "rejected"
     """Column of the other reply."""
     system: str | None = None
-    """Column of the row's own system turn, which `prompt.system` replaces if it is not null [orca:
-    system]."""
+    """Column of the row's own system turn, in any format; a `prompt.system` that is not null
+    replaces it [orca: system]."""
     language: str = "lang"
     """Column of the row's language, read where `data.language` is given [comparia_turns:
     metadata.languages, a list inside of another column]."""

@@ -50,6 +50,7 @@ NULLABLE = {
     "data.eval",
     *(f"data.{side}.{name}" for side in ("train", "eval") for name in ("subset", "revision")),
     *(f"data.{side}.limit" for side in ("train", "eval")),
+    "data.columns.ignored",
     "data.columns.system",
     "data.columns.turn",
     "data.language",

@@ -252,6 +252,14 @@ def test_one_rule_for_the_rows_own_system_turns(
     assert f"2 of 5 rows have a system turn: {rule}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_system_column_is_read_in_every_format(kind: str, tmp_path: Path) -> None:
+    rows = numbered({**SHAPES[kind], "sys": "Sois bref {n}."})
+    for number, found in enumerate(pairs(read(tmp_path, kind, rows, columns={"system": "sys"})), 1):
+        assert found.prompt[0] == system(f"Sois bref {number}.")
+        assert [turn["role"] for turn in found.prompt].count("system") == 1
+
+
 # --- orca ---------------------------------------------------------------------------------------
 
 

@@ -236,7 +236,7 @@ def test_near_copies(one: str, other: str, alike: bool) -> None:
 
 def test_near_copies_do_not_depend_on_the_process() -> None:
     """Python's own hash of a text would."""
-    assert sorted(copies._sequences("bonjour").tolist()) == [7434, 238275, 760923]
+    assert sorted(copies._sequences(["bonjour"]).tolist()) == [7434, 238275, 760923]
 
 
 def from_templates(rows: int, prompts: int) -> list[str]:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 SHINGLE = 5  # characters
 ALIKE = 0.7  # share of their character sequences that two near copies have in common
 READ = 4_000  # characters of a text that are read
-BLOCK = 500  # texts that are compared with all others at once
+BLOCK = 500  # texts that are read at once
+AT_ONCE = 2_000_000  # pairs of texts that are compared at once: some 200 MB
 NUMBERS = 2**20  # character sequences are told apart by a number below this
 RUN = 13  # words in a row that mean a copied question (https://arxiv.org/abs/2005.14165, C.1)
 NEAR_RULE = (
@@ -57,28 +58,33 @@ def _first_alike(texts: Sequence[str]) -> list[int]:
     from scipy.sparse import csr_array
 
     numbers, starts = _rarest_first(texts)
-    sizes = np.diff(starts)
-    lengths = ((1 - ALIKE) * sizes).astype(np.int64) + 1  # of the heads
+    sizes = np.diff(starts).astype(np.int32)
+    lengths = ((1 - ALIKE) * sizes).astype(np.int32) + 1  # of the heads
     tails, ends = sizes - lengths, numbers[starts[:-1] + lengths - 1]
-    sizes, tails = sizes.astype(np.int32), tails.astype(np.int32)
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     inside_heads = np.arange(bounds[-1]) + np.repeat(starts[:-1] - bounds[:-1], lengths)
     ones = np.ones(bounds[-1], dtype=np.int32)
     heads = csr_array((ones, numbers[inside_heads], bounds), shape=(len(texts), NUMBERS))
     holders = heads.T.tocsr()
     rows = np.split(numbers, starts[1:-1])
+    signatures = _signatures(numbers, sizes)
     inside = np.zeros(NUMBERS, dtype=bool)
     copied = list(range(len(texts)))
-    for start in range(0, len(texts), BLOCK):
-        shared = heads[start : start + BLOCK] @ holders
+    step = max(1, AT_ONCE // len(texts))
+    for start in range(0, len(texts), step):
+        shared = heads[start : start + step] @ holders
         text = np.repeat(np.arange(start, start + shared.shape[0]), np.diff(shared.indptr))
-        other, both = shared.indices, shared.data
+        other, in_heads = shared.indices, shared.data
         earlier = other < text
-        text, other, both = text[earlier], other[earlier], both[earlier]
+        text, other, in_heads = text[earlier], other[earlier], in_heads[earlier]
         # At most this is in common: what the heads share, and all of the tail of the text whose
         # head ends first.
-        most = both + np.where(ends[text] <= ends[other], tails[text], tails[other])
+        most = in_heads + np.where(ends[text] <= ends[other], tails[text], tails[other])
         likely = most >= ALIKE * (sizes[text] + sizes[other] - most)
+        text, other = text[likely], other[likely]
+        # Each sequence that one text alone has changes at most one bit of its signature.
+        bits = np.bitwise_count(signatures[text] ^ signatures[other]).sum(axis=1)
+        likely = bits * (1 + ALIKE) <= (sizes[text] + sizes[other]) * (1 - ALIKE) + 1e-6
         text, other = text[likely], other[likely]
         order = np.lexsort((other, text))
         loaded = -1  # the text whose sequences are in `inside`
@@ -96,6 +102,17 @@ def _first_alike(texts: Sequence[str]) -> list[int]:
     return copied
 
 
+def _signatures(
+    numbers: "npt.NDArray[np.int64]", sizes: "npt.NDArray[np.int64]"
+) -> "npt.NDArray[np.uint64]":
+    """512 bits of each text, as (texts, 8): those of its numbers modulo 512 are 1."""
+    import numpy as np
+
+    bits = np.zeros((sizes.size, 512), dtype=bool)
+    bits[np.repeat(np.arange(sizes.size), sizes), numbers % 512] = True
+    return np.packbits(bits, axis=1).view(np.uint64)
+
+
 def _rarest_first(
     texts: Sequence[str],
 ) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
@@ -106,9 +123,7 @@ def _rarest_first(
     blocks = []
     texts_with = np.zeros(NUMBERS, dtype=np.int64)
     for start in range(0, len(texts), BLOCK):
-        rows = [_sequences(text) for text in texts[start : start + BLOCK]]
-        owners = np.repeat(np.arange(len(rows)), [row.size for row in rows])
-        keys = np.sort(owners * NUMBERS + np.concatenate(rows))
+        keys = np.sort(_sequences(texts[start : start + BLOCK]))
         blocks.append(keys[np.append(True, keys[1:] != keys[:-1])])  # each once
         texts_with += np.bincount(blocks[-1] % NUMBERS, minlength=NUMBERS)
     rank = np.empty(NUMBERS, dtype=np.int64)
@@ -121,17 +136,23 @@ def _rarest_first(
     return np.concatenate(ranks), np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
 
 
-def _sequences(text: str) -> "npt.NDArray[np.int64]":
-    """The numbers of the text's character sequences, the same on every machine."""
+def _sequences(texts: Sequence[str]) -> "npt.NDArray[np.int64]":
+    """`index of the text * NUMBERS + number` of the character sequences of each text, the same on
+    every machine. A text shorter than a sequence has one."""
     import numpy as np
 
-    read = text[:READ] or " "  # so that there is one sequence
-    codes = np.frombuffer(read.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    width = min(SHINGLE, codes.size)
-    values = np.zeros(codes.size - width + 1, dtype=np.uint64)
-    for offset in range(width):
-        values = values * np.uint64(0x100000001B3) + codes[offset : codes.size - width + 1 + offset]
-    return (_mixed(values) % np.uint64(NUMBERS)).astype(np.int64)
+    read = [text[:READ].ljust(SHINGLE, "\0") for text in texts]
+    codes = np.frombuffer("".join(read).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    values = np.zeros(codes.size - SHINGLE + 1, dtype=np.uint64)
+    for offset in range(SHINGLE):
+        values = (
+            values * np.uint64(0x100000001B3) + codes[offset : codes.size - SHINGLE + 1 + offset]
+        )
+    sizes = np.array([len(text) for text in read])
+    owners = np.repeat(np.arange(len(read)), sizes)
+    inside = owners[: values.size] == owners[SHINGLE - 1 :]  # not of the end of one and the next
+    numbers = (_mixed(values[inside]) % np.uint64(NUMBERS)).astype(np.int64)
+    return owners[: values.size][inside] * NUMBERS + numbers
 
 
 def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
