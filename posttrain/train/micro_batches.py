@@ -162,9 +162,10 @@ def join_metric(kind: str, values: Sequence[float], parts: Sequence[Part]) -> fl
     A part that has none of what the metric is over, or NaN for that, is left out.
     """
     known = [value for value in values if not math.isnan(value)]
-    if kind in ("least", "most", "sum"):
-        join = {"least": min, "most": max, "sum": sum}[kind]
-        return float(join(known)) if known else math.nan
+    if kind == "sum":
+        return sum(known)
+    if kind in ("least", "most"):
+        return min(known, default=math.nan) if kind == "least" else max(known, default=math.nan)
     shares = _shares([part.counts for part in parts], kind)
     return sum(share * value for share, value in zip(shares, values, strict=True) if share)
 
