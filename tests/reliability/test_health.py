@@ -344,6 +344,8 @@ def make_off_policy(trainer: Any) -> None:
         columns = torch.arange(batch["completion_ids"].shape[1]).to(batch["completion_ids"].device)
         lengths = torch.arange(1, 9).to(columns.device)
         batch["completion_mask"] = batch["completion_mask"] * (columns < lengths[:, None])
+        padding = trainer.processing_class.pad_token_id  # Unsloth makes the mask again from it
+        batch["completion_ids"][batch["completion_mask"] == 0] = padding
         parts = [
             torch.cat([batch[f"prompt_{key}"], batch[f"completion_{key}"]], 1)
             for key in ("ids", "mask")
@@ -444,14 +446,14 @@ def test_evaluation_whenever_it_is_wanted(name: str, tmp_path: Path) -> None:
     counted = "training.extra.include_num_input_tokens_seen=all"
     trainer, _ = build(name, tmp_path, "training.max_steps=1", "training.save_steps=1", counted)
     del trainer.current_gradient_accumulation_steps  # training sets it
-    scored = [column for column in trainer.train_dataset.column_names if column.startswith("ref_")]
-    some = trainer.train_dataset.select(range(8)).remove_columns(scored)
+    scored = trainer.train_dataset.select(range(8))
+    some = scored.remove_columns([name for name in scored.column_names if name.startswith("ref_")])
     watch, trainer.watch = trainer.watch, None
     losses = [trainer.evaluate(some)["eval_loss"]]
     trainer.watch = watch
     for _ in range(2):
         losses.append(trainer.evaluate(some)["eval_loss"])
-        losses.append(trainer.predict(some).metrics["test_loss"])
+        losses.append(trainer.predict(scored).metrics["test_loss"])
         trainer.log({"loss": 1.0})
         trainer.train()
     assert all(map(math.isfinite, losses))
