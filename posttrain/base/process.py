@@ -89,6 +89,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _on_sigterm)
     outlive_readers()
+    if not sys.stderr.isatty():  # it draws its bars again in pipes and log files too
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not is_main():  # what it would say, the main process says
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:

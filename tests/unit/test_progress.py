@@ -257,3 +257,18 @@ def test_bars_inside_bars_write_no_cursor_codes_to_a_pipe() -> None:
     lines = result.stderr.decode().splitlines()
     assert {line.split(":")[0] for line in lines} == {"answering", "generating"}
     assert "100%" in lines[-1] and lines[-1].startswith("answering")
+
+
+def test_a_dataset_is_read_without_a_bar_into_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.csv").write_text("question,answer\n1 + 1?,2\n", encoding="utf-8")
+    program = f"""
+from posttrain.base.process import run_main
+from posttrain.data.sources import read_rows
+from posttrain.settings import Source
+run_main(lambda: print(len(read_rows(Source(path={str(tmp_path / "data")!r})))))
+"""
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120)
+    assert (result.stdout, result.stderr) == (b"1\n", b"")
