@@ -53,7 +53,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.scoring import reward_functions
 from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings import GRPOSettings
-from posttrain.train import guarded_trainers
+from posttrain.train import cold_start, guarded_trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.samples import SampleRecorder
 from posttrain.train.session import Session
@@ -102,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     before = session.kept_scores(lambda: read_scores(run, held_out, by))
     if settings.run.score and not before:
         before = score(model, tokenizer, held_out, settings, run, "before", by)
+        if note := cold_start.notice(before, settings.model.name, session.config):
+            print(note)
 
     # Training, with the problems to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)

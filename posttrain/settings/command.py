@@ -47,6 +47,8 @@ class Command(Generic[S]):
     resume_anyway: bool
     """Go on from a checkpoint of a run with other settings, data or versions."""
     dry_run: bool
+    config: Path
+    """The YAML file, as it was named."""
     command: str
     """The same command without --dry-run, as it is typed in this folder."""
 
@@ -100,6 +102,7 @@ def parse_command_line(
         arguments.resume,
         arguments.resume_anyway,
         arguments.dry_run,
+        arguments.config,
         f"{run_command()} {shlex.join([script or '', *(w for w in words if not _is_dry_run(w))])}",
     )
 

@@ -39,7 +39,8 @@ class PairHealth(Health):
 class ProblemHealth(Health):
     max_flat_groups: float | None = Field(1.0, gt=0, le=1)
     """Warn where at least this share of the groups got one reward for all completions; null never
-    warns. Such a group has no advantages and teaches nothing; at 1.0 no group does."""
+    warns. Such a group has no advantages and teaches nothing; at 1.0 no group does. Where that is
+    at the highest reward, nothing is left to learn."""
     max_truncated: float | None = Field(0.5, gt=0, le=1)
     """Warn where at least this share of the completions hit training.max_completion_length; null
     never warns. One that is cut has no answer to reward, so from half on the run mostly learns to
@@ -59,6 +60,7 @@ class ProblemHealth(Health):
     differ by so many nats or more in the mean; null never warns. Rounding in 16 bits makes some
     thousandths; at 0.1 the policy learns from tokens that another model wrote."""
     stop_on: list[
-        Literal["flat_groups", "truncated", "reasoning", "kl", "unscored", "sampling"]
-    ] = Field(["unscored"])
-    """Limits that stop the run after twice `patience` steps beyond them; the others only warn."""
+        Literal["cold_start", "flat_groups", "truncated", "reasoning", "kl", "unscored", "sampling"]
+    ] = Field(["cold_start", "unscored"])
+    """Limits that stop the run after twice `patience` steps beyond them; the others only warn.
+    cold_start, after `patience` steps: every completion had the lowest reward."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from posttrain.settings import Health, PairHealth, ProblemHealth
+from posttrain.train.cold_start import WAYS_OUT
+from rewards import REWARDS
 
 Row = Mapping[str, Any]
 """The metrics of a step as the trainer logs them, or their mean since it last logged."""
@@ -40,6 +42,8 @@ class Rule:
     """True: values below the limit break the rule. False: values at or above the limit do."""
     message: str
     """Text with {value}, {limit} and {steps}, which is as in "3 steps"."""
+    hopeless: bool = False
+    """True: where it stops the run, it does so after `patience` steps, not after twice as many."""
 
     def is_broken_by(self, value: float) -> bool:
         return value < self.limit if self.is_minimum else value >= self.limit
@@ -51,7 +55,9 @@ def rules_for(health: Health, beta: float, rewards: Iterable[str] = ()) -> list[
         return _pair_rules(health, beta)
     if not isinstance(health, ProblemHealth):
         return []
+    rewards = list(rewards)
     return [
+        _cold_start_rule(rewards),
         *_problem_rules(health),
         *(_reward_rule(name, health.max_unscored) for name in rewards),
     ]
@@ -119,6 +125,26 @@ def _problem_rules(health: ProblemHealth) -> list[Rule]:
     return rules
 
 
+def _cold_start_rule(rewards: Sequence[str]) -> Rule:
+    """All groups flat at the lowest reward, so that there is nothing to learn, nor will be: 0 for
+    the project's own rewards, and of others the lowest that the run has seen."""
+    lowest = 0.0 if set(rewards) <= set(REWARDS) else math.inf
+
+    def measure(_: int, row: Row) -> float | None:
+        nonlocal lowest
+        flat, reward = row.get("frac_reward_zero_std"), row.get("reward")
+        if flat is None or reward is None:
+            return None
+        lowest = min(lowest, float(reward))
+        return float(float(flat) >= 1 and float(reward) <= lowest)
+
+    message = (
+        "for {steps} every completion has had the lowest reward, so the policy cannot learn. "
+        + WAYS_OUT
+    )
+    return Rule("cold_start", measure, 1.0, False, message, hopeless=True)
+
+
 def _reward_rule(name: str, limit: float | None) -> Rule:
     message = (
         f"for {{steps}} the reward '{name}' could not score {{value:.0%}} of the completions "
@@ -179,7 +205,7 @@ class RuleWatcher:
             before = self._broken_steps[rule]
             after = before + new_steps if rule.is_broken_by(value) else 0
             self._broken_steps[rule] = after
-            action = self._action(rule.kind, before, after)
+            action = self._action(rule, before, after)
             if action is not None:
                 steps = "1 step" if after == 1 else f"{after} steps"
                 message = rule.message.format(value=value, limit=rule.limit, steps=steps)
@@ -190,8 +216,9 @@ class RuleWatcher:
         """Count the next row from `step` on, even if the rows before it ended at another step."""
         self._last_step = step
 
-    def _action(self, kind: str, before: int, after: int) -> Literal["warned", "stopped"] | None:
-        if kind in self._stop_on and before < 2 * self._patience <= after:
+    def _action(self, rule: Rule, before: int, after: int) -> Literal["warned", "stopped"] | None:
+        most = self._patience * (1 if rule.hopeless else 2)
+        if rule.kind in self._stop_on and before < most <= after:
             return "stopped"
         return "warned" if before < self._patience <= after else None
 

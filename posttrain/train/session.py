@@ -60,6 +60,7 @@ class Session(Generic[S]):
         command: Command[S] = parse_command_line(settings_class, config_class, story, argv)
         self.settings: S = command.settings
         self.dry_run: bool = command.dry_run
+        self.config: str = str(command.config)
         self._command: Command[S] = command
         self.run: RunFolder = RunFolder(command.output)
         self.done: bool = False

@@ -58,7 +58,7 @@ def _first_alike(texts: Sequence[str]) -> list[int]:
     from scipy.sparse import csr_array
 
     numbers, starts = _rarest_first(texts)
-    sizes = np.diff(starts).astype(np.int32)
+    sizes = np.diff(starts)
     lengths = ((1 - ALIKE) * sizes).astype(np.int32) + 1  # of the heads
     tails, ends = sizes - lengths, numbers[starts[:-1] + lengths - 1]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -152,7 +152,8 @@ def _sequences(texts: Sequence[str]) -> "npt.NDArray[np.int64]":
     owners = np.repeat(np.arange(len(read)), sizes)
     inside = owners[: values.size] == owners[SHINGLE - 1 :]  # not of the end of one and the next
     numbers = (_mixed(values[inside]) % np.uint64(NUMBERS)).astype(np.int64)
-    return owners[: values.size][inside] * NUMBERS + numbers
+    keys: npt.NDArray[np.int64] = owners[: values.size][inside] * NUMBERS + numbers
+    return keys
 
 
 def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
