@@ -16,7 +16,7 @@ from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, Section
-from posttrain.settings.command import load_settings, parse_command_line
+from posttrain.settings.command import SETTINGS, load_settings, parse_command_line
 from posttrain.settings.data import TAKEN
 from posttrain.settings.export import Parity
 from posttrain.settings.extra import (
@@ -69,7 +69,7 @@ NULLABLE = {
 
 
 def settings_class(path: Path) -> type[Section]:
-    return DPOSettings if path.name.startswith("dpo") else GRPOSettings
+    return SETTINGS[path.name.split("_")[0]]
 
 
 def config_class(path: Path) -> str:
