@@ -14,8 +14,10 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import Training
 
 # What libraries raise for arguments that they do not take.
-REFUSALS = (AssertionError, AttributeError, ImportError, OSError, NotImplementedError)
-REFUSALS += (TypeError, ValueError)
+REFUSALS = (
+    *(AssertionError, AttributeError, ImportError, KeyError, NotImplementedError),
+    *(OSError, TypeError, ValueError),
+)
 
 
 @contextlib.contextmanager
@@ -27,7 +29,7 @@ def refused_by(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (*REFUSALS, KeyError) as error:
+    except REFUSALS as error:
         said = str(error) if str(error).strip() else type(error).__name__
         raise ConfigError(f"training: {name} refuses it: {' '.join(said.split())}") from error
 

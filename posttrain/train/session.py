@@ -57,10 +57,10 @@ class Session(Generic[S]):
         """`config_class` is trl's, as parse_command_line takes it; `story` is shown by --help."""
         command: Command[S] = parse_command_line(settings_class, config_class, story, argv)
         self.settings: S = command.settings
-        self.dry_run = command.dry_run
+        self.dry_run: bool = command.dry_run
         self._command: Command[S] = command
-        self.run = RunFolder(command.output)
-        self.done = False
+        self.run: RunFolder = RunFolder(command.output)
+        self.done: bool = False
         """The folder holds this very run, finished."""
         self._in_the_way: ConfigError | None = None  # for which the run would be refused
         with self._noted():
