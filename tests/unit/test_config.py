@@ -835,6 +835,7 @@ def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None
             "apo_zero takes none but reverse_kl",
         ),
         (DPO, ["extra.use_weighting=true", "loss_type=[aot]"], "use another training.loss_type"),
+        (DPO, ["extra.use_weighting=true"], "aot_unpaired and sft"),
         (GRPO, ["extra.generation_kwargs={max_new_tokens: 9}"], "training.max_completion_length"),
         (GRPO, ["extra.accelerator_config={split_batches: true}"], "per_device_train_batch_size"),
         (DPO, ["extra.debug=5"], "expected text | list of text, got 5"),
