@@ -103,7 +103,7 @@ def _first_alike(texts: Sequence[str]) -> list[int]:
 
 
 def _signatures(
-    numbers: "npt.NDArray[np.int64]", sizes: "npt.NDArray[np.int64]"
+    numbers: "npt.NDArray[np.int64]", sizes: "npt.NDArray[np.int32]"
 ) -> "npt.NDArray[np.uint64]":
     """512 bits of each text, as (texts, 8): those of its numbers modulo 512 are 1."""
     import numpy as np
@@ -152,7 +152,8 @@ def _sequences(texts: Sequence[str]) -> "npt.NDArray[np.int64]":
     owners = np.repeat(np.arange(len(read)), sizes)
     inside = owners[: values.size] == owners[SHINGLE - 1 :]  # not of the end of one and the next
     numbers = (_mixed(values[inside]) % np.uint64(NUMBERS)).astype(np.int64)
-    return owners[: values.size][inside] * NUMBERS + numbers
+    keys: npt.NDArray[np.int64] = owners[: values.size][inside] * NUMBERS + numbers
+    return keys
 
 
 def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
