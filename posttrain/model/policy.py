@@ -20,7 +20,7 @@ from posttrain.base.errors import ConfigError, PostTrainError, first_line
 from posttrain.base.files import model_fingerprint
 from posttrain.base.paths import ROOT
 from posttrain.base.process import share_the_processor
-from posttrain.data.render import end_of_reply
+from posttrain.data.render import end_of_reply, limit_token_ids
 from posttrain.model import adapter
 from posttrain.model.decode_graphs import admit_decode_graphs
 from posttrain.model.device import Device
@@ -204,7 +204,7 @@ def load(
         adapter.remember_start(policy, lora)
         if not _has_gpu_modules():
             fuse(policy)
-    tokenizer = _set_up_generation(policy, tokenizer)
+    tokenizer = _set_up_generation(policy, tokenizer, f"model.name: '{model.name}'")
     # Unsloth sets its own limit on a GPU, which would be saved with the adapter.
     tokenizer.model_max_length = load_tokenizer(model).model_max_length
     if isinstance(model, RolloutModel) and not from_vllm:
@@ -311,16 +311,19 @@ def load_for_scoring(
         raise ConfigError(f"the model '{name}' has no chat template; use an instruct model")
     if is_adapter:
         choose_weights(model, "auto", keep=False)
-    return model, _set_up_generation(model, tokenizer)
+    return model, _set_up_generation(model, tokenizer, f"the model '{name}'")
 
 
-def _set_up_generation(policy: Any, tokenizer: Any) -> Any:
+def _set_up_generation(policy: Any, tokenizer: Any, what: str) -> Any:
     """Set left padding, a padding token and all end tokens, and remove the model's own sampling
     settings.
 
     Models come with sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1), which
     generate() would use wherever the caller sets none. Ours come from the YAML alone. Returns the
-    tokenizer.
+    tokenizer. `what` is the model, for messages.
+
+    Raises:
+        ConfigError: the model has no embedding for the padding or end token.
     """
     from transformers import GenerationConfig
 
@@ -329,6 +332,7 @@ def _set_up_generation(policy: Any, tokenizer: Any) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     ends = end_tokens(policy.generation_config, tokenizer)
     end_at_replies(tokenizer)
+    limit_token_ids(tokenizer, policy.get_input_embeddings().weight.shape[0], what)
     policy.generation_config = GenerationConfig(
         eos_token_id=sorted(ends | {tokenizer.eos_token_id}), pad_token_id=tokenizer.pad_token_id
     )

@@ -22,8 +22,8 @@ from typing import Any, Generic, TypeVar
 from posttrain.base.distributed import is_main
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import ROOT, shown
-from posttrain.data.render import set_template_variables
-from posttrain.model import policy, trust, vllm
+from posttrain.data.render import clock_note, set_template_variables
+from posttrain.model import checks, policy, trust, vllm
 from posttrain.model.device import check_device, free_memory
 from posttrain.report import next_steps
 from posttrain.report.live import draw
@@ -86,8 +86,9 @@ class Session(Generic[S]):
         """Start Unsloth and check that the device can run this config; returns the tokenizer.
 
         Raises:
-            ConfigError: it cannot, or the tokenizer is not in reach.
+            ConfigError: it cannot, or the tokenizer is not in reach, or the model does not fit it.
         """
+        checks.refuse_adapter(self.settings.model.name)
         policy.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
         vllm.prepare_vllm(self.settings.model)
         device = policy.start(self.settings.run.verbose, self.settings.run.threads)
@@ -95,6 +96,10 @@ class Session(Generic[S]):
         self._facts["device"] = device.name
         tokenizer = policy.load_tokenizer(self.settings.model)
         set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
+        settings = self.settings
+        checks.check_model(settings.model, settings.lora, settings.export, tokenizer)
+        if note := clock_note(tokenizer):
+            print(note)
         return tokenizer
 
     def open(self, rows: Sequence[Any]) -> None:

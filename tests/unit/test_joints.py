@@ -135,6 +135,14 @@ posttrain/model/prompts.py: layers that keep the keys and values of all tokens, 
 posttrain/model/rollouts.py: a trainer's generation goes through its model's generate()
     trl/trainer/grpo_trainer.py: "unwrapped_model.generate("
     unsloth/models/rl.py: "original_generate = generating_model.generate"
+scripts/grpo.py: the prompts that trl renders get the variables that ours get, and our clock
+    trl/trainer/grpo_trainer.py: GRPOTrainer.chat_template_kwargs "**self.chat_template_kwargs"
+    transformers/utils/chat_template_utils.py: 'globals["strftime_now"]'
+posttrain/model/checks.py: embedding and output layer are trained in full, not with LoRA
+    unsloth/models/_utils.py: 'EMBEDDING_MODULES = frozenset(("embed_tokens", "lm_head"))'
+    unsloth_zoo/cpu/loader.py: 'm in ("embed_tokens", "lm_head")'
+posttrain/model/checks.py: the layers that peft puts LoRA on
+    transformers/pytorch_utils.py: Conv1D
 posttrain/model/trust.py: what transformers lets torch read from a checkpoint
     transformers/trainer_pt_utils.py: safe_globals
 posttrain/export/merge.py: one layer after the other is merged, so that they need little memory

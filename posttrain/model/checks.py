@@ -1,0 +1,159 @@
+"""Check the model that a run names before its weights are loaded, in a dry run too.
+
+The model is built from its config on torch's meta device, which holds no weights and takes a
+fraction of a second: its layers and the rows of its embedding are those of the loaded model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from posttrain.base.errors import ConfigError, did_you_mean, first_line
+from posttrain.base.paths import ROOT
+from posttrain.data.render import limit_token_ids
+from posttrain.model import adapter
+from posttrain.model.policy import local_or_hub
+from posttrain.settings import Export, Lora, Model, RolloutModel
+
+WHOLE = ("embed_tokens", "lm_head")
+"""Names that Unsloth takes out of target_modules: it trains and saves these matrices in full."""
+BYTES_TRAINED = 16  # of a weight in float32 with its gradient and AdamW's two moments
+
+
+def refuse_adapter(name: str) -> None:
+    """Check that `model.name` is not an adapter or run folder. Needs no torch.
+
+    Raises:
+        ConfigError: it is one; names the setting that trains on from it.
+    """
+    for folder in (Path(name).expanduser(), ROOT / name):
+        for path, shown in ((folder, name), (folder / "adapter", f"{name.rstrip('/')}/adapter")):
+            if (path / adapter.CONFIG).is_file():
+                config = json.loads((path / adapter.CONFIG).read_text(encoding="utf-8"))
+                raise _is_adapter(name, shown, config.get(adapter.BASE))
+        if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model.name: '{name}' is a run folder without an adapter: its training is not "
+                "finished. Run its training command again to finish it, or name a model"
+            )
+        if folder.is_dir():
+            return
+
+
+def _is_adapter(name: str, path: str, base: Any) -> ConfigError:
+    kind = "an adapter" if path == name else "a run folder with an adapter"
+    return ConfigError(
+        f"model.name: '{name}' is {kind}, not a model. To train on from it, set model.adapter: "
+        f"{path} (its base model is {base})"
+    )
+
+
+def check_model(model: Model, lora: Lora, export: Export, tokenizer: Any) -> None:
+    """Check layers and token ids against the model's architecture. After policy.start().
+
+    From now on render.token_ids refuses ids that the model has no embedding for.
+
+    Raises:
+        ConfigError: names the setting or the token that does not fit the model.
+    """
+    skeleton = _skeleton(model)
+    if skeleton is None:
+        return
+    _check_layers(skeleton, lora, export, model)
+    rows = skeleton.get_input_embeddings().weight.shape[0]
+    limit_token_ids(tokenizer, rows, f"model.name: '{model.name}'")
+
+
+def _skeleton(model: Model) -> Any:
+    """The model without weights; None where it is of no class of causal language models."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import find_adapter_config_file
+
+    name = local_or_hub(model.name)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if path := find_adapter_config_file(name, revision=model.revision):
+            base = json.loads(Path(path).read_text(encoding="utf-8")).get(adapter.BASE)
+            raise _is_adapter(model.name, model.name, base) from None
+        raise ConfigError(
+            f"model.name: cannot read the config of '{name}': {first_line(error)}"
+        ) from None
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except ValueError:  # for Unsloth to load in another way, or to refuse
+        return None
+
+
+def _check_layers(skeleton: Any, lora: Lora, export: Export, model: Model) -> None:
+    """Check lora.target_modules as peft matches them: a layer's name, or the end of it after a dot.
+
+    Prints what it means that embedding or output layer are among them.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    nn = torch.nn
+    takes_lora = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
+    modules = {name: module for name, module in skeleton.named_modules() if name}
+    layers = {name for name, module in modules.items() if isinstance(module, takes_lora)}
+    parameters = {name.rpartition(".")[2] for name, _ in skeleton.named_parameters()}
+    if "gate_up_proj" in parameters:  # experts of a mixture, in one parameter
+        parameters |= {"gate_proj", "up_proj"}
+    for target in lora.target_modules:
+        matches = [name for name in modules if f".{name}".endswith(f".{target}")]
+        if not matches and target not in parameters - {"weight", "bias"}:
+            dots = target.count(".")
+            ends = {".".join(name.split(".")[-dots - 1 :]) for name in layers}
+            raise ConfigError(
+                f"lora.target_modules: '{model.name}' has no layer '{target}'."
+                + did_you_mean(target, ends)
+            )
+        if others := sorted(set(matches) - layers):
+            inside = {n.rpartition(".")[2] for n in layers if n.startswith(f"{others[0]}.")}
+            kind = type(modules[others[0]]).__name__
+            raise ConfigError(
+                f"lora.target_modules: '{target}' takes no LoRA, it is a {kind}; "
+                f"name layers inside it: {', '.join(sorted(inside)) or 'it has none'}"
+            )
+    if whole := [name for name in lora.target_modules if name.rpartition(".")[2] in WHOLE]:
+        _check_whole(skeleton, whole, lora, export, model)
+
+
+def _check_whole(skeleton: Any, names: list[str], lora: Lora, export: Export, model: Model) -> None:
+    """Check that matrices can be trained in full, and print what that takes."""
+    what = f"lora.target_modules: {', '.join(names)}"
+    if odd := [name for name in names if name not in WHOLE]:
+        raise ConfigError(
+            f"{what}: write {odd[0].rpartition('.')[2]}; with a path before it, Unsloth trains the "
+            "matrix in full on a GPU and with LoRA on a CPU"
+        )
+    if len(names) == len(lora.target_modules):
+        raise ConfigError(
+            f"{what} takes no LoRA; name at least one layer that does, such as q_proj"
+        )
+    if export.to:
+        raise ConfigError(
+            f"{what} would be trained in full, and export.to makes files of LoRA on linear layers "
+            f"only; remove {' and '.join(names)}, or set export.to: []"
+        )
+    if lora.init in adapter.MOVED:
+        raise ConfigError(
+            f"{what} would be trained in full, and the reference of lora.init = {lora.init} takes "
+            "LoRA on every trained layer; set lora.init: default"
+        )
+    if isinstance(model, RolloutModel) and model.fast_inference != "never":
+        raise ConfigError(
+            f"{what} would be trained in full, and vLLM samples from LoRA on linear layers only; "
+            "set model.fast_inference: never"
+        )
+    layers = {"embed_tokens": "get_input_embeddings", "lm_head": "get_output_embeddings"}
+    weights = sum(getattr(skeleton, layers[name])().weight.numel() for name in names)
+    print(
+        f"note: {what}: trained and saved in full, without LoRA: {weights / 1e6:,.1f} million "
+        f"weights, {weights * BYTES_TRAINED / 2**20:,.0f} MB more memory with AdamW, "
+        f"{weights * 4 / 2**20:,.0f} MB more in the adapter and in every checkpoint; the adapter "
+        "cannot be exported"
+    )
