@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import source
 from posttrain.chat.weights import Weights
 from posttrain.data.pairs import load_pairs
@@ -246,7 +246,7 @@ def test_rows_that_an_earlier_stage_trained_on_are_not_held_out(
 
 
 def test_commands_on_a_later_stage_and_without_the_earlier_ones(
-    chain: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chain: list[Path], tmp_path: Path
 ) -> None:
     runs = [shutil.copytree(run, tmp_path / run.name) for run in chain]
     config = runs[2] / "config.yaml"
@@ -268,15 +268,17 @@ def test_commands_on_a_later_stage_and_without_the_earlier_ones(
     three = sides()
     assert three["start"] == answered(runs[1]) != three["before"] == answered(None)
     assert three["after"] == answered(runs[2])
-    problems = "assets/demo_data/problems_train.jsonl"
-    scored = [str(runs[2]), "--data", problems, "--limit", "8", "--output", str(tmp_path / "e")]
+    seen = ["--data", str(ROOT / "assets/demo_data/problems_train.jsonl"), "--limit", "8"]
+    with pytest.raises(DataError, match=r"or the data of earlier stages, which .* was trained on"):
+        evaluate.main(["--model", str(chain[1] / "adapter"), *seen])
     for earlier in runs[:2]:
         shutil.rmtree(earlier)
     assert sides() == {name: three[name] for name in ("before", "after")}
     assert run_script("report", runs[2]).returncode == 0
     assert "stage1: GRPO" in (runs[2] / "report.html").read_text("utf-8")
-    scored[2] = "assets/demo_data/problems_test.jsonl"
-    assert evaluate.main(scored) == 0
+    unseen = ["--data", str(ROOT / "assets/demo_data/problems_test.jsonl"), "--limit", "4"]
+    output = ["--max-new-tokens", "40", "--output", str(tmp_path / "scores")]
+    assert evaluate.main(["--model", str(runs[2] / "adapter"), *unseen, *output]) == 0
     done = run_script("export", runs[2], "export.to=[merged_16bit]")
     assert done.returncode == 0, done.stderr
     assert (runs[2] / "merged_16bit" / "model.safetensors").is_file()
