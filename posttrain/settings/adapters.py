@@ -108,9 +108,9 @@ def obstacle(config: dict[str, Any], tied: bool = False) -> str | None:
 
 def _obstacle_to_training(config: dict[str, Any]) -> str | None:
     """Why an adapter has no counterpart in the section `lora`; None where it has."""
-    for key in ("rank_pattern", "alpha_pattern"):
+    for key in ("rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules"):
         if config.get(key):
-            return f"has ranks by layer ({key})"
+            return f"differs from layer to layer ({key})"
     if not isinstance(config.get("target_modules"), list):
         return "names its layers by a pattern (target_modules)"
     for key in ("r", "lora_alpha"):
