@@ -3,7 +3,8 @@
 The loss is -log sigmoid(beta (log pi(y_c|x)/ref(y_c|x) - log pi(y_r|x)/ref(y_r|x))), equation 7 of
 "Direct Preference Optimization" (https://arxiv.org/abs/2305.18290), over pairs of a chosen and a
 rejected reply to the same prompt. Unlike the paper, the policy is a LoRA adapter on quantised
-weights, and the reference is the same weights with the adapter off, so only one model is in memory.
+weights, and the reference is the policy as loaded: the same weights with the adapter off or, with
+`model.adapter`, with that adapter. Only one model is in memory.
 
     ./run dpo --config configs/dpo_french_16gb.yaml
     ./run dpo --config configs/dpo_demo.yaml training.beta=0.2 --resume never
@@ -55,7 +56,6 @@ def main(argv: list[str] | None = None) -> int:
     # Pairs, checked before anything heavy is loaded and reported on before the model is.
     pairs = load_pair_set(settings.data, settings.prompt)
     check_examples(settings.prompt.examples, user_turns(pairs.train + pairs.held_out))
-    refuse_earlier_stages(settings.model.adapter, user_turns(pairs.held_out))
     tokenizer = session.start()
     trainer_arguments(settings, run)  # what the trainer refuses, it refuses before the loading
     data_report, lengths = examine(pairs, tokenizer, settings)
@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         print(pair_report_text.render_warnings(data_report), end="")
     train_pairs, held_out, validation = fitting(pairs, lengths, settings)
     problems = problem_sets.load(settings, train_pairs, tokenizer)
+    scored = [problem.question for each in problems.values() for problem in each]
+    refuse_earlier_stages(settings.model.adapter, [*user_turns(held_out), *scored])
     rows = [*train_pairs, *held_out, *problems.items(), *validation]
     if session.dry_run:
         print(describe(settings, shape_of(settings.model.name), len(train_pairs)))

@@ -51,7 +51,13 @@ from posttrain.data.problems import load_problems as load_both
 from posttrain.model.server import PATIENCE_S, first_model, is_url
 from posttrain.run.replies import folder_for, read_replies, resume, score_again
 from posttrain.scoring import answers, reward_functions
-from posttrain.scoring.provenance import run_config, run_of, trained_questions, weights_fingerprint
+from posttrain.scoring.provenance import (
+    earlier_questions,
+    run_config,
+    run_of,
+    trained_questions,
+    weights_fingerprint,
+)
 from posttrain.settings import (
     Evaluation,
     GRPOSettings,
@@ -335,7 +341,7 @@ def prompt_of(
 
 
 def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int:
-    """How many of the problems the model's run trained on.
+    """How many of the problems the model's run, or a stage before it, trained on.
 
     Raises:
         DataError: some are, and --allow-trained-on was not given.
@@ -343,11 +349,13 @@ def refuse_trained_on(asked: argparse.Namespace, problems: list[Problem]) -> int
     trained = run_config(asked.model)
     if not trained:
         return 0
-    shared = seen_in_training(problems, trained_questions(trained))
+    before = [q for _, turns in earlier_questions(trained["model"].get("adapter")) for q in turns]
+    shared = seen_in_training(problems, [*trained_questions(trained), *before])
     if shared and not asked.allow_trained_on and asked.data != "train":
         raise DataError(
             f"{asked.data}: {len(shared)} of {len(problems)} questions are in "
-            f"{trained['data']['train']['path']}, which {asked.model} was trained on, such as "
+            f"{trained['data']['train']['path']}{' or the data of earlier stages' * bool(before)},"
+            f" which {asked.model} was trained on, such as "
             f"{shared[0].question[:60]!r}. --allow-trained-on scores them and says so in the report"
         )
     return len(shared)

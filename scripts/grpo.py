@@ -48,7 +48,7 @@ from posttrain.data.render import (
 )
 from posttrain.doctor.recipe import describe
 from posttrain.doctor.shape import shape_of
-from posttrain.model import inference, policy
+from posttrain.model import adapter, inference, policy
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import reward_functions
 from posttrain.scoring.provenance import refuse_earlier_stages
@@ -294,13 +294,14 @@ def build_trainer(
     recorder = SampleRecorder(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )
-    trainer = guarded_trainers.guarded_grpo(GRPOTrainer)(
-        model=model,
-        reward_funcs=recorder.wrap(functions),
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
+    with adapter.without_new_start(model):
+        trainer = guarded_trainers.guarded_grpo(GRPOTrainer)(
+            model=model,
+            reward_funcs=recorder.wrap(functions),
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
     trainer.chat_template_kwargs = template_variables(tokenizer)  # with a clock that stands still
     policy.drop_reference_copy(model)
     return trainer, report_changes(requested, trainer.args)

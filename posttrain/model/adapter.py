@@ -132,19 +132,23 @@ def check_weights(folder: Path, lora: Lora, base: Any) -> None:
         raise ConfigError(
             f"model.adapter: {path} cannot be read ({error}); copy it again from where it was made"
         ) from None
-    ranks = {name: shape[0] for name, shape in shapes.items() if ".lora_A." in name}
-    layers = {name.split(".lora_A.")[0].split(".")[-1] for name in ranks}
-    if layers != {target.split(".")[-1] for target in lora.target_modules}:
+    modules = dict(base.named_modules())
+    targets = tuple(f".{target}" for target in lora.target_modules)
+    layers = [name for name in modules if f".{name}".endswith(targets)]
+    wanted = {f"base_model.model.{name}.lora_{side}.weight" for name in layers for side in "AB"}
+    held = {name for name in shapes if ".lora_A." in name or ".lora_B." in name}
+    if odd := sorted(wanted ^ held):
+        verb, whose = ("lacks", "") if odd[0] in wanted else ("holds", "not ")
         raise ConfigError(
-            f"model.adapter: {path} holds weights for {', '.join(sorted(layers)) or 'no layer'}, "
-            f"and {CONFIG} names {', '.join(lora.target_modules)}: two different adapters"
+            f"model.adapter: {path} {verb} {odd[0]}, which is {whose}of a layer of the base model "
+            f"that {CONFIG} names; weights, config and base model do not belong together"
         )
+    ranks = {name: shape[0] for name, shape in shapes.items() if ".lora_A." in name}
     if wrong := next((name for name, rank in ranks.items() if rank != lora.r), None):
         raise ConfigError(
             f"model.adapter: {path} holds rank {ranks[wrong]} for {wrong}, and {CONFIG} says rank "
             f"{lora.r}: two different adapters"
         )
-    modules = dict(base.named_modules())
     for name, shape in shapes.items():
         layer = modules.get(name.removeprefix("base_model.model.").split(".lora_")[0])
         features = {".lora_A.": "in_features", ".lora_B.": "out_features"}

@@ -1,7 +1,8 @@
 """Load, adapt and save the policy, and switch its modes. The only file that imports unsloth.
 
-The policy is the base model plus a LoRA adapter; the reference is the same weights with the adapter
-off. With no GPU, Unsloth trains on the CPU through the same calls.
+The policy is the base model plus a LoRA adapter; the reference is the policy as loaded: the same
+weights with the adapter off or, where that started with an effect, as it was then. With no GPU,
+Unsloth trains on the CPU through the same calls.
 """
 
 import contextlib

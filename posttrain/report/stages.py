@@ -14,19 +14,25 @@ def chain_of(adapter: Path) -> list[Row]:
     `data` and `adapter` are fingerprints, `measure` the headline of the stage's method. An adapter
     outside of a run folder is one stage of which only name and fingerprint are known.
     """
-    run = adapter.parent
     stage: Row = {"name": adapter.name, "adapter": model_fingerprint(adapter)}
-    if adapter.name != "adapter" or not (run / "config.yaml").is_file():
+    of_checkpoint = adapter.parent.name == "checkpoints"
+    run = adapter.parent.parent if of_checkpoint else adapter.parent
+    if not (of_checkpoint or adapter.name == "adapter") or not (run / "config.yaml").is_file():
         return [stage]
     record = read_run(run)
+    stage |= {
+        "name": run.name,
+        "method": record.method.lower(),
+        "data": record.environment.get("data"),
+    }
+    if of_checkpoint:  # which was not scored
+        step = adapter.name.rpartition("-")[2]
+        return [*_earlier(record), {**stage, "steps": int(step) if step.isdigit() else None}]
     found = record.measures()
     main = next(iter(found), None)
     sides = {side: found[main][side] for side in ("before", "after")} if main else {}
     stage |= {
-        "name": run.name,
-        "method": record.method.lower(),
         "steps": section(record.environment, "trained").get("steps"),
-        "data": record.environment.get("data"),
         "measure": main,
         **sides,
     }

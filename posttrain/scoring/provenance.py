@@ -1,10 +1,10 @@
 """Where a model folder comes from: its run's settings, its weights, what it was trained on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError, DataError, quoted
+from posttrain.base.errors import ConfigError, DataError, PostTrainError, first_line, quoted
 from posttrain.base.files import model_fingerprint, sha256
 from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.pairs import load_pair_set
@@ -50,33 +50,39 @@ def weights_fingerprint(model: str) -> str | None:
 
 
 def refuse_earlier_stages(adapter: str | None, questions: Iterable[str]) -> None:
-    """Check that no held-out question was trained on by a stage before (`model.adapter`).
-
-    A stage whose data is not on this machine is printed, as it cannot be checked.
+    """Check that no question that is scored was trained on by a stage before (`model.adapter`).
 
     Raises:
         DataError: one was.
     """
-    asked = {normalise(question): question for question in questions}
-    while adapter is not None:
-        folder = find_adapter(adapter)
-        run, trained = run_of(str(folder))
-        if run is None:
-            print(f"note: {adapter} has no run folder, so what it was trained on is not known")
-            return
-        try:
-            seen = trained_questions(trained)
-        except DataError as error:
-            print(f"note: what {run.name} was trained on cannot be checked: {error}")
-            seen = []
-        shared = [asked[key] for key in map(normalise, seen) if key in asked]
+    scored = {normalise(question): question for question in questions}
+    for stage, trained_on in earlier_questions(adapter):
+        shared = [scored[key] for key in {normalise(q): None for q in trained_on} if key in scored]
         if shared:
             raise DataError(
-                f"{len(shared)} of the held-out questions were trained on by {run.name}, which "
-                f"this run starts from, such as {quoted(shared[0])}; hold out other rows "
-                "(data.eval)"
+                f"{len(shared)} of the held-out questions were trained on by {stage}, which this "
+                f"run starts from, such as {quoted(shared[0])}; hold out other rows"
             )
-        adapter = (trained.get("model") or {}).get("adapter")
+
+
+def earlier_questions(adapter: str | None) -> Iterator[tuple[str, list[str]]]:
+    """Name and training questions of each stage behind `model.adapter`, the last one first.
+
+    A stage whose run or data is not on this machine is printed, as it cannot be checked.
+    """
+    while adapter is not None:
+        try:
+            run, trained = run_of(str(find_adapter(adapter)))
+        except ConfigError:
+            run, trained = None, {}
+        if run is None:
+            print(f"note: {adapter} has no run folder here, so what it was trained on is unknown")
+            return
+        try:
+            yield run.name, trained_questions(trained)
+        except (PostTrainError, ValueError) as error:  # also of settings that are no longer valid
+            print(f"note: cannot check what {run.name} was trained on: {first_line(error)}")
+        adapter = trained["model"].get("adapter")
 
 
 def trained_questions(trained: dict[str, Any]) -> list[str]:

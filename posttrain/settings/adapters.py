@@ -106,6 +106,19 @@ def obstacle(config: dict[str, Any], tied: bool = False) -> str | None:
     return next((reason for wrong, reason in reasons if wrong), None)
 
 
+def _obstacle_to_training(config: dict[str, Any]) -> str | None:
+    """Why an adapter has no counterpart in the section `lora`; None where it has."""
+    for key in ("rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules"):
+        if config.get(key):
+            return f"differs from layer to layer ({key})"
+    if not isinstance(config.get("target_modules"), list):
+        return "names its layers by a pattern (target_modules)"
+    for key in ("r", "lora_alpha"):
+        if type(config.get(key)) is not int:
+            return f"has {key} {given(config.get(key))}, not a whole number"
+    return None
+
+
 def with_adapter(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a config with those of `model.adapter` filled in: base model and LoRA.
 
@@ -119,15 +132,12 @@ def with_adapter(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(name, str):
         return values
     folder = find_adapter(name)
-    config = read_adapter(folder)
-    reason = obstacle(config)
-    for key in ("rank_pattern", "alpha_pattern"):
-        reason = reason or (f"has ranks by layer ({key})" if config.get(key) else None)
-    if not reason and not isinstance(config.get("target_modules"), list):
-        reason = "names its layers by a pattern (target_modules)"
-    if reason:
+    try:
+        config, base = read_adapter(folder), base_of(folder)
+    except ConfigError as error:
+        raise ConfigError(f"model.adapter: {error}") from None
+    if reason := obstacle(config) or _obstacle_to_training(config):
         raise ConfigError(f"model.adapter: {folder} {reason}; a run can start from plain LoRA only")
-    base = base_of(folder)
     if "name" in model and not _same_model(str(model["name"]), base):
         raise ConfigError(
             f"model.name is {model['name']}, and the adapter {name} was trained on {base}; leave "

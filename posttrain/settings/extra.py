@@ -75,7 +75,7 @@ UNSUPPORTED = {
     ),
     **_each(
         "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
-        "the reference is the policy without its adapter, which trl cannot move; leave it out",
+        "the reference is the policy as loaded, which trl cannot move; leave it out",
     ),
     "trust_remote_code": "the code of a model is never run here; leave it out",
     **_each(

@@ -32,8 +32,8 @@ KINDS = {
 
 def settings_of(*overrides: str) -> DPOSettings:
     short = ("training.max_steps=2", "training.loss_type=[sigmoid]", "training.save_steps=1")
-    precomputed = "training.precompute_ref_log_probs=true"
-    return load_settings(DPOSettings, CONFIG, [*short, precomputed, *overrides])
+    at_each_step = "training.precompute_ref_log_probs=false"
+    return load_settings(DPOSettings, CONFIG, [*short, at_each_step, *overrides])
 
 
 class Trained:

@@ -71,7 +71,7 @@ def test_matrices_that_are_trained_in_full(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(ConfigError, match=r"export\.to makes files of LoRA .* remove lm_head"):
         check(*overrides, "export.to=[merged_16bit]")
     with pytest.raises(ConfigError, match=r"set lora\.init: default"):
-        check(*overrides, "lora.init=pissa", "training.precompute_ref_log_probs=true")
+        check(*overrides, "lora.init=pissa")
 
 
 @pytest.mark.parametrize("method", MAINS)

@@ -465,13 +465,6 @@ def test_luspo_with_the_ratios_of_sequences() -> None:
     assert settings.training.loss_type == "luspo"
 
 
-def test_kl_term_needs_an_adapter_that_can_be_switched_off() -> None:
-    path = ROOT / "configs" / "grpo_demo.yaml"
-    load_settings(GRPOSettings, path, ["lora.init=pissa"])
-    with pytest.raises(ConfigError, match=r"lora\.init = pissa: the reference of the KL term"):
-        load_settings(GRPOSettings, path, ["lora.init=pissa", "training.beta=0.01"])
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -486,10 +479,6 @@ def test_kl_term_needs_an_adapter_that_can_be_switched_off() -> None:
         (["lora.init=olora", "model.load_in_4bit=true"], "lora.init = olora takes weights that"),
         (["lora.init=pissa", "lora.use_dora=true"], "goes with neither lora.use_dora nor"),
         (["lora.init=pissa", "lora.dropout=0.1"], "goes with neither lora.use_dora nor"),
-        (
-            ["lora.init=pissa", "training.precompute_ref_log_probs=false"],
-            "set training.precompute_ref_log_probs to true",
-        ),
         (["training.label_smoothing=0.5"], "training.label_smoothing: "),
         (["training.beta=0"], "training.beta: should be above 0"),
         (["data.holdout=0"], "data.holdout: "),

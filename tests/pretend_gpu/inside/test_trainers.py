@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import ROOT, make_adapter
 from tests.pretend_gpu.card import BFLOAT16
 from tests.reliability.inside import adapter, arguments, leave_with, losses, rows
 
@@ -86,6 +87,29 @@ def test_first_loss_of_dpo_is_ln_2(
         assert found[0]["loss"] == pytest.approx(math.log(2), abs=near)
         assert abs(found[0]["rewards/margins"]) < 10 * near
         assert found[1]["loss"] < math.log(2) or not BFLOAT16  # a scaler skips its first steps
+
+
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.long), "4bit"])
+@pytest.mark.parametrize("way", ["precomputed", "at each step", "kl"])
+def test_reference_is_the_adapter_that_a_run_starts_from(
+    way: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first loss and KL term are those of no change, which the bare base would not give."""
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    start = make_adapter(ROOT / "assets" / "demo_model", tmp_path / "start", spread=0.05)
+    given = [*PRECISIONS[precision], f"model.adapter={start}"]
+    near = 1e-5 if BFLOAT16 or precision == "float32" else 1e-3
+    if way == "kl":
+        first, second = trained("grpo", tmp_path / "grpo", *given, "training.beta=0.1")
+        assert abs(first["kl"]) < near
+        assert second["kl"] > first["kl"] or not BFLOAT16
+        return
+    kept = f"training.precompute_ref_log_probs={str(way == 'precomputed').lower()}"
+    given += [kept, "training.loss_type=[sigmoid]", "data.train.limit=300"]
+    first, second = trained("dpo", tmp_path / "dpo", *given)
+    assert first["loss"] == pytest.approx(math.log(2), abs=near)
+    assert abs(first["rewards/chosen"]) < 10 * near > abs(first["rewards/rejected"])
+    assert second["loss"] < first["loss"] or not BFLOAT16  # a scaler skips its first steps
 
 
 KINDS = {

@@ -1,0 +1,361 @@
+"""Runs that start from an adapter: reference, resuming, the chain, what is refused."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.chat import source
+from posttrain.chat.weights import Weights
+from posttrain.data.pairs import load_pairs
+from posttrain.data.problems import load_problems
+from posttrain.model import policy
+from posttrain.run.folder import RunFolder
+from posttrain.settings import DPOSettings, Evaluation, GRPOSettings
+from posttrain.settings.adapters import with_adapter
+from posttrain.settings.command import load_settings
+from scripts import dpo, evaluate, grpo
+from tests.helpers import ROOT, make_adapter, run_script
+from tests.reliability.inside import leave_with, own_handlers, rows
+
+__all__ = ["own_handlers"]
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
+MODEL = ROOT / "assets" / "demo_model"
+FEW = ["training.max_steps=2", "training.save_steps=1", "training.per_device_train_batch_size=8"]
+SMALL = {
+    "dpo": [*FEW, "training.loss_type=[sigmoid]", "evaluation={limit: 8, replies: 2, also: []}"],
+    "grpo": [
+        *(*FEW, "training.max_completion_length=40", "training.beta=0.1"),
+        "evaluation={limit: 4, max_new_tokens: 40}",
+    ],
+}
+AT_EACH_STEP = "training.precompute_ref_log_probs=false"
+MAINS = {"dpo": dpo.main, "grpo": grpo.main}
+OTHER = {"dpo": "grpo", "grpo": "dpo"}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """GRPO, DPO from its adapter, GRPO with a KL term from that: three finished runs."""
+    folder = tmp_path_factory.mktemp("chain")
+    runs: list[Path] = []
+    for number, method in enumerate(("grpo", "dpo", "grpo"), start=1):
+        start = [f"model.adapter={runs[-1]}"] if runs else []
+        run = folder / f"stage{number}"
+        assert leave_with(method, run, *SMALL[method], *start) == 0
+        runs.append(run)
+    return runs
+
+
+def plain(adapter: Path | None, **options: Any) -> Any:
+    """The demo model, with an adapter, by transformers and peft alone."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(MODEL, **{"dtype": torch.float32, **options})
+    return (PeftModel.from_pretrained(base, adapter) if adapter else base).eval()
+
+
+def log_probabilities(model: Any, prompt: list[int], reply: list[int]) -> Any:
+    """Of each token of a reply, of shape (n,)."""
+    import torch
+
+    with torch.no_grad():
+        scores = model(torch.tensor([prompt + reply])).logits[0].float().log_softmax(-1)
+    return scores[len(prompt) - 1 : -1].gather(1, torch.tensor(reply)[:, None])[:, 0]
+
+
+def trained(method: str, folder: Path, *overrides: str) -> Any:
+    """Two steps, with what the reference said of each reply: (prompt ids, reply ids, its log-
+    probabilities or their sum)."""
+    kind: Any = {"dpo": DPOSettings, "grpo": GRPOSettings}[method]
+    config = ROOT / "configs" / f"{method}_demo.yaml"
+    settings = load_settings(kind, config, [*SMALL[method], *overrides], with_adapter)
+    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
+    run, said = RunFolder(folder / "run"), []
+    if method == "dpo":
+        pairs = load_pairs(settings.data, settings.prompt)[0][:16]
+        trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
+    else:
+        problems = load_problems(settings.data)[0][:16]
+        functions = grpo.load_rewards(settings, problems[0])
+        trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
+        generate = trainer._generate_and_score_completions
+
+        def recorded(inputs: Any) -> Any:
+            output = generate(inputs)
+            names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+            for *ids, values in zip(
+                *(output[name] for name in names), output["ref_per_token_logps"], strict=True
+            ):
+                prompt, reply = (i[m.bool()].tolist() for i, m in (ids[:2], ids[2:]))
+                said.append((prompt, reply, values[ids[3].bool()]))
+            return output
+
+        trainer._generate_and_score_completions = recorded
+    trainer.train()
+    if method == "dpo":  # after the last step: a reference that does not move
+        for row in trainer.train_dataset.select(range(8)):
+            inputs = trainer.data_collator([row])
+            now = trainer.compute_ref_log_probs(model, inputs)
+            for side, value in zip(("chosen", "rejected"), now, strict=True):
+                known = row.get(f"ref_{side}_logps", float(value))
+                for each in (known, float(value)):
+                    said.append((row["prompt_ids"], row[f"{side}_ids"], each))
+    return SimpleNamespace(model=model, trainer=trainer, said=said, log=trainer.state.log_history)
+
+
+def distance(said: list[Any], model: Any) -> float:
+    """The largest difference for a token between what a reference said and what a model says."""
+    import torch
+
+    differences = []
+    for prompt, reply, values in said:
+        exact = log_probabilities(model, prompt, reply)
+        if isinstance(values, torch.Tensor):
+            differences.append(float((values - exact).abs().max()))
+        else:
+            differences.append(abs(values - float(exact.sum())) / len(reply))
+    return max(differences)
+
+
+KINDS = {
+    "float32": ([], 1e-5),
+    "4 bits": (["model.load_in_4bit=true"], 1e-5),
+    "16 bits": (["model.dtype=bfloat16"], 0.05),
+    "dora": ([], 1e-5),
+    "pissa": (["lora.init=pissa"], 1e-5),
+}
+
+
+@pytest.mark.parametrize("way", ["dpo", "dpo at each step", "grpo"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_reference_is_the_policy_as_loaded(
+    kind: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step, against transformers and peft alone. PiSSA's is the untouched base model."""
+    import torch
+
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    (overrides, near), method = KINDS[kind], way.split()[0]
+    start = None
+    if kind != "pissa":
+        start = make_adapter(MODEL, tmp_path / "start", spread=0.05, use_dora=kind == "dora")
+        overrides = [*overrides, f"model.adapter={start}"]
+    if way == "dpo at each step":
+        overrides = [*overrides, AT_EACH_STEP]
+    run = trained(method, tmp_path, *overrides)
+    options: dict[str, Any] = {}
+    if kind == "4 bits":
+        options["quantization_config"] = run.model.config.quantization_config
+    if kind == "16 bits":
+        options["dtype"] = torch.bfloat16
+    reference = plain(start, **options)
+    assert len(run.said) >= 16 and distance(run.said, reference) < near
+    if start:
+        assert distance(run.said, plain(None, **options)) > 5 * near  # the bare base is another
+    assert list(run.model.peft_config) == ["default"]
+    first, second = (row for row in run.log if "grad_norm" in row)
+    if method == "dpo":
+        close = 1e-6 if near < 1e-4 else 1e-3
+        assert first["loss"] == pytest.approx(math.log(2), abs=close)
+        assert abs(first["rewards/chosen"]) < 10 * close > abs(first["rewards/rejected"])
+        assert second["loss"] < first["loss"]
+    else:
+        assert first["kl"] == pytest.approx(0, abs=1e-7 if near < 1e-4 else 1e-3)
+        assert second["kl"] > 1e-7
+
+
+def test_loss_is_the_same_with_a_precomputed_reference(tmp_path: Path) -> None:
+    start = f"model.adapter={make_adapter(MODEL, tmp_path / 'start', spread=0.05)}"
+    runs = [trained("dpo", tmp_path, start, *more).log for more in ([], [AT_EACH_STEP])]
+    for kept, now in zip(*runs, strict=True):
+        for name in ("loss", "rewards/margins", "grad_norm"):
+            assert kept.get(name, 0) == pytest.approx(now.get(name, 0), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"), [("dpo", []), ("dpo", [AT_EACH_STEP]), ("grpo", [])]
+)
+def test_a_run_that_is_stopped_keeps_its_reference(
+    method: str, overrides: list[str], chain: list[Path], tmp_path: Path
+) -> None:
+    """Resumed, it is bit by bit the run that was not stopped; a checkpoint has one adapter."""
+    first, second, third = chain
+    start = first if method == "dpo" else second
+    given = [*SMALL[method], f"model.adapter={start}", *overrides]
+    whole = {"dpo": second, "grpo": third}[method]
+    if overrides:
+        whole = tmp_path / "whole"
+        assert leave_with(method, whole, *given) == 0
+    run = tmp_path / "stopped"
+    assert leave_with(method, run, *given, "run.max_minutes=0.00001") == 0
+    assert not (run / "adapter").exists()
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    assert [path.name for path in checkpoint.rglob("*.safetensors")] == [
+        "adapter_model.safetensors"
+    ]
+    assert leave_with(method, run, *given) == 0
+    weights = "adapter/adapter_model.safetensors"
+    assert (run / weights).read_bytes() == (whole / weights).read_bytes()
+    kept = [[row.get("loss") for row in rows(each / "metrics.jsonl")] for each in (run, whole)]
+    assert kept[0] == kept[1]
+
+
+def test_the_chain_is_written_down(chain: list[Path]) -> None:
+    *_, second, third = chain
+    stages = [json.loads((r / "environment.json").read_text("utf-8")) for r in chain]
+    assert "stages" not in stages[0]
+    (first_of_second,) = stages[1]["stages"]
+    assert first_of_second["name"] == "stage1" and first_of_second["method"] == "grpo"
+    assert first_of_second["steps"] == 2 and first_of_second["data"] == stages[0]["data"]
+    assert {"value", "n"} <= set(first_of_second["before"]) & set(first_of_second["after"])
+    assert stages[2]["stages"][0] == first_of_second
+    assert [s["name"] for s in stages[2]["stages"]] == ["stage1", "stage2"]
+    page = (third / "report.html").read_text("utf-8")
+    card = (third / "README.md").read_text("utf-8")
+    for text in (page, card):
+        assert "stage1: GRPO, 2 steps" in text and "stage2: DPO, 2 steps" in text
+    assert "| earlier stage | stage1: GRPO, 2 steps; " in (second / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_rows_that_an_earlier_stage_trained_on_are_not_held_out(
+    method: str, chain: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the stage before, and of the one before that, whose run may be gone."""
+    seen = "assets/demo_data/problems_train.jsonl"
+    held = {
+        "grpo": [f"data.eval.path={seen}", "data.train.path=assets/demo_data/problems_test.jsonl"],
+        "dpo": [f"evaluation.also=[{{name: arithmetic, path: {seen}, limit: 50}}]"],
+    }[method]
+    for start, stage in ((chain[0], "stage1"), (chain[1], "stage1")):
+        given = [*SMALL[method], *held, f"model.adapter={start}", "--dry-run"]
+        assert leave_with(method, tmp_path / "run", *given) == 2
+        error = capsys.readouterr().err
+        assert "of the held-out questions were trained on by " + stage in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands_on_a_later_stage_and_without_the_earlier_ones(
+    chain: list[Path], tmp_path: Path
+) -> None:
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in chain]
+    config = runs[2] / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace(str(chain[1]), str(runs[1])), "utf-8")
+    conversation = ({"role": "user", "content": "What is 2 + 2?"},)
+
+    def sides() -> dict[str, str]:
+        weights = Weights(source.find(str(runs[2])), Evaluation(max_new_tokens=24))
+        streams = {"before": weights.base, "after": weights.tuned}
+        if weights.start_name:
+            streams["start"] = weights.start
+        return {name: list(s(conversation, 0))[-1].text for name, s in streams.items()}
+
+    def answered(adapter: Path | None) -> str:
+        weights = Weights(source.find(str(adapter or MODEL)), Evaluation(max_new_tokens=24))
+        return list(weights.tuned(conversation, 0))[-1].text
+
+    make_adapter(MODEL, runs[1] / "adapter", spread=0.1)  # which says something else
+    three = sides()
+    assert three["start"] == answered(runs[1]) != three["before"] == answered(None)
+    assert three["after"] == answered(runs[2])
+    seen = ["--data", str(ROOT / "assets/demo_data/problems_train.jsonl"), "--limit", "8"]
+    with pytest.raises(DataError, match=r"or the data of earlier stages, which .* was trained on"):
+        evaluate.main(["--model", str(chain[1] / "adapter"), *seen])
+    for earlier in runs[:2]:
+        shutil.rmtree(earlier)
+    assert sides() == {name: three[name] for name in ("before", "after")}
+    assert run_script("report", runs[2]).returncode == 0
+    assert "stage1: GRPO" in (runs[2] / "report.html").read_text("utf-8")
+    unseen = ["--data", str(ROOT / "assets/demo_data/problems_test.jsonl"), "--limit", "4"]
+    output = ["--max-new-tokens", "40", "--output", str(tmp_path / "scores")]
+    assert evaluate.main(["--model", str(runs[2] / "adapter"), *unseen, *output]) == 0
+    done = run_script("export", runs[2], "export.to=[merged_16bit]")
+    assert done.returncode == 0, done.stderr
+    assert (runs[2] / "merged_16bit" / "model.safetensors").is_file()
+
+
+# --- what cannot be started from ------------------------------------------------------------------
+
+
+def other_rank(folder: Path) -> None:
+    make_adapter(MODEL, folder.parent / "other", r=4, lora_alpha=8)
+    shutil.copy(folder.parent / "other" / "adapter_model.safetensors", folder)
+
+
+def other_layers(folder: Path) -> None:
+    make_adapter(MODEL, folder.parent / "other", target_modules=["q_proj"])
+    shutil.copy(folder.parent / "other" / "adapter_model.safetensors", folder)
+
+
+def other_base(folder: Path, **shape: Any) -> None:
+    base = shutil.copytree(MODEL, folder.parent / "base")
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, **shape}), "utf-8")
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**config, "base_model_name_or_path": str(base)}), "utf-8")
+
+
+def narrower(folder: Path) -> None:
+    other_base(folder, hidden_size=64)
+
+
+def fewer_layers(folder: Path) -> None:
+    other_base(folder, num_hidden_layers=2, layer_types=["full_attention"] * 2)
+
+
+def more_layers(folder: Path) -> None:
+    other_base(folder, num_hidden_layers=6, layer_types=["full_attention"] * 6)
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, "adapter_model.safetensors cannot be read"),
+        (no_weights, "adapter_model.safetensors cannot be read"),
+        (pickled, "pickle"),
+        (other_rank, "holds rank 4 for .* says rank 16: two different adapters"),
+        (other_layers, "lacks .*, which is of a layer of the base model"),
+        (narrower, "does not fit its base model: .*; it was trained on another model"),
+        (fewer_layers, r"holds .*layers\.2.*, which is not of a layer of the base model"),
+        (more_layers, r"lacks .*layers\.4.*, which is of a layer of the base model"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_a_dry_run(
+    damage: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    adapter = make_adapter(MODEL, tmp_path / "adapter")
+    damage(adapter)
+    text = (ROOT / "configs" / "dpo_demo.yaml").read_text("utf-8")
+    (tmp_path / "config.yaml.txt").write_text(text.replace("  name: assets/demo_model\n", ""))
+    config = ["--config", str(tmp_path / "config.yaml.txt")]
+    for more in (["--dry-run"], []):
+        with pytest.raises(ConfigError, match=rf"^model\.adapter: .*{message}") as refused:
+            dpo.main(
+                [*config, "--output", str(tmp_path / "run"), f"model.adapter={adapter}", *more]
+            )
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,0 +1,175 @@
+"""Settings of a run that starts from an adapter, and what cannot be started from. No torch."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.base.errors import ConfigError
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
+from posttrain.settings.adapters import with_adapter
+from posttrain.settings.command import load_settings
+from tests.helpers import ROOT
+
+DEMO = ROOT / "assets" / "demo_model"
+METHODS = {"sft": SFTSettings, "dpo": DPOSettings, "grpo": GRPOSettings}
+PLAIN = {
+    "base_model_name_or_path": "assets/demo_model",
+    "peft_type": "LORA",
+    "r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "target_modules": ["v_proj", "q_proj"],
+    "use_rslora": True,
+    "use_dora": False,
+    "init_lora_weights": True,
+    "bias": "none",
+}
+
+
+def make_config(folder: Path, **changes: Any) -> Path:
+    """A folder with an adapter's config alone, which is all that settings depend on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({**PLAIN, **changes}), "utf-8")
+    return folder
+
+
+def make_settings(method: str, tmp_path: Path, *overrides: str) -> Any:
+    """The demo's settings without a model or a LoRA, with `overrides`."""
+    demo = (ROOT / "configs" / f"{method if method != 'sft' else 'dpo'}_demo.yaml").read_text()
+    demo = demo.replace("  name: assets/demo_model\n", "").replace("  r: 16\n  alpha: 32\n", "")
+    demo = demo.replace("lora:\n", "lora: {}\n")
+    path = tmp_path / "config.yaml.txt"
+    path.write_text(demo, "utf-8")
+    return load_settings(METHODS[method], path, list(overrides), with_adapter)
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_settings_are_those_of_the_adapter(method: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    make_config(run / "adapter")
+    for folder in (run, run / "adapter"):
+        settings = make_settings(method, tmp_path, f"model.adapter={folder}")
+        assert settings.model.name == str(DEMO) and settings.model.adapter == str(folder)
+        assert settings.lora.model_dump() == {
+            "r": 4,
+            "alpha": 8,
+            "dropout": 0.0,
+            "target_modules": ["q_proj", "v_proj"],
+            "use_rslora": True,
+            "use_dora": False,
+            "init": "default",
+        }
+
+
+def test_settings_that_agree_are_accepted(tmp_path: Path) -> None:
+    adapter = make_config(tmp_path / "adapter", lora_dropout=0.05)
+    agreeing = [
+        *("lora.r=4", "lora.alpha=8", "lora.dropout=0.05", "lora.target_modules=[q_proj, v_proj]"),
+        *("lora.use_rslora=true", "lora.use_dora=false", "lora.init=default"),
+    ]
+    for name in ("assets/demo_model", str(DEMO), str(ROOT / "assets" / ".." / "assets/demo_model")):
+        overrides = [f"model.adapter={adapter}", f"model.name={name}", *agreeing]
+        assert make_settings("dpo", tmp_path, *overrides).model.name == name
+    hub = make_config(tmp_path / "hub", base_model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct")
+    copies = ("unsloth/qwen2.5-0.5b-instruct-unsloth-bnb-4bit", "Qwen/Qwen2.5-0.5B-Instruct")
+    for name in copies:
+        overrides = [f"model.adapter={hub}", f"model.name={name}"]
+        assert make_settings("dpo", tmp_path, *overrides).model.name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lora.r=8", "lora.r is 8, and the adapter .* has 4; .* leave the setting out"),
+        ("lora.alpha=16", "lora.alpha is 16, and the adapter .* has 8;"),
+        ("lora.dropout=0.1", r"lora.dropout is 0.1, and the adapter .* has 0.0;"),
+        (
+            "lora.target_modules=[q_proj]",
+            r'lora.target_modules is the list \["q_proj"\], .* "v_proj"\];',
+        ),
+        ("lora.use_rslora=false", "lora.use_rslora is false, and the adapter .* has true;"),
+        ("lora.use_dora=true", "lora.use_dora is true, and the adapter .* has false;"),
+        ("lora.init=pissa", "lora.init is .*'pissa', and the adapter .* has .*'default';"),
+        ("model.name=Qwen/Qwen2.5-0.5B", "model.name is Qwen/Qwen2.5-0.5B, and the adapter"),
+        ("model.name=assets/demo_data", "model.name is assets/demo_data, and the adapter"),
+        ("model.adapter=outputs/no_such_run", "there is no run folder or adapter folder 'outputs"),
+    ],
+)
+def test_contradictions_are_refused_by_name(override: str, message: str, tmp_path: Path) -> None:
+    adapter = make_config(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=message) as refused:
+        make_settings("dpo", tmp_path, f"model.adapter={adapter}", override)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "is a IA3 adapter, not LoRA"),
+        ({"modules_to_save": ["lm_head"]}, r"trains whole modules \(modules_to_save\)"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "changes lm_head"),
+        ({"target_modules": "all-linear"}, "names its layers by a pattern"),
+        ({"target_modules": None}, "names its layers by a pattern"),
+        ({"rank_pattern": {"q_proj": 2}}, r"differs from layer to layer \(rank_pattern\)"),
+        ({"alpha_pattern": {"q_proj": 2}}, r"differs from layer to layer \(alpha_pattern\)"),
+        ({"layers_to_transform": [0]}, r"differs from layer to layer \(layers_to_transform\)"),
+        ({"bias": "all"}, "trains biases"),
+        ({"init_lora_weights": "pissa"}, "is a checkpoint's"),
+        ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": "/no/such/model"}, "base model /no/such/model is not there"),
+        ({"r": None}, "has r .*, not a whole number"),
+        ({"lora_alpha": "much"}, "has lora_alpha .*, not a whole number"),
+    ],
+)
+def test_adapters_that_cannot_be_started_from(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    adapter = make_config(tmp_path / "adapter", **changes)
+    with pytest.raises(ConfigError, match=message) as refused:
+        make_settings("grpo", tmp_path, f"model.adapter={adapter}")
+    assert str(adapter) in str(refused.value) and "\n" not in str(refused.value)
+    assert "model.adapter" in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ['{"r": 4', "[]", '{"r": 4}', "\xff"])
+def test_a_damaged_adapter_config(text: str, tmp_path: Path) -> None:
+    adapter = make_config(tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text(text, "latin-1")
+    with pytest.raises(ConfigError, match=r"model\.adapter: .*adapter") as refused:
+        make_settings("dpo", tmp_path, f"model.adapter={adapter}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("method: dpo\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"is not finished, so it has no adapter/ yet; give its"):
+        make_settings("dpo", tmp_path, f"model.adapter={run}")
+    make_config(run / "checkpoints" / "step-000002")
+    overrides = [f"model.adapter={run / 'checkpoints' / 'step-000002'}"]
+    assert make_settings("dpo", tmp_path, *overrides).lora.r == 4
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_commands_refuse_in_one_line_without_torch(method: str, tmp_path: Path) -> None:
+    """As a person sees it: exit code 2, one line, no traceback, nothing written."""
+    adapter = make_config(tmp_path / "adapter")
+    program = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules\n"
+    )
+    script = [sys.executable, "-c", program, str(ROOT / "scripts" / f"{method}.py")]
+    config = ["--config", str(ROOT / "configs" / f"{method}_demo.yaml")]
+    command = [*script, *config, "--output", str(tmp_path / "new"), f"model.adapter={adapter}"]
+    for more in ([], ["--dry-run"]):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stdout == ""
+        assert re.fullmatch(r"error: lora\.r is 16, and the adapter .*\n", done.stderr)
+    assert not (tmp_path / "new").exists()
