@@ -51,7 +51,7 @@ def test_every_combination_has_a_folder_of_its_own() -> None:
         (["--grid", "lora.rank=8,16"], "unknown setting"),
         (["--grid", "rewards.format=0.5,1", "data.answers=text"], "rewards are the score"),
         (["run.score=false"], "a repeat compares scores"),
-        (["--grid", "prompt.system=a,b", "data.validation=9"], "it is part of each pair"),
+        (["--grid", "prompt.system=a,b", "data.validation=9"], "it is part of each row"),
     ],
 )
 def test_what_is_wrong_with_a_grid(given: list[str], said: str, tmp_path: Path) -> None:

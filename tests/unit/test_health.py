@@ -9,11 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from posttrain.base.errors import ConfigError, HealthError
-from posttrain.settings import DPOSettings, GRPOSettings, PairHealth, ProblemHealth
+from posttrain.settings import GRPOSettings, PairHealth, ProblemHealth
 from posttrain.settings.command import load_settings
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.view import state_line
-from tests.helpers import CONFIGS, ROOT
+from tests.helpers import CONFIGS, ROOT, settings_class
 
 HEALTHY = {
     "frac_reward_zero_std": 0.5,
@@ -201,11 +201,9 @@ def test_settings_refuse_what_means_nothing() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_has_health_settings(path: Path) -> None:
-    settings: Any = load_settings(
-        DPOSettings if path.stem.startswith("dpo") else GRPOSettings, path
-    )
-    stops = [] if path.stem.startswith("dpo") else ["unscored"]
-    assert settings.health.every == 10 and settings.health.stop_on == stops
+    health: Any = load_settings(settings_class(path), path).health
+    stops = {ProblemHealth: ["cold_start", "unscored"]}.get(type(health), [])
+    assert health.every == 10 and getattr(health, "stop_on", []) == stops
 
 
 def test_health_error_is_exit_3() -> None:
