@@ -12,6 +12,7 @@ from posttrain.model.log_probs import reply_sequences, token_log_probs
 from posttrain.run.folder import RunFolder
 from posttrain.scoring.pairs import ROWS_AT_ONCE
 from posttrain.settings import SFTSettings
+from rewards.answer import parse_number
 
 LOSS = "reply_loss"
 
@@ -80,9 +81,13 @@ def validator(
 ) -> tuple[Callable[[], dict[str, Any]], str]:
     """A function that measures the policy on rows that were set aside, and the measure that
     decides: strict accuracy where problems are scored and the rows hold gold answers, else loss."""
-    golds = {row.prompt[-1]["content"]: row.answer for row in rows if row.answer is not None}
-    problems = [Problem(question, answer) for question, answer in golds.items()]
-    by_answers = settings.data.problems is not None and len(golds) > 0
+    golds = {row.prompt[-1]["content"]: row.answer or "" for row in rows}
+    problems = [
+        Problem(question, gold)
+        for question, gold in golds.items()
+        if parse_number(gold) is not None
+    ]
+    by_answers = settings.data.problems is not None and len(problems) > 0
     greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
 
     def measure() -> dict[str, Any]:

@@ -101,12 +101,11 @@ PairFormat = Literal[
     "oasst",
     "comparia",
     "comparia_turns",
-    "replies",
 ]
 
 
 class PairData(Data):
-    format: PairFormat = "columns"
+    format: Literal[PairFormat, "replies"] = "columns"
     """How a row holds its pair. columns: three columns of text; orca: the same and a system turn;
     messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
     prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
