@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = session.start()
     trainer_arguments(settings, run)  # refused here, not after the model is loaded
     train, held_out, validation = fitting(rows, tokenizer, settings)
+    problems = scoring.fitting(problems, tokenizer, settings)
     everything = [*train, *held_out, *problems, *validation]
     if session.dry_run:
         print(show_reply(train[0].conversation, train[0].reply, tokenizer))

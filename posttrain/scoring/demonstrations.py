@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval import measures
+from eval import conversation, measures
 from eval.demonstration import Demonstration, losses
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore, summarise
+from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
 from posttrain.model.log_probs import reply_sequences, token_log_probs
 from posttrain.run.folder import RunFolder
@@ -25,6 +26,13 @@ class Scores:
     """Of each held-out reply, in nats a token."""
     replies: list[ScoredReply]
     """To each problem; none where the config names no problems."""
+
+
+def fitting(problems: Sequence[Problem], tokenizer: Any, settings: SFTSettings) -> list[Problem]:
+    """The problems whose prompt fits model.max_seq_length."""
+    prompts = [render(tokenizer, conversation(p.question, settings.prompt)) for p in problems]
+    lengths, limit = token_lengths(tokenizer, prompts), settings.model.max_seq_length
+    return drop_overlong(problems, lengths, limit, settings.data.overlong, "data.problems")
 
 
 def reply_losses(
