@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
 
     # Pairs, checked before anything heavy is loaded and reported on before the model is.
     pairs = load_pair_set(settings.data, settings.prompt)
-    check_examples(settings.prompt.examples, user_turns(pairs.train + pairs.held_out))
+    check_examples(
+        settings.prompt.examples, user_turns(pairs.train + pairs.held_out + pairs.validation)
+    )
     tokenizer = session.start()
     trainer_arguments(settings, run)  # what the trainer refuses, it refuses before the loading
     data_report, lengths = examine(pairs, tokenizer, settings)

@@ -325,10 +325,10 @@ def _same_file(given: str, path: str) -> bool:
 def prompt_of(
     asked: argparse.Namespace, config: dict[str, Any], weights: dict[str, float] | None
 ) -> Prompt:
-    """The prompt that a GRPO run or config trains with, else the standard one of --language, and
-    none by rewards, as it asks for a number; with what the command line replaces."""
+    """The prompt that an SFT or GRPO run or a config trains with, else the standard one of
+    --language, and none by rewards, as it asks for a number; with what the command line sets."""
     values = dict(config.get("prompt") or {})
-    if config.get("method") != "grpo":
+    if config.get("method") not in ("sft", "grpo"):
         values |= {"system": None if weights else SYSTEM[asked.language], "examples": []}
     if asked.system is not None:
         values["system"] = asked.system or None

@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = session.start()
     trainer_arguments(settings, run)  # refused here, not after the model is loaded
     train, held_out, validation = fitting(rows, tokenizer, settings)
+    problems = scoring.fitting(problems, tokenizer, settings)
     everything = [*train, *held_out, *problems, *validation]
     if session.dry_run:
         print(show_reply(train[0].conversation, train[0].reply, tokenizer))
@@ -96,7 +97,8 @@ def load_problems(settings: SFTSettings, rows: DemonstrationSet) -> list[Problem
     problems = load_scored_problems(settings.data.problems, user_turns(rows.train))
     asked = [problem.question for problem in problems[: settings.evaluation.limit]]
     held_out = [*user_turns(rows.held_out), *asked]
-    check_examples(settings.prompt.examples, [*user_turns(rows.train), *held_out])
+    trained_on = user_turns(rows.train + rows.validation)
+    check_examples(settings.prompt.examples, [*trained_on, *held_out])
     refuse_earlier_stages(settings.model.adapter, held_out)
     return problems[: settings.evaluation.limit]
 
@@ -121,6 +123,7 @@ def fitting(
     if rendered := already_rendered(tokenizer, texts_of):
         print(f"warning: training rows: {rendered['text']}")
     train, held_out, validation = sides
+    held_out = held_out[: settings.evaluation.limit]
     counts = f"{len(train)} replies to train on, {len(held_out)} held out"
     print(f"{counts}, {len(validation)} to validate on" if validation else counts)
     return train, held_out, validation

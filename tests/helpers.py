@@ -5,8 +5,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from posttrain.settings.command import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 # Beside the project, or carried inside it to a machine that has nothing else.
@@ -15,6 +18,12 @@ SHARED = next(
     ROOT.parent / "shared" / "data",
 )
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def settings_class(path: Path) -> Any:
+    """The settings of the script that a config of ours is for."""
+    return SETTINGS[path.stem.partition("_")[0]]
+
 
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the public test data (GSM8K, Qwen2.5 tokenizer) is not beside us"

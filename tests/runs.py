@@ -16,7 +16,8 @@ from eval.replies import scores as reply_scores
 from eval.rewarded import Scorer
 from posttrain.base.files import append_rows
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.scoring import demonstrations
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.command import load_settings
 from tests.helpers import ROOT
 
@@ -168,6 +169,35 @@ def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
         "warnings": [{"about": "few pairs", "seen": 1, "threshold": 2, "text": "only a few pairs"}],
     }
     write(path / "data" / "report.json", report)
+    return path
+
+
+def sft_run(path: Path, steps: int = 20, problems: int = 40, loss: float = 0.3) -> Path:
+    """A finished SFT run: held-out replies at a loss of 1.2 before and about `loss` after; of its
+    problems, where it has any, a fifth right before and most after."""
+    run = RunFolder(path)
+    run.open(fresh=False)
+    given = [] if problems else ["data.problems=null"]
+    settings = load_settings(SFTSettings, ROOT / "configs" / "sft_demo.yaml", given)
+    run.describe(settings, {**FACTS, "trained": {"steps": steps, "seconds": 1.5 * steps}})
+    for step in range(1, steps + 1):
+        row = {"step": step, "seconds": 1.5 * step, "loss": loss + 0.9 / step, "entropy": 0.4}
+        append_rows(run.metrics, [{**row, "mean_token_accuracy": 1 - 0.5 / step}])
+    sides = []
+    for side, own, right in (("before", 1.2, 0.2), ("after", loss, 0.9)):
+        losses = [own + 0.01 * (i % 5) for i in range(20)]
+        rows = [{"reply": f"It is {i}.", "reply_loss": each} for i, each in enumerate(losses)]
+        replies = [
+            score_reply(
+                Problem(f"What is {i} + 1?", str(i + 1)),
+                Completion(f"<answer>{i + (1 if i < right * problems else 2)}</answer>", 9, False),
+            )
+            for i in range(problems)
+        ]
+        run.write_rows(f"{side}_losses", rows)
+        run.write_rows(side, [reply.as_row() for reply in replies])
+        sides.append(demonstrations.Scores(losses, replies))
+    run.write_comparison(demonstrations.compare_scores(*sides))
     return path
 
 

@@ -9,9 +9,9 @@ from eval.demonstration import Demonstration
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data import messages
-from posttrain.data.formats import read_pair
+from posttrain.data.formats import check_columns, read_pair, with_own_system
 from posttrain.data.messages import UnusableRow
-from posttrain.data.problems import GOLD_MARK
+from posttrain.data.problems import GOLD_MARK, gold_number
 from posttrain.data.prompted import divided, with_prompt
 from posttrain.data.replies import best_replies, read_sampled
 from posttrain.data.sources import Row, read_rows
@@ -94,10 +94,12 @@ def _demonstration(row: Row, data: ReplyData, prompt: Prompt) -> Demonstration |
         )
         pair = read_pair(row, pairs, prompt.system)
         return _checked(pair.prompt, pair.chosen, row) if isinstance(pair, Pair) else pair
+    check_columns(row, data)
     if data.format == "messages":
-        turns = messages.turns(row, columns.messages)
+        turns = messages.turns(row, columns.messages, ignored=columns.ignored)
         opening, reply = messages.exchange(turns, columns.messages)
-        return _checked(tuple(opening), reply.text, row)
+        read = _checked(tuple(opening), reply.text, row)
+        return with_own_system(read, row, data, prompt.system)
     names_of = {
         "columns": (columns.prompt, columns.reply),
         "solutions": (columns.question, columns.answer),
@@ -105,15 +107,16 @@ def _demonstration(row: Row, data: ReplyData, prompt: Prompt) -> Demonstration |
     asked, answered = names_of[data.format]
     text, answer = row.text(answered, may_be_empty=True), None
     if data.format == "solutions":
-        steps, mark, number = CALCULATOR.sub("", text).rpartition(GOLD_MARK)
+        steps, mark, _ = CALCULATOR.sub("", text).rpartition(GOLD_MARK)
         if not mark:
             raise DataError(
                 f"{row.where}: column '{answered}' should end in '{GOLD_MARK} number'; read rows "
                 "of another form with data.format: columns"
             )
-        answer = number.strip()
+        answer = gold_number(text, row, answered)
         text = f"{steps.strip()}\n{OPEN}{answer}{CLOSE}"
-    return _checked(tuple(conversation(row.text(asked), PromptFormat())), text, row, answer)
+    read = _checked(tuple(conversation(row.text(asked), PromptFormat())), text, row, answer)
+    return with_own_system(read, row, data, prompt.system)
 
 
 def _checked(

@@ -8,16 +8,19 @@ it has one: `prompt.system`, where it is not null, replaces it afterwards, in ev
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from eval import Conversation, PromptFormat, conversation
+from eval.demonstration import Demonstration
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
 from posttrain.base.expected import given
 from posttrain.data import messages
 from posttrain.data.messages import Reply, UnusableRow
 from posttrain.data.sources import Row, checked_text
-from posttrain.settings import PairData
+from posttrain.settings import PairData, ReplyData
 
+R = TypeVar("R", Pair, Demonstration)
 DIFFERENT_PROMPTS = "the two sides differ before their last reply"
 NOTHING_TO_LEARN = "such a pair teaches nothing"
 # Columns that trl gives to the template or the model beside the turns.
@@ -43,12 +46,9 @@ def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
     if data.language is not None and data.language not in _languages(row, data.columns.language):
         return f"not in '{data.language}'"
     try:
-        _check_columns(row, data)
+        check_columns(row, data)
         pair = FORMATS[data.format](row, data, system)
-        own = _own_system(row, data, system)
-        if own is None or isinstance(pair, str):
-            return pair
-        return replace(pair, prompt=tuple(messages.with_system(pair.prompt, own)))
+        return pair if isinstance(pair, str) else with_own_system(pair, row, data, system)
     except UnusableRow as error:
         if data.unusable == "drop":
             return error.why
@@ -178,7 +178,7 @@ def _alike(first: Conversation, second: Conversation, system: str | None) -> boo
     return messages.with_system(first, system) == messages.with_system(second, system)
 
 
-def _check_columns(row: Row, data: PairData) -> None:
+def check_columns(row: Row, data: PairData | ReplyData) -> None:
     """Check that no column holds what trl would show the model and this project does not."""
     for name in BESIDE_TURNS:
         if name not in (data.columns.ignored or ()) and not messages.is_empty(row.values.get(name)):
@@ -210,16 +210,18 @@ def _text_replies(row: Row, data: PairData) -> tuple[Reply, Reply]:
     )
 
 
-def _own_system(row: Row, data: PairData, system: str | None) -> str | None:
-    """The text in `data.columns.system`; None where it is null or empty, or no column is named.
+def with_own_system(read: R, row: Row, data: PairData | ReplyData, system: str | None) -> R:
+    """What was read of a row, with the text in `data.columns.system` as its system turn; as it is
+    where that is null or empty, or no column is named.
 
     A French Orca set without that column can be read if `system`, prompt.system, is given.
     """
     column = data.columns.system
     lacks = data.format == "orca" and system is not None and column not in row.values
     if column is None or lacks or (value := row.value(column)) is None:
-        return None
-    return checked_text(value, f"{row.where}: column '{column}'", may_be_empty=True) or None
+        return read
+    own = checked_text(value, f"{row.where}: column '{column}'", may_be_empty=True)
+    return replace(read, prompt=tuple(messages.with_system(read.prompt, own))) if own else read
 
 
 def _languages(row: Row, column: str) -> list[str]:

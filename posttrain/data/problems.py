@@ -129,7 +129,7 @@ def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:
         written = f"{number:f}" if isinstance(number, Decimal) else str(number)
         row = Row({**row.values, columns.answer: written}, row.where)
     solution = row.text(columns.answer)
-    gold = solution if answers == "text" else _gold_number(solution, row, columns)
+    gold = solution if answers == "text" else gold_number(solution, row, columns.answer)
     others = row.values.keys() - {columns.question, columns.answer} - TAKEN
     return Problem(
         question=question,
@@ -139,12 +139,17 @@ def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:
     )
 
 
-def _gold_number(solution: str, row: Row, columns: ProblemColumns) -> str:
+def gold_number(solution: str, row: Row, column: str) -> str:
+    """The NUMBER that a solution in a column ends in.
+
+    Raises:
+        DataError: there is none.
+    """
     written = solution.rpartition(GOLD_MARK)[2].strip()
     gold = _number(written)
     if gold is None:
         raise DataError(
-            f"{row.where}: column '{columns.answer}' gives no number: expected a number or "
+            f"{row.where}: column '{column}' gives no number: expected a number or "
             f"text ending in '{GOLD_MARK} number', found {written[-60:]!r}. Beside a number only "
             "$ € £ % and a final full stop are ignored; take units and words away. Answers that "
             "are text need a reward of your own: data.answers=text, or --rewards of evaluate "

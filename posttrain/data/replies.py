@@ -93,18 +93,22 @@ def best_replies(groups: Iterable[Sequence[Sampled]], keep: Keep, where: str) ->
 def best_and_worst(
     groups: Iterable[Sequence[Sampled]], where: str
 ) -> list[tuple[Sampled, Sampled]]:
-    """For each question, the shortest reply that earned most and a complete one that earned least.
-    Questions whose replies all earned the same are left out, which is printed."""
+    """For each question, the shortest complete reply that earned most and one that earned least,
+    complete if there is such. Questions without two such are left out, which is printed."""
     pairs = []
     flat = 0
     for group in groups:
         ranked = sorted((r for r in group if r.reply), key=lambda r: (-r.total, len(r.reply)))
+        best = next((row for row in ranked if row.complete), None)
         worst = min(ranked, key=lambda r: (r.total, not r.complete), default=None)
-        if worst is None or worst.total == ranked[0].total:
+        if best is None or worst is None or worst.total >= best.total:
             flat += 1
         else:
-            pairs.append((ranked[0], worst))
-    print(f"{where}: {len(pairs)} questions give a pair; {flat} left out, as their replies tie")
+            pairs.append((best, worst))
+    print(
+        f"{where}: {len(pairs)} questions give a pair; {flat} left out, as their replies tie or "
+        "were cut"
+    )
     return pairs
 
 

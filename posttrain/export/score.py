@@ -43,7 +43,7 @@ from posttrain.base.files import fingerprint, model_fingerprint, write_json, wri
 from posttrain.base.lock import hold
 from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main, share_the_processor
-from posttrain.data.problems import load_evaluation
+from posttrain.data.problems import load_evaluation, load_scored_problems
 from posttrain.export.score_pairs import PairScorer
 from posttrain.report import taken_home
 from posttrain.report.record import read_run
@@ -52,8 +52,15 @@ from posttrain.run.room import MERGED, in_order
 from posttrain.scoring import reward_functions
 from posttrain.scoring.answers import Asking, answer_all
 from posttrain.scoring.provenance import weights_fingerprint
-from posttrain.settings import DPOSettings, Evaluation, Export, GRPOSettings, Prompt
-from posttrain.settings.command import check_settings
+from posttrain.settings import (
+    DPOSettings,
+    Evaluation,
+    Export,
+    GRPOSettings,
+    Prompt,
+    SFTSettings,
+)
+from posttrain.settings.command import SETTINGS, check_settings
 from posttrain.settings.strict_yaml import read_yaml
 
 ADAPTER_16BIT = "adapter_16bit"
@@ -72,6 +79,13 @@ def check(run: Path) -> None:
         raise ConfigError(
             f"--score (export.score): {run} is no finished run folder: there is no {missing}, and "
             f"files are compared with the answers that the finished adapter gave ({answered})"
+        )
+    config = read_yaml(run / "config.yaml")
+    if config.get("method") == "sft" and not config["data"].get("problems"):
+        raise ConfigError(
+            f"--score (export.score): {run} was trained without data.problems, so there are no "
+            "answers of its adapter to compare files with; leave it out, or score a file with "
+            "./run evaluate"
         )
 
 
@@ -181,21 +195,22 @@ def _file(run: Path, base: Path, name: str, entry: Found, config: Found) -> File
 def score_file(file: File, config: Found) -> tuple[float | None, Found]:
     """Tokens a second of the answers that were still missing, if any were, and the score."""
     where = str(file.run / "config.yaml")
-    if config.get("method") == "dpo":
-        scorer = PairScorer(file.run, file.base, check_settings(DPOSettings, config, where))
+    settings: Any = check_settings(SETTINGS[config.get("method", "grpo")], config, where)
+    if isinstance(settings, DPOSettings):
+        scorer = PairScorer(file.run, file.base, settings)
         request = file.request(fingerprint=scorer.fingerprint)
         file.make_room(request)
         return scorer.score(file.asking, request, file.folder)
-    return _score_problems(file, check_settings(GRPOSettings, config, where))
+    return _score_problems(file, settings)
 
 
-def _score_problems(file: File, settings: GRPOSettings) -> tuple[float | None, Found]:
+def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> tuple[float | None, Found]:
     adapter = read_replies(file.run / "eval" / "after.jsonl")
     problems = held_out(settings, adapter)
     asked = {problem.question: problem for problem in problems}
     by: Score[Any] = score_reply
     weights = None
-    if settings.data.answers == "text":
+    if isinstance(settings, GRPOSettings) and settings.data.answers == "text":
         weights = settings.rewards
         functions = reward_functions.load(weights, "text", file.run)
         by = Scorer(functions, weights, settings.prompt)
@@ -226,19 +241,23 @@ def _score_problems(file: File, settings: GRPOSettings) -> tuple[float | None, F
     return speed, paired(main, pairs, summarise(replies), compare_replies(adapter, replies))
 
 
-def held_out(settings: GRPOSettings, answered: Sequence[Reply]) -> list[Problem]:
+def held_out(settings: SFTSettings | GRPOSettings, answered: Sequence[Reply]) -> list[Problem]:
     """The problems that the adapter answered, in the order of the data.
 
     Raises:
         DataError: some are not in the data any more.
     """
     questions = {reply.question for reply in answered}
-    source = settings.data.eval
-    problems = load_evaluation(source, settings.data.columns, settings.data.answers)
+    if isinstance(settings, GRPOSettings):
+        path = settings.data.eval.path
+        problems = load_evaluation(settings.data.eval, settings.data.columns, settings.data.answers)
+    else:
+        path = settings.data.problems.path if settings.data.problems else "data.problems"
+        problems = load_scored_problems(settings.data.problems, ())
     asked = [problem for problem in problems if problem.question in questions]
     if len(asked) < len(questions):
         raise DataError(
-            f"{source.path}: {len(questions) - len(asked)} of the {len(questions)} questions that "
+            f"{path}: {len(questions) - len(asked)} of the {len(questions)} questions that "
             "the adapter answered are not there any more; files cannot be compared with it"
         )
     return asked

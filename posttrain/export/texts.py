@@ -72,13 +72,14 @@ def gate_texts(run: dict[str, Any], problems: int) -> Texts:
     prompt = Prompt.model_validate(run.get("prompt") or {})
     questions = list(PROBLEMS)
     answers = "number"
-    if run.get("method") == "grpo":
-        answers = run["data"].get("answers", "number")
+    data = run.get("data") or {}
+    source = data.get({"grpo": "eval", "sft": "problems"}.get(run.get("method", ""), ""))
+    if source:
+        answers = data.get("answers", "number")
+        columns = data["columns"] if run["method"] == "grpo" else {}
         try:
             own = load_evaluation(
-                Source.model_validate(run["data"]["eval"]),
-                ProblemColumns.model_validate(run["data"]["columns"]),
-                answers,
+                Source.model_validate(source), ProblemColumns.model_validate(columns), answers
             )
             questions = [problem.question for problem in own]
         except DataError as error:

@@ -113,6 +113,7 @@ def render(found: Record, pictures: Sequence[drawing.Plot]) -> str:
     return PAGES.get_template("page.html.j2").render(
         run=found,
         verdict=verdict(found),
+        finished=found.finished,
         facts=story.facts(found),
         changes=story.changes(found),
         files=taken_home.lines(found),

@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval import measures
+from eval import conversation, measures
 from eval.demonstration import Demonstration, losses
 from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore, summarise
+from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
 from posttrain.model.log_probs import reply_sequences, token_log_probs
 from posttrain.run.folder import RunFolder
 from posttrain.scoring.pairs import ROWS_AT_ONCE
 from posttrain.settings import SFTSettings
+from rewards.answer import parse_number
 
 LOSS = "reply_loss"
 
@@ -24,6 +26,13 @@ class Scores:
     """Of each held-out reply, in nats a token."""
     replies: list[ScoredReply]
     """To each problem; none where the config names no problems."""
+
+
+def fitting(problems: Sequence[Problem], tokenizer: Any, settings: SFTSettings) -> list[Problem]:
+    """The problems whose prompt fits model.max_seq_length."""
+    prompts = [render(tokenizer, conversation(p.question, settings.prompt)) for p in problems]
+    lengths, limit = token_lengths(tokenizer, prompts), settings.model.max_seq_length
+    return drop_overlong(problems, lengths, limit, settings.data.overlong, "data.problems")
 
 
 def reply_losses(
@@ -80,9 +89,13 @@ def validator(
 ) -> tuple[Callable[[], dict[str, Any]], str]:
     """A function that measures the policy on rows that were set aside, and the measure that
     decides: strict accuracy where problems are scored and the rows hold gold answers, else loss."""
-    golds = {row.prompt[-1]["content"]: row.answer for row in rows if row.answer is not None}
-    problems = [Problem(question, answer) for question, answer in golds.items()]
-    by_answers = settings.data.problems is not None and len(golds) > 0
+    golds = {row.prompt[-1]["content"]: row.answer or "" for row in rows}
+    problems = [
+        Problem(question, gold)
+        for question, gold in golds.items()
+        if parse_number(gold) is not None
+    ]
+    by_answers = settings.data.problems is not None and len(problems) > 0
     greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
 
     def measure() -> dict[str, Any]:

@@ -11,8 +11,8 @@ from posttrain.base.errors import ConfigError, DataError
 from posttrain.report.measures import is_share
 from posttrain.report.record import read_run
 from posttrain.run.folder import RunFolder
-from posttrain.scoring import pairs
-from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.scoring import demonstrations, pairs
+from posttrain.settings import GRPOSettings, SFTSettings, TrainingSettings
 from posttrain.settings.command import load_settings
 
 SIDES = ("before", "after")
@@ -20,9 +20,7 @@ AllScores = dict[str, Any]
 """Per measure, one score a question; None where it could not be scored."""
 
 
-def over_seeds(
-    runs: Mapping[int, Path], settings_class: type[DPOSettings | GRPOSettings]
-) -> dict[str, Any]:
+def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings]) -> dict[str, Any]:
     """What is in seeds.json, of finished runs by seed: `{"seeds", "measures"}`.
 
     A measure has `before` and `after` (`values` in the order of the seeds, `mean`, `sd`, `low`,
@@ -91,12 +89,16 @@ def check_same_data(runs: Sequence[Path]) -> None:
             )
 
 
-def _scores(run: Path, settings_class: type[DPOSettings | GRPOSettings], side: str) -> AllScores:
+def _scores(run: Path, settings_class: type[TrainingSettings], side: str) -> AllScores:
     """Per measure, one score a question, in the same order for each seed and side."""
     settings = load_settings(settings_class, run / "config.yaml")
     if isinstance(settings, GRPOSettings):
         replies: Any = read_run(run).replies[side]
         return {**problem_scores(by_problem(_there(replies, run, side)))}
+    if isinstance(settings, SFTSettings):
+        rows = _there(demonstrations.read_scores(RunFolder(run), side), run, side)
+        answered = problem_scores(by_problem(rows.replies)) if rows.replies else {}
+        return {**answered, demonstrations.LOSS: rows.losses}
     found: pairs.Scores = _there(pairs.read_scores(RunFolder(run), settings, side), run, side)
     scores: AllScores = {**found.measures()}
     for name, answered in found.problems.items():

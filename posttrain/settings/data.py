@@ -101,12 +101,11 @@ PairFormat = Literal[
     "oasst",
     "comparia",
     "comparia_turns",
-    "replies",
 ]
 
 
 class PairData(Data):
-    format: PairFormat = "columns"
+    format: Literal[PairFormat, "replies"] = "columns"
     """How a row holds its pair. columns: three columns of text; orca: the same and a system turn;
     messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
     prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
@@ -281,12 +280,24 @@ def example_rows(path: str) -> list[dict[str, Any]]:
     """The rows of a JSONL file of worked examples.
 
     Raises:
-        ValueError: there is no such file, or a line is not a JSON object.
+        ValueError: there is no such file, or a row of it is not a question and an answer.
     """
     file = next((p for p in (Path(path).expanduser(), ROOT / path) if p.is_file()), None)
     if file is None:
         raise ValueError(f"there is no file '{path}' (a JSONL file of question and answer)")
     try:
-        return jsonl_rows(file)
+        rows = jsonl_rows(file)
     except DataError as error:
         raise ValueError(str(error)) from None
+    for number, row in enumerate(rows, start=1):
+        for name in Example.model_fields:
+            if not isinstance(row.get(name), str) or not row[name].strip():
+                raise ValueError(f"{file}: row {number} should have a text as its {name}")
+        if more := [name for name in row if name not in Example.model_fields]:
+            raise ValueError(
+                f"{file}: row {number} holds '{more[0]}', which no prompt would show; keep only "
+                "question and answer"
+            )
+    if not rows:
+        raise ValueError(f"{file} is empty; write a question and an answer on each line")
+    return rows

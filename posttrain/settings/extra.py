@@ -41,7 +41,7 @@ OWNED = {
         "evaluation.every and data.validation",
     ),
     "per_device_eval_batch_size": "evaluation.batch_size",
-    "do_train": "./run dpo or ./run grpo, which train",
+    "do_train": "./run sft, dpo or grpo, which train",
     "do_predict": "./run evaluate",
     **_each(
         "push_to_hub hub_model_id hub_private_repo hub_strategy hub_always_push hub_revision "

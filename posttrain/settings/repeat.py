@@ -47,7 +47,7 @@ class Asked:
         return [*self.overrides, *tried, f"training.seed={seed}", f"run.name={name}-seed-{seed}"]
 
     def settings(self, seed: int) -> Any:
-        """The settings of one seed's run, as DPOSettings or GRPOSettings."""
+        """The settings of one seed's run, of the class of its method."""
         return load_settings(SETTINGS[self.method], self.config, self.own(seed))
 
     def label(self, seed: int) -> str:
@@ -117,11 +117,15 @@ def _check(settings: Any, grid: list[Value], overrides: list[str]) -> None:
     for key in (override.partition("=")[0] for override in grid[0].overrides):
         if key in given:
             raise ConfigError(f"{key}: given as --grid and as a setting; leave one out")
-        if key.partition(".")[0] == "rewards" and settings.data.answers == "text":
+        if (
+            key.partition(".")[0] == "rewards"
+            and settings.method == "grpo"
+            and settings.data.answers == "text"
+        ):
             raise ConfigError(f"--grid {key}: here the rewards are the score, which would change")
-        if key.partition(".")[0] == "prompt" and settings.method == "dpo":
+        if key.partition(".")[0] == "prompt" and settings.method != "grpo":
             raise ConfigError(
-                f"--grid {key}: it is part of each pair, and runs on other pairs cannot be compared"
+                f"--grid {key}: it is part of each row, and runs on other rows cannot be compared"
             )
     if not settings.data.validation:
         raise ConfigError(

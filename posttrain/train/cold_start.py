@@ -15,13 +15,13 @@ WAYS_OUT = (
 
 
 def notice(replies: Sequence[Any], model: str, config: str) -> str | None:
-    """What to say after the scores before training if no reply earned a reward; else None.
+    """The message after the scores before training if no reply earned a reward; else None.
 
     `model` and `config` are as the user named them, for the commands.
     """
     earned = [reply.as_row()["total_reward"] or 0.0 for reply in replies]
-    if not replies or any(total > 0 for total in earned):
-        return None
+    if not replies or earned[0] > 0 or any(total != earned[0] for total in earned):
+        return None  # where rewards differ, one reply earns more than another
     count = len(replies)
     right = ""
     if isinstance(replies[0], ScoredReply):

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from posttrain.settings import Health, PairHealth, ProblemHealth
 from posttrain.train.cold_start import WAYS_OUT
-from rewards import REWARDS
 
 Row = Mapping[str, Any]
 """The metrics of a step as the trainer logs them, or their mean since it last logged."""
@@ -55,9 +54,8 @@ def rules_for(health: Health, beta: float, rewards: Iterable[str] = ()) -> list[
         return _pair_rules(health, beta)
     if not isinstance(health, ProblemHealth):
         return []
-    rewards = list(rewards)
     return [
-        _cold_start_rule(rewards),
+        _cold_start_rule(),
         *_problem_rules(health),
         *(_reward_rule(name, health.max_unscored) for name in rewards),
     ]
@@ -125,10 +123,10 @@ def _problem_rules(health: ProblemHealth) -> list[Rule]:
     return rules
 
 
-def _cold_start_rule(rewards: Sequence[str]) -> Rule:
-    """All groups flat at the lowest reward, so that there is nothing to learn, nor will be: 0 for
-    the project's own rewards, and of others the lowest that the run has seen."""
-    lowest = 0.0 if set(rewards) <= set(REWARDS) else math.inf
+def _cold_start_rule() -> Rule:
+    """All groups flat at the lowest reward, so that there is nothing to learn: 0, or below it the
+    lowest mean that the run has seen. Flat at a reward above 0 may as well be the highest."""
+    lowest = 0.0
 
     def measure(_: int, row: Row) -> float | None:
         nonlocal lowest

@@ -223,7 +223,8 @@ def join_scores(parts: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
 
 
 def _rows(value: Any, which: slice) -> Any:
-    return value if value is None or getattr(value, "ndim", 1) == 0 else value[which]
+    """Those rows of an entry of a batch; the entry where it has none, as flags that trl adds."""
+    return value[which] if hasattr(value, "__len__") and getattr(value, "ndim", 1) else value
 
 
 def pairs_as_text(batch: Batch, decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:

@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import PostTrainError
-from posttrain.settings import DPOTraining, GRPOTraining
+from posttrain.settings import DPOTraining, GRPOTraining, SFTTraining
 from posttrain.settings.trainer_fields import config_fields
 from tests.helpers import ROOT
 
 METHODS: dict[str, tuple[str, Any]] = {
     "dpo": ("trl/trainer/dpo_config.py:DPOConfig", DPOTraining),
     "grpo": ("trl/trainer/grpo_config.py:GRPOConfig", GRPOTraining),
+    "sft": ("trl/trainer/sft_config.py:SFTConfig", SFTTraining),
 }
 # A plausible value of each field that is not its default; a flag that is missing is turned over.
 VALUES: dict[str, Any] = {
@@ -87,7 +88,7 @@ VALUES: dict[str, Any] = {
     "dataloader_num_workers": 1,
     "dataloader_prefetch_factor": 2,
     "dataloader_multiprocessing_context": "spawn",
-    "remove_unused_columns": {"dpo": False, "grpo": True},
+    "remove_unused_columns": {"dpo": False, "grpo": True, "sft": False},
     "label_names": ["labels"],
     "train_sampling_strategy": "sequential",
     "length_column_name": "tokens",
@@ -112,7 +113,7 @@ VALUES: dict[str, Any] = {
     "truncation_mode": "keep_end",
     "pad_to_multiple_of": 8,
     "precompute_ref_batch_size": 4,
-    "loss_type": {"dpo": ["ipo"], "grpo": "grpo"},
+    "loss_type": {"dpo": ["ipo"], "grpo": "grpo", "sft": "dft"},
     "loss_weights": [1.0, 0.5],
     "ld_alpha": 0.5,
     "f_divergence_type": "js_divergence",

@@ -206,6 +206,35 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_files_of_an_sft_run_are_scored_on_its_problems(tmp_path: Path) -> None:
+    run = tmp_path / "sft"
+    result = run_script(
+        *("sft", "--config", ROOT / "configs" / "sft_demo.yaml", "--output", run),
+        *("training.max_steps=2", "training.save_steps=2", "data.validation=0"),
+        *("evaluation={limit: 24, max_new_tokens: 48}", "data.holdout=8"),
+        f"export={{to: [merged_16bit], score: true, {PARITY}}}",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
+    made = record["exports"]["merged_16bit"]
+    assert made["proven"] and made["score"]["main"] == "strict" and made["score"]["n"] == 24
+    answered = rows(run / "eval" / "after.jsonl")
+    assert made["score"]["right"] == sum(row["strict"] for row in answered)
+    assert len(rows(run / "eval" / "exports" / "merged_16bit" / "replies.jsonl")) == 24
+    assert "What you take home" in (run / "README.md").read_text("utf-8")
+
+    # The same run, had it no problems: said before anything is exported.
+    config = run / "config.yaml"
+    text = config.read_text("utf-8").splitlines()
+    start = next(n for n, line in enumerate(text) if line.startswith("  problems:"))
+    end = next(n for n, line in enumerate(text[start + 1 :], start + 1) if line[:4].strip())
+    config.write_text("\n".join([*text[:start], "  problems: null", *text[end:]]), "utf-8")
+    with pytest.raises(ConfigError, match=r"was trained without data\.problems, so there are no"):
+        score.check(run)
+    result = run_script("export", run, "--to", "merged_16bit", "--score")
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
+
+
 def test_what_was_not_made_is_not_scored(grpo: tuple[Path, str], tmp_path: Path) -> None:
     """As after merged weights that were not proven."""
     run = Path(shutil.copytree(grpo[0], tmp_path / "run"))

@@ -79,6 +79,7 @@ def test_quick() -> None:
     "target",
     [
         f"{INSIDE}/test_trainers.py",
+        f"{INSIDE}/test_numbers.py",
         f"{INSIDE}/test_commands.py",
         f"{INSIDE}/test_configs.py",
         "tests/reliability/test_health.py",
@@ -106,7 +107,7 @@ def test_on_a_t4() -> None:
 
 @long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("script", ["grpo", "dpo"])
+@pytest.mark.parametrize("script", ["grpo", "dpo", "sft"])
 def test_with_two_cards_a_run_takes_one(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

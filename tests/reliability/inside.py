@@ -16,10 +16,10 @@ import pytest
 
 from posttrain.base.process import run_main
 from posttrain.model import policy
-from scripts import dpo, grpo
+from scripts import dpo, grpo, sft
 from tests.helpers import ROOT
 
-MAIN = {"dpo": dpo.main, "grpo": grpo.main}
+MAIN = {"dpo": dpo.main, "grpo": grpo.main, "sft": sft.main}
 SMALL = {
     "dpo": [
         "evaluation={limit: 8, replies: 2, max_new_tokens: 8, every: null}",
@@ -29,6 +29,7 @@ SMALL = {
         "evaluation={limit: 4, max_new_tokens: 8, every: null}",
         "training.max_completion_length=24",
     ],
+    "sft": ["evaluation={limit: 4, max_new_tokens: 8, every: null}", "data.holdout=8"],
 }
 OnForward = Callable[[int, Any], Any]
 """(rows that the trainer is at work on, hidden states or scores) -> None, or what to use now."""
@@ -146,7 +147,7 @@ def on_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             model, tokenizer = load(*given)
             layers = model.get_base_model().model.layers
             layers[-1 if last else 0].register_forward_hook(after_layer)
-            for trainer in (trl.DPOTrainer, trl.GRPOTrainer):
+            for trainer in (trl.SFTTrainer, trl.DPOTrainer, trl.GRPOTrainer):
                 tell(trainer, "compute_loss", "training", _count_rows)
             tell(
                 trl.GRPOTrainer,

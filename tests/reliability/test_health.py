@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 
 from posttrain.run.checkpoint import verify
-from posttrain.train.micro_batches import COMPLETION_LOSSES, PAIR_LOSSES
+from posttrain.train.micro_batches import (
+    COMPLETION_LOSSES,
+    PAIR_LOSSES,
+    REPLY_LOSSES,
+    scored_tokens,
+)
 from tests.reliability.inside import (
+    MAIN,
     NOW,
     OnForward,
     adapter,
@@ -24,6 +30,7 @@ from tests.reliability.inside import (
 
 Install = Callable[..., None]
 BOTH = pytest.mark.parametrize("name", ["dpo", "grpo"])
+EVERY = pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
 GRPO_QUICK = pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
 
@@ -42,7 +49,7 @@ def assert_no_bad_checkpoint(run: Path) -> None:
     assert not (run / "adapter").exists()
 
 
-@BOTH
+@EVERY
 def test_nan_loss_stops_the_same_step(
     name: str, tmp_path: Path, on_forward: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,7 +82,9 @@ def check_batch(name: str, path: Path) -> None:
     for row in content["rows"]:
         assert row["prompt"].startswith("<|im_start|>system")
         assert row["prompt"].endswith("<|im_start|>assistant\n")
-        if name == "dpo":
+        if name == "sft":
+            assert row["reply"].endswith("</answer><|im_end|>") and len(row["reply_ids"]) > 1
+        elif name == "dpo":
             assert row["chosen"].endswith("<|im_end|>") and row["chosen"] != row["rejected"]
             assert len(row["chosen_ids"]) > 1 and len(row["rejected_ids"]) > 1
         else:
@@ -165,11 +174,11 @@ TWO_MICRO_BATCHES = [
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of both scripts with memory enough."""
+    """Runs of every training script with memory enough."""
     folder = tmp_path_factory.mktemp("whole")
-    for name in ("dpo", "grpo"):
+    for name in MAIN:
         assert leave_with(name, folder / name, *TWO_MICRO_BATCHES) == 0
-    return {name: folder / name for name in ("dpo", "grpo")}
+    return {name: folder / name for name in MAIN}
 
 
 WILD = """
@@ -203,6 +212,7 @@ def test_a_reward_that_goes_wild_stops_the_run(
 @pytest.mark.parametrize(
     ("name", "where"),
     [
+        ("sft", "backward"),
         ("dpo", "backward"),
         ("grpo", "forward"),
         pytest.param("dpo", "forward", marks=pytest.mark.long),
@@ -321,6 +331,32 @@ def test_parts_add_up_for_every_loss(name: str, tmp_path: Path) -> None:
             assert len(metrics) == 10 and 0 < metrics["mean_token_accuracy"] < 1
         elif loss_type == "dapo":
             assert 0 < metrics["clip_ratio/high_mean"] <= metrics["clip_ratio/high_max"]
+
+
+@pytest.mark.parametrize("loss", REPLY_LOSSES)
+@pytest.mark.parametrize("counted", [True, False])
+def test_parts_of_replies_add_up(loss: str, counted: bool, tmp_path: Path) -> None:
+    """With the tokens of a step counted, as transformers does, and without."""
+    trainer, inputs = build("sft", tmp_path, f"training.loss_type={loss}")
+    assert trainer.divisible()
+    tokens = 2 * scored_tokens(inputs) if counted else None  # of two micro-batches
+    results = []
+    for trainer.rows_at_once in (None, 3):
+        trainer.model.zero_grad()
+        trainer._metrics["train"].clear()
+        total = trainer.training_step(trainer.model, dict(inputs), tokens)
+        weights = [p for p in trainer.model.parameters() if p.requires_grad]
+        logged = {key: value for key, (value,) in trainer._metrics["train"].items()}
+        results.append((float(total), [p.grad.clone() for p in weights], logged))
+    assert [trainer.count(part.inputs) for part in trainer._parts] == [3, 3, 2]
+    (whole, gradient, metrics), (parts, others, joined) = results
+    assert whole > 0 and parts == pytest.approx(whole, abs=1e-6)
+    assert max(float(g.abs().max()) for g in gradient) > 1e-3
+    for mine, theirs in zip(gradient, others, strict=True):
+        assert float((mine - theirs).abs().max()) < 1e-6
+    assert metrics.keys() == joined.keys() >= {"entropy", "mean_token_accuracy"}
+    for name in ("entropy", "mean_token_accuracy"):
+        assert joined[name] == pytest.approx(metrics[name], abs=1e-6)
 
 
 def test_a_loss_of_which_the_rows_do_not_add_up_is_not_divided(tmp_path: Path) -> None:
@@ -481,15 +517,15 @@ def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
     """A watched trainer whose adapter is not fresh, and 8 rows for a training step."""
     import torch
 
+    from posttrain.data.demonstrations import load_demonstrations
     from posttrain.data.pairs import load_pairs
     from posttrain.data.problems import load_problems
     from posttrain.model import policy
     from posttrain.run.folder import RunFolder
-    from posttrain.settings import DPOSettings, GRPOSettings
-    from posttrain.settings.command import load_settings
+    from posttrain.settings.command import SETTINGS, load_settings
     from posttrain.train.stop import StopRequest
     from posttrain.train.watch import Watch
-    from scripts import dpo, grpo
+    from scripts import dpo, grpo, sft
 
     policy.start(verbose=False, threads=1)
     given = arguments(name, tmp_path / "run", "training.per_device_train_batch_size=8")
@@ -499,15 +535,17 @@ def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
         else []
     )
     given += overrides
-    settings: Any = load_settings(
-        {"dpo": DPOSettings, "grpo": GRPOSettings}[name], Path(given[1]), given[4:]
-    )
+    settings: Any = load_settings(SETTINGS[name], Path(given[1]), given[4:])
     run = RunFolder(tmp_path / "run")
     run.open(fresh=False)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if name == "dpo":
         pairs, _ = load_pairs(settings.data, settings.prompt)
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:8], settings, run)
+        inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    elif name == "sft":
+        replies = load_demonstrations(settings.data, settings.prompt).train[:8]
+        trainer, _ = sft.build_trainer(model, tokenizer, replies, settings, run)
         inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
     else:
         problems, _ = load_problems(settings.data)
@@ -524,7 +562,7 @@ def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
     return trainer, inputs
 
 
-@BOTH
+@EVERY
 def test_batches_of_8_and_twice_4_are_the_same_run(name: str, tmp_path: Path) -> None:
     """Per-device batch x accumulation. GRPO's rollouts are the same because both generate the 8
     completions of a step at once. DPO without sft, whose mean is over a micro-batch's tokens."""

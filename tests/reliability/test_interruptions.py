@@ -30,6 +30,7 @@ SMALL = {
         "evaluation={limit: 8, replies: 4, every: 2}",
         ALSO,
     ],
+    "sft": ["training.per_device_train_batch_size=8", "evaluation={limit: 8, every: 2}"],
 }
 
 
@@ -79,7 +80,7 @@ def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module", params=["grpo", pytest.param("dpo", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["grpo", "sft", pytest.param("dpo", marks=pytest.mark.long)])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(name, folder) of an uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / request.param

@@ -15,7 +15,7 @@ import yaml
 from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings, Section
+from posttrain.settings import DPOSettings, GRPOSettings, Section, SFTSettings
 from posttrain.settings.command import SETTINGS, load_settings, parse_command_line
 from posttrain.settings.data import TAKEN
 from posttrain.settings.export import Parity
@@ -33,7 +33,7 @@ from posttrain.settings.trainer_fields import config_fields
 from posttrain.train.arguments import owned_arguments
 from rewards import resolve
 from scripts.grpo import load_rewards, print_example, trainer_row
-from tests.helpers import CONFIGS, ROOT
+from tests.helpers import CONFIGS, ROOT, settings_class
 from tests.unit.conftest import Ask
 
 Tree = dict[str, Any]
@@ -42,6 +42,7 @@ KeyPath = tuple[str, ...]
 CONFIG_CLASSES = {
     DPOSettings: "trl/trainer/dpo_config.py:DPOConfig",
     GRPOSettings: "trl/trainer/grpo_config.py:GRPOConfig",
+    SFTSettings: "trl/trainer/sft_config.py:SFTConfig",
 }
 # Settings that may be null: everything else must be given a value.
 NULLABLE = {
@@ -66,10 +67,6 @@ NULLABLE = {
     "health.max_sampling_difference",
     "run.threads",
 }
-
-
-def settings_class(path: Path) -> type[Section]:
-    return SETTINGS[path.name.split("_")[0]]
 
 
 def config_class(path: Path) -> str:
@@ -113,6 +110,7 @@ DEMOS = [path for path in CONFIGS if "demo" in path.stem]
 TREES = {path.stem: read_yaml(path) for path in CONFIGS}
 # Defaults included once for each trainer: then every setting there is goes through the tests below.
 TREES |= {f"{path.stem} resolved": resolved(path) for path in DEMOS}
+RESOLVED = [f"{path.stem} resolved" for path in DEMOS]
 CLASSES = {name: settings_class(Path(name)) for name in TREES}
 # `rewards` holds names of functions, `training.extra` names of the trainer's arguments, and
 # `prompt.chat_template_kwargs` names of a template's variables: they have tests of their own.
@@ -128,7 +126,7 @@ KEYS = {
 
 def test_the_trees_are_right_as_they_are(tmp_path: Path) -> None:
     """Or the tests below would see errors for another reason than theirs."""
-    assert len(TREES) == len(CONFIGS) + 2
+    assert len(TREES) == len(CONFIGS) + len(SETTINGS)
     for name, tree in TREES.items():
         load(tree, CLASSES[name], tmp_path)
 
@@ -184,7 +182,7 @@ def test_a_misspelt_key(name: str, tmp_path: Path) -> None:
         assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["dpo_demo resolved", "grpo_demo resolved"])
+@pytest.mark.parametrize("name", RESOLVED)
 def test_every_letter_of_every_key_misspelt(name: str, tmp_path: Path) -> None:
     """All at once, beside the right keys: each wrong one must be named."""
     cls, expected = CLASSES[name], []
@@ -382,7 +380,7 @@ def test_a_section_of_another_type(name: str, tmp_path: Path) -> None:
             def mistype(parent: Tree, key: str, wrong: Any = wrong) -> None:
                 parent[key] = wrong
 
-            if wrong is None and dotted(path) in NULLABLE and name.startswith("dpo"):
+            if wrong is None and dotted(path) in NULLABLE and not name.startswith("grpo"):
                 continue
             with pytest.raises(
                 ConfigError, match=rf"\b{re.escape(dotted(path))}: should be a section, got"
@@ -393,10 +391,9 @@ def test_a_section_of_another_type(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(NULLABLE))
 def test_null_where_it_means_something(name: str, tmp_path: Path) -> None:
     path = tuple(name.split("."))
-    trees = ["dpo_demo resolved", "grpo_demo resolved"]
+    trees = [tree for tree in RESOLVED if path in dict(walk(TREES[tree]))]
     if name == "data.eval":  # problems always have data of their own to be scored on
-        trees = ["dpo_demo resolved"]
-    trees = [tree for tree in trees if path in dict(walk(TREES[tree]))]
+        trees.remove("grpo_demo resolved")
     assert trees
     for tree_name in trees:
         tree = changed(TREES[tree_name], path, lambda parent, key: parent.update({key: None}))
@@ -637,11 +634,11 @@ def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_of_the_other_script_is_named_as_that(path: Path) -> None:
-    own, other = settings_class(path), {DPOSettings, GRPOSettings} - {settings_class(path)}
-    script = "dpo" if own is DPOSettings else "grpo"
-    with pytest.raises(ConfigError) as caught:
-        load_settings(other.pop(), path, ["lora.r=4"])
-    assert str(caught.value) == f"{path}: this looks like a config of ./run {script}"
+    script = path.stem.partition("_")[0]
+    for other in {*SETTINGS.values()} - {settings_class(path)}:
+        with pytest.raises(ConfigError) as caught:
+            load_settings(other, path, ["lora.r=4"])
+        assert str(caught.value) == f"{path}: this looks like a config of ./run {script}"
 
 
 def test_nothing_is_guessed_where_nothing_is_near() -> None:
@@ -699,7 +696,7 @@ def load_with(path: Path, *overrides: str) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_extra_takes_the_trainers_other_arguments(path: Path) -> None:
-    load_with(path, "training.extra.adam_beta1=0.8", "training.extra.disable_dropout=true")
+    load_with(path, "training.extra.adam_beta1=0.8", "training.extra.dataloader_drop_last=true")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -768,7 +765,8 @@ DPO, GRPO = DPOSettings, GRPOSettings
 
 def refusal(cls: type[Section], *overrides: str) -> str:
     """What the command line says of a demo config with overrides; it has to refuse them."""
-    path = ROOT / "configs" / f"{'dpo' if cls is DPO else 'grpo'}_demo.yaml"
+    name = next(name for name, other in SETTINGS.items() if other is cls)
+    path = ROOT / "configs" / f"{name}_demo.yaml"
     with pytest.raises(ConfigError) as caught:
         load_with(path, *overrides)
     message = str(caught.value)

@@ -2,14 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.model.device import Device, check_device
-from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import SETTINGS, load_settings
-from tests.helpers import CONFIGS, ROOT
+from posttrain.settings.command import load_settings
+from tests.helpers import CONFIGS, ROOT, settings_class
 
 CPU = Device("CPU", 0.0, bf16=True)
 OLD_CPU = Device("CPU", 0.0, bf16=False)
@@ -20,9 +20,8 @@ LAPTOP = Device("NVIDIA GeForce RTX 4060 Laptop GPU", 7.65, bf16=True)
 P4 = Device("Tesla P4", 7.43, bf16=False)
 
 
-def settings(path: Path) -> DPOSettings | GRPOSettings:
-    cls = SETTINGS[path.name.split("_")[0]]
-    return load_settings(cls, path)
+def settings(path: Path) -> Any:
+    return load_settings(settings_class(path), path)
 
 
 def said(device: Device, path: Path) -> str:
@@ -153,8 +152,7 @@ def test_whoever_follows_the_advice_is_not_refused_again(device: Device, path: P
 def test_bfloat16_weights_need_a_gpu_that_has_it(path: Path) -> None:
     """Also where training.bf16 was switched off: the base weights would be computed in bfloat16."""
     overrides = ["training.bf16=false", "training.fp16=true"]
-    cls = SETTINGS[path.name.split("_")[0]]
-    asked = load_settings(cls, path, overrides)
+    asked: Any = load_settings(settings_class(path), path, overrides)
     assert asked.model.dtype == "bfloat16"
     with pytest.raises(ConfigError, match=r"Tesla T4 .*bfloat16"):
         check_device(T4, asked.model, asked.training)

@@ -153,8 +153,8 @@ def test_no_gpu(look: Look) -> None:
     assert code == 0
     assert finding(found, "GPU")["status"] == "warn"
     runs = all_of("demo", "cpu")
-    assert fitting(found) == runs and len(runs) == 4
-    assert text.count("needs a GPU") == 1 and f"{len(CONFIGS) - 4} more" in text
+    assert fitting(found) == runs and len(runs) == 5
+    assert text.count("needs a GPU") == 1 and f"{len(CONFIGS) - 5} more" in text
 
 
 def test_which_of_several(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,11 +51,11 @@ def test_every_combination_has_a_folder_of_its_own() -> None:
         (["--grid", "lora.rank=8,16"], "unknown setting"),
         (["--grid", "rewards.format=0.5,1", "data.answers=text"], "rewards are the score"),
         (["run.score=false"], "a repeat compares scores"),
-        (["--grid", "prompt.system=a,b", "data.validation=9"], "it is part of each pair"),
+        (["--grid", "prompt.system=a,b", "data.validation=9"], "it is part of each row"),
     ],
 )
 def test_what_is_wrong_with_a_grid(given: list[str], said: str, tmp_path: Path) -> None:
-    method = "dpo" if "prompt.system=a,b" in given else "grpo"
+    method = "sft" if "prompt.system=a,b" in given else "grpo"
     config = ["--config", str(ROOT / "configs" / f"{method}_demo.yaml")]
     asked = [method, "--seeds", "1,2", *config, "--output", str(tmp_path / "grid"), *given]
     with pytest.raises(ConfigError, match=said):
@@ -107,6 +107,17 @@ def test_the_highest_mean_is_chosen(tried: dict[str, dict[int, Path]]) -> None:
     assert second["values"] == [0.7, 0.6] and second["mean"] == pytest.approx(0.65)
     assert second["sd"] == pytest.approx(0.0707, abs=1e-4) and second["steps"] == [40, 40]
     assert found["chosen"] == "r-4" and "equally good" not in found["how"]
+
+
+def test_of_losses_the_lowest_mean_is_chosen(tried: dict[str, dict[int, Path]]) -> None:
+    """As of an SFT run that has no problems to answer."""
+    for run in (run for runs in tried.values() for run in runs.values()):
+        kept = read_run(run).kept or {}
+        measures = {"reply_loss": {"value": kept["value"], "n": 98, "low": 0.0, "high": 1.0}}
+        RunFolder(run).write_rows("validation", [{"step": 40, "measures": measures}])
+        RunFolder(run).amend({"kept": {**kept, "by": "reply_loss"}})
+    found = choose(VALUES, tried, {})
+    assert found["chosen"] == "r-2" and "the lowest mean over seeds" in found["how"]
 
 
 def test_of_equal_values_the_first_is_taken_and_told(tried: dict[str, dict[int, Path]]) -> None:

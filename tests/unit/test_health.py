@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from eval import Completion
+from eval.gsm8k import Problem, score_reply
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.settings import GRPOSettings, PairHealth, ProblemHealth
-from posttrain.settings.command import SETTINGS, load_settings
+from posttrain.settings.command import load_settings
+from posttrain.train.cold_start import WAYS_OUT, notice
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.view import state_line
-from tests.helpers import CONFIGS, ROOT
+from tests.helpers import CONFIGS, ROOT, settings_class
 
 HEALTHY = {
     "frac_reward_zero_std": 0.5,
@@ -59,6 +62,49 @@ def test_rule_has_to_be_broken_for_long(kind: str, bad: dict[str, float]) -> Non
     assert judge([*start, *[sick] * 6], asked) == [(6, kind, "warned"), (9, kind, "stopped")]
     again = [*start, *[sick] * 3, HEALTHY, *[sick] * 3]
     assert judge(again) == [(6, kind, "warned"), (10, kind, "warned")]
+
+
+FLAT = {**HEALTHY, "frac_reward_zero_std": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "events"),
+    [
+        ([0.0] * 9, [(3, "cold_start", "stopped"), (3, "flat_groups", "warned")]),
+        ([0.0, 0.0, 0.5] * 3, [(3, "flat_groups", "warned")]),
+        ([3.0] * 9, [(3, "flat_groups", "warned")]),  # nothing is left to learn
+        # Of a custom reward that falls to its minimum.
+        ([-0.5, *[-1.0] * 4], [(3, "cold_start", "stopped"), (3, "flat_groups", "warned")]),
+        ([-1.0, *[-0.5] * 4], [(3, "flat_groups", "warned")]),
+    ],
+)
+def test_a_cold_start_stops_and_nothing_left_to_learn_only_warns(
+    rewards: list[float], events: list[tuple[int, str, str]]
+) -> None:
+    stream = [{**FLAT, "reward": reward} for reward in rewards]
+    assert judge(stream) == events
+    assert judge([{**row, "frac_reward_zero_std": 0.9} for row in stream]) == []
+    only_warned = ProblemHealth.model_validate({"patience": 3, "stop_on": []})
+    assert {action for *_, action in judge(stream, only_warned)} == {"warned"}
+
+
+def test_a_cold_start_says_the_ways_out_also_after_a_resume() -> None:
+    health = ProblemHealth(patience=3)
+    watcher = RuleWatcher(rules_for(health, 0.0), health.patience, health.stop_on)
+    cold = {**FLAT, "reward": -1.0}
+    assert [*watcher.observe(1, cold), *watcher.observe(2, cold)] == []  # read from metrics.jsonl
+    watcher.resume_after(2)
+    event = watcher.observe(3, cold)[0]
+    assert (event.kind, event.action) == ("cold_start", "stopped")
+    for part in ("for 3 steps every completion has had the lowest", "prompt.examples", "./run sft"):
+        assert part in event.message
+    assert (
+        notice([score_reply(Problem("?", "4"), Completion("5", 1, False))], "m", "c").count(
+            WAYS_OUT
+        )
+        == 1
+        and WAYS_OUT in event.message
+    )  # the same words
 
 
 def test_just_below_the_threshold_is_healthy() -> None:
@@ -201,9 +247,9 @@ def test_settings_refuse_what_means_nothing() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_has_health_settings(path: Path) -> None:
-    settings: Any = load_settings(SETTINGS[path.stem.split("_")[0]], path)
-    stops = [] if path.stem.startswith("dpo") else ["unscored"]
-    assert settings.health.every == 10 and settings.health.stop_on == stops
+    health: Any = load_settings(settings_class(path), path).health
+    stops = {ProblemHealth: ["cold_start", "unscored"]}.get(type(health), [])
+    assert health.every == 10 and getattr(health, "stop_on", []) == stops
 
 
 def test_health_error_is_exit_3() -> None:

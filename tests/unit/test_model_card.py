@@ -20,7 +20,7 @@ from posttrain.base.files import append_rows
 from posttrain.export.hub import to_upload
 from posttrain.report.model_card import write_model_card
 from posttrain.settings.strict_yaml import read_yaml
-from tests.helpers import CONFIGS, ROOT, run_script
+from tests.helpers import CONFIGS, ROOT, run_script, settings_class
 
 MEASURE = {
     "before": {"value": 0.02, "n": 300, "low": 0.01, "high": 0.05},
@@ -46,12 +46,11 @@ def make_run(
     folder: Path, config: str = "grpo_demo", finished: bool = True, **changes: Any
 ) -> Path:
     """A run folder with its records, as training leaves it, around files of a few bytes."""
-    from posttrain.settings import DPOSettings, GRPOSettings
     from posttrain.settings.command import load_settings
     from posttrain.settings.strict_yaml import dump_yaml
 
-    kind: Any = GRPOSettings if config.startswith("grpo") else DPOSettings
-    settings = load_settings(kind, ROOT / "configs" / f"{config}.yaml").model_dump(mode="json")
+    file = ROOT / "configs" / f"{config}.yaml"
+    settings = load_settings(settings_class(file), file).model_dump(mode="json")
     for path, value in changes.items():
         section, key = path.split("__")
         settings[section][key] = value

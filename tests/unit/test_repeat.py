@@ -18,11 +18,11 @@ from posttrain.base.errors import ConfigError, DataError
 from posttrain.report import page, read_run, seeds
 from posttrain.run.folder import RunFolder
 from posttrain.scoring.seeds import over_seeds
-from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.command import load_settings
 from scripts import repeat
 from tests.helpers import ROOT
-from tests.runs import dpo_run, grpo_run, text_run
+from tests.runs import dpo_run, grpo_run, sft_run, text_run
 
 CONFIG = ["--config", str(ROOT / "configs" / "grpo_demo.yaml")]
 
@@ -96,6 +96,26 @@ def test_every_measure_of_a_dpo_run_is_there(tmp_path: Path) -> None:
     assert measures["kl_per_token"]["difference"]["mean"] == pytest.approx(0.1)
     assert measures["arithmetic/lenient"]["after"]["mean"] == 1.0
     assert "length_controlled_accuracy" not in measures  # no chosen reply is the shorter
+
+
+@pytest.mark.parametrize("problems", [40, 0])
+def test_seeds_of_sft_are_compared_by_loss_and_by_answers(problems: int, tmp_path: Path) -> None:
+    runs = {
+        seed: sft_run(tmp_path / f"seed-{seed}", problems=problems, loss=0.2 + 0.1 * seed)
+        for seed in (1, 2)
+    }
+    found = over_seeds(runs, SFTSettings)
+    loss = found["measures"]["reply_loss"]
+    assert loss["before"]["values"] == pytest.approx([1.22, 1.22])
+    assert loss["after"]["values"] == pytest.approx([0.32, 0.42])
+    assert loss["difference"]["high"] < 0
+    assert ("strict" in found["measures"]) == bool(problems)
+    said = seeds.verdict(found, [read_run(run) for run in runs.values()])
+    assert said.tone == "good"
+    words = "Strict accuracy went from 20.0% to 90.0%"
+    assert (
+        words if problems else "oss of held-out replies went from 1.22 to 0.37"
+    ) in said.sentence
 
 
 def test_questions_that_a_reward_cannot_score_are_left_out(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from posttrain.report.lines import MOST_POINTS, moving_average, thin
 from posttrain.report.model_card import render_model_card
 from posttrain.report.verdict import Verdict, verdict
 from tests.helpers import ROOT
-from tests.runs import dpo_run, grpo_metrics, grpo_run, unfinished, write
+from tests.runs import dpo_run, grpo_metrics, grpo_run, sft_run, unfinished, write
 
 HOSTILE = '<script>alert(1)</script><img src="http://example.org/x.png"></pre>&lt; '
 GRPO_PLOTS = {"reward", "spread", "completion_length", "truncation", "scores"}
@@ -128,6 +128,24 @@ def test_a_dpo_run_has_its_story(dpo: Path) -> None:
     ):
         assert words in shown.text
     assert {path.stem for path in (dpo / "plots").iterdir()} == DPO_PLOTS
+
+
+@pytest.mark.parametrize("problems", [40, 0])
+def test_an_sft_run_has_its_story(problems: int, tmp_path: Path) -> None:
+    run = sft_run(tmp_path / "sft", problems=problems)
+    shown = written(run)
+    both = ("SFT report", "Improved", "The training loss.", "Token accuracy", "16 replies each")
+    if problems:
+        own = ("Strict accuracy rose from 20.0% to 90.0%", "40 problems, never trained on")
+        own += ("wrong before, right after",)
+    else:
+        own = ("Loss of held-out replies fell from 1.22 to 0.32", "20 replies, never trained on")
+        own += ("No replies to show: the run scored none.",)
+    for words in (*both, *own):
+        assert words in shown.text, words
+    card = render_model_card(run)
+    assert "Supervised fine-tuning, loss nll" in card
+    assert "loss of held-out replies | 1.22" in card
 
 
 def test_every_reply_is_counted_in_its_own_language(dpo: Path) -> None:

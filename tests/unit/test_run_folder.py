@@ -28,11 +28,11 @@ from posttrain.report import read_run
 from posttrain.run.environment import PACKAGES, git_commit
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
-from posttrain.settings.command import SETTINGS, load_settings
+from posttrain.settings.command import load_settings
 from posttrain.train import session
 from posttrain.train.samples import SampleRecorder
 from rewards import REWARDS
-from tests.helpers import CONFIGS, ROOT
+from tests.helpers import CONFIGS, ROOT, settings_class
 
 # Text that a model may well write and that line-based formats stumble over.
 HARD = "é\u00a0: a\nb\r\nc \u2028 d \u2029 e \u0085 f \x0b\x0c\x1c\x1d\x1e g 😀 \t \\ \" ' </a>"
@@ -244,7 +244,7 @@ def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
 
 
 def described(path: Path, overrides: list[str], run: RunFolder) -> tuple[Any, Any]:
-    cls = SETTINGS[path.name.split("_")[0]]
+    cls = settings_class(path)
     settings = load_settings(cls, path, overrides)
     run.open(fresh=False)
     run.describe(settings, {})

@@ -19,11 +19,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = ["training.max_steps=3", "training.save_steps=3"]
 SAME = {
     "dpo": ("loss", "grad_norm", "rewards/margins", "logps/chosen", "num_tokens"),
+    "sft": ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens"),
     "grpo": ("loss", "grad_norm", "reward", "reward_std", "completions/mean_length", "num_tokens"),
 }
 EVALUATION = {
     "dpo": "evaluation={limit: 16, replies: 8, max_new_tokens: 40, temperature: 0.0}",
     "grpo": "evaluation={limit: 16, max_new_tokens: 60}",
+    "sft": "evaluation={limit: 16, max_new_tokens: 60}",
 }
 
 
@@ -43,8 +45,12 @@ IN_PARTS = ["training.gradient_accumulation_steps=2", "training.steps_per_genera
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("dpo", []), ("grpo", []), pytest.param("grpo", IN_PARTS, marks=pytest.mark.long)],
-    ids=["dpo", "grpo", "grpo sampled in parts"],
+    [
+        *(("dpo", []), ("grpo", [])),
+        pytest.param("sft", [], marks=pytest.mark.long),
+        pytest.param("grpo", IN_PARTS, marks=pytest.mark.long),
+    ],
+    ids=["dpo", "grpo", "sft", "grpo sampled in parts"],
 )
 def test_three_steps_and_greedy_replies(name: str, more: list[str], tmp_path: Path) -> None:
     here, there = tmp_path / "card", tmp_path / "cpu"
@@ -63,7 +69,7 @@ def test_three_steps_and_greedy_replies(name: str, more: list[str], tmp_path: Pa
     apart = math.sqrt(sum(float((weights[k] - others[k]).square().sum()) for k in others))
     size = math.sqrt(sum(float(others[k].square().sum()) for k in others))
     assert apart < 1e-3 * size
-    file = "before.jsonl" if name == "grpo" else "before_replies.jsonl"
+    file = "before_replies.jsonl" if name == "dpo" else "before.jsonl"
     texts = [
         [row["reply"] if "reply" in row else row["text"] for row in rows(run / "eval" / file)]
         for run in (here, there)

@@ -45,7 +45,7 @@ def trained(name: str, run: Path, *overrides: str) -> list[dict[str, Any]]:
     return found
 
 
-@BOTH
+@pytest.mark.parametrize("name", ["dpo", "grpo", pytest.param("sft", marks=pytest.mark.long)])
 def test_trainer_is_unsloths(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from posttrain.train import loop
 

@@ -1,0 +1,276 @@
+"""Rows to learn replies from: sampled replies by what they earned, and the formats of ./run sft."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import Completion
+from eval.gsm8k import Problem, score_reply
+from eval.rewarded import RewardedReply
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.data.demonstrations import DemonstrationSet, load_demonstrations
+from posttrain.data.pairs import load_pair_set
+from posttrain.data.problems import load_problems, within_pass_rate
+from posttrain.data.replies import pass_rates, read_sampled
+from posttrain.settings import DPOSettings, GRPOSettings, PassRate, SFTSettings, Source
+from posttrain.settings.command import load_settings
+from tests.helpers import ROOT
+
+CLASSES = {"sft": SFTSettings, "dpo": DPOSettings, "grpo": GRPOSettings}
+RIGHT, BARE, WRONG = "So 4.\n<answer>4</answer>", "It is 4.", "So 5.\n<answer>5</answer>"  # 3, 0, 1
+
+
+def settings(method: str, *overrides: str) -> Any:
+    return load_settings(CLASSES[method], ROOT / "configs" / f"{method}_demo.yaml", overrides)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def sampled(folder: Path, replies: dict[str, list[tuple[str, bool]]]) -> Path:
+    """A replies.jsonl as ./run evaluate writes it; each reply is a text and whether it was cut."""
+    rows = [
+        score_reply(Problem(question, "4"), Completion(text, 9, cut), n).as_row()
+        for question, given in replies.items()
+        for n, (text, cut) in enumerate(given)
+    ]
+    return write(folder / "replies.jsonl", rows)
+
+
+def learned(method_data: str, *overrides: str, system: str = "null") -> DemonstrationSet:
+    own = settings(
+        "sft",
+        f"data={method_data}",
+        f"prompt.system={system}",
+        "evaluation.every=null",
+        *overrides,
+    )
+    return load_demonstrations(own.data, own.prompt)
+
+
+MANY = {f"What is {n} + {4 - n}?": [(RIGHT, False), (WRONG, False)] for n in range(9)}
+
+
+def test_the_replies_that_earned_most_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer, longest = f"Well. {RIGHT}", f"Well, well. {RIGHT}"
+    first = [(longest, False), (RIGHT, False), (RIGHT, False), (longer, False), (BARE, False)]
+    file = sampled(tmp_path, {**MANY, "First?": [*first, ("", False)], "Cut?": [(RIGHT, True)]})
+    for path in (file, tmp_path):  # the file, or its folder
+        data = f"{{train: {{path: {path}}}, format: replies, holdout: 2, validation: 2}}"
+        found = learned(data)
+        assert (len(found.held_out), len(found.validation)) == (2, 2)
+        rows = [*found.train, *found.held_out, *found.validation]
+        of_first = [row for row in rows if row.prompt[-1]["content"] == "First?"]
+        assert [row.reply for row in of_first] == [RIGHT, longer]  # the shortest different two
+        assert len(rows) == len(MANY) + 2 and not any("Cut?" in str(row.prompt) for row in rows)
+        assert {row.answer for row in rows} == {"4"}
+        assert f"{tmp_path / 'replies.jsonl'}: row " in rows[0].where
+    kept = (
+        "kept 11 of 25 replies, to 10 questions; 12 earned below 3 or were cut, 1 repeat another, "
+    )
+    assert f"{kept}1 are beyond 2 of a question" in capsys.readouterr().out
+    rows = learned(data, "data.keep={reward: 1, per_question: 9}").train
+    assert {row.reply for row in rows} == {RIGHT, WRONG, longer, longest}
+    with pytest.raises(DataError, match=r"no reply earned 3\.5; sample more .* data\.keep\.reward"):
+        learned(data, "data.keep.reward=3.5")
+
+
+def test_replies_are_learned_without_the_examples_that_they_were_sampled_with(
+    tmp_path: Path,
+) -> None:
+    file = sampled(tmp_path, MANY)
+    data = f"{{train: {{path: {file}}}, format: replies, holdout: 2}}"
+    row = learned(data, system="'Be brief.'").train[0]
+    system = {"role": "system", "content": "Be brief."}
+    assert row.conversation == [system, row.prompt[-1]]
+    shown = learned(data, "prompt.examples=[{question: Q, answer: A}]", system="'Be brief.'").train
+    assert shown[0].conversation == [
+        system,
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "A"},
+        row.prompt[-1],
+    ]
+    assert row.prompt == shown[0].prompt  # by which rows are held out, with and without examples
+
+
+def test_best_against_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replies = {
+        **MANY,
+        "Tie?": [(RIGHT, False), (f"Well. {RIGHT}", False)],
+        "Best cut?": [(RIGHT, True), (WRONG, False), (BARE, False)],
+        "Worst?": [(f"Well. {RIGHT}", False), (RIGHT, False), ("5 and on", True), (BARE, False)],
+        "All cut?": [(RIGHT, True), (WRONG, True)],
+    }
+    file = sampled(tmp_path, replies)
+    data = f"data={{train: {{path: {file}}}, format: replies, holdout: 3, validation: 2}}"
+    own = settings("dpo", data, "prompt.system='Be brief.'", "evaluation.every=null")
+    found = load_pair_set(own.data, own.prompt)
+    assert (len(found.held_out), len(found.validation)) == (3, 2)
+    pairs = {
+        pair.prompt[-1]["content"]: (pair.chosen, pair.rejected)
+        for pair in [*found.train, *found.held_out, *found.validation]
+    }
+    assert pairs.pop("Best cut?") == (WRONG, BARE)
+    assert pairs.pop("Worst?") == (RIGHT, BARE)  # the shortest best, a complete worst
+    assert pairs == dict.fromkeys(MANY, (RIGHT, WRONG))
+    assert found.train[0].prompt[0] == {"role": "system", "content": "Be brief."}
+    assert "11 questions give a pair; 2 left out" in capsys.readouterr().out
+    flat = sampled(tmp_path / "flat", {"Tie?": replies["Tie?"]})
+    own = settings("dpo", f"data={{train: {{path: {flat}}}, format: replies, validation: 0}}")
+    with pytest.raises(DataError, match="no question has replies of different rewards"):
+        load_pair_set(own.data, own.prompt)
+
+
+def test_problems_within_a_pass_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo = settings("grpo")
+    problems, _ = load_problems(demo.data)
+    asked = [problem.question for problem in problems[:4]]
+    shares = dict(zip(asked, (0, 1, 3, 4), strict=True))
+    file = sampled(
+        tmp_path,
+        {q: [(RIGHT if n < k else BARE, False) for n in range(4)] for q, k in shares.items()},
+    )
+    assert pass_rates(PassRate(replies=str(file))) == {q: k / 4 for q, k in shares.items()}
+    rule = f"data.pass_rate={{replies: {file}, low: 0.1, high: 0.9}}"
+    kept = within_pass_rate(problems[:6], settings("grpo", rule).data)
+    assert [problem.question for problem in kept] == [
+        *asked[1:3],
+        *(problem.question for problem in problems[4:6]),  # without replies
+    ]
+    said = capsys.readouterr().out
+    assert "4 of 6 problems kept, 1 solved in fewer than 10% of their replies and 1 in more" in said
+    with pytest.raises(DataError, match=r"data\.pass_rate leaves no problem to train on; widen it"):
+        within_pass_rate([problems[0], problems[3]], settings("grpo", rule).data)
+    assert within_pass_rate(problems, demo.data) == problems
+
+
+def test_replies_of_an_earlier_version_and_those_that_no_reward_could_score(
+    tmp_path: Path,
+) -> None:
+    old = score_reply(Problem("2 + 2?", "4"), Completion(RIGHT, 9, False)).as_row()
+    del old["total_reward"]
+    texts = [
+        RewardedReply("Who?", "me", "You.", 3, 0.0, total, {"a.py:f": total}).as_row()
+        for total in (None, 0.5)
+    ]
+    file = write(tmp_path / "replies.jsonl", [old, *texts])
+    who, sums = read_sampled(Source(path=str(file)))[::-1]
+    assert [row.total for row in who] == [0.5] and [row.total for row in sums] == [3.0]
+    write(file, [{"question": "2 + 2?", "reply": "4"}])
+    with pytest.raises(
+        DataError, match=r"row 1 is not a scored reply of \./run evaluate: no total"
+    ):
+        read_sampled(Source(path=str(file)))
+
+
+# --- the other formats ----------------------------------------------------------------------------
+
+USER = {"role": "user", "content": "Why?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASIDE = {"role": "user", "content": "Another?"}
+SHAPES: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], str]] = {
+    "columns": ("columns: {prompt: q, reply: a}", {"q": "Why?", "a": " So. "}, [USER], "So."),
+    "columns and system": (
+        "columns: {prompt: q, reply: a, system: s}",
+        {"q": "Why?", "a": "So.", "s": "Be brief."},
+        [SYSTEM, USER],
+        "So.",
+    ),
+    "messages": (
+        "format: messages",
+        {"messages": [SYSTEM, ASIDE, {"role": "assistant", "content": "No."}, USER]}
+        | {"reply": "not this"},
+        [SYSTEM, ASIDE, {"role": "assistant", "content": "No."}, USER],
+        "",
+    ),
+    "chosen": (
+        "format: chosen",
+        {"prompt": "Why?", "chosen": "So.", "rejected": "Because."},
+        [USER],
+        "So.",
+    ),
+    "chosen of orca": (
+        "format: chosen, pair_format: orca",
+        {"system": "Be brief.", "question": "Why?", "chosen": "So.", "rejected": "Because."},
+        [SYSTEM, USER],
+        "So.",
+    ),
+    "solutions": (
+        "format: solutions",
+        {"question": "Why?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### $1,024"},
+        [USER],
+        "48/2 = 24 clips.\n<answer>1024</answer>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_format_gives_a_prompt_and_a_reply(name: str, tmp_path: Path) -> None:
+    data, row, prompt, reply = SHAPES[name]
+    if name == "messages":
+        row["messages"], reply = [*row["messages"], {"role": "assistant", "content": "So."}], "So."
+    other = json.loads(json.dumps(row).replace("Why?", "Where?").replace("Another", "One more"))
+    file = write(tmp_path / "rows.jsonl", [row, other])
+    given = f"{{train: {{path: {file}}}, holdout: 1, {data}}}"
+    found = learned(given)
+    (read,) = [row for row in (*found.train, *found.held_out) if row.prompt[-1] == USER]
+    assert (list(read.prompt), read.reply) == (prompt, reply)
+    replaced = learned(given, system="''")
+    assert all(turn["role"] != "system" for turn in replaced.train[0].conversation)
+
+
+@pytest.mark.parametrize(
+    ("data", "row", "message"),
+    [
+        ("columns: {}", {"prompt": "Why?", "reply": " "}, "row 1: there is no reply to learn"),
+        ("columns: {}", {"prompt": "Why?", "text": "So."}, "row 1: there is no column 'reply'"),
+        ("columns: {}", {"prompt": "Why?", "reply": "So.", "tools": ["x"]}, "column 'tools' would"),
+        ("format: messages", {"messages": [USER]}, "row 1: there is no reply to learn"),
+        (
+            "format: messages",
+            {"messages": [{**USER, "tool_calls": ["x"]}, {"role": "assistant", "content": "So."}]},
+            "message 1 holds 'tool_calls'",
+        ),
+        (
+            "format: solutions",
+            {"question": "Why?", "answer": "So, 4."},
+            "row 1: column 'answer' should end in '#### number'",
+        ),
+        (
+            "format: solutions",
+            {"question": "Why?", "answer": "So.\n#### four"},
+            "row 1: column 'answer' gives no number",
+        ),
+        ("format: replies", {"question": "Why?", "reply": "So."}, "not a scored reply"),
+    ],
+)
+def test_a_row_that_cannot_be_learned_is_named(
+    data: str, row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError) as caught:
+        learned(f"{{train: {{path: {file}}}, holdout: 1, {data}}}")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert "rows.jsonl" in str(caught.value)
+
+
+def test_unusable_rows_are_left_out_where_that_is_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Why {n}?", "reply": "So." if n else ""} for n in range(4)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    found = learned(f"{{train: {{path: {file}}}, holdout: 1, unusable: drop}}")
+    assert len(found.train) == 2
+    assert "left out 1 of 4 rows: a reply is empty (1)" in capsys.readouterr().out
+
+
+def test_pairs_of_sampled_replies_are_no_format_of_chosen_sides() -> None:
+    with pytest.raises(ConfigError, match=r"data\.pair_format: should be 'columns'"):
+        settings("sft", "data.pair_format=replies")

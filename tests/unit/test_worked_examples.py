@@ -1,0 +1,196 @@
+"""prompt.examples: turns before the question, wherever a prompt is rendered; and a cold start."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import Completion, PromptFormat, conversation
+from eval.gsm8k import Problem, score_reply
+from eval.rewarded import RewardedReply
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.chat.source import find
+from posttrain.data.demonstrations import load_demonstrations
+from posttrain.data.examples import check_examples
+from posttrain.data.pairs import load_pair_set
+from posttrain.data.prompted import user_turns
+from posttrain.export.texts import gate_texts
+from posttrain.report.snippets import snippets
+from posttrain.run.folder import RunFolder
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import SETTINGS, load_settings
+from posttrain.settings.help import listed
+from posttrain.train.cold_start import notice
+from scripts import dpo, grpo, sft
+from tests.helpers import ROOT
+from tests.runs import grpo_run
+
+QUESTION, ANSWER = "Anna has 2 pens. She buys 3.", "2 + 3 = 5.\n<answer>5</answer>"
+EXAMPLES = f"prompt.examples={json.dumps([{'question': QUESTION, 'answer': ANSWER}])}"
+TURNS = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+
+
+def settings(method: str, *overrides: str) -> Any:
+    return load_settings(SETTINGS[method], ROOT / "configs" / f"{method}_demo.yaml", overrides)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def one_example(folder: Path, question: str = QUESTION) -> Path:
+    row = {"question": question, "answer": ANSWER}
+    return write(folder / "examples.jsonl", json.dumps(row) + "\n")
+
+
+def roles(turns: Any) -> list[str]:
+    return [turn["role"][0] for turn in turns]
+
+
+def test_a_file_gives_what_a_list_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = one_example(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for given in (str(file), file.name):
+        of_file = settings("grpo", f"prompt.examples={given}")
+        assert of_file == settings("grpo", EXAMPLES)
+    kept = of_file.model_dump(mode="json")["prompt"]["examples"]  # what config.yaml holds
+    assert kept == [{"question": QUESTION, "answer": ANSWER}]
+    turns = conversation("4 + 4?", of_file.prompt)
+    assert roles(turns) == ["s", "u", "a", "u"] and turns[1:3] == TURNS
+    assert turns[-1]["content"] == "4 + 4?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"question": "a", "answer": "b"}\n{"question": "a"', "line 2 is not a JSON object"),
+        ('{"question": "a", "answer": "b"}\n{"question": "a"}', "row 2 should have a text as its "),
+        ('{"question": "a", "answer": 4}', "row 1 should have a text as its answer"),
+        ('{"question": " ", "answer": "b"}', "row 1 should have a text as its question"),
+        ('{"question": "a", "answer": "b", "id": 1}', "row 1 holds 'id', which no prompt would"),
+        ("\n", "is empty; write a question and an answer on each line"),
+        (None, "there is no file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    text: str | None, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "examples.jsonl"
+    if text is not None:
+        write(file, text)
+    with pytest.raises(ConfigError) as caught:
+        settings("sft", f"prompt.examples={file}")
+    said = str(caught.value)
+    assert said.startswith("command line: prompt.examples: ") and message in said
+    assert str(file) in said and "\n" not in said
+
+
+def test_help_lists_them() -> None:
+    for cls in SETTINGS.values():
+        assert "prompt.examples: " in listed(cls)
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_rows_have_them_after_their_system_turn(method: str) -> None:
+    own = settings(method, EXAMPLES)
+    load: Any = load_demonstrations if method == "sft" else load_pair_set
+    found = load(own.data, own.prompt)
+    for row in (found.train[0], found.held_out[0], found.validation[0]):
+        turns = row.conversation
+        expected = ["s", "u", "a", "u"] if own.prompt.system else ["u", "a", "u"]
+        assert roles(turns) == expected and turns[-3:-1] == TURNS
+        assert QUESTION not in user_turns([row])  # they are not the row's own
+
+
+@pytest.mark.parametrize("script", [sft, dpo, grpo], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("side", ["train", "held_out", "validation"])
+def test_a_question_of_the_data_is_no_example(script: Any, side: str, tmp_path: Path) -> None:
+    """It would give its answer away. Said before anything is loaded."""
+    method = script.__name__.rpartition(".")[2]
+    own = settings(method)
+    if method == "grpo":
+        rows = {"held_out": own.data.eval.path}
+        path = ROOT / rows.get(side, own.data.train.path)
+        question = json.loads(path.read_text("utf-8").splitlines()[0])["question"]
+    else:
+        load: Any = load_demonstrations if method == "sft" else load_pair_set
+        question = user_turns(getattr(load(own.data, own.prompt), side))[0]
+    file = one_example(tmp_path, f"  {question.upper()}")
+    config = str(ROOT / "configs" / f"{method}_demo.yaml")
+    command = ["--config", config, "--output", str(tmp_path / "run"), f"prompt.examples={file}"]
+    with pytest.raises(DataError, match=r"prompt\.examples: example 1 is a question of the data"):
+        script.main([*command, "--dry-run"])
+
+
+def test_other_questions_are_fine() -> None:
+    check_examples(settings("grpo", EXAMPLES).prompt.examples, ["Anna has 3 pens."])
+    check_examples([], [QUESTION])
+
+
+def test_a_run_with_other_examples_is_another_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.open(fresh=False)
+    run.describe(settings("grpo", EXAMPLES), {})
+    assert run.changed(settings("grpo", f"prompt.examples={one_example(tmp_path)}")) == []
+    (difference,) = run.changed(settings("grpo", EXAMPLES.replace("buys", "finds")))
+    assert "prompt.examples" in difference
+    assert load_settings(GRPOSettings, run.path / "config.yaml").prompt.examples[0].answer == ANSWER
+
+
+def test_what_reads_a_run_has_its_examples(tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "run")
+    RunFolder(run).describe(settings("grpo", EXAMPLES), {})
+    (run / "adapter").mkdir()
+    base = {"base_model_name_or_path": str(ROOT / "assets" / "demo_model")}
+    write(run / "adapter" / "adapter_config.json", json.dumps(base))
+    source = find(str(run))
+    assert conversation("?", source.prompt)[1:3] == TURNS
+    texts = gate_texts(source.run, 4)
+    for turns in (*texts.conversations, *texts.problems):
+        assert turns[1:3] == TURNS and roles(turns) == ["s", "u", "a", "u"]
+    code = snippets(source.run, {"gguf:q8_0": {"path": "m.gguf"}}, None)
+    assert json.dumps(TURNS[0]) in code[0].code and json.dumps(TURNS[1]) in code[0].code
+    assert "# without the worked examples of training" in code[1].code
+
+
+# --- a cold start ---------------------------------------------------------------------------------
+
+
+def scored(*texts: str) -> list[Any]:
+    return [score_reply(Problem("2 + 2?", "4"), Completion(text, 5, False)) for text in texts]
+
+
+def rewarded(*totals: float | None) -> list[Any]:
+    return [RewardedReply("Q", "A", "text", 4, 0.0, total, {"f": total}) for total in totals]
+
+
+def test_replies_that_earn_nothing_are_noticed() -> None:
+    found = notice(scored("It is 4.", "5", "4", "four"), "my model", "a b.yaml") or ""
+    assert "warning: a cold start: 0 of 4 replies earn a reward." in found
+    assert "The last number is right in 50% of them." in found
+    assert "grpo --config 'a b.yaml' prompt.examples=examples.jsonl" in found
+    evaluate = "evaluate --model 'my model' --config 'a b.yaml' --data train --examples"
+    assert evaluate in found and "./run sft" in found
+
+
+@pytest.mark.parametrize(
+    ("replies", "cold"),
+    [
+        (scored("4", "4\n<answer>5</answer>"), False),
+        (rewarded(0.0, 0.0), True),
+        (rewarded(-1.0, -1.0), True),
+        (rewarded(None, 0.0), True),
+        (rewarded(-1.0, 0.0), False),  # one earns more than the other
+        (rewarded(0.5, 0.5), False),
+        ([], False),
+    ],
+)
+def test_others_are_not(replies: list[Any], cold: bool) -> None:
+    assert (notice(replies, "m", "c") is not None) == cold
+    assert "last number" not in (notice(rewarded(0.0), "m", "c") or "")
+
+
+def test_prompts_without_settings() -> None:
+    assert roles(conversation("?", PromptFormat(None, settings("grpo", EXAMPLES).prompt.examples)))
