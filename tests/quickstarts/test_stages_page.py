@@ -1,0 +1,72 @@
+"""docs/stages.md: its commands in order, as they stand there, each on what the one before it left."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import ROOT, copy_project
+from tests.quickstarts.pages import blocks, commands, prose, text_of
+from tests.quickstarts.test_recipes import rows, run
+
+pytestmark = pytest.mark.timeout(1200)
+PAGE = text_of(ROOT / "docs" / "stages.md")
+SAMPLE, SFT, GRPO = commands(PAGE)
+FEWER = {
+    SAMPLE: "--limit 24 --samples 4",
+    SFT: "data.holdout=2 data.problems.limit=8 training.max_steps=4 training.save_steps=4",
+    GRPO: "data.eval.limit=8 training.per_device_train_batch_size=16 training.max_steps=1",
+}
+
+
+def follow(project: Path, fewer: bool) -> Path:
+    """A copy of the project in which the page was followed; `fewer` samples and steps: quickly."""
+    copy_project(project)
+    (example,) = blocks(PAGE, "json")
+    assert "one line" in PAGE and example.count("\n") == 1
+    (project / "examples.jsonl").write_text(example, encoding="utf-8")
+    printed = [
+        run(project, f"{command} {FEWER[command]}" if fewer else command)
+        for command in (SAMPLE, SFT, GRPO)
+    ]
+    assert "outputs/sampled: kept" in printed[1]
+    return project / "outputs"
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_each_command_takes_what_the_one_before_it_left(tmp_path: Path) -> None:
+    outputs = follow(tmp_path / "project", fewer=True)
+    (example,) = blocks(PAGE, "json")
+    assert read(outputs / "sampled" / "report.json")["examples"] == [json.loads(example)]
+    sampled = {row["reply"] for row in rows(outputs / "sampled" / "replies.jsonl")}
+    trained = rows(outputs / "warm_up" / "eval" / "before.jsonl")
+    assert trained and {row["reply"] for row in trained} <= sampled
+    assert not any("Ben has 3 books" in json.dumps(row) for row in trained)
+    (stage,) = read(outputs / "grpo_after_sft" / "environment.json")["stages"]
+    assert (stage["name"], stage["method"], stage["steps"]) == ("warm_up", "sft", 4)
+
+
+@pytest.mark.long
+def test_the_numbers_are_those_of_the_page(tmp_path: Path) -> None:
+    outputs = follow(tmp_path / "project", fewer=False)
+    stated = [
+        [int(number) / 100 for number in pair]
+        for pair in re.findall(r"strict accuracy (\d+) -> (\d+)%", prose(PAGE))
+    ]
+    assert len(stated) == 2
+    strict = {
+        name: read(outputs / name / "eval" / "comparison.json")["strict"]
+        for name in ("warm_up", "grpo_after_sft")
+    }
+    for change, expected in zip(strict.values(), stated, strict=True):
+        measured = [change[side] for side in ("before", "after")]
+        assert measured == pytest.approx(expected, abs=0.12)
+    assert strict["warm_up"]["after"] >= 0.6
+    assert strict["grpo_after_sft"]["high"] >= 0  # no worse than after SFT, beyond noise
+    first = rows(outputs / "grpo_after_sft" / "metrics.jsonl")[0]
+    assert first["step"] == 1 and first["frac_reward_zero_std"] < 1
