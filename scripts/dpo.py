@@ -3,7 +3,8 @@
 The loss is -log sigmoid(beta (log pi(y_c|x)/ref(y_c|x) - log pi(y_r|x)/ref(y_r|x))), equation 7 of
 "Direct Preference Optimization" (https://arxiv.org/abs/2305.18290), over pairs of a chosen and a
 rejected reply to the same prompt. Unlike the paper, the policy is a LoRA adapter on quantised
-weights, and the reference is the same weights with the adapter off, so only one model is in memory.
+weights, and the reference is the same weights with the adapter off, so only one model is in memory
+(with model.adapter: the policy as it was loaded, of which the adapter is kept twice).
 
     ./run dpo --config configs/dpo_french_16gb.yaml
     ./run dpo --config configs/dpo_demo.yaml training.beta=0.2 --resume never
@@ -46,7 +47,7 @@ PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The story of a run; returns the exit code."""
+    """Score, train, score again; returns the exit code."""
     session = Session(DPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     if session.done:
         return session.show_result()
@@ -54,10 +55,10 @@ def main(argv: list[str] | None = None) -> int:
 
     # Pairs, checked before anything heavy is loaded and reported on before the model is.
     pairs = load_pair_set(settings.data, settings.prompt)
-    check_examples(settings.prompt.examples, user_turns(pairs.train + pairs.held_out))
-    refuse_earlier_stages(settings.model.adapter, user_turns(pairs.held_out))
+    all_pairs = [*pairs.train, *pairs.held_out, *pairs.validation]
+    check_examples(settings.prompt.examples, user_turns(all_pairs))
     tokenizer = session.start()
-    trainer_arguments(settings, run)  # what the trainer refuses, it refuses before the loading
+    trainer_arguments(settings, run)  # refused here, not after the model is loaded
     data_report, lengths = examine(pairs, tokenizer, settings)
     if session.dry_run:
         print(pair_report_text.render_text(data_report))
@@ -65,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         print(pair_report_text.render_warnings(data_report), end="")
     train_pairs, held_out, validation = fitting(pairs, lengths, settings)
     problems = problem_sets.load(settings, train_pairs, tokenizer)
+    questions = (problem.question for each in problems.values() for problem in each)
+    refuse_earlier_stages(settings.model.adapter, [*user_turns(held_out), *questions])
     rows = [*train_pairs, *held_out, *problems.items(), *validation]
     if session.dry_run:
         print(describe(settings, shape_of(settings.model.name), len(train_pairs)))
@@ -80,9 +83,9 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training, with the pairs to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
-    measure = scoring.validator(model, tokenizer, validation, settings)
-    by_accuracy = session.validation(len(validation), measure, "reward_accuracy")
-    stopped = session.train(trainer, changed, PROGRESS, by_accuracy)
+    validate = scoring.validator(model, tokenizer, validation, settings)
+    validator = session.validation(len(validation), validate, "reward_accuracy")
+    stopped = session.train(trainer, changed, PROGRESS, validator)
     if stopped is not None:
         return stopped
     if before is None or not settings.run.score:

@@ -3,7 +3,7 @@
     ./run repeat grpo --seeds 1,2,3 --config configs/grpo_demo.yaml
     ./run repeat dpo --seeds 1,2,3 --config configs/dpo_demo.yaml --output seeds_dpo
 
-Each seed is a run of ./run grpo or ./run dpo with training.seed=N, in DIR/seed-N. The same command
+Each seed is a run of ./run sft, dpo or grpo with training.seed=N, in DIR/seed-N. The same command
 again leaves finished seeds as they are, goes on with the one that was interrupted, and trains those
 that are missing. A signal is passed on to the run, which writes a checkpoint. Then DIR/seeds.json
 and DIR/report.html have each measure with mean, standard deviation and 95% interval over seeds, and

@@ -1,4 +1,4 @@
-"""docs/stages.md: its commands in order, as they stand there, each on what the one before it left."""
+"""docs/stages.md: its commands in order, as they stand there, on what the one before it left."""
 
 import json
 import re
@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.errors import DataError
+from posttrain.data.demonstrations import load_demonstrations
+from posttrain.settings import SFTSettings
+from posttrain.settings.command import load_settings
+from scripts import sft
 from tests.helpers import ROOT, copy_project
 from tests.quickstarts.pages import blocks, commands, prose, text_of
 from tests.quickstarts.test_recipes import rows, run
@@ -19,6 +24,11 @@ FEWER = {
     SFT: "data.holdout=2 data.problems.limit=8 training.max_steps=4 training.save_steps=4",
     GRPO: "data.eval.limit=8 training.per_device_train_batch_size=16 training.max_steps=1",
 }
+ALSO_TRAINED_ON = (
+    "./run dpo --config configs/dpo_demo.yaml model.adapter=outputs/warm_up --dry-run "
+    "'evaluation.also=[{name: seen, path: assets/demo_data/problems_train.jsonl, limit: 200, "
+    "max_new_tokens: 80}]'"
+)
 
 
 def follow(project: Path, fewer: bool) -> Path:
@@ -70,3 +80,16 @@ def test_the_numbers_are_those_of_the_page(tmp_path: Path) -> None:
     assert strict["grpo_after_sft"]["high"] >= 0  # no worse than after SFT, beyond noise
     first = rows(outputs / "grpo_after_sft" / "metrics.jsonl")[0]
     assert first["step"] == 1 and first["frac_reward_zero_std"] < 1
+    # No later stage may score problems that SFT trained on, be it as evaluation.also.
+    refused = run(outputs.parent, ALSO_TRAINED_ON, code=2)
+    assert "were trained on by warm_up" in refused and refused.count("\n") == 1
+
+
+def test_a_worked_example_may_not_be_validated_on() -> None:
+    config = ROOT / "configs" / "sft_demo.yaml"
+    settings = load_settings(SFTSettings, config)
+    replies = load_demonstrations(settings.data, settings.prompt)
+    question = replies.validation[0].prompt[-1]["content"]
+    example = f"prompt.examples={json.dumps([{'question': question, 'answer': '7'}])}"
+    with pytest.raises(DataError, match=r"prompt\.examples: example 1 is a question of the data"):
+        sft.load_problems(load_settings(SFTSettings, config, [example]), replies)
