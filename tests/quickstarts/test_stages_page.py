@@ -53,10 +53,11 @@ def test_each_command_takes_what_the_one_before_it_left(tmp_path: Path) -> None:
     outputs = follow(tmp_path / "project", fewer=True)
     (example,) = blocks(PAGE, "json")
     assert read(outputs / "sampled" / "report.json")["examples"] == [json.loads(example)]
-    sampled = {row["reply"] for row in rows(outputs / "sampled" / "replies.jsonl")}
-    trained = rows(outputs / "warm_up" / "eval" / "before.jsonl")
-    assert trained and {row["reply"] for row in trained} <= sampled
-    assert not any("Ben has 3 books" in json.dumps(row) for row in trained)
+    sampled = rows(outputs / "sampled" / "replies.jsonl")
+    right = {row["reply"] for row in sampled if row["total_reward"] == 3}
+    assert len(sampled) == 24 * 4 and 0 < len(right) < len(sampled)
+    held_out = rows(outputs / "warm_up" / "eval" / "before_losses.jsonl")
+    assert held_out and {row["reply"] for row in held_out} <= right
     (stage,) = read(outputs / "grpo_after_sft" / "environment.json")["stages"]
     assert (stage["name"], stage["method"], stage["steps"]) == ("warm_up", "sft", 4)
 
