@@ -274,8 +274,8 @@ def _check_together(training: dict[str, Any]) -> None:
             f"training.extra.f_divergence_type: {other} takes none but reverse_kl; leave it out, "
             f"or use losses of {', '.join(DIFFERENCE_LOSSES)}"
         )
-    if extra.get("use_weighting") and {"aot", "aot_unpaired"} & set(losses):
+    if extra.get("use_weighting") and {"aot", "aot_unpaired", "sft"} & set(losses):
         raise ConfigError(
-            "training.extra.use_weighting: aot and aot_unpaired sort the pairs, so that weights "
-            "would meet other pairs; leave it out, or use another training.loss_type"
+            "training.extra.use_weighting: trl cannot weight the pairs of aot, aot_unpaired and "
+            "sft; leave it out, or use another training.loss_type"
         )

@@ -15,8 +15,8 @@ from posttrain.settings import Training
 
 # What libraries raise for arguments that they do not take.
 REFUSALS = (
-    *(AssertionError, AttributeError, ImportError, OSError, NotImplementedError),
-    *(TypeError, ValueError),
+    *(AssertionError, AttributeError, ImportError, KeyError, NotImplementedError),
+    *(OSError, TypeError, ValueError),
 )
 
 
@@ -29,7 +29,7 @@ def refused_by(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (*REFUSALS, KeyError) as error:
+    except REFUSALS as error:
         said = str(error) if str(error).strip() else type(error).__name__
         raise ConfigError(f"training: {name} refuses it: {' '.join(said.split())}") from error
 

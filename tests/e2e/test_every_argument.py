@@ -113,7 +113,7 @@ VALUES: dict[str, Any] = {
     "pad_to_multiple_of": 8,
     "precompute_ref_batch_size": 4,
     "loss_type": {"dpo": ["ipo"], "grpo": "grpo"},
-    "loss_weights": [0.5],
+    "loss_weights": [1.0, 0.5],
     "ld_alpha": 0.5,
     "f_divergence_type": "js_divergence",
     "f_alpha_divergence_coef": 0.3,
@@ -232,7 +232,7 @@ def sweep(method: str, folder: Path, names: list[str]) -> None:
             method,
             folder / f"{method}-{name}",
             *("training.max_steps=2", "run.score=false", "tracking.report_to=[]"),
-            *(["data.train.limit=40"] if method == "dpo" else []),
+            *(["data.train.limit=56", "data.holdout=8"] if method == "dpo" else []),
             override,
         )
         start = time.monotonic()

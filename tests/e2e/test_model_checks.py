@@ -142,6 +142,6 @@ def test_grpo_reads_one_date_in_training_and_scoring(
     with noted() as rows:
         assert main("grpo", tmp_path / "run", *overrides) == 0
     texts = [t for t in as_text(rows, tokenizer_of(model)) if "<|im_start|>system" in t]
-    assert len(texts) > 8
+    assert len(texts) > 4
     assert all("system\nToday Date: 01 Jan 2026\n" in text for text in texts)
     assert capsys.readouterr().out.count("note: the chat template writes today's date") == 1

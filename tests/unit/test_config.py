@@ -16,7 +16,7 @@ from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, Section
-from posttrain.settings.command import load_settings, parse_command_line
+from posttrain.settings.command import SETTINGS, load_settings, parse_command_line
 from posttrain.settings.data import TAKEN
 from posttrain.settings.export import Parity
 from posttrain.settings.extra import (
@@ -69,7 +69,7 @@ NULLABLE = {
 
 
 def settings_class(path: Path) -> type[Section]:
-    return DPOSettings if path.name.startswith("dpo") else GRPOSettings
+    return SETTINGS[path.name.split("_")[0]]
 
 
 def config_class(path: Path) -> str:
@@ -835,6 +835,7 @@ def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None
             "apo_zero takes none but reverse_kl",
         ),
         (DPO, ["extra.use_weighting=true", "loss_type=[aot]"], "use another training.loss_type"),
+        (DPO, ["extra.use_weighting=true"], "aot_unpaired and sft"),
         (GRPO, ["extra.generation_kwargs={max_new_tokens: 9}"], "training.max_completion_length"),
         (GRPO, ["extra.accelerator_config={split_batches: true}"], "per_device_train_batch_size"),
         (DPO, ["extra.debug=5"], "expected text | list of text, got 5"),

@@ -123,8 +123,12 @@ UNREADABLE = [
     Bad("pairs.txt.gz", b"\x1f\x8b", ("'.gz'", ".jsonl", "with .gz after it")),
     Bad("pairs.jsonl.gz", b"\x1f\x8b", ("not a complete gzip file",)),
     Bad("pairs.jsonl.gz", jsonl(PAIR), ("not a complete gzip file",)),
-    Bad("pairs.csv.gz", gzip.compress(jsonl(PAIR).encode())[:-9], ("not a complete gzip file",)),
-    Bad("pairs.jsonl.gz", gzip.compress("é".encode("utf-16")), ("it is UTF-16",)),
+    Bad(
+        "pairs.csv.gz",
+        gzip.compress(jsonl(PAIR).encode(), mtime=0)[:-9],
+        ("not a complete gzip file",),
+    ),
+    Bad("pairs.jsonl.gz", gzip.compress("é".encode("utf-16"), mtime=0), ("it is UTF-16",)),
     Bad("pairs", jsonl(PAIR), ("use .json, .jsonl, ", ".csv, ", ".parquet")),
 ]
 BAD_PAIRS = [
@@ -454,9 +458,9 @@ def parquet(path: Path, rows: Rows) -> Path:
         ("lines.ndjson", jsonl(*GOOD)),
         ("list.jsonl", json.dumps(GOOD, ensure_ascii=False, indent=1)),
         ("object.json", json.dumps({"version": 1, "data": GOOD}, indent=1)),
-        ("packed.jsonl.gz", gzip.compress(jsonl(*GOOD).encode())),
-        ("packed.JSON.GZ", gzip.compress(json.dumps(GOOD).encode())),
-        ("packed.csv.gz", gzip.compress(csv_text(GOOD).encode("utf-8-sig"))),
+        ("packed.jsonl.gz", gzip.compress(jsonl(*GOOD).encode(), mtime=0)),
+        ("packed.JSON.GZ", gzip.compress(json.dumps(GOOD).encode(), mtime=0)),
+        ("packed.csv.gz", gzip.compress(csv_text(GOOD).encode("utf-8-sig"), mtime=0)),
         ("semicolons.csv", csv_text(GOOD, sign=";")),
         ("tabs.csv", csv_text(GOOD, sign="\t")),
         ("header.tsv", csv_text(GOOD, sign="\t")),

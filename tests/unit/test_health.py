@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from posttrain.base.errors import ConfigError, HealthError
-from posttrain.settings import DPOSettings, GRPOSettings, PairHealth, ProblemHealth
-from posttrain.settings.command import load_settings
+from posttrain.settings import GRPOSettings, PairHealth, ProblemHealth
+from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.view import state_line
 from tests.helpers import CONFIGS, ROOT
@@ -201,9 +201,7 @@ def test_settings_refuse_what_means_nothing() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_has_health_settings(path: Path) -> None:
-    settings: Any = load_settings(
-        DPOSettings if path.stem.startswith("dpo") else GRPOSettings, path
-    )
+    settings: Any = load_settings(SETTINGS[path.stem.split("_")[0]], path)
     stops = [] if path.stem.startswith("dpo") else ["unscored"]
     assert settings.health.every == 10 and settings.health.stop_on == stops
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from eval import conversation
+from eval import PromptFormat, conversation
 from eval.preference import Pair
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.lengths import measure
@@ -25,7 +25,7 @@ from posttrain.export.ollama import export_ollama
 from tests.families import CHATML, DATED, FAMILIES, THINKING, make_tokenizer
 from tests.helpers import ROOT
 
-ASKED = conversation("Combien font 2 + 2 ?", "Réponds.")
+ASKED = conversation("Combien font 2 + 2 ?", PromptFormat("Réponds."))
 PINNED = "Today Date: 01 Jan 2026"
 # As in DeepSeek-R1 and Qwen3's thinking models.
 BEGUN = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
@@ -113,20 +113,20 @@ def test_a_reply_that_repeats_the_end_of_its_prompt(
     tokenizer = with_template(template)
     set_template_variables(tokenizer, variables)
     # The last line of the question is also that of a reply: it is no part of the template.
-    asked = conversation("2 + 2 ?\nCombien ?", None)
+    asked = conversation("2 + 2 ?\nCombien ?", PromptFormat())
     assert repeated_opening(tokenizer, asked, render(tokenizer, asked), reply) == repeated
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_replies_that_repeat_nothing(name: str) -> None:
     tokenizer = make_tokenizer(FAMILIES[name])
-    asked = conversation("Model ?", None)
+    asked = conversation("Model ?", PromptFormat())
     for reply in ("Model ?", "assistant", "model", "<answer>4</answer>", ""):
         assert repeated_opening(tokenizer, asked, render(tokenizer, asked), reply) is None
 
 
 def test_pairs_with_such_replies_are_refused() -> None:
-    prompt = tuple(conversation("2 + 2 ?", None))
+    prompt = tuple(conversation("2 + 2 ?", PromptFormat()))
     fine, doubled = "4</think>4", "<think>\n4</think>4"
     pairs = [Pair(prompt, fine, "5", "a: row 1"), Pair(prompt, "4", doubled, "a: row 2")]
     with pytest.raises(DataError, match=r"^a: row 2: a reply begins with '<think>'.* 1 of 4 rep"):

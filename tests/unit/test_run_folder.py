@@ -27,8 +27,8 @@ from posttrain.base.files import (
 from posttrain.report import read_run
 from posttrain.run.environment import PACKAGES, git_commit
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import load_settings
+from posttrain.settings import DPOSettings
+from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.train import session
 from posttrain.train.samples import SampleRecorder
 from rewards import REWARDS
@@ -244,7 +244,7 @@ def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
 
 
 def described(path: Path, overrides: list[str], run: RunFolder) -> tuple[Any, Any]:
-    cls = DPOSettings if path.name.startswith("dpo") else GRPOSettings
+    cls = SETTINGS[path.name.split("_")[0]]
     settings = load_settings(cls, path, overrides)
     run.open(fresh=False)
     run.describe(settings, {})

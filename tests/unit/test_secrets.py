@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import load_settings
+from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.secrets import check_arguments, check_values, is_secret_name, kind_of_secret
 from tests.helpers import CONFIGS, ROOT
 from tests.unit.conftest import Ask
@@ -131,7 +131,7 @@ def test_a_misspelt_number_of_tokens_gets_its_own_message() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_projects_own_configs_hold_none(path: Path) -> None:
-    load_settings(DPOSettings if "dpo" in path.stem else GRPOSettings, path)
+    load_settings(SETTINGS[path.stem.split("_")[0]], path)
 
 
 @pytest.mark.parametrize("script", ["dpo", "grpo"])

@@ -103,7 +103,7 @@ def _first_alike(texts: Sequence[str]) -> list[int]:
 
 
 def _signatures(
-    numbers: "npt.NDArray[np.int64]", sizes: "npt.NDArray[np.int64]"
+    numbers: "npt.NDArray[np.int64]", sizes: "npt.NDArray[np.int32]"
 ) -> "npt.NDArray[np.uint64]":
     """512 bits of each text, as (texts, 8): those of its numbers modulo 512 are 1."""
     import numpy as np
