@@ -47,7 +47,7 @@ PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The story of a run; returns the exit code."""
+    """Score, train, score again; returns the exit code."""
     session = Session(DPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     if session.done:
         return session.show_result()
@@ -55,11 +55,10 @@ def main(argv: list[str] | None = None) -> int:
 
     # Pairs, checked before anything heavy is loaded and reported on before the model is.
     pairs = load_pair_set(settings.data, settings.prompt)
-    check_examples(
-        settings.prompt.examples, user_turns(pairs.train + pairs.held_out + pairs.validation)
-    )
+    all_pairs = [*pairs.train, *pairs.held_out, *pairs.validation]
+    check_examples(settings.prompt.examples, user_turns(all_pairs))
     tokenizer = session.start()
-    trainer_arguments(settings, run)  # what the trainer refuses, it refuses before the loading
+    trainer_arguments(settings, run)  # refused here, not after the model is loaded
     data_report, lengths = examine(pairs, tokenizer, settings)
     if session.dry_run:
         print(pair_report_text.render_text(data_report))
@@ -67,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         print(pair_report_text.render_warnings(data_report), end="")
     train_pairs, held_out, validation = fitting(pairs, lengths, settings)
     problems = problem_sets.load(settings, train_pairs, tokenizer)
-    scored = [problem.question for each in problems.values() for problem in each]
-    refuse_earlier_stages(settings.model.adapter, [*user_turns(held_out), *scored])
+    questions = (problem.question for each in problems.values() for problem in each)
+    refuse_earlier_stages(settings.model.adapter, [*user_turns(held_out), *questions])
     rows = [*train_pairs, *held_out, *problems.items(), *validation]
     if session.dry_run:
         print(describe(settings, shape_of(settings.model.name), len(train_pairs)))
@@ -84,9 +83,9 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training, with the pairs to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
-    measure = scoring.validator(model, tokenizer, validation, settings)
-    by_accuracy = session.validation(len(validation), measure, "reward_accuracy")
-    stopped = session.train(trainer, changed, PROGRESS, by_accuracy)
+    validate = scoring.validator(model, tokenizer, validation, settings)
+    validator = session.validation(len(validation), validate, "reward_accuracy")
+    stopped = session.train(trainer, changed, PROGRESS, validator)
     if stopped is not None:
         return stopped
     if before is None or not settings.run.score:

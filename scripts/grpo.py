@@ -68,7 +68,7 @@ PROGRESS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The story of a run; returns the exit code."""
+    """Score, train, score again; returns the exit code."""
     session = Session(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
     if session.done:
         return session.show_result()
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     functions = load_rewards(settings, train_problems[0])
     by = scorer(settings, functions, held_out[0])
     tokenizer = session.start()
-    trainer_arguments(settings, run)  # what the trainer refuses, it refuses before the loading
+    trainer_arguments(settings, run)  # refused here, not after the model is loaded
     train_problems = fitting(train_problems, tokenizer, settings, "training problems")
     held_out = fitting(held_out, tokenizer, settings, "held-out problems")
     held_out = held_out[: settings.evaluation.limit]
@@ -107,16 +107,12 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training, with the problems to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
-    stopped = session.train(
-        trainer,
-        changed,
-        PROGRESS,
-        session.validation(
-            len(validation),
-            lambda: validate(model, tokenizer, validation, settings, by),
-            main_measure(settings),
-        ),
+    validator = session.validation(
+        len(validation),
+        lambda: validate(model, tokenizer, validation, settings, by),
+        main_measure(settings),
     )
+    stopped = session.train(trainer, changed, PROGRESS, validator)
     if stopped is not None:
         return stopped
     if before is None or not settings.run.score:

@@ -51,27 +51,27 @@ PROGRESS = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train on demonstrations; returns the exit code."""
+    """Score, train, score again; returns the exit code."""
     session = Session(SFTSettings, CONFIG_CLASS, __doc__ or "", argv)
     if session.done:
         return session.show_result()
     settings, run = session.settings, session.run
 
-    # Rows and problems, checked before anything heavy is loaded.
-    rows = load_demonstrations(settings.data, settings.prompt)
-    problems = load_problems(settings, rows)
+    # Replies and problems, checked before anything heavy is loaded.
+    replies = load_demonstrations(settings.data, settings.prompt)
+    problems = load_problems(settings, replies)
     tokenizer = session.start()
     trainer_arguments(settings, run)  # refused here, not after the model is loaded
-    train, held_out, validation = fitting(rows, tokenizer, settings)
+    train, held_out, validation = fitting(replies, tokenizer, settings)
     problems = scoring.fitting(problems, tokenizer, settings)
-    everything = [*train, *held_out, *problems, *validation]
+    rows = [*train, *held_out, *problems, *validation]
     if session.dry_run:
         print(show_reply(train[0].conversation, train[0].reply, tokenizer))
         print(describe(settings, shape_of(settings.model.name), len(train)))
-        return session.end_dry_run(everything)
+        return session.end_dry_run(rows)
 
     # The policy, scored before its first step.
-    session.open(everything)
+    session.open(rows)
     model, tokenizer = session.load()
     before = session.kept_scores(lambda: scoring.read_scores(run))
     if settings.run.score and not before:
@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training, with the rows to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train, settings, run)
-    measure, by = scoring.validator(model, tokenizer, validation, settings)
-    validator = session.validation(len(validation), measure, by)
+    validate, by = scoring.validator(model, tokenizer, validation, settings)
+    validator = session.validation(len(validation), validate, by)
     stopped = session.train(trainer, changed, PROGRESS, validator)
     if stopped is not None:
         return stopped
@@ -92,26 +92,26 @@ def main(argv: list[str] | None = None) -> int:
     return session.finish(scoring.compare_scores(before, after))
 
 
-def load_problems(settings: SFTSettings, rows: DemonstrationSet) -> list[Problem]:
+def load_problems(settings: SFTSettings, replies: DemonstrationSet) -> list[Problem]:
     """The problems of data.problems, none of which may be trained on or be a worked example."""
-    problems = load_scored_problems(settings.data.problems, user_turns(rows.train))
-    asked = [problem.question for problem in problems[: settings.evaluation.limit]]
-    held_out = [*user_turns(rows.held_out), *asked]
-    trained_on = user_turns(rows.train + rows.validation)
-    check_examples(settings.prompt.examples, [*trained_on, *held_out])
+    problems = load_scored_problems(settings.data.problems, user_turns(replies.train))
+    problems = problems[: settings.evaluation.limit]
+    held_out = [*user_turns(replies.held_out), *(problem.question for problem in problems)]
+    others = user_turns([*replies.train, *replies.validation])
+    check_examples(settings.prompt.examples, [*others, *held_out])
     refuse_earlier_stages(settings.model.adapter, held_out)
-    return problems[: settings.evaluation.limit]
+    return problems
 
 
 def fitting(
-    rows: DemonstrationSet, tokenizer: Any, settings: SFTSettings
+    replies: DemonstrationSet, tokenizer: Any, settings: SFTSettings
 ) -> tuple[list[Demonstration], list[Demonstration], list[Demonstration]]:
-    """The rows to train on, to score and to validate on that fit model.max_seq_length."""
+    """The replies to train on, to score and to validate on that fit model.max_seq_length."""
     sides = []
     for side, what in (
-        (rows.train, "training rows"),
-        (rows.held_out, "held-out rows"),
-        (rows.validation, "validation rows"),
+        (replies.train, "training rows"),
+        (replies.held_out, "held-out rows"),
+        (replies.validation, "validation rows"),
     ):
         prompts = [(row, render(tokenizer, row.conversation)) for row in side]
         refuse_repeated(tokenizer, ((r.where, r.conversation, p, r.reply) for r, p in prompts))
@@ -130,7 +130,7 @@ def fitting(
 
 
 def trainer_arguments(settings: SFTSettings, run: RunFolder) -> tuple[Any, dict[str, Any]]:
-    """The SFTConfig of a run, and what was requested of it."""
+    """trl's SFTConfig, and all arguments that it was built with."""
     from trl import SFTConfig
 
     owned = {

@@ -193,7 +193,7 @@ class Run(Section):
 
 
 class _Trained(Section):
-    """What both scripts train: a model, with an adapter of a kind that fits it."""
+    """What every method trains: a model, with an adapter of a kind that fits it."""
 
     model: Model
     lora: Lora = Lora()

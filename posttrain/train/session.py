@@ -1,4 +1,4 @@
-"""What a training run does around its training: told once, for both scripts.
+"""What a training run does around its training, in one place for all three scripts.
 
     Session()   read the command line; look for an earlier run in the folder
     start       start Unsloth, check the device

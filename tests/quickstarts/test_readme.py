@@ -19,15 +19,13 @@ import pytest
 from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
 from posttrain.report import measures, seeds, table
-from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import parse_command_line
+from posttrain.settings.command import SETTINGS, parse_command_line
 from posttrain.settings.help import setting_paths
 from posttrain.settings.strict_yaml import parse_yaml
 from posttrain.settings.trainer_fields import config_fields
 from tests.helpers import ROOT, copy_project
 from tests.quickstarts.pages import PAGES, README, blocks, commands, prose, text_of, without_recipes
 
-SCRIPTS = {"dpo": DPOSettings, "grpo": GRPOSettings}
 RESULTS = ROOT / "tests" / "bench" / "results"
 ALL = "\n".join(text_of(page) for page in PAGES)
 COMMANDS = list(dict.fromkeys(c for page in PAGES for c in commands(without_recipes(page))))
@@ -86,7 +84,7 @@ NOT_RUN_HERE = {
 }
 # Files that the reader makes or a run leaves, and what a cloud has.
 NOT_OF_THE_PROJECT = re.compile(
-    r"(my_|A/|B/|step-NNN|~/|\$|/workspace)|^(replies|report|config|environment|export|metrics|"
+    r"(my_|A/|B/|step-NNN|~/|\$|/workspace)|^(examples|replies|report|config|environment|export|metrics|"
     r"samples|health|before|after|comparison|seeds|grid|validation)\.\w+$|^(health|checkpoints|data|eval|adapter|gguf|"
     r"merged_16bit|plots|wandb|outputs)/"
 )
@@ -123,15 +121,15 @@ def check_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         place = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
         name, words = Path(words[place]).stem, words[place + 1 :]
     if name == "demo":
-        for script in SCRIPTS:
+        for script in ("grpo", "dpo"):
             config = ["--config", f"configs/{script}_demo.yaml"]
             check_parses(shlex.join(["./run", script, *config, *words]), monkeypatch)
     elif name == "test":
         assert not words
     else:
         script = importlib.import_module(f"scripts.{name}")
-        if name in SCRIPTS and words[:1] != ["--help"]:
-            parse_command_line(SCRIPTS[name], script.CONFIG_CLASS, "", words)
+        if name in SETTINGS and words[:1] != ["--help"]:
+            parse_command_line(SETTINGS[name], script.CONFIG_CLASS, "", words)
             return
         own = argparse.ArgumentParser.parse_known_args
 
@@ -250,7 +248,7 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 
 
 def known_settings() -> set[str]:
-    return {path for settings in SCRIPTS.values() for path in setting_paths(settings)}
+    return {path for settings in SETTINGS.values() for path in setting_paths(settings)}
 
 
 def is_setting(path: str) -> bool:
@@ -272,7 +270,7 @@ def leaves(values: Any, path: str = "") -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_setting_that_is_named_exists(page: Path) -> None:
     text = text_of(page)
-    sections = {*DPOSettings.model_fields, *GRPOSettings.model_fields}
+    sections = {name for settings in SETTINGS.values() for name in settings.model_fields}
     files = r"(?!json|jsonl|yaml|py|html|md)"
     named = re.compile(rf"(?<![\w/.])((?:{'|'.join(sections)})\.{files}[a-z]\w*(?:\.[a-z]\w*)*)")
     spans = re.findall(r"`([^`\n]+)`", prose(text)) + list(commands(text))

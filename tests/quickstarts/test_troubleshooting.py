@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from eval import Completion
+from eval.gsm8k import Problem, score_reply
 from posttrain.base.disk import check_disk, disk_full_error
 from posttrain.base.errors import PostTrainError
 from posttrain.base.files import write_json
@@ -38,6 +40,7 @@ from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.export import Parity
+from posttrain.train import cold_start
 from posttrain.train.session import resume_note
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
@@ -136,9 +139,19 @@ def _(scene: Scene) -> str:
     return refused(train)
 
 
-@causes("The reward stays 0")
+@causes("A cold start")
 def _(scene: Scene) -> str:
-    return logged(scene, "grpo_gsm8k_16gb", {"reward": 0.0, "frac_reward_zero_std": 1.0})
+    """The scores of a model that boxes its answers, and a run of which it stays so."""
+    boxed = Completion("2 + 2 is \\boxed{4}", 8, False)
+    scores = [score_reply(Problem("What is 2 + 2?", gold), boxed) for gold in ("4", "5")]
+    warned = cold_start.notice(scores, "Qwen/Qwen2.5-0.5B-Instruct", "configs/grpo_gsm8k_16gb.yaml")
+    row = {"reward": 0.0, "frac_reward_zero_std": 1.0}
+    return f"{warned} {refused(logged, scene, 'grpo_gsm8k_16gb', row)}"
+
+
+@causes("No group has any spread")
+def _(scene: Scene) -> str:
+    return logged(scene, "grpo_gsm8k_16gb", {"reward": 1.0, "frac_reward_zero_std": 1.0})
 
 
 @causes("All completions are cut")
@@ -323,7 +336,7 @@ def _(scene: Scene) -> str:
 
 def test_all_symptoms_are_there_and_in_the_list_at_the_top() -> None:
     titles = list(sections())
-    assert len(titles) == 25
+    assert len(titles) == 26
     assert set(titles) == set(CAUSES) | NO_MESSAGE and not set(CAUSES) & NO_MESSAGE
     listed = re.findall(r"^- \[(.+?)\]\(#", text_of(PAGE), re.MULTILINE)
     assert listed == titles

@@ -1,0 +1,94 @@
+"""docs/stages.md: its commands in order, as they stand there, on what the one before it left."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.base.errors import DataError
+from posttrain.data.demonstrations import load_demonstrations
+from posttrain.settings import SFTSettings
+from posttrain.settings.command import load_settings
+from scripts import sft
+from tests.helpers import ROOT, copy_project
+from tests.quickstarts.pages import blocks, commands, prose, text_of
+from tests.quickstarts.test_recipes import rows, run
+
+pytestmark = pytest.mark.timeout(1200)
+PAGE = text_of(ROOT / "docs" / "stages.md")
+SAMPLE, SFT, GRPO = commands(PAGE)
+FEWER = {
+    SAMPLE: "--limit 24 --samples 4",
+    SFT: "data.holdout=2 data.problems.limit=8 training.max_steps=4 training.save_steps=4",
+    GRPO: "data.eval.limit=8 training.per_device_train_batch_size=16 training.max_steps=1",
+}
+ALSO_TRAINED_ON = (
+    "./run dpo --config configs/dpo_demo.yaml model.adapter=outputs/warm_up --dry-run "
+    "'evaluation.also=[{name: seen, path: assets/demo_data/problems_train.jsonl, limit: 200, "
+    "max_new_tokens: 80}]'"
+)
+
+
+def follow(project: Path, fewer: bool) -> Path:
+    """A copy of the project in which the page was followed; `fewer` samples and steps: quickly."""
+    copy_project(project)
+    (example,) = blocks(PAGE, "json")
+    assert "one line" in PAGE and example.count("\n") == 1
+    (project / "examples.jsonl").write_text(example, encoding="utf-8")
+    printed = [
+        run(project, f"{command} {FEWER[command]}" if fewer else command)
+        for command in (SAMPLE, SFT, GRPO)
+    ]
+    assert "outputs/sampled: kept" in printed[1]
+    return project / "outputs"
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_each_command_takes_what_the_one_before_it_left(tmp_path: Path) -> None:
+    outputs = follow(tmp_path / "project", fewer=True)
+    (example,) = blocks(PAGE, "json")
+    assert read(outputs / "sampled" / "report.json")["examples"] == [json.loads(example)]
+    sampled = rows(outputs / "sampled" / "replies.jsonl")
+    right = {row["reply"] for row in sampled if row["total_reward"] == 3}
+    assert len(sampled) == 24 * 4 and 0 < len(right) < len(sampled)
+    held_out = rows(outputs / "warm_up" / "eval" / "before_losses.jsonl")
+    assert held_out and {row["reply"] for row in held_out} <= right
+    (stage,) = read(outputs / "grpo_after_sft" / "environment.json")["stages"]
+    assert (stage["name"], stage["method"], stage["steps"]) == ("warm_up", "sft", 4)
+
+
+@pytest.mark.long
+def test_the_numbers_are_those_of_the_page(tmp_path: Path) -> None:
+    outputs = follow(tmp_path / "project", fewer=False)
+    ((right, replies),) = re.findall(r"(\d+) of (\d+) replies right", prose(PAGE))
+    totals = [row["total_reward"] for row in rows(outputs / "sampled" / "replies.jsonl")]
+    assert len(totals) == int(replies) and totals.count(3) == pytest.approx(int(right), rel=0.4)
+    stated = re.findall(r"strict accuracy (\d+) -> (\d+)% on (\d+) held-out problems", prose(PAGE))
+    for name, (before, after, n) in zip(("warm_up", "grpo_after_sft"), stated, strict=True):
+        for side, percent in (("before", before), ("after", after)):
+            strict = read(outputs / name / "eval" / f"{side}.json")["strict"]
+            assert strict["n"] == int(n)
+            assert strict["value"] == pytest.approx(int(percent) / 100, abs=0.12), (name, side)
+    assert read(outputs / "warm_up" / "eval" / "after.json")["strict"]["value"] >= 0.6
+    change = read(outputs / "grpo_after_sft" / "eval" / "comparison.json")["strict"]
+    assert change["high"] >= 0  # no worse than after SFT, beyond noise
+    first = rows(outputs / "grpo_after_sft" / "metrics.jsonl")[0]
+    assert first["step"] == 1 and first["frac_reward_zero_std"] < 1
+    # No later stage may score problems that SFT trained on, be it as evaluation.also.
+    refused = run(outputs.parent, ALSO_TRAINED_ON, code=2)
+    assert "were trained on by warm_up" in refused and refused.count("\n") == 1
+
+
+def test_a_worked_example_may_not_be_validated_on() -> None:
+    config = ROOT / "configs" / "sft_demo.yaml"
+    settings = load_settings(SFTSettings, config)
+    replies = load_demonstrations(settings.data, settings.prompt)
+    question = replies.validation[0].prompt[-1]["content"]
+    example = f"prompt.examples={json.dumps([{'question': question, 'answer': '7'}])}"
+    with pytest.raises(DataError, match=r"prompt\.examples: example 1 is a question of the data"):
+        sft.load_problems(load_settings(SFTSettings, config, [example]), replies)
