@@ -97,8 +97,8 @@ def _scores(run: Path, settings_class: type[TrainingSettings], side: str) -> All
         return {**problem_scores(by_problem(_there(replies, run, side)))}
     if isinstance(settings, SFTSettings):
         rows = _there(demonstrations.read_scores(RunFolder(run), side), run, side)
-        answered = problem_scores(by_problem(rows.replies)) if rows.replies else {}
-        return {**answered, demonstrations.LOSS: rows.losses}
+        of_problems = problem_scores(by_problem(rows.replies)) if rows.replies else {}
+        return {**of_problems, demonstrations.LOSS: rows.losses}
     found: pairs.Scores = _there(pairs.read_scores(RunFolder(run), settings, side), run, side)
     scores: AllScores = {**found.measures()}
     for name, answered in found.problems.items():
