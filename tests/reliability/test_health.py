@@ -329,7 +329,7 @@ def test_parts_add_up_for_every_loss(name: str, tmp_path: Path) -> None:
         assert joined == pytest.approx(metrics, abs=1e-5), (loss_type, level)
         if name == "dpo":
             assert len(metrics) == 10 and 0 < metrics["mean_token_accuracy"] < 1
-        elif loss_type == "dapo":
+        elif loss_type == "dapo" and "entropy" in metrics:  # Unsloth logs none, and clips none here
             assert 0 < metrics["clip_ratio/high_mean"] <= metrics["clip_ratio/high_max"]
 
 
