@@ -126,12 +126,14 @@ def distance(said: list[Any], model: Any) -> float:
     return max(differences)
 
 
+# Overrides, and how near the log-probability of a token is: the mean of a reply's, and the furthest.
+# trl trains the adapter of 4-bit weights in bfloat16.
 KINDS = {
-    "float32": ([], 1e-5),
-    "4 bits": (["model.load_in_4bit=true"], 1e-5),
-    "16 bits": (["model.dtype=bfloat16"], 0.05),
-    "dora": ([], 1e-5),
-    "pissa": (["lora.init=pissa"], 1e-5),
+    "float32": ([], 1e-5, 1e-5),
+    "4 bits": (["model.load_in_4bit=true"], 0.02, 0.2),
+    "16 bits": (["model.dtype=bfloat16"], 0.01, 0.01),
+    "dora": ([], 1e-5, 1e-5),
+    "pissa": (["lora.init=pissa"], 1e-5, 1e-5),
 }
 
 
@@ -144,10 +146,14 @@ def test_reference_is_the_policy_as_loaded(
     import torch
 
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
-    (overrides, near), method = KINDS[kind], way.split()[0]
+    method = way.split()[0]
+    overrides, *nearness = KINDS[kind]
+    near = nearness[method == "grpo"]
+    exact = near < 1e-4
     start = None
     if kind != "pissa":
-        start = make_adapter(MODEL, tmp_path / "start", spread=0.05, use_dora=kind == "dora")
+        spread = 0.05 if exact else 0.1
+        start = make_adapter(MODEL, tmp_path / "start", spread, use_dora=kind == "dora")
         overrides = [*overrides, f"model.adapter={start}"]
     if way == "dpo at each step":
         overrides = [*overrides, AT_EACH_STEP]
@@ -157,19 +163,18 @@ def test_reference_is_the_policy_as_loaded(
         options["quantization_config"] = run.model.config.quantization_config
     if kind == "16 bits":
         options["dtype"] = torch.bfloat16
-    reference = plain(start, **options)
-    assert len(run.said) >= 16 and distance(run.said, reference) < near
+    assert len(run.said) >= 16 and distance(run.said, plain(start, **options)) < near
     if start:
-        assert distance(run.said, plain(None, **options)) > 5 * near  # the bare base is another
+        assert distance(run.said, plain(None, **options)) > 10 * near  # the bare base is another
     assert list(run.model.peft_config) == ["default"]
     first, second = (row for row in run.log if "grad_norm" in row)
     if method == "dpo":
-        close = 1e-6 if near < 1e-4 else 1e-3
-        assert first["loss"] == pytest.approx(math.log(2), abs=close)
-        assert abs(first["rewards/chosen"]) < 10 * close > abs(first["rewards/rejected"])
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-6 if exact else 1e-4)
+        for side in ("chosen", "rejected"):
+            assert first[f"rewards/{side}"] == pytest.approx(0, abs=1e-5 if exact else 1e-2)
         assert second["loss"] < first["loss"]
     else:
-        assert first["kl"] == pytest.approx(0, abs=1e-7 if near < 1e-4 else 1e-3)
+        assert first["kl"] == pytest.approx(0, abs=1e-7)
         assert second["kl"] > 1e-7
 
 
