@@ -126,7 +126,7 @@ def distance(said: list[Any], model: Any) -> float:
     return max(differences)
 
 
-# Overrides, and how near the log-probability of a token is: the mean of a reply's, and the furthest.
+# Overrides, and how near log-probabilities are: the mean of a reply's tokens, and any token.
 # trl trains the adapter of 4-bit weights in bfloat16.
 KINDS = {
     "float32": ([], 1e-5, 1e-5),
