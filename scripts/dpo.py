@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     # Pairs, checked before anything heavy is loaded and reported on before the model is.
     pairs = load_pair_set(settings.data, settings.prompt)
     check_examples(
-        settings.prompt.examples, user_turns(pairs.train + pairs.held_out + pairs.validation)
+        settings.prompt.examples, user_turns([*pairs.train, *pairs.held_out, *pairs.validation])
     )
     refuse_earlier_stages(settings.model.adapter, user_turns(pairs.held_out))
     tokenizer = session.start()

@@ -567,7 +567,8 @@ def test_batches_of_8_and_twice_4_are_the_same_run(name: str, tmp_path: Path) ->
     """Per-device batch x accumulation. GRPO's rollouts are the same because both generate the 8
     completions of a step at once. DPO without sft, whose mean is over a micro-batch's tokens."""
     shape = ["training.max_steps=4", "training.save_steps=4"]
-    shape += ["training.num_generations=4"] if name == "grpo" else ["training.loss_type=[sigmoid]"]
+    shape += ["training.num_generations=4"] if name == "grpo" else []
+    shape += ["training.loss_type=[sigmoid]"] if name == "dpo" else []
     for size, steps in ((8, 1), (4, 2)):
         batch = [
             f"training.per_device_train_batch_size={size}",
