@@ -336,7 +336,7 @@ def prompt_of(
         values["examples"] = asked.examples or []
     if asked.chat_template_kwargs is not None:
         values["chat_template_kwargs"] = asked.chat_template_kwargs
-    where = "command line" if asked.examples else f"the config of {asked.config or asked.model}"
+    where = "--examples" if asked.examples else f"the config of {asked.config or asked.model}"
     return check_settings(Prompt, values, where)
 
 

@@ -137,6 +137,7 @@ def trainer_arguments(settings: SFTSettings, run: RunFolder) -> tuple[Any, dict[
         **owned_arguments(run, settings.run.name, settings.tracking.report_to),
         "max_length": settings.model.max_seq_length,
         "completion_only_loss": True,
+        "padding_free": False,  # Unsloth would join rows on a GPU, and rows are what is divided
     }
     return build_arguments(SFTConfig, settings.training, owned, settings.run.verbose)
 

@@ -142,7 +142,8 @@ def _score(path: Path) -> float | None:
 
 
 class Score:
-    """The mean of a training metric since the last checkpoint.
+    """The mean of a training metric since the last checkpoint; of `-loss`, of minus the loss, so
+    that higher is better.
 
     It is noisy and not measured on held-out data, but it is free. It is good enough to keep one
     checkpoint from before a run went wrong, in addition to the newest ones.
@@ -154,9 +155,9 @@ class Score:
 
     def add(self, logs: dict[str, Any]) -> None:
         """Add the metrics that the trainer logged; None is what trl has for no number at all."""
-        value = logs.get(self.metric)
+        value = logs.get(self.metric.removeprefix("-"))
         if value is not None and math.isfinite(float(value)):
-            self._values.append(float(value))
+            self._values.append(-float(value) if self.metric.startswith("-") else float(value))
 
     def take(self) -> dict[str, Any] | None:
         """`{"metric", "value", "logged"}` for a manifest, None if nothing was logged; then reset.

@@ -96,9 +96,11 @@ def _scores(run: Path, settings_class: type[TrainingSettings], side: str) -> All
         replies: Any = read_run(run).replies[side]
         return {**problem_scores(by_problem(_there(replies, run, side)))}
     if isinstance(settings, SFTSettings):
-        rows = _there(demonstrations.read_scores(RunFolder(run), side), run, side)
-        of_problems = problem_scores(by_problem(rows.replies)) if rows.replies else {}
-        return {**of_problems, demonstrations.LOSS: rows.losses}
+        of_sft: demonstrations.Scores = _there(
+            demonstrations.read_scores(RunFolder(run), side), run, side
+        )
+        answers = problem_scores(by_problem(of_sft.replies)) if of_sft.replies else {}
+        return {**answers, demonstrations.LOSS: of_sft.losses}
     found: pairs.Scores = _there(pairs.read_scores(RunFolder(run), settings, side), run, side)
     scores: AllScores = {**found.measures()}
     for name, answered in found.problems.items():

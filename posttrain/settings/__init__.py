@@ -344,6 +344,14 @@ class SFTSettings(_Trained):
         _check_validation(self)
         return self
 
+    @model_validator(mode="after")
+    def _something_to_score_exports_on(self) -> Self:
+        if self.export.score and self.data.problems is None:
+            raise ValueError(
+                "export.score compares answers to data.problems; name some, or set it to false"
+            )
+        return self
+
 
 TrainingSettings = DPOSettings | GRPOSettings | SFTSettings
 """The settings of any training script."""

@@ -185,9 +185,9 @@ class ReplyData(Data):
     def _names_of_the_format(cls, values: Any) -> Any:
         """The pair format's own column names, where the config gives none."""
         given = values.get("columns", {}) if isinstance(values, dict) else None
-        if not isinstance(given, dict):
+        if not isinstance(given, dict) or not isinstance(values.get("pair_format"), str):
             return values
-        return {**values, "columns": {**FORMAT_COLUMNS.get(values.get("pair_format"), {}), **given}}
+        return {**values, "columns": {**FORMAT_COLUMNS.get(values["pair_format"], {}), **given}}
 
 
 class ProblemColumns(Section):

@@ -41,8 +41,8 @@ class Training(Section):
     save_steps: int = Field(50, ge=1)
     """Optimizer steps between two checkpoints."""
     save_total_limit: int = Field(2, ge=1)
-    """Newest checkpoints kept; the best one by validation, or without any by training reward or
-    accuracy, is kept besides."""
+    """Newest checkpoints kept; the best one by validation, or without any by training reward,
+    accuracy or loss, is kept besides."""
     seed: int = Field(42, ge=0)
     """Seed of everything random in the run."""
     extra: dict[str, Any] = Field({})

@@ -26,7 +26,7 @@ from posttrain.train.watch import Watch
 BYTES_A_WEIGHT = 16
 # Which checkpoint is the best: logged anyway, no evaluation needed. The margin of DPO would not do,
 # because on training pairs it grows as long as training goes on.
-BEST_BY = {"sft": "mean_token_accuracy", "dpo": "rewards/accuracies", "grpo": "reward"}
+BEST_BY = {"sft": "-loss", "dpo": "rewards/accuracies", "grpo": "reward"}
 
 
 def check_room(model: Any, settings: TrainingSettings, run: RunFolder) -> None:

@@ -224,9 +224,8 @@ def join_scores(parts: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
 
 def _rows(value: Any, which: slice) -> Any:
     """Those rows of an entry of a batch; the entry where it has none, as flags that trl adds."""
-    if not hasattr(value, "__len__") or (hasattr(value, "ndim") and not value.ndim):
-        return value
-    return value[which]
+    has_rows = hasattr(value, "__len__") and getattr(value, "ndim", None) != 0
+    return value[which] if has_rows else value
 
 
 def pairs_as_text(batch: Batch, decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:

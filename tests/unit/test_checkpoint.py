@@ -117,6 +117,13 @@ def test_a_score_is_the_mean_since_the_last_checkpoint() -> None:
     assert score.take() == {"metric": "reward", "value": 3.0, "logged": 1}
 
 
+def test_of_a_loss_lower_is_better() -> None:
+    score = Score("-loss")
+    for loss in (0.5, 0.25):
+        score.add({"loss": loss})
+    assert score.take() == {"metric": "-loss", "value": -0.375, "logged": 2}
+
+
 def test_the_same_step_again_replaces_it(store: CheckpointStore) -> None:
     write(store, 5)
     path = write(store, 5)

@@ -48,9 +48,12 @@ CONFIG_CLASSES = {
 NULLABLE = {
     "model.revision",
     "model.config_without_bf16",
-    "data.eval",
-    *(f"data.{side}.{name}" for side in ("train", "eval") for name in ("subset", "revision")),
-    *(f"data.{side}.limit" for side in ("train", "eval")),
+    *("data.eval", "data.problems"),
+    *(
+        f"data.{side}.{name}"
+        for side in ("train", "eval", "problems")
+        for name in ("subset", "revision", "limit")
+    ),
     "data.columns.ignored",
     "data.columns.system",
     "data.columns.turn",
@@ -333,6 +336,7 @@ FLOATS = {  # every other number counts something, and 1.5 of it makes no sense
     *(f"health.{name}" for name in ("max_chosen_drop", "max_flat_groups", "max_truncated")),
     *(f"health.{name}" for name in ("min_reasoning", "max_kl", "max_unscored")),
     "health.max_sampling_difference",
+    "data.keep.reward",
     "rewards.format",
     "rewards.correctness",
 }

@@ -77,7 +77,7 @@ def test_no_config_is_outside_what_is_known(path: Path) -> None:
 
 @pytest.mark.parametrize("method", LEARNING_RATES)
 def test_a_rate_outside_is_noted_for_real_models_only(method: str) -> None:
-    name = {"grpo": "grpo_gsm8k_16gb", "dpo": "dpo_french_16gb"}[method]
+    name = {"grpo": "grpo_gsm8k_16gb", "dpo": "dpo_french_16gb", "sft": "sft_demo"}[method]
     low, high = LEARNING_RATES[method]
     demo, real = (shape_of(model) for model in ("assets/demo_model", "Qwen/Qwen3-0.6B"))
     for rate, inside in ((low, True), (high, True), (low / 2, False), (high * 2, False)):

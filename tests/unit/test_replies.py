@@ -271,6 +271,14 @@ def test_unusable_rows_are_left_out_where_that_is_set(
     assert "left out 1 of 4 rows: a reply is empty (1)" in capsys.readouterr().out
 
 
-def test_pairs_of_sampled_replies_are_no_format_of_chosen_sides() -> None:
-    with pytest.raises(ConfigError, match=r"data\.pair_format: should be 'columns'"):
-        settings("sft", "data.pair_format=replies")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.pair_format=replies"], r"data\.pair_format: should be 'columns'"),
+        (["data.pair_format=[orca]"], r"data\.pair_format: should be 'columns'"),
+        (["export.score=true", "data.problems=null"], r"export\.score compares answers to data\."),
+    ],
+)
+def test_settings_that_cannot_work(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings("sft", *overrides)

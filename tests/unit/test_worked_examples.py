@@ -14,6 +14,7 @@ from posttrain.chat.source import find
 from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.examples import check_examples
 from posttrain.data.pairs import load_pair_set
+from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.prompted import user_turns
 from posttrain.export.texts import gate_texts
 from posttrain.report.snippets import snippets
@@ -22,7 +23,7 @@ from posttrain.settings import GRPOSettings
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.help import listed
 from posttrain.train.cold_start import notice
-from scripts import dpo, grpo, sft
+from scripts import dpo, evaluate, grpo, sft
 from tests.helpers import ROOT
 from tests.runs import grpo_run
 
@@ -153,6 +154,41 @@ def test_what_reads_a_run_has_its_examples(tmp_path: Path) -> None:
     code = snippets(source.run, {"gguf:q8_0": {"path": "m.gguf"}}, None)
     assert json.dumps(TURNS[0]) in code[0].code and json.dumps(TURNS[1]) in code[0].code
     assert "# without the worked examples of training" in code[1].code
+
+
+def test_an_evaluation_takes_problems_and_prompt_of_a_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its training problems are without those that it validates on, which a run never trains on."""
+    config = ["--model", "assets/demo_model", "--config", str(ROOT / "configs" / "grpo_demo.yaml")]
+    file = str(one_example(tmp_path))
+
+    def asked(*words: str) -> tuple[list[Problem], Any]:
+        given = evaluate.parse([*config, *words])
+        values = evaluate.config_of(given)
+        return evaluate.load_problems(given, values), evaluate.prompt_of(given, values, None)
+
+    own = settings("grpo")
+    train, held_out = load_problems(own.data)
+    training, validation = for_validation(train, own.data)
+    assert asked("--data", "train")[0] == training and validation
+    assert asked("--data", "train", "--limit", "3")[0] == training[:3]
+    problems, prompt = asked("--data", "eval", "--examples", file)
+    assert problems == held_out
+    assert conversation("?", prompt)[1:3] == TURNS and prompt.system == own.prompt.system
+    assert asked("--data", "eval", "--examples", "")[1].examples == []
+    with pytest.raises(ConfigError, match=r"^--examples: examples: there is no file"):
+        asked("--data", "eval", "--examples", "nowhere.jsonl")
+    with pytest.raises(ConfigError, match="name the config whose problems these are with --config"):
+        evaluate.main(["--model", "assets/demo_model", "--data", "train"])
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo", "dpo"])
+def test_an_evaluation_of_a_run_has_its_examples(method: str) -> None:
+    """But for a DPO run, whose prompt asks for no number."""
+    given = evaluate.parse(["--model", "unused", "--data", "gsm8k"])
+    prompt = evaluate.prompt_of(given, settings(method, EXAMPLES).model_dump(mode="json"), None)
+    assert len(prompt.examples) == (method != "dpo")
 
 
 # --- a cold start ---------------------------------------------------------------------------------
