@@ -126,12 +126,14 @@ def distance(said: list[Any], model: Any) -> float:
     return max(differences)
 
 
+# Overrides, and how near log-probabilities are: the mean of a reply's tokens, and any token.
+# trl trains the adapter of 4-bit weights in bfloat16.
 KINDS = {
-    "float32": ([], 1e-5),
-    "4 bits": (["model.load_in_4bit=true"], 1e-5),
-    "16 bits": (["model.dtype=bfloat16"], 0.05),
-    "dora": ([], 1e-5),
-    "pissa": (["lora.init=pissa"], 1e-5),
+    "float32": ([], 1e-5, 1e-5),
+    "4 bits": (["model.load_in_4bit=true"], 0.02, 0.2),
+    "16 bits": (["model.dtype=bfloat16"], 0.01, 0.01),
+    "dora": ([], 1e-5, 1e-5),
+    "pissa": (["lora.init=pissa"], 1e-5, 1e-5),
 }
 
 
@@ -144,10 +146,14 @@ def test_reference_is_the_policy_as_loaded(
     import torch
 
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
-    (overrides, near), method = KINDS[kind], way.split()[0]
+    method = way.split()[0]
+    overrides, *nearness = KINDS[kind]
+    near = nearness[method == "grpo"]
+    exact = near < 1e-4
     start = None
     if kind != "pissa":
-        start = make_adapter(MODEL, tmp_path / "start", spread=0.05, use_dora=kind == "dora")
+        spread = 0.05 if exact else 0.1
+        start = make_adapter(MODEL, tmp_path / "start", spread, use_dora=kind == "dora")
         overrides = [*overrides, f"model.adapter={start}"]
     if way == "dpo at each step":
         overrides = [*overrides, AT_EACH_STEP]
@@ -157,19 +163,18 @@ def test_reference_is_the_policy_as_loaded(
         options["quantization_config"] = run.model.config.quantization_config
     if kind == "16 bits":
         options["dtype"] = torch.bfloat16
-    reference = plain(start, **options)
-    assert len(run.said) >= 16 and distance(run.said, reference) < near
+    assert len(run.said) >= 16 and distance(run.said, plain(start, **options)) < near
     if start:
-        assert distance(run.said, plain(None, **options)) > 5 * near  # the bare base is another
+        assert distance(run.said, plain(None, **options)) > 10 * near  # the bare base is another
     assert list(run.model.peft_config) == ["default"]
     first, second = (row for row in run.log if "grad_norm" in row)
     if method == "dpo":
-        close = 1e-6 if near < 1e-4 else 1e-3
-        assert first["loss"] == pytest.approx(math.log(2), abs=close)
-        assert abs(first["rewards/chosen"]) < 10 * close > abs(first["rewards/rejected"])
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-6 if exact else 1e-4)
+        for side in ("chosen", "rejected"):
+            assert first[f"rewards/{side}"] == pytest.approx(0, abs=1e-5 if exact else 1e-2)
         assert second["loss"] < first["loss"]
     else:
-        assert first["kl"] == pytest.approx(0, abs=1e-7 if near < 1e-4 else 1e-3)
+        assert first["kl"] == pytest.approx(0, abs=1e-7)
         assert second["kl"] > 1e-7
 
 
@@ -205,8 +210,11 @@ def test_a_run_that_is_stopped_keeps_its_reference(
     assert leave_with(method, run, *given) == 0
     weights = "adapter/adapter_model.safetensors"
     assert (run / weights).read_bytes() == (whole / weights).read_bytes()
-    kept = [[row.get("loss") for row in rows(each / "metrics.jsonl")] for each in (run, whole)]
-    assert kept[0] == kept[1]
+    kept, expected = (
+        [row["loss"] for row in rows(each / "metrics.jsonl") if "grad_norm" in row]
+        for each in (run, whole)
+    )
+    assert kept == expected and len(kept) == 2
 
 
 def test_the_chain_is_written_down(chain: list[Path]) -> None:
@@ -234,7 +242,9 @@ def test_rows_that_an_earlier_stage_trained_on_are_not_held_out(
     seen = "assets/demo_data/problems_train.jsonl"
     held = {
         "grpo": [f"data.eval.path={seen}", "data.train.path=assets/demo_data/problems_test.jsonl"],
-        "dpo": [f"evaluation.also=[{{name: arithmetic, path: {seen}, limit: 50}}]"],
+        "dpo": [
+            f"evaluation.also=[{{name: arithmetic, path: {seen}, limit: 50, max_new_tokens: 80}}]"
+        ],
     }[method]
     for start, stage in ((chain[0], "stage1"), (chain[1], "stage1")):
         given = [*SMALL[method], *held, f"model.adapter={start}", "--dry-run"]
@@ -336,7 +346,7 @@ def pickled(folder: Path) -> None:
     [
         (truncated, "adapter_model.safetensors cannot be read"),
         (no_weights, "adapter_model.safetensors cannot be read"),
-        (pickled, "pickle"),
+        (pickled, "adapter_model.safetensors cannot be read"),
         (other_rank, "holds rank 4 for .* says rank 16: two different adapters"),
         (other_layers, "lacks .*, which is of a layer of the base model"),
         (narrower, "does not fit its base model: .*; it was trained on another model"),
