@@ -43,12 +43,12 @@ from posttrain import report
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.base.files import fingerprint, write_json
-from posttrain.base.paths import ROOT, run_command, shown
+from posttrain.base.paths import ROOT, is_url, run_command, shown
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
 from posttrain.data.problems import for_validation, load_evaluation, seen_in_training
 from posttrain.data.problems import load_problems as load_both
-from posttrain.model.server import PATIENCE_S, first_model, is_url
+from posttrain.model.server import PATIENCE_S, first_model
 from posttrain.run.replies import folder_for, read_replies, resume, score_again
 from posttrain.scoring import answers, reward_functions
 from posttrain.scoring.provenance import (

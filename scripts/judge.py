@@ -27,10 +27,10 @@ from posttrain import report
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
-from posttrain.base.paths import run_command
+from posttrain.base.paths import is_url, run_command
 from posttrain.base.process import run_main
 from posttrain.base.terminal import entry, prose_width
-from posttrain.model.server import KEY_VARIABLE, asker, is_url
+from posttrain.model.server import KEY_VARIABLE, asker
 from posttrain.run.replies import check_request, claim, folder_for
 from posttrain.scoring.verdicts import (
     VERDICTS,

@@ -23,6 +23,10 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+def is_url(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
 def run_command() -> str:
     """`./run`, from wherever we are."""
     here = Path(os.path.relpath(ROOT / "run"))

@@ -31,8 +31,7 @@ def check_device(device: Device, model: Model, training: Training) -> str:
     """
     if device.memory_gb == 0:
         threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
-        slow = "slow for anything but the demo models"
-        return f"No GPU here: training on the CPU with {threads} ({slow})."
+        return f"No GPU here: training on the CPU, {threads} (slow but for the demo models)."
     for setting, value in (("training.bf16", training.bf16), ("model.dtype", model.dtype)):
         if value in (True, "bfloat16") and not device.bf16:
             instead = _instead(device, model)

@@ -22,10 +22,6 @@ Ask = Callable[[Conversation, int], Completion]
 """Answers one conversation, with a seed."""
 
 
-def is_url(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
-
-
 def server_generator(
     url: str,
     evaluation: Evaluation,

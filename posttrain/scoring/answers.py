@@ -12,11 +12,12 @@ from typing import Any
 from eval import Completion, Conversation, PromptFormat, PromptLike, conversation
 from eval.gsm8k import Problem, Reply, Score
 from posttrain.base.files import append_rows
+from posttrain.base.paths import is_url
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import Variables, clock_note, set_template_variables
 from posttrain.model import inference, policy
 from posttrain.model.llama_server import FULL_DISTRIBUTION, is_gguf, serve
-from posttrain.model.server import PATIENCE_S, as_they_come, asker, is_url
+from posttrain.model.server import PATIENCE_S, as_they_come, asker
 from posttrain.run.replies import claim
 from posttrain.scoring import reward_functions
 from posttrain.scoring.provenance import run_config

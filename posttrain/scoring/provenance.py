@@ -6,6 +6,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError, DataError, PostTrainError, first_line, quoted
 from posttrain.base.files import model_fingerprint, sha256
+from posttrain.base.paths import is_url
 from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.prompted import user_turns
@@ -13,7 +14,6 @@ from posttrain.data.sources import read_rows
 from posttrain.data.text import normalise
 from posttrain.model import policy
 from posttrain.model.llama_server import is_gguf
-from posttrain.model.server import is_url
 from posttrain.settings import PairData, ProblemData, Prompt, ReplyData
 from posttrain.settings.adapters import find_adapter
 from posttrain.settings.strict_yaml import read_yaml

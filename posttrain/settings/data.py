@@ -218,7 +218,7 @@ class PassRate(Section):
     low: float = Field(0.1, ge=0, le=1)
     """Least share of a problem's replies that earned the highest reward seen."""
     high: float = Field(0.9, ge=0, le=1)
-    """Most."""
+    """Largest such share."""
 
 
 class ProblemData(Data):

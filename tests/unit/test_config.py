@@ -814,7 +814,7 @@ def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None
         (DPO, ["extra.save_only_model=true"], "use training.save_steps"),
         (DPO, ["extra.ignore_data_skip=true"], "use --resume"),
         (GRPO, ["extra.generation_batch_size=48"], "use training.steps_per_generation"),
-        (GRPO, ["extra.sync_ref_model=true"], "without its adapter"),
+        (GRPO, ["extra.sync_ref_model=true"], "the policy as loaded"),
         (GRPO, ["extra.remove_unused_columns=true"], "the rewards read"),
         (GRPO, ["lr_scheduler_type=reduce_lr_on_plateau"], "use another schedule"),
         (GRPO, ["extra.importance_sampling_level=tokens"], "Did you mean 'token'?"),
@@ -1052,4 +1052,4 @@ def test_names_that_are_no_variables_of_a_template() -> None:
     from transformers import PreTrainedTokenizerBase
 
     names = set(signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
-    assert names - {"self", "kwargs"} | {"messages"} == TAKEN
+    assert names - {"self", "kwargs"} | {"messages", "strftime_now"} == TAKEN

@@ -93,6 +93,11 @@ posttrain/train/loop.py: a checkpoint of the last step is loaded, to be scored
     transformers/trainer.py: Trainer._load_from_checkpoint(resume_from_checkpoint)
 posttrain/train/validation.py: a checkpoint is loaded to be validated, or because it is the best
     transformers/trainer.py: Trainer._load_from_checkpoint(resume_from_checkpoint)
+posttrain/train/validation.py: the last step of a run, as transformers counts it
+    transformers/trainer.py: Trainer.set_initial_training_values(args, dataloader)
+    transformers/trainer.py: Trainer.get_train_dataloader()
+posttrain/train/arguments.py: a schedule is made before the model is loaded
+    transformers/optimization.py: get_scheduler(name, optimizer)
 posttrain/train/validation.py: validations are passed on to whoever follows the metrics
     transformers/trainer.py: Trainer.callback_handler Trainer.control
 posttrain/train/watch.py: the norms of all weights in one call

@@ -83,7 +83,8 @@ def test_the_ollama_file_says_which_date_it_carries(
 ) -> None:
     tokenizer = with_template(DATED)
     set_template_variables(tokenizer, {"date_string": "26 Jul 2024"} if chosen else {})
-    path, (check,) = export_ollama(tmp_path / "model.gguf", tokenizer, "Réponds.", [], {})
+    prompt = PromptFormat("Réponds.")
+    path, (check,) = export_ollama(tmp_path / "model.gguf", tokenizer, prompt, [], {})
     assert check["passed"]
     date = "26 Jul 2024" if chosen else "01 Jan 2026"
     assert f"Today Date: {date}" in path.read_text(encoding="utf-8")
@@ -129,7 +130,7 @@ def test_pairs_with_such_replies_are_refused() -> None:
     prompt = tuple(conversation("2 + 2 ?", PromptFormat()))
     fine, doubled = "4</think>4", "<think>\n4</think>4"
     pairs = [Pair(prompt, fine, "5", "a: row 1"), Pair(prompt, "4", doubled, "a: row 2")]
-    with pytest.raises(DataError, match=r"^a: row 2: a reply begins with '<think>'.* 1 of 4 rep"):
+    with pytest.raises(DataError, match=r"^a: row 2: a reply begins with '<think>'.* do 1 replies"):
         measure(pairs, with_template(BEGUN))
     assert len(measure(pairs, with_template(CHATML))) == 2
 

@@ -15,7 +15,7 @@ from posttrain.base.files import model_fingerprint
 from posttrain.model import adapter, policy
 from posttrain.model.trust import check_checkpoint, check_model_folder
 from posttrain.run.checkpoint import CheckpointStore, verify
-from posttrain.settings import Model
+from posttrain.settings import Model, adapters
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 
@@ -244,12 +244,12 @@ def test_the_base_of_an_adapter_is_found_where_it_is_now(
     project, run = tmp_path / "moved", tmp_path / "moved" / "outputs" / "run"
     shutil.copytree(DEMO, project / "assets" / "base")
     (run / "adapter").mkdir(parents=True)
-    monkeypatch.setattr(adapter, "ROOT", project)
+    monkeypatch.setattr(adapters, "ROOT", project)
     there = str(project / "assets" / "base")
 
     def base(name: str | None) -> str:
         edit(run / "adapter" / "adapter_config.json", base_model_name_or_path=name)
-        return adapter.base_of(run / "adapter")
+        return adapters.base_of(run / "adapter")
 
     assert base("assets/base") == there
     assert base("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
