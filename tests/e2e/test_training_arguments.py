@@ -18,12 +18,12 @@ import pytest
 from posttrain.base.errors import ConfigError
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings import DPOSettings, SFTSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import read_yaml
 from posttrain.settings.trainer_fields import config_fields
 from posttrain.train.arguments import build_arguments, changes, owned_arguments
-from tests.helpers import CONFIGS, ROOT
+from tests.helpers import CONFIGS, ROOT, settings_class
 
 # Also asked for, beside what the YAML says: `training.extra` must arrive in the same way.
 EXTRA = {"adam_beta1": 0.85, "adam_epsilon": 1e-7, "dataloader_drop_last": True}
@@ -39,27 +39,26 @@ REFUSED = {
 }
 
 
-def is_dpo(name: str) -> bool:
-    return name.startswith("dpo")
-
-
-def settings_for(path: Path, *overrides: str) -> DPOSettings | GRPOSettings:
-    cls = DPOSettings if is_dpo(path.name) else GRPOSettings
+def settings_for(path: Path, *overrides: str) -> Any:
+    cls = settings_class(path)
     return load_settings(cls, path, [f"training.{override}" for override in overrides])
 
 
 # --- in an interpreter of its own ---------------------------------------------------------------
 
 
-def build(settings: DPOSettings | GRPOSettings) -> tuple[Any, dict[str, Any]]:
+def build(settings: Any) -> tuple[Any, dict[str, Any]]:
     """The configuration object and what it was asked for, as the scripts build them."""
-    from trl import DPOConfig, GRPOConfig
+    from trl import DPOConfig, GRPOConfig, SFTConfig
 
     run = RunFolder(ROOT / "outputs" / "unused")
     owned = owned_arguments(run, settings.run.name, settings.tracking.report_to)
     if isinstance(settings, DPOSettings):
         owned["max_length"] = settings.model.max_seq_length
         return build_arguments(DPOConfig, settings.training, owned, verbose=False)
+    if isinstance(settings, SFTSettings):
+        owned["max_length"] = settings.model.max_seq_length
+        return build_arguments(SFTConfig, settings.training, owned, verbose=False)
     owned["reward_weights"] = list(settings.rewards.values())
     return build_arguments(GRPOConfig, settings.training, owned, verbose=False)
 
@@ -184,7 +183,7 @@ def test_every_training_value_of_the_yaml_reaches_the_trainer(
     used = stock["configs"][path.stem]["used"]
     assert {name: used[name] for name in written["training"]} == written["training"]
     assert {name: used[name] for name in EXTRA} == EXTRA
-    if is_dpo(path.name):
+    if "rewards" not in written:
         assert used["max_length"] == written["model"]["max_seq_length"]
     else:
         assert used["reward_weights"] == list(written["rewards"].values())
@@ -224,7 +223,7 @@ def test_a_change_behind_our_back_is_found(
     expected = {
         name: {"asked": config["asked"][name], "used": value}
         for name, value in PLANTED.items()
-        if config["asked"][name] != value
+        if name in config["asked"] and config["asked"][name] != value
     }
     found = {name: config["planted"][name] for name in config["planted"] if name in PLANTED}
     assert found == expected
