@@ -114,6 +114,7 @@ UNSUPPORTED = {
         "SFTConfig.eos_token",
         "rows are rendered here with the model's chat template; leave it out",
     ),
+    "SFTConfig.label_smoothing_factor": "it needs all logits of a second pass; leave it out",
     "SFTConfig.truncation_mode": "rows are never cut; leave it out (data.overlong)",
     "GRPOConfig.remove_unused_columns": "the rewards read the other columns; leave it out",
     "GRPOConfig.train_sampling_strategy": "GRPO draws groups of completions; leave it out "
