@@ -65,7 +65,7 @@ def weights(run: Path) -> Weights:
 
 def test_replies_are_those_that_were_scored(run: Path, weights: Weights) -> None:
     """With the adapter on and off, token by token as in batches that are scored."""
-    system = source.find(str(run)).system
+    system = source.find(str(run)).prompt.system
     asked = [conversation(problem["question"], PromptFormat(system)) for problem in PROBLEMS]
     for side, folder in ((weights.base, DEMO), (weights.tuned, run / "adapter")):
         loaded = policy.load_for_scoring(str(folder), False, "float32", 256)
@@ -133,7 +133,7 @@ def test_a_pipe(run: Path, weights: Weights) -> None:
     result = chat(run, "--max-new-tokens", "48", given=f"{QUESTION}\n\nEt après ?\n")
     assert result.returncode == 0, result.stderr
     expected = ""
-    system = source.find(str(run)).system
+    system = source.find(str(run)).prompt.system
     known = load_known(source.find(str(run)))
     for question in (QUESTION, "Et après ?"):
         expected += f"> {question}\n"
@@ -321,7 +321,7 @@ def texts(tab: Any, side: int) -> list[str]:
 
 
 def test_the_page(run: Path, weights: Weights, served: Served) -> None:
-    system = source.find(str(run)).system
+    system = source.find(str(run)).prompt.system
     for width, scheme in ((1280, "light"), (390, "dark")):
         tab = served.tab(width, scheme)
         tab.get_by_role("button", name=QUESTION[:30]).click()

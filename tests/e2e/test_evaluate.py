@@ -325,10 +325,13 @@ def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
     other.write_text('{"question": "Two and two?", "answer": "4"}\n', encoding="utf-8")
     adapter = ["--model", str(trained / "adapter")]
     asked = evaluate.parse([*adapter, "--data", str(other)])
-    assert evaluate.refuse_trained_on(asked, evaluate.load_problems(asked)) == 0
+    assert (
+        evaluate.refuse_trained_on(asked, evaluate.load_problems(asked, evaluate.config_of(asked)))
+        == 0
+    )
     asked = evaluate.parse([*adapter, "--data", str(PROBLEMS), "--limit", "2"])
     with pytest.raises(DataError, match="2 of 2 questions"):
-        evaluate.refuse_trained_on(asked, evaluate.load_problems(asked))
+        evaluate.refuse_trained_on(asked, evaluate.load_problems(asked, evaluate.config_of(asked)))
 
 
 @pytest.mark.parametrize(
@@ -395,7 +398,9 @@ def test_a_runs_own_problems_are_read_by_its_columns(tmp_path: Path) -> None:
     (run / "config.yaml").write_text(dump_yaml(settings.model_dump()), encoding="utf-8")
     for path, answer in ((mine, "4"), (other, "6")):
         asked = evaluate.parse(["--model", str(run / "adapter"), "--data", str(path)])
-        assert [problem.answer for problem in evaluate.load_problems(asked)] == [answer]
+        assert [
+            problem.answer for problem in evaluate.load_problems(asked, evaluate.config_of(asked))
+        ] == [answer]
     asked = evaluate.parse(["--model", str(tmp_path), "--data", str(mine)])
     with pytest.raises(DataError, match="there is no column 'question'"):
-        evaluate.load_problems(asked)
+        evaluate.load_problems(asked, evaluate.config_of(asked))
