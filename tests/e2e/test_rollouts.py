@@ -566,7 +566,8 @@ def test_a_wrong_merge_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Rollouts from other weights than those trained on: the difference is large and warned of."""
     right = merged.merged_weight
     monkeypatch.setattr(merged, "merged_weight", lambda layer: right(layer).roll(1, 0))
-    trained = Trained(tmp_path / "wrong", "model.rollout_weights=merged", "health.patience=3")
+    health = ("health.patience=3", "health.stop_on=[]")  # such rollouts earn nothing
+    trained = Trained(tmp_path / "wrong", "model.rollout_weights=merged", *health)
     assert all(row["sampling/sampling_logp_difference/mean"] > 0.1 for row in trained.log)
     events = (tmp_path / "wrong" / "health.jsonl").read_text(encoding="utf-8")
     assert "sampling" in events and "model.rollout_weights" in events
