@@ -139,6 +139,8 @@ def _cold_start_rule() -> Rule:
     message = (
         "for {steps} every completion has had the lowest reward, so the policy cannot learn. "
         + WAYS_OUT
+        + ". If it earned rewards before, it has collapsed: lower training.learning_rate or raise "
+        "training.beta"
     )
     return Rule("cold_start", measure, 1.0, False, message, hopeless=True)
 

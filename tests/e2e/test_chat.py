@@ -133,18 +133,18 @@ def test_a_pipe(run: Path, weights: Weights) -> None:
     result = chat(run, "--max-new-tokens", "48", given=f"{QUESTION}\n\nEt après ?\n")
     assert result.returncode == 0, result.stderr
     expected = ""
-    system = source.find(str(run)).prompt.system
+    prompt = PromptFormat(source.find(str(run)).prompt.system)
     known = load_known(source.find(str(run)))
     for question in (QUESTION, "Et après ?"):
         expected += f"> {question}\n"
         for name, side in (("before", weights.base), ("after", weights.tuned)):
-            *_, reply = side(conversation(question, PromptFormat(system)), 0)
+            *_, reply = side(conversation(question, prompt), 0)
             lines = reply.text.rstrip().split("\n")
             notes = []
             if reply.truncated:
                 notes.append("[cut after 48 tokens: --max-new-tokens, or the context is full]")
             if question == QUESTION:
-                earned = known.rewards(question, reply, system)
+                earned = known.rewards(question, reply, prompt)
                 parts = ", ".join(f"{key} {value:g}" for key, value in earned.items())
                 notes.append(f"[{parts}; right answer: {GOLD}]")
             expected += "".join(f"{name:<6}  {line}\n" for line in lines)

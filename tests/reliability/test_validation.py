@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while t
 # 24 steps of 64 completions, validated every sixth on 60 problems of the training data.
 LEARNING = (
     *("training.max_steps=24", "training.save_steps=6", "training.per_device_train_batch_size=64"),
-    *("training.max_completion_length=80", "data.validation=60"),
+    *("training.max_completion_length=80", "data.validation=60", "health.patience=24"),
     "evaluation={limit: 40, max_new_tokens: 80, batch_size: 60, every: 6}",
 )
 FEW = (
