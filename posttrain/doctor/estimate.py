@@ -5,7 +5,7 @@ step = gradients + kept + max(layer, logits)
 
 Each term is what the installed trl 1.15 and Unsloth 2026.10 hold when every row is as long as
 `model.max_seq_length`, from their sources (paths are of site-packages). w is the bytes of a value:
-4 in float32, else 2. tests/bench/memory.py holds the sums against measured peaks on a CPU.
+4 in float32, else 2. bench/memory.py holds the sums against measured peaks on a CPU.
 
 weights     linear layers x w, in 4 bits x 4.127 / 8 (NF4: 4 bits and 0.127 of scales, QLoRA,
             https://arxiv.org/abs/2305.14314, section 3); embedding x w, never quantised, which is
@@ -41,7 +41,7 @@ scoring     DPO: posttrain/model/log_probs.py, token_log_probs reads 8 rows at o
             largest linear layer, unpacked; or the head, in chunks as in a step, and the hidden
             states twice, as they are and those of the scored tokens
 overhead    a GPU's context and libraries 0.8 GB, a guess; on a CPU Python, its libraries, the
-            tokenizer and the data, which tests/bench/memory.py measures
+            tokenizer and the data, which bench/memory.py measures
 
 A DPO pair is two rows. Scoring DPO's reference takes less than a step and is no term. Unsloth packs
 GRPO's rows and computes a group's prompt once, but first compares that with whole rows, so whole

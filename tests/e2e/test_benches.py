@@ -15,8 +15,8 @@ pytestmark = pytest.mark.long  # benchmarks are tools of ours, and no command ru
 
 
 def bench(name: str, output: Path, *arguments: str | Path) -> Any:
-    """The JSON that tests/bench/NAME.py writes."""
-    script = ROOT / "tests" / "bench" / f"{name}.py"
+    """The JSON that bench/NAME.py writes."""
+    script = ROOT / "bench" / f"{name}.py"
     result = subprocess.run(
         [sys.executable, script, "--output", output, *arguments],
         capture_output=True,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.bench.gpu import Job, data_overrides, make_model, run_job
+from bench.gpu import Job, data_overrides, make_model, run_job
 from tests.helpers import SHARED
 from tests.pretend_gpu import installed
 
@@ -26,7 +26,7 @@ def real_data(task: str, model: Path) -> list[str]:
 
 
 def run_side(folder: Path, **spec: Any) -> dict[str, Any]:
-    """What tests/bench/side.py measured, in a process of its own."""
+    """What bench/side.py measured, in a process of its own."""
     found = run_job(Job("test", spec["side"], 0, spec), folder, {}, timeout=900)
     assert found["status"] == "ok", "\n".join(found.get("log_tail", found.get("log", [])))
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench.gpu import make_model
+from bench.gpu import make_model
 from tests.gpu.helpers import SMALL_SHAPE, real_data, real_model, run_side
 from tests.helpers import SHARED, needs_shared
 from tests.pretend_gpu import installed

@@ -126,7 +126,7 @@ def test_with_two_cards_a_run_takes_one(
 def test_benchmark_from_start_to_json(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     steps = ["--size", "cpu", "--steps", "1", "--warmup", "0", "--work", str(tmp_path / "work")]
-    said = on_card("tests/bench/gpu.py", *steps, "--output", str(output))
+    said = on_card("bench/gpu.py", *steps, "--output", str(output))
     result = json.loads(output.read_text(encoding="utf-8"))
     assert result["device"] == "Pretended card 8.0" and result["pretended"] is True
     assert [m["status"] for m in result["measurements"]] == ["ok"] * 6, said[-3000:]

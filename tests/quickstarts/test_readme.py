@@ -26,7 +26,7 @@ from posttrain.settings.trainer_fields import config_fields
 from tests.helpers import ROOT, copy_project
 from tests.quickstarts.pages import PAGES, README, blocks, commands, prose, text_of, without_recipes
 
-RESULTS = ROOT / "tests" / "bench" / "results"
+RESULTS = ROOT / "bench" / "results"
 ALL = "\n".join(text_of(page) for page in PAGES)
 COMMANDS = list(dict.fromkeys(c for page in PAGES for c in commands(without_recipes(page))))
 # Where the demo model and local files stand for a model and data of the hub.

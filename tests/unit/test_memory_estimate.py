@@ -1,4 +1,4 @@
-"""The doctor's estimate against peaks that were measured (tests/bench/memory.py)."""
+"""The doctor's estimate against peaks that were measured (bench/memory.py)."""
 
 import json
 import subprocess
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from bench import memory
 from posttrain.doctor import configs, estimate
 from posttrain.doctor.shape import shape_of
 from posttrain.settings.command import load_settings
-from tests.bench import memory
 from tests.helpers import CONFIGS, ROOT, needs_shared
 
 ROWS: list[dict[str, Any]] = json.loads(memory.RESULT.read_text(encoding="utf-8"))["points"]

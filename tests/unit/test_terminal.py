@@ -54,7 +54,7 @@ def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
 
 def test_the_demos_table_is_a_table_at_80_columns() -> None:
     """Sets scored beside a run's own have a heading, so that their names cost no column."""
-    measured = json.loads((ROOT / "tests/bench/results/demo_cpu.json").read_text("utf-8"))
+    measured = json.loads((ROOT / "bench/results/demo_cpu.json").read_text("utf-8"))
     lines = table(list(measured.items()), 80).splitlines()
     assert " ".join(lines[0].split()) == "measure before after change (95% interval) p-value"
     headings = [line for line in lines if "(n = " in line]

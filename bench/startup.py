@@ -1,7 +1,7 @@
 """Seconds from the command to the first optimizer step, by stage, on this machine.
 
-    python tests/bench/startup.py --output tests/bench/results/startup_cpu.json
-    python tests/bench/startup.py --config configs/grpo_gsm8k_16gb.yaml model.name=MODEL ...
+    python bench/startup.py --output bench/results/startup_cpu.json
+    python bench/startup.py --config configs/grpo_gsm8k_16gb.yaml model.name=MODEL ...
 
 Runs the real main() of the script in a process of its own, with a clock around what it calls; the
 run ends after one step. A stage counts what no inner stage counts. Seconds of the processor are
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 CONFIGS = ("configs/grpo_demo.yaml", "configs/dpo_demo.yaml")

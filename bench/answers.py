@@ -1,7 +1,7 @@
 """Our answer extraction and math-verify's, on the same strings in one process.
 
     pip install math-verify      # in an environment of its own, or this one; nothing else is needed
-    python tests/bench/answers.py [--completions 1000] [--output tests/bench/results/answers.json]
+    python bench/answers.py [--completions 1000] [--output bench/results/answers.json]
 
 Two sets: completions generated from a seed (two to six lines of reasoning in English or French,
 then the answer in one of the ways models write it), and the hand-written free-text and element
@@ -27,7 +27,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rewards.answer import extract_last, extract_tagged

@@ -1,7 +1,7 @@
 """Peak memory of each script on the CPU, beside what the doctor estimates for it.
 
-    python tests/bench/memory.py                       # writes results/memory_cpu.json
-    python tests/bench/memory.py --only dpo_256_1      # one point; other rows stay as they are
+    python bench/memory.py                       # writes results/memory_cpu.json
+    python bench/memory.py --only dpo_256_1      # one point; other rows stay as they are
 
 A point is a process of its own that does what the script does: loads the policy (4-bit, random
 weights at the exact shape of Qwen2.5-0.5B), generates (GRPO) or scores the reference (DPO), takes
@@ -34,13 +34,13 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from bench.sides import SETTINGS, Spec, load_rows
 from posttrain.doctor.estimate import CPU, GB, estimate, phases
 from posttrain.doctor.shape import shape_of
 from posttrain.settings import command as config
-from tests.bench.sides import SETTINGS, Spec, load_rows
 from tests.helpers import SHARED, make_qwen
 
 RESULT = Path(__file__).parent / "results" / "memory_cpu.json"
@@ -166,13 +166,13 @@ def _status(field: str) -> int:
 
 def measure(point: Point, model_folder: Path, run_folder: Path) -> dict[str, Any]:
     """What the script does, phase by phase, in this process."""
+    from bench.lengths import force_lengths
     from posttrain.model import policy
     from posttrain.run import folder as tracking
     from posttrain.scoring import pairs as scoring
     from posttrain.train.stop import StopRequest
     from posttrain.train.watch import Watch
     from scripts import dpo, grpo
-    from tests.bench.lengths import force_lengths
 
     peak = Peak()
     overrides = [*point.data(model_folder), *point.overrides]

@@ -1,6 +1,6 @@
 """What this project adds to a training step of bare Unsloth + trl, on a CPU with the demo model.
 
-    python tests/bench/step_overhead.py --output tests/bench/results/step_overhead_cpu.json
+    python bench/step_overhead.py --output bench/results/step_overhead_cpu.json
 
 Three sides on the same Unsloth model, the same trl trainer, arguments, data, completion lengths:
 - `bare`: Unsloth's model, trl's trainer, two reward functions of a few lines, `trainer.train()`;
@@ -40,9 +40,12 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from bench.lengths import force_lengths, recorded_lengths
+from bench.sides import SCRIPTS, SETTINGS
+from bench.watch import Clock
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_problems
 from posttrain.model import policy
@@ -53,9 +56,6 @@ from posttrain.train import loop as training
 from posttrain.train.arguments import build_arguments
 from posttrain.train.trackers import start as integrations
 from scripts import dpo, grpo
-from tests.bench.lengths import force_lengths, recorded_lengths
-from tests.bench.sides import SCRIPTS, SETTINGS
-from tests.bench.watch import Clock
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "wandb", "tensorboard")
 STEPS = {"grpo": (1, 4), "dpo": (1, 7)}  # warm-up, measured

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.bench.lengths import recorded_lengths
+from bench.lengths import recorded_lengths
 
 
 class Clock:

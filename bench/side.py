@@ -1,6 +1,6 @@
 """One measurement, in a process of its own: Unsloth patches transformers and trl as a whole.
 
-    python tests/bench/side.py SPEC.json RESULT.json
+    python bench/side.py SPEC.json RESULT.json
 
 Started by gpu.py, step by step the same on every side but for who builds the trainer:
 - `project`: scripts/grpo.py's or dpo.py's own build_trainer, on the policy that they load, trained
@@ -24,17 +24,17 @@ from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from bench import devices
+from bench.lengths import force_lengths, recorded_lengths
+from bench.sides import SETTINGS, Spec, build_project, build_stock, seed_adapter
+from bench.watch import Clock, Rollouts, fix_rollouts, watch_batches, watch_rollouts
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings import command as config
-from tests.bench import devices
-from tests.bench.lengths import force_lengths, recorded_lengths
-from tests.bench.sides import SETTINGS, Spec, build_project, build_stock, seed_adapter
-from tests.bench.watch import Clock, Rollouts, fix_rollouts, watch_batches, watch_rollouts
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "unsloth_zoo")
 

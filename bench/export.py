@@ -1,10 +1,10 @@
 """Measure what an export costs and keeps: adapter, merged weights and GGUF on the same problems.
 
-    python tests/bench/export.py outputs/grpo_demo assets/demo_data/problems_test.jsonl 300 WORK
+    python bench/export.py outputs/grpo_demo assets/demo_data/problems_test.jsonl 300 WORK
 
 The run folder is copied to the folder WORK, exported there, and each file scored by
 scripts/evaluate.py: through transformers, and GGUF through llama.cpp's server. Writes
-tests/bench/results/export.json.
+bench/results/export.json.
 """
 
 import json
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ("merged_16bit", "gguf:f16", "gguf:q8_0", "gguf:q4_k_m")
 
 
@@ -52,7 +52,7 @@ def main(run: str, problems: str, limit: str, work: str) -> None:
             for name in TARGETS
         },
     }
-    path = ROOT / "tests" / "bench" / "results" / "export.json"
+    path = ROOT / "bench" / "results" / "export.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, measure in strict.items():
         print(f"{name:14} {measure['value']:.4f} ({round(measure['value'] * measure['n'])} right)")

@@ -1,11 +1,11 @@
 """This project beside stock trl, on one GPU: seconds a step, tokens a second, memory, utilisation.
 
-    python tests/bench/gpu.py                          # DPO and GRPO at the shape of Qwen2.5-0.5B
-    python tests/bench/gpu.py --size cpu               # the same with the demo model, on any CPU
-    python tests/bench/gpu.py --size shape             # the 0.5B shape in 4 bits, cut for a CPU
-    python tests/bench/gpu.py --memory-limit 15        # does every config fit a 16 GB card?
-    python tests/bench/gpu.py --sweep                  # each lever of levers.py, one at a time
-    python tests/bench/gpu.py --lever decode_graphs training.optim=adamw_torch_fused
+    python bench/gpu.py                          # DPO and GRPO at the shape of Qwen2.5-0.5B
+    python bench/gpu.py --size cpu               # the same with the demo model, on any CPU
+    python bench/gpu.py --size shape             # the 0.5B shape in 4 bits, cut for a CPU
+    python bench/gpu.py --memory-limit 15        # does every config fit a 16 GB card?
+    python bench/gpu.py --sweep                  # each lever of levers.py, one at a time
+    python bench/gpu.py --lever decode_graphs training.optim=adamw_torch_fused
 
 Each measurement is a process of its own (see side.py for the sides); they take turns, the order of
 the sides changing with every round. Weights are random at the exact shape, the tokenizer and the
@@ -38,12 +38,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.levers import BY_NAME, LEVERS
 from posttrain.doctor.shape import KNOWN
 from posttrain.settings.strict_yaml import read_yaml
-from tests.bench.levers import BY_NAME, LEVERS
 from tests.pretend_gpu import installed
 
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"

@@ -1,7 +1,7 @@
 """Our DPO command and trl's own `trl dpo`, side by side on the same model, pairs and settings.
 
-    python tests/bench/dpo.py --output tests/bench/results/dpo_cpu.json
-    python tests/bench/dpo.py --gpu --model Qwen/Qwen2.5-0.5B-Instruct \\
+    python bench/dpo.py --output bench/results/dpo_cpu.json
+    python bench/dpo.py --gpu --model Qwen/Qwen2.5-0.5B-Instruct \\
         --config configs/dpo_french_16gb.yaml --steps 50
 
 Each run is a process of its own; the sides take turns, and the one that goes first changes. Same
@@ -37,7 +37,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo")

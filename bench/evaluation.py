@@ -1,6 +1,6 @@
 """Our generation for a score and lm-eval's Hugging Face backend, side by side in one process.
 
-    python tests/bench/evaluation.py --output tests/bench/results/evaluation.json
+    python bench/evaluation.py --output bench/results/evaluation.json
 
 lm-eval is not in the environment. It goes, with what it imports, into a folder of its own:
 
@@ -8,7 +8,7 @@ lm-eval is not in the environment. It goes, with what it imports, into a folder 
         sqlitedict more-itertools pytablewriter word2number jsonlines zstandard dataproperty \\
         tabledata typepy mbstrdecoder pathvalidate tcolorpy portalocker tabulate colorama lxml \\
         nltk absl-py
-    PYTHONPATH=/tmp/lmeval python tests/bench/evaluation.py
+    PYTHONPATH=/tmp/lmeval python bench/evaluation.py
 
 Same weights in float32, same questions, same chat prompts, same limit, greedy, both ending at the
 model's end token. The sides take turns; figures are medians over the repetitions, after one short
@@ -33,7 +33,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from eval import Conversation, PromptFormat, conversation

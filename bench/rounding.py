@@ -1,6 +1,6 @@
 """What rounding merged weights to 16 bits takes back of the training, by the size of the adapter.
 
-    python tests/bench/rounding.py --tokenizer FOLDER --output tests/bench/results/rounding.json
+    python bench/rounding.py --tokenizer FOLDER --output bench/results/rounding.json
 
 At the exact shape of Qwen2.5-0.5B, weights random in bfloat16, an adapter of rank 16 on all seven
 projections with B drawn at different sizes: Adam at a learning rate of 1e-5 moves each weight of B
@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from posttrain.base.files import write_json
