@@ -38,7 +38,7 @@ TRAINING = {
     "gradient_checkpointing": False,
     "save_steps": 1,
 }
-SCORING = {"batch_size": 50, "max_new_tokens": 256, "limit": 200}
+SCORING = {"batch_size": 100, "max_new_tokens": 256, "limit": 200}
 MODEL = {"max_seq_length": 640, "load_in_4bit": False, "dtype": "bfloat16"}
 
 
@@ -100,7 +100,7 @@ def commands(folder: Path, model: str) -> list[list[str]]:
     return [
         [
             *sample.split(),
-            *("--dtype", "bfloat16", "--batch-size", "24", "--model", model),
+            *("--dtype", "bfloat16", "--batch-size", "120", "--model", model),
             *("--config", str(folder / "grpo_base.yaml"), "--output", str(folder / "sampled")),
             *("--examples", str(folder / "examples.jsonl")),
         ],
