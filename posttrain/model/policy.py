@@ -27,6 +27,7 @@ from posttrain.model import adapter
 from posttrain.model.decode_graphs import admit_decode_graphs
 from posttrain.model.device import Device
 from posttrain.model.fused_lora import fuse
+from posttrain.model.grouped_attention import share_keys_and_values
 from posttrain.model.merged import choose_weights
 from posttrain.model.trust import check_model_folder
 from posttrain.model.vllm import vllm_arguments
@@ -72,6 +73,7 @@ def start(verbose: bool, threads: int | None) -> Device:
         datasets.disable_progress_bars()
         warnings.filterwarnings("ignore")
     if not torch.cuda.is_available():
+        share_keys_and_values()
         bf16 = bool(importlib.import_module("unsloth").is_bfloat16_supported())
         if chosen:
             _warn_of_load(torch.get_num_threads())
