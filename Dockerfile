@@ -5,7 +5,7 @@
 #   docker run --gpus all -v posttrain:/app/outputs posttrain grpo --config configs/grpo_gsm8k_16gb.yaml
 #
 # Runs, checkpoints and downloaded models are all under /app/outputs: mount a volume there, and the
-# same command goes on after a stop. CUDA comes with the packages; the host brings the driver alone.
+# same command resumes after a stop. CUDA comes with the packages; the host brings the driver alone.
 FROM python:3.11.13-slim-bookworm
 
 # A compiler: Triton builds its launchers with it, and the GGUF export llama.cpp.

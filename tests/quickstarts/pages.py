@@ -1,4 +1,4 @@
-"""README.md and docs/*.md as tests read them: commands, blocks, and what they name."""
+"""README.md, AGENTS.md and docs/*.md as tests read them: commands, blocks, and what they name."""
 
 import re
 import textwrap
@@ -8,9 +8,10 @@ from pathlib import Path
 from tests.helpers import ROOT
 
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-RECIPES = "## Recipes"  # a separate test follows what is below it
-FOLLOWED = {"stages.md"}  # a separate test follows each command of the page, in order
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, ROOT / "AGENTS.md", *DOCS]
+# A separate test follows the page: test_stages_page.py, test_recipes.py, test_rewards_page.py.
+FOLLOWED = {"stages.md", "extending.md", "rewards.md"}
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 # What a person types in a pod's terminal around our commands.
 NOT_OURS = (
@@ -44,12 +45,11 @@ def commands(text: str) -> Iterator[str]:
                 yield command
 
 
-def without_recipes(page: Path) -> str:
-    return "" if page.name in FOLLOWED else text_of(page).partition(RECIPES)[0]
-
-
-def recipes(page: Path = README) -> str:
-    return text_of(page).split(RECIPES)[1]
+def inline_commands(text: str) -> list[str]:
+    """The complete commands of ours in inline code: no placeholder in capitals, no bare name."""
+    spans = [" ".join(span.split()) for span in re.findall(r"`(\./run [^`]+)`", prose(text))]
+    placeholder = re.compile(r"\b[A-Z]{3,}\b|\.\.\.")
+    return [span for span in spans if span.count(" ") > 1 and not placeholder.search(span)]
 
 
 def prose(text: str) -> str:

@@ -1,7 +1,8 @@
-"""The recipes of the README, followed as a new user would: its blocks, as they stand there.
+"""docs/extending.md and the first reward of docs/rewards.md, followed as a new user would.
 
-A block that begins with `# FILE` is written to that file; one with `--- FILE` changes it. All go
-into one copy of the project, which then trains two steps with each script.
+Blocks are taken as they stand there. One that begins with `# FILE` is written to that file; one
+with `--- FILE` changes it. All go into one copy of the project, which then trains two steps with
+each script.
 """
 
 import json
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 
 from tests.helpers import ROOT, copy_project
-from tests.quickstarts.pages import blocks, commands, recipes, text_of
+from tests.quickstarts.pages import blocks, commands, text_of
 
 pytestmark = pytest.mark.timeout(600)
-COMMANDS = list(commands(recipes()))
+EXTENDING, REWARDS = (text_of(ROOT / "docs" / f"{name}.md") for name in ("extending", "rewards"))
+COMMANDS = [*commands(EXTENDING), *(c for c in commands(REWARDS) if "my_rewards" in c)]
 FEW = "training.max_steps=2 training.save_steps=2 evaluation.limit=8 --output"
 GRPO = f"training.per_device_train_batch_size=16 data.eval.limit=8 {FEW} outputs/grpo"
 DPO = (
@@ -80,13 +82,14 @@ def demo_rows(name: str, count: int) -> list[dict[str, Any]]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which every recipe was followed, with data of the reader's own."""
     copy = copy_project(tmp_path_factory.mktemp("recipes") / "project")
-    write_files(recipes(), copy)
-    evaluation = blocks(text_of(ROOT / "docs" / "evaluation.md"), "diff")
-    for block in [*blocks(recipes(), "diff"), *evaluation]:
+    for page in (EXTENDING, REWARDS):
+        write_files(page, copy)
+    for block in blocks(EXTENDING, "diff"):
         apply(block, copy)
         if block.startswith("--- scripts/grpo.py"):
             apply(block.replace("grpo", "dpo", 1), copy)
-    (row,) = (json.loads(block) for block in blocks(recipes(), "json"))
+            apply(block.replace("grpo", "sft", 1), copy)
+    (row,) = (json.loads(block) for block in blocks(REWARDS, "json") if "max_words" in block)
     problems = demo_rows("problems_train.jsonl", 40)
     others = [{**each, "max_words": n} for n, each in enumerate(problems)]
     write_rows(copy / "my_problems.jsonl", [row, *others])

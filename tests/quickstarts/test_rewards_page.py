@@ -1,6 +1,7 @@
-"""The recipes of docs/rewards.md, followed as a new user would: its blocks, as they stand there.
+"""docs/rewards.md, followed as a new user would: its blocks, as they stand there.
 
-One of them trains: problems whose answer is a sentence, which the demo model learns to end with.
+Its first reward is followed in test_recipes.py. One of the others trains: problems whose answer is
+a sentence, which the demo model learns to end with.
 """
 
 import importlib.util
@@ -14,12 +15,12 @@ from typing import Any
 import pytest
 
 from tests.helpers import ROOT, copy_project
-from tests.quickstarts.pages import blocks, commands, recipes
+from tests.quickstarts.pages import blocks, commands, text_of
 from tests.quickstarts.test_recipes import rows, run, write_files, write_rows
 
 pytestmark = pytest.mark.timeout(600)
-PAGE = recipes(ROOT / "docs" / "rewards.md")
-DATA, TRAIN, EVALUATE, EVALUATE_BASE, OVERLONG, MATH = commands(PAGE)
+PAGE = text_of(ROOT / "docs" / "rewards.md")
+DRY_RUN, _, DATA, TRAIN, EVALUATE, EVALUATE_BASE, OVERLONG, MATH = commands(PAGE)
 HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 OF_NUMBERS = {"strict", "tagged", "lenient", "format_rate"}
 
@@ -29,7 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the files of the page."""
     copy = copy_project(tmp_path_factory.mktemp("rewards") / "project")
     write_files(PAGE, copy)
-    (row,) = (json.loads(block) for block in blocks(PAGE, "json"))
+    (row,) = (json.loads(block) for block in blocks(PAGE, "json") if "frac" in block)
     write_rows(copy / "my_fractions.jsonl", [row])
     return copy
 
@@ -100,6 +101,10 @@ def test_evaluate_scores_a_model_without_a_run(project: Path, sentences: Path) -
     assert found["rewards"] == {"my_sentences.py:words": 1.0, "my_sentences.py:exact": 0.5}
     assert found["system"] is None
     assert found["measures"]["total_reward"]["value"] < 0.5
+
+
+def test_the_first_command_shows_what_replies_would_earn(project: Path) -> None:
+    assert re.search(r"earns format 1 \+ correctness 2 = 3", run(project, DRY_RUN))
 
 
 def test_the_punishment_of_overlong_replies_is_trls_and_dapos(project: Path) -> None:
