@@ -29,9 +29,9 @@ from posttrain.data.prompted import user_turns
 from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text
-from posttrain.doctor.recipe import describe
-from posttrain.doctor.shape import shape_of
 from posttrain.model import adapter, policy
+from posttrain.model.recipe import describe
+from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
 from posttrain.scoring import problem_sets

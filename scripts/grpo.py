@@ -46,9 +46,9 @@ from posttrain.data.render import (
     template_variables,
     token_lengths,
 )
-from posttrain.doctor.recipe import describe
-from posttrain.doctor.shape import shape_of
 from posttrain.model import adapter, inference, policy
+from posttrain.model.recipe import describe
+from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import reward_functions
 from posttrain.scoring.provenance import refuse_earlier_stages

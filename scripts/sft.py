@@ -35,9 +35,9 @@ from posttrain.data.render import (
     without_added_tokens,
 )
 from posttrain.data.report.examples import show_reply
-from posttrain.doctor.recipe import describe
-from posttrain.doctor.shape import shape_of
 from posttrain.model import adapter
+from posttrain.model.recipe import describe
+from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import demonstrations as scoring
 from posttrain.scoring.provenance import refuse_earlier_stages

@@ -6,13 +6,13 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
-from posttrain.doctor.estimate import PAIR_ROWS, estimate, phases
 from posttrain.doctor.finding import Finding
 from posttrain.doctor.installation import VLLM
 from posttrain.doctor.machine import GPU
-from posttrain.doctor.recipe import learning_rate_note, recipe
-from posttrain.doctor.shape import shape_of
 from posttrain.model.device import Device, check_device
+from posttrain.model.estimate import PAIR_ROWS, estimate, phases
+from posttrain.model.recipe import learning_rate_note, recipe
+from posttrain.model.shape import shape_of
 from posttrain.settings import RolloutModel, Section, TrainingSettings
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml

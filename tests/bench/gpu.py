@@ -41,7 +41,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from posttrain.doctor.shape import KNOWN
+from posttrain.model.shape import KNOWN
 from posttrain.settings.strict_yaml import read_yaml
 from tests.bench.levers import BY_NAME, LEVERS
 from tests.pretend_gpu import installed

@@ -37,8 +37,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from posttrain.doctor.estimate import CPU, GB, estimate, phases
-from posttrain.doctor.shape import shape_of
+from posttrain.model.estimate import CPU, GB, estimate, phases
+from posttrain.model.shape import shape_of
 from posttrain.settings import command as config
 from tests.bench.sides import SETTINGS, Spec, load_rows
 from tests.helpers import SHARED, make_qwen

@@ -132,7 +132,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_143(whole: tuple[str, Path], tmp_p
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     assert time.monotonic() - asked < 30
-    assert "SIGTERM" in output and "the same command goes on" in output
+    assert "SIGTERM" in output and "the same command resumes" in output
     assert list((run / "checkpoints").glob("step-*/manifest.json"))
     result = run_script(name, *arguments(name, run))
     assert result.returncode == 0, result.stderr

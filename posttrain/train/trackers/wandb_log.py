@@ -18,9 +18,9 @@ from typing import Any, Concatenate, Literal, ParamSpec
 from posttrain.base.errors import first_line
 from posttrain.base.files import jsonl_rows, not_finite, write_text
 from posttrain.base.paths import run_command
-from posttrain.report import read_run
 from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
+from posttrain.run.record import read_run
 from posttrain.train.trackers.wandb_choice import choose
 
 P = ParamSpec("P")
