@@ -18,7 +18,6 @@ from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml
 
 NOT_MEASURED = "not measured"
-T4 = (7, 5)
 # What to do where the phase that holds most does not fit.
 SMALLER = {
     "step": "lower training.per_device_train_batch_size and raise gradient_accumulation_steps",
@@ -73,11 +72,8 @@ def _why_not(
 ) -> str | None:
     """Why a run would be refused or is out of the question; None if it fits."""
     model = settings.model
-    if isinstance(model, RolloutModel) and model.fast_inference == "always":
-        if not VLLM:
-            return "samples with vLLM: for ./run --vllm"
-        if model.unsloth_vllm_standby and gpu is not None and gpu.capability == T4:
-            return "vLLM's standby mode on a T4: illegal memory accesses were seen; set it to false"
+    if isinstance(model, RolloutModel) and model.fast_inference == "always" and not VLLM:
+        return "samples with vLLM: for ./run --vllm"
     if gpu is None:
         return None if settings.model.min_gpu_memory_gb == 0 else "needs a GPU"
     device = Device(gpu.name, gpu.memory_gb or float("inf"), gpu.bf16)

@@ -24,7 +24,6 @@ from posttrain.base.process import share_the_processor
 from posttrain.base.processor import cores, free_cores
 from posttrain.data.render import end_of_reply, limit_token_ids
 from posttrain.model import adapter
-from posttrain.model.decode_graphs import admit_decode_graphs
 from posttrain.model.device import Device
 from posttrain.model.fused_lora import fuse
 from posttrain.model.merged import choose_weights
@@ -264,8 +263,6 @@ def load(
     tokenizer.model_max_length = load_tokenizer(model).model_max_length
     if isinstance(model, RolloutModel) and not from_vllm:
         choose_weights(policy, model.rollout_weights, keep=True)
-        if model.decode_graphs:
-            _admit_decode_graphs(policy)
     else:
         choose_weights(policy, "auto", keep=False)
     return policy, tokenizer
@@ -301,18 +298,6 @@ def _torch_dtype(name: str) -> Any:
 def _has_gpu_modules() -> bool:
     """Whether Unsloth trains with its own kernels: without a GPU it has no such modules."""
     return "unsloth.models" in sys.modules
-
-
-def _admit_decode_graphs(policy: Any) -> None:
-    """Switch on CUDA-graph decoding if it gives the same results; print whether it is used."""
-    if not _has_gpu_modules():
-        why_not: str | None = "it needs an NVIDIA GPU"
-    else:
-        graphs = importlib.import_module("unsloth.models._decode_graphs")
-        with inference_mode(policy):
-            why_not = admit_decode_graphs(policy, graphs)
-    verdict = f"not used: {why_not}" if why_not else "used: same results as eager decoding"
-    print(f"note: model.decode_graphs: CUDA graphs {verdict}")
 
 
 def context(name: str, trained: int, base: str | None = None) -> int:

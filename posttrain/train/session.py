@@ -119,7 +119,7 @@ class Session(Generic[S]):
         policy.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
         if self.settings.model.adapter:
             self._facts["stages"] = chain_of(find_adapter(self.settings.model.adapter))
-        vllm.prepare_vllm(self.settings.model)
+        vllm.check_vllm(self.settings.model)
         threads = self.settings.run.threads
         if threads is None and self._checkpoint:
             threads = self.run.threads()

@@ -5,7 +5,7 @@
     python tests/bench/gpu.py --size shape             # the 0.5B shape in 4 bits, cut for a CPU
     python tests/bench/gpu.py --memory-limit 15        # does every config fit a 16 GB card?
     python tests/bench/gpu.py --sweep                  # each lever of levers.py, one at a time
-    python tests/bench/gpu.py --lever decode_graphs training.optim=adamw_torch_fused
+    python tests/bench/gpu.py --lever fast_inference training.optim=adamw_torch_fused
 
 Each measurement is a process of its own (see side.py for the sides); they take turns, the order of
 the sides changing with every round. Weights are random at the exact shape, the tokenizer and the

@@ -1,14 +1,13 @@
-"""What the benchmark does to generation, and the check that lets CUDA graphs in, on a CPU."""
+"""What the benchmark does to generation, on a CPU."""
 
 from collections.abc import Iterator
 from itertools import cycle, islice
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.model import decode_graphs, policy
+from posttrain.model import policy
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
 from tests.bench import lengths
@@ -60,87 +59,14 @@ def test_rows_end_where_they_are_made_to(loaded: tuple[Any, Any], unforced: None
             assert (row.index(tokenizer.eos_token_id) + 1 if ended else len(row)) == min(length, 32)
 
 
-class Replayed:
-    """Stands in for Unsloth's module: "graphs" that add `error` to every decoded logit."""
-
-    def __init__(self, model: Any, error: float, replaying: bool = True) -> None:
-        self._head, self._hook = model.get_output_embeddings(), None
-        self._error, self._on, self._replaying = error, False, replaying
-        self.state = SimpleNamespace(replays=0, disabled="capture failed")
-        self._SUPPORTED_MODEL_TYPES = {"llama"}
-
-    @property
-    def ENABLED(self) -> bool | None:
-        return self._on or None
-
-    @ENABLED.setter
-    def ENABLED(self, value: bool | None) -> None:
-        self._on = bool(value)
-        if self._hook:
-            self._hook.remove()
-            self._hook = None
-        if value:
-            self._hook = self._head.register_forward_hook(self._replay)
-
-    def _replay(self, _: Any, __: Any, logits: Any) -> Any:
-        self.state.replays += self._replaying
-        wrong = logits.clone()
-        wrong[-1, :, 7] += self._error  # one logit of one row
-        return wrong
-
-    def _states(self, _: Any) -> list[Any]:
-        return [self.state]
-
-    def release_for_training(self, _: Any) -> None:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("error", "replaying", "said"),
-    [
-        (0.0, True, None),
-        (1e-4, True, "their logits are up to 0.0001 off"),
-        (100.0, True, "other tokens than eager decoding"),
-        (0.0, False, "did not use them: capture failed"),
-    ],
-)
-@pytest.mark.parametrize("rows", decode_graphs.ROWS)
-def test_graphs_that_differ_in_one_logit_are_found(
-    loaded: tuple[Any, Any], error: float, replaying: bool, said: str | None, rows: int
-) -> None:
-    model, _ = loaded
-    with policy.inference_mode(model):
-        found = decode_graphs._difference(model, Replayed(model, error, replaying), rows)
-    assert found is None if said is None else found is not None and said in found
-
-
-def test_graphs_are_refused_without_a_gpu_and_nothing_is_left_behind(
-    loaded: tuple[Any, Any],
-) -> None:
-    model, _ = loaded
-    graphs = Replayed(model, 0.0)
-    assert decode_graphs.admit_decode_graphs(model, graphs) == "it needs an NVIDIA GPU"
-    assert {"llama"} == graphs._SUPPORTED_MODEL_TYPES
-
-
-def test_noise_for_the_comparison_is_taken_back(loaded: tuple[Any, Any]) -> None:
-    model, _ = loaded
-    factors = {name: w for name, w in model.named_parameters() if "lora_B" in name}
-    before = {name: weight.detach().clone() for name, weight in factors.items()}
-    with decode_graphs._adapter_noise(model):
-        assert all(bool(weight.any()) for weight in factors.values())
-    assert all(bool((weight == before[name]).all()) for name, weight in factors.items())
-
-
-def test_settings_of_decoding(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a GPU or vLLM: a note, nothing, and an error that says what to do."""
+def test_settings_of_decoding() -> None:
+    """Without a GPU or vLLM: nothing, and an error that says what to do."""
 
     def load(*overrides: str) -> None:
         settings = load_settings(GRPOSettings, CONFIG, list(overrides))
         policy.load(settings.model, settings.lora, settings.training, verbose=False)
 
-    load("model.decode_graphs=true", "model.fast_inference=auto")
-    assert "CUDA graphs not used: it needs an NVIDIA GPU" in capsys.readouterr().out
+    load("model.fast_inference=auto")
     with pytest.raises(ConfigError, match="here is none; use auto or never"):
         load("model.fast_inference=always")
 

@@ -1,6 +1,5 @@
-"""What the policy writes and computes on a GPU: padding, merging, CUDA graphs."""
+"""What the policy writes and computes on a GPU: padding, merging."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,22 +79,3 @@ def test_merged_model_computes_what_the_adapter_computes(tmp_path: Path, asked: 
 
     assert apart(with_adapter, found) < 0.03
     assert apart(with_adapter, without) > 0.15  # the adapter does change something
-
-
-@pytest.fixture
-def graphs() -> Iterator[Any]:
-    import importlib
-
-    module = importlib.import_module("unsloth.models._decode_graphs")
-    known = set(module._SUPPORTED_MODEL_TYPES)
-    yield module
-    module._SUPPORTED_MODEL_TYPES.clear()
-    module._SUPPORTED_MODEL_TYPES.update(known)
-
-
-def test_decode_graphs_give_what_eager_decoding_gives(
-    graphs: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    load_policy("model.decode_graphs=true")
-    assert "used: same results as eager decoding" in capsys.readouterr().out
-    assert "qwen2" in graphs._SUPPORTED_MODEL_TYPES

@@ -34,7 +34,7 @@ from posttrain.export.proof import at_most
 from posttrain.export.source import Trained, base_folder
 from posttrain.model import policy
 from posttrain.model.device import Device, check_device
-from posttrain.model.vllm import prepare_vllm
+from posttrain.model.vllm import check_vllm
 from posttrain.report import export_words
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
@@ -169,7 +169,7 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     scene.patch.chdir(ROOT)
     asked = settings_of("grpo_gsm8k_16gb", "model.fast_inference=always")
-    return refused(prepare_vllm, asked.model)
+    return refused(check_vllm, asked.model)
 
 
 @causes("Chosen rewards fall in DPO")

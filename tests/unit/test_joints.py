@@ -114,8 +114,6 @@ posttrain/model/policy.py: float32 stays float32 on a GPU
 posttrain/model/policy.py: generated trainers are written under outputs/, and nothing is counted
     unsloth_zoo/compiler.py: "UNSLOTH_COMPILE_LOCATION"
     unsloth/models/_utils.py: "UNSLOTH_DISABLE_STATISTICS"
-posttrain/model/vllm.py: vLLM gives memory back while training, which is set before the import
-    unsloth_zoo/vllm_utils.py: "UNSLOTH_VLLM_STANDBY"
 posttrain/model/policy.py: the 4-bit repository that is loaded in place of the one named
     unsloth/models/loader_utils.py: get_model_name(model_name, load_in_4bit)
 posttrain/model/policy.py: a saved tokenizer says nothing of how it was read
@@ -125,10 +123,6 @@ posttrain/model/policy.py: the copy of the adapter that trl adds is removed
     trl/trainer/grpo_trainer.py: 'add_adapter("ref"'
 posttrain/model/adapter.py: trl takes an adapter of this name for the reference
     trl/trainer/dpo_trainer.py: 'adapter_name="ref"'
-posttrain/model/decode_graphs.py: CUDA-graph decoding for untested families
-    unsloth/models/_decode_graphs.py: _SUPPORTED_MODEL_TYPES PREALLOC ENABLED _states(model)
-    unsloth/models/_decode_graphs.py: release_for_training(model)
-    unsloth/models/_decode_graphs.py: _ModelGraphs.replays _ModelGraphs.disabled
 posttrain/model/merged.py: the layers that an adapter changes, their base weights, and DoRA's
     peft/tuners/lora/__init__.py: LoraLayer
     peft/tuners/lora/layer.py: LoraLayer.lora_variant LoraLayer.lora_bias
