@@ -205,6 +205,7 @@ def _callback(
             append_rows(run.metrics, [row])
             score.add(extra["logs"])
             view.log(row)
-            view.update(state.global_step)
+            if "loss" in row:  # a validation comes before its step's own metrics
+                view.update(state.global_step)
 
     return RunCallback()

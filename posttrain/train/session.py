@@ -29,7 +29,7 @@ from posttrain.base.paths import run_command, shown
 from posttrain.base.process import run_script
 from posttrain.data import examples
 from posttrain.data.render import clock_note, set_template_variables
-from posttrain.model import checks, policy, trust, vllm
+from posttrain.model import checks, policy, pretrained, runtime, trust, vllm
 from posttrain.model.device import check_device, free_memory
 from posttrain.run.checkpoint import changes_since, check_same_run, only_length
 from posttrain.run.folder import RunFolder
@@ -116,17 +116,17 @@ class Session(Generic[S]):
             ConfigError: it cannot, or the tokenizer is not in reach, or the model does not fit it.
         """
         checks.refuse_adapter(self.settings.model.name)
-        policy.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
+        pretrained.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
         if self.settings.model.adapter:
             self._facts["stages"] = chain_of(find_adapter(self.settings.model.adapter))
         vllm.check_vllm(self.settings.model)
         threads = self.settings.run.threads
         if threads is None and self._checkpoint:
             threads = self.run.threads()
-        device = policy.start(self.settings.run.verbose, threads)
+        device = runtime.start(self.settings.run.verbose, threads)
         print(check_device(device, self.settings.model, self.settings.training))
         self._facts |= {"device": device.name, "threads": device.threads}
-        tokenizer = policy.load_tokenizer(self.settings.model)
+        tokenizer = pretrained.load_tokenizer(self.settings.model)
         set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
         if self.settings.prompt.examples:
             print(examples.cost(tokenizer, self.settings.prompt))

@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-from posttrain.model import policy
+from posttrain.model import policy, runtime
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings import command as config
@@ -46,7 +46,7 @@ def measure(spec: Spec) -> dict[str, Any]:
         SETTINGS[spec.task], Path(spec.config), [*spec.overrides, *run_overrides(spec)]
     )
     if spec.side == "project":
-        policy.start(settings.run.verbose, settings.run.threads)
+        runtime.start(settings.run.verbose, settings.run.threads)
     import torch
 
     if settings.run.threads:

@@ -32,7 +32,7 @@ from posttrain.export import llama_cpp
 from posttrain.export.ollama import turn_template
 from posttrain.export.proof import at_most
 from posttrain.export.source import Trained, base_folder
-from posttrain.model import policy
+from posttrain.model import pretrained
 from posttrain.model.device import Device, check_device
 from posttrain.model.vllm import check_vllm
 from posttrain.report import export_words
@@ -181,7 +181,7 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     base = shutil.copytree(DEMO_MODEL, scene.tmp / "base")
     (base / "chat_template.jinja").unlink()
-    return refused(policy.load_tokenizer, settings_of("grpo_demo", f"model.name={base}").model)
+    return refused(pretrained.load_tokenizer, settings_of("grpo_demo", f"model.name={base}").model)
 
 
 @causes("Dataset columns are not found")
@@ -238,7 +238,7 @@ def _(scene: Scene) -> str:
 
 @causes("The GGUF writes gibberish in Ollama")
 def _(scene: Scene) -> str:
-    tokenizer = policy.load_tokenizer(settings_of("grpo_demo").model)
+    tokenizer = pretrained.load_tokenizer(settings_of("grpo_demo").model)
     tokenizer.chat_template = (
         "{% for t in messages %}{{ messages|length }}{{ t.content }}{% endfor %}"
     )

@@ -28,11 +28,11 @@ eval -> rewards
 LIBRARY = "posttrain"
 READERS = {"report", "doctor", "export", "chat"}
 """Wings for commands of their own: training writes the run folder that they read."""
-MOST_LINES = 13_800
+MOST_LINES = 13_600
 """Lines that scripts/grpo.py and all it imports may have together; 9,000 is the aim."""
 # What one module alone may import, for the others to use.
 ALONE = {
-    "unsloth": "posttrain/model/policy.py",  # it has to be imported before whatever it patches
+    "unsloth": "posttrain/model/runtime.py",  # it has to be imported before whatever it patches
     "tqdm": "posttrain/base/progress.py",  # it moves the cursor in pipes and log files
 }
 
@@ -185,7 +185,8 @@ def house(tmp_path: Path) -> Path:
         "posttrain/data/report/__init__.py": "from posttrain.data import pairs\n",
         "posttrain/report/__init__.py": "",
         "posttrain/model/__init__.py": "",
-        "posttrain/model/policy.py": "def load():\n    import unsloth\n",
+        "posttrain/model/policy.py": "from posttrain.model import runtime\n",
+        "posttrain/model/runtime.py": "def load():\n    import unsloth\n",
         "scripts/__init__.py": "",
         "scripts/dpo.py": "from posttrain.model import policy\n",
         "scripts/grpo.py": "",
@@ -233,7 +234,7 @@ def test_what_is_wrong_is_found(house: Path, module: str, text: str, fault: str)
 
 def test_what_a_script_reaches(house: Path) -> None:
     modules = {str(module) for module in reached(house, Path("scripts/dpo.py"))}
-    of_model = {"posttrain/model/__init__.py", "posttrain/model/policy.py"}
+    of_model = {f"posttrain/model/{name}.py" for name in ("__init__", "policy", "runtime")}
     assert modules == {
         *("scripts/__init__.py", "scripts/dpo.py", "posttrain/__init__.py"),
         *of_model,
