@@ -93,10 +93,10 @@ def write_pairs(settings: Any, folder: Path) -> int:
     """The rows that our command trains on, as text that trl's splits into the same token ids."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # the tokenizer needs none
     from posttrain.data.pairs import load_pair_set
-    from posttrain.model import policy
+    from posttrain.model import pretrained
     from scripts import dpo
 
-    tokenizer = policy.load_tokenizer(settings.model)
+    tokenizer = pretrained.load_tokenizer(settings.model)
     pairs = load_pair_set(settings.data, settings.prompt)
     _, lengths = dpo.examine(pairs, tokenizer, settings)
     train, _ = dpo.fitting(pairs, lengths, settings)
@@ -108,7 +108,7 @@ def write_pairs(settings: Any, folder: Path) -> int:
 
 
 def trl_command(settings: Any, rows: Path, output: Path) -> list[str]:
-    from posttrain.model.policy import local_or_hub
+    from posttrain.model.pretrained import local_or_hub
 
     training, lora, model = settings.training, settings.lora, settings.model
     optim = training.optim.replace("adamw_torch", "adamw_torch_fused")  # as Unsloth on a CPU

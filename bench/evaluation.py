@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from eval import Conversation, PromptFormat, conversation
 from posttrain.data.problems import load_evaluation
-from posttrain.model import inference, policy
+from posttrain.model import inference, pretrained, runtime
 from posttrain.settings import Evaluation, ProblemColumns, Source
 from scripts.evaluate import SYSTEM
 
@@ -119,7 +119,7 @@ def measure(
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    policy.start(verbose=False, threads=arguments.threads)
+    runtime.start(verbose=False, threads=arguments.threads)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     conversations = [
         conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems
     ]
-    model, tokenizer = policy.load_for_scoring(str(MODEL), False, "float32", 1024)
+    model, tokenizer = pretrained.load_for_scoring(str(MODEL), False, "float32", 1024)
     theirs = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     own = (model, tokenizer)
     other = (theirs, AutoTokenizer.from_pretrained(MODEL))

@@ -5,7 +5,7 @@
     python bench/gpu.py --size shape             # the 0.5B shape in 4 bits, cut for a CPU
     python bench/gpu.py --memory-limit 15        # does every config fit a 16 GB card?
     python bench/gpu.py --sweep                  # each lever of levers.py, one at a time
-    python bench/gpu.py --lever decode_graphs training.optim=adamw_torch_fused
+    python bench/gpu.py --lever fast_inference training.optim=adamw_torch_fused
 
 Each measurement is a process of its own (see side.py for the sides); they take turns, the order of
 the sides changing with every round. Weights are random at the exact shape, the tokenizer and the
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.levers import BY_NAME, LEVERS
-from posttrain.doctor.shape import KNOWN
+from posttrain.model.shape import KNOWN
 from posttrain.settings.strict_yaml import read_yaml
 from tests.pretend_gpu import installed
 

@@ -15,18 +15,12 @@ class Lever:
 
 LEVERS = (
     # GRPO, generation
-    Lever("decode_graphs", "grpo", ("model.decode_graphs=true",)),
     Lever("adapter_rollouts", "grpo", ("model.rollout_weights=adapter",)),
     Lever("fast_inference", "grpo", ("model.fast_inference=always",)),
     Lever("generate_in_4_parts", "grpo", ("training.steps_per_generation=4",)),
     Lever("generate_2_steps_at_once", "grpo", ("training.steps_per_generation=32",)),
     # GRPO, training
     Lever("grpo_16_bit", "grpo", ("model.load_in_4bit=false",)),
-    Lever(
-        "grpo_16_bit_decode_graphs",
-        "grpo",
-        ("model.load_in_4bit=false", "model.decode_graphs=true"),
-    ),
     Lever("grpo_no_checkpointing", "grpo", ("training.gradient_checkpointing=false",)),
     Lever(
         "grpo_larger_micro_batch",

@@ -38,8 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from bench.sides import SETTINGS, Spec, load_rows
-from posttrain.doctor.estimate import CPU, GB, estimate, phases
-from posttrain.doctor.shape import shape_of
+from posttrain.model.estimate import CPU, GB, estimate, phases
+from posttrain.model.shape import shape_of
 from posttrain.settings import command as config
 from tests.helpers import SHARED, make_qwen
 
@@ -167,7 +167,7 @@ def _status(field: str) -> int:
 def measure(point: Point, model_folder: Path, run_folder: Path) -> dict[str, Any]:
     """What the script does, phase by phase, in this process."""
     from bench.lengths import force_lengths
-    from posttrain.model import policy
+    from posttrain.model import policy, pretrained, runtime
     from posttrain.run import folder as tracking
     from posttrain.scoring import pairs as scoring
     from posttrain.train.stop import StopRequest
@@ -177,11 +177,11 @@ def measure(point: Point, model_folder: Path, run_folder: Path) -> dict[str, Any
     peak = Peak()
     overrides = [*point.data(model_folder), *point.overrides]
     settings = config.load_settings(SETTINGS[point.task], ROOT / point.config, overrides)
-    policy.start(False, None)
+    runtime.start(False, None)
     import trl  # noqa: F401  # so that the trainers' modules too are there before the model is
 
     spec = Spec(point.task, "project", point.config, overrides, longest=True)
-    tokenizer = policy.load_tokenizer(settings.model)
+    tokenizer = pretrained.load_tokenizer(settings.model)
     rows = load_rows(spec, settings, tokenizer)
     overhead = without_a_model()
     peak.end("before")

@@ -31,7 +31,7 @@ from bench import devices
 from bench.lengths import force_lengths, recorded_lengths
 from bench.sides import SETTINGS, Spec, build_project, build_stock, seed_adapter
 from bench.watch import Clock, Rollouts, fix_rollouts, watch_batches, watch_rollouts
-from posttrain.model import policy
+from posttrain.model import policy, runtime
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings import command as config
@@ -46,7 +46,7 @@ def measure(spec: Spec) -> dict[str, Any]:
         SETTINGS[spec.task], Path(spec.config), [*spec.overrides, *run_overrides(spec)]
     )
     if spec.side == "project":
-        policy.start(settings.run.verbose, settings.run.threads)
+        runtime.start(settings.run.verbose, settings.run.threads)
     import torch
 
     if settings.run.threads:

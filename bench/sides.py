@@ -8,7 +8,7 @@ from eval.preference import Pair
 from posttrain.data import lengths as pair_lengths
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
-from posttrain.model import policy
+from posttrain.model import policy, pretrained
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.train import loop as training
@@ -82,7 +82,7 @@ def stretched(pair: Any, tokenizer: Any, limit: int) -> Any:
 def build_project(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callable[[], Any]]:
     """The trainer of the project's script, and what trains it."""
     script = SCRIPTS[spec.task]
-    tokenizer = policy.load_tokenizer(settings.model)
+    tokenizer = pretrained.load_tokenizer(settings.model)
     rows = load_rows(spec, settings, tokenizer)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     run.open(fresh=False)
@@ -104,7 +104,7 @@ def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callabl
     if installed() or not torch.cuda.is_available():
         plain_head()
     set_seed(settings.training.seed)
-    tokenizer = policy.load_tokenizer(settings.model)
+    tokenizer = pretrained.load_tokenizer(settings.model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     rows = load_rows(spec, settings, tokenizer)
@@ -119,7 +119,7 @@ def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callabl
         bnb_4bit_compute_dtype=dtype,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        policy.local_or_hub(settings.model.name),
+        pretrained.local_or_hub(settings.model.name),
         dtype=dtype,
         quantization_config=four_bit if quantised else None,
         attn_implementation="sdpa",

@@ -65,7 +65,7 @@ class Stages:
 
 def worker(script_name: str, arguments: list[str]) -> int:
     """Run the script's main with a clock; prints the stages as the last line."""
-    from posttrain.model import policy
+    from posttrain.model import policy, pretrained, runtime
     from posttrain.scoring import pairs as scoring
     from posttrain.train import loop as training
     from posttrain.train import session
@@ -76,8 +76,8 @@ def worker(script_name: str, arguments: list[str]) -> int:
     script: Any = {"dpo": dpo, "grpo": grpo}[script_name]
     for owner, name, stage in (
         (script, "load_problems" if script is grpo else "load_pair_set", "data"),
-        (policy, "start", "import Unsloth, trl, torch"),
-        (policy, "load_tokenizer", "load tokenizer"),
+        (runtime, "start", "import Unsloth, trl, torch"),
+        (pretrained, "load_tokenizer", "load tokenizer"),
         (script, "fitting" if script is grpo else "examine", "tokenise"),
         (policy, "load", "load model"),
         (script if script is grpo else scoring, "score", "score before"),

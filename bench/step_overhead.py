@@ -48,7 +48,7 @@ from bench.sides import SCRIPTS, SETTINGS
 from bench.watch import Clock
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_problems
-from posttrain.model import policy
+from posttrain.model import policy, pretrained, runtime
 from posttrain.run.environment import git_commit
 from posttrain.run.folder import RunFolder
 from posttrain.settings import command as config
@@ -281,7 +281,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="where to write the JSON result")
     arguments = parser.parse_args()
     os.environ["WANDB_MODE"] = "offline"
-    policy.start(verbose=False, threads=1)
+    runtime.start(verbose=False, threads=1)
     lengths = Lengths()
     result: dict[str, Any] = {
         "what": "seconds a training step, demo model, CPU, one thread",
@@ -295,7 +295,7 @@ def main() -> int:
         short = [f"training.max_steps={sum(STEPS[task])}", "training.save_steps=1000"]
         settings = config.load_settings(SETTINGS[task], path, [*OVERRIDES[task], *short])
         if task == "grpo":
-            force_lengths(lengths, [policy.load_tokenizer(settings.model).eos_token_id])
+            force_lengths(lengths, [pretrained.load_tokenizer(settings.model).eos_token_id])
         rounds: list[dict[str, dict[str, Any]]] = []
         for number in range(arguments.rounds + 1):
             sides = SIDES[::-1] if number % 2 else SIDES

@@ -28,8 +28,9 @@ if __name__ == "__main__":
 from posttrain.base.paths import ROOT, run_command
 from posttrain.base.process import run_main
 from posttrain.base.terminal import prose_width
-from posttrain.doctor import configs, estimate, installation, machine, services
+from posttrain.doctor import configs, installation, machine, services
 from posttrain.doctor.finding import Finding
+from posttrain.model import estimate
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,7 +130,7 @@ def as_sums(figures: list[dict[str, Any]]) -> str:
     for said in (
         "peak = weights + adapter + merged + max(step, generation, scoring) + overhead",
         "step = gradients + kept + max(layer, logits)",
-        "(each term is told in posttrain/doctor/estimate.py)",
+        "(each term is told in posttrain/model/estimate.py)",
     ):
         lines += textwrap.wrap(said, width, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)

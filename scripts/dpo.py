@@ -29,16 +29,16 @@ from posttrain.data.prompted import user_turns
 from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text
-from posttrain.doctor.recipe import describe
-from posttrain.doctor.shape import shape_of
 from posttrain.model import adapter, policy
+from posttrain.model.recipe import describe
+from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
 from posttrain.scoring import problem_sets
 from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.scoring.side_by_side import example
 from posttrain.settings import DPOSettings
-from posttrain.train import batches, guarded_trainers, reference_cache
+from posttrain.train import batches, reference_cache, trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.session import Session
 
@@ -166,7 +166,7 @@ def build_trainer(
 
     arguments, requested = trainer_arguments(settings, run)
     with adapter.without_new_start(model), without_added_tokens(tokenizer):
-        trainer = guarded_trainers.guarded_dpo(DPOTrainer)(
+        trainer = trainers.guarded_dpo(DPOTrainer)(
             model=model,
             args=arguments,
             train_dataset=Dataset.from_list(trainer_rows(pairs, tokenizer)),

@@ -29,8 +29,7 @@ from posttrain.base.paths import run_command
 from posttrain.base.process import run_main, share_the_processor
 from posttrain.export import score, session, source
 from posttrain.export.hub import push
-from posttrain.report import live
-from posttrain.report.model_card import write_model_card
+from posttrain.report.redraw import redraw
 from posttrain.run.room import MERGED, in_order
 from posttrain.settings.command import check_settings
 from posttrain.settings.export import ExportSettings
@@ -60,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         code = 0 if asked.push and not to else session.export(trained, settings.export)
     finally:  # a target that failed leaves those before it made and recorded
         if (trained.output / "config.yaml").exists():
-            write_model_card(trained.output)
-            live.draw(trained.output)
+            redraw(trained.output)
     if asked.push and code == 0:
         # A Modelfile is of no use without its GGUF; merged weights may be no more than a step.
         files = [target for target in in_order(to) if target in to or target != MERGED]

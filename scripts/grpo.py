@@ -46,14 +46,14 @@ from posttrain.data.render import (
     template_variables,
     token_lengths,
 )
-from posttrain.doctor.recipe import describe
-from posttrain.doctor.shape import shape_of
 from posttrain.model import adapter, inference, policy
+from posttrain.model.recipe import describe
+from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import reward_functions
 from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings import GRPOSettings
-from posttrain.train import cold_start, guarded_trainers
+from posttrain.train import cold_start, trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.samples import SampleRecorder
 from posttrain.train.session import Session
@@ -291,7 +291,7 @@ def build_trainer(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )
     with adapter.without_new_start(model):
-        trainer = guarded_trainers.guarded_grpo(GRPOTrainer)(
+        trainer = trainers.guarded_grpo(GRPOTrainer)(
             model=model,
             reward_funcs=recorder.wrap(functions),
             args=arguments,

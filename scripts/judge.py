@@ -23,7 +23,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from eval.judge import INSTRUCTIONS, ORDERS, summarise
-from posttrain import report
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
@@ -31,6 +30,7 @@ from posttrain.base.paths import is_url, run_command
 from posttrain.base.process import run_main
 from posttrain.base.terminal import entry, prose_width
 from posttrain.model.server import KEY_VARIABLE, asker
+from posttrain.run import measures
 from posttrain.run.replies import check_request, claim, folder_for
 from posttrain.scoring.verdicts import (
     VERDICTS,
@@ -148,7 +148,7 @@ def render(judge: str, found: dict[str, Any]) -> str:
 
 def _interval(measure: dict[str, Any], before_n: str = "") -> str:
     if measure["value"] is None:
-        return report.measures.NOT_MEASURABLE
+        return measures.NOT_MEASURABLE
     share = f"{measure['value']:.1%} [{measure['low']:.1%}, {measure['high']:.1%}]"
     return f"{share} ({before_n}n = {measure['n']})"
 

@@ -1,17 +1,20 @@
-"""Draw the report of one or more runs again, and print their before/after table.
+"""Draw the report of one or more runs, and print their before/after table.
 
     ./run report outputs/grpo_demo outputs/dpo_demo
     ./run report outputs/first outputs/second --output comparison.html
+    ./run report outputs/grpo_demo --watch
 
-Writes plots/*.png and report.html into each run folder, finished or not. Differences are paired
-(the same problems or pairs before and after): a 95% bootstrap interval and an exact sign test,
-which on right/wrong scores is McNemar's test.
+Writes plots/*.png, report.html and, once it is trained, the model card (README.md) into each run
+folder. Training ends with this command. Differences are paired (the same problems or pairs before
+and after): a 95% bootstrap interval and an exact sign test, which on right/wrong scores is
+McNemar's test.
 """
 
 import argparse
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -20,39 +23,83 @@ if __name__ == "__main__":
 
 from posttrain.base.paths import run_command, shown
 from posttrain.base.process import run_main
-from posttrain.report import read_runs, table
+from posttrain.report import next_steps, read_run, read_runs, table
+from posttrain.report.redraw import redraw
+from posttrain.run.folder import RunFolder
+from posttrain.run.record import Record
+
+UNSCORED = (
+    "not scored on the held-out data, as run.score is false; the same command with run.score=true "
+    "scores it, without training again"
+)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"{run_command()} report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON, draw none")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="also write a page that compares the runs"
-    )
-    arguments = parser.parse_args()
-    if arguments.json:
-        records = read_runs(arguments.runs, finished=True)
+def main(argv: list[str] | None = None) -> int:
+    """Report; returns 1 if a page could not be drawn."""
+    args = parse(argv)
+    if args.json:
+        records = read_runs(args.runs, finished=True)
         print(json.dumps({found.name: found.measures() for found in records}, indent=2))
-        return
-    from posttrain.report import page  # not before the arguments are known to be right
-
-    records = read_runs(arguments.runs)
-    pages = [page.write_report(found.path) for found in records]
+        return 0
+    if args.watch is not None:
+        watch(args.runs, args.watch)
+    records = read_runs(args.runs)
+    pages = [redraw(found.path) for found in records]
     scored = [(found.name, found.measures()) for found in records if found.measures()]
     if scored:
         print(table(scored), end="\n\n")
     for found in records:
         if not found.finished:
-            print(f"{found.name}: not scored yet, {found.steps} steps are logged")
-    if arguments.output is not None:
-        pages.append(page.write_comparison(arguments.runs, arguments.output))
-    for written in pages:
+            print(f"{found.name}: {not_scored(found)}")
+    if args.output is not None:
+        from posttrain.report import page  # not before the arguments are known to be right
+
+        pages.append(page.write_comparison(args.runs, args.output))
+    adapter = args.runs[0] / "adapter"
+    if len(records) == 1 and adapter.is_dir():
+        print(f"Adapter   {shown(adapter)}")
+    for written in filter(None, pages):
         print(f"Report    {shown(written)}")
+    if len(records) == 1 and records[0].finished:
+        print(next_steps.next_commands(args.runs[0]))
+    return int(None in pages)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"{run_command()} report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
+    add("--json", action="store_true", help="print the figures as JSON, draw none")
+    add("--output", type=Path, metavar="FILE", help="also write a page that compares the runs")
+    help_text = "first draw the pages every SECONDS (default: 60) until the runs have ended"
+    add("--watch", nargs="?", type=float, const=60.0, metavar="SECONDS", help=help_text)
+    args = parser.parse_args(argv)
+    if args.watch is not None and not 0 < args.watch < float("inf"):
+        parser.error(f"--watch must be above 0, got {args.watch}")
+    return args
+
+
+def watch(runs: list[Path], seconds: float) -> None:
+    """Draw the pages of runs that train elsewhere, until all of them have ended.
+
+    A run that was killed has not, as the same command resumes it.
+    """
+    while running := [run for run in runs if "trained" not in read_run(run).environment]:
+        for run in running:
+            redraw(run)
+        time.sleep(seconds)
+
+
+def not_scored(found: Record) -> str:
+    """Why a run has no table."""
+    if RunFolder(found.path).trained:
+        return UNSCORED
+    return f"not scored yet, {found.steps} steps are logged"
 
 
 if __name__ == "__main__":

@@ -35,14 +35,14 @@ from posttrain.data.render import (
     without_added_tokens,
 )
 from posttrain.data.report.examples import show_reply
-from posttrain.doctor.recipe import describe
-from posttrain.doctor.shape import shape_of
 from posttrain.model import adapter
+from posttrain.model.recipe import describe
+from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import demonstrations as scoring
 from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings import SFTSettings
-from posttrain.train import guarded_trainers
+from posttrain.train import trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.session import Session
 
@@ -155,7 +155,7 @@ def build_trainer(
     arguments, requested = trainer_arguments(settings, run)
     texts = [{"prompt": render(tokenizer, r.conversation), "completion": r.reply} for r in rows]
     with adapter.without_new_start(model), without_added_tokens(tokenizer):
-        trainer = guarded_trainers.guarded_sft(SFTTrainer)(
+        trainer = trainers.guarded_sft(SFTTrainer)(
             model=model,
             args=arguments,
             train_dataset=Dataset.from_list(texts),

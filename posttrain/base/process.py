@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import TextIO
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import PostTrainError
 from posttrain.base.home import ensure_home
+from posttrain.base.paths import ROOT
 
 # What the system says of a place where this user cannot write, or where a file is no folder.
 NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
@@ -35,6 +37,19 @@ class _Unheard(io.FileIO):
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
             return len(memoryview(data))  # type: ignore[arg-type]
+
+
+def run_script(name: str, *arguments: str) -> int:
+    """Run scripts/NAME.py as a process of its own, with nothing to read; returns its exit code.
+
+    It inherits the environment and the terminal. One that a signal ended has 128 + its number.
+    """
+    sys.stdout.flush()  # what was printed before comes first
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+    # Unsloth sets this one, and huggingface_hub warns that it has no effect.
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_ENABLE_HF_TRANSFER"}
+    code = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment).returncode
+    return code if code >= 0 else 128 - code
 
 
 def share_the_processor() -> None:
@@ -120,8 +135,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt as stopped:
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
         print(
-            f"\nstopped by {number.name}; what is on the disk is whole, and the same command goes "
-            "on from there",
+            f"\nstopped by {number.name}; what is on the disk is complete, and the same command "
+            "resumes from there",
             file=sys.stderr,
         )
         _exit_without_waiting(128 + number)

@@ -10,7 +10,7 @@ from posttrain.base.paths import shown
 from posttrain.chat.conversation import Side, Stream, Talk
 from posttrain.chat.source import Source
 from posttrain.chat.weights import Weights
-from posttrain.model import policy
+from posttrain.model import pretrained, runtime
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.server_stream import ServedReplies
 from posttrain.scoring.answers import until_answer
@@ -39,14 +39,14 @@ def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
         url, sampling = source.model, {}
         if source.kind == "gguf":
             print(f"Loading {name} into llama.cpp")
-            context = max(source.trained_length, policy.CONTEXT)
+            context = max(source.trained_length, pretrained.CONTEXT)
             url = stack.enter_context(serve(Path(source.model), context))
             sampling = FULL_DISTRIBUTION
         served = ServedReplies(url, how, source.template_variables, sampling)
         about = name if source.kind == "gguf" else f"{served.model} at {name}"
         stream = until_answered(served.stream) if how.stop_at_answer else served.stream
         return [Side("reply", stream, about)]
-    device = policy.start(verbose=False, threads=None)
+    device = runtime.start(verbose=False, threads=None)
     print(f"Loading {name} on {device.name}")
     weights = Weights(source, how)
     if source.kind == "model":

@@ -11,7 +11,7 @@ from eval import Completion, Conversation
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.chat.source import Source
 from posttrain.data.render import render, set_template_variables, token_ids
-from posttrain.model import policy
+from posttrain.model import pretrained, runtime
 from posttrain.model.inference import StopAtAnswer, as_completion, generation_config
 from posttrain.model.merged import sampling_weights
 from posttrain.settings import Evaluation
@@ -29,10 +29,10 @@ class Weights:
     """
 
     def __init__(self, source: Source, evaluation: Evaluation) -> None:
-        """An adapter's base is loaded as it was for its training. After policy.start()."""
+        """An adapter's base is loaded as it was for its training. After runtime.start()."""
         trained = source.run.get("model", {}) if source.kind == "adapter" else {}
-        self._context = policy.context(source.model, source.trained_length)
-        self._model, self._tokenizer = policy.load_for_scoring(
+        self._context = pretrained.context(source.model, source.trained_length)
+        self._model, self._tokenizer = pretrained.load_for_scoring(
             source.model,
             load_in_4bit=trained.get("load_in_4bit", False),
             dtype=trained.get("dtype", "auto"),
@@ -128,7 +128,7 @@ class Weights:
         try:
             with (
                 self._one_at_a_time,
-                policy.inference_mode(self._model),
+                runtime.inference_mode(self._model),
                 side,
                 sampling_weights(self._model),
                 torch.random.fork_rng(),

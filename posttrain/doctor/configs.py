@@ -6,19 +6,18 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
-from posttrain.doctor.estimate import PAIR_ROWS, estimate, phases
 from posttrain.doctor.finding import Finding
 from posttrain.doctor.installation import VLLM
 from posttrain.doctor.machine import GPU
-from posttrain.doctor.recipe import learning_rate_note, recipe
-from posttrain.doctor.shape import shape_of
 from posttrain.model.device import Device, check_device
+from posttrain.model.estimate import PAIR_ROWS, estimate, phases
+from posttrain.model.recipe import learning_rate_note, recipe
+from posttrain.model.shape import shape_of
 from posttrain.settings import RolloutModel, Section, TrainingSettings
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml
 
 NOT_MEASURED = "not measured"
-T4 = (7, 5)
 # What to do where the phase that holds most does not fit.
 SMALLER = {
     "step": "lower training.per_device_train_batch_size and raise gradient_accumulation_steps",
@@ -73,11 +72,8 @@ def _why_not(
 ) -> str | None:
     """Why a run would be refused or is out of the question; None if it fits."""
     model = settings.model
-    if isinstance(model, RolloutModel) and model.fast_inference == "always":
-        if not VLLM:
-            return "samples with vLLM: for ./run --vllm"
-        if model.unsloth_vllm_standby and gpu is not None and gpu.capability == T4:
-            return "vLLM's standby mode on a T4: illegal memory accesses were seen; set it to false"
+    if isinstance(model, RolloutModel) and model.fast_inference == "always" and not VLLM:
+        return "samples with vLLM: for ./run --vllm"
     if gpu is None:
         return None if settings.model.min_gpu_memory_gb == 0 else "needs a GPU"
     device = Device(gpu.name, gpu.memory_gb or float("inf"), gpu.bf16)

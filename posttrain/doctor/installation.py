@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 
 from posttrain.base.paths import ROOT, shown
 from posttrain.doctor.finding import Finding
+from posttrain.model.shape import model_cache
 from posttrain.run.environment import PACKAGES
 
 VLLM = Path(sys.prefix).name.startswith(".venv-vllm")
@@ -67,14 +68,6 @@ def look_at_versions() -> list[Finding]:
             tuple(wrong[name] for name in sorted(wrong, key=lambda n: (n not in needed, n))[:12]),
         ),
     ]
-
-
-def model_cache() -> Path:
-    """Where huggingface_hub keeps models, by its own variables."""
-    home = os.environ.get("HF_HOME") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
-    )
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def look_at_disks(output: Path) -> list[Finding]:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from posttrain.doctor.finding import Finding
-from posttrain.doctor.installation import model_cache
+from posttrain.model.shape import model_cache
 
 SECONDS = 1.0
 TRUE = {"1", "ON", "YES", "TRUE"}

@@ -11,7 +11,7 @@ from typing import Any
 from eval import Conversation
 from posttrain.data.render import NONE, Variables, render, set_template_variables, token_ids
 from posttrain.export.merge import load_tokenizer, put_adapter
-from posttrain.model.policy import end_tokens
+from posttrain.model.pretrained import end_tokens
 
 
 class Reference:

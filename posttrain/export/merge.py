@@ -14,7 +14,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import follow_umask
-from posttrain.model.policy import end_at_replies, end_tokens, save_tokenizer
+from posttrain.model.pretrained import end_at_replies, end_tokens, save_tokenizer
 from posttrain.settings.adapters import obstacle, read_adapter
 
 LORA_TENSOR = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")

@@ -28,7 +28,7 @@ from posttrain.export.source import Trained, base_folder
 from posttrain.export.texts import gate_texts
 from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import FULL_DISTRIBUTION
-from posttrain.model.policy import LIBRARIES
+from posttrain.model.runtime import LIBRARIES
 from posttrain.report import export_words, next_steps
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
 from posttrain.settings import Export, Prompt

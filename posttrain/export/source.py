@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError, first_line
 from posttrain.base.paths import ROOT
-from posttrain.model.policy import local_or_hub
+from posttrain.model.pretrained import local_or_hub
 from posttrain.run.checkpoint import CheckpointStore
 from posttrain.settings.adapters import QUANTISED_NAME
 from posttrain.settings.strict_yaml import read_yaml

@@ -12,7 +12,7 @@ from posttrain.base.errors import ConfigError, did_you_mean, first_line
 from posttrain.base.paths import ROOT
 from posttrain.data.render import limit_token_ids
 from posttrain.model import adapter
-from posttrain.model.policy import local_or_hub
+from posttrain.model.pretrained import local_or_hub
 from posttrain.settings import Export, Lora, Model, RolloutModel, adapters
 
 WHOLE = ("embed_tokens", "lm_head")
@@ -49,7 +49,7 @@ def _is_adapter(name: str, path: str, base: Any) -> ConfigError:
 
 
 def check_model(model: Model, lora: Lora, export: Export, tokenizer: Any) -> None:
-    """Check layers and token ids against the model's architecture. After policy.start().
+    """Check layers and token ids against the model's architecture. After runtime.start().
 
     From now on render.token_ids refuses ids that the model has no embedding for.
 

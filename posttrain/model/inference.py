@@ -10,8 +10,9 @@ from posttrain.base.progress import progress_bar
 from posttrain.data.render import render, token_ids
 from posttrain.model.device import free_bytes
 from posttrain.model.merged import sampling_weights
-from posttrain.model.policy import end_tokens, inference_mode
+from posttrain.model.pretrained import end_tokens
 from posttrain.model.prompts import Reader, Rows, continue_rows
+from posttrain.model.runtime import inference_mode
 from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 

@@ -10,7 +10,7 @@ from eval.preference import Pair
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render
 from posttrain.model.adapter import reference_mode
-from posttrain.model.policy import inference_mode
+from posttrain.model.runtime import inference_mode
 
 NOT_SCORED = -100  # the label of a token without a score, in transformers and trl
 

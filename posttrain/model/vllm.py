@@ -1,7 +1,6 @@
-"""Rollouts from vLLM: whether it is here, and what Unsloth is told of it."""
+"""Rollouts from vLLM: whether it is installed, and the arguments that Unsloth takes for it."""
 
 import importlib.metadata
-import os
 from typing import Any
 
 from posttrain.base.errors import ConfigError
@@ -9,11 +8,11 @@ from posttrain.base.paths import run_command
 from posttrain.settings import Lora, Model, RolloutModel
 
 
-def prepare_vllm(model: Model) -> None:
-    """Get ready for rollouts from vLLM. Call it before start(): Unsloth reads this when imported.
+def check_vllm(model: Model) -> None:
+    """Check that vLLM is installed where a config requires it.
 
     Raises:
-        ConfigError: vLLM is asked for and is not installed.
+        ConfigError: it is not.
     """
     if not isinstance(model, RolloutModel) or model.fast_inference == "never":
         return
@@ -22,8 +21,6 @@ def prepare_vllm(model: Model) -> None:
             f"model.fast_inference = always: this environment has no vLLM. {run_command()} --vllm "
             "grpo ... makes one that has and trains in it; auto or never train without"
         )
-    if model.unsloth_vllm_standby:
-        os.environ["UNSLOTH_VLLM_STANDBY"] = "1"
 
 
 def _has_vllm() -> bool:
@@ -56,5 +53,4 @@ def vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
         "fast_inference": True,
         "max_lora_rank": rank,
         "gpu_memory_utilization": model.gpu_memory_utilization,
-        "unsloth_vllm_standby": model.unsloth_vllm_standby,
     }

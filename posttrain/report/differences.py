@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from posttrain.report.record import Record
+from posttrain.run.record import Record
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import SETTINGS
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.base import terminal
-from posttrain.report import measures
 from posttrain.report.seeds import spread
 from posttrain.report.tables import ruled
+from posttrain.run import measures
 
 Found = Mapping[str, Any]
 STOPPED = "stopped"  # in the place of a mean

@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from posttrain.report import measures
 from posttrain.report.drawing import COLOURS, INK, MUTED, Plot, percent_axis
+from posttrain.run import measures
 
 
 def validation_by_value(found: Mapping[str, Any]) -> Plot:

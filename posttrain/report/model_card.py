@@ -8,10 +8,11 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
 from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
-from posttrain.report import measures, stages, table_rows, taken_home
+from posttrain.report import stages, table_rows, taken_home
 from posttrain.report.export_words import in_words
-from posttrain.report.record import SIDES, Record, read_run
 from posttrain.report.snippets import snippets
+from posttrain.run import measures
+from posttrain.run.record import SIDES, Record, read_run
 from posttrain.settings.strict_yaml import dump_yaml
 
 # Licences of what the configs name, as their pages on the hub state them.

@@ -1,4 +1,4 @@
-"""The last lines of a run: its table, where things are, and the commands that may come next."""
+"""The commands that may come next after a run or an export."""
 
 import shlex
 from collections.abc import Mapping
@@ -7,34 +7,8 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT, run_command, shown
-from posttrain.report.live import draw
-from posttrain.report.record import section
-from posttrain.report.tables import comparison_table
+from posttrain.run.record import section
 from posttrain.settings.strict_yaml import read_yaml
-
-UNSCORED = (
-    "Not scored on the held-out data, as run.score is false; the same command with run.score=true "
-    "scores it, without training again"
-)
-
-
-def finish(run: Path) -> None:
-    """Draw the page of a finished run, then print its table, where things are, and what is next."""
-    page = draw(run)
-    print(f"\n{comparison_table([run])}\n\nAdapter   {shown(run / 'adapter')}")
-    if page is not None:
-        print(f"Report    {shown(page)}")
-    print(next_commands(run))
-
-
-def already_finished(run: Path) -> int:
-    """Say that a run is done and show its table; returns the exit code."""
-    print(
-        f'{run} is a finished run; nothing to do. "--resume never" trains it from the start '
-        f"(the old folder is moved aside).\n\n{comparison_table([run])}"
-    )
-    print(next_commands(run))
-    return 0
 
 
 def next_commands(run: Path) -> str:

@@ -26,8 +26,8 @@ from posttrain.report import (
     story,
     taken_home,
 )
-from posttrain.report.record import Record, read_run, read_runs, section
 from posttrain.report.verdict import verdict
+from posttrain.run.record import Record, read_run, read_runs, section
 
 PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from posttrain.report import measures
 from posttrain.report.drawing import COLOURS, MUTED, Plot, over_steps
 from posttrain.report.lines import Line, draw_band, draw_lines
-from posttrain.report.record import Record, number, section
 from posttrain.report.score_plots import reply_length, scores
+from posttrain.run import measures
+from posttrain.run.record import Record, number, section
 
 ACCURACY = "Training pairs of each step whose chosen reply has the higher implicit reward."
 

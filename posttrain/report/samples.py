@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from eval.gsm8k import ScoredReply
 from eval.replies import PromptReply
 from eval.rewarded import RewardedReply
-from posttrain.report.record import Record, Row, Scored, number
+from posttrain.run.record import Record, Row, Scored, number
 
 # How many to show of (right before, right after), or by rewards (no worse before, no worse after):
 # the first of each kind, in the file's order.

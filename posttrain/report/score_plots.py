@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from posttrain.report import measures
 from posttrain.report.drawing import (
     COLOURS,
     GRID,
@@ -18,7 +17,8 @@ from posttrain.report.drawing import (
     percent_axis,
 )
 from posttrain.report.lines import Floats
-from posttrain.report.record import Record, number
+from posttrain.run import measures
+from posttrain.run.record import Record, number
 
 LABEL = 26  # characters of a line of a measure's label
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.base import terminal
-from posttrain.report import measures
-from posttrain.report.record import Record
 from posttrain.report.story import Change
 from posttrain.report.tables import ruled
 from posttrain.report.verdict import WORDS, Verdict
+from posttrain.run import measures
+from posttrain.run.record import Record
 
 Found = Mapping[str, Any]
 TONES = {1: "good", 0: "flat", -1: "bad"}

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.base.progress import duration
-from posttrain.report import export_words, measures, stages
-from posttrain.report.record import SIDES, Record, Row, number, section
+from posttrain.report import export_words, stages
+from posttrain.run import measures
+from posttrain.run.record import SIDES, Record, Row, number, section
 
 
 @dataclass(frozen=True)

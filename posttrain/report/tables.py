@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base import terminal
-from posttrain.report import measures
-from posttrain.report.record import read_runs
+from posttrain.run import measures
+from posttrain.run.record import read_runs
 
 Comparison = Mapping[str, Mapping[str, Any]]
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from posttrain.base import terminal
-from posttrain.report import export_words, measures
-from posttrain.report.record import Record, Row, figures, number, section
+from posttrain.report import export_words
 from posttrain.report.tables import ruled
+from posttrain.run import measures
+from posttrain.run.record import Record, Row, figures, number, section
 
 ON_16_BIT = "adapter on 16-bit weights"
 LANGUAGES = ("french_share", "language_share")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from posttrain.report import measures
-from posttrain.report.record import SIDES, Record, Row, number, section
+from posttrain.run import measures
+from posttrain.run.record import SIDES, Record, Row, number, section
 
 WORDS = {1: "improved", 0: "no measurable change", -1: "got worse"}
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from posttrain.base.errors import CheckpointError, ConfigError
 from posttrain.base.files import follow_umask, sha256, sync_folder, write_json
+from posttrain.settings.section import without_removed
 
 MANIFEST = "manifest.json"
 # A pickle that nothing here reads, and an empty model card.
@@ -194,6 +195,8 @@ def verify(path: Path) -> list[str]:
 def changes_since(path: Path, facts: dict[str, Any]) -> list[str]:
     """How the facts of a run differ from those of a checkpoint's run, one line each."""
     earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    if "settings" in earlier:
+        earlier["settings"] = without_removed(earlier["settings"])
     return differences("", earlier, facts)
 
 

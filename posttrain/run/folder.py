@@ -14,6 +14,7 @@ from posttrain.base.processor import cores
 from posttrain.run.checkpoint import CheckpointStore, differences, only_length, verify
 from posttrain.run.environment import environment
 from posttrain.settings import Section
+from posttrain.settings.section import without_removed
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
 # What shapes neither training nor scores; the method shows in the sections that do.
@@ -98,7 +99,8 @@ class RunFolder:
     def changed(self, settings: Section, beside: Sequence[str] = NOT_SHAPING) -> list[str]:
         """The settings that are others in the folder's run: those that shape training or scores,
         or all `beside` some sections."""
-        earlier, asked = read_yaml(self.shared / "config.yaml"), settings.model_dump(mode="json")
+        earlier = without_removed(read_yaml(self.shared / "config.yaml"))
+        asked = settings.model_dump(mode="json")
         kept = (earlier.get("run") or {}).get("keep")  # which adapter the run ended with
         for name in beside:  # exports, for one, can be added to a finished run
             earlier[name] = asked[name]

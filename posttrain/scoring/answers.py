@@ -15,7 +15,7 @@ from posttrain.base.files import append_rows
 from posttrain.base.paths import is_url
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import Variables, clock_note, set_template_variables
-from posttrain.model import inference, policy
+from posttrain.model import inference, pretrained, runtime
 from posttrain.model.llama_server import FULL_DISTRIBUTION, is_gguf, serve
 from posttrain.model.server import PATIENCE_S, as_they_come, asker
 from posttrain.run.replies import claim
@@ -71,7 +71,7 @@ def precision(model: str, dtype: str | None = None, load_in_4bit: bool = False) 
     """What the base weights are loaded in: as asked, else as the adapter's run was trained."""
     if is_url(model) or is_gguf(model):
         return {"dtype": None, "load_in_4bit": None}
-    adapter = Path(policy.local_or_hub(model)) / "adapter_config.json"
+    adapter = Path(pretrained.local_or_hub(model)) / "adapter_config.json"
     trained = run_config(model).get("model", {}) if adapter.is_file() else {}
     return {
         "dtype": dtype or trained.get("dtype", "auto"),
@@ -81,11 +81,11 @@ def precision(model: str, dtype: str | None = None, load_in_4bit: bool = False) 
 
 def load(asking: Asking) -> tuple[Any, Any]:
     """The model, which is no server's, and its tokenizer."""
-    device = policy.start(verbose=False, threads=None)
+    device = runtime.start(verbose=False, threads=None)
     print(f"Loading {asking.model} on {device.name}")
     trained = run_config(asking.model).get("model", {}).get("max_seq_length", 0)
-    length = policy.context(asking.model, trained, asking.base)
-    model, tokenizer = policy.load_for_scoring(
+    length = pretrained.context(asking.model, trained, asking.base)
+    model, tokenizer = pretrained.load_for_scoring(
         asking.model, max_seq_length=length, base=asking.base, **asking.precision
     )
     set_template_variables(tokenizer, asking.variables, "--chat-template-kwargs")
@@ -97,7 +97,7 @@ def load(asking: Asking) -> tuple[Any, Any]:
 def serve_file(asking: Asking) -> contextlib.AbstractContextManager[str]:
     """The URL of a server for a GGUF file, with room for what its run was trained with."""
     trained = run_config(asking.model).get("model", {}).get("max_seq_length", 0)
-    context = max(trained, policy.CONTEXT)
+    context = max(trained, pretrained.CONTEXT)
     return serve(Path(asking.model), context, asking.at_once, keep_prompts=False)
 
 

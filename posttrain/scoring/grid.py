@@ -8,8 +8,8 @@ from typing import Any
 
 from eval.seeds import mean_over_seeds
 from posttrain.base.errors import ConfigError, HealthError
-from posttrain.report.measures import better
-from posttrain.report.record import read_run
+from posttrain.run.measures import better
+from posttrain.run.record import read_run
 from posttrain.scoring.seeds import check_same_data
 from posttrain.settings.grid import Value
 

@@ -12,7 +12,7 @@ from posttrain.data.pairs import load_pair_set
 from posttrain.data.prompted import user_turns
 from posttrain.data.sources import read_rows
 from posttrain.data.text import normalise
-from posttrain.model import policy
+from posttrain.model import pretrained
 from posttrain.model.llama_server import is_gguf
 from posttrain.settings import PairData, ProblemData, Prompt, ReplyData
 from posttrain.settings.adapters import find_adapter
@@ -29,7 +29,7 @@ def run_of(model: str) -> tuple[Path | None, dict[str, Any]]:
     is one."""
     if is_url(model):
         return None, {}
-    place = Path(model).resolve() if is_gguf(model) else Path(policy.local_or_hub(model))
+    place = Path(model).resolve() if is_gguf(model) else Path(pretrained.local_or_hub(model))
     if not place.exists():
         return None, {}
     for folder in list(place.parents)[:2]:
@@ -44,7 +44,7 @@ def weights_fingerprint(model: str) -> str | None:
     """SHA-256 of a GGUF file or a local folder, so that a retrained one is not mistaken."""
     if is_gguf(model):
         return sha256(Path(model))
-    if is_url(model) or not (folder := Path(policy.local_or_hub(model))).is_dir():
+    if is_url(model) or not (folder := Path(pretrained.local_or_hub(model))).is_dir():
         return None
     return model_fingerprint(folder)
 

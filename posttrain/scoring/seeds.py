@@ -8,9 +8,9 @@ from typing import Any
 from eval.gsm8k import by_problem, problem_scores
 from eval.seeds import difference_over_seeds, mean_over_seeds
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.report.measures import is_share
-from posttrain.report.record import read_run
 from posttrain.run.folder import RunFolder
+from posttrain.run.measures import is_share
+from posttrain.run.record import read_run
 from posttrain.scoring import demonstrations, pairs
 from posttrain.settings import GRPOSettings, SFTSettings, TrainingSettings
 from posttrain.settings.command import load_settings

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from posttrain.settings.data import (
+    Data,
     Keep,
     PairColumns,
     PairData,
@@ -90,17 +91,11 @@ class RolloutModel(Model):
     """What rollouts are sampled from. merged: base and adapter merged for the time, rounded once to
     the type that the base computes in, one product a layer where the adapter makes three. auto:
     merged where that needs at most a quarter of the free memory."""
-    decode_graphs: bool = False
-    """Decode rollouts by CUDA graphs, once they gave the same bits as eager decoding at start-up.
-    Not yet proven on a GPU."""
     fast_inference: Literal["never", "auto", "always"] = "never"
     """Sample rollouts with vLLM, in the environment of ./run --vllm; auto: where it is installed
     and there is a GPU. Not yet proven on one."""
     gpu_memory_utilization: float = Field(0.5, gt=0, lt=1)
     """Share of the GPU's memory that vLLM takes, for weights and cache."""
-    unsloth_vllm_standby: bool = False
-    """Let vLLM give its cache's memory back while training. On a T4 illegal memory accesses were
-    seen (Unsloth's own tests)."""
 
 
 class Lora(Section):
@@ -193,10 +188,25 @@ class Run(Section):
 
 
 class _Trained(Section):
-    """What every method trains: a model, with an adapter of a kind that fits it."""
+    """What every method has: a model, an adapter of a kind that fits it, data and a run."""
 
     model: Model
     lora: Lora = Lora()
+    method: str
+    data: Data
+    prompt: Prompt = Prompt()
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    health: Health = Health()
+    tracking: Tracking = Tracking()
+    export: Export = Export()
+    run: Run
+
+    @property
+    def beyond_limit(self) -> int:
+        """Tokens by which a prompt and its scored reply may exceed `model.max_seq_length`, which
+        rows fit."""
+        return self.evaluation.max_new_tokens
 
     @model_validator(mode="after")
     def _adapter_fits_the_model(self) -> Self:
@@ -210,53 +220,41 @@ class _Trained(Section):
             raise ValueError(f"lora.init = {init} goes with neither lora.use_dora nor lora.dropout")
         return self
 
-
-def _check_validation(settings: "TrainingSettings") -> None:
-    """Raise ValueError where settings of validation have no validation, or no time for it."""
-    every, run = settings.evaluation.every, settings.run
-    if not settings.data.validation and "validation" in settings.data.model_fields_set:
-        return  # switched off, whatever a config has beside it
-    if not settings.data.validation:
-        asked = {"evaluation.every": every, "run.patience": run.patience}
-        asked["run.keep = best"] = run.keep == "best" or None
-        for name, value in asked.items():
-            if value is not None:
-                raise ValueError(
-                    f"{name} needs rows to validate on; set data.validation to their number"
-                )
-    if run.patience and not every:
-        raise ValueError("run.patience needs evaluation.every, the steps between two validations")
-    if every and not settings.training.safe_to_save(every):
-        raise ValueError(
-            f"evaluation.every = {every} falls between two generations, where no checkpoint can be "
-            "taken; make it a multiple of what training.save_steps has to be a multiple of"
-        )
+    @model_validator(mode="after")
+    def _validation_has_rows_and_time(self) -> Self:
+        every, run = self.evaluation.every, self.run
+        if not self.data.validation and "validation" in self.data.model_fields_set:
+            return self  # switched off, whatever a config has beside it
+        if not self.data.validation:
+            best = run.keep == "best" or None
+            needs = {"evaluation.every": every, "run.patience": run.patience}
+            for name, value in {**needs, "run.keep = best": best}.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{name} needs rows to validate on; set data.validation to their number"
+                    )
+        if run.patience and not every:
+            raise ValueError(
+                "run.patience needs evaluation.every, the steps between two validations"
+            )
+        if every and not self.training.safe_to_save(every):
+            raise ValueError(
+                f"evaluation.every = {every} falls between two generations, where no checkpoint "
+                "can be taken; make it a multiple of what training.save_steps has to be a multiple "
+                "of"
+            )
+        return self
 
 
 class DPOSettings(_Trained):
     """Settings of scripts/dpo.py."""
 
     method: Literal["dpo"] = "dpo"
-    """How the model is trained; a run records it, and whoever reads the run asks it."""
+    """How the model is trained; a run records it for its readers."""
     data: PairData
-    prompt: Prompt = Prompt()
     training: DPOTraining
     evaluation: PairEvaluation = PairEvaluation()
     health: PairHealth = PairHealth()
-    tracking: Tracking = Tracking()
-    export: Export = Export()
-    run: Run
-
-    @model_validator(mode="after")
-    def _something_to_validate_on(self) -> Self:
-        _check_validation(self)
-        return self
-
-    @property
-    def beyond_limit(self) -> int:
-        """Tokens by which a prompt and its scored reply may exceed `model.max_seq_length`, which
-        pairs fit."""
-        return self.evaluation.max_new_tokens
 
     @model_validator(mode="after")
     def _room_for_replies(self) -> Self:
@@ -274,29 +272,18 @@ class GRPOSettings(_Trained):
     """Settings of scripts/grpo.py."""
 
     method: Literal["grpo"] = "grpo"
-    """How the model is trained; a run records it, and whoever reads the run asks it."""
+    """How the model is trained; a run records it for its readers."""
     model: RolloutModel
     data: ProblemData
-    prompt: Prompt = Prompt()
     rewards: dict[str, float] = Field({"format": 1.0, "correctness": 1.0}, min_length=1)
     """Reward functions and their weights: a name of rewards/, `file.py:function` or
     `package.module:function`."""
     training: GRPOTraining
-    evaluation: Evaluation = Evaluation()
     health: ProblemHealth = ProblemHealth()
-    tracking: Tracking = Tracking()
-    export: Export = Export()
-    run: Run
-
-    @model_validator(mode="after")
-    def _something_to_validate_on(self) -> Self:
-        _check_validation(self)
-        return self
 
     @property
     def beyond_limit(self) -> int:
-        """Tokens by which a prompt and its scored reply may exceed `model.max_seq_length`, which
-        leaves room for a completion of training."""
+        """As of every method, where prompts leave room for a completion of training."""
         return max(0, self.evaluation.max_new_tokens - self.training.max_completion_length)
 
     @model_validator(mode="after")
@@ -325,24 +312,7 @@ class SFTSettings(_Trained):
     method: Literal["sft"] = "sft"
     """How the model is trained; a run records it for its readers."""
     data: ReplyData
-    prompt: Prompt = Prompt()
     training: SFTTraining
-    evaluation: Evaluation = Evaluation()
-    health: Health = Health()
-    tracking: Tracking = Tracking()
-    export: Export = Export()
-    run: Run
-
-    @property
-    def beyond_limit(self) -> int:
-        """Tokens by which a prompt and its scored reply may exceed `model.max_seq_length`, which
-        rows fit."""
-        return self.evaluation.max_new_tokens
-
-    @model_validator(mode="after")
-    def _something_to_validate_on(self) -> Self:
-        _check_validation(self)
-        return self
 
     @model_validator(mode="after")
     def _something_to_score_exports_on(self) -> Self:

@@ -23,6 +23,7 @@ from posttrain.settings.adapters import with_adapter
 from posttrain.settings.extra import check_extra
 from posttrain.settings.help import Parser, section_of
 from posttrain.settings.secrets import check_arguments, check_values
+from posttrain.settings.section import FORMER, without_removed
 from posttrain.settings.strict_yaml import parse_yaml, read_yaml
 
 SETTINGS: dict[str, type[Section]] = {
@@ -149,6 +150,7 @@ def check_settings(
     Raises:
         ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
     """
+    values = without_removed(values)
     own = copy.deepcopy(values)
     for override in overrides or []:
         _apply_override(values, override)
@@ -200,6 +202,8 @@ def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
     location = [str(part) for part in details["loc"]]
     path = ".".join(location)
     if details["type"] == "extra_forbidden":
+        if path in FORMER:
+            return f"{path}: this setting was removed; delete it"
         fields = _fields_at(settings_class, location[:-1])
         hint = did_you_mean(location[-1], fields) or " --help all lists the settings."
         return f"{path}: unknown setting.{hint}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from posttrain.base.errors import ConfigError, did_you_mean
-from posttrain.model import policy
+from posttrain.model import runtime
 from posttrain.run.folder import RunFolder
 from posttrain.settings import Training
 
@@ -46,7 +46,7 @@ def build_arguments(
         ConfigError: a library refuses a value.
     """
     requested = {**training.model_dump(exclude={"extra"}), **owned, **training.extra}
-    with policy.quiet(verbose), refused_by(config_class.__name__):
+    with runtime.quiet(verbose), refused_by(config_class.__name__):
         arguments = config_class(**requested)
         _try_out(arguments)
     return arguments, requested

@@ -8,7 +8,7 @@ optimizer step, and lets a signal end a step in the middle.
 from typing import Any
 
 from posttrain.base import distributed
-from posttrain.model import policy
+from posttrain.model import runtime
 from posttrain.model.device import free_memory
 from posttrain.train.arguments import refused_by
 from posttrain.train.micro_batches import Batch, Part, join_metric
@@ -29,7 +29,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def guarded(trainer_class: Any) -> Any:
     """The part of the subclass that both trainers share.
 
-    How a micro-batch is divided differs: see posttrain/train/guarded_trainers.py.
+    How a micro-batch is divided differs: see posttrain/train/trainers.py.
     """
 
     class Guarded(trainer_class):  # type: ignore[misc]  # known only at run time
@@ -45,7 +45,7 @@ def guarded(trainer_class: Any) -> Any:
         _logged: dict[str, list[float]]  # metrics before it
 
         def __init__(self, model: Any, args: Any, **others: Any) -> None:
-            with policy.full_precision(model, args), refused_by(trainer_class.__name__):
+            with runtime.full_precision(model, args), refused_by(trainer_class.__name__):
                 super().__init__(model=model, args=args, **others)
 
         def create_model_card(self, *arguments: Any, **options: Any) -> None:
@@ -55,6 +55,10 @@ def guarded(trainer_class: Any) -> Any:
         def _track_num_input_tokens(self, inputs: Any) -> None:
             """Nothing is added for include_num_input_tokens_seen: trl's count is in the same
             field of the trainer state, and the sum of both would be twice the tokens."""
+
+        def learnable(self, batch: Batch) -> Any:
+            """Above 0 if the micro-batch has something to learn from, as replies and pairs have."""
+            return batch["input_ids"].new_ones(())
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             if self.watch is None:

@@ -11,7 +11,6 @@ from posttrain.base import distributed
 from posttrain.base.disk import check_disk, disk_full_error, is_disk_full
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, keep_rows_until
-from posttrain.report.live import LivePage, draw
 from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
@@ -145,7 +144,6 @@ def _record_health_stop(error: HealthError, trainer: Any, clock: Clock, run: Run
     result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
     reason = str(error).split("\n")[0]
     run.amend({"trained": {**result, "exit_code": error.exit_code, "reason": reason}})
-    draw(run.path)
 
 
 def _follow_schedule(scheduler: Any, optimizer: Any, peak: float) -> None:
@@ -171,10 +169,8 @@ def _callback(
     training: Training,
     score: Score,
 ) -> Any:
-    """A TrainerCallback: metrics.jsonl, the view and page, sealed checkpoints, early stops."""
+    """A TrainerCallback: metrics.jsonl, the view, sealed checkpoints, early stops."""
     from transformers import TrainerCallback  # not before Unsloth is imported
-
-    page = LivePage(run.path)
 
     class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
         def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -202,7 +198,6 @@ def _callback(
             distributed.barrier()  # every process has put its part there
             if distributed.is_main():
                 run.checkpoints.publish(written, state.global_step, identity, keep, best_by)
-                page.refresh()
             distributed.barrier()
 
         def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
@@ -210,7 +205,7 @@ def _callback(
             append_rows(run.metrics, [row])
             score.add(extra["logs"])
             view.log(row)
-            view.update(state.global_step)
-            page.refresh()
+            if "loss" in row:  # a validation comes before its step's own metrics
+                view.update(state.global_step)
 
     return RunCallback()

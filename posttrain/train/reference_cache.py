@@ -19,7 +19,7 @@ from posttrain.base.errors import DataError
 from posttrain.base.files import write_json
 from posttrain.base.paths import cache_folder
 from posttrain.base.progress import progress_bar
-from posttrain.model import adapter, policy
+from posttrain.model import adapter, runtime
 from posttrain.train.batches import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")
@@ -43,7 +43,7 @@ def precompute(trainer: Any) -> None:
     Raises:
         DataError: the reference gives a reply a log-probability that is not finite.
     """
-    policy.training_mode(trainer.model)
+    runtime.training_mode(trainer.model)
     basis = depends_on(trainer)
     path = cache_folder() / "reference" / f"{_digest(json.dumps(basis, sort_keys=True))}.json"
     values = read(path, basis, len(trainer.train_dataset))

@@ -6,8 +6,10 @@
     load        the policy
     kept_scores the scores of an interrupted run, which are not taken again
     train       from the start or from the checkpoint, up to the adapter on the disk
-    finish      comparison, model card, page and table, export; where run.score is false, neither
-                scores nor these: end_unscored
+    finish      comparison, report, export; where run.score is false, end_unscored
+
+The report (card, plots, page, table) and the export are commands that read the run folder, each in
+a process of its own; nothing here imports them.
 
 Between these a script has what is its own: data, rewards, trainer and scores.
 """
@@ -15,25 +17,23 @@ Between these a script has what is its own: data, rewards, trainer and scores.
 import contextlib
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from posttrain.base.distributed import is_main
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import fingerprint
-from posttrain.base.paths import ROOT, shown
+from posttrain.base.paths import run_command, shown
+from posttrain.base.process import run_script
 from posttrain.data import examples
 from posttrain.data.render import clock_note, set_template_variables
-from posttrain.model import checks, policy, trust, vllm
+from posttrain.model import checks, policy, pretrained, runtime, trust, vllm
 from posttrain.model.device import check_device, free_memory
-from posttrain.report import next_steps, stages
-from posttrain.report.live import draw
-from posttrain.report.model_card import write_model_card
 from posttrain.run.checkpoint import changes_since, check_same_run, only_length
 from posttrain.run.folder import RunFolder
+from posttrain.run.stages import chain_of
 from posttrain.settings import DPOSettings, Export, GRPOSettings, SFTSettings, Training
 from posttrain.settings.adapters import find_adapter
 from posttrain.settings.command import Command, parse_command_line
@@ -76,14 +76,16 @@ class Session(Generic[S]):
         keep_files_in(self.run, self.settings.tracking.report_to)
 
     def show_result(self) -> int:
-        """Show the table of a run that is done and export what it lacks; returns the exit code."""
+        """Report a run that is done and export what it lacks; returns the exit code."""
         if not self.run.finished:
-            print(f"{self.run.shared} is trained. {next_steps.UNSCORED}")
+            print(f"{self.run.shared} is trained; nothing to do.\n")
+            report(self.run.shared)
             return 0
-        if not (self.run.shared / "README.md").exists():  # killed after its scores were written
-            write_model_card(self.run.shared)
-            draw(self.run.shared)
-        next_steps.already_finished(self.run.shared)
+        print(
+            f'{self.run.shared} is a finished run; nothing to do. "--resume never" trains it from '
+            "the start (the old folder is moved aside).\n"
+        )
+        report(self.run.shared)
         return after_training(self.run.path, self.settings.export)
 
     def end_dry_run(self, rows: Sequence[Any]) -> int:
@@ -114,17 +116,17 @@ class Session(Generic[S]):
             ConfigError: it cannot, or the tokenizer is not in reach, or the model does not fit it.
         """
         checks.refuse_adapter(self.settings.model.name)
-        policy.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
+        pretrained.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
         if self.settings.model.adapter:
-            self._facts["stages"] = stages.chain_of(find_adapter(self.settings.model.adapter))
-        vllm.prepare_vllm(self.settings.model)
+            self._facts["stages"] = chain_of(find_adapter(self.settings.model.adapter))
+        vllm.check_vllm(self.settings.model)
         threads = self.settings.run.threads
         if threads is None and self._checkpoint:
             threads = self.run.threads()
-        device = policy.start(self.settings.run.verbose, threads)
+        device = runtime.start(self.settings.run.verbose, threads)
         print(check_device(device, self.settings.model, self.settings.training))
         self._facts |= {"device": device.name, "threads": device.threads}
-        tokenizer = policy.load_tokenizer(self.settings.model)
+        tokenizer = pretrained.load_tokenizer(self.settings.model)
         set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
         if self.settings.prompt.examples:
             print(examples.cost(tokenizer, self.settings.prompt))
@@ -217,33 +219,42 @@ class Session(Generic[S]):
         trainer.add_callback(self._trackers.callback())
         if validation is not None:
             shown = {**shown, f"validation/{validation.by}": "validation"}
-        result = loop.train(
-            trainer, self.settings, self.run, shown, self._checkpoint, self._identity, validation
-        )
+        try:
+            result = loop.train(
+                *(trainer, self.settings, self.run, shown),
+                *(self._checkpoint, self._identity, validation),
+            )
+        except HealthError:
+            report(self.run.path)
+            raise
         self._facts |= {"changed_arguments": changed, "trained": result}
         if "exit_code" not in result:
             if validation is not None and result["steps"]:
                 self._facts["kept"] = validation.keep_best(trainer, result["steps"])
             policy.save_adapter(*self._policy, self.run.adapter)
             return None
-        record_early_stop(self.run, self._facts)
+        self.run.amend(self._facts)
+        print(
+            f"Stopped at step {result['steps']} ({result['reason']}). Everything is in "
+            f"{self.run.path}; the same command resumes from there"
+        )
+        report(self.run.path)
         self._trackers.close(result["exit_code"])
         return int(result["exit_code"])
 
     def end_unscored(self) -> int:
         """End a run that is not to be scored (run.score); returns the exit code."""
         self.run.describe(self.settings, self._facts)
-        draw(self.run.path)
+        report(self.run.path)
         self._trackers.close(0)
-        print(f"Adapter   {shown(self.run.adapter)}\n{next_steps.UNSCORED}")
         return 0
 
     def finish(self, comparison: dict[str, dict[str, Any]]) -> int:
-        """Write and show what came of the run, then export; returns the exit code."""
+        """Record what came of the run, report it, then export; returns the exit code."""
         self.run.describe(self.settings, self._facts)
         self.run.write_comparison(comparison)
-        write_model_card(self.run.path)
-        next_steps.finish(self.run.path)
+        print()
+        report(self.run.path)
         self._trackers.finish()
         return after_training(self.run.path, self.settings.export)
 
@@ -264,15 +275,15 @@ def resume_note(checkpoint: Path, training: Training, run: RunFolder, scored: bo
     return f"{said}; the scores from before training are {'kept' if scored else 'taken anew'}"
 
 
-def record_early_stop(run: RunFolder, facts: dict[str, Any]) -> None:
-    """Write down that training ended before its last step, draw the page, say how to go on."""
-    run.amend(facts)
-    draw(run.path)
-    trained = facts["trained"]
-    print(
-        f"Stopped at step {trained['steps']} ({trained['reason']}). Everything is in {run.path}; "
-        "the same command goes on from there"
-    )
+def report(run: Path) -> None:
+    """Write card, plots and page of a run, and print its table: `./run report`, as a person would.
+
+    A process of its own, so that no fault of it and no kill meanwhile costs the run anything. The
+    main process does, as each other one's folder ends with it.
+    """
+    if is_main() and (code := run_script("report", str(run))):
+        again = f"{run_command()} report {shown(run)}"
+        print(f"note: the report is not complete (exit code {code}); {again} makes it")
 
 
 def after_training(run: Path, export: Export) -> int:
@@ -287,8 +298,5 @@ def after_training(run: Path, export: Export) -> int:
     if "torch" in sys.modules:  # it keeps the memory of the largest step, which the gate needs
         free_memory()
     section = json.dumps(export.model_dump(mode="json"))
-    print("\nExporting", flush=True)
-    script = str(ROOT / "scripts" / "export.py")
-    command = [sys.executable, script, str(run), f"export={section}"]
-    code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
-    return code if code >= 0 else 128 - code
+    print("\nExporting")
+    return run_script("export", str(run), f"export={section}")

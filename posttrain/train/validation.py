@@ -17,7 +17,7 @@ from posttrain.base import distributed
 from posttrain.base.errors import CheckpointError
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until
 from posttrain.base.progress import say
-from posttrain.report import measures
+from posttrain.run import measures
 from posttrain.run.checkpoint import verify
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder

@@ -17,7 +17,6 @@ from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows
 from posttrain.base.progress import say
-from posttrain.report.live import draw
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings, GRPOTraining, Model, Training, TrainingSettings
@@ -212,7 +211,6 @@ class Watch:
             label = "warning" if event.action == "warned" else "note"
             say(f"{label}: step {event.step}: {event.message}")
             return
-        draw(self.run.path, files=False)  # the page shows what stopped it
         raise HealthError(f"step {event.step}: {event.message}\n       {self._how_to_resume()}")
 
     def _how_to_resume(self) -> str:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from posttrain.model import policy
+from posttrain.model import runtime
 from posttrain.model.device import Device
 
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> Device:
-    return policy.start(verbose=False, threads=None)
+    return runtime.start(verbose=False, threads=None)

@@ -11,7 +11,7 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint
-from posttrain.model import policy
+from posttrain.model import policy, pretrained
 from posttrain.settings import Model
 from tests.helpers import ROOT
 
@@ -56,10 +56,10 @@ def test_the_repository_that_unsloth_takes_instead_counts(hub: Path) -> None:
     """As on a GPU, in a process of its own: importing unsloth.models patches trl for good."""
     code = f"""
 from pathlib import Path
-from posttrain.model import policy
+from posttrain.model import policy, pretrained, runtime
 from posttrain.settings import Model
 from tests.e2e.test_base_weights import cache
-policy.start(False, 1)
+runtime.start(False, 1)
 from unsloth.models.loader_utils import get_model_name
 model = Model(name="Qwen/Qwen2.5-0.5B-Instruct", revision="{COMMITS[0]}")
 taken = get_model_name(model.name, load_in_4bit=True)
@@ -99,7 +99,7 @@ def test_models_are_loaded_without_code_and_pickles(monkeypatch: pytest.MonkeyPa
         return original(*arguments, **options)
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    policy.load_for_scoring("assets/demo_model", False, "float32", 64)
+    pretrained.load_for_scoring("assets/demo_model", False, "float32", 64)
     assert asked
     for options in asked:
         assert options["use_safetensors"] is True

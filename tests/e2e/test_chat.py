@@ -27,7 +27,7 @@ from posttrain.chat.conversation import Side, Talk
 from posttrain.chat.known import load_known
 from posttrain.chat.weights import Weights, text_so_far
 from posttrain.export import gguf, llama_cpp
-from posttrain.model import adapter, inference, policy
+from posttrain.model import adapter, inference, pretrained
 from posttrain.settings import Evaluation
 from tests.helpers import ROOT, make_adapter, run_script
 from tests.runs import grpo_run
@@ -68,7 +68,7 @@ def test_replies_are_those_that_were_scored(run: Path, weights: Weights) -> None
     system = source.find(str(run)).prompt.system
     asked = [conversation(problem["question"], PromptFormat(system)) for problem in PROBLEMS]
     for side, folder in ((weights.base, DEMO), (weights.tuned, run / "adapter")):
-        loaded = policy.load_for_scoring(str(folder), False, "float32", 256)
+        loaded = pretrained.load_for_scoring(str(folder), False, "float32", 256)
         expected = inference.generator(*loaded, Evaluation(max_new_tokens=48), 0)(asked)
         for each, whole in zip(asked, expected, strict=True):
             *parts, last = side(each, 0)

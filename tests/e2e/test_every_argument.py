@@ -215,10 +215,10 @@ def outcome(method: str, argv: list[str]) -> tuple[str, str]:
 
 def sweep(method: str, folder: Path, names: list[str]) -> None:
     """A JSON line for each field: the override, its dry run and its training."""
-    from posttrain.model import policy
+    from posttrain.model import runtime
     from tests.reliability.inside import arguments
 
-    policy.start(verbose=False, threads=1)
+    runtime.start(verbose=False, threads=1)
     import trl
 
     fields = dataclasses.fields(getattr(trl, f"{method.upper()}Config"))

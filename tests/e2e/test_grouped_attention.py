@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.model import policy
+from posttrain.model import runtime
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 KEY_HEADS, QUERY_HEADS = 2, 6
@@ -12,7 +12,7 @@ KEY_HEADS, QUERY_HEADS = 2, 6
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def model(request: pytest.FixtureRequest) -> Any:
-    policy.start(False, 1)
+    runtime.start(False, 1)
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 

@@ -14,7 +14,7 @@ from eval.preference import Pair
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
-from posttrain.model import inference, policy
+from posttrain.model import inference, policy, pretrained, runtime
 from posttrain.model.log_probs import pair_log_probs, token_log_probs
 from posttrain.model.prompts import Reader
 from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
@@ -30,7 +30,7 @@ Loaded = tuple[Any, Any]
 
 
 def load() -> Loaded:
-    return policy.load_for_scoring(str(MODEL), False, "float32", 512)
+    return pretrained.load_for_scoring(str(MODEL), False, "float32", 512)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_output_layer_is_not_copied_for_every_row(adapted: bool, tmp_path: P
         settings = demo.model.model_copy(update=sizes)
         model, tokenizer = policy.load(settings, demo.lora, demo.training, verbose=False)
     else:
-        model, tokenizer = policy.load_for_scoring(name, False, "bfloat16", 512)
+        model, tokenizer = pretrained.load_for_scoring(name, False, "bfloat16", 512)
         model.requires_grad_(False)
     assert model.dtype == torch.bfloat16
     prompts = torch.arange(32 * 40).reshape(32, 40).remainder(200) + 10
@@ -129,7 +129,7 @@ def test_the_output_layer_is_not_copied_for_every_row(adapted: bool, tmp_path: P
         reader = Reader(model, prompts.tolist(), tokenizer.pad_token_id)
         reader.read(prompts.tolist())
 
-    with policy.inference_mode(model):
+    with runtime.inference_mode(model):
         for work in (
             read,
             lambda: model(input_ids=prompts, logits_to_keep=1),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.model import checks, policy
+from posttrain.model import checks, policy, pretrained, runtime
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo, grpo
@@ -24,8 +24,8 @@ MAINS = {"dpo": dpo.main, "grpo": grpo.main}
 def check(*overrides: str) -> None:
     """check_model() on the demo's settings with `overrides`, and weights that cannot be loaded."""
     settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", list(overrides))
-    policy.start(verbose=False, threads=None)
-    tokenizer = policy.load_tokenizer(settings.model)
+    runtime.start(verbose=False, threads=None)
+    tokenizer = pretrained.load_tokenizer(settings.model)
     checks.check_model(settings.model, settings.lora, settings.export, tokenizer)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.doctor.estimate import CPU, estimate
-from posttrain.doctor.shape import shape_of
+from posttrain.model.estimate import CPU, estimate
+from posttrain.model.shape import shape_of
 from posttrain.settings.command import SETTINGS, load_settings
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 

@@ -9,9 +9,9 @@ import pytest
 
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_problems
-from posttrain.doctor.recipe import recipe
-from posttrain.doctor.shape import KNOWN, shape_of
 from posttrain.model import policy
+from posttrain.model.recipe import recipe
+from posttrain.model.shape import KNOWN, shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml

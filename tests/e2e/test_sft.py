@@ -195,9 +195,9 @@ def test_an_evaluation_of_a_run_asks_as_it_was_trained(
     assert "Traceback" not in result.stderr
 
 
-def test_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_scores(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert leave_with("sft", tmp_path / "run", "run.score=false", "training.max_steps=2") == 0
-    assert "Not scored on the held-out data" in capsys.readouterr().out
+    assert "not scored on the held-out data" in capfd.readouterr().out
     assert not (tmp_path / "run" / "eval" / "comparison.json").exists()
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.model import policy
+from posttrain.model import runtime
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, SFTSettings
 from posttrain.settings.command import load_settings
@@ -66,7 +66,7 @@ def build(settings: Any) -> tuple[Any, dict[str, Any]]:
 def probe(side: str) -> dict[str, Any]:
     """What the real classes make of every config, with stock trl or after Unsloth."""
     if side == "unsloth":
-        policy.start(verbose=False, threads=1)
+        runtime.start(verbose=False, threads=1)
     import torch
     from trl import DPOConfig, GRPOConfig
 

@@ -1,6 +1,5 @@
-"""What the policy writes and computes on a GPU: padding, merging, CUDA graphs."""
+"""What the policy writes and computes on a GPU: padding, merging."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from eval import PromptFormat, conversation
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
-from posttrain.model import inference, policy
+from posttrain.model import inference, policy, pretrained, runtime
 from posttrain.model.device import Device
 from posttrain.settings import Evaluation, GRPOSettings, ProblemColumns, Source
 from posttrain.settings import command as config
@@ -22,7 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture(scope="module", autouse=True)
 def device() -> Device:
-    return policy.start(verbose=False, threads=None)
+    return runtime.start(verbose=False, threads=None)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def test_left_padded_batch_writes_what_a_single_row_writes(
     dtype: str, same: int, asked: list[Any]
 ) -> None:
     """In 16 bits a tie may fall the other way now and then: at least nine in ten are the same."""
-    loaded = policy.load_for_scoring(str(MODEL), False, dtype, 512)
+    loaded = pretrained.load_for_scoring(str(MODEL), False, dtype, 512)
     one, many = (
         inference.generator(*loaded, Evaluation(batch_size=size, max_new_tokens=64), 0)(asked)
         for size in (1, 32)
@@ -65,7 +64,7 @@ def test_merged_model_computes_what_the_adapter_computes(tmp_path: Path, asked: 
                 noise = 0.05 * torch.randn(weight.shape, generator=generator)
                 weight.copy_(noise.to(weight.device, weight.dtype))
     ids = tokenizer(render(tokenizer, asked[0]), return_tensors="pt")["input_ids"].cuda()
-    with policy.inference_mode(model):
+    with runtime.inference_mode(model):
         with_adapter = model(input_ids=ids).logits.float().log_softmax(-1)
         with model.disable_adapter():
             without = model(input_ids=ids).logits.float().log_softmax(-1)
@@ -80,22 +79,3 @@ def test_merged_model_computes_what_the_adapter_computes(tmp_path: Path, asked: 
 
     assert apart(with_adapter, found) < 0.03
     assert apart(with_adapter, without) > 0.15  # the adapter does change something
-
-
-@pytest.fixture
-def graphs() -> Iterator[Any]:
-    import importlib
-
-    module = importlib.import_module("unsloth.models._decode_graphs")
-    known = set(module._SUPPORTED_MODEL_TYPES)
-    yield module
-    module._SUPPORTED_MODEL_TYPES.clear()
-    module._SUPPORTED_MODEL_TYPES.update(known)
-
-
-def test_decode_graphs_give_what_eager_decoding_gives(
-    graphs: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    load_policy("model.decode_graphs=true")
-    assert "used: same results as eager decoding" in capsys.readouterr().out
-    assert "qwen2" in graphs._SUPPORTED_MODEL_TYPES

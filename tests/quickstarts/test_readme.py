@@ -18,7 +18,8 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
-from posttrain.report import measures, seeds, table
+from posttrain.report import seeds, table
+from posttrain.run import measures
 from posttrain.settings.command import SETTINGS, parse_command_line
 from posttrain.settings.help import setting_paths
 from posttrain.settings.strict_yaml import parse_yaml

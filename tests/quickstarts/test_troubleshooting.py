@@ -33,9 +33,9 @@ from posttrain.export import llama_cpp
 from posttrain.export.ollama import turn_template
 from posttrain.export.proof import at_most
 from posttrain.export.source import Trained, base_folder
-from posttrain.model import policy
+from posttrain.model import pretrained
 from posttrain.model.device import Device, check_device
-from posttrain.model.vllm import prepare_vllm
+from posttrain.model.vllm import check_vllm
 from posttrain.report import export_words
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
@@ -168,7 +168,7 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     scene.patch.chdir(ROOT)
     asked = settings_of("grpo_gsm8k_16gb", "model.fast_inference=always")
-    return refused(prepare_vllm, asked.model)
+    return refused(check_vllm, asked.model)
 
 
 @causes("less likely than under the reference")
@@ -180,7 +180,7 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     base = shutil.copytree(DEMO_MODEL, scene.tmp / "base")
     (base / "chat_template.jinja").unlink()
-    return refused(policy.load_tokenizer, settings_of("grpo_demo", f"model.name={base}").model)
+    return refused(pretrained.load_tokenizer, settings_of("grpo_demo", f"model.name={base}").model)
 
 
 @causes("there is no column")
@@ -237,7 +237,7 @@ def _(scene: Scene) -> str:
 
 @causes("a Modelfile cannot say")
 def _(scene: Scene) -> str:
-    tokenizer = policy.load_tokenizer(settings_of("grpo_demo").model)
+    tokenizer = pretrained.load_tokenizer(settings_of("grpo_demo").model)
     tokenizer.chat_template = (
         "{% for t in messages %}{{ messages|length }}{{ t.content }}{% endfor %}"
     )

@@ -87,7 +87,7 @@ def test_dpo_has_the_curve_of_one_process_and_goes_on_as_the_same_run(tmp_path: 
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=120)
-    assert "the same command goes on" in output, errors
+    assert "the same command resumes" in output, errors
     (checkpoint, *_) = (stopped / "checkpoints").glob("step-*")
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {p.name for p in checkpoint.iterdir()}
     train("dpo", stopped, 2, *half)

@@ -520,14 +520,14 @@ def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
     from posttrain.data.demonstrations import load_demonstrations
     from posttrain.data.pairs import load_pairs
     from posttrain.data.problems import load_problems
-    from posttrain.model import policy
+    from posttrain.model import policy, runtime
     from posttrain.run.folder import RunFolder
     from posttrain.settings.command import SETTINGS, load_settings
     from posttrain.train.stop import StopRequest
     from posttrain.train.watch import Watch
     from scripts import dpo, grpo, sft
 
-    policy.start(verbose=False, threads=1)
+    runtime.start(verbose=False, threads=1)
     given = arguments(name, tmp_path / "run", "training.per_device_train_batch_size=8")
     given += (
         ["training.num_generations=4", "training.beta=0.04", "training.max_completion_length=8"]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.helpers import ROOT, run_script
@@ -122,6 +123,36 @@ def test_killed_run_goes_on_as_the_same_run(whole: tuple[str, Path], tmp_path: P
     assert not (run / "checkpoints" / ".staging").exists()
 
 
+def test_a_kill_in_the_middle_of_the_last_report_costs_nothing(tmp_path: Path) -> None:
+    """The same command, or ./run report, makes it."""
+    run = tmp_path / "sft"
+    few = ["training.max_steps=2", "data.validation=0", "evaluation.limit=4"]
+    process = start("sft", run, *few)
+    wait_for(process, lambda: (run / "eval" / "comparison.json").exists())
+    child = wait_for_report(process)
+    for each in (process, child):
+        each.kill()
+    process.communicate(timeout=60)
+    child.wait(60)
+    assert not (run / "report.html").exists()
+    result = run_script("sft", *arguments("sft", run, *few))
+    assert result.returncode == 0 and "is a finished run" in result.stdout, result.stderr
+    assert (run / "README.md").exists() and (run / "report.html").exists()
+
+
+def wait_for_report(process: subprocess.Popen[str]) -> psutil.Process:
+    """Its child process that reports, once it is there."""
+    script, found = str(ROOT / "scripts" / "report.py"), []
+
+    def ready() -> bool:
+        children = psutil.Process(process.pid).children()
+        found[:] = [child for child in children if script in child.cmdline()]
+        return bool(found)
+
+    wait_for(process, ready)
+    return found[0]
+
+
 def test_sigterm_leaves_a_checkpoint_and_exit_143(whole: tuple[str, Path], tmp_path: Path) -> None:
     name, reference = whole
     run = tmp_path / name
@@ -132,7 +163,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_143(whole: tuple[str, Path], tmp_p
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     assert time.monotonic() - asked < 30
-    assert "SIGTERM" in output and "the same command goes on" in output
+    assert "SIGTERM" in output and "the same command resumes" in output
     assert list((run / "checkpoints").glob("step-*/manifest.json"))
     result = run_script(name, *arguments(name, run))
     assert result.returncode == 0, result.stderr

@@ -73,7 +73,7 @@ def interrupted(name: str, run: Path, sender: Sender, capsys: Any) -> list[str]:
     assert sender.at is not None and time.monotonic() - sender.at < 30
     said = capsys.readouterr()
     assert "SIGTERM: writing a checkpoint; once more stops at once" in said.out
-    assert "the same command goes on from there" in said.out
+    assert "the same command resumes from there" in said.out
     stopped = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
     assert (stopped["exit_code"], stopped["reason"]) == (143, "SIGTERM")
     assert (run / "report.html").stat().st_size > 0
@@ -180,7 +180,7 @@ def test_while_scoring(
     on_forward(sender.hook(at))
     assert leave_with(name, run) == 143
     said = capsys.readouterr().err
-    assert "stopped by SIGTERM; what is on the disk is whole" in said
+    assert "stopped by SIGTERM; what is on the disk is complete" in said
     assert "Traceback" not in said
     assert not (run / "eval" / f"{side}.jsonl").exists()
     learned = NOW.micro_batches

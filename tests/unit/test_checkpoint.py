@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -196,6 +197,7 @@ def test_killed_at_any_moment_of_a_save(tmp_path: Path, moment: int) -> None:
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
+from typing import Any
 from tests.unit.test_checkpoint import *
 store = CheckpointStore(Path({str(tmp_path)!r}))
 write(store, 5, keep=1)
@@ -297,6 +299,16 @@ def test_safe_points() -> None:
     assert [training.safe_to_save(step) for step in (1, 2, 3, 4)] == [False, True, False, True]
 
 
+def test_a_checkpoint_of_an_earlier_version_has_settings_that_were_removed(tmp_path: Path) -> None:
+    def facts(**more: bool) -> dict[str, Any]:
+        return {"settings": {"model": {"name": "m", **more}}}
+
+    for value, changes in {False: 0, True: 1}.items():
+        manifest = {"facts": facts(decode_graphs=value)}
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        assert len(checkpoint.changes_since(tmp_path, facts())) == changes
+
+
 def test_a_finished_run_is_left_alone_but_not_mistaken_for_another(tmp_path: Path) -> None:
     run, yaml = RunFolder(tmp_path / "run"), ROOT / "configs" / "dpo_demo.yaml"
     settings = load_settings(DPOSettings, yaml)
@@ -305,6 +317,10 @@ def test_a_finished_run_is_left_alone_but_not_mistaken_for_another(tmp_path: Pat
     run.describe(settings, {})
     assert not run.is_done(settings, "auto")
     (run.path / "eval" / "comparison.json").write_text("{}")
+    assert run.is_done(settings, "auto")
+    record = run.path / "config.yaml"
+    earlier = record.read_text("utf-8").replace("model:\n", "model:\n  decode_graphs: false\n")
+    record.write_text(earlier, "utf-8")  # a setting that an earlier version had
     assert run.is_done(settings, "auto")
     assert not run.is_done(settings, "never")
     same = ["health.every=3", "run.max_minutes=5", "tracking.samples=1", "export.to=[ollama]"]

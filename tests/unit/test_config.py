@@ -28,6 +28,7 @@ from posttrain.settings.extra import (
     check_extra,
 )
 from posttrain.settings.help import OFTEN, describe, listed
+from posttrain.settings.section import FORMER
 from posttrain.settings.strict_yaml import read_yaml
 from posttrain.settings.trainer_fields import config_fields
 from posttrain.train.arguments import owned_arguments
@@ -595,6 +596,17 @@ def test_a_whole_section_as_override() -> None:
     )
     assert settings.data.eval is not None
     assert (settings.data.eval.path, settings.data.eval.limit) == ("held.csv", 3)
+
+
+def test_a_setting_of_an_earlier_version(tmp_path: Path) -> None:
+    """Off, as in the record of an earlier run, it is left out; on, it is refused in a line."""
+    tree = json.loads(json.dumps(TREES["grpo_demo"]))
+    tree["model"]["decode_graphs"] = False
+    assert load(tree, GRPOSettings, tmp_path) == load(TREES["grpo_demo"], GRPOSettings, tmp_path)
+    for path in FORMER:
+        with pytest.raises(ConfigError) as caught:
+            load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", [f"{path}=true"])
+        assert str(caught.value) == f"command line: {path}: this setting was removed; delete it"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from posttrain.base.paths import shown
-from posttrain.doctor import configs, estimate, installation, machine, services
-from posttrain.doctor.shape import KNOWN, Shape, shape_of
+from posttrain.doctor import configs, installation, machine, services
+from posttrain.model import estimate
+from posttrain.model.shape import KNOWN, Shape, shape_of
 from posttrain.scoring import pairs as scoring
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import SETTINGS, load_settings

@@ -10,25 +10,29 @@ from tests.helpers import ROOT
 
 # Each wing may import what its arrows lead to, at once or over others; its neighbours it may not.
 ARROWS = """
-scripts -> chat data/report demo doctor export
+scripts -> chat data/report demo doctor export train
 chat -> scoring
-doctor -> scoring train
-export -> scoring train
+doctor -> model
+export -> report scoring
 train -> model train/trackers
-train/trackers -> report run
+train/trackers -> run
 scoring -> model
-model -> data report run
+model -> data run
 data/report -> data
 data -> eval settings
 run -> eval settings
-report -> eval settings
+report -> run
 settings -> base
 eval -> rewards
 """
 LIBRARY = "posttrain"
+READERS = {"report", "doctor", "export", "chat"}
+"""Wings for commands of their own: training writes the run folder that they read."""
+MOST_LINES = 13_600
+"""Lines that scripts/grpo.py and all it imports may have together; 9,000 is the aim."""
 # What one module alone may import, for the others to use.
 ALONE = {
-    "unsloth": "posttrain/model/policy.py",  # it has to be imported before whatever it patches
+    "unsloth": "posttrain/model/runtime.py",  # it has to be imported before whatever it patches
     "tqdm": "posttrain/base/progress.py",  # it moves the cursor in pipes and log files
 }
 
@@ -115,6 +119,19 @@ def faults(root: Path) -> list[str]:
     return found + circles(folders)
 
 
+def reached(root: Path, start: Path) -> set[Path]:
+    """Every module of ours that a script imports, over others and inside of functions too."""
+    seen: set[Path] = set()
+    left = [start]
+    while left:
+        module = left.pop()
+        if module not in seen and (root / module).is_file():
+            seen.add(module)
+            left += [folder / "__init__.py" for folder in module.parents]
+            left += [target for _, target in imported(root, module) if isinstance(target, Path)]
+    return seen
+
+
 def circles(folders: dict[str, set[str]]) -> list[str]:
     """`a -> b -> a`, for folders that import one another, at once or over others."""
     found = []
@@ -137,6 +154,17 @@ def test_the_house() -> None:
     assert faults(ROOT) == []
 
 
+@pytest.mark.parametrize("script", ["sft", "dpo", "grpo"])
+def test_training_reaches_nothing_that_reads_its_folder(script: str) -> None:
+    modules = reached(ROOT, Path("scripts", f"{script}.py"))
+    assert not {wing_of(module) for module in modules} & READERS
+
+
+def test_how_much_there_is_to_read_of_grpo() -> None:
+    modules = reached(ROOT, Path("scripts/grpo.py"))
+    assert sum(len((ROOT / m).read_text("utf-8").splitlines()) for m in modules) <= MOST_LINES
+
+
 def test_every_wing_has_arrows_and_every_arrow_a_wing() -> None:
     wings = {wing_of(p.relative_to(ROOT)) for p in (ROOT / LIBRARY).rglob("*.py")} - {""}
     assert wings | {"rewards", "eval", "scripts"} == set(arrows())
@@ -157,7 +185,8 @@ def house(tmp_path: Path) -> Path:
         "posttrain/data/report/__init__.py": "from posttrain.data import pairs\n",
         "posttrain/report/__init__.py": "",
         "posttrain/model/__init__.py": "",
-        "posttrain/model/policy.py": "def load():\n    import unsloth\n",
+        "posttrain/model/policy.py": "from posttrain.model import runtime\n",
+        "posttrain/model/runtime.py": "def load():\n    import unsloth\n",
         "scripts/__init__.py": "",
         "scripts/dpo.py": "from posttrain.model import policy\n",
         "scripts/grpo.py": "",
@@ -201,6 +230,17 @@ def test_what_is_wrong_is_found(house: Path, module: str, text: str, fault: str)
     (house / module).write_text(text + "\n")
     assert any(fault in found for found in faults(house)), faults(house)
     assert all(found.startswith(module) or "circle" in found for found in faults(house))
+
+
+def test_what_a_script_reaches(house: Path) -> None:
+    modules = {str(module) for module in reached(house, Path("scripts/dpo.py"))}
+    of_model = {f"posttrain/model/{name}.py" for name in ("__init__", "policy", "runtime")}
+    assert modules == {
+        *("scripts/__init__.py", "scripts/dpo.py", "posttrain/__init__.py"),
+        *of_model,
+    }
+    (house / "posttrain/model/policy.py").write_text("def f():\n    from .. import data\n")
+    assert Path("posttrain/data/__init__.py") in reached(house, Path("scripts/dpo.py"))
 
 
 def test_a_circle_of_folders_is_found(house: Path) -> None:

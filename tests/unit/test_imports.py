@@ -9,8 +9,8 @@ FOLDERS = ("rewards", "eval", "posttrain", "scripts")
 # Unsloth first, as in every command that loads a model: it patches the libraries below it.
 PROGRAM = """
 import importlib, sys, warnings
-from posttrain.model import policy
-policy.start(verbose=False, threads=None)
+from posttrain.model import runtime
+runtime.start(verbose=False, threads=None)
 warnings.resetwarnings()
 warnings.filterwarnings("error", module="(rewards|eval|posttrain|scripts)([.]|$)")
 for name in sys.argv[1:]:

@@ -40,16 +40,16 @@ posttrain/train/guard.py: a signal during a step: the checkpoint of the step bef
     trl/trainer/dpo_trainer.py: DPOTrainer._save_checkpoint(model, trial)
     trl/trainer/grpo_trainer.py: GRPOTrainer._save_checkpoint(model, trial)
     transformers/trainer.py: Trainer.callback_handler Trainer.control
-posttrain/train/guarded_trainers.py: whether and how a loss of DPO is a sum over pairs
+posttrain/train/trainers.py: whether and how a loss of DPO is a sum over pairs
     trl/trainer/dpo_trainer.py: DPOTrainer.loss_types DPOTrainer.loss_weights
     trl/trainer/dpo_trainer.py: DPOTrainer.use_weighting DPOTrainer.aux_loss_enabled
     trl/trainer/dpo_trainer.py: DPOTrainer.compute_loss(model, inputs, return_outputs)
-posttrain/train/guarded_trainers.py: the count of tokens, which trl leaves out of a checkpoint
+posttrain/train/trainers.py: the count of tokens, which trl leaves out of a checkpoint
     trl/trainer/dpo_trainer.py: DPOTrainer._total_train_tokens
-posttrain/train/guarded_trainers.py: batches of like length, the same ones after a resume
+posttrain/train/trainers.py: batches of like length, the same ones after a resume
     transformers/trainer.py: Trainer._get_train_sampler(train_dataset)
     transformers/trainer.py: Trainer._get_eval_sampler(eval_dataset)
-posttrain/train/guarded_trainers.py: whether and how a loss of GRPO is a sum over completions
+posttrain/train/trainers.py: whether and how a loss of GRPO is a sum over completions
     trl/trainer/grpo_trainer.py: GRPOTrainer.loss_type GRPOTrainer.aux_loss_enabled
     trl/trainer/grpo_trainer.py: GRPOTrainer.top_entropy_quantile
     trl/trainer/grpo_trainer.py: GRPOTrainer._entropy_bonus_enabled GRPOTrainer._step
@@ -57,23 +57,23 @@ posttrain/train/guarded_trainers.py: whether and how a loss of GRPO is a sum ove
     trl/trainer/grpo_trainer.py: "self.current_gradient_accumulation_steps"
     transformers/trainer.py: Trainer.current_gradient_accumulation_steps
     unsloth/models/rl_replacements.py: "self.current_gradient_accumulation_steps"
-posttrain/train/guarded_trainers.py: which metrics have one value a completion
+posttrain/train/trainers.py: which metrics have one value a completion
     trl/trainer/grpo_trainer.py: GRPOTrainer.importance_sampling_level
-posttrain/train/guarded_trainers.py: whether a micro-batch without an advantage has a gradient
+posttrain/train/trainers.py: whether a micro-batch without an advantage has a gradient
     trl/trainer/grpo_trainer.py: GRPOTrainer.beta
-posttrain/train/guarded_trainers.py: the rows of a bad step are written with their rewards
+posttrain/train/trainers.py: the rows of a bad step are written with their rewards
     trl/trainer/grpo_trainer.py: GRPOTrainer._generate_and_score_completions(inputs)
     trl/trainer/grpo_trainer.py: GRPOTrainer._calculate_rewards GRPOTrainer.reward_func_names
     unsloth/models/rl_replacements.py: grpo_trainer__generate_and_score_completions
-posttrain/train/guarded_trainers.py: generation that is out of memory is cut into fewer prompts
+posttrain/train/trainers.py: generation that is out of memory is cut into fewer prompts
     trl/trainer/grpo_trainer.py: GRPOTrainer._generate_single_turn(prompt_ids)
     trl/trainer/grpo_trainer.py: GRPOTrainer.use_vllm
     unsloth/models/rl_replacements.py: grpo_trainer__generate_single_turn
     trl/trainer/grpo_trainer.py: GRPOTrainer.use_transformers_continuous_batching
-posttrain/train/guarded_trainers.py: log-probabilities of sampling and training are compared
+posttrain/train/trainers.py: log-probabilities of sampling and training are compared
     trl/trainer/grpo_trainer.py: GRPOTrainer.temperature GRPOTrainer._metrics
     trl/trainer/grpo_trainer.py: "sampling/sampling_logp_difference/mean"
-posttrain/train/guarded_trainers.py: scoring that is out of memory is cut into fewer rows
+posttrain/train/trainers.py: scoring that is out of memory is cut into fewer rows
     trl/trainer/grpo_trainer.py: GRPOTrainer._get_per_token_logps_and_entropies(model, input_ids)
     unsloth/models/rl_replacements.py: "def _get_per_token_logps_and_entropies("
 posttrain/train/micro_batches.py: the rows of a micro-batch, to cut it and to write it as text
@@ -109,26 +109,20 @@ posttrain/train/trackers/wandb_choice.py: whether a key is there and valid, with
 posttrain/settings/trainer_fields.py: the fields of a config class are read from its source
     trl/trainer/base_config.py: _BaseConfig
     transformers/training_args.py: TrainingArguments
-posttrain/model/policy.py: float32 stays float32 on a GPU
+posttrain/model/runtime.py: float32 stays float32 on a GPU
     unsloth/models/rl.py: "UNSLOTH_MIXED_PRECISION"
-posttrain/model/policy.py: generated trainers are written under outputs/, and nothing is counted
+posttrain/model/runtime.py: generated trainers are written under outputs/, and nothing is counted
     unsloth_zoo/compiler.py: "UNSLOTH_COMPILE_LOCATION"
     unsloth/models/_utils.py: "UNSLOTH_DISABLE_STATISTICS"
-posttrain/model/vllm.py: vLLM gives memory back while training, which is set before the import
-    unsloth_zoo/vllm_utils.py: "UNSLOTH_VLLM_STANDBY"
-posttrain/model/policy.py: the 4-bit repository that is loaded in place of the one named
+posttrain/model/runtime.py: the 4-bit repository that is loaded in place of the one named
     unsloth/models/loader_utils.py: get_model_name(model_name, load_in_4bit)
-posttrain/model/policy.py: a saved tokenizer says nothing of how it was read
+posttrain/model/pretrained.py: a saved tokenizer says nothing of how it was read
     transformers/tokenization_utils_base.py: PreTrainedTokenizerBase.init_kwargs
 posttrain/model/policy.py: the copy of the adapter that trl adds is removed
     trl/trainer/dpo_trainer.py: 'add_adapter("ref"'
     trl/trainer/grpo_trainer.py: 'add_adapter("ref"'
 posttrain/model/adapter.py: trl takes an adapter of this name for the reference
     trl/trainer/dpo_trainer.py: 'adapter_name="ref"'
-posttrain/model/decode_graphs.py: CUDA-graph decoding for untested families
-    unsloth/models/_decode_graphs.py: _SUPPORTED_MODEL_TYPES PREALLOC ENABLED _states(model)
-    unsloth/models/_decode_graphs.py: release_for_training(model)
-    unsloth/models/_decode_graphs.py: _ModelGraphs.replays _ModelGraphs.disabled
 posttrain/model/merged.py: the layers that an adapter changes, their base weights, and DoRA's
     peft/tuners/lora/__init__.py: LoraLayer
     peft/tuners/lora/layer.py: LoraLayer.lora_variant LoraLayer.lora_bias
@@ -194,7 +188,10 @@ DOCUMENTED = {
     *("model", "args", "state", "accelerator", "train_dataset", "processing_class"),
     *("add_callback", "remove_callback", "train", "training_step", "compute_loss", "log"),
 }
-TRAINERS = "posttrain/train/guard*.py"  # where our subclasses of the trainers are
+TRAINERS = (
+    "posttrain/train/guard.py",
+    "posttrain/train/trainers.py",
+)  # where our subclasses of the trainers are
 DOCUMENTED_MODULES = ("torch.", "accelerate.", "transformers.utils")
 
 
@@ -277,9 +274,9 @@ def known(path: str) -> set[str]:
 
 
 @cache
-def own_names(pattern: str = "*.py") -> set[str]:
+def own_names(*patterns: str) -> set[str]:
     """Every attribute, method and field that our own code defines, or some files of it."""
-    paths = [path for path in ours() if path.match(pattern)]
+    paths = [path for path in ours() if any(map(path.match, patterns or ("*.py",)))]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
     return {name for tree in trees for name, _ in defined(tree)}
 
@@ -298,7 +295,7 @@ def uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Attribute):
             on = ast.unparse(node.value).split(".")[-1]
             private = re.match("_[^_]", node.attr) and node.attr not in own_names()
-            undocumented = on in ("trainer", "graphs") and node.attr not in own_names(TRAINERS)
+            undocumented = on == "trainer" and node.attr not in own_names(*TRAINERS)
             if (private or undocumented) and ast.unparse(node) != "os._exit":
                 yield node.lineno, node.attr
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(LIBRARIES):
@@ -319,7 +316,7 @@ def trainer_uses(trainer: ast.ClassDef) -> Iterator[tuple[int, str]]:
         elif (
             isinstance(node, ast.Attribute)
             and ast.unparse(node.value) in ("self", "super()")
-            and (node.attr not in own_names(TRAINERS) or node.attr in their_private_names())
+            and (node.attr not in own_names(*TRAINERS) or node.attr in their_private_names())
         ):
             yield node.lineno, node.attr
 

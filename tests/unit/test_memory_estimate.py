@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from bench import memory
-from posttrain.doctor import configs, estimate
-from posttrain.doctor.shape import shape_of
+from posttrain.doctor import configs
+from posttrain.model import estimate
+from posttrain.model.shape import shape_of
 from posttrain.settings.command import load_settings
 from tests.helpers import CONFIGS, ROOT, needs_shared
 

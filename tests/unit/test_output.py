@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.model import policy
+from posttrain.model import runtime
 from tests.helpers import ROOT
 
 PROGRAM = """
@@ -84,7 +84,7 @@ def test_output_that_is_read_arrives_whole(unbuffered: str) -> None:
 def test_what_libraries_print_is_shown_only_where_the_error_is_theirs(
     error: type[Exception], shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(error), policy.quiet(verbose=False):
+    with pytest.raises(error), runtime.quiet(verbose=False):
         print("a library's line")
         raise error
     assert capsys.readouterr().err == shown

@@ -12,10 +12,18 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from posttrain.base import progress
+from posttrain.run.checkpoint import Score
+from posttrain.run.environment import Clock
+from posttrain.run.folder import RunFolder
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.train import loop
+from posttrain.train.stop import StopRequest
 from posttrain.train.view import TrainingView, last_event, render, sparkline
 from tests.helpers import ROOT
 
@@ -178,6 +186,20 @@ def test_nothing_is_said_of_no_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
+def test_a_step_is_shown_with_its_own_metrics(tmp_path: Path) -> None:
+    """A validation is logged before the step that it follows, and may take longer than a line."""
+    run, view = RunFolder(tmp_path), TrainingView(SHOWN)
+    training = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml").training
+    score, stop = Score("reward"), StopRequest(None)
+    callback = loop._callback(run, view, Clock(), stop, {}, training, score)
+    for step, logs in ((1, {"loss": 0.0, "reward": 1.0}), (2, {"validation/strict": 0.5})):
+        callback.on_log(None, SimpleNamespace(global_step=step), None, logs=logs)
+    assert (view.step, view.metrics()) == (1, [("reward", "1")])
+    logs = {"loss": 0.0, "reward": 2.0}
+    callback.on_log(None, SimpleNamespace(global_step=2), None, logs=logs)
+    assert (view.step, view.metrics()) == (2, [("reward", "2")])
+
+
 def test_odd_values_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posttrain.train.view.memory", lambda: "1.0 GB")
     with TrainingView(SHOWN) as view:
@@ -235,6 +257,13 @@ def test_a_bar_in_a_log_prints_its_end_once(
 
 BARS = """
 from posttrain.base import progress
+from posttrain.run.checkpoint import Score
+from posttrain.run.environment import Clock
+from posttrain.run.folder import RunFolder
+from posttrain.settings import GRPOSettings
+from posttrain.settings.command import load_settings
+from posttrain.train import loop
+from posttrain.train.stop import StopRequest
 progress.LINE_EVERY = 0.0
 outer = progress.progress_bar("answering", 2, leave=True)
 for _ in range(2):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from eval.stats import wilson_interval
-from posttrain.doctor.recipe import LEARNING_RATES, describe, learning_rate_note, recipe
-from posttrain.doctor.shape import shape_of
+from posttrain.model.recipe import LEARNING_RATES, describe, learning_rate_note, recipe
+from posttrain.model.shape import shape_of
 from posttrain.settings.command import SETTINGS, load_settings
 from tests.helpers import CONFIGS, ROOT
 

@@ -22,18 +22,19 @@ from posttrain.base.files import append_rows
 from posttrain.report import (
     differences,
     drawing,
-    live,
     next_steps,
     page,
     plots,
     read_run,
     read_runs,
+    redraw,
     samples,
     table_rows,
 )
 from posttrain.report.lines import MOST_POINTS, moving_average, thin
 from posttrain.report.model_card import render_model_card
 from posttrain.report.verdict import Verdict, verdict
+from scripts import report as report_script
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_metrics, grpo_run, sft_run, unfinished, write
 
@@ -561,28 +562,9 @@ def test_the_moving_average_leaves_gaps_out() -> None:
 def test_a_fault_in_drawing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = grpo_run(tmp_path / "run", steps=3, questions=4)
     (run / "plots").write_text("in the way")
-    assert live.draw(run) is None
+    assert redraw.redraw(run) is None
     out = capsys.readouterr().out
     assert out.startswith(f"note: {run / 'report.html'} not drawn: ") and out.count("\n") == 1
-
-
-def test_a_live_page_is_drawn_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    drawn: list[float] = []
-
-    def slow(run: Path, files: bool) -> None:
-        assert run == tmp_path and not files
-        drawn.append(now[0])
-        now[0] += 3.0
-
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(live, "draw", slow)
-    shown = live.LivePage(tmp_path)
-    for second in range(0, 1000, 10):
-        now[0] = max(now[0], float(second))
-        shown.refresh()
-    assert drawn[0] == 60.0  # then 3 s of drawing ask for 300 s of peace
-    assert drawn == [60.0, 360.0, 660.0, 960.0]
 
 
 def test_a_page_is_replaced_whole(grpo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -662,6 +644,56 @@ def test_the_script_on_runs_of_all_kinds(grpo: Path, tmp_path: Path) -> None:
     assert "early: not scored yet, 3 steps are logged" in result.stdout
     for path in (grpo / "report.html", early / "report.html", tmp_path / "compared.html"):
         assert path.exists() and str(path) in result.stdout
+
+
+def test_one_finished_run_gets_card_and_next_commands(tmp_path: Path) -> None:
+    """As training ends with this command; a run that is not trained has no card."""
+    run = grpo_run(tmp_path / "run", steps=3, questions=4)
+    result = report(run)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"Report    {run / 'report.html'}" in result.stdout
+    assert "\n\nNext\n" in result.stdout and not (run / "README.md").exists()
+    (run / "adapter").mkdir()
+    result = report(run)
+    assert f"Adapter   {run / 'adapter'}" in result.stdout
+    assert (run / "README.md").read_text("utf-8") == render_model_card(run)
+
+
+def test_a_trained_run_that_was_not_to_be_scored(tmp_path: Path) -> None:
+    run = unfinished(grpo_run(tmp_path / "run", questions=4), steps=3)
+    environment = json.loads((run / "environment.json").read_text("utf-8"))
+    trained = {"trained": {"steps": 3, "seconds": 1.0}}
+    (run / "environment.json").write_text(json.dumps(environment | trained), "utf-8")
+    assert "run: not scored on the held-out data, as run.score is false" in report(run).stdout
+
+
+def test_a_page_that_cannot_be_drawn_is_no_success(tmp_path: Path) -> None:
+    run = grpo_run(tmp_path / "run", steps=3, questions=4)
+    (run / "plots").write_text("in the way")
+    result = report(run)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert "strict accuracy" in result.stdout and "not drawn" in result.stdout
+
+
+def test_watched_pages_are_drawn_until_the_run_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = unfinished(grpo_run(tmp_path / "run", questions=4), steps=3)
+    path = run / "environment.json"
+    environment = json.loads(path.read_text("utf-8"))
+    running = {name: value for name, value in environment.items() if name != "trained"}
+    path.write_text(json.dumps(running), "utf-8")
+    drawn, waited = [], []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            path.write_text(json.dumps({**running, "trained": {"steps": 3}}), "utf-8")
+
+    monkeypatch.setattr(report_script, "redraw", drawn.append)
+    monkeypatch.setattr(report_script.time, "sleep", sleep)
+    report_script.watch([run], 5.0)
+    assert drawn == [run, run] and waited == [5.0, 5.0]
 
 
 def test_help_and_errors_load_no_drawing_library(tmp_path: Path) -> None:

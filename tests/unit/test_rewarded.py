@@ -16,9 +16,10 @@ from posttrain.base.errors import ConfigError, DataError, HealthError
 from posttrain.base.files import rows_of
 from posttrain.data.problems import load_evaluation, load_problems
 from posttrain.export.texts import PROBLEMS, gate_texts
-from posttrain.report import measures, next_steps, page, plots, read_run, samples, story, table_rows
+from posttrain.report import next_steps, page, plots, read_run, samples, story, table_rows
 from posttrain.report.model_card import render_model_card
 from posttrain.report.verdict import verdict
+from posttrain.run import measures
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import read_replies
 from posttrain.scoring import reward_functions

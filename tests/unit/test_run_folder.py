@@ -459,13 +459,22 @@ def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path) -> None:
     assert "are taken anew" in session.resume_note(checkpoint, shape, run, False)
 
 
-def test_a_run_that_stopped_early_says_why_and_has_a_page(tmp_path: Path) -> None:
+def test_training_ends_with_a_report_by_a_process(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails costs the run nothing but a line, and of several processes one reports."""
     settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
     run = RunFolder(tmp_path / "run")
     run.open(fresh=False)
     run.describe(settings, {"device": "CPU"})
-    stopped = {"steps": 2, "seconds": 1.0, "exit_code": 130, "reason": "SIGINT"}
-    session.record_early_stop(run, {"trained": stopped, "changed_arguments": {}})
-    kept = json.loads((run.path / "environment.json").read_text("utf-8"))
-    assert (kept["trained"], kept["device"]) == (stopped, "CPU")
+    session.report(run.path)
     assert (run.path / "report.html").stat().st_size > 0
+    out = capfd.readouterr().out
+    assert out.startswith("run: not scored yet, 0 steps are logged\nReport    ")
+    session.report(tmp_path / "nowhere")
+    out, error = capfd.readouterr()
+    assert "no run there" in error and "Traceback" not in error
+    assert out.startswith("note: the report is not complete (exit code 2); ")
+    monkeypatch.setenv("RANK", "1")
+    session.report(tmp_path / "nowhere")
+    assert capfd.readouterr() == ("", "")

@@ -10,7 +10,7 @@ from eval.gsm8k import Problem, compare_replies, score_reply, summarise
 from eval.measures import paired
 from posttrain.export.proof import Record as ExportRecord
 from posttrain.report import model_card, page, taken_home
-from posttrain.report.record import read_run
+from posttrain.run.record import read_run
 from posttrain.run.replies import read_replies
 from posttrain.scoring.answers import Completion, until_answer
 from tests.runs import grpo_run

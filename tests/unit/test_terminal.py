@@ -10,7 +10,7 @@ from eval.measures import summarise
 from eval.preference import Pair
 from eval.replies import MeasuredReply
 from posttrain.base import terminal
-from posttrain.doctor import estimate
+from posttrain.model import estimate
 from posttrain.report import comparison_table, export_words, read_run, summary_table, table
 from posttrain.scoring.side_by_side import example
 from scripts import doctor, judge

@@ -12,7 +12,7 @@ import pytest
 
 from posttrain.base.errors import CheckpointError, ConfigError
 from posttrain.base.files import model_fingerprint
-from posttrain.model import adapter, policy
+from posttrain.model import adapter, pretrained
 from posttrain.model.trust import check_checkpoint, check_model_folder
 from posttrain.run.checkpoint import CheckpointStore, verify
 from posttrain.settings import Model, adapters
@@ -46,7 +46,7 @@ def refused(folder: Path) -> str:
     """What is said of the folder, the same by every way that leads to it."""
     with pytest.raises(ConfigError) as caught:
         check_model_folder(folder, "model.name")
-    for load in (policy.local_or_hub, lambda name: policy.load_tokenizer(Model(name=name))):
+    for load in (pretrained.local_or_hub, lambda name: pretrained.load_tokenizer(Model(name=name))):
         with pytest.raises(ConfigError) as again:
             load(str(folder))
         assert str(again.value) == str(caught.value)
@@ -89,7 +89,7 @@ def test_pickles_beside_safetensors_are_left_unread(folder: Path) -> None:
     (folder / "training_args.bin").write_bytes(pickle.dumps(Payload(folder / "ran")))
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(folder / "ran")))
     check_model_folder(folder, "model.name")
-    assert policy.load_tokenizer(Model(name=str(folder))).eos_token
+    assert pretrained.load_tokenizer(Model(name=str(folder))).eos_token
     assert not (folder / "ran").exists()
 
 

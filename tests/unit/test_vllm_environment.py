@@ -121,17 +121,13 @@ def test_the_doctor_says_it_too(driver: str, said: str) -> None:
 
 
 def test_without_vllm_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = RolloutModel(name="x", fast_inference="always", unsloth_vllm_standby=True)
-    monkeypatch.delenv("UNSLOTH_VLLM_STANDBY", raising=False)
+    model = RolloutModel(name="x", fast_inference="always")
     monkeypatch.setattr(vllm, "_has_vllm", lambda: False)
     with pytest.raises(ConfigError, match=r"/run --vllm grpo"):
-        vllm.prepare_vllm(model)
-    vllm.prepare_vllm(model.model_copy(update={"fast_inference": "never"}))
-    assert "UNSLOTH_VLLM_STANDBY" not in vllm.os.environ
+        vllm.check_vllm(model)
+    vllm.check_vllm(model.model_copy(update={"fast_inference": "never"}))
     monkeypatch.setattr(vllm, "_has_vllm", lambda: True)
-    monkeypatch.setenv("UNSLOTH_VLLM_STANDBY", "0")  # put back after the test
-    vllm.prepare_vllm(model)
-    assert vllm.os.environ["UNSLOTH_VLLM_STANDBY"] == "1"
+    vllm.check_vllm(model)
 
 
 def test_the_doctor_says_which_environment_a_config_asks_for(
@@ -140,16 +136,13 @@ def test_the_doctor_says_which_environment_a_config_asks_for(
     text = (ROOT / "configs" / "grpo_gsm8k_t4.yaml").read_text(encoding="utf-8")
     path = tmp_path / "configs" / "grpo.yaml"
     path.parent.mkdir()
-    more = "\n  fast_inference: always\n  unsloth_vllm_standby: true"
+    more = "\n  fast_inference: always"
     path.write_text(re.sub(r"(?m)^(  name: Qwen.*)$", rf"\1{more}", text), encoding="utf-8")
     monkeypatch.setattr(configs, "ROOT", tmp_path)
     t4 = machine.GPU("Tesla T4", "580.65.06", 15.0, 0.0, (7, 5), 0)
     (finding,), _ = configs.look_at_configs(t4)
     assert "./run --vllm" in finding.text
     monkeypatch.setattr(configs, "VLLM", True)
-    (finding,), _ = configs.look_at_configs(t4)
-    assert "standby mode on a T4" in finding.text
-    path.write_text(path.read_text().replace("standby: true", "standby: false"))
     (finding,), _ = configs.look_at_configs(t4)
     assert "vLLM" not in finding.text
 

@@ -2,8 +2,8 @@
 
 The run folder stays the record: metrics have the names of metrics.jsonl (its `step` and `seconds`
 are W&B's own `_step` and `_runtime`), and tables, pictures and artifacts are made from its files.
-Not transformers' callback, which renames every metric, and knows neither samples nor scores nor a
-resumed run.
+Not transformers' callback, which renames every metric, lets a failure of W&B end the training, and
+knows neither samples nor scores nor a resumed run.
 
 W&B's own WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and WANDB_BASE_URL apply.
 """
@@ -18,9 +18,9 @@ from typing import Any, Concatenate, Literal, ParamSpec
 from posttrain.base.errors import first_line
 from posttrain.base.files import jsonl_rows, not_finite, write_text
 from posttrain.base.paths import run_command
-from posttrain.report import read_run
 from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
+from posttrain.run.record import read_run
 from posttrain.train.trackers.wandb_choice import choose
 
 P = ParamSpec("P")
@@ -82,7 +82,6 @@ class WandbLog:
         if not self.active:
             return
         self._data = facts["data"]
-        self._declare_data()
         rows = jsonl_rows(self._folder.metrics, []) if self._folder.metrics.exists() else []
         self._step = max((row["step"] for row in rows), default=0)  # of a run that is gone on with
 
@@ -114,26 +113,6 @@ class WandbLog:
                 finish_timeout=FINISH_SECONDS,
             ),
         )
-
-    def _declare_data(self) -> None:
-        """The dataset as an artifact that this run uses: where it is and its fingerprint."""
-        import wandb
-
-        fingerprint, data = self._data, self._settings["data"]
-        described = {"fingerprint": fingerprint, "data": data}
-        artifact = wandb.Artifact(f"data-{fingerprint[:12]}", "dataset", metadata=described)
-        with artifact.new_file("data.json") as file:
-            json.dump(described, file, indent=2, ensure_ascii=False)
-        for name in ("train", "eval"):
-            path = (data.get(name) or {}).get("path", "")
-            if Path(path).expanduser().exists():
-                uri = Path(path).expanduser().resolve().as_uri()
-                artifact.add_reference(uri, name=f"{name}-file", checksum=False)
-            elif path:
-                uri = path if "://" in path else f"https://huggingface.co/datasets/{path}"
-                artifact.add_reference(uri, name=name, checksum=False)
-        # What run.use_artifact does, without waiting for the server, and offline as well.
-        self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
     def callback(self) -> Any:
         """A TrainerCallback that passes on what the trainer logs, and with each checkpoint the
@@ -192,9 +171,8 @@ class WandbLog:
         for path in sorted((self._folder.path / "plots").glob("*.png")):
             self._run.log({f"plots/{path.stem}": wandb.Image(str(path))}, step=self._step)
         self._artifact("adapter", "model", ["adapter"], found.after)
-        records = ["report.html", "config.yaml", "environment.json", "eval", "plots"]
+        records = ["report.html", "config.yaml", "environment.json", "eval", "plots", "data"]
         self._artifact("report", "report", records, {})
-        self._artifact("data-report", "data-report", ["data"], {})
         self.close(0)
 
     @harmless

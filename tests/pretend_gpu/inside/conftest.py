@@ -9,6 +9,6 @@ __all__ = ["device", "on_forward", "own_handlers"]
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> object:
-    from posttrain.model import policy
+    from posttrain.model import runtime
 
-    return policy.start(verbose=False, threads=1)
+    return runtime.start(verbose=False, threads=1)

@@ -156,19 +156,6 @@ def test_ways_of_grpo(overrides: list[str], tmp_path: Path) -> None:
     assert ("training.beta=0.04" in overrides) == any(value > 0 for value in kl)
 
 
-def test_decode_graphs_fall_back_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    from posttrain.model import policy
-    from posttrain.settings import GRPOSettings
-    from posttrain.settings.command import load_settings
-
-    given = arguments("grpo", Path("unused"), "model.decode_graphs=true")
-    settings = load_settings(GRPOSettings, Path(given[1]), given[4:])
-    policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "decode_graphs" in line]
-    (line,) = lines
-    assert line.startswith("note: model.decode_graphs: CUDA graphs not used: Unsloth did not use")
-
-
 @pytest.mark.long
 def test_a_scored_reply_beyond_the_limit_is_not_cut() -> None:
     """Unsloth cuts what is longer than it was told to load for, without a word."""

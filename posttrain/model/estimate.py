@@ -52,8 +52,8 @@ buffers, the cache's growth, 8-bit moments, the context, and holes in PyTorch's 
 from dataclasses import dataclass
 
 from posttrain.base import terminal
-from posttrain.doctor.shape import Shape
 from posttrain.model.merged import SHARE
+from posttrain.model.shape import Shape
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, TrainingSettings
 
 Settings = TrainingSettings

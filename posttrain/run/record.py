@@ -13,7 +13,7 @@ from eval.replies import PromptReply
 from eval.rewarded import TOTAL, RewardedReply
 from posttrain.base.errors import ConfigError, PostTrainError
 from posttrain.base.files import jsonl_rows, rows_of
-from posttrain.report.measures import HEADLINES, headline
+from posttrain.run.measures import HEADLINES, headline
 from posttrain.settings.strict_yaml import read_yaml
 
 SIDES = ("before", "after")

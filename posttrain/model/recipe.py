@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from posttrain.base import terminal
-from posttrain.doctor.estimate import Settings, estimate
-from posttrain.doctor.shape import Shape
+from posttrain.model.estimate import Settings, estimate
+from posttrain.model.shape import Shape
 from posttrain.settings import GRPOSettings, SFTSettings
 
 LEARNING_RATES = {"grpo": (3e-6, 4e-5), "dpo": (5e-6, 1e-5), "sft": (1e-5, 5e-4)}

@@ -86,10 +86,6 @@ def guarded_sft(trainer_class: Any) -> Any:
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
             return replies_as_text(batch, self.processing_class.decode)
 
-        def learnable(self, batch: Batch) -> Any:
-            """Above 0 if the micro-batch has something to learn from, which replies always have."""
-            return batch["input_ids"].new_ones(())
-
         def compute_loss(
             self,
             model: Any,
@@ -140,10 +136,6 @@ def guarded_dpo(trainer_class: Any) -> Any:
 
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
             return pairs_as_text(batch, self.processing_class.decode)
-
-        def learnable(self, batch: Batch) -> Any:
-            """Above 0 if the micro-batch has something to learn from, which pairs always have."""
-            return batch["input_ids"].new_ones(())
 
         def compute_loss(
             self,

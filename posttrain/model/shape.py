@@ -1,12 +1,12 @@
 """The sizes of a model, from its config.json."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.base.paths import ROOT
-from posttrain.doctor.installation import model_cache
 
 # The models of configs/, for machines that have not downloaded them yet.
 _QWEN = {"vocab_size": 151936, "tie_word_embeddings": True}
@@ -104,6 +104,14 @@ def shape_of(name: str) -> Shape | None:
         )
     except (KeyError, TypeError, ZeroDivisionError):  # of another architecture
         return None
+
+
+def model_cache() -> Path:
+    """Where huggingface_hub keeps models, by its own variables."""
+    home = os.environ.get("HF_HOME") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
+    )
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
 
 def _config_of(name: str) -> dict[str, Any] | None:
