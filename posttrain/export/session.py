@@ -60,13 +60,14 @@ def export(trained: Trained, settings: Export) -> int:
     if exports.unproven:
         record = shown(exports.record.path)
         print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {record})")
-        code = score.in_a_process(trained.output, base, settings) if settings.score else 0
-        return code if code > 128 else ExportError.exit_code  # a signal's code, else what is worse
-    made = {t: exports.record.content["exports"][t]["path"] for t in exports.wanted}
-    print("\nProven")
-    for target, path in (made | {"record": exports.record.path.name}).items():
-        print(f"  {target:12}  {shown(trained.output / path)}")
+    else:
+        made = {t: exports.record.content["exports"][t]["path"] for t in exports.wanted}
+        print("\nProven")
+        for target, path in (made | {"record": exports.record.path.name}).items():
+            print(f"  {target:12}  {shown(trained.output / path)}")
     code = score.in_a_process(trained.output, base, settings) if settings.score else 0
+    if exports.unproven:
+        return code if code > 128 else ExportError.exit_code  # a signal's code, else what is worse
     print(next_steps.after_export(trained.output, made, trained.name, trained.run))
     return code
 
