@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from posttrain.base.files import write_json
-from posttrain.export.float32 import adapter_reference, merged_reference
 from posttrain.export.merge import merge
+from posttrain.export.models import adapter_model
 from tests.helpers import make_adapter, make_qwen
 
 SPREADS = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -41,6 +41,7 @@ def rms(logits: Any) -> float:
 def measure(base: Path, spread: float, folder: Path) -> dict[str, Any]:
     """One adapter, merged into every type."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     ids = torch.randint(0, 150_000, (4, 64))
@@ -50,18 +51,19 @@ def measure(base: Path, spread: float, folder: Path) -> dict[str, Any]:
             return model(input_ids=ids.to(model.device), use_cache=False).logits.float().cpu()
 
     adapter = make_adapter(base, folder / "adapter", spread)
-    policy = adapter_reference(base, adapter).model
+    policy = adapter_model(base, adapter).model
     trained = logits(policy)
     with policy.disable_adapter():
         effect = rms(logits(policy) - trained)
     spread_of_logits = rms(trained - trained.mean(-1, keepdim=True))
     row: dict[str, Any] = {"b_std": spread, "adapter_effect": round(effect / spread_of_logits, 6)}
     for name in TYPES:
-        merge(base, adapter, name, folder / name)
-        merged = merged_reference(folder / name)
-        exact = logits(merged.model)
-        merged.compute_in(name)
-        computed = logits(merged.model)
+        merge(adapter_model(base, adapter).model, base, adapter, name, folder / name)
+        merged = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+        exact = logits(merged)
+        for weight in merged.parameters():  # rotary frequencies stay in float32
+            weight.data = weight.data.to(getattr(torch, name))
+        computed = logits(merged)
         row[name] = {
             "rounding": round(rms(exact - trained) / spread_of_logits, 7),
             "lost": round(rms(exact - trained) / effect, 5),

@@ -1,51 +1,25 @@
 """Convert merged weights to a GGUF file with the converter and quantizer of llama.cpp."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from posttrain.base.errors import ConfigError, ExportError
 from posttrain.export.llama_cpp import find_quantizer, find_tree, run_tool
 
-# How Qwen2 and later models split text before byte-pair encoding, as in tokenizer.json, under the
-# name that llama.cpp has for it.
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
-    "qwen2": {
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": QWEN2_PATTERN},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                {
-                    "type": "ByteLevel",
-                    "add_prefix_space": False,
-                    "trim_offsets": True,
-                    "use_regex": False,
-                },
-            ],
-        },
-    }
-}
+PRE_TOKENIZERS = {"48b8aec477f4f7acd0346e56fb8011f44fbf26f55155847af5efbd709eeec55d": "qwen2"}
+"""llama.cpp's names for how text is split before byte-pair encoding, by the SHA-256 of normalizer
+and pre_tokenizer in tokenizer.json. Qwen2 and later models: NFC, then one regular expression."""
 
 
 def known_pre_tokenizer(model: Path) -> str | None:
     """llama.cpp's name for the splitting rules in the model's tokenizer.json; None if unknown."""
     path = model / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for name, rules in PRE_TOKENIZERS.items():
-        if all(tokenizer.get(key) == rule for key, rule in rules.items()):
-            return name
-    return None
+    rules = [tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")]
+    text = json.dumps(rules, sort_keys=True).encode("utf-8")
+    return PRE_TOKENIZERS.get(hashlib.sha256(text).hexdigest())
 
 
 def write_gguf(merged: Path, kind: str, into: Path, name: str, llama_cpp: str | None) -> None:
@@ -78,10 +52,10 @@ def _convert(tree: Path, merged: Path, kind: str, into: Path, name: str) -> None
     except ExportError as error:
         if "pre-tokenizer was not recognized" in str(error):
             raise ConfigError(
-                "llama.cpp's converter does not know this tokenizer: its pre-tokenizer is neither "
-                f"in the converter's table nor one of {', '.join(PRE_TOKENIZERS)} by its rules in "
-                "tokenizer.json. A file that splits text otherwise would be wrong, so there is "
-                "none; a newer llama.cpp may know it: --llama-cpp TREE (export.llama_cpp). "
+                "llama.cpp's converter does not know this tokenizer: its rules in tokenizer.json "
+                f"are not those of {', '.join(PRE_TOKENIZERS.values())} either. A file that splits "
+                "text differently would be wrong, so there is none; a newer llama.cpp may know "
+                "it: --llama-cpp TREE (export.llama_cpp). "
                 "merged_16bit does not need it"
             ) from None
         if "is not supported" in str(error):

@@ -6,6 +6,7 @@ with its own settings. The Go template here is derived from the tokenizer's temp
 with it. References: "Modelfile Reference" and "Template" in Ollama's documentation.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -179,18 +180,11 @@ def export_ollama(
     ends: Sequence[str],
     parameters: Mapping[str, float],
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Write `Modelfile` beside a GGUF file.
+    """Write `Modelfile` beside a GGUF file; returns it, and `{name, value, limit, passed, of}` for
+    each check.
 
-    Args:
-        gguf: The model file.
-        tokenizer: The tokenizer that the model was trained with, and the variables of its template.
-        prompt: System prompt and worked examples of the training; without a system prompt, that of
-            the chat template is written.
-        ends: Texts of the tokens that end a reply, besides the tokenizer's own.
-        parameters: Ollama's sampling parameters, such as `{"temperature": 0}`.
-
-    Returns:
-        The Modelfile, and one `{name, value, limit, passed, of}` for each check.
+    Without a system prompt, that of the chat template is written. `ends` are the texts of tokens
+    that end a reply, besides the tokenizer's own; `parameters` are Ollama's of sampling.
 
     Raises:
         ConfigError: the chat template or the system prompt cannot be written in a Modelfile.
@@ -198,83 +192,66 @@ def export_ollama(
     turns = turn_template(tokenizer)
     if note := clock_note(tokenizer):
         print(note)
-    system = prompt.system or default_system(tokenizer)
-    prompt = PromptFormat(system, prompt.examples)
-    if system and "system" not in turns.around:
+    prompt = PromptFormat(prompt.system or default_system(tokenizer), prompt.examples)
+    if prompt.system and "system" not in turns.around:
         raise _cannot_say("a system turn")
-    known = dict.fromkeys((tokenizer.eos_token, *ends, tokenizer.pad_token))
-    stops = [text for text in known if text]
+    stops = [t for t in dict.fromkeys((tokenizer.eos_token, *ends, tokenizer.pad_token)) if t]
     path = gguf.parent / "Modelfile"
     write_text(path, modelfile(gguf.name, turns.as_go(), prompt, stops, parameters))
-    probes = _probes(prompt)
-    same = sum(turns.render(p) == _rendered(tokenizer, p, reply=True) for p in probes)
-    checks = [_check("prompts rendered as the tokenizer renders them", same, len(probes))]
+    single = [conversation(text, prompt) for text in PROMPTS]
+    reply: Message = {"role": "assistant", "content": "Bien sûr.\n<answer>42</answer>"}
+    probes = [*single, *([*asked, reply, single[0][-1]] for asked in single)]
+    same = [turns.render(p) == _rendered(tokenizer, p, reply=True) for p in probes]
+    checks = [_check("prompts rendered as the tokenizer renders them", same)]
     if shutil.which("ollama"):
-        own = len(conversation("", prompt)) - 1  # turns that Ollama adds from the Modelfile
-        checks += _ask_ollama(path, tokenizer, probes[: len(PROMPTS)], own)
+        own = len(single[0]) - 1  # turns that Ollama adds from the Modelfile
+        checks += _check_with_ollama(path, tokenizer, single, own)
     return path, checks
 
 
-def _probes(prompt: PromptLike) -> list[Conversation]:
-    """Conversations of one and of two questions, with the turns that Ollama puts before them."""
-    single = [conversation(text, prompt) for text in PROMPTS]
-    reply: Message = {"role": "assistant", "content": "Bien sûr.\n<answer>42</answer>"}
-    return [*single, *([*turns, reply, single[0][-1]] for turns in single)]
+def _check(name: str, same: Sequence[bool]) -> dict[str, Any]:
+    value, of = sum(same), len(same)
+    return {"name": name, "value": value, "limit": of, "passed": value == of, "of": of}
 
 
-def _check(name: str, value: int, limit: int) -> dict[str, Any]:
-    return {"name": name, "value": value, "limit": limit, "passed": value == limit, "of": limit}
-
-
-def _ask_ollama(
+def _check_with_ollama(
     path: Path, tokenizer: Any, probes: Sequence[Conversation], own: int
 ) -> list[dict[str, Any]]:
     """Check that Ollama gives the same reply to messages as to the tokenizer's prompt text.
 
     If Ollama is installed but does not answer, prints why and returns no check.
     """
-    created = _ollama("create", CHECK_NAME, "-f", str(path))
-    if created.returncode:
-        print(f"note: not checked with Ollama: {created.stderr.strip()[-200:]}")
-        return []
     try:
+        _ollama("create", CHECK_NAME, "-f", str(path))
         same = [_replies_alike(tokenizer, turns, own) for turns in probes]
-    except httpx.HTTPError as error:
-        print(f"note: not checked with Ollama: {error}")
+    except (httpx.HTTPError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()[-200:]
+        print(f"note: not checked with Ollama: {reason}")
         return []
     finally:
-        _ollama("rm", CHECK_NAME)
-    return [
-        _check("replies of Ollama to messages and to the rendered prompt", sum(same), len(same))
-    ]
+        with contextlib.suppress(subprocess.SubprocessError):
+            _ollama("rm", CHECK_NAME)
+    return [_check("replies of Ollama to messages and to the rendered prompt", same)]
 
 
 def _replies_alike(tokenizer: Any, turns: Conversation, own: int) -> bool:
     host = os.environ.get("OLLAMA_HOST", "127.0.0.1:11434")
-    options = {"temperature": 0, "num_predict": CHECK_TOKENS}
-    request = {"model": CHECK_NAME, "stream": False, "options": options}
-    prompt = _rendered(tokenizer, turns, reply=True)
     url = host if host.startswith("http") else f"http://{host}"
+    options = {"temperature": 0, "num_predict": CHECK_TOKENS}
+    body = {"model": CHECK_NAME, "stream": False, "options": options}
+    prompt = _rendered(tokenizer, turns, reply=True)
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
-        chat = client.post(
-            "/api/chat", json={**request, "messages": turns[own:]}
-        ).raise_for_status()
-        raw = client.post("/api/generate", json={**request, "prompt": prompt, "raw": True})
-        reply: str = raw.raise_for_status().json()["response"]
+        chat = client.post("/api/chat", json={**body, "messages": turns[own:]}).raise_for_status()
+        raw = client.post("/api/generate", json={**body, "prompt": prompt, "raw": True})
+    reply: str = raw.raise_for_status().json()["response"]
     return bool(chat.json()["message"]["content"] == reply)
 
 
-def _ollama(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of Ollama. One that takes too long is ended and counts as failed."""
-    command = ["ollama", *arguments]
-    try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=OLLAMA_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        why = f"`{' '.join(command[:2])}` took over {OLLAMA_SECONDS} seconds"
-        return subprocess.CompletedProcess(command, 1, "", why)
+def _ollama(*arguments: str) -> None:
+    """Run a command of Ollama.
+
+    Raises:
+        SubprocessError: it failed, or took too long.
+    """
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    subprocess.run(["ollama", *arguments], check=True, timeout=OLLAMA_SECONDS, **options)

@@ -2,9 +2,9 @@
 
     python -m posttrain.export.score RUN BASE TARGET...
 
-In a process of its own: files are proven without Unsloth, and scored with it, as the adapter was
-and as scripts/evaluate.py does. Every answer is kept in RUN/eval/exports/TARGET as it comes. What
-is found goes into export.json:
+In another process: files are proven without Unsloth, and scored with it, as the adapter was and as
+scripts/evaluate.py does. Every answer is kept in RUN/eval/exports/TARGET as it comes. Results go
+into export.json:
 
     {"exports": {TARGET: {..., "score": {
         "main", "n", "right", "gained", "lost", "p_value", "tokens_per_second",
@@ -44,7 +44,7 @@ from posttrain.base.lock import hold
 from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main, share_the_processor
 from posttrain.data.problems import load_evaluation, load_scored_problems
-from posttrain.export.score_pairs import PairScorer
+from posttrain.export.score_replies import ReplyScorer
 from posttrain.report import taken_home
 from posttrain.run.record import read_run
 from posttrain.run.replies import check_request, read_replies, resume, score_again
@@ -57,7 +57,6 @@ from posttrain.settings import (
     Evaluation,
     Export,
     GRPOSettings,
-    Prompt,
     SFTSettings,
 )
 from posttrain.settings.command import SETTINGS, check_settings
@@ -81,6 +80,11 @@ def check(run: Path) -> None:
             f"files are compared with the answers that the finished adapter gave ({answered})"
         )
     config = read_yaml(run / "config.yaml")
+    if config.get("method") == "dpo" and not config["evaluation"]["replies"]:
+        raise ConfigError(
+            f"--score (export.score): {run} was trained with evaluation.replies=0, so there are no "
+            "replies of its adapter to compare files with"
+        )
     if config.get("method") == "sft" and not config["data"].get("problems"):
         raise ConfigError(
             f"--score (export.score): {run} was trained without data.problems, so there are no "
@@ -113,12 +117,13 @@ def main() -> int:
     trained = record["exports"]
     made = [t for t in targets if t in trained and (run / trained[t]["path"]).exists()]
     entries = {target: trained[target] for target in made}
-    if config["model"]["load_in_4bit"]:
+    method = config.get("method", "grpo")
+    settings: Any = check_settings(SETTINGS[method], config, str(run / "config.yaml"))
+    if settings.model.load_in_4bit:
         entries = {ADAPTER_16BIT: record.setdefault(ADAPTER_16BIT, {}), **entries}
     for name, entry in entries.items():
         print(f"\n{name}", flush=True)
-        file = _file(run, base, name, entry, config)
-        speed, found = score_file(file, config)
+        speed, found = score_file(_file(run, base, name, entry, settings), settings)
         kept = entry.get("score", {}).get("tokens_per_second")
         entry["score"] = found | {"tokens_per_second": kept if speed is None else round(speed, 1)}
         write_json(run / "export.json", record)
@@ -132,17 +137,16 @@ class File:
     """What is scored, and where its answers are kept."""
 
     run: Path
-    base: Path
     asking: Asking
     weights: str | None
     """Fingerprint of the weights."""
-
     folder: Path
 
     def request(self, **more: Any) -> Found:
-        """What the answers in the folder depend on. The run's own folder may move."""
+        """What the answers in the folder depend on. The run's own folder may move. Answers to
+        another request, such as those of a file that was made again, are removed."""
         evaluation = self.asking.evaluation
-        return {
+        request = {
             "model": os.path.relpath(self.asking.model, self.run),
             "weights": self.weights,
             **self.asking.precision,
@@ -153,55 +157,49 @@ class File:
             "seed": self.asking.seed,
             **more,
         }
-
-    def make_room(self, request: Found) -> None:
-        """Remove answers to another request, such as those of a file that was made anew."""
         try:
             check_request(self.folder, request)
         except ConfigError:
-            print("  the answers kept were to another request, and are asked for again")
+            print("  the answers kept were to another request; answering again")
             old = self.folder.with_name(f".{self.folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             self.folder.rename(old)  # at once: answers are never without their request
             shutil.rmtree(old)
+        return request
 
 
-def _file(run: Path, base: Path, name: str, entry: Found, config: Found) -> File:
-    of_run = config["evaluation"]
+def _file(run: Path, base: Path, name: str, entry: Found, settings: Any) -> File:
     on_base = name == ADAPTER_16BIT
     path = run / ("adapter" if on_base else entry["path"])
-    load_in = {"dtype": config["model"]["dtype"] if on_base else "auto", "load_in_4bit": False}
-    gguf = path.suffix == ".gguf"
-    prompt = check_settings(Prompt, config["prompt"], f"{run / 'config.yaml'}: prompt")
+    load_in = {"dtype": settings.model.dtype if on_base else "auto", "load_in_4bit": False}
+    if path.suffix == ".gguf":
+        load_in = dict.fromkeys(load_in)
     asking = Asking(
         model=str(path),
         evaluation=Evaluation(
-            max_new_tokens=of_run["max_new_tokens"],
-            temperature=of_run["temperature"],
-            stop_at_answer=of_run["stop_at_answer"],
+            max_new_tokens=settings.evaluation.max_new_tokens,
+            temperature=settings.evaluation.temperature,
+            stop_at_answer=settings.evaluation.stop_at_answer,
         ),
-        prompt=prompt,
-        variables=prompt.chat_template_kwargs,
-        precision={"dtype": None, "load_in_4bit": None} if gguf else load_in,
-        seed=config["training"]["seed"],
+        prompt=settings.prompt,
+        variables=settings.prompt.chat_template_kwargs,
+        precision=load_in,
+        seed=settings.training.seed,
         base=str(base) if on_base else None,
     )
     weights = weights_fingerprint(str(path))
     if on_base:
         weights = f"{weights} on {model_fingerprint(base)}"
-    return File(run, base, asking, weights, run / "eval" / "exports" / name.replace(":", "-"))
+    return File(run, asking, weights, run / "eval" / "exports" / name.replace(":", "-"))
 
 
-def score_file(file: File, config: Found) -> tuple[float | None, Found]:
+def score_file(file: File, settings: Any) -> tuple[float | None, Found]:
     """Tokens a second of the answers that were still missing, if any were, and the score."""
-    where = str(file.run / "config.yaml")
-    settings: Any = check_settings(SETTINGS[config.get("method", "grpo")], config, where)
-    if isinstance(settings, DPOSettings):
-        scorer = PairScorer(file.run, file.base, settings)
-        request = file.request(fingerprint=scorer.fingerprint)
-        file.make_room(request)
-        return scorer.score(file.asking, request, file.folder)
-    return _score_problems(file, settings)
+    if not isinstance(settings, DPOSettings):
+        return _score_problems(file, settings)
+    scorer = ReplyScorer(file.run, settings)
+    request = file.request(fingerprint=scorer.fingerprint)
+    return scorer.score(file.asking, request, file.folder)
 
 
 def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> tuple[float | None, Found]:
@@ -220,7 +218,6 @@ def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> tuple[f
         examples=[each.model_dump() for each in settings.prompt.examples] or None,
         rewards=weights,
     )
-    file.make_room(request)
     done = resume(file.folder, request)
     if weights is not None:  # the rewards may have changed since: both sides by those of now
         with reward_functions.reward_errors():

@@ -20,14 +20,14 @@ from posttrain.base.paths import shown
 from posttrain.base.progress import duration
 from posttrain.data.render import set_template_variables
 from posttrain.export import merge, parity, score
-from posttrain.export.float32 import adapter_reference
 from posttrain.export.gguf import write_gguf
+from posttrain.export.models import LlamaCpp, TorchModel, adapter_model, merged_model
 from posttrain.export.ollama import export_ollama
 from posttrain.export.proof import Check, Record
 from posttrain.export.source import Trained, base_folder
 from posttrain.export.texts import gate_texts
 from posttrain.export.weights import check_weights
-from posttrain.model.llama_server import FULL_DISTRIBUTION
+from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.runtime import LIBRARIES
 from posttrain.report import export_words, next_steps
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
@@ -60,13 +60,14 @@ def export(trained: Trained, settings: Export) -> int:
     if exports.unproven:
         record = shown(exports.record.path)
         print(f"\nUNPROVEN: {', '.join(exports.unproven)} (kept; see {record})")
-        code = score.in_a_process(trained.output, base, settings) if settings.score else 0
-        return code if code > 128 else ExportError.exit_code  # a signal's code, else what is worse
-    made = {t: exports.record.content["exports"][t]["path"] for t in exports.wanted}
-    print("\nProven")
-    for target, path in (made | {"record": exports.record.path.name}).items():
-        print(f"  {target:12}  {shown(trained.output / path)}")
+    else:
+        made = {t: exports.record.content["exports"][t]["path"] for t in exports.wanted}
+        print("\nProven")
+        for target, path in (made | {"record": exports.record.path.name}).items():
+            print(f"  {target:12}  {shown(trained.output / path)}")
     code = score.in_a_process(trained.output, base, settings) if settings.score else 0
+    if exports.unproven:
+        return code if code > 128 else ExportError.exit_code  # a signal's code, else what is worse
     print(next_steps.after_export(trained.output, made, trained.name, trained.run))
     return code
 
@@ -98,17 +99,25 @@ class Exports:
         return self._proven[target]
 
     @cached_property
-    def texts(self) -> Any:
-        return gate_texts(self.trained.run, self.settings.parity.problems)
+    def known(self) -> parity.Known:
+        """What the adapter says. Its model is not kept."""
+        return self._reference(self._adapter())
 
-    @cached_property
-    def merged_answers(self) -> parity.MergedAnswers:
-        return parity.MergedAnswers(self.trained.output / MERGED, self.texts, self.settings.parity)
+    def _adapter(self) -> TorchModel:
+        variables = self._prompt.chat_template_kwargs
+        return adapter_model(self.base, self.trained.adapter, variables)
+
+    def _reference(self, adapter: TorchModel) -> parity.Known:
+        texts = gate_texts(self.trained.run)
+        return parity.reference(adapter, texts, self.settings.parity.new_tokens)
+
+    @property
+    def _prompt(self) -> Prompt:
+        return Prompt.model_validate(self.trained.run.get("prompt") or {})
 
     def make(self, target: str) -> bool:
         """Make, check and record one target; returns whether it is proven."""
-        against = "the adapter" if target == MERGED else "the merged weights"
-        against = "the tokenizer's prompts" if target == "ollama" else against
+        against = "the tokenizer's prompts" if target == "ollama" else "the adapter"
         print(f"\n{target}: making it, comparing it with {against}", flush=True)
         started = time.monotonic()
         if target == MERGED:
@@ -131,33 +140,39 @@ class Exports:
 
     def _merged(self) -> tuple[Path, list[Check]]:
         def write(into: Path) -> list[Check]:
-            merge.merge(self.base, self.trained.adapter, self.dtype, into)
-            limits = self.settings.parity
-            trained = adapter_reference(self.base, self.trained.adapter, self.texts.variables)
-            known = parity.greedy_texts(trained, self.texts.conversations, limits.new_tokens)
-            learnt = parity.learnt_change(trained, known)
-            del trained  # out of memory before the merged model is loaded
-            sums = check_weights(self.base, self.trained.adapter, into)
-            return [sums, *parity.check_merged(known, learnt, into, self.texts, limits)]
+            adapter = self._adapter()
+            self.known = self._reference(adapter)
+            merge.merge(adapter.model, self.base, self.trained.adapter, self.dtype, into)
+            del adapter  # out of memory before the merged model is loaded
+            sums = self._check_weights(into, MERGED)
+            merged = merged_model(into, self.known.texts.variables)
+            limit = self.settings.parity.max_divergence_16_bit
+            return [*sums, *parity.check_model(merged, self.known, limit)]
 
         return _whole(self.trained.output / MERGED, write)
 
     def _gguf(self, kind: str) -> tuple[Path, list[Check]]:
         merged, name = self.trained.output / MERGED, self.trained.name
+        limits = self.settings.parity.model_dump()
 
         def write(into: Path) -> list[Check]:
             write_gguf(merged, kind, into, name, self.settings.llama_cpp)
-            return parity.check_gguf(
-                into, kind, self.merged_answers, self.texts, self.settings.parity
-            )
+            sums = self._check_weights(into, kind)
+            with serve(into, context=self.known.longest + 8) as url:
+                file = LlamaCpp(url, self.known.texts.variables)
+                limit = limits.get(f"max_divergence_{kind}", limits["max_divergence_16_bit"])
+                return [*sums, *parity.check_model(file, self.known, limit)]
 
         return _whole(self.trained.output / "gguf" / f"{name}-{kind}.gguf", write)
+
+    def _check_weights(self, file: Path, kind: str) -> list[Check]:
+        return check_weights(self.base, self.trained.adapter, file, kind, self.dtype)
 
     def _ollama(self) -> tuple[Path, list[Check]]:
         gguf = next(target for target in self.wanted if target.startswith("gguf:"))
         entry = self.record.content["exports"][gguf]
         checks = [Check("proven_gguf", gguf, gguf, bool(entry["proven"]))]
-        prompt = Prompt.model_validate(self.trained.run.get("prompt") or {})
+        prompt = self._prompt
         tokenizer = merge.load_tokenizer(self.trained.adapter, self.base)
         set_template_variables(tokenizer, prompt.chat_template_kwargs)
         path, more = export_ollama(

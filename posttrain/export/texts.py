@@ -1,5 +1,6 @@
-"""The inputs of the parity check: fixed texts in English and French, and problems."""
+"""The inputs of the check: fixed texts in English and French, and problems."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,21 +22,9 @@ QUESTIONS = (
 )
 PROBLEMS = (
     "Tom has 12 apples and buys 7 more. How many apples does he have?",
-    "A book costs 8 dollars. How much do 6 books cost?",
-    "There are 45 birds in a tree and 18 fly away. How many are left?",
     "A train travels 60 miles an hour for 3 hours. How many miles is that?",
-    "Anna shares 36 sweets equally among 4 friends. How many does each get?",
-    "A box holds 24 eggs. Half of them are broken. How many are whole?",
-    "Sam earns 15 dollars an hour and works 8 hours. How much does he earn?",
-    "A rope of 50 metres is cut into pieces of 5 metres. How many pieces are there?",
     "Léa a 14 billes et en gagne 9. Combien de billes a-t-elle ?",
     "Un cahier coûte 3 euros. Combien coûtent 11 cahiers ?",
-    "Il y a 52 élèves et 17 partent. Combien en reste-t-il ?",
-    "Un train roule à 80 kilomètres par heure pendant 2 heures. Combien de kilomètres fait-il ?",
-    "Paul partage 42 bonbons entre 6 amis. Combien chacun en reçoit-il ?",
-    "Une boîte contient 30 œufs, dont un tiers est cassé. Combien sont entiers ?",
-    "Marie gagne 12 euros par heure et travaille 7 heures. Combien gagne-t-elle ?",
-    "Un ruban de 60 cm est coupé en morceaux de 4 cm. Combien de morceaux y a-t-il ?",
 )
 # All in Unicode's composed form (NFC). The tokenizer composes its input and llama.cpp does not, so
 # an accent typed as two characters gives other tokens there, with any file.
@@ -56,38 +45,34 @@ STRINGS = (
 
 @dataclass(frozen=True)
 class Texts:
-    """The inputs of one parity check."""
+    """The inputs of one check."""
 
     conversations: list[Conversation]
-    """Answered greedily and compared token by token."""
-    problems: list[Conversation]
-    """Answered to compare the last number of each answer; none where answers are text."""
+    """Answered greedily by the adapter; its replies are what distributions are compared on."""
     variables: Variables = field(default_factory=dict)
     """What the run gave the chat template, prompt.chat_template_kwargs."""
 
 
-def gate_texts(run: dict[str, Any], problems: int) -> Texts:
-    """The fixed questions and some held-out problems of the run, with its system
-    prompt and worked examples."""
+def gate_texts(run: dict[str, Any]) -> Texts:
+    """The fixed questions and some held-out problems of the run, with its system prompt and worked
+    examples."""
     prompt = Prompt.model_validate(run.get("prompt") or {})
-    questions = list(PROBLEMS)
-    answers = "number"
+    problems: Sequence[str] = PROBLEMS
     data = run.get("data") or {}
     source = data.get({"grpo": "eval", "sft": "problems"}.get(run.get("method", ""), ""))
     if source:
-        answers = data.get("answers", "number")
         columns = data["columns"] if run["method"] == "grpo" else {}
         try:
             own = load_evaluation(
-                Source.model_validate(source), ProblemColumns.model_validate(columns), answers
+                Source.model_validate(source),
+                ProblemColumns.model_validate(columns),
+                data.get("answers", "number"),
             )
-            questions = [problem.question for problem in own]
+            problems = [problem.question for problem in own]
         except DataError as error:
             print(f"The run's own problems cannot be read ({error}); using built-in ones")
-    problem_texts = [conversation(question, prompt) for question in questions[:problems]]
-    fixed = [conversation(question, prompt) for question in QUESTIONS]
-    compared = problem_texts if answers == "number" else []
-    return Texts([*fixed, *problem_texts[:4]], compared, prompt.chat_template_kwargs)
+    asked = [*QUESTIONS, *problems[:4]]
+    return Texts([conversation(text, prompt) for text in asked], prompt.chat_template_kwargs)
 
 
 def strings(tokenizer: Any) -> list[str]:

@@ -1,28 +1,48 @@
-"""Check that merged weights are the right sums, computed from the files without peft.
+"""Check the weights of an exported file against base and adapter, without peft or llama.cpp.
 
-Comparing the answers of models does not reveal a missing layer that training has changed little.
-Comparing weights does, however small the change is.
+Distributions do not reveal a missing layer that training has changed little. Weights do, however
+small the change is. A GGUF file is read back with the names and the layout of transformers.
 """
 
 import json
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain.export.merge import LORA_TENSOR
 from posttrain.export.proof import Check, at_most
 
-HALF_A_UNIT = 0.6
-"""Rounding to the nearest value moves a weight by at most half a unit of its type's precision. The
-rest allows for another order of float32 sums."""
+MOST_ROW_ERROR = 0.75
+"""Of quantised types, the largest root mean square error of a row, in steps. Rounding costs 0.3,
+and 0.5 in a row of a few blocks; what is larger than a step is another weight."""
+HALF_A_STEP = 0.6
+"""Of 16-bit types, the largest error of any weight: rounding to the nearest value moves a weight by
+at most half a step. The rest allows for another order of float32 sums."""
+MOST_LOST = 0.25
+"""Share of training's change that may be lost."""
+LEVELS = {"q8_0": 127, "q4_k_m": 15}
+"""Steps from 0 to the largest weight of a block, and from the smallest to the largest."""
+BLOCK = 32  # weights in a row that are quantised together
+ROWS = 8192  # rows of a matrix that are compared at once
+LORA_TENSOR = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
+Tensors = Iterator[tuple[str, Any]]
 
 
-def check_weights(base: Path, adapter: Path, merged: Path) -> Check:
-    """The largest difference between a merged weight and W + scale B A, relative to the weight, in
-    units of its type's precision. Weights near zero are compared with a thousandth of the largest
-    weight, or with the type's smallest normal number."""
-    import torch
-    from safetensors import safe_open
+def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) -> list[Check]:
+    """Compare the weights of a file with W + scale B A, in float32.
+
+    - `weight_error`: the largest error of a weight, in steps of the type; in a quantised type, of a
+      row of a matrix, as its root mean square. Infinite if a tensor is missing, or is one too many.
+    - `learning_lost`: the share of the change from W that is lost: 0 if none, 1 if the file holds
+      W, -1 if the change was added twice (its size counts). It is the error's projection on the
+      change, so that rounding, which is the same in all directions, hardly moves it.
+
+    Args:
+        file: The folder of merged weights, or a GGUF file.
+        kind: merged_16bit, f16, bf16, q8_0 or q4_k_m.
+        dtype: The type that the weights were merged to.
+    """
     from safetensors.torch import load_file
 
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
@@ -30,35 +50,115 @@ def check_weights(base: Path, adapter: Path, merged: Path) -> Check:
         LORA_TENSOR.sub(r".\1", name).removeprefix("base_model.model."): tensor.float()
         for name, tensor in load_file(adapter / "adapter_model.safetensors").items()
     }
+    before = dict(_places(base))
+    tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+    if tied:
+        before.pop("lm_head.weight", None)  # a copy that is not read
+    worst, lost, change, seen = 0.0, 0.0, 0.0, set()
+    for name, actual in _of_folder(file) if file.is_dir() else _of_gguf(file, base):
+        if name == "lm_head.weight" and tied:
+            continue
+        if name not in before:
+            worst = math.inf
+            continue
+        seen.add(name)
+        weight = _read(before[name], name)
+        expected = _expected(name.removesuffix(".weight"), weight, lora, config)
+        error = actual.float() - expected
+        worst = max(worst, _error(error, expected, kind, dtype))
+        if expected is not weight:
+            expected -= weight
+            lost -= float((error * expected).sum(dtype=error.dtype))
+            change += float(expected.square_().sum())
+    if seen != set(before):
+        worst = math.inf
+    return [
+        at_most("weight_error", worst, MOST_ROW_ERROR if kind in LEVELS else HALF_A_STEP),
+        at_most("learning_lost", abs(lost / change) if change else 0.0, MOST_LOST),
+    ]
+
+
+def _error(error: Any, expected: Any, kind: str, dtype: str) -> float:
+    """The largest error of a tensor in rounding steps, as `check_weights` counts them."""
+    import torch
+
+    peak = float(expected.abs().max())
+    if kind not in LEVELS or expected.dim() < 2 or expected.shape[-1] % BLOCK:
+        # Weights near zero are compared with a thousandth of the largest, or with the type's
+        # smallest normal number.
+        floor = max(peak / 1000, torch.finfo(torch.float16).tiny)
+        relative = error.abs() / expected.abs().clamp_(min=floor)
+        return float(relative.max() / torch.finfo(getattr(torch, dtype)).eps)
     worst = 0.0
-    for path in sorted(base.glob("model*.safetensors")):
-        with safe_open(path, "pt") as before, safe_open(merged / path.name, "pt") as after:
-            if set(before.keys()) != set(after.keys()):
-                return at_most("weight_error", math.inf, HALF_A_UNIT)
-            for name in before.keys():  # noqa: SIM118  # not a mapping
-                expected = _expected(
-                    name.removesuffix(".weight"), before.get_tensor(name), lora, config
-                )
-                actual = after.get_tensor(name)
-                floor = max(float(expected.abs().max()) / 1000, torch.finfo(actual.dtype).tiny)
-                error = (actual.float() - expected).abs_() / expected.abs().clamp_(min=floor)
-                worst = max(worst, float(error.max()) / torch.finfo(actual.dtype).eps)
-    return at_most("weight_error", worst, HALF_A_UNIT)
+    for start in range(0, len(expected), ROWS):
+        blocks = expected[start : start + ROWS].unflatten(-1, (-1, BLOCK))
+        high, low = blocks.amax(-1).clamp_(min=0), blocks.amin(-1).clamp_(max=0)
+        span = torch.maximum(high, -low) if kind == "q8_0" else high - low
+        step = (span / LEVELS[kind]).square_().mean(-1).sqrt_().clamp_(min=peak * 1e-4)
+        rows = error[start : start + ROWS].square().mean(-1).sqrt_()
+        worst = max(worst, float((rows / step).max()))
+    return worst
+
+
+def _places(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The names of the tensors in a folder, each with its file."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            yield from ((name, path) for name in file.keys())  # noqa: SIM118  # not a mapping
+
+
+def _read(path: Path, name: str) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name).float()
+
+
+def _of_folder(folder: Path) -> Tensors:
+    yield from ((name, _read(path, name)) for name, path in _places(folder))
+
+
+def _of_gguf(path: Path, base: Path) -> Tensors:
+    """The tensors of a GGUF file, dequantised, with the names and layout of transformers."""
+    import torch
+    from gguf import MODEL_ARCH_NAMES, GGUFReader, dequantize, get_tensor_name_map
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+
+    config = AutoConfig.from_pretrained(base)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    reader = GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    layout = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
+    kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    table = get_tensor_name_map(kind, config.num_hidden_layers)
+    known = {table.get_name(name, (".weight", ".bias")): name for name in skeleton.state_dict()}
+    for tensor in reader.tensors:
+        found = layout.process(
+            dequantize(tensor.data, tensor.tensor_type),
+            tensor.name,
+            tensor_key_mapping=known,
+            parsed_parameters={"tensors": {}},
+        )
+        if found.name in known:
+            yield known[found.name], torch.from_numpy(found.weights.copy())
 
 
 def _expected(module: str, weight: Any, lora: dict[str, Any], config: dict[str, Any]) -> Any:
     """W + scale B A in float32; DoRA (arXiv 2402.09353) scales its rows to their magnitude."""
-    weight = weight.float()
     if f"{module}.lora_A" not in lora:
         return weight
     down, up = lora[f"{module}.lora_A"], lora[f"{module}.lora_B"]
     rank = down.shape[0]
     scale = _alpha(module, config) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    weight = weight + scale * (up @ down)
+    merged = weight + scale * (up @ down)
     magnitude = lora.get(f"{module}.lora_magnitude_vector")
     if magnitude is not None:
-        weight *= (magnitude.flatten() / weight.norm(dim=1))[:, None]
-    return weight
+        merged *= (magnitude.flatten() / merged.norm(dim=1))[:, None]
+    return merged
 
 
 def _alpha(module: str, config: dict[str, Any]) -> float:

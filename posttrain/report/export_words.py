@@ -24,13 +24,14 @@ def _nats(value: float) -> str:
 
 # By the name in export.json: what it measures, and its figures with their unit.
 WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "weight_error": ("merged weights, largest error", _steps),
+    "weight_error": ("weights, largest error", _steps),
     "chat_template": ("prompts rendered differently", _plain),
     "tokenisation": ("texts tokenised differently", _plain),
     "relative_logit_difference": ("logits, difference from the adapter's", _percent),
     "max_logit_difference": ("one logit, largest difference", lambda v: f"{v:.2g}"),
     "learning_lost": ("training's change, lost to rounding", _percent),
     "arithmetic_difference": ("logits, changed by 16-bit arithmetic", _percent),
+    "divergence": ("divergence from the adapter, a token", _nats),
     "greedy_text": ("greedy replies that differ", _plain),
     "max_log_prob_difference": ("one token's log-probability, off by", _nats),
     "perplexity_change": ("perplexity, change", _percent),
@@ -60,8 +61,9 @@ ADVICE = {
         "the change that training made is small beside what this type can hold: use --dtype "
         "float16, which rounds eight times finer than bfloat16, or train longer"
     ),
-    "arithmetic_difference": (
-        "the model's activations are too large for float16 arithmetic: use --dtype bfloat16"
+    "divergence": (
+        "if the weights are right, the model's activations may be too large for float16: use "
+        "--dtype bfloat16"
     ),
 }
 

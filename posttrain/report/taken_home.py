@@ -75,7 +75,7 @@ def _line(
 def _measures(record: Record) -> tuple[str, str]:
     """The measure that files are judged by, and that of the replies' language in DPO, else ""."""
     main = next((str(score["main"]) for score in _scored(record).values()), "")
-    return main, next((name for name in LANGUAGES if name in record.after), "")
+    return main, next((name for name in LANGUAGES if name in record.after and name != main), "")
 
 
 def _size(count: float | None) -> str:
@@ -158,11 +158,11 @@ def _lost(score: Row) -> bool:
 
 
 def _worse(score: Row) -> list[str]:
-    """The other measures that got worse beyond chance. On GRPO's problems strict says it all."""
+    """The other measures that got worse beyond chance. On problems strict says it all."""
     return [
         name
         for name, change in figures(section(score, "against_adapter")).items()
-        if score.get("main") == "reward_accuracy"
+        if score.get("main") in ("reward_accuracy", *LANGUAGES)
         and name != score["main"]
         and measures.direction(name, change) < 0
     ]
@@ -173,8 +173,10 @@ def _losses(record: Record, score: Row) -> str:
     lost, gained, right = score.get("lost"), score.get("gained"), score.get("right")
     if right is None:
         return f"earns less than the adapter on {lost} of {score.get('n')} questions"
-    what = "pairs that the adapter orders right" if record.method == "DPO" else ""
-    what = what or "questions that the adapter answers"
+    what = {
+        "reward_accuracy": "pairs that the adapter orders right",
+        **dict.fromkeys(LANGUAGES, "prompts that the adapter answers in the language"),
+    }.get(str(score.get("main")), "questions that the adapter answers")
     return f"lost {lost} of {right} {what}" + (f" (and gained {gained})" if gained else "")
 
 

@@ -69,10 +69,10 @@ def check_room(base: Path, output: Path, targets: list[str]) -> None:
     if not disk:
         return
     _compare(shutil.disk_usage(output).free, disk, f"free on the disk of {output}")
-    # The gate holds a model in float32 and a GGUF file at once; a merge takes less.
+    # The base in float32 with its adapter; merged weights and GGUF files are loaded after it.
     import psutil
 
-    memory = weights * (1.25 * 4 + 2) + LIBRARIES
+    memory = weights * 1.25 * 4 + LIBRARIES
     _compare(psutil.virtual_memory().available, memory, "of free memory")
 
 

@@ -1,53 +1,55 @@
 """Settings of `export`: which files to leave with, and how closely they must follow the adapter."""
 
-from typing import Literal
+import sys
+from functools import cache
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from posttrain.settings.section import Section
 
 Target = Literal["merged_16bit", "gguf:f16", "gguf:bf16", "gguf:q8_0", "gguf:q4_k_m", "ollama"]
 
 
-class Parity(Section):
-    """Limits of the parity gate. The adapter on its 16-bit base is the reference of the merged
-    weights, and the merged weights are the reference of every GGUF, all computed in float32."""
+REMOVED = (
+    *("max_relative_logit_difference", "max_logit_difference", "max_learning_lost"),
+    *("max_arithmetic_difference", "max_log_prob_difference", "max_perplexity_change_q8_0"),
+    *("max_perplexity_change_q4_k_m", "max_answer_disagreement_q8_0"),
+    *("max_answer_disagreement_q4_k_m", "problems", "answer_tokens"),
+)
+"""Settings of earlier versions, which are in the configs of finished runs."""
 
-    max_relative_logit_difference: float = Field(0.03, gt=0)
-    """Merged against adapter: root mean square of the difference of all logits, over their standard
-    deviation. Rounding the sum once to bfloat16 costs about 0.01 in 24 layers, and float16 an
-    eighth of that; a layer left out or a wrong scale costs more."""
-    max_logit_difference: float = Field(0.5, gt=0)
-    """The same as the largest difference of any logit of any token: rounding reaches six times the
-    root mean square somewhere in 150,000 logits a token."""
-    max_learning_lost: float = Field(0.5, gt=0)
-    """The root mean square again, over that of what the adapter itself changes in the logits: the
-    share of the training that rounding takes back. Where LoRA changes a weight by less than half of
-    a rounding step, W + BA is rounded back to W."""
-    max_arithmetic_difference: float = Field(0.1, gt=0)
-    """Merged weights, computed with in their own 16-bit type against float32, as the first limit: a
-    model whose activations do not fit float16 shows here."""
-    max_log_prob_difference: float = Field(0.2, gt=0)
-    """GGUF f16/bf16 against merged: largest difference of a token's log-probability, in nats.
-    llama.cpp rounds activations and its cache to 16 bits, which moves it by some thousandths."""
-    max_perplexity_change_q8_0: float = Field(0.02, gt=0)
-    """Perplexity of q8_0 over that of the merged weights, minus 1, on the merged model's own greedy
-    replies: the text where a damaged model shows first. 8 bits cost well under 1%."""
-    max_perplexity_change_q4_k_m: float = Field(0.25, gt=0)
-    """The same for q4_k_m: a model this small feels 4 bits, and a broken file changes it by far
-    more than a quarter."""
-    max_answer_disagreement_q8_0: float = Field(0.13, ge=0, le=1)
-    """Share of problems on which q8_0 and the merged weights end with another number: a long
-    reasoning may flip at a near tie, so 2 of 16 may. Not looked at with data.answers: text."""
-    max_answer_disagreement_q4_k_m: float = Field(0.5, ge=0, le=1)
-    """The same for q4_k_m, which writes other words even where it is as often right."""
+
+class Parity(Section):
+    """Limits of the parity gate. The adapter on its 16-bit base, in float32, is the reference of
+    every file. Each limit is that of `divergence`: the mean Kullback-Leibler divergence of the
+    file's distribution of the next token from the adapter's, in nats a token."""
+
+    max_divergence_16_bit: float = Field(0.03, gt=0)
+    """Merged weights computed in their own type, and GGUF f16 and bf16 run by llama.cpp."""
+    max_divergence_q8_0: float = Field(0.03, gt=0)
+    """GGUF of 8 bits."""
+    max_divergence_q4_k_m: float = Field(0.3, gt=0)
+    """GGUF of 4 bits: a model this small feels them."""
     new_tokens: int = Field(64, ge=1)
-    """Length of the greedy texts that are compared."""
-    problems: int = Field(16, ge=1)
-    """Problems to compare answers on: the run's own held-out ones, else a set that is built in;
-    none with data.answers: text, where replies end with no number."""
-    answer_tokens: int = Field(256, ge=1)
-    """Longest answer to a problem."""
+    """Length of the replies that are compared."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if removed := tuple(name for name in values if name in REMOVED):
+            _note_removed(removed)
+        return {name: value for name, value in values.items() if name not in REMOVED}
+
+
+@cache
+def _note_removed(names: tuple[str, ...]) -> None:
+    print(
+        f"note: export.parity: {', '.join(names)}: removed, nothing replaces it; ignored",
+        file=sys.stderr,
+    )
 
 
 class Export(Section):

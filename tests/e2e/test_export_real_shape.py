@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.export import float32, parity, texts
 from posttrain.export.llama_cpp import cached_tree, find_tree
 from posttrain.export.merge import merge
+from posttrain.export.models import LlamaCpp, adapter_model
+from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import serve
-from posttrain.settings.export import Parity
 from tests.helpers import ROOT, SHARED, make_adapter, make_qwen, needs_shared
 
 pytestmark = [
@@ -21,9 +21,6 @@ pytestmark = [
     pytest.mark.timeout(3600),
     pytest.mark.filterwarnings("ignore"),
 ]
-LIMITS = Parity(new_tokens=16, problems=2, answer_tokens=16)
-SMALL = [f"export.parity.{k}={getattr(LIMITS, k)}" for k in ("new_tokens", "problems")]
-TEXTS = texts.gate_texts({}, 2)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +39,9 @@ def exported(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Merged, q8_0 and q4_k_m, by the command with its standard input closed."""
     folder = tmp_path_factory.mktemp("exported")
     to = "merged_16bit,gguf:q8_0,gguf:q4_k_m"
-    command = [ROOT / "scripts" / "export.py", adapter, "--output", folder, "--to", to, *SMALL]
+    command = [ROOT / "scripts" / "export.py", adapter, "--output", folder, "--to", to]
     result = subprocess.run(
-        [sys.executable, *command, "export.parity.answer_tokens=16"],
+        [sys.executable, *command, "export.parity.new_tokens=16"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -61,36 +58,12 @@ def test_export_is_unattended_and_proven(exported: Path) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_merged_logits_follow_the_adapter(exported: Path) -> None:
-    """On a bfloat16 base, every logit within 1e-2."""
-    record = json.loads((exported / "export.json").read_text())
-    checks = {c["name"]: c["value"] for c in record["exports"]["merged_16bit"]["checks"]}
-    assert record["base"]["dtype"] == "bfloat16"
-    assert checks["max_logit_difference"] < 1e-2
-    assert checks["relative_logit_difference"] < 2e-3
-    assert checks["learning_lost"] < 2e-2
-
-
-@pytest.mark.parametrize(
-    ("dtype", "largest", "lost"),
-    [
-        ("float32", 1e-5, 1e-4),
-        # Rounding 358 million weights once to 8 bits cannot cost less: its largest effect on any
-        # one of 30 million logits is some six times the root mean square.
-        ("bfloat16", 6e-2, 0.1),
-    ],
-)
-def test_other_types_differ_by_their_rounding_alone(
-    base: Path, adapter: Path, tmp_path: Path, dtype: str, largest: float, lost: float
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_differ_by_their_rounding_alone(
+    base: Path, adapter: Path, tmp_path: Path, dtype: str
 ) -> None:
-    merge(base, adapter, dtype, tmp_path / "merged")
-    limits = {"max_logit_difference": largest, "max_learning_lost": lost}
-    model = float32.adapter_reference(base, adapter)
-    known = parity.greedy_texts(model, TEXTS.conversations, LIMITS.new_tokens)
-    learnt = parity.learnt_change(model, known)
-    del model
-    exact = LIMITS.model_copy(update=limits)
-    checks = parity.check_merged(known, learnt, tmp_path / "merged", TEXTS, exact)
+    merge(adapter_model(base, adapter).model, base, adapter, dtype, tmp_path / "merged")
+    checks = check_weights(base, adapter, tmp_path / "merged", "merged_16bit", dtype)
     assert all(check.passed for check in checks), checks
 
 
@@ -105,20 +78,23 @@ def test_llama_cpp_tokenises_as_the_tokenizer_does(exported: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(exported / "merged_16bit")
     (file,) = (exported / "gguf").glob("*-q8_0.gguf")
     with serve(file, context=512) as url:
-        found = [parity.LlamaCpp(url).tokenize(text) for text in strings]
+        found = [LlamaCpp(url).tokenize(text) for text in strings]
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in strings]
     assert len(found) == 200 and found == expected
 
 
 def test_peak_memory_of_a_merge(base: Path, adapter: Path, tmp_path: Path) -> None:
-    """Under three times the 16-bit weights, the libraries themselves included.
+    """Under four times the 16-bit weights, the libraries themselves included: the base in float32,
+    as every check of an export needs it, and the pages of its file that are read.
 
     The kernel's high-water mark: getrusage would hand on that of the process that started this one.
     """
     program = (
         "import re, sys; from pathlib import Path; "
         "from posttrain.export.merge import merge; "
-        "merge(Path(sys.argv[1]), Path(sys.argv[2]), 'bfloat16', Path(sys.argv[3])); "
+        "from posttrain.export.models import adapter_model; "
+        "base, adapter, into = map(Path, sys.argv[1:]); "
+        "merge(adapter_model(base, adapter).model, base, adapter, 'bfloat16', into); "
         "status = Path('/proc/self/status').read_text(); "
         "print('PEAK', 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]))"
     )
@@ -126,7 +102,7 @@ def test_peak_memory_of_a_merge(base: Path, adapter: Path, tmp_path: Path) -> No
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     (peak,) = re.findall(r"PEAK (\d+)", result.stdout)
     weights = (tmp_path / "merged" / "model.safetensors").stat().st_size
-    assert int(peak) < 3 * weights, f"{int(peak) / weights:.2f} times the weights"
+    assert int(peak) < 4 * weights, f"{int(peak) / weights:.2f} times the weights"
 
 
 def test_the_pinned_tree_is_found_again() -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a 
 DEMO = ROOT / "assets" / "demo_data"
 MAINS = {"grpo": grpo.main, "dpo": dpo.main}
 ASSISTANT, THOUGHTS = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n"
-PARITY = ["export.parity.new_tokens=8", "export.parity.problems=4", "export.parity.answer_tokens=8"]
+PARITY = ["export.parity.new_tokens=8"]
 REWARD = """
 def letters(completions, **columns):
     return [float(len(turns[-1]["content"]) % 5) for turns in completions]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.export.merge import merge
+from posttrain.export.models import adapter_model
 from posttrain.report.snippets import snippets
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
@@ -20,7 +21,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an adapter of the demo model, and merged weights."""
     folder = tmp_path_factory.mktemp("run")
     make_adapter(BASE, folder / "adapter")
-    merge(BASE, folder / "adapter", "float16", folder / "merged_16bit")
+    model = adapter_model(BASE, folder / "adapter").model
+    merge(model, BASE, folder / "adapter", "float16", folder / "merged_16bit")
     return folder
 
 

@@ -33,6 +33,7 @@ from posttrain.export import llama_cpp
 from posttrain.export.ollama import turn_template
 from posttrain.export.proof import at_most
 from posttrain.export.source import Trained, base_folder
+from posttrain.export.weights import MOST_LOST
 from posttrain.model import pretrained
 from posttrain.model.device import Device, check_device
 from posttrain.model.vllm import check_vllm
@@ -40,7 +41,6 @@ from posttrain.report import export_words
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings.command import SETTINGS, load_settings
-from posttrain.settings.export import Parity
 from posttrain.train import cold_start
 from posttrain.train.session import resume_note
 from posttrain.train.stop import StopRequest
@@ -219,7 +219,7 @@ def _(scene: Scene) -> str:
 
 @causes("the change that training made is small")
 def _(scene: Scene) -> str:
-    check = at_most("learning_lost", 0.8, Parity().max_learning_lost)
+    check = at_most("learning_lost", 0.8, MOST_LOST)
     assert not check.passed
     return " ".join(export_words.advice([check.name]))
 

@@ -178,12 +178,12 @@ def test_checks_are_shown_in_words_and_in_columns(monkeypatch: pytest.MonkeyPatc
         at_most("own name", float("nan"), 1.0),
     ]
     assert export_words.lines([asdict(check) for check in checks]) == [
-        "  ok      merged weights, largest error  0.5 rounding steps  at most 0.6 rounding steps",
-        "  ok      greedy replies that differ     0 of 12             none allowed",
-        "  FAILED  perplexity, change             25%                 at most 2%",
-        "  ok      prompts rendered               6 of 6              all needed",
-        "  ok      made from a proven GGUF file   gguf:q8_0",
-        "  FAILED  own name                       nan                 at most 1",
+        "  ok      weights, largest error        0.5 rounding steps  at most 0.6 rounding steps",
+        "  ok      greedy replies that differ    0 of 12             none allowed",
+        "  FAILED  perplexity, change            25%                 at most 2%",
+        "  ok      prompts rendered              6 of 6              all needed",
+        "  ok      made from a proven GGUF file  gguf:q8_0",
+        "  FAILED  own name                      nan                 at most 1",
     ]
     old = {"name": "greedy_text", "value": 1, "limit": 0, "passed": False}  # counts had no total
     assert export_words.in_words(old) == ("greedy replies that differ", "1", "at most 0")
@@ -315,14 +315,14 @@ def test_a_gguf_file_is_told_from_a_url(tmp_path: Path) -> None:
 
 def test_help_and_wrong_requests_answer_at_once(ask: Ask, tmp_path: Path) -> None:
     result, seconds = ask("export", "--help", within=1.0)
-    assert result.returncode == 0 and "export.parity.max_logit_difference" in result.stdout
+    assert result.returncode == 0 and "export.parity.max_divergence_q8_0" in result.stdout
     assert seconds < 1.0
     adapter = make_config(tmp_path / "adapter", base_model_name_or_path=str(DEMO))
     for arguments, message in (
         ([tmp_path / "none"], "neither a run folder"),
         ([adapter], "nothing to export"),
         ([adapter, "--to", "gguf:q5_k_m"], "export.to.0: should be 'merged_16bit'"),
-        ([adapter, "export.parity.problem=3"], "Did you mean 'problems'?"),
+        ([adapter, "export.parity.new_token=3"], "Did you mean 'new_tokens'?"),
     ):
         result, seconds = ask("export", *arguments, within=1.0)
         assert (result.returncode, message in result.stderr) == (2, True), result.stderr
@@ -331,3 +331,14 @@ def test_help_and_wrong_requests_answer_at_once(ask: Ask, tmp_path: Path) -> Non
 
 def test_settings_have_defaults_that_export_nothing() -> None:
     assert Export().to == [] and Export().parity == Parity()
+
+
+def test_a_removed_limit_in_an_old_config_is_named_and_ignored(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = Parity.model_validate({"problems": 4, "answer_tokens": 24, "new_tokens": 24})
+    assert found == Parity(new_tokens=24)
+    note = capsys.readouterr().err
+    assert note == (
+        "note: export.parity: problems, answer_tokens: removed, nothing replaces it; ignored\n"
+    )

@@ -151,8 +151,11 @@ posttrain/model/checks.py: the layers that peft puts LoRA on
     transformers/pytorch_utils.py: Conv1D
 posttrain/model/trust.py: what transformers lets torch read from a checkpoint
     transformers/trainer_pt_utils.py: safe_globals
-posttrain/export/merge.py: one layer after the other is merged, so that they need little memory
-    peft/tuners/lora/__init__.py: Linear LoraLayer
+posttrain/export/merge.py: which layers an adapter changes
+    peft/tuners/lora/__init__.py: LoraLayer
+posttrain/export/weights.py: the layout of the tensors of a GGUF file
+    transformers/modeling_gguf_pytorch_utils.py: TENSOR_PROCESSORS TensorProcessor
+    transformers/modeling_gguf_pytorch_utils.py: LlamaTensorProcessor.process
 posttrain/export/weights.py: alpha_pattern as peft reads it
     peft/utils/other.py: get_pattern_key(pattern_keys, key_to_match)
 """

@@ -1,0 +1,161 @@
+"""The models that an export compares: the adapter on its base, merged weights, a GGUF file.
+
+Each renders a conversation, tokenises a text, replies greedily, and lists the most probable next
+tokens at every place of a given reply. The adapter is computed in float32. A file is computed as
+its users compute it: merged weights in their own type, a GGUF file by llama.cpp.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from eval import Conversation
+from posttrain.base.errors import ExportError
+from posttrain.data.render import NONE, Variables, render, set_template_variables, token_ids
+from posttrain.export.merge import generation_settings, load_tokenizer, put_adapter
+
+LISTED = 64
+"""Next tokens that are compared at each place, the most probable ones."""
+Row = dict[int, float]
+"""The most probable next tokens with their log-probabilities, in nats."""
+
+
+class Model(Protocol):
+    """What the check needs of a model."""
+
+    def render(self, conversation: Conversation) -> str:
+        """The prompt as text."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, special tokens among them."""
+
+    def greedy(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
+        """A greedy reply to each prompt, with its end token if it ends."""
+
+    def rows(self, prompt: list[int], reply: list[int]) -> list[Row]:
+        """For each token of a given reply, what is most probable in its place."""
+
+
+class TorchModel:
+    """A model of transformers, on the GPU where there is one."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: Any) -> None:
+        """`settings` are those of generation, greedy and with the end tokens."""
+        import torch
+
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.tokenizer, self._settings = tokenizer, settings
+
+    def render(self, conversation: Conversation) -> str:
+        return render(self.tokenizer, conversation, today=True)
+
+    def tokenize(self, text: str) -> list[int]:
+        return token_ids(self.tokenizer, [text])[0]
+
+    def greedy(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
+        import torch
+
+        ends = self._settings.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends)
+        padding = self._settings.pad_token_id
+        padding = min(ends) if padding is None else padding
+        settings = copy.copy(self._settings)
+        settings.max_new_tokens = new_tokens
+        replies = []
+        for start in range(0, len(prompts), 16):
+            batch = prompts[start : start + 16]
+            width = max(map(len, batch))
+            ids = torch.tensor([[padding] * (width - len(p)) + p for p in batch])
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
+            with torch.no_grad():
+                output = self.model.generate(
+                    input_ids=ids.to(self.model.device),
+                    attention_mask=mask.to(self.model.device),
+                    generation_config=settings,
+                )
+            for reply in output[:, width:].tolist():
+                end = next((n for n, t in enumerate(reply, 1) if t in ends), len(reply))
+                replies.append(reply[:end])
+        return replies
+
+    def rows(self, prompt: list[int], reply: list[int]) -> list[Row]:
+        import torch
+
+        ids = torch.tensor([prompt + reply], device=self.model.device)
+        with torch.no_grad():
+            logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        top = logits.float().log_softmax(-1).topk(min(LISTED, logits.shape[-1]))
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return [dict(zip(tokens, values, strict=True)) for tokens, values in pairs]
+
+
+def adapter_model(base: Path, adapter: Path, variables: Variables = NONE) -> TorchModel:
+    """The adapter on its base in float32, not merged. `variables` are those of the chat template,
+    prompt.chat_template_kwargs."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = load_tokenizer(adapter, base)
+    set_template_variables(tokenizer, variables)
+    settings = generation_settings(base, tokenizer)
+    return TorchModel(put_adapter(model, adapter), tokenizer, settings)
+
+
+def merged_model(folder: Path, variables: Variables = NONE) -> TorchModel:
+    """The model in a folder, in its own type; `variables` as of adapter_model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    set_template_variables(tokenizer, variables)
+    return TorchModel(model, tokenizer, model.generation_config)
+
+
+class LlamaCpp:
+    """A model that a llama.cpp server runs, through those parts of its API that others lack."""
+
+    def __init__(self, url: str, variables: Variables = NONE) -> None:
+        self._client = httpx.Client(base_url=url, timeout=600, trust_env=False)
+        self._variables = dict(variables)
+
+    def render(self, conversation: Conversation) -> str:
+        body = {"messages": conversation, "chat_template_kwargs": self._variables}
+        return str(self._post("/apply-template", body)["prompt"])
+
+    def tokenize(self, text: str) -> list[int]:
+        body = {"content": text, "add_special": False, "parse_special": True}
+        return [int(token) for token in self._post("/tokenize", body)["tokens"]]
+
+    def greedy(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
+        body = {"n_predict": new_tokens, "return_tokens": True}
+        return [list(self._complete(prompt, body)["tokens"]) for prompt in prompts]
+
+    def rows(self, prompt: list[int], reply: list[int]) -> list[Row]:
+        """One request a token: llama.cpp lists what is probable after a text, not inside it. It
+        computes only what it has not computed for the request before.
+
+        It lists nothing where it writes half a character, so a bias, which the listed values are
+        without, makes it write a letter.
+        """
+        body = {"n_predict": 1, "n_probs": LISTED, "logit_bias": [[self.tokenize("a")[0], 1e6]]}
+        rows = []
+        for n in range(len(reply)):
+            answer = self._complete(prompt + reply[:n], {**body, "cache_prompt": n > 0})
+            (step,) = answer["completion_probabilities"]
+            rows.append({each["id"]: each["logprob"] for each in step["top_logprobs"]})
+        return rows
+
+    def _complete(self, prompt: list[int], body: dict[str, Any]) -> Any:
+        # Without a cache a reply depends on nothing but its prompt.
+        greedy = {"prompt": prompt, "temperature": 0, "cache_prompt": False}
+        return self._post("/completion", {**greedy, **body})
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        response = self._client.post(path, json=body)
+        if not response.is_success:
+            raise ExportError(f"llama.cpp refused {path}: {response.text[:300]}")
+        return response.json()
