@@ -12,6 +12,7 @@ import argparse
 import json
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -36,19 +37,20 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.json:
-        records = read_runs(arguments.runs, finished=True)
-        print(json.dumps({found.name: found.measures() for found in records}, indent=2))
+        finished = read_runs(arguments.runs, finished=True)
+        changes = {run.name: {n: asdict(c) for n, c in run.changes().items()} for run in finished}
+        print(json.dumps(changes, indent=2))
         return
     from posttrain.report import page  # not before the arguments are known to be right
 
-    records = read_runs(arguments.runs)
-    pages = [page.write_report(found.path) for found in records]
-    scored = [(found.name, found.measures()) for found in records if found.measures()]
+    runs = read_runs(arguments.runs)
+    pages = [page.write_report(run.path) for run in runs]
+    scored = [(run.name, run.changes()) for run in runs if run.changes()]
     if scored:
         print(table(scored), end="\n\n")
-    for found in records:
-        if not found.finished:
-            print(f"{found.name}: not scored yet, {found.steps} steps are logged")
+    for run in runs:
+        if not run.finished:
+            print(f"{run.name}: not scored yet, {run.steps} steps are logged")
     if arguments.output is not None:
         pages.append(page.write_comparison(arguments.runs, arguments.output))
     for written in pages:

@@ -33,6 +33,7 @@ from posttrain.export.parity import LlamaCpp
 from posttrain.model.log_probs import pair_log_probs, pair_sequences
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import claim
+from posttrain.run.results import paired
 from posttrain.scoring import answers, pairs
 from posttrain.scoring.answers import Asking
 from posttrain.settings import DPOSettings
@@ -99,7 +100,7 @@ class PairScorer:
         main = "reward_accuracy"
         both = list(zip(theirs[main], mine[main], strict=True))
         compared = measures.compare(theirs, mine)
-        return speed, measures.paired(main, both, measures.summarise(mine), compared)
+        return speed, paired(main, both, measures.summarise(mine), compared)
 
     @property
     def _prompts(self) -> list[list[dict[str, str]]]:

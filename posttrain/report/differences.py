@@ -5,21 +5,21 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from posttrain.report.record import Record
+from posttrain.run.record import Run, Settings
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import SETTINGS
 
 ABSENT = object()
 
 
-def from_defaults(record: Record) -> list[tuple[str, str, str]]:
+def from_defaults(run: Run) -> list[tuple[str, str, str]]:
     """(key path, value, default) of every setting that is not at its default.
 
     A setting without a default is always there, with an empty one.
     """
-    defaults = _defaults_of(record)
+    defaults = _defaults_of(run)
     found = []
-    for key, value in _leaves(record.config, defaults):
+    for key, value in _leaves(run.config, defaults):
         default = defaults.get(key, ABSENT)
         if value != default:
             shown = "" if default is ABSENT else _shown(default)
@@ -27,9 +27,9 @@ def from_defaults(record: Record) -> list[tuple[str, str, str]]:
     return found
 
 
-def between(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
+def between(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """(key path, value in each run) of every setting in which runs that have it differ."""
-    values = [dict(_leaves(record.config, _defaults_of(record))) for record in records]
+    values = [dict(_leaves(run.config, _defaults_of(run))) for run in runs]
     keys = dict.fromkeys(key for each in values for key in each if key != "run.name")
     found = []
     for key in keys:
@@ -40,8 +40,8 @@ def between(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _defaults_of(record: Record) -> dict[str, Any]:
-    return dict(_defaults(SETTINGS.get(record.method.lower(), DPOSettings)))
+def _defaults_of(run: Run) -> Settings:
+    return dict(_defaults(SETTINGS.get(run.method.lower(), DPOSettings)))
 
 
 def _leaves(values: Mapping[str, Any], stop: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:

@@ -5,7 +5,7 @@ Importing this loads matplotlib, which takes a second: only what draws may impor
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from typing import Any
@@ -179,3 +179,11 @@ def percent_axis(axes: Axes, which: str, top: float = 1.0) -> None:
     axis.set_major_formatter(PercentFormatter(1.0))
     axis.set_major_locator(MaxNLocator(5, steps=ROUND))
     limits(-0.025 * top, 1.025 * top)
+
+
+def rows_axis(axes: Axes, labels: Sequence[str]) -> None:
+    """A row for each label from top to bottom, numbered from 0."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.grid(visible=False, axis="y")

@@ -3,13 +3,12 @@
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT, run_command, shown
 from posttrain.report.live import draw
-from posttrain.report.record import section
 from posttrain.report.tables import comparison_table
+from posttrain.run.record import Settings, section
 from posttrain.settings.strict_yaml import read_yaml
 
 UNSCORED = (
@@ -28,7 +27,7 @@ def finish(run: Path) -> None:
 
 
 def already_finished(run: Path) -> int:
-    """Say that a run is done and show its table; returns the exit code."""
+    """Print that a run is done, and its table; returns the exit code."""
     print(
         f'{run} is a finished run; nothing to do. "--resume never" trains it from the start '
         f"(the old folder is moved aside).\n\n{comparison_table([run])}"
@@ -42,7 +41,7 @@ def next_commands(run: Path) -> str:
     runner, folder = run_command(), shlex.quote(shown(run))
     adapter = shlex.quote(shown(run / "adapter"))
     try:
-        settings: dict[str, Any] = read_yaml(run / "config.yaml")
+        settings: Settings = read_yaml(run / "config.yaml")
     except ConfigError:
         settings = {}
     return _next(
@@ -52,7 +51,7 @@ def next_commands(run: Path) -> str:
     )
 
 
-def after_export(folder: Path, made: Mapping[str, str], name: str, settings: dict[str, Any]) -> str:
+def after_export(folder: Path, made: Mapping[str, str], name: str, settings: Settings) -> str:
     """The commands that use what was exported.
 
     Args:
@@ -74,7 +73,7 @@ def _next(*commands: str) -> str:
     return "\n  ".join(("\nNext", *commands))
 
 
-def _evaluation(settings: dict[str, Any]) -> str:
+def _evaluation(settings: Settings) -> str:
     """What to score next: the run's own problems where they are a local file here."""
     if settings.get("method") in ("grpo", "sft"):
         data = section(settings, "data")
@@ -89,7 +88,7 @@ def _evaluation(settings: dict[str, Any]) -> str:
     return "--data mgsm-fr --language fr"
 
 
-def _local(source: dict[str, Any]) -> str | None:
+def _local(source: Settings) -> str | None:
     """The file of a Source as it is typed here, None where it is not on this machine."""
     path = str(source.get("path", ""))
     found = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)

@@ -2,10 +2,12 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from eval import conversation
+from posttrain.run.record import Settings
+from posttrain.run.results import Exported
 from posttrain.settings import Prompt
 
 GRADE_SCHOOL = "Tom has 3 boxes of 12 pens and gives 7 pens away. How many pens are left?"
@@ -38,7 +40,7 @@ class Snippet:
 
 
 def snippets(
-    settings: dict[str, Any], exports: dict[str, dict[str, Any]], repository: str | None
+    settings: Settings, exports: Mapping[str, Exported], repository: str | None
 ) -> list[Snippet]:
     """One for the adapter, and one for every way of loading each export there is."""
     question = QUESTIONS[settings["method"].upper()]
@@ -71,7 +73,7 @@ def snippets(
         )
     ]
     for name, export in exports.items():
-        path = export["path"]
+        path = export.path
         if name == "merged_16bit":
             merged = transformers("transformers", "AutoModelForCausalLM", repository or path)
             found.append(Snippet("transformers, merged weights", "python", merged, tested=True))

@@ -1,64 +1,53 @@
 """The earlier stages of a run that started from another run's adapter (model.adapter)."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from eval import figures
+from eval.stats import Measure
 from posttrain.base.files import model_fingerprint
-from posttrain.report import measures
-from posttrain.report.record import Record, Row, number, read_run, section
+from posttrain.run.record import Run, read_run
+from posttrain.run.results import Stage
 
 
-def chain_of(adapter: Path) -> list[Row]:
-    """The stages behind an adapter folder, the first one first, each as environment.json has it:
-    `{"name", "method", "steps", "data", "adapter", "measure", "before", "after"}`.
+def chain_of(adapter: Path) -> list[dict[str, object]]:
+    """The stages behind an adapter folder, the first one first, as environment.json has them (see
+    `Stage`). One that was not scored has no measure."""
+    stages = [*_stages(adapter)]
+    unset: tuple[object, ...] = (None, "", asdict(Measure()))
+    return [{k: v for k, v in asdict(stage).items() if v not in unset} for stage in stages]
 
-    `data` and `adapter` are fingerprints, `measure` the headline of the stage's method. An adapter
-    outside of a run folder is one stage of which only name and fingerprint are known.
-    """
-    stage: Row = {"name": adapter.name, "adapter": model_fingerprint(adapter)}
+
+def _stages(adapter: Path) -> list[Stage]:
+    stage = Stage(adapter.name, model_fingerprint(adapter))
     of_checkpoint = adapter.parent.name == "checkpoints"
-    run = adapter.parent.parent if of_checkpoint else adapter.parent
-    if not (of_checkpoint or adapter.name == "adapter") or not (run / "config.yaml").is_file():
+    folder = adapter.parent.parent if of_checkpoint else adapter.parent
+    if not (of_checkpoint or adapter.name == "adapter") or not (folder / "config.yaml").is_file():
         return [stage]
-    record = read_run(run)
-    stage |= {
-        "name": run.name,
-        "method": record.method.lower(),
-        "data": record.environment.get("data"),
-    }
+    run = read_run(folder)
+    trained, data = run.environment.trained, run.environment.data
+    stage = replace(stage, name=folder.name, method=run.method.lower(), data=data)
     if of_checkpoint:  # which was not scored
         step = adapter.name.rpartition("-")[2]
-        return [*_earlier(record), {**stage, "steps": int(step) if step.isdigit() else None}]
-    found = record.measures()
-    main = next(iter(found), None)
-    sides = {side: found[main][side] for side in ("before", "after")} if main else {}
-    stage |= {
-        "steps": section(record.environment, "trained").get("steps"),
-        "measure": main,
-        **sides,
-    }
-    return [*_earlier(record), stage]
+        stage = replace(stage, steps=int(step) if step.isdigit() else None)
+    else:
+        stage = replace(stage, steps=trained.steps if trained else None)
+        if (main := run.headline) is not None:
+            change = run.changes()[main]
+            stage = replace(stage, measure=main, before=change.before, after=change.after)
+    return [*run.environment.stages, stage]
 
 
-def _earlier(record: Record) -> list[Row]:
-    listed = record.environment.get("stages")
-    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-
-
-def lines(record: Record) -> list[str]:
+def lines(run: Run) -> list[str]:
     """One line for each earlier stage: `warm_up: SFT, 40 steps; strict accuracy 1% -> 20%`."""
-    return [_line(stage) for stage in _earlier(record)]
+    return [_line(stage) for stage in run.environment.stages]
 
 
-def _line(stage: Row) -> str:
-    name = str(stage.get("name", "an adapter"))
-    if not stage.get("method"):
-        return f"{name}: an adapter without its run (fingerprint {str(stage.get('adapter'))[:12]})"
-    parts = [f"{name}: {str(stage['method']).upper()}, {stage.get('steps')} steps"]
-    main = stage.get("measure")
-    if isinstance(main, str):
-        values = [
-            measures.plain(main, number(section(stage, side).get("value")))
-            for side in ("before", "after")
-        ]
-        parts.append(f"{measures.label(main)} {' -> '.join(values)}")
-    return "; ".join(parts)
+def _line(stage: Stage) -> str:
+    if not stage.method:
+        return f"{stage.name}: an adapter without its run (fingerprint {stage.adapter[:12]})"
+    trained = f"{stage.name}: {stage.method.upper()}, {stage.steps} steps"
+    if not (main := stage.measure):
+        return trained
+    before, after = (figures.plain(main, side.value) for side in (stage.before, stage.after))
+    return f"{trained}; {figures.label(main)} {before} -> {after}"

@@ -1,126 +1,220 @@
-"""The before/after table as text, in lines that fit the terminal."""
+"""Tables as rows of cells, and two of their three renderers: text for a terminal, and Markdown.
+
+The third is the macro `table` of parts.html.j2. A cell has its figure and, apart from it, what says
+how sure that is: a page shows it below the figure, a wide terminal and the card beside it.
+"""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from eval import figures
+from eval.measures import Change, direction, kind
+from eval.stats import Measure
 from posttrain.base import terminal
-from posttrain.report import measures
-from posttrain.report.record import read_runs
+from posttrain.run.record import read_runs
 
-Comparison = Mapping[str, Mapping[str, Any]]
+NO_BREAK = "\N{NO-BREAK SPACE}"
+TONES = {1: "good", 0: "", -1: "bad"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    full: str = ""
+    """The text with its interval, for one line; empty where it is the same."""
+    small: tuple[str, ...] = ()
+    """Lines below the text, on a page."""
+    tone: str = ""
+    """`good` or `bad` where it is so beyond chance."""
+
+
+@dataclass(frozen=True)
+class Column:
+    head: str
+    narrow: Literal["full", "text", "left out"] = "full"
+    """What a terminal shows of its cells where the complete table does not fit."""
+    page: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    cells: tuple[Cell, ...]
+    """One below each column but the first, which is that of the labels."""
+    group: str = ""
+    """The set of problems that was scored beside the run's own rows; empty for these."""
+    n: int | None = None
+    note: str = ""
+    """Beside the label, on a page."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}: {self.label}" if self.group else self.label
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[Column, ...]
+    rows: list[Row]
+    title: str = ""
+    """The name of a run among several."""
+    capitals: bool = True
+    """Labels begin with a capital letter on a page; they do not where they are names of files."""
+
+
+COMPARED = (
+    Column("measure"),
+    Column("before", "text"),
+    Column("after", "text"),
+    Column("change (95% interval)"),
+    Column("p-value", page=False),
+    Column("n", "left out", page=False),
+)
+
+
+def compared(changes: Mapping[str, Change], title: str = "") -> Table:
+    """Measures before and after training, one a row."""
+    rows = [
+        Row(
+            kind(name).label,
+            (
+                score(name, change.before),
+                score(name, change.after),
+                difference(name, change),
+                Cell(figures.p_value(change.p_value)),
+                Cell(str(change.n or change.after.n)),
+            ),
+            group=figures.set_label(name),
+            n=change.n or change.after.n,
+            note=f"n = {change.n or change.after.n}",
+        )
+        for name, change in changes.items()
+    ]
+    return Table(COMPARED, rows, title)
+
+
+def score(name: str, measure: Measure) -> Cell:
+    """A measure and its interval."""
+    within = figures.interval(name, measure.low, measure.high)
+    return Cell(figures.plain(name, measure.value), figures.value(name, measure), (within,))
+
+
+def difference(name: str, change: Change) -> Cell:
+    """A change with its interval and p-value."""
+    known = change.difference is not None
+    sure = (figures.span(name, change), figures.p_is(change.p_value)) if known else ()
+    moved = figures.moved(name, change.difference)
+    return Cell(moved, figures.change(name, change), sure, TONES[direction(name, change)])
+
+
+def table(comparisons: Sequence[tuple[str, Mapping[str, Change]]], width: int | None = None) -> str:
+    """Named comparisons in one table, as `as_text` renders it."""
+    return as_text([compared(changes, name) for name, changes in comparisons], width)
 
 
 def comparison_table(runs: Sequence[Path]) -> str:
     """One table over all runs: each measure before and after, with 95% intervals and p-value."""
-    records = read_runs(runs, finished=True)
-    return table([(found.name, found.measures()) for found in records])
+    return table([(run.name, run.changes()) for run in read_runs(runs, finished=True)])
 
 
-def table(comparisons: Sequence[tuple[str, Comparison]], width: int | None = None) -> str:
-    """Named comparisons as aligned text of at most `width` columns; None: those of the terminal.
+def summary_table(measured: Mapping[str, Measure]) -> str:
+    """The measures of one evaluation as aligned text."""
+    columns = (Column("measure"), Column("value (95% interval)"), Column("n"))
+    rows = [
+        Row(figures.label(name), (score(name, measure), Cell(str(measure.n))))
+        for name, measure in measured.items()
+    ]
+    return as_text([Table(columns, rows)])
 
-    Where the whole table does not fit, the intervals of before and after are left out, and where
-    that does not either each measure takes two lines.
+
+def as_text(tables: Sequence[Table], width: int | None = None) -> str:
+    """Tables of the same columns in one, at most `width` characters wide; None: as the terminal.
+
+    Where all of it does not fit, the intervals of a cell are left out where its column says so, and
+    where that does not fit either, each row becomes a few lines.
     """
     width = terminal.width() if width is None else width
-    for layout in (_whole, _without_intervals):
-        lines = layout(comparisons)
+    for lines in (_wide(tables), _narrow(tables)):
         if terminal.fits(lines, width):
             return "\n".join(lines)
-    return "\n".join(_stacked(comparisons, width))
+    return "\n".join(_stacked(tables, width))
 
 
-def table_rows(comparisons: Sequence[tuple[str, Comparison]]) -> list[tuple[str, ...]]:
-    """Named comparisons as cells of text: a head, then a row a measure."""
-    rows: list[tuple[str, ...]] = [
-        ("run", "measure", "before", "after", "change (95% interval)", "p-value", "n")
-    ]
-    for run, comparison in comparisons:
-        for number, (name, values) in enumerate(comparison.items()):
-            rows.append(
-                (
-                    run if number == 0 else "",
-                    measures.label(name),
-                    measures.value(name, values["before"]),
-                    measures.value(name, values["after"]),
-                    measures.change(name, values),
-                    measures.p_value(values.get("p_value")),
-                    str(values.get("n", "-")),
-                )
-            )
-    return rows
+def as_markdown(table: Table) -> str:
+    """A table in Markdown, without its title; empty where it has no rows."""
+    if not table.rows:
+        return ""
+    heads = [column.head for column in table.columns]
+    rows = [[row.name, *(cell.full or cell.text for cell in row.cells)] for row in table.rows]
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _whole(comparisons: Sequence[tuple[str, Comparison]]) -> list[str]:
-    return ruled(table_rows(comparisons))
+def _wide(tables: Sequence[Table]) -> list[str]:
+    titled = any(table.title for table in tables)
+    rows = [["run"] * titled + [column.head for column in tables[0].columns]]
+    for table in tables:
+        for number, row in enumerate(table.rows):
+            title = [table.title if number == 0 else ""] * titled
+            rows.append([*title, row.name, *(cell.full or cell.text for cell in row.cells)])
+    return _ruled(rows)
 
 
-def _without_intervals(comparisons: Sequence[tuple[str, Comparison]]) -> list[str]:
-    rows = [("measure", "before", "after", "change (95% interval)", "p-value")]
-    for heading, group in _groups(comparisons):
-        rows.append((heading, "", "", "", ""))
-        for name, values in group.items():
-            rows.append(
-                (
-                    measures.label(name),
-                    *_sides(name, values),
-                    measures.change(name, values),
-                    measures.p_value(values.get("p_value")),
-                )
-            )
-    return ruled(rows)
+def _narrow(tables: Sequence[Table]) -> list[str]:
+    columns = tables[0].columns
+    rows = [[column.head for column in columns if column.narrow != "left out"]]
+    for heading, group in _groups(tables):
+        if heading:
+            rows.append([heading, *[""] * (len(rows[0]) - 1)])
+        for row in group:
+            rows.append([row.label, *(text for _, text in _short(columns, row))])
+    return _ruled(rows)
 
 
-def _stacked(comparisons: Sequence[tuple[str, Comparison]], width: int) -> list[str]:
+def _stacked(tables: Sequence[Table], width: int) -> list[str]:
     lines = []
-    for heading, group in _groups(comparisons):
+    for heading, group in _groups(tables):
         lines += textwrap.wrap(heading, width)
-        for name, values in group.items():
-            before, after = _sides(name, values)
-            said = f"{measures.label(name)}: {before} -> {after}"
-            lines += textwrap.wrap(said, width, initial_indent="  ", subsequent_indent="    ")
-            if values.get("difference") is None:
-                continue
-            sure = f"{measures.change(name, values)}, {measures.p_is(values.get('p_value'))}"
-            lines += textwrap.wrap(sure, width, initial_indent="    ", subsequent_indent="    ")
+        indent = "  " * bool(heading)
+        wrapper = textwrap.TextWrapper(width, indent, subsequent_indent=f"{indent}  ")
+        for row in group:
+            cells = [
+                f"{head.partition(' (')[0]} {text}"
+                for head, text in _short(tables[0].columns, row)
+                if text not in ("-", "")
+            ]
+            # Lines break between cells before they break inside of one.
+            text = f"{row.label}: " + ", ".join(cell.replace(" ", NO_BREAK) for cell in cells)
+            lines += [line.replace(NO_BREAK, " ") for line in wrapper.wrap(text)]
     return lines
 
 
-def _sides(name: str, values: Mapping[str, Any]) -> tuple[str, str]:
-    before, after = (measures.plain(name, values[s].get("value")) for s in ("before", "after"))
-    return before, after
+def _short(columns: Sequence[Column], row: Row) -> Iterator[tuple[str, str]]:
+    """Head and text of each cell that a narrow table shows."""
+    for column, cell in zip(columns[1:], row.cells, strict=True):
+        if column.narrow != "left out":
+            full = column.narrow == "full" and cell.full
+            yield column.head, full or cell.text
 
 
-def _groups(comparisons: Sequence[tuple[str, Comparison]]) -> Iterator[tuple[str, Comparison]]:
-    """A heading and its measures: each run's own, then those of each set scored beside them."""
-    for run, comparison in comparisons:
-        groups: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for name, values in comparison.items():
-            of, _, own = name.rpartition("/")
-            groups.setdefault(of, {})[own] = values
-        for of, group in groups.items():
-            counts = sorted({values.get("n") or 0 for values in group.values()})
+def _groups(tables: Sequence[Table]) -> Iterator[tuple[str, list[Row]]]:
+    """A heading and its rows: each run's own, then those of each set scored beside them."""
+    for table in tables:
+        groups: dict[str, list[Row]] = {}
+        for row in table.rows:
+            groups.setdefault(row.group, []).append(row)
+        for group, rows in groups.items():
+            counts = sorted({row.n or 0 for row in rows})
             n = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-            yield f"{run}{f', {measures.set_label(of)}' if of else ''} (n = {n})", group
+            heading = ", ".join(filter(None, (table.title, group)))
+            yield f"{heading} (n = {n})" if heading else "", rows
 
 
-def summary_table(found: Comparison) -> str:
-    """The measures of one evaluation as aligned text."""
-    rows = [("measure", "value (95% interval)", "n")]
-    for name, measure in found.items():
-        rows.append(
-            (measures.label(name), measures.value(name, measure), str(measure.get("n", "-")))
-        )
-    lines = ruled(rows)
-    if terminal.fits(lines):
-        return "\n".join(lines)
-    return "\n".join(f"{label}\n  {value}, n = {n}" for label, value, n in rows[1:])
-
-
-def ruled(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def _ruled(rows: Sequence[Sequence[str]]) -> list[str]:
     """Aligned rows, the first of them the head of the columns over a rule."""
     sized = [row for row in rows if any(row[1:])]
-    rule = tuple("-" * max(map(len, column)) for column in zip(*sized, strict=True))
+    rule = ["-" * max(map(len, column)) for column in zip(*sized, strict=True)]
     return terminal.align([rows[0], rule, *rows[1:]])

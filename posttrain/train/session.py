@@ -17,10 +17,11 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from eval.measures import Change
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint
@@ -238,7 +239,7 @@ class Session(Generic[S]):
         print(f"Adapter   {shown(self.run.adapter)}\n{next_steps.UNSCORED}")
         return 0
 
-    def finish(self, comparison: dict[str, dict[str, Any]]) -> int:
+    def finish(self, comparison: Mapping[str, Change]) -> int:
         """Write and show what came of the run, then export; returns the exit code."""
         self.run.describe(self.settings, self._facts)
         self.run.write_comparison(comparison)

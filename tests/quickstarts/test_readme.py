@@ -16,9 +16,14 @@ from typing import Any
 
 import pytest
 
+from eval import figures
+from eval.measures import Change
+from eval.seeds import SeedMean
+from eval.stats import Difference
 from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
-from posttrain.report import measures, seeds, table
+from posttrain.report import seeds, table
+from posttrain.run.lenient import mapping_of
 from posttrain.settings.command import SETTINGS, parse_command_line
 from posttrain.settings.help import setting_paths
 from posttrain.settings.strict_yaml import parse_yaml
@@ -312,8 +317,9 @@ def result(name: str) -> Any:
 
 
 def test_the_table_is_that_of_the_measured_demo() -> None:
-    runs = result("demo_cpu")
-    assert table(list(runs.items()), width=80) in text_of(ROOT / "docs" / "demo.md")
+    measured = result("demo_cpu")
+    runs = [(name, mapping_of(Change, found)) for name, found in measured.items()]
+    assert table(runs, width=80) in text_of(ROOT / "docs" / "demo.md")
 
 
 def test_the_first_table_is_that_of_three_seeds() -> None:
@@ -326,9 +332,10 @@ def test_the_first_table_is_that_of_three_seeds() -> None:
     ):
         found = repeated[run]["measures"][name]
         assert repeated[run]["seeds"] == [1, 2, 3]
-        sides = (seeds.spread(name, found[side]) for side in ("before", "after"))
-        said = measures.change(name, seeds.as_compared(found))
-        cells = [what.format(runs[run][name]["n"]), *sides, said]
+        sides = (seeds.spread(name, SeedMean(**found[side])) for side in ("before", "after"))
+        over = found["difference"]
+        change = figures.change(name, Difference(over["mean"], over["low"], over["high"]))
+        cells = [what.format(runs[run][name]["n"]), *sides, change]
         assert f"| {' | '.join(cells)} |" in text_of(README)
 
 

@@ -21,7 +21,7 @@ model -> data report run
 data/report -> data
 data -> eval settings
 run -> eval settings
-report -> eval settings
+report -> run
 settings -> base
 eval -> rewards
 """

@@ -3,21 +3,24 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eval import figures
+from eval.measures import KINDS, Change, compare, kind
+from eval.stats import Measure
 from posttrain.base.errors import ConfigError
 from posttrain.report import (
-    LABELS,
     already_finished,
     comparison_table,
-    measures,
     read_run,
     summary_table,
     table,
 )
+from posttrain.run.folder import RunFolder
 from tests.helpers import ROOT
 
 Measures = dict[str, tuple[tuple[float, float, float], tuple[float, float, float], Any]]
@@ -76,22 +79,19 @@ def dpo(tmp_path: Path) -> Path:
     return write_run(tmp_path / "dpo_demo", DPO, n=200)
 
 
+def as_json(changes: dict[str, Change]) -> dict[str, Any]:
+    return {name: asdict(change) for name, change in changes.items()}
+
+
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
 
 
 def test_a_run_is_read_whole(grpo: Path) -> None:
-    run = read_run(grpo).measures()
+    run = read_run(grpo).changes()
     assert list(run) == list(GRPO)
-    assert run["strict"] == {
-        "before": {"value": 0.25, "n": 300, "low": 0.2, "high": 0.3},
-        "after": {"value": 0.875, "n": 300, "low": 0.83, "high": 0.91},
-        "difference": 0.625,
-        "low": 0.55,
-        "high": 0.7,
-        "p_value": 3e-38,
-        "n": 300,
-    }
+    before, after = Measure(0.25, 300, 0.2, 0.3), Measure(0.875, 300, 0.83, 0.91)
+    assert run["strict"] == Change(0.625, 0.55, 0.7, 3e-38, 300, before=before, after=after)
 
 
 def test_the_table(grpo: Path) -> None:
@@ -154,30 +154,25 @@ def test_every_measure_of_a_score_has_a_label() -> None:
     reply = replies.MeasuredReply("x", 1, True, True, 0.0)
     of_replies = {m for language in ("fr", "de") for m in replies.scores([], language, [reply])}
     taken = {*gsm8k.MEASURES, *preference.scores([]), *of_replies, "kl_per_token"}
-    assert taken <= set(LABELS)
+    assert taken <= set(KINDS)
 
 
 def test_what_is_not_measurable_is_said_in_words(tmp_path: Path) -> None:
-    from eval.measures import compare
-
     run = tmp_path / "run"
     (run / "eval").mkdir(parents=True)
     comparison = compare({"length_controlled_accuracy": []}, {"length_controlled_accuracy": []})
-    found = comparison["length_controlled_accuracy"]
-    for side in ("before", "after"):
-        measure = {"length_controlled_accuracy": found.pop(side)}
-        (run / "eval" / f"{side}.json").write_text(json.dumps(measure), "utf-8")
-        assert cells(summary_table(measure).splitlines()[-1])[1:] == ["not measurable", "0"]
-    (run / "eval" / "comparison.json").write_text(
-        json.dumps({"length_controlled_accuracy": found}), "utf-8"
-    )
+    RunFolder(run).write_comparison(comparison)
+    measured = {name: change.after for name, change in comparison.items()}
+    assert cells(summary_table(measured).splitlines()[-1])[1:] == ["not measurable", "0"]
     assert cells(comparison_table([run]).splitlines()[-1]) == [
         *("run", "length-controlled accuracy"),
         *["not measurable"] * 2,
         *("-", "-", "0"),
     ]
     result = report("--json", run)
-    assert result.returncode == 0 and json.loads(result.stdout)["run"] == read_run(run).measures()
+    assert result.returncode == 0 and json.loads(result.stdout)["run"] == as_json(
+        read_run(run).changes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +242,7 @@ def test_the_script_refuses_what_is_no_run(grpo: Path, tmp_path: Path) -> None:
 
 
 def test_a_narrow_table_leaves_intervals_out(grpo: Path, dpo: Path) -> None:
-    runs = [(run.name, read_run(run).measures()) for run in (grpo, dpo)]
+    runs = [(run.name, read_run(run).changes()) for run in (grpo, dpo)]
     assert table(runs, 200) == table(runs) == comparison_table([grpo, dpo])
     lines = table(runs, 80).splitlines()
     assert max(map(len, lines)) <= 80
@@ -258,21 +253,22 @@ def test_a_narrow_table_leaves_intervals_out(grpo: Path, dpo: Path) -> None:
 
 
 def test_a_very_narrow_table_stacks(grpo: Path, dpo: Path) -> None:
-    lines = table([(run.name, read_run(run).measures()) for run in (grpo, dpo)], 44).splitlines()
-    assert max(map(len, lines)) <= 44
-    assert lines[:3] == [
+    text = table([(run.name, read_run(run).changes()) for run in (grpo, dpo)], 44)
+    assert max(map(len, text.splitlines())) <= 44
+    first = " ".join(text.split("tagged")[0].split())
+    for figure in (
         "grpo_demo (n = 300)",
-        "  strict accuracy: 25.0% -> 87.5%",
-        "    +62.5 points [+55.0, +70.0], p < 1e-6",
-    ]
+        "25.0%",
+        "87.5%",
+        "+62.5 points [+55.0, +70.0]",
+        "< 1e-6",
+    ):
+        assert figure in first
 
 
 @pytest.mark.parametrize("width", [200, 80, 30])
 def test_what_is_not_measurable_is_said(width: int) -> None:
-    nothing = {"value": None, "n": 0, "low": None, "high": None}
-    change = {"difference": None, "low": None, "high": None, "p_value": None, "n": 0}
-    values = {"length_controlled_accuracy": {"before": nothing, "after": nothing, **change}}
-    text = table([("run", values)], width)
+    text = table([("run", {"length_controlled_accuracy": Change()})], width)
     assert " ".join(text.split()).count("not measurable") == 2 and "None" not in text
 
 
@@ -289,8 +285,7 @@ def test_what_is_not_measurable_is_said(width: int) -> None:
     ],
 )
 def test_any_name_gets_a_label_and_a_format(name: str, label: str, value: str) -> None:
-    measure = {"value": 0.25, "n": 7, "low": 0.25, "high": 0.25}
-    line = summary_table({name: measure}).splitlines()[-1]
+    line = summary_table({name: Measure(0.25, 7, 0.25, 0.25)}).splitlines()[-1]
     assert cells(line) == [label, f"{value} [{value}, {value}]", "7"]
 
 
@@ -299,12 +294,12 @@ def test_any_name_gets_a_label_and_a_format(name: str, label: str, value: str) -
     [(274.25, "274.2"), (12.345, "12.35"), (0.0, "0.00"), (0.00042, "0.00042"), (-0.5, "-0.50")],
 )
 def test_numbers_keep_what_matters(number: float, shown: str) -> None:
-    assert measures.plain("kl_per_token", number) == shown
+    assert figures.plain("kl_per_token", number) == shown
 
 
 def test_which_way_is_better() -> None:
     names = ("strict", "gsm8k/strict", "truncated_rate", "mean_tokens", "never_heard_of")
-    assert [measures.better(name) for name in names] == [1, 1, -1, 0, 0]
+    assert [kind(name).better for name in names] == [1, 1, -1, 0, 0]
 
 
 def test_the_script_without_arguments() -> None:
@@ -316,4 +311,6 @@ def test_the_script_without_arguments() -> None:
 def test_the_script_prints_the_figures_as_json(grpo: Path, dpo: Path) -> None:
     result = report("--json", grpo, dpo)
     assert (result.returncode, result.stderr) == (0, "")
-    assert json.loads(result.stdout) == {run.name: read_run(run).measures() for run in (grpo, dpo)}
+    assert json.loads(result.stdout) == {
+        run.name: as_json(read_run(run).changes()) for run in (grpo, dpo)
+    }

@@ -29,10 +29,10 @@ from posttrain.report import (
     read_run,
     read_runs,
     samples,
-    table_rows,
 )
-from posttrain.report.lines import MOST_POINTS, moving_average, thin
+from posttrain.report.curves import MOST_POINTS, moving_average, thin
 from posttrain.report.model_card import render_model_card
+from posttrain.report.tables import compared
 from posttrain.report.verdict import Verdict, verdict
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_metrics, grpo_run, sft_run, unfinished, write
@@ -173,9 +173,9 @@ def test_one_headline_everywhere(
     assert judged.sentence.startswith(f"{said} rose from ") and f"{scored})" in judged.sentence
     assert f"{path.name}: improved" in written(path).text
     assert f"{scored}, never trained on" in written(path).text
-    compared = Page(page.write_comparison([path, path], tmp_path / "compared.html"))
-    assert compared.text.count(f"{path.name}{label}") == 2  # a run and its measure, at a glance
-    assert table_rows([(path.name, record.measures())])[1][1] == label
+    both = Page(page.write_comparison([path, path], tmp_path / "compared.html"))
+    assert both.text.count(f"{path.name}{label}") == 2  # a run and its measure, at a glance
+    assert compared(record.changes()).rows[0].label == label
     card = render_model_card(path)
     held_out = scored.replace(" ", " held-out ")
     assert f"On {held_out}, {label} went from {judged.before} [" in card
@@ -186,7 +186,7 @@ def test_the_headline_comes_first_wherever_it_was_written(dpo: Path, tmp_path: P
     shutil.copytree(dpo, tmp_path / "run")
     path = tmp_path / "run" / "eval" / "comparison.json"
     write(path, dict(reversed(json.loads(path.read_text("utf-8")).items())))
-    assert next(iter(read_run(tmp_path / "run").measures())) == "reward_accuracy"
+    assert next(iter(read_run(tmp_path / "run").changes())) == "reward_accuracy"
 
 
 @pytest.mark.parametrize("run", ["grpo", "dpo"])
@@ -265,7 +265,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (run / "samples.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     text = written(run).text
     assert f"Could not be read: {run.resolve() / 'eval/after.json'}" in text
-    assert "samples.jsonl: lines left out because they are no JSON object: 1" in text
+    assert "samples.jsonl: lines left out because they are not a JSON object: 1" in text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
