@@ -46,7 +46,7 @@ class Reply(Protocol):
     def scores(self) -> dict[str, float | None]:
         """Every measure of this reply by its name; None where it cannot be scored."""
 
-    def as_row(self) -> dict[str, Any]: ...
+    def as_row(self) -> dict[str, object]: ...
 
 
 R = TypeVar("R", bound=Reply)
@@ -88,7 +88,7 @@ class ScoredReply:
     def scores(self) -> dict[str, float | None]:
         return {name: getattr(self, name) for name in MEASURES}
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         """The reply and its scores as one JSON row, with what makes a collapse visible."""
         return {
             **asdict(self),
@@ -129,7 +129,7 @@ def score_reply(problem: Problem, completion: Completion, sample: int = 0) -> Sc
     )
 
 
-def rescore(row: dict[str, Any]) -> ScoredReply:
+def rescore(row: Mapping[str, Any]) -> ScoredReply:
     """The reply in a row of `as_row`, scored afresh. KeyError where a field is missing."""
     completion = completion_of(row)
     return score_reply(Problem(row["question"], row["answer"]), completion, row.get("sample", 0))

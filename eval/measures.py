@@ -59,7 +59,8 @@ KINDS = {
     "mean_tokens": Kind("mean tokens", "number", 0, "prompts", binary=False),
     "reply_loss": Kind("loss of held-out replies", "number", -1, "replies", False, heads="losses"),
 }
-SHARE_OF_ANOTHER_NAME = re.compile(r"pass@\d+|.*(accuracy|rate|share)")
+PASS_AT_K = re.compile(r"pass@\d+")
+SHARE_OF_ANOTHER_NAME = re.compile(r".*(accuracy|rate|share)")
 
 
 def kind(name: str) -> Kind:
@@ -70,8 +71,10 @@ def kind(name: str) -> Kind:
     words = own.replace(PART, "reward ").replace("_", " ")
     if own.startswith(PART):  # one called `accuracy` may give 2.0, and its weight be negative
         return Kind(words, "number", 0, binary=False)
+    if PASS_AT_K.fullmatch(own):
+        return Kind(words, binary=False)
     if SHARE_OF_ANOTHER_NAME.fullmatch(own):
-        return Kind(words, of="rows", binary=False)
+        return Kind(words, of="rows")
     return Kind(words, "number", 0, "rows", binary=False)
 
 
@@ -147,7 +150,7 @@ def _change(
 def _measure(name: str, values: Sequence[float], averaged: bool) -> Measure:
     if not values:
         return NOT_MEASURABLE
-    wilson = kind(name).binary and not averaged
+    wilson = kind(name).binary and not averaged and set(values) <= {0.0, 0.5, 1.0}
     return stats.proportion(values) if wilson else stats.mean(values)
 
 

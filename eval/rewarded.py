@@ -38,7 +38,7 @@ class RewardedReply:
         parts = {names[name]: value for name, value in self.rewards.items()}
         return {TOTAL: self.total_reward, **parts, "truncated_rate": self.truncated_rate}
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         return asdict(self)
 
 

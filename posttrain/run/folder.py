@@ -173,7 +173,7 @@ class RunFolder:
             "processes": now["processes"],
         }
 
-    def write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
         """Write eval/NAME.jsonl whole."""
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(self.path / "eval" / f"{name}.jsonl", "".join(lines))
