@@ -37,7 +37,7 @@ from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
 from posttrain.report import seeds
 from posttrain.run.folder import NOT_SHAPING, RunFolder
-from posttrain.run.record import read_run
+from posttrain.run.reading import read_run
 from posttrain.run.repeated import read_grid
 from posttrain.scoring.grid import choose, why_stopped
 from posttrain.scoring.seeds import check_same_data, over_seeds

@@ -8,7 +8,7 @@ from pathlib import Path
 from posttrain.base.errors import ConfigError, first_line
 from posttrain.base.paths import ROOT
 from posttrain.report.model_card import render_model_card
-from posttrain.run.record import read_run
+from posttrain.run.reading import read_run
 
 
 def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:

@@ -46,7 +46,7 @@ from posttrain.base.process import run_main, share_the_processor
 from posttrain.data.problems import load_evaluation, load_scored_problems
 from posttrain.export.score_pairs import PairScorer
 from posttrain.report import export_scores
-from posttrain.run.record import read_run
+from posttrain.run.reading import read_run
 from posttrain.run.replies import check_request, read_replies, resume, score_again
 from posttrain.run.results import paired
 from posttrain.run.room import MERGED, in_order

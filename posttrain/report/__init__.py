@@ -5,7 +5,7 @@ Only what is light is imported here: plots and pages need libraries that take se
 
 from posttrain.report.next_steps import already_finished, finish
 from posttrain.report.tables import comparison_table, summary_table, table
-from posttrain.run.record import read_run, read_runs
+from posttrain.run.reading import read_run, read_runs
 
 __all__ = [
     "already_finished",

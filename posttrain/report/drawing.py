@@ -187,3 +187,9 @@ def rows_axis(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(visible=False, axis="y")
+
+
+def short(name: str, most: int = 16) -> str:
+    """A name that fits a legend."""
+    name = name.replace("_", " ")
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -8,7 +8,7 @@ from eval.measures import direction
 from eval.stats import Measure
 from posttrain.base import terminal
 from posttrain.report import export_words, tables
-from posttrain.report.tables import Cell, Column, Row, Table
+from posttrain.report.rows import Cell, Column, Row, Table, as_text
 from posttrain.run.record import Run
 from posttrain.run.results import FileScore
 
@@ -88,7 +88,7 @@ def text(run: Run) -> str:
         return ""
     sentences = filter(None, (no_file_lost(run), *remarks(run)))
     lines = [textwrap.fill(sentence, terminal.prose_width()) for sentence in sentences]
-    return "\n".join([TITLE, tables.as_text([table]), *lines])
+    return "\n".join([TITLE, as_text([table]), *lines])
 
 
 def _scores(run: Run) -> dict[str, FileScore]:

@@ -12,8 +12,10 @@ from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
 from posttrain.report import export_scores, stages, tables
 from posttrain.report.export_words import in_words
+from posttrain.report.rows import as_markdown
 from posttrain.report.snippets import snippets
-from posttrain.run.record import Run, Settings, read_run
+from posttrain.run.reading import read_run
+from posttrain.run.record import Run, Settings
 from posttrain.run.results import Check
 from posttrain.settings.strict_yaml import dump_yaml
 
@@ -129,12 +131,12 @@ def render_model_card(path: Path, repository: str | None = None) -> str:
         stages=stages.lines(run),
         examples=settings["prompt"].get("examples"),  # none in earlier runs
         variables=settings["prompt"].get("chat_template_kwargs"),  # none in earlier runs
-        table=tables.as_markdown(tables.compared(run.changes())),
+        table=as_markdown(tables.compared(run.changes())),
         exports=[
             (name, export, "; ".join(map(_check, export.checks)))
             for name, export in run.exports.items()
         ],
-        files=tables.as_markdown(export_scores.rows(run)),
+        files=as_markdown(export_scores.rows(run)),
         files_title=export_scores.TITLE,
         file_remarks=[
             s for s in (export_scores.no_file_lost(run), *export_scores.remarks(run)) if s

@@ -11,9 +11,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from posttrain.base.files import write_bytes, write_text
-from posttrain.report import differences, drawing, export_scores, page_data, plots, samples, seeds
+from posttrain.report import (
+    differences,
+    drawing,
+    export_scores,
+    page_data,
+    plots,
+    samples,
+    score_plots,
+    seeds,
+)
 from posttrain.report.verdict import capital, verdict
-from posttrain.run.record import Run, read_run, read_runs
+from posttrain.run.reading import read_run, read_runs
+from posttrain.run.record import Run
 from posttrain.run.repeated import Grid, Repeated
 
 PAGES = Environment(
@@ -93,7 +103,7 @@ def _grid(grid: Grid) -> dict[str, object]:
             [row.label, *(cell.text.replace(" ± ", spread) for cell in row.cells)]
             for row in table.rows
         ],
-        "picture": _picture(plots.validation_by_value(grid)),
+        "picture": _picture(score_plots.validation_by_value(grid)),
     }
 
 

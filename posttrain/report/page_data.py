@@ -10,6 +10,7 @@ from eval.measures import Change, kind
 from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
 from posttrain.report import export_words, stages, tables
+from posttrain.report.rows import Table
 from posttrain.run.record import Run, Settings, number, section
 from posttrain.run.results import Exported
 
@@ -37,7 +38,7 @@ class ShownEvent:
     action: str
 
 
-def changes(run: Run) -> tables.Table:
+def changes(run: Run) -> Table:
     """The before/after table; sides alone where no comparison was written."""
     found = run.changes()
     for name, before in run.before.items():

@@ -8,7 +8,7 @@ from eval.measures import Change, is_share, kind
 from eval.seeds import SeedMean
 from eval.stats import Measure
 from posttrain.report import tables
-from posttrain.report.tables import Cell, Column, Row, Table
+from posttrain.report.rows import Cell, Column, Row, Table, as_text
 from posttrain.report.verdict import Verdict, capital, over_seeds
 from posttrain.run.record import Run
 from posttrain.run.repeated import Grid, Repeated, Tried
@@ -68,7 +68,7 @@ def rows(repeated: Repeated, runs: Sequence[Run]) -> Table:
 def table(repeated: Repeated, runs: Sequence[Run]) -> str:
     """The rows as text that fits the terminal."""
     title = f"{len(repeated.seeds)} seeds, mean ± standard deviation"
-    return f"{title}\n\n{tables.as_text([rows(repeated, runs)])}"
+    return f"{title}\n\n{as_text([rows(repeated, runs)])}"
 
 
 def by_seed(repeated: Repeated, runs: Sequence[Run]) -> list[list[str]]:
@@ -112,7 +112,7 @@ def grid_rows(grid: Grid) -> Table:
 def grid_table(grid: Grid) -> str:
     """The values as text that fits the terminal, and those that could not be trained."""
     title = f"{figures.label(grid.by)} in validation, {grid.rows} rows"
-    return "\n".join([title, "", tables.as_text([grid_rows(grid)]), "", *left_out(grid)])
+    return "\n".join([title, "", as_text([grid_rows(grid)]), "", *left_out(grid)])
 
 
 def left_out(grid: Grid) -> list[str]:

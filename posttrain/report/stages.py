@@ -6,7 +6,8 @@ from pathlib import Path
 from eval import figures
 from eval.stats import Measure
 from posttrain.base.files import model_fingerprint
-from posttrain.run.record import Run, read_run
+from posttrain.run.reading import read_run
+from posttrain.run.record import Run
 from posttrain.run.results import Stage
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from eval.measures import kind
 from eval.seeds import mean_over_seeds
 from posttrain.base.errors import ConfigError, HealthError
-from posttrain.run.record import read_run
+from posttrain.run.reading import read_run
 from posttrain.run.repeated import Grid, Tried
 from posttrain.run.results import Kept
 from posttrain.scoring.seeds import check_same_data

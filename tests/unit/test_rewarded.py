@@ -21,7 +21,8 @@ from posttrain.data.problems import load_evaluation, load_problems
 from posttrain.export.texts import PROBLEMS, gate_texts
 from posttrain.report import next_steps, page, page_data, plots, read_run, samples
 from posttrain.report.model_card import render_model_card
-from posttrain.report.tables import as_markdown, compared
+from posttrain.report.rows import as_markdown
+from posttrain.report.tables import compared
 from posttrain.report.verdict import verdict
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import read_replies
