@@ -1,7 +1,5 @@
 """How measures, changes and p-values are written: `2.3% [1.1%, 4.7%]`, `+96.3 points`."""
 
-from collections.abc import Mapping
-
 from eval.measures import is_share, kind
 from eval.stats import Difference, Measure
 
@@ -54,11 +52,6 @@ def value(name: str, measure: Measure) -> str:
     low, high = measure.low, measure.high
     within = "" if low is None or high is None else f" [{plain(name, low)}, {plain(name, high)}]"
     return plain(name, measure.value) + within
-
-
-def values(measured: Mapping[str, Measure], name: str) -> str:
-    """The measure of that name with its label: `strict accuracy 45.0% [38.3%, 51.8%]`."""
-    return f"{label(name)} {value(name, measured[name])}"
 
 
 def signed(name: str, number: float | None) -> str:

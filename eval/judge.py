@@ -78,14 +78,14 @@ def question(compared: Comparison, order: Order, language: str) -> Conversation:
 def parse_verdict(reply: str) -> Verdict | None:
     """The verdict in the last line of a judge's reply that is not empty; None if it holds none.
 
-    Markdown, quotes and a full stop around it do not matter, nor whether "Verdict" is said.
+    Markdown, quotes and a full stop around it do not matter, nor whether "Verdict" is there.
     """
     lines = [" ".join(line.translate(_BLANK).split()) for line in reply.splitlines()]
-    found = _VERDICT.fullmatch(next((line for line in reversed(lines) if line), ""))
-    if found is None:
+    match = _VERDICT.fullmatch(next((line for line in reversed(lines) if line), ""))
+    if match is None:
         return None
-    said = found[1].upper()
-    return "A" if said == "A" else "B" if said == "B" else "tie"
+    letter = match[1].upper()
+    return "A" if letter == "A" else "B" if letter == "B" else "tie"
 
 
 def outcome(verdicts: Mapping[Order, Verdict | None]) -> float | None:

@@ -18,26 +18,26 @@ def from_defaults(run: Run) -> list[tuple[str, str, str]]:
     A setting without a default is always there, with an empty one.
     """
     defaults = _defaults_of(run)
-    found = []
+    rows = []
     for key, value in _leaves(run.config, defaults):
         default = defaults.get(key, ABSENT)
         if value != default:
             shown = "" if default is ABSENT else _shown(default)
-            found.append((key, _shown(value), shown))
-    return found
+            rows.append((key, _shown(value), shown))
+    return rows
 
 
 def between(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """(key path, value in each run) of every setting in which runs that have it differ."""
     values = [dict(_leaves(run.config, _defaults_of(run))) for run in runs]
     keys = dict.fromkeys(key for each in values for key in each if key != "run.name")
-    found = []
+    rows = []
     for key in keys:
         known = [each[key] for each in values if key in each]  # DPO and GRPO do not have the same
         if any(value != known[0] for value in known):
             row = [_shown(each[key]) if key in each else "" for each in values]
-            found.append((key, row))
-    return found
+            rows.append((key, row))
+    return rows
 
 
 def _defaults_of(run: Run) -> Settings:

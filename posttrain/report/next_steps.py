@@ -91,5 +91,5 @@ def _evaluation(settings: Settings) -> str:
 def _local(source: Settings) -> str | None:
     """The file of a Source as it is typed here, None where it is not on this machine."""
     path = str(source.get("path", ""))
-    found = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)
-    return None if found is None else shlex.quote(shown(found))
+    file = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)
+    return None if file is None else shlex.quote(shown(file))

@@ -44,7 +44,7 @@ def breakable(text: str) -> Markup:
 PAGES.filters |= {"breakable": breakable, "capital": capital}
 
 
-def write_report(run: Path, files: bool = True) -> Path:
+def write_report(path: Path, files: bool = True) -> Path:
     """Draw report.html of a run folder, finished or not, and with `files` plots/*.png.
 
     Returns the page.
@@ -52,21 +52,21 @@ def write_report(run: Path, files: bool = True) -> Path:
     Raises:
         ConfigError: there is no trace of a run in it.
     """
-    found = read_run(run)
-    drawn = plots.plots(found)
-    (found.path / "plots").mkdir(exist_ok=True)
+    run = read_run(path)
+    drawn = plots.plots(run)
+    (run.path / "plots").mkdir(exist_ok=True)
     for plot in drawn if files else ():
-        write_bytes(found.path / "plots" / f"{plot.name}.png", drawing.render_png(plot))
-    page = found.path / "report.html"
-    write_text(page, render(found, drawn))
+        write_bytes(run.path / "plots" / f"{plot.name}.png", drawing.render_png(plot))
+    page = run.path / "report.html"
+    write_text(page, render(run, drawn))
     return page
 
 
-def write_comparison(runs: Sequence[Path], page: Path) -> Path:
+def write_comparison(paths: Sequence[Path], page: Path) -> Path:
     """Write a page that compares several runs."""
-    found = read_runs(runs)
+    runs = read_runs(paths)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, render_comparison(found))
+    write_text(page, render_comparison(runs))
     return page
 
 

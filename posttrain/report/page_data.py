@@ -40,18 +40,18 @@ class ShownEvent:
 
 def changes(run: Run) -> Table:
     """The before/after table; sides alone where no comparison was written."""
-    found = run.changes()
+    known = run.changes()
     for name, before in run.before.items():
-        if name not in found and name in run.after:
-            found[name] = Change(before=before, after=run.after[name])
-    return tables.compared(found)
+        if name not in known and name in run.after:
+            known[name] = Change(before=before, after=run.after[name])
+    return tables.compared(known)
 
 
 def facts(run: Run) -> list[tuple[str, str, str]]:
     """What was trained on what: (label, value, detail)."""
-    found = [
+    lines = [
         ("Model", str(run.section("model").get("name", "")), _adapter(run)),
-        *(("Started from", line, "") for line in stages.lines(run)),
+        *(("Started from", stage, "") for stage in stages.lines(run)),
         ("Trained on", source(section(run.section("data"), "train")), _fingerprint(run)),
         ("Scored on", *_held_out(run)),
         ("Steps", _steps(run), _batch(run)),
@@ -62,8 +62,8 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
     price = number(run.section("run").get("price_per_hour"))
     if price is not None and run.seconds:
         cost = run.seconds / 3600 * price
-        found.append(("Cost of training", f"{cost:.2f}", f"at {price:g} an hour, as given"))
-    return [fact for fact in found if fact[1]]
+        lines.append(("Cost of training", f"{cost:.2f}", f"at {price:g} an hour, as given"))
+    return [line for line in lines if line[1]]
 
 
 def _adapter(run: Run) -> str:

@@ -147,7 +147,7 @@ def curve(run: Run, what: Curve) -> Plot | None:
     if not lines:
         return None
     band = [metrics(run, {key: key}) for key in what.band or ()]
-    ends = [line for found in band for line in found]
+    ends = [line for each in band for line in each]
     limit = number(run.section("training").get(what.limit))
     about = what.about
     if what is LOSS and run.section("training").get("loss_type") == ["sigmoid"]:
@@ -184,7 +184,7 @@ def _plot(
 def _parts(run: Run, what: str) -> dict[str, str]:
     """`{rewards/NAME/what: NAME}` in the order of the settings, so that colours stay the same."""
     pattern = re.compile(rf"rewards/(.+)/{what}")
-    found = {m[1]: m[0] for row in run.metrics for key in row if (m := pattern.fullmatch(key))}
-    order = [name for name in run.section("rewards") if name in found]
-    names = [*order, *sorted(found.keys() - set(order))]
-    return {found[name]: short(name) for name in names} if what and len(names) > 1 else {}
+    keys = {m[1]: m[0] for row in run.metrics for key in row if (m := pattern.fullmatch(key))}
+    order = [name for name in run.section("rewards") if name in keys]
+    names = [*order, *sorted(keys.keys() - set(order))]
+    return {keys[name]: short(name) for name in names} if what and len(names) > 1 else {}

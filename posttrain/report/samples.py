@@ -82,10 +82,10 @@ def flips(run: Run, rights: Sequence[tuple[bool, bool]]) -> list[tuple[str, int]
 
 def _by_question(replies: Sequence[Scored]) -> dict[str, Scored]:
     """The first reply to each question."""
-    found: dict[str, Scored] = {}
+    first_of: dict[str, Scored] = {}
     for reply in replies:
-        found.setdefault(_question(reply), reply)
-    return found
+        first_of.setdefault(_question(reply), reply)
+    return first_of
 
 
 def _question(reply: Scored) -> str:

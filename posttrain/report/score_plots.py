@@ -28,13 +28,14 @@ def validation(run: Run) -> Plot | None:
     """The measure that decides which adapter is kept, with its interval."""
     name = (run.kept and run.kept.by) or run.main_measure
     rows = [row for row in run.validation if row.step >= 0]
-    found = [row.measures.get(name, Measure()) for row in rows]
+    measured_at = [row.measures.get(name, Measure()) for row in rows]
     steps, label = floats(row.step for row in rows), figures.label(name)
-    value = Line(label, steps, floats(each.value for each in found))
+    value = Line(label, steps, floats(each.value for each in measured_at))
     if not np.isfinite(value.values).any():
         return None
     low, high = (
-        Line(end, steps, floats(getattr(each, end) for each in found)) for end in ("low", "high")
+        Line(end, steps, floats(getattr(each, end) for each in measured_at))
+        for end in ("low", "high")
     )
     share = is_share(name)
 

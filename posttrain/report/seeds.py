@@ -26,11 +26,11 @@ SEEDS = (
 
 def changes(repeated: Repeated, runs: Sequence[Run]) -> dict[str, Change]:
     """The means over seeds and their difference as one run's changes, the headline first."""
-    found = {}
+    means = {}
     for name, alone in runs[0].changes().items():
         if over := repeated.measures.get(name):
             before, after, difference = over.before, over.after, over.difference
-            found[name] = Change(
+            means[name] = Change(
                 difference.mean,
                 difference.low,
                 difference.high,
@@ -39,7 +39,7 @@ def changes(repeated: Repeated, runs: Sequence[Run]) -> dict[str, Change]:
                 before=Measure(before.mean, alone.n, before.low, before.high),
                 after=Measure(after.mean, alone.n, after.low, after.high),
             )
-    return found
+    return means
 
 
 def verdict(repeated: Repeated, runs: Sequence[Run]) -> Verdict:

@@ -21,13 +21,13 @@ def from_json(kind: type[T], values: object) -> T:
     """
     if not isinstance(values, Mapping):
         return kind()
-    hints, found = get_type_hints(kind), {}
+    hints, known = get_type_hints(kind), {}
     for field in fields(kind):  # type: ignore[arg-type]  # T is a dataclass
         try:
-            found[field.name] = _convert(hints[field.name], values[field.name])
+            known[field.name] = _convert(hints[field.name], values[field.name])
         except (KeyError, _Unfit):
             continue
-    return kind(**found)
+    return kind(**known)
 
 
 def mapping_of(kind: type[T], values: object) -> dict[str, T]:

@@ -51,15 +51,15 @@ def read_run(path: Path, finished: bool = False) -> Run:
 
     def rows(name: str) -> list[dict[str, Any]] | None:
         damaged: list[int] = []
-        found = parsed(name, lambda file: jsonl_rows(file, damaged))
+        read = parsed(name, lambda file: jsonl_rows(file, damaged))
         if damaged:
             what = "lines left out because they are not a JSON object"
             unreadable.append(f"{path / name}: {what}: {len(damaged)}")
-        return found
+        return read
 
     def replies(name: str, kind: type[Scored]) -> list[Scored]:
-        found = rows(name) or []
-        return parsed(name, lambda file: rows_of(kind, found, file)) or []
+        read = rows(name) or []
+        return parsed(name, lambda file: rows_of(kind, read, file)) or []
 
     exported = parsed("export.json", _object) or {}
     health = rows("health.jsonl")
@@ -101,10 +101,10 @@ def _check(path: Path, finished: bool) -> None:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
         raise ValueError("not a JSON object")
-    return found
+    return content
 
 
 def _read(path: Path, parse: Callable[[Path], T], unreadable: list[str]) -> T | None:

@@ -133,16 +133,16 @@ class Run:
         Where what the run sets out to raise was not measured, the first that was is the headline.
         """
         names = [name for name in self.comparison if name in self.before and name in self.after]
-        found = {
+        changes = {
             name: Change(
                 **vars(self.comparison[name]), before=self.before[name], after=self.after[name]
             )
             for name in names
         }
-        comparable = [name for name in names if found[name].difference is not None]
+        comparable = [name for name in names if changes[name].difference is not None]
         main = self.main_measure if self.main_measure in comparable else None
         first = main or next(iter(comparable), None)
-        return found if first is None else {first: found[first], **found}
+        return changes if first is None else {first: changes[first], **changes}
 
     @property
     def headline(self) -> str | None:

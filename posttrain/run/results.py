@@ -147,7 +147,7 @@ class Exported:
 def paired(
     main: str,
     pairs: Sequence[tuple[float | None, float | None]],
-    found: dict[str, Measure],
+    measured: dict[str, Measure],
     compared: dict[str, Change],
 ) -> dict[str, object]:
     """The `FileScore` of a file as it stands in export.json.
@@ -155,7 +155,7 @@ def paired(
     Args:
         pairs: the scores of model and file on each row; a row that one could not score is not
             counted.
-        found: the file's measures.
+        measured: the file's measures.
         compared: `eval.measures.compare` of model and file.
     """
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
@@ -166,7 +166,7 @@ def paired(
         gained=sum(b > a for a, b in known),
         lost=sum(b < a for a, b in known),
         p_value=compared[main].p_value,
-        measures=found,
+        measures=measured,
         against_adapter={name: each.alone for name, each in compared.items()},
     )
     return asdict(score)
