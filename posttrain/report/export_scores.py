@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping
 
 from eval import figures
-from eval.measures import direction
+from eval.measures import direction, kind
 from eval.stats import Measure
 from posttrain.base import terminal
 from posttrain.report import export_words, tables
@@ -116,7 +116,7 @@ def _lost(score: FileScore) -> bool:
 
 def _worse(score: FileScore) -> list[str]:
     """The other measures of pairs that got worse beyond chance. On problems the main one is all."""
-    if score.main != "reward_accuracy":
+    if kind(score.main).heads != "pairs":
         return []
     return [
         f"{figures.label(name)} got worse, {figures.change(name, change)}."

@@ -98,15 +98,15 @@ def _so_far(run: Run) -> list[str]:
 
 def _remarks(judged_by: str, changes: Mapping[str, Change]) -> list[str]:
     """What the headline hides."""
-    of, own = judged_by[: judged_by.rfind("/") + 1], judged_by.rpartition("/")[2]
+    of, heads = judged_by[: judged_by.rfind("/") + 1], kind(judged_by).heads
     gain, lenient = changes[judged_by].difference or 0.0, changes.get(f"{of}lenient", Change())
     deeper = gain if lenient.difference is None else lenient.difference
-    if own == "strict" and gain > 0 and deeper < gain / 2:
+    if heads == "numbers" and gain > 0 and deeper < gain / 2:
         return [
             "Most of the gain is format: read leniently (the last number in the reply counts), "
             f"accuracy changed by {figures.change('lenient', lenient)}."
         ]
-    if own == "reward_accuracy" and changes[judged_by].before.value == 0.5:
+    if heads == "pairs" and changes[judged_by].before.value == 0.5:
         return [
             "Before training it is 50% by construction: the policy is the reference, and prefers "
             "neither reply."
