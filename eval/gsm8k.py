@@ -11,9 +11,9 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
-from eval import Completion, Generate, PromptLike, conversation
-from eval.measures import NO_DIFFERENCE, NOT_MEASURABLE
-from eval.stats import compare, mean, pass_at_k, proportion
+from eval import Completion, Generate, PromptLike, conversation, measures
+from eval.measures import Change
+from eval.stats import Measure, pass_at_k
 from rewards.answer import count_answer_elements, extract_last, extract_tagged, parse_number
 from rewards.gsm8k import CORRECTNESS_REWARD, FORMAT_REWARD, format_reward
 
@@ -46,7 +46,7 @@ class Reply(Protocol):
     def scores(self) -> dict[str, float | None]:
         """Every measure of this reply by its name; None where it cannot be scored."""
 
-    def as_row(self) -> dict[str, Any]: ...
+    def as_row(self) -> dict[str, object]: ...
 
 
 R = TypeVar("R", bound=Reply)
@@ -88,7 +88,7 @@ class ScoredReply:
     def scores(self) -> dict[str, float | None]:
         return {name: getattr(self, name) for name in MEASURES}
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         """The reply and its scores as one JSON row, with what makes a collapse visible."""
         return {
             **asdict(self),
@@ -129,7 +129,7 @@ def score_reply(problem: Problem, completion: Completion, sample: int = 0) -> Sc
     )
 
 
-def rescore(row: dict[str, Any]) -> ScoredReply:
+def rescore(row: Mapping[str, Any]) -> ScoredReply:
     """The reply in a row of `as_row`, scored afresh. KeyError where a field is missing."""
     completion = completion_of(row)
     return score_reply(Problem(row["question"], row["answer"]), completion, row.get("sample", 0))
@@ -176,23 +176,19 @@ def _mean_of_samples(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def summarise(replies: Sequence[Reply]) -> dict[str, Any]:
-    """`{"value", "n", "low", "high"}` for every measure, with n problems that could be scored.
+def summarise(replies: Sequence[Reply]) -> dict[str, Measure]:
+    """Every measure of the replies, over the problems that could be scored.
 
     With several samples a problem, also pass@k and majority vote on the tagged and lenient rules,
     where answers are numbers.
     """
     groups = by_problem(replies)
     several = _several(groups)
-    report: dict[str, Any] = {
-        name: _summary(name, [value for value in values if value is not None], several)
-        for name, values in problem_scores(groups).items()
-    }
-    report["mean_tokens"] = mean([sum(r.tokens for r in group) / len(group) for group in groups])
+    more = {"mean_tokens": [sum(r.tokens for r in group) / len(group) for group in groups]}
     numbers = [[r for r in group if isinstance(r, ScoredReply)] for group in groups]
     if several and numbers[0]:
-        report.update(_sampled(numbers))
-    return report
+        more |= _sampled(numbers)
+    return measures.summarise(problem_scores(groups), several) | measures.summarise(more)
 
 
 def _several(groups: Sequence[Sequence[Reply]]) -> bool:
@@ -200,25 +196,16 @@ def _several(groups: Sequence[Sequence[Reply]]) -> bool:
     return max(len(group) for group in groups) > 1
 
 
-def _summary(name: str, values: Sequence[float], several: bool) -> dict[str, Any]:
-    if not values:
-        return {**NOT_MEASURABLE}
-    # A mean over samples is no longer 0 or 1, nor is a reward.
-    return {**(proportion(values) if name in MEASURES and not several else mean(values))}
-
-
-def _sampled(groups: Sequence[Sequence[ScoredReply]]) -> dict[str, Any]:
-    """pass@k for k = 1, 2, 4 ... and the majority vote."""
+def _sampled(groups: Sequence[Sequence[ScoredReply]]) -> dict[str, list[float]]:
+    """pass@k for k = 1, 2, 4 ... and the majority vote, one score a problem."""
     fewest = min(len(group) for group in groups)
-    right = [sum(reply.tagged for reply in group) for group in groups]
-    report: dict[str, Any] = {}
-    k = 1
+    right = [int(sum(reply.tagged for reply in group)) for group in groups]
+    scores, k = {}, 1
     while k <= fewest:
-        values = [pass_at_k(len(g), int(c), k) for g, c in zip(groups, right, strict=True)]
-        report[f"pass@{k}"] = mean(values)
+        pairs = zip(groups, right, strict=True)
+        scores[f"pass@{k}"] = [pass_at_k(len(group), c, k) for group, c in pairs]
         k *= 2
-    report["majority_vote"] = proportion([_majority(group) for group in groups])
-    return report
+    return {**scores, "majority_vote": [_majority(group) for group in groups]}
 
 
 def _majority(group: Sequence[ScoredReply]) -> float:
@@ -230,10 +217,9 @@ def _majority(group: Sequence[ScoredReply]) -> float:
     return float(Counter(numbers).most_common(1)[0][0] == parse_number(group[0].answer))
 
 
-def compare_replies(before: Sequence[Reply], after: Sequence[Reply]) -> dict[str, dict[str, Any]]:
-    """Both summaries and, per measure, the paired difference with its interval and p-value.
-
-    All are of the problems that could be scored on both sides.
+def compare_replies(before: Sequence[Reply], after: Sequence[Reply]) -> dict[str, Change]:
+    """Every measure on both sides and its paired difference, over the problems that could be scored
+    on both.
 
     Raises:
         ValueError: the two do not answer the same problems, or have not the same measures.
@@ -241,17 +227,6 @@ def compare_replies(before: Sequence[Reply], after: Sequence[Reply]) -> dict[str
     first, second = by_problem(before), by_problem(after)
     if [group[0].question for group in first] != [group[0].question for group in second]:
         raise ValueError("the two sides do not answer the same problems")
-    old, new = problem_scores(first), problem_scores(second)
-    if list(old) != list(new):
-        raise ValueError(f"measures differ: {', '.join(old)} and {', '.join(new)}")
-    comparison = {}
-    for name in old:
-        pairs = zip(old[name], new[name], strict=True)
-        both = [(a, b) for a, b in pairs if a is not None and b is not None]
-        a, b = [a for a, _ in both], [b for _, b in both]
-        comparison[name] = {
-            "before": _summary(name, a, _several(first)),
-            "after": _summary(name, b, _several(second)),
-            **(compare(a, b) if both else NO_DIFFERENCE),
-        }
-    return comparison
+    return measures.compare(
+        problem_scores(first), problem_scores(second), (_several(first), _several(second))
+    )

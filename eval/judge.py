@@ -8,11 +8,10 @@ a tie (Zheng et al., 2023, https://arxiv.org/abs/2306.05685, section 3.4).
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from eval import Conversation, PromptFormat, conversation
-from eval.measures import NOT_MEASURABLE
-from eval.stats import mcnemar_exact, proportion
+from eval.stats import Measure, mcnemar_exact, proportion
 
 Verdict = Literal["A", "B", "tie"]
 Order = Literal["before_first", "after_first"]
@@ -79,14 +78,14 @@ def question(compared: Comparison, order: Order, language: str) -> Conversation:
 def parse_verdict(reply: str) -> Verdict | None:
     """The verdict in the last line of a judge's reply that is not empty; None if it holds none.
 
-    Markdown, quotes and a full stop around it do not matter, nor whether "Verdict" is said.
+    Markdown, quotes and a full stop around it do not matter, nor whether "Verdict" is there.
     """
     lines = [" ".join(line.translate(_BLANK).split()) for line in reply.splitlines()]
-    found = _VERDICT.fullmatch(next((line for line in reversed(lines) if line), ""))
-    if found is None:
+    match = _VERDICT.fullmatch(next((line for line in reversed(lines) if line), ""))
+    if match is None:
         return None
-    said = found[1].upper()
-    return "A" if said == "A" else "B" if said == "B" else "tie"
+    letter = match[1].upper()
+    return "A" if letter == "A" else "B" if letter == "B" else "tie"
 
 
 def outcome(verdicts: Mapping[Order, Verdict | None]) -> float | None:
@@ -100,14 +99,38 @@ def outcome(verdicts: Mapping[Order, Verdict | None]) -> float | None:
     return {("B", "A"): 1.0, ("A", "B"): 0.0}.get((first, second), 0.5)
 
 
+@dataclass(frozen=True)
+class Verdicts:
+    """What a judge's verdicts amount to, as in report.json."""
+
+    win_rate: Measure
+    """Of after over before, a tie counting one half; over prompts."""
+    p_value: float
+    """The exact sign test on prompts."""
+    comparisons: int
+    wins: int
+    ties: int
+    losses: int
+    left_out: int
+    """Comparisons of which a verdict could not be read."""
+    identical_replies: int
+    """Ties that the judge did not see."""
+    verdicts: int
+    unparsable_verdicts: int
+    inconsistent: int
+    """Comparisons whose two orders contradict each other."""
+    consistency: Measure
+    first_is_preferred: Measure
+    """Of the verdicts for a reply, those for the one shown first: 0.5 without position bias."""
+
+
 def summarise(
     compared: Sequence[Comparison], verdicts: Sequence[Mapping[Order, Verdict | None]]
-) -> dict[str, Any]:
-    """The report: `win_rate` of after over before, a tie counting one half, and what it rests on.
+) -> Verdicts:
+    """Sum up the verdicts on the comparisons, in the same order.
 
-    Its interval is over prompts, since replies to the same prompt are no independent evidence: a
-    prompt's score is the mean over its comparisons. The p-value is the exact sign test on prompts.
-    Identical replies are ties that no one was asked about.
+    The interval is over prompts, since replies to the same prompt are no independent evidence: a
+    prompt's score is the mean over its comparisons.
     """
     by_prompt: dict[tuple[str | None, str], list[float]] = {}
     outcomes: list[float] = []
@@ -117,33 +140,28 @@ def summarise(
             outcomes.append(result)
             by_prompt.setdefault((each.system, each.prompt), []).append(result)
     scores = [sum(results) / len(results) for results in by_prompt.values()]
-    asked = [given for each, given in zip(compared, verdicts, strict=True) if not each.identical]
-    said = [given[order] for given in asked for order in ORDERS]
-    read = [given for given in asked if None not in given.values()]
-    sides = [verdict for verdict in said if verdict in ("A", "B")]
-    return {
-        "win_rate": {**proportion(scores)} if scores else {**NOT_MEASURABLE},
-        "p_value": mcnemar_exact(sum(s > 0.5 for s in scores), sum(s < 0.5 for s in scores)),
-        "comparisons": len(compared),
-        "wins": outcomes.count(1.0),
-        "ties": outcomes.count(0.5),
-        "losses": outcomes.count(0.0),
-        "left_out": len(compared) - len(outcomes),
-        "identical_replies": sum(each.identical for each in compared),
-        "verdicts": len(said),
-        "unparsable_verdicts": said.count(None),
-        "inconsistent": sum(
-            (given["before_first"], given["after_first"]) not in CONSISTENT for given in read
-        ),
-        "consistency": _share(
-            [(given["before_first"], given["after_first"]) in CONSISTENT for given in read]
-        ),
-        "first_is_preferred": _share([verdict == "A" for verdict in sides]),
-    }
+    judged = [given for each, given in zip(compared, verdicts, strict=True) if not each.identical]
+    single = [given[order] for given in judged for order in ORDERS]
+    orders = [(g["before_first"], g["after_first"]) for g in judged if None not in g.values()]
+    return Verdicts(
+        win_rate=proportion(scores) if scores else Measure(),
+        p_value=mcnemar_exact(sum(s > 0.5 for s in scores), sum(s < 0.5 for s in scores)),
+        comparisons=len(compared),
+        wins=outcomes.count(1.0),
+        ties=outcomes.count(0.5),
+        losses=outcomes.count(0.0),
+        left_out=len(compared) - len(outcomes),
+        identical_replies=sum(each.identical for each in compared),
+        verdicts=len(single),
+        unparsable_verdicts=single.count(None),
+        inconsistent=sum(both not in CONSISTENT for both in orders),
+        consistency=_share([both in CONSISTENT for both in orders]),
+        first_is_preferred=_share([verdict == "A" for verdict in single if verdict in ("A", "B")]),
+    )
 
 
 CONSISTENT = {("A", "B"), ("B", "A"), ("tie", "tie")}
 
 
-def _share(values: Sequence[bool]) -> dict[str, Any]:
-    return {**proportion([float(value) for value in values])} if values else {**NOT_MEASURABLE}
+def _share(values: Sequence[bool]) -> Measure:
+    return proportion([float(value) for value in values]) if values else Measure()

@@ -6,7 +6,6 @@ The implicit reward of a reply is beta (log pi(reply | prompt) - log ref(reply |
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from eval import Conversation, Message, with_examples
 
@@ -81,6 +80,6 @@ def scores(pairs: Sequence[ScoredPair]) -> dict[str, list[float]]:
     }
 
 
-def as_row(pair: Pair, scored: ScoredPair) -> dict[str, Any]:
+def as_row(pair: Pair, scored: ScoredPair) -> dict[str, object]:
     """A pair and its scores as one JSON row."""
     return {**asdict(pair), **asdict(scored), "reward_margin": scored.reward_margin}

@@ -10,11 +10,9 @@ from typing import Any
 
 from eval import Completion, PromptLike, conversation
 from eval.gsm8k import Problem
+from eval.measures import PART, TOTAL
 from rewards import RewardFunction, trl_keywords
 from rewards import score as call
-
-TOTAL = "total_reward"
-PART = "reward:"  # before a reward's name, in the name of its measure
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class RewardedReply:
         parts = {names[name]: value for name, value in self.rewards.items()}
         return {TOTAL: self.total_reward, **parts, "truncated_rate": self.truncated_rate}
 
-    def as_row(self) -> dict[str, Any]:
+    def as_row(self) -> dict[str, object]:
         return asdict(self)
 
 

@@ -9,7 +9,8 @@ coverage is simulated in tests/unit/test_seeds.py; docs/statistics.md has the fo
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from eval.stats import mcnemar_exact
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 SMALLEST_P = 1e-12  # a p-value below it is given as this
 
 
-class SeedMean(TypedDict):
+@dataclass(frozen=True)
+class SeedMean:
     """A measure of each seed; their mean, standard deviation (n - 1) and 95% t interval."""
 
     values: list[float]
@@ -30,7 +32,8 @@ class SeedMean(TypedDict):
     high: float
 
 
-class SeedDifference(TypedDict):
+@dataclass(frozen=True)
+class SeedDifference:
     """The mean change over seeds and questions, its 95% interval and two-sided p-value."""
 
     mean: float
@@ -55,13 +58,7 @@ def mean_over_seeds(values: Sequence[float]) -> SeedMean:
         raise ValueError("need one finite value a seed, of two seeds or more")
     mean, sd = math.fsum(array) / array.size, float(array.std(ddof=1))
     margin = float(stdtrit(array.size - 1, 0.975)) * sd / math.sqrt(array.size)
-    return {
-        "values": array.tolist(),
-        "mean": mean,
-        "sd": sd,
-        "low": mean - margin,
-        "high": mean + margin,
-    }
+    return SeedMean(array.tolist(), mean, sd, low=mean - margin, high=mean + margin)
 
 
 def difference_over_seeds(
@@ -95,16 +92,12 @@ def difference_over_seeds(
     if variance < 1e-24:  # nothing varies but by rounding
         signs = difference.mean(axis=0).round(12)
         p_value = mcnemar_exact(int((signs > 0).sum()), int((signs < 0).sum()))
-        return {"mean": mean, "low": mean, "high": mean, "p_value": p_value}
+        return SeedDifference(mean, mean, mean, p_value)
     weight = from_seeds / (from_seeds + of_questions) if from_seeds else 0.0
     error = math.sqrt(variance)
     margin = error * _quantile(0.05, weight, seeds, questions)
-    return {
-        "mean": mean,
-        "low": mean - margin,
-        "high": mean + margin,
-        "p_value": _p_value(abs(mean) / error, weight, seeds, questions),
-    }
+    p_value = _p_value(abs(mean) / error, weight, seeds, questions)
+    return SeedDifference(mean, mean - margin, mean + margin, p_value)
 
 
 def _quantile(p: float, weight: float, seeds: int, questions: int) -> float:

@@ -6,8 +6,9 @@ deterministic, and raises ValueError on empty, non-finite or mismatched input.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,23 +17,29 @@ if TYPE_CHECKING:
 _DRAWS_AT_ONCE = 1 << 20  # resampled values held in memory: 16 MB with their indices
 
 
-class Measure(TypedDict):
-    """A score over `n` questions with its 95% interval."""
+@dataclass(frozen=True)
+class Measure:
+    """A score over `n` questions with its 95% interval; without a value it is not measurable."""
 
-    value: float
-    n: int
-    low: float
-    high: float
+    value: float | None = None
+    n: int = 0
+    low: float | None = None
+    high: float | None = None
 
 
-class Comparison(TypedDict):
-    """A mean paired difference (after minus before) over `n` questions, in the scores' own unit."""
+@dataclass(frozen=True)
+class Difference:
+    """A mean paired difference (after minus before) over `n` questions, in the scores' own unit,
+    with its 95% interval and two-sided p-value; without a difference it is not measurable."""
 
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    n: int
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    n: int = 0
+
+
+NOT_MEASURABLE = Measure()
 
 
 def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -111,30 +118,25 @@ def proportion(values: Sequence[float]) -> Measure:
         raise ValueError(f"a proportion needs scores in [0, 1], got {array.min()} to {array.max()}")
     successes = math.fsum(array)
     low, high = wilson_interval(successes, array.size)
-    return {"value": successes / array.size, "n": array.size, "low": low, "high": high}
+    return Measure(successes / array.size, array.size, low, high)
 
 
 def mean(values: Sequence[float]) -> Measure:
     """The mean of any values, in their own unit, with its 95% bootstrap interval."""
     array = _finite(values)
     low, high = bootstrap_interval(values)
-    return {"value": math.fsum(array) / array.size, "n": array.size, "low": low, "high": high}
+    return Measure(math.fsum(array) / array.size, array.size, low, high)
 
 
-def compare(before: Sequence[float], after: Sequence[float]) -> Comparison:
+def compare(before: Sequence[float], after: Sequence[float]) -> Difference:
     """The mean of `after - before` over the same questions in the same order.
 
     With its 95% paired bootstrap interval and the sign test's p-value (exact McNemar on 0/1).
     """
     difference = _differences(before, after)
     low, high = bootstrap_interval(difference.tolist())
-    return {
-        "difference": math.fsum(difference) / difference.size,
-        "low": low,
-        "high": high,
-        "p_value": sign_test(before, after),
-        "n": difference.size,
-    }
+    mean_difference = math.fsum(difference) / difference.size
+    return Difference(mean_difference, low, high, sign_test(before, after), difference.size)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

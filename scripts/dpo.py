@@ -20,6 +20,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 
+from eval.measures import headline
 from eval.preference import Pair
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     # Training, with the pairs to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
     validate = scoring.validator(model, tokenizer, validation, settings)
-    validator = session.validation(len(validation), validate, "reward_accuracy")
+    validator = session.validation(len(validation), validate, headline("pairs"))
     stopped = session.train(trainer, changed, PROGRESS, validator)
     if stopped is not None:
         return stopped

@@ -22,6 +22,7 @@ import argparse
 import re
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -137,8 +138,10 @@ def main(argv: list[str] | None = None) -> int:
         with reward_functions.reward_errors():
             score_again(folder, done, problems, score)
     answers.answer_all(asking_of(asked, prompt, loaded), problems, request, folder, done, score)
-    write_json(folder / "report.json", {**request, "measures": summarise(list(done.values()))})
-    print(f"\n{report.summary_table(summarise(list(done.values())))}\n\nKept in {shown(folder)}")
+    found = summarise(list(done.values()))
+    measures = {name: asdict(measure) for name, measure in found.items()}
+    write_json(folder / "report.json", {**request, "measures": measures})
+    print(f"\n{report.summary_table(found)}\n\nKept in {shown(folder)}")
     if overlap:
         print(f"warning: {overlap} of these questions were trained on")
     if "mgsm" in asked.data.lower():

@@ -33,7 +33,9 @@ from eval.gsm8k import (
     score_reply,
     summarise,
 )
-from eval.rewarded import TOTAL, Scorer, reward_row
+from eval.measures import headline
+from eval.rewarded import Scorer, reward_row
+from eval.stats import Measure
 from posttrain.base import distributed
 from posttrain.base.errors import DataError, HealthError
 from posttrain.base.process import run_main
@@ -224,7 +226,7 @@ def score(
 
 def main_measure(settings: GRPOSettings) -> str:
     """The measure that the run sets out to raise."""
-    return "strict" if settings.data.answers == "number" else TOTAL
+    return headline("numbers" if settings.data.answers == "number" else "rewards")
 
 
 def validate(
@@ -233,7 +235,7 @@ def validate(
     problems: list[Problem],
     settings: GRPOSettings,
     by: Score[Any],
-) -> dict[str, Any]:
+) -> dict[str, Measure]:
     """The measures of greedy replies to problems that were set aside from the training data.
 
     Raises:
@@ -243,7 +245,7 @@ def validate(
     generate = inference.generator(model, tokenizer, greedy, settings.training.seed)
     with reward_functions.reward_errors():
         found = summarise(evaluate(problems, generate, settings.prompt, score=by))
-    if found[main_measure(settings)]["value"] is None:
+    if found[main_measure(settings)].value is None:
         raise HealthError(
             f"the rewards returned None for all {len(problems)} problems of data.validation, so no "
             "step can be told to be the best; let them score these, or set data.validation to 0"

@@ -15,14 +15,16 @@ import re
 import signal
 import sys
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from eval.judge import INSTRUCTIONS, ORDERS, summarise
+from eval import figures
+from eval.judge import INSTRUCTIONS, ORDERS, Verdicts, summarise
+from eval.stats import Measure
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
@@ -30,7 +32,6 @@ from posttrain.base.paths import is_url, run_command
 from posttrain.base.process import run_main
 from posttrain.base.terminal import entry, prose_width
 from posttrain.model.server import KEY_VARIABLE, asker
-from posttrain.run import measures
 from posttrain.run.replies import check_request, claim, folder_for
 from posttrain.scoring.verdicts import (
     VERDICTS,
@@ -77,9 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         {order: given.get((place, order)) for order in ORDERS} for place in range(len(compared))
     ]
     found = summarise(compared, by_comparison)
-    write_json(folder / "report.json", {"url": asked.url, **request, **found})
+    write_json(folder / "report.json", {"url": asked.url, **request, **asdict(found)})
     print(f"\n{render(asked.model, found)}\n\nVerdicts and report: {folder}")
-    if found["unparsable_verdicts"] > UNREADABLE * found["verdicts"]:
+    if found.unparsable_verdicts > UNREADABLE * found.verdicts:
         print(
             f"warning: over {UNREADABLE:.0%} of the verdicts cannot be read (see {path.name}); a "
             "judge that reasons at length needs a larger --max-tokens"
@@ -127,30 +128,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return asked
 
 
-def render(judge: str, found: dict[str, Any]) -> str:
+def render(judge: str, found: Verdicts) -> str:
     """The report for the terminal."""
     rows = [
-        ("win rate of after", _interval(found["win_rate"], f"p = {found['p_value']:.2g}, ")),
-        ("wins, ties, losses", f"{found['wins']}, {found['ties']}, {found['losses']}"),
-        ("same in both orders", _interval(found["consistency"])),
-        ("first reply preferred", _interval(found["first_is_preferred"])),
-        ("identical replies", f"{found['identical_replies']} (ties, not asked about)"),
+        ("win rate of after", _interval(found.win_rate, f"p = {found.p_value:.2g}, ")),
+        ("wins, ties, losses", f"{found.wins}, {found.ties}, {found.losses}"),
+        ("same in both orders", _interval(found.consistency)),
+        ("first reply preferred", _interval(found.first_is_preferred)),
+        ("identical replies", f"{found.identical_replies} (ties, not judged)"),
         (
             "unreadable verdicts",
-            f"{found['unparsable_verdicts']} of {found['verdicts']} "
-            f"({found['left_out']} prompts left out)",
+            f"{found.unparsable_verdicts} of {found.verdicts} ({found.left_out} prompts left out)",
         ),
     ]
-    head = f"Judge {judge} on {found['comparisons']} prompts (95% intervals)"
+    head = f"Judge {judge} on {found.comparisons} prompts (95% intervals)"
     head = textwrap.fill(head, prose_width(), subsequent_indent="  ")
     return "\n".join([head, *(entry(label, value) for label, value in rows)])
 
 
-def _interval(measure: dict[str, Any], before_n: str = "") -> str:
-    if measure["value"] is None:
-        return measures.NOT_MEASURABLE
-    share = f"{measure['value']:.1%} [{measure['low']:.1%}, {measure['high']:.1%}]"
-    return f"{share} ({before_n}n = {measure['n']})"
+def _interval(measure: Measure, before_n: str = "") -> str:
+    share = figures.value("win_rate", measure)
+    return share if measure.value is None else f"{share} ({before_n}n = {measure.n})"
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ best mean over seeds, of equal ones the first given. Only the chosen value's run
 on the test set, without training again, and told as above.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -35,8 +35,10 @@ from posttrain.base.errors import ConfigError, ExportError, HealthError
 from posttrain.base.files import write_json
 from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
-from posttrain.report import grid as grid_words
+from posttrain.report import seeds
 from posttrain.run.folder import NOT_SHAPING, RunFolder
+from posttrain.run.reading import read_run
+from posttrain.run.repeated import read_grid
 from posttrain.scoring.grid import choose, why_stopped
 from posttrain.scoring.seeds import check_same_data, over_seeds
 from posttrain.settings.grid import Value
@@ -126,11 +128,10 @@ def choose_value(asked: Asked, every: list[Asked], stopped: dict[str, str]) -> V
     """Choose by validation, write grid.json and print its table; returns the value."""
     runs = {each.value.name: each.runs() for each in every if each.value}
     trained = {name: some for name, some in runs.items() if name not in stopped}
-    found = choose(asked.grid, trained, stopped)
-    write_json(asked.output / "grid.json", found)
-    print("\n".join(["", grid_words.table(found), "", *grid_words.left_out(found)]))
-    print(grid_words.choice(found))
-    return next(value for value in asked.grid if value.name == found["chosen"])
+    grid = choose(asked.grid, trained, stopped)
+    write_json(asked.output / "grid.json", grid.as_json())
+    print(f"\n{seeds.grid_table(grid)}\n{seeds.choice(grid)}")
+    return next(value for value in asked.grid if value.name == grid.chosen)
 
 
 def train(asked: Asked, seed: int, *options: str) -> int:
@@ -204,18 +205,17 @@ def stopped_early(asked: Asked, seed: int, code: int) -> int:
 
 def tell(asked: Asked) -> None:
     """Write seeds.json and report.html, and print the table and the verdict."""
-    from posttrain.report import page, read_run, seeds
+    from posttrain.report import page
 
-    runs = asked.runs()
-    found = over_seeds(runs, type(asked.settings(asked.seeds[0])))
-    write_json(asked.output / "seeds.json", found)
-    records = [read_run(run) for run in runs.values()]
-    tried = asked.output / "grid.json"
-    grid = json.loads(tried.read_text(encoding="utf-8")) if asked.value else None
-    written = page.write_seeds(asked.output, found, list(runs.values()), grid)
-    said = seeds.verdict(found, records)
-    print(f"\n{seeds.table(found, records)}\n\n{said.sentence}")
-    for remark in said.remarks:
+    paths = asked.runs()
+    repeated = over_seeds(paths, type(asked.settings(asked.seeds[0])))
+    write_json(asked.output / "seeds.json", asdict(repeated))
+    grid = read_grid(asked.output / "grid.json") if asked.value else None
+    written = page.write_seeds(asked.output, repeated, list(paths.values()), grid)
+    runs = [read_run(path) for path in paths.values()]
+    verdict = seeds.verdict(repeated, runs)
+    print(f"\n{seeds.table(repeated, runs)}\n\n{verdict.sentence}")
+    for remark in verdict.remarks:
         print(remark)
     print(f"\nFigures   {shown(asked.output / 'seeds.json')}\nReport    {shown(written)}")
 

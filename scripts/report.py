@@ -15,6 +15,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,7 +27,7 @@ from posttrain.base.process import run_main
 from posttrain.report import next_steps, read_run, read_runs, table
 from posttrain.report.redraw import redraw
 from posttrain.run.folder import RunFolder
-from posttrain.run.record import Record
+from posttrain.run.record import Run
 
 UNSCORED = (
     "not scored on the held-out data, as run.score is false; the same command with run.score=true "
@@ -38,14 +39,15 @@ def main(argv: list[str] | None = None) -> int:
     """Report; returns 1 if a page could not be drawn."""
     args = parse(argv)
     if args.json:
-        records = read_runs(args.runs, finished=True)
-        print(json.dumps({found.name: found.measures() for found in records}, indent=2))
+        finished = read_runs(args.runs, finished=True)
+        changes = {run.name: {n: asdict(c) for n, c in run.changes().items()} for run in finished}
+        print(json.dumps(changes, indent=2))
         return 0
     if args.watch is not None:
         watch(args.runs, args.watch)
     records = read_runs(args.runs)
     pages = [redraw(found.path) for found in records]
-    scored = [(found.name, found.measures()) for found in records if found.measures()]
+    scored = [(found.name, found.changes()) for found in records if found.changes()]
     if scored:
         print(table(scored), end="\n\n")
     for found in records:
@@ -89,13 +91,13 @@ def watch(runs: list[Path], seconds: float) -> None:
 
     A run that was killed has not, as the same command resumes it.
     """
-    while running := [run for run in runs if "trained" not in read_run(run).environment]:
+    while running := [run for run in runs if read_run(run).environment.trained is None]:
         for run in running:
             redraw(run)
         time.sleep(seconds)
 
 
-def not_scored(found: Record) -> str:
+def not_scored(found: Run) -> str:
     """Why a run has no table."""
     if RunFolder(found.path).trained:
         return UNSCORED

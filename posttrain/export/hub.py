@@ -8,7 +8,7 @@ from pathlib import Path
 from posttrain.base.errors import ConfigError, first_line
 from posttrain.base.paths import ROOT
 from posttrain.report.model_card import render_model_card
-from posttrain.run.record import read_run
+from posttrain.run.reading import read_run
 
 
 def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:
@@ -60,13 +60,13 @@ def to_upload(run: Path, exports: list[str]) -> list[Path]:
     for name in exports:
         if name not in recorded:
             raise ConfigError(f"--push: {run} has no export {name}; it has {sorted(recorded)}")
-        if not recorded[name]["proven"]:
-            failed = [c["name"] for c in recorded[name]["checks"] if not c["passed"]]
+        if not recorded[name].proven:
+            failed = [c.name for c in recorded[name].checks if not c.passed]
             raise ConfigError(
                 f"--push: the export {name} failed its parity check ({', '.join(failed)}); it is "
                 "not uploaded"
             )
-    wanted = [run / recorded[name]["path"] for name in exports] or [run / "adapter"]
+    wanted = [run / recorded[name].path for name in exports] or [run / "adapter"]
     files = [f for path in wanted for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
     files = [file for file in files if file.name != "README.md"]  # the run's model card replaces it
     names = [file.name for file in files]

@@ -36,8 +36,8 @@ from eval.gsm8k import (
     score_reply,
     summarise,
 )
-from eval.measures import paired
-from eval.rewarded import TOTAL, Scorer
+from eval.measures import TOTAL
+from eval.rewarded import Scorer
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.base.files import fingerprint, model_fingerprint, write_json, write_text
 from posttrain.base.lock import hold
@@ -45,9 +45,10 @@ from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main, share_the_processor
 from posttrain.data.problems import load_evaluation, load_scored_problems
 from posttrain.export.score_replies import ReplyScorer
-from posttrain.report import taken_home
-from posttrain.run.record import read_run
+from posttrain.report import export_scores
+from posttrain.run.reading import read_run
 from posttrain.run.replies import check_request, read_replies, resume, score_again
+from posttrain.run.results import paired
 from posttrain.run.room import MERGED, in_order
 from posttrain.scoring import reward_functions
 from posttrain.scoring.answers import Asking, answer_all
@@ -128,7 +129,7 @@ def main() -> int:
         entry["score"] = found | {"tokens_per_second": kept if speed is None else round(speed, 1)}
         write_json(run / "export.json", record)
     lease.release()
-    print(f"\n{taken_home.text(read_run(run))}")
+    print(f"\n{export_scores.text(read_run(run))}")
     return 0
 
 

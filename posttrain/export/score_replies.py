@@ -23,6 +23,7 @@ from posttrain.base.files import (
 from posttrain.base.progress import progress_bar
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import claim
+from posttrain.run.results import paired
 from posttrain.scoring import answers, pairs
 from posttrain.scoring.answers import Asking
 from posttrain.settings import DPOSettings
@@ -66,7 +67,7 @@ class ReplyScorer:
         main = next(iter(mine))  # the share in the language that the run wants
         both = list(zip(theirs[main], mine[main], strict=True))
         compared = measures.compare(theirs, mine)
-        return speed, measures.paired(main, both, measures.summarise(mine), compared)
+        return speed, paired(main, both, measures.summarise(mine), compared)
 
     def _answer(self, asking: Asking, known: dict[int, PromptReply], into: Path) -> float:
         """Fill `known` and its file as replies come; returns their tokens a second."""

@@ -5,43 +5,43 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from posttrain.run.record import Record
+from posttrain.run.record import Run, Settings
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import SETTINGS
 
 ABSENT = object()
 
 
-def from_defaults(record: Record) -> list[tuple[str, str, str]]:
+def from_defaults(run: Run) -> list[tuple[str, str, str]]:
     """(key path, value, default) of every setting that is not at its default.
 
     A setting without a default is always there, with an empty one.
     """
-    defaults = _defaults_of(record)
-    found = []
-    for key, value in _leaves(record.config, defaults):
+    defaults = _defaults_of(run)
+    rows = []
+    for key, value in _leaves(run.config, defaults):
         default = defaults.get(key, ABSENT)
         if value != default:
             shown = "" if default is ABSENT else _shown(default)
-            found.append((key, _shown(value), shown))
-    return found
+            rows.append((key, _shown(value), shown))
+    return rows
 
 
-def between(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
+def between(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """(key path, value in each run) of every setting in which runs that have it differ."""
-    values = [dict(_leaves(record.config, _defaults_of(record))) for record in records]
+    values = [dict(_leaves(run.config, _defaults_of(run))) for run in runs]
     keys = dict.fromkeys(key for each in values for key in each if key != "run.name")
-    found = []
+    rows = []
     for key in keys:
         known = [each[key] for each in values if key in each]  # DPO and GRPO do not have the same
         if any(value != known[0] for value in known):
             row = [_shown(each[key]) if key in each else "" for each in values]
-            found.append((key, row))
-    return found
+            rows.append((key, row))
+    return rows
 
 
-def _defaults_of(record: Record) -> dict[str, Any]:
-    return dict(_defaults(SETTINGS.get(record.method.lower(), DPOSettings)))
+def _defaults_of(run: Run) -> Settings:
+    return dict(_defaults(SETTINGS.get(run.method.lower(), DPOSettings)))
 
 
 def _leaves(values: Mapping[str, Any], stop: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:

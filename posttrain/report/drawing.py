@@ -5,7 +5,7 @@ Importing this loads matplotlib, which takes a second: only what draws may impor
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from typing import Any
@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/).
+# Okabe and Ito's colours, which colour-blind readers can tell from one another (https://jfly.uni-koeln.de/color/).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, GRID = "#1b1f24", "#5b6470", "#dde2e8"
 # What the page may colour otherwise, in the dark for example.
 VARIABLES = {
-    **{colour: f"var(--series-{place})" for place, colour in enumerate(COLOURS, start=1)},
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(COLOURS, start=1)},
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
@@ -139,10 +139,10 @@ def _make_room(figure: Figure, axes: Axes) -> None:
     labels = axes.get_tightbbox()
     if labels is None:
         return
-    labels, place = labels.transformed(figure.transFigure.inverted()), axes.get_position()
-    left = place.x0 + max(0.0, 2 * EDGE - labels.x0)
-    right = place.x1 - max(0.0, labels.x1 - (1 - EDGE))
-    axes.set_position((left, place.y0, right - left, place.height))
+    labels, box = labels.transformed(figure.transFigure.inverted()), axes.get_position()
+    left = box.x0 + max(0.0, 2 * EDGE - labels.x0)
+    right = box.x1 - max(0.0, labels.x1 - (1 - EDGE))
+    axes.set_position((left, box.y0, right - left, box.height))
 
 
 def _for_page(svg: str, alt: str) -> str:
@@ -158,8 +158,8 @@ def _for_page(svg: str, alt: str) -> str:
         svg = svg.replace(colour, variable)
     head, _, body = svg.partition(">")
     box = re.search(r'viewBox="[^"]*"', head)
-    said = html.escape(alt, quote=True)
-    return f'<svg {box.group() if box else ""} role="img" aria-label="{said}">{body.strip()}'
+    label = html.escape(alt, quote=True)
+    return f'<svg {box.group() if box else ""} role="img" aria-label="{label}">{body.strip()}'
 
 
 def over_steps(axes: Axes, share_of: float | None = None) -> None:
@@ -179,3 +179,17 @@ def percent_axis(axes: Axes, which: str, top: float = 1.0) -> None:
     axis.set_major_formatter(PercentFormatter(1.0))
     axis.set_major_locator(MaxNLocator(5, steps=ROUND))
     limits(-0.025 * top, 1.025 * top)
+
+
+def rows_axis(axes: Axes, labels: Sequence[str]) -> None:
+    """A row for each label from top to bottom, numbered from 0."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.grid(visible=False, axis="y")
+
+
+def short(name: str, most: int = 16) -> str:
+    """A name that fits a legend."""
+    name = name.replace("_", " ")
+    return name if len(name) <= most else f"{name[: most - 1]}…"

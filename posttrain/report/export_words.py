@@ -41,18 +41,18 @@ WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def in_words(check: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What a check looked at, what it found, and what is allowed; the last is empty without a
-    limit. A name that is not known is shown as it is."""
+    """What a check measured, its result, and what is allowed; the last is empty without a limit.
+    A name that is not known is shown as it is."""
     name, value, limit = str(check.get("name", "")), check.get("value"), check.get("limit")
     label, figure = WORDS.get(name, (name.replace("_", " "), _plain))
     of = check.get("of")
-    found, allowed = _text(value, figure), _text(limit, figure)
+    result, allowed = _text(value, figure), _text(limit, figure)
     if of is not None:
-        found = f"{found} of {of}"
-        return label, found, {0: "none allowed", of: "all needed"}.get(limit, f"at most {allowed}")
+        result = f"{result} of {of}"
+        return label, result, {0: "none allowed", of: "all needed"}.get(limit, f"at most {allowed}")
     if isinstance(limit, str):  # a text that is wanted
-        return label, found, "" if value == limit else allowed
-    return label, found, f"at most {allowed}" if allowed else ""
+        return label, result, "" if value == limit else allowed
+    return label, result, f"at most {allowed}" if allowed else ""
 
 
 # What to do where a check fails, by its name.
@@ -91,7 +91,7 @@ def lines(checks: list[Mapping[str, Any]]) -> list[str]:
     if terminal.fits(aligned):
         return aligned
     wrapped = []
-    for state, label, found, limit in rows:
-        said = f"{label}: {found}" + (f" ({limit})" if limit else "")
-        wrapped += terminal.entry(state.strip(), said, label_width=8).split("\n")
+    for state, label, result, limit in rows:
+        text = f"{label}: {result}" + (f" ({limit})" if limit else "")
+        wrapped += terminal.entry(state.strip(), text, label_width=8).split("\n")
     return wrapped

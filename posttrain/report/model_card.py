@@ -1,18 +1,22 @@
-"""The model card: what a run folder's README.md says to whoever is handed the model."""
+"""The model card: a run folder's README.md, for those who use the model."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+from eval import figures
+from eval.measures import kind
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import write_text
 from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
-from posttrain.report import stages, table_rows, taken_home
+from posttrain.report import export_scores, stages, tables
 from posttrain.report.export_words import in_words
+from posttrain.report.rows import as_markdown
 from posttrain.report.snippets import snippets
-from posttrain.run import measures
-from posttrain.run.record import SIDES, Record, read_run
+from posttrain.run.reading import read_run
+from posttrain.run.record import Run, Settings
+from posttrain.run.results import Check
 from posttrain.settings.strict_yaml import dump_yaml
 
 # Licences of what the configs name, as their pages on the hub state them.
@@ -62,6 +66,27 @@ METHODS = {
     },
 }
 
+# What the scores of a method do not show.
+UNSEEN = {
+    "REWARDS": (
+        "Scored by the rewards that it was trained on: what they do not measure is neither taught "
+        "nor scored."
+    ),
+    "SFT": (
+        "It imitates the replies of its training data; on what they do not show, it is the base "
+        "model."
+    ),
+    "GRPO": (
+        "Rewards see the final number, not the reasoning: steps can be wrong where the answer is "
+        "right."
+    ),
+    "DPO": (
+        "Preferences were taken as they are in the data; whatever separates chosen from rejected "
+        "replies there, length included, was taught."
+    ),
+}
+VERSIONS = ("unsloth", "trl", "transformers", "torch")
+
 
 def write_model_card(run: Path, repository: str | None = None) -> Path:
     """Write README.md into a run folder.
@@ -78,61 +103,52 @@ def write_model_card(run: Path, repository: str | None = None) -> Path:
     return path
 
 
-def render_model_card(run: Path, repository: str | None = None) -> str:
+def render_model_card(path: Path, repository: str | None = None) -> str:
     """The text of the card; see `write_model_card`."""
     import jinja2
 
-    found = read_run(run)
-    if not (found.method in METHODS and found.environment):
-        raise ConfigError(f"{run}: not a run folder (config.yaml or environment.json is missing)")
+    run = read_run(path)
+    if not (run.method in METHODS and run.environment.versions):
+        raise ConfigError(f"{path}: not a run folder (config.yaml or environment.json is missing)")
     template = Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8")
     rendering = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    return rendering.from_string(template).render(_facts(found, repository))
-
-
-def _facts(found: Record, repository: str | None) -> dict[str, Any]:
-    """What the template shows."""
-    settings, environment, exports = found.config, found.environment, found.exports
-    method, scores = METHODS[found.method], found.measures()
-    name = settings["run"]["name"]
-    trained = environment.get("trained", {})
-    versions = environment["versions"]
-    return {
-        "front_matter": _front_matter(settings, method["name"], repository or name),
-        "title": repository or name,
-        "verdict": _verdict(found, scores),
-        "base": _source(settings["model"]["name"]),
-        "base_in_project": _is_in_project(settings["model"]["name"]),
-        "data": _source(settings["data"]["train"]["path"]),
-        "method": {**method, "text": _method_text(method["text"], settings)},
-        "settings": settings,
-        "trained": trained,
-        "duration": duration(found.seconds),  # of all its sessions
-        "device": environment.get("device", "an unnamed device"),
-        "kept": _kept(found),
-        "fingerprint": str(environment.get("data", ""))[:16],
-        "versions": ", ".join(
-            f"{k} {versions[k]}" for k in ("unsloth", "trl", "transformers", "torch")
-        ),
-        "system": settings["prompt"]["system"],
-        "stages": stages.lines(found),
-        "examples": settings["prompt"].get("examples"),  # none in earlier runs
-        "variables": settings["prompt"].get("chat_template_kwargs"),  # none in earlier runs
-        "table": _table(scores),
-        "exports": {
-            key: {**export, "checks": "; ".join(map(_said, export["checks"]))}
-            for key, export in exports.items()
-        },
-        "files": _files(found),
-        "file_words": [s for s in (taken_home.no_file_lost(found), *taken_home.words(found)) if s],
-        "snippets": snippets(settings, exports, repository),
-        "limitations": _limitations(found, scores),
-        "yaml": dump_yaml(_without_folders(settings)),
-    }
+    settings, method, versions = run.config, METHODS[run.method], run.environment.versions
+    name = repository or settings["run"]["name"]
+    return rendering.from_string(template).render(
+        run=run,
+        front_matter=_front_matter(settings, method["name"], name),
+        title=name,
+        verdict=_verdict(run),
+        base=_source(settings["model"]["name"]),
+        base_in_project=_is_in_project(settings["model"]["name"]),
+        data=_source(settings["data"]["train"]["path"]),
+        method=method,
+        method_text=_method_text(method["text"], settings),
+        settings=settings,
+        duration=duration(run.seconds),  # of all its sessions
+        kept=_kept(run),
+        versions=", ".join(f"{k} {versions[k]}" for k in VERSIONS if k in versions),
+        stages=stages.lines(run),
+        examples=settings["prompt"].get("examples"),  # none in earlier runs
+        variables=settings["prompt"].get("chat_template_kwargs"),  # none in earlier runs
+        table=as_markdown(tables.compared(run.changes())),
+        exports=[
+            (name, export, "; ".join(map(_check, export.checks)))
+            for name, export in run.exports.items()
+        ],
+        files=as_markdown(export_scores.rows(run)),
+        files_title=export_scores.TITLE,
+        file_remarks=[
+            s for s in (export_scores.no_file_lost(run), *export_scores.remarks(run)) if s
+        ],
+        snippets=snippets(settings, run.exports, repository),
+        limitations=_limitations(run),
+        yaml=dump_yaml(_without_folders(settings)),
+    )
 
 
 def _without_folders(value: Any) -> Any:
-    """Settings with absolute paths cut to their last part: whose machine it was is nobody's."""
+    """Settings with absolute paths cut to their last part: the card is public, the machine not."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -152,7 +168,7 @@ def _source(name: str) -> dict[str, str]:
     return {"name": f"`{Path(name).name if local else name}`", "licence": known or UNKNOWN}
 
 
-def _front_matter(settings: dict[str, Any], method: str, name: str) -> str:
+def _front_matter(settings: Settings, method: str, name: str) -> str:
     """The card's metadata block, which the hub reads."""
     from huggingface_hub import ModelCardData
 
@@ -174,7 +190,7 @@ def _front_matter(settings: dict[str, Any], method: str, name: str) -> str:
     return f"---\n{card.to_yaml()}\n---"
 
 
-def _method_text(text: str, settings: dict[str, Any]) -> str:
+def _method_text(text: str, settings: Settings) -> str:
     training = settings["training"]
     losses = training["loss_type"]
     scale = "group's standard deviation"
@@ -194,99 +210,60 @@ def _method_text(text: str, settings: dict[str, Any]) -> str:
     )
 
 
-def _verdict(found: Record, scores: dict[str, dict[str, Any]]) -> str:
-    """One sentence: what was done to what, and what came of it."""
-    settings = found.config
+def _verdict(run: Run) -> str:
+    """One sentence: what was trained on what, and how the headline measure changed."""
+    settings = run.config
     base, data = _source(settings["model"]["name"]), _source(settings["data"]["train"]["path"])
-    done = f"A LoRA adapter for {base['name']}, trained with {found.method} on {data['name']}."
-    name = measures.headline(found.method, scores)
+    done = f"A LoRA adapter for {base['name']}, trained with {run.method} on {data['name']}."
+    name = run.headline
     if name is None:
         return done
-    before, after = (measures.value(name, scores[name][side]) for side in SIDES)
-    went = f"{measures.label(name)} went from {before} to {after}"
-    return f"{done} On {_held_out(found, name, scores)}, {went}."
+    change = run.changes()[name]
+    before, after = (figures.value(name, side) for side in (change.before, change.after))
+    went = f"{figures.label(name)} went from {before} to {after}"
+    return f"{done} On {_held_out(run, name)}, {went}."
 
 
-def _held_out(found: Record, name: str, scores: dict[str, dict[str, Any]]) -> str:
-    return f"{scores[name]['n']} held-out {measures.things(found.method, name)}"
-
-
-def _table(scores: dict[str, dict[str, Any]]) -> str:
-    """The before/after table in Markdown, empty if there is none."""
-    if not scores:
-        return ""
-    return _markdown([row[1:] for row in table_rows([("", scores)])])
+def _held_out(run: Run, name: str) -> str:
+    return f"{run.changes()[name].n} held-out {kind(name).of}"
 
 
 def _is_in_project(name: str) -> bool:
     return not Path(name).is_absolute() and (ROOT / name).is_dir()
 
 
-def _files(found: Record) -> str:
-    """The table of what was scored of the exports, empty if nothing was."""
-    lines = taken_home.lines(found)
-    return _markdown([taken_home.columns(found), *map(taken_home.cells, lines)]) if lines else ""
-
-
-def _markdown(rows: list[tuple[str, ...]]) -> str:
-    """Rows of cells as a table, the first of them its head."""
-    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _said(check: dict[str, Any]) -> str:
-    name, value, limit = in_words(check)
+def _check(check: Check) -> str:
+    name, value, limit = in_words(vars(check))
     limit = f" ({limit})" if limit else ""
-    return f"{name}: {value}{limit}{'' if check['passed'] else ', **failed**'}"
+    return f"{name}: {value}{limit}{'' if check.passed else ', **failed**'}"
 
 
-def _kept(found: Record) -> str:
+def _kept(run: Run) -> str:
     """Which step's adapter this is, where validation chose it; else empty."""
-    kept = found.kept
-    if not kept:
+    kept = run.kept
+    if kept is None:
         return ""
-    name, rows = kept["by"], found.config["data"].get("validation")
+    rows = run.section("data").get("validation")
     return (
-        f"of step {kept['step']}, by {kept['validations']} validations on {rows} rows of the "
-        f"training data that were not trained on ({measures.label(name)} "
-        f"{measures.plain(name, kept['value'])}); the test set had no part in the choice"
+        f"of step {kept.step}, by {kept.validations} validations on {rows} rows of the training "
+        f"data that were not trained on ({figures.label(kept.by)} "
+        f"{figures.plain(kept.by, kept.value)}); the test set had no part in the choice"
     )
 
 
-def _limitations(found: Record, scores: dict[str, dict[str, Any]]) -> list[str]:
+def _limitations(run: Run) -> list[str]:
     """What the results do not show."""
-    settings = found.config
-    name = measures.headline(found.method, scores)
     lines = [
         "Scored only on what the table names. Nothing is known about safety, factual knowledge or "
         "other languages and tasks; the model can be confidently wrong."
     ]
-    if name is not None:
+    if run.headline is not None:
         lines.append(
-            f"{_held_out(found, name, scores)} of the training data's own kind: an interval tells "
-            "what others of this kind would give, not what other kinds would. One seed was trained."
+            f"{_held_out(run, run.headline)} of the training data's own kind: an interval covers "
+            "other questions of this kind, not other kinds. One seed was trained."
         )
-    if found.text_answers:
-        lines.append(
-            "Scored by the rewards that it was trained on: what they do not look at is neither "
-            "taught nor measured."
-        )
-    elif settings["method"] == "sft":
-        lines.append(
-            "It imitates the replies of its training data; on what they do not show, it is the "
-            "base model."
-        )
-    elif settings["method"] == "grpo":
-        lines.append(
-            "Rewards see the final number, not the reasoning: steps can be wrong where the answer "
-            "is right."
-        )
-    else:
-        lines.append(
-            "Preferences were taken as they are in the data; whatever separates chosen from "
-            "rejected replies there, length included, was taught."
-        )
-    if settings["model"]["load_in_4bit"]:
+    lines.append(UNSEEN["REWARDS" if run.text_answers else run.method])
+    if run.config["model"]["load_in_4bit"]:
         lines.append(
             "Trained on 4-bit base weights. An export applies the adapter to the 16-bit weights, "
             "which differ from them a little; its parity is in the table of exports."

@@ -1,13 +1,12 @@
-"""The commands that may come next after a run or an export."""
+"""The last lines of a run: its table, where things are, and the commands that may come next."""
 
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT, run_command, shown
-from posttrain.run.record import section
+from posttrain.run.record import Settings, section
 from posttrain.settings.strict_yaml import read_yaml
 
 
@@ -16,7 +15,7 @@ def next_commands(run: Path) -> str:
     runner, folder = run_command(), shlex.quote(shown(run))
     adapter = shlex.quote(shown(run / "adapter"))
     try:
-        settings: dict[str, Any] = read_yaml(run / "config.yaml")
+        settings: Settings = read_yaml(run / "config.yaml")
     except ConfigError:
         settings = {}
     return _next(
@@ -26,7 +25,7 @@ def next_commands(run: Path) -> str:
     )
 
 
-def after_export(folder: Path, made: Mapping[str, str], name: str, settings: dict[str, Any]) -> str:
+def after_export(folder: Path, made: Mapping[str, str], name: str, settings: Settings) -> str:
     """The commands that use what was exported.
 
     Args:
@@ -48,7 +47,7 @@ def _next(*commands: str) -> str:
     return "\n  ".join(("\nNext", *commands))
 
 
-def _evaluation(settings: dict[str, Any]) -> str:
+def _evaluation(settings: Settings) -> str:
     """What to score next: the run's own problems where they are a local file here."""
     if settings.get("method") in ("grpo", "sft"):
         data = section(settings, "data")
@@ -63,8 +62,8 @@ def _evaluation(settings: dict[str, Any]) -> str:
     return "--data mgsm-fr --language fr"
 
 
-def _local(source: dict[str, Any]) -> str | None:
+def _local(source: Settings) -> str | None:
     """The file of a Source as it is typed here, None where it is not on this machine."""
     path = str(source.get("path", ""))
-    found = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)
-    return None if found is None else shlex.quote(shown(found))
+    file = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)
+    return None if file is None else shlex.quote(shown(file))

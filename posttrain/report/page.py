@@ -1,33 +1,30 @@
-"""The report page: one HTML file that asks for nothing, on a phone or a screen, light or dark.
+"""The report page: one HTML file that loads nothing, on a phone or a screen, light or dark.
 
 Importing this loads matplotlib and jinja2: only what draws may import it.
 """
 
-import json
 import re
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from posttrain.base.files import write_bytes, write_text
-from posttrain.base.paths import ROOT
 from posttrain.report import (
     differences,
     drawing,
-    grid,
-    grid_plot,
+    export_scores,
+    page_data,
     plots,
     samples,
+    score_plots,
     seeds,
-    story,
-    taken_home,
 )
-from posttrain.report.verdict import verdict
-from posttrain.run.record import Record, read_run, read_runs, section
+from posttrain.report.verdict import capital, verdict
+from posttrain.run.reading import read_run, read_runs
+from posttrain.run.record import Run
+from posttrain.run.repeated import Grid, Repeated
 
 PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -37,7 +34,6 @@ PAGES = Environment(
     lstrip_blocks=True,
 )
 NO_BREAK = "\N{NO-BREAK SPACE}"
-SPREAD = f"{NO_BREAK}±{NO_BREAK}"
 
 
 def breakable(text: str) -> Markup:
@@ -45,10 +41,10 @@ def breakable(text: str) -> Markup:
     return Markup(re.sub(r"(?<=\w[/_])(?=\w)|(?<=\w)(?=\.[a-z])", "<wbr>", str(escape(text))))
 
 
-PAGES.filters["breakable"] = breakable
+PAGES.filters |= {"breakable": breakable, "capital": capital}
 
 
-def write_report(run: Path, files: bool = True) -> Path:
+def write_report(path: Path, files: bool = True) -> Path:
     """Draw report.html of a run folder, finished or not, and with `files` plots/*.png.
 
     Returns the page.
@@ -56,138 +52,99 @@ def write_report(run: Path, files: bool = True) -> Path:
     Raises:
         ConfigError: there is no trace of a run in it.
     """
-    found = read_run(run)
-    pictures = plots.plots(found)
-    (found.path / "plots").mkdir(exist_ok=True)
-    for plot in pictures if files else ():
-        write_bytes(found.path / "plots" / f"{plot.name}.png", drawing.render_png(plot))
-    page = found.path / "report.html"
-    write_text(page, render(found, pictures))
+    run = read_run(path)
+    drawn = plots.plots(run)
+    (run.path / "plots").mkdir(exist_ok=True)
+    for plot in drawn if files else ():
+        write_bytes(run.path / "plots" / f"{plot.name}.png", drawing.render_png(plot))
+    page = run.path / "report.html"
+    write_text(page, render(run, drawn))
     return page
 
 
-def write_comparison(runs: Sequence[Path], page: Path) -> Path:
+def write_comparison(paths: Sequence[Path], page: Path) -> Path:
     """Write a page that compares several runs."""
-    records = read_runs(runs)
+    runs = read_runs(paths)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, render_comparison(records))
+    write_text(page, render_comparison(runs))
     return page
 
 
 def write_seeds(
-    folder: Path, found: seeds.Found, runs: Sequence[Path], tried: grid.Found | None = None
+    folder: Path, repeated: Repeated, paths: Sequence[Path], grid: Grid | None = None
 ) -> Path:
-    """Write report.html of a config that was trained with several seeds; `found` is its
-    seeds.json, `runs` are its runs in the same order, `tried` is its grid.json."""
-    records = [read_run(run) for run in runs]
+    """Write report.html of a config that was trained with several seeds; `paths` are its runs, in
+    the order of the seeds."""
+    runs = [read_run(path) for path in paths]
     text = PAGES.get_template("seeds.html.j2").render(
         name=folder.name,
-        seeds=found["seeds"],
-        records=records,
-        pages=[(run / "report.html").relative_to(folder).as_posix() for run in runs],
-        grid=tried and _grid(tried),
-        verdict=seeds.verdict(found, records),
-        facts=story.facts(records[0])[:3],  # the model and its data, the same in all
-        changes=seeds.lines_of(found, records),
-        by_seed=seeds.by_seed(found, records),
-        pictures=[_picture(plot) for plot in plots.compared(records)],
+        seeds=repeated.seeds,
+        runs=runs,
+        pages=seeds.pages(folder, runs),
+        grid=grid and _grid(grid),
+        verdict=seeds.verdict(repeated, runs),
+        facts=page_data.facts(runs[0])[:3],  # the model and its data, the same in all
+        changes=seeds.rows(repeated, runs),
+        by_seed=seeds.by_seed(repeated, runs),
+        pictures=[_picture(plot) for plot in plots.compared(runs)],
     )
     write_text(folder / "report.html", text)
     return folder / "report.html"
 
 
-def _grid(tried: grid.Found) -> dict[str, Any]:
+def _grid(grid: Grid) -> dict[str, object]:
+    table = seeds.grid_rows(grid)
+    spread = f"{NO_BREAK}±{NO_BREAK}"
     return {
-        "choice": grid.choice(tried),
-        "left_out": grid.left_out(tried),
-        "head": [cell.replace(" ", NO_BREAK) for cell in grid.head(tried)],
-        "rows": [[cell.replace(" ± ", SPREAD) for cell in row] for row in grid.rows(tried)],
-        "picture": _picture(grid_plot.validation_by_value(tried)),
+        "choice": seeds.choice(grid),
+        "left_out": seeds.left_out(grid),
+        "head": [capital(column.head).replace(" ", NO_BREAK) for column in table.columns],
+        "rows": [
+            [row.label, *(cell.text.replace(" ± ", spread) for cell in row.cells)]
+            for row in table.rows
+        ],
+        "picture": _picture(score_plots.validation_by_value(grid)),
     }
 
 
-def render(found: Record, pictures: Sequence[drawing.Plot]) -> str:
+def render(run: Run, drawn: Sequence[drawing.Plot]) -> str:
     """The page of one run."""
-    shown = {plot.name: _picture(plot) for plot in pictures}
-    replies, rights = samples.pairs(found)
+    pictures = {plot.name: _picture(plot) for plot in drawn}
+    replies, rights = samples.pairs(run)
     return PAGES.get_template("page.html.j2").render(
-        run=found,
-        verdict=verdict(found),
-        finished=found.finished,
-        facts=story.facts(found),
-        changes=story.changes(found),
-        files=taken_home.lines(found),
-        file_columns=taken_home.columns(found),
-        no_file_lost=taken_home.no_file_lost(found),
-        file_words=taken_home.words(found),
-        scores=shown.pop("scores", None),
-        pictures=list(shown.values()),
+        run=run,
+        verdict=verdict(run),
+        facts=page_data.facts(run),
+        changes=page_data.changes(run),
+        files=export_scores.rows(run),
+        files_title=export_scores.TITLE,
+        no_file_lost=export_scores.no_file_lost(run),
+        file_remarks=export_scores.remarks(run),
+        scores=pictures.pop("scores", None),
+        pictures=list(pictures.values()),
         replies=replies,
-        flips=story.flips(found, rights) if rights else [],
-        rollouts=samples.rollouts(found),
-        question=_chat(found.path),
-        data=story.data_warnings(found),
-        health=story.health(found),
-        exports=story.exports(found),
-        settings=differences.from_defaults(found),
-        changed=_changed_arguments(found),
-        environment=_environment(found.environment),
+        flips=samples.flips(run, rights) if rights else [],
+        rollouts=samples.rollouts(run),
+        chat=page_data.chat_command(run),
+        data=page_data.data_warnings(run),
+        health=page_data.health(run),
+        exports=page_data.exports(run),
+        settings=differences.from_defaults(run),
+        changed=page_data.changed_arguments(run),
+        environment=page_data.environment(run),
     )
 
 
-def render_comparison(records: Sequence[Record]) -> str:
+def render_comparison(runs: Sequence[Run]) -> str:
     """The page that compares runs."""
+    shown = [(run, verdict(run), page_data.facts(run), page_data.changes(run)) for run in runs]
     return PAGES.get_template("comparison.html.j2").render(
-        runs=[
-            {
-                "record": found,
-                "verdict": verdict(found),
-                "facts": story.facts(found),
-                "changes": story.changes(found),
-            }
-            for found in records
-        ],
-        pictures=[_picture(plot) for plot in plots.compared(records)],
-        settings=differences.between(records),
+        runs=shown,
+        pictures=[_picture(plot) for plot in plots.compared(runs)],
+        settings=differences.between(runs),
     )
 
 
-def _picture(plot: drawing.Plot) -> dict[str, Any]:
+def _picture(plot: drawing.Plot) -> Mapping[str, str]:
     # What matplotlib wrote is its own markup, with every text in it escaped.
     return {"title": plot.title, "about": plot.about, "svg": Markup(drawing.render_svg(plot))}
-
-
-def _chat(run: Path) -> str | None:
-    """The command that talks to the run, as it is typed in the project; None without an adapter.
-
-    Of a run elsewhere only the name is told: the page may be shown around.
-    """
-    if not (run / "adapter" / "adapter_config.json").is_file():
-        return None
-    run = run.absolute()
-    known = run.relative_to(ROOT) if run.is_relative_to(ROOT) else Path(run.name)
-    return f"./run chat {shlex.quote(str(known))}"
-
-
-def _changed_arguments(found: Record) -> list[tuple[str, str, str]]:
-    changed = section(found.environment, "changed_arguments")
-    return [
-        (name, json.dumps(values.get("asked")), json.dumps(values.get("used")))
-        for name, values in changed.items()
-        if isinstance(values, dict)
-    ]
-
-
-def _environment(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Where and with what it ran, a line each."""
-    command = values.get("command")
-    lines = {
-        "started": values.get("started"),
-        "command": " ".join(map(str, command)) if isinstance(command, list) else command,
-        "commit": values.get("git"),
-        "data fingerprint": values.get("data"),
-        "platform": values.get("platform"),
-        "Python": values.get("python"),
-        **section(values, "versions"),
-    }
-    return [(name, str(value)) for name, value in lines.items() if value]

@@ -1,12 +1,13 @@
 """Which replies a page shows: picked by a rule, not by hand."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.gsm8k import ScoredReply
 from eval.replies import PromptReply
 from eval.rewarded import RewardedReply
-from posttrain.run.record import Record, Row, Scored, number
+from posttrain.run.record import Logged, Run, Scored, number
 
 # How many to show of (right before, right after), or by rewards (no worse before, no worse after):
 # the first of each kind, in the file's order.
@@ -46,15 +47,11 @@ class Rollout:
     rewards: list[tuple[str, str]]
 
 
-def pairs(record: Record) -> tuple[list[Pair], list[tuple[bool, bool]]]:
+def pairs(run: Run) -> tuple[list[Pair], list[tuple[bool, bool]]]:
     """Some questions with both replies, and (right before, right after) of all of them; where
     rewards scored them, (earned no less before, earned no less after)."""
-    before = _by_question(record.replies["before"])
-    both = [
-        (earlier, later)
-        for question, later in _by_question(record.replies["after"]).items()
-        if (earlier := before.get(question)) is not None
-    ]
+    before, after = (_by_question(run.replies[side]) for side in ("before", "after"))
+    both = [(before[question], reply) for question, reply in after.items() if question in before]
     rights = [_rights(earlier, later) for earlier, later in both]
     picked = []
     for kind, count in SHOWN.items():
@@ -63,12 +60,32 @@ def pairs(record: Record) -> tuple[list[Pair], list[tuple[bool, bool]]]:
     return picked, rights
 
 
+def flips(run: Run, rights: Sequence[tuple[bool, bool]]) -> list[tuple[str, int]]:
+    """How many replies changed which way, given the judgements that `pairs` returns."""
+    counts = Counter(rights)
+    if run.text_answers:
+        return [
+            ("earned more after", counts[False, True]),
+            ("earned less after", counts[True, False]),
+            ("earned the same", counts[True, True]),
+        ]
+    good, bad = (
+        ("right language", "another language") if run.method == "DPO" else ("right", "wrong")
+    )
+    return [
+        (f"{bad} before, {good} after", counts[False, True]),
+        (f"{good} before, {bad} after", counts[True, False]),
+        (f"{good} both times", counts[True, True]),
+        (f"{bad} both times", counts[False, False]),
+    ]
+
+
 def _by_question(replies: Sequence[Scored]) -> dict[str, Scored]:
     """The first reply to each question."""
-    found: dict[str, Scored] = {}
+    first_of: dict[str, Scored] = {}
     for reply in replies:
-        found.setdefault(_question(reply), reply)
-    return found
+        first_of.setdefault(_question(reply), reply)
+    return first_of
 
 
 def _question(reply: Scored) -> str:
@@ -96,41 +113,39 @@ def _pair(earlier: Scored, later: Scored) -> Pair:
 def _reply(reply: Scored) -> Reply:
     good = _good(reply)
     if isinstance(reply, PromptReply):
-        said, mark = reply.text, "right language" if good else "another language"
+        text, mark = reply.text, "right language" if good else "another language"
     elif isinstance(reply, RewardedReply):
         total = reply.total_reward
-        said, mark = reply.reply, "not scored" if total is None else f"total reward {total:.4g}"
+        text, mark = reply.reply, "not scored" if total is None else f"total reward {total:.4g}"
     elif good:
-        said, mark = reply.reply, "right"
+        text, mark = reply.reply, "right"
     else:
-        said, mark = reply.reply, "right number, wrong format" if reply.lenient else "wrong"
-    return Reply(*shorten(said), reply.tokens, good, mark)
+        text, mark = reply.reply, "right number, wrong format" if reply.lenient else "wrong"
+    return Reply(*shorten(text), reply.tokens, good, mark)
 
 
-def rollouts(record: Record) -> list[Rollout]:
+def rollouts(run: Run) -> list[Rollout]:
     """The first completion kept at a few steps, evenly spread from the first to the last."""
-    first: dict[int, Row] = {}
-    for row in record.samples:
+    first: dict[int, Logged] = {}
+    for row in run.samples:
         step = number(row.get("step"))
         if step is not None and "completion" in row:
             first.setdefault(int(step), row)
     steps = sorted(first)
     last = len(steps) - 1
-    places = sorted({round(i * last / (ROLLOUT_STEPS - 1)) for i in range(ROLLOUT_STEPS)})
-    return [_rollout(steps[place], first[steps[place]]) for place in places if steps]
+    indices = sorted({round(i * last / (ROLLOUT_STEPS - 1)) for i in range(ROLLOUT_STEPS)})
+    return [_rollout(steps[index], first[steps[index]]) for index in indices if steps]
 
 
-def _rollout(step: int, row: Row) -> Rollout:
-    text, left_out = shorten(str(row["completion"]))
+def _rollout(step: int, row: Logged) -> Rollout:
     rewards = []
     for key, value in row.items():
         if key.startswith("reward/"):
             score = number(value)
             name = key.removeprefix("reward/").replace("_", " ")
             rewards.append((name, "not scored" if score is None else f"{score:g}"))
-    return Rollout(
-        step, str(row.get("question", "")), str(row.get("answer", "")), text, left_out, rewards
-    )
+    question, gold = str(row.get("question", "")), str(row.get("answer", ""))
+    return Rollout(step, question, gold, *shorten(str(row["completion"])), rewards)
 
 
 def shorten(text: str) -> tuple[str, int]:

@@ -1,47 +1,79 @@
-"""Plots of what was scored before and after training. Loads matplotlib: see drawing.py."""
-
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+"""Plots of what was scored: before and after, in validation, by value. Loads matplotlib."""
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from eval import figures
+from eval.measures import is_reward, is_share
+from eval.stats import Measure
+from posttrain.report.curves import Floats, Line, describe, draw_band, draw_mark, floats
 from posttrain.report.drawing import (
     COLOURS,
     GRID,
-    INK,
     MUTED,
     Plot,
     over_steps,
     percent_axis,
+    rows_axis,
+    short,
 )
-from posttrain.report.lines import Floats
-from posttrain.run import measures
-from posttrain.run.record import Record, number
+from posttrain.report.verdict import capital
+from posttrain.run.record import Run
+from posttrain.run.repeated import Grid
 
 LABEL = 26  # characters of a line of a measure's label
 
 
-def reply_length(record: Record) -> Plot | None:
-    lengths = {
+def validation(run: Run) -> Plot | None:
+    """The measure that decides which adapter is kept, with its interval."""
+    name = (run.kept and run.kept.by) or run.main_measure
+    rows = [row for row in run.validation if row.step >= 0]
+    measured_at = [row.measures.get(name, Measure()) for row in rows]
+    steps, label = floats(row.step for row in rows), figures.label(name)
+    value = Line(label, steps, floats(each.value for each in measured_at))
+    if not np.isfinite(value.values).any():
+        return None
+    low, high = (
+        Line(end, steps, floats(getattr(each, end) for each in measured_at))
+        for end in ("low", "high")
+    )
+    share = is_share(name)
+
+    def draw(axes: Axes) -> None:
+        draw_band(axes, low, high)
+        axes.plot(value.steps, value.values, color=COLOURS[0], marker="o", ms=4)
+        if run.kept is not None:
+            draw_mark(axes, "kept", step=run.kept.step)
+        over_steps(axes, 1.0 if share else None)
+
+    about = (
+        "On rows set aside from the training data, with 95% intervals. They choose the step whose "
+        "adapter is kept; the held-out questions have no part in that."
+    )
+    alt = describe("Validation", [value], share)
+    return Plot("validation", "Validation", about, alt, label, draw)
+
+
+def reply_length(run: Run) -> Plot | None:
+    """How long the replies to the held-out prompts are, before and after."""
+    shown = {
         side: np.array([reply.tokens for reply in replies])
-        for side, replies in record.replies.items()
+        for side, replies in run.replies.items()
+        if replies
     }
-    shown = {side: found for side, found in lengths.items() if len(found)}
     if not shown:
         return None
-    longest = max(float(found.max()) for found in shown.values())
+    longest = max(float(tokens.max()) for tokens in shown.values())
     bins = np.linspace(0, max(longest, 1) * 1.02, 25).tolist()
-    medians = [f"{side} {np.median(found):.0f}" for side, found in shown.items()]
+    medians = [f"{side} {np.median(tokens):.0f}" for side, tokens in shown.items()]
     about = f"Tokens of the replies to the held-out prompts (median: {', '.join(medians)})."
 
     def draw(axes: Axes) -> None:
-        for (side, found), colour in zip(shown.items(), (MUTED, COLOURS[0]), strict=False):
-            weights = np.full(len(found), 1 / len(found))
-            axes.hist(found, bins, weights=weights, color=colour, alpha=0.22, lw=0)
+        for (side, tokens), colour in zip(shown.items(), (MUTED, COLOURS[0]), strict=False):
+            weights = np.full(len(tokens), 1 / len(tokens))
+            axes.hist(tokens, bins, weights=weights, color=colour, alpha=0.22, lw=0)
             axes.hist(
-                found, bins, weights=weights, color=colour, histtype="step", lw=1.8, label=side
+                tokens, bins, weights=weights, color=colour, histtype="step", lw=1.8, label=side
             )
         over_steps(axes, min(1.0, 1.05 * axes.get_ylim()[1]))
         axes.set_xlabel("tokens")
@@ -49,72 +81,93 @@ def reply_length(record: Record) -> Plot | None:
     return Plot("reply_length", "Reply length", about, about, "of replies", draw)
 
 
-def scores(record: Record) -> Plot | None:
+def scores(run: Run) -> Plot | None:
     """The shares of replies or pairs before and after, with their 95% intervals; the rewards, where
     they are the scores."""
-    sides: dict[str, dict[str, Any]] = {"before": record.before, "after": record.after}
-    shown = measures.is_reward if record.text_answers else measures.is_share
+    shown = is_reward if run.text_answers else is_share
+    known = {
+        side: {
+            name: each
+            for name, each in measured.items()
+            if shown(name) and None not in (each.value, each.low, each.high)
+        }
+        for side, measured in (("before", run.before), ("after", run.after))
+    }  # fmt: skip
     names = [
         name
-        for name in dict.fromkeys((*record.before, *record.after))
-        if shown(name)
-        and any(isinstance(side.get(name), dict) and _whole(side[name]) for side in sides.values())
+        for name in dict.fromkeys((*run.before, *run.after))
+        if name in known["before"] or name in known["after"]
     ]
     if not names:
         return None
-    said = [
-        f"{measures.label(name)} "
-        + " to ".join(
-            measures.plain(name, values[name]["value"])
-            for values in sides.values()
-            if isinstance(values.get(name), dict)
-        )
+
+    def draw(axes: Axes) -> None:
+        for (side, measured), colour, offset in zip(
+            known.items(), (MUTED, COLOURS[0]), (-0.14, 0.14), strict=True
+        ):
+            rows = [row for row, name in enumerate(names) if name in measured]
+            own = [measured[names[row]] for row in rows]
+            value, low, high = (
+                floats(getattr(each, end) for each in own) for end in ("value", "low", "high")
+            )
+            # Rounding can put an interval's end a hair beyond its value.
+            error: Floats = np.maximum([value - low, high - value], 0)
+            axes.errorbar(
+                value, np.array(rows) + offset, xerr=error, fmt="o", color=colour, ms=6, lw=2.2,
+                label=side, mfc="white" if side == "before" else colour, mew=1.6,
+            )  # fmt: skip
+        rows_axis(axes, [_tick_label(figures.label(name)) for name in names])
+        for row in range(1, len(names)):
+            axes.axhline(row - 0.5, color=GRID, lw=0.8)
+        if is_share(names[0]):
+            percent_axis(axes, "x")
+
+    ends = [
+        " to ".join(figures.plain(name, m[name].value) for m in known.values() if name in m)
         for name in names
     ]
+    listed = [f"{figures.label(name)} {end}" for name, end in zip(names, ends, strict=True)]
     return Plot(
         "scores",
         "Before and after",
         "Held-out scores before and after training, with 95% intervals.",
-        f"Before and after training: {'; '.join(said)}.",
+        f"Before and after training: {'; '.join(listed)}.",
         "",
-        partial(_draw_scores, names=names, sides=sides),
+        draw,
         height=0.9 + 0.46 * len(names),
+    )
+
+
+def validation_by_value(grid: Grid) -> Plot:
+    """Every seed's validation as a point, their mean as a bar, a row a value that was trained."""
+    rows = [(value, value.mean) for value in grid.values if value.mean is not None]
+    label = capital(figures.label(grid.by))
+
+    def draw(axes: Axes) -> None:
+        for row, (value, mean) in enumerate(rows):
+            colour = COLOURS[0] if value.name == grid.chosen else MUTED
+            points = [row] * len(value.values)
+            axes.plot(value.values, points, "o", color=colour, ms=7, mew=0, alpha=0.55)
+            axes.plot(mean, row, "|", color=colour, ms=20, mew=2.4)
+        rows_axis(axes, [value.label for value, _ in rows])
+        axes.margins(x=0.08)
+        if is_share(grid.by):
+            percent_axis(axes, "x")
+
+    means = "; ".join(f"{value.label} {figures.plain(grid.by, mean)}" for value, mean in rows)
+    return Plot(
+        "grid",
+        "Validation by value",
+        f"{label} of the step that was kept. A point a seed, a bar their mean; in colour the value "
+        "that was chosen.",
+        f"{figures.label(grid.by)} by value: {means}.",
+        figures.label(grid.by),
+        draw,
+        height=0.9 + 0.46 * len(rows),
     )
 
 
 def _tick_label(label: str) -> str:
     """A label in at most two lines: the set of problems and the measure."""
     lines = [label] if len(label) <= LABEL else label.rsplit(": ", 1)
-    cut = [line if len(line) <= LABEL else f"{line[: LABEL - 1]}…" for line in lines]
-    return ":\n".join(cut)
-
-
-def _whole(measure: dict[str, Any]) -> bool:
-    return all(number(measure.get(key)) is not None for key in ("value", "low", "high"))
-
-
-def _draw_scores(axes: Axes, names: Sequence[str], sides: dict[str, dict[str, Any]]) -> None:
-    for (side, values), colour, offset in zip(
-        sides.items(), (MUTED, COLOURS[0]), (-0.14, 0.14), strict=True
-    ):
-        places = [place for place, name in enumerate(names) if _whole(values.get(name) or {})]
-        points: Floats = np.array(
-            [[values[names[place]][key] for key in ("value", "low", "high")] for place in places],
-            dtype=float,
-        ).reshape(-1, 3)
-        value, low, high = points.T
-        rows = np.array(places) + offset
-        # Rounding can put an interval's end a hair beyond its value.
-        error = np.maximum([value - low, high - value], 0)
-        axes.errorbar(
-            value, rows, xerr=error, fmt="o", color=colour, ms=6, lw=2.2, label=side,
-            mfc="white" if side == "before" else colour, mew=1.6,
-        )  # fmt: skip
-    axes.set_yticks(range(len(names)), [_tick_label(measures.label(name)) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.grid(visible=False, axis="y")
-    for place in range(1, len(names)):
-        axes.axhline(place - 0.5, color=GRID, lw=0.8)
-    if measures.is_share(names[0]):
-        percent_axis(axes, "x")
+    return ":\n".join(short(line, LABEL) for line in lines)

@@ -1,164 +1,134 @@
-"""A config trained with several seeds: its table in the terminal, and its verdict in words.
+"""A config trained with several seeds, and the values of a grid: their tables, and the choice."""
 
-What is told is read from seeds.json (posttrain/scoring/seeds.py says what is in it) and from the
-seeds' own records.
-"""
+from collections.abc import Sequence
+from pathlib import Path
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from eval import figures
+from eval.measures import Change, is_share, kind
+from eval.seeds import SeedMean
+from eval.stats import Measure
+from posttrain.report import tables
+from posttrain.report.rows import Cell, Column, Row, Table, as_text
+from posttrain.report.verdict import Verdict, capital, over_seeds
+from posttrain.run.record import Run
+from posttrain.run.repeated import Grid, Repeated, Tried
 
-from posttrain.base import terminal
-from posttrain.report.story import Change
-from posttrain.report.tables import ruled
-from posttrain.report.verdict import WORDS, Verdict
-from posttrain.run import measures
-from posttrain.run.record import Record
-
-Found = Mapping[str, Any]
-TONES = {1: "good", 0: "flat", -1: "bad"}
-
-
-def in_order(found: Found, records: Sequence[Record]) -> dict[str, Found]:
-    """The measures of seeds.json, the headline first, as it is in each seed's own record."""
-    names = [name for name in records[0].measures() if name in found["measures"]]
-    return {name: found["measures"][name] for name in names}
-
-
-def table(found: Found, records: Sequence[Record]) -> str:
-    """Each measure before and after, mean and standard deviation over seeds, and its change."""
-    seeds = len(found["seeds"])
-    head = (
-        "measure",
-        "before",
-        "after",
-        "95% over seeds",
-        "change (95%, seeds and questions)",
-        "p-value",
-    )
-    rows = [
-        (
-            measures.label(name),
-            spread(name, values["before"]),
-            spread(name, values["after"]),
-            measures.interval(name, values["after"]),
-            measures.change(name, as_compared(values)),
-            measures.p_value(values["difference"]["p_value"]),
-        )
-        for name, values in in_order(found, records).items()
-    ]
-    lines = ruled([head, *rows])
-    if not terminal.fits(lines):
-        lines = []
-        for label, before, after, within, change, p in rows:
-            lines += [
-                f"{label}",
-                f"  {before} -> {after}, over seeds {within}",
-                f"  {change}, p-value {p}",
-            ]
-    return "\n".join([f"{seeds} seeds, mean ± standard deviation", "", *lines])
+STOPPED = "stopped"  # in the place of a mean
+SEEDS = (
+    Column("measure"),
+    Column("before"),
+    Column("after"),
+    Column("95% over seeds", page=False),
+    Column("change (95%, seeds and questions)"),
+    Column("p-value", page=False),
+)
 
 
-def verdict(found: Found, records: Sequence[Record]) -> Verdict:
-    """Did the config improve the headline measure, whatever the seed; and do the seeds agree?"""
-    name, values = next(iter(in_order(found, records).items()))
-    changed = as_compared(values)
-    direction = measures.direction(name, changed)
-    before, after = (measures.plain(name, values[side]["mean"]) for side in ("before", "after"))
-    sentence = (
-        f"{_capital(measures.label(name))} went from {before} to {after}, the mean of "
-        f"{len(records)} seeds: {measures.moved(name, changed['difference'])} (95% interval over "
-        f"seeds and questions {measures.span(name, changed)}, {measures.p_is(changed['p_value'])})."
-    )
-    return Verdict(
-        tone=TONES[direction],
-        word=WORDS[direction],
-        sentence=sentence,
-        measure=f"{measures.label(name)}, mean of {len(records)} seeds",
-        before=before,
-        after=after,
-        change=measures.moved(name, changed["difference"]),
-        remarks=[agreement(name, found, records), *_losses(name, found, records)],
-    )
-
-
-def agreement(name: str, found: Found, records: Sequence[Record]) -> str:
-    """Whether each seed, taken for itself, says the same of a measure; and how far they differ."""
-    said: dict[str, list[int]] = {}
-    for seed, record in zip(found["seeds"], records, strict=True):
-        word = WORDS[measures.direction(name, record.measures()[name])]
-        said.setdefault(word, []).append(seed)
-    changes = [record.measures()[name]["difference"] for record in records]
-    low, high = (measures.moved(name, end) for end in (min(changes), max(changes)))
-    ends = high if low == high else f"{measures.signed(name, min(changes))} to {high}"
-    if len(said) > 1:
-        parts = [f"{word} with {_listed(some)}" for word, some in said.items()]
-        return f"The seeds disagree, each taken alone: {'; '.join(parts)} ({ends})."
-    (word,) = said
-    if word == WORDS[measures.direction(name, as_compared(found["measures"][name]))]:
-        return f"The seeds agree, each taken alone: {word} ({ends})."
-    return (
-        f"Each seed taken alone says {word}, but they differ so much ({ends}) that "
-        f"{len(records)} of them do not tell what another would bring; more seeds may."
-    )
-
-
-def lines_of(found: Found, records: Sequence[Record]) -> list[Change]:
-    """The rows of the page's table of measures."""
-    rows = []
-    for name, values in in_order(found, records).items():
-        changed, of = as_compared(values), name.rpartition("/")[0]
-        rows.append(
-            Change(
-                of=measures.set_label(of) if of else "",
-                name=measures.label(name.rpartition("/")[2]),
-                n=f"{records[0].measures()[name].get('n')}, {len(records)} seeds",
-                before=spread(name, values["before"]),
-                before_interval=measures.interval(name, values["before"]),
-                after=spread(name, values["after"]),
-                after_interval=measures.interval(name, values["after"]),
-                change=measures.moved(name, changed["difference"]),
-                change_interval=measures.span(name, changed),
-                p_value=measures.p_is(changed["p_value"]),
-                tone={1: "good", 0: "", -1: "bad"}[measures.direction(name, changed)],
+def changes(repeated: Repeated, runs: Sequence[Run]) -> dict[str, Change]:
+    """The means over seeds and their difference as one run's changes, the headline first."""
+    means = {}
+    for name, alone in runs[0].changes().items():
+        if over := repeated.measures.get(name):
+            before, after, difference = over.before, over.after, over.difference
+            means[name] = Change(
+                difference.mean,
+                difference.low,
+                difference.high,
+                difference.p_value,
+                alone.n,
+                before=Measure(before.mean, alone.n, before.low, before.high),
+                after=Measure(after.mean, alone.n, after.low, after.high),
             )
+    return means
+
+
+def verdict(repeated: Repeated, runs: Sequence[Run]) -> Verdict:
+    """Did the config improve the headline measure over all seeds, and do the seeds agree?"""
+    return over_seeds(repeated, changes(repeated, runs), runs)
+
+
+def rows(repeated: Repeated, runs: Sequence[Run]) -> Table:
+    """Each measure before and after, mean and standard deviation over seeds, and its change."""
+    lines = []
+    for name, change in changes(repeated, runs).items():
+        over = repeated.measures[name]
+        within = [figures.interval(name, s.low, s.high) for s in (over.before, over.after)]
+        cells = (
+            Cell(spread(name, over.before), small=(within[0],)),
+            Cell(spread(name, over.after), small=(within[1],)),
+            Cell(within[1]),
+            tables.difference(name, change),
+            Cell(figures.p_value(change.p_value)),
         )
-    return rows
+        note = f"n = {change.n}, {len(runs)} seeds"
+        lines.append(Row(kind(name).label, cells, figures.set_label(name), note=note))
+    return Table(SEEDS, lines)
 
 
-def by_seed(found: Found, records: Sequence[Record]) -> list[list[str]]:
-    """Rows of a table: a measure, and its value after training with each seed."""
+def table(repeated: Repeated, runs: Sequence[Run]) -> str:
+    """The rows as text that fits the terminal."""
+    title = f"{len(repeated.seeds)} seeds, mean ± standard deviation"
+    return f"{title}\n\n{as_text([rows(repeated, runs)])}"
+
+
+def by_seed(repeated: Repeated, runs: Sequence[Run]) -> list[list[str]]:
+    """A measure and its value after training with each seed, a row a measure."""
     return [
         [
-            _capital(measures.label(name)),
-            *(measures.plain(name, each) for each in values["after"]["values"]),
+            capital(figures.label(name)),
+            *(figures.plain(name, each) for each in repeated.measures[name].after.values),
         ]
-        for name, values in in_order(found, records).items()
+        for name in changes(repeated, runs)
     ]
 
 
-def _losses(headline: str, found: Found, records: Sequence[Record]) -> list[str]:
-    """What got worse beyond chance, beside the headline."""
-    return [
-        f"Got worse: {measures.label(name)}, {measures.change(name, as_compared(values))}."
-        for name, values in in_order(found, records).items()
-        if name != headline and measures.direction(name, as_compared(values)) < 0
-    ]
-
-
-def as_compared(values: Found) -> dict[str, Any]:
-    """The difference of seeds.json as a run's own comparison has it."""
-    return {**values["difference"], "difference": values["difference"]["mean"]}
-
-
-def spread(name: str, side: Found) -> str:
+def spread(name: str, side: SeedMean | Tried) -> str:
     """`98.6% ± 0.6`: mean and standard deviation, in points where it is a share."""
-    sd = f"{100 * side['sd']:.1f}" if measures.is_share(name) else measures.plain(name, side["sd"])
-    return f"{measures.plain(name, side['mean'])} ± {sd}"
+    sd = side.sd or 0.0
+    width = f"{100 * sd:.1f}" if is_share(name) else figures.plain(name, sd)
+    return f"{figures.plain(name, side.mean)} ± {width}"
 
 
-def _listed(seeds: Sequence[int]) -> str:
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+def grid_rows(grid: Grid) -> Table:
+    """Each value: mean and standard deviation, each seed's score, and the steps that were kept."""
+    columns = (
+        Column("value"),
+        Column("mean ± sd"),
+        *(Column(f"seed {seed}", "left out") for seed in grid.seeds),
+        Column("kept step"),
+    )
+    lines = []
+    for value in grid.values:
+        cells = [STOPPED, *("" for _ in grid.seeds), ""]
+        if value.mean is not None:
+            scores = (figures.plain(grid.by, score) for score in value.values)
+            steps = ", ".join(map(str, dict.fromkeys(value.steps)))
+            chosen = " (chosen)" * (value.name == grid.chosen)
+            cells = [spread(grid.by, value), *scores, steps + chosen]
+        lines.append(Row(value.label, tuple(map(Cell, cells))))
+    return Table(columns, lines)
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+def grid_table(grid: Grid) -> str:
+    """The values as text that fits the terminal, and those that could not be trained."""
+    title = f"{figures.label(grid.by)} in validation, {grid.rows} rows"
+    return "\n".join([title, "", as_text([grid_rows(grid)]), "", *left_out(grid)])
+
+
+def left_out(grid: Grid) -> list[str]:
+    """Which values could not be trained with every seed, and why."""
+    return [f"Left out: {each.label}, {each.stopped}." for each in grid.values if each.stopped]
+
+
+def choice(grid: Grid) -> str:
+    """Which value was chosen, how, and what that does not show."""
+    label = next(value.label for value in grid.values if value.name == grid.chosen)
+    return (
+        f"Chosen: {label}, by {grid.how}. The test set had no part in it, and only this value is "
+        "scored on it; that it was chosen flatters its validation, not its test scores."
+    )
+
+
+def pages(folder: Path, runs: Sequence[Run]) -> list[str]:
+    """Where the page of each run is, from the folder of the repeat."""
+    return [(run.path / "report.html").relative_to(folder.resolve()).as_posix() for run in runs]

@@ -2,10 +2,12 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from eval import conversation
+from posttrain.run.record import Settings
+from posttrain.run.results import Exported
 from posttrain.settings import Prompt
 
 GRADE_SCHOOL = "Tom has 3 boxes of 12 pens and gives 7 pens away. How many pens are left?"
@@ -38,7 +40,7 @@ class Snippet:
 
 
 def snippets(
-    settings: dict[str, Any], exports: dict[str, dict[str, Any]], repository: str | None
+    settings: Settings, exports: Mapping[str, Exported], repository: str | None
 ) -> list[Snippet]:
     """One for the adapter, and one for every way of loading each export there is."""
     question = QUESTIONS[settings["method"].upper()]
@@ -47,7 +49,7 @@ def snippets(
     shown = (
         "[\n" + "".join(f"    {json.dumps(turn, ensure_ascii=False)},\n" for turn in turns) + "]"
     )
-    said = f"-sys {shlex.quote(system)} " if system else ""
+    system_option = f"-sys {shlex.quote(system)} " if system else ""
     variables = settings["prompt"].get("chat_template_kwargs") or {}  # none in earlier runs
     named = "".join(f", {name}={value!r}" for name, value in variables.items())
     option = f"chat-template-kwargs {shlex.quote(json.dumps(variables))} " if variables else ""
@@ -62,7 +64,7 @@ def snippets(
             limit=limit,
         )
 
-    found = [
+    listed = [
         Snippet(
             "transformers and peft",
             "python",
@@ -71,21 +73,21 @@ def snippets(
         )
     ]
     for name, export in exports.items():
-        path = export["path"]
+        path = export.path
         if name == "merged_16bit":
             merged = transformers("transformers", "AutoModelForCausalLM", repository or path)
-            found.append(Snippet("transformers, merged weights", "python", merged, tested=True))
+            listed.append(Snippet("transformers, merged weights", "python", merged, tested=True))
             default = option and f"--default-{option}"
             serve = f"vllm serve {default}{shlex.quote(repository or path)}"
-            found.append(Snippet("vLLM", "bash", serve, tested=False))
+            listed.append(Snippet("vLLM", "bash", serve, tested=False))
         elif name.startswith("gguf:"):
             model = f"llama-cli -m {shlex.quote(path)} --temp 0 {option and f'--{option}'}"
-            command = f"{model}{said}-p {shlex.quote(question)}"
+            command = f"{model}{system_option}-p {shlex.quote(question)}"
             if len(turns) > 2:  # llama-cli takes no earlier turns
                 command = f"# without the worked examples of training\n{command}"
-            found.append(Snippet(f"llama.cpp, {name[5:]}", "bash", command, tested=False))
+            listed.append(Snippet(f"llama.cpp, {name[5:]}", "bash", command, tested=False))
         elif name == "ollama":
             model = settings["run"]["name"].lower()
             command = f"ollama create {model} -f {shlex.quote(path)}\nollama run {model}"
-            found.append(Snippet("Ollama", "bash", command, tested=False))
-    return found
+            listed.append(Snippet("Ollama", "bash", command, tested=False))
+    return listed

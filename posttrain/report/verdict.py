@@ -1,11 +1,20 @@
-"""Did it improve, and how sure is that: one sentence on a run's headline measure."""
+"""Did it improve, and how sure is that: a verdict on the headline measure of a run, or of seeds."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from posttrain.run import measures
-from posttrain.run.record import SIDES, Record, Row, number, section
+from eval import figures
+from eval.measures import Change, direction, kind
+from posttrain.run.record import Run, number
+from posttrain.run.repeated import Repeated
 
 WORDS = {1: "improved", 0: "no measurable change", -1: "got worse"}
+TONES = {1: "good", 0: "flat", -1: "bad"}
+TRAINING = {
+    "GRPO": ("reward", "Reward"),
+    "SFT": ("loss", "Loss"),
+    "DPO": ("rewards/margins", "Margin"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,71 +32,63 @@ class Verdict:
     remarks: list[str] = field(default_factory=list)
 
 
-def verdict(record: Record) -> Verdict:
+def verdict(run: Run) -> Verdict:
     """One sentence on the headline measure; further ones on what it hides."""
-    found = record.measures()
-    name = measures.headline(record.method, found)
+    changes, name = run.changes(), run.headline
     if name is None:
-        return _no_scores(record)
-    values = found[name]
-    direction = measures.direction(name, values)
-    sentence = _sentence(name, values, measures.things(record.method, name))
-    if record.environment.get("trained") == {"steps": 0, "seconds": 0.0}:
+        return _no_scores(run)
+    change, trained = changes[name], run.environment.trained
+    sentence = _sentence(name, change)
+    if trained and trained.steps == 0 and trained.exit_code is None:
         sentence = f"Nothing was trained (training.max_steps is 0). {sentence}"
     return Verdict(
-        tone={1: "good", 0: "flat", -1: "bad"}[direction],
-        word=WORDS[direction],
+        tone=TONES[direction(name, change)],
+        word=WORDS[direction(name, change)],
         sentence=sentence,
-        measure=measures.label(name),
-        before=measures.plain(name, values["before"].get("value")),
-        after=measures.plain(name, values["after"].get("value")),
-        change=measures.moved(name, values["difference"]),
-        remarks=_remarks(name, found),
+        measure=figures.label(name),
+        before=figures.plain(name, change.before.value),
+        after=figures.plain(name, change.after.value),
+        change=figures.moved(name, change.difference),
+        remarks=[*_remarks(name, changes), *losses(name, changes)],
     )
 
 
-def _sentence(name: str, values: Row, things: str) -> str:
+def _sentence(name: str, change: Change) -> str:
     """`Strict accuracy rose from 2.3% to 98.7%: +96.3 points (95% interval ..., p ..., n ...).`"""
-    before, after = (measures.plain(name, values[side].get("value")) for side in SIDES)
-    direction = measures.direction(name, values)
-    if direction:
-        verb = "rose" if direction == measures.better(name) else "fell"
-        said = f"{verb} from {before} to {after}"
-    elif values["difference"] == 0:
-        said = f"stayed at {after}"
+    before, after = (figures.plain(name, side.value) for side in (change.before, change.after))
+    way, better = direction(name, change), kind(name).better
+    if way:
+        went = f"{'rose' if way == better else 'fell'} from {before} to {after}"
+    elif change.difference == 0:
+        went = f"stayed at {after}"
     else:
-        said = f"went from {before} to {after}"
-        said += ", which chance alone can explain" if measures.better(name) else ""
-    label = measures.label(name)
-    sure = f"95% interval {measures.span(name, values)}, {measures.p_is(values.get('p_value'))}"
-    moved = measures.moved(name, values["difference"])
-    return f"{label[0].upper()}{label[1:]} {said}: {moved} ({sure}, {values.get('n')} {things})."
+        went = f"went from {before} to {after}" + ", which chance alone can explain" * bool(better)
+    sure = f"95% interval {figures.span(name, change)}, {figures.p_is(change.p_value)}"
+    moved = figures.moved(name, change.difference)
+    counted = f"{change.n} {kind(name).of}"
+    return f"{capital(figures.label(name))} {went}: {moved} ({sure}, {counted})."
 
 
-def _no_scores(record: Record) -> Verdict:
-    of = f" of {record.total_steps}" if record.total_steps is not None else ""
-    if not record.metrics:
+def _no_scores(run: Run) -> Verdict:
+    if not run.metrics:
         sentence = "Nothing is logged yet. Scores before and after are compared once it is done."
         return Verdict("open", "not trained yet", sentence)
-    written = f", last written {record.written:%Y-%m-%d %H:%M %Z}" if record.written else ""
-    if section(record.config, "run").get("score") is False:
-        sentence = (
-            f"Step {record.steps}{of} is logged{written}. As run.score is false, the held-out data "
-            "are not looked at; what follows is what training shows."
-        )
-        return Verdict("open", "not scored", sentence, remarks=_so_far(record))
-    sentence = (
-        f"Step {record.steps}{of} is logged{written}. Scores before and after are compared once "
-        "the last step is done; what follows is what training shows so far."
+    of = f" of {run.total_steps}" if run.total_steps is not None else ""
+    written = f", last written {run.written:%Y-%m-%d %H:%M %Z}" if run.written else ""
+    logged = f"Step {run.steps}{of} is logged{written}."
+    if run.section("run").get("score") is False:
+        why = "As run.score is false, the held-out data are not scored; below is training alone."
+        return Verdict("open", "not scored", f"{logged} {why}", remarks=_so_far(run))
+    why = (
+        "Scores before and after are compared once the last step is done; below is training alone."
     )
-    return Verdict("open", "no scores yet", sentence, remarks=_so_far(record))
+    return Verdict("open", "no scores yet", f"{logged} {why}", remarks=_so_far(run))
 
 
-def _so_far(record: Record) -> list[str]:
+def _so_far(run: Run) -> list[str]:
     """How the training metric moved: not a score, so it is a remark."""
-    shown = {"GRPO": ("reward", "Reward"), "SFT": ("loss", "Loss")}
-    key, label = shown.get(record.method, ("rewards/margins", "Margin"))
-    values = [v for row in record.metrics if (v := number(row.get(key))) is not None]
+    key, label = TRAINING.get(run.method, TRAINING["DPO"])
+    values = [v for row in run.metrics if (v := number(row.get(key))) is not None]
     if len(values) < 4:
         return []
     tenth = max(1, len(values) // 10)
@@ -95,26 +96,81 @@ def _so_far(record: Record) -> list[str]:
     return [f"{label} on training data went from {first:.2f} to {last:.2f}."]
 
 
-def _remarks(judged_by: str, found: dict[str, Row]) -> list[str]:
-    remarks = []
-    prefix = judged_by.rpartition("/")[0]
-    prefix = f"{prefix}/" if prefix else ""
-    strict, lenient = found.get(f"{prefix}strict"), found.get(f"{prefix}lenient")
-    if strict and lenient and judged_by.endswith("strict"):
-        gain, deeper = (number(side.get("difference")) for side in (strict, lenient))
-        if gain and deeper is not None and gain > 0 and deeper < 0.5 * gain:
-            remarks.append(
-                "Most of the gain is format: read leniently (the last number in the reply counts), "
-                f"accuracy changed by {measures.change('lenient', lenient)}."
-            )
-    if judged_by.endswith("reward_accuracy"):
-        before = number(found[judged_by]["before"].get("value"))
-        if before == 0.5:
-            remarks.append(
-                "Before training it is 50% by construction: the policy is the reference, and "
-                "prefers neither reply."
-            )
-    for name, values in found.items():
-        if name != judged_by and measures.direction(name, values) < 0:
-            remarks.append(f"Got worse: {measures.label(name)}, {measures.change(name, values)}.")
-    return remarks
+def _remarks(judged_by: str, changes: Mapping[str, Change]) -> list[str]:
+    """What the headline hides."""
+    of, heads = judged_by[: judged_by.rfind("/") + 1], kind(judged_by).heads
+    gain, lenient = changes[judged_by].difference or 0.0, changes.get(f"{of}lenient", Change())
+    deeper = gain if lenient.difference is None else lenient.difference
+    if heads == "numbers" and gain > 0 and deeper < gain / 2:
+        return [
+            "Most of the gain is format: read leniently (the last number in the reply counts), "
+            f"accuracy changed by {figures.change('lenient', lenient)}."
+        ]
+    if heads == "pairs" and changes[judged_by].before.value == 0.5:
+        return [
+            "Before training it is 50% by construction: the policy is the reference, and prefers "
+            "neither reply."
+        ]
+    return []
+
+
+def losses(judged_by: str, changes: Mapping[str, Change]) -> list[str]:
+    """What got worse beyond chance, beside the headline."""
+    return [
+        f"Got worse: {figures.label(name)}, {figures.change(name, change)}."
+        for name, change in changes.items()
+        if name != judged_by and direction(name, change) < 0
+    ]
+
+
+def over_seeds(repeated: Repeated, changes: Mapping[str, Change], runs: Sequence[Run]) -> Verdict:
+    """Did the config improve the headline measure over all seeds, and do the seeds agree?
+
+    `changes` are those of `repeated` with the headline first, as seeds.py has them; `runs` are the
+    seeds' runs.
+    """
+    name, change = next(iter(changes.items()))
+    before, after = (figures.plain(name, side.value) for side in (change.before, change.after))
+    moved = figures.moved(name, change.difference)
+    return Verdict(
+        tone=TONES[direction(name, change)],
+        word=WORDS[direction(name, change)],
+        sentence=(
+            f"{capital(figures.label(name))} went from {before} to {after}, the mean of "
+            f"{len(runs)} seeds: {moved} (95% interval over seeds and questions "
+            f"{figures.span(name, change)}, {figures.p_is(change.p_value)})."
+        ),
+        measure=f"{figures.label(name)}, mean of {len(runs)} seeds",
+        before=before,
+        after=after,
+        change=moved,
+        remarks=[_agreement(name, change, repeated.seeds, runs), *losses(name, changes)],
+    )
+
+
+def _agreement(name: str, change: Change, seeds: Sequence[int], runs: Sequence[Run]) -> str:
+    """Whether each seed alone gives the same verdict on a measure; and how far they differ."""
+    alone = [run.changes()[name] for run in runs]
+    words: dict[str, list[int]] = {}
+    for seed, each in zip(seeds, alone, strict=True):
+        words.setdefault(WORDS[direction(name, each)], []).append(seed)
+    moved = [each.difference or 0.0 for each in alone]
+    high = figures.moved(name, max(moved))
+    ends = high if min(moved) == max(moved) else f"{figures.signed(name, min(moved))} to {high}"
+    if len(words) > 1:
+        parts = [
+            f"{word} with seed{'s' * (len(some) > 1)} {', '.join(map(str, some))}"
+            for word, some in words.items()
+        ]
+        return f"The seeds disagree, each taken alone: {'; '.join(parts)} ({ends})."
+    (word,) = words
+    if word == WORDS[direction(name, change)]:
+        return f"The seeds agree, each taken alone: {word} ({ends})."
+    return (
+        f"Each seed taken alone gives {word}, but they differ so much ({ends}) that {len(runs)} of "
+        "them do not show what another seed would give; more seeds may."
+    )
+
+
+def capital(text: str) -> str:
+    return text[0].upper() + text[1:]

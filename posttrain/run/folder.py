@@ -1,10 +1,13 @@
 """The run folder: opened, described, gone on from, and finished with a comparison."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from eval.measures import Change
+from eval.stats import Difference, Measure
 from posttrain.base import distributed
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
@@ -172,7 +175,7 @@ class RunFolder:
             "processes": now["processes"],
         }
 
-    def write_rows(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
         """Write eval/NAME.jsonl whole."""
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(self.path / "eval" / f"{name}.jsonl", "".join(lines))
@@ -182,15 +185,13 @@ class RunFolder:
         path = self.path / "eval" / f"{name}.jsonl"
         return jsonl_rows(path) if path.exists() else None
 
-    def write_comparison(self, comparison: dict[str, dict[str, Any]]) -> None:
+    def write_comparison(self, changes: Mapping[str, Change]) -> None:
         """Write eval/before.json, eval/after.json and, last, eval/comparison.json."""
-        for side in ("before", "after"):
-            write_json(
-                self.path / "eval" / f"{side}.json",
-                {name: values[side] for name, values in comparison.items()},
-            )
-        differences = {
-            name: {key: values[key] for key in ("difference", "low", "high", "p_value", "n")}
-            for name, values in comparison.items()
+        files: dict[str, dict[str, Measure | Difference]] = {
+            "before": {name: change.before for name, change in changes.items()},
+            "after": {name: change.after for name, change in changes.items()},
+            "comparison": {name: change.alone for name, change in changes.items()},
         }
-        write_json(self.path / "eval" / "comparison.json", differences)
+        for name, measured in files.items():
+            content = {each: asdict(values) for each, values in measured.items()}
+            write_json(self.path / "eval" / f"{name}.json", content)

@@ -1,44 +1,37 @@
 """The earlier stages of a run that started from another run's adapter (model.adapter)."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from eval.stats import Measure
 from posttrain.base.files import model_fingerprint
-from posttrain.run.record import Record, Row, read_run, section
+from posttrain.run.reading import read_run
+from posttrain.run.results import Stage
 
 
-def chain_of(adapter: Path) -> list[Row]:
-    """The stages behind an adapter folder, the first one first, each as environment.json has it:
-    `{"name", "method", "steps", "data", "adapter", "measure", "before", "after"}`.
+def chain_of(adapter: Path) -> list[dict[str, object]]:
+    """The stages behind an adapter folder, the first one first, as environment.json has them (see
+    `Stage`). One that was not scored has no measure."""
+    stages = [*_stages(adapter)]
+    unset: tuple[object, ...] = (None, "", asdict(Measure()))
+    return [{k: v for k, v in asdict(stage).items() if v not in unset} for stage in stages]
 
-    `data` and `adapter` are fingerprints, `measure` the headline of the stage's method. An adapter
-    outside of a run folder is one stage of which only name and fingerprint are known.
-    """
-    stage: Row = {"name": adapter.name, "adapter": model_fingerprint(adapter)}
+
+def _stages(adapter: Path) -> list[Stage]:
+    stage = Stage(adapter.name, model_fingerprint(adapter))
     of_checkpoint = adapter.parent.name == "checkpoints"
-    run = adapter.parent.parent if of_checkpoint else adapter.parent
-    if not (of_checkpoint or adapter.name == "adapter") or not (run / "config.yaml").is_file():
+    folder = adapter.parent.parent if of_checkpoint else adapter.parent
+    if not (of_checkpoint or adapter.name == "adapter") or not (folder / "config.yaml").is_file():
         return [stage]
-    record = read_run(run)
-    stage |= {
-        "name": run.name,
-        "method": record.method.lower(),
-        "data": record.environment.get("data"),
-    }
+    run = read_run(folder)
+    trained, data = run.environment.trained, run.environment.data
+    stage = replace(stage, name=folder.name, method=run.method.lower(), data=data)
     if of_checkpoint:  # which was not scored
         step = adapter.name.rpartition("-")[2]
-        return [*earlier(record), {**stage, "steps": int(step) if step.isdigit() else None}]
-    found = record.measures()
-    main = next(iter(found), None)
-    sides = {side: found[main][side] for side in ("before", "after")} if main else {}
-    stage |= {
-        "steps": section(record.environment, "trained").get("steps"),
-        "measure": main,
-        **sides,
-    }
-    return [*earlier(record), stage]
-
-
-def earlier(record: Record) -> list[Row]:
-    """The stages before a run, the first one first, as `chain_of` gives them."""
-    listed = record.environment.get("stages")
-    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        stage = replace(stage, steps=int(step) if step.isdigit() else None)
+    else:
+        stage = replace(stage, steps=trained.steps if trained else None)
+        if (main := run.headline) is not None:
+            change = run.changes()[main]
+            stage = replace(stage, measure=main, before=change.before, after=change.after)
+    return [*run.environment.stages, stage]

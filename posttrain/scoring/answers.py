@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from eval import Completion, Conversation, PromptFormat, PromptLike, conversation
+from eval.figures import label, plain
 from eval.gsm8k import Problem, Reply, Score
+from eval.measures import headline
 from posttrain.base.files import append_rows
 from posttrain.base.paths import is_url
 from posttrain.base.progress import progress_bar
@@ -178,7 +180,7 @@ def answer_all(
     total = len(problems) * asking.samples
     if len(done) == total:
         return None
-    first, wanted = ("total_reward", ".3g") if request["rewards"] else ("strict", ".1%")
+    main = headline("rewards" if request["rewards"] else "numbers")
     bar = progress_bar("answering", total, len(done), leave=True)
     ordered = sorted(problems, key=lambda p: len(p.question), reverse=True)
     conversations = [conversation(p.question, asking.prompt) for p in ordered]
@@ -202,8 +204,8 @@ def answer_all(
                 claim(folder, request)
             append_rows(folder / "replies.jsonl", [reply.as_row() for reply in new])
             done.update({(reply.question, reply.sample): reply for reply in new})
-            mean = sum(reply.scores()[first] or 0.0 for reply in done.values()) / len(done)
-            bar.set_postfix({first.replace("_", " "): f"{mean:{wanted}}"}, refresh=False)
+            mean = sum(reply.scores()[main] or 0.0 for reply in done.values()) / len(done)
+            bar.set_postfix({label(main): plain(main, mean)}, refresh=False)
             bar.update(len(new))
         seconds = time.monotonic() - started
     bar.close()

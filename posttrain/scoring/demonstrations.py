@@ -6,7 +6,18 @@ from typing import Any
 
 from eval import conversation, measures
 from eval.demonstration import Demonstration, losses
-from eval.gsm8k import Problem, ScoredReply, compare_replies, evaluate, rescore, summarise
+from eval.gsm8k import (
+    Problem,
+    ScoredReply,
+    by_problem,
+    compare_replies,
+    evaluate,
+    problem_scores,
+    rescore,
+    summarise,
+)
+from eval.measures import Change, headline
+from eval.stats import Measure
 from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
 from posttrain.model.log_probs import reply_sequences, token_log_probs
@@ -15,7 +26,7 @@ from posttrain.scoring.pairs import ROWS_AT_ONCE
 from posttrain.settings import SFTSettings
 from rewards.answer import parse_number
 
-LOSS = "reply_loss"
+LOSS = headline("losses")
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,11 @@ class Scores:
     """Of each held-out reply, in nats a token."""
     replies: list[ScoredReply]
     """To each problem; none where the config names no problems."""
+
+    def measures(self) -> measures.Scores:
+        """Per measure, one score a problem or a held-out reply."""
+        answers = problem_scores(by_problem(self.replies))
+        return {**answers, LOSS: self.losses}
 
 
 def fitting(problems: Sequence[Problem], tokenizer: Any, settings: SFTSettings) -> list[Problem]:
@@ -78,7 +94,7 @@ def read_scores(run: RunFolder, side: str = "before") -> Scores | None:
     return Scores([row[LOSS] for row in rows], [rescore(row) for row in replies])
 
 
-def compare_scores(before: Scores, after: Scores) -> dict[str, dict[str, Any]]:
+def compare_scores(before: Scores, after: Scores) -> dict[str, Change]:
     """Every measure before and after with its paired difference."""
     of_problems = compare_replies(before.replies, after.replies) if before.replies else {}
     return {**of_problems, **measures.compare({LOSS: before.losses}, {LOSS: after.losses})}
@@ -86,7 +102,7 @@ def compare_scores(before: Scores, after: Scores) -> dict[str, dict[str, Any]]:
 
 def validator(
     model: Any, tokenizer: Any, rows: Sequence[Demonstration], settings: SFTSettings
-) -> tuple[Callable[[], dict[str, Any]], str]:
+) -> tuple[Callable[[], dict[str, Measure]], str]:
     """A function that measures the policy on rows that were set aside, and the measure that
     decides: strict accuracy where problems are scored and the rows hold gold answers, else loss."""
     golds = {row.prompt[-1]["content"]: row.answer or "" for row in rows}
@@ -98,11 +114,11 @@ def validator(
     by_answers = settings.data.problems is not None and len(problems) > 0
     greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
 
-    def measure() -> dict[str, Any]:
+    def measure() -> dict[str, Measure]:
         found = measures.summarise({LOSS: reply_losses(model, tokenizer, rows, settings)})
         if not by_answers:
             return {**found}
         generate = inference.generator(model, tokenizer, greedy, settings.training.seed)
         return {**summarise(evaluate(problems, generate, settings.prompt)), **found}
 
-    return measure, "strict" if by_answers else LOSS
+    return measure, headline("numbers" if by_answers else "losses")

@@ -1,15 +1,15 @@
 """Which of several values a config is best trained with, by validation alone."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from eval.measures import kind
 from eval.seeds import mean_over_seeds
 from posttrain.base.errors import ConfigError, HealthError
-from posttrain.run.measures import better
-from posttrain.run.record import read_run
+from posttrain.run.reading import read_run
+from posttrain.run.repeated import Grid, Tried
+from posttrain.run.results import Kept
 from posttrain.scoring.seeds import check_same_data
 from posttrain.settings.grid import Value
 
@@ -18,13 +18,11 @@ ROUNDING = 1e-9  # means that are no further apart are equal
 
 def choose(
     values: Sequence[Value], runs: Mapping[str, Mapping[int, Path]], stopped: Mapping[str, str]
-) -> dict[str, Any]:
-    """What is in grid.json: `{"seeds", "by", "rows", "values", "chosen", "how"}`.
+) -> Grid:
+    """The validation of every value, and the best of them.
 
     `runs` are the trained runs of a value's name by seed; `stopped` says of the other values why a
-    health check ended one of their runs. Each of `values` has its `name`, `label` and `overrides`,
-    and either `stopped` or, of the steps that were kept, `steps` and what mean_over_seeds gives of
-    their validation.
+    health check ended one of their runs.
 
     Raises:
         ConfigError: a run has no validation, or was trained or validated on other data.
@@ -33,33 +31,22 @@ def choose(
     if not runs:
         raise HealthError(f"no value of --grid could be trained: {'; '.join(stopped.values())}")
     check_same_data([run for of_value in runs.values() for run in of_value.values()])
-    rows: list[dict[str, Any]] = []
-    by, validated = "", 0
-    for value in values:
-        row: dict[str, Any] = {**vars(value), "name": value.name, "label": value.label}
-        if value.name in stopped:
-            rows.append(row | {"stopped": stopped[value.name]})
-            continue
-        kept = [_kept(run) for run in runs[value.name].values()]
-        by, validated = kept[0]["by"], kept[0]["n"]
-        scores = mean_over_seeds([each["value"] for each in kept])
-        rows.append(row | {"steps": [each["step"] for each in kept], **scores})
-    sign = -1 if better(by) < 0 else 1
-    best = max(sign * row["mean"] for row in rows if "mean" in row)
-    equal = [row for row in rows if sign * row.get("mean", -sign * math.inf) > best - ROUNDING]
+    tried = [
+        Tried(value.name, value.label, value.overrides, stopped=stopped[value.name])
+        if value.name in stopped
+        else _validated(value, list(runs[value.name].values()))
+        for value in values
+    ]
     first = next(iter(runs.values()))
+    by, rows = _decided(next(iter(first.values())))
+    sign = -1 if kind(by).better < 0 else 1
+    means = {row.name: sign * row.mean for row in tried if row.mean is not None}
+    equal = [name for name, mean in means.items() if mean > max(means.values()) - ROUNDING]
     how = f"the {'lowest' if sign < 0 else 'highest'} mean over seeds on rows set aside from the "
     how += "training data (data.validation)"
     if len(equal) > 1:
         how += f"; {len(equal)} values are equally good, the first given was taken"
-    return {
-        "seeds": list(first),
-        "by": by,
-        "rows": validated,
-        "values": rows,
-        "chosen": equal[0]["name"],
-        "how": how,
-    }
+    return Grid(list(first), by, rows, tried, chosen=equal[0], how=how)
 
 
 def why_stopped(run: Path) -> str | None:
@@ -72,13 +59,34 @@ def why_stopped(run: Path) -> str | None:
     return str(trained.get("reason")).split(". ")[0] if stopped else None
 
 
-def _kept(run: Path) -> dict[str, Any]:
-    """`{"step", "by", "value", "n"}` of the adapter that a run kept, from `n` validation rows."""
-    record = read_run(run)
-    if not record.kept:
+def _validated(value: Value, runs: Sequence[Path]) -> Tried:
+    """The validations of the adapters that a value's runs kept, a seed each."""
+    kept = [_kept(run) for run in runs]
+    scores = mean_over_seeds([_value(each, run) for each, run in zip(kept, runs, strict=True)])
+    steps = [each.step for each in kept]
+    return Tried(value.name, value.label, value.overrides, steps=steps, **vars(scores))
+
+
+def _value(kept: Kept, run: Path) -> float:
+    if kept.value is None:
+        raise ConfigError(f"{run}/environment.json: the validation of the kept adapter is missing")
+    return kept.value
+
+
+def _kept(run: Path) -> Kept:
+    """The adapter that a run kept, and the validation that chose it."""
+    kept = read_run(run).kept
+    if kept is None:
         raise ConfigError(f"{run}: nothing was trained, so there is no validation to choose by")
-    step = record.kept["step"]
-    row = next((row for row in record.validation if row["step"] == step), None)
-    if row is None:
-        raise ConfigError(f"{run}/eval/validation.jsonl: the validation of step {step} is missing")
-    return {**record.kept, "n": row["measures"][record.kept["by"]]["n"]}
+    return kept
+
+
+def _decided(run: Path) -> tuple[str, int]:
+    """The measure that decided which adapter a run kept, and the rows that it was taken on."""
+    kept, validations = _kept(run), read_run(run).validation
+    row = next((row for row in validations if row.step == kept.step), None)
+    if row is None or kept.by not in row.measures:
+        raise ConfigError(
+            f"{run}/eval/validation.jsonl: the validation of step {kept.step} is missing"
+        )
+    return kept.by, row.measures[kept.by].n

@@ -11,8 +11,10 @@ from typing import Any
 
 from eval import Completion, Conversation, Generate, measures, preference, replies
 from eval.gsm8k import ScoredReply, compare_replies, rescore
+from eval.measures import Change
 from eval.preference import Pair, ScoredPair
 from eval.replies import PromptReply, SampledReply
+from eval.stats import Measure
 from posttrain.base.files import rows_of
 from posttrain.data import lengths
 from posttrain.data.render import render
@@ -146,7 +148,7 @@ def pair_scorer(
 
 def validator(
     model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings
-) -> Callable[[], dict[str, Any]]:
+) -> Callable[[], dict[str, Measure]]:
     """A function that measures the policy on pairs that were set aside from the training data."""
     score = pair_scorer(model, tokenizer, pairs, settings)
     return lambda: measures.summarise(preference.scores(score()))
@@ -191,7 +193,7 @@ def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> 
     )
 
 
-def compare_scores(before: Scores, after: Scores) -> dict[str, dict[str, Any]]:
+def compare_scores(before: Scores, after: Scores) -> dict[str, Change]:
     """Every measure before and after with its paired difference; those of a problem set are
     called NAME/MEASURE."""
     comparison = measures.compare(before.measures(), after.measures())

@@ -1,33 +1,33 @@
-"""What several runs of one config, each with a seed of its own, measured together."""
+"""What several runs of one config, each with another seed, measured together."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from eval.gsm8k import by_problem, problem_scores
+from eval.measures import Scores, is_share
+from eval.replies import PromptReply
 from eval.seeds import difference_over_seeds, mean_over_seeds
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.run.folder import RunFolder
-from posttrain.run.measures import is_share
-from posttrain.run.record import read_run
+from posttrain.run.reading import read_run
+from posttrain.run.repeated import Repeated, SeedChange
 from posttrain.scoring import demonstrations, pairs
-from posttrain.settings import GRPOSettings, SFTSettings, TrainingSettings
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, TrainingSettings
 from posttrain.settings.command import load_settings
 
 SIDES = ("before", "after")
-AllScores = dict[str, Any]
-"""Per measure, one score a question; None where it could not be scored."""
+T = TypeVar("T")
 
 
-def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings]) -> dict[str, Any]:
-    """What is in seeds.json, of finished runs by seed: `{"seeds", "measures"}`.
+def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings]) -> Repeated:
+    """The measures of finished runs by seed, with intervals over seeds, and over seeds and
+    questions.
 
-    A measure has `before` and `after` (`values` in the order of the seeds, `mean`, `sd`, `low`,
-    `high`: Student's t over seeds) and `difference` (`mean`, `low`, `high`, `p_value`: over seeds
-    and questions together). It is
-    of the questions that could be scored with every seed, on both sides; where fewer than two
-    could, it is left out.
+    A measure is of the questions that could be scored with every seed, on both sides; where fewer
+    than two could, it is left out.
 
     Raises:
         ConfigError: a run is not finished, or was trained or scored on other data.
@@ -37,36 +37,28 @@ def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings])
         if not RunFolder(run).finished:
             raise ConfigError(f"{run}: the run of seed {seed} is not finished")
     check_same_data(list(runs.values()))
-    scores = {side: [_scores(run, settings_class, side) for run in runs.values()] for side in SIDES}
-    measures: dict[str, Any] = {}
-    for name in scores["before"][0]:
-        tables = {side: [found[name] for found in scores[side]] for side in SIDES}
-        rows = zip(*tables["before"], *tables["after"], strict=True)
-        known = [i for i, row in enumerate(rows) if None not in row]
-        if len(known) < 2:
-            continue
-        tables = {side: [[row[i] for i in known] for row in tables[side]] for side in SIDES}
-        found: dict[str, Any] = {
-            **{
-                side: mean_over_seeds([sum(row) / len(row) for row in tables[side]])
-                for side in SIDES
-            },
-            "difference": difference_over_seeds(tables["before"], tables["after"]),
-        }
-        measures[name] = _possible(found) if is_share(name) else found
-    return {"seeds": list(runs), "measures": measures}
+    sides = [[_scores(run, settings_class, side) for run in runs.values()] for side in SIDES]
+    found = {name: _change(name, *sides) for name in sides[0][0]}
+    return Repeated(list(runs), {name: each for name, each in found.items() if each is not None})
 
 
-def _possible(found: dict[str, Any]) -> dict[str, Any]:
-    """The intervals of a share, cut where no share lies: 0 and 1, -1 and 1 for its difference."""
-    return {
-        name: {
-            **values,
-            "low": max(-1.0 if name == "difference" else 0.0, values["low"]),
-            "high": min(1.0, values["high"]),
-        }
-        for name, values in found.items()
-    }
+def _change(name: str, before: Sequence[Scores], after: Sequence[Scores]) -> SeedChange | None:
+    """A measure over seeds, given the scores with each; None where too little could be scored."""
+    every = [scores[name] for scores in (*before, *after)]
+    rows = [list(row) for row in zip(*every, strict=True)]
+    known = [[score for score in row if score is not None] for row in rows if None not in row]
+    if len(known) < 2:
+        return None
+    columns = [list(column) for column in zip(*known, strict=True)]
+    first, second = columns[: len(before)], columns[len(before) :]
+    a, b = (mean_over_seeds([sum(row) / len(row) for row in side]) for side in (first, second))
+    difference = difference_over_seeds(first, second)
+    if not is_share(name):
+        return SeedChange(a, b, difference)
+    # No share is below 0 or above 1, and no difference of shares below -1.
+    a, b = (replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high)) for mean in (a, b))
+    low, high = max(-1.0, difference.low), min(1.0, difference.high)
+    return SeedChange(a, b, replace(difference, low=low, high=high))
 
 
 def check_same_data(runs: Sequence[Path]) -> None:
@@ -89,27 +81,24 @@ def check_same_data(runs: Sequence[Path]) -> None:
             )
 
 
-def _scores(run: Path, settings_class: type[TrainingSettings], side: str) -> AllScores:
+def _scores(run: Path, settings_class: type[TrainingSettings], side: str) -> Scores:
     """Per measure, one score a question, in the same order for each seed and side."""
     settings = load_settings(settings_class, run / "config.yaml")
     if isinstance(settings, GRPOSettings):
-        replies: Any = read_run(run).replies[side]
-        return {**problem_scores(by_problem(_there(replies, run, side)))}
+        replies = [r for r in read_run(run).replies[side] if not isinstance(r, PromptReply)]
+        return problem_scores(by_problem(_there(replies, run, side)))
     if isinstance(settings, SFTSettings):
-        of_sft: demonstrations.Scores = _there(
-            demonstrations.read_scores(RunFolder(run), side), run, side
-        )
-        answers = problem_scores(by_problem(of_sft.replies)) if of_sft.replies else {}
-        return {**answers, demonstrations.LOSS: of_sft.losses}
-    found: pairs.Scores = _there(pairs.read_scores(RunFolder(run), settings, side), run, side)
-    scores: AllScores = {**found.measures()}
+        return _there(demonstrations.read_scores(RunFolder(run), side), run, side).measures()
+    assert isinstance(settings, DPOSettings)
+    found = _there(pairs.read_scores(RunFolder(run), settings, side), run, side)
+    scores: dict[str, Sequence[float | None]] = {**found.measures()}
     for name, answered in found.problems.items():
         of_set = problem_scores(by_problem(answered))
         scores |= {f"{name}/{measure}": each for measure, each in of_set.items()}
     return scores
 
 
-def _there(found: Any, run: Path, side: str) -> Any:
+def _there(found: T | None, run: Path, side: str) -> T:
     if not found:
         raise DataError(f"{run}/eval: the scores of each question {side} training are missing")
     return found

@@ -18,10 +18,11 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from eval.measures import Change
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import fingerprint
@@ -249,7 +250,7 @@ class Session(Generic[S]):
         self._trackers.close(0)
         return 0
 
-    def finish(self, comparison: dict[str, dict[str, Any]]) -> int:
+    def finish(self, comparison: Mapping[str, Change]) -> int:
         """Record what came of the run, report it, then export; returns the exit code."""
         self.run.describe(self.settings, self._facts)
         self.run.write_comparison(comparison)

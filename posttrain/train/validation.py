@@ -10,23 +10,27 @@ A checkpoint is written with every validation, and the best one of them is not d
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from eval import figures
+from eval.measures import kind
+from eval.stats import Measure
 from posttrain.base import distributed
 from posttrain.base.errors import CheckpointError
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until
 from posttrain.base.progress import say
-from posttrain.run import measures
 from posttrain.run.checkpoint import verify
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
+from posttrain.run.lenient import from_json
+from posttrain.run.results import Kept, Validated
 from posttrain.settings import TrainingSettings
 from posttrain.train.random_states import random_states, restore
 from posttrain.train.stop import StopRequest
 
-Measures = dict[str, dict[str, Any]]
-"""`{"value", "n", "low", "high"}` by measure, as in eval/before.json."""
+Measures = dict[str, Measure]
 
 
 def last_step(trainer: Any) -> int:
@@ -50,7 +54,7 @@ class Validation:
     ) -> None:
         """`measure` scores the policy as it is; `by` is the measure whose best value decides."""
         self.by = by
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Validated] = []
         self._measure = measure
         self._path = run.path / "eval" / "validation.jsonl"
         self._shared = run.shared / "eval" / "validation.jsonl"
@@ -69,40 +73,42 @@ class Validation:
             self._path.unlink(missing_ok=True)
         keep_rows_until(self._path, step)
         distributed.barrier()  # the main process has removed what came later
-        self.rows = jsonl_rows(self._shared) if self._shared.exists() else []
+        rows = jsonl_rows(self._shared) if self._shared.exists() else []
+        self.rows = [from_json(Validated, row) for row in rows]
         distributed.barrier()  # before it adds one
         self._rank()
 
     def due(self, step: int, last: int) -> bool:
         """Whether a validation belongs after `step` of `last` and was not made yet."""
         wanted = step == 0 or step >= last or (self._every is not None and step % self._every == 0)
-        return wanted and not any(row["step"] == step for row in self.rows)
+        return wanted and not any(row.step == step for row in self.rows)
 
-    def take(self, step: int) -> dict[str, float]:
+    def take(self, step: int) -> dict[str, float | None]:
         """Score the policy after `step`. Returns what to log: each measure, and the seconds."""
         clock, states = Clock(), random_states()
         found = self._measure()
         restore(states)
-        row = {"step": step, "measures": found}
-        append_rows(self._path, [row])
+        row = Validated(step, found)
+        append_rows(self._path, [asdict(row)])
         self.rows.append(row)
         self._rank()
         say(f"validation at step {step}: {self.describe(row)}")
-        values = {f"validation/{name}": each["value"] for name, each in found.items()}
+        values = {f"validation/{name}": each.value for name, each in found.items()}
         return {**values, "validation/seconds": clock.seconds()}
 
-    def describe(self, row: dict[str, Any]) -> str:
+    def describe(self, row: Validated) -> str:
         """`strict accuracy 45.0% [38.3%, 51.8%]`: the measure that decides."""
-        return f"{measures.label(self.by)} {measures.value(self.by, row['measures'][self.by])}"
+        return f"{figures.label(self.by)} {figures.value(self.by, row.measures[self.by])}"
 
     def _rank(self) -> None:
         """Let the checkpoints be ranked by validation, not by what training itself logged."""
-        self._checkpoints.values = {row["step"]: self._rating(row) for row in self.rows}
+        self._checkpoints.values = {row.step: self._rating(row) for row in self.rows}
 
-    def _rating(self, row: dict[str, Any]) -> float:
+    def _rating(self, row: Validated) -> float:
         """The value that decides, so that higher is better."""
-        value: float = row["measures"][self.by]["value"]
-        return -value if measures.better(self.by) < 0 else value
+        value = row.measures[self.by].value
+        assert value is not None  # the scripts refuse what they cannot score
+        return -value if kind(self.by).better < 0 else value
 
     def exhausted(self) -> bool:
         """Whether the last `run.patience` validations were no better than one before them."""
@@ -166,7 +172,7 @@ class Validation:
         """
         path = None if self._keep == "last" else self._checkpoints.best()
         kept = step if path is None else int(path.name[5:])
-        row = next(row for row in self.rows if row["step"] == kept)
+        row = next(row for row in self.rows if row.step == kept)
         if path is not None and kept != step:
             if problems := verify(path):
                 raise CheckpointError(
@@ -178,9 +184,4 @@ class Validation:
                 f"Kept the adapter of step {kept}, the best of {len(self.rows)} validations: "
                 f"{self.describe(row)}; at step {step}: {self.describe(self.rows[-1])}"
             )
-        return {
-            "step": kept,
-            "by": self.by,
-            "value": row["measures"][self.by]["value"],
-            "validations": len(self.rows),
-        }
+        return asdict(Kept(kept, self.by, row.measures[self.by].value, len(self.rows)))

@@ -9,6 +9,7 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.export import llama_cpp, score
+from posttrain.report.export_scores import TITLE
 from posttrain.settings import Export
 from tests.helpers import ROOT, run_script
 
@@ -83,7 +84,7 @@ def test_a_score_is_that_of_an_evaluation_by_hand(
 def test_it_is_shown_where_the_headline_is(grpo: tuple[Path, str]) -> None:
     run, said = grpo
     for text in (said, *((run / name).read_text("utf-8") for name in ("report.html", "README.md"))):
-        assert "What you take home" in text and "gguf:q8_0" in text
+        assert TITLE in text and "gguf:q8_0" in text
         assert "No file lost significantly against the adapter" in text
 
 
@@ -91,7 +92,7 @@ def test_a_second_call_asks_nothing_again(grpo: tuple[Path, str], tmp_path: Path
     run = Path(shutil.copytree(grpo[0], tmp_path / "moved"))
     result = run_script("export", run, "--to", "merged_16bit,gguf:q8_0", "--score")
     assert result.returncode == 0, result.stderr
-    assert "Loading" not in result.stdout and "What you take home" in result.stdout
+    assert "Loading" not in result.stdout and TITLE in result.stdout
     assert scores(run) == scores(grpo[0])
     for path in grpo[0].glob("eval/exports/*/*"):
         assert (run / path.relative_to(grpo[0])).read_bytes() == path.read_bytes()
@@ -161,7 +162,7 @@ def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
         *("dpo", run, "training.per_device_train_batch_size=8", "data.holdout=12"),
         "evaluation={limit: 12, replies: 6, max_new_tokens: 24}",
     )
-    assert "What you take home" in said
+    assert TITLE in said
     adapter = [
         json.loads(line) for line in (run / "eval" / "after_replies.jsonl").open(encoding="utf-8")
     ]
@@ -210,7 +211,7 @@ def test_files_of_an_sft_run_are_scored_on_its_problems(tmp_path: Path) -> None:
     answered = rows(run / "eval" / "after.jsonl")
     assert made["score"]["right"] == sum(row["strict"] for row in answered)
     assert len(rows(run / "eval" / "exports" / "merged_16bit" / "replies.jsonl")) == 24
-    assert "What you take home" in (run / "README.md").read_text("utf-8")
+    assert TITLE in (run / "README.md").read_text("utf-8")
 
     # The same run, had it no problems: said before anything is exported.
     config = run / "config.yaml"

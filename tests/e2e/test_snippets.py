@@ -9,6 +9,7 @@ import pytest
 from posttrain.export.merge import merge
 from posttrain.export.models import adapter_model
 from posttrain.report.snippets import snippets
+from posttrain.run.results import Exported
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
 from tests.helpers import ROOT, make_adapter
@@ -28,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_called_tested_runs(run: Path) -> None:
     settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml")
-    exports = {"merged_16bit": {"path": "merged_16bit"}}
+    exports = {"merged_16bit": Exported("merged_16bit")}
     found = snippets(settings.model_dump(mode="json"), exports, None)
     tested = [snippet for snippet in found if snippet.tested]
     assert [snippet.title for snippet in tested] == [

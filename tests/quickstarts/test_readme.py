@@ -16,10 +16,14 @@ from typing import Any
 
 import pytest
 
+from eval import figures
+from eval.measures import Change
+from eval.seeds import SeedMean
+from eval.stats import Difference
 from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
 from posttrain.report import seeds, table
-from posttrain.run import measures
+from posttrain.run.lenient import from_json, mapping_of
 from posttrain.settings.command import SETTINGS, parse_command_line
 from posttrain.settings.help import setting_paths
 from posttrain.settings.strict_yaml import parse_yaml
@@ -344,7 +348,8 @@ def result(name: str) -> Any:
 
 def test_the_table_is_that_of_the_measured_demo() -> None:
     (shown,) = blocks(text_of(ROOT / "docs" / "demo.md"), "text")
-    measured = iter(table(list(result("demo_cpu").items()), width=80).splitlines())
+    runs = [(name, mapping_of(Change, values)) for name, values in result("demo_cpu").items()]
+    measured = iter(table(runs, width=80).splitlines())
     assert len(shown.splitlines()) > 12
     for line in shown.splitlines():  # in this order; some rows are left out
         assert line in measured, line
@@ -359,8 +364,9 @@ def test_the_first_table_has_the_demo_of_three_seeds() -> None:
     ):
         values = repeated[run]["measures"][name]
         assert repeated[run]["seeds"] == [1, 2, 3]
-        sides = (seeds.spread(name, values[side]) for side in ("before", "after"))
-        change = measures.change(name, seeds.as_compared(values))
+        sides = (seeds.spread(name, SeedMean(**values[side])) for side in ("before", "after"))
+        over = values["difference"]
+        change = figures.change(name, Difference(over["mean"], over["low"], over["high"]))
         cells = [what.format(runs[run][name]["n"]), *sides, change]
         assert f"| {' | '.join(cells)} |" in text_of(README)
 
@@ -371,9 +377,9 @@ def test_the_first_table_has_the_real_model() -> None:
     assert "Qwen2.5-Coder-0.5B-Instruct" in results["model"]
     for name in ("strict", "lenient", "format_rate"):
         values = results["sft"][name]
-        sides = (measures.plain(name, values[side]["value"]) for side in ("before", "after"))
-        what = f"{measures.label(name)}, {values['change']['n']} problems"
-        cells = [what, *sides, measures.change(name, values["change"])]
+        sides = (figures.plain(name, values[side]["value"]) for side in ("before", "after"))
+        what = f"{figures.label(name)}, {values['change']['n']} problems"
+        cells = [what, *sides, figures.change(name, from_json(Difference, values["change"]))]
         assert f"| {' | '.join(cells)} |" in after_comment
 
 
@@ -387,7 +393,7 @@ def test_the_page_on_stages_has_the_real_model() -> None:
             )
             for side in (results["sft"][name][when] for when in ("before", "after"))
         ]
-        assert f"| {measures.label(name)} | {' | '.join(cells)}" in page
+        assert f"| {figures.label(name)} | {' | '.join(cells)}" in page
     assert f"| {results['sft']['strict']['before']['n']} problems |" in page
     kept = results["sampled"]["right_in_form"] - results["sft"]["reply_loss"]["before"]["n"]
     assert f"on {kept} own answers" in page

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError, HealthError
-from posttrain.report import grid as words
 from posttrain.report import page, read_run
+from posttrain.report import seeds as words
 from posttrain.report.verdict import verdict
 from posttrain.run.folder import RunFolder
+from posttrain.run.lenient import from_json
+from posttrain.run.repeated import Grid
+from posttrain.run.results import Kept
 from posttrain.scoring.grid import choose, why_stopped
 from posttrain.scoring.seeds import over_seeds
 from posttrain.settings import GRPOSettings
@@ -101,31 +104,31 @@ VALUES = parse_grid(["lora.r=2,4,8"])
 
 def test_the_highest_mean_is_chosen(tried: dict[str, dict[int, Path]]) -> None:
     found = choose(VALUES, tried, {})
-    assert json.loads(json.dumps(found)) == found
-    assert (found["seeds"], found["by"], found["rows"]) == ([1, 2], "strict", 98)
-    second = found["values"][1]
-    assert second["values"] == [0.7, 0.6] and second["mean"] == pytest.approx(0.65)
-    assert second["sd"] == pytest.approx(0.0707, abs=1e-4) and second["steps"] == [40, 40]
-    assert found["chosen"] == "r-4" and "equally good" not in found["how"]
+    assert from_json(Grid, json.loads(json.dumps(found.as_json()))) == found
+    assert (found.seeds, found.by, found.rows) == ([1, 2], "strict", 98)
+    second = found.values[1]
+    assert second.values == [0.7, 0.6] and second.mean == pytest.approx(0.65)
+    assert second.sd == pytest.approx(0.0707, abs=1e-4) and second.steps == [40, 40]
+    assert found.chosen == "r-4" and "equally good" not in found.how
 
 
 def test_of_losses_the_lowest_mean_is_chosen(tried: dict[str, dict[int, Path]]) -> None:
     """As of an SFT run that has no problems to answer."""
     for run in (run for runs in tried.values() for run in runs.values()):
-        kept = read_run(run).kept or {}
-        measures = {"reply_loss": {"value": kept["value"], "n": 98, "low": 0.0, "high": 1.0}}
+        kept = read_run(run).kept or Kept()
+        measures = {"reply_loss": {"value": kept.value, "n": 98, "low": 0.0, "high": 1.0}}
         RunFolder(run).write_rows("validation", [{"step": 40, "measures": measures}])
-        RunFolder(run).amend({"kept": {**kept, "by": "reply_loss"}})
+        RunFolder(run).amend({"kept": {**vars(kept), "by": "reply_loss"}})
     found = choose(VALUES, tried, {})
-    assert found["chosen"] == "r-2" and "the lowest mean over seeds" in found["how"]
+    assert found.chosen == "r-2" and "the lowest mean over seeds" in found.how
 
 
 def test_of_equal_values_the_first_is_taken_and_told(tried: dict[str, dict[int, Path]]) -> None:
     trained(tried["r-8"][1], "lora.r=8", 1, 0.4)
     found = choose(VALUES, tried, {})
-    assert found["chosen"] == "r-4"
+    assert found.chosen == "r-4"
     assert "2 values are equally good, the first given was taken" in words.choice(found)
-    assert choose(list(reversed(VALUES)), tried, {})["chosen"] == "r-8"
+    assert choose(list(reversed(VALUES)), tried, {}).chosen == "r-8"
 
 
 def test_a_value_that_was_stopped_is_out(tried: dict[str, dict[int, Path]]) -> None:
@@ -135,14 +138,14 @@ def test_a_value_that_was_stopped_is_out(tried: dict[str, dict[int, Path]]) -> N
     stopped = {"r-4": "seed 2: it diverged"}
     left = {name: runs for name, runs in tried.items() if name != "r-4"}
     found = choose(VALUES, left, stopped)
-    assert found["chosen"] == "r-8"
-    assert found["values"][1] == {
+    assert found.chosen == "r-8"
+    assert found.as_json()["values"][1] == {  # type: ignore[index]
         "name": "r-4",
         "label": "r 4",
         "overrides": ["lora.r=4"],
         "stopped": "seed 2: it diverged",
     }
-    assert "r 4    stopped" in words.table(found)
+    assert "r 4    stopped" in words.grid_table(found)
     assert words.left_out(found) == ["Left out: r 4, seed 2: it diverged."]
     with pytest.raises(HealthError, match="no value of --grid could be trained: seed 2"):
         choose(VALUES, {}, stopped)
@@ -159,7 +162,7 @@ def test_the_table_fits(
     tried: dict[str, dict[int, Path]], monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    text = words.table(choose(VALUES, tried, {}))
+    text = words.grid_table(choose(VALUES, tried, {}))
     assert max(map(len, text.splitlines())) <= int(columns)
     assert "65.0% ± 7.1" in text and "strict accuracy in validation, 98 rows" in text
 

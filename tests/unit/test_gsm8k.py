@@ -20,6 +20,7 @@ from eval.gsm8k import (
     score_reply,
     summarise,
 )
+from eval.stats import Measure
 from scripts import evaluate as script
 from tests.helpers import SHARED, needs_shared
 
@@ -146,11 +147,11 @@ def test_summary_of_single_replies() -> None:
     assert set(report) == {*MEASURES, "mean_tokens"}
     interval = scipy_stats.binomtest(3, 4).proportion_ci(method="wilson")
     for name in ("strict", "tagged", "lenient"):
-        assert report[name]["value"] == 0.75 and report[name]["n"] == 4
-        assert report[name]["low"] == pytest.approx(interval.low)
-        assert report[name]["high"] == pytest.approx(interval.high)
-    assert report["format_rate"]["value"] == 1 and report["truncated_rate"]["value"] == 0
-    assert report["mean_tokens"] == {"value": 5.0, "n": 4, "low": 5.0, "high": 5.0}
+        assert report[name].value == 0.75 and report[name].n == 4
+        assert report[name].low == pytest.approx(interval.low)
+        assert report[name].high == pytest.approx(interval.high)
+    assert report["format_rate"].value == 1 and report["truncated_rate"].value == 0
+    assert report["mean_tokens"] == Measure(5.0, 4, 5.0, 5.0)
 
 
 def test_summary_does_not_depend_on_the_order_of_replies() -> None:
@@ -173,14 +174,14 @@ def test_summary_of_several_samples() -> None:
         for s, right in enumerate(values)
     ]
     report = summarise(replies)
-    assert report["strict"]["value"] == pytest.approx((1 + 0.25 + 0) / 3)
-    assert report["strict"]["n"] == 3
-    assert report["pass@1"]["value"] == pytest.approx((1 + 0.25 + 0) / 3)
-    assert report["pass@2"]["value"] == pytest.approx((1 + 0.5 + 0) / 3)
-    assert report["pass@4"]["value"] == pytest.approx((1 + 1 + 0) / 3)
+    assert report["strict"].value == pytest.approx((1 + 0.25 + 0) / 3)
+    assert report["strict"].n == 3
+    assert report["pass@1"].value == pytest.approx((1 + 0.25 + 0) / 3)
+    assert report["pass@2"].value == pytest.approx((1 + 0.5 + 0) / 3)
+    assert report["pass@4"].value == pytest.approx((1 + 1 + 0) / 3)
     assert not {"pass@3", "pass@8"} & set(report)
-    assert report["majority_vote"]["value"] == pytest.approx(1 / 3)
-    assert report["majority_vote"]["n"] == 3
+    assert report["majority_vote"].value == pytest.approx(1 / 3)
+    assert report["majority_vote"].n == 3
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_summary_of_several_samples() -> None:
 )
 def test_majority_vote(texts: list[str], right: int) -> None:
     report = summarise([scored(text, sample=i) for i, text in enumerate(texts)])
-    assert report["majority_vote"]["value"] == right
+    assert report["majority_vote"].value == right
 
 
 # --- two sides ------------------------------------------------------------------------------------
@@ -208,22 +209,22 @@ def test_equal_sides_do_not_differ() -> None:
     comparison = compare_replies(replies, replies[::-1])
     assert list(comparison) == list(MEASURES)
     for values in comparison.values():
-        assert (values["difference"], values["low"], values["high"]) == (0, 0, 0)
-        assert values["p_value"] == 1
-        assert values["before"] == values["after"]
+        assert (values.difference, values.low, values.high) == (0, 0, 0)
+        assert values.p_value == 1
+        assert values.before == values.after
 
 
 def test_p_value_is_the_exact_test_on_what_changed() -> None:
     before = [False] * 9 + [True] * 2 + [True] * 5 + [False] * 4
     after = [True] * 9 + [False] * 2 + [True] * 5 + [False] * 4
     values = compare_replies(side(before), side(after))["strict"]
-    assert values["p_value"] == pytest.approx(scipy_stats.binomtest(9, 11).pvalue, rel=1e-12)
-    assert values["difference"] == pytest.approx(7 / 20)
-    assert values["low"] < 7 / 20 < values["high"]
-    assert (values["before"]["value"], values["after"]["value"]) == (7 / 20, 14 / 20)
+    assert values.p_value == pytest.approx(scipy_stats.binomtest(9, 11).pvalue, rel=1e-12)
+    assert values.difference == pytest.approx(7 / 20)
+    assert values.low < 7 / 20 < values.high
+    assert (values.before.value, values.after.value) == (7 / 20, 14 / 20)
     back = compare_replies(side(after), side(before))["strict"]
-    assert back["difference"] == pytest.approx(-7 / 20)
-    assert back["p_value"] == values["p_value"]
+    assert back.difference == pytest.approx(-7 / 20)
+    assert back.p_value == values.p_value
 
 
 def test_sides_with_other_problems_are_not_compared() -> None:

@@ -23,9 +23,8 @@ from eval.judge import (
     summarise,
 )
 from eval.language import detect
-from eval.measures import NOT_MEASURABLE
 from eval.replies import MeasuredReply, PromptReply
-from eval.stats import wilson_interval
+from eval.stats import NOT_MEASURABLE, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.model import server
 from scripts import judge
@@ -138,15 +137,15 @@ def test_the_report_by_hand() -> None:
     ]
     found = summarise(compared, verdicts)
     low, high = wilson_interval(4, 6)
-    assert found["win_rate"] == {"value": 4 / 6, "n": 6, "low": low, "high": high}
-    assert found["p_value"] == 0.625  # 3 against 1: 2 (1 + 4) / 16
-    assert (found["wins"], found["ties"], found["losses"], found["left_out"]) == (3, 2, 1, 1)
-    assert (found["comparisons"], found["identical_replies"]) == (7, 1)
-    assert (found["verdicts"], found["unparsable_verdicts"]) == (12, 1)
-    assert found["inconsistent"] == 1
-    assert found["consistency"]["value"] == 4 / 5 and found["consistency"]["n"] == 5
+    assert found.win_rate == Measure(4 / 6, 6, low, high)
+    assert found.p_value == 0.625  # 3 against 1: 2 (1 + 4) / 16
+    assert (found.wins, found.ties, found.losses, found.left_out) == (3, 2, 1, 1)
+    assert (found.comparisons, found.identical_replies) == (7, 1)
+    assert (found.verdicts, found.unparsable_verdicts) == (12, 1)
+    assert found.inconsistent == 1
+    assert found.consistency.value == 4 / 5 and found.consistency.n == 5
     # B A, B A, B A, A B, A A, B: six of eleven say A
-    assert found["first_is_preferred"]["value"] == pytest.approx(6 / 11)
+    assert found.first_is_preferred.value == pytest.approx(6 / 11)
 
 
 def test_replies_to_the_same_prompt_count_once() -> None:
@@ -154,16 +153,16 @@ def test_replies_to_the_same_prompt_count_once() -> None:
     compared = [Comparison("q", "b", f"a{i}") for i in range(4)]
     compared += [Comparison(f"other {i}", "b", "a") for i in range(3)]
     found = summarise(compared, [given("B", "A")] * 4 + [given("A", "B")] * 3)
-    assert (found["win_rate"]["value"], found["win_rate"]["n"]) == (0.25, 4)
-    assert (found["wins"], found["losses"]) == (4, 3)
-    assert found["p_value"] == 0.625
+    assert (found.win_rate.value, found.win_rate.n) == (0.25, 4)
+    assert (found.wins, found.losses) == (4, 3)
+    assert found.p_value == 0.625
 
 
 def test_nothing_that_can_be_read_is_no_number() -> None:
     found = summarise([Comparison("q", "b", "a")] * 2, [given(None, None)] * 2)
-    assert found["win_rate"] == found["consistency"] == found["first_is_preferred"]
-    assert found["win_rate"] == NOT_MEASURABLE
-    assert (found["left_out"], found["unparsable_verdicts"]) == (2, 4)
+    assert found.win_rate == found.consistency == found.first_is_preferred
+    assert found.win_rate == NOT_MEASURABLE
+    assert (found.left_out, found.unparsable_verdicts) == (2, 4)
 
 
 # --- a server -------------------------------------------------------------------------------------
@@ -310,7 +309,7 @@ def test_a_judge_that_answers_garbage(
 ) -> None:
     api.plan = lambda *_: choice("As a language model, I like both.")
     report = ask(run, api, "--limit", "8")
-    assert report["win_rate"] == NOT_MEASURABLE
+    assert report["win_rate"] == vars(NOT_MEASURABLE)
     assert (report["unparsable_verdicts"], report["verdicts"], report["left_out"]) == (16, 16, 8)
     out = capsys.readouterr().out
     assert "win rate of after       not measurable" in out

@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from eval import Completion, measures, preference, replies
 from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply, kl_per_token, measure, repetition
-from eval.stats import wilson_interval
+from eval.stats import NOT_MEASURABLE, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.lengths import measure as measure_lengths
 from posttrain.data.pairs import load_pairs
@@ -43,9 +43,9 @@ def test_length_controlled_accuracy_is_that_of_pairs_whose_shorter_reply_is_chos
     ]
     found = measures.summarise(preference.scores(pairs))
     low, high = wilson_interval(1.5, 3)
-    assert found["length_controlled_accuracy"] == {"value": 0.5, "n": 3, "low": low, "high": high}
-    assert found["reward_accuracy"]["value"] == pytest.approx(4.5 / 6)
-    assert found["reward_margin"]["value"] == pytest.approx(3 / 6)
+    assert found["length_controlled_accuracy"] == Measure(0.5, 3, low, high)
+    assert found["reward_accuracy"].value == pytest.approx(4.5 / 6)
+    assert found["reward_margin"].value == pytest.approx(3 / 6)
 
 
 def test_preferring_the_longer_reply_gets_none_of_them_right() -> None:
@@ -53,9 +53,9 @@ def test_preferring_the_longer_reply_gets_none_of_them_right() -> None:
     lengths = [(generator.randint(1, 9), generator.randint(1, 9)) for _ in range(200)]
     pairs = [ScoredPair(float(c), float(r), c, r) for c, r in lengths]
     found = measures.summarise(preference.scores(pairs))
-    assert found["reward_accuracy"]["value"] > 0.4
-    assert found["length_controlled_accuracy"]["value"] == 0.0
-    assert found["length_controlled_accuracy"]["n"] == sum(c < r for c, r in lengths)
+    assert found["reward_accuracy"].value > 0.4
+    assert found["length_controlled_accuracy"].value == 0.0
+    assert found["length_controlled_accuracy"].n == sum(c < r for c, r in lengths)
 
 
 def test_scores_are_beta_times_the_gap_between_policy_and_reference() -> None:
@@ -67,12 +67,12 @@ def test_scores_are_beta_times_the_gap_between_policy_and_reference() -> None:
 def test_without_such_a_pair_it_is_not_measurable() -> None:
     pairs = [ScoredPair(1.0, 0.0, 9, 3)] * 5
     name = "length_controlled_accuracy"
-    assert measures.summarise(preference.scores(pairs))[name] == measures.NOT_MEASURABLE
+    assert measures.summarise(preference.scores(pairs))[name] == NOT_MEASURABLE
     found = measures.compare(preference.scores(pairs), preference.scores(pairs))[name]
-    assert found["before"] == found["after"] == {"value": None, "n": 0, "low": None, "high": None}
-    assert found["difference"] is found["low"] is found["high"] is found["p_value"] is None
-    assert found["n"] == 0
-    json.dumps(found, allow_nan=False)
+    assert found.before == found.after == Measure(None, 0, None, None)
+    assert found.difference is found.low is found.high is found.p_value is None
+    assert found.n == 0
+    json.dumps(asdict(found), allow_nan=False)
 
 
 @needs_shared
@@ -89,8 +89,8 @@ def test_french_pairs_whose_chosen_is_always_longer_are_not_measurable() -> None
     lengths = measure_lengths(pairs, tokenizer)
     scored = [ScoredPair(1.0, 0.0, x.chosen, x.rejected) for x in lengths]
     found = measures.summarise(preference.scores(scored))
-    assert found["length_controlled_accuracy"] == measures.NOT_MEASURABLE
-    assert found["reward_accuracy"]["n"] == 300
+    assert found["length_controlled_accuracy"] == NOT_MEASURABLE
+    assert found["reward_accuracy"].n == 300
 
 
 def test_two_sides_must_hold_the_same() -> None:
@@ -136,7 +136,7 @@ def test_what_is_told_of_a_reply() -> None:
     assert english.repetition == pytest.approx(1 - 8 / 29)
     assert (empty.in_language, empty.ended, empty.repetition) == (False, True, 0.0)
     found = measures.summarise(replies.scores([french, english, empty]))
-    assert {name: values["value"] for name, values in found.items()} == pytest.approx(
+    assert {name: values.value for name, values in found.items()} == pytest.approx(
         {
             "french_share": 1 / 3,
             "ended_share": 2 / 3,
@@ -145,7 +145,7 @@ def test_what_is_told_of_a_reply() -> None:
         }
     )
     low, high = wilson_interval(2, 3)
-    assert found["ended_share"] == {"value": 2 / 3, "n": 3, "low": low, "high": high}
+    assert found["ended_share"] == Measure(2 / 3, 3, low, high)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_replies_are_measured_in_the_language_asked_for(
     assert scores is not None
     found = scores.measures()
     assert found[name] == [1, 0]
-    assert {"french_share", "language_share"} & set(found) == {name} <= measures.SHARES
+    assert {"french_share", "language_share"} & set(found) == {name} <= set(measures.KINDS)
 
 
 def test_replies_without_a_system_turn_are_a_measure_of_their_own() -> None:
@@ -186,9 +186,9 @@ def test_replies_without_a_system_turn_are_a_measure_of_their_own() -> None:
     after = replies.scores([french] * 4, "fr", [french] * 4)
     found = measures.compare(before, after)["french_share_without_system"]
     low, high = wilson_interval(1, 4)
-    assert found["before"] == {"value": 0.25, "n": 4, "low": low, "high": high}
-    assert (found["difference"], found["n"]) == (0.75, 4)
-    assert found["p_value"] == pytest.approx(2 / 2**3)  # McNemar, 3 against 0
+    assert found.before == Measure(0.25, 4, low, high)
+    assert (found.difference, found.n) == (0.75, 4)
+    assert found.p_value == pytest.approx(2 / 2**3)  # McNemar, 3 against 0
     assert set(replies.scores(asked, "de", unasked)) >= {
         "language_share",
         "language_share_without_system",
@@ -210,11 +210,11 @@ def test_the_change_of_replies_is_paired() -> None:
     after = [MeasuredReply("x", 10 * i + 10, i > 2, True, 0.0) for i in range(1, 21)]
     found = measures.compare(replies.scores(before), replies.scores(after))
     tokens = found["mean_tokens"]
-    assert (tokens["difference"], tokens["low"], tokens["high"]) == (10.0, 10.0, 10.0)
-    assert tokens["p_value"] == pytest.approx(2 / 2**20)
-    assert found["ended_share"]["difference"] == pytest.approx(-0.1)
-    assert found["ended_share"]["p_value"] == pytest.approx(0.5)  # McNemar, 2 against 0
-    assert found["repetition_rate"]["p_value"] == 1.0
+    assert (tokens.difference, tokens.low, tokens.high) == (10.0, 10.0, 10.0)
+    assert tokens.p_value == pytest.approx(2 / 2**20)
+    assert found["ended_share"].difference == pytest.approx(-0.1)
+    assert found["ended_share"].p_value == pytest.approx(0.5)  # McNemar, 2 against 0
+    assert found["repetition_rate"].p_value == 1.0
 
 
 # --- KL -------------------------------------------------------------------------------------------

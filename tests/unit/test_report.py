@@ -3,20 +3,28 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from markupsafe import escape
 
+from eval import figures
+from eval.measures import KINDS, Change, Judged, compare, headline, kind
+from eval.stats import Measure
 from posttrain.base.errors import ConfigError
 from posttrain.report import (
-    LABELS,
+    already_finished,
     comparison_table,
-    measures,
     read_run,
     summary_table,
     table,
 )
+from posttrain.report.page import PAGES
+from posttrain.report.rows import as_markdown, as_text
+from posttrain.report.tables import compared
+from posttrain.run.folder import RunFolder
 from tests.helpers import ROOT
 
 Measures = dict[str, tuple[tuple[float, float, float], tuple[float, float, float], Any]]
@@ -75,22 +83,19 @@ def dpo(tmp_path: Path) -> Path:
     return write_run(tmp_path / "dpo_demo", DPO, n=200)
 
 
+def as_json(changes: dict[str, Change]) -> dict[str, Any]:
+    return {name: asdict(change) for name, change in changes.items()}
+
+
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
 
 
 def test_a_run_is_read_whole(grpo: Path) -> None:
-    run = read_run(grpo).measures()
+    run = read_run(grpo).changes()
     assert list(run) == list(GRPO)
-    assert run["strict"] == {
-        "before": {"value": 0.25, "n": 300, "low": 0.2, "high": 0.3},
-        "after": {"value": 0.875, "n": 300, "low": 0.83, "high": 0.91},
-        "difference": 0.625,
-        "low": 0.55,
-        "high": 0.7,
-        "p_value": 3e-38,
-        "n": 300,
-    }
+    before, after = Measure(0.25, 300, 0.2, 0.3), Measure(0.875, 300, 0.83, 0.91)
+    assert run["strict"] == Change(0.625, 0.55, 0.7, 3e-38, 300, before=before, after=after)
 
 
 def test_the_table(grpo: Path) -> None:
@@ -116,19 +121,6 @@ def test_the_table(grpo: Path) -> None:
     ]
 
 
-def test_a_margin_is_no_share(dpo: Path) -> None:
-    lines = comparison_table([dpo]).splitlines()
-    assert cells(lines[3]) == [
-        "reward margin",
-        "0.00 [0.00, 0.00]",
-        "12.35 [11.90, 12.80]",
-        "+12.35 [+11.90, +12.80]",
-        "0.05",
-        "200",
-    ]
-    assert "0.00012" in lines[2]
-
-
 def test_columns_line_up_over_all_runs(grpo: Path, dpo: Path) -> None:
     lines = comparison_table([grpo, dpo]).splitlines()
     assert len(lines) == 2 + len(GRPO) + len(DPO)
@@ -147,36 +139,61 @@ def test_columns_line_up_over_all_runs(grpo: Path, dpo: Path) -> None:
     ]
 
 
+def test_every_renderer_shows_the_same_figures(grpo: Path, dpo: Path) -> None:
+    for run in (grpo, dpo):
+        table = compared(read_run(run).changes(), run.name)
+        page = PAGES.get_template("parts.html.j2").module.table(table, "scores")  # type: ignore[attr-defined]
+        wide, card = as_text([table], 300), as_markdown(table)
+        for row in table.rows:
+            assert f"{row.label[1:]}<" in page and row.note in page
+            for cell in row.cells:
+                assert (cell.full or cell.text) in wide and (cell.full or cell.text) in card
+            for cell, column in zip(row.cells, table.columns[1:], strict=True):
+                for figure in (cell.text, *cell.small) if column.page else ():
+                    assert str(escape(figure)) in page
+    assert 'class="up"' in page
+
+
+def test_a_change_beyond_chance_has_a_tone() -> None:
+    """`truncated_rate` is better where it falls; -0.01 with p = 0.45 is nothing."""
+    better = Change(-0.1, -0.13, -0.07, 1e-6, 9)
+    changes = {"truncated_rate": better, "strict": better, "tagged": Change(-0.01, -0.1, 0.1, 0.4)}
+    assert [row.cells[2].tone for row in compared(changes).rows] == ["good", "bad", ""]
+
+
+def test_each_kind_of_run_has_one_headline() -> None:
+    heads = [each.heads for each in KINDS.values() if each.heads]
+    assert sorted(heads) == sorted(get_args(Judged))
+    assert {name: kind(name).heads for name in map(headline, heads)} == {
+        headline(each): each for each in heads
+    }
+
+
 def test_every_measure_of_a_score_has_a_label() -> None:
     from eval import gsm8k, preference, replies
 
     reply = replies.MeasuredReply("x", 1, True, True, 0.0)
     of_replies = {m for language in ("fr", "de") for m in replies.scores([], language, [reply])}
     taken = {*gsm8k.MEASURES, *preference.scores([]), *of_replies, "kl_per_token"}
-    assert taken <= set(LABELS)
+    assert taken <= set(KINDS)
 
 
 def test_what_is_not_measurable_is_said_in_words(tmp_path: Path) -> None:
-    from eval.measures import compare
-
     run = tmp_path / "run"
     (run / "eval").mkdir(parents=True)
     comparison = compare({"length_controlled_accuracy": []}, {"length_controlled_accuracy": []})
-    found = comparison["length_controlled_accuracy"]
-    for side in ("before", "after"):
-        measure = {"length_controlled_accuracy": found.pop(side)}
-        (run / "eval" / f"{side}.json").write_text(json.dumps(measure), "utf-8")
-        assert cells(summary_table(measure).splitlines()[-1])[1:] == ["not measurable", "0"]
-    (run / "eval" / "comparison.json").write_text(
-        json.dumps({"length_controlled_accuracy": found}), "utf-8"
-    )
+    RunFolder(run).write_comparison(comparison)
+    measured = {name: change.after for name, change in comparison.items()}
+    assert cells(summary_table(measured).splitlines()[-1])[1:] == ["not measurable", "0"]
     assert cells(comparison_table([run]).splitlines()[-1]) == [
         *("run", "length-controlled accuracy"),
         *["not measurable"] * 2,
         *("-", "-", "0"),
     ]
     result = report("--json", run)
-    assert result.returncode == 0 and json.loads(result.stdout)["run"] == read_run(run).measures()
+    assert result.returncode == 0 and json.loads(result.stdout)["run"] == as_json(
+        read_run(run).changes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,6 +233,13 @@ def test_a_run_named_by_its_place(grpo: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "grpo_demo" in comparison_table([Path(".")])
 
 
+def test_a_finished_run_says_so(grpo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert already_finished(grpo) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{grpo} is a finished run")
+    assert comparison_table([grpo]) in out
+
+
 def report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, ROOT / "scripts" / "report.py", *arguments],
@@ -223,12 +247,6 @@ def report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
-
-
-def test_the_script_prints_the_table(grpo: Path, dpo: Path) -> None:
-    result = report(grpo, dpo)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert comparison_table([grpo, dpo]) in result.stdout
 
 
 def test_the_script_refuses_what_is_no_run(grpo: Path, tmp_path: Path) -> None:
@@ -239,7 +257,7 @@ def test_the_script_refuses_what_is_no_run(grpo: Path, tmp_path: Path) -> None:
 
 
 def test_a_narrow_table_leaves_intervals_out(grpo: Path, dpo: Path) -> None:
-    runs = [(run.name, read_run(run).measures()) for run in (grpo, dpo)]
+    runs = [(run.name, read_run(run).changes()) for run in (grpo, dpo)]
     assert table(runs, 200) == table(runs) == comparison_table([grpo, dpo])
     lines = table(runs, 80).splitlines()
     assert max(map(len, lines)) <= 80
@@ -250,21 +268,22 @@ def test_a_narrow_table_leaves_intervals_out(grpo: Path, dpo: Path) -> None:
 
 
 def test_a_very_narrow_table_stacks(grpo: Path, dpo: Path) -> None:
-    lines = table([(run.name, read_run(run).measures()) for run in (grpo, dpo)], 44).splitlines()
-    assert max(map(len, lines)) <= 44
-    assert lines[:3] == [
+    text = table([(run.name, read_run(run).changes()) for run in (grpo, dpo)], 44)
+    assert max(map(len, text.splitlines())) <= 44
+    first = " ".join(text.split("tagged")[0].split())
+    for figure in (
         "grpo_demo (n = 300)",
-        "  strict accuracy: 25.0% -> 87.5%",
-        "    +62.5 points [+55.0, +70.0], p < 1e-6",
-    ]
+        "25.0%",
+        "87.5%",
+        "+62.5 points [+55.0, +70.0]",
+        "< 1e-6",
+    ):
+        assert figure in first
 
 
 @pytest.mark.parametrize("width", [200, 80, 30])
 def test_what_is_not_measurable_is_said(width: int) -> None:
-    nothing = {"value": None, "n": 0, "low": None, "high": None}
-    change = {"difference": None, "low": None, "high": None, "p_value": None, "n": 0}
-    values = {"length_controlled_accuracy": {"before": nothing, "after": nothing, **change}}
-    text = table([("run", values)], width)
+    text = table([("run", {"length_controlled_accuracy": Change()})], width)
     assert " ".join(text.split()).count("not measurable") == 2 and "None" not in text
 
 
@@ -281,8 +300,7 @@ def test_what_is_not_measurable_is_said(width: int) -> None:
     ],
 )
 def test_any_name_gets_a_label_and_a_format(name: str, label: str, value: str) -> None:
-    measure = {"value": 0.25, "n": 7, "low": 0.25, "high": 0.25}
-    line = summary_table({name: measure}).splitlines()[-1]
+    line = summary_table({name: Measure(0.25, 7, 0.25, 0.25)}).splitlines()[-1]
     assert cells(line) == [label, f"{value} [{value}, {value}]", "7"]
 
 
@@ -291,12 +309,12 @@ def test_any_name_gets_a_label_and_a_format(name: str, label: str, value: str) -
     [(274.25, "274.2"), (12.345, "12.35"), (0.0, "0.00"), (0.00042, "0.00042"), (-0.5, "-0.50")],
 )
 def test_numbers_keep_what_matters(number: float, shown: str) -> None:
-    assert measures.plain("kl_per_token", number) == shown
+    assert figures.plain("kl_per_token", number) == shown
 
 
 def test_which_way_is_better() -> None:
     names = ("strict", "gsm8k/strict", "truncated_rate", "mean_tokens", "never_heard_of")
-    assert [measures.better(name) for name in names] == [1, 1, -1, 0, 0]
+    assert [kind(name).better for name in names] == [1, 1, -1, 0, 0]
 
 
 def test_the_script_without_arguments() -> None:
@@ -308,4 +326,6 @@ def test_the_script_without_arguments() -> None:
 def test_the_script_prints_the_figures_as_json(grpo: Path, dpo: Path) -> None:
     result = report("--json", grpo, dpo)
     assert (result.returncode, result.stderr) == (0, "")
-    assert json.loads(result.stdout) == {run.name: read_run(run).measures() for run in (grpo, dpo)}
+    assert json.loads(result.stdout) == {
+        run.name: as_json(read_run(run).changes()) for run in (grpo, dpo)
+    }

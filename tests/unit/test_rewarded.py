@@ -10,16 +10,20 @@ from typing import Any
 import pytest
 
 from eval import Completion, PromptFormat
+from eval.figures import label, plain
 from eval.gsm8k import Problem, compare_replies, completion_of, evaluate, summarise
+from eval.measures import is_share, kind
 from eval.rewarded import RewardedReply, Scorer, measure_names
+from eval.stats import NOT_MEASURABLE
 from posttrain.base.errors import ConfigError, DataError, HealthError
 from posttrain.base.files import rows_of
 from posttrain.data.problems import load_evaluation, load_problems
 from posttrain.export.texts import PROBLEMS, gate_texts
-from posttrain.report import next_steps, page, plots, read_run, samples, story, table_rows
+from posttrain.report import next_steps, page, page_data, plots, read_run, samples
 from posttrain.report.model_card import render_model_card
+from posttrain.report.rows import as_markdown
+from posttrain.report.tables import compared
 from posttrain.report.verdict import verdict
-from posttrain.run import measures
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import read_replies
 from posttrain.scoring import reward_functions
@@ -148,22 +152,22 @@ def test_a_comparison_is_paired_over_what_both_sides_have_scored() -> None:
     found = compare_replies(before, after)
     assert list(found) == ["total_reward", "reward:same", "reward:few_tokens", "truncated_rate"]
     exact = found["reward:same"]
-    assert (exact["before"]["value"], exact["after"]["value"], exact["n"]) == (0, 7 / 8, 8)
-    assert exact["difference"] == 7 / 8 and exact["p_value"] == pytest.approx(2 / 2**7)
-    assert exact["low"] > 0
+    assert (exact.before.value, exact.after.value, exact.n) == (0, 7 / 8, 8)
+    assert exact.difference == 7 / 8 and exact.p_value == pytest.approx(2 / 2**7)
+    assert exact.low > 0
     few = found["reward:few_tokens"]  # of questions 0, 1, 2, 6 and 7
-    assert (few["n"], few["before"]["n"], few["after"]["n"]) == (5, 5, 5)
-    assert few["before"]["value"] == pytest.approx((1 + 0.5 + 3 * 0.25) / 5)
-    assert few["difference"] == pytest.approx((0.5 + 0.25) / 5)
-    assert found["total_reward"]["n"] == 8
+    assert (few.n, few.before.n, few.after.n) == (5, 5, 5)
+    assert few.before.value == pytest.approx((1 + 0.5 + 3 * 0.25) / 5)
+    assert few.difference == pytest.approx((0.5 + 0.25) / 5)
+    assert found["total_reward"].n == 8
 
 
 def test_nothing_scored_is_not_measurable() -> None:
     score = scorer(few_tokens=1.0)
     replies = [score(Problem("q", "a"), Completion("x", 9, False))]
-    assert summarise(replies)["total_reward"] == {"value": None, "n": 0, "low": None, "high": None}
+    assert summarise(replies)["total_reward"] == NOT_MEASURABLE
     found = compare_replies(replies, replies)["total_reward"]
-    assert found["difference"] is None and found["n"] == 0
+    assert found.difference is None and found.n == 0
 
 
 def test_several_samples_are_averaged_and_have_no_pass_at_k() -> None:
@@ -174,7 +178,7 @@ def test_several_samples_are_averaged_and_have_no_pass_at_k() -> None:
         for n, (question, text) in enumerate(texts)
     ]
     found = summarise(replies)
-    assert found["reward:same"]["value"] == 0.25 and found["reward:same"]["n"] == 2
+    assert found["reward:same"].value == 0.25 and found["reward:same"].n == 2
     assert list(found) == ["total_reward", "reward:same", "truncated_rate", "mean_tokens"]
 
 
@@ -308,7 +312,7 @@ def test_a_validation_that_no_reward_can_score_is_a_fault(monkeypatch: pytest.Mo
         monkeypatch.setattr(grpo.inference, "generator", lambda *_, r=replies: lambda _: r)
         if tokens == 5:
             found = grpo.validate(None, None, problems, settings, scorer(few_tokens=1.0))
-            assert found[grpo.main_measure(settings)]["value"] == 0.2
+            assert found[grpo.main_measure(settings)].value == 0.2
             continue
         with pytest.raises(HealthError, match=r"returned None for all 1 problems of data\.valid"):
             grpo.validate(None, None, problems, settings, scorer(few_tokens=1.0))
@@ -324,14 +328,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_no_measure_of_numbers_is_anywhere(run: Path) -> None:
     written = page.write_report(run)
-    compared = page.write_comparison([run, run], run.parent / "compared.html")
+    both = page.write_comparison([run, run], run.parent / "compared.html")
     texts = [
         *((run / "eval" / f"{name}.json").read_text("utf-8") for name in ("before", "after")),
         (run / "eval" / "comparison.json").read_text("utf-8"),
         *(re.sub(r"<svg.*?</svg>|<style.*?</style>", "", p.read_text("utf-8"), flags=re.DOTALL)
-          for p in (written, compared)),
+          for p in (written, both)),
         render_model_card(run),
-        str(table_rows([("words", read_run(run).measures())])),
+        as_markdown(compared(read_run(run).changes())),
     ]  # fmt: skip
     for text in texts:
         assert "total_reward" in text or "otal reward" in text
@@ -340,7 +344,7 @@ def test_no_measure_of_numbers_is_anywhere(run: Path) -> None:
 
 def test_the_total_is_the_headline(run: Path) -> None:
     found = read_run(run)
-    assert found.unreadable == [] and next(iter(found.measures())) == "total_reward"
+    assert found.unreadable == [] and next(iter(found.changes())) == "total_reward"
     said = verdict(found)
     assert (said.tone, said.measure) == ("good", "total reward")
     assert said.sentence.startswith("Total reward rose from ")
@@ -350,11 +354,11 @@ def test_the_total_is_the_headline(run: Path) -> None:
 
 def test_a_reward_has_its_own_unit_whatever_its_name(run: Path) -> None:
     name = "reward:brief_rate"
-    assert not measures.is_share(name) and measures.label(name) == "reward brief rate"
-    assert measures.better(name) == 0 and measures.better("total_reward") == 1
-    found = read_run(run).measures()
-    assert found["reward:same"]["n"] == 59 and found[name]["n"] == 60
-    assert measures.plain(name, found[name]["after"]["value"]) == "1.00"
+    assert not is_share(name) and label(name) == "reward brief rate"
+    assert kind(name).better == 0 and kind("total_reward").better == 1
+    found = read_run(run).changes()
+    assert found["reward:same"].n == 59 and found[name].n == 60
+    assert plain(name, found[name].after.value) == "1.00"
     (drawn,) = (plot for plot in plots.plots(read_run(run)) if plot.name == "scores")
     assert "total reward" in drawn.alt and "truncated" not in drawn.alt and "%" not in drawn.alt
 
@@ -363,7 +367,7 @@ def test_replies_are_shown_by_what_they_earned(run: Path) -> None:
     found = read_run(run)
     shown, rights = samples.pairs(found)
     assert len(rights) == 60
-    counts = dict(story.flips(found, rights))
+    counts = dict(samples.flips(found, rights))
     up, down = (sum(cmp(found, i) == sign for i in range(60)) for sign in (1, -1))
     assert counts == {
         "earned more after": up,
@@ -397,7 +401,7 @@ def test_a_run_that_goes_on_has_its_curve(tmp_path: Path) -> None:
     write(path / "eval" / "validation.jsonl", *rows)
     (drawn,) = (plot for plot in plots.plots(read_run(path)) if plot.name == "validation")
     assert drawn.alt == "Validation: total reward from 0.25 at step 0 to 1.5 at step 2."
-    assert "60 problems, never trained on" in str(story.facts(read_run(path)))
+    assert "60 problems, never trained on" in str(page_data.facts(read_run(path)))
 
 
 def test_an_export_is_checked_on_the_problems_of_its_run(run: Path) -> None:

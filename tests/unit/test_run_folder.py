@@ -220,8 +220,8 @@ def test_a_comparison_of_problems_is_read_back(run: RunFolder) -> None:
     assert not run.finished
     run.write_comparison(comparison)
     assert run.finished
-    assert read_run(run.path).measures() == comparison
-    assert comparison["strict"]["after"]["value"] == 5 / 6
+    assert read_run(run.path).changes() == comparison
+    assert comparison["strict"].after.value == 5 / 6
 
 
 def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
@@ -229,9 +229,9 @@ def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
     before = scores([ScoredPair(0.0, 0.0, 7, 5)] * 4)
     after = scores([ScoredPair(1.5, -0.25, 7, 5)] * 4)
     comparison = compare(before, after)
-    assert comparison["length_controlled_accuracy"]["after"]["value"] is None
+    assert comparison["length_controlled_accuracy"].after.value is None
     run.write_comparison(comparison)
-    assert read_run(run.path).measures() == comparison
+    assert read_run(run.path).changes() == comparison
     files = {p.name: json.loads(p.read_text()) for p in (run.path / "eval").iterdir()}
     assert set(files) == {"before.json", "after.json", "comparison.json"}
     assert set(files["after.json"]["reward_margin"]) == {"value", "n", "low", "high"}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats as scipy_stats
 
-from eval.seeds import SMALLEST_P, difference_over_seeds, mean_over_seeds
+from eval.seeds import SMALLEST_P, SeedDifference, difference_over_seeds, mean_over_seeds
 from eval.stats import bootstrap_interval, mcnemar_exact, wilson_interval
 
 EXPERIMENTS = 2_000
@@ -46,7 +46,7 @@ def of_experiments(seeds: int, questions: int, effect: float, spread: float) -> 
         difference_over_seeds(*simulated_runs(random, seeds, questions, effect, spread))
         for _ in range(EXPERIMENTS)
     ]
-    return np.array([list(each.values()) for each in found])
+    return np.array([list(vars(each).values()) for each in found])
 
 
 def coverage(found: Table, truth: float) -> float:
@@ -79,7 +79,7 @@ def test_coverage_of_the_paired_bootstrap() -> None:
 def test_coverage_of_the_mean_over_seeds(seeds: int) -> None:
     random = np.random.default_rng(seeds)
     found = [mean_over_seeds(random.normal(0.5, 0.02, seeds).tolist()) for _ in range(EXPERIMENTS)]
-    covered = [each["low"] <= 0.5 <= each["high"] for each in found]
+    covered = [each.low <= 0.5 <= each.high for each in found]
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
@@ -136,9 +136,9 @@ def test_the_mean_over_seeds_is_scipys() -> None:
     values = [0.48, 0.52, 0.47]
     expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     found = mean_over_seeds(values)
-    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
-    assert found["sd"] == pytest.approx(np.std(values, ddof=1))
-    assert found["values"] == values
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.sd == pytest.approx(np.std(values, ddof=1))
+    assert found.values == values
 
 
 def test_where_questions_are_alike_it_is_the_t_interval_over_seeds() -> None:
@@ -148,8 +148,8 @@ def test_where_questions_are_alike_it_is_the_t_interval_over_seeds() -> None:
     found = difference_over_seeds([[0.0] * 50] * 4, after)
     expected = scipy_stats.ttest_1samp(changes, 0.0)
     interval = expected.confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
-    assert found["p_value"] == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p_value == pytest.approx(expected.pvalue)
 
 
 def test_where_seeds_are_alike_it_is_the_paired_t_interval_over_questions() -> None:
@@ -158,8 +158,8 @@ def test_where_seeds_are_alike_it_is_the_paired_t_interval_over_questions() -> N
     found = difference_over_seeds([before.tolist()] * 3, [after.tolist()] * 3)
     expected = scipy_stats.ttest_rel(after, before)
     interval = expected.confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
-    assert found["p_value"] == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p_value == pytest.approx(expected.pvalue)
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
@@ -168,22 +168,22 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     alike = difference_over_seeds(before.tolist(), after.tolist())
     after[0] = 0.0
     apart = difference_over_seeds(before.tolist(), after.tolist())
-    assert apart["high"] - apart["low"] > 5 * (alike["high"] - alike["low"])
-    assert apart["p_value"] > 0.3 > 0.001 > alike["p_value"]
+    assert apart.high - apart.low > 5 * (alike.high - alike.low)
+    assert apart.p_value > 0.3 > 0.001 > alike.p_value
 
 
 def test_where_nothing_varies_the_signs_of_questions_are_tested() -> None:
     found = difference_over_seeds([[0.0] * 9] * 3, [[1.0] * 9] * 3)
-    assert found == {"mean": 1.0, "low": 1.0, "high": 1.0, "p_value": mcnemar_exact(9, 0)}
+    assert found == SeedDifference(1.0, 1.0, 1.0, mcnemar_exact(9, 0))
     same = difference_over_seeds([[0.3] * 9] * 2, [[0.3] * 9] * 2)
-    assert same == {"mean": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
+    assert same == SeedDifference(0.0, 0.0, 0.0, 1.0)
 
 
 def test_a_tiny_p_value_is_given_as_the_smallest() -> None:
     random = np.random.default_rng(2)
     before = random.normal(0, 0.01, (3, 500))
     found = difference_over_seeds(before.tolist(), (before + 1 + before[0]).tolist())
-    assert found["p_value"] == pytest.approx(SMALLEST_P)
+    assert found.p_value == pytest.approx(SMALLEST_P)
 
 
 @pytest.mark.parametrize("values", [[], [0.5], [0.5, math.nan]])

@@ -10,6 +10,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from eval.stats import (
+    Difference,
+    Measure,
     bootstrap_interval,
     compare,
     mcnemar_exact,
@@ -183,9 +185,9 @@ def test_resamples_must_be_positive() -> None:
 def test_proportion() -> None:
     measure = proportion([1.0, 0.0, 1.0, 1.0, 0.5])
     low, high = wilson_interval(3.5, 5)
-    assert measure == {"value": 0.7, "n": 5, "low": low, "high": high}
-    assert proportion([1.0] * 10)["high"] == 1.0
-    assert proportion([0.0] * 10)["low"] == 0.0
+    assert measure == Measure(0.7, 5, low, high)
+    assert proportion([1.0] * 10).high == 1.0
+    assert proportion([0.0] * 10).low == 0.0
     for bad in ([1.5], [-0.1, 0.5]):
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
             proportion(bad)
@@ -194,20 +196,20 @@ def test_proportion() -> None:
 def test_mean() -> None:
     measure = mean([100.0, 200.0, 300.0])
     low, high = bootstrap_interval([100.0, 200.0, 300.0])
-    assert measure == {"value": 200.0, "n": 3, "low": low, "high": high}
+    assert measure == Measure(200.0, 3, low, high)
 
 
 def test_compare() -> None:
     before = [0.0] * 60 + [1.0] * 40
     after = [0.0] * 40 + [1.0] * 20 + [0.0] * 5 + [1.0] * 35
     result = compare(before, after)
-    assert result["difference"] == pytest.approx(0.15)
-    assert result["n"] == 100
-    assert result["p_value"] == mcnemar_exact(20, 5)
-    assert 0.0 < result["low"] < 0.15 < result["high"] < 0.3
+    assert result.difference == pytest.approx(0.15)
+    assert result.n == 100
+    assert result.p_value == mcnemar_exact(20, 5)
+    assert 0.0 < result.low < 0.15 < result.high < 0.3
     back = compare(after, before)
-    assert back["difference"] == -result["difference"]
-    assert back["p_value"] == result["p_value"]
+    assert back.difference == -result.difference
+    assert back.p_value == result.p_value
 
 
 def test_compare_is_paired() -> None:
@@ -215,14 +217,12 @@ def test_compare_is_paired() -> None:
     random = np.random.default_rng(0)
     before = random.normal(0, 100, 200)
     result = compare(before.tolist(), (before + random.normal(1, 0.5, 200)).tolist())
-    assert 0.8 < result["low"] < result["high"] < 1.2
-    assert result["p_value"] < 1e-20
+    assert 0.8 < result.low < result.high < 1.2
+    assert result.p_value < 1e-20
 
 
 def test_compare_of_equal_scores() -> None:
-    assert compare([1.0, 0.0], [1.0, 0.0]) == {
-        "difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "n": 2,
-    }  # fmt: skip
+    assert compare([1.0, 0.0], [1.0, 0.0]) == Difference(0.0, 0.0, 0.0, 1.0, 2)
 
 
 def test_compare_refuses_what_is_not_paired() -> None:
@@ -238,7 +238,7 @@ def test_compare_refuses_what_is_not_paired() -> None:
 def test_results_are_plain_numbers() -> None:
     """So that the report can be written as JSON."""
     for result in (compare([0.0, 1.0], [1.0, 1.0]), proportion([1.0]), mean([1.0, 2.0])):
-        assert {type(value) for value in result.values()} <= {float, int}
+        assert {type(value) for value in vars(result).values()} <= {float, int}
 
 
 # --- pass@k ---------------------------------------------------------------------------------------

@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from eval.measures import summarise
+from eval.judge import Verdicts
+from eval.measures import Change, summarise
 from eval.preference import Pair
 from eval.replies import MeasuredReply
+from eval.stats import Measure
 from posttrain.base import terminal
 from posttrain.model import estimate
 from posttrain.report import comparison_table, export_words, read_run, summary_table, table
+from posttrain.run.lenient import mapping_of
 from posttrain.scoring.side_by_side import example
 from scripts import doctor, judge
 from tests.helpers import ROOT
@@ -55,7 +57,8 @@ def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
 def test_the_demos_table_is_a_table_at_80_columns() -> None:
     """Sets scored beside a run's own have a heading, so that their names cost no column."""
     measured = json.loads((ROOT / "bench/results/demo_cpu.json").read_text("utf-8"))
-    lines = table(list(measured.items()), 80).splitlines()
+    runs = [(name, mapping_of(Change, found)) for name, found in measured.items()]
+    lines = table(runs, 80).splitlines()
     assert " ".join(lines[0].split()) == "measure before after change (95% interval) p-value"
     headings = [line for line in lines if "(n = " in line]
     assert headings == [
@@ -67,7 +70,7 @@ def test_the_demos_table_is_a_table_at_80_columns() -> None:
 
 
 def test_a_long_name_is_wrapped(columns: int, runs: list[Path]) -> None:
-    found = read_run(runs[0]).measures()
+    found = read_run(runs[0]).changes()
     long = {f"{'a_set_with_a_long_name_' * 4}/{name}": found[name] for name in found}
     assert widest(table([("run" * 9, long)])) <= columns
 
@@ -79,19 +82,8 @@ def test_the_table_of_an_evaluation_fits(columns: int) -> None:
 
 
 def test_the_judges_report_fits(columns: int) -> None:
-    share = {"value": 1.0, "low": 0.9981, "high": 1.0, "n": 2000}
-    found: dict[str, Any] = {
-        **dict.fromkeys(("win_rate", "consistency", "first_is_preferred"), share),
-        "wins": 2000,
-        "ties": 0,
-        "losses": 0,
-        "identical_replies": 12,
-        "p_value": 1.2e-60,
-        "unparsable_verdicts": 0,
-        "verdicts": 4000,
-        "left_out": 0,
-        "comparisons": 2000,
-    }
+    share = Measure(1.0, 2000, 0.9981, 1.0)
+    found = Verdicts(share, 1.2e-60, 2000, 2000, 0, 0, 0, 12, 4000, 0, 0, share, share)
     text = judge.render("some-vendor/some-model-with-a-long-name-405b-instruct", found)
     assert widest(text) <= columns
     assert "p = 1.2e-60" in " ".join(text.split())

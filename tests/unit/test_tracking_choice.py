@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 import wandb
 
+from eval.measures import Change
+from eval.stats import Measure
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows, write_json
 from posttrain.run.folder import RunFolder
@@ -192,9 +194,8 @@ def record(path: Path) -> RunFolder:
     (run.path / "report.html").write_text("<p>a report</p>")
     run.adapter.mkdir()
     (run.adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    measure = {"value": 0.5, "n": 4, "low": 0.1, "high": 0.9}
-    change = {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "n": 4}
-    run.write_comparison({"strict": {"before": measure, "after": measure, **change}})
+    measure = Measure(0.5, 2, 0.1, 0.9)
+    run.write_comparison({"strict": Change(0.0, 0.0, 0.0, 1.0, 2, before=measure, after=measure)})
     return run
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from eval.stats import Measure
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import for_validation, load_problems
@@ -100,9 +101,9 @@ def validated(path: Path, values: dict[int, float], *overrides: str) -> Validati
     run.open(fresh=False)
     left = list(values.values())
 
-    def measure() -> dict[str, Any]:
+    def measure() -> dict[str, Measure]:
         value = left.pop(0)
-        return {"strict": {"value": value, "n": 10, "low": value, "high": value}}
+        return {"strict": Measure(value, 10, value, value)}
 
     validation = Validation(run, settings(*overrides), measure, "strict")
     for step in values:
@@ -132,7 +133,7 @@ def test_when_a_validation_is_due(tmp_path: Path) -> None:
     assert [step for step in range(36) if validation.due(step, 35)] == [20, 30, 35]
     assert validation.due(38, 35)  # where a run that had more steps goes on with fewer
     validation.begin(9)  # a run that goes on from there
-    assert [row["step"] for row in validation.rows] == [0] and validation.due(10, 35)
+    assert [row.step for row in validation.rows] == [0] and validation.due(10, 35)
     validation.begin(0)  # a run that starts over takes nothing over
     assert validation.rows == [] and validation.due(0, 35)
     assert not validation.exhausted()

@@ -19,6 +19,7 @@ from posttrain.data.prompted import user_turns
 from posttrain.export.texts import gate_texts
 from posttrain.report.snippets import snippets
 from posttrain.run.folder import RunFolder
+from posttrain.run.results import Exported
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.help import listed
@@ -150,7 +151,7 @@ def test_what_reads_a_run_has_its_examples(tmp_path: Path) -> None:
     assert conversation("?", source.prompt)[1:3] == TURNS
     for turns in gate_texts(source.run).conversations:
         assert turns[1:3] == TURNS and roles(turns) == ["s", "u", "a", "u"]
-    code = snippets(source.run, {"gguf:q8_0": {"path": "m.gguf"}}, None)
+    code = snippets(source.run, {"gguf:q8_0": Exported("m.gguf")}, None)
     assert json.dumps(TURNS[0]) in code[0].code and json.dumps(TURNS[1]) in code[0].code
     assert "# without the worked examples of training" in code[1].code
 

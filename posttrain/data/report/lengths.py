@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from eval.stats import proportion
@@ -50,8 +51,8 @@ def length_bias(lengths: Sequence[Lengths], train: int) -> dict[str, Any]:
         "chosen_longer": sum(longer),
         "same_length": sum(equal),
         "chosen_shorter": len(lengths) - sum(longer) - sum(equal),
-        "chosen_longer_share": proportion([float(x) for x in longer]),
-        "prefer_the_longer_accuracy": proportion([(1 + _sign(x)) / 2 for x in lengths]),
+        "chosen_longer_share": asdict(proportion([float(x) for x in longer])),
+        "prefer_the_longer_accuracy": asdict(proportion([(1 + _sign(x)) / 2 for x in lengths])),
         "length_controlled_accuracy": (
             f"measurable on {controlled} held-out pairs" if controlled else NOT_MEASURABLE
         ),

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -20,7 +21,7 @@ from posttrain.base.files import jsonl_rows, not_finite, write_text
 from posttrain.base.paths import run_command
 from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
-from posttrain.run.record import read_run
+from posttrain.run.reading import read_run
 from posttrain.train.trackers.wandb_choice import choose
 
 P = ParamSpec("P")
@@ -166,11 +167,12 @@ class WandbLog:
         found = read_run(self._folder.path, finished=True)
         for name in ("before", "after", "comparison"):
             for measure, values in getattr(found, name).items():
-                for key, value in values.items():
+                for key, value in asdict(values).items():
                     self._run.summary[f"eval/{name}/{measure}/{key}"] = value
         for path in sorted((self._folder.path / "plots").glob("*.png")):
             self._run.log({f"plots/{path.stem}": wandb.Image(str(path))}, step=self._step)
-        self._artifact("adapter", "model", ["adapter"], found.after)
+        after = {name: asdict(measure) for name, measure in found.after.items()}
+        self._artifact("adapter", "model", ["adapter"], after)
         records = ["report.html", "config.yaml", "environment.json", "eval", "plots", "data"]
         self._artifact("report", "report", records, {})
         self.close(0)

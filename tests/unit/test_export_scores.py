@@ -1,17 +1,19 @@
-"""What a run leaves to take home: the table, and what is said of a file that lost."""
+"""The scores of exported files: the table, and the sentences on a file that lost."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.gsm8k import Problem, compare_replies, score_reply, summarise
-from eval.measures import paired
 from posttrain.export.proof import Record as ExportRecord
-from posttrain.report import model_card, page, taken_home
-from posttrain.run.record import read_run
+from posttrain.report import export_scores, model_card, page
+from posttrain.report.rows import Cell
+from posttrain.run.reading import read_run
 from posttrain.run.replies import read_replies
+from posttrain.run.results import paired
 from posttrain.scoring.answers import Completion, until_answer
 from tests.runs import grpo_run
 
@@ -48,6 +50,10 @@ def write(run: Path, on_16_bit: dict[str, Any] | None = None, **exports: Any) ->
     return run
 
 
+def texts(cells: Sequence[Cell]) -> list[str]:
+    return [cell.text for cell in cells]
+
+
 def right(run: Path) -> int:
     return sum(bool(r.scores()["strict"]) for r in read_replies(run / "eval" / "after.jsonl"))
 
@@ -61,24 +67,23 @@ def test_a_file_that_lost_says_so_and_what_to_take(run: Path) -> None:
     )
     found = read_run(run)
     m = right(run)
-    assert taken_home.no_file_lost(found) == ""
-    assert taken_home.words(found) == [
-        f"q4_k_m lost 9 of {m} questions that the adapter answers (and gained 1); take q8_0."
-    ]
-    adapter, merged, q8, q4 = taken_home.lines(found)
-    assert adapter.value == merged.value and adapter.rest[:2] == ("-", "-")
-    assert q8.rest == ("+1 / -2", "1", "2.0 MB", "1,234") and not q8.tone
-    assert q4.tone == "bad" and q4.rest[:2] == ("+1 / -9", "0.021")
-    text = taken_home.text(found)
+    assert export_scores.no_file_lost(found) == ""
+    (remark,) = export_scores.remarks(found)
+    assert remark.startswith(f"q4_k_m lost 9 of {m} ") and remark.endswith("use q8_0.")
+    adapter, merged, q8, q4 = (row.cells for row in export_scores.rows(found).rows)
+    assert adapter[0].text == merged[0].text and texts(adapter)[1:3] == ["-", "-"]
+    assert texts(q8)[1:] == ["+1 / -2", "1", "2.0 MB", "1,234"] and not q8[0].tone
+    assert q4[0].tone == "bad" and texts(q4)[1:3] == ["+1 / -9", "0.021"]
+    text = export_scores.text(found)
     assert all(len(line) <= 100 for line in text.splitlines()) and "q4_k_m lost 9" in text
     shown = page.write_report(run).read_text("utf-8")
     card = model_card.render_model_card(run)
     for said in (shown, card):
-        assert "What you take home" in said and "q4_k_m lost 9" in said
+        assert export_scores.TITLE in said and "q4_k_m lost 9" in said
 
 
 def test_no_file_as_good_as_the_adapter(run: Path) -> None:
-    (said,) = taken_home.words(read_run(write(run, gguf_q4_k_m=scored(run, 12))))
+    (said,) = export_scores.remarks(read_run(write(run, gguf_q4_k_m=scored(run, 12))))
     assert said.endswith("no proven file is as good as it.")
 
 
@@ -86,34 +91,34 @@ def test_a_file_that_is_not_proven_is_not_what_to_take(run: Path) -> None:
     small = {**scored(run, 1), "proven": False}
     write(run, gguf_q8_0=scored(run, 12, size=2 * 10**6), gguf_q4_k_m=small)
     found = read_run(run)
-    (said,) = taken_home.words(found)
+    (said,) = export_scores.remarks(found)
     assert said.endswith("no proven file is as good as it.")
-    names = [line.name for line in taken_home.lines(found)]
+    names = [row.label for row in export_scores.rows(found).rows]
     assert names == ["adapter", "gguf:q8_0", "gguf:q4_k_m (not proven)"]
 
 
 def test_what_4_bit_training_costs_is_a_row_of_its_own(run: Path) -> None:
     found = read_run(write(run, scored(run, 12), gguf_q8_0=scored(run, 1)))
-    assert [line.name for line in taken_home.lines(found)] == [
+    assert [row.label for row in export_scores.rows(found).rows] == [
         "adapter",
-        taken_home.ON_16_BIT,
+        export_scores.ON_16_BIT,
         "gguf:q8_0",
     ]
-    (inherited,) = taken_home.words(found)
-    assert taken_home.no_file_lost(found).startswith("No file lost")
+    (inherited,) = export_scores.remarks(found)
+    assert export_scores.no_file_lost(found).startswith("No file lost")
     assert "On 16-bit weights the adapter lost 12 of" in inherited
 
 
 def test_nothing_is_said_where_nothing_is_known(run: Path) -> None:
-    assert taken_home.lines(read_run(run)) == [] and taken_home.text(read_run(run)) == ""
+    assert export_scores.rows(read_run(run)).rows == [] and export_scores.text(read_run(run)) == ""
     entry = scored(run, 9)
     write(
         run,
         gguf_q8_0={**entry, "stale": "made from other weights"},
         merged_16bit={**entry, "score": 3},
     )
-    assert taken_home.words(read_run(run)) == []
-    assert "What you take home" not in page.write_report(run).read_text("utf-8")
+    assert export_scores.remarks(read_run(run)) == []
+    assert export_scores.TITLE not in page.write_report(run).read_text("utf-8")
     for odd in ({"main": 3}, {"main": "strict", "measures": [1], "against_adapter": {"strict": 2}}):
         write(run, gguf_q8_0={**entry, "score": odd})
         page.write_report(run)  # shows what there is

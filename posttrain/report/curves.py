@@ -1,6 +1,9 @@
-"""Lines of metrics over steps: smoothed, and thinned so that a page of a long run stays small."""
+"""Curves over steps: read from metrics, smoothed, and thinned so that a page stays small.
 
-from collections.abc import Callable, Sequence
+Loads matplotlib: see drawing.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from posttrain.report.drawing import COLOURS
+from posttrain.report.drawing import COLOURS, MUTED
+from posttrain.run.record import Run, number
 
 MOST_POINTS = 300  # of a drawn line
 Floats = npt.NDArray[np.float64]
@@ -21,6 +25,36 @@ class Line:
     label: str
     steps: Floats
     values: Floats
+
+
+def metrics(run: Run, wanted: Mapping[str, str]) -> list[Line]:
+    """The metrics of `{key: label}` that hold at least one finite number."""
+    lines = []
+    for key, label in wanted.items():
+        rows = [row for row in run.metrics if key in row and number(row.get("step")) is not None]
+        values = floats(row[key] for row in rows)
+        if np.isfinite(values).any():
+            lines.append(Line(label, floats(row["step"] for row in rows), values))
+    return lines
+
+
+def floats(values: Any) -> Floats:
+    """Any values as numbers; what is not a finite number is NaN."""
+    known = (number(value) for value in values)
+    return np.array([float("nan") if value is None else value for value in known])
+
+
+def describe(title: str, lines: Sequence[Line], share: bool) -> str:
+    """`Reward: total from 0.9 at step 1 to 2.9 at step 40.`"""
+    ends = []
+    for line in lines:
+        known = np.flatnonzero(np.isfinite(line.values))
+        first, last = (
+            f"{line.values[index]:{'.0%' if share else '.3g'}} at step {line.steps[index]:.0f}"
+            for index in (int(known[0]), int(known[-1]))
+        )
+        ends.append(f"{line.label} from {first} to {last}")
+    return f"{title}: {'; '.join(ends)}."
 
 
 def draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
@@ -36,12 +70,27 @@ def draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def draw_band(axes: Axes, low: Line, high: Line) -> None:
-    """The room between the lowest and the highest value, in at most MOST_POINTS stretches."""
+    """The area between the lowest and the highest value, in at most MOST_POINTS stretches."""
     stretches = np.array_split(np.arange(len(low.steps)), min(len(low.steps), MOST_POINTS))
     bottom = [_extreme(np.min, low.values[stretch]) for stretch in stretches]
     top = [_extreme(np.max, high.values[stretch]) for stretch in stretches]
     steps = [low.steps[stretch[0]] for stretch in stretches]
     axes.fill_between(steps, bottom, top, color=COLOURS[0], alpha=0.13, lw=0)
+
+
+def draw_mark(axes: Axes, text: str, step: float | None = None, value: float | None = None) -> None:
+    """A dashed line with its name, across the plot at a step or at a value."""
+    style: dict[str, Any] = {"color": MUTED, "lw": 1, "ls": (0, (4, 3))}
+    named: dict[str, Any] = {"ha": "right", "va": "bottom", "textcoords": "offset points",
+                             "color": MUTED}  # fmt: skip
+    if step is not None:
+        axes.axvline(step, **style)
+        at = ("data", "axes fraction")
+        axes.annotate(text, (step, 0.02), xycoords=at, xytext=(-3, 0), **named)
+    if value is not None:
+        axes.axhline(value, **style)
+        at = ("axes fraction", "data")
+        axes.annotate(text, (0.995, value), xycoords=at, xytext=(0, 2), **named)
 
 
 def _extreme(which: Callable[[Floats], Any], values: Floats) -> float:
@@ -55,8 +104,8 @@ def moving_average(values: Floats) -> Floats:
     known = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])
-    places = np.arange(len(values))
-    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    indices = np.arange(len(values))
+    first, last = np.maximum(indices - half, 0), np.minimum(indices + half + 1, len(values))
     total, count = sums[last] - sums[first], counts[last] - counts[first]
     return np.where(known, total / np.maximum(count, 1), np.nan)
 

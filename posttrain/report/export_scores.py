@@ -1,0 +1,141 @@
+"""The adapter and every exported file that was scored, a row each, and which of them lost."""
+
+import textwrap
+from collections.abc import Mapping
+
+from eval import figures
+from eval.measures import direction, kind
+from eval.stats import Measure
+from posttrain.base import terminal
+from posttrain.report import export_words, tables
+from posttrain.report.rows import Cell, Column, Row, Table, as_text
+from posttrain.run.record import Run
+from posttrain.run.results import FileScore
+
+TITLE = "Scores of the exported files"
+ON_16_BIT = "adapter on 16-bit weights"
+LANGUAGES = ("french_share", "language_share")
+ALPHA = 0.05
+
+
+def rows(run: Run) -> Table:
+    """The adapter, then what was scored; no row where nothing was."""
+    scores = _scores(run)
+    main = next((score.main for score in scores.values()), "")
+    language = next((name for name in LANGUAGES if name in run.after), "")  # of DPO alone
+    heads = ["file", figures.label(main), "gained / lost", "p-value", "size", "tokens/s"]
+    heads += [figures.label(language)] if language else []
+
+    def row(name: str, measured: Mapping[str, Measure], *cells: str, tone: str = "") -> Row:
+        own = tables.score(main, measured.get(main, Measure()))
+        if language:
+            cells = (*cells, figures.plain(language, measured.get(language, Measure()).value))
+        first = Cell(own.text, own.full, own.small, tone)
+        return Row(name, (first, *map(Cell, cells)))
+
+    adapter = run.path / "adapter" / "adapter_model.safetensors"
+    size = _size(adapter.stat().st_size if adapter.is_file() else None)
+    lines = [row("adapter", run.after, "-", "-", size, "-")] if scores else []
+    for name, score in scores.items():
+        on_16_bit = name == ON_16_BIT
+        speed = score.tokens_per_second
+        lines.append(
+            row(
+                name if on_16_bit or run.exports[name].proven else f"{name} (not proven)",
+                score.measures,
+                f"+{score.gained} / -{score.lost}",
+                figures.p_value(score.p_value),
+                size if on_16_bit else _size(run.exports[name].bytes),
+                f"{speed:,.0f}" if speed else "-",
+                tone="bad" if _lost(score) else "",
+            )
+        )
+    return Table(tuple(map(Column, heads)), lines, capitals=False)
+
+
+def remarks(run: Run) -> list[str]:
+    """A sentence on each file that lost significantly, and on what 4-bit training cost."""
+    scores = _scores(run)
+    on_16_bit = scores.pop(ON_16_BIT, None)
+    sound = [name for name, s in scores.items() if not _lost(s) and run.exports[name].proven]
+    smallest = min(sound, key=lambda name: run.exports[name].bytes or 0.0, default=None)
+    sentences = []
+    for name, score in scores.items():
+        if _lost(score):
+            use = f"use {_short(smallest)}" if smallest else "no proven file is as good as it"
+            sentences.append(f"{_short(name)} {_losses(run, score)}; {use}.")
+        sentences += [f"{_short(name)}: {worse}" for worse in _worse(score)]
+    if on_16_bit and _lost(on_16_bit):
+        sentences.append(
+            f"On 16-bit weights the adapter {_losses(run, on_16_bit)} on the 4-bit weights that it "
+            "was trained on, and every file inherits that."
+        )
+    return sentences
+
+
+def no_file_lost(run: Run) -> str:
+    """That none of the files that were scored lost significantly; empty where one did."""
+    files = [score for name, score in _scores(run).items() if name != ON_16_BIT]
+    if not files or any(map(_lost, files)):
+        return ""
+    return "No file lost significantly against the adapter (p < 0.05)."
+
+
+def text(run: Run) -> str:
+    """Table and remarks for the terminal; empty where nothing was scored."""
+    table = rows(run)
+    if not table.rows:
+        return ""
+    sentences = filter(None, (no_file_lost(run), *remarks(run)))
+    lines = [textwrap.fill(sentence, terminal.prose_width()) for sentence in sentences]
+    return "\n".join([TITLE, as_text([table]), *lines])
+
+
+def _scores(run: Run) -> dict[str, FileScore]:
+    """What was scored by its name, the adapter on 16-bit weights first. Of a file that was made
+    from other weights since, nothing is known."""
+    entries = {ON_16_BIT: run.adapter_16bit, **run.exports}
+    return {
+        name: entry.score
+        for name, entry in entries.items()
+        if entry.score and entry.score.main and not entry.stale
+    }
+
+
+def _size(count: float | None) -> str:
+    return export_words.size(count) if count else "-"
+
+
+def _lost(score: FileScore) -> bool:
+    """Whether a file is worse than the adapter, and not by chance."""
+    change = score.against_adapter.get(score.main)
+    if change is None or change.difference is None or score.p_value is None:
+        return False
+    return change.difference < 0 and score.p_value < ALPHA
+
+
+def _worse(score: FileScore) -> list[str]:
+    """The other measures of pairs that got worse beyond chance. On problems the main one is all."""
+    if kind(score.main).heads != "pairs":
+        return []
+    return [
+        f"{figures.label(name)} got worse, {figures.change(name, change)}."
+        for name, change in score.against_adapter.items()
+        if name != score.main and direction(name, change) < 0
+    ]
+
+
+def _losses(run: Run, score: FileScore) -> str:
+    """`lost 12 of 296 questions that the adapter answers`."""
+    if score.right is None:
+        return f"earns less than the adapter on {score.lost} of {score.n} questions"
+    of_pairs = run.method == "DPO"
+    what = (
+        "pairs that the adapter orders right" if of_pairs else "questions that the adapter answers"
+    )
+    gained = f" (and gained {score.gained})" * bool(score.gained)
+    return f"lost {score.lost} of {score.right} {what}{gained}"
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("gguf:")

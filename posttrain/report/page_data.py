@@ -1,0 +1,219 @@
+"""The data of a page, as plain values for its template."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval import figures
+from eval.measures import Change, kind
+from posttrain.base.paths import ROOT
+from posttrain.base.progress import duration
+from posttrain.report import export_words, stages, tables
+from posttrain.report.rows import Table
+from posttrain.run.record import Run, Settings, number, section
+from posttrain.run.results import Exported
+
+
+@dataclass(frozen=True)
+class ShownExport:
+    """An export with its size and parity checks as text."""
+
+    name: str
+    path: str
+    size: str
+    proven: bool
+    checks: list[tuple[str, str, str, bool]]
+    """What it looked at, the result, what is allowed, whether it passed."""
+
+
+@dataclass(frozen=True)
+class ShownEvent:
+    """A health event as text."""
+
+    step: str
+    kind: str
+    message: str
+    detail: str
+    action: str
+
+
+def changes(run: Run) -> Table:
+    """The before/after table; sides alone where no comparison was written."""
+    known = run.changes()
+    for name, before in run.before.items():
+        if name not in known and name in run.after:
+            known[name] = Change(before=before, after=run.after[name])
+    return tables.compared(known)
+
+
+def facts(run: Run) -> list[tuple[str, str, str]]:
+    """What was trained on what: (label, value, detail)."""
+    lines = [
+        ("Model", str(run.section("model").get("name", "")), _adapter(run)),
+        *(("Started from", stage, "") for stage in stages.lines(run)),
+        ("Trained on", source(section(run.section("data"), "train")), _fingerprint(run)),
+        ("Scored on", *_held_out(run)),
+        ("Steps", _steps(run), _batch(run)),
+        ("Adapter", *_kept(run)),
+        ("Training time", duration(run.seconds) if run.seconds else "", _pace(run)),
+        ("Device", run.environment.device, ""),
+    ]
+    price = number(run.section("run").get("price_per_hour"))
+    if price is not None and run.seconds:
+        cost = run.seconds / 3600 * price
+        lines.append(("Cost of training", f"{cost:.2f}", f"at {price:g} an hour, as given"))
+    return [line for line in lines if line[1]]
+
+
+def _adapter(run: Run) -> str:
+    lora, model = run.section("lora"), run.section("model")
+    if not lora:
+        return ""
+    bits = "4-bit" if model.get("load_in_4bit") else str(model.get("dtype", ""))
+    return f"LoRA, rank {lora.get('r')}, on {bits} weights"
+
+
+def source(values: Settings) -> str:
+    """`openai/gsm8k (main, split test)` for a Source of the settings."""
+    parts = [str(values["subset"])] if values.get("subset") else []
+    if values.get("split") not in (None, "train"):
+        parts.append(f"split {values['split']}")
+    if values.get("limit"):
+        parts.append(f"first {values['limit']}")
+    path = str(values.get("path", ""))
+    return f"{path} ({', '.join(parts)})" if parts else path
+
+
+def _fingerprint(run: Run) -> str:
+    data = run.environment.data
+    return f"fingerprint {data[:12]}" if data else ""
+
+
+def _held_out(run: Run) -> tuple[str, str]:
+    data, name = run.section("data"), run.main_measure
+    rows = kind(name).of
+    given = source(section(data, "problems") or section(data, "eval"))
+    held_out = given or (f"held-out {rows}" if data.get("holdout") else "")
+    scored = (run.after or run.before).get(name)
+    n = (scored and scored.n) or len(run.replies["before"])
+    return held_out, f"{n} {rows}, never trained on" if n and held_out else ""
+
+
+def _steps(run: Run) -> str:
+    trained = run.environment.trained
+    done, total = trained.steps if trained else run.steps, run.total_steps
+    return f"{done:,}" if total in (None, done) else f"{done:,} of {total:,}"
+
+
+def _kept(run: Run) -> tuple[str, str]:
+    """Which step's adapter the scores are of, where rows were set aside to choose it."""
+    kept = run.kept
+    if kept is None:
+        return "", ""
+    seconds = sum(number(row.get("validation/seconds")) or 0.0 for row in run.metrics)
+    share = f", in {seconds / run.seconds:.0%} of the time" if run.seconds else ""
+    on = f"{figures.label(kept.by)} {figures.plain(kept.by, kept.value)} in validation"
+    return f"of step {kept.step}", f"{on}, made {kept.validations} times{share}"
+
+
+def _batch(run: Run) -> str:
+    training = run.section("training")
+    size = number(training.get("per_device_train_batch_size"))
+    times = number(training.get("gradient_accumulation_steps"))
+    if size is None or times is None:
+        return ""
+    rows, group = int(size * times), number(training.get("num_generations"))
+    if run.method == "GRPO" and group:
+        return f"{rows} completions each, {int(rows / group)} groups of {int(group)}"
+    return f"{rows} {'replies' if run.method == 'SFT' else 'pairs'} each"
+
+
+def _pace(run: Run) -> str:
+    return f"{run.seconds / run.steps:.2g} s a step" if run.steps and run.seconds else ""
+
+
+def health(run: Run) -> list[ShownEvent] | None:
+    """Health events, newest last; None where nothing was watched."""
+    if run.health is None:
+        return None
+    return [
+        ShownEvent(
+            str(event.step),
+            event.kind.replace("_", " "),
+            event.message,
+            ", ".join(
+                f"{name} {_figure(value)}"
+                for name, value in (("value", event.value), ("threshold", event.threshold))
+                if value is not None
+            ),
+            event.action,
+        )
+        for event in run.health
+    ]
+
+
+def _figure(value: object) -> str:
+    known = number(value)
+    return f"{known:.4g}" if known is not None else str(value)
+
+
+def data_warnings(run: Run) -> tuple[str, list[str]] | None:
+    """A line on the rows of the data report, and its warnings; None where there is no report."""
+    if run.data_report is None:
+        return None
+    rows = section(run.data_report, "rows")
+    line = f"{rows.get('read', '?')} rows read, {rows.get('kept', '?')} kept"
+    if "train" in rows and "held_out" in rows:
+        line += f": {rows['train']} to train on, {rows['held_out']} held out"
+    if rows.get("validation"):
+        line += f"; {rows['validation']} more to validate on"
+    left_out = [f"{count} {why}" for why, count in section(rows, "dropped").items()]
+    line += f". Left out: {', '.join(left_out)}." if left_out else "."
+    warnings = run.data_report.get("warnings") or []
+    return line, [str(w.get("text", w)) if isinstance(w, dict) else str(w) for w in warnings]
+
+
+def exports(run: Run) -> list[ShownExport]:
+    """Each export with its size and parity checks."""
+    return [_export(name, each) for name, each in run.exports.items()]
+
+
+def _export(name: str, export: Exported) -> ShownExport:
+    size = export_words.size(export.bytes) if export.bytes else ""
+    checks = [(*export_words.in_words(vars(check)), check.passed) for check in export.checks]
+    return ShownExport(name, export.path, size, export.proven, checks)
+
+
+def chat_command(run: Run) -> str | None:
+    """The command that talks to the run, as it is typed in the project; None without an adapter.
+
+    Of a run elsewhere only the name is shown: the page may be passed on.
+    """
+    if not (run.path / "adapter" / "adapter_config.json").is_file():
+        return None
+    inside = run.path.is_relative_to(ROOT)
+    known = run.path.relative_to(ROOT) if inside else Path(run.path.name)
+    return f"./run chat {shlex.quote(str(known))}"
+
+
+def changed_arguments(run: Run) -> list[tuple[str, str, str]]:
+    return [
+        (name, json.dumps(changed.asked), json.dumps(changed.used))
+        for name, changed in run.environment.changed_arguments.items()
+    ]
+
+
+def environment(run: Run) -> list[tuple[str, str]]:
+    """Where and with what it ran, a line each."""
+    facts = run.environment
+    lines = {
+        "started": facts.started,
+        "command": " ".join(facts.command),
+        "commit": facts.git,
+        "data fingerprint": facts.data,
+        "platform": facts.platform,
+        "Python": facts.python,
+        **facts.versions,
+    }
+    return [(name, value) for name, value in lines.items() if value]

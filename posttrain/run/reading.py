@@ -1,0 +1,118 @@
+"""Read a run folder, be it complete, unfinished, or with files missing or damaged."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from eval.gsm8k import ScoredReply
+from eval.replies import PromptReply
+from eval.rewarded import RewardedReply
+from eval.stats import Difference, Measure
+from posttrain.base.errors import ConfigError, PostTrainError
+from posttrain.base.files import jsonl_rows, rows_of
+from posttrain.run.lenient import from_json, mapping_of
+from posttrain.run.record import SIDES, Run, Scored
+from posttrain.run.results import Environment, Exported, HealthEvent, Validated
+from posttrain.settings.strict_yaml import read_yaml
+
+TRACES = ("config.yaml", "environment.json", "metrics.jsonl", "eval")
+T = TypeVar("T")
+
+
+def read_runs(paths: Sequence[Path], finished: bool = False) -> list[Run]:
+    """Several run folders. Where two have the same name, as those of a repeat, which are all called
+    seed-N, the folder around is part of the name, or else the complete path.
+
+    Raises:
+        ConfigError: as `read_run`.
+    """
+    runs = [read_run(path, finished) for path in paths]
+    for parts in (1, 2, None):
+        labels = [str(Path(*run.path.parts[-parts if parts else 0 :])) for run in runs]
+        if len(set(labels)) == len({run.path for run in runs}):
+            break
+    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+def read_run(path: Path, finished: bool = False) -> Run:
+    """A run folder.
+
+    Raises:
+        ConfigError: there is no trace of a run in it, or with `finished` no complete comparison.
+    """
+    path = path.resolve()
+    _check(path, finished)
+    unreadable: list[str] = []
+
+    def parsed(name: str, parse: Callable[[Path], T]) -> T | None:
+        return _read(path / name, parse, unreadable)
+
+    def rows(name: str) -> list[dict[str, Any]] | None:
+        damaged: list[int] = []
+        read = parsed(name, lambda file: jsonl_rows(file, damaged))
+        if damaged:
+            what = "lines left out because they are not a JSON object"
+            unreadable.append(f"{path / name}: {what}: {len(damaged)}")
+        return read
+
+    def replies(name: str, kind: type[Scored]) -> list[Scored]:
+        read = rows(name) or []
+        return parsed(name, lambda file: rows_of(kind, read, file)) or []
+
+    exported = parsed("export.json", _object) or {}
+    health = rows("health.jsonl")
+    run = Run(
+        path=path,
+        config=parsed("config.yaml", read_yaml) or {},
+        environment=from_json(Environment, parsed("environment.json", _object)),
+        metrics=[*(rows("metrics.jsonl") or [])],
+        samples=[*(rows("samples.jsonl") or [])],
+        before=mapping_of(Measure, parsed("eval/before.json", _object)),
+        after=mapping_of(Measure, parsed("eval/after.json", _object)),
+        comparison=mapping_of(Difference, parsed("eval/comparison.json", _object)),
+        health=None if health is None else [from_json(HealthEvent, row) for row in health],
+        exports=mapping_of(Exported, exported.get("exports")),
+        adapter_16bit=from_json(Exported, exported.get("adapter_16bit")),
+        data_report=parsed("data/report.json", _object),
+        validation=[from_json(Validated, row) for row in rows("eval/validation.jsonl") or []],
+        unreadable=unreadable,
+    )
+    for side in SIDES:
+        if run.method in ("GRPO", "SFT"):
+            kind = RewardedReply if run.text_answers else ScoredReply
+            run.replies[side] = replies(f"eval/{side}.jsonl", kind)
+        elif run.method == "DPO":
+            run.replies[side] = replies(f"eval/{side}_replies.jsonl", PromptReply)
+    if finished and not run.changes():
+        raise ConfigError(f"{path}: no scores there to compare. {' '.join(unreadable)}")
+    return run
+
+
+def _check(path: Path, finished: bool) -> None:
+    """Refuse a folder that is not a run's, or not a finished run's."""
+    for name in ("before", "after", "comparison") if finished else ():
+        file = path / "eval" / f"{name}.json"
+        if not file.exists():
+            raise ConfigError(f"{path}: no finished run there ({file} is missing)")
+    if not finished and not any((path / name).exists() for name in TRACES):
+        raise ConfigError(f"{path}: no run there (it holds none of {', '.join(TRACES)})")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
+
+
+def _read(path: Path, parse: Callable[[Path], T], unreadable: list[str]) -> T | None:
+    """The content of a file; None where it is missing, or cannot be read (see `unreadable`)."""
+    try:
+        return parse(path) if path.exists() else None
+    except PostTrainError as error:  # it names the file
+        unreadable.append(str(error))
+    except (OSError, ValueError) as error:
+        unreadable.append(f"{path}: {error}")
+    return None

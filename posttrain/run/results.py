@@ -1,0 +1,172 @@
+"""What the JSON files of a run folder hold, for whoever writes and whoever reads them.
+
+`Measure`, `Difference` and `Change` are those of eval. Every field has a default, so that a folder
+of an earlier version, or one with a damaged file, can be read (lenient.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from eval.measures import Change, kind
+from eval.stats import NOT_MEASURABLE, Difference, Measure
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`trained` of environment.json: how training ended."""
+
+    steps: int = 0
+    seconds: float | None = None
+    exit_code: int | None = None
+    """Of a run that ended before its last step."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """`kept` of environment.json: the adapter that validation chose."""
+
+    step: int = 0
+    by: str = ""
+    """The measure that decided."""
+    value: float | None = None
+    validations: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An entry of `stages` in environment.json: an earlier run whose adapter this one started from.
+
+    Of an adapter without its run only name and fingerprint are known.
+    """
+
+    name: str = "an adapter"
+    adapter: str = ""
+    """Fingerprint of its adapter."""
+    method: str = ""
+    data: str = ""
+    """Fingerprint of its data."""
+    steps: int | None = None
+    measure: str = ""
+    """The headline of its scores."""
+    before: Measure = NOT_MEASURABLE
+    after: Measure = NOT_MEASURABLE
+
+
+@dataclass(frozen=True)
+class ChangedArgument:
+    """An argument that trl or Unsloth changed."""
+
+    asked: object = None
+    used: object = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """environment.json: when, where, on what and with which versions a run was made."""
+
+    started: str = ""
+    command: list[str] = field(default_factory=list)
+    git: str = ""
+    data: str = ""
+    """Fingerprint of every row that is trained or scored on."""
+    platform: str = ""
+    python: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    changed_arguments: dict[str, ChangedArgument] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
+    trained: Trained | None = None
+    kept: Kept | None = None
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A row of eval/validation.jsonl."""
+
+    step: int = -1
+    measures: dict[str, Measure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HealthEvent:
+    """A row of health.jsonl."""
+
+    step: object = "?"
+    kind: str = ""
+    message: str = ""
+    value: object = None
+    threshold: object = None
+    action: str = ""
+
+
+@dataclass(frozen=True)
+class FileScore:
+    """How a file made of a model compares with that model on the same rows (`score` of an export).
+
+    `right` are the rows that the model gets right by the `main` measure, None where scores are not
+    right or wrong; `gained` and `lost` those on which the file does better and worse.
+    """
+
+    main: str = ""
+    n: int = 0
+    right: int | None = None
+    gained: int = 0
+    lost: int = 0
+    p_value: float | None = None
+    measures: dict[str, Measure] = field(default_factory=dict)
+    against_adapter: dict[str, Difference] = field(default_factory=dict)
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """A result of the parity check."""
+
+    name: str = ""
+    value: object = None
+    limit: object = None
+    passed: bool = False
+    of: int | None = None
+    """How many were checked, where the value is a count."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An entry of `exports` in export.json."""
+
+    path: str = ""
+    proven: bool = False
+    bytes: float | None = None
+    checks: list[Check] = field(default_factory=list)
+    stale: str = ""
+    """Why it is not of the adapter that is there now."""
+    score: FileScore | None = None
+
+
+def paired(
+    main: str,
+    pairs: Sequence[tuple[float | None, float | None]],
+    measured: dict[str, Measure],
+    compared: dict[str, Change],
+) -> dict[str, object]:
+    """The `FileScore` of a file as it stands in export.json.
+
+    Args:
+        pairs: the scores of model and file on each row; a row that one could not score is not
+            counted.
+        measured: the file's measures.
+        compared: `eval.measures.compare` of model and file.
+    """
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    score = FileScore(
+        main=main,
+        n=len(known),
+        right=sum(a == 1.0 for a, _ in known) if kind(main).binary else None,
+        gained=sum(b > a for a, b in known),
+        lost=sum(b < a for a, b in known),
+        p_value=compared[main].p_value,
+        measures=measured,
+        against_adapter={name: each.alone for name, each in compared.items()},
+    )
+    return asdict(score)

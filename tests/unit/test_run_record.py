@@ -1,0 +1,44 @@
+"""The records of a run folder from JSON that is damaged, partial, or of an earlier version."""
+
+import json
+from dataclasses import asdict
+
+from eval.stats import Difference, Measure
+from posttrain.run.lenient import from_json, mapping_of
+from posttrain.run.repeated import Grid, Tried
+from posttrain.run.results import Environment, Exported, FileScore, Stage, Validated
+
+
+def test_a_field_that_does_not_fit_keeps_its_default_and_nothing_else_is_lost() -> None:
+    values = {"value": 1, "n": "many", "low": float("nan"), "high": True, "added later": 3}
+    assert from_json(Measure, values) == Measure(1.0, 0, None, None)
+    assert from_json(Measure, [1]) == from_json(Measure, None) == Measure()
+
+
+def test_entries_that_are_no_records_are_left_out() -> None:
+    found = mapping_of(Difference, {"strict": {"difference": 0.5, "n": 3}, "odd": 3, "none": None})
+    assert found == {"strict": Difference(0.5, n=3)}
+    assert mapping_of(Difference, "odd") == {}
+    row = from_json(Validated, {"step": 4, "measures": {"strict": {"value": 0.5, "n": 8}, "x": 1}})
+    assert row == Validated(4, {"strict": Measure(0.5, 8)})
+
+
+def test_records_inside_of_records_are_read() -> None:
+    stage = Stage("warm_up", "a1", "sft", "d1", 40, "strict", Measure(0.1, 9), Measure(0.5, 9))
+    content = {"stages": [asdict(stage), 3], "trained": {"steps": 4}, "kept": [], "git": None}
+    found = from_json(Environment, json.loads(json.dumps(content)))
+    assert found.stages == [stage] and found.kept is None and found.git == ""
+    assert found.trained is not None and (found.trained.steps, found.trained.seconds) == (4, None)
+
+
+def test_what_is_written_is_what_is_read() -> None:
+    score = FileScore("strict", 8, 6, 1, 2, 0.5, {"strict": Measure(0.5, 8, 0.1, 0.9)})
+    entry = Exported("x.gguf", True, 10.0, score=score)
+    assert from_json(Exported, json.loads(json.dumps(asdict(entry)))) == entry
+    scored = Tried("a", "A", ["k=1"], steps=[3, 4], values=[0.5, 0.0], mean=0.25, sd=0.0)
+    stopped = Tried("b", "B", ["k=2"], stopped="why")
+    grid = Grid([1, 2], "strict", 9, [scored, stopped], "a", "how")
+    written = json.loads(json.dumps(grid.as_json()))
+    assert from_json(Grid, written) == grid
+    assert set(written["values"][1]) == {"name", "label", "overrides", "stopped"}
+    assert written["values"][0]["sd"] == 0.0
