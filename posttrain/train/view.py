@@ -17,12 +17,11 @@ from posttrain.base.files import jsonl_rows
 from posttrain.base.progress import LINE_EVERY, can_redraw, duration
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.console import RenderableType
     from rich.live import Live
-    from rich.text import Text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-GAP, FAINT = "   ", "bright_black"
+GAP, FAINT = (0, 3), "bright_black"
 Row = Mapping[str, Any]
 """A row of metrics.jsonl."""
 # What a state line says of the mean of a metric.
@@ -163,6 +162,7 @@ def _live(view: TrainingView) -> "Live":
 
 def render(view: TrainingView) -> "RenderableType":
     """The view as it is now: bar, metrics, times and machine, last health line."""
+    from rich.columns import Columns
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Column, Table
@@ -176,30 +176,12 @@ def render(view: TrainingView) -> "RenderableType":
     metrics = [Text.assemble((f"{label} ", FAINT), value) for label, value in view.metrics()]
     if metrics and len(view.history) > 1:
         metrics[0].append(f" {sparkline(list(view.history))}", style="cyan")
-    lines += [_Parts(metrics)] if metrics else []
+    lines += [Columns(metrics, GAP)] if metrics else []
     times = view.times() if view.step < view.total else f"{duration(view.elapsed())} in all"
-    lines.append(_Parts([Text(times), *(Text(part, style=FAINT) for part in view.machine())]))
+    lines.append(Columns([Text(times), *(Text(part, style=FAINT) for part in view.machine())], GAP))
     if view.note:
         lines.append(Text(view.note, style="yellow", overflow="ellipsis", no_wrap=True))
     return Group(*lines)
-
-
-class _Parts:
-    """Parts side by side; where they do not fit, the line breaks between two parts."""
-
-    def __init__(self, parts: "Sequence[Text]") -> None:
-        self.parts = parts
-
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        from rich.text import Text
-
-        line = Text(no_wrap=True, overflow="ellipsis")
-        for part in self.parts:
-            if line and line.cell_len + len(GAP) + part.cell_len > options.max_width:
-                yield line
-                line = Text(no_wrap=True, overflow="ellipsis")
-            line.append(GAP if line else "").append_text(part)
-        yield line
 
 
 def last_event(path: Path) -> str:
