@@ -174,7 +174,7 @@ def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
             (a["in_language"], b["in_language"]) for a, b in zip(adapter, replies, strict=True)
         ]
         assert [reply["prompt"] for reply in replies] == [reply["prompt"] for reply in adapter]
-        assert found["main"] == "french_share" and score["n"] == 6
+        assert found["main"] == "french_share" and found["n"] == 6
         assert found["measures"]["french_share"]["value"] == sum(b for _, b in french) / 6
         assert found["right"] == sum(a for a, _ in french)
         assert found["lost"] == sum(a and not b for a, b in french)

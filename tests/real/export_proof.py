@@ -217,7 +217,8 @@ def main() -> None:
                 if (fault or "good") in of_model.get(kind, {}):
                     continue  # of an earlier call
                 checks = bench.check(kind, fault)
-                row = {check.name: check.value for check in checks}
+                row: dict[str, Any] = {check.name: check.value for check in checks}
+                row["texts"] = len((bench.few if fault else bench.known).prompts)
                 row["failed"] = [check.name for check in checks if not check.passed]
                 of_model.setdefault(kind, {})[fault or "good"] = row
                 print(kind, fault or "good", json.dumps(row), flush=True)
