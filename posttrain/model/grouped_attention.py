@@ -6,14 +6,15 @@ same numbers to the last bit. With 14 query heads on 2 of keys and values (Qwen2
 and 300 tokens, the copies take nine tenths of a decoding step's attention.
 """
 
+import importlib
 from typing import Any
 
 
 def share_keys_and_values() -> None:
     """Let attention without gradients, as in decoding and scoring, run on uncopied groups."""
     import torch
-    from transformers.integrations import sdpa_attention
 
+    sdpa_attention: Any = importlib.import_module("transformers.integrations.sdpa_attention")
     usual = sdpa_attention.use_gqa_in_sdpa
     if getattr(usual, "shares", False):
         return

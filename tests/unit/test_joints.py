@@ -102,8 +102,6 @@ posttrain/train/validation.py: validations are passed on to whoever follows the 
     transformers/trainer.py: Trainer.callback_handler Trainer.control
 posttrain/train/watch.py: the norms of all weights in one call
     torch/_C/_VariableFunctions.pyi: _foreach_norm
-posttrain/train/trackers/wandb_log.py: the dataset as an input of the run, offline too
-    wandb/sdk/wandb_run.py: Run._log_artifact(artifact_or_path)
 posttrain/train/trackers/wandb_choice.py: whether a key is there and valid, without a question
     wandb/sdk/lib/wbauth/__init__.py: authenticate_session
 posttrain/settings/trainer_fields.py: the fields of a config class are read from its source
@@ -129,6 +127,8 @@ posttrain/model/merged.py: the layers that an adapter changes, their base weight
     peft/tuners/lora/layer.py: LoraLayer.lora_magnitude_vector LoraLayer.scaling
     peft/tuners/lora/variants.py: DoraLinearVariant
     peft/utils/integrations.py: dequantize_module_weight(module)
+posttrain/model/grouped_attention.py: keys and values are not copied for each query head on a CPU
+    transformers/integrations/sdpa_attention.py: use_gqa_in_sdpa(attention_mask, key, value)
 posttrain/model/fused_lora.py: LoRA layers without anything that this formula leaves out
     peft/tuners/lora/__init__.py: LoraLayer
     peft/tuners/lora/layer.py: LoraLayer.lora_variant LoraLayer.lora_bias LoraLayer.lora_dropout

@@ -15,7 +15,6 @@ from eval.measures import KINDS, Change, Judged, compare, headline, kind
 from eval.stats import Measure
 from posttrain.base.errors import ConfigError
 from posttrain.report import (
-    already_finished,
     comparison_table,
     read_run,
     summary_table,
@@ -231,13 +230,6 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 def test_a_run_named_by_its_place(grpo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(grpo)
     assert "grpo_demo" in comparison_table([Path(".")])
-
-
-def test_a_finished_run_says_so(grpo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert already_finished(grpo) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(f"{grpo} is a finished run")
-    assert comparison_table([grpo]) in out
 
 
 def report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
