@@ -376,10 +376,10 @@ def test_the_first_table_has_the_real_model() -> None:
     results = json.loads(COLD_START.read_text(encoding="utf-8"))
     assert "Qwen2.5-Coder-0.5B-Instruct" in results["model"]
     for name in ("strict", "lenient", "format_rate"):
-        values = results["sft"][name]
-        sides = (figures.plain(name, values[side]["value"]) for side in ("before", "after"))
-        what = f"{figures.label(name)}, {values['change']['n']} problems"
-        cells = [what, *sides, figures.change(name, from_json(Difference, values["change"]))]
+        change = from_json(Change, results["all_stages"][name])
+        sides = (figures.plain(name, side.value) for side in (change.before, change.after))
+        what = f"{figures.label(name)}, {change.n} problems"
+        cells = [what, *sides, figures.change(name, change)]
         assert f"| {' | '.join(cells)} |" in after_comment
 
 
@@ -387,20 +387,24 @@ def test_the_page_on_stages_has_the_real_model() -> None:
     page = text_of(ROOT / "docs" / "stages.md").partition("<!-- real results -->")[2]
     results = json.loads(COLD_START.read_text(encoding="utf-8"))
     for name in ("format_rate", "strict", "lenient"):
+        sides = [results["sft"][name]["before"], results["sft"][name]["after"]]
+        sides.append(results["all_stages"][name]["after"])
         cells = [
-            "{:.0f}% [{:.0f}, {:.0f}]".format(
+            "{:.1f}% [{:.1f}, {:.1f}]".format(
                 *(100 * side[key] for key in ("value", "low", "high"))
             )
-            for side in (results["sft"][name][when] for when in ("before", "after"))
+            for side in sides
         ]
-        assert f"| {figures.label(name)} | {' | '.join(cells)}" in page
+        assert f"| {figures.label(name)} | {' | '.join(cells)} |" in page
     assert f"| {results['sft']['strict']['before']['n']} problems |" in page
-    kept = results["sampled"]["right_in_form"] - results["sft"]["reply_loss"]["before"]["n"]
+    kept = results["sampled"]["kept"] - results["sft"]["reply_loss"]["before"]["n"]
     assert f"on {kept} own answers" in page
-    cut = [results["sft"]["truncated_rate"][side]["value"] for side in ("before", "after")]
-    assert "cut {:.0%} of the untrained replies, {:.0%} of the trained".format(*cut) in " ".join(
-        page.split()
+    assert results["grpo"][0]["frac_reward_zero_std"] == 0  # "every group", on the page
+    cut = results["all_stages"]["truncated_rate"]
+    shares = "{:.0%} of the untrained replies, {:.0%}".format(
+        cut["before"]["value"], cut["after"]["value"]
     )
+    assert shares in " ".join(page.split())
 
 
 def test_other_figures_are_those_of_the_committed_results() -> None:

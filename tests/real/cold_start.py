@@ -13,11 +13,14 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from eval.gsm8k import compare_replies, rescore
 from tests.helpers import ROOT, SHARED
 from tests.real import weights
 
@@ -82,8 +85,9 @@ def configs(folder: Path, model: str) -> dict[str, dict[str, Any]]:
             "prompt": {"system": SYSTEM},
             "training": {
                 **TRAINING,
-                "max_steps": 24,
-                "per_device_train_batch_size": 32,
+                "max_steps": 12,
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 4,
                 "num_generations": 8,
                 "max_completion_length": 128,
                 "learning_rate": 1e-4,
@@ -116,12 +120,18 @@ def results(folder: Path) -> dict[str, Any]:
     sides = {s: json.loads((run / f"eval/{s}.json").read_text()) for s in ("before", "after")}
     change = json.loads((run / "eval/comparison.json").read_text())
     steps = [json.loads(r) for r in (folder / "real_grpo/metrics.jsonl").read_text().splitlines()]
+    right = Counter(row["question"] for row in rows if row["total_reward"] == 3)
     names = ("strict", "lenient", "format_rate", "truncated_rate", "reply_loss")
+    base, tuned = (
+        [rescore(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in (run / "eval/before.jsonl", folder / "real_grpo/eval/after.jsonl")
+    )
     return {
         "sampled": {
             "replies": len(rows),
             "questions": len({row["question"] for row in rows}),
-            "right_in_form": sum(row["total_reward"] == 3 for row in rows),
+            "right_in_form": right.total(),
+            "kept": sum(min(2, count) for count in right.values()),
             "format_rate": sum(row["format_rate"] for row in rows) / len(rows),
         },
         "sft": {
@@ -136,6 +146,9 @@ def results(folder: Path) -> dict[str, Any]:
             for row in steps
             if "reward" in row
         ],
+        "all_stages": {
+            name: asdict(change) for name, change in compare_replies(base, tuned).items()
+        },
     }
 
 

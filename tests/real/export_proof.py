@@ -52,17 +52,6 @@ def fresh_base(source: Path, into: Path) -> Path:
             drawn = torch.randn(tensor.shape, generator=noise) * size
             tensors[name] = (tensor.float() + drawn).to(tensor.dtype)
     save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
-    path = into / "tokenizer.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    if tokenizer["model"].get("byte_fallback"):  # SmolLM2's, rebuilt from a GGUF file
-        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-        level |= {"use_regex": True}
-        digits = {"type": "Digits", "individual_digits": True}
-        steps = {"type": "Sequence", "pretokenizers": [digits, level]}
-        tokenizer |= {"normalizer": None, "post_processor": None, "pre_tokenizer": steps}
-        tokenizer["decoder"] = {**level, "add_prefix_space": True}
-        tokenizer["model"] |= {"unk_token": None, "fuse_unk": False, "byte_fallback": False}
-        path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     return into
 
 
