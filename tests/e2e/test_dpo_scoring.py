@@ -103,7 +103,7 @@ def test_scores_are_read_back_as_they_were_taken(
     comparison = scoring.compare_scores(taken, taken)
     assert {"reward_accuracy", "kl_per_token", "a/strict", "a/truncated_rate"} <= set(comparison)
     assert {"french_share", "french_share_without_system"} <= set(comparison)
-    assert all(values["difference"] == 0 for values in comparison.values())
+    assert all(change.difference == 0 for change in comparison.values())
     files = ("before", "before_replies", "before_replies_without_system", "before_samples")
     for name in (*files, "before_problems_a"):
         path = tmp_path / "eval" / f"{name}.jsonl"

@@ -130,6 +130,7 @@ def test_the_adapter_of_a_4_bit_policy_is_also_scored_on_16_bit_weights(
     assert again.returncode == 0 and "Loading" not in again.stdout
 
 
+@pytest.mark.long
 def test_text_answers_are_scored_by_the_rewards_of_the_run(tmp_path: Path) -> None:
     reward = "def long(completions, answer, **columns):\n"
     reward += "    return [float(len(c[-1]['content'])) for c in completions]\n"
@@ -196,6 +197,7 @@ def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
         score.check(run)
 
 
+@pytest.mark.long
 def test_files_of_an_sft_run_are_scored_on_its_problems(tmp_path: Path) -> None:
     run = tmp_path / "sft"
     result = run_script(

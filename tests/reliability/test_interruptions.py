@@ -81,7 +81,7 @@ def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module", params=["grpo", "sft", pytest.param("dpo", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["grpo", *(pytest.param(name, marks=pytest.mark.long) for name in ("sft", "dpo"))])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(name, folder) of an uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / request.param
@@ -228,6 +228,7 @@ def test_two_fresh_runs_are_identical_and_another_seed_is_not(
     assert losses(other) != losses(reference)
 
 
+@pytest.mark.long  # test_extension has the short one
 def test_a_finished_run_is_trained_on_with_the_steps_of_now(tmp_path: Path) -> None:
     """Also where it logs more rarely than before; and a card that a kill left out is made up. The
     number of threads, on which sums depend, stays that of the first start."""

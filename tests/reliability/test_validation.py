@@ -38,6 +38,7 @@ def environment(run: Path) -> Any:
     return json.loads((run / "environment.json").read_text(encoding="utf-8"))
 
 
+@LONG
 def test_a_run_that_collapses_ends_with_its_best_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
