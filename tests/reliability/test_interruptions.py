@@ -81,7 +81,10 @@ def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module", params=["grpo", *(pytest.param(name, marks=pytest.mark.long) for name in ("sft", "dpo"))])
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("sft", "dpo")]
+
+
+@pytest.fixture(scope="module", params=["grpo", *LONG])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(name, folder) of an uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / request.param
