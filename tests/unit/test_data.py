@@ -840,31 +840,27 @@ def test_the_fingerprint_tells_data_apart() -> None:
 # --- the scripts themselves ---------------------------------------------------------------------
 
 
-def asked_with(
-    ask: Ask, script: str, data: str, folder: Path, within: float, *more: str
-) -> tuple[str, float]:
+def asked_with(ask: Ask, script: str, data: str, folder: Path, *more: str) -> str:
     """What a script says to data that it cannot use."""
-    result, seconds = ask(
+    result = ask(
         script,
         *("--config", ROOT / "configs" / f"{script}_demo.yaml"),
         *("--output", folder / "run"),
         f"data.train.path={data}",
         *more,
-        within=within,
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
     assert not (folder / "run").exists()
-    return result.stderr, seconds
+    return result.stderr
 
 
 @pytest.mark.parametrize("bad", [UNREADABLE[9], BAD_PAIRS[0], BAD_PAIRS[13]], ids=str)
 def test_dpo_refuses_bad_data_before_anything_is_loaded(bad: Bad, ask: Ask, tmp_path: Path) -> None:
     path = write(tmp_path / bad.name, bad.content)
-    said, seconds = asked_with(ask, "dpo", str(path), tmp_path, 3)
+    message = asked_with(ask, "dpo", str(path), tmp_path)
     for part in (f"error: {path}", *bad.says):
-        assert part in said
-    assert seconds < 3
+        assert part in message
 
 
 @pytest.mark.parametrize("bad", [UNREADABLE[2], BAD_PROBLEMS[0], BAD_PROBLEMS[-1]], ids=str)
@@ -874,17 +870,15 @@ def test_grpo_refuses_bad_data_before_anything_is_loaded(
     path = write(tmp_path / bad.name, bad.content)
     evaluation = write(tmp_path / "held_out.jsonl", jsonl(HELD_OUT))
     more = f"data.eval.path={evaluation}"
-    said, seconds = asked_with(ask, "grpo", str(path), tmp_path, 3, more)
+    message = asked_with(ask, "grpo", str(path), tmp_path, more)
     for part in (f"error: {path}", *bad.says):
-        assert part in said
-    assert seconds < 3
+        assert part in message
 
 
-def test_a_hub_name_offline_is_answered_without_delay(ask: Ask, tmp_path: Path) -> None:
-    said, seconds = asked_with(ask, "dpo", "someone/some-pairs", tmp_path, 8)
-    assert "error: someone/some-pairs[train]: neither a local file or folder nor" in said
-    assert "HF_HUB_OFFLINE is set" in said
-    assert seconds < 8  # nearly all of it is the import of the datasets library
+def test_a_hub_name_offline_is_refused(ask: Ask, tmp_path: Path) -> None:
+    message = asked_with(ask, "dpo", "someone/some-pairs", tmp_path)
+    assert "error: someone/some-pairs[train]: neither a local file or folder nor" in message
+    assert "HF_HUB_OFFLINE is set" in message
 
 
 @pytest.mark.parametrize(

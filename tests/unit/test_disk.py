@@ -33,7 +33,7 @@ def test_a_file_where_a_folder_should_be(ask: Ask, tmp_path: Path, command: str)
     (tmp_path / "file").write_text("precious")
     for output in (tmp_path / "file", tmp_path / "file" / "inside"):
         arguments = [*commands(run)[command], "--output", str(output)]
-        result, _ = ask(command, *arguments, within=10)
+        result = ask(command, *arguments)
         assert result.returncode == 2, result.stderr
         said = f"error: --output {output}: {tmp_path / 'file'} is a file; give a folder\n"
         assert result.stderr == said
@@ -61,6 +61,6 @@ def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_the_system_refuses_is_one_line(ask: Ask, tmp_path: Path) -> None:
     """Where nothing told it before: /sys takes no folders, not even from root."""
     arguments = ["--config", str(CONFIGS[0]), "--output", "/sys/kernel/run"]
-    result, _ = ask("dpo" if "dpo" in CONFIGS[0].name else "grpo", *arguments, within=10)
+    result = ask("dpo" if "dpo" in CONFIGS[0].name else "grpo", *arguments)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ") and "/sys/kernel" in result.stderr

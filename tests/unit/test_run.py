@@ -59,10 +59,6 @@ def test_an_early_interrupt_leaves_no_traceback(tmp_path: Path, delay: float) ->
     assert "Traceback" not in said and "KeyboardInterrupt" not in said
 
 
-def test_second_call_has_under_a_second_of_overhead(tmp_path: Path) -> None:
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        assert run("python", "-c", "", cwd=tmp_path).returncode == 0
-        times.append(time.monotonic() - started)
-    assert min(times) < 1
+def test_a_second_call_installs_nothing(tmp_path: Path) -> None:
+    result = run("python", "-c", "", cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

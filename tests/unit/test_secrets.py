@@ -150,7 +150,7 @@ def test_a_secret_on_the_command_line(
     ask: Ask, script: str, arguments: list[str], named: str
 ) -> None:
     config = f"configs/{script}_demo.yaml"
-    result, _ = ask(script, "--config", config, *arguments, within=1.0)
+    result = ask(script, "--config", config, *arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.startswith(f"error: {named}")
@@ -161,14 +161,14 @@ def test_a_secret_on_the_command_line(
 def test_a_secret_in_a_config_file(ask: Ask, tmp_path: Path) -> None:
     text = DEMO.read_text(encoding="utf-8").replace("run:\n", f"run:\n  hub_token: {HUB}\n")
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
-    result, _ = ask("dpo", "--config", tmp_path / "mine.yaml", within=1.0)
+    result = ask("dpo", "--config", tmp_path / "mine.yaml")
     assert result.returncode == 2
     assert f"{tmp_path}/mine.yaml: run.hub_token: a secret has no place here" in result.stderr
     assert HUB not in result.stderr
 
 
 def test_evaluate_refuses_one_too(ask: Ask) -> None:
-    result, _ = ask("evaluate", "--model", VALUES["password in a URL"], "--data", "x", within=1.0)
+    result = ask("evaluate", "--model", VALUES["password in a URL"], "--data", "x")
     assert result.returncode == 2
     assert "argument 2 holds a password in a URL" in result.stderr
     assert "pa55word" not in result.stderr

@@ -60,12 +60,12 @@ def test_a_signal_ends_it(
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    assert reached.wait(30)
-    time.sleep(0.5)  # until the answers before it are on the disk
+    assert reached.wait(120)
+    time.sleep(2)  # until the answers before it are on the disk
     sent = time.monotonic()
     started.send_signal(number)
-    _, said = started.communicate(timeout=30)
-    assert time.monotonic() - sent < 5
+    _, said = started.communicate(timeout=60)
+    assert time.monotonic() - sent < 20
     assert started.returncode == 128 + number
     assert f"stopped by {number.name}" in said and "Traceback" not in said
     rows = [json.loads(line) for line in (output / kept).read_text("utf-8").splitlines()]

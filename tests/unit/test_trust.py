@@ -118,7 +118,7 @@ def test_a_configuration_that_cannot_be_read(folder: Path, content: str) -> None
 def test_the_scripts_refuse_it_before_anything_heavy(ask: Ask, folder: Path) -> None:
     edit(folder / "config.json", auto_map={"AutoConfig": "evil.Config"})
     name = f"model.name={folder}"
-    result, _ = ask("dpo", "--config", "configs/dpo_demo.yaml", name, "--dry-run", within=5)
+    result = ask("dpo", "--config", "configs/dpo_demo.yaml", name, "--dry-run")
     assert result.returncode == 2
     assert "asks to run Python code" in result.stderr
 
