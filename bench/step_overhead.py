@@ -54,7 +54,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import command as config
 from posttrain.train import loop as training
 from posttrain.train.arguments import build_arguments
-from posttrain.train.trackers import start as integrations
+from posttrain.train.wandb_log import WandbLog
 from scripts import dpo, grpo
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "wandb", "tensorboard")
@@ -184,7 +184,8 @@ def build_project(
     choice = settings.tracking.model_copy(update={"report_to": TRACKERS if tracked else []})
     settings = settings.model_copy(update={"tracking": choice})
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    trackers = integrations.start_trackers(run, settings, {"data": "0" * 64})
+    wandb = WandbLog(run, settings)
+    wandb.start({"data": "0" * 64})
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if task == "grpo":
         problems, _ = load_problems(settings.data)
@@ -193,11 +194,11 @@ def build_project(
     else:
         pairs, _ = load_pairs(settings.data, settings.prompt)
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
-    trainer.add_callback(trackers.callback())
+    trainer.add_callback(wandb.callback())
 
     def train() -> None:
         training.train(trainer, settings, run, SCRIPTS[task].PROGRESS, None, {})
-        trackers.close(0)
+        wandb.close(0)
         files = [*folder.glob("wandb/offline-run-*/*.wandb"), *folder.glob("tensorboard/events*")]
         assert len(files) == 2 * tracked, files
 

@@ -2,7 +2,7 @@
 
     Session()   read the command line; look for an earlier run in the folder
     start       start Unsloth, check the device
-    open        the run folder, described, and the trackers
+    open        the run folder, described, and W&B
     load        the policy
     kept_scores the scores of an interrupted run, which are not taken again
     train       from the start or from the checkpoint, up to the adapter on the disk
@@ -17,6 +17,7 @@ Between these a script has what is its own: data, rewards, trainer and scores.
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,11 +40,13 @@ from posttrain.settings import DPOSettings, Export, GRPOSettings, SFTSettings, T
 from posttrain.settings.adapters import find_adapter
 from posttrain.settings.command import Command, parse_command_line
 from posttrain.train import loop
-from posttrain.train.trackers.start import keep_files_in, start_trackers
 from posttrain.train.validation import Measures, Validation
+from posttrain.train.wandb_log import WandbLog
 
 S = TypeVar("S", SFTSettings, DPOSettings, GRPOSettings)
 T = TypeVar("T")
+# Where transformers' integrations keep their files, unless the user's environment names a folder.
+TRACKER_FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "trackio": "TRACKIO_DIR"}
 
 
 class Session(Generic[S]):
@@ -74,7 +77,9 @@ class Session(Generic[S]):
             self.run.lock()  # also to look for its checkpoints, which sets damaged ones aside
         self._checkpoint = None if self.done else self.run.checkpoint(command.resume)
         self._facts: dict[str, Any] = {}
-        keep_files_in(self.run, self.settings.tracking.report_to)
+        for name, variable in TRACKER_FOLDERS.items():  # before the integrations are imported
+            if name in self.settings.tracking.report_to:
+                os.environ.setdefault(variable, str(self.run.path / name))
 
     def show_result(self) -> int:
         """Report a run that is done and export what it lacks; returns the exit code."""
@@ -139,7 +144,7 @@ class Session(Generic[S]):
         return tokenizer
 
     def open(self, rows: Sequence[Any]) -> None:
-        """Open the run folder and start the trackers; `rows` are all that is trained and scored on.
+        """Open the run folder and start W&B; `rows` are all that is trained and scored on.
 
         Raises:
             CheckpointError: the checkpoint is of other settings, data, weights or versions.
@@ -147,7 +152,8 @@ class Session(Generic[S]):
         self._check_checkpoint(rows)
         self.run.open(fresh=self._command.resume == "never")
         self.run.describe(self.settings, self._facts)
-        self._trackers = start_trackers(self.run, self.settings, self._facts)
+        self._wandb = WandbLog(self.run, self.settings)
+        self._wandb.start(self._facts)
 
     def _check_checkpoint(self, rows: Sequence[Any]) -> None:
         """Identify this run, and check that the checkpoint is of the same one."""
@@ -217,7 +223,7 @@ class Session(Generic[S]):
         Raises:
             CheckpointError: the best checkpoint is damaged.
         """
-        trainer.add_callback(self._trackers.callback())
+        trainer.add_callback(self._wandb.callback())
         if validation is not None:
             shown = {**shown, f"validation/{validation.by}": "validation"}
         try:
@@ -240,14 +246,14 @@ class Session(Generic[S]):
             f"{self.run.path}; the same command resumes from there"
         )
         report(self.run.path)
-        self._trackers.close(result["exit_code"])
+        self._wandb.close(result["exit_code"])
         return int(result["exit_code"])
 
     def end_unscored(self) -> int:
         """End a run that is not to be scored (run.score); returns the exit code."""
         self.run.describe(self.settings, self._facts)
         report(self.run.path)
-        self._trackers.close(0)
+        self._wandb.close(0)
         return 0
 
     def finish(self, comparison: Mapping[str, Change]) -> int:
@@ -256,7 +262,7 @@ class Session(Generic[S]):
         self.run.write_comparison(comparison)
         print()
         report(self.run.path)
-        self._trackers.finish()
+        self._wandb.finish()
         return after_training(self.run.path, self.settings.export)
 
 

@@ -14,8 +14,7 @@ scripts -> chat data/report demo doctor export train
 chat -> scoring
 doctor -> model
 export -> report scoring
-train -> model train/trackers
-train/trackers -> run
+train -> model
 scoring -> model
 model -> data run
 data/report -> data

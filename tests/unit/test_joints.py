@@ -102,7 +102,7 @@ posttrain/train/validation.py: validations are passed on to whoever follows the 
     transformers/trainer.py: Trainer.callback_handler Trainer.control
 posttrain/train/watch.py: the norms of all weights in one call
     torch/_C/_VariableFunctions.pyi: _foreach_norm
-posttrain/train/trackers/wandb_choice.py: whether a key is there and valid, without a question
+posttrain/train/wandb_log.py: whether a key is there and valid, without a question
     wandb/sdk/lib/wbauth/__init__.py: authenticate_session
 posttrain/settings/trainer_fields.py: the fields of a config class are read from its source
     trl/trainer/base_config.py: _BaseConfig

@@ -1,8 +1,7 @@
-"""Whether W&B takes part is decided at once; its real client writes what the run folder says."""
+"""Whether W&B takes part; its real client writes what the run folder holds."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,8 +22,8 @@ from posttrain.base.files import append_rows, write_json
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import check_packages, load_settings
-from posttrain.train.trackers.wandb_choice import Choice, choose, reachable
-from posttrain.train.trackers.wandb_log import WandbLog
+from posttrain.train import wandb_log
+from posttrain.train.wandb_log import WandbLog, choose
 from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 from tests.wandb_files import read_offline_run
@@ -46,7 +45,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def answering() -> Iterator[str]:
+def refusing() -> Iterator[str]:
     """A server that refuses every key."""
 
     class Refuse(BaseHTTPRequestHandler):
@@ -73,80 +72,38 @@ def answering() -> Iterator[str]:
 # --- the choice ---------------------------------------------------------------------------------
 
 
-def test_off_without_key_and_without_asking() -> None:
-    assert choose(asked=False) == Choice("off")
+def test_off_without_a_key_and_offline_where_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(requested=False)[0] == "off"
+    mode, why = choose(requested=True)
+    assert mode == "offline" and "WANDB_API_KEY" in why
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "offline")  # to upload the files from elsewhere
+    assert choose(requested=False) == ("offline", "WANDB_MODE is offline")
 
 
-def test_asked_without_key_is_offline() -> None:
-    choice = choose(asked=True)
-    assert choice.mode == "offline" and "WANDB_API_KEY" in choice.why
-
-
-def test_key_and_server(monkeypatch: pytest.MonkeyPatch, answering: str) -> None:
+def test_key_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", answering)
-    assert choose(asked=False) == Choice("online")
-    wandb.teardown()
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert choose(asked=True) == Choice("off")
-    wandb.teardown()
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert choose(asked=False).mode == "offline"
-
-
-def test_offline_mode_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sets it wants the files, to upload them from elsewhere."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert choose(asked=False) == Choice("offline", "WANDB_MODE is offline")
-
-
-def test_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answering: str) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", answering)
-    netrc = tmp_path / "netrc"
-    netrc.write_text(f"machine elsewhere login user password {KEY}\n")
-    assert choose(asked=False).mode == "off"
-    netrc.write_text(f"machine {urlsplit(answering).netloc} login user password {KEY}\n")
-    assert choose(asked=False).mode == "online"
-    wandb.teardown()
-    netrc.write_text("machine machine machine\nnonsense")
-    assert choose(asked=False).mode == "off"
-
-
-def test_a_key_that_cannot_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, mode in (("online", "online"), ("disabled", "off"), ("offline", "offline")):
+        monkeypatch.setenv("WANDB_MODE", given)
+        assert choose(requested=False)[0] == mode
+        wandb.teardown()
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    choice = choose(asked=False)
-    assert choice.mode == "offline" and "key cannot be used" in choice.why
+    mode, why = choose(requested=False)
+    assert mode == "offline" and "key cannot be used" in why
 
 
-def test_key_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+def test_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", CLOSED)
-    choice = choose(asked=False)
-    assert choice.mode == "offline" and "127.0.0.1 is out of reach" in choice.why
-    assert KEY not in choice.why
-
-
-def test_a_name_server_that_never_answers_costs_under_a_second(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    waiting = threading.Event()
-
-    def wait(*_: Any, **__: Any) -> None:
-        waiting.wait(30)
-        raise socket.gaierror
-
-    monkeypatch.setattr(socket, "getaddrinfo", wait)
-    started = time.monotonic()
-    assert not reachable("https://api.wandb.ai")
-    assert time.monotonic() - started < 15
-    waiting.set()
-
-
-def test_a_proxy_is_what_must_answer(monkeypatch: pytest.MonkeyPatch, answering: str) -> None:
-    monkeypatch.setenv("https_proxy", answering)
-    assert reachable("https://no-such-host.invalid")
-    monkeypatch.setenv("https_proxy", CLOSED)
-    assert not reachable("https://no-such-host.invalid")
+    netrc = tmp_path / "netrc"
+    for text, mode in (
+        (f"machine elsewhere login user password {KEY}\n", "off"),
+        (f"machine {urlsplit(CLOSED).netloc} login user password {KEY}\n", "online"),
+        ("machine machine machine\nnonsense", "off"),
+    ):
+        netrc.write_text(text)
+        assert choose(requested=False)[0] == mode
+        wandb.teardown()
 
 
 # --- names in the settings ----------------------------------------------------------------------
@@ -200,9 +157,9 @@ def record(path: Path) -> RunFolder:
 
 def mirror(run: RunFolder, steps: range) -> WandbLog:
     """W&B's part of a run that trains `steps`."""
-    settings = load_settings(GRPOSettings, CONFIG).model_dump(mode="json")
-    log = WandbLog(run, settings)
-    log.start(FACTS, asked=True)
+    tracked = load_settings(GRPOSettings, CONFIG, ["tracking.report_to=[wandb]"])
+    log = WandbLog(run, tracked)
+    log.start(FACTS)
     for step in steps:
         row = {"loss": step / 4, "rewards/a/mean": 1.0, "grad_norm": float("nan")}
         append_rows(run.metrics, [{"step": step, **row}])
@@ -220,10 +177,8 @@ def offline_runs(run: RunFolder) -> list[Path]:
 def test_everything_is_in_the_offline_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
     run = record(tmp_path / "run")
-    settings = load_settings(GRPOSettings, CONFIG).model_dump(mode="json")
-    monkeypatch.setenv("WANDB_BASE_URL", CLOSED)
+    settings = load_settings(GRPOSettings, CONFIG, ["tracking.report_to=[wandb]"])
     mirror(run, range(1, 4)).finish()
     (folder,) = offline_runs(run)
     out, err = capsys.readouterr()
@@ -231,7 +186,9 @@ def test_everything_is_in_the_offline_files(
     assert err == ""
     written = read_offline_run(folder)
     assert written.project == "posttrain" and written.name == "grpo_demo"
-    assert {name: written.config[name] for name in settings} == settings
+    assert {
+        name: written.config[name] for name in type(settings).model_fields
+    } == settings.model_dump(mode="json")
     assert written.config["environment"]["data"] == FACTS["data"]
     by_step = {row["_step"]: row for row in written.history}
     assert [by_step[step]["loss"] for step in (1, 2, 3)] == [0.25, 0.5, 0.75]
@@ -253,8 +210,6 @@ def test_everything_is_in_the_offline_files(
     assert records <= contents["grpo_demo-report"]
     adapter = json.loads(written.artifacts["grpo_demo-adapter"].metadata)
     assert adapter["data"] == FACTS["data"] and adapter["strict"]["value"] == 0.5
-    for path in run.path.rglob("*"):
-        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
     # What uploads it knows the files.
     listed = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", "--dry-run", folder],
@@ -289,23 +244,28 @@ def test_scores_of_a_run_that_had_only_to_be_scored_belong_to_its_last_step(
     assert history and {row["_step"] for row in history} == {3}
 
 
-def test_a_refused_key_falls_back_to_offline_quickly(
+@pytest.mark.parametrize("server", ["refuses", "is out of reach"])
+def test_without_a_server_it_falls_back_to_offline(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    answering: str,
+    refusing: str,
+    server: str,
 ) -> None:
+    monkeypatch.setattr(wandb_log, "START_SECONDS", 5.0)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", answering)
+    monkeypatch.setenv("WANDB_BASE_URL", refusing if server == "refuses" else CLOSED)
     run = record(tmp_path / "run")
     mirror(run, range(1, 3)).finish()
     out = capsys.readouterr().out
-    assert "the server refused" in out and KEY not in out
+    assert "W&B: no run on the server (" in out and KEY not in out
     (folder,) = offline_runs(run)
     assert len(read_offline_run(folder).history) == 2
+    for path in run.path.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
 
-def test_a_failing_client_is_told_once_and_ends_nothing(
+def test_a_failing_client_is_reported_once_and_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = record(tmp_path / "run")
@@ -316,16 +276,3 @@ def test_a_failing_client_is_told_once_and_ends_nothing(
         log.metrics(2, {"loss": 1.0})
     log.finish()
     assert capsys.readouterr().out.count("W&B failed") == 1
-
-
-def test_without_a_network_the_start_does_not_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", CLOSED)
-    log = WandbLog(record(tmp_path), load_settings(GRPOSettings, CONFIG).model_dump(mode="json"))
-    started = time.monotonic()
-    log.start(FACTS, asked=False)
-    assert time.monotonic() - started < 30  # the client's own patience is 90 s
-    assert log.active
-    log.finish()

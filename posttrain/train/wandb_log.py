@@ -5,6 +5,8 @@ are W&B's own `_step` and `_runtime`), and tables, pictures and artifacts are ma
 Not transformers' callback, which renames every metric, lets a failure of W&B end the training, and
 knows neither samples nor scores nor a resumed run.
 
+On when there is a key (WANDB_API_KEY, or ~/.netrc), `tracking.report_to` names wandb, or WANDB_MODE
+is offline, which needs no key. Offline where the key cannot be used or the server does not answer.
 W&B's own WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and WANDB_BASE_URL apply.
 """
 
@@ -16,24 +18,58 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
+from posttrain.base.distributed import is_main
 from posttrain.base.errors import first_line
 from posttrain.base.files import jsonl_rows, not_finite, write_text
 from posttrain.base.paths import run_command
 from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import read_run
-from posttrain.train.trackers.wandb_choice import choose
+from posttrain.settings import Section
 
 P = ParamSpec("P")
 TABLE_ROWS = 1000
+START_SECONDS = 20.0
+"""How long to wait for the server before W&B goes offline."""
 FINISH_SECONDS = 300.0
 """How long the end of a run may wait for uploads; what is missing then is still on disk."""
+
+
+def choose(requested: bool) -> tuple[Literal["off", "offline", "online"], str]:
+    """Whether and how W&B takes part, and why, decided before it is started so that it never asks.
+
+    `requested`: the settings name wandb. The client is imported only where a key may be.
+    """
+    requested = requested or os.environ.get("WANDB_MODE") == "offline"
+    netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    hints = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    if not (requested or any(map(os.environ.get, hints)) or netrc.exists()):
+        return "off", ""
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    settings = wandb.setup().settings
+    if settings.mode == "disabled":
+        return "off", ""
+    try:
+        key = wbauth.authenticate_session(
+            host=settings.base_url, source="choose", prompt=False, update_session=False
+        )
+    except wandb.Error as error:
+        return "offline", f"its key cannot be used ({error})"
+    if not (key or requested):
+        return "off", ""
+    if settings.mode == "offline":
+        return "offline", "WANDB_MODE is offline"
+    if not key:
+        return "offline", "there is no key (WANDB_API_KEY, or `wandb login`)"
+    return "online", ""
 
 
 def harmless(
     method: Callable[Concatenate["WandbLog", P], None],
 ) -> Callable[Concatenate["WandbLog", P], None]:
-    """A failure of W&B is told once, and ends W&B's part instead of the run."""
+    """A failure of W&B is reported once, and ends W&B's part instead of the run."""
 
     def guarded(self: "WandbLog", /, *args: P.args, **kwargs: P.kwargs) -> None:
         if not self.active:
@@ -42,7 +78,7 @@ def harmless(
             method(self, *args, **kwargs)
         except Exception as error:
             self.active = False
-            print(f"W&B failed and is left out from here on: {error}")
+            print(f"W&B failed and is left out from now on: {error}")
 
     return guarded
 
@@ -50,46 +86,39 @@ def harmless(
 class WandbLog:
     """One W&B run beside the run folder. Does nothing unless W&B is on."""
 
-    def __init__(self, folder: RunFolder, settings: dict[str, Any]) -> None:
-        self.active = True
+    def __init__(self, folder: RunFolder, settings: Section) -> None:
+        self.active = is_main()
         self._folder = folder
-        self._settings = settings
+        self._settings = settings.model_dump(mode="json")
         self._data = ""
         self._run: Any = None
         self._step = 0
 
     @harmless
-    def start(self, facts: Mapping[str, Any], asked: bool) -> None:
-        """Open the run, or go on with the one that the run folder knows, if W&B is on.
+    def start(self, facts: Mapping[str, Any]) -> None:
+        """Open a run, or the one that the run folder names, if W&B is on.
 
         `facts` are shown as its environment; `data` among them is the fingerprint of the data.
         """
-        os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what there is to say
-        choice = choose(asked)
-        if choice.mode == "off":
-            self.active = False
-        elif choice.mode == "offline":
-            self._start_offline(choice.why, facts)
-        else:
+        os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours replaces its own
+        mode, why = choose("wandb" in self._settings["tracking"]["report_to"])
+        self.active = mode != "off"
+        if mode == "online":
             try:
                 self._init("online", facts)
+                print(f"W&B: {self._run.url}")
             except Exception as error:  # a wrong key, a server that does not answer
                 import wandb
 
                 wandb.teardown()  # it still holds the run's id
-                self._start_offline(f"the server refused ({first_line(error)})", facts)
-            else:
-                print(f"W&B: {self._run.url}")
-        if not self.active:
-            return
+                mode, why = "offline", f"no run on the server ({first_line(error)})"
+        if mode == "offline":
+            self._init("offline", facts)
+            upload = f"{run_command()} python -m wandb sync {Path(self._run.dir).parent}"
+            print(f"W&B: {why}, so its files stay here; upload them with {upload}")
         self._data = facts["data"]
         rows = jsonl_rows(self._folder.metrics, []) if self._folder.metrics.exists() else []
-        self._step = max((row["step"] for row in rows), default=0)  # of a run that is gone on with
-
-    def _start_offline(self, why: str, facts: Mapping[str, Any]) -> None:
-        self._init("offline", facts)
-        upload = f"{run_command()} python -m wandb sync {Path(self._run.dir).parent}"
-        print(f"W&B: {why}, so its files stay here; upload them with {upload}")
+        self._step = max((row["step"] for row in rows), default=0)  # of a resumed run
 
     def _init(self, mode: Literal["offline", "online"], facts: Mapping[str, Any]) -> None:
         import wandb
@@ -110,14 +139,13 @@ class WandbLog:
                 silent=True,
                 console="off",
                 disable_git=True,  # a remote's address may hold a password
-                init_timeout=20,
+                init_timeout=START_SECONDS,
                 finish_timeout=FINISH_SECONDS,
             ),
         )
 
     def callback(self) -> Any:
-        """A TrainerCallback that passes on what the trainer logs, and with each checkpoint the
-        tables."""
+        """A TrainerCallback: what the trainer logs, and with each checkpoint the tables."""
         from transformers import TrainerCallback  # not before Unsloth is imported
 
         log = self
@@ -160,18 +188,18 @@ class WandbLog:
 
     @harmless
     def finish(self) -> None:
-        """Scores, pictures and artifacts of a run that came to its end; then close."""
+        """Log scores, plots and artifacts of a finished run; then close."""
         import wandb
 
         self.tables()
-        found = read_run(self._folder.path, finished=True)
+        record = read_run(self._folder.path, finished=True)
         for name in ("before", "after", "comparison"):
-            for measure, values in getattr(found, name).items():
+            for measure, values in getattr(record, name).items():
                 for key, value in asdict(values).items():
                     self._run.summary[f"eval/{name}/{measure}/{key}"] = value
         for path in sorted((self._folder.path / "plots").glob("*.png")):
             self._run.log({f"plots/{path.stem}": wandb.Image(str(path))}, step=self._step)
-        after = {name: asdict(measure) for name, measure in found.after.items()}
+        after = {name: asdict(measure) for name, measure in record.after.items()}
         self._artifact("adapter", "model", ["adapter"], after)
         records = ["report.html", "config.yaml", "environment.json", "eval", "plots", "data"]
         self._artifact("report", "report", records, {})
@@ -184,7 +212,7 @@ class WandbLog:
         self.active = False
 
     def _artifact(self, what: str, kind: str, names: list[str], facts: dict[str, Any]) -> None:
-        """Log files and folders of the run folder, those that are there, as one artifact."""
+        """Log those of the files and folders that exist as one artifact."""
         import wandb
 
         paths = [p for p in (self._folder.path / name for name in names) if p.exists()]
