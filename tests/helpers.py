@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.settings.command import SETTINGS
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 # Beside the project, or carried inside it to a machine that has nothing else.
@@ -17,6 +18,7 @@ SHARED = next(
     (path for path in (ROOT.parent / "shared" / "data", ROOT / ".gpu" / "data") if path.is_dir()),
     ROOT.parent / "shared" / "data",
 )
+WARM = warm.Server({**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"})
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -31,17 +33,30 @@ needs_shared = pytest.mark.skipif(
 
 
 def run_script(
-    *arguments: str | Path, timeout: float = 600, cwd: Path = ROOT, **environment: str
+    *arguments: str | Path,
+    timeout: float = 600,
+    cwd: Path = ROOT,
+    stdin: str = "",
+    project: Path = ROOT,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python scripts/NAME.py ARGS` as a user would, offline; returns code and output."""
+    """Run `python scripts/NAME.py ARGS` of a project's folder offline; returns code and output.
+
+    In a fork of a process that has imported the libraries, where that makes no difference.
+    """
     name, *rest = (str(argument) for argument in arguments)
+    command = [str(project / "scripts" / f"{name}.py"), *rest]
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **environment}
+    if WARM.usable(variables):
+        return WARM.run(command, cwd, variables, timeout, stdin)
     return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *rest],
+        [sys.executable, *command],
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=timeout,
         cwd=cwd,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **environment},
+        env=variables,
     )
 
 

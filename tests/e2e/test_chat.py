@@ -119,14 +119,7 @@ def test_a_conversation_that_is_too_long_is_refused(weights: Weights) -> None:
 
 
 def chat(*arguments: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / "chat.py", *arguments],
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+    return run_script("chat", *arguments, stdin=given)
 
 
 def test_a_pipe(run: Path, weights: Weights) -> None:

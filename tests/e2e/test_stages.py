@@ -127,11 +127,11 @@ def distance(said: list[Any], model: Any) -> float:
 
 
 # Overrides, and how near log-probabilities are: the mean of a reply's tokens, and any token.
-# trl trains the adapter of 4-bit weights in bfloat16.
+# trl trains the adapter of 4-bit weights in bfloat16, which processors round differently.
 KINDS = {
     "float32": ([], 1e-5, 1e-5),
     "4 bits": (["model.load_in_4bit=true"], 0.02, 0.2),
-    "16 bits": (["model.dtype=bfloat16"], 0.01, 0.01),
+    "16 bits": (["model.dtype=bfloat16"], 0.01, 0.1),
     "dora": ([], 1e-5, 1e-5),
     "pissa": (["lora.init=pissa"], 1e-5, 1e-5),
 }

@@ -6,7 +6,6 @@ each script.
 """
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, copy_project
+from tests.helpers import ROOT, copy_project, run_script
 from tests.quickstarts.pages import blocks, commands, text_of
 
 pytestmark = pytest.mark.timeout(600)
@@ -49,15 +48,12 @@ def run(project: Path, command: str, code: int = 0) -> str:
     """A command of a page, in the project: what it prints, and says is wrong where that is asked
     for."""
     _, name, *words = shlex.split(command)
-    script = [] if name == "python" else [f"scripts/{name}.py"]
-    done = subprocess.run(
-        [sys.executable, *script, *words],
-        cwd=project,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    if name == "python":
+        done = subprocess.run(
+            [sys.executable, *words], cwd=project, capture_output=True, text=True, timeout=300
+        )
+    else:
+        done = run_script(name, *words, project=project, cwd=project)
     assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stderr if code else done.stdout
 
