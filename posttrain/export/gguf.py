@@ -35,13 +35,13 @@ def write_gguf(merged: Path, kind: str, into: Path, name: str, llama_cpp: str | 
         return
     quantizer = find_quantizer(tree)
     config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
-    own = "bf16" if config["dtype"] == "bfloat16" else "f16"
-    whole = into.with_name(f"{into.name}.{own}")
+    kind_16_bit = "bf16" if config["dtype"] == "bfloat16" else "f16"
+    file_16_bit = into.with_name(f"{into.name}.{kind_16_bit}")
     try:
-        _convert(tree, merged, own, whole, name)
-        run_tool([quantizer, whole, into, kind])
+        _convert(tree, merged, kind_16_bit, file_16_bit, name)
+        run_tool([quantizer, file_16_bit, into, kind])
     finally:
-        whole.unlink(missing_ok=True)
+        file_16_bit.unlink(missing_ok=True)
 
 
 def _convert(tree: Path, merged: Path, kind: str, into: Path, name: str) -> None:
@@ -52,11 +52,10 @@ def _convert(tree: Path, merged: Path, kind: str, into: Path, name: str) -> None
     except ExportError as error:
         if "pre-tokenizer was not recognized" in str(error):
             raise ConfigError(
-                "llama.cpp's converter does not know this tokenizer: its rules in tokenizer.json "
-                f"are not those of {', '.join(PRE_TOKENIZERS.values())} either. A file that splits "
-                "text differently would be wrong, so there is none; a newer llama.cpp may know "
-                "it: --llama-cpp TREE (export.llama_cpp). "
-                "merged_16bit does not need it"
+                "llama.cpp's converter does not know this tokenizer, and its rules in "
+                f"tokenizer.json are not those of {', '.join(PRE_TOKENIZERS.values())}: a GGUF "
+                "file would split text differently. Use merged_16bit, or a newer llama.cpp: "
+                "--llama-cpp TREE (export.llama_cpp)"
             ) from None
         if "is not supported" in str(error):
             raise ConfigError(f"llama.cpp cannot hold this model: {error}") from None

@@ -1,8 +1,6 @@
 """Upload a trained model to the hub: only on request, private by default, only proven files."""
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 from posttrain.base.errors import ConfigError, first_line
@@ -26,28 +24,24 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
     Raises:
         ConfigError: an export is missing or was not proven, or the hub refuses.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    files = to_upload(run, exports)
+    contents: dict[str, Path | bytes] = {file.name: file for file in to_upload(run, exports)}
+    config = contents.get("adapter_config.json")
+    if isinstance(config, Path):
+        contents["adapter_config.json"] = _without_local_path(config)
+    contents["README.md"] = render_model_card(run, repository).encode("utf-8")
     api = HfApi()
-    with tempfile.TemporaryDirectory(dir=run, prefix=".push-") as name:
-        folder = Path(name)
-        for file in files:
-            _link(file, folder / file.name)
-        (folder / "README.md").write_text(render_model_card(run, repository), encoding="utf-8")
-        try:
-            where = api.create_repo(repository, private=private, exist_ok=True)
-            api.upload_folder(
-                repo_id=where.repo_id,
-                folder_path=folder,
-                commit_message="Upload of a trained model",
-            )
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise ConfigError(
-                f"--push {repository}: the hub refuses: {first_line(error)} (is HF_TOKEN set?)"
-            ) from None
-    return str(where)
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        api.create_commit(url.repo_id, operations, commit_message="Upload of a trained model")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ConfigError(
+            f"--push {repository}: the hub refuses: {first_line(error)} (is HF_TOKEN set?)"
+        ) from None
+    return str(url)
 
 
 def to_upload(run: Path, exports: list[str]) -> list[Path]:
@@ -66,28 +60,21 @@ def to_upload(run: Path, exports: list[str]) -> list[Path]:
                 f"--push: the export {name} failed its parity check ({', '.join(failed)}); it is "
                 "not uploaded"
             )
-    wanted = [run / recorded[name].path for name in exports] or [run / "adapter"]
-    files = [f for path in wanted for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    paths = [run / recorded[name].path for name in exports] or [run / "adapter"]
+    files = [f for path in paths for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
     files = [file for file in files if file.name != "README.md"]  # the run's model card replaces it
     names = [file.name for file in files]
     if not files or len(set(names)) != len(names):
         raise ConfigError(
-            f"--push: {', '.join(exports) or 'adapter'}: nothing there, or two of a name"
+            f"--push: {', '.join(exports) or 'adapter'}: there are no files, or two with one name"
         )
     return files
 
 
-def _link(file: Path, target: Path) -> None:
-    """Link a file, or copy it if the file system has no links. In the adapter's config, the path
-    of the base model on this machine is shortened to its last part."""
-    if file.name == "adapter_config.json":
-        config = json.loads(file.read_text(encoding="utf-8"))
-        base = config["base_model_name_or_path"]
-        if Path(base).is_absolute() or (ROOT / base).is_dir():
-            config["base_model_name_or_path"] = Path(base).name
-        target.write_text(json.dumps(config, indent=2), encoding="utf-8")
-        return
-    try:
-        target.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, target)
+def _without_local_path(file: Path) -> bytes:
+    """An adapter's config in which the base model's path on this machine is its last part."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    if Path(base).is_absolute() or (ROOT / base).is_dir():
+        config["base_model_name_or_path"] = Path(base).name
+    return json.dumps(config, indent=2).encode("utf-8")

@@ -4,7 +4,6 @@ The tree comes from the source archive of llama-cpp-python, from the package ind
 configured for. Its hash is checked before anything in it runs. No git, no system packages.
 """
 
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -12,9 +11,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 from posttrain.base.errors import ConfigError, ExportError
 from posttrain.base.files import sha256
@@ -46,12 +46,12 @@ def find_tree(requested: str | None) -> Path:
     """The llama.cpp tree that the user names, else the pinned one, which is fetched if needed.
 
     Raises:
-        ConfigError: the folder is no llama.cpp tree, or the archive is missing or another one.
+        ConfigError: the folder is not a llama.cpp tree, or the archive is missing or another one.
     """
     named = Path(requested).expanduser().absolute() if requested else None
     if named and not named.is_file():
         if not (named / CONVERTER).is_file():
-            raise ConfigError(f"{named} is no llama.cpp tree: there is no {CONVERTER} in it")
+            raise ConfigError(f"{named} is not a llama.cpp tree: there is no {CONVERTER} in it")
         return named
     tree = cached_tree()
     with _locked():
@@ -68,9 +68,9 @@ def find_quantizer(tree: Path) -> Path:
         ConfigError: the user's own tree does not have it, or there is no C++ compiler.
         ExportError: the build failed.
     """
-    for place in (tree, tree / "build" / "bin"):
-        if (place / QUANTIZER).is_file():
-            return place / QUANTIZER
+    for folder in (tree, tree / "build" / "bin"):
+        if (folder / QUANTIZER).is_file():
+            return folder / QUANTIZER
     if tree != cached_tree():
         raise ConfigError(
             f"{tree} has no {QUANTIZER} in it or in build/bin; build it there with: "
@@ -105,30 +105,22 @@ def run_tool(command: Sequence[str | Path], **options: str) -> str:
     return result.stdout
 
 
-@contextmanager
-def _locked() -> Iterator[None]:
-    """Let one process at a time fetch or build. A lock ends with its process."""
+def _locked() -> FileLock:
+    """Let one process at a time fetch or build."""
     cache_folder().mkdir(parents=True, exist_ok=True)
-    with open(cache_folder() / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return FileLock(cache_folder() / ".lock")
 
 
 def _download(work: Path) -> Path:
-    """Download the pinned source archive; returns its path.
-
-    To read the archive's metadata, pip may fetch a build tool, after it has checked the hash.
-    Nothing is compiled.
-    """
+    """Download the pinned source archive; returns its path. Nothing is compiled."""
     print(f"Fetching llama.cpp (llama-cpp-python {VERSION}, 77 MB, once)")
     pinned = f"llama-cpp-python=={VERSION} --hash=sha256:{SHA256}"
     try:
         pip_download([pinned], work, "--no-binary", "llama-cpp-python")
     except ExportError as error:
         raise ConfigError(
-            f"llama.cpp cannot be fetched: {error}\n  Where there is no network, name a llama.cpp "
-            f"tree or the file llama_cpp_python-{VERSION}.tar.gz with --llama-cpp "
-            "(export.llama_cpp)"
+            f"llama.cpp cannot be fetched: {error}\n  Without a network, give a llama.cpp tree or "
+            f"llama_cpp_python-{VERSION}.tar.gz with --llama-cpp (export.llama_cpp)"
         ) from None
     return work / f"llama_cpp_python-{VERSION}.tar.gz"
 
@@ -136,8 +128,9 @@ def _download(work: Path) -> Path:
 def pip_download(pinned: Sequence[str], folder: Path, *options: str) -> None:
     """Download packages, installing none, with pip, which knows this machine's package index.
 
-    `pinned` are lines of a requirements file with their hashes; `options` are those of
-    `pip download`.
+    Args:
+        pinned: lines of a requirements file with their hashes.
+        options: those of `pip download`.
 
     Raises:
         ExportError: pip failed, or a hash differs; holds the end of pip's output.

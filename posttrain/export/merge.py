@@ -32,7 +32,7 @@ def check_adapter(adapter: Path, base: Path) -> None:
     tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
     if reason := obstacle(read_adapter(adapter), bool(tied)):
         raise ConfigError(
-            f"{adapter} {reason}; export.py merges LoRA, rsLoRA and DoRA on linear layers"
+            f"{adapter} {reason}; an export merges LoRA, rsLoRA and DoRA on linear layers"
         )
 
 
@@ -55,12 +55,13 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{adapter} does not fit its base model: {reason}") from None
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     with safe_open(path, "pt") as file:
-        odd = set(file.keys()) ^ set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if odd:
+        unmatched = expected ^ set(file.keys())
+    if unmatched:
         raise ConfigError(
-            f"{adapter} does not fit its base model: {len(odd)} tensors are on one side only, such "
-            f"as {min(odd)}"
+            f"{adapter} does not fit its base model: {len(unmatched)} tensors are in only one of "
+            f"them, such as {min(unmatched)}"
         )
     for name, layer in model.base_model.model.named_modules():
         if isinstance(layer, LoraLayer) and not isinstance(layer.get_base_layer(), torch.nn.Linear):
@@ -96,8 +97,8 @@ def merge(model: Any, base: Path, adapter: Path, dtype: str, into: Path) -> None
 
 
 def generation_settings(base: Path, tokenizer: Any) -> Any:
-    """Greedy decoding with the end tokens of the base and of the tokenizer. The base's sampling
-    settings (temperature, repetition penalty) are left out: the training did not use them."""
+    """Greedy decoding with the end tokens of the base and of the tokenizer, without the base's
+    sampling settings (temperature, repetition penalty), which the training did not use."""
     from transformers import GenerationConfig
 
     ends = end_tokens_of(base, tokenizer)
@@ -115,7 +116,7 @@ def end_tokens_of(base: Path, tokenizer: Any) -> list[int]:
 
 
 def _declared(base: Path) -> Any:
-    """The generation settings that a model folder comes with."""
+    """The generation settings of a model folder."""
     from transformers import AutoConfig, GenerationConfig
 
     if (base / "generation_config.json").is_file():
@@ -127,8 +128,8 @@ def load_tokenizer(adapter: Path, base: Path) -> Any:
     """The tokenizer of the training: the copy in the adapter folder, else that of the base."""
     from transformers import AutoTokenizer
 
-    own = all((adapter / name).is_file() for name in TOKENIZER_FILES)
-    tokenizer = AutoTokenizer.from_pretrained(adapter if own else base)
+    has_copy = all((adapter / name).is_file() for name in TOKENIZER_FILES)
+    tokenizer = AutoTokenizer.from_pretrained(adapter if has_copy else base)
     if not tokenizer.chat_template:
         raise ConfigError(f"the tokenizer of {adapter} and {base} has no chat template")
     end_at_replies(tokenizer)

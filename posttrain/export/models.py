@@ -1,14 +1,14 @@
 """The models that an export compares: the adapter on its base, merged weights, a GGUF file.
 
 Each renders a conversation, tokenises a text, replies greedily, and lists the most probable next
-tokens at every place of a given reply. The adapter is computed in float32. A file is computed as
-its users compute it: merged weights in their own type, a GGUF file by llama.cpp.
+tokens at every position of a given reply. The adapter is computed in float32. A file is computed as
+its users compute it: merged weights in their type, a GGUF file by llama.cpp.
 """
 
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 
@@ -18,25 +18,9 @@ from posttrain.data.render import NONE, Variables, render, set_template_variable
 from posttrain.export.merge import generation_settings, load_tokenizer, put_adapter
 
 LISTED = 64
-"""Next tokens that are compared at each place, the most probable ones."""
+"""How many of the most probable next tokens are compared at each position."""
 Row = dict[int, float]
 """The most probable next tokens with their log-probabilities, in nats."""
-
-
-class Model(Protocol):
-    """What the check needs of a model."""
-
-    def render(self, conversation: Conversation) -> str:
-        """The prompt as text."""
-
-    def tokenize(self, text: str) -> list[int]:
-        """The tokens of a text, special tokens among them."""
-
-    def greedy(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
-        """A greedy reply to each prompt, with its end token if it ends."""
-
-    def rows(self, prompt: list[int], reply: list[int]) -> list[Row]:
-        """For each token of a given reply, what is most probable in its place."""
 
 
 class TorchModel:
@@ -50,12 +34,15 @@ class TorchModel:
         self.tokenizer, self._settings = tokenizer, settings
 
     def render(self, conversation: Conversation) -> str:
+        """The prompt as text."""
         return render(self.tokenizer, conversation, today=True)
 
     def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, including special tokens."""
         return token_ids(self.tokenizer, [text])[0]
 
     def greedy(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
+        """A greedy reply to each prompt, with its end token if it ends."""
         import torch
 
         ends = self._settings.eos_token_id
@@ -82,6 +69,7 @@ class TorchModel:
         return replies
 
     def rows(self, prompt: list[int], reply: list[int]) -> list[Row]:
+        """For each token of a given reply, what is most probable in its place."""
         import torch
 
         ids = torch.tensor([prompt + reply], device=self.model.device)
@@ -93,8 +81,7 @@ class TorchModel:
 
 
 def adapter_model(base: Path, adapter: Path, variables: Variables = NONE) -> TorchModel:
-    """The adapter on its base in float32, not merged. `variables` are those of the chat template,
-    prompt.chat_template_kwargs."""
+    """The adapter on its base in float32, not merged; `variables` go to the chat template."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -106,7 +93,7 @@ def adapter_model(base: Path, adapter: Path, variables: Variables = NONE) -> Tor
 
 
 def merged_model(folder: Path, variables: Variables = NONE) -> TorchModel:
-    """The model in a folder, in its own type; `variables` as of adapter_model."""
+    """The model in a folder, in the type of its weights; `variables` go to the chat template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
@@ -116,7 +103,7 @@ def merged_model(folder: Path, variables: Variables = NONE) -> TorchModel:
 
 
 class LlamaCpp:
-    """A model that a llama.cpp server runs, through those parts of its API that others lack."""
+    """A model that a llama.cpp server runs: the methods of TorchModel through its HTTP API."""
 
     def __init__(self, url: str, variables: Variables = NONE) -> None:
         self._client = httpx.Client(base_url=url, timeout=600, trust_env=False)
@@ -135,22 +122,22 @@ class LlamaCpp:
         return [list(self._complete(prompt, body)["tokens"]) for prompt in prompts]
 
     def rows(self, prompt: list[int], reply: list[int]) -> list[Row]:
-        """One request a token: llama.cpp lists what is probable after a text, not inside it. It
-        computes only what it has not computed for the request before.
+        """One request per token: llama.cpp lists probabilities only after a text, not inside it.
+        Each request reuses the cache of the one before.
 
-        It lists nothing where it writes half a character, so a bias, which the listed values are
-        without, makes it write a letter.
+        It lists nothing where it writes half a character, so a bias, which does not affect the
+        listed values, makes it write a letter.
         """
         body = {"n_predict": 1, "n_probs": LISTED, "logit_bias": [[self.tokenize("a")[0], 1e6]]}
         rows = []
         for n in range(len(reply)):
-            answer = self._complete(prompt + reply[:n], {**body, "cache_prompt": n > 0})
-            (step,) = answer["completion_probabilities"]
+            response = self._complete(prompt + reply[:n], {**body, "cache_prompt": n > 0})
+            (step,) = response["completion_probabilities"]
             rows.append({each["id"]: each["logprob"] for each in step["top_logprobs"]})
         return rows
 
     def _complete(self, prompt: list[int], body: dict[str, Any]) -> Any:
-        # Without a cache a reply depends on nothing but its prompt.
+        # Without a cache a reply depends on its prompt alone.
         greedy = {"prompt": prompt, "temperature": 0, "cache_prompt": False}
         return self._post("/completion", {**greedy, **body})
 
@@ -159,3 +146,6 @@ class LlamaCpp:
         if not response.is_success:
             raise ExportError(f"llama.cpp refused {path}: {response.text[:300]}")
         return response.json()
+
+
+Model = TorchModel | LlamaCpp

@@ -15,21 +15,21 @@ from typing import Any
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError, ExportError
 from posttrain.base.files import model_fingerprint, sync_folder
-from posttrain.base.lock import hold
 from posttrain.base.paths import shown
 from posttrain.base.progress import duration
 from posttrain.data.render import set_template_variables
 from posttrain.export import merge, parity, score
 from posttrain.export.gguf import write_gguf
-from posttrain.export.models import LlamaCpp, TorchModel, adapter_model, merged_model
+from posttrain.export.models import LlamaCpp, Model, TorchModel, adapter_model, merged_model
 from posttrain.export.ollama import export_ollama
-from posttrain.export.proof import Check, Record
+from posttrain.export.proof import Record
 from posttrain.export.source import Trained, base_folder
 from posttrain.export.texts import gate_texts
 from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.runtime import LIBRARIES
 from posttrain.report import export_words, next_steps
+from posttrain.run.results import Check
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
 from posttrain.settings import Export, Prompt
 
@@ -42,17 +42,16 @@ def export(trained: Trained, settings: Export) -> int:
         ExportError: a tool failed.
     """
     if not settings.to:
-        raise ConfigError("nothing to export: say --to merged_16bit,gguf:q8_0 (export.to)")
+        raise ConfigError("nothing to export: pass --to merged_16bit,gguf:q8_0 (export.to)")
     name, base = base_folder(trained, settings.base)
     merge.check_adapter(trained.adapter, base)
     check_folder(trained.output)
     trained.output.mkdir(parents=True, exist_ok=True)
-    lock = trained.output / ".export.lock"
-    lease = hold(lock, trained.output, "another export is writing there")
+    lease = score.lock(trained.output)
     with _quiet():
         exports = Exports(trained, settings, name, base)
         for target in exports.wanted:
-            if exports.is_proven(target):
+            if exports.proven[target]:
                 print(f"{target}: proven already, left as it is", flush=True)
             elif not exports.make(target) and target == MERGED:
                 break  # the other files are compared with these weights
@@ -67,7 +66,7 @@ def export(trained: Trained, settings: Export) -> int:
             print(f"  {target:12}  {shown(trained.output / path)}")
     code = score.in_a_process(trained.output, base, settings) if settings.score else 0
     if exports.unproven:
-        return code if code > 128 else ExportError.exit_code  # a signal's code, else what is worse
+        return code if code > 128 else ExportError.exit_code  # 128 + the number of a signal
     print(next_steps.after_export(trained.output, made, trained.name, trained.run))
     return code
 
@@ -86,21 +85,19 @@ class Exports:
         )
         self.unproven: list[str] = []
         self.wanted = in_order(settings.to)
+        self._prompt = Prompt.model_validate(trained.run.get("prompt") or {})
         self._gate = {"dtype": self.dtype, "parity": settings.parity.model_dump()}
-        self._proven = {t: self.record.proven(t, self._gate) for t in self.wanted}
-        left = [target for target in self.wanted if not self._proven[target]]
+        self.proven = {t: self.record.proven(t, self._gate) for t in self.wanted}
+        left = [target for target in self.wanted if not self.proven[target]]
         if left == [MERGED] and MERGED not in settings.to:
             left = []  # it was only needed to make files that are proven, and may be deleted
             self.wanted.remove(MERGED)
         print(f"Base: {base_name} ({stored}); merging in float32, rounded once to {self.dtype}")
         check_room(base, trained.output, left)
 
-    def is_proven(self, target: str) -> bool:
-        return self._proven[target]
-
     @cached_property
     def known(self) -> parity.Known:
-        """What the adapter says. Its model is not kept."""
+        """The reference. The adapter's model is not kept."""
         return self._reference(self._adapter())
 
     def _adapter(self) -> TorchModel:
@@ -110,10 +107,6 @@ class Exports:
     def _reference(self, adapter: TorchModel) -> parity.Known:
         texts = gate_texts(self.trained.run)
         return parity.reference(adapter, texts, self.settings.parity.new_tokens)
-
-    @property
-    def _prompt(self) -> Prompt:
-        return Prompt.model_validate(self.trained.run.get("prompt") or {})
 
     def make(self, target: str) -> bool:
         """Make, check and record one target; returns whether it is proven."""
@@ -143,46 +136,41 @@ class Exports:
             adapter = self._adapter()
             self.known = self._reference(adapter)
             merge.merge(adapter.model, self.base, self.trained.adapter, self.dtype, into)
-            del adapter  # out of memory before the merged model is loaded
-            sums = self._check_weights(into, MERGED)
-            merged = merged_model(into, self.known.texts.variables)
-            limit = self.settings.parity.max_divergence_16_bit
-            return [*sums, *parity.check_model(merged, self.known, limit)]
+            del adapter  # frees its memory before the merged model is loaded
+            return self._checks(into, MERGED, merged_model(into, self.known.texts.variables))
 
-        return _whole(self.trained.output / MERGED, write)
+        return _in_place(self.trained.output / MERGED, write)
 
     def _gguf(self, kind: str) -> tuple[Path, list[Check]]:
         merged, name = self.trained.output / MERGED, self.trained.name
-        limits = self.settings.parity.model_dump()
 
         def write(into: Path) -> list[Check]:
             write_gguf(merged, kind, into, name, self.settings.llama_cpp)
-            sums = self._check_weights(into, kind)
             with serve(into, context=self.known.longest + 8) as url:
-                file = LlamaCpp(url, self.known.texts.variables)
-                limit = limits.get(f"max_divergence_{kind}", limits["max_divergence_16_bit"])
-                return [*sums, *parity.check_model(file, self.known, limit)]
+                return self._checks(into, kind, LlamaCpp(url, self.known.texts.variables))
 
-        return _whole(self.trained.output / "gguf" / f"{name}-{kind}.gguf", write)
+        return _in_place(self.trained.output / "gguf" / f"{name}-{kind}.gguf", write)
 
-    def _check_weights(self, file: Path, kind: str) -> list[Check]:
-        return check_weights(self.base, self.trained.adapter, file, kind, self.dtype)
+    def _checks(self, path: Path, kind: str, model: Model) -> list[Check]:
+        """The proof of a file: its weights, and what they compute."""
+        limits = self.settings.parity.model_dump()
+        limit = limits.get(f"max_divergence_{kind}", limits["max_divergence_16_bit"])
+        weights = check_weights(self.base, self.trained.adapter, path, kind, self.dtype)
+        return [*weights, *parity.check_model(model, self.known, limit)]
 
     def _ollama(self) -> tuple[Path, list[Check]]:
         gguf = next(target for target in self.wanted if target.startswith("gguf:"))
         entry = self.record.content["exports"][gguf]
-        checks = [Check("proven_gguf", gguf, gguf, bool(entry["proven"]))]
-        prompt = self._prompt
         tokenizer = merge.load_tokenizer(self.trained.adapter, self.base)
-        set_template_variables(tokenizer, prompt.chat_template_kwargs)
-        path, more = export_ollama(
+        set_template_variables(tokenizer, self._prompt.chat_template_kwargs)
+        path, check = export_ollama(
             self.trained.output / entry["path"],
             tokenizer,
-            prompt,
+            self._prompt,
             tokenizer.convert_ids_to_tokens(merge.end_tokens_of(self.base, tokenizer)),
             sampling(self.trained.run),
         )
-        return path, [*checks, *(Check(**check) for check in more)]
+        return path, [Check("proven_gguf", gguf, gguf, bool(entry["proven"])), check]
 
 
 def sampling(run: dict[str, Any]) -> dict[str, float]:
@@ -192,7 +180,7 @@ def sampling(run: dict[str, Any]) -> dict[str, float]:
     return {"temperature": temperature, **{name: FULL_DISTRIBUTION[name] for name in matters}}
 
 
-def _whole(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, list[Check]]:
+def _in_place(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, list[Check]]:
     """Write and check a file or folder under a temporary name, then rename it.
 
     The name holds the process id, because a tool of an earlier, killed export may still write.
@@ -201,16 +189,17 @@ def _whole(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, lis
     for leftover in final.parent.glob(f".{final.name}.*"):
         _remove(leftover)
     partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    old = partial.with_suffix(".old")
     checks = write(partial)
     for path in [partial, *partial.rglob("*")]:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
     if final.exists():
-        os.replace(final, final.with_name(f".{final.name}.{os.getpid()}.old"))
+        os.replace(final, old)
     os.replace(partial, final)
     sync_folder(final.parent)
-    _remove(final.with_name(f".{final.name}.{os.getpid()}.old"))
+    _remove(old)
     return final, checks
 
 

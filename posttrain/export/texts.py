@@ -26,8 +26,7 @@ PROBLEMS = (
     "Léa a 14 billes et en gagne 9. Combien de billes a-t-elle ?",
     "Un cahier coûte 3 euros. Combien coûtent 11 cahiers ?",
 )
-# All in Unicode's composed form (NFC). The tokenizer composes its input and llama.cpp does not, so
-# an accent typed as two characters gives other tokens there, with any file.
+# All in Unicode's composed form (NFC): the tokenizer composes its input and llama.cpp does not.
 STRINGS = (
     "Hello, world! It's 12:30, isn't it?",
     "I'VE told you'd, we'll, they're; don't   worry\t\ttwice.",
@@ -48,9 +47,9 @@ class Texts:
     """The inputs of one check."""
 
     conversations: list[Conversation]
-    """Answered greedily by the adapter; its replies are what distributions are compared on."""
+    """Answered greedily by the adapter; distributions are compared on its replies."""
     variables: Variables = field(default_factory=dict)
-    """What the run gave the chat template, prompt.chat_template_kwargs."""
+    """The run's prompt.chat_template_kwargs."""
 
 
 def gate_texts(run: dict[str, Any]) -> Texts:
@@ -63,28 +62,28 @@ def gate_texts(run: dict[str, Any]) -> Texts:
     if source:
         columns = data["columns"] if run["method"] == "grpo" else {}
         try:
-            own = load_evaluation(
+            held_out = load_evaluation(
                 Source.model_validate(source),
                 ProblemColumns.model_validate(columns),
                 data.get("answers", "number"),
             )
-            problems = [problem.question for problem in own]
+            problems = [problem.question for problem in held_out]
         except DataError as error:
-            print(f"The run's own problems cannot be read ({error}); using built-in ones")
-    asked = [*QUESTIONS, *problems[:4]]
-    return Texts([conversation(text, prompt) for text in asked], prompt.chat_template_kwargs)
+            print(f"note: the run's problems cannot be read, using built-in ones: {error}")
+    questions = [*QUESTIONS, *problems[:4]]
+    return Texts([conversation(text, prompt) for text in questions], prompt.chat_template_kwargs)
 
 
 def strings(tokenizer: Any) -> list[str]:
-    """STRINGS, and one with special tokens in it, which a user or a reply may write too."""
+    """STRINGS, and one with special tokens in it, which a user or a reply may contain."""
     special = dict.fromkeys((tokenizer.eos_token, tokenizer.pad_token))
     text = "not a turn".join(token for token in special if token)
     return [*STRINGS, f"<answer>42</answer>\n{text}\n{text}"]
 
 
 def template_cases(texts: Texts, tokenizer: Any) -> list[Conversation]:
-    """Conversations that two chat templates have to render in the same way: with several turns,
-    with a system turn if the tokenizer's template takes one, and without."""
+    """Conversations that two chat templates must render alike: with several turns, and with a
+    system turn if the tokenizer's template takes one."""
     plain = PromptFormat()
     turns = conversation("Bonjour !", plain)
     several = [*turns, {"role": "assistant", "content": "Salut."}, *conversation("Ça va ?", plain)]

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain.export.proof import Check, at_most
+from posttrain.export.proof import at_most
+from posttrain.run.results import Check
 
 MOST_ROW_ERROR = 0.75
-"""Of quantised types, the largest root mean square error of a row, in steps. Rounding costs 0.3,
-and 0.5 in a row of a few blocks; what is larger than a step is another weight."""
+"""For quantised types, the largest root mean square error of a row, in steps. Rounding costs 0.3,
+and 0.5 in a row of a few blocks; an error over one step means another weight."""
 HALF_A_STEP = 0.6
-"""Of 16-bit types, the largest error of any weight: rounding to the nearest value moves a weight by
-at most half a step. The rest allows for another order of float32 sums."""
+"""For 16-bit types, the largest error of any weight: rounding to the nearest value moves a weight
+by at most half a step. The rest allows for another order of float32 sums."""
 MOST_LOST = 0.25
-"""Share of training's change that may be lost."""
+"""Share of the change made by training that may be lost."""
 LEVELS = {"q8_0": 127, "q4_k_m": 15}
 """Steps from 0 to the largest weight of a block, and from the smallest to the largest."""
 BLOCK = 32  # weights in a row that are quantised together
@@ -32,11 +33,11 @@ Tensors = Iterator[tuple[str, Any]]
 def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) -> list[Check]:
     """Compare the weights of a file with W + scale B A, in float32.
 
-    - `weight_error`: the largest error of a weight, in steps of the type; in a quantised type, of a
-      row of a matrix, as its root mean square. Infinite if a tensor is missing, or is one too many.
+    - `weight_error`: the largest error of a weight, in steps of the type; in a quantised type, the
+      root mean square of a row of a matrix. Infinite if a tensor is missing or unexpected.
     - `learning_lost`: the share of the change from W that is lost: 0 if none, 1 if the file holds
-      W, -1 if the change was added twice (its size counts). It is the error's projection on the
-      change, so that rounding, which is the same in all directions, hardly moves it.
+      W, or if the change was added twice. It is the error's projection on the change, which
+      rounding, being the same in all directions, hardly moves.
 
     Args:
         file: The folder of merged weights, or a GGUF file.
@@ -50,12 +51,13 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
         LORA_TENSOR.sub(r".\1", name).removeprefix("base_model.model."): tensor.float()
         for name, tensor in load_file(adapter / "adapter_model.safetensors").items()
     }
-    before = dict(_places(base))
+    before = _paths(base)
     tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
     if tied:
         before.pop("lm_head.weight", None)  # a copy that is not read
     worst, lost, change, seen = 0.0, 0.0, 0.0, set()
-    for name, actual in _of_folder(file) if file.is_dir() else _of_gguf(file, base):
+    tensors: Tensors = ((name, _read(path, name)) for name, path in _paths(file).items())
+    for name, actual in tensors if file.is_dir() else _from_gguf(file, base):
         if name == "lm_head.weight" and tied:
             continue
         if name not in before:
@@ -79,7 +81,7 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
 
 
 def _error(error: Any, expected: Any, kind: str, dtype: str) -> float:
-    """The largest error of a tensor in rounding steps, as `check_weights` counts them."""
+    """The largest error of a tensor in rounding steps, as `check_weights` defines them."""
     import torch
 
     peak = float(expected.abs().max())
@@ -100,13 +102,15 @@ def _error(error: Any, expected: Any, kind: str, dtype: str) -> float:
     return worst
 
 
-def _places(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The names of the tensors in a folder, each with its file."""
+def _paths(folder: Path) -> dict[str, Path]:
+    """The file that holds each tensor of a model folder."""
     from safetensors import safe_open
 
+    paths: dict[str, Path] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
-            yield from ((name, path) for name in file.keys())  # noqa: SIM118  # not a mapping
+            paths.update(dict.fromkeys(file.keys(), path))
+    return paths
 
 
 def _read(path: Path, name: str) -> Any:
@@ -116,11 +120,7 @@ def _read(path: Path, name: str) -> Any:
         return file.get_tensor(name).float()
 
 
-def _of_folder(folder: Path) -> Tensors:
-    yield from ((name, _read(path, name)) for name, path in _places(folder))
-
-
-def _of_gguf(path: Path, base: Path) -> Tensors:
+def _from_gguf(path: Path, base: Path) -> Tensors:
     """The tensors of a GGUF file, dequantised, with the names and layout of transformers."""
     import torch
     from gguf import MODEL_ARCH_NAMES, GGUFReader, dequantize, get_tensor_name_map
@@ -137,14 +137,14 @@ def _of_gguf(path: Path, base: Path) -> Tensors:
     table = get_tensor_name_map(kind, config.num_hidden_layers)
     known = {table.get_name(name, (".weight", ".bias")): name for name in skeleton.state_dict()}
     for tensor in reader.tensors:
-        found = layout.process(
+        read = layout.process(
             dequantize(tensor.data, tensor.tensor_type),
             tensor.name,
             tensor_key_mapping=known,
             parsed_parameters={"tensors": {}},
         )
-        if found.name in known:
-            yield known[found.name], torch.from_numpy(found.weights.copy())
+        if read.name in known:
+            yield known[read.name], torch.from_numpy(read.weights.copy())
 
 
 def _expected(module: str, weight: Any, lora: dict[str, Any], config: dict[str, Any]) -> Any:

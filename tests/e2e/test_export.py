@@ -17,9 +17,9 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.export import gguf, llama_cpp, merge, models, parity, texts
-from posttrain.export.proof import Check
 from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import serve
+from posttrain.run.results import Check
 from posttrain.settings.export import Parity
 from tests.helpers import ROOT, make_adapter, run_script
 from tests.real.export_proof import edited, other_rope, other_template
@@ -278,7 +278,7 @@ def test_an_incomplete_adapter_is_refused(adapter: Path, tmp_path: Path) -> None
     weights = load_file(wrong / "adapter_model.safetensors")
     weights.pop(next(name for name in weights if "layers.2" in name))
     save_file(weights, wrong / "adapter_model.safetensors")
-    with pytest.raises(ConfigError, match=r"1 tensors are on one side only.*layers\.2"):
+    with pytest.raises(ConfigError, match=r"1 tensors are in only one of them.*layers\.2"):
         models.adapter_model(DEMO, wrong)
 
 

@@ -243,7 +243,7 @@ def test_without_a_finished_run_it_is_refused(tmp_path: Path, grpo: tuple[Path, 
         *("export", grpo[0] / "adapter", "--output", tmp_path / "elsewhere"),
         *("--to", "merged_16bit", "--score"),
     )
-    assert result.returncode == 2 and "no finished run folder" in result.stderr
+    assert result.returncode == 2 and "not a finished run folder" in result.stderr
     assert not (tmp_path / "elsewhere").exists()
     run = Path(shutil.copytree(grpo[0], tmp_path / "trained_on"))
     (run / "eval" / "comparison.json").unlink()

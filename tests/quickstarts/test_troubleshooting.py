@@ -235,7 +235,7 @@ def _(scene: Scene) -> str:
     return refused(base_folder, Trained(adapter, scene.tmp, "run", {}), None)
 
 
-@causes("a Modelfile cannot say")
+@causes("a Modelfile cannot express")
 def _(scene: Scene) -> str:
     tokenizer = pretrained.load_tokenizer(settings_of("grpo_demo").model)
     tokenizer.chat_template = (

@@ -23,10 +23,10 @@ from posttrain.base.files import write_json
 from posttrain.export import merge, models, parity
 from posttrain.export.gguf import write_gguf
 from posttrain.export.llama_cpp import find_quantizer, find_tree, run_tool
-from posttrain.export.proof import Check
 from posttrain.export.texts import gate_texts
 from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import serve
+from posttrain.run.results import Check
 from posttrain.settings.export import Parity
 from tests.helpers import ROOT, make_adapter
 from tests.real import weights

@@ -83,13 +83,13 @@ def test_turns_are_rendered_as_by_the_tokenizer(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str, tmp_path: Path) -> None:
-    """Replies of earlier turns, a start token that Ollama adds by itself, no system turn."""
+    """Replies of earlier turns, a start token that Ollama adds, no system turn."""
     tokenizer, bos = make_tokenizer(FAMILIES[name]), FAMILIES[name].bos
     variables = {"enable_thinking": False} if name == "qwen3" else {}
     set_template_variables(tokenizer, variables)
     system = None if name == "gemma" else SYSTEM
-    path, (check,) = export_ollama(tmp_path / "model.gguf", tokenizer, PromptFormat(system), [], {})
-    assert check["passed"] and check["value"] == 6
+    path, check = export_ollama(tmp_path / "model.gguf", tokenizer, PromptFormat(system), [], {})
+    assert check.passed and check.value == 6
     assert bos is None or bos not in path.read_text(encoding="utf-8")
     conversation = CONVERSATIONS[1][1 if name == "gemma" else 0 :]
     conversation = [{**turn, "content": turn["content"].strip()} for turn in conversation]
@@ -136,7 +136,7 @@ def test_qwens_own_system_prompt_is_found() -> None:
 
 def test_a_template_that_looks_back_is_refused() -> None:
     numbered = "{% for t in messages %}{{ messages|length }}{{ t.content }}{% endfor %}"
-    with pytest.raises(ConfigError, match="a Modelfile cannot say"):
+    with pytest.raises(ConfigError, match="a Modelfile cannot express"):
         turn_template(with_template(numbered))
     with pytest.raises(ConfigError, match="a user turn"):
         turn_template(with_template("{% for t in messages[1:] %}{{ t.content }}{% endfor %}"))
@@ -156,7 +156,7 @@ def test_the_modelfile_carries_what_the_gguf_does_not(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(ROOT / "assets" / "demo_model")
     gguf = tmp_path / "model-q8_0.gguf"
     parameters = {"temperature": 0, "repeat_penalty": 1, "num_ctx": 256}
-    path, checks = export_ollama(gguf, tokenizer, PromptFormat(SYSTEM), ["<|end|>"], parameters)
+    path, check = export_ollama(gguf, tokenizer, PromptFormat(SYSTEM), ["<|end|>"], parameters)
     lines = path.read_text(encoding="utf-8").split("\n")
     assert lines[0] == "FROM ./model-q8_0.gguf"
     assert f'SYSTEM """{SYSTEM}"""' in lines
@@ -164,8 +164,7 @@ def test_the_modelfile_carries_what_the_gguf_does_not(tmp_path: Path) -> None:
     assert stops == ['"<|im_end|>"', '"<|end|>"', '"<|endoftext|>"']
     assert "PARAMETER temperature 0" in lines
     assert "PARAMETER num_ctx 256" in lines
-    assert checks[0]["passed"]
-    assert checks[0]["value"] == checks[0]["limit"] == 6
+    assert check.passed and check.value == check.limit == 6
 
 
 def test_a_template_that_changes_a_text_fails_the_check(tmp_path: Path) -> None:
@@ -173,7 +172,7 @@ def test_a_template_that_changes_a_text_fails_the_check(tmp_path: Path) -> None:
     template = (
         "{% for t in messages %}<{{ t.role }}>{{ t.content|replace('quotes', '') }}{% endfor %}"
     )
-    _, checks = export_ollama(
+    _, check = export_ollama(
         tmp_path / "model.gguf", with_template(template), PromptFormat(), [], {}
     )
-    assert not checks[0]["passed"]
+    assert not check.passed

@@ -84,8 +84,8 @@ def test_the_ollama_file_says_which_date_it_carries(
     tokenizer = with_template(DATED)
     set_template_variables(tokenizer, {"date_string": "26 Jul 2024"} if chosen else {})
     prompt = PromptFormat("Réponds.")
-    path, (check,) = export_ollama(tmp_path / "model.gguf", tokenizer, prompt, [], {})
-    assert check["passed"]
+    path, check = export_ollama(tmp_path / "model.gguf", tokenizer, prompt, [], {})
+    assert check.passed
     date = "26 Jul 2024" if chosen else "01 Jan 2026"
     assert f"Today Date: {date}" in path.read_text(encoding="utf-8")
     assert ("in an Ollama export too" in capsys.readouterr().out) != chosen

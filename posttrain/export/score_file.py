@@ -1,0 +1,226 @@
+"""Score one exported file: its answers to the held-out rows, paired with the adapter's.
+
+Files of GRPO and SFT runs answer problems. Files of DPO runs reply to prompts, and are compared by
+language, length, end and repetition.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eval import measures
+from eval.gsm8k import (
+    Problem,
+    Reply,
+    Score,
+    compare_replies,
+    completion_of,
+    score_reply,
+    summarise,
+)
+from eval.measures import TOTAL
+from eval.preference import Pair
+from eval.replies import PromptReply
+from eval.rewarded import Scorer
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.files import (
+    append_rows,
+    cut_off_half_line,
+    fingerprint,
+    jsonl_rows,
+    rows_of,
+    write_text,
+)
+from posttrain.base.progress import progress_bar
+from posttrain.data.problems import load_evaluation, load_scored_problems
+from posttrain.run.folder import RunFolder
+from posttrain.run.replies import check_request, claim, read_replies, resume, score_again
+from posttrain.run.results import paired
+from posttrain.scoring import answers, pairs, reward_functions
+from posttrain.scoring.answers import Asking
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
+
+Scored = tuple[float | None, dict[str, object]]
+"""Tokens per second of the answers that were still missing, if any were, and the score."""
+
+
+@dataclass(frozen=True)
+class File:
+    """What is scored, and where its answers are stored."""
+
+    run: Path
+    asking: Asking
+    weights: str | None
+    """Fingerprint of the weights."""
+    folder: Path
+
+    def request(self, **more: Any) -> dict[str, Any]:
+        """What the answers in the folder depend on. The run folder may be moved. Answers to another
+        request, such as those of a file that was made again, are removed."""
+        evaluation = self.asking.evaluation
+        request = {
+            "model": os.path.relpath(self.asking.model, self.run),
+            "weights": self.weights,
+            **self.asking.precision,
+            "chat_template_kwargs": dict(self.asking.variables) or None,
+            "temperature": evaluation.temperature,
+            "max_new_tokens": evaluation.max_new_tokens,
+            "stop_at_answer": evaluation.stop_at_answer,
+            "seed": self.asking.seed,
+            **more,
+        }
+        try:
+            check_request(self.folder, request)
+        except ConfigError:
+            print("  the stored answers were to another request; answering again")
+            for name in ("replies.jsonl", "request.json"):  # answers never without their request
+                (self.folder / name).unlink(missing_ok=True)
+        return request
+
+
+def score_file(file: File, settings: Any) -> Scored:
+    """Answer what is missing, and compare with the adapter's answers.
+
+    Raises:
+        DataError: the adapter's answers are incomplete, or no longer in the data.
+    """
+    if isinstance(settings, DPOSettings):
+        return _score_replies(file, settings)
+    return _score_problems(file, settings)
+
+
+# --- problems -------------------------------------------------------------------------------------
+
+
+def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> Scored:
+    adapter = read_replies(file.run / "eval" / "after.jsonl")
+    problems = held_out(settings, adapter)
+    score: Score[Any] = score_reply
+    weights = None
+    if isinstance(settings, GRPOSettings) and settings.data.answers == "text":
+        weights = settings.rewards
+        functions = reward_functions.load(weights, "text", file.run)
+        score = Scorer(functions, weights, settings.prompt)
+    request = file.request(
+        fingerprint=fingerprint(problems),
+        system=settings.prompt.system,
+        examples=[each.model_dump() for each in settings.prompt.examples] or None,
+        rewards=weights,
+    )
+    done = resume(file.folder, request)
+    if weights is not None:  # the rewards may have changed since the run: score both sides again
+        by_question = {problem.question: problem for problem in problems}
+        with reward_functions.reward_errors():
+            if done:
+                score_again(file.folder, done, problems, score)
+            before = adapter
+            adapter = [score(by_question[r.question], completion_of(r.as_row()), 0) for r in before]
+        if adapter != before:
+            print("  the rewards changed since the run: its answers are scored again, here alone")
+    speed = answers.answer_all(file.asking, problems, request, file.folder, done, score)
+    replies: list[Reply] = [done[problem.question, 0] for problem in problems]
+    main = "strict" if weights is None else TOTAL
+    of_adapter, of_file = (
+        {r.question: r.scores()[main] for r in side} for side in (adapter, replies)
+    )
+    both = [(of_adapter[p.question], of_file[p.question]) for p in problems]
+    return speed, paired(main, both, summarise(replies), compare_replies(adapter, replies))
+
+
+def held_out(settings: SFTSettings | GRPOSettings, answered: Sequence[Reply]) -> list[Problem]:
+    """The problems that the adapter answered, in the order of the data.
+
+    Raises:
+        DataError: some are no longer in the data.
+    """
+    questions = {reply.question for reply in answered}
+    if isinstance(settings, GRPOSettings):
+        path = settings.data.eval.path
+        problems = load_evaluation(settings.data.eval, settings.data.columns, settings.data.answers)
+    else:
+        path = settings.data.problems.path if settings.data.problems else "data.problems"
+        problems = load_scored_problems(settings.data.problems, ())
+    kept = [problem for problem in problems if problem.question in questions]
+    if len(kept) < len(questions):
+        raise DataError(
+            f"{path}: {len(questions) - len(kept)} of the {len(questions)} questions that the "
+            "adapter answered are no longer there; files cannot be compared with it"
+        )
+    return kept
+
+
+# --- replies --------------------------------------------------------------------------------------
+
+
+def _score_replies(file: File, settings: DPOSettings) -> Scored:
+    adapter = pairs.read_scores(RunFolder(file.run), settings, "after")
+    if adapter is None:
+        raise DataError(f"{file.run}: eval/after*.jsonl are incomplete; nothing to compare with")
+    adapter = replace(adapter, pairs=[], divergence=[], problems={})
+    after = file.run / "eval" / "after.jsonl"
+    with_system = rows_of(Pair, jsonl_rows(after), after)[: len(adapter.replies)]
+    prompts = [*with_system, *pairs.without_system(with_system)]
+    request = file.request(fingerprint=fingerprint(prompts))
+    path = file.folder / "replies.jsonl"
+    known = _stored_replies(path)
+    speed = None
+    if len(known) < len(prompts):
+        claim(file.folder, request)
+        speed = _answer(file.asking, prompts, known, path, settings.data.language or "fr")
+        rows = ({"place": n, **vars(reply)} for n, reply in sorted(known.items()))
+        write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    replies = [known[index] for index in range(len(prompts))]
+    n = len(with_system)
+    of_file = replace(adapter, replies=replies[:n], without_system=replies[n:])
+    after_file, before_file = (
+        {name: values for name, values in side.measures().items() if values}
+        for side in (of_file, adapter)
+    )
+    main = next(iter(after_file))  # the share in the language that the run is for
+    both = list(zip(before_file[main], after_file[main], strict=True))
+    compared = measures.compare(before_file, after_file)
+    return speed, paired(main, both, measures.summarise(after_file), compared)
+
+
+def _stored_replies(path: Path) -> dict[int, PromptReply]:
+    """The replies of an earlier call by their prompt's index; removes half a last line, which a
+    crash left."""
+    if not path.exists():
+        return {}
+    cut_off_half_line(path)
+    rows = jsonl_rows(path)
+    indices = [row["place"] for row in rows]
+    return dict(zip(indices, rows_of(PromptReply, rows, path), strict=True))
+
+
+def _answer(
+    asking: Asking, prompts: list[Pair], known: dict[int, PromptReply], into: Path, language: str
+) -> float:
+    """Fill `known` and its file as replies are generated; returns their tokens per second."""
+    turns = [pair.conversation for pair in prompts]
+    done = {(index, 0) for index in known}
+    tokens = 0
+    with contextlib.ExitStack() as stack:
+        if asking.served:
+            url = stack.enter_context(answers.serve_file(asking))
+            batches = answers.answers_of_server(asking, url, turns, done)
+        else:
+            batches = answers.answers_of_model(asking, answers.load(asking), turns, done)
+        bar = stack.enter_context(progress_bar("answering", len(turns), len(known), leave=True))
+        started = time.monotonic()
+        for batch in batches:
+            indices = [index for index, *_ in batch]
+            completions = [completion for *_, completion in batch]
+            tokens += sum(completion.tokens for completion in completions)
+            some = [prompts[index] for index in indices]
+            replies = pairs.measured(some, completions, "file", language)
+            new = {n: r for n, r in zip(indices, replies, strict=True) if n not in known}
+            append_rows(into, [{"place": n, **vars(reply)} for n, reply in new.items()])
+            known.update(new)
+            bar.update(len(new))
+        return tokens / (time.monotonic() - started)
