@@ -1,15 +1,15 @@
-"""Ask a model something, and the model that it was trained from the same.
+"""Talk to a trained model, and to the model that it was trained from.
 
-    ./run chat outputs/grpo_demo                           # base and tuned, of one set of weights
+    ./run chat outputs/grpo_demo                           # base and tuned, with one set of weights
     ./run chat outputs/grpo_demo --web                     # the same in a browser, on this machine
     ./run chat outputs/dpo_demo --question "Combien ?"
-    ./run chat outputs/grpo_demo < questions.txt           # a line is a question of its own
+    ./run chat outputs/grpo_demo < questions.txt           # each line is a separate question
     ./run chat Qwen/Qwen2.5-0.5B-Instruct                  # or a folder, a GGUF file, a URL
 
-`before` is the base model, the adapter off; `after` is with it. Replies are greedy unless
---temperature is given, under the run's own system prompt, worked examples, chat template variables
-and limit. Those to questions of a GRPO run's data are shown with their rewards. In a terminal /help
-lists the commands, and Ctrl-C stops a reply.
+`before` is the base model, with the adapter off; `after` has it on. Replies are greedy unless
+--temperature is given, with the run's system prompt, worked examples, chat template variables and
+length limit. Replies to questions of a GRPO run's data are shown with their rewards. In a terminal
+/help lists the commands, and Ctrl-C stops a reply.
 """
 
 import argparse
@@ -37,50 +37,39 @@ EXAMPLES = 6  # questions that the page offers
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Answer what is asked; returns the exit code."""
-    asked = parse(argv)
-    found = source.find(asked.model)
-    if asked.web:
-        check_port(asked.port)
-    prompt = found.prompt
-    system = prompt.system if asked.system is None else asked.system or None
+    """Answer questions in the browser, once, line by line or in turns; returns the exit code."""
+    args = parse(argv)
+    model = source.find(args.model)
+    if args.web:
+        check_port(args.port)
+    prompt = model.prompt
+    system = prompt.system if args.system is None else args.system or None
     examples = prompt.examples
-    if asked.examples is not None:
-        examples = check_settings(Prompt, {"examples": asked.examples or []}, "--examples").examples
+    if args.examples is not None:
+        examples = check_settings(Prompt, {"examples": args.examples or []}, "--examples").examples
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the replies
-            sides = models.load(found, models.evaluation(found, asked), stack)
-            known = load_known(found)
-        talk = Talk(sides, system, asked.seed, known, examples)
+            sides = models.load(model, models.evaluation(model, args), stack)
+            known = load_known(model)
+        talk = Talk(sides, system, args.seed, known, examples)
         try:
-            answer(talk, found, asked)
+            if args.web:
+                from posttrain.chat import web  # takes seconds
+
+                title = model.folder.name if model.folder else Path(model.model).name
+                web.serve(talk, title, held_out_questions(model, EXAMPLES), args.port, args.share)
+            elif args.question is not None:
+                terminal.answer_once(talk, args.question.strip())
+            elif not sys.stdin.isatty():
+                terminal.answer_lines(talk, sys.stdin.buffer)
+            else:
+                terminal.converse(talk)
         except Terminated:
             raise
         except KeyboardInterrupt:
             print()
             return 130
     return 0
-
-
-def answer(talk: Talk, found: source.Source, asked: argparse.Namespace) -> None:
-    """Answer in the browser, once, line by line or in turns, whichever was asked for."""
-    if asked.web:
-        from posttrain.chat import web  # takes seconds
-
-        examples = held_out_questions(found, EXAMPLES)
-        web.serve(talk, title(found), examples, asked.port, asked.share)
-    elif asked.question is not None:
-        terminal.answer_once(talk, asked.question.strip())
-    elif not sys.stdin.isatty():
-        terminal.answer_lines(talk, sys.stdin.buffer)
-    else:
-        print(models.greeting(talk))
-        terminal.converse(talk)
-
-
-def title(found: source.Source) -> str:
-    """The name of the run, else of the model."""
-    return found.folder.name if found.folder else found.model.rstrip("/").split("/")[-1]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -97,7 +86,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="run folder, adapter or checkpoint folder, model folder or hub name, GGUF file (run "
         "by llama.cpp), or URL of an OpenAI-style server (its key in OPENAI_API_KEY)",
     )
-    add("--question", metavar="TEXT", help="answer this and end")
+    add("--question", metavar="TEXT", help="answer this and exit")
     add("--system", metavar="TEXT", help="another system prompt ('' for none)")
     add("--examples", metavar="FILE", help="other worked examples, in JSON lines ('' for none)")
     add("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
@@ -111,18 +100,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="--web through a public link of gradio.live, for Colab: whoever has it can ask",
     )
     check_arguments(sys.argv[1:] if argv is None else argv)
-    asked = parser.parse_args(argv)
-    if not 0 <= asked.temperature < math.inf:
-        parser.error(f"--temperature must be 0 or more, got {asked.temperature}")
-    if asked.max_new_tokens is not None and asked.max_new_tokens < 1:
-        parser.error(f"--max-new-tokens must be at least 1, got {asked.max_new_tokens}")
-    if asked.question is not None and (asked.web or not asked.question.strip()):
+    args = parser.parse_args(argv)
+    if not 0 <= args.temperature < math.inf:
+        parser.error(f"--temperature must be 0 or more, got {args.temperature}")
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        parser.error(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
+    if args.port < 1:
+        parser.error(f"--port must be at least 1, got {args.port}")
+    if args.question is not None and (args.web or not args.question.strip()):
         parser.error("--question needs a text, and answers in the terminal, without --web")
-    if asked.question is not None and not terminal.is_text(asked.question):
-        parser.error("--question is not UTF-8")
-    if asked.share and not asked.web:
+    if args.share and not args.web:
         parser.error("--share needs --web")
-    return asked
+    return args
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A conversation with one or two sides, each of which remembers its own replies."""
+"""A conversation with one or more sides, each of which remembers its replies."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -6,22 +6,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval import Completion, Conversation, Example, Message, PromptFormat, conversation
-from posttrain.chat.known import NOTHING, Known
+from posttrain.base.errors import DataError, PostTrainError
+from posttrain.chat.known import NOTHING, TOTAL, Known
 
 Stream = Callable[[Conversation, int], Generator[Completion, None, None]]
-"""Answers a conversation with a seed: the reply so far, again and again as it grows. Closing the
-generator ends the reply. Only the last one of a reply that the model ended is not `truncated`."""
+"""Replies to a conversation with a seed: yields the reply so far as it grows. Closing the generator
+ends the reply. Only the last yield of a reply that the model ended is not `truncated`."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One model of those that answer."""
+    """One of the models that answer."""
 
     name: str
-    """`before` or `after`; `reply` where only one model answers."""
+    """`before`, `start` or `after`; `reply` if only one model answers."""
     stream: Stream
     about: str
-    """What answers, for a reader."""
+    """The model, for a reader."""
 
 
 @dataclass
@@ -35,40 +36,62 @@ class Talk:
     examples: Sequence[Example] = ()
     """Worked examples, which every conversation begins with and no side shows."""
     turns: dict[str, list[Message]] = field(default_factory=dict)
-    """Of each side: user and assistant in turn."""
+    """By side: user and assistant in turn."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of each question: the question, the system prompt, and each side's reply and rewards."""
+    """By question: the question, the system prompt, and each side's reply and rewards."""
 
     def ask(self, question: str) -> None:
-        """Begin a question, which each side may then answer."""
+        """Begin a question, which each side may then answer.
+
+        Raises:
+            DataError: it is not UTF-8.
+        """
+        try:
+            question.encode()
+        except UnicodeEncodeError:  # Python reads a byte that is not UTF-8 as half a character
+            raise DataError("the question is not UTF-8; try LC_ALL=C.UTF-8") from None
         self.rows.append({"question": question, "system": self.system})
 
     def answer(self, side: Side) -> Generator[Completion, None, None]:
-        """A side's reply to the question that was asked last, as it grows.
+        """A side's reply to the last question, as it grows.
 
-        What there is of it when the generator is closed is what the side remembers; of a reply
-        without a word, nothing.
+        The side remembers what had been generated when the generator is closed, unless that is
+        empty.
         """
-        question = self.rows[-1]["question"]
+        row = self.rows[-1]
         turns = self.turns.setdefault(side.name, [])
-        asked = [*turns, {"role": "user", "content": question}]
-        *opening, _ = conversation(question, self._prompt)
-        reply = Completion("", 0, truncated=True)
+        asked = [*turns, {"role": "user", "content": row["question"]}]
+        *opening, _ = conversation(row["question"], self._prompt)
+        seed = self.seed + len(self.rows) - 1
+        row[side.name] = ""
         try:
-            with closing(side.stream([*opening, *asked], self.seed + len(self.rows) - 1)) as stream:
+            with closing(side.stream([*opening, *asked], seed)) as stream:
                 for reply in stream:
+                    row[side.name] = reply.text
                     yield reply
         finally:
-            if reply.text:
-                turns[:] = [*asked, {"role": "assistant", "content": reply.text}]
-            self.rows[-1][side.name] = reply.text
+            if row[side.name]:
+                turns[:] = [*asked, {"role": "assistant", "content": row[side.name]}]
 
-    def rewards(self, side: Side, reply: Completion) -> dict[str, float | None]:
-        """What a reply to the last question earns; empty where no gold answer is known."""
-        earned = self.known.rewards(self.rows[-1]["question"], reply, self._prompt)
+    def notes(self, side: Side, reply: Completion) -> list[tuple[str, str]]:
+        """Notes on a complete reply to the last question: its rewards, if the gold answer is known,
+        and whether it was cut. Each with its kind: `good`, `bad` or empty."""
+        notes = []
+        if reply.truncated:
+            why = "--max-new-tokens, or the context is full"
+            notes.append((f"cut after {reply.tokens} tokens ({why})", ""))
+        question = self.rows[-1]["question"]
+        try:
+            earned = self.known.rewards(question, reply, self._prompt)
+        except PostTrainError as error:
+            return [*notes, (f"no rewards: {error}", "")]
+        for name, value in earned.items():
+            kind = "" if name == TOTAL or value is None else "good" if value > 0 else "bad"
+            notes.append((f"{name} {'none' if value is None else f'{value:g}'}", kind))
         if earned:
             self.rows[-1].setdefault("rewards", {})[side.name] = earned
-        return earned
+            notes.append((f"right answer {self.known.gold(question)}", ""))
+        return notes
 
     @property
     def _prompt(self) -> PromptFormat:

@@ -1,8 +1,7 @@
 """What a run knows of questions: those it was scored on, and the rewards of replies to its own."""
 
-import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from eval import Completion, PromptLike
@@ -18,7 +17,7 @@ from posttrain.settings.command import check_settings
 from rewards import RewardFunction
 
 TOTAL = "total"
-# Where a run keeps its held-out questions, and the column that they are in.
+# The file of a run's held-out questions, and their column.
 HELD_OUT = {
     "sft": ("after.jsonl", "question"),
     "grpo": ("after.jsonl", "question"),
@@ -39,7 +38,7 @@ class Known:
         self._functions, self._weights = functions, weights
 
     def gold(self, question: str) -> str | None:
-        """The right answer; None for a question that is not the run's."""
+        """The right answer; None for a question that is not in the run's data."""
         problem = self._problems.get(_key(question))
         return problem.answer if problem else None
 
@@ -49,15 +48,14 @@ class Known:
         """Each reward before its weight, and their weighted total; empty for another question.
 
         Raises:
-            ConfigError: a reward raised, or returned no number.
+            ConfigError: a reward raised, or did not return a number.
         """
         problem = self._problems.get(_key(question))
         if problem is None:
             return {}
         with reward_functions.reward_errors():
             scored = Scorer(self._functions, self._weights, prompt)(problem, reply)
-        names = {name: name.rpartition(":")[2] for name in scored.rewards}
-        earned = {names[name]: value for name, value in scored.rewards.items()}
+        earned = {name.rpartition(":")[2]: value for name, value in scored.rewards.items()}
         return {**earned, TOTAL: scored.total_reward}
 
 
@@ -65,9 +63,9 @@ NOTHING = Known({}, {}, {})
 
 
 def load_known(source: Source) -> Known:
-    """The problems of the run's data, to train on and to score; none if it is no GRPO run.
+    """The training and test problems of a GRPO run; NOTHING for others.
 
-    Where they or its rewards are not on this machine, that is printed, and nothing is known.
+    If they or the rewards are not on this machine, prints a note and returns NOTHING.
     """
     if source.run.get("method") != "grpo":
         return NOTHING
@@ -83,20 +81,15 @@ def load_known(source: Source) -> Known:
 
 
 def held_out_questions(source: Source, most: int) -> list[str]:
-    """Questions that the run was scored on and not trained on, at most so many, no two alike."""
+    """At most so many different questions that the run was scored on; none if they are damaged."""
     name, column = HELD_OUT.get(source.run.get("method", ""), ("", ""))
     path = (source.folder or Path()) / "eval" / name
-    if source.folder is None or not path.is_file():
+    try:
+        rows = jsonl_rows(path) if source.folder and path.is_file() else []
+    except PostTrainError:
         return []
-    with contextlib.suppress(PostTrainError):  # a damaged file leaves the chat without examples
-        return list(dict.fromkeys(_texts(path, column)))[:most]
-    return []
-
-
-def _texts(path: Path, column: str) -> Iterator[str]:
-    for row in jsonl_rows(path):
-        if isinstance(row.get(column), str):
-            yield row[column]
+    questions = [row[column] for row in rows if isinstance(row.get(column), str)]
+    return list(dict.fromkeys(questions))[:most]
 
 
 def _key(question: str) -> str:

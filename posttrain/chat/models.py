@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eval import Completion, Conversation
 from posttrain.base.paths import shown
-from posttrain.chat.conversation import Side, Stream, Talk
+from posttrain.chat.conversation import Side, Stream
 from posttrain.chat.source import Source
 from posttrain.chat.weights import Weights
 from posttrain.model import pretrained, runtime
@@ -17,18 +17,18 @@ from posttrain.scoring.answers import until_answer
 from posttrain.settings import Evaluation
 
 
-def evaluation(source: Source, asked: argparse.Namespace) -> Evaluation:
-    """How replies are generated: as the run was scored, but greedily unless asked otherwise."""
+def evaluation(source: Source, args: argparse.Namespace) -> Evaluation:
+    """How replies are generated: as the run was scored, but greedily by default."""
     trained = source.run.get("evaluation") or {}
-    given = asked.max_new_tokens or trained.get("max_new_tokens")
+    limit = args.max_new_tokens or trained.get("max_new_tokens")
     return Evaluation(
-        temperature=asked.temperature,
+        temperature=args.temperature,
         stop_at_answer=trained.get("stop_at_answer", False),
-        **({"max_new_tokens": given} if given else {}),
+        **({"max_new_tokens": limit} if limit else {}),
     )
 
 
-def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
+def load(source: Source, evaluation: Evaluation, stack: ExitStack) -> list[Side]:
     """The sides of a chat with this model. The server of a GGUF file runs until `stack` closes.
 
     Raises:
@@ -42,13 +42,13 @@ def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
             context = max(source.trained_length, pretrained.CONTEXT)
             url = stack.enter_context(serve(Path(source.model), context))
             sampling = FULL_DISTRIBUTION
-        served = ServedReplies(url, how, source.template_variables, sampling)
+        served = ServedReplies(url, evaluation, source.prompt.chat_template_kwargs, sampling)
         about = name if source.kind == "gguf" else f"{served.model} at {name}"
-        stream = until_answered(served.stream) if how.stop_at_answer else served.stream
+        stream = until_answered(served.stream) if evaluation.stop_at_answer else served.stream
         return [Side("reply", stream, about)]
     device = runtime.start(verbose=False, threads=None)
     print(f"Loading {name} on {device.name}")
-    weights = Weights(source, how)
+    weights = Weights(source, evaluation)
     if source.kind == "model":
         return [Side("reply", weights.tuned, name)]
     base = str(source.run.get("model", {}).get("name") or "its base model")
@@ -59,7 +59,7 @@ def load(source: Source, how: Evaluation, stack: ExitStack) -> list[Side]:
 
 
 def until_answered(stream: Stream) -> Stream:
-    """The same replies, each ended where its first whole answer does."""
+    """The same replies, each ended at its first complete answer."""
 
     def ending(conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
         with closing(stream(conversation, seed)) as replies:
@@ -70,11 +70,3 @@ def until_answered(stream: Stream) -> Stream:
                     return
 
     return ending
-
-
-def greeting(talk: Talk) -> str:
-    """What a terminal shows first."""
-    width = max(len(side.name) for side in talk.sides)
-    sides = [f"{side.name:<{width}}  {side.about}" for side in talk.sides]
-    system = f"System prompt: {talk.system}" if talk.system else "No system prompt."
-    return "\n".join([*sides, system, "/help lists the commands; Ctrl-C stops a reply.", ""])

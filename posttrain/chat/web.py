@@ -1,12 +1,13 @@
 """The chat in a browser: the sides beside each other, served to this machine alone.
 
-Importing this loads Gradio, which takes seconds. Its statistics are off, and the page has fonts of
-the reader's system: no request leaves the machine, unless `share` asks for a public link.
+Importing this loads Gradio, which takes seconds. Its statistics are off, and the page uses the
+reader's system fonts: no request leaves the machine, unless `share` requests a public link.
 """
 
 import html
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -18,13 +19,10 @@ import gradio as gr
 
 from eval import Completion
 from posttrain.base.errors import PostTrainError
-from posttrain.chat.conversation import Side, Talk
-from posttrain.chat.known import TOTAL
+from posttrain.chat.conversation import Talk
 from posttrain.chat.port import HOST
 
-SANS = ("Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
 HEIGHT = 380  # pixels of a side
-MONO = ("SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important;
   margin: 0 auto !important; }
@@ -56,22 +54,23 @@ def serve(talk: Talk, title: str, examples: list[str], port: int, share: bool) -
 
 
 class Page:
-    """The page of a chat. Each visitor has a conversation of their own; the model is asked one
-    question at a time."""
+    """The page of a chat. Each visitor has a separate conversation; the model answers one question
+    at a time."""
 
     def __init__(self, talk: Talk, title: str, examples: list[str]) -> None:
         self._talk = talk
-        self._pressed: dict[str, list[str]] = {}
-        """What visitors, by their session, pressed to end replies: `stop`, `clear`."""
+        self._pressed: defaultdict[str | None, list[str]] = defaultdict(list)
+        """The buttons that visitors, by their session, pressed to end replies: `stop`, `clear`."""
         with gr.Blocks(title=title, analytics_enabled=False) as self._blocks:
             self._build(title, examples)
         self._blocks.queue(default_concurrency_limit=1)
 
     def open(self, port: int, share: bool) -> None:
         """Start to serve, and print where."""
-        for name in ("NO_PROXY", "no_proxy"):  # Gradio asks its own page whether it is there
+        for name in ("NO_PROXY", "no_proxy"):  # Gradio requests its page to see that it is up
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST)))
-        theme = gr.themes.Base(primary_hue="blue", font=SANS, font_mono=MONO)
+        text, code = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
+        theme = gr.themes.Base(primary_hue="blue", font=text, font_mono=code)
         _, url, public = self._blocks.launch(
             server_name=HOST,
             server_port=port,
@@ -80,13 +79,13 @@ class Page:
             prevent_thread_lock=True,
             ssr_mode=False,
             footer_links=[],
-            max_file_size=1,  # nothing is uploaded here, but Gradio would take it
+            max_file_size=1,  # nothing is uploaded here, but Gradio would accept files
             theme=theme,
             css=CSS,
         )
         print(f"Open {url} in a browser; Ctrl-C ends it.", flush=True)
         if public:
-            print(f"For as long: {public}, which whoever has the link can use.", flush=True)
+            print(f"Public link, for anyone who has it: {public}", flush=True)
 
     def close(self) -> None:
         self._blocks.close(verbose=False)
@@ -97,8 +96,8 @@ class Page:
         gr.HTML(f"<h1>{html.escape(title)}</h1>{about}", elem_classes="about")
         self._box = gr.Textbox(
             label="Your question",
-            placeholder="Enter asks, Shift+Enter begins a line",
-            lines=1,  # with more, Gradio takes Enter for a line and Shift+Enter for asking
+            placeholder="Enter sends, Shift+Enter starts a new line",
+            lines=1,  # with more lines Gradio swaps Enter and Shift+Enter
             max_lines=6,
         )
         with gr.Row():
@@ -135,20 +134,20 @@ class Page:
         self._state = gr.State(None)
         shown = [self._box, *self._chats.values(), *self._chips.values(), self._state]
         since = gr.State(0)
-        # A question may wait in the queue; what is pressed meanwhile counts.
+        # A question may wait in the queue; a button that is pressed meanwhile counts.
         asked = gr.on([ask.click, self._box.submit], self._count, None, since, queue=False)
         asked.then(self._answer, [self._box, system, self._state, since], shown)
-        # Not behind the replies in the queue, one of which they end.
+        # Not queued: they end the reply at the head of the queue.
         stop.click(self._stop, queue=False)
         clear.click(self._clear, None, shown, queue=False)
 
     def _count(self, request: gr.Request) -> int:
-        """How often this visitor ended a reply so far."""
-        return len(self._pressed.get(str(request.session_hash), ()))
+        """How often this visitor has ended a reply."""
+        return len(self._pressed[request.session_hash])
 
     def _ended(self, request: gr.Request, since: int) -> str:
         """What this visitor pressed first to end the replies to a question; empty if nothing."""
-        return next(iter(self._pressed.get(str(request.session_hash), [])[since:]), "")
+        return next(iter(self._pressed[request.session_hash][since:]), "")
 
     def _answer(
         self, question: str, system: str, talk: Talk | None, since: int, request: gr.Request
@@ -164,68 +163,40 @@ class Page:
             reply = Completion("", 0, truncated=True)
             try:
                 with closing(talk.answer(side)) as replies:
-                    for reply in replies:
+                    for reply in replies:  # noqa: B007  # its last value is
                         if self._ended(request, since):
                             break
-                        yield self._messages(talk, side, reply.text)
+                        yield self._messages(talk)
             except PostTrainError as error:
                 raise gr.Error(str(error), print_exception=False) from None
             ended = self._ended(request, since)
-            if ended == "clear":  # Gradio shows what came last once more
+            if ended == "clear":  # what is yielded last stays on the page
                 yield self._nothing()
                 return
-            chips = _chip("stopped") if ended else _chips(talk, side, reply)
+            notes = [("stopped", "")] if ended else talk.notes(side, reply)
+            chips = "".join(f'<span class="chip {k}">{html.escape(t)}</span>' for t, k in notes)
             yield {**self._messages(talk), self._chips[side.name]: chips}
             if ended:
                 return
 
-    def _messages(self, talk: Talk, writing: Side | None = None, text: str = "") -> Update:
-        """What each side said, with what it is writing."""
+    def _messages(self, talk: Talk) -> Update:
+        """The messages of each side, with the reply that is being written."""
         return {
             chat: [
-                message
+                {"role": role, "content": row[key]}
                 for row in talk.rows
-                for message in (
-                    {"role": "user", "content": row["question"]},
-                    {"role": "assistant", "content": row.get(name)},
-                )
-                if message["content"]
+                for role, key in (("user", "question"), ("assistant", name))
+                if row.get(key)
             ]
-            + ([{"role": "assistant", "content": text}] if writing and writing.name == name else [])
             for name, chat in self._chats.items()
         }
 
     def _stop(self, request: gr.Request) -> None:
-        self._pressed.setdefault(str(request.session_hash), []).append("stop")
+        self._pressed[request.session_hash].append("stop")
 
     def _clear(self, request: gr.Request) -> Update:
-        self._pressed.setdefault(str(request.session_hash), []).append("clear")
+        self._pressed[request.session_hash].append("clear")
         return {self._box: "", self._state: None, **self._nothing()}
 
     def _nothing(self) -> Update:
-        return {
-            **dict.fromkeys(self._chats.values()),
-            **dict.fromkeys(self._chips.values(), ""),
-        }
-
-
-def _chips(talk: Talk, side: Side, reply: Completion) -> str:
-    """What is to be said of a whole reply, as small labels."""
-    labels = []
-    earned: dict[str, float | None] = {}
-    try:
-        earned = talk.rewards(side, reply)
-    except PostTrainError as error:
-        labels.append(_chip(f"no rewards: {error}"))
-    for name, value in earned.items():
-        kind = "" if name == TOTAL or value is None else "good" if value > 0 else "bad"
-        labels.append(_chip(f"{name} {'none' if value is None else f'{value:g}'}", kind))
-    if earned:
-        labels.append(_chip(f"right answer {talk.known.gold(talk.rows[-1]['question'])}"))
-    if reply.truncated:
-        labels.append(_chip(f"cut after {reply.tokens} tokens"))
-    return "".join(labels)
-
-
-def _chip(text: str, kind: str = "") -> str:
-    return f'<span class="chip {kind}">{html.escape(text)}</span>'
+        return {**dict.fromkeys(self._chats.values()), **dict.fromkeys(self._chips.values(), "")}

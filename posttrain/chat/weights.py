@@ -1,10 +1,11 @@
-"""Replies of weights in this process, as they are written: with the adapter on, or off."""
+"""Replies of weights in this process, as they are generated: with the adapter on, or off."""
 
 import contextlib
 import copy
+import functools
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from eval import Completion, Conversation
@@ -18,11 +19,11 @@ from posttrain.settings import Evaluation
 from posttrain.settings.adapters import find_adapter
 
 START = "start"  # peft's name of the second adapter
-HALF = "\ufffd"  # what the bytes of a character decode to before the last of them is there
+INCOMPLETE = "\ufffd"  # what the first bytes of a character decode to
 
 
 class Weights:
-    """A model in memory. It writes one reply at a time, whoever asks.
+    """A model in memory. It generates one reply at a time.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -38,29 +39,20 @@ class Weights:
             dtype=trained.get("dtype", "auto"),
             max_seq_length=self._context,
         )
-        set_template_variables(self._tokenizer, source.template_variables)
+        set_template_variables(self._tokenizer, source.prompt.chat_template_kwargs)
         self._config = generation_config(self._model, self._tokenizer, evaluation)
         self._stop = StopAtAnswer(self._tokenizer) if evaluation.stop_at_answer else None
         self._one_at_a_time = threading.Lock()
-        start = (source.run.get("model") or {}).get("adapter")
         self.start_name: str | None = None
-        """The adapter that the run started from, where it is still there."""
-        with contextlib.suppress(ConfigError):
-            if start and source.kind == "adapter":
+        """The adapter that the run started from, if it is still there."""
+        if start := trained.get("adapter"):
+            with contextlib.suppress(ConfigError):
                 self._model.load_adapter(str(find_adapter(start)), START)
                 self.start_name = start
-
-    def tuned(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
-        """The model's reply so far, again and again as it grows."""
-        return self._stream(conversation, seed, contextlib.nullcontext())
-
-    def base(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
-        """The same with the adapter off."""
-        return self._stream(conversation, seed, self._model.disable_adapter())
-
-    def start(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
-        """The same with the adapter that the run started from."""
-        return self._stream(conversation, seed, self._with_start())
+        self.tuned = functools.partial(self._stream, contextlib.nullcontext)
+        self.base = functools.partial(self._stream, lambda: self._model.disable_adapter())
+        self.start = functools.partial(self._stream, self._with_start)
+        """Streams of replies: of the model, with the adapter off, with the one of the start."""
 
     @contextlib.contextmanager
     def _with_start(self) -> Iterator[None]:
@@ -71,21 +63,29 @@ class Weights:
             self._model.set_adapter("default")
 
     def _stream(
-        self, conversation: Conversation, seed: int, side: Any
+        self, side: Callable[[], Any], conversation: Conversation, seed: int
     ) -> Generator[Completion, None, None]:
-        """Closing the generator ends the reply after the token that is being written.
+        """Closing the generator ends the reply after the current token.
 
-        The tokens are written in a thread of their own: a signal can end the wait for them, while
-        what changes the model for a reply is always undone.
+        Tokens are generated in a thread, so that a signal can end the wait for them, while changes
+        to the model for one reply are always undone.
 
         Raises:
             ConfigError: there is no room for a reply.
             HealthError: the conversation does not fit the memory.
         """
         (prompt,) = token_ids(self._tokenizer, [render(self._tokenizer, conversation)])
-        tokens, stopped = _Tokens(), threading.Event()
-        arguments = (prompt, self._for(prompt), seed, side, tokens, stopped)
-        writer = threading.Thread(target=self._write, args=arguments, daemon=True)
+        room = self._context - len(prompt)
+        if room < 1:
+            raise ConfigError(
+                f"the conversation takes {len(prompt)} tokens, and the model can take "
+                f"{self._context}: begin a new one"
+            )
+        config = copy.copy(self._config)
+        config.max_new_tokens = min(config.max_new_tokens, room)
+        tokens = _Tokens(len(prompt), self._stop)
+        args = (prompt, config, seed, side(), tokens)
+        writer = threading.Thread(target=self._generate, args=args, daemon=True)
         writer.start()
         try:
             reply: list[int] = []
@@ -96,35 +96,16 @@ class Weights:
                 ends = set(self._config.eos_token_id)
                 yield as_completion(self._tokenizer, reply, ends, self._stop)
         finally:
-            stopped.set()
+            tokens.stopped.set()
             writer.join()
 
-    def _for(self, prompt: list[int]) -> Any:
-        """The GenerationConfig of a reply that fits behind the prompt."""
-        room = self._context - len(prompt)
-        if room < 1:
-            raise ConfigError(
-                f"the conversation takes {len(prompt)} tokens, and the model can take "
-                f"{self._context}: begin a new one"
-            )
-        config = copy.copy(self._config)
-        config.max_new_tokens = min(config.max_new_tokens, room)
-        return config
-
-    def _write(
-        self,
-        prompt: list[int],
-        config: Any,
-        seed: int,
-        side: Any,
-        tokens: "_Tokens",
-        stopped: threading.Event,
+    def _generate(
+        self, prompt: list[int], config: Any, seed: int, side: Any, tokens: "_Tokens"
     ) -> None:
         import torch
         from transformers import StoppingCriteriaList
 
         ids = torch.tensor([prompt], device=self._model.device)
-        criteria = StoppingCriteriaList([_Stopped(stopped, len(prompt), self._stop)])
         try:
             with (
                 self._one_at_a_time,
@@ -138,60 +119,53 @@ class Weights:
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     generation_config=config,
-                    stopping_criteria=criteria,
+                    stopping_criteria=StoppingCriteriaList([tokens]),
                     streamer=tokens,
                 )
         except torch.OutOfMemoryError:
-            tokens.fail(HealthError("out of memory; a new conversation takes less"))
-        except Exception as error:  # raised again where the tokens are waited for
-            tokens.fail(error)
+            tokens.queue.put(HealthError("out of memory; a new conversation takes less"))
+        except Exception as error:  # raised again by next()
+            tokens.queue.put(error)
         finally:
             tokens.end()
 
 
 def text_so_far(tokenizer: Any, reply: list[int]) -> str:
-    """The text of a reply that goes on, without a character of which bytes are yet to come."""
+    """The text of an unfinished reply, without a last character that is still incomplete."""
     text: str = tokenizer.decode(reply, skip_special_tokens=True)
-    return text.rstrip(HALF)
+    return text.rstrip(INCOMPLETE)
 
 
 class _Tokens:
-    """What transformers' generate() takes as a streamer: a queue of token ids."""
+    """Streamer and stopping criterion of transformers' generate(): a queue of token ids."""
 
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
+    def __init__(self, start: int, stop: StopAtAnswer | None) -> None:
+        self.queue: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
+        self.stopped = threading.Event()
+        """Set when nobody reads the reply any more."""
+        self._start, self._stop = start, stop
         self._prompt_came = False
 
     def put(self, ids: Any) -> None:
         """Called with the prompt (1, W), and then with each new token (1,)."""
         if self._prompt_came:
-            self._queue.put(int(ids[0]))
+            self.queue.put(int(ids[0]))
         self._prompt_came = True
 
-    def fail(self, error: Exception) -> None:
-        self._queue.put(error)
-
     def end(self) -> None:
-        self._queue.put(None)
+        self.queue.put(None)
 
     def next(self) -> int | None:
         """The next token, None after the last one; raises what ended the generation."""
-        found = self._queue.get()
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
-class _Stopped:
-    """Stopping criterion: whoever waits for the reply has gone, or its answer is complete."""
-
-    def __init__(self, stopped: threading.Event, start: int, stop: StopAtAnswer | None) -> None:
-        self._stopped, self._start, self._stop = stopped, start, stop
+        item = self.queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """Whether to stop: the reply is no longer read, or its answer is complete."""
         import torch
 
         reply = input_ids[0, self._start :].tolist()
-        closed = self._stop and reply[-1] in self._stop.closing and self._stop.closed(reply)
-        ended = bool(self._stopped.is_set() or closed)
-        return torch.tensor([ended], device=input_ids.device)
+        answered = self._stop and reply[-1] in self._stop.closing and self._stop.closed(reply)
+        return torch.tensor([self.stopped.is_set() or bool(answered)], device=input_ids.device)

@@ -135,15 +135,15 @@ def test_a_pipe(run: Path, weights: Weights) -> None:
             lines = reply.text.rstrip().split("\n")
             notes = []
             if reply.truncated:
-                notes.append("[cut after 48 tokens: --max-new-tokens, or the context is full]")
+                notes.append("cut after 48 tokens (--max-new-tokens, or the context is full)")
             if question == QUESTION:
                 earned = known.rewards(question, reply, prompt)
-                parts = ", ".join(f"{key} {value:g}" for key, value in earned.items())
-                notes.append(f"[{parts}; right answer: {GOLD}]")
+                notes += [f"{key} {value:g}" for key, value in earned.items()]
+                notes.append(f"right answer {GOLD}")
             expected += "".join(f"{name:<6}  {line}\n" for line in lines)
-            expected += "".join(f"{'':6}  {note}\n" for note in notes)
+            expected += f"{'':6}  [{', '.join(notes)}]\n" if notes else ""
         expected += "\n"
-    assert result.stdout == expected and "right answer: " in expected
+    assert result.stdout == expected and "right answer " in expected
     assert "Loading" in result.stderr
 
 
