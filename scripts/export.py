@@ -1,18 +1,17 @@
-"""Turn an adapter into files that run elsewhere, and prove that they behave like it.
+"""Export an adapter to files that run elsewhere, and prove that they behave like it.
 
     ./run export outputs/grpo_gsm8k_16gb --to merged_16bit,gguf:q8_0,gguf:q4_k_m,ollama
     ./run export outputs/grpo_gsm8k_16gb --to merged_16bit,gguf:q4_k_m --score
     ./run export path/to/adapter --base Qwen/Qwen2.5-0.5B-Instruct --to merged_16bit
 
 The adapter is merged into the 16-bit base weights, in float32, rounded once. Every file is
-compared with the adapter (GGUF: run by llama.cpp). What was found is in export.json; a file that
-does not pass is kept, marked as unproven, and ends the command with code 4. What is proven already
-is left as it is. GGUF needs llama.cpp's converter, which is fetched once; q4_k_m also needs a C++
+compared with the adapter (GGUF: run by llama.cpp), and the results are written to export.json. A
+file that fails is kept, marked as unproven, and the command ends with code 4. Proven files are not
+made again. GGUF needs llama.cpp's converter, which is downloaded once; q4_k_m also needs a C++
 compiler, and minutes to build llama-quantize, once.
 
 --score answers the run's held-out questions with every file and compares the answers with the
-adapter's own, one by one: what is lost by going home with that file. It goes on where it was
-stopped.
+adapter's, one by one, which measures what the file loses. A stopped call resumes.
 """
 
 import argparse
@@ -37,33 +36,36 @@ from posttrain.settings.help import listed
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Export what was asked for; returns the exit code."""
-    asked = parse(argv)
+    """Export the requested targets; returns the exit code."""
+    args = parse(argv)
     share_the_processor()
-    trained = source.find(asked.run, asked.output)
+    trained = source.find(args.run, args.output)
     given = {
-        "to": asked.to.split(",") if asked.to else None,
-        "base": asked.base,
-        "dtype": asked.dtype,
-        "llama_cpp": asked.llama_cpp,
-        "score": asked.score or None,
+        "to": args.to.split(",") if args.to else None,
+        "base": args.base,
+        "dtype": args.dtype,
+        "llama_cpp": args.llama_cpp,
+        "score": args.score or None,
     }
     section = trained.run.get("export", {}) | {k: v for k, v in given.items() if v is not None}
-    settings = check_settings(ExportSettings, {"export": section}, str(asked.run), asked.overrides)
-    if asked.push and not (trained.output / "config.yaml").is_file():
-        raise ConfigError(f"--push: {trained.output} is no run folder, so there is no model card")
+    settings = check_settings(ExportSettings, {"export": section}, str(args.run), args.overrides)
+    is_run = (trained.output / "config.yaml").is_file()
+    if args.push and not is_run:
+        raise ConfigError(
+            f"--push: {trained.output} is not a run folder, so there is no model card"
+        )
     to = settings.export.to
     if settings.export.score:
         score.check(trained.output)
     try:
-        code = 0 if asked.push and not to else session.export(trained, settings.export)
-    finally:  # a target that failed leaves those before it made and recorded
-        if (trained.output / "config.yaml").exists():
+        code = 0 if args.push and not to else session.export(trained, settings.export)
+    finally:  # if a target fails, those before it are made and recorded
+        if is_run:
             redraw(trained.output)
-    if asked.push and code == 0:
-        # A Modelfile is of no use without its GGUF; merged weights may be no more than a step.
+    if args.push and code == 0:
+        # Merged weights may only be a step towards a GGUF; a Modelfile needs its GGUF.
         files = [target for target in in_order(to) if target in to or target != MERGED]
-        print(f"Uploaded to {push(trained.output, asked.push, files, private=not asked.public)}")
+        print(f"Uploaded to {push(trained.output, args.push, files, private=not args.public)}")
     return code
 
 
@@ -77,7 +79,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, help="run folder or adapter folder")
     parser.add_argument("--to", metavar="TARGET,...", help="default: export.to of the run")
-    parser.add_argument("--base", help="16-bit base model (default: the one that was trained on)")
+    parser.add_argument("--base", help="16-bit base model (default: that of the training)")
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16"])
     parser.add_argument("--llama-cpp", metavar="PATH", help="llama.cpp tree or source archive")
     parser.add_argument(
@@ -88,7 +90,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--push",
         metavar="OWNER/NAME",
-        help="upload the proven exports to the hub, or the adapter where none is named",
+        help="upload the proven exports to the hub, or the adapter if none is named",
     )
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--output", type=Path, help="folder (default: the run folder)")

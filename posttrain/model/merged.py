@@ -1,12 +1,9 @@
-"""Rollouts that cost less: merged weights, prompts read once, and what that changes measured.
+"""Sampling from merged weights: one product per layer where LoRA needs three.
 
-Merged weights make one product a layer where LoRA makes three.
-
-For each adapted linear layer W + scale B A (with DoRA, its rows set to their learnt lengths) is
-computed in float32 and rounded once to the type that the base model computes in. While replies are
-written, a plain linear layer with that weight stands in the LoRA layer's place; afterwards the LoRA
-layer is put back as it was. Nothing is merged into the trained weights or taken out of them, so
-nothing drifts. 4-bit weights are unpacked once for all the tokens of a generation.
+For each adapted linear layer W + scale B A (with DoRA, its rows scaled to their learnt lengths) is
+computed in float32 and rounded once to the type that the base model computes in. A plain linear
+layer with that weight replaces the LoRA layer while replies are sampled. The trained weights do not
+change, so nothing drifts. 4-bit weights are unpacked once per generation.
 
 The formulas: LoRA, https://arxiv.org/abs/2106.09685, equation 3; rsLoRA changes its scale,
 https://arxiv.org/abs/2312.03732; DoRA, https://arxiv.org/abs/2402.09353, equation 5.
@@ -21,11 +18,11 @@ from posttrain.model.device import free_bytes
 
 Choice = Literal["auto", "merged", "adapter"]
 SHARE = 0.25
-"""`auto` takes merged weights where they need at most this share of the free memory."""
+"""`auto` uses merged weights if they need at most this share of the free memory."""
 
 
 class MergedWeights:
-    """The merged weights of one policy, and the layers whose place they take.
+    """The merged weights of one policy, and the layers that they replace.
 
     Raises:
         ValueError: a layer cannot be merged; says which and why.
@@ -46,13 +43,8 @@ class MergedWeights:
         self._linears: list[Any] = []
 
     @property
-    def layers(self) -> int:
-        """How many layers the adapter changes."""
-        return len(self._layers)
-
-    @property
     def bytes(self) -> int:
-        """What the merged weights take in memory."""
+        """Memory of the merged weights; 0 if the adapter changes no layer."""
         return sum(
             layer.in_features * layer.out_features * compute_type(layer.get_base_layer()).itemsize
             for *_, layer in self._layers
@@ -60,14 +52,21 @@ class MergedWeights:
 
     @contextlib.contextmanager
     def in_place(self, keep: bool) -> Iterator[None]:
-        """Merge, and let the merged layers stand in for the LoRA layers inside of the block.
+        """Merge, and replace the LoRA layers by merged ones inside of the block.
 
         `keep` keeps their memory, at the same addresses, for the next time.
         """
-        if any(layer.disable_adapters for *_, layer in self._layers):  # the reference is at work
+        import torch
+
+        if any(layer.disable_adapters for *_, layer in self._layers):  # the reference is in use
             yield
             return
-        self._merge()
+        if not self._linears:
+            self._linears = [_empty_linear(layer.get_base_layer()) for *_, layer in self._layers]
+        device = self._linears[0].weight.device.type if self._linears else "cpu"
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            for (*_, layer), linear in zip(self._layers, self._linears, strict=True):
+                linear.weight.copy_(merged_weight(layer))
         try:
             for (parent, name, _), linear in zip(self._layers, self._linears, strict=True):
                 setattr(parent, name, linear)
@@ -78,16 +77,6 @@ class MergedWeights:
                 setattr(parent, name, layer)
             if not keep:
                 self._linears = []
-
-    def _merge(self) -> None:
-        import torch
-
-        if not self._linears:
-            self._linears = [_empty_linear(layer.get_base_layer()) for *_, layer in self._layers]
-        device = self._linears[0].weight.device.type if self._linears else "cpu"
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            for (*_, layer), linear in zip(self._layers, self._linears, strict=True):
-                linear.weight.copy_(merged_weight(layer))
 
 
 def merged_weight(layer: Any) -> Any:
@@ -122,7 +111,7 @@ def _obstacle(layer: Any) -> str:
 
 
 def compute_type(linear: Any) -> Any:
-    """The torch dtype that a base layer computes in; of 4-bit weights, the one they unpack to."""
+    """The torch dtype that a base layer computes in; for 4-bit weights, the one they unpack to."""
     state = getattr(linear.weight, "quant_state", None)
     return linear.weight.dtype if state is None else state.dtype
 
@@ -145,9 +134,9 @@ _CHOSEN: WeakKeyDictionary[Any, tuple[MergedWeights, bool]] = WeakKeyDictionary(
 
 
 def choose_weights(policy: Any, choice: Choice, keep: bool) -> None:
-    """Decide what the policy's replies are sampled from, and say so where it matters.
+    """Decide whether the policy's replies are sampled from merged weights, and print it.
 
-    `keep`: replies are sampled again and again, as in GRPO, so memory stays taken between times.
+    `keep`: the memory stays allocated between generations, as for GRPO's rollouts.
     """
     if choice == "adapter":
         return
@@ -156,13 +145,15 @@ def choose_weights(policy: Any, choice: Choice, keep: bool) -> None:
     except ValueError as error:
         print(f"note: sampling through the adapter, which cannot be merged: {error}")
         return
-    if not merged.layers:
-        return
     needed, free = merged.bytes, free_bytes(policy.device)
+    if not needed:
+        return
     size = f"{needed / 2**20:,.0f} MB"
     if choice == "auto" and needed > SHARE * free:
-        left = f"{free / 2**20:,.0f} MB that are free"
-        print(f"note: sampling through the adapter: merged weights would take {size} of {left}")
+        print(
+            f"note: sampling through the adapter: merged weights would take {size} of "
+            f"{free / 2**20:,.0f} MB of free memory"
+        )
         return
     if keep:
         print(f"Rollouts are sampled from merged weights ({size})")
