@@ -28,7 +28,6 @@ from posttrain.base.process import Terminated, run_main
 from posttrain.chat import models, source, terminal
 from posttrain.chat.conversation import Talk
 from posttrain.chat.known import held_out_questions, load_known
-from posttrain.chat.port import check_port
 from posttrain.settings import Prompt
 from posttrain.settings.command import check_settings
 from posttrain.settings.secrets import check_arguments
@@ -41,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     model = source.find(args.model)
     if args.web:
-        check_port(args.port)
+        models.check_port(args.port)
     prompt = model.prompt
     system = prompt.system if args.system is None else args.system or None
     examples = prompt.examples

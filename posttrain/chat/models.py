@@ -1,11 +1,13 @@
 """Load what answers: the sides of a chat, from weights, a GGUF file or a server."""
 
 import argparse
+import socket
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 from eval import Completion, Conversation
+from posttrain.base.errors import ConfigError
 from posttrain.base.paths import shown
 from posttrain.chat.conversation import Side, Stream
 from posttrain.chat.source import Source
@@ -15,6 +17,23 @@ from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.server_stream import ServedReplies
 from posttrain.scoring.answers import until_answer
 from posttrain.settings import Evaluation
+
+HOST = "127.0.0.1"  # this machine alone
+
+
+def check_port(port: int) -> None:
+    """Check that the page can be served on a port.
+
+    Raises:
+        ConfigError: it is out of range, or another program uses it.
+    """
+    try:
+        socket.create_server((HOST, port)).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--port {port}: the page cannot be served there ({error}); give another, such as "
+            "--port 7861"
+        ) from None
 
 
 def evaluation(source: Source, args: argparse.Namespace) -> Evaluation:

@@ -20,7 +20,7 @@ import gradio as gr
 from eval import Completion
 from posttrain.base.errors import PostTrainError
 from posttrain.chat.conversation import Talk
-from posttrain.chat.port import HOST
+from posttrain.chat.models import HOST
 
 HEIGHT = 380  # pixels of a side
 CSS = """

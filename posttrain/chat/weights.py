@@ -42,7 +42,6 @@ class Weights:
         set_template_variables(self._tokenizer, source.prompt.chat_template_kwargs)
         self._config = generation_config(self._model, self._tokenizer, evaluation)
         self._stop = StopAtAnswer(self._tokenizer) if evaluation.stop_at_answer else None
-        self._one_at_a_time = threading.Lock()
         self.start_name: str | None = None
         """The adapter that the run started from, if it is still there."""
         if start := trained.get("adapter"):
@@ -108,7 +107,6 @@ class Weights:
         ids = torch.tensor([prompt], device=self._model.device)
         try:
             with (
-                self._one_at_a_time,
                 runtime.inference_mode(self._model),
                 side,
                 sampling_weights(self._model),

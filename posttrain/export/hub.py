@@ -51,15 +51,12 @@ def to_upload(run: Path, exports: list[str]) -> list[Path]:
         ConfigError: an export is missing or was not proven.
     """
     recorded = read_run(run).exports
-    for name in exports:
-        if name not in recorded:
-            raise ConfigError(f"--push: {run} has no export {name}; it has {sorted(recorded)}")
-        if not recorded[name].proven:
-            failed = [c.name for c in recorded[name].checks if not c.passed]
-            raise ConfigError(
-                f"--push: the export {name} failed its parity check ({', '.join(failed)}); it is "
-                "not uploaded"
-            )
+    proven = sorted(name for name, entry in recorded.items() if entry.proven)
+    if missing := [name for name in exports if name not in proven]:
+        raise ConfigError(
+            f"--push: {run} has no proven export {', '.join(missing)}; proven are: "
+            f"{', '.join(proven) or 'none'}"
+        )
     paths = [run / recorded[name].path for name in exports] or [run / "adapter"]
     files = [f for path in paths for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
     files = [file for file in files if file.name != "README.md"]  # the run's model card replaces it

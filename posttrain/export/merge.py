@@ -17,9 +17,15 @@ from posttrain.settings.adapters import obstacle, read_adapter
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
+def config_of(model: Path) -> dict[str, Any]:
+    """The config.json of a model folder."""
+    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
 def stored_dtype(base: Path) -> str:
     """The type of the stored base weights, from the config."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = config_of(base)
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
@@ -29,8 +35,8 @@ def check_adapter(adapter: Path, base: Path) -> None:
     Raises:
         ConfigError: it is not LoRA, or changes more than linear layers.
     """
-    tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
-    if reason := obstacle(read_adapter(adapter), bool(tied)):
+    tied = bool(config_of(base).get("tie_word_embeddings"))
+    if reason := obstacle(read_adapter(adapter), tied):
         raise ConfigError(
             f"{adapter} {reason}; an export merges LoRA, rsLoRA and DoRA on linear layers"
         )
@@ -104,7 +110,7 @@ def generation_settings(base: Path, tokenizer: Any) -> Any:
     ends = end_tokens_of(base, tokenizer)
     return GenerationConfig(
         do_sample=False,
-        bos_token_id=_declared(base).bos_token_id,
+        bos_token_id=_generation_config(base).bos_token_id,
         eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -112,11 +118,10 @@ def generation_settings(base: Path, tokenizer: Any) -> Any:
 
 def end_tokens_of(base: Path, tokenizer: Any) -> list[int]:
     """Ids that end a reply: the tokenizer's EOS and those that the base model declares."""
-    return sorted(end_tokens(_declared(base), tokenizer))
+    return sorted(end_tokens(_generation_config(base), tokenizer))
 
 
-def _declared(base: Path) -> Any:
-    """The generation settings of a model folder."""
+def _generation_config(base: Path) -> Any:
     from transformers import AutoConfig, GenerationConfig
 
     if (base / "generation_config.json").is_file():

@@ -26,12 +26,13 @@ Row = dict[int, float]
 class TorchModel:
     """A model of transformers, on the GPU where there is one."""
 
-    def __init__(self, model: Any, tokenizer: Any, settings: Any) -> None:
-        """`settings` are those of generation, greedy and with the end tokens."""
+    def __init__(self, model: Any, tokenizer: Any, variables: Variables) -> None:
+        """The model's generation_config is greedy; `variables` go to the chat template."""
         import torch
 
+        set_template_variables(tokenizer, variables)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.tokenizer, self._settings = tokenizer, settings
+        self.tokenizer = tokenizer
 
     def render(self, conversation: Conversation) -> str:
         """The prompt as text."""
@@ -45,12 +46,11 @@ class TorchModel:
         """A greedy reply to each prompt, with its end token if it ends."""
         import torch
 
-        ends = self._settings.eos_token_id
+        config = copy.copy(self.model.generation_config)
+        config.max_new_tokens = new_tokens
+        ends = config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends)
-        padding = self._settings.pad_token_id
-        padding = min(ends) if padding is None else padding
-        settings = copy.copy(self._settings)
-        settings.max_new_tokens = new_tokens
+        padding = min(ends) if config.pad_token_id is None else config.pad_token_id
         replies = []
         for start in range(0, len(prompts), 16):
             batch = prompts[start : start + 16]
@@ -61,7 +61,7 @@ class TorchModel:
                 output = self.model.generate(
                     input_ids=ids.to(self.model.device),
                     attention_mask=mask.to(self.model.device),
-                    generation_config=settings,
+                    generation_config=config,
                 )
             for reply in output[:, width:].tolist():
                 end = next((n for n, t in enumerate(reply, 1) if t in ends), len(reply))
@@ -81,25 +81,22 @@ class TorchModel:
 
 
 def adapter_model(base: Path, adapter: Path, variables: Variables = NONE) -> TorchModel:
-    """The adapter on its base in float32, not merged; `variables` go to the chat template."""
+    """The adapter on its base in float32, not merged."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = load_tokenizer(adapter, base)
-    set_template_variables(tokenizer, variables)
-    settings = generation_settings(base, tokenizer)
-    return TorchModel(put_adapter(model, adapter), tokenizer, settings)
+    model.generation_config = generation_settings(base, tokenizer)
+    return TorchModel(put_adapter(model, adapter), tokenizer, variables)
 
 
 def merged_model(folder: Path, variables: Variables = NONE) -> TorchModel:
-    """The model in a folder, in the type of its weights; `variables` go to the chat template."""
+    """The model in a folder, in the type of its weights."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    set_template_variables(tokenizer, variables)
-    return TorchModel(model, tokenizer, model.generation_config)
+    return TorchModel(model, AutoTokenizer.from_pretrained(folder), variables)
 
 
 class LlamaCpp:

@@ -148,19 +148,14 @@ def modelfile(
     """The text of a Modelfile.
 
     Raises:
-        ConfigError: the template or a turn of the prompt holds three quotes, which end a
-            text there.
+        ConfigError: a text of it holds three quotes, which end a text there.
     """
-    turns = example_turns(prompt.examples)
-    texts = {"chat template": template, "system prompt": prompt.system or ""}
-    texts |= {f"worked examples, turn {n}": t["content"] for n, t in enumerate(turns, 1)}
-    for what, text in texts.items():
+    texts = [("TEMPLATE", template), *([("SYSTEM", prompt.system)] if prompt.system else [])]
+    texts += [(f"MESSAGE {t['role']}", t["content"]) for t in example_turns(prompt.examples)]
+    for name, text in texts:
         if '"""' in text:
-            raise ConfigError(f'{what}: it holds """, which cannot be written in a Modelfile')
-    lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
-    if prompt.system:
-        lines.append(f'SYSTEM """{prompt.system}"""')
-    lines += [f'MESSAGE {turn["role"]} """{turn["content"]}"""' for turn in turns]
+            raise ConfigError(f'{name} holds """, which cannot be written in a Modelfile')
+    lines = [f"FROM ./{gguf}", *(f'{name} """{text}"""' for name, text in texts)]
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     lines += [f"PARAMETER {name} {value:g}" for name, value in parameters.items()]
     return "\n".join(lines) + "\n"

@@ -1,12 +1,7 @@
 """export.json: what was exported, from which weights, and the results of the parity check.
 
-    {"base": {"name", "dtype", "sha256"}, "adapter_sha256",
-     "exports": {TARGET: {"path", "proven", "bytes", "seconds", "settings",
-                          "files": {name: {"bytes", "sha256"}},
-                          "checks": [{"name", "value", "limit", "passed", "of"}]}}}
-
-An entry is written once its files are in place. It is valid only while they have its hashes.
-score.py describes what --score adds.
+The entries of `exports` are described in run/results.py (Exported). Each is written once its files
+are in place, and is valid only while they have its hashes.
 """
 
 import json

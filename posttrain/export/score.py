@@ -4,17 +4,9 @@
 
 In a separate process: files are proven without Unsloth, and scored with it, as the adapter was and
 as scripts/evaluate.py does. Answers are appended to RUN/eval/exports/TARGET as they are generated.
-Results go into export.json:
-
-    {"exports": {TARGET: {..., "score": {
-        "main", "n", "right", "gained", "lost", "p_value", "tokens_per_second",
-        "measures": {name: {"value", "n", "low", "high"}},
-        "against_adapter": {name: {"difference", "low", "high", "p_value", "n"}}}}},
-     "adapter_16bit": {"score": {...}}}
-
-`right` are the rows that the adapter gets right by the `main` measure, `gained` and `lost` those on
-which the file does better and worse. `adapter_16bit` is the adapter of a 4-bit policy on the 16-bit
-base weights, of which exports are made.
+Results go into export.json, as the `score` (run/results.py, FileScore) of the target's entry, and
+of `adapter_16bit`: the adapter of a 4-bit policy on the 16-bit base weights, of which exports are
+made.
 """
 
 import json
@@ -22,7 +14,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint, write_json
@@ -38,9 +30,6 @@ from posttrain.scoring.provenance import weights_fingerprint
 from posttrain.settings import Evaluation, Export
 from posttrain.settings.command import SETTINGS, check_settings
 from posttrain.settings.strict_yaml import read_yaml
-
-if TYPE_CHECKING:
-    from filelock import SoftFileLease
 
 ADAPTER_16BIT = "adapter_16bit"
 
@@ -68,15 +57,6 @@ def check(run: Path) -> None:
     )
 
 
-def lock(run: Path) -> "SoftFileLease":
-    """Keep other exports out of a folder.
-
-    Raises:
-        ConfigError: another export is writing there.
-    """
-    return hold(run / ".export.lock", run, "another export is writing there")
-
-
 def in_a_process(run: Path, base: Path, settings: Export) -> int:
     """Score what `settings.to` names and was made; returns the exit code."""
     targets = [t for t in in_order(settings.to) if t != "ollama"]  # it runs the GGUF file
@@ -95,7 +75,7 @@ def main() -> int:
     """Score every target that was made; returns the exit code."""
     run, base, targets = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     share_the_processor()
-    lease = lock(run)
+    lease = hold(run / ".export.lock", run, "another export is writing there")
     config = read_yaml(run / "config.yaml")
     record = json.loads((run / "export.json").read_text(encoding="utf-8"))
     made = record["exports"]

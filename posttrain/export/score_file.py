@@ -138,18 +138,17 @@ def held_out(settings: SFTSettings | GRPOSettings, answered: Sequence[Reply]) ->
     Raises:
         DataError: some are no longer in the data.
     """
-    questions = {reply.question for reply in answered}
     if isinstance(settings, GRPOSettings):
-        path = settings.data.eval.path
-        problems = load_evaluation(settings.data.eval, settings.data.columns, settings.data.answers)
+        data = settings.data
+        problems = load_evaluation(data.eval, data.columns, data.answers)
     else:
-        path = settings.data.problems.path if settings.data.problems else "data.problems"
         problems = load_scored_problems(settings.data.problems, ())
+    questions = {reply.question for reply in answered}
     kept = [problem for problem in problems if problem.question in questions]
     if len(kept) < len(questions):
         raise DataError(
-            f"{path}: {len(questions) - len(kept)} of the {len(questions)} questions that the "
-            "adapter answered are no longer there; files cannot be compared with it"
+            f"{len(questions) - len(kept)} of the {len(questions)} questions that the adapter "
+            "answered are no longer in the run's data; files cannot be compared with it"
         )
     return kept
 

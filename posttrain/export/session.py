@@ -5,8 +5,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError, ExportError
 from posttrain.base.files import model_fingerprint, sync_folder
+from posttrain.base.lock import hold
 from posttrain.base.paths import shown
 from posttrain.base.progress import duration
 from posttrain.data.render import set_template_variables
@@ -47,14 +47,14 @@ def export(trained: Trained, settings: Export) -> int:
     merge.check_adapter(trained.adapter, base)
     check_folder(trained.output)
     trained.output.mkdir(parents=True, exist_ok=True)
-    lease = score.lock(trained.output)
-    with _quiet():
-        exports = Exports(trained, settings, name, base)
-        for target in exports.wanted:
-            if exports.proven[target]:
-                print(f"{target}: proven already, left as it is", flush=True)
-            elif not exports.make(target) and target == MERGED:
-                break  # the other files are compared with these weights
+    lease = hold(trained.output / ".export.lock", trained.output, "another export is writing there")
+    _quieten()
+    exports = Exports(trained, settings, name, base)
+    for target in exports.wanted:
+        if exports.proven[target]:
+            print(f"{target}: proven already, left as it is", flush=True)
+        elif not exports.make(target) and target == MERGED:
+            break  # the other files are compared with these weights
     lease.release()
     if exports.unproven:
         record = shown(exports.record.path)
@@ -210,14 +210,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quieten() -> None:
     """Hide the progress bars and warnings of libraries."""
     import transformers
 
     for library in (*LIBRARIES, "torchao"):
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    warnings.simplefilter("ignore")

@@ -4,15 +4,16 @@ Distributions do not reveal a missing layer that training has changed little. We
 small the change is. A GGUF file is read back with the names and the layout of transformers.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from posttrain.export.merge import config_of
 from posttrain.export.proof import at_most
 from posttrain.run.results import Check
+from posttrain.settings.adapters import WEIGHTS, read_adapter
 
 MOST_ROW_ERROR = 0.75
 """For quantised types, the largest root mean square error of a row, in steps. Rounding costs 0.3,
@@ -25,7 +26,6 @@ MOST_LOST = 0.25
 LEVELS = {"q8_0": 127, "q4_k_m": 15}
 """Steps from 0 to the largest weight of a block, and from the smallest to the largest."""
 BLOCK = 32  # weights in a row that are quantised together
-ROWS = 8192  # rows of a matrix that are compared at once
 LORA_TENSOR = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
 Tensors = Iterator[tuple[str, Any]]
 
@@ -46,13 +46,13 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
     """
     from safetensors.torch import load_file
 
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_adapter(adapter)
     lora = {
         LORA_TENSOR.sub(r".\1", name).removeprefix("base_model.model."): tensor.float()
-        for name, tensor in load_file(adapter / "adapter_model.safetensors").items()
+        for name, tensor in load_file(adapter / WEIGHTS).items()
     }
     before = _paths(base)
-    tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+    tied = config_of(base).get("tie_word_embeddings")
     if tied:
         before.pop("lm_head.weight", None)  # a copy that is not read
     worst, lost, change, seen = 0.0, 0.0, 0.0, set()
@@ -91,15 +91,12 @@ def _error(error: Any, expected: Any, kind: str, dtype: str) -> float:
         floor = max(peak / 1000, torch.finfo(torch.float16).tiny)
         relative = error.abs() / expected.abs().clamp_(min=floor)
         return float(relative.max() / torch.finfo(getattr(torch, dtype)).eps)
-    worst = 0.0
-    for start in range(0, len(expected), ROWS):
-        blocks = expected[start : start + ROWS].unflatten(-1, (-1, BLOCK))
-        high, low = blocks.amax(-1).clamp_(min=0), blocks.amin(-1).clamp_(max=0)
-        span = torch.maximum(high, -low) if kind == "q8_0" else high - low
-        step = (span / LEVELS[kind]).square_().mean(-1).sqrt_().clamp_(min=peak * 1e-4)
-        rows = error[start : start + ROWS].square().mean(-1).sqrt_()
-        worst = max(worst, float((rows / step).max()))
-    return worst
+    blocks = expected.unflatten(-1, (-1, BLOCK))
+    high, low = blocks.amax(-1).clamp_(min=0), blocks.amin(-1).clamp_(max=0)
+    span = torch.maximum(high, -low) if kind == "q8_0" else high - low
+    step = (span / LEVELS[kind]).square_().mean(-1).sqrt_().clamp_(min=peak * 1e-4)
+    rows = error.square().mean(-1).sqrt_()
+    return float((rows / step).max())
 
 
 def _paths(folder: Path) -> dict[str, Path]:

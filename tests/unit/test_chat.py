@@ -340,11 +340,6 @@ def test_a_port_that_is_taken(ask: Ask, api: Server) -> None:
     assert "in use" in result.stderr
 
 
-def test_help_is_fast(ask: Ask) -> None:
-    result = ask("chat", "--help")
-    assert result.returncode == 0 and "--max-new-tokens" in result.stdout
-
-
 # --- a server -------------------------------------------------------------------------------------
 
 
@@ -380,11 +375,10 @@ def test_a_server_streams(api: Server) -> None:
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        ((404, "no such model"), "refused the request: status 404: no such model"),
-        ((200, 'data: {"error": {"message": "out of slots"}}\n\n'), "an error.*out of slots"),
-        ((200, "data: nonsense\n\n"), "an error: nonsense"),
-        ((200, '{"choices": []}'), "ended its answer without saying why"),
-        (events("a", reason=None), "ended its answer without saying why"),
+        ((404, "no such model"), "no such model"),
+        ((200, 'data: {"error": {"message": "out of slots"}}\n\n'), "out of slots"),
+        ((200, "data: nonsense\n\n"), "nonsense"),
+        (events("a", reason=None), "ended its answer"),
         ((0, ""), "broke off its answer"),
     ],
 )

@@ -41,15 +41,15 @@ import (
 type Message struct{ Role, Content string }
 
 func main() {
-	var asked struct {
+	var input struct {
 		Template      string
 		Conversations [][]Message
 	}
-	if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil {
+	if err := json.NewDecoder(os.Stdin).Decode(&input); err != nil {
 		panic(err)
 	}
-	parsed := template.Must(template.New("").Parse(asked.Template))
-	for _, messages := range asked.Conversations {
+	parsed := template.Must(template.New("").Parse(input.Template))
+	for _, messages := range input.Conversations {
 		if err := parsed.Execute(os.Stdout, map[string]any{"Messages": messages}); err != nil {
 			panic(err)
 		}
@@ -111,10 +111,10 @@ def test_a_system_prompt_without_a_system_turn(tmp_path: Path) -> None:
 def test_go_renders_it_as_the_tokenizer_does(folder: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(folder)
     (tmp_path / "render.go").write_text(RENDER, encoding="utf-8")
-    asked = {"Template": turn_template(tokenizer).as_go(), "Conversations": CONVERSATIONS}
+    given = {"Template": turn_template(tokenizer).as_go(), "Conversations": CONVERSATIONS}
     result = subprocess.run(
         ["go", "run", str(tmp_path / "render.go")],
-        input=json.dumps(asked),
+        input=json.dumps(given),
         capture_output=True,
         text=True,
         check=True,
@@ -123,14 +123,13 @@ def test_go_renders_it_as_the_tokenizer_does(folder: Path, tmp_path: Path) -> No
 
 
 @needs_shared
-def test_qwens_own_system_prompt_is_found() -> None:
+def test_the_system_prompt_of_qwens_template() -> None:
     tokenizer = tokenizer_of(SHARED / "qwen2.5-tokenizer")
-    found = default_system(tokenizer)
-    assert found is not None
-    assert found.startswith("You are Qwen")
+    system = default_system(tokenizer)
+    assert system is not None and system.startswith("You are Qwen")
     question = {"role": "user", "content": "?"}
-    given = [{"role": "system", "content": found}, question]
-    assert rendered(tokenizer, given) == rendered(tokenizer, [question])
+    with_system = [{"role": "system", "content": system}, question]
+    assert rendered(tokenizer, with_system) == rendered(tokenizer, [question])
     assert default_system(tokenizer_of(ROOT / "assets" / "demo_model")) is None
 
 
@@ -148,14 +147,14 @@ def test_braces_in_a_template_are_text_to_go() -> None:
 
 
 def test_three_quotes_cannot_be_written() -> None:
-    with pytest.raises(ConfigError, match="system prompt"):
+    with pytest.raises(ConfigError, match="SYSTEM holds"):
         modelfile("a.gguf", "t", PromptFormat('say """ aloud'), [], {})
 
 
-def test_the_modelfile_carries_what_the_gguf_does_not(tmp_path: Path) -> None:
+def test_the_modelfile(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(ROOT / "assets" / "demo_model")
     gguf = tmp_path / "model-q8_0.gguf"
-    parameters = {"temperature": 0, "repeat_penalty": 1, "num_ctx": 256}
+    parameters = {"temperature": 0, "num_ctx": 256}
     path, check = export_ollama(gguf, tokenizer, PromptFormat(SYSTEM), ["<|end|>"], parameters)
     lines = path.read_text(encoding="utf-8").split("\n")
     assert lines[0] == "FROM ./model-q8_0.gguf"
