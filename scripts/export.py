@@ -51,9 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = check_settings(ExportSettings, {"export": section}, str(args.run), args.overrides)
     is_run = (trained.output / "config.yaml").is_file()
     if args.push and not is_run:
-        raise ConfigError(
-            f"--push: {trained.output} is not a run folder, so there is no model card"
-        )
+        raise ConfigError(f"--push: {trained.output} is not a run folder: there is no model card")
     to = settings.export.to
     if settings.export.score:
         score.check(trained.output)

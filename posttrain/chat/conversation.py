@@ -60,18 +60,18 @@ class Talk:
         """
         row = self.rows[-1]
         turns = self.turns.setdefault(side.name, [])
-        asked = [*turns, {"role": "user", "content": row["question"]}]
+        with_question = [*turns, {"role": "user", "content": row["question"]}]
         *opening, _ = conversation(row["question"], self._prompt)
         seed = self.seed + len(self.rows) - 1
         row[side.name] = ""
         try:
-            with closing(side.stream([*opening, *asked], seed)) as stream:
+            with closing(side.stream([*opening, *with_question], seed)) as stream:
                 for reply in stream:
                     row[side.name] = reply.text
                     yield reply
         finally:
             if row[side.name]:
-                turns[:] = [*asked, {"role": "assistant", "content": row[side.name]}]
+                turns[:] = [*with_question, {"role": "assistant", "content": row[side.name]}]
 
     def notes(self, side: Side, reply: Completion) -> list[tuple[str, str]]:
         """Notes on a complete reply to the last question: its rewards, if the gold answer is known,

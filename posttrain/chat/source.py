@@ -1,4 +1,4 @@
-"""What to talk to: a run, an adapter, a model, a GGUF file or a server, found without torch."""
+"""What to talk to: a run, an adapter, a model, a GGUF file or a server; read without torch."""
 
 import shlex
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def find(name: str) -> Source:
     """The model that `name` means: a path in this folder or the project, a hub name or a URL.
 
     Raises:
-        ConfigError: there is none; says what is missing, and what to do.
+        ConfigError: there is none; names what is missing and what to do.
     """
     if is_url(name):
         return Source("url", name, {})

@@ -135,8 +135,8 @@ class Page:
         shown = [self._box, *self._chats.values(), *self._chips.values(), self._state]
         since = gr.State(0)
         # A question may wait in the queue; a button that is pressed meanwhile counts.
-        asked = gr.on([ask.click, self._box.submit], self._count, None, since, queue=False)
-        asked.then(self._answer, [self._box, system, self._state, since], shown)
+        question = gr.on([ask.click, self._box.submit], self._count, None, since, queue=False)
+        question.then(self._answer, [self._box, system, self._state, since], shown)
         # Not queued: they end the reply at the head of the queue.
         stop.click(self._stop, queue=False)
         clear.click(self._clear, None, shown, queue=False)

@@ -65,7 +65,7 @@ def find_quantizer(tree: Path) -> Path:
     """The llama-quantize of a tree. In the pinned tree it is built if it is missing.
 
     Raises:
-        ConfigError: the user's own tree does not have it, or there is no C++ compiler.
+        ConfigError: the user's tree does not have it, or there is no C++ compiler.
         ExportError: the build failed.
     """
     for folder in (tree, tree / "build" / "bin"):

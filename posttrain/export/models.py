@@ -24,7 +24,7 @@ Row = dict[int, float]
 
 
 class TorchModel:
-    """A model of transformers, on the GPU where there is one."""
+    """A model of transformers, on the GPU if there is one."""
 
     def __init__(self, model: Any, tokenizer: Any, variables: Variables) -> None:
         """The model's generation_config is greedy; `variables` go to the chat template."""
@@ -69,7 +69,7 @@ class TorchModel:
         return replies
 
     def rows(self, prompt: list[int], reply: list[int]) -> list[Row]:
-        """For each token of a given reply, what is most probable in its place."""
+        """For each token of a given reply, the most probable tokens at its position."""
         import torch
 
         ids = torch.tensor([prompt + reply], device=self.model.device)

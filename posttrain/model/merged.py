@@ -25,7 +25,7 @@ class MergedWeights:
     """The merged weights of one policy, and the layers that they replace.
 
     Raises:
-        ValueError: a layer cannot be merged; says which and why.
+        ValueError: a layer cannot be merged; names it and the reason.
     """
 
     def __init__(self, policy: Any) -> None:

@@ -254,8 +254,8 @@ def test_no_python_of_a_run_folder_is_run(
     known = load_known(model)
     reply = Completion("x", 1, truncated=False)
     data = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
-    asked = json.loads(data.read_text("utf-8").splitlines()[0])["question"]
-    assert known.rewards(asked, reply, PLAIN) == {"always": 1.0, "total": 1.0}
+    question = json.loads(data.read_text("utf-8").splitlines()[0])["question"]
+    assert known.rewards(question, reply, PLAIN) == {"always": 1.0, "total": 1.0}
 
 
 def test_a_reward_that_fails_leaves_the_reply(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The Modelfile: its Go template against the tokenizer's own, rendered by Go where there is Go."""
+"""The Modelfile: its Go template against the tokenizer's template, rendered by Go if installed."""
 
 import json
 import shutil
