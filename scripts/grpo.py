@@ -66,6 +66,7 @@ PROGRESS = {
     "reward_std": "std",
     "completions/mean_length": "tokens",
     "completions/clipped_ratio": "cut",
+    "frac_reward_zero_std": "flat",
 }
 
 

@@ -15,10 +15,6 @@ LINE_EVERY = 15.0  # seconds between two plain lines
 NOTEBOOKS = ("COLAB_RELEASE_TAG", "JPY_PARENT_PID", "KAGGLE_KERNEL_RUN_TYPE")
 
 
-drawing = False
-"""Whether a view draws its lines again and again: bars then print plain lines above it."""
-
-
 def can_redraw() -> bool:
     """Whether standard error is a terminal on which lines can be drawn again."""
     dumb = os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
@@ -52,7 +48,7 @@ def progress_bar(what: str, total: int | None, initial: int = 0, leave: bool = F
 
     One may run inside another: on a terminal it is drawn below it, elsewhere both print lines.
     """
-    redraw = can_redraw() and not drawing
+    redraw = can_redraw()
     return tqdm(
         desc=what,
         total=total,

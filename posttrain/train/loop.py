@@ -76,7 +76,7 @@ def train(
         print(f"{count} processes train together: {rows} rows an optimizer step")
     checkpoint = distributed.main_checkpoint(checkpoint)
     clock = Clock()
-    view = TrainingView(shown, run.path / "health.jsonl")
+    view = TrainingView(shown, settings.health.every)
     with StopRequest(settings.run.max_minutes) as stop, view:
         trainer.remove_callback(PrinterCallback)
         score = Score(BEST_BY[settings.method])

@@ -1,4 +1,4 @@
-"""Watch a run while it trains: check its health, write health.jsonl, and print state lines.
+"""Watch a run while it trains: check its health and write health.jsonl.
 
 The trainer (posttrain/train/guard.py) reports its micro-batches and where memory ran out.
 transformers' callbacks report its steps and metrics.
@@ -17,14 +17,12 @@ from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows
 from posttrain.base.progress import say
-from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings, GRPOTraining, Model, Training, TrainingSettings
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.micro_batches import write_rows
 from posttrain.train.random_states import random_states, restore
 from posttrain.train.stop import StopRequest
-from posttrain.train.view import state_line
 
 SIZES = {  # kind of event -> the attribute of the trainer that it halves
     "out_of_memory_training": "rows_at_once",
@@ -52,8 +50,6 @@ class Watch:
         self._step: list[tuple[Any, Any]] = []  # (loss, micro-batch) of the current step
         self._last: list[Any] = []  # micro-batches of the last finished step
         self._learnable = True
-        self._rows: list[dict[str, Any]] = []  # metrics since the last state line
-        self._clock = Clock()
         self._after_step: dict[str, Any] = {}  # RNG states and token count of a checkpoint
         trainer.watch = self
         trainer.add_callback(_callback(self))
@@ -185,18 +181,10 @@ class Watch:
         self._after_step = {**random_states(), "tokens": self.trainer.state.num_input_tokens_seen}
 
     def after_log(self, step: int, logs: dict[str, Any]) -> None:
-        """Check the metrics, and print a state line every `health.every` steps."""
-        if "loss" not in logs:  # the totals after the last step
-            return
-        for event in self.rules.observe(step, logs):
-            self.record(event)
-        row = {"step": step, "seconds": self._clock.seconds(), **logs}
-        earlier = self._rows[-1]["step"] if self._rows else step - 1
-        self._rows.append(row)
-        every, last = self.health.every, self.trainer.state.max_steps
-        if every and (step // every > earlier // every or step == last) and len(self._rows) > 1:
-            say(state_line(self._rows, last))
-            self._rows = [row]
+        """Check the metrics."""
+        if "loss" in logs:  # not the totals after the last step
+            for event in self.rules.observe(step, logs):
+                self.record(event)
 
     # Act on events.
 

@@ -500,17 +500,16 @@ def test_evaluation_whenever_it_is_wanted(name: str, tmp_path: Path) -> None:
         assert trainer.state.num_input_tokens_seen == tokens
 
 
-def test_live_line_shows_the_metrics_of_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_state_line_shows_the_metrics_of_its_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("posttrain.train.view.LINE_EVERY", 0.0)
     run = tmp_path / "dpo"
-    assert leave_with("dpo", run, "training.max_steps=3", "training.save_steps=3") == 0
-    lines = capsys.readouterr().err.splitlines()
-    steps = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
-    for step, row in enumerate(steps, 1):
-        line = next(line for line in lines if line.startswith(f"training {step}/3 "))
-        assert f"margin {row['rewards/margins']:.3g} " in line + " "
+    shape = ["training.max_steps=3", "training.save_steps=3", "health.every=1"]
+    assert leave_with("dpo", run, *shape) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for step, row in enumerate((r for r in rows(run / "metrics.jsonl") if "loss" in r), 1):
+        line = next(line for line in lines if line.startswith(f"step {step}/3: "))
+        assert re.search(rf"margin {row['rewards/margins']:.3g}[ ,]", line)
 
 
 def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:

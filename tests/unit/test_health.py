@@ -1,6 +1,5 @@
 """The rules of health on streams of metrics, and the lines that say them."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from posttrain.settings import GRPOSettings, PairHealth, ProblemHealth
 from posttrain.settings.command import load_settings
 from posttrain.train.cold_start import WAYS_OUT, notice
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
-from posttrain.train.view import state_line
 from tests.helpers import CONFIGS, ROOT, settings_class
 
 HEALTHY = {
@@ -254,42 +252,6 @@ def test_every_config_has_health_settings(path: Path) -> None:
 
 def test_health_error_is_exit_3() -> None:
     assert HealthError("x").exit_code == 3
-
-
-def test_state_line_of_grpo() -> None:
-    row = {"reward": 1.0, "frac_reward_zero_std": 0.25, "completions/clipped_ratio": 0.0}
-    rows = [
-        {"step": 10, "seconds": 100.0, "num_tokens": 5000, **row, "reward": 9.0},
-        {"step": 11, "seconds": 105.0, "num_tokens": 9000, **row},
-        {"step": 20, "seconds": 150.0, "num_tokens": 105_000, **row, "reward": 2.0},
-    ]
-    assert state_line(rows, 60) == (
-        "step 20/60: reward 1.50, 75% of groups with spread, none cut, 2,000 tokens/s, "
-        "3 min 20 s left"
-    )
-
-
-def test_state_line_of_dpo() -> None:
-    row = {"rewards/margins": 0.5, "rewards/accuracies": 0.75}
-    rows = [{"step": s, "seconds": float(s * 60), "num_tokens": s * 600, **row} for s in (1, 10)]
-    assert state_line(rows, 100) == (
-        "step 10/100: margin 0.50, 75% of pairs right, 10 tokens/s, 1 h 30 min left"
-    )
-    assert state_line([*rows[:1], {**rows[1], "step": 100}], 100).endswith("tokens/s")
-
-
-def test_event_is_a_line_of_json() -> None:
-    from dataclasses import asdict
-
-    event = Event(3, "kl", "m", 1.5, 1.0, "warned")
-    assert json.loads(json.dumps(asdict(event))) == {
-        "step": 3,
-        "kind": "kl",
-        "message": "m",
-        "value": 1.5,
-        "threshold": 1.0,
-        "action": "warned",
-    }
 
 
 def test_a_part_without_a_token_to_learn_from_has_a_weight() -> None:
