@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
-import enum
 import inspect
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from posttrain.base.errors import ConfigError, did_you_mean
 from posttrain.model import runtime
@@ -30,8 +30,8 @@ def refused_by(name: str) -> Iterator[None]:
     try:
         yield
     except REFUSALS as error:
-        said = str(error) if str(error).strip() else type(error).__name__
-        raise ConfigError(f"training: {name} refuses it: {' '.join(said.split())}") from error
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"training: {name} refuses it: {message}") from error
 
 
 def build_arguments(
@@ -39,8 +39,7 @@ def build_arguments(
 ) -> tuple[Any, dict[str, Any]]:
     """The trainer's config object, and all arguments that were requested.
 
-    Needs no model: what the trainer makes of the arguments once it has one, such as the optimizer,
-    is tried out here.
+    What the trainer later makes of them, such as the optimizer, is tried out here without a model.
 
     Raises:
         ConfigError: a library refuses a value.
@@ -53,7 +52,7 @@ def build_arguments(
 
 
 def _try_out(arguments: Any) -> None:
-    """Make the parts of a trainer that are made of arguments alone, on a weight of one number."""
+    """Make the parts of a trainer that need arguments alone, on a weight of one number."""
     import torch
     from torch.utils.checkpoint import checkpoint
     from torch.utils.data import DataLoader
@@ -78,8 +77,7 @@ def _try_out(arguments: Any) -> None:
     DataLoader([0], **{name: getattr(arguments, f"dataloader_{name}") for name in names})
     if getattr(arguments, "activation_offloading", False) and not torch.cuda.is_available():
         raise ConfigError(
-            "training.extra.activation_offloading: there is no GPU to take activations from; leave "
-            "it out"
+            "training.extra.activation_offloading: there is no GPU to offload from; leave it out"
         )
     known = {
         "gradient_checkpointing_kwargs": {
@@ -97,7 +95,7 @@ def _try_out(arguments: Any) -> None:
 
 
 def owned_arguments(run: RunFolder, name: str, report_to: Sequence[str]) -> dict[str, Any]:
-    """The arguments that the user cannot set, the same for both trainers."""
+    """The arguments that the user cannot set, the same for every trainer."""
     return {
         "output_dir": str(run.checkpoints.staging),
         "run_name": name,
@@ -121,33 +119,21 @@ def changes(requested: dict[str, Any], arguments: Any) -> dict[str, dict[str, An
     for name, value in requested.items():
         if value is None:  # the library chooses
             continue
-        wanted, used = as_json(value), as_json(getattr(arguments, name) if name in fields else None)
+        used = _as_json(getattr(arguments, name) if name in fields else None)
+        wanted = _as_json(value)
         if used != wanted and not _same(wanted, used):
             changed[name] = {"asked": wanted, "used": used}
     return changed
 
 
-def as_json(value: Any) -> Any:
-    """A value that JSON can hold: an enum member is its value, an object its fields, and what has
-    neither, or is not finite, its text."""
-    if isinstance(value, enum.Enum):
-        return as_json(value.value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return as_json(
-            {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        )
-    if isinstance(value, dict):
-        return {str(key): as_json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [as_json(inner) for inner in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return value if isinstance(value, float) and math.isfinite(value) else str(value)
+def _as_json(value: Any) -> Any:
+    """A value that JSON can hold: what has no form in JSON, or is not finite, as its text."""
+    return from_json(to_json(value, inf_nan_mode="strings", fallback=str))
 
 
 def _same(wanted: Any, used: Any) -> bool:
     """Whether two values are equal. transformers changes the form of some: it puts a value in a
-    list, makes 'none' an empty list, and fills a mapping up with its defaults."""
+    list, makes 'none' an empty list, and adds defaults to a mapping."""
     if isinstance(wanted, dict) and isinstance(used, dict):
         return all(key in used and used[key] == value for key, value in wanted.items())
     return used == [wanted] or (wanted == "none" and used == []) or str(used) == str(wanted)

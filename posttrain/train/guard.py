@@ -7,9 +7,7 @@ optimizer step, and lets a signal end a step in the middle.
 
 from typing import Any
 
-from posttrain.base import distributed
 from posttrain.model import runtime
-from posttrain.model.device import free_memory
 from posttrain.train.arguments import refused_by
 from posttrain.train.micro_batches import Batch, Part, join_metric
 
@@ -82,12 +80,7 @@ def guarded(trainer_class: Any) -> Any:
                     rows = max(self.count(part.inputs) for part in self._parts)
                 # Outside of `except`: the error holds the tensors of the failed attempt.
                 self._undo_attempt()
-                free_memory()
-                # DDP averages at each backward pass, so processes must make the same number.
-                if rows == 1 or not self.divisible() or distributed.processes() > 1:
-                    self.watch.no_room("training", rows)
-                self.rows_at_once = (rows + 1) // 2
-                self.watch.halved("training", rows, self.rows_at_once)
+                self.watch.halve("training", rows, self.divisible())
 
         def _run_parts(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
             self._next, total = 0, None
@@ -112,8 +105,9 @@ def guarded(trainer_class: Any) -> Any:
                 self._save_before_attempt()
             if self._next == 0:
                 # rows_at_once may come from a run with another loss, that this one resumes.
-                rows = self.rows_at_once if self.divisible() else None
-                self._parts = self.split(self._batch, rows or self.count(self._batch))
+                rows, count = self.rows_at_once, self.count(self._batch)
+                divided = rows is not None and rows < count and self.divisible()
+                self._parts = self.split(self._batch, rows) if divided else [Part(self._batch)]
             return self._parts[self._next].inputs
 
         def _save_before_attempt(self) -> None:

@@ -15,11 +15,13 @@ from posttrain.train.cold_start import WAYS_OUT
 
 Row = Mapping[str, Any]
 """The metrics of a step as the trainer logs them, or their mean since it last logged."""
+Measure = Callable[[int, Row], float | None]
+"""(number of steps in the row, row) -> the value to judge; None if the row has none."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that the rules found: a line of health.jsonl."""
+    """What a check noticed: a line of health.jsonl."""
 
     step: int
     kind: str
@@ -29,103 +31,78 @@ class Event:
     action: Literal["warned", "stopped", "halved"]
 
 
+MESSAGES = {
+    "chosen_drop": "the chosen replies have been less likely than under the reference, by "
+    "{value:.0f} nats a reply (health.max_chosen_drop = {limit:g}): the policy makes both replies "
+    "less likely. Lower training.learning_rate, raise training.beta, or add sft to "
+    "training.loss_type",
+    "flat_groups": "{value:.0%} of the groups have had one reward for all completions "
+    "(health.max_flat_groups = {limit:.0%}): they teach nothing. The problems are too easy or too "
+    "hard, the reward does not separate completions, or num_generations is too small",
+    "truncated": "{value:.0%} of the completions have hit the length limit (health.max_truncated = "
+    "{limit:.0%}): raise training.max_completion_length",
+    "reasoning": "the text before the answer has been {value:.0%} of its first length "
+    "(health.min_reasoning = {limit:.0%}): the policy stops reasoning. See samples.jsonl; the "
+    "format may pay too much beside the right answer",
+    "kl": "the KL divergence from the reference has been {value:.2f} nats a token (health.max_kl = "
+    "{limit:g}): lower training.learning_rate or raise training.beta",
+    "sampling": "the log-probabilities that tokens were sampled with have been {value:.2g} nats "
+    "from those trained on (health.max_sampling_difference = {limit:g}): rollouts come from "
+    "another model than the one that learns. Set model.rollout_weights: adapter, and "
+    "model.fast_inference: never",
+    "unscored": "the reward '{reward}' could not score {value:.0%} of the completions "
+    "(health.max_unscored = {limit:.0%}): it returns None or NaN for them. See samples.jsonl",
+    "cold_start": "every completion has had the lowest reward, so the policy cannot learn. "
+    + WAYS_OUT
+    + ". If it earned rewards before, it has collapsed: lower training.learning_rate or raise "
+    "training.beta",
+}
+"""What each rule warns of, to follow "for 3 steps"."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """A limit for a metric. A metric that stays beyond its limit gives a warning."""
 
     kind: str
-    measure: Callable[[int, Row], float | None]
-    """(number of steps in the row, row) -> the value to judge; None if the row has none."""
-    limit: float
-    is_minimum: bool
-    """True: values below the limit break the rule. False: values at or above the limit do."""
-    message: str
-    """Text with {value}, {limit} and {steps}, which is as in "3 steps"."""
-    hopeless: bool = False
-    """True: where it stops the run, it does so after `patience` steps, not after twice as many."""
+    measure: Measure
+    limit: float | None
+    """Values at or above it break the rule, those of "reasoning" below it. None: the rule is off.
+    """
+    reward: str = ""
 
     def is_broken_by(self, value: float) -> bool:
-        return value < self.limit if self.is_minimum else value >= self.limit
+        if self.limit is None:
+            return False
+        return value < self.limit if self.kind == "reasoning" else value >= self.limit
 
 
 def rules_for(health: Health, beta: float, rewards: Iterable[str] = ()) -> list[Rule]:
-    """The rules that these settings ask for, on the metrics that trl and the rewards log."""
+    """The rules that these settings switch on, on the metrics that trl and the rewards log."""
     if isinstance(health, PairHealth):
-        return _pair_rules(health, beta)
+        drop = _logged("rewards/chosen", -1 / beta)
+        return [Rule("chosen_drop", drop, health.max_chosen_drop)]
     if not isinstance(health, ProblemHealth):
         return []
+    reasoning = _share_of_the_first("completions/reasoning", health.patience)
+    apart = _logged("sampling/sampling_logp_difference/mean")
     return [
-        _cold_start_rule(),
-        *_problem_rules(health),
-        *(_reward_rule(name, health.max_unscored) for name in rewards),
+        Rule("cold_start", _cold_start(), 1.0),
+        Rule("flat_groups", _logged("frac_reward_zero_std"), health.max_flat_groups),
+        Rule("truncated", _logged("completions/clipped_ratio"), health.max_truncated),
+        Rule("reasoning", reasoning, health.min_reasoning),
+        Rule("kl", _logged("kl"), health.max_kl),
+        Rule("sampling", apart, health.max_sampling_difference),
+        *(
+            Rule("unscored", _logged(f"rewards/{name}/unscored"), health.max_unscored, name)
+            for name in rewards
+        ),
     ]
 
 
-def _pair_rules(health: PairHealth, beta: float) -> list[Rule]:
-    if health.max_chosen_drop is None:
-        return []
-
-    def drop(_: int, row: Row) -> float | None:
-        reward = row.get("rewards/chosen")
-        return None if reward is None else -float(reward) / beta
-
-    message = (
-        "for {steps} the chosen replies have been less likely than under the reference, by "
-        "{value:.0f} nats a reply (health.max_chosen_drop = {limit:g}): the policy makes "
-        "both replies less likely. Lower training.learning_rate, raise training.beta, or add sft "
-        "to training.loss_type"
-    )
-    return [Rule("chosen_drop", drop, health.max_chosen_drop, False, message)]
-
-
-def _problem_rules(health: ProblemHealth) -> list[Rule]:
-    rules = []
-    if health.max_flat_groups is not None:
-        message = (
-            "for {steps} {value:.0%} of the groups have had one reward for all completions "
-            "(health.max_flat_groups = {limit:.0%}): they teach nothing. The problems are too "
-            "easy or too hard, the reward does not tell completions apart, or num_generations is "
-            "too small"
-        )
-        measure = _logged("frac_reward_zero_std")
-        rules.append(Rule("flat_groups", measure, health.max_flat_groups, False, message))
-    if health.max_truncated is not None:
-        message = (
-            "for {steps} {value:.0%} of the completions have hit the length limit "
-            "(health.max_truncated = {limit:.0%}): raise training.max_completion_length"
-        )
-        measure = _logged("completions/clipped_ratio")
-        rules.append(Rule("truncated", measure, health.max_truncated, False, message))
-    if health.min_reasoning is not None:
-        message = (
-            "for {steps} the text before the answer has been {value:.0%} of its first length "
-            "(health.min_reasoning = {limit:.0%}): the policy stops reasoning. See "
-            "samples.jsonl; the format may pay too much beside the right answer"
-        )
-        measure = _share_of_the_first("completions/reasoning", health.patience)
-        rules.append(Rule("reasoning", measure, health.min_reasoning, True, message))
-    if health.max_kl is not None:
-        message = (
-            "for {steps} the KL divergence from the reference has been {value:.2f} nats a "
-            "token (health.max_kl = {limit:g}): lower training.learning_rate or raise "
-            "training.beta"
-        )
-        rules.append(Rule("kl", _logged("kl"), health.max_kl, False, message))
-    if health.max_sampling_difference is not None:
-        message = (
-            "for {steps} the log-probabilities that tokens were sampled with have been "
-            "{value:.2g} nats from those trained on (health.max_sampling_difference = {limit:g}): "
-            "rollouts come from another model than the one that learns. Set "
-            "model.rollout_weights: adapter, and model.fast_inference: never"
-        )
-        measure = _logged("sampling/sampling_logp_difference/mean")
-        rules.append(Rule("sampling", measure, health.max_sampling_difference, False, message))
-    return rules
-
-
-def _cold_start_rule() -> Rule:
-    """All groups flat at the lowest reward, so that there is nothing to learn: 0, or below it the
-    lowest mean that the run has seen. Flat at a reward above 0 may as well be the highest."""
+def _cold_start() -> Measure:
+    """1 where all groups are flat at the lowest reward, so that there is nothing to learn: 0, or
+    below it the lowest mean that the run has seen. Flat above 0 may as well be the highest."""
     lowest = 0.0
 
     def measure(_: int, row: Row) -> float | None:
@@ -136,34 +113,18 @@ def _cold_start_rule() -> Rule:
         lowest = min(lowest, float(reward))
         return float(float(flat) >= 1 and float(reward) <= lowest)
 
-    message = (
-        "for {steps} every completion has had the lowest reward, so the policy cannot learn. "
-        + WAYS_OUT
-        + ". If it earned rewards before, it has collapsed: lower training.learning_rate or raise "
-        "training.beta"
-    )
-    return Rule("cold_start", measure, 1.0, False, message, hopeless=True)
+    return measure
 
 
-def _reward_rule(name: str, limit: float | None) -> Rule:
-    message = (
-        f"for {{steps}} the reward '{name}' could not score {{value:.0%}} of the completions "
-        "(health.max_unscored = {limit:.0%}): it returns None or NaN for them. See samples.jsonl"
-    )
-    never = math.inf
-    measure = _logged(f"rewards/{name}/unscored")
-    return Rule("unscored", measure, never if limit is None else limit, False, message)
-
-
-def _logged(name: str) -> Callable[[int, Row], float | None]:
+def _logged(name: str, factor: float = 1.0) -> Measure:
     def measure(_: int, row: Row) -> float | None:
         value = row.get(name)
-        return None if value is None else float(value)
+        return None if value is None else float(value) * factor
 
     return measure
 
 
-def _share_of_the_first(name: str, steps: int) -> Callable[[int, Row], float | None]:
+def _share_of_the_first(name: str, steps: int) -> Measure:
     """The metric divided by its mean over the first `steps` steps; None until these are over."""
     total, seen = 0.0, 0
 
@@ -181,10 +142,10 @@ def _share_of_the_first(name: str, steps: int) -> Callable[[int, Row], float | N
 
 
 class RuleWatcher:
-    """Counts for how many steps in a row each rule has been broken.
+    """Counts for how many steps in a row each rule is broken.
 
-    After `patience` steps there is a warning, and after twice as many the run stops if `stop_on`
-    names the rule. A rule that is kept for a while and broken again warns again.
+    After `patience` steps there is a warning, and after twice as many (of a cold start, after as
+    many) the run stops if `stop_on` names the rule. A rule that is broken again later warns again.
     """
 
     def __init__(self, rules: Sequence[Rule], patience: int, stop_on: Sequence[str]) -> None:
@@ -207,9 +168,12 @@ class RuleWatcher:
             self._broken_steps[rule] = after
             action = self._action(rule, before, after)
             if action is not None:
-                steps = "1 step" if after == 1 else f"{after} steps"
-                message = rule.message.format(value=value, limit=rule.limit, steps=steps)
-                events.append(Event(step, rule.kind, message, value, rule.limit, action))
+                message = MESSAGES[rule.kind].format(
+                    value=value, limit=rule.limit, reward=rule.reward
+                )
+                steps = f"for {after} step{'s' if after > 1 else ''}"
+                text = f"{steps} {message}"
+                events.append(Event(step, rule.kind, text, value, rule.limit, action))
         return events
 
     def resume_after(self, step: int) -> None:
@@ -217,7 +181,7 @@ class RuleWatcher:
         self._last_step = step
 
     def _action(self, rule: Rule, before: int, after: int) -> Literal["warned", "stopped"] | None:
-        most = self._patience * (1 if rule.hopeless else 2)
+        most = self._patience * (1 if rule.kind == "cold_start" else 2)
         if rule.kind in self._stop_on and before < most <= after:
             return "stopped"
         return "warned" if before < self._patience <= after else None
@@ -243,35 +207,33 @@ class UpdateCheck:
             skipped: whether the loss scaler skipped the step.
             learnable: whether the step had anything to learn from.
         """
-        bad = sum(not math.isfinite(norm) for norm in norms)
-        if bad:
+
+        def stop(kind: str, value: int, limit: int, message: str) -> Event:
+            return Event(step, kind, message, float(value), float(limit), "stopped")
+
+        moved, self._norms = norms != self._norms, norms
+        self._skipped = self._skipped + 1 if skipped else 0
+        if not skipped and learning_rate > 0 and learnable:
+            self._unchanged = 0 if moved else self._unchanged + 1
+        if bad := sum(not math.isfinite(norm) for norm in norms):
             message = (
                 f"{bad} of {len(norms)} trained tensors hold NaN or infinity: the gradient of this "
                 "step was not a finite number. Lower training.learning_rate, or train in bf16 or "
                 "float32"
             )
-            return Event(step, "weights_not_finite", message, float(bad), 0.0, "stopped")
-        moved, self._norms = norms != self._norms, norms
-        self._skipped = self._skipped + 1 if skipped else 0
+            return stop("weights_not_finite", bad, 0, message)
         if self._max_skipped and self._skipped >= self._max_skipped:
             message = (
                 f"fp16 skipped {self._skipped} optimizer steps in a row (health.max_skipped_steps)"
-                ": the gradients overflow float16 at any scale. Use bf16 where the GPU has it, "
-                "else lower training.learning_rate and training.max_grad_norm, or model.dtype "
-                "float32"
+                ": the gradients overflow float16 at any scale. Use bf16 if the GPU has it, else "
+                "lower training.learning_rate and training.max_grad_norm, or model.dtype float32"
             )
-            return self._stop(step, "skipped_steps", message, self._skipped, self._max_skipped)
-        if not skipped and learning_rate > 0 and learnable:
-            self._unchanged = 0 if moved else self._unchanged + 1
+            return stop("skipped_steps", self._skipped, self._max_skipped, message)
         if self._max_still and self._unchanged >= self._max_still:
             message = (
                 f"{self._unchanged} optimizer steps at learning rate {learning_rate:g} changed no "
                 "weight (health.max_still_steps): it is too small for the weights' precision, or "
                 "nothing that is trained reaches the loss (see lora.target_modules)"
             )
-            return self._stop(step, "still_weights", message, self._unchanged, self._max_still)
+            return stop("still_weights", self._unchanged, self._max_still, message)
         return None
-
-    @staticmethod
-    def _stop(step: int, kind: str, message: str, value: int, limit: int) -> Event:
-        return Event(step, kind, message, float(value), float(limit), "stopped")

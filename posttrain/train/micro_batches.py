@@ -5,16 +5,19 @@ row, an SFT micro-batch one prompt and reply. All are dictionaries of tensors wi
 first dimension.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_json
 
 from posttrain.base.files import write_text
 
 Batch = dict[str, Any]
+Decode = Callable[[Any], str]
+"""Token ids, (tokens,), to text."""
 NOT_SCORED = -100  # the label of a token without a loss, in transformers and trl
 
 
@@ -32,7 +35,6 @@ COMPLETION_LOSSES = {
     # A sum over the token count of the generation, which every part has.
     **dict.fromkeys(("dapo", "cispo", "vespo"), "generation"),
 }
-
 REPLY_LOSSES = ("nll", "dft")
 
 # What trl's metrics of a micro-batch are means over, or which of their values is taken.
@@ -74,12 +76,17 @@ class Part:
     weight: float = 1.0
     """Factor of the part's loss."""
     loss_weights: tuple[float, ...] = ()
-    """DPO only: the weight of each loss in training.loss_type, in place of the trainer's own."""
+    """DPO only: the weight of each loss in training.loss_type; () for the trainer's own."""
 
 
 def pair_count(batch: Batch) -> int:
     """Pairs in a DPO micro-batch."""
     return len(batch["input_ids"]) // 2
+
+
+def scored_tokens(batch: Batch) -> int:
+    """Tokens of an SFT micro-batch that have a loss."""
+    return int((batch["labels"][:, 1:] != NOT_SCORED).sum())
 
 
 def split_pairs(
@@ -88,41 +95,31 @@ def split_pairs(
     """Split into parts of at most `rows` pairs.
 
     Raises:
-        KeyError: there are several parts, and a loss is not in PAIR_LOSSES.
+        KeyError: a loss is not in PAIR_LOSSES.
     """
     import torch
 
     count = pair_count(batch)
-    if rows >= count:
-        return [Part(batch, loss_weights=tuple(loss_weights))]
     tokens = batch["completion_mask"][:, 1:].sum(1).tolist()  # that are scored, of each reply
-    counts, inputs = [], []
-    for start in range(0, count, rows):
-        end = min(start + rows, count)
-        inputs.append(
-            {
-                key: torch.cat([value[start:end], value[count + start : count + end]])
-                if len(value) == 2 * count
-                else value[start:end]
-                for key, value in batch.items()
-            }
-        )
-        chosen, rejected = sum(tokens[start:end]), sum(tokens[count + start : count + end])
-        counts.append(
-            {
-                "pairs": end - start,
-                "chosen tokens": chosen,
-                "rejected tokens": rejected,
-                "tokens": chosen + rejected,
-            }
-        )
+
+    def rows_of(value: Any, some: slice) -> Any:
+        if len(value) != 2 * count:
+            return value[some]
+        return torch.cat([value[:count][some], value[count:][some]])
+
+    parts = []
+    for some in _slices(count, rows):
+        chosen, rejected = sum(tokens[:count][some]), sum(tokens[count:][some])
+        counts = {"pairs": some.stop - some.start, "tokens": chosen + rejected}
+        counts |= {"chosen tokens": chosen, "rejected tokens": rejected}
+        parts.append(Part({key: rows_of(value, some) for key, value in batch.items()}, counts))
     weights = [
-        [weight * share for share in _shares(counts, PAIR_LOSSES[loss])]
+        [weight * share for share in _shares(parts, PAIR_LOSSES[loss])]
         for loss, weight in zip(loss_types, loss_weights, strict=True)
     ]
     return [
-        Part(part, of, loss_weights=tuple(losses))
-        for part, of, losses in zip(inputs, counts, zip(*weights, strict=True), strict=True)
+        replace(part, loss_weights=of)
+        for part, of in zip(parts, zip(*weights, strict=True), strict=True)
     ]
 
 
@@ -130,67 +127,44 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
     """Split into parts of at most `rows` completions.
 
     Raises:
-        KeyError: there are several parts, and the loss is not in COMPLETION_LOSSES.
+        KeyError: the loss is not in COMPLETION_LOSSES.
     """
-    count = len(batch["completion_ids"])
-    if rows >= count:
-        return [Part(batch)]
-    mask = batch["completion_mask"]
-    tokens = (mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]).sum(1).tolist()
-    slices = [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
-    counts = [
-        {
-            "completions": len(tokens[some]),
-            "completions with tokens": sum(map(bool, tokens[some])),
-            "tokens": sum(tokens[some]),
-        }
-        for some in slices
-    ]
+    tokens = batch["completion_mask"].sum(1).tolist()
+    parts = []
+    for some in _slices(len(tokens), rows):
+        counts = {"completions": len(tokens[some]), "tokens": sum(tokens[some])}
+        counts["completions with tokens"] = sum(map(bool, tokens[some]))
+        parts.append(Part(_rows(batch, some), counts))
     over = COMPLETION_LOSSES[loss_type]
     # A part may hold nothing but completions that were cut and are masked for that.
-    weights = [1.0] * len(slices) if over == "generation" else _shares(counts, over)
-    return [
-        Part({key: _rows(value, some) for key, value in batch.items()}, of, max(weight, 1e-9))
-        for some, of, weight in zip(slices, counts, weights, strict=True)
-    ]
-
-
-def scored_tokens(batch: Batch) -> int:
-    """Tokens of an SFT micro-batch that have a loss."""
-    return int((batch["labels"][:, 1:] != NOT_SCORED).sum())
+    weights = [1.0] * len(parts) if over == "generation" else _shares(parts, over)
+    return [replace(part, weight=max(of, 1e-9)) for part, of in zip(parts, weights, strict=True)]
 
 
 def split_replies(batch: Batch, rows: int) -> list[Part]:
     """Split an SFT micro-batch into parts of at most `rows` rows. Their losses are sums over tokens
     with one divisor, so they need no weight."""
-    count = len(batch["input_ids"])
-    if rows >= count:
-        return [Part(batch)]
-    slices = [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
-    parts = [{key: _rows(value, some) for key, value in batch.items()} for some in slices]
+    parts = [_rows(batch, some) for some in _slices(len(batch["input_ids"]), rows)]
     return [Part(part, {"tokens": scored_tokens(part)}) for part in parts]
 
 
-def replies_as_text(batch: Batch, decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:
-    """Prompt and reply of each row of an SFT micro-batch, as text and token ids."""
-    rows = []
-    for i in range(len(batch["input_ids"])):
-        keys = ("input_ids", "attention_mask", "labels")
-        columns = [batch[key][i].tolist() for key in keys if key in batch]
-        ids, labels = columns[0], columns[-1]
-        present = columns[1] if len(columns) == 3 else [1] * len(ids)
-        known = [x for x in zip(ids, present, labels, strict=True) if x[1]]
-        row = {
-            "prompt_ids": [token for token, _, label in known if label == NOT_SCORED],
-            "reply_ids": [token for token, _, label in known if label != NOT_SCORED],
-        }
-        rows.append(_with_text(row, decode))
-    return rows
+def _slices(count: int, rows: int) -> list[slice]:
+    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
-def _shares(counts: Sequence[dict[str, int]], of: str) -> list[float]:
-    total = max(sum(count[of] for count in counts), 1)
-    return [count[of] / total for count in counts]
+def _rows(batch: Batch, some: slice) -> Batch:
+    """Those rows of each entry; the entry where it has none, as flags that trl adds."""
+    return {
+        key: value[some]
+        if hasattr(value, "__len__") and getattr(value, "ndim", None) != 0
+        else value
+        for key, value in batch.items()
+    }
+
+
+def _shares(parts: Sequence[Part], of: str) -> list[float]:
+    total = max(sum(part.counts[of] for part in parts), 1)
+    return [part.counts[of] / total for part in parts]
 
 
 def join_metric(kind: str, values: Sequence[float], parts: Sequence[Part]) -> float:
@@ -202,7 +176,7 @@ def join_metric(kind: str, values: Sequence[float], parts: Sequence[Part]) -> fl
     joins: dict[str, Callable[[list[float]], float]] = {"least": min, "most": max, "sum": sum}
     if kind in joins:
         return joins[kind](known) if known else math.nan
-    shares = _shares([part.counts for part in parts], kind)
+    shares = _shares(parts, kind)
     return sum(share * value for share, value in zip(shares, values, strict=True) if share)
 
 
@@ -222,63 +196,58 @@ def join_scores(parts: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
     return torch.cat([pad(row, (width - row.shape[1], 0)) for row in scores]), None, None
 
 
-def _rows(value: Any, which: slice) -> Any:
-    """Those rows of an entry of a batch; the entry where it has none, as flags that trl adds."""
-    has_rows = hasattr(value, "__len__") and getattr(value, "ndim", None) != 0
-    return value[which] if has_rows else value
+def replies_as_text(batch: Batch, decode: Decode) -> list[dict[str, Any]]:
+    """Prompt and reply of each row of an SFT micro-batch."""
+    ids, reply = batch["input_ids"], batch["labels"] != NOT_SCORED
+    prompt = ~reply & batch["attention_mask"].bool() if "attention_mask" in batch else ~reply
+    return [
+        {"prompt": decode(row[before]), "reply": decode(row[after])}
+        for row, before, after in zip(ids, prompt, reply, strict=True)
+    ]
 
 
-def pairs_as_text(batch: Batch, decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:
-    """Prompt, chosen and rejected of each pair, as text and token ids."""
-    count = pair_count(batch)
-    rows = []
-    for i in range(count):
-        row: dict[str, Any] = {}
-        for name, place in (("chosen", i), ("rejected", count + i)):
-            ids, present, scored = (
-                batch[key][place].tolist()
-                for key in ("input_ids", "attention_mask", "completion_mask")
-            )
-            tokens = list(zip(ids, present, scored, strict=True))
-            row["prompt_ids"] = [token for token, here, is_reply in tokens if here and not is_reply]
-            row[f"{name}_ids"] = [token for token, here, is_reply in tokens if here and is_reply]
-        rows.append(row)
-    return [_with_text(row, decode) for row in rows]
+def pairs_as_text(batch: Batch, decode: Decode) -> list[dict[str, Any]]:
+    """Prompt, chosen and rejected of each pair."""
+    ids, count = batch["input_ids"], pair_count(batch)
+    reply = batch["completion_mask"].bool()
+    prompt = ~reply & batch["attention_mask"].bool()
+    return [
+        {
+            "prompt": decode(ids[i][prompt[i]]),
+            "chosen": decode(ids[i][reply[i]]),
+            "rejected": decode(ids[count + i][reply[count + i]]),
+        }
+        for i in range(count)
+    ]
 
 
 def completions_as_text(
-    batch: Batch, decode: Callable[[list[int]], str], reward_names: list[str]
+    batch: Batch, decode: Decode, reward_names: list[str]
 ) -> list[dict[str, Any]]:
-    """Prompt, completion, advantage and rewards of each row; texts and token ids."""
-    rows = []
-    for i, advantage in enumerate(batch["advantages"].tolist()):
-        row: dict[str, Any] = {"advantage": advantage}
-        for name in ("prompt", "completion"):
-            ids, mask = (batch[f"{name}_{what}"][i].tolist() for what in ("ids", "mask"))
-            row[f"{name}_ids"] = [token for token, here in zip(ids, mask, strict=True) if here]
-        row["rewards"] = dict(zip(reward_names, batch["rewards"][i].tolist(), strict=True))
-        rows.append(row)
-    return [_with_text(row, decode) for row in rows]
-
-
-def _with_text(row: dict[str, Any], decode: Callable[[list[int]], str]) -> dict[str, Any]:
-    texts = {k.removesuffix("_ids"): decode(v) for k, v in row.items() if k.endswith("_ids")}
-    return {**texts, **row}
+    """Prompt, completion, advantage and rewards of each row."""
+    return [
+        {
+            **{
+                name: decode(batch[f"{name}_ids"][i][batch[f"{name}_mask"][i].bool()])
+                for name in ("prompt", "completion")
+            },
+            "advantage": advantage,
+            "rewards": dict(zip(reward_names, batch["rewards"][i].tolist(), strict=True)),
+        }
+        for i, advantage in enumerate(batch["advantages"].tolist())
+    ]
 
 
 def write_rows(path: Path, step: int, losses: list[float], rows: list[dict[str, Any]]) -> Path:
-    """Write the rows of a step to a JSON file for a person to read, one row a line."""
+    """Write the rows of a step to a JSON file for a person to read, one row a line.
+
+    NaN and infinity become text, because JSON has no such numbers.
+    """
+
+    def text(value: Any) -> str:
+        return to_json(value, inf_nan_mode="strings").decode()
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(_jsonable(row), ensure_ascii=False) for row in rows)
-    head = json.dumps({"step": step, "losses": _jsonable(losses)})[:-1]
-    write_text(path, f'{head}, "rows": [\n{lines}\n]}}\n')
+    lines = ",\n".join(map(text, rows))
+    write_text(path, f'{{"step": {step}, "losses": {text(losses)}, "rows": [\n{lines}\n]}}\n')
     return path
-
-
-def _jsonable(value: Any) -> Any:
-    """`value`, with NaN and infinity as text, because JSON has no such numbers."""
-    if isinstance(value, dict):
-        return {key: _jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_jsonable(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,25 +1,24 @@
 """Reference log-probabilities of the training pairs, computed once and kept on disk.
 
-DPO compares the policy with a reference that never changes. So the reference's log-probability of
-each reply is the same in every run with the same rows and reference, whatever its beta, loss, rank
-or learning rate. The name of a file is a hash of everything that the numbers depend on. It holds a
-checksum, and a damaged file is computed again.
+DPO's reference never changes, so its log-probability of each reply is the same in every run with
+the same rows and reference, whatever the beta, loss, rank or learning rate. The name of a file is a
+hash of all that the numbers depend on. It holds a checksum, and a damaged file is computed again.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import DataError
-from posttrain.base.files import write_json
+from posttrain.base.files import fingerprint, write_json
 from posttrain.base.paths import cache_folder
 from posttrain.base.progress import progress_bar
 from posttrain.model import adapter, runtime
+from posttrain.run.environment import Clock
 from posttrain.train.batches import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")
@@ -44,20 +43,18 @@ def precompute(trainer: Any) -> None:
         DataError: the reference gives a reply a log-probability that is not finite.
     """
     runtime.training_mode(trainer.model)
-    basis = depends_on(trainer)
-    path = cache_folder() / "reference" / f"{_digest(json.dumps(basis, sort_keys=True))}.json"
-    values = read(path, basis, len(trainer.train_dataset))
+    basis = json.dumps(depends_on(trainer), sort_keys=True)
+    path = cache_folder() / "reference" / f"{_digest(basis)}.json"
+    rows = trainer.train_dataset
+    values = read(path, len(rows))
     if values is not None:
         print(f"Reference log-probabilities: {path}")
     else:
-        started = time.monotonic()
+        clock = Clock()
         values = compute(trainer)
-        print(
-            f"Reference log-probabilities: computed in {time.monotonic() - started:.1f} s", end=""
-        )
-        kept = is_main() and write(path, basis, values)  # every process has the same numbers
-        print(f", kept in {path}" if kept else "")
-    rows = trainer.train_dataset
+        kept = is_main() and write(path, values)  # every process has the same numbers
+        where = f", kept in {path}" if kept else ""
+        print(f"Reference log-probabilities: computed in {clock.seconds():.1f} s{where}")
     for name, column in values.items():
         rows = rows.add_column(name, column)
     trainer.train_dataset = rows
@@ -71,8 +68,9 @@ def depends_on(trainer: Any) -> dict[str, Any]:
     """
     model, args = trainer.model, trainer.args
     config = {k: v for k, v in model.config.to_dict().items() if k not in VOLATILE}
+    columns = (trainer.train_dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     return {
-        "rows": _rows_digest(trainer.train_dataset),
+        "rows": fingerprint(list(zip(*columns, strict=True))),
         "weights": _weights_digest(model),
         "config": _digest(json.dumps(config, sort_keys=True, default=str)),
         "truncation": [args.max_length, args.truncation_mode],
@@ -86,14 +84,6 @@ def depends_on(trainer: Any) -> dict[str, Any]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _rows_digest(rows: Any) -> str:
-    digest = hashlib.sha256()
-    columns = (rows[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    for row in zip(*columns, strict=True):
-        digest.update(json.dumps(row).encode("ascii"))
-    return digest.hexdigest()
 
 
 def _weights_digest(policy: Any) -> str:
@@ -149,28 +139,28 @@ def compute(trainer: Any) -> Values:
     return values
 
 
-def write(path: Path, basis: dict[str, Any], values: Values) -> bool:
+def write(path: Path, values: Values) -> bool:
     """Write the numbers to a file; prints a note and returns False if that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"depends_on": basis, "sha256": _checksum(values), "values": values})
+        write_json(path, {"sha256": _checksum(values), "values": values})
     except OSError as error:
-        print(f" (not kept for the next run: {error})", end="")
+        print(f"note: reference log-probabilities are not kept for the next run: {error}")
         return False
     return True
 
 
-def read(path: Path, basis: dict[str, Any], rows: int) -> Values | None:
+def read(path: Path, rows: int) -> Values | None:
     """The numbers in a file; None if there is no file, or if it is damaged, which is printed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         values: Values = content["values"]
-        whole = content["sha256"] == _checksum(values) and content["depends_on"] == basis
+        intact = content["sha256"] == _checksum(values)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        whole = False
-    if whole and all(len(column) == rows for column in values.values()):
+        intact = False
+    if intact and all(len(column) == rows for column in values.values()):
         return values
     print(f"note: {path} is damaged; its numbers are computed again")
     return None

@@ -19,11 +19,11 @@ class SampleRecorder:
     """Wraps reward functions to write some completions of every generation to samples.jsonl.
 
     trl calls the functions one after the other on the same completions. After the last one, the
-    first `count` rows are written with all their rewards. Three metrics are logged in addition to
-    trl's: `rewards/NAME/zero_spread`, the share of groups of `group` completions that all got the
-    same reward, from which nothing is learnt; `rewards/NAME/unscored`, the share of completions
-    that it could not score; and `completions/reasoning`, the mean number of characters before the
-    answer.
+    first `count` rows are written with all their rewards. Three metrics are added to trl's:
+
+    - `rewards/NAME/zero_spread`: the share of groups of `group` completions with equal rewards;
+    - `rewards/NAME/unscored`: the share of completions that it could not score;
+    - `completions/reasoning`: the mean number of characters before the answer.
     """
 
     def __init__(self, path: Path, count: int, group: int) -> None:
@@ -52,32 +52,24 @@ class SampleRecorder:
             if len(self._scores) == total:
                 lengths = [len(reasoning(turns[-1]["content"])) for turns in columns["completions"]]
                 columns["log_metric"]("completions/reasoning", sum(lengths) / len(lengths))
-                self._write(**columns)
+                self._write(columns)
                 self._scores = {}
             return scores
 
         reward.__name__ = name
         return reward
 
-    def _write(
-        self,
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
-        answer: Sequence[str],
-        trainer_state: Any,
-        **_: Any,
-    ) -> None:
+    def _write(self, columns: dict[str, Any]) -> None:
         rows = []
-        for i in range(min(self.count, len(completions))):
-            text = completions[i][-1]["content"]
+        for i, turns in enumerate(columns["completions"][: self.count]):
+            text = turns[-1]["content"]
             rows.append(
                 {
-                    "step": trainer_state.global_step + 1,  # the first step to learn from it
-                    "question": prompts[i][-1]["content"],
-                    "answer": answer[i],
+                    "step": columns["trainer_state"].global_step + 1,  # the first to learn from it
+                    "question": columns["prompts"][i][-1]["content"],
+                    "answer": columns["answer"][i],
                     "completion": text,
-                    "tokens": len(completion_ids[i]),
+                    "tokens": len(columns["completion_ids"][i]),
                     "answer_elements": count_answer_elements(text),
                     "reasoning_characters": len(reasoning(text)),
                     **{f"reward/{name}": scores[i] for name, scores in self._scores.items()},

@@ -14,12 +14,12 @@ class StepAbandoned(BaseException):
     """Ends a training step in the middle, because a signal came. The step is lost.
 
     It is raised only in a step that a resumed run repeats. It is not an Exception, so that no
-    library catches it as an error of its own.
+    library catches it.
     """
 
 
 class StopRequest:
-    """Notes that a run has to stop, and why; the trainer asks for it after every step.
+    """Notes that a run has to stop, and why; checked after every step.
 
     As a context manager it handles SIGINT, SIGTERM and SIGHUP (the terminal was closed). SIGHUP
     stays ignored under nohup. A second SIGINT or SIGTERM ends the process at once.
@@ -47,10 +47,7 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.exit_code = 128 + number
         self.reason = signal.Signals(number).name
-        print(
-            f"\n{self.reason}: writing a checkpoint; once more stops at once",
-            flush=True,
-        )
+        print(f"\n{self.reason}: writing a checkpoint; a second one stops at once", flush=True)
         # A terminal that closes sends SIGHUP twice, once through its shell: the second is ignored.
         for each in self._old_handlers:
             signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
@@ -86,6 +83,6 @@ class StopRequest:
 
     @property
     def decided(self) -> bool:
-        """Whether the run is stopping. Of several processes each has the same answer: a signal that
-        only one has heard counts when they next ask."""
+        """Whether the run is stopping. Several processes have the same answer: a signal to one of
+        them counts from the next `wanted` on."""
         return self.exit_code is not None if distributed.processes() == 1 else self._agreed

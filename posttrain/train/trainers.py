@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 from posttrain.base import distributed
-from posttrain.model.device import free_memory
 from posttrain.model.rollouts import cheaper_rollouts, unchanged_rollouts
 from posttrain.train.guard import guarded, is_out_of_memory
 from posttrain.train.micro_batches import (
@@ -86,18 +85,13 @@ def guarded_sft(trainer_class: Any) -> Any:
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
             return replies_as_text(batch, self.processing_class.decode)
 
-        def compute_loss(
-            self,
-            model: Any,
-            inputs: Any,
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
-            """Divide the sum over a part's tokens by the tokens of the step, or where these are not
+        def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
+            """Divide the sum over a part's tokens by the tokens of the step or, if these are not
             counted, of the micro-batch."""
-            if self._batch is not None and num_items_in_batch is None and len(self._parts) > 1:
-                num_items_in_batch = scored_tokens(self._batch)
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            divided = self._batch is not None and len(self._parts) > 1
+            if divided and options.get("num_items_in_batch") is None:
+                options["num_items_in_batch"] = scored_tokens(self._batch)
+            return super().compute_loss(model, inputs, **options)
 
     return GuardedSFT
 
@@ -137,18 +131,12 @@ def guarded_dpo(trainer_class: Any) -> Any:
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
             return pairs_as_text(batch, self.processing_class.decode)
 
-        def compute_loss(
-            self,
-            model: Any,
-            inputs: Any,
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             own = self.loss_weights
             if self._batch is not None:
-                self.loss_weights = list(self._parts[self._next].loss_weights)
+                self.loss_weights = list(self._parts[self._next].loss_weights) or own
             try:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                return super().compute_loss(model, inputs, **options)
             finally:
                 self.loss_weights = own
 
@@ -229,13 +217,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
             """Above 0 if some completion has an advantage other than 0."""
             return batch["advantages"].abs().max()
 
-        def compute_loss(
-            self,
-            model: Any,
-            inputs: Any,
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             """Weight a part's loss by changing the number that it is divided by. Multiplying the
             loss would change nothing with Unsloth, whose backward pass ignores the factor.
 
@@ -243,7 +225,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
             pass gives every weight a gradient, so that the optimizer steps as it would have.
             """
             if self._batch is None:  # an evaluation
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                return super().compute_loss(model, inputs, **options)
             if self._is_flat(self._batch):
                 import torch
 
@@ -254,7 +236,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
             whole = self.current_gradient_accumulation_steps
             self.current_gradient_accumulation_steps = whole / self._parts[self._next].weight
             try:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                return super().compute_loss(model, inputs, **options)
             finally:
                 self.current_gradient_accumulation_steps = whole
 
@@ -351,12 +333,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
                     # trl turns it off to generate; after an error it does not turn it on again.
                     options = self.args.gradient_checkpointing_kwargs
                     self.model.gradient_checkpointing_enable(options)
-                free_memory()
-                rows = min(rows, len(prompt_ids))
-                if rows == 1:
-                    self.watch.no_room("generation", rows)
-                self.prompts_at_once = (rows + 1) // 2
-                self.watch.halved("generation", rows, self.prompts_at_once)
+                self.watch.halve("generation", min(rows, len(prompt_ids)))
 
         def _get_per_token_logps_and_entropies(
             self, model: Any, ids: Any, mask: Any, *rest: Any, **named: Any
@@ -379,11 +356,6 @@ def guarded_grpo(trainer_class: Any) -> Any:
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
-                free_memory()
-                rows = min(rows, named.get("batch_size") or rows)
-                if rows == 1:
-                    self.watch.no_room("scoring", rows)
-                self.scored_at_once = (rows + 1) // 2
-                self.watch.halved("scoring", rows, self.scored_at_once)
+                self.watch.halve("scoring", min(rows, named.get("batch_size") or rows))
 
     return GuardedGRPO

@@ -17,8 +17,9 @@ from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows
 from posttrain.base.progress import say
+from posttrain.model.device import free_memory
 from posttrain.run.folder import RunFolder
-from posttrain.settings import GRPOSettings, GRPOTraining, Model, Training, TrainingSettings
+from posttrain.settings import GRPOSettings, GRPOTraining, TrainingSettings
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.micro_batches import write_rows
 from posttrain.train.random_states import random_states, restore
@@ -96,23 +97,28 @@ class Watch:
             if bad:
                 where = self._write_batches(number, [self._last[i] for i in bad], losses)
                 what = f"is {losses[bad[0]]}"
-            self.record(
-                Event(
-                    number,
-                    "loss_not_finite",
-                    f"the loss {what}. Its rows are in {where}. Lower "
-                    "training.learning_rate, or train in bf16 or float32; if a row does this by "
-                    "itself, remove it from the data",
-                    None,
-                    None,
-                    "stopped",
-                )
+            message = (
+                f"the loss {what}. Its rows are in {where}. Lower training.learning_rate, or train "
+                "in bf16 or float32; if one row alone causes it, remove it from the data"
             )
+            self.record(Event(number, "loss_not_finite", message, None, None, "stopped"))
 
-    def halved(self, what: str, rows: int, fewer: int) -> None:
-        """Record that memory ran out with `rows` at once and that `fewer` are tried now."""
+    def halve(self, what: str, rows: int, divisible: bool = True) -> None:
+        """Have the trainer try half of `rows` at once, with which memory ran out.
+
+        Raises:
+            HealthError: that cannot help: a single row, a loss that is not a sum over rows
+                (`divisible`), or several processes, which have to make the same number of backward
+                passes.
+        """
+        free_memory()
+        alone = what != "training" or distributed.processes() == 1
+        if rows == 1 or not (divisible and alone):
+            self.no_room(what, rows)
+        fewer = (rows + 1) // 2
+        setattr(self.trainer, SIZES[f"out_of_memory_{what}"], fewer)
         message = (
-            f"out of memory in {what} with {self._count(what, rows)} at once; going on with "
+            f"out of memory in {what} with {self._count(what, rows)} at once; continuing with "
             f"{fewer}, the effective batch unchanged"
         )
         step = self.trainer.state.global_step + 1
@@ -121,18 +127,23 @@ class Watch:
     def no_room(self, what: str, rows: int | None) -> NoReturn:
         """Stop the run: memory ran out and smaller parts cannot help.
 
-        That is so with a single row, with a loss that is not a sum over rows, and with several
-        processes, which have to make the same number of backward passes.
-
         Raises:
             HealthError: always.
         """
-        advice = memory_savers(self.settings.model, self.settings.training)
+        model, training = self.settings.model, self.settings.training
+        limits = {"model.max_seq_length": model.max_seq_length}
+        if isinstance(training, GRPOTraining):
+            limits = {"training.max_completion_length": training.max_completion_length, **limits}
         if rows is not None and rows > 1:
-            advice.insert(0, f"training.per_device_train_batch_size below {rows}")
-        with_ = "" if rows is None else f" with {self._count(what, rows)} at once"
+            limits = {"training.per_device_train_batch_size": rows, **limits}
+        advice = [f"{name} below {limit}" for name, limit in limits.items()]
+        if not training.gradient_checkpointing:
+            advice.append("training.gradient_checkpointing: true")
+        if not model.load_in_4bit:
+            advice.append("model.load_in_4bit: true")
+        size = "" if rows is None else f" with {self._count(what, rows)} at once"
         message = (
-            f"out of memory in {what}{with_}, and smaller parts cannot help. What can help: "
+            f"out of memory in {what}{size}, and smaller parts cannot help. What can help: "
             + "; ".join(advice)
         )
         step = self.trainer.state.global_step + 1
@@ -152,8 +163,7 @@ class Watch:
 
     def start(self, step: int) -> None:
         """Read what was recorded up to the checkpoint of `step`: metrics for the rules, and the
-        batch sizes that fit the memory. Every process reads the same rows, so all of them come to
-        the same state."""
+        batch sizes that fit the memory. Every process reads the same rows."""
         distributed.barrier()  # the main process has removed the rows of later steps
         for row in _read(self.run.shared / self.run.metrics.name):
             if "loss" in row:
@@ -207,7 +217,7 @@ class Watch:
             return "There is no checkpoint yet: the same command starts over"
         return (
             f"Newest checkpoint, from before this: {kept[-1]}\n       With changed settings, "
-            '"--resume-anyway" goes on from it and "--resume never" starts over (the old folder is '
+            '"--resume-anyway" resumes from it and "--resume never" starts over (the old folder is '
             "moved aside)"
         )
 
@@ -230,18 +240,6 @@ class Watch:
         restore(self._after_step)
         trainer.state.num_input_tokens_seen = self._after_step["tokens"]
         trainer.save_checkpoint()
-
-
-def memory_savers(model: Model, training: Training) -> list[str]:
-    """Changes to these settings that lower the memory that training needs."""
-    advice = [f"model.max_seq_length below {model.max_seq_length}"]
-    if isinstance(training, GRPOTraining):
-        advice = [f"training.max_completion_length below {training.max_completion_length}", *advice]
-    if not training.gradient_checkpointing:
-        advice.append("training.gradient_checkpointing: true")
-    if not model.load_in_4bit:
-        advice.append("model.load_in_4bit: true")
-    return advice
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

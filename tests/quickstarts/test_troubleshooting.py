@@ -201,8 +201,8 @@ def _(scene: Scene) -> str:
 def _(scene: Scene) -> str:
     """What the trainer calls where memory ran out; tests/reliability/test_health.py lets it."""
     watch = watched(scene, "grpo_gsm8k_t4", step=119)
-    watch.halved("training", 8, 4)
-    stopped = refused(watch.no_room, "training", 1)
+    watch.halve("training", 8)
+    stopped = refused(watch.halve, "training", 1)
     return f"{scene.printed()} {stopped}"
 
 

@@ -77,18 +77,17 @@ def test_nan_loss_stops_the_same_step(
 
 def check_batch(name: str, path: Path) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert content["step"] == 4 and content["losses"] == ["nan"]
+    assert content["step"] == 4 and content["losses"] == ["NaN"]
     assert len(content["rows"]) == 16
     for row in content["rows"]:
         assert row["prompt"].startswith("<|im_start|>system")
         assert row["prompt"].endswith("<|im_start|>assistant\n")
         if name == "sft":
-            assert row["reply"].endswith("</answer><|im_end|>") and len(row["reply_ids"]) > 1
+            assert row["reply"].endswith("</answer><|im_end|>")
         elif name == "dpo":
             assert row["chosen"].endswith("<|im_end|>") and row["chosen"] != row["rejected"]
-            assert len(row["chosen_ids"]) > 1 and len(row["rejected_ids"]) > 1
         else:
-            assert 1 <= len(row["completion_ids"]) <= 24 and row["completion"]
+            assert row["completion"]
             assert set(row["rewards"]) == {"format", "correctness"}
             assert isinstance(row["advantage"], float)
 

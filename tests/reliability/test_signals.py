@@ -72,7 +72,7 @@ def interrupted(name: str, run: Path, sender: Sender, capsys: Any) -> list[str]:
     assert leave_with(name, run) == 143
     assert sender.at is not None and time.monotonic() - sender.at < 30
     said = capsys.readouterr()
-    assert "SIGTERM: writing a checkpoint; once more stops at once" in said.out
+    assert "SIGTERM: writing a checkpoint; a second one stops at once" in said.out
     assert "the same command resumes from there" in said.out
     stopped = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
     assert (stopped["exit_code"], stopped["reason"]) == (143, "SIGTERM")
