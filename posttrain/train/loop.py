@@ -31,8 +31,6 @@ BEST_BY = {"sft": "-loss", "dpo": "rewards/accuracies", "grpo": "reward"}
 def check_room(model: Any, settings: TrainingSettings, run: RunFolder) -> None:
     """Check before anything is scored or trained that checkpoints and exports will fit on the disk.
 
-    The main process does: what others keep for themselves is small, and elsewhere.
-
     Raises:
         ConfigError: they will not.
     """
@@ -55,14 +53,14 @@ def train(
     identity: dict[str, Any],
     validation: Validation | None = None,
 ) -> dict[str, Any]:
-    """Train from the start or from a checkpoint. 0 steps trains none.
+    """Train from the start or from a checkpoint.
 
     `shown` maps the trainer's metric names to the labels they get in the view, the one to watch
-    first; `identity` goes into every checkpoint. Returns steps, seconds, and where it ended early,
-    the reason; where a signal or the time limit did that, also the exit code to leave with.
+    first; `identity` goes into every checkpoint. Returns steps, seconds and, if it ended early, the
+    reason; if a signal or the time limit did that, also the exit code.
 
     Raises:
-        CheckpointError: the disk is full; the earlier checkpoints are whole.
+        CheckpointError: the disk is full; the earlier checkpoints are complete.
         HealthError: the run was stopped for its health, or does not fit the memory.
     """
     from transformers import PrinterCallback
@@ -107,8 +105,11 @@ def train(
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
     elif validation is not None and validation.exhausted():
-        some = settings.run.patience
-        reason = f"{some} validation{'' if some == 1 else 's'} in a row brought nothing better"
+        count = settings.run.patience
+        several = (
+            f"{count} validations in a row were" if count != 1 else "1 validation in a row was"
+        )
+        reason = f"{several} no better"
         print(f"Training ended at step {result['steps']}: {reason} (run.patience)")
         result["reason"] = reason
     return result
@@ -116,7 +117,7 @@ def train(
 
 @contextlib.contextmanager
 def _memory_as_health(watch: Watch) -> Iterator[None]:
-    """Where memory ran out and no smaller part can help, the run is stopped for its health."""
+    """If memory runs out where no smaller part can help, stop the run for its health."""
     try:
         yield
     except RuntimeError as error:
@@ -134,7 +135,7 @@ def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> b
     step = state["global_step"]
     if step < last_step(trainer) and not (validation is not None and validation.exhausted()):
         return False
-    print(f"Training was done at step {step}; going on from there")
+    print(f"Training was already done at step {step}")
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state.global_step = step
     return True

@@ -4,14 +4,12 @@
     start       start Unsloth, check the device
     open        the run folder, described, and W&B
     load        the policy
-    kept_scores the scores of an interrupted run, which are not taken again
+    kept_scores the scores of an interrupted run, which are not repeated
     train       from the start or from the checkpoint, up to the adapter on the disk
-    finish      comparison, report, export; where run.score is false, end_unscored
+    finish      comparison, report, export; if run.score is false, end_unscored
 
-The report (card, plots, page, table) and the export are commands that read the run folder, each in
-a process of its own; nothing here imports them.
-
-Between these a script has what is its own: data, rewards, trainer and scores.
+Report and export are commands that read the run folder, each in a separate process; nothing here
+imports them. Between these steps a script has its data, rewards, trainer and scores.
 """
 
 import contextlib
@@ -95,8 +93,8 @@ class Session(Generic[S]):
         return after_training(self.run.path, self.settings.export)
 
     def end_dry_run(self, rows: Sequence[Any]) -> int:
-        """Say that nothing is wrong, and how to train, or what of an earlier run in the folder is
-        in the way; returns the exit code. `rows` as for open."""
+        """Print how to train, or why an earlier run in the folder prevents it; returns the exit
+        code. `rows` as for open."""
         if self._checkpoint and not self._in_the_way:
             with self._noted():
                 self._check_checkpoint(rows)
@@ -121,23 +119,23 @@ class Session(Generic[S]):
         Raises:
             ConfigError: it cannot, or the tokenizer is not in reach, or the model does not fit it.
         """
-        checks.refuse_adapter(self.settings.model.name)
-        pretrained.local_or_hub(self.settings.model.name)  # refused before anything heavy is loaded
-        if self.settings.model.adapter:
-            self._facts["stages"] = chain_of(find_adapter(self.settings.model.adapter))
-        vllm.check_vllm(self.settings.model)
-        threads = self.settings.run.threads
+        settings = self.settings
+        checks.refuse_adapter(settings.model.name)
+        pretrained.local_or_hub(settings.model.name)  # refused before anything heavy is loaded
+        if settings.model.adapter:
+            self._facts["stages"] = chain_of(find_adapter(settings.model.adapter))
+        vllm.check_vllm(settings.model)
+        threads = settings.run.threads
         if threads is None and self._checkpoint:
             threads = self.run.threads()
-        device = runtime.start(self.settings.run.verbose, threads)
-        print(check_device(device, self.settings.model, self.settings.training))
+        device = runtime.start(settings.run.verbose, threads)
+        print(check_device(device, settings.model, settings.training))
         self._facts |= {"device": device.name, "threads": device.threads}
-        tokenizer = pretrained.load_tokenizer(self.settings.model)
-        set_template_variables(tokenizer, self.settings.prompt.chat_template_kwargs)
-        if self.settings.prompt.examples:
-            print(examples.cost(tokenizer, self.settings.prompt))
-        policy.check_architecture(self.settings.model, self.settings.training.extra)
-        settings = self.settings
+        tokenizer = pretrained.load_tokenizer(settings.model)
+        set_template_variables(tokenizer, settings.prompt.chat_template_kwargs)
+        if settings.prompt.examples:
+            print(examples.cost(tokenizer, settings.prompt))
+        policy.check_architecture(settings.model, settings.training.extra)
         checks.check_model(settings.model, settings.lora, settings.export, tokenizer)
         if note := clock_note(tokenizer):
             print(note)
@@ -175,21 +173,16 @@ class Session(Generic[S]):
         settings = self.settings
         start = f" with {settings.model.adapter}" if settings.model.adapter else ""
         print(f"Loading {settings.model.name}{start}")
-        self._policy = policy.load(
-            settings.model,
-            settings.lora,
-            settings.training,
-            settings.run.verbose,
-            settings.beyond_limit,
-        )
+        parts = settings.model, settings.lora, settings.training
+        self._policy = policy.load(*parts, settings.run.verbose, settings.beyond_limit)
         set_template_variables(self._policy[1], settings.prompt.chat_template_kwargs)
         loop.check_room(self._policy[0], settings, self.run)
         return self._policy
 
     def kept_scores(self, read: Callable[[], T | None]) -> T | None:
-        """What `read` finds of the scores that an interrupted run took before its first step.
+        """What `read` returns of the scores that an interrupted run took before its first step.
 
-        A run that goes on with other settings than its length, or from the start, has none.
+        There are none from the start, or on resuming with other settings than the length.
         """
         if self._checkpoint is None:
             return None
@@ -267,8 +260,8 @@ class Session(Generic[S]):
 
 
 def resume_note(checkpoint: Path, training: Training, run: RunFolder, scored: bool | None) -> str:
-    """What a resumed run says first; `scored`: the scores from before training are not repeated,
-    None: there are to be none."""
+    """Where a run resumes; `scored`: the scores from before training are kept, None: none are
+    wanted."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     total = training.max_steps if training.max_steps >= 0 else state["max_steps"]
     epochs = math.ceil(training.num_train_epochs)
@@ -276,17 +269,17 @@ def resume_note(checkpoint: Path, training: Training, run: RunFolder, scored: bo
         total = f"{training.num_train_epochs:g} epochs"
     inside = checkpoint.is_relative_to(run.path)
     where = checkpoint.relative_to(run.path) if inside else checkpoint
-    said = f"Going on from step {state['global_step']} of {total} ({where})"
+    note = f"Resuming from step {state['global_step']} of {total} ({where})"
     if scored is None:
-        return said
-    return f"{said}; the scores from before training are {'kept' if scored else 'taken anew'}"
+        return note
+    return f"{note}; the scores from before training are {'kept' if scored else 'taken again'}"
 
 
 def report(run: Path) -> None:
     """Write card, plots and page of a run, and print its table: `./run report`, as a person would.
 
-    A process of its own, so that no fault of it and no kill meanwhile costs the run anything. The
-    main process does, as each other one's folder ends with it.
+    In a separate process, so that neither a fault in it nor a kill costs the run anything. Only the
+    main process has a folder that stays.
     """
     if is_main() and (code := run_script("report", str(run))):
         again = f"{run_command()} report {shown(run)}"
@@ -296,9 +289,8 @@ def report(run: Path) -> None:
 def after_training(run: Path, export: Export) -> int:
     """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate.
 
-    In a process of its own: this one has Unsloth's patches in transformers and peft, and its model
-    in memory; what is exported has to be what anyone without them will load. The main process
-    does: what the others keep is in a folder that ends with them.
+    In a separate process of the main one: this one has Unsloth's patches in transformers and peft,
+    and its model in memory; an export has to be what anyone without them will load.
     """
     if not export.to or not is_main():
         return 0

@@ -1,9 +1,8 @@
 """Score rows that were set aside from the training data while a run trains; keep its best adapter.
 
-Small models often are at their best before their last step. Which step that was is decided on rows
-of the training data, chosen by a hash, that are not trained on. The held-out rows of the test set
-are looked at before and after training only, so what they say of the adapter that was kept is not
-flattered by the choice.
+Small models are often at their best before their last step. The best step is chosen on training
+rows, picked by a hash, that are not trained on. The held-out rows of the test set are scored before
+and after training only, so the choice does not flatter what they show of the kept adapter.
 
 A checkpoint is written with every validation, and the best one of them is not deleted.
 """
@@ -56,44 +55,39 @@ class Validation:
         self.by = by
         self.rows: list[Validated] = []
         self._measure = measure
+        self._run = run
+        self._settings = settings
         self._path = run.path / "eval" / "validation.jsonl"
-        self._shared = run.shared / "eval" / "validation.jsonl"
-        self._checkpoints = run.checkpoints
-        self._training = settings.training
-        self._every = settings.evaluation.every
-        self._patience = settings.run.patience
-        self._keep = settings.run.keep
 
     def begin(self, step: int) -> None:
-        """Read the validations up to `step`, where training begins or goes on.
-
-        All processes must call it: they read those of the main one.
-        """
+        """Read the validations up to `step`, where training begins. All processes must call it:
+        they read those of the main one."""
         if step == 0:
             self._path.unlink(missing_ok=True)
         keep_rows_until(self._path, step)
         distributed.barrier()  # the main process has removed what came later
-        rows = jsonl_rows(self._shared) if self._shared.exists() else []
+        shared = self._run.shared / "eval" / self._path.name
+        rows = jsonl_rows(shared) if shared.exists() else []
         self.rows = [from_json(Validated, row) for row in rows]
         distributed.barrier()  # before it adds one
         self._rank()
 
     def due(self, step: int, last: int) -> bool:
         """Whether a validation belongs after `step` of `last` and was not made yet."""
-        wanted = step == 0 or step >= last or (self._every is not None and step % self._every == 0)
+        every = self._settings.evaluation.every
+        wanted = step == 0 or step >= last or (every is not None and step % every == 0)
         return wanted and not any(row.step == step for row in self.rows)
 
     def take(self, step: int) -> dict[str, float | None]:
         """Score the policy after `step`. Returns what to log: each measure, and the seconds."""
         clock, states = Clock(), random_states()
-        found = self._measure()
+        row = Validated(step, self._measure())
         restore(states)
-        row = Validated(step, found)
         append_rows(self._path, [asdict(row)])
         self.rows.append(row)
         self._rank()
         say(f"validation at step {step}: {self.describe(row)}")
-        values = {f"validation/{name}": each.value for name, each in found.items()}
+        values = {f"validation/{name}": each.value for name, each in row.measures.items()}
         return {**values, "validation/seconds": clock.seconds()}
 
     def describe(self, row: Validated) -> str:
@@ -102,7 +96,7 @@ class Validation:
 
     def _rank(self) -> None:
         """Let the checkpoints be ranked by validation, not by what training itself logged."""
-        self._checkpoints.values = {row.step: self._rating(row) for row in self.rows}
+        self._run.checkpoints.values = {row.step: self._rating(row) for row in self.rows}
 
     def _rating(self, row: Validated) -> float:
         """The value that decides, so that higher is better."""
@@ -112,10 +106,10 @@ class Validation:
 
     def exhausted(self) -> bool:
         """Whether the last `run.patience` validations were no better than one before them."""
-        values = [self._rating(row) for row in self.rows]
-        if self._patience is None or not values:
+        values, patience = [self._rating(row) for row in self.rows], self._settings.run.patience
+        if patience is None or not values:
             return False
-        return len(values) - 1 - values.index(max(values)) >= self._patience
+        return len(values) - 1 - values.index(max(values)) >= patience
 
     def catch_up(self, trainer: Any, checkpoint: Path, stop: StopRequest) -> None:
         """Make the validation of a checkpoint if a signal or a crash came before it."""
@@ -123,19 +117,19 @@ class Validation:
 
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.begin(state.global_step)
-        trainer.state = state  # which a signal meanwhile is told of
+        trainer.state = state  # for a signal meanwhile
         if self.due(state.global_step, last_step(trainer)):
             trainer._load_from_checkpoint(str(checkpoint))
             self.run(trainer, stop, state)
 
     def run(self, trainer: Any, stop: StopRequest, state: Any) -> None:
-        """Make a validation and pass it on to whoever follows the metrics.
+        """Make a validation and log it as the trainer logs its metrics.
 
         Raises:
             StepAbandoned: a signal came meanwhile.
         """
         alone = distributed.processes() == 1
-        with stop.interruptible(alone and self._training.safe_to_save(state.global_step)):
+        with stop.interruptible(alone and self._settings.training.safe_to_save(state.global_step)):
             logs = self.take(state.global_step)
         own = copy.copy(trainer.control)  # on_log marks in it that the step was logged
         trainer.callback_handler.on_log(trainer.args, state, own, logs)
@@ -170,7 +164,7 @@ class Validation:
         Raises:
             CheckpointError: the best checkpoint is damaged.
         """
-        path = None if self._keep == "last" else self._checkpoints.best()
+        path = None if self._settings.run.keep == "last" else self._run.checkpoints.best()
         kept = step if path is None else int(path.name[5:])
         row = next(row for row in self.rows if row.step == kept)
         if path is not None and kept != step:

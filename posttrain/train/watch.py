@@ -6,8 +6,7 @@ transformers' callbacks report its steps and metrics.
 
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,21 +61,19 @@ class Watch:
 
     # Called by the trainer.
 
-    @contextmanager
-    def interruptible(self, step: int) -> Iterator[None]:
+    def interruptible(self, step: int) -> AbstractContextManager[None]:
         """Let a signal end the step after `step` at once, not after a long generation.
 
-        Only where a run can resume from `step`, and in a single process: several stop together,
+        Only if a run can resume from `step`, and in a single process: several stop together,
         between two steps.
         """
         alone = distributed.processes() == 1
-        allowed = alone and step > 0 and self.settings.training.safe_to_save(step)
-        with self.stop.interruptible(allowed):
-            yield
+        safe = self.settings.training.safe_to_save(step)
+        return self.stop.interruptible(alone and step > 0 and safe)
 
     def after_micro_batch(self, loss: Any, batch: Any, is_last: bool) -> None:
-        """Keep a micro-batch. After the last one of a step, check the losses of all of them,
-        before the optimizer step. Only this check waits for the device, once a step."""
+        """Keep a micro-batch. After the last one of a step, check the losses of all, before the
+        optimizer step. Only this check waits for the device, once a step."""
         import torch
 
         self._step.append((loss, batch))

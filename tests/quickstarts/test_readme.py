@@ -240,7 +240,7 @@ def test_every_command_runs(tmp_path: Path) -> None:
         if command.startswith(f"{STOPPED} "):
             assert "Stopped at step" in said
         elif command == STOPPED:
-            assert "Going on from step" in said
+            assert "Resuming from step" in said
     (gguf,) = (copy / "outputs" / "grpo_demo" / "gguf").glob("*q8_0.gguf")
     with serve(gguf) as url:
         for command in served:

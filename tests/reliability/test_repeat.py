@@ -78,6 +78,6 @@ def test_stopped_in_the_first_seed_and_killed_in_the_second(tmp_path: Path) -> N
     assert not (broken / "seed-2" / "eval" / "comparison.json").exists()
 
     said = finish(broken)
-    assert "Seed 1: finished" in said and "Going on from step" in said
+    assert "Seed 1: finished" in said and "Resuming from step" in said
     assert (broken / "seed-1" / "eval" / "comparison.json").stat().st_mtime_ns == finished
     assert results(broken) == results(whole)

@@ -453,10 +453,10 @@ def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path) -> None:
     (checkpoint / "trainer_state.json").write_text(json.dumps(state), "utf-8")
     shape = settings.training.model_copy(update={"max_steps": -1})
     assert session.resume_note(checkpoint, shape, run, True) == (
-        "Going on from step 3 of 12 (checkpoints/step-000003); the scores from before training "
+        "Resuming from step 3 of 12 (checkpoints/step-000003); the scores from before training "
         "are kept"
     )
-    assert "are taken anew" in session.resume_note(checkpoint, shape, run, False)
+    assert "are taken again" in session.resume_note(checkpoint, shape, run, False)
 
 
 def test_training_ends_with_a_report_by_a_process(
