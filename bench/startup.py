@@ -66,7 +66,6 @@ class Stages:
 def worker(script_name: str, arguments: list[str]) -> int:
     """Run the script's main with a clock; prints the stages as the last line."""
     from posttrain.model import policy, pretrained, runtime
-    from posttrain.scoring import pairs as scoring
     from posttrain.train import loop as training
     from posttrain.train import session
     from scripts import dpo, grpo
@@ -80,7 +79,7 @@ def worker(script_name: str, arguments: list[str]) -> int:
         (pretrained, "load_tokenizer", "load tokenizer"),
         (script, "fitting" if script is grpo else "examine", "tokenise"),
         (policy, "load", "load model"),
-        (script if script is grpo else scoring, "score", "score before"),
+        (script.scoring, "score", "score before"),
         (script, "build_trainer", "build trainer"),
     ):
         stages.wrap(owner, name, stage)

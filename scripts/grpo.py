@@ -23,21 +23,10 @@ if __name__ == "__main__":
 
 import rewards
 from eval import conversation
-from eval.gsm8k import (
-    Problem,
-    Reply,
-    Score,
-    compare_replies,
-    completion_of,
-    evaluate,
-    score_reply,
-    summarise,
-)
-from eval.measures import headline
-from eval.rewarded import Scorer, reward_row
-from eval.stats import Measure
+from eval.gsm8k import Problem, compare_replies
+from eval.rewarded import reward_row
 from posttrain.base import distributed
-from posttrain.base.errors import DataError, HealthError
+from posttrain.base.errors import DataError
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
 from posttrain.data.problems import for_validation, load_problems, within_pass_rate
@@ -48,11 +37,12 @@ from posttrain.data.render import (
     template_variables,
     token_lengths,
 )
-from posttrain.model import adapter, inference, policy
+from posttrain.model import adapter, policy
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import reward_functions
+from posttrain.scoring import rewarded as scoring
 from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings import GRPOSettings
 from posttrain.train import cold_start, trainers
@@ -82,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     check_examples(settings.prompt.examples, (p.question for p in [*train_problems, *held_out]))
     refuse_earlier_stages(settings.model.adapter, (problem.question for problem in held_out))
     functions = load_rewards(settings, train_problems[0])
-    by = scorer(settings, functions, held_out[0])
+    by = scoring.scorer(settings, functions, held_out[0])
     tokenizer = session.start()
     trainer_arguments(settings, run)  # refused here, not after the model is loaded
     train_problems = fitting(train_problems, tokenizer, settings, "training problems")
@@ -102,19 +92,16 @@ def main(argv: list[str] | None = None) -> int:
     # The policy, scored before its first step.
     session.open(rows)
     model, tokenizer = session.load()
-    before = session.kept_scores(lambda: read_scores(run, held_out, by))
+    before = session.kept_scores(lambda: scoring.read_scores(run, held_out, by))
     if settings.run.score and not before:
-        before = score(model, tokenizer, held_out, settings, run, "before", by)
+        before = scoring.score(model, tokenizer, held_out, settings, run, "before", by)
         if note := cold_start.notice(before, settings.model.name, session.config):
             print(note)
 
     # Training, with the problems to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
-    validator = session.validation(
-        len(validation),
-        lambda: validate(model, tokenizer, validation, settings, by),
-        main_measure(settings),
-    )
+    validate, main_measure = scoring.validator(model, tokenizer, validation, settings, by)
+    validator = session.validation(len(validation), validate, main_measure)
     stopped = session.train(trainer, changed, PROGRESS, validator)
     if stopped is not None:
         return stopped
@@ -122,37 +109,27 @@ def main(argv: list[str] | None = None) -> int:
         return session.end_unscored()
 
     # The same problems after the last step.
-    after = score(model, tokenizer, held_out, settings, run, "after", by)
+    after = scoring.score(model, tokenizer, held_out, settings, run, "after", by)
     return session.finish(compare_replies(before, after))
 
 
 def load_rewards(settings: GRPOSettings, sample: Problem) -> dict[str, rewards.RewardFunction]:
     """The reward functions that the settings name, each tried on one row and its range printed."""
     functions = reward_functions.load(settings.rewards, settings.data.answers)
-    for line in reward_functions.tried(functions, trainer_row(sample, settings)):
+    for line in reward_functions.tried(functions, reward_row(sample, settings.prompt)):
         print(f"reward {line}")
     return functions
-
-
-def scorer(
-    settings: GRPOSettings, functions: dict[str, rewards.RewardFunction], sample: Problem
-) -> Score[Any]:
-    """What scores the held-out problems: their numbers, or the rewards, tried on one of them."""
-    if settings.data.answers == "number":
-        return score_reply
-    reward_functions.tried(functions, trainer_row(sample, settings), f"{sample.where}: ")
-    return Scorer(functions, settings.rewards, settings.prompt)
 
 
 def fitting(
     problems: list[Problem], tokenizer: Any, settings: GRPOSettings, what: str
 ) -> list[Problem]:
-    """The problems whose prompt leaves room for a whole completion in model.max_seq_length."""
-    conversations = [conversation(p.question, settings.prompt) for p in problems]
+    """The problems whose prompt leaves room for a complete completion in model.max_seq_length."""
     rendered = already_rendered(tokenizer, ((p.where, [p.question]) for p in problems))
     if rendered:
         print(f"warning: {what}: {rendered['text']}")
-    lengths = token_lengths(tokenizer, [render(tokenizer, c) for c in conversations])
+    prompts = [render(tokenizer, conversation(p.question, settings.prompt)) for p in problems]
+    lengths = token_lengths(tokenizer, prompts)
     limit = settings.model.max_seq_length - settings.training.max_completion_length
     return drop_overlong(problems, lengths, limit, settings.data.overlong, what)
 
@@ -176,16 +153,11 @@ def check_enough(problems: int, settings: GRPOSettings) -> None:
         )
 
 
-def trainer_row(problem: Problem, settings: GRPOSettings) -> dict[str, Any]:
-    """What trl gets of a problem: its prompt, and the columns that the rewards read."""
-    return reward_row(problem, settings.prompt)
-
-
 def print_example(
     problem: Problem, tokenizer: Any, settings: GRPOSettings, functions: dict[str, Any]
 ) -> None:
     """Show a prompt as the policy will see it, and what sample completions would earn."""
-    row = trainer_row(problem, settings)
+    row = reward_row(problem, settings.prompt)
     print(f"\nprompt:\n{render(tokenizer, row['prompt'])}\ngold answer: {problem.answer}")
     right = f"<answer>{problem.answer}</answer>"
     completions = [f"Step by step.\n{right}", f"It is {problem.answer}.", f"{right} indeed"]
@@ -196,72 +168,14 @@ def print_example(
             name: rewards.check_reward(name, function, row, completions).values
             for name, function in functions.items()
         }
-    for place, completion in enumerate(completions):
+    for i, completion in enumerate(completions):
         parts, total = [], 0.0
         for name, values in earned.items():
-            value = values[place]
-            weight = settings.rewards[name]
+            value, weight = values[i], settings.rewards[name]
             times = "" if weight == 1 else f"{weight:g} x "
             parts.append(f"{times}{name} {'none' if value is None else f'{value:g}'}")
             total += weight * (value or 0.0)
         print(f"completion {completion!r} earns {' + '.join(parts)} = {total:g}")
-
-
-def score(
-    model: Any,
-    tokenizer: Any,
-    problems: list[Problem],
-    settings: GRPOSettings,
-    run: RunFolder,
-    side: str,
-    by: Score[Any],
-) -> list[Reply]:
-    """Answer the held-out problems with the prompt used in training, and score the replies."""
-    print(f"Scoring {len(problems)} held-out problems ({side} training)")
-    generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
-    with reward_functions.reward_errors():
-        replies = evaluate(problems, generate, settings.prompt, score=by)
-    run.write_rows(side, [reply.as_row() for reply in replies])
-    return replies
-
-
-def main_measure(settings: GRPOSettings) -> str:
-    """The measure that the run sets out to raise."""
-    return headline("numbers" if settings.data.answers == "number" else "rewards")
-
-
-def validate(
-    model: Any,
-    tokenizer: Any,
-    problems: list[Problem],
-    settings: GRPOSettings,
-    by: Score[Any],
-) -> dict[str, Measure]:
-    """The measures of greedy replies to problems that were set aside from the training data.
-
-    Raises:
-        HealthError: the rewards could score none of them.
-    """
-    greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
-    generate = inference.generator(model, tokenizer, greedy, settings.training.seed)
-    with reward_functions.reward_errors():
-        found = summarise(evaluate(problems, generate, settings.prompt, score=by))
-    if found[main_measure(settings)].value is None:
-        raise HealthError(
-            f"the rewards returned None for all {len(problems)} problems of data.validation, so no "
-            "step can be told to be the best; let them score these, or set data.validation to 0"
-        )
-    return found
-
-
-def read_scores(run: RunFolder, problems: list[Problem], by: Score[Any]) -> list[Reply] | None:
-    """The replies that an interrupted run was given before its first step, scored again."""
-    rows = run.read_rows("before")
-    if rows is None:
-        return None
-    asked = {problem.question: problem for problem in problems}
-    with reward_functions.reward_errors():
-        return [by(asked[row["question"]], completion_of(row), 0) for row in rows]
 
 
 def trainer_arguments(settings: GRPOSettings, run: RunFolder) -> tuple[Any, dict[str, Any]]:
@@ -289,7 +203,7 @@ def build_trainer(
     from trl import GRPOTrainer
 
     arguments, requested = trainer_arguments(settings, run)
-    rows = [trainer_row(problem, settings) for problem in problems]
+    rows = [reward_row(problem, settings.prompt) for problem in problems]
     recorder = SampleRecorder(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )

@@ -62,7 +62,7 @@ def prompts(loaded: tuple[Any, Any]) -> list[list[int]]:
     """Twelve problems, four times each, as GRPO has them."""
     settings = settings_of()
     found, _ = load_problems(settings.data)
-    rows = [grpo.trainer_row(problem, settings) for problem in found[:12]]
+    rows = [grpo.reward_row(problem, settings.prompt) for problem in found[:12]]
     tokenizer = loaded[1]
     ids = token_ids(tokenizer, [render(tokenizer, row["prompt"]) for row in rows])
     return [prompt for prompt in ids for _ in range(4)]

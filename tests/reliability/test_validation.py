@@ -102,7 +102,7 @@ def test_a_run_killed_after_patience_ended_it_trains_no_more(
 ) -> None:
     run = tmp_path / "run"
     still = (*FEW, "run.patience=1", "training.learning_rate=1e-12", "health.max_still_steps=9")
-    score = grpo.score
+    score = grpo.scoring.score
 
     def die_after(*given: Any) -> Any:
         if given[5] == "after":
@@ -110,7 +110,7 @@ def test_a_run_killed_after_patience_ended_it_trains_no_more(
         return score(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(grpo, "score", die_after)
+        patched.setattr(grpo.scoring, "score", die_after)
         assert leave_with("grpo", run, *still) == 130
     assert not (run / "eval" / "comparison.json").exists()
     assert leave_with("grpo", run, *still) == 0

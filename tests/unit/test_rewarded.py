@@ -26,12 +26,11 @@ from posttrain.report.tables import compared
 from posttrain.report.verdict import verdict
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import read_replies
-from posttrain.scoring import reward_functions
+from posttrain.scoring import reward_functions, rewarded
 from posttrain.settings import GRPOSettings, ProblemColumns, ProblemData, Source
 from posttrain.settings.command import load_settings
 from rewards import RewardError
 from scripts import evaluate as script
-from scripts import grpo
 from tests.helpers import ROOT, run_script
 from tests.runs import text_run, unfinished
 
@@ -294,11 +293,11 @@ def test_scores_of_an_interrupted_run_are_taken_from_its_replies(tmp_path: Path)
     """A reward that was mended meanwhile scores both sides alike."""
     problems = [Problem(f"q{i}", gold) for i, gold in enumerate(("Paris it is.", "Rome"))]
     folder = RunFolder(tmp_path / "run")
-    assert grpo.read_scores(folder, problems, scorer(same=1.0)) is None
+    assert rewarded.read_scores(folder, problems, scorer(same=1.0)) is None
     folder.open(fresh=False)
     replies = [scorer(few_tokens=1.0)(problem, TEXT) for problem in problems]
     folder.write_rows("before", [reply.as_row() for reply in replies])
-    found = grpo.read_scores(folder, problems, scorer(same=3.0)) or []
+    found = rewarded.read_scores(folder, problems, scorer(same=3.0)) or []
     assert [reply.scores()["total_reward"] for reply in found] == [3.0, 0.0]
     assert [reply.tokens for reply in found] == [5, 5]
 
@@ -307,15 +306,16 @@ def test_a_validation_that_no_reward_can_score_is_a_fault(monkeypatch: pytest.Mo
     changes = ["data.answers=text", "rewards={'mine.py:f': 1.0}"]
     settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", changes)
     problems = [Problem("q", "Paris it is.")]
+    by = scorer(few_tokens=1.0)
+    measure, main = rewarded.validator(None, None, problems, settings, by)
     for tokens in (5, 9):
         replies = [Completion("Paris it is.", tokens, False)]
-        monkeypatch.setattr(grpo.inference, "generator", lambda *_, r=replies: lambda _: r)
+        monkeypatch.setattr(rewarded.inference, "generator", lambda *_, r=replies: lambda _: r)
         if tokens == 5:
-            found = grpo.validate(None, None, problems, settings, scorer(few_tokens=1.0))
-            assert found[grpo.main_measure(settings)].value == 0.2
+            assert measure()[main].value == 0.2
             continue
         with pytest.raises(HealthError, match=r"returned None for all 1 problems of data\.valid"):
-            grpo.validate(None, None, problems, settings, scorer(few_tokens=1.0))
+            measure()
 
 
 # --- what a run folder says -----------------------------------------------------------------------

@@ -23,7 +23,7 @@ def batch(loaded: tuple[Any, Any]) -> dict[str, Any]:
     from scripts import grpo
 
     settings, (model, tokenizer) = settings_of(), loaded
-    rows = [grpo.trainer_row(p, settings) for p in load_problems(settings.data)[0][:4]]
+    rows = [grpo.reward_row(p, settings.prompt) for p in load_problems(settings.data)[0][:4]]
     prompts = token_ids(tokenizer, [render(tokenizer, row["prompt"]) for row in rows])
     arguments = padded([prompt for prompt in prompts for _ in range(2)], tokenizer.pad_token_id)
     return {name: part.to(model.device) for name, part in arguments.items()}
