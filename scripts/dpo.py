@@ -131,7 +131,7 @@ def fitting(
 def trainer_rows(pairs: list[Pair], tokenizer: Any) -> list[dict[str, str]]:
     """Pairs as rendered text: trl then ends each reply with one EOS and scores nothing after it.
 
-    Given message lists instead, trl renders the reply as a whole turn, and many templates end a
+    Given message lists instead, trl renders the reply as a full turn, and many templates end a
     turn with a newline after EOS, which the policy would be trained to produce.
     """
     return [

@@ -1,14 +1,14 @@
-"""Train one config with several seeds, one after the other, and tell what they say together.
+"""Train one config with several seeds, one after the other, and report them together.
 
     ./run repeat grpo --seeds 1,2,3 --config configs/grpo_demo.yaml
     ./run repeat dpo --seeds 1,2,3 --config configs/dpo_demo.yaml --output seeds_dpo
 
 Each seed is a run of ./run sft, dpo or grpo with training.seed=N, in DIR/seed-N. The same command
-again leaves finished seeds as they are, goes on with the one that was interrupted, and trains those
-that are missing. A signal is passed on to the run, which writes a checkpoint. Then DIR/seeds.json
-and DIR/report.html have each measure with mean, standard deviation and 95% interval over seeds, and
-its change with an interval that covers seeds and questions (docs/statistics.md). Settings are those
-of the training script: ./run grpo --help all.
+again leaves finished seeds as they are, resumes the interrupted one, and trains the missing ones. A
+signal is passed to the run, which writes a checkpoint. DIR/seeds.json and DIR/report.html then have
+each measure with mean, standard deviation and 95% interval over seeds, and its change with an
+interval that covers seeds and questions (docs/statistics.md). Settings are those of the training
+script: ./run grpo --help all.
 
     ./run repeat grpo --seeds 1,2,3 --grid training.learning_rate=3e-4,1e-3,3e-3 \\
       --config configs/grpo_demo.yaml
@@ -16,7 +16,7 @@ of the training script: ./run grpo --help all.
 With --grid each value is trained with each seed, in DIR/VALUE/seed-N, and validated on training
 rows set aside (data.validation), but not scored. DIR/grid.json has the table and the choice: the
 best mean over seeds, of equal ones the first given. Only the chosen value's runs are then scored
-on the test set, without training again, and told as above.
+on the test set, without training again, and reported as above.
 """
 
 import os
@@ -49,61 +49,60 @@ LEFT_ALONE = [name for name in NOT_SHAPING if name != "health"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train what is missing, then tell; returns the exit code, that of a run that ended early.
+    """Train what is missing, then report; returns the exit code, that of a run that ended early.
 
-    An export that is not proven (4) ends a run but not the repeat, which then leaves with it.
+    An export that is not proven (4) ends a run but not the repeat, which then ends with that code.
     """
-    asked = parse_repeat(__doc__ or "", argv)
-    every = [asked.of(value, scored=False) for value in asked.grid] or [asked]
-    for each in every:  # what is wrong in one of them is said before any is trained
-        for seed in asked.seeds:
+    args = parse_repeat(__doc__ or "", argv)
+    every = [args.of(value, scored=False) for value in args.grid] or [args]
+    for each in every:  # a fault in one of them is refused before any is trained
+        for seed in args.seeds:
             each.settings(seed)
-    if asked.dry_run:
-        checked = train(every[0], asked.seeds[0], "--dry-run")
-        runs = len(every) * len(asked.seeds)
+    if args.dry_run:
+        checked = train(every[0], args.seeds[0], "--dry-run")
+        runs = len(every) * len(args.seeds)
         print(f"This is the first of {runs} runs; the same command without --dry-run trains all")
         return checked
-    if not asked.grid:
-        return repeat(asked)
+    if not args.grid:
+        return repeat(args)
     stopped: dict[str, str] = {}
-    code = sweep(asked, every, stopped)
+    code = sweep(args, every, stopped)
     if code is not None:
         return code
-    chosen = choose_value(asked, every, stopped)
+    chosen = choose_value(args, every, stopped)
     print(f"\nScoring {chosen.label} on the test set, with every seed")
-    return repeat(asked.of(chosen, scored=True))
+    return repeat(args.of(chosen, scored=True))
 
 
-def repeat(asked: Asked) -> int:
-    """Train and score the seeds that are missing, then tell; returns the exit code."""
+def repeat(args: Asked) -> int:
+    """Train and score the seeds that are missing, then report; returns the exit code."""
     unproven = 0
-    for seed in asked.seeds:
-        run = RunFolder(asked.run(seed))
-        if is_done(asked, seed) and not asked.settings(seed).export.to:
-            print(f"{asked.label(seed)}: finished, in {shown(run.path)}")
+    for seed in args.seeds:
+        run = RunFolder(args.run(seed))
+        if is_done(args, seed) and not args.settings(seed).export.to:
+            print(f"{args.label(seed)}: finished, in {shown(run.path)}")
             continue
-        print(f"\n{asked.label(seed)}, in {shown(run.path)}", flush=True)
-        code = train(asked, seed)
+        print(f"\n{args.label(seed)}, in {shown(run.path)}", flush=True)
+        code = train(args, seed)
         if not run.finished or code not in (0, ExportError.exit_code):
-            return stopped_early(asked, seed, code)  # with 0 where run.max_minutes is over
+            return stopped_early(args, seed, code)  # with 0 where run.max_minutes is over
         unproven = unproven or code
-    tell(asked)
+    report(args)
     return unproven
 
 
-def sweep(asked: Asked, every: list[Asked], stopped: dict[str, str]) -> int | None:
+def sweep(args: Asked, every: list[Asked], stopped: dict[str, str]) -> int | None:
     """Train what is missing of the grid, without a look at the test set.
 
-    Returns None, or the exit code of a run that ended early. A value of which a health check stops
-    a run is put into `stopped`, and its other seeds are left out; it is tried again once its
-    settings are others.
+    Returns None, or the exit code of a run that ended early. A value whose run a health check stops
+    goes into `stopped`, without its other seeds, and is tried again once its settings change.
 
     Raises:
         ConfigError: the values are not trained on the same rows.
     """
     trained: list[Path] = []
     for each in every:
-        for seed in asked.seeds:
+        for seed in args.seeds:
             run = RunFolder(each.run(seed))
             if is_done(each, seed):
                 print(f"{each.label(seed)}: trained, in {shown(run.path)}")
@@ -124,33 +123,33 @@ def sweep(asked: Asked, every: list[Asked], stopped: dict[str, str]) -> int | No
     return None
 
 
-def choose_value(asked: Asked, every: list[Asked], stopped: dict[str, str]) -> Value:
+def choose_value(args: Asked, every: list[Asked], stopped: dict[str, str]) -> Value:
     """Choose by validation, write grid.json and print its table; returns the value."""
     runs = {each.value.name: each.runs() for each in every if each.value}
     trained = {name: some for name, some in runs.items() if name not in stopped}
-    grid = choose(asked.grid, trained, stopped)
-    write_json(asked.output / "grid.json", grid.as_json())
+    grid = choose(args.grid, trained, stopped)
+    write_json(args.output / "grid.json", grid.as_json())
     print(f"\n{seeds.grid_table(grid)}\n{seeds.choice(grid)}")
-    return next(value for value in asked.grid if value.name == grid.chosen)
+    return next(value for value in args.grid if value.name == grid.chosen)
 
 
-def train(asked: Asked, seed: int, *options: str) -> int:
-    """Run the training script for one seed, passing signals on to it; returns its exit code.
+def train(args: Asked, seed: int, *options: str) -> int:
+    """Run the training script for one seed, passing signals to it; returns its exit code.
 
-    It has a process group of its own: a Ctrl-C, which the terminal sends to the whole group, would
+    It has its own process group: a Ctrl-C, which the terminal sends to the whole group, would
     reach it twice, and the second one ends a run without a checkpoint.
     """
     command = [
-        *(sys.executable, str(ROOT / "scripts" / f"{asked.method}.py")),
-        *("--config", str(asked.config), "--output", str(asked.run(seed)), *options),
-        *asked.own(seed),
+        *(sys.executable, str(ROOT / "scripts" / f"{args.method}.py")),
+        *("--config", str(args.config), "--output", str(args.run(seed)), *options),
+        *args.own(seed),
     ]
-    environment = {"WANDB_RUN_GROUP": asked.name, **os.environ}  # wandb.init reads it
-    heard: list[int] = []
+    environment = {"WANDB_RUN_GROUP": args.name, **os.environ}  # wandb.init reads it
+    received: list[int] = []
     running: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
+        received.append(number)
         if running is not None:
             running.send_signal(number)
 
@@ -163,61 +162,56 @@ def train(asked: Asked, seed: int, *options: str) -> int:
         running = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, process_group=0, env=environment
         )
-        if heard:  # while it started
-            running.send_signal(heard[0])
+        if received:  # while it started
+            running.send_signal(received[0])
         code = running.wait()
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-    if code == 0 and heard:  # it came too late for the run, but not for the next one
-        return 128 + heard[0]
+    if code == 0 and received:  # it came too late for the run, but not for the next one
+        return 128 + received[0]
     return code if code >= 0 else 128 - code
 
 
-def is_done(asked: Asked, seed: int) -> bool:
-    """Whether a seed's run is there, scored or, where it is not to be, trained.
+def is_done(args: Asked, seed: int) -> bool:
+    """Whether a seed's run is there, and scored or, if `run.score` is false, trained.
 
     Raises:
         ConfigError: it is there with other settings.
     """
-    run = asked.run(seed)
-    return RunFolder(run).is_done(asked.settings(seed), "auto", start_over(run))
+    run = args.run(seed)
+    return RunFolder(run).is_done(args.settings(seed), "auto", start_over(run))
 
 
 def start_over(run: Path) -> str:
-    return f"move {shown(run)} away to train it anew"
+    return f"move {shown(run)} away to train it again"
 
 
-def stopped_early(asked: Asked, seed: int, code: int) -> int:
-    """Say which run ended early and how to go on; returns the exit code."""
+def stopped_early(args: Asked, seed: int, code: int) -> int:
+    """Print which run ended early and how to resume it; returns the exit code."""
     how = f"ended with code {code}" if code else "ended before its last step"
-    go_on = "the same command goes on from there"
-    if code == ConfigError.exit_code:  # its own words name options that a repeat does not take
-        go_on = "mend what is said above and repeat"
-        if asked.run(seed).exists():
-            go_on += f", or {start_over(asked.run(seed))}"
-    print(
-        f"\n{asked.label(seed)} {how}; {go_on}. Finished seeds are kept",
-        file=sys.stderr,
-    )
+    fix = "the same command resumes from there"
+    if code == ConfigError.exit_code:  # its message names options that a repeat does not take
+        fix = "correct what is reported above and repeat"
+        if args.run(seed).exists():
+            fix += f", or {start_over(args.run(seed))}"
+    print(f"\n{args.label(seed)} {how}; {fix}. Finished seeds are kept", file=sys.stderr)
     return code
 
 
-def tell(asked: Asked) -> None:
+def report(args: Asked) -> None:
     """Write seeds.json and report.html, and print the table and the verdict."""
     from posttrain.report import page
 
-    paths = asked.runs()
-    repeated = over_seeds(paths, type(asked.settings(asked.seeds[0])))
-    write_json(asked.output / "seeds.json", asdict(repeated))
-    grid = read_grid(asked.output / "grid.json") if asked.value else None
-    written = page.write_seeds(asked.output, repeated, list(paths.values()), grid)
+    paths = args.runs()
+    repeated = over_seeds(paths, type(args.settings(args.seeds[0])))
+    write_json(args.output / "seeds.json", asdict(repeated))
+    grid = read_grid(args.output / "grid.json") if args.value else None
+    written = page.write_seeds(args.output, repeated, list(paths.values()), grid)
     runs = [read_run(path) for path in paths.values()]
     verdict = seeds.verdict(repeated, runs)
-    print(f"\n{seeds.table(repeated, runs)}\n\n{verdict.sentence}")
-    for remark in verdict.remarks:
-        print(remark)
-    print(f"\nFigures   {shown(asked.output / 'seeds.json')}\nReport    {shown(written)}")
+    print(f"\n{seeds.table(repeated, runs)}\n\n{verdict.sentence}", *verdict.remarks, sep="\n")
+    print(f"\nFigures   {shown(args.output / 'seeds.json')}\nReport    {shown(written)}")
 
 
 if __name__ == "__main__":

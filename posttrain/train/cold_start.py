@@ -15,10 +15,8 @@ WAYS_OUT = (
 
 
 def notice(replies: Sequence[Any], model: str, config: str) -> str | None:
-    """The message after the scores before training if no reply earned a reward; else None.
-
-    `model` and `config` are as the user named them, for the commands.
-    """
+    """The message if no reply before training earned a reward; else None. `model` and `config` are
+    as the user named them, for the commands."""
     earned = [reply.as_row()["total_reward"] or 0.0 for reply in replies]
     if not replies or earned[0] > 0 or any(total != earned[0] for total in earned):
         return None  # where rewards differ, one reply earns more than another

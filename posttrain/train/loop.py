@@ -24,7 +24,7 @@ from posttrain.train.watch import Watch
 # A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
 BYTES_A_WEIGHT = 16
 # Which checkpoint is the best: logged anyway, no evaluation needed. The margin of DPO would not do,
-# because on training pairs it grows as long as training goes on.
+# because on training pairs it grows throughout training.
 BEST_BY = {"sft": "-loss", "dpo": "rewards/accuracies", "grpo": "reward"}
 
 
@@ -150,7 +150,7 @@ def _record_health_stop(error: HealthError, trainer: Any, clock: Clock, run: Run
 def _follow_schedule(scheduler: Any, optimizer: Any, peak: float) -> None:
     """Give the optimizer the learning rate that the schedule of this run has at this step.
 
-    A checkpoint brings that of its own run, which differs where the length or the peak do.
+    That of a checkpoint differs if its run had another length or peak.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
     if hasattr(scheduler, "lr_lambdas"):
@@ -179,7 +179,7 @@ def _callback(
                 keep_rows_until(path, state.global_step)
             if distributed.is_main():
                 run.checkpoints.set_aside_after(state.global_step)
-            # A resumed run has the checkpoint's, which may be others than its settings ask for.
+            # A resumed run has the checkpoint's intervals, not those of its settings.
             state.compute_steps(args, state.max_steps)
             if state.global_step:
                 _follow_schedule(more["lr_scheduler"], more["optimizer"], args.learning_rate)

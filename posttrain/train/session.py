@@ -290,7 +290,7 @@ def after_training(run: Path, export: Export) -> int:
     """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate.
 
     In a separate process of the main one: this one has Unsloth's patches in transformers and peft,
-    and its model in memory; an export has to be what anyone without them will load.
+    and its model in memory; an export has to load without them.
     """
     if not export.to or not is_main():
         return 0

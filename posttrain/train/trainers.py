@@ -29,7 +29,7 @@ from posttrain.train.micro_batches import (
 
 
 def samples_plainly(arguments: Any) -> bool:
-    """Whether a GRPOConfig asks for sampling at a temperature and for nothing else."""
+    """Whether a GRPOConfig samples at a temperature and with no other option."""
     others = ("top_k", "min_p", "cache_implementation", "generation_kwargs")
     return (
         arguments.top_p == 1
@@ -158,11 +158,11 @@ def guarded_grpo(trainer_class: Any) -> Any:
         _sampled: list[list[float]]
         """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
         _seconds = _generating = _flat_seconds = 0.0
-        """Of the current step, of its generation, and of both what went into flat completions."""
+        """Of the current step, of its generation, and the part of both for flat completions."""
 
         def _get_train_sampler(self, *rows: Any) -> Any:
-            """trl's, but the order of an epoch depends on the seed and the epoch alone. trl goes on
-            from the epochs before, which a resumed run does not draw."""
+            """trl's, but the order of an epoch depends on the seed and the epoch alone: a resumed run
+            does not draw the epochs before, from which trl's RNG would continue."""
             sampler = super()._get_train_sampler(*rows)
             if sampler.shuffle:
                 sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(
@@ -233,12 +233,12 @@ def guarded_grpo(trainer_class: Any) -> Any:
                     self._metrics["train"][name].append(0.0)
                 sums = [weight.sum(dtype=torch.float32) for weight in self.watch.weights]
                 return 0 * torch.stack(sums).sum()
-            whole = self.current_gradient_accumulation_steps
-            self.current_gradient_accumulation_steps = whole / self._parts[self._next].weight
+            steps = self.current_gradient_accumulation_steps
+            self.current_gradient_accumulation_steps = steps / self._parts[self._next].weight
             try:
                 return super().compute_loss(model, inputs, **options)
             finally:
-                self.current_gradient_accumulation_steps = whole
+                self.current_gradient_accumulation_steps = steps
 
         def _before_next_part(self) -> None:
             self._step -= 1  # trl counts micro-batches in training_step
@@ -283,7 +283,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
             are trained on, in some of the completions, under the names that trl has for vLLM."""
             import torch
 
-            found = []
+            apart = []
             for row in range(0, len(batch["completion_ids"]), ONE_COMPLETION_OF):
                 # Without padding, around which Unsloth's scores are shifted.
                 prompt, completion = (
@@ -298,9 +298,9 @@ def guarded_grpo(trainer_class: Any) -> Any:
                         self.model, ids, torch.ones_like(ids), length
                     )[0]
                 drawn = torch.tensor(sampled[row][:length], device=trained.device)
-                found.append((trained[0] - drawn).abs())
-            apart = torch.cat(found) if found else torch.full((1,), torch.nan, device=ids.device)
-            gathered = self.accelerator.gather(torch.stack([apart.mean(), apart.max()])[None])
+                apart.append((trained[0] - drawn).abs())
+            nats = torch.cat(apart) if apart else torch.full((1,), torch.nan, device=ids.device)
+            gathered = self.accelerator.gather(torch.stack([nats.mean(), nats.max()])[None])
             known = gathered[~gathered.isnan().any(1)]  # of the processes that scored any
             if len(known):
                 metrics, name = self._metrics["train"], "sampling/sampling_logp_difference"

@@ -1,4 +1,4 @@
-"""Weights & Biases: a mirror of the run folder, for whoever has an account or keeps offline files.
+"""Weights & Biases: a mirror of the run folder, for users with an account or of offline files.
 
 The run folder stays the record: metrics have the names of metrics.jsonl (its `step` and `seconds`
 are W&B's own `_step` and `_runtime`), and tables, pictures and artifacts are made from its files.
@@ -36,7 +36,7 @@ FINISH_SECONDS = 300.0
 
 
 def choose(requested: bool) -> tuple[Literal["off", "offline", "online"], str]:
-    """Whether and how W&B takes part, and why, decided before it is started so that it never asks.
+    """Whether and how W&B takes part, and why, decided before it starts so that it never prompts.
 
     `requested`: the settings name wandb. The client is imported only where a key may be.
     """

@@ -161,7 +161,7 @@ class Watch:
     def start(self, step: int) -> None:
         """Read what was recorded up to the checkpoint of `step`: metrics for the rules, and the
         batch sizes that fit the memory. Every process reads the same rows."""
-        distributed.barrier()  # the main process has removed the rows of later steps
+        distributed.barrier()  # the main process has removed later rows
         for row in _read(self.run.shared / self.run.metrics.name):
             if "loss" in row:
                 self.rules.observe(row["step"], row)

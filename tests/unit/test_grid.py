@@ -220,7 +220,10 @@ def test_the_sweep_leaves_what_is_there(
     assert repeat.main(asked) == 2  # rank 8, now chosen, is to be scored
     told = capsys.readouterr()
     assert "r 4, seed 2: left out, it diverged (move " in told.out
-    assert "r 8, seed 1 ended with code 2; mend what is said above and repeat, or move" in told.err
+    assert (
+        "r 8, seed 1 ended with code 2; correct what is reported above and repeat, or move"
+        in told.err
+    )
 
     # A value that a health check stopped is tried again once the checks are others.
     assert repeat.main([*asked, "health.max_still_steps=9"]) == 2
