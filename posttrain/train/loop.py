@@ -83,16 +83,17 @@ def train(
         if validation is not None:
             trainer.add_callback(validation.callback(trainer, stop))
         try:
-            if checkpoint is not None and validation is not None:
-                with _memory_as_health(watch):
+            with _memory_as_health(watch):
+                if checkpoint is not None and validation is not None:
                     validation.catch_up(trainer, checkpoint, stop)
-            if checkpoint is None or not _is_done(trainer, checkpoint, validation):
-                with _memory_as_health(watch):
+                if checkpoint is None or not _is_done(trainer, checkpoint, validation):
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except StepAbandoned:
             watch.save_last_step()
         except HealthError as error:
-            _record_health_stop(error, trainer, clock, run)
+            stopped = {"exit_code": error.exit_code, "reason": str(error).split("\n")[0]}
+            done = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+            run.amend({"trained": {**done, **stopped}})
             raise
         except Exception as error:
             if not is_disk_full(error, run.path):
@@ -105,13 +106,8 @@ def train(
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
     elif validation is not None and validation.exhausted():
-        count = settings.run.patience
-        several = (
-            f"{count} validations in a row were" if count != 1 else "1 validation in a row was"
-        )
-        reason = f"{several} no better"
-        print(f"Training ended at step {result['steps']}: {reason} (run.patience)")
-        result["reason"] = reason
+        result["reason"] = f"validations without a better one: {settings.run.patience}"
+        print(f"Training ended at step {result['steps']}; {result['reason']} (run.patience)")
     return result
 
 
@@ -139,12 +135,6 @@ def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> b
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state.global_step = step
     return True
-
-
-def _record_health_stop(error: HealthError, trainer: Any, clock: Clock, run: RunFolder) -> None:
-    result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
-    reason = str(error).split("\n")[0]
-    run.amend({"trained": {**result, "exit_code": error.exit_code, "reason": reason}})
 
 
 def _follow_schedule(scheduler: Any, optimizer: Any, peak: float) -> None:

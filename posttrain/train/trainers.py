@@ -161,8 +161,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
         """Of the current step, of its generation, and the part of both for flat completions."""
 
         def _get_train_sampler(self, *rows: Any) -> Any:
-            """trl's, but the order of an epoch depends on the seed and the epoch alone: a resumed run
-            does not draw the epochs before, from which trl's RNG would continue."""
+            """trl's, but the order of an epoch depends on the seed and the epoch alone: trl's RNG
+            continues from the epochs before, which a resumed run does not draw."""
             sampler = super()._get_train_sampler(*rows)
             if sampler.shuffle:
                 sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(

@@ -92,7 +92,7 @@ def test_patience_ends_a_run_that_does_not_improve(tmp_path: Path) -> None:
     assert list(validations(run)) == [0, 2]
     trained = environment(run)["trained"]
     assert trained["steps"] == 2
-    assert trained["reason"] == "1 validation in a row was no better"
+    assert trained["reason"] == "validations without a better one: 1"
     assert (run / "eval" / "comparison.json").exists()
     assert (run / "checkpoints" / "step-000002").exists()
 
