@@ -194,7 +194,7 @@ def build_project(
     else:
         pairs, _ = load_pairs(settings.data, settings.prompt)
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
-    trainer.add_callback(wandb.callback())
+    trainer.add_callback(wandb)
 
     def train() -> None:
         training.train(trainer, settings, run, SCRIPTS[task].PROGRESS, None, {})

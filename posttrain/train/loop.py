@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import Training, TrainingSettings
+from posttrain.train.callback import Callback
 from posttrain.train.guard import is_out_of_memory
 from posttrain.train.stop import StepAbandoned, StopRequest
 from posttrain.train.validation import Validation, last_step
@@ -78,14 +80,14 @@ def train(
     with StopRequest(settings.run.max_minutes) as stop, view:
         trainer.remove_callback(PrinterCallback)
         score = Score(BEST_BY[settings.method])
-        trainer.add_callback(_callback(run, view, clock, stop, identity, training, score))
+        trainer.add_callback(RunCallback(run, view, clock, stop, identity, training, score))
         watch = Watch(trainer, settings, run, stop)
         if validation is not None:
-            trainer.add_callback(validation.callback(trainer, stop))
+            validation.attach(trainer, stop)
         try:
             with _memory_as_health(watch):
                 if checkpoint is not None and validation is not None:
-                    validation.catch_up(trainer, checkpoint, stop)
+                    validation.catch_up(checkpoint)
                 if checkpoint is None or not _is_done(trainer, checkpoint, validation):
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except StepAbandoned:
@@ -151,52 +153,50 @@ def _follow_schedule(scheduler: Any, optimizer: Any, peak: float) -> None:
             group["lr"] = rate
 
 
-def _callback(
-    run: RunFolder,
-    view: TrainingView,
-    clock: Clock,
-    stop: StopRequest,
-    identity: dict[str, Any],
-    training: Training,
-    score: Score,
-) -> Any:
-    """A TrainerCallback: metrics.jsonl, the view, sealed checkpoints, early stops."""
-    from transformers import TrainerCallback  # not before Unsloth is imported
+@dataclass(eq=False)
+class RunCallback(Callback):
+    """Writes metrics.jsonl and sealed checkpoints, keeps the view up to date, stops early."""
 
-    class RunCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            for path in (run.metrics, run.samples, run.health):
-                keep_rows_until(path, state.global_step)
-            if distributed.is_main():
-                run.checkpoints.set_aside_after(state.global_step)
-            # A resumed run has the checkpoint's intervals, not those of its settings.
-            state.compute_steps(args, state.max_steps)
-            if state.global_step:
-                _follow_schedule(more["lr_scheduler"], more["optimizer"], args.learning_rate)
-            view.start(state.max_steps, state.global_step)
+    run: RunFolder
+    view: TrainingView
+    clock: Clock
+    stop: StopRequest
+    identity: dict[str, Any]
+    training: Training
+    score: Score
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if not control.should_log:  # else its metrics come first
-                view.update(state.global_step)
-            if stop.wanted() and training.safe_to_save(state.global_step):
-                control.should_save = True
-                control.should_training_stop = True
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        for path in (self.run.metrics, self.run.samples, self.run.health):
+            keep_rows_until(path, state.global_step)
+        if distributed.is_main():
+            self.run.checkpoints.set_aside_after(state.global_step)
+        # A resumed run has the checkpoint's intervals, not those of its settings.
+        state.compute_steps(args, state.max_steps)
+        if state.global_step:
+            _follow_schedule(more["lr_scheduler"], more["optimizer"], args.learning_rate)
+        self.view.start(state.max_steps, state.global_step)
 
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            written = run.checkpoints.staging / f"checkpoint-{state.global_step}"
-            keep = training.save_total_limit
-            best_by = score.take()
-            distributed.barrier()  # every process has put its part there
-            if distributed.is_main():
-                run.checkpoints.publish(written, state.global_step, identity, keep, best_by)
-            distributed.barrier()
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not control.should_log:  # else its metrics come first
+            self.view.update(state.global_step)
+        if self.stop.wanted() and self.training.safe_to_save(state.global_step):
+            control.should_save = True
+            control.should_training_stop = True
 
-        def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
-            row = {"step": state.global_step, "seconds": clock.seconds(), **extra["logs"]}
-            append_rows(run.metrics, [row])
-            score.add(extra["logs"])
-            view.log(row)
-            if "loss" in row:  # a validation comes before its step's own metrics
-                view.update(state.global_step)
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        written = self.run.checkpoints.staging / f"checkpoint-{state.global_step}"
+        keep = self.training.save_total_limit
+        best_by = self.score.take()
+        distributed.barrier()  # every process has put its part there
+        if distributed.is_main():
+            step = state.global_step
+            self.run.checkpoints.publish(written, step, self.identity, keep, best_by)
+        distributed.barrier()
 
-    return RunCallback()
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        row = {"step": state.global_step, "seconds": self.clock.seconds(), **logs}
+        append_rows(self.run.metrics, [row])
+        self.score.add(logs)
+        self.view.log(row)
+        if "loss" in row:  # a validation comes before its step's own metrics
+            self.view.update(state.global_step)

@@ -216,7 +216,7 @@ class Session(Generic[S]):
         Raises:
             CheckpointError: the best checkpoint is damaged.
         """
-        trainer.add_callback(self._wandb.callback())
+        trainer.add_callback(self._wandb)
         if validation is not None:
             shown = {**shown, f"validation/{validation.by}": "validation"}
         try:

@@ -1,6 +1,5 @@
 """The guarded subclasses of trl's trainers: how each divides its micro-batches."""
 
-import time
 from typing import Any
 
 from posttrain.base import distributed
@@ -157,8 +156,6 @@ def guarded_grpo(trainer_class: Any) -> Any:
         current_gradient_accumulation_steps: float
         _sampled: list[list[float]]
         """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
-        _seconds = _generating = _flat_seconds = 0.0
-        """Of the current step, of its generation, and the part of both for flat completions."""
 
         def _get_train_sampler(self, *rows: Any) -> Any:
             """trl's, but the order of an epoch depends on the seed and the epoch alone: trl's RNG
@@ -187,10 +184,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
 
         def metric_kind(self, name: str) -> str:
             kind = (UNSLOTH_METRICS if unsloth else COMPLETION_METRICS).get(name, "completions")
-            # trl takes whatever is one column wide for a value of each completion.
-            one_column = not unsloth and self._batch["completion_ids"].shape[1] == 1
             a_ratio = self.importance_sampling_level == "sequence" and name in RATIO_METRICS
-            return "completions" if kind == "tokens" and (one_column or a_ratio) else kind
+            return "completions" if kind == "tokens" and a_ratio else kind
 
         def _clipping(self) -> set[str]:
             """The metrics of how much was clipped, which trl logs with this loss."""
@@ -243,21 +238,6 @@ def guarded_grpo(trainer_class: Any) -> Any:
         def _before_next_part(self) -> None:
             self._step -= 1  # trl counts micro-batches in training_step
 
-        def _until_it_fits(self, *arguments: Any) -> Any:
-            """Also logs which share of a step's seconds went into completions that teach nothing.
-            The seconds of a generation and of a micro-batch are shared among its rows."""
-            start, generating = time.perf_counter(), self._generating
-            loss = super()._until_it_fits(*arguments)
-            seconds = time.perf_counter() - start
-            training = seconds - (self._generating - generating)
-            self._seconds += seconds
-            self._flat_seconds += training * self._batch["flat"].float().mean().item()
-            if self.accelerator.sync_gradients:
-                share = self._flat_seconds / self._seconds
-                self._metrics["train"]["flat_groups/time_share"].append(share)
-                self._seconds = self._generating = self._flat_seconds = 0.0
-            return loss
-
         def _calculate_rewards(self, *arguments: Any) -> Any:
             self._rewards = super()._calculate_rewards(*arguments)
             return self._rewards
@@ -265,17 +245,13 @@ def guarded_grpo(trainer_class: Any) -> Any:
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             """trl's micro-batch with two more entries: `rewards`, (B, reward functions), and on the
             CPU `flat`, (B,): whether the advantage is 0."""
-            self._sampled, start = [], time.perf_counter()
+            self._sampled = []
             batch = super()._generate_and_score_completions(inputs)
             if self._sampled and self.model.training:
                 self._log_sampling_difference(batch, self._sampled)
             rows = len(batch["completion_ids"])
             first = self.accelerator.process_index * rows  # trl has gathered those of all processes
             flat = (batch["advantages"] == 0).cpu()
-            if self._stepping:
-                seconds = time.perf_counter() - start
-                self._generating += seconds
-                self._flat_seconds += seconds * flat.float().mean().item()
             return {**batch, "rewards": self._rewards[first : first + rows], "flat": flat}
 
         def _log_sampling_difference(self, batch: Batch, sampled: list[list[float]]) -> None:

@@ -26,6 +26,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.run.lenient import from_json
 from posttrain.run.results import Kept, Validated
 from posttrain.settings import TrainingSettings
+from posttrain.train.callback import Callback
 from posttrain.train.random_states import random_states, restore
 from posttrain.train.stop import StopRequest
 
@@ -41,7 +42,7 @@ def last_step(trainer: Any) -> int:
     )
 
 
-class Validation:
+class Validation(Callback):
     """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row."""
 
     def __init__(
@@ -55,7 +56,7 @@ class Validation:
         self.by = by
         self.rows: list[Validated] = []
         self._measure = measure
-        self._run = run
+        self._folder = run
         self._settings = settings
         self._path = run.path / "eval" / "validation.jsonl"
 
@@ -66,7 +67,7 @@ class Validation:
             self._path.unlink(missing_ok=True)
         keep_rows_until(self._path, step)
         distributed.barrier()  # the main process has removed what came later
-        shared = self._run.shared / "eval" / self._path.name
+        shared = self._folder.shared / "eval" / self._path.name
         rows = jsonl_rows(shared) if shared.exists() else []
         self.rows = [from_json(Validated, row) for row in rows]
         distributed.barrier()  # before it adds one
@@ -96,7 +97,7 @@ class Validation:
 
     def _rank(self) -> None:
         """Let the checkpoints be ranked by validation, not by what training itself logged."""
-        self._run.checkpoints.values = {row.step: self._rating(row) for row in self.rows}
+        self._folder.checkpoints.values = {row.step: self._rating(row) for row in self.rows}
 
     def _rating(self, row: Validated) -> float:
         """The value that decides, so that higher is better."""
@@ -111,50 +112,47 @@ class Validation:
             return False
         return len(values) - 1 - values.index(max(values)) >= patience
 
-    def catch_up(self, trainer: Any, checkpoint: Path, stop: StopRequest) -> None:
+    def attach(self, trainer: Any, stop: StopRequest) -> None:
+        """Take part in training. Call it after the Watch is made, which has to see a step first."""
+        self._trainer, self._stop = trainer, stop
+        trainer.add_callback(self)
+
+    def catch_up(self, checkpoint: Path) -> None:
         """Make the validation of a checkpoint if a signal or a crash came before it."""
         from transformers import TrainerState
 
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         self.begin(state.global_step)
-        trainer.state = state  # for a signal meanwhile
-        if self.due(state.global_step, last_step(trainer)):
-            trainer._load_from_checkpoint(str(checkpoint))
-            self.run(trainer, stop, state)
+        self._trainer.state = state  # for a signal meanwhile
+        if self.due(state.global_step, last_step(self._trainer)):
+            self._trainer._load_from_checkpoint(str(checkpoint))
+            self.run(state)
 
-    def run(self, trainer: Any, stop: StopRequest, state: Any) -> None:
+    def run(self, state: Any) -> None:
         """Make a validation and log it as the trainer logs its metrics.
 
         Raises:
             StepAbandoned: a signal came meanwhile.
         """
-        alone = distributed.processes() == 1
-        with stop.interruptible(alone and self._settings.training.safe_to_save(state.global_step)):
+        alone, trainer = distributed.processes() == 1, self._trainer
+        safe = self._settings.training.safe_to_save(state.global_step)
+        with self._stop.interruptible(alone and safe):
             logs = self.take(state.global_step)
         own = copy.copy(trainer.control)  # on_log marks in it that the step was logged
         trainer.callback_handler.on_log(trainer.args, state, own, logs)
 
-    def callback(self, trainer: Any, stop: StopRequest) -> Any:
-        """A TrainerCallback. Add it after the Watch's, which has to see a step before."""
-        from transformers import TrainerCallback  # not before Unsloth is imported
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0:
+            self.begin(0)
+            self.run(state)
 
-        validation = self
-
-        class ValidationCallback(TrainerCallback):  # type: ignore[misc]  # not followed
-            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if state.global_step == 0:
-                    validation.begin(0)
-                    validation.run(trainer, stop, state)
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if stop.decided or not validation.due(state.global_step, state.max_steps):
-                    return
-                validation.run(trainer, stop, state)
-                control.should_save = True
-                over = distributed.highest(int(validation.exhausted()))  # all stop, or none
-                control.should_training_stop |= bool(over)
-
-        return ValidationCallback()
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._stop.decided or not self.due(state.global_step, state.max_steps):
+            return
+        self.run(state)
+        control.should_save = True
+        over = distributed.highest(int(self.exhausted()))  # all stop, or none
+        control.should_training_stop |= bool(over)
 
     def keep_best(self, trainer: Any, step: int) -> dict[str, Any]:
         """Give the policy the adapter of its best validation, after training ended at `step`.
@@ -164,7 +162,7 @@ class Validation:
         Raises:
             CheckpointError: the best checkpoint is damaged.
         """
-        path = None if self._settings.run.keep == "last" else self._run.checkpoints.best()
+        path = None if self._settings.run.keep == "last" else self._folder.checkpoints.best()
         kept = step if path is None else int(path.name[5:])
         row = next(row for row in self.rows if row.step == kept)
         if path is not None and kept != step:

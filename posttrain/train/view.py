@@ -2,21 +2,19 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any, Self
 
 from posttrain.base.progress import duration, progress_bar, say
 
-BLOCKS = "▁▂▃▄▅▆▇█"
 FORMAT = "{desc} {percentage:3.0f}%| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class TrainingView:
     """Progress, time left, the metrics that matter, tokens a second and memory.
 
-    A context manager. `shown` maps the trainer's metric names to labels; the first one gets a
-    sparkline. Every `every` steps, and after the last one, a line is printed that stays.
+    A context manager. `shown` maps the trainer's metric names to labels. Every `every` steps, and
+    after the last one, a line is printed that stays.
     """
 
     def __init__(self, shown: Mapping[str, str], every: int | None = None) -> None:
@@ -25,7 +23,6 @@ class TrainingView:
         self.bar: Any = None
         self.step = self._first = 0
         self._values: dict[str, float] = {}
-        self._history: deque[float] = deque(maxlen=200)  # of the first metric
         self._tokens: deque[tuple[float, float]] = deque(maxlen=10)  # (seconds, tokens so far)
         self._started = time.monotonic()
 
@@ -47,9 +44,6 @@ class TrainingView:
         """New values from the trainer; what is not shown is ignored."""
         numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
         self._values |= {key: numbers[key] for key in self.shown if key in numbers}
-        first = next(iter(self.shown), "")
-        if first in numbers:
-            self._history.append(numbers[first])
         if "num_tokens" in numbers:
             self._tokens.append((time.monotonic(), numbers["num_tokens"]))
 
@@ -66,30 +60,14 @@ class TrainingView:
             say(f"step {step}/{total}: {state}")
 
     def state(self) -> str:
-        """`reward 2.93 ▂▄▆█, std 0.41, 6,273 tokens/s, 3.1 GB`."""
+        """`reward 2.93, std 0.41, 6,273 tokens/s, 3.1 GB`."""
         known = ((label, self._values.get(key)) for key, label in self.shown.items())
         parts = [f"{label} {value:.3g}" for label, value in known if value is not None]
-        if len(self._history) > 1:
-            parts[0] += f" {sparkline(list(self._history))}"
         if len(self._tokens) > 1:
             (start, few), (end, many) = self._tokens[0], self._tokens[-1]
             if end > start:
                 parts.append(f"{(many - few) / (end - start):,.0f} tokens/s")
         return ", ".join([*parts, memory()])
-
-
-def sparkline(values: Sequence[float], width: int = 8) -> str:
-    """The course of some values in `width` characters: means of equal stretches."""
-    known = [value for value in values if value == value and abs(value) != float("inf")]
-    if not known:
-        return ""
-    count = min(width, len(known))
-    edges = [len(known) * i // count for i in range(count + 1)]
-    means = [sum(known[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(means), max(means)
-    if high == low:
-        return BLOCKS[3] * count
-    return "".join(BLOCKS[round((m - low) / (high - low) * (len(BLOCKS) - 1))] for m in means)
 
 
 def memory() -> str:

@@ -26,6 +26,7 @@ from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import read_run
 from posttrain.settings import Section
+from posttrain.train.callback import Callback
 
 P = ParamSpec("P")
 TABLE_ROWS = 1000
@@ -83,7 +84,7 @@ def harmless(
     return guarded
 
 
-class WandbLog:
+class WandbLog(Callback):
     """One W&B run beside the run folder. Does nothing unless W&B is on."""
 
     def __init__(self, folder: RunFolder, settings: Section) -> None:
@@ -144,23 +145,13 @@ class WandbLog:
             ),
         )
 
-    def callback(self) -> Any:
-        """A TrainerCallback: what the trainer logs, and with each checkpoint the tables."""
-        from transformers import TrainerCallback  # not before Unsloth is imported
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        self.metrics(state.global_step, logs)
 
-        log = self
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self.tables()
 
-        class WandbRows(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-            def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
-                log.metrics(state.global_step, extra["logs"])
-
-            def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                log.tables()
-
-            def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                log.tables()
-
-        return WandbRows()
+    on_train_end = on_save
 
     @harmless
     def metrics(self, step: int, logs: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from posttrain.base.progress import say
 from posttrain.model.device import free_memory
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings, GRPOTraining, TrainingSettings
+from posttrain.train.callback import Callback
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.micro_batches import write_rows
 from posttrain.train.random_states import random_states, restore
@@ -31,7 +32,7 @@ SIZES = {  # kind of event -> the attribute of the trainer that it halves
 }
 
 
-class Watch:
+class Watch(Callback):
     """Checks the health of one run. Creating it attaches it to the trainer."""
 
     def __init__(
@@ -50,9 +51,10 @@ class Watch:
         self._step: list[tuple[Any, Any]] = []  # (loss, micro-batch) of the current step
         self._last: list[Any] = []  # micro-batches of the last finished step
         self._learnable = True
+        self._learning_rate = 0.0
         self._after_step: dict[str, Any] = {}  # RNG states and token count of a checkpoint
         trainer.watch = self
-        trainer.add_callback(_callback(self))
+        trainer.add_callback(self)
 
     @cached_property
     def weights(self) -> list[Any]:
@@ -156,7 +158,21 @@ class Watch:
             one, several = "prompt", "prompts"
         return f"{rows} {one if rows == 1 else several}"
 
-    # Called by the callback.
+    # Called by transformers.
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.start(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any
+    ) -> None:
+        self._learning_rate = max(group["lr"] for group in optimizer.param_groups)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.after_update(state.global_step, self._learning_rate)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        self.after_log(state.global_step, logs)
 
     def start(self, step: int) -> None:
         """Read what was recorded up to the checkpoint of `step`: metrics for the rules, and the
@@ -241,26 +257,3 @@ class Watch:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     return jsonl_rows(path) if path.exists() else []
-
-
-def _callback(watch: Watch) -> Any:
-    from transformers import TrainerCallback  # not before Unsloth is imported
-
-    class WatchCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not followed
-        learning_rate = 0.0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            watch.start(state.global_step)
-
-        def on_pre_optimizer_step(
-            self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
-        ) -> None:
-            self.learning_rate = max(group["lr"] for group in optimizer.param_groups)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            watch.after_update(state.global_step, self.learning_rate)
-
-        def on_log(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
-            watch.after_log(state.global_step, extra["logs"])
-
-    return WatchCallback()

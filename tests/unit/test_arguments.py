@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.errors import ConfigError
 from posttrain.train.arguments import changes, refused_by
 
 
@@ -49,20 +49,15 @@ def test_whatever_a_library_puts_into_its_arguments_can_be_written_as_json() -> 
         "callback": "x",
         "gone": 1,
     }
-    found = changes(requested, Arguments())
-    assert set(found) == set(requested)
-    assert found["accelerator"]["used"] == {"even": True, "dispatch": None}
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    changed = changes(requested, Arguments())
+    assert set(changed) == set(requested)
+    assert changed["accelerator"]["used"] == {"even": True, "dispatch": None}
+    assert json.loads(json.dumps(changed, allow_nan=False)) == changed
 
 
-@pytest.mark.parametrize("kind", [TypeError, ValueError, ImportError, KeyError, AssertionError])
+@pytest.mark.parametrize("kind", [ValueError, AssertionError])
 def test_what_a_library_refuses_is_one_line(kind: type[Exception]) -> None:
     with pytest.raises(ConfigError) as caught, refused_by("GRPOConfig"):
         raise kind("no good:\n - nothing")
     assert "training: GRPOConfig refuses it: " in str(caught.value)
     assert "\n" not in str(caught.value) and "no good" in str(caught.value)
-
-
-def test_an_error_of_ours_stays_as_it_is() -> None:
-    with pytest.raises(DataError, match=r"^mine$"), refused_by("GRPOConfig"):
-        raise DataError("mine")

@@ -1,20 +1,18 @@
-"""The rules of health on streams of metrics, and the lines that say them."""
+"""The rules of health on streams of metrics."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from eval import Completion
 from eval.gsm8k import Problem, score_reply
-from posttrain.base.errors import ConfigError, HealthError
-from posttrain.settings import GRPOSettings, PairHealth, ProblemHealth
+from posttrain.settings import PairHealth, ProblemHealth
 from posttrain.settings.command import load_settings
 from posttrain.train.cold_start import WAYS_OUT, notice
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
-from tests.helpers import CONFIGS, ROOT, settings_class
+from tests.helpers import CONFIGS, settings_class
 
 HEALTHY = {
     "frac_reward_zero_std": 0.5,
@@ -56,8 +54,8 @@ def test_rule_has_to_be_broken_for_long(kind: str, bad: dict[str, float]) -> Non
     start = [HEALTHY] * 3
     assert judge([*start, sick, sick, HEALTHY] * 4) == []
     assert judge([*start, *[sick] * 20]) == [(6, kind, "warned")]
-    asked = ProblemHealth.model_validate({"patience": 3, "stop_on": [kind]})
-    assert judge([*start, *[sick] * 6], asked) == [(6, kind, "warned"), (9, kind, "stopped")]
+    stopping = ProblemHealth.model_validate({"patience": 3, "stop_on": [kind]})
+    assert judge([*start, *[sick] * 6], stopping) == [(6, kind, "warned"), (9, kind, "stopped")]
     again = [*start, *[sick] * 3, HEALTHY, *[sick] * 3]
     assert judge(again) == [(6, kind, "warned"), (10, kind, "warned")]
 
@@ -86,7 +84,7 @@ def test_a_cold_start_stops_and_nothing_left_to_learn_only_warns(
     assert {action for *_, action in judge(stream, only_warned)} == {"warned"}
 
 
-def test_a_cold_start_says_the_ways_out_also_after_a_resume() -> None:
+def test_a_cold_start_names_the_ways_out_also_after_a_resume() -> None:
     health = ProblemHealth(patience=3)
     watcher = RuleWatcher(rules_for(health, 0.0), health.patience, health.stop_on)
     cold = {**FLAT, "reward": -1.0}
@@ -94,25 +92,10 @@ def test_a_cold_start_says_the_ways_out_also_after_a_resume() -> None:
     watcher.resume_after(2)
     event = watcher.observe(3, cold)[0]
     assert (event.kind, event.action) == ("cold_start", "stopped")
-    for part in ("for 3 steps every completion has had the lowest", "prompt.examples", "./run sft"):
-        assert part in event.message
-    assert (
-        notice([score_reply(Problem("?", "4"), Completion("5", 1, False))], "m", "c").count(
-            WAYS_OUT
-        )
-        == 1
-        and WAYS_OUT in event.message
-    )  # the same words
-
-
-def test_just_below_the_threshold_is_healthy() -> None:
-    near = {
-        "frac_reward_zero_std": 0.99,
-        "completions/clipped_ratio": 0.49,
-        "completions/reasoning": 61.0,
-        "kl": 0.99,
-    }
-    assert judge([*[HEALTHY] * 3, *[near] * 20]) == []
+    assert event.message.startswith("for 3 steps every completion has had the lowest")
+    assert WAYS_OUT in event.message
+    noticed = notice([score_reply(Problem("?", "4"), Completion("5", 1, False))], "m", "c")
+    assert WAYS_OUT in (noticed or "")
 
 
 def test_rows_that_cover_several_steps_count_as_many() -> None:
@@ -120,7 +103,7 @@ def test_rows_that_cover_several_steps_count_as_many() -> None:
     assert judge([sick] * 4, every=2) == [(4, "flat_groups", "warned")]
 
 
-def test_going_on_in_a_folder_without_metrics_counts_from_its_checkpoint() -> None:
+def test_resuming_in_a_folder_without_metrics_counts_from_its_checkpoint() -> None:
     health = ProblemHealth(patience=3, stop_on=["truncated"])
     watcher = RuleWatcher(rules_for(health, 0.1), health.patience, health.stop_on)
     watcher.resume_after(50)
@@ -130,7 +113,7 @@ def test_going_on_in_a_folder_without_metrics_counts_from_its_checkpoint() -> No
     assert event.action == "warned" and event.message.startswith("for 3 steps")
 
 
-@pytest.mark.parametrize("name", ["flat_groups", "truncated", "reasoning", "kl"])
+@pytest.mark.parametrize("name", ["truncated", "reasoning"])
 def test_null_switches_a_sign_off(name: str) -> None:
     sick = {
         "frac_reward_zero_std": 1.0,
@@ -161,12 +144,6 @@ def test_a_reward_that_scores_nothing_stops_the_run_and_is_named() -> None:
 def test_figures_that_are_not_logged_are_no_sign() -> None:
     """No KL at beta 0; None where trl found no valid figure."""
     assert judge([{"reward": 0.0, "kl": None, "frac_reward_zero_std": None}] * 30) == []  # type: ignore[list-item]
-
-
-def test_reasoning_is_held_against_the_first_steps_however_long_they_were() -> None:
-    short = {"completions/reasoning": 20.0}
-    assert judge([short] * 50) == []
-    assert judge([{"completions/reasoning": 0.0}] * 50) == []
 
 
 def test_dpo_chosen_drop_is_in_nats() -> None:
@@ -202,7 +179,7 @@ def test_weights_that_move_are_fine() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weight_that_is_no_number_stops_at_once(value: float) -> None:
+def test_a_weight_that_is_not_finite_stops_at_once(value: float) -> None:
     event = updates(([1.0, value], 1e-6, False, True))
     assert event is not None
     assert (event.step, event.kind, event.action) == (1, "weights_not_finite", "stopped")
@@ -233,25 +210,11 @@ def test_skipped_steps_count_in_a_row() -> None:
     assert updates(*[skip] * 50, skipped=None) is None
 
 
-def test_settings_refuse_what_means_nothing() -> None:
-    for values in ({"patience": 0}, {"max_truncated": 1.5}, {"stop_on": ["nan"]}, {"every": 0}):
-        with pytest.raises(ValidationError):
-            ProblemHealth.model_validate(values)
-    with pytest.raises(
-        ConfigError, match=r"health.max_kls: unknown setting. Did you mean 'max_kl'"
-    ):
-        load_settings(GRPOSettings, ROOT / "configs/grpo_demo.yaml", ["health.max_kls=1"])
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_has_health_settings(path: Path) -> None:
     health: Any = load_settings(settings_class(path), path).health
     stops = {ProblemHealth: ["cold_start", "unscored"]}.get(type(health), [])
     assert health.every == 10 and getattr(health, "stop_on", []) == stops
-
-
-def test_health_error_is_exit_3() -> None:
-    assert HealthError("x").exit_code == 3
 
 
 def test_a_part_without_a_token_to_learn_from_has_a_weight() -> None:

@@ -34,8 +34,6 @@ def settings(*overrides: str) -> GRPOSettings:
             ["training.steps_per_generation=4", "training.save_steps=20"],
             "evaluation.every = 10 falls between two generations",
         ),
-        (["data.validation=-1"], "data.validation"),
-        (["run.keep=first"], "run.keep"),
     ],
 )
 def test_settings_that_make_no_sense(overrides: list[str], message: str) -> None:
@@ -62,20 +60,15 @@ def test_nothing_to_validate_on(changes: dict[str, Any], message: str, tmp_path:
         load_settings(GRPOSettings, path)
 
 
-def test_one_switch_turns_it_off() -> None:
-    found = settings("data.validation=0", "run.patience=2", "run.keep=best")
-    assert found.evaluation.every == 10 and not found.data.validation
-
-
 def test_rows_to_validate_on_are_no_test_rows_and_not_trained_on() -> None:
-    found = settings()
-    problems, held_out = load_problems(found.data)
-    train, validation = for_validation(problems, found.data)
+    data = settings().data
+    problems, held_out = load_problems(data)
+    train, validation = for_validation(problems, data)
     sides = [{text_key(p.question) for p in side} for side in (train, validation, held_out)]
     assert len(validation) == 100 and len(train) == len(problems) - 100
     assert not sides[0] & sides[1] and not sides[1] & sides[2] and not sides[0] & sides[2]
     # More training rows move few of those set aside.
-    fewer = for_validation(problems[: len(problems) // 2], found.data)[1]
+    fewer = for_validation(problems[: len(problems) // 2], data)[1]
     assert len({p.question for p in fewer} & {p.question for p in validation}) > 30
 
     pairs = load_settings(DPOSettings, DPO)
@@ -90,9 +83,9 @@ def test_rows_to_validate_on_are_no_test_rows_and_not_trained_on() -> None:
 
 
 def test_nothing_left_to_train_on() -> None:
-    found = settings("data.validation=5000")
+    data = settings("data.validation=5000").data
     with pytest.raises(DataError, match=r"2000 rows leave none .*lower data.validation"):
-        for_validation(load_problems(found.data)[0], found.data)
+        for_validation(load_problems(data)[0], data)
 
 
 def validated(path: Path, values: dict[int, float], *overrides: str) -> Validation:
@@ -115,12 +108,10 @@ def validated(path: Path, values: dict[int, float], *overrides: str) -> Validati
 @pytest.mark.parametrize(
     ("values", "over"),
     [
-        ([0.5], False),
         ([0.5, 0.4], False),
         ([0.5, 0.4, 0.5], True),  # as good is not better
         ([0.5, 0.4, 0.6], False),
         ([0.1, 0.6, 0.5, 0.4], True),
-        ([0.1, 0.6, 0.5, 0.7, 0.2], False),
     ],
 )
 def test_patience(tmp_path: Path, values: list[float], over: bool) -> None:
@@ -131,8 +122,8 @@ def test_patience(tmp_path: Path, values: list[float], over: bool) -> None:
 def test_when_a_validation_is_due(tmp_path: Path) -> None:
     validation = validated(tmp_path, {0: 0.1, 10: 0.3}, "run.keep=last")
     assert [step for step in range(36) if validation.due(step, 35)] == [20, 30, 35]
-    assert validation.due(38, 35)  # where a run that had more steps goes on with fewer
-    validation.begin(9)  # a run that goes on from there
+    assert validation.due(38, 35)  # a run of more steps resumed with fewer
+    validation.begin(9)  # a run that resumes from there
     assert [row.step for row in validation.rows] == [0] and validation.due(10, 35)
     validation.begin(0)  # a run that starts over takes nothing over
     assert validation.rows == [] and validation.due(0, 35)
