@@ -197,6 +197,6 @@ def together(code: str, *arguments: Path) -> list[str]:
         )
         for rank in ("0", "1")
     ]
-    said = [process.communicate(timeout=120) for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
-    return [output for output, _ in said]
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    return [output for output, _ in outputs]
