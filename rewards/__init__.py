@@ -3,7 +3,7 @@
     reward = resolve("correctness")                  # a registered name
     reward = resolve("my_rewards.py:short_reward")   # a function in a file, from the working folder
     reward = resolve("package.module:function")      # a function in an importable module
-    print(check_reward("correctness", reward, sample_row).describe())
+    print(describe("correctness", check_reward("correctness", reward, sample_row)))
 
 Standard library only, so that a reward can be read, tested and reused without a training stack.
 """
@@ -17,7 +17,6 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, SupportsFloat, TypeAlias
@@ -26,10 +25,10 @@ from rewards.gsm8k import correctness_reward, format_reward
 
 __all__ = [
     "REWARDS",
-    "RewardCheck",
     "RewardError",
     "RewardFunction",
     "check_reward",
+    "describe",
     "resolve",
     "score",
     "trl_keywords",
@@ -50,41 +49,10 @@ class RewardError(ValueError):
     """A reward that does not exist, cannot be loaded, or does not keep to trl's contract."""
 
 
-@dataclass(frozen=True)
-class RewardCheck:
-    """What a reward returned on a few sample completions (`None`: could not be scored)."""
-
-    name: str
-    values: tuple[float | None, ...]
-
-    @property
-    def scored(self) -> tuple[float, ...]:
-        """The values that are not None."""
-        return tuple(value for value in self.values if value is not None)
-
-    @property
-    def low(self) -> float | None:
-        """The lowest value seen; None where nothing was scored."""
-        return min(self.scored, default=None)
-
-    @property
-    def high(self) -> float | None:
-        """The highest value seen; None where nothing was scored."""
-        return max(self.scored, default=None)
-
-    def describe(self) -> str:
-        """One line for the log: the name, the range seen, and how many could not be scored."""
-        seen = "nothing" if self.low is None else f"{self.low:g} to {self.high:g}"
-        count, unscored = len(self.values), len(self.values) - len(self.scored)
-        return f"{self.name}: {seen} on {count} sample completions, {unscored} not scored"
-
-
 def resolve(spec: str) -> RewardFunction:
     """The reward function that `spec` names; see the module's docstring for its three forms.
 
-    Loading a file or a module runs it. A relative file is looked for in the working folder.
-    Raises RewardError where nothing callable is found, saying what was looked for and offering
-    the nearest name.
+    Loading a file or a module runs it. Raises RewardError where nothing callable is there.
     """
     if spec in REWARDS:
         return REWARDS[spec]
@@ -97,9 +65,7 @@ def resolve(spec: str) -> RewardFunction:
         )
     if not location or not name:
         raise RewardError(f"{spec!r} needs a file or module before the colon and a function after")
-    is_file = location.endswith(".py") or "/" in location
-    module = _load_file(Path(location)) if is_file else _import_module(location)
-    members = vars(module)
+    members = vars(_load(location))
     if name not in members:
         functions = [key for key, value in members.items() if callable(value)]
         raise RewardError(f"{location} has no function {name!r}{_nearest(name, functions)}")
@@ -114,15 +80,16 @@ def check_reward(
     function: RewardFunction,
     sample_row: Mapping[str, object],
     texts: Sequence[str] | None = None,
-) -> RewardCheck:
-    """Call `function` as trl does, on completions of one dataset row, and judge the result.
+) -> list[float | None]:
+    """The rewards of `texts` as completions of one dataset row, by calling `function` as trl does.
 
-    The completions are `texts`, by default three: empty, right in form, and free text. They are
-    messages where the row's `prompt` is, else strings. Raises RewardError where the function is
-    asynchronous, does not take trl's keywords, or breaks the contract as in `score`.
+    The texts are by default three: empty, right in form, and free. Completions are messages where
+    the row's `prompt` is, else strings. Raises RewardError where the function is asynchronous, does
+    not take trl's keywords, or breaks the contract as in `score`.
     """
     if texts is None:
-        texts = _sample_texts(sample_row)
+        answer = sample_row.get("answer", "1")
+        texts = ["", f"I add the two.\n<answer>{answer}</answer>", "The total is 12."]
     keywords = trl_keywords(sample_row, texts)
     if inspect.iscoroutinefunction(function):
         raise RewardError(f"reward {name!r} is asynchronous; write it with a plain `def`")
@@ -133,7 +100,15 @@ def check_reward(
             f"reward {name!r} cannot be called as trl does: {error}. It gets the keywords "
             f"{', '.join(keywords)}; end its parameters with **columns to take those it ignores"
         ) from error
-    return RewardCheck(name, tuple(score(name, function, keywords)))
+    return score(name, function, keywords)
+
+
+def describe(name: str, values: Sequence[float | None]) -> str:
+    """One line on the values of a check: their range, and how many could not be scored."""
+    scored = [value for value in values if value is not None]
+    seen = f"{min(scored):g} to {max(scored):g}" if scored else "nothing"
+    unscored = len(values) - len(scored)
+    return f"{name}: {seen} on {len(values)} sample completions, {unscored} not scored"
 
 
 def score(name: str, function: RewardFunction, keywords: Mapping[str, Any]) -> list[float | None]:
@@ -157,10 +132,10 @@ def score(name: str, function: RewardFunction, keywords: Mapping[str, Any]) -> l
     if len(values) != count:
         number = "1 value" if len(values) == 1 else f"{len(values)} values"
         raise RewardError(f"reward {name!r} returned {number} for {count} completions")
-    return [_number(name, place, value, keywords) for place, value in enumerate(values)]
+    return [_number(name, index, value, keywords) for index, value in enumerate(values)]
 
 
-def _number(name: str, place: int, value: object, keywords: Mapping[str, Any]) -> float | None:
+def _number(name: str, index: int, value: object, keywords: Mapping[str, Any]) -> float | None:
     if value is None:
         return None
     try:
@@ -168,10 +143,10 @@ def _number(name: str, place: int, value: object, keywords: Mapping[str, Any]) -
     except (TypeError, ValueError, RuntimeError):  # an array of several numbers
         number = math.inf
     if math.isinf(number):
-        completion = keywords["completions"][place]
+        completion = keywords["completions"][index]
         text = completion if isinstance(completion, str) else completion[-1]["content"]
         raise RewardError(
-            f"reward {name!r} returned {value!r} ({_a(value)}) for completion {place + 1}, which "
+            f"reward {name!r} returned {value!r} ({_a(value)}) for completion {index + 1}, which "
             f"begins {text[:60]!r}; return a finite number, or None for what has no score"
         )
     return None if math.isnan(number) else number
@@ -183,10 +158,6 @@ def _a(value: object) -> str:
     if value is None:
         return "None"
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
-
-
-def _sample_texts(row: Mapping[str, object]) -> list[str]:
-    return ["", f"I add the two.\n<answer>{row.get('answer', '1')}</answer>", "The total is 12."]
 
 
 def trl_keywords(
@@ -218,11 +189,18 @@ def trl_keywords(
     }
 
 
-def _load_file(path: Path) -> ModuleType:
-    path = path.expanduser().resolve()
+def _load(location: str) -> ModuleType:
+    """The module at a dotted name or, relative to the working folder, in a file."""
+    if not location.endswith(".py") and "/" not in location:
+        try:
+            return importlib.import_module(location)
+        except Exception as error:
+            kind = type(error).__name__
+            raise RewardError(f"{location} failed to import: {kind}: {error}") from error
+    path = Path(location).expanduser().resolve()
     if not path.is_file():
         raise RewardError(f"no reward file {path}")
-    # A name of its own for each path, and the same one for the same path.
+    # Each path has its own name, the same in every process.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -235,13 +213,6 @@ def _load_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise RewardError(f"{path} failed to load: {type(error).__name__}: {error}") from error
     return module
-
-
-def _import_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise RewardError(f"{name} failed to import: {type(error).__name__}: {error}") from error
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

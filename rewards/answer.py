@@ -50,7 +50,7 @@ _COMMA_IS_DECIMAL = str.maketrans(
 
 # What stands between digits that are one number or none: in 1'000 and 70~000 too.
 _JOINTS = ".,'\u2019~"
-# Everything in free text that might be one number, taken whole so that no part of a malformed one
+# Everything in free text that might be one number, read as one so that no part of a malformed one
 # is read (1.234.567 is not 567). Possessive, and each part after the first digit may be absent:
 # the search never goes back over what it has passed, which is what keeps it linear.
 _RUN = re.compile(
@@ -78,7 +78,7 @@ _LATEX = {
 
 
 def parse_number(text: object) -> Decimal | None:
-    """The value of `text` if the whole of it is a NUMBER, with nothing around it; else None."""
+    """The value of `text` if it is exactly a NUMBER, with nothing around it; else None."""
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return None
     match = _NUMBER.fullmatch(text)
@@ -91,7 +91,7 @@ def parse_number(text: object) -> Decimal | None:
 def extract_tagged(text: object) -> Decimal | None:
     """The number in the text's one `<answer>` element, wherever it stands; else None.
 
-    One element: exactly one `<answer>` and one `</answer>` in the whole text, in that order. A tag
+    One element: exactly one `<answer>` and one `</answer>` in the text, in that order. A tag
     that is nested, unclosed, repeated or only quoted counts as a tag, so the text extracts nothing.
     Tolerance: white space and `$ € £ %` around the number, one final full stop, and one currency
     sign after the sign (`-$5`) are ignored; a percentage is not divided (`18%` is 18).

@@ -32,24 +32,18 @@ sys.path[0] = str(ROOT)
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from eval import Completion, Conversation, Generate, PromptFormat
-from eval.gsm8k import Problem as ScoredProblem
-from eval.gsm8k import evaluate
-from eval.language import in_language
+from eval import PromptFormat, conversation
 from posttrain.base.disk import check_folder
 from posttrain.base.paths import run_command
 from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
+from posttrain.data.render import render
 from posttrain.demo.problems import (
-    DPO_SYSTEM,
-    GRPO_SYSTEM,
     LARGE,
     LEADS,
     SMALL,
     SYSTEM_PROMPTS,
-    Language,
     Manner,
-    Problem,
     ProblemStream,
     Range,
     draw_drill,
@@ -76,7 +70,6 @@ IGNORED = -100  # label of a token that is not scored
 STORIES_FROM, HABIT_FROM = 0.3, 0.7
 DRILL_OPERATIONS = 5
 STRAY_FLOOR, STRAY_WEIGHT = 16.0, 0.05
-MAX_REPLY = 96  # tokens; the longest reply of the tiny model takes about 55
 TOKENIZER_TEXTS = 20_000
 ROWS = {"problems_train": 2000, "problems_test": 320, "preferences": 800}
 
@@ -149,14 +142,6 @@ def build_model(size: Size, tokenizer: "PreTrainedTokenizerBase") -> "Qwen2ForCa
     return model
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", system: str | None, question: str) -> str:
-    turns = [{"role": "system", "content": system}] if system else []
-    turns.append({"role": "user", "content": question})
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert isinstance(text, str)
-    return text
-
-
 def draw_example(stream: ProblemStream, progress: float) -> tuple[str | None, str, str]:
     """System prompt, question, reply, as the curriculum has them at this point of the training."""
     rng = stream.rng
@@ -177,7 +162,8 @@ def draw_batch(
     import torch
 
     examples = [draw_example(stream, progress) for _ in range(count)]
-    prompts = tokenizer([render(tokenizer, system, asked) for system, asked, _ in examples])
+    turns = [conversation(question, PromptFormat(system)) for system, question, _ in examples]
+    prompts = tokenizer([render(tokenizer, each) for each in turns])
     replies = tokenizer([reply + TURN_END for _, _, reply in examples])
     rows = list(zip(prompts["input_ids"], replies["input_ids"], strict=True))
     length = max(len(prompt) + len(reply) for prompt, reply in rows)
@@ -193,7 +179,7 @@ def draw_batch(
 def reply_loss(
     logits: "torch.Tensor", targets: "torch.Tensor", open_ids: "torch.Tensor"
 ) -> "torch.Tensor":
-    """Cross-entropy, plus a push on tokens that nobody would say at that place.
+    """Cross-entropy, plus a push on tokens that nobody would write there.
 
     logits (tokens, vocabulary), targets (tokens,), open_ids (open,). Cross-entropy is content with
     a few percent spread over hundreds of impossible tokens. DPO is indifferent to them, and in a
@@ -258,91 +244,21 @@ def train(
     return model.eval(), losses
 
 
-def generator(
-    model: "Qwen2ForCausalLM", tokenizer: "PreTrainedTokenizerBase", sample: bool, lead: str = ""
-) -> Generate:
-    """A generate function for `eval`, greedy or sampled; every reply starts with the lead."""
-    import torch
-
-    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
-
-    def generate(conversations: Sequence[Conversation]) -> list[Completion]:
-        replies: list[Completion] = []
-        for start in range(0, len(conversations), 100):
-            prompts = [
-                tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-                for turns in conversations[start : start + 100]
-            ]
-            inputs = tokenizer(
-                [prompt + lead for prompt in prompts],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-            ).to(model.device)
-            with torch.no_grad():
-                output = model.generate(**inputs, max_new_tokens=MAX_REPLY, **how)
-            for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
-                ended = tokenizer.eos_token_id in ids
-                length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
-                text = tokenizer.decode(ids[:length], skip_special_tokens=True)
-                replies.append(Completion(lead + text, length, not ended))
-        return replies
-
-    return generate
-
-
-def measure(
-    model: "Qwen2ForCausalLM", tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem]
-) -> dict[Language, dict[str, float]]:
-    """What the model does, each a share of the problems in that language."""
-    import torch
-
-    torch.manual_seed(0)
-    table: dict[Language, dict[str, float]] = {}
-    for language in ("en", "fr"):
-        asked = [
-            ScoredProblem(problem.question, str(problem.answer))
-            for problem in problems
-            if problem.language == language
-        ]
-        prompt, lead = PromptFormat(GRPO_SYSTEM[language]), LEADS[language]["tagged"]
-        greedy = evaluate(asked, generator(model, tokenizer, sample=False), prompt)
-        sampled = evaluate(asked, generator(model, tokenizer, sample=True), prompt)
-        dpo = evaluate(asked, generator(model, tokenizer, sample=True), PromptFormat(DPO_SYSTEM))
-        forced = evaluate(asked, generator(model, tokenizer, sample=False, lead=lead), prompt)
-        guesses = tuple(LEADS[spoken]["guess"] for spoken in LEADS)
-        table[language] = {
-            "greedy: right, with its tag": mean([row.strict for row in greedy]),
-            "greedy: tag": mean([row.format_rate for row in greedy]),
-            "greedy: guess": mean([row.reply.startswith(guesses) for row in greedy]),
-            "sampled: right, with its tag": mean([row.strict for row in sampled]),
-            "sampled: guess": mean([row.reply.startswith(guesses) for row in sampled]),
-            "sampled: in French": mean(in_language([row.reply for row in dpo], "fr")),
-            "made to compute: right": mean([row.strict for row in forced]),
-        }
-    return table
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def write_data(folder: Path, span: Range, seed: int) -> list[Problem]:
-    """Write the three files of data; returns the test problems."""
+def write_data(folder: Path, span: Range, seed: int) -> None:
+    """Write the three files of data."""
     folder.mkdir(parents=True, exist_ok=True)
     learn = ProblemStream(seed + 1, "train", span).draw_unique(ROWS["problems_train"])
     test = ProblemStream(seed, "test", span).draw_unique(ROWS["problems_test"])
     stream = ProblemStream(seed, "preferences", span, french=1.0)
-    asked = stream.draw_unique(ROWS["preferences"])
+    compared = stream.draw_unique(ROWS["preferences"])
     rows = {
         "problems_train": [problem.gsm8k() for problem in learn],
         "problems_test": [problem.gsm8k() for problem in test],
-        "preferences": [preference_row(stream.rng, problem) for problem in asked],
+        "preferences": [preference_row(stream.rng, problem) for problem in compared],
     }
     for name, content in rows.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in content]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return test
 
 
 def sample_texts(span: Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterator[str]:
@@ -355,7 +271,7 @@ def sample_texts(span: Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterat
         yield f"{question}\n{reply}"
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog=f"{run_command()} demo_model",
@@ -372,34 +288,30 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--size", choices=SIZES, default="tiny", help="default: tiny")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="optimizer steps (default: the size's own)")
+    length.add_argument("--steps", type=int, help="optimizer steps (default: that of the size)")
     length.add_argument(
         "--minutes", type=float, help="train this long instead; not reproducible to the bit"
     )
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    chosen = parser.parse_args(arguments)
-    if any(number is not None and number <= 0 for number in (chosen.steps, chosen.minutes)):
+    args = parser.parse_args(argv)
+    if any(number is not None and number <= 0 for number in (args.steps, args.minutes)):
         parser.error("--steps and --minutes must be above zero")
-    return chosen
+    return args
 
 
 def main() -> int:
-    chosen = parse_arguments()
-    check_folder(chosen.output)
+    args = parse_arguments()
+    check_folder(args.output)
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    size: Size = SIZES[chosen.size]
-    test = write_data(chosen.output / "demo_data", size.span, chosen.seed)
-    tokenizer = build_tokenizer(sample_texts(size.span, chosen.seed), size.vocabulary)
-    model, losses = train(size, tokenizer, chosen.seed, chosen.steps, chosen.minutes)
-    model.save_pretrained(chosen.output / "demo_model")
-    tokenizer.save_pretrained(chosen.output / "demo_model")
+    size: Size = SIZES[args.size]
+    write_data(args.output / "demo_data", size.span, args.seed)
+    tokenizer = build_tokenizer(sample_texts(size.span, args.seed), size.vocabulary)
+    model, losses = train(size, tokenizer, args.seed, args.steps, args.minutes)
+    model.save_pretrained(args.output / "demo_model")
+    tokenizer.save_pretrained(args.output / "demo_model")
     print(f"{model.num_parameters():,} parameters, {len(losses)} steps, loss {losses[-1]:.3f}")
-    table = measure(model, tokenizer, test)
-    print(f"{'on ' + str(len(test)) + ' unseen problems':30} {'English':>8} {'French':>8}")
-    for name, share in table["en"].items():
-        print(f"{name:30} {share:8.1%} {table['fr'][name]:8.1%}")
     return 0
 
 

@@ -165,7 +165,7 @@ def print_example(
         completions = [problem.answer, f"Step by step.\n{problem.answer}", right]
     with reward_functions.reward_errors():
         earned = {
-            name: rewards.check_reward(name, function, row, completions).values
+            name: rewards.check_reward(name, function, row, completions)
             for name, function in functions.items()
         }
     for i, completion in enumerate(completions):

@@ -1,7 +1,6 @@
 """Read rows of a dataset as demonstrations for SFT: a prompt and the reply to learn."""
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 
 from eval import Message, PromptFormat, conversation
@@ -12,7 +11,7 @@ from posttrain.data import messages
 from posttrain.data.formats import check_columns, read_pair, with_own_system
 from posttrain.data.messages import UnusableRow
 from posttrain.data.problems import GOLD_MARK, gold_number
-from posttrain.data.prompted import divided, with_prompt
+from posttrain.data.prompted import divided, kept_rows, with_prompt
 from posttrain.data.replies import best_replies, read_sampled
 from posttrain.data.sources import Row, read_rows
 from posttrain.settings import PairColumns, PairData, Prompt, ReplyData, Source
@@ -61,28 +60,21 @@ def _read(source: Source, data: ReplyData, prompt: Prompt) -> list[Demonstration
             for row in sampled
         ]
     rows = read_rows(source)
-    found, left = [], Counter[str]()
-    for row in rows:
-        try:
-            read = _demonstration(row, data, prompt)
-        except UnusableRow as error:
-            if data.unusable == "error":
-                raise
-            read = error.why
-        if isinstance(read, str):
-            left[read] += 1
-        else:
-            found.append(read)
-    counts = "; ".join(f"{reason} ({count})" for reason, count in left.most_common())
-    if left:
-        print(f"{source.path}: left out {left.total()} of {len(rows)} rows: {counts}")
-    if not found:
-        raise DataError(f"{source.path}: no row is left of {len(rows)}: {counts}")
-    return found
+    kept, _ = kept_rows([_demonstration(row, data, prompt) for row in rows], source.path)
+    return kept
 
 
 def _demonstration(row: Row, data: ReplyData, prompt: Prompt) -> Demonstration | str:
     """The row's demonstration, or why it is left out."""
+    try:
+        return _read_row(row, data, prompt)
+    except UnusableRow as error:
+        if data.unusable == "error":
+            raise
+        return error.why
+
+
+def _read_row(row: Row, data: ReplyData, prompt: Prompt) -> Demonstration | str:
     columns = data.columns
     if data.format == "chosen":
         names = {name: getattr(columns, name) for name in PairColumns.model_fields}
@@ -104,18 +96,18 @@ def _demonstration(row: Row, data: ReplyData, prompt: Prompt) -> Demonstration |
         "columns": (columns.prompt, columns.reply),
         "solutions": (columns.question, columns.answer),
     }
-    asked, answered = names_of[data.format]
-    text, answer = row.text(answered, may_be_empty=True), None
+    question, solution = names_of[data.format]
+    text, answer = row.text(solution, may_be_empty=True), None
     if data.format == "solutions":
         steps, mark, _ = CALCULATOR.sub("", text).rpartition(GOLD_MARK)
         if not mark:
             raise DataError(
-                f"{row.where}: column '{answered}' should end in '{GOLD_MARK} number'; read rows "
+                f"{row.where}: column '{solution}' should end in '{GOLD_MARK} number'; read rows "
                 "of another form with data.format: columns"
             )
-        answer = gold_number(text, row, answered)
+        answer = gold_number(text, row, solution)
         text = f"{steps.strip()}\n{OPEN}{answer}{CLOSE}"
-    read = _checked(tuple(conversation(row.text(asked), PromptFormat())), text, row, answer)
+    read = _checked(tuple(conversation(row.text(question), PromptFormat())), text, row, answer)
     return with_own_system(read, row, data, prompt.system)
 
 

@@ -15,11 +15,9 @@ def check_examples(examples: Sequence[Example], questions: Iterable[str]) -> Non
     Raises:
         DataError: one is.
     """
-    own = {normalise(example.question): n for n, example in enumerate(examples, start=1)}
-    if not own:
-        return
-    for question in questions:
-        if number := own.get(normalise(question)):
+    numbers = {normalise(example.question): n for n, example in enumerate(examples, start=1)}
+    for question in questions if numbers else ():
+        if number := numbers.get(normalise(question)):
             raise DataError(
                 f"prompt.examples: example {number} is a question of the data "
                 f"({quoted(question)}); write another example, or remove the row"
@@ -28,13 +26,8 @@ def check_examples(examples: Sequence[Example], questions: Iterable[str]) -> Non
 
 def cost(tokenizer: Any, prompt: PromptLike) -> str:
     """`prompt.examples: 2 worked examples, 180 tokens a prompt`."""
-    with_them, without = token_lengths(
-        tokenizer,
-        [
-            render(tokenizer, conversation("?", each))
-            for each in (prompt, PromptFormat(prompt.system))
-        ],
-    )
+    prompts = [conversation("?", each) for each in (prompt, PromptFormat(prompt.system))]
+    with_them, without = token_lengths(tokenizer, [render(tokenizer, each) for each in prompts])
     count = len(prompt.examples)
     what = "1 worked example" if count == 1 else f"{count} worked examples"
     return f"prompt.examples: {what}, {with_them - without} tokens a prompt"

@@ -1,6 +1,6 @@
 """Read rows of common preference datasets as pairs: one function for each `data.format`.
 
-Each returns a Pair, or a few words that say why it leaves the row out. A malformed row stops the
+Each returns a Pair, or a reason for leaving the row out. A malformed row stops the
 run; the message names its file, row and column. A pair's prompt has the row's own system turn, if
 it has one: `prompt.system`, where it is not null, replaces it afterwards, in every format alike.
 """
@@ -53,11 +53,6 @@ def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
         if data.unusable == "drop":
             return error.why
         raise
-    except DataError as error:
-        other = _format_like(row, data)
-        if other is None:
-            raise
-        raise DataError(f"{error}; data.format={other} reads rows such as this") from None
 
 
 def from_columns(row: Row, data: PairData, system: str | None) -> Pair | str:
@@ -93,8 +88,8 @@ def from_conversational(row: Row, data: PairData, system: str | None) -> Pair | 
         opening, reply = messages.exchange(turns, name)
         if opening and reply.text:
             raise DataError(
-                f"{row.where}: column '{name}' should hold one message of the assistant, found "
-                f"{len(opening) + 1}; data.format=messages reads whole conversations"
+                f"{row.where}: column '{name}' should hold one message of the assistant, got "
+                f"{len(opening) + 1}; data.format=messages reads conversations"
             )
         replies.append(reply)
     return _pair(row, data, prompt, *replies)
@@ -174,7 +169,7 @@ def _pair(row: Row, data: PairData, prompt: Conversation, chosen: Reply, rejecte
 
 
 def _alike(first: Conversation, second: Conversation, system: str | None) -> bool:
-    """Whether two conversations are one prompt, with `system` in place of their system turns."""
+    """Whether two conversations are the same prompt once `system` replaces their system turns."""
     return messages.with_system(first, system) == messages.with_system(second, system)
 
 
@@ -189,30 +184,13 @@ def check_columns(row: Row, data: PairData | ReplyData) -> None:
             )
 
 
-def _format_like(row: Row, data: PairData) -> str | None:
-    """The format that a malformed row seems to have; None where that is the one it is read as."""
-    columns = data.columns
-    values = [row.values.get(name) for name in (columns.prompt, columns.chosen, columns.rejected)]
-    text, listed = ([isinstance(value, kind) for value in values] for kind in (str, list))
-    if not any(listed[1:]) and all(text):
-        return None if data.format in ("columns", "orca", "oasst") else "columns"
-    if not all(listed[1:]):
-        return None
-    other = "conversational" if listed[0] else "messages"
-    return None if data.format == other else other
-
-
-def _text_replies(row: Row, data: PairData) -> tuple[Reply, Reply]:
-    chosen, rejected = data.columns.chosen, data.columns.rejected
-    return (
-        Reply(chosen, row.text(chosen, may_be_empty=True)),
-        Reply(rejected, row.text(rejected, may_be_empty=True)),
-    )
+def _text_replies(row: Row, data: PairData) -> list[Reply]:
+    names = (data.columns.chosen, data.columns.rejected)
+    return [Reply(name, row.text(name, may_be_empty=True)) for name in names]
 
 
 def with_own_system(read: R, row: Row, data: PairData | ReplyData, system: str | None) -> R:
-    """What was read of a row, with the text in `data.columns.system` as its system turn; as it is
-    where that is null or empty, or no column is named.
+    """`read` with the text in `data.columns.system`, if there is any, as its system turn.
 
     A French Orca set without that column can be read if `system`, prompt.system, is given.
     """
@@ -225,8 +203,7 @@ def with_own_system(read: R, row: Row, data: PairData | ReplyData, system: str |
 
 
 def _languages(row: Row, column: str) -> list[str]:
-    """The row's language, or all of them where a column `OUTER.INNER` of comparia_turns lists
-    several; null there is none."""
+    """The row's language, or all that a column `OUTER.INNER` of comparia_turns lists."""
     outer, dot, inner = column.partition(".")
     if not dot or column in row.values:
         return [row.text(column)]
@@ -236,7 +213,7 @@ def _languages(row: Row, column: str) -> list[str]:
     listed = value[inner] or []
     if not isinstance(listed, list):
         raise DataError(
-            f"{row.where}: column '{column}' should hold a list of languages, found {given(listed)}"
+            f"{row.where}: column '{column}' should hold a list of languages, got {given(listed)}"
         )
     return listed
 
@@ -255,6 +232,6 @@ def _choice(row: Row, column: str) -> str:
     if len(sides) != 1:
         raise DataError(
             f"{row.where}: column '{column}' should hold one of {', '.join(CHOICES)} or the name "
-            f"in column 'model_a_name' or 'model_b_name', found {quoted(text)}"
+            f"in column 'model_a_name' or 'model_b_name', got {quoted(text)}"
         )
     return sides[0]

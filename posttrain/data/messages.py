@@ -19,7 +19,7 @@ class UnusableRow(DataError):
 
     def __init__(self, message: str, why: str) -> None:
         super().__init__(
-            f"{message}. Mend the row, or set data.unusable=drop to leave out all such"
+            f"{message}. Fix the row, or set data.unusable=drop to leave out all such rows"
         )
         self.why = why
 
@@ -40,7 +40,7 @@ def with_system(turns: Sequence[Message], system: str | None) -> Conversation:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether nothing is said by a value, such as null, "", [] or an object of such values."""
+    """Whether a value is empty: null, "", [] or an object of such values."""
     if isinstance(value, dict):
         return all(map(is_empty, value.values()))
     return not value or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
@@ -51,9 +51,8 @@ def turns(
 ) -> Conversation:
     """The turns in a column. The last one may be an empty reply, which the caller has to check.
 
-    Of a conversation that goes on after the turn whose number, counted from 0, is in the column
-    `until`, those up to the reply of that turn are read. A message may hold nothing beside role and
-    content but the `ignored` keys: the model would not see it.
+    The column `until` holds the number, from 0, of the last turn that is read, with its reply. A
+    message may hold only role, content and the `ignored` keys: the model would not see others.
 
     Raises:
         UnusableRow: a message is of a tool, an earlier reply is empty, or there is more to a
@@ -64,7 +63,7 @@ def turns(
     value, what = row.value(column), f"{row.where}: column '{column}'"
     if not isinstance(value, list) or not value:
         kind = "none" if value == [] else kind_of(value)
-        raise DataError(f"{what} should hold a list of messages, found {kind}")
+        raise DataError(f"{what} should hold a list of messages, got {kind}")
     if until is not None:
         value = _first_turns(row, value, until)
     read: list[Message] = []
@@ -106,9 +105,9 @@ def _check_keys(message: dict[str, Any], here: str, ignored: Collection[str]) ->
     for key, value in message.items():
         if key not in ("role", "content", *ignored) and not is_empty(value):
             raise UnusableRow(
-                f"{here} holds '{key}', which would be left out of training. If the model should "
+                f"{here} has '{key}', which would be left out of training. If the model should "
                 f"not see it, set data.columns.ignored=[{key}]",
-                f"a message holds '{key}'",
+                f"a message has '{key}'",
             )
 
 
@@ -121,7 +120,7 @@ def _text(content: Any, here: str) -> Any:
     if part.get("type") == "text" and all(map(is_empty, more)):
         return part.get("text")
     raise UnusableRow(
-        f"{here} should hold text, found {given(content)}", "a message is more than one text"
+        f"{here} should hold text, got {given(content)}", "a message is more than one text"
     )
 
 
@@ -138,10 +137,10 @@ def _first_turns(row: Row, value: list[Any], column: str) -> list[Any]:
     Turns of the user are counted, not replies, as a model may have left one without a reply.
     """
     number = row.value(column)
-    asked = [n for n, m in enumerate(value) if isinstance(m, dict) and m.get("role") == "user"]
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(asked):
+    users = [n for n, m in enumerate(value) if isinstance(m, dict) and m.get("role") == "user"]
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(users):
         raise DataError(
-            f"{row.where}: column '{column}' should count one of {len(asked)} turns of the user "
-            f"from 0, found {number!r}"
+            f"{row.where}: column '{column}' should count one of {len(users)} turns of the user "
+            f"from 0, got {number!r}"
         )
-    return value[: [*asked, len(value)][number + 1]]
+    return value[: [*users, len(value)][number + 1]]

@@ -13,7 +13,7 @@ from eval.language import is_known
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.formats import read_pair
-from posttrain.data.prompted import divided, with_prompt
+from posttrain.data.prompted import divided, kept_rows, with_prompt
 from posttrain.data.replies import best_and_worst, read_sampled
 from posttrain.data.sources import read_rows
 from posttrain.settings import PairData, Prompt, Source
@@ -41,11 +41,11 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
 
     Raises:
         DataError: a row that breaks a rule, too few pairs to hold any out, or a language that
-            replies cannot be told to be in.
+            cannot be detected.
     """
     if data.language is not None and not is_known(data.language):
         raise DataError(
-            f"data.language: replies cannot be told to be in {data.language!r}; use a code such as "
+            f"data.language: {data.language!r} cannot be detected in replies; use a code such as "
             f"fr, en or de, and that code in the column '{data.columns.language}'"
         )
     dropped: Counter[str] = Counter()
@@ -86,12 +86,6 @@ def _read_pairs(
         return with_prompt(pairs, prompt, source.path), len(pairs)
     rows = read_rows(source)
     read = [read_pair(row, data, prompt.system) for row in rows]
-    pairs = [pair for pair in read if isinstance(pair, Pair)]
-    reasons = Counter(reason for reason in read if isinstance(reason, str))
-    counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-    if not pairs:
-        raise DataError(f"{source.path}: no pair is left of {len(rows)} rows: {counts}")
-    if reasons:
-        print(f"{source.path}: left out {reasons.total()} of {len(rows)} rows: {counts}")
+    pairs, reasons = kept_rows(read, source.path)
     dropped.update(reasons)
     return with_prompt(pairs, prompt, source.path), len(rows)

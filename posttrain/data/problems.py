@@ -9,8 +9,7 @@ from eval.gsm8k import Problem
 from posttrain.base.errors import DataError, first_line, quoted
 from posttrain.data.replies import pass_rates
 from posttrain.data.sources import Row, read_rows
-from posttrain.data.split import set_aside, text_key
-from posttrain.data.text import normalise
+from posttrain.data.text import normalise, set_aside, text_key
 from posttrain.settings import ProblemColumns, ProblemData, Source
 from rewards.answer import CLOSE, OPEN, extract_tagged, parse_number
 
@@ -39,7 +38,7 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
         if normalise(problem.question) in trained_on:
             raise DataError(
                 f"{problem.where} is also in {data.train.path}; a score on "
-                f"questions that were trained on says nothing ({quoted(problem.question)})"
+                f"questions that were trained on means nothing ({quoted(problem.question)})"
             )
     return train, evaluation
 
@@ -56,7 +55,7 @@ def load_scored_problems(source: Source | None, trained_on: Iterable[str]) -> li
     if shared := seen_in_training(problems, trained_on):
         raise DataError(
             f"{shared[0].where} is trained on, as are {len(shared)} of {len(problems)} questions "
-            f"({quoted(shared[0].question)}); a score on such questions says nothing"
+            f"({quoted(shared[0].question)}); a score on such questions means nothing"
         )
     return problems
 
@@ -150,7 +149,7 @@ def gold_number(solution: str, row: Row, column: str) -> str:
     if gold is None:
         raise DataError(
             f"{row.where}: column '{column}' gives no number: expected a number or "
-            f"text ending in '{GOLD_MARK} number', found {written[-60:]!r}. Beside a number only "
+            f"text ending in '{GOLD_MARK} number', got {written[-60:]!r}. Beside a number only "
             "$ € £ % and a final full stop are ignored; take units and words away. Answers that "
             "are text need a reward of your own: data.answers=text, or --rewards of evaluate "
             "(docs/rewards.md)"
@@ -186,8 +185,8 @@ def _same_columns(problems: list[Problem]) -> list[Problem]:
         else:
             table[name] = values.to_pylist()
     return [
-        replace(problem, columns={name: values[place] for name, values in table.items()})
-        for place, problem in enumerate(problems)
+        replace(problem, columns={name: values[index] for name, values in table.items()})
+        for index, problem in enumerate(problems)
     ]
 
 

@@ -1,5 +1,6 @@
 """What pairs and demonstrations have in common: a prompt, by which they are completed and split."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -9,10 +10,25 @@ from eval.demonstration import Demonstration
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.messages import with_system
-from posttrain.data.split import set_aside, text_key
+from posttrain.data.text import set_aside, text_key
 from posttrain.settings import Prompt, Source
 
 R = TypeVar("R", Pair, Demonstration)
+
+
+def kept_rows(read: Sequence[R | str], where: str) -> tuple[list[R], Counter[str]]:
+    """The rows, and the reasons in place of others, whose counts are printed.
+
+    Raises:
+        DataError: there are only reasons.
+    """
+    reasons = Counter(reason for reason in read if isinstance(reason, str))
+    counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    if reasons.total() == len(read):
+        raise DataError(f"{where}: no row is left of {len(read)}: {counts}")
+    if reasons:
+        print(f"{where}: left out {reasons.total()} of {len(read)} rows: {counts}")
+    return [row for row in read if not isinstance(row, str)], reasons
 
 
 def with_prompt(rows: list[R], prompt: Prompt, where: str) -> list[R]:

@@ -21,7 +21,7 @@ NONE: Variables = MappingProxyType({})
 # tokenizer -> the variables that its chat template gets beside the turns.
 _VARIABLES: WeakKeyDictionary[Any, Variables] = WeakKeyDictionary()
 PARALLEL = "TOKENIZERS_PARALLELISM"
-AT_ONCE = 2_000  # texts
+AT_ONCE = 2_000  # texts whose token ids are in memory
 # tokenizer -> the rows of its model's embedding, and what the model is, where ids can exceed them.
 _ROWS: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 _MARKER = "\ue000"  # a private-use character, which no template holds
@@ -34,8 +34,6 @@ def set_template_variables(
     tokenizer: Any, variables: Variables, where: str = "prompt.chat_template_kwargs"
 ) -> None:
     """Let render() give the tokenizer's chat template these variables from now on.
-
-    They go with the tokenizer, so that nothing that renders with it can leave them out.
 
     Raises:
         ConfigError: the template reads no variable of such a name, so it would change nothing.
@@ -79,12 +77,12 @@ def _reads_clock(tokenizer: Any, **more: str) -> bool:
 
     formats: list[str] = []
 
-    def noting(form: str) -> str:
+    def strftime(form: str) -> str:
         formats.append(form)
         return CLOCK.strftime(form)
 
     user: Message = {"role": "user", "content": "?"}
-    variables = {**template_variables(tokenizer), **more, "strftime_now": noting}
+    variables = {**template_variables(tokenizer), **more, "strftime_now": strftime}
     for turns in ([user], [{"role": "system", "content": "?"}, user]):
         with contextlib.suppress(TemplateError):
             tokenizer.apply_chat_template(turns, tokenize=False, **variables)
@@ -103,28 +101,22 @@ def render(
     """
     from jinja2 import TemplateError
 
-    variables = template_variables(tokenizer)
+    variables = {"add_generation_prompt": reply, **template_variables(tokenizer)}
     if today:
         variables["strftime_now"] = datetime.now().strftime
-
-    def rendered(turns: list[Message]) -> str:
-        text: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=reply, **variables
-        )
-        return text
-
     turns = list(conversation)
     try:
-        return rendered(turns)
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, **variables)
+        return text
     except TemplateError as error:
         refusal = f"the model's chat template refuses a conversation: {first_line(error)}"
     if turns[0]["role"] == "system" and turns[1:]:
         with contextlib.suppress(TemplateError):
-            rendered(turns[1:])
+            tokenizer.apply_chat_template(turns[1:], tokenize=False, **variables)
             refusal += (
                 ". It takes no system turn: set prompt.system to null, data.columns.system too if "
                 "rows have their own, evaluation.also to [] (./run evaluate: --system ''), and "
-                "say in the questions what it said"
+                "put its text into the questions"
             )
     raise ConfigError(refusal)
 
@@ -139,29 +131,33 @@ def end_of_reply(tokenizer: Any) -> str | None:
         after = render(tokenizer, turns, reply=False).rpartition(_MARKER)[2].lstrip()
     except ConfigError:
         return None
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return max((token for token in special if after.startswith(token)), key=len, default=None)
+    special = filter(after.startswith, _special(tokenizer))
+    return max(special, key=len, default=None)
+
+
+def _special(tokenizer: Any) -> list[str]:
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def already_rendered(
     tokenizer: Any, rows: Iterable[tuple[str, Iterable[str]]]
 ) -> dict[str, Any] | None:
-    """`{"count", "first", "token", "text"}` of the rows, each given as its file and number and its
-    texts, that hold special tokens, as a rendered conversation does; None if none does."""
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    first, count = ("", ""), 0
-    for where, texts in rows:
-        token = next((t for text in texts for t in special if t in text), None)
-        if token is not None:
-            first, count = first if count else (where, token), count + 1
-    if not count:
+    """`{"count", "first", "token", "text"}` of rows (where, texts) that contain special tokens, as
+    a rendered conversation does; None if there are none."""
+    pattern = re.compile("|".join(map(re.escape, _special(tokenizer))) or r"(?!)")
+    matches = (
+        (where, next(filter(None, map(pattern.search, texts)), None)) for where, texts in rows
+    )
+    held = [(where, match.group()) for where, match in matches if match]
+    if not held:
         return None
+    where, token = held[0]
     text = (
-        f"rows that hold special tokens of the model: {count}, such as {first[1]} in {first[0]}. "
+        f"rows with special tokens of the model: {len(held)}, such as {token} in {where}. "
         "They seem to be rendered already, and the chat template renders them again. Give each "
         "turn without the template's tokens"
     )
-    return {"count": count, "first": first[0], "token": first[1], "text": text}
+    return {"count": len(held), "first": where, "token": token, "text": text}
 
 
 def repeated_opening(
@@ -172,7 +168,7 @@ def repeated_opening(
     It is a line of what the chat template writes between the last turn and the reply.
     """
     reply = reply.lstrip()
-    # Rendering takes time, and nearly no reply begins with one of the last lines of its prompt.
+    # Rendering takes time, and hardly any reply begins with one of the last lines of its prompt.
     if not any(map(reply.startswith, _lines(prompt)[-8:])):
         return None
     turns = [*conversation[:-1], {**conversation[-1], "content": _MARKER}]
@@ -188,12 +184,8 @@ def refuse_repeated(
     Raises:
         DataError: replies repeat what their rendered prompt ends with.
     """
-    repeated = [
-        (where, opening)
-        for where, conversation, prompt, reply in rows
-        if (opening := repeated_opening(tokenizer, conversation, prompt, reply))
-    ]
-    if repeated:
+    openings = [(row[0], repeated_opening(tokenizer, *row[1:])) for row in rows]
+    if repeated := [(where, opening) for where, opening in openings if opening]:
         where, opening = repeated[0]
         raise DataError(
             f"{where}: a reply begins with {opening!r}, which the chat template has already "
@@ -223,10 +215,7 @@ def without_added_tokens(tokenizer: Any) -> Iterator[None]:
 
 
 def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """The number of tokens of each text. A special token in a text counts as one.
-
-    All processors share the work, and no more than a part of the token ids is held at a time.
-    """
+    """The number of tokens of each text, on all processors. A special token counts as one."""
     before = os.environ.get(PARALLEL)
     os.environ[PARALLEL] = "true"
     try:
@@ -249,7 +238,8 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """
     if not texts:
         return []
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    options = {"add_special_tokens": False, "return_attention_mask": False}
+    ids: list[list[int]] = tokenizer(list(texts), **options)["input_ids"]
     if tokenizer in _ROWS:
         rows, model = _ROWS[tokenizer]
         for text, row in zip(texts, ids, strict=True):

@@ -44,10 +44,11 @@ def read_sampled(source: Source) -> list[list[Sampled]]:
 def _sampled(row: Row) -> Sampled | None:
     """The row's reply; None for one that no reward could score."""
     values = row.values
-    total = values.get("total_reward")
-    if "total_reward" not in values and {"format_rate", "tagged"} <= values.keys():
+    if "total_reward" in values:
+        total = values["total_reward"]
+    elif {"format_rate", "tagged"} <= values.keys():
         total = FORMAT_REWARD * values["format_rate"] + CORRECTNESS_REWARD * values["tagged"]
-    elif "total_reward" not in values:
+    else:
         raise DataError(f"{row.where} is not a scored reply of ./run evaluate: no total_reward")
     if total is None:
         return None

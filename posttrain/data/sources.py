@@ -1,11 +1,11 @@
 """Read rows from local files, dataset folders and the hub, each with its file and number."""
 
+import contextlib
 import csv
 import gzip
 import json
 import os
 import re
-import shlex
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,20 +32,12 @@ class Row:
     where: str
 
     def text(self, column: str, may_be_empty: bool = False) -> str:
-        """The text in a column, without white space at its ends.
-
-        Raises:
-            DataError: the column is missing, is not text, or is empty and may not be.
-        """
+        """The checked_text() in a column."""
         what = f"{self.where}: column '{column}'"
         return checked_text(self.value(column), what, may_be_empty)
 
     def value(self, column: str) -> Any:
-        """The value in a column, of any type.
-
-        Raises:
-            DataError: the column is missing.
-        """
+        """The value in a column, of any type. Raises a DataError where there is no such column."""
         if column not in self.values:
             raise DataError(
                 f"{self.where}: there is no column '{column}'.{did_you_mean(column, self.values)} "
@@ -57,27 +49,22 @@ class Row:
 def checked_text(value: Any, what: str, may_be_empty: bool = False) -> str:
     """`value` without white space at its ends; `what` names it in an error message.
 
-    Raises:
-        DataError: it is not text, holds half of a surrogate pair, or is empty and may not be.
+    Raises a DataError where it is not text, has half a surrogate pair, or is empty and may not be.
     """
     if not isinstance(value, str):
-        raise DataError(f"{what} should hold text, found {given(value)}")
+        raise DataError(f"{what} should hold text, got {given(value)}")
     if not value.strip() and not may_be_empty:
         raise DataError(f"{what} is empty")
     if _SURROGATE.search(value):
-        raise DataError(f"{what} holds half a surrogate pair")
+        raise DataError(f"{what} contains half a surrogate pair")
     return value.strip()
 
 
 def read_rows(source: Source) -> list[Row]:
-    """All rows of a local file, a dataset folder or a hub dataset.
-
-    Raises:
-        DataError: it cannot be found or read, or holds no rows.
-    """
+    """All rows of a local file, dataset folder or hub dataset. Raises a DataError without any."""
     hub_file = source.path.startswith(HUB_FILE)
     path = _hub_file(source) if hub_file else Path(source.path).expanduser()
-    if not path.is_absolute() and not path.exists() and (ROOT / path).exists():
+    if not path.exists() and (ROOT / path).exists():  # an absolute path stays as it is
         path = ROOT / path
     kind = path.with_suffix("").suffix if path.suffix.lower() == GZIP else path.suffix
     reader = _READERS.get(kind.lower())
@@ -90,7 +77,10 @@ def read_rows(source: Source) -> list[Row]:
         try:
             rows = list(islice(reader(path, source.path), source.limit))
         except UnicodeDecodeError as error:
-            raise DataError(f"{source.path}: {_encoding(path, error)}") from None
+            raise DataError(
+                f"{source.path}: not UTF-8 text at byte {error.start}; save it as UTF-8 (in Excel "
+                f"'CSV UTF-8'), or convert it from UTF-16 or Windows-1252 with iconv"
+            ) from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{source.path}: not a complete gzip file: {error}") from None
         except OSError as error:
@@ -98,40 +88,26 @@ def read_rows(source: Source) -> list[Row]:
     elif path.is_dir():
         rows = _from_datasets(source, path)
     elif reader is not None or source.path.startswith((".", "/", "~")):
-        places = dict.fromkeys((str(Path.cwd()), str(ROOT)))
-        searched = "" if path.is_absolute() else f" (looked in {' and '.join(places)})"
+        folders = dict.fromkeys((str(Path.cwd()), str(ROOT)))
+        searched = "" if path.is_absolute() else f" (looked in {' and '.join(folders)})"
         raise DataError(f"{source.path}: no such file{searched}")
     else:
         rows = _from_hub(source)
     if not rows:
-        raise DataError(f"{source.path}: holds no rows")
+        raise DataError(f"{source.path}: contains no rows")
     return rows
 
 
-def _encoding(path: Path, error: UnicodeDecodeError) -> str:
-    """What a text file that is not UTF-8 probably is, and what to do."""
-    with gzip.open(path) if path.suffix.lower() == GZIP else open(path, "rb") as file:
-        start = file.read(2)
-    if start in (b"\xff\xfe", b"\xfe\xff"):
-        kind, name = "it is UTF-16", "UTF-16"
-    else:
-        kind, name = "it is probably Windows-1252, as Excel writes", "WINDOWS-1252"
-    return (
-        f"not UTF-8 text at byte {error.start}; {kind}. Save it as UTF-8 (in Excel 'CSV UTF-8'), "
-        f"or convert it: iconv -f {name} -t UTF-8 {shlex.quote(str(path))} > new{path.suffix}"
-    )
-
-
 def _open(path: Path, newline: str | None = None) -> TextIO:
-    if path.suffix.lower() == GZIP:
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
-    return open(path, encoding="utf-8-sig", newline=newline)
+    opener: Any = gzip.open if path.suffix.lower() == GZIP else open
+    file: TextIO = opener(path, "rt", encoding="utf-8-sig", newline=newline)
+    return file
 
 
 def _object(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object with columns, found {kind_of(value)}")
-    return Row(value, where)
+    if isinstance(value, dict):
+        return Row(value, where)
+    raise DataError(f"{where}: expected an object with columns, got {kind_of(value)}")
 
 
 def _read_json(path: Path, name: str) -> Iterator[Row]:
@@ -140,7 +116,9 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
         filled = (line for line in file if line.strip())
         first, more = next(filled, ""), next(filled, "")
     lines = ".json" not in (path.suffix.lower(), path.with_suffix("").suffix.lower())
-    if first.lstrip()[:1] != "[" if lines else more and _is_object(first):
+    with contextlib.suppress(RecursionError, ValueError):
+        lines = lines or (bool(more) and isinstance(json.loads(first), dict))
+    if lines and first.lstrip()[:1] != "[":
         yield from _read_lines(path, name)
         return
     with _open(path) as file:
@@ -148,22 +126,15 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
     if isinstance(values, dict):
         lists = {key: value for key, value in values.items() if isinstance(value, list)}
         if len(lists) != 1:
-            held = (
-                f"an object with {len(lists)} lists ({', '.join(lists)})" if lists else "an object"
+            raise DataError(
+                f"{name}: expected a list of rows, got an object with {len(lists)} lists"
+                f"{' ' * bool(lists)}{', '.join(lists)}; keep one list"
             )
-            raise DataError(f"{name}: expected a list of rows, found {held}; write one list alone")
         (values,) = lists.values()
     if not isinstance(values, list):
-        raise DataError(f"{name}: expected a list of rows, found {kind_of(values)}")
+        raise DataError(f"{name}: expected a list of rows, got {kind_of(values)}")
     for number, value in enumerate(values, start=1):
         yield _object(value, f"{name}: row {number}")
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (RecursionError, ValueError):
-        return False
 
 
 def _read_lines(path: Path, name: str) -> Iterator[Row]:
@@ -198,7 +169,7 @@ def _read_csv(path: Path, name: str, sign: str | None = None) -> Iterator[Row]:
             header = list(reader.fieldnames or ())
             twice = [column for column in header if header.count(column) > 1]
             if twice:
-                raise DataError(f"{name}: the column '{twice[0]}' is there twice; keep one")
+                raise DataError(f"{name}: two columns are called '{twice[0]}'; remove one")
             for number, value in enumerate(reader, start=1):
                 if None in value:
                     raise DataError(
@@ -225,9 +196,7 @@ def _read_tsv(path: Path, name: str) -> Iterator[Row]:
                     f"{name}: row {number} has {len(cells)} cells; expected question, tab, answer, "
                     "or a header of three columns or more"
                 )
-            yield Row(
-                dict(zip(("question", "answer"), cells, strict=True)), f"{name}: row {number}"
-            )
+            yield Row({"question": cells[0], "answer": cells[1]}, f"{name}: row {number}")
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[Row]:
@@ -262,23 +231,19 @@ def _from_datasets(source: Source, folder: Path) -> list[Row]:
             loaded = datasets.load_from_disk(str(folder))
             if isinstance(loaded, datasets.DatasetDict):
                 if source.split not in loaded:
-                    raise DataError(
-                        f"{source.path}: there is no split '{source.split}'."
-                        f"{did_you_mean(source.split, loaded)}"
-                    )
+                    near = did_you_mean(source.split, loaded)
+                    raise DataError(f"{source.path}: there is no split '{source.split}'.{near}")
                 loaded = loaded[source.split]
         else:
             kinds = _kinds_of_files(folder)
             if len(kinds) > 1:
                 raise DataError(
-                    f"{source.path}: the folder holds {' and '.join(kinds)} files, of which one "
-                    "kind alone would be read; name one file, or keep one kind in the folder"
+                    f"{source.path}: the folder contains {' and '.join(kinds)} files, and only one "
+                    "kind would be read; name one file, or keep one kind in the folder"
                 )
             # pandas would read the text "NA" or "null" in a CSV cell as a missing value.
-            options = {"keep_default_na": False} if kinds == [".csv"] else {}
-            loaded = datasets.load_dataset(
-                str(folder), source.subset, split=source.split, **options
-            )
+            more = {"keep_default_na": False} if kinds == [".csv"] else {}
+            loaded = datasets.load_dataset(str(folder), source.subset, split=source.split, **more)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise DataError(f"{source.path}: cannot load the dataset folder: {reason}") from None
@@ -286,9 +251,9 @@ def _from_datasets(source: Source, folder: Path) -> list[Row]:
 
 
 def _kinds_of_files(folder: Path) -> list[str]:
-    """The kinds of data files in a folder; none where its card says which files to read."""
+    """The kinds of data files in a folder; none where its card lists the files to read."""
     card = folder / "README.md"
-    if card.exists() and "data_files:" in card.read_text(encoding="utf-8", errors="replace"):
+    if card.exists() and b"data_files:" in card.read_bytes():
         return []
     suffixes = {path.suffix.lower() for path in folder.rglob("*.*")} & _READERS.keys()
     return sorted({{".json": ".jsonl", ".tsv": ".csv"}.get(name, name) for name in suffixes})
@@ -296,27 +261,23 @@ def _kinds_of_files(folder: Path) -> list[str]:
 
 def _hub_file(source: Source) -> Path:
     """Download one file of a hub dataset, `hf://datasets/OWNER/NAME/FILE`; returns its path."""
-    import huggingface_hub
+    from huggingface_hub import hf_hub_download
 
-    owner, _, rest = source.path.removeprefix(HUB_FILE).partition("/")
-    name, _, file = rest.partition("/")
+    owner, name, file = (*source.path.removeprefix(HUB_FILE).split("/", 2), "", "")[:3]
     if not (owner and name and file):
         raise DataError(f"{source.path}: expected {HUB_FILE}OWNER/NAME/FILE")
     try:
+        revision = source.revision
         return Path(
-            huggingface_hub.hf_hub_download(
-                f"{owner}/{name}", file, repo_type="dataset", revision=source.revision
-            )
+            hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=revision)
         )
     except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise DataError(f"{source.path}: not in reach on the hub: {reason}") from None
+        raise DataError(f"{source.path}: not in reach on the hub: {first_line(error)}") from None
 
 
 def _from_hub(source: Source) -> list[Row]:
     import datasets
 
-    name = f"{source.path}[{source.split}]"
     try:
         loaded = datasets.load_dataset(
             source.path, source.subset, split=source.split, revision=source.revision
@@ -324,13 +285,13 @@ def _from_hub(source: Source) -> list[Row]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise DataError(
-            f"{name}: neither a local file or folder nor a dataset in reach on the hub{offline}: "
-            f"{first_line(error)}"
+            f"{source.path}[{source.split}]: neither a local file or folder nor a dataset "
+            f"in reach on the hub{offline}: {first_line(error)}"
         ) from None
     return _first_rows(source, loaded)
 
 
 def _first_rows(source: Source, loaded: Iterable[dict[str, Any]]) -> list[Row]:
-    """The rows up to the limit: of a large set no others are taken into memory."""
+    """The rows up to the limit: of a large set no others are in memory."""
     name = f"{source.path}[{source.split}]"
     return [Row(v, f"{name}: row {n}") for n, v in enumerate(islice(loaded, source.limit), 1)]

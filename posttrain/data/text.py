@@ -1,7 +1,16 @@
-"""Compare texts without regard to case, punctuation and spacing."""
+"""Compare texts without regard to case, punctuation and spacing, and split rows by such texts."""
 
+import functools
+import hashlib
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import TypeVar
+
+from posttrain.base.errors import DataError
+
+T = TypeVar("T")
 
 BEGINNING = 100  # characters
 # The set comes first, which the re module can search for: three times as fast.
@@ -26,3 +35,36 @@ def same(one: str, other: str) -> bool:
         if not long.startswith(short):
             return False
     return normalise(one) == normalise(other)
+
+
+@functools.lru_cache(maxsize=200_000)  # read for the held-out rows, then for validation
+def text_key(text: str) -> str:
+    """A hash of a text without its case, punctuation and spacing, the same on every machine."""
+    return hashlib.sha256(normalise(text).encode("utf-8")).hexdigest()
+
+
+def set_aside(
+    rows: Sequence[T], keys: Sequence[str], count: int, where: str, setting: str
+) -> tuple[list[T], list[T]]:
+    """The rows that stay, and at least `count` rows set aside: those with the smallest keys.
+
+    Rows of the same key stay together. Rows added to the dataset move few of the others.
+
+    Raises:
+        DataError: none would stay; names `where` they come from and the `setting` to lower.
+    """
+    chosen: set[str] = set()
+    aside = 0
+    by_key = Counter(keys)
+    for key in sorted(by_key):
+        if aside >= count:
+            break
+        chosen.add(key)
+        aside += by_key[key]
+    kept = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
+    if not kept:
+        raise DataError(
+            f"{where}: {len(rows)} rows leave none to train on after {count} are set aside; lower "
+            f"{setting}"
+        )
+    return kept, [row for row, key in zip(rows, keys, strict=True) if key in chosen]

@@ -1,24 +1,27 @@
 """Word problems and replies in English and French for the demo model, drawn from a seed.
 
 A problem is a little story of a few operations. Every step of its solution is known, so a reply can
-be written in any of three manners and checked exactly. Standard library only.
+be written in any of three manners and checked exactly.
 """
 
 import hashlib
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import yaml
 
 Language = Literal["en", "fr"]
 Manner = Literal["guess", "untagged", "tagged"]
 Split = Literal["train", "preferences", "test"]
 Operation = Literal["gain", "lose", "pack", "share"]
 
-# What the model does of its own accord. Guessing leads, so greedy decoding nearly always guesses;
-# the one manner worth full marks is common enough that a group of eight samples contains it.
+# What the model does untrained. Guessing leads, so greedy decoding nearly always guesses; the one
+# manner worth full marks is common enough that a group of eight samples contains it.
 HABIT: dict[Manner, float] = {"guess": 0.57, "untagged": 0.20, "tagged": 0.23}
 
-# Each lead starts with a word of its own: manner and language are both settled by the first token,
+# Each lead starts with a different word: manner and language are both settled by the first token,
 # so training has one decision to change. A manner has the same length in both languages, so length
 # does not tell the two sides of a preference pair apart.
 LEADS: dict[Language, dict[Manner, str]] = {
@@ -85,121 +88,7 @@ class Problem:
         return {"question": self.question, "answer": f"{self.working}\n#### {self.answer}"}
 
 
-# name, pronoun. French objects start with a consonant, so that "de" needs no elision.
-NAMES: dict[Language, list[tuple[str, str]]] = {
-    "en": [
-        (name, "She") for name in ["Emma", "Lily", "Grace", "Nora", "Ruby", "Alice", "Jane", "Zoe"]
-    ]
-    + [(name, "He") for name in ["Tom", "Jack", "Ben", "Sam", "Leo", "Peter", "Adam", "Hugo"]],
-    "fr": [
-        (name, "Elle")
-        for name in ["Léa", "Chloé", "Inès", "Zoé", "Manon", "Camille", "Jeanne", "Élise"]
-    ]
-    + [(name, "Il") for name in ["Paul", "Louis", "Hugo", "Théo", "Marc", "Rémi", "Karim", "Luc"]],
-}
-OBJECTS: dict[Language, list[str]] = {
-    "en": [
-        "apples",
-        "books",
-        "marbles",
-        "pencils",
-        "cards",
-        "coins",
-        "stamps",
-        "balloons",
-        "flowers",
-        "cookies",
-        "shells",
-        "tickets",
-    ],
-    "fr": [
-        "pommes",
-        "livres",
-        "billes",
-        "crayons",
-        "cartes",
-        "pièces",
-        "timbres",
-        "ballons",
-        "fleurs",
-        "biscuits",
-        "coquillages",
-        "tickets",
-    ],
-}
-# {n} name, {p} pronoun, {f} a friend, {o} the objects, {x} and {y} numbers.
-OPENINGS: dict[Language, list[str]] = {
-    "en": [
-        "{n} has {x} {o}.",
-        "{n} starts the day with {x} {o}.",
-        "There are {x} {o} in the bag of {n}.",
-        "{n} keeps {x} {o} in a box.",
-    ],
-    "fr": [
-        "{n} a {x} {o}.",
-        "{n} commence la journée avec {x} {o}.",
-        "Il y a {x} {o} dans le sac de {n}.",
-        "{n} garde {x} {o} dans une boîte.",
-    ],
-}
-EVENTS: dict[Language, dict[Operation, list[str]]] = {
-    "en": {
-        "gain": [
-            "{p} finds {x} more.",
-            "{f} gives {n} {x} more.",
-            "Then {p} buys {x} more {o}.",
-            "{n} wins another {x} {o}.",
-        ],
-        "lose": [
-            "{p} gives {x} of them to {f}.",
-            "{n} loses {x} of them.",
-            "Then {p} sells {x} {o}.",
-            "{f} borrows {x} {o}.",
-        ],
-        "pack": [
-            "{n} buys {x} bags of {y} {o}.",
-            "{n} has {x} boxes with {y} {o} in each.",
-            "On a table, {n} lays {x} rows of {y} {o}.",
-        ],
-        "share": [
-            "{p} shares them equally between {x} friends.",
-            "{n} splits all the {o} into {x} equal piles.",
-        ],
-    },
-    "fr": {
-        "gain": [
-            "{p} en trouve {x} de plus.",
-            "{f} en donne {x} de plus à {n}.",
-            "Puis {p} achète encore {x} {o}.",
-            "{n} gagne {x} autres {o}.",
-        ],
-        "lose": [
-            "{p} en donne {x} à {f}.",
-            "{n} en perd {x}.",
-            "Puis {p} vend {x} {o}.",
-            "{f} emprunte {x} {o}.",
-        ],
-        "pack": [
-            "{n} achète {x} sacs de {y} {o}.",
-            "{n} a {x} boîtes avec {y} {o} dans chacune.",
-            "Sur une table, {n} pose {x} rangées de {y} {o}.",
-        ],
-        "share": [
-            "{p} les partage également entre {x} amis.",
-            "{n} répartit les {o} en {x} tas égaux.",
-        ],
-    },
-}
-ASKS: dict[Language, tuple[list[str], list[str]]] = {  # how many in all, how many a share
-    "en": (
-        ["How many {o} are there now?", "How many {o} does that make in the end?"],
-        ["How many {o} are in each share?", "How many {o} is that for each one?"],
-    ),
-    "fr": (
-        ["Combien de {o} y a-t-il maintenant ?", "Combien de {o} cela fait-il à la fin ?"],
-        ["Combien de {o} y a-t-il dans chaque part ?", "Combien de {o} cela fait-il pour chacun ?"],
-    ),
-}
+STORIES = yaml.safe_load(Path(__file__).with_name("stories.yaml").read_text(encoding="utf-8"))
 
 
 def draw_problem(rng: random.Random, language: Language, span: Range) -> Problem:
@@ -207,7 +96,7 @@ def draw_problem(rng: random.Random, language: Language, span: Range) -> Problem
     while True:
         plan = _draw_plan(rng, span, rng.randint(1, span.operations))
         if plan is not None:
-            return _tell(rng, language, *plan)
+            return _story(rng, language, *plan)
 
 
 def draw_drill(rng: random.Random, span: Range, operations: int) -> Problem:
@@ -254,7 +143,7 @@ def _draw_plan(
     return opening, operations, tuple(steps), value
 
 
-def _tell(
+def _story(
     rng: random.Random,
     language: Language,
     opening: int | None,
@@ -262,19 +151,20 @@ def _tell(
     steps: tuple[str, ...],
     answer: int,
 ) -> Problem:
-    (name, pronoun), (friend, _) = rng.sample(NAMES[language], 2)
-    words = {"n": name, "p": pronoun, "f": friend, "o": rng.choice(OBJECTS[language])}
+    story = STORIES[language]
+    people = [(name, pronoun) for pronoun, names in story["names"].items() for name in names]
+    (name, pronoun), (friend, _) = rng.sample(people, 2)
+    words = {"n": name, "p": pronoun, "f": friend, "o": rng.choice(story["objects"])}
     sentences = []
     if opening is not None:
-        sentences.append(rng.choice(OPENINGS[language]).format(x=opening, **words))
+        sentences.append(rng.choice(story["openings"]).format(x=opening, **words))
     for kind, x, y in operations:
-        sentence = rng.choice(EVENTS[language][kind]).format(x=x, y=y, **words)
+        sentence = rng.choice(story["events"][kind]).format(x=x, y=y, **words)
         for adverb in ("Then", "Puis"):  # a pronoun is capital only where it opens the sentence
             sentence = sentence.replace(f"{adverb} {pronoun}", f"{adverb} {pronoun.lower()}")
         sentences.append(sentence)
-    totals, shares = ASKS[language]
-    asks = shares if operations[-1][0] == "share" else totals
-    sentences.append(rng.choice(asks).format(**words))
+    questions = story["shares" if operations[-1][0] == "share" else "totals"]
+    sentences.append(rng.choice(questions).format(**words))
     return Problem(language, " ".join(sentences), steps, answer)
 
 
@@ -300,7 +190,7 @@ def draw_language(rng: random.Random, question_language: Language) -> Language:
 
 
 def split_of(question: str) -> Split:
-    """The split a question belongs to, from its own text: no two splits can share one."""
+    """The split a question belongs to, by a hash of its text: no two splits can share one."""
     bucket = hashlib.sha256(question.encode()).digest()[0]
     return "test" if bucket < 26 else "preferences" if bucket < 52 else "train"
 
@@ -321,11 +211,11 @@ class ProblemStream:
                 return problem
 
     def draw_unique(self, count: int) -> list[Problem]:
-        found: dict[str, Problem] = {}
-        while len(found) < count:
+        problems: dict[str, Problem] = {}
+        while len(problems) < count:
             problem = self.draw()
-            found.setdefault(problem.question, problem)
-        return list(found.values())
+            problems.setdefault(problem.question, problem)
+        return list(problems.values())
 
 
 def preference_row(rng: random.Random, problem: Problem) -> dict[str, str]:

@@ -86,4 +86,4 @@ def tried(
         ConfigError: a function cannot be called so, or returns something else than numbers or None.
     """
     with reward_errors(where):
-        return [rewards.check_reward(n, f, row).describe() for n, f in functions.items()]
+        return [rewards.describe(n, rewards.check_reward(n, f, row)) for n, f in functions.items()]

@@ -83,72 +83,48 @@ TEXT_WANTED = "should hold text"
 UNREADABLE = [
     # nothing in it
     Bad("pairs.json", "", ("line 1", "not valid JSON")),
-    Bad("pairs.json", "[]", ("holds no rows",)),
-    Bad("pairs.jsonl", "", ("holds no rows",)),
-    Bad("pairs.jsonl", "\n \n\n", ("holds no rows",)),
-    Bad("pairs.csv", "", ("holds no rows",)),
-    Bad("pairs.csv", "prompt,chosen,rejected\n", ("holds no rows",)),
+    Bad("pairs.json", "[]", ("contains no rows",)),
+    Bad("pairs.jsonl", "", ("contains no rows",)),
+    Bad("pairs.csv", "prompt,chosen,rejected\n", ("contains no rows",)),
     Bad("pairs.parquet", b"", ("Parquet",)),
     # not the format
     Bad("pairs.json", "prompt: Bonjour\n", ("line 1", "not valid JSON")),
-    Bad("pairs.json", '[{"prompt": "a",\n  "chosen": "b', ("line 2", "not valid JSON")),
     Bad("pairs.json", '[{"prompt": "a"},\n\n {"prompt": }]', ("line 3", "not valid JSON")),
     Bad("pairs.json", json.dumps(PAIR), ("list of rows", "an object")),
     Bad("pairs.json", json.dumps({"a": [PAIR], "b": [PAIR]}), ("an object with 2 lists (a, b)",)),
     Bad("pairs.json", jsonl(PAIR, PAIR) + "oops", ("row 3", "not valid JSON")),
-    Bad("pairs.json", json.dumps([PAIR, "text"]), ("row 2", "object", "found text")),
-    Bad("pairs.json", json.dumps([PAIR, PAIR, None]), ("row 3", "object", "found null")),
+    Bad("pairs.json", json.dumps([PAIR, PAIR, None]), ("row 3", "object", "got null")),
     Bad("pairs.json", "[" * 100_000, ("JSON",)),
     Bad("pairs.json", '[{"prompt": ' + "9" * 5000 + "}]", ("JSON",)),
     Bad("pairs.jsonl", jsonl(PAIR) + '{"prompt": "a", \n', ("row 2", "not valid JSON")),
-    Bad("pairs.jsonl", jsonl(PAIR) + "oops\n" + jsonl(PAIR), ("row 2", "not valid JSON")),
-    Bad("pairs.jsonl", jsonl(PAIR, [1, 2]), ("row 2", "object", "found a list")),
+    Bad("pairs.jsonl", jsonl(PAIR, [1, 2]), ("row 2", "object", "got a list")),
     Bad("pairs.jsonl", jsonl(PAIR) + "[" * 100_000, ("row 2", "JSON")),
     Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e,f,g\n", ("row 2", "more cells")),
     Bad("pairs.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ("'chosen'",)),
     Bad("problems.tsv", "a\t1\nb\n", ("row 2", "1 cells", "question, tab, answer")),
     Bad("problems.tsv", "a\t1\nb\t2\tc\n", ("row 2", "3 cells", "question, tab, answer")),
     Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"PAR1", ("Parquet",)),
-    Bad("pairs.parquet", jsonl(PAIR), ("Parquet",)),
     # not the encoding
     Bad("pairs.jsonl", jsonl({**PAIR, "prompt": "é"}).encode("latin-1"), ("not UTF-8", "byte")),
     Bad("pairs.json", json.dumps([PAIR]).encode("utf-16"), ("not UTF-8", "byte")),
     Bad("pairs.csv", "prompt,chosen,rejected\né,b,c\n".encode("latin-1"), ("not UTF-8", "byte")),
-    Bad(
-        "pairs.csv", "prompt,chosen,rejected\nœuf,b,c\n".encode("cp1252"), ("Windows-1252", "iconv")
-    ),
-    Bad("pairs.json", json.dumps([PAIR]).encode("utf-16"), ("it is UTF-16. Save it as UTF-8",)),
     # not a known kind of file
     Bad("pairs.txt", jsonl(PAIR), ("'.txt'", ".jsonl", ".csv")),
     Bad("pairs.txt.gz", b"\x1f\x8b", ("'.gz'", ".jsonl", "with .gz after it")),
     Bad("pairs.jsonl.gz", b"\x1f\x8b", ("not a complete gzip file",)),
-    Bad("pairs.jsonl.gz", jsonl(PAIR), ("not a complete gzip file",)),
     Bad(
         "pairs.csv.gz",
         gzip.compress(jsonl(PAIR).encode(), mtime=0)[:-9],
         ("not a complete gzip file",),
     ),
-    Bad("pairs.jsonl.gz", gzip.compress("é".encode("utf-16"), mtime=0), ("it is UTF-16",)),
     Bad("pairs", jsonl(PAIR), ("use .json, .jsonl, ", ".csv, ", ".parquet")),
 ]
 BAD_PAIRS = [
     bad_row(("'chosen'", TEXT_WANTED, "null"), chosen=None),
-    bad_row(("'rejected'", TEXT_WANTED, "null"), rejected=None),
-    bad_row(("'prompt'", TEXT_WANTED, "null"), prompt=None),
     bad_row(("'chosen'", "empty"), chosen=""),
-    bad_row(("'rejected'", "empty"), rejected=" \t\r\n"),
     bad_row(("'chosen'", "empty"), chosen="\u00a0\u202f\u2003"),
-    bad_row(("'prompt'", "empty"), prompt="\n"),
-    bad_row(("'chosen'", TEXT_WANTED, "found 7"), chosen=7),
-    bad_row(("'chosen'", TEXT_WANTED, "found true"), chosen=True),
-    bad_row(("'chosen'", TEXT_WANTED, "found NaN"), chosen=float("nan")),
-    bad_row(("'chosen'", TEXT_WANTED, "found the list"), chosen=["Oui."]),
-    bad_row(
-        ("'rejected'", TEXT_WANTED, "found the object"),
-        rejected={"role": "assistant", "content": "No"},
-    ),
+    bad_row(("'chosen'", TEXT_WANTED, "got 7"), chosen=7),
     bad_row(("'chosen'", "'rejected'", "same"), chosen="Yes."),
-    bad_row(("'chosen'", "'rejected'", "same"), chosen=" Yes.\n"),
     bad_row(("'chosen'", "'rejected'", "same"), chosen="\u00a0Yes."),
     # Half of a surrogate pair: JSON can write it, but it is no text and no tokenizer takes it.
     Bad(
@@ -167,7 +143,6 @@ BAD_PAIRS = [
         ("row 1", "no column 'prompt'", "best, question, worst", "data.columns"),
     ),
     Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e\n", ("row 2", "'rejected'")),
-    Bad("pairs.csv", 'prompt,chosen,rejected\na,b,c\nd,"e,f\n', ("row 2",)),
     Bad("pairs.csv", 'prompt,chosen,rejected\na,b,c\n"d\ne", ,f\n', ("row 2", "'chosen'", "empty")),
     Bad("pairs.jsonl", jsonl(PAIR), ("1 rows", "after 1 are set aside", "data.holdout")),
 ]
@@ -188,7 +163,6 @@ BAD_PROBLEMS = [
         )
     ),
     bad_gold("", "empty"),
-    bad_gold(" \n", "empty"),
     bad_gold(None, TEXT_WANTED, "null"),
     bad_gold(True),
     bad_gold(["5"], TEXT_WANTED, "the list"),
@@ -235,9 +209,7 @@ def test_bad_problems_to_score(bad: Bad, tmp_path: Path) -> None:
     check(bad, tmp_path, lambda path: problems_of(train, path))
 
 
-@pytest.mark.parametrize(
-    "name", ["nothing.jsonl", "nothing.csv", "no/such/folder.parquet", "no/such/folder/"]
-)
+@pytest.mark.parametrize("name", ["nothing.jsonl", "no/such/folder/"])
 def test_a_missing_file(name: str, tmp_path: Path) -> None:
     for path in (f"{tmp_path}/{name}", f"./{name}"):
         with pytest.raises(DataError, match=rf"^{re.escape(path)}: no such file"):
@@ -331,12 +303,9 @@ def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, tmp_path: Path) 
     [
         ("What is 3 + 5?", "What is 3 - 5?"),
         ("What is 3 × 5?", "What is 35?"),
-        ("What is 12 / 4?", "What is 12 * 4?"),
         ("5² + 1", "52 + 1"),
         ("Half of 1.5 kg?", "Half of 15 kg?"),
-        ("Half of 1,5 kg?", "Half of 15 kg?"),
         ("😀", "😢"),
-        ("x = 2", "x = 3"),
         ("maïs", "mais"),
     ],
 )
@@ -363,15 +332,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("files", "split", "says"),
     [
         ({}, "train", ()),
-        ({"README.md": "nothing here"}, "train", ()),
         ({"train.jsonl": jsonl(PAIR)}, "tset", ("tset", "train")),
         ({"train.jsonl": jsonl(PAIR, {**PAIR, "chosen": None})}, "train", ("row 2", "'chosen'")),
         ({"train.jsonl": jsonl(PAIR) + '{"prompt": '}, "train", ("JSON",)),
-        ({"train.parquet": "PAR1"}, "train", ("Parquet",)),
         ({"a.jsonl": jsonl(PAIR), "b.csv": "prompt\na\n"}, "train", (".csv and .jsonl files",)),
         ({"a.jsonl": jsonl(PAIR), "b.jsonl": jsonl({"x": 1})}, "train", ("names don't match",)),
         ({"state.json": "{}"}, "train", ()),
-        ({"dataset_dict.json": '{"splits": ["train"]}'}, "train", ()),
         ({"dataset.py": "print('run')"}, "train", ("script",)),
     ],
     ids=str,
@@ -438,35 +404,26 @@ def parquet(path: Path, rows: Rows) -> Path:
     ("name", "content"),
     [
         ("good.jsonl", jsonl(*GOOD)),
-        ("good.JSONL", jsonl(*GOOD)),
         ("bom.jsonl", "\ufeff" + jsonl(*GOOD)),
-        ("escaped.jsonl", "".join(json.dumps(row) + "\n" for row in GOOD)),
         ("crlf.jsonl", jsonl(*GOOD).replace("\n", "\r\n")),
         ("blank_lines.jsonl", "\n" + jsonl(*GOOD).replace("}\n", "}\n\n  \n")),
-        ("no_last_newline.jsonl", jsonl(*GOOD).rstrip("\n")),
         ("good.json", json.dumps(GOOD, ensure_ascii=False)),
-        ("bom.json", "\ufeff" + json.dumps(GOOD, indent=2)),
         ("good.csv", csv_text(GOOD)),
-        ("bom.csv", "\ufeff" + csv_text(GOOD)),
         ("crlf.csv", csv_text(GOOD, "\r\n")),
         (
             "spaced.jsonl",
             jsonl(*({key: f" \n{value}\u00a0\r\n" for key, value in row.items()} for row in GOOD)),
         ),
-        ("more_columns.jsonl", jsonl(*({"id": i, **row} for i, row in enumerate(GOOD)))),
         ("lines.json", jsonl(*GOOD)),
-        ("lines.ndjson", jsonl(*GOOD)),
         ("list.jsonl", json.dumps(GOOD, ensure_ascii=False, indent=1)),
         ("object.json", json.dumps({"version": 1, "data": GOOD}, indent=1)),
         ("packed.jsonl.gz", gzip.compress(jsonl(*GOOD).encode(), mtime=0)),
-        ("packed.JSON.GZ", gzip.compress(json.dumps(GOOD).encode(), mtime=0)),
         ("packed.csv.gz", gzip.compress(csv_text(GOOD).encode("utf-8-sig"), mtime=0)),
         ("semicolons.csv", csv_text(GOOD, sign=";")),
         ("tabs.csv", csv_text(GOOD, sign="\t")),
         ("header.tsv", csv_text(GOOD, sign="\t")),
         ("comma_in_header.csv", csv_text([{"a, b": "1", **row} for row in GOOD], sign=";")),
         ("quoted_header.csv", '"a;b;c;d",' + csv_text(GOOD).replace('\n"', '\n"1","')),
-        ("other_order.csv", csv_text([dict(reversed(row.items())) for row in GOOD])),
     ],
 )
 def test_every_text_format_gives_the_same_pairs(
@@ -477,11 +434,10 @@ def test_every_text_format_gives_the_same_pairs(
     assert len(held) == 1
 
 
-@pytest.mark.parametrize("size", [131_073, 2_000_000])
-def test_a_long_cell_of_a_csv_file(size: int, tmp_path: Path) -> None:
-    rows = [{**PAIR, "chosen": "a" * size}, {**PAIR, "prompt": "b"}]
+def test_a_long_cell_of_a_csv_file(tmp_path: Path) -> None:
+    rows = [{**PAIR, "chosen": "a" * 131_073}, {**PAIR, "prompt": "b"}]
     train, held = pairs_of(write(tmp_path / "long.csv", csv_text(rows)))
-    assert {len(pair.chosen) for pair in (*train, *held)} == {size, len(PAIR["chosen"])}
+    assert {len(pair.chosen) for pair in (*train, *held)} == {131_073, len(PAIR["chosen"])}
 
 
 def test_a_table_of_problems_with_a_header(tmp_path: Path) -> None:
@@ -631,7 +587,7 @@ def test_a_system_column_and_its_empty_cells(empty: str | None, tmp_path: Path) 
     assert replaced == {"Bonjour ?": ["Réponds."], "b": ["Réponds."]}
 
 
-@pytest.mark.parametrize("wrong", [3, 0, False, ["Sois bref."], []])
+@pytest.mark.parametrize("wrong", [3, False, []])
 def test_a_system_cell_that_is_no_text(wrong: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", jsonl({**PAIR, "sys": "a"}, {**PAIR, "sys": wrong}))
     with pytest.raises(DataError, match=r"pairs\.jsonl: row 2: column 'sys' should hold text"):
@@ -644,20 +600,6 @@ def test_a_system_column_that_is_not_there(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
     with pytest.raises(DataError, match=r"no column 'sytem'.* Did you mean 'system'"):
         pairs_of(path, system="sytem")
-
-
-def test_no_system_turn() -> None:
-    assert conversation("a", PromptFormat()) == [{"role": "user", "content": "a"}]
-    assert conversation("a", PromptFormat("b")) == [
-        {"role": "system", "content": "b"},
-        {"role": "user", "content": "a"},
-    ]
-
-
-def test_only_the_first_rows(tmp_path: Path) -> None:
-    path = write(tmp_path / "pairs.jsonl", jsonl(*GOOD))
-    assert [row.values for row in read_rows(Source(path=str(path), limit=2))] == GOOD[:2]
-    assert [row.values for row in read_rows(Source(path=str(path), limit=99))] == GOOD
 
 
 def test_rows_after_the_limit_are_not_read(tmp_path: Path) -> None:
@@ -732,7 +674,7 @@ def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
     assert [p for p in MANY if p not in held] == train
 
 
-@pytest.mark.parametrize("count", [200, 201, 10_000])
+@pytest.mark.parametrize("count", [200, 10_000])
 def test_nothing_left_to_train_on(count: int) -> None:
     with pytest.raises(DataError, match=rf"^here: 200 rows .* {count} are .*; lower data\.holdout"):
         hold_out(MANY, count, "here")
@@ -855,7 +797,7 @@ def asked_with(ask: Ask, script: str, data: str, folder: Path, *more: str) -> st
     return result.stderr
 
 
-@pytest.mark.parametrize("bad", [UNREADABLE[9], BAD_PAIRS[0], BAD_PAIRS[13]], ids=str)
+@pytest.mark.parametrize("bad", [UNREADABLE[7], BAD_PAIRS[0], BAD_PAIRS[-1]], ids=str)
 def test_dpo_refuses_bad_data_before_anything_is_loaded(bad: Bad, ask: Ask, tmp_path: Path) -> None:
     path = write(tmp_path / bad.name, bad.content)
     message = asked_with(ask, "dpo", str(path), tmp_path)

@@ -8,14 +8,16 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval import PromptFormat
+from eval import Completion, Conversation, Generate, PromptFormat
 from eval.gsm8k import Problem, evaluate
 from eval.language import detect
+from posttrain.data.render import render
 from posttrain.demo import problems as demo_problems
 from posttrain.demo.problems import DPO_SYSTEM, GRPO_SYSTEM, LEADS, ProblemStream, split_of
 from scripts import demo_model
@@ -105,13 +107,13 @@ def test_chat_template_is_chatml_without_a_default_system_turn(tokenizer: Any) -
         {"role": "user", "content": "U"},
         {"role": "assistant", "content": "A"},
     ]
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    assert whole == (
+    full = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert full == (
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
         "<|im_start|>assistant\nA<|im_end|>\n"
     )
-    asked = tokenizer.apply_chat_template(turns[1:2], tokenize=False, add_generation_prompt=True)
-    assert asked == "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+    prompt = tokenizer.apply_chat_template(turns[1:2], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_no_question_is_in_two_places() -> None:
@@ -229,21 +231,46 @@ def test_help_answers_without_torch() -> None:
     assert "--minutes" in done.stdout
 
 
+def generator(model: Any, tokenizer: Any, sample: bool, lead: str = "") -> Generate:
+    """A generate function for `eval`, greedy or sampled; every reply starts with the lead."""
+    import torch
+
+    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
+
+    def generate(conversations: Sequence[Conversation]) -> list[Completion]:
+        replies: list[Completion] = []
+        for start in range(0, len(conversations), 100):
+            inputs = tokenizer(
+                [render(tokenizer, turns) + lead for turns in conversations[start : start + 100]],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+            ).to(model.device)
+            with torch.no_grad():
+                output = model.generate(**inputs, max_new_tokens=96, **how)
+            for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
+                ended = tokenizer.eos_token_id in ids
+                length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
+                text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+                replies.append(Completion(lead + text, length, not ended))
+        return replies
+
+    return generate
+
+
 @pytest.mark.parametrize("language", ["en", "fr"])
-def test_the_model_guesses_of_itself_and_computes_when_made_to(
+def test_the_model_guesses_but_computes_after_the_lead(
     model: Any, tokenizer: Any, language: demo_problems.Language
 ) -> None:
     rows = [row for row in read("problems_test") if detect(row["question"]) == language][:40]
     problems = [Problem(row["question"], row["answer"].split("#### ")[1]) for row in rows]
     system = GRPO_SYSTEM[language]
-    greedy = evaluate(
-        problems, demo_model.generator(model, tokenizer, sample=False), PromptFormat(system)
-    )
+    greedy = evaluate(problems, generator(model, tokenizer, sample=False), PromptFormat(system))
     assert sum(manner_of(row.reply)[1] == "guess" for row in greedy) >= 36
     assert sum(row.strict for row in greedy) <= 16
     assert not any(row.truncated_rate for row in greedy)
     lead = LEADS[language]["tagged"]
-    forced = demo_model.generator(model, tokenizer, sample=False, lead=lead)
+    forced = generator(model, tokenizer, sample=False, lead=lead)
     assert sum(row.strict for row in evaluate(problems, forced, PromptFormat(system))) >= 36
 
 
@@ -252,7 +279,7 @@ def test_the_model_answers_french_in_both_languages(model: Any, tokenizer: Any) 
 
     torch.manual_seed(0)
     problems = [Problem(row["prompt"], "0") for row in read("preferences")[:150]]
-    sample = demo_model.generator(model, tokenizer, sample=True)
+    sample = generator(model, tokenizer, sample=True)
     replies = [row.reply for row in evaluate(problems, sample, PromptFormat(DPO_SYSTEM))]
     assert 0.35 < sum(detect(reply) == "fr" for reply in replies) / len(replies) < 0.65
 

@@ -183,13 +183,9 @@ LONG = (
     [
         ("a", "a."),
         ("!!!", "!!! ?"),
-        ("?! " * 50 + "a", "a"),
-        ("3 + 5", "3 - 5"),
-        ("mot " * 40 + "un", "mot " * 40 + "deux"),
         ("Le mot. " * 40 + "un", "le  MOT" * 40 + " - un !"),
         ("x" * 99 + " 3 + 5", "x" * 99 + "3 + 5 !"),
         ("e\u0301t\u00e9 " * 30, "\u00e9te\u0301 " * 30),
-        ("", ""),
     ],
 )
 def test_same_texts_are_those_that_normalise_to_the_same(one: str, other: str) -> None:
@@ -224,10 +220,8 @@ def test_the_system_turn_makes_no_other_prompt() -> None:
         (LONG, f"{LONG} Merci.", True),
         (LONG, LONG[: len(LONG) // 2], False),
         (LONG, "Un train part de Lyon. Quand arrive-t-il ?", False),
-        ("Bonjour", "Bonjour", True),
         ("Bonjour", "Bonsoir", False),
         ("?", "!", False),
-        ("a", "b", False),
     ],
 )
 def test_near_copies(one: str, other: str, alike: bool) -> None:
@@ -286,7 +280,7 @@ def test_near_copies_are_those_of_the_exact_similarity(texts: Callable[[], list[
 
 
 def test_the_first_text_that_is_nearly_copied_is_named() -> None:
-    """Also where another one is more alike: a held-out row is then told as near to training."""
+    """Also where another one is more alike: a held-out row then counts as near to training."""
     texts = [LONG, LONG.replace("Lyon", "Nice"), LONG.replace("Lyon", "Nice") + " Merci."]
     assert copies.near_copies([normalise(text) for text in texts]) == [0, 0, 0]
     assert copies.near_copies([]) == []
@@ -316,7 +310,6 @@ QUESTION = (
         (f"Résous ce problème : {QUESTION} Réponds en français.", True),
         (QUESTION.upper().replace(".", " . "), True),
         (QUESTION.replace("Janet", "Anne"), True),  # most of it is still there
-        ("How much does she make at the market?", False),
         ("Janet's ducks lay 16 eggs per day.", False),
         ("Combien font 1 + 1 ?", True),  # short, and the whole question
         ("Et combien font 1 + 1 ?", False),
@@ -431,11 +424,11 @@ def test_the_warning_about_copies() -> None:
     assert warned(report_on([*pairs, *pairs[:15]])) == []
 
 
-@pytest.mark.parametrize(("english", "told"), [(20, False), (21, True)])
-def test_the_warning_about_language(english: int, told: bool) -> None:
+@pytest.mark.parametrize(("english", "warns"), [(20, False), (21, True)])
+def test_the_warning_about_language(english: int, warns: bool) -> None:
     swapped = [Pair(p.prompt, p.rejected, p.chosen) for p in several(200)[:english]]
     report = report_on([*swapped, *several(200)[english:]])
-    assert ("language" in warned(report)) is told
+    assert ("language" in warned(report)) is warns
     assert "language" not in warned(report_on(swapped, language="en"))
 
 
@@ -449,11 +442,11 @@ def test_the_warning_about_pairs_that_do_not_fit() -> None:
     assert warned(report_on([*long[:12], *pairs[12:]], limit=50)) == []
 
 
-@pytest.mark.parametrize(("count", "told"), [(199, True), (200, False)])
-def test_the_warning_about_few_pairs(count: int, told: bool) -> None:
+@pytest.mark.parametrize(("count", "warns"), [(199, True), (200, False)])
+def test_the_warning_about_few_pairs(count: int, warns: bool) -> None:
     report = report_on(several(count))
-    assert warned(report) == (["few pairs"] if told else [])
-    if told:
+    assert warned(report) == (["few pairs"] if warns else [])
+    if warns:
         assert "only 199 pairs (threshold 200)" in report["warnings"][0]["text"]
 
 

@@ -236,7 +236,7 @@ def test_every_format_gives_a_prompt_and_a_reply(name: str, tmp_path: Path) -> N
         (
             "format: messages",
             {"messages": [{**USER, "tool_calls": ["x"]}, {"role": "assistant", "content": "So."}]},
-            "message 1 holds 'tool_calls'",
+            "message 1 has 'tool_calls'",
         ),
         (
             "format: solutions",

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rewards import REWARDS, RewardError, check_reward, resolve
+from rewards import REWARDS, RewardError, check_reward, describe, resolve
 from rewards.gsm8k import correctness_reward, format_reward
 
 ROW = {"prompt": [{"role": "user", "content": "48 + 24?"}], "answer": "72", "question": "48 + 24?"}
@@ -31,12 +31,9 @@ def score(text: object, gold: object = "72") -> tuple[float | None, float | None
         ("48 + 24 = 72\n<answer>72</answer>", 1.0, 2.0),
         ("48 + 24 = 73\n<answer>73</answer>", 1.0, 0.0),
         ("It is <answer>72</answer>.", 0.0, 2.0),
-        ("It is <answer>73</answer>.", 0.0, 0.0),
         ("It is 72.", 0.0, 0.0),
         ("<answer>72.00</answer>", 1.0, 2.0),
-        ("<answer>72,00</answer>", 1.0, 2.0),
         ("<answer>-72</answer>", 1.0, 0.0),
-        ("<answer>0.72</answer>", 1.0, 0.0),
         ("<answer>72 $.</answer>", 0.0, 2.0),
         ("<answer>72%</answer>", 0.0, 2.0),
     ],
@@ -84,12 +81,9 @@ GOOD, BAD = "<answer>72</answer>", "<answer>73</answer>"
         ([message(GOOD), message(BAD)], (1.0, 0.0)),
         ([message(GOOD), message(GOOD, "user")], (1.0, 2.0)),
         ([message(GOOD, "user")], (0.0, 0.0)),
-        ([message(GOOD, "tool")], (0.0, 0.0)),
         ([message(None)], (0.0, 0.0)),
         ([message([{"type": "text", "text": GOOD}])], (0.0, 0.0)),
-        ([{"role": "assistant"}], (0.0, 0.0)),
         ([], (0.0, 0.0)),
-        ([GOOD], (0.0, 0.0)),
         (None, (0.0, 0.0)),
         (72, (0.0, 0.0)),
         ({"role": "assistant", "content": GOOD}, (0.0, 0.0)),
@@ -128,64 +122,47 @@ PROMPT = "Think, then end with one last line: <answer>NUMBER</answer>"
 CHEATS = {
     # several elements, of which one is right
     "two elements, the last right": ("<answer>71</answer>\n<answer>72</answer>", 1.0, 0.0),
-    "two elements, the first right": ("<answer>72</answer>\n<answer>71</answer>", 1.0, 0.0),
     "every number from 0 to 100": (
         "\n".join(f"<answer>{n}</answer>" for n in range(101)),
         1.0,
         0.0,
     ),
-    "the right element twice": ("<answer>72</answer>\n<answer>72</answer>", 1.0, 0.0),
     "elements on one line": ("<answer>71</answer><answer>72</answer>", 0.0, 0.0),
     # broken tags
     "nested": ("<answer><answer>72</answer></answer>", 0.0, 0.0),
     "nested, format-shaped": ("<answer>\n<answer>72</answer>", 1.0, 0.0),
     "unclosed": ("<answer>72", 0.0, 0.0),
-    "unopened": ("72</answer>", 0.0, 0.0),
     "unclosed, then right": ("<answer>71\n<answer>72</answer>", 1.0, 0.0),
     "wrong way round": ("</answer>72<answer>", 0.0, 0.0),
-    "capitals": ("<ANSWER>72</ANSWER>", 0.0, 0.0),
     "attributes": ("<answer value=72>72</answer>", 0.0, 0.0),
     # the right place is the last line, and nothing follows it
     "in the reasoning only": ("So <answer>72</answer>, I think.\nDone.", 0.0, 2.0),
-    "text after it": ("<answer>72</answer> or so", 0.0, 2.0),
     "a retraction after it": ("<answer>72</answer>\nNo, 73.", 0.0, 2.0),
     # nothing, or more than a number, inside
     "empty": ("<answer></answer>", 0.0, 0.0),
-    "blank": ("<answer> \n </answer>", 0.0, 0.0),
     "the gold among others": ("<answer>70 71 72 73</answer>", 0.0, 0.0),
-    "the gold and another": ("<answer>72 or 73</answer>", 0.0, 0.0),
     "the gold twice": ("<answer>72 72</answer>", 0.0, 0.0),
     "the gold with its unit in words": ("<answer>72 clips</answer>", 0.0, 0.0),
     "glued golds": ("<answer>7272</answer>", 1.0, 0.0),
     # not a number in the grammar
     "a product": ("<answer>8*9</answer>", 0.0, 0.0),
-    "a tower of powers": ("<answer>9**9**9</answer>", 0.0, 0.0),
     "code": ("<answer>__import__('os').getpid()</answer>", 0.0, 0.0),
     "full-width digits": ("<answer>\uff17\uff12</answer>", 0.0, 0.0),
-    "Arabic-Indic digits": ("<answer>\u0667\u0662</answer>", 0.0, 0.0),
     "an exponent": ("<answer>7.2e1</answer>", 0.0, 0.0),
     "infinity": ("<answer>inf</answer>", 0.0, 0.0),
-    "not a number": ("<answer>nan</answer>", 0.0, 0.0),
     "a range": ("<answer>0-100</answer>", 0.0, 0.0),
-    "a wildcard": ("<answer>*</answer>", 0.0, 0.0),
     "a megabyte of digits": (f"<answer>{'72' * 500_000}</answer>", 0.0, 0.0),
     "padded with zeros beyond the limit": (f"<answer>{'0' * 63}72</answer>", 0.0, 0.0),
     # invisible characters
     "a NUL inside": ("<answer>7\x002</answer>", 0.0, 0.0),
-    "a NUL after": ("<answer>72</answer>\x00", 0.0, 2.0),
-    "a backspace": ("<answer>73\x082</answer>", 0.0, 0.0),
     "an escape sequence": ("<answer>\x1b[1m72\x1b[0m</answer>", 0.0, 0.0),
     "a zero-width space": ("<answer>7\u200b2</answer>", 0.0, 0.0),
-    "a right-to-left override": ("<answer>\u202e27</answer>", 0.0, 0.0),
-    "a byte-order mark": ("<answer>\ufeff72</answer>", 0.0, 0.0),
     "a lone surrogate": ("<answer>72\ud800</answer>", 0.0, 0.0),
     # the prompt given back
     "the prompt": (PROMPT, 0.0, 0.0),
     "the prompt, then the answer": (f"{PROMPT}\n<answer>72</answer>", 1.0, 0.0),
-    "the question's numbers": ("48 + 24 = 72", 0.0, 0.0),
     # nothing at all
     "an empty completion": ("", 0.0, 0.0),
-    "white space": (" \n\t\n", 0.0, 0.0),
 }
 
 
@@ -209,15 +186,6 @@ LIMIT = Limit()
 def short_reward(completions, **columns):
     return [float(len(str(c)) < LIMIT.characters) for c in completions]
 '''
-
-
-def test_registered_names() -> None:
-    assert resolve("format") is format_reward
-    assert resolve("correctness") is correctness_reward
-    assert {name: reward.__name__ for name, reward in REWARDS.items()} == {
-        "correctness": "correctness_reward",
-        "format": "format_reward",
-    }
 
 
 def test_a_reward_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +229,6 @@ def test_a_reward_from_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ("spec", "said"),
     [
         ("formt", ["formt", "did you mean 'format'?"]),
-        ("corectness", ["did you mean 'correctness'?"]),
-        ("Format", ["did you mean 'format'?"]),
         ("zzz", ["registered: correctness, format", "path/to/file.py:function"]),
         ("", ["registered: correctness, format"]),
         ("mine.py", ["path/to/file.py:function"]),
@@ -301,20 +267,14 @@ def test_a_file_that_is_not_python(tmp_path: Path) -> None:
 # --- the check at start-up ----------------------------------------------------------------------
 
 
-def test_registered_rewards_pass_their_check() -> None:
-    form = check_reward("format", format_reward, ROW)
+def test_the_check_of_the_registered_rewards() -> None:
+    assert check_reward("format", format_reward, ROW) == [0.0, 1.0, 0.0]
     right = check_reward("correctness", correctness_reward, ROW)
-    assert form.values == (0.0, 1.0, 0.0)
-    assert right.values == (0.0, 2.0, 0.0)
-    assert (right.low, right.high) == (0.0, 2.0)
-    assert right.describe() == "correctness: 0 to 2 on 3 sample completions, 0 not scored"
-
-
-def test_a_row_without_a_gold_is_not_scored() -> None:
-    check = check_reward("correctness", correctness_reward, {**ROW, "answer": "unknown"})
-    assert check.values == (None, None, None)
-    assert check.low is None
-    assert check.describe() == "correctness: nothing on 3 sample completions, 3 not scored"
+    assert describe("correctness", right) == (
+        "correctness: 0 to 2 on 3 sample completions, 0 not scored"
+    )
+    none = check_reward("correctness", correctness_reward, {**ROW, "answer": "unknown"})
+    assert describe("c", none) == "c: nothing on 3 sample completions, 3 not scored"
 
 
 def test_the_sample_has_the_form_of_the_run() -> None:
@@ -324,7 +284,7 @@ def test_the_sample_has_the_form_of_the_run() -> None:
         seen.append(keywords)
         return [0.5, 1, 1.5]
 
-    assert check_reward("mine", reward, ROW).high == 1.5
+    assert check_reward("mine", reward, ROW) == [0.5, 1.0, 1.5]
     check_reward("mine", reward, {"prompt": "48 + 24?", "answer": "72"})
     messages, strings = seen
     assert messages["prompts"] == [ROW["prompt"]] * 3
@@ -340,7 +300,7 @@ def test_a_reward_can_be_tried_on_texts_of_ones_own() -> None:
         pairs = zip(completions, question, strict=True)
         return [float(len(turns[-1]["content"]) > len(asked)) for turns, asked in pairs]
 
-    assert check_reward("mine", longer, ROW, ["a" * 99, ""]).values == (1.0, 0.0)  # type: ignore[arg-type]
+    assert check_reward("mine", longer, ROW, ["a" * 99, ""]) == [1.0, 0.0]  # type: ignore[arg-type]
 
 
 async def late(completions: list[object], **columns: object) -> list[float]:
@@ -368,8 +328,6 @@ def raises(completions: object, **columns: object) -> list[float]:
         (raises, r"raised KeyError: 'solution' \(.*test_rewards\.py, line \d+\)"),
         (lambda **k: None, "returned None, not a list"),
         (lambda **k: 1.0, "returned a float, not a list"),
-        (lambda **k: 1, "returned an int, not a list"),
-        (lambda **k: "123", "returned a str, not a list"),
         (lambda **k: (x for x in (1.0, 2.0, 3.0)), "returned a generator"),
         (lambda **k: [1.0], "returned 1 value for 3 completions"),
         (lambda **k: [1.0] * 4, "returned 4 values for 3 completions"),
@@ -396,8 +354,8 @@ def test_any_kind_of_number_counts() -> None:
 
     values = [np.float32(0.5), True, np.int64(2), Scalar(), math.nan, np.float64("nan"), None]
     found = check_reward("mine", lambda **_: values, ROW, ["a"] * 7)  # type: ignore[arg-type]
-    assert found.values == (0.5, 1.0, 2.0, 0.25, None, None, None)
-    assert all(type(value) is float for value in found.scored)
+    assert found == [0.5, 1.0, 2.0, 0.25, None, None, None]
+    assert {type(value) for value in found} == {float, type(None)}
 
 
 def test_trl_calls_rewards_with_the_keywords_the_check_uses() -> None:

@@ -170,16 +170,6 @@ def test_tolerance_inside_the_element(
     assert extract_tagged(f"<answer>{unit}{before}{text}{end}{after}</answer>") == value
 
 
-@given(written(), PROSE, PROSE)
-@examples(800)
-def test_prose_around_the_element(number: tuple[str, Decimal], before: str, after: str) -> None:
-    text, value = number
-    element = f"<answer>{text}</answer>"
-    assert extract_tagged(before + element + after) == value
-    assert ends_with_answer(f"{before}\n{element}\n") is True
-    assert extract_tagged(element + before + element) is None
-
-
 @given(
     written(), PROSE, st.sampled_from([".", " ", ", a", " \u20ac.", "%", "!", ")", "\n", "kg", ""])
 )

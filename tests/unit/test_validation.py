@@ -11,7 +11,7 @@ from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.prompted import prompt_key
-from posttrain.data.split import text_key
+from posttrain.data.text import text_key
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings

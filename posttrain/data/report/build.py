@@ -33,12 +33,9 @@ def build(
     limit: int,
     language: str = "fr",
 ) -> dict[str, Any]:
-    """The data report, as JSON.
+    """The data report, as JSON, for `lengths` of `pair_set.train` and `pair_set.held_out`.
 
-    Args:
-        lengths: of `pair_set.train` and of `pair_set.held_out`.
-        limit: in tokens. A pair over it counts as dropped, and only its length is reported.
-        language: the language that replies should be in.
+    A pair over `limit` tokens counts as dropped, and only its length is reported.
     """
     pairs, measured = [*pair_set.train, *pair_set.held_out], [*lengths[0], *lengths[1]]
     fits = [length.whole <= limit for length in measured]
@@ -81,22 +78,17 @@ def write(report: dict[str, Any], run: Path) -> None:
 def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:
     """Languages of the last user turns and replies of some pairs; `?` is text without letters."""
     count = min(len(pairs), LANGUAGE_SAMPLE)
-    sample = [pairs[place * len(pairs) // count] for place in range(count)]
+    sample = [pairs[index * len(pairs) // count] for index in range(count)]
     parts = {
         "prompt": [pair.prompt[-1]["content"] for pair in sample],
         "chosen": [pair.chosen for pair in sample],
         "rejected": [pair.rejected for pair in sample],
     }
-    counters = {
-        name: Counter(detect(text[:LANGUAGE_CHARACTERS], wanted) or "?" for text in texts)
-        for name, texts in parts.items()
-    }
-    return {
-        "wanted": wanted,
-        "sampled": count,
-        "of": len(pairs),
-        **{name: dict(counter.most_common()) for name, counter in counters.items()},
-    }
+    result: dict[str, Any] = {"wanted": wanted, "sampled": count, "of": len(pairs)}
+    for name, texts in parts.items():
+        languages = Counter(detect(text[:LANGUAGE_CHARACTERS], wanted) or "?" for text in texts)
+        result[name] = dict(languages.most_common())
+    return result
 
 
 def copied(pairs: Sequence[Pair], train: int) -> dict[str, Any]:
@@ -106,8 +98,8 @@ def copied(pairs: Sequence[Pair], train: int) -> dict[str, Any]:
     several = set(itertools.compress(keys, same_prompt))
     near = copies.near_copies(keys)
     nearly = [
-        not repeated and first != place
-        for place, (repeated, first) in enumerate(zip(same_prompt, near, strict=True))
+        not repeated and first != index
+        for index, (repeated, first) in enumerate(zip(same_prompt, near, strict=True))
     ]
     rows = [
         (key, normalise(pair.chosen), normalise(pair.rejected))

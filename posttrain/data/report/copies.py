@@ -16,13 +16,13 @@ ALIKE = 0.7  # share of their character sequences that two near copies have in c
 READ = 4_000  # characters of a text that are read
 BLOCK = 500  # texts that are read at once
 AT_ONCE = 2_000_000  # pairs of texts that are compared at once: some 200 MB
-NUMBERS = 2**20  # character sequences are told apart by a number below this
+NUMBERS = 2**20  # character sequences get a number below this
 RUN = 13  # words in a row that mean a copied question (https://arxiv.org/abs/2005.14165, C.1)
 NEAR_RULE = (
     f"at least {ALIKE:.0%} of the {SHINGLE}-character sequences in common, without case, "
     "punctuation or spacing"
 )
-OVERLAP_RULE = f"{RUN} words in a row, or the whole text, in common with a question"
+OVERLAP_RULE = f"{RUN} words in a row, or the full text, in common with a question"
 
 
 def repeats(keys: Sequence[object]) -> list[bool]:
@@ -39,7 +39,7 @@ def near_copies(texts: Sequence[str]) -> list[int]:
     """For each normalised text, the index of the first one that it nearly copies, or its own index.
 
     Two texts are near copies where the Jaccard similarity of their character sequences is at least
-    ALIKE. Every such text is found, though few are compared: two that are so alike have some of the
+    ALIKE. All are detected, though few are compared: two that are so alike have some of the
     rarest sequences of each, its head, in common ("Efficient Similarity Joins for Near Duplicate
     Detection", 2008, https://doi.org/10.1145/1367497.1367516, sections 2.3 and 3).
     """
@@ -167,9 +167,9 @@ def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
 
 def holds_question(texts: Sequence[str], questions: Sequence[str]) -> list[bool]:
     """True for each text that repeats a question or RUN of its words in a row."""
-    whole = {normalise(question) for question in questions}
+    full = {normalise(question) for question in questions}
     runs = {run for question in questions for run in _runs(question)}
-    return [normalise(text) in whole or any(run in runs for run in _runs(text)) for text in texts]
+    return [normalise(text) in full or any(run in runs for run in _runs(text)) for text in texts]
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:

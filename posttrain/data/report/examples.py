@@ -14,9 +14,9 @@ def render_examples(
     pairs: Sequence[Pair], lengths: Sequence[int], tokenizer: Any
 ) -> list[dict[str, Any]]:
     """The shortest pair, the one of median length and the longest, in that order."""
-    order = sorted(range(len(pairs)), key=lambda place: lengths[place])
-    places = dict.fromkeys([order[0], order[len(order) // 2], order[-1]] if order else [])
-    return [render_example(pairs[place], tokenizer) for place in places]
+    order = sorted(range(len(pairs)), key=lengths.__getitem__)
+    chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1]] if order else [])
+    return [render_example(pairs[index], tokenizer) for index in chosen]
 
 
 def render_example(pair: Pair, tokenizer: Any) -> dict[str, Any]:
@@ -26,10 +26,8 @@ def render_example(pair: Pair, tokenizer: Any) -> dict[str, Any]:
     in trl, a reply starts at the first token in which the prompt with and without it differ.
     """
     prompt = render(tokenizer, pair.conversation)
-    texts = [
-        prompt,
-        *(prompt + reply + tokenizer.eos_token for reply in (pair.chosen, pair.rejected)),
-    ]
+    replies = (prompt + reply + tokenizer.eos_token for reply in (pair.chosen, pair.rejected))
+    texts = [prompt, *replies]
     alone, chosen, rejected = tokenizer(texts, add_special_tokens=False)["input_ids"]
     masked = 0
     while masked < len(alone) and alone[masked] == chosen[masked] == rejected[masked]:
@@ -46,12 +44,12 @@ def show_reply(turns: Conversation, reply: str, tokenizer: Any) -> str:
     """A prompt, and its reply token by token, each in brackets: these have a loss."""
     prompt = render(tokenizer, turns)
     texts = [prompt, prompt + reply + tokenizer.eos_token]
-    alone, whole = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    start = next((n for n, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), None)
+    alone, full = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    start = next((n for n, (a, b) in enumerate(zip(alone, full, strict=False)) if a != b), None)
     start = len(alone) if start is None else start
-    shown = "".join(f"[{text}]" for text in token_texts(tokenizer, whole[start:]))
-    counts = f"{start} tokens without a loss, {len(whole) - start} with one"
-    return f"\nfirst row ({counts}):\n{tokenizer.decode(whole[:start])}{shown}\n"
+    shown = "".join(f"[{text}]" for text in token_texts(tokenizer, full[start:]))
+    counts = f"{start} tokens without a loss, {len(full) - start} with one"
+    return f"\nfirst row ({counts}):\n{tokenizer.decode(full[:start])}{shown}\n"
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
