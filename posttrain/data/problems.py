@@ -33,13 +33,11 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     rows = read_rows(data.train)
     train = _same_columns([_problem(row, data.columns, data.answers) for row in rows])
     evaluation = load_evaluation(data.eval, data.columns, data.answers)
-    trained_on = {normalise(problem.question) for problem in train}
-    for problem in evaluation:
-        if normalise(problem.question) in trained_on:
-            raise DataError(
-                f"{problem.where} is also in {data.train.path}; a score on "
-                f"questions that were trained on means nothing ({quoted(problem.question)})"
-            )
+    if shared := seen_in_training(evaluation, (problem.question for problem in train)):
+        raise DataError(
+            f"{shared[0].where} is also in {data.train.path}; a score on questions that were "
+            f"trained on means nothing ({quoted(shared[0].question)})"
+        )
     return train, evaluation
 
 

@@ -55,24 +55,6 @@ def template_variables(tokenizer: Any) -> dict[str, Any]:
 
 def clock_note(tokenizer: Any) -> str | None:
     """A line about the date in prompts; None where the chat template writes none."""
-    if not _reads_clock(tokenizer):
-        return None
-    assigned = re.findall(r"set\s+(\w+)\s*=\s*strftime_now\b", tokenizer.get_chat_template())
-    settable = [name for name in assigned if not _reads_clock(tokenizer, **{name: "?"})]
-    advice = (
-        f"prompt.chat_template_kwargs.{settable[0]} sets the date, for them too"
-        if settable
-        else "the template has no variable for it"
-    )
-    return (
-        f"note: the chat template writes today's date into prompts; here it is {CLOCK:%d %B %Y} on "
-        "every day, in an Ollama export too, so that a run can be resumed and compared. Servers "
-        f"that render prompts themselves (llama.cpp, vLLM) write today's; {advice}"
-    )
-
-
-def _reads_clock(tokenizer: Any, **more: str) -> bool:
-    """Whether the chat template, with its variables and `more`, writes the date into a prompt."""
     from jinja2 import TemplateError
 
     formats: list[str] = []
@@ -82,11 +64,18 @@ def _reads_clock(tokenizer: Any, **more: str) -> bool:
         return CLOCK.strftime(form)
 
     user: Message = {"role": "user", "content": "?"}
-    variables = {**template_variables(tokenizer), **more, "strftime_now": strftime}
+    variables = {**template_variables(tokenizer), "strftime_now": strftime}
     for turns in ([user], [{"role": "system", "content": "?"}, user]):
         with contextlib.suppress(TemplateError):
             tokenizer.apply_chat_template(turns, tokenize=False, **variables)
-    return bool(formats)
+    if not formats:
+        return None
+    return (
+        f"note: the chat template writes today's date into prompts; here it is {CLOCK:%d %B %Y} on "
+        "every day, in an Ollama export too, so that a run can be resumed and compared. Servers "
+        "that render prompts themselves (llama.cpp, vLLM) write today's. If the template has a "
+        "variable for the date, prompt.chat_template_kwargs sets it, for them too"
+    )
 
 
 def render(
@@ -145,10 +134,10 @@ def already_rendered(
     """`{"count", "first", "token", "text"}` of rows (where, texts) that contain special tokens, as
     a rendered conversation does; None if there are none."""
     pattern = re.compile("|".join(map(re.escape, _special(tokenizer))) or r"(?!)")
-    matches = (
-        (where, next(filter(None, map(pattern.search, texts)), None)) for where, texts in rows
-    )
-    held = [(where, match.group()) for where, match in matches if match]
+    held = []
+    for where, texts in rows:
+        if match := next(filter(None, map(pattern.search, texts)), None):
+            held.append((where, match.group()))
     if not held:
         return None
     where, token = held[0]

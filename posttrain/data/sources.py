@@ -127,8 +127,8 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
         lists = {key: value for key, value in values.items() if isinstance(value, list)}
         if len(lists) != 1:
             raise DataError(
-                f"{name}: expected a list of rows, got an object with {len(lists)} lists"
-                f"{' ' * bool(lists)}{', '.join(lists)}; keep one list"
+                f"{name}: expected a list of rows, got an object with {len(lists)} lists "
+                f"({', '.join(lists)}); keep one list"
             )
         (values,) = lists.values()
     if not isinstance(values, list):

@@ -449,7 +449,7 @@ def test_no_row_in_the_language(tmp_path: Path) -> None:
 
 
 def test_a_language_that_replies_cannot_be_told_to_be_in(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.language: .*'french'; use a code such as fr"):
+    with pytest.raises(DataError, match=r"data\.language: 'french' .*; use a code such as fr"):
         read(tmp_path, "oasst", numbered(OASST), language="french")
 
 

@@ -7,21 +7,23 @@ language, copies and evaluation questions. Pure functions of pairs and a tokeniz
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from eval.language import detect
 from eval.preference import Pair
+from eval.stats import proportion
 from posttrain.base.files import write_json
 from posttrain.data.lengths import Lengths
 from posttrain.data.pairs import PairSet
 from posttrain.data.render import already_rendered
 from posttrain.data.report import copies
 from posttrain.data.report.examples import render_examples
-from posttrain.data.report.lengths import length_bias, tokens
 from posttrain.data.report.warnings import warnings
 from posttrain.data.text import normalise, same
 
+NOT_MEASURABLE = "not measurable"
 LANGUAGE_SAMPLE = 1_000  # pairs whose language is identified, evenly spaced
 LANGUAGE_CHARACTERS = 500  # of each text, which is enough
 
@@ -73,6 +75,54 @@ def write(report: dict[str, Any], run: Path) -> None:
     """Write data/report.json of a run folder."""
     (run / "data").mkdir(exist_ok=True)
     write_json(run / "data" / "report.json", report)
+
+
+def tokens(lengths: Sequence[Lengths], limit: int) -> dict[str, Any]:
+    """Smallest, median, 95th percentile and largest number of tokens, and how many are over."""
+    names = ("prompt", "chosen", "rejected", "whole")
+    parts = {name: [getattr(length, name) for length in lengths] for name in names}
+    over = sum(length > limit for length in parts["whole"])
+    return {
+        "limit": limit,
+        "over_limit": {"pairs": over, "of": len(lengths), "share": over / len(lengths)},
+        **{name: _quantiles(values) for name, values in parts.items()},
+    }
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, int]:
+    """Quantiles by nearest rank, so that each is the length of some row."""
+    import numpy as np
+
+    shares = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+    ranks = np.quantile(values, list(shares.values()), method="inverted_cdf")
+    return dict(zip(shares, ranks.tolist(), strict=True))
+
+
+def length_bias(lengths: Sequence[Lengths], train: int) -> dict[str, Any]:
+    """How often the longer reply is the chosen one. The pairs after the first `train` are held out.
+
+    Length-controlled accuracy is the accuracy on held-out pairs whose chosen reply is the shorter
+    one. Without such pairs it cannot be measured.
+    """
+    if not lengths:
+        return {"pairs": 0, "length_controlled_accuracy": NOT_MEASURABLE}
+    longer, equal = ([_sign(x) == sign for x in lengths] for sign in (1, 0))
+    controlled = sum(_sign(length) < 0 for length in lengths[train:])
+    return {
+        "pairs": len(lengths),
+        "chosen_longer": sum(longer),
+        "same_length": sum(equal),
+        "chosen_shorter": len(lengths) - sum(longer) - sum(equal),
+        "chosen_longer_share": asdict(proportion([float(x) for x in longer])),
+        "prefer_the_longer_accuracy": asdict(proportion([(1 + _sign(x)) / 2 for x in lengths])),
+        "length_controlled_accuracy": (
+            f"measurable on {controlled} held-out pairs" if controlled else NOT_MEASURABLE
+        ),
+    }
+
+
+def _sign(length: Lengths) -> int:
+    return (length.chosen > length.rejected) - (length.chosen < length.rejected)
 
 
 def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:

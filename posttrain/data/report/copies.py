@@ -151,18 +151,10 @@ def _sequences(texts: Sequence[str]) -> "npt.NDArray[np.int64]":
     sizes = np.array([len(text) for text in read])
     owners = np.repeat(np.arange(len(read)), sizes)
     inside = owners[: values.size] == owners[SHINGLE - 1 :]  # not of the end of one and the next
-    numbers = (_mixed(values[inside]) % np.uint64(NUMBERS)).astype(np.int64)
+    # The product's upper bits depend on all bits of a value (Fibonacci hashing).
+    numbers = (values[inside] * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(44)).astype(np.int64)
     keys: npt.NDArray[np.int64] = owners[: values.size][inside] * NUMBERS + numbers
     return keys
-
-
-def _mixed(values: "npt.NDArray[np.uint64]") -> "npt.NDArray[np.uint64]":
-    """Mix each bit of a value into all bits (the finaliser of MurmurHash3, modulo 2^64)."""
-    import numpy as np
-
-    for factor in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
-        values = (values ^ (values >> np.uint64(33))) * factor
-    return values ^ (values >> np.uint64(33))
 
 
 def holds_question(texts: Sequence[str], questions: Sequence[str]) -> list[bool]:

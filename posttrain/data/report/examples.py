@@ -22,34 +22,30 @@ def render_examples(
 def render_example(pair: Pair, tokenizer: Any) -> dict[str, Any]:
     """`{"where", "masked": [text of each token], "chosen": [...], "rejected": [...]}`.
 
-    The masked tokens are those of the prompt: they get no loss. Both replies end with one EOS. As
-    in trl, a reply starts at the first token in which the prompt with and without it differ.
+    The masked tokens are those of the prompt: they get no loss. Both replies end with one EOS.
     """
-    prompt = render(tokenizer, pair.conversation)
-    replies = (prompt + reply + tokenizer.eos_token for reply in (pair.chosen, pair.rejected))
-    texts = [prompt, *replies]
-    alone, chosen, rejected = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    masked = 0
-    while masked < len(alone) and alone[masked] == chosen[masked] == rejected[masked]:
-        masked += 1
-    return {
-        "where": pair.where,
-        "masked": token_texts(tokenizer, alone[:masked]),
-        "chosen": token_texts(tokenizer, chosen[masked:]),
-        "rejected": token_texts(tokenizer, rejected[masked:]),
-    }
+    prompt, *replies = _divided(tokenizer, pair.conversation, pair.chosen, pair.rejected)
+    parts = zip(("masked", "chosen", "rejected"), (prompt, *replies), strict=True)
+    return {"where": pair.where, **{name: token_texts(tokenizer, ids) for name, ids in parts}}
 
 
 def show_reply(turns: Conversation, reply: str, tokenizer: Any) -> str:
     """A prompt, and its reply token by token, each in brackets: these have a loss."""
+    prompt, ids = _divided(tokenizer, turns, reply)
+    shown = "".join(f"[{text}]" for text in token_texts(tokenizer, ids))
+    counts = f"{len(prompt)} tokens without a loss, {len(ids)} with one"
+    return f"\nfirst row ({counts}):\n{tokenizer.decode(prompt)}{shown}\n"
+
+
+def _divided(tokenizer: Any, turns: Conversation, *replies: str) -> list[list[int]]:
+    """The token ids of the prompt and of each reply with EOS. As in trl, a reply starts at the
+    first token in which the prompt with and without it differ."""
     prompt = render(tokenizer, turns)
-    texts = [prompt, prompt + reply + tokenizer.eos_token]
-    alone, full = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    start = next((n for n, (a, b) in enumerate(zip(alone, full, strict=False)) if a != b), None)
-    start = len(alone) if start is None else start
-    shown = "".join(f"[{text}]" for text in token_texts(tokenizer, full[start:]))
-    counts = f"{start} tokens without a loss, {len(full) - start} with one"
-    return f"\nfirst row ({counts}):\n{tokenizer.decode(full[:start])}{shown}\n"
+    texts = [prompt, *(prompt + reply + tokenizer.eos_token for reply in replies)]
+    alone, *full = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    same = (all(ids[n] == token for ids in full) for n, token in enumerate(alone))
+    start = next((n for n, alike in enumerate(same) if not alike), len(alone))
+    return [alone[:start], *(ids[start:] for ids in full)]
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
