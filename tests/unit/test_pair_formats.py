@@ -364,7 +364,7 @@ CARRIED: list[tuple[Row, str]] = [
     ({"weight": 1}, "has 'weight'"),
     ({"content": [{"type": "text", "text": "a"}] * 2}, "should hold text, got the list"),
     ({"content": [{"type": "image", "image": "a.png"}]}, "should hold text, got the list"),
-    ({"content": [{"type": "text", "text": "a", "image": "a.png"}]}, "should hold text, found"),
+    ({"content": [{"type": "text", "text": "a", "image": "a.png"}]}, "should hold text, got"),
     ({"role": "tool"}, "has the role 'tool'"),
 ]
 
@@ -448,7 +448,7 @@ def test_no_row_in_the_language(tmp_path: Path) -> None:
         read(tmp_path, "oasst", numbered(OASST), language="de")
 
 
-def test_a_language_that_replies_cannot_be_told_to_be_in(tmp_path: Path) -> None:
+def test_a_language_that_cannot_be_detected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.language: 'french' .*; use a code such as fr"):
         read(tmp_path, "oasst", numbered(OASST), language="french")
 
