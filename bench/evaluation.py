@@ -37,10 +37,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from eval import Conversation, PromptFormat, conversation
+from eval.gsm8k import SYSTEM
 from posttrain.data.problems import load_evaluation
 from posttrain.model import inference, pretrained, runtime
 from posttrain.settings import Evaluation, ProblemColumns, Source
-from scripts.evaluate import SYSTEM
 
 MODEL = ROOT / "assets" / "demo_model"
 PROBLEMS = "assets/demo_data/problems_test.jsonl"

@@ -204,7 +204,7 @@ def measure(point: Point, model_folder: Path, run_folder: Path) -> dict[str, Any
     trainer.train()
     peak.end("step")
     if point.task == "dpo":
-        scoring.score_pairs(model, tokenizer, rows[: settings.evaluation.limit], settings)
+        scoring.pair_scorer(model, tokenizer, rows[: settings.evaluation.limit], settings)()
         peak.end("scoring")
     return {"overhead": overhead, "phases": peak.phases}
 

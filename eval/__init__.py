@@ -22,7 +22,7 @@ class Completion:
     truncated: bool
     """True if the length limit, not the model, ended it."""
     ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
-    """The generated token ids; empty where a server wrote the reply and tells none."""
+    """The generated token ids; empty where a server wrote the reply."""
 
 
 Generate = Callable[[Sequence[Conversation]], list[Completion]]

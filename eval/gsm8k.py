@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from itertools import groupby
-from typing import Any, Protocol, TypeVar
+from typing import Any, Self, TypeVar
 
 from eval import Completion, Generate, PromptLike, conversation, measures
 from eval.measures import Change
@@ -30,28 +30,6 @@ MGSM_OVERLAP = (
 MEASURES = ("strict", "tagged", "lenient", "format_rate", "truncated_rate")
 
 
-class Reply(Protocol):
-    """A scored reply of any kind: scored by its number (`ScoredReply`) or by rewards
-    (`eval.rewarded.RewardedReply`)."""
-
-    @property
-    def question(self) -> str: ...
-
-    @property
-    def tokens(self) -> int: ...
-
-    @property
-    def sample(self) -> int: ...
-
-    def scores(self) -> dict[str, float | None]:
-        """Every measure of this reply by its name; None where it cannot be scored."""
-
-    def as_row(self) -> dict[str, object]: ...
-
-
-R = TypeVar("R", bound=Reply)
-
-
 @dataclass(frozen=True)
 class Problem:
     """A question and its gold answer: a NUMBER that `rewards.answer.parse_number` reads, or, for
@@ -66,8 +44,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class ScoredReply:
-    """One reply to one problem, and its scores of 0.0 or 1.0."""
+class Reply:
+    """One reply to one problem; a subclass adds its scores."""
 
     question: str
     answer: str
@@ -75,6 +53,30 @@ class ScoredReply:
     tokens: int
     truncated_rate: float
     """1.0 if the length limit ended the reply."""
+    sample: int = field(default=0, kw_only=True)
+    """Which of several replies to the same problem this is."""
+
+    @classmethod
+    def of(cls, problem: Problem, completion: Completion, sample: int, **scores: Any) -> Self:
+        cut = float(completion.truncated)
+        written = (problem.question, problem.answer, completion.text, completion.tokens, cut)
+        return cls(*written, **scores, sample=sample)
+
+    def scores(self) -> dict[str, float | None]:
+        """Every measure of this reply by its name; None where it cannot be scored."""
+        raise NotImplementedError
+
+    def as_row(self) -> dict[str, object]:
+        return asdict(self)
+
+
+R = TypeVar("R", bound=Reply)
+
+
+@dataclass(frozen=True)
+class ScoredReply(Reply):
+    """A reply scored by its number; each score is 0.0 or 1.0."""
+
     strict: float
     """Tagged, and the format is right."""
     tagged: float
@@ -82,8 +84,6 @@ class ScoredReply:
     lenient: float
     """Tagged, else the last number in the text is right."""
     format_rate: float
-    sample: int = 0
-    """Which of several replies to the same problem this is."""
 
     def scores(self) -> dict[str, float | None]:
         return {name: getattr(self, name) for name in MEASURES}
@@ -91,7 +91,7 @@ class ScoredReply:
     def as_row(self) -> dict[str, object]:
         """The reply and its scores as one JSON row, with what makes a collapse visible."""
         return {
-            **asdict(self),
+            **super().as_row(),
             "total_reward": FORMAT_REWARD * self.format_rate + CORRECTNESS_REWARD * self.tagged,
             "answer_elements": count_answer_elements(self.reply),
             "reasoning_characters": len(self.reply.partition("<answer>")[0].strip()),
@@ -115,17 +115,14 @@ def score_reply(problem: Problem, completion: Completion, sample: int = 0) -> Sc
         raise ValueError(f"the gold answer {problem.answer!r} is not a number")
     tagged = extract_tagged(completion.text) == gold
     formatted = format_reward([completion.text])[0] == 1.0
-    return ScoredReply(
-        question=problem.question,
-        answer=problem.answer,
-        reply=completion.text,
-        tokens=completion.tokens,
-        truncated_rate=float(completion.truncated),
+    return ScoredReply.of(
+        problem,
+        completion,
+        sample,
         strict=float(tagged and formatted),
         tagged=float(tagged),
         lenient=float(read_number(completion.text) == gold),
         format_rate=float(formatted),
-        sample=sample,
     )
 
 
@@ -164,16 +161,13 @@ def by_problem(replies: Sequence[R]) -> list[list[R]]:
 
 def problem_scores(groups: Sequence[Sequence[Reply]]) -> dict[str, list[float | None]]:
     """Per measure, one score a problem: the mean over its samples that could be scored."""
-    scored = [[reply.scores() for reply in group] for group in groups]
-    return {
-        name: [_mean_of_samples([scores[name] for scores in group]) for group in scored]
-        for name in (scored[0][0] if scored else ())
-    }
-
-
-def _mean_of_samples(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    means: dict[str, list[float | None]] = {}
+    for group in groups:
+        scored = [reply.scores() for reply in group]
+        for name in scored[0]:
+            known = [value for scores in scored if (value := scores[name]) is not None]
+            means.setdefault(name, []).append(sum(known) / len(known) if known else None)
+    return means
 
 
 def summarise(replies: Sequence[Reply]) -> dict[str, Measure]:
@@ -183,7 +177,7 @@ def summarise(replies: Sequence[Reply]) -> dict[str, Measure]:
     where answers are numbers.
     """
     groups = by_problem(replies)
-    several = _several(groups)
+    several = len(groups) < len(replies)
     more = {"mean_tokens": [sum(r.tokens for r in group) / len(group) for group in groups]}
     numbers = [[r for r in group if isinstance(r, ScoredReply)] for group in groups]
     if several and numbers[0]:
@@ -191,20 +185,11 @@ def summarise(replies: Sequence[Reply]) -> dict[str, Measure]:
     return measures.summarise(problem_scores(groups), several) | measures.summarise(more)
 
 
-def _several(groups: Sequence[Sequence[Reply]]) -> bool:
-    """Whether there are several samples of a problem."""
-    return max(len(group) for group in groups) > 1
-
-
 def _sampled(groups: Sequence[Sequence[ScoredReply]]) -> dict[str, list[float]]:
     """pass@k for k = 1, 2, 4 ... and the majority vote, one score a problem."""
-    fewest = min(len(group) for group in groups)
-    right = [int(sum(reply.tagged for reply in group)) for group in groups]
-    scores, k = {}, 1
-    while k <= fewest:
-        pairs = zip(groups, right, strict=True)
-        scores[f"pass@{k}"] = [pass_at_k(len(group), c, k) for group, c in pairs]
-        k *= 2
+    right = [(len(group), int(sum(reply.tagged for reply in group))) for group in groups]
+    powers = [1 << i for i in range(min(n for n, _ in right).bit_length())]
+    scores = {f"pass@{k}": [pass_at_k(n, c, k) for n, c in right] for k in powers}
     return {**scores, "majority_vote": [_majority(group) for group in groups]}
 
 
@@ -227,6 +212,5 @@ def compare_replies(before: Sequence[Reply], after: Sequence[Reply]) -> dict[str
     first, second = by_problem(before), by_problem(after)
     if [group[0].question for group in first] != [group[0].question for group in second]:
         raise ValueError("the two sides do not answer the same problems")
-    return measures.compare(
-        problem_scores(first), problem_scores(second), (_several(first), _several(second))
-    )
+    averaged = (len(first) < len(before), len(second) < len(after))
+    return measures.compare(problem_scores(first), problem_scores(second), averaged)

@@ -1,8 +1,8 @@
 """A language model compares two replies to the same prompt, in both orders.
 
-A judge that looks at the place of a reply rather than at the reply contradicts itself when the two
-are swapped. So a reply wins only if it is preferred in both orders; two verdicts that disagree are
-a tie (Zheng et al., 2023, https://arxiv.org/abs/2306.05685, section 3.4).
+A judge that goes by the order of the replies contradicts itself when they are swapped. So a reply
+wins only if it is preferred in both orders; two verdicts that disagree are a tie (Zheng et al.,
+2023, https://arxiv.org/abs/2306.05685, section 3.4).
 """
 
 import re
@@ -43,6 +43,7 @@ _VERDICT = re.compile(
     r"(?:verdict\s*[:=]\s*)?(?:(?:reply|réponse|reponse)\s+)?(a|b|tie|égalité|egalite)",
     re.IGNORECASE,
 )
+CONSISTENT = {("A", "B"), ("B", "A"), ("tie", "tie")}
 _BLANK = str.maketrans(dict.fromkeys("*_`#>«»\"'“”()[].!\u00a0\u202f", " "))
 
 
@@ -62,7 +63,7 @@ class Comparison:
 
 
 def question(compared: Comparison, order: Order, language: str) -> Conversation:
-    """What the judge is asked; the first of the two replies is called A."""
+    """The judge's prompt; the first of the two replies is called A."""
     replies = [compared.before, compared.after]
     if order == "after_first":
         replies.reverse()
@@ -129,7 +130,7 @@ def summarise(
 ) -> Verdicts:
     """Sum up the verdicts on the comparisons, in the same order.
 
-    The interval is over prompts, since replies to the same prompt are no independent evidence: a
+    The interval is over prompts, since replies to the same prompt are not independent: a
     prompt's score is the mean over its comparisons.
     """
     by_prompt: dict[tuple[str | None, str], list[float]] = {}
@@ -142,9 +143,10 @@ def summarise(
     scores = [sum(results) / len(results) for results in by_prompt.values()]
     judged = [given for each, given in zip(compared, verdicts, strict=True) if not each.identical]
     single = [given[order] for given in judged for order in ORDERS]
-    orders = [(g["before_first"], g["after_first"]) for g in judged if None not in g.values()]
+    both = [tuple(g[order] for order in ORDERS) for g in judged if None not in g.values()]
+    consistent = [float(pair in CONSISTENT) for pair in both]
     return Verdicts(
-        win_rate=proportion(scores) if scores else Measure(),
+        win_rate=_share(scores),
         p_value=mcnemar_exact(sum(s > 0.5 for s in scores), sum(s < 0.5 for s in scores)),
         comparisons=len(compared),
         wins=outcomes.count(1.0),
@@ -154,14 +156,11 @@ def summarise(
         identical_replies=sum(each.identical for each in compared),
         verdicts=len(single),
         unparsable_verdicts=single.count(None),
-        inconsistent=sum(both not in CONSISTENT for both in orders),
-        consistency=_share([both in CONSISTENT for both in orders]),
-        first_is_preferred=_share([verdict == "A" for verdict in single if verdict in ("A", "B")]),
+        inconsistent=consistent.count(0.0),
+        consistency=_share(consistent),
+        first_is_preferred=_share([float(v == "A") for v in single if v in ("A", "B")]),
     )
 
 
-CONSISTENT = {("A", "B"), ("B", "A"), ("tie", "tie")}
-
-
-def _share(values: Sequence[bool]) -> Measure:
-    return proportion([float(value) for value in values]) if values else Measure()
+def _share(values: Sequence[float]) -> Measure:
+    return proportion(values) if values else Measure()

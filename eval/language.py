@@ -17,7 +17,7 @@ def _identifier(wanted: str):  # type: ignore[no-untyped-def]  # py3langid has n
 
 
 def is_known(language: str) -> bool:
-    """Whether `language` is the code of one that can be told, such as fr (ISO 639)."""
+    """Whether `language` is the ISO 639 code of a language that is detected, such as fr."""
     if language in CANDIDATES:
         return True
     from py3langid.langid import MODEL_FILE, LanguageIdentifier

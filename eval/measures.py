@@ -5,7 +5,7 @@ taken on and where it is the headline. A name that is not in it gets a label mad
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,7 +89,7 @@ def is_reward(name: str) -> bool:
 
 
 def headline(judged_by: Judged) -> str:
-    """The measure that a run is judged by, of its own held-out rows."""
+    """The measure that a run is judged by, on its held-out rows."""
     return next(name for name, each in KINDS.items() if each.heads == judged_by)
 
 
@@ -112,7 +112,10 @@ def summarise(scores: Scores, averaged: bool = False) -> dict[str, Measure]:
     Args:
         averaged: a row's score is a mean over several samples, and so no longer right or wrong.
     """
-    return {name: _measure(name, _known(values), averaged) for name, values in scores.items()}
+    return {
+        name: _measure(name, [value for value in values if value is not None], averaged)
+        for name, values in scores.items()
+    }
 
 
 def compare(
@@ -126,25 +129,18 @@ def compare(
     """
     if list(before) != list(after):
         raise ValueError(f"measures differ: {', '.join(before)} and {', '.join(after)}")
-    return {name: _change(name, before[name], after[name], averaged) for name in before}
-
-
-def _change(
-    name: str,
-    before: Sequence[float | None],
-    after: Sequence[float | None],
-    averaged: tuple[bool, bool],
-) -> Change:
-    if len(before) != len(after):
-        raise ValueError(f"scores of {name} differ in length: {len(before)} and {len(after)}")
-    both = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
-    first, second = [a for a, _ in both], [b for _, b in both]
-    difference = stats.compare(first, second) if both else Difference()
-    return Change(
-        **vars(difference),
-        before=_measure(name, first, averaged[0]),
-        after=_measure(name, second, averaged[1]),
-    )
+    changes = {}
+    for name in before:
+        if len(before[name]) != len(after[name]):
+            lengths = f"{len(before[name])} and {len(after[name])}"
+            raise ValueError(f"scores of {name} differ in length: {lengths}")
+        pairs = zip(before[name], after[name], strict=True)
+        both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        first, second = [a for a, _ in both], [b for _, b in both]
+        difference = stats.compare(first, second) if both else Difference()
+        sides = (_measure(name, first, averaged[0]), _measure(name, second, averaged[1]))
+        changes[name] = Change(**vars(difference), before=sides[0], after=sides[1])
+    return changes
 
 
 def _measure(name: str, values: Sequence[float], averaged: bool) -> Measure:
@@ -152,10 +148,6 @@ def _measure(name: str, values: Sequence[float], averaged: bool) -> Measure:
         return NOT_MEASURABLE
     wilson = kind(name).binary and not averaged and set(values) <= {0.0, 0.5, 1.0}
     return stats.proportion(values) if wilson else stats.mean(values)
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
 
 
 def direction(name: str, change: Difference) -> int:

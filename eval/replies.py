@@ -1,12 +1,12 @@
-"""What replies are like, whatever they say: language, length, how they end, repetition, and how
-far their distribution moved from the reference."""
+"""What replies are like: language, length, how they end, repetition, and how far their distribution
+moved from the reference."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval import Completion, Message
-from eval.language import in_language
+from eval.language import detect
 
 NGRAM = 4  # words
 
@@ -27,7 +27,7 @@ class MeasuredReply:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Answered:
     """What a reply answers."""
 
     side: str
@@ -40,13 +40,13 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class PromptReply(MeasuredReply, Asked):
+class PromptReply(MeasuredReply, Answered):
     """A row of eval/SIDE_replies.jsonl, or of SIDE_replies_without_system.jsonl: a reply as
     evaluation.temperature has it."""
 
 
 @dataclass(frozen=True)
-class SampledReply(Asked):
+class SampledReply(Answered):
     """A row of eval/SIDE_samples.jsonl: a reply sampled at temperature 1."""
 
     text: str
@@ -57,11 +57,16 @@ class SampledReply(Asked):
 
 
 def measure(completions: Sequence[Completion], language: str = "fr") -> list[MeasuredReply]:
-    """What can be told of each completion from its text and its length."""
-    right = in_language([completion.text for completion in completions], language)
+    """What the text and the length of each completion show."""
     return [
-        MeasuredReply(c.text, c.tokens, not c.truncated, is_right == 1.0, repetition(c.text))
-        for c, is_right in zip(completions, right, strict=True)
+        MeasuredReply(
+            c.text,
+            c.tokens,
+            not c.truncated,
+            detect(c.text, language) == language,
+            repetition(c.text),
+        )
+        for c in completions
     ]
 
 
@@ -101,7 +106,7 @@ def scores(
     """Per measure, one score a reply; `language` is the one that they were measured by.
 
     `without_system` are replies to the same prompts without their system turns. Only their language
-    is scored: what a prompt that asks for a language hides.
+    is scored: which a prompt that names a language hides.
     """
     share = "french_share" if language == "fr" else "language_share"
     shares = {share: [float(reply.in_language) for reply in replies]}

@@ -1,45 +1,34 @@
-"""Score replies by rewards, for problems whose answer is text: what is right there, only the
-rewards of whoever made the problems can tell.
+"""Score replies by rewards, for problems whose answer is text: only the rewards of
+whoever made the problems decide what is right there.
 
 The measures are what training adds up: the weighted total, and each reward before its weight.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from eval import Completion, PromptLike, conversation
-from eval.gsm8k import Problem
+from eval.gsm8k import Problem, Reply
 from eval.measures import PART, TOTAL
 from rewards import RewardFunction, trl_keywords
 from rewards import score as call
 
 
 @dataclass(frozen=True)
-class RewardedReply:
-    """One reply to one problem, and what it earned."""
+class RewardedReply(Reply):
+    """A reply and what it earned."""
 
-    question: str
-    answer: str
-    reply: str
-    tokens: int
-    truncated_rate: float
-    """1.0 if the length limit ended the reply."""
     total_reward: float | None
     """The sum of the rewards times their weights, without those that could not score; None where
     none could."""
     rewards: dict[str, float | None]
     """What each reward gave, before its weight; None where it could not score the reply."""
-    sample: int = 0
-    """Which of several replies to the same problem this is."""
 
     def scores(self) -> dict[str, float | None]:
         names = measure_names(self.rewards)
         parts = {names[name]: value for name, value in self.rewards.items()}
         return {TOTAL: self.total_reward, **parts, "truncated_rate": self.truncated_rate}
-
-    def as_row(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -54,8 +43,8 @@ class Scorer:
     def __call__(self, problem: Problem, completion: Completion, sample: int = 0) -> RewardedReply:
         """Score one reply.
 
-        Each reward is called as in training, with the row of the problem. Where a server tells no
-        token ids, their number is right and each is 0.
+        Each reward is called as in training, with the row of the problem. A server's reply
+        has the right number of token ids, each of them 0.
 
         Raises:
             RewardError: a reward raised, or did not return a number or None.
@@ -65,16 +54,8 @@ class Scorer:
         keywords = trl_keywords(row, [completion.text], [ids])
         rewards = {name: call(name, f, keywords)[0] for name, f in self.functions.items()}
         earned = [self.weights[n] * value for n, value in rewards.items() if value is not None]
-        return RewardedReply(
-            question=problem.question,
-            answer=problem.answer,
-            reply=completion.text,
-            tokens=completion.tokens,
-            truncated_rate=float(completion.truncated),
-            total_reward=sum(earned) if earned else None,
-            rewards=rewards,
-            sample=sample,
-        )
+        total = sum(earned) if earned else None
+        return RewardedReply.of(problem, completion, sample, total_reward=total, rewards=rewards)
 
 
 def reward_row(problem: Problem, prompt: PromptLike) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Every seed answers the same questions, so seeds and questions are crossed, and both vary: other
 seeds would train other models, other questions would find them harder or easier. With three to five
-seeds a bootstrap cannot say how far a seed moves the score (resampling three values shows too
+seeds a bootstrap does not show how far a seed moves the score (resampling three values shows too
 little spread, whatever is done to the questions), so these intervals are Student's t. Their
 coverage is simulated in tests/unit/test_seeds.py; docs/statistics.md has the formulas.
 """
@@ -45,7 +45,7 @@ class SeedDifference:
 def mean_over_seeds(values: Sequence[float]) -> SeedMean:
     """Mean and 95% interval of a measure over seeds: mean +- t(n - 1) sd / sqrt(n) (Student, 1908).
 
-    It says where the mean of more seeds on the *same* questions would lie.
+    The interval is for the mean over more seeds on the *same* questions.
 
     Raises:
         ValueError: fewer than two seeds, or a value that is not finite.
@@ -70,8 +70,8 @@ def difference_over_seeds(
     S x Q. The differences are taken as mean + seed + question + rest, each part random. The mean's
     variance is then (MS_seed + MS_question - MS_rest) / (S Q) from the mean squares of a two-way
     table without replicates (Searle, Casella and McCulloch, Variance Components, 1992, section
-    4.3). A mean square that comes out below that of the rest is no sign of a negative variance: its
-    part is then taken as zero. Seeds and questions have their own degrees of freedom; the quantile
+    4.3). A mean square below that of the rest does not mean a negative variance: its part is then
+    taken as zero. Seeds and questions have their own degrees of freedom; the quantile
     is that of each, weighed by the variance it stands for (Cochran, Biometrics 20, 1964).
     Where nothing varies at all there is no width, and p is that of the sign test over questions.
 
@@ -79,7 +79,10 @@ def difference_over_seeds(
         ValueError: fewer than two seeds or questions, rows of different lengths, or a value that
             is not finite.
     """
-    difference = _table(after) - _table(before, like=after)
+    first, second = _table(before), _table(after)
+    if first.shape != second.shape:
+        raise ValueError(f"scores before and after differ: {first.shape} and {second.shape}")
+    difference = second - first
     seeds, questions = difference.shape
     mean = math.fsum(difference.ravel()) / difference.size
     by_seed, by_question = difference.mean(axis=1) - mean, difference.mean(axis=0) - mean
@@ -120,17 +123,13 @@ def _p_value(t: float, weight: float, seeds: int, questions: int) -> float:
     return math.exp(high)
 
 
-def _table(
-    rows: Sequence[Sequence[float]], like: Sequence[Sequence[float]] | None = None
-) -> "npt.NDArray[np.float64]":
-    """Rows of scores as an array, S x Q; of the same lengths as those of `like`."""
+def _table(rows: Sequence[Sequence[float]]) -> "npt.NDArray[np.float64]":
+    """Rows of scores as an array, S x Q."""
     import numpy as np
 
     lengths = [len(row) for row in rows]
     if len(rows) < 2 or min(lengths) < 2 or len(set(lengths)) > 1:
         raise ValueError(f"need two or more seeds with the same two or more questions: {lengths}")
-    if like is not None and lengths != [len(row) for row in like]:
-        raise ValueError(f"scores before and after differ in length: {lengths} before")
     table = np.asarray(rows, dtype=np.float64)
     if not np.isfinite(table).all():
         raise ValueError("need finite scores")

@@ -1,7 +1,7 @@
 """How sure a score is: intervals, paired tests and pass@k, for scores read off a few questions.
 
-Intervals are two-sided at the given confidence; p-values are exact and two-sided. Everything is
-deterministic, and raises ValueError on empty, non-finite or mismatched input.
+Intervals are two-sided 95%; p-values are exact and two-sided. Everything is deterministic, and
+raises ValueError on empty, non-finite or mismatched input.
 """
 
 import math
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+TAIL = (1 - 0.95) / 2  # beyond each end of an interval
 _DRAWS_AT_ONCE = 1 << 20  # resampled values held in memory: 16 MB with their indices
 
 
@@ -42,14 +43,14 @@ class Difference:
 NOT_MEASURABLE = Measure()
 
 
-def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """The score interval of a proportion (Wilson, 1927): sound near 0 and 1 and for few questions.
 
     `successes` is in [0, n] and may be fractional, where a tie counts one half.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    z = NormalDist().inv_cdf(1 - _tail(confidence))
+    z = NormalDist().inv_cdf(1 - TAIL)
     p = successes / n
     centre = p + z * z / (2 * n)
     margin = z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
@@ -76,30 +77,17 @@ def mcnemar_exact(b: int, c: int) -> float:
     return min(1.0, 2 * tail / (1 << n))
 
 
-def sign_test(before: Sequence[float], after: Sequence[float]) -> float:
-    """The exact two-sided sign test that `after` differs from `before`, question by question.
-
-    Ties are dropped; 1.0 where every pair ties. On 0/1 scores this is the exact McNemar test.
-    """
-    difference = _differences(before, after)
-    return mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
-
-
 def bootstrap_interval(
-    values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    values: Sequence[float], resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean (Efron, 1979), given paired differences or
     plain values.
 
-    The same seed gives the same interval. Values that are all equal give an interval of no width:
-    resampling cannot show what was never seen.
+    The same seed gives the same interval. Values that are all equal give one of no width.
     """
     import numpy as np  # late: it takes longer to load than a wrong key takes to find
 
     array = _finite(values)
-    tail = _tail(confidence)
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
     generator = np.random.default_rng(seed)
     rows = max(1, _DRAWS_AT_ONCE // array.size)
     means = np.empty(resamples)
@@ -107,7 +95,7 @@ def bootstrap_interval(
         stop = min(start + rows, resamples)
         picked = generator.integers(array.size, size=(stop - start, array.size))
         means[start:stop] = array[picked].mean(axis=1)
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [TAIL, 1 - TAIL])
     return float(low), float(high)
 
 
@@ -131,12 +119,15 @@ def mean(values: Sequence[float]) -> Measure:
 def compare(before: Sequence[float], after: Sequence[float]) -> Difference:
     """The mean of `after - before` over the same questions in the same order.
 
-    With its 95% paired bootstrap interval and the sign test's p-value (exact McNemar on 0/1).
+    With its 95% paired bootstrap interval and the p-value of the exact sign test, which drops ties:
+    on 0/1 scores that is the exact McNemar test.
     """
-    difference = _differences(before, after)
+    if len(before) != len(after):
+        raise ValueError(f"paired scores differ in length: {len(before)} and {len(after)}")
+    difference = _finite(after) - _finite(before)
     low, high = bootstrap_interval(difference.tolist())
-    mean_difference = math.fsum(difference) / difference.size
-    return Difference(mean_difference, low, high, sign_test(before, after), difference.size)
+    p_value = mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
+    return Difference(math.fsum(difference) / difference.size, low, high, p_value, difference.size)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -150,12 +141,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return (draws - math.comb(n - c, k)) / draws
 
 
-def _tail(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    return (1 - confidence) / 2
-
-
 def _finite(values: Sequence[float]) -> "npt.NDArray[np.float64]":
     import numpy as np
 
@@ -163,9 +148,3 @@ def _finite(values: Sequence[float]) -> "npt.NDArray[np.float64]":
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError("need a non-empty flat sequence of finite values")
     return array
-
-
-def _differences(before: Sequence[float], after: Sequence[float]) -> "npt.NDArray[np.float64]":
-    if len(before) != len(after):
-        raise ValueError(f"paired scores differ in length: {len(before)} and {len(after)}")
-    return _finite(after) - _finite(before)

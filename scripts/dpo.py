@@ -36,8 +36,8 @@ from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
 from posttrain.scoring import problem_sets
+from posttrain.scoring.changed_reply import example
 from posttrain.scoring.provenance import refuse_earlier_stages
-from posttrain.scoring.side_by_side import example
 from posttrain.settings import DPOSettings
 from posttrain.train import batches, reference_cache, trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes

@@ -5,7 +5,7 @@
 
 Any OpenAI-compatible endpoint will do. Each prompt is judged twice, with the replies swapped: a
 reply wins only if it is preferred in both orders, and verdicts that disagree are a tie. Verdicts
-are kept as they come in RUN/judge/MODEL/verdicts.jsonl, so the same command goes on after a stop.
+are kept as they come in RUN/judge/MODEL/verdicts.jsonl, so the same command resumes after a stop.
 The key is read from the environment and written nowhere.
 """
 
@@ -25,62 +25,61 @@ if __name__ == "__main__":
 from eval import figures
 from eval.judge import INSTRUCTIONS, ORDERS, Verdicts, summarise
 from eval.stats import Measure
+from posttrain.base import flags
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
-from posttrain.base.paths import is_url, run_command
+from posttrain.base.paths import is_url
 from posttrain.base.process import run_main
 from posttrain.base.terminal import entry, prose_width
-from posttrain.model.server import KEY_VARIABLE, asker
+from posttrain.model.server import KEY_VARIABLE, Server
 from posttrain.run.replies import check_request, claim, folder_for
 from posttrain.scoring.verdicts import (
     VERDICTS,
-    ask_all,
+    judge_all,
     missing,
     read_comparisons,
     read_verdicts,
 )
-from posttrain.settings import Evaluation
 
 UNREADABLE = 0.05  # share of verdicts above which the user is warned
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Ask for what is missing, then report; returns the exit code."""
-    asked = parse(argv)
-    compared = read_comparisons(asked.run)
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", asked.model).strip("-.")
+    """Request what is missing, then report; returns the exit code."""
+    args = parse(argv)
+    comparisons = read_comparisons(args.run)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", args.model).strip("-.")
     request = {
-        "model": asked.model,
-        "language": asked.language,
-        "instructions": INSTRUCTIONS[asked.language],
-        "temperature": asked.temperature,
-        "max_tokens": asked.max_tokens,
-        "seed": asked.seed,
-        "replies": fingerprint(compared),
+        "model": args.model,
+        "language": args.language,
+        "instructions": INSTRUCTIONS[args.language],
+        "temperature": args.temperature,
+        "max_tokens": args.max_tokens,
+        "seed": args.seed,
+        "replies": fingerprint(comparisons),
     }
-    compared = compared[: asked.limit]
-    folder = asked.output or folder_for(asked.run / "judge" / slug, request)
+    comparisons = comparisons[: args.limit]
+    folder = args.output or folder_for(args.run / "judge" / slug, request)
     check_folder(folder)
     check_request(folder, request)
     path = folder / VERDICTS
-    given = read_verdicts(path)
-    left = len(missing(compared, given))
+    verdicts = read_verdicts(path)
+    left = len(missing(comparisons, verdicts))
     print(
-        f"{len(compared)} prompts, {len(given)} verdicts kept from an earlier call, {left} to ask"
+        f"{len(comparisons)} prompts, {len(verdicts)} verdicts kept from an earlier call, "
+        f"{left} to request"
     )
     if left:
-        evaluation = Evaluation(temperature=asked.temperature, max_new_tokens=asked.max_tokens)
-        ask = asker(asked.url, evaluation, asked.model, asked.key_variable, asked.timeout)
-        ask_all(compared, given, ask, folder, request, asked.at_once)
-    claim(folder, request)  # with nothing to ask there is no folder yet
-    by_comparison = [
-        {order: given.get((place, order)) for order in ORDERS} for place in range(len(compared))
-    ]
-    found = summarise(compared, by_comparison)
-    write_json(folder / "report.json", {"url": asked.url, **request, **asdict(found)})
-    print(f"\n{render(asked.model, found)}\n\nVerdicts and report: {folder}")
-    if found.unparsable_verdicts > UNREADABLE * found.verdicts:
+        sent = {"max_tokens": args.max_tokens, "temperature": args.temperature}
+        server = Server(args.url, sent, args.model, args.key_variable, args.timeout)
+        judge_all(comparisons, verdicts, server.ask, folder, request, args.at_once)
+    claim(folder, request)  # without a request there is no folder yet
+    of_each = [{o: verdicts.get((i, o)) for o in ORDERS} for i in range(len(comparisons))]
+    result = summarise(comparisons, of_each)
+    write_json(folder / "report.json", {"url": args.url, **request, **asdict(result)})
+    print(f"\n{render(args.model, result)}\n\nVerdicts and report: {folder}")
+    if result.unparsable_verdicts > UNREADABLE * result.verdicts:
         print(
             f"warning: over {UNREADABLE:.0%} of the verdicts cannot be read (see {path.name}); a "
             "judge that reasons at length needs a larger --max-tokens"
@@ -90,58 +89,47 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(
-        prog=f"{run_command()} judge",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.parser("judge", __doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a finished DPO run")
     add("--url", required=True, help="an OpenAI-compatible endpoint, with or without /v1")
     add("--model", required=True, help="the judge, as the endpoint calls it")
     add("--language", choices=sorted(INSTRUCTIONS), default="fr", help="of the judge's task")
-    add("--limit", type=int, help="only the first prompts")
+    add("--limit", type=flags.count, help="only the first prompts")
     add("--key-variable", default=KEY_VARIABLE, metavar="NAME", help="variable that holds the key")
-    add("--at-once", type=int, default=8, help="requests side by side")
-    add("--timeout", type=float, default=120.0, help="seconds to wait for an answer, each try")
-    add("--temperature", type=float, default=0.0)
-    add("--max-tokens", type=int, default=512, help="of the judge's reason and verdict")
+    add("--at-once", type=flags.count, default=8, help="requests side by side")
+    add("--timeout", type=flags.positive, default=120.0, help="seconds to wait, each try")
+    add("--temperature", type=flags.not_negative, default=0.0)
+    add("--max-tokens", type=flags.count, default=512, help="of the judge's reason and verdict")
     add("--seed", type=int, default=0)
     add("--output", type=Path, help="folder (default: RUN/judge/MODEL)")
-    asked = parser.parse_args(argv)
-    for name in ("limit", "at_once", "max_tokens"):
-        value = getattr(asked, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    for name, least in (("timeout", "above 0"), ("temperature", "0 or more")):
-        value = getattr(asked, name)
-        if not 0 <= value < float("inf") or (name == "timeout" and value == 0):
-            parser.error(f"--{name} must be {least}, got {value}")
-    if not is_url(asked.url):
-        parser.error(f"--url must start with http:// or https://, got {asked.url!r}")
-    if "@" in asked.url or "?" in asked.url:  # the URL is written to the record
+    args = parser.parse_args(argv)
+    if not is_url(args.url):
+        parser.error(f"--url must start with http:// or https://, got {args.url!r}")
+    if "@" in args.url or "?" in args.url:  # the URL is written to the record
         parser.error(
             "--url must hold no password and no parameters: a key is read from --key-variable"
         )
-    if asked.key_variable != KEY_VARIABLE and not os.environ.get(asked.key_variable):
-        raise ConfigError(f"--key-variable: the environment has no {asked.key_variable}")
-    return asked
+    if args.key_variable != KEY_VARIABLE and not os.environ.get(args.key_variable):
+        raise ConfigError(f"--key-variable: the environment has no {args.key_variable}")
+    return args
 
 
-def render(judge: str, found: Verdicts) -> str:
+def render(judge: str, result: Verdicts) -> str:
     """The report for the terminal."""
     rows = [
-        ("win rate of after", _interval(found.win_rate, f"p = {found.p_value:.2g}, ")),
-        ("wins, ties, losses", f"{found.wins}, {found.ties}, {found.losses}"),
-        ("same in both orders", _interval(found.consistency)),
-        ("first reply preferred", _interval(found.first_is_preferred)),
-        ("identical replies", f"{found.identical_replies} (ties, not judged)"),
+        ("win rate of after", _interval(result.win_rate, f"p = {result.p_value:.2g}, ")),
+        ("wins, ties, losses", f"{result.wins}, {result.ties}, {result.losses}"),
+        ("same in both orders", _interval(result.consistency)),
+        ("first reply preferred", _interval(result.first_is_preferred)),
+        ("identical replies", f"{result.identical_replies} (ties, not judged)"),
         (
             "unreadable verdicts",
-            f"{found.unparsable_verdicts} of {found.verdicts} ({found.left_out} prompts left out)",
+            f"{result.unparsable_verdicts} of {result.verdicts} "
+            f"({result.left_out} prompts left out)",
         ),
     ]
-    head = f"Judge {judge} on {found.comparisons} prompts (95% intervals)"
+    head = f"Judge {judge} on {result.comparisons} prompts (95% intervals)"
     head = textwrap.fill(head, prose_width(), subsequent_indent="  ")
     return "\n".join([head, *(entry(label, value) for label, value in rows)])
 

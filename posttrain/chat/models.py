@@ -14,7 +14,7 @@ from posttrain.chat.source import Source
 from posttrain.chat.weights import Weights
 from posttrain.model import pretrained, runtime
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
-from posttrain.model.server_stream import ServedReplies
+from posttrain.model.server import Server, parameters
 from posttrain.scoring.answers import until_answer
 from posttrain.settings import Evaluation
 
@@ -55,13 +55,13 @@ def load(source: Source, evaluation: Evaluation, stack: ExitStack) -> list[Side]
     """
     name = shown(Path(source.model)) if Path(source.model).exists() else source.model
     if source.kind in ("url", "gguf"):
-        url, sampling = source.model, {}
+        url, sent = source.model, parameters(evaluation, source.prompt.chat_template_kwargs)
         if source.kind == "gguf":
             print(f"Loading {name} into llama.cpp")
             context = max(source.trained_length, pretrained.CONTEXT)
             url = stack.enter_context(serve(Path(source.model), context))
-            sampling = FULL_DISTRIBUTION
-        served = ServedReplies(url, evaluation, source.prompt.chat_template_kwargs, sampling)
+            sent = {**FULL_DISTRIBUTION, **sent}
+        served = Server(url, sent)
         about = name if source.kind == "gguf" else f"{served.model} at {name}"
         stream = until_answered(served.stream) if evaluation.stop_at_answer else served.stream
         return [Side("reply", stream, about)]

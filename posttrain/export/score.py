@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from posttrain.export.score_file import File, score_file
 from posttrain.report import export_scores
 from posttrain.run.reading import read_run
 from posttrain.run.room import MERGED, in_order
-from posttrain.scoring.answers import Asking
+from posttrain.scoring.answers import EvaluatedModel
 from posttrain.scoring.provenance import weights_fingerprint
 from posttrain.settings import Evaluation, Export
 from posttrain.settings.command import SETTINGS, check_settings
@@ -88,7 +89,8 @@ def main() -> int:
         print(f"\n{name}", flush=True)
         speed, score = score_file(_file(run, base, name, entry, settings), settings)
         before = entry.get("score", {}).get("tokens_per_second")
-        entry["score"] = score | {"tokens_per_second": before if speed is None else round(speed, 1)}
+        speed = before if speed is None else round(speed, 1)
+        entry["score"] = asdict(replace(score, tokens_per_second=speed))
         write_json(run / "export.json", record)
     lease.release()
     print(f"\n{export_scores.text(read_run(run))}")
@@ -101,23 +103,18 @@ def _file(run: Path, base: Path, name: str, entry: dict[str, Any], settings: Any
     precision = {"dtype": settings.model.dtype if on_base else "auto", "load_in_4bit": False}
     if path.suffix == ".gguf":
         precision = dict.fromkeys(precision)
-    asking = Asking(
-        model=str(path),
-        evaluation=Evaluation(
-            max_new_tokens=settings.evaluation.max_new_tokens,
-            temperature=settings.evaluation.temperature,
-            stop_at_answer=settings.evaluation.stop_at_answer,
-        ),
-        prompt=settings.prompt,
-        variables=settings.prompt.chat_template_kwargs,
-        precision=precision,
+    model = EvaluatedModel(
+        str(path),
+        Evaluation(**settings.evaluation.decoding),
+        settings.prompt,
+        precision,
         seed=settings.training.seed,
         base=str(base) if on_base else None,
     )
     weights = weights_fingerprint(str(path))
     if on_base:
         weights = f"{weights} on {model_fingerprint(base)}"
-    return File(run, asking, weights, run / "eval" / "exports" / name.replace(":", "-"))
+    return File(run, model, weights, run / "eval" / "exports" / name.replace(":", "-"))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ Files of GRPO and SFT runs answer problems. Files of DPO runs reply to prompts, 
 language, length, end and repetition.
 """
 
-import contextlib
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,16 +34,15 @@ from posttrain.base.files import (
     rows_of,
     write_text,
 )
-from posttrain.base.progress import progress_bar
 from posttrain.data.problems import load_evaluation, load_scored_problems
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import check_request, claim, read_replies, resume, score_again
-from posttrain.run.results import paired
-from posttrain.scoring import answers, pairs, reward_functions
-from posttrain.scoring.answers import Asking
+from posttrain.run.results import FileScore, paired
+from posttrain.scoring import pairs, reward_functions
+from posttrain.scoring.answers import Answer, EvaluatedModel, answer_all, collect
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 
-Scored = tuple[float | None, dict[str, object]]
+Scored = tuple[float | None, FileScore]
 """Tokens per second of the answers that were still missing, if any were, and the score."""
 
 
@@ -54,7 +51,7 @@ class File:
     """What is scored, and where its answers are stored."""
 
     run: Path
-    asking: Asking
+    model: EvaluatedModel
     weights: str | None
     """Fingerprint of the weights."""
     folder: Path
@@ -62,18 +59,8 @@ class File:
     def request(self, **more: Any) -> dict[str, Any]:
         """What the answers in the folder depend on. The run folder may be moved. Answers to another
         request, such as those of a file that was made again, are removed."""
-        evaluation = self.asking.evaluation
-        request = {
-            "model": os.path.relpath(self.asking.model, self.run),
-            "weights": self.weights,
-            **self.asking.precision,
-            "chat_template_kwargs": dict(self.asking.variables) or None,
-            "temperature": evaluation.temperature,
-            "max_new_tokens": evaluation.max_new_tokens,
-            "stop_at_answer": evaluation.stop_at_answer,
-            "seed": self.asking.seed,
-            **more,
-        }
+        model = os.path.relpath(self.model.name, self.run)
+        request = self.model.request(model=model, weights=self.weights, **more)
         try:
             check_request(self.folder, request)
         except ConfigError:
@@ -106,12 +93,7 @@ def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> Scored:
         weights = settings.rewards
         functions = reward_functions.load(weights, "text", file.run)
         score = Scorer(functions, weights, settings.prompt)
-    request = file.request(
-        fingerprint=fingerprint(problems),
-        system=settings.prompt.system,
-        examples=[each.model_dump() for each in settings.prompt.examples] or None,
-        rewards=weights,
-    )
+    request = file.request(fingerprint=fingerprint(problems), rewards=weights)
     done = resume(file.folder, request)
     if weights is not None:  # the rewards may have changed since the run: score both sides again
         by_question = {problem.question: problem for problem in problems}
@@ -122,7 +104,7 @@ def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> Scored:
             adapter = [score(by_question[r.question], completion_of(r.as_row()), 0) for r in before]
         if adapter != before:
             print("  the rewards changed since the run: its answers are scored again, here alone")
-    speed = answers.answer_all(file.asking, problems, request, file.folder, done, score)
+    speed = answer_all(file.model, problems, request, file.folder, done, score)
     replies: list[Reply] = [done[problem.question, 0] for problem in problems]
     main = "strict" if weights is None else TOTAL
     of_adapter, of_file = (
@@ -164,13 +146,13 @@ def _score_replies(file: File, settings: DPOSettings) -> Scored:
     after = file.run / "eval" / "after.jsonl"
     with_system = rows_of(Pair, jsonl_rows(after), after)[: len(adapter.replies)]
     prompts = [*with_system, *pairs.without_system(with_system)]
-    request = file.request(fingerprint=fingerprint(prompts))
+    request = file.request(fingerprint=fingerprint(prompts), system=None, examples=None)
     path = file.folder / "replies.jsonl"
     known = _stored_replies(path)
     speed = None
     if len(known) < len(prompts):
         claim(file.folder, request)
-        speed = _answer(file.asking, prompts, known, path, settings.data.language or "fr")
+        speed = _answer(file.model, prompts, known, path, settings.data.language or "fr")
         rows = ({"place": n, **vars(reply)} for n, reply in sorted(known.items()))
         write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     replies = [known[index] for index in range(len(prompts))]
@@ -198,28 +180,20 @@ def _stored_replies(path: Path) -> dict[int, PromptReply]:
 
 
 def _answer(
-    asking: Asking, prompts: list[Pair], known: dict[int, PromptReply], into: Path, language: str
+    model: EvaluatedModel,
+    prompts: list[Pair],
+    known: dict[int, PromptReply],
+    path: Path,
+    language: str,
 ) -> float:
     """Fill `known` and its file as replies are generated; returns their tokens per second."""
+
+    def keep(answers: Sequence[Answer]) -> None:
+        some = [prompts[index] for index, *_ in answers]
+        replies = pairs.measured(some, [c for *_, c in answers], "file", language)
+        new = {index: reply for (index, *_), reply in zip(answers, replies, strict=True)}
+        append_rows(path, [{"place": index, **vars(reply)} for index, reply in new.items()])
+        known.update(new)
+
     turns = [pair.conversation for pair in prompts]
-    done = {(index, 0) for index in known}
-    tokens = 0
-    with contextlib.ExitStack() as stack:
-        if asking.served:
-            url = stack.enter_context(answers.serve_file(asking))
-            batches = answers.answers_of_server(asking, url, turns, done)
-        else:
-            batches = answers.answers_of_model(asking, answers.load(asking), turns, done)
-        bar = stack.enter_context(progress_bar("answering", len(turns), len(known), leave=True))
-        started = time.monotonic()
-        for batch in batches:
-            indices = [index for index, *_ in batch]
-            completions = [completion for *_, completion in batch]
-            tokens += sum(completion.tokens for completion in completions)
-            some = [prompts[index] for index in indices]
-            replies = pairs.measured(some, completions, "file", language)
-            new = {n: r for n, r in zip(indices, replies, strict=True) if n not in known}
-            append_rows(into, [{"place": n, **vars(reply)} for n, reply in new.items()])
-            known.update(new)
-            bar.update(len(new))
-        return tokens / (time.monotonic() - started)
+    return collect(model, turns, {(index, 0) for index in known}, keep)

@@ -37,11 +37,9 @@ class Draft:
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
     """A generate function that uses the policy, with its adapter on and, if it can be, merged.
 
-    Prompts are batched by length. Once enough of a batch has ended, the next ones take its place.
-    Where what was read cannot be kept (see posttrain/model/prompts.py), the others wait until all
-    prompts were started, and are then continued in batches of similar length. So a long reply
-    neither keeps a batch of ended replies running nor pads new ones to its length.
-    If a batch does not fit the memory, it is halved and tried again; earlier replies are kept.
+    Prompts are batched by length. Once enough of a batch has ended, the next prompts replace those
+    rows; where what was read cannot be kept (prompts.py), unfinished replies are continued last, in
+    batches of similar length. A batch that does not fit the memory is halved and tried again.
     Temperature 0 is greedy; above 0 the sampling is seeded and does not change the training's RNG.
     """
     import torch
@@ -73,8 +71,8 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
                 batch = running + new
                 try:
                     if new:
-                        found = reader.read([draft.prompt + draft.reply for draft in new])
-                        rows = found if rows is None else rows.join(found)
+                        read = reader.read([draft.prompt + draft.reply for draft in new])
+                        rows = read if rows is None else rows.join(read)
                     assert rows is not None  # there are new ones, or there were rows to keep
                     rows = write(policy.generate, rows, batch, config, keep, stop)
                 except torch.OutOfMemoryError:
@@ -83,7 +81,7 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
                     size = max(1, min(size, len(batch)) // 2)
                     waiting, running, rows = running + waiting, [], None
                     torch.cuda.empty_cache()
-                    print(f"out of memory: going on with batches of {size}")
+                    print(f"out of memory: continuing with batches of {size}")
                     continue
                 waiting = waiting[len(new) :]
                 running = [draft for draft in batch if not draft.ended]
@@ -101,7 +99,7 @@ def generation_config(policy: Any, tokenizer: Any, evaluation: Evaluation) -> An
 
     sampling: dict[str, Any] = {"do_sample": False}
     if evaluation.temperature > 0:
-        sampling = {"do_sample": True, "temperature": evaluation.temperature, "top_k": 0}
+        sampling = {"do_sample": True, "top_k": 0, **evaluation.sampling}
     return GenerationConfig(
         max_new_tokens=evaluation.max_new_tokens,
         eos_token_id=sorted(end_tokens(policy.generation_config, tokenizer)),
@@ -124,23 +122,20 @@ def write(
     Args:
         generate: the model's.
         rows: the drafts' prompts, and what was written of their replies.
-        config: a GenerationConfig with the length of a whole reply.
+        config: a GenerationConfig with the length of a complete reply.
         keep: whether rows that are read may be kept, in batches that change with every round.
         sampled: a logits processor that samples and notes the log-probabilities (rollouts.py).
 
     Returns:
-        The rows of the drafts that go on; None if all ended, or if they have to be read again.
+        The rows of the drafts that continue; None if all ended, or if they have to be read again.
     """
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     width = rows.ids.shape[1]
-    left = [config.max_new_tokens - len(draft.reply) for draft in drafts]
-    several = config.eos_token_id
-    ends = set(several if isinstance(several, list) else [several])
     pace = KEPT_ROUND if keep and rows.cache else READ_AGAIN_ROUND
-    criterion = _Round(width, [len(draft.reply) for draft in drafts], left, ends, stop, pace)
+    criterion = _Round(drafts, width, config, pace, stop)
     round_config = copy.copy(config)
-    round_config.max_new_tokens = max(left)
+    round_config.max_new_tokens = max(criterion.left)
     output, written = continue_rows(
         generate,
         rows,
@@ -156,8 +151,8 @@ def write(
         draft.reply += new[row][:length]
         if noted:
             draft.log_probs += noted[row][:length]
-    going_on = [place for place, draft in enumerate(drafts) if not draft.ended]
-    return written.keep(going_on) if keep and written and going_on else None
+    left_over = [row for row, draft in enumerate(drafts) if not draft.ended]
+    return written.keep(left_over) if keep and written and left_over else None
 
 
 class _Round:
@@ -166,17 +161,20 @@ class _Round:
 
     def __init__(
         self,
+        drafts: Sequence[Draft],
         width: int,
-        written: Sequence[int],
-        left: Sequence[int],
-        ends: set[int],
-        stop: "StopAtAnswer | None",
+        config: Any,
         pace: tuple[int, float],
+        stop: "StopAtAnswer | None",
     ) -> None:
-        self.lengths: list[int | None] = [None] * len(left)
+        self.lengths: list[int | None] = [None] * len(drafts)
         """Number of new tokens of each row that has ended, with its end token; else None."""
-        self._width, self._written, self._left = width, written, left
-        self._ends, self._stop = ends, stop
+        self._written = [len(draft.reply) for draft in drafts]
+        self.left = [config.max_new_tokens - written for written in self._written]
+        """Number of new tokens that each row may have."""
+        several = config.eos_token_id
+        self._ends = set(several if isinstance(several, list) else [several])
+        self._width, self._stop = width, stop
         self._shortest, self._enough = pace
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
@@ -185,19 +183,19 @@ class _Round:
         new = input_ids.shape[1] - self._width
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if self.lengths[row] is None and (
-                token in self._ends
-                or new == self._left[row]
-                or (
-                    self._stop is not None
-                    and token in self._stop.closing
-                    and self._stop.closed(input_ids[row, -(new + self._written[row]) :].tolist())
-                )
+                token in self._ends or new == self.left[row] or self._answers(input_ids, row)
             ):
                 self.lengths[row] = new
         ended = [length is not None for length in self.lengths]
         if new >= self._shortest and sum(ended) >= self._enough * len(ended):
             ended = [True] * len(ended)
         return torch.tensor(ended, device=input_ids.device)
+
+    def _answers(self, input_ids: Any, row: int) -> bool:
+        if self._stop is None or int(input_ids[row, -1]) not in self._stop.closing:
+            return False
+        start = self._width - self._written[row]
+        return self._stop.closed(input_ids[row, start:].tolist())
 
 
 def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
@@ -231,5 +229,5 @@ def as_completion(
 ) -> Completion:
     """The token ids of an ended reply -> a Completion."""
     text: str = tokenizer.decode(reply, skip_special_tokens=True)
-    whole = reply[-1] in ends or (stop is not None and stop.closed(reply))
-    return Completion(text=text, tokens=len(reply), truncated=not whole, ids=tuple(reply))
+    ended = reply[-1] in ends or (stop is not None and stop.closed(reply))
+    return Completion(text=text, tokens=len(reply), truncated=not ended, ids=tuple(reply))

@@ -10,6 +10,7 @@ from eval.preference import Pair
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render
 from posttrain.model.adapter import reference_mode
+from posttrain.model.prompts import shared
 from posttrain.model.runtime import inference_mode
 
 NOT_SCORED = -100  # the label of a token without a score, in transformers and trl
@@ -23,18 +24,11 @@ def pair_log_probs(
     It is the sum over the reply's tokens, EOS included. `reference` scores with the reference
     instead of the policy.
     """
-    sequences = pair_sequences(tokenizer, pairs)
+    replies = [(pair.conversation, r) for pair in pairs for r in (pair.chosen, pair.rejected)]
+    sequences = reply_sequences(tokenizer, replies)
     scores = token_log_probs(policy, tokenizer, sequences, batch_size, reference, "pairs")
     sums = [math.fsum(tokens) for tokens in scores]
     return list(zip(sums[::2], sums[1::2], strict=True))
-
-
-def pair_sequences(tokenizer: Any, pairs: Sequence[Pair]) -> list[tuple[list[int], int]]:
-    """The sequences of the chosen and the rejected reply of each pair in turn."""
-    return reply_sequences(
-        tokenizer,
-        [(pair.conversation, reply) for pair in pairs for reply in (pair.chosen, pair.rejected)],
-    )
 
 
 def reply_sequences(
@@ -46,7 +40,7 @@ def reply_sequences(
         prompt, reply = render(tokenizer, turns), text + tokenizer.eos_token
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         ids = tokenizer(prompt + reply, add_special_tokens=False)["input_ids"]
-        sequences.append((ids, _common_prefix(prompt_ids, ids)))
+        sequences.append((ids, shared(prompt_ids, ids)))
     return sequences
 
 
@@ -82,17 +76,18 @@ def token_log_probs(
             mask = torch.zeros_like(ids)
             labels = torch.full_like(ids, NOT_SCORED)
             for row, i in enumerate(batch):
-                whole, prompt_length = sequences[i]
-                ids[row, : len(whole)] = torch.tensor(whole)
-                mask[row, : len(whole)] = 1
-                labels[row, prompt_length : len(whole)] = ids[row, prompt_length : len(whole)]
+                sequence, prompt_length = sequences[i]
+                end = len(sequence)
+                ids[row, :end] = torch.tensor(sequence)
+                mask[row, :end] = 1
+                labels[row, prompt_length:end] = ids[row, prompt_length:end]
             ids, mask, labels = (part.to(policy.device) for part in (ids, mask, labels))
             log_probs = policy(
                 input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True
             ).log_probs  # (B, L - 1), of each token but the first
             for row, i in enumerate(batch):
-                whole, prompt_length = sequences[i]
-                scores[i] = log_probs[row, prompt_length - 1 : len(whole) - 1].tolist()
+                sequence, prompt_length = sequences[i]
+                scores[i] = log_probs[row, prompt_length - 1 : len(sequence) - 1].tolist()
             bar.update(len(batch))
     return scores
 
@@ -101,9 +96,9 @@ def token_log_probs(
 def chunked_head(policy: Any) -> Iterator[None]:
     """Let the policy score labels by trl's fused head inside of the block, as in training.
 
-    It computes the logits of scored tokens only, some at a time. A batch of whole rows has logits
-    that take more memory than all the rest: 8 rows of 1,024 tokens x 151,936 words x 2 bytes are
-    2.5 GB.
+    It computes the logits of scored tokens only, some at a time. A batch of complete rows has
+    logits that take more memory than all the rest: 8 rows of 1,024 tokens x 151,936 words x 2 bytes
+    are 2.5 GB.
     """
     from peft import PeftModel
     from trl.trainer.utils import add_fused_lm_head
@@ -118,12 +113,3 @@ def chunked_head(policy: Any) -> Iterator[None]:
             del base.forward
         else:
             base.forward = earlier
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    count = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

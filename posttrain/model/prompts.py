@@ -68,8 +68,8 @@ class Rows:
 class Reader:
     """Reads prompts of at least two tokens up to their last token.
 
-    Nothing is read yet where it could not be kept: on a GPU, where Unsloth decodes with a cache of
-    its own, and where a layer sees only the last columns, of which padding would take some.
+    Nothing is read yet where it could not be kept: on a GPU, where Unsloth decodes with its
+    cache, and where a layer sees only the last columns, of which padding would take some.
     """
 
     def __init__(self, policy: Any, prompts: Sequence[Sequence[int]], padding: int) -> None:
@@ -92,15 +92,13 @@ class Reader:
             if not self._first:
                 ids, mask = (part[:1, : self._start] for part in (rows.ids, rows.mask))
                 self._first = _forward(self._policy, ids, mask, [])
-            cache = [
-                (k.expand(len(different), -1, -1, -1), v.expand(len(different), -1, -1, -1))
-                for k, v in self._first
-            ]
+            many = (len(different), -1, -1, -1)
+            cache = [(k.expand(many), v.expand(many)) for k, v in self._first]
         if self._start < rows.ids.shape[1] - 1:
             own = rows.ids[:, self._start : -1]
             cache = _forward(self._policy, own, rows.mask[:, :-1], cache)
-        place = {prompt: row for row, prompt in enumerate(different)}
-        chosen = [place[tuple(prompt)] for prompt in prompts]
+        row_of = {prompt: row for row, prompt in enumerate(different)}
+        chosen = [row_of[tuple(prompt)] for prompt in prompts]
         return Rows(rows.ids, rows.mask, cache).keep(chosen)
 
 
@@ -109,8 +107,8 @@ def continue_rows(
 ) -> tuple[Any, Rows | None]:
     """Continue the rows with a model's generate(), which gets the other arguments.
 
-    Returns the token ids with the new ones, (B, W + n), and the rows that they make; None in their
-    place if nothing of them was kept.
+    Returns the token ids with the new ones, (B, W + n), and the rows that they make, None if
+    nothing of them was kept.
     """
     import torch
     from transformers import DynamicCache
@@ -124,11 +122,15 @@ def continue_rows(
 
 
 def common_start(prompts: Collection[tuple[int, ...]]) -> int:
-    """How many tokens all prompts begin with, leaving each at least one of its own."""
+    """How many tokens all prompts begin with, leaving each at least one more."""
     # What the first and the last in alphabetical order share, all between them share too.
-    pairs = zip(min(prompts), max(prompts), strict=False)
-    same = next((n for n, (a, b) in enumerate(pairs) if a != b), len(min(prompts)))
-    return min(same, *(len(prompt) - 1 for prompt in prompts))
+    return min(shared(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))
+
+
+def shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _keeps_all(config: Any) -> bool:

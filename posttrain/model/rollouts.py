@@ -1,7 +1,7 @@
 """Rollouts that cost less than a trainer's own, the same tokens, and what they were sampled with.
 
 They come from merged weights (see merged.py). Where what was read can be kept (see prompts.py), a
-prompt is read once for its whole group, and completions that have ended leave the batch.
+prompt is read once for its group, and completions that have ended leave the batch.
 """
 
 import contextlib
@@ -14,14 +14,30 @@ from posttrain.model.merged import sampling_weights
 from posttrain.model.prompts import Reader, Rows
 
 
-class SampledLogProbs:
+class _Noting:
     """A logits processor that notes the log-probability with which each token is sampled."""
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
-        self._log_probs: Any = None
-        """Of the next token, (B, vocabulary)."""
         self._noted: list[Any] = []
+
+    def noted(self, last: Any) -> list[list[float]]:
+        """The log-probabilities of each row's new tokens, of which `last` (B,) are the last ones.
+
+        After that it is ready for another generation.
+        """
+        import torch
+
+        log_probs: list[list[float]] = torch.stack(self._noted, 1).tolist()
+        self._noted = []
+        return log_probs
+
+
+class SampledLogProbs(_Noting):
+    """Notes what the model's own sampling draws."""
+
+    _log_probs: Any = None
+    """Of the next token, (B, vocabulary)."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """input_ids (B, tokens so far), scores (B, vocabulary), which are returned as they are."""
@@ -34,30 +50,23 @@ class SampledLogProbs:
             self._noted.append(self._log_probs.gather(1, tokens[:, None])[:, 0])
 
     def noted(self, last: Any) -> list[list[float]]:
-        """The log-probabilities of each row's new tokens, of which `last` (B,) are the last ones.
-
-        After that it is ready for another generation.
-        """
-        import torch
-
         self._note(last)
-        found: list[list[float]] = torch.stack(self._noted, 1).tolist()
-        self._noted, self._log_probs = [], None
-        return found
+        self._log_probs = None
+        return super().noted(last)
 
 
-class Sampler:
-    """A logits processor that samples: a row that leaves the batch changes nothing for the others.
+class Sampler(_Noting):
+    """Samples, too: a row that leaves the batch changes nothing for the others.
 
     Random numbers are drawn for every row that the batch once had. The tokens are those that
     torch.multinomial would have drawn for all of them, as the largest of the scores returned.
     """
 
     def __init__(self, temperature: float, count: int) -> None:
-        self._temperature, self._count = temperature, count
+        super().__init__(temperature)
+        self._count = count
         self.rows: list[int] = list(range(count))
-        """The rows that are still there, by their place in the whole batch."""
-        self._noted: list[Any] = []
+        """The rows that are still there, by their index in the first batch."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """scores (B, vocabulary) -> probabilities over random numbers, of the same shape."""
@@ -65,25 +74,17 @@ class Sampler:
 
         probabilities = (scores / self._temperature).softmax(-1)
         noise = torch.empty(self._count, scores.shape[1]).exponential_()
-        found = probabilities / noise[self.rows]
-        drawn = probabilities.gather(1, found.argmax(-1, keepdim=True))[:, 0]
+        scores = probabilities / noise[self.rows]
+        drawn = probabilities.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
         self._noted.append(drawn.log())
-        return found
-
-    def noted(self, last: Any) -> list[list[float]]:
-        """As of SampledLogProbs."""
-        import torch
-
-        found: list[list[float]] = torch.stack(self._noted, 1).tolist()
-        self._noted = []
-        return found
+        return scores
 
 
 @contextlib.contextmanager
 def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[list[list[float]]]:
     """Let the policy's generate() write rollouts in the cheaper way inside of the block.
 
-    `plain` says that tokens are sampled at this temperature and in no other way, so that the rows
+    `plain`: tokens are sampled at this temperature and in no other way, so that the rows
     of a batch may be written in rounds; on a GPU, where Unsloth's decoding takes as long for few
     rows as for many, they are not. The list that the block gets is filled with the
     log-probabilities that each row's new tokens were sampled with.
@@ -151,9 +152,9 @@ def _in_rounds(
     sampler = Sampler(temperature, len(drafts))
     read: Rows | None = None
     while sampler.rows:
-        going_on = [drafts[row] for row in sampler.rows]
-        read = read or reader.read([draft.prompt + draft.reply for draft in going_on])
-        read = write(generate, read, going_on, config, keep=True, sampled=sampler)
+        running = [drafts[row] for row in sampler.rows]
+        read = read or reader.read([draft.prompt + draft.reply for draft in running])
+        read = write(generate, read, running, config, keep=True, sampled=sampler)
         sampler.rows = [row for row in sampler.rows if not drafts[row].ended]
     longest = max(len(draft.reply) for draft in drafts)
     replies = [d.reply + [config.pad_token_id] * (longest - len(d.reply)) for d in drafts]

@@ -1,54 +1,202 @@
-"""Answer conversations through an OpenAI-compatible server: vLLM, llama.cpp, Ollama and others."""
+"""Replies of an OpenAI-compatible server: vLLM, llama.cpp, Ollama and others."""
 
+import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx
 
-from eval import Completion, Conversation, Generate
-from posttrain.base.errors import ConfigError, PostTrainError
+from eval import Completion, Conversation
+from posttrain.base.errors import ConfigError, PostTrainError, first_line
 from posttrain.data.render import NONE, Variables
 from posttrain.settings import Evaluation
 
 TRIES = 4
 PATIENCE_S = 600.0  # a busy CPU server may take minutes for one long reply
-LONGEST_PAUSE_S = 60.0  # that a server may ask for
+LONGEST_PAUSE_S = 60.0  # that a server may request
 KEY_VARIABLE = "OPENAI_API_KEY"
 Ask = Callable[[Conversation, int], Completion]
 """Answers one conversation, with a seed."""
 
 
-def server_generator(
-    url: str,
-    evaluation: Evaluation,
-    seed: int,
-    model: str | None = None,
-    variables: Variables = NONE,
-) -> Generate:
-    """A generate function that uses `URL/chat/completions`; see `asker`.
+def parameters(evaluation: Evaluation, variables: Variables = NONE) -> dict[str, Any]:
+    """The fields of a request that say how a reply is generated.
 
-    It makes `evaluation.batch_size` requests at the same time.
+    `variables` are those of the chat template, in a field that not every server knows.
     """
-    ask = asker(url, evaluation, model, variables=variables)
+    of_template = {"chat_template_kwargs": dict(variables)} if variables else {}
+    return {"max_tokens": evaluation.max_new_tokens, **evaluation.sampling, **of_template}
 
-    def generate(conversations: Sequence[Conversation]) -> list[Completion]:
-        requests = [(each, seed + place) for place, each in enumerate(conversations)]
-        answers = dict(as_they_come(ask, requests, evaluation.batch_size or 1))
-        return [answers[place] for place in range(len(requests))]
 
-    return generate
+class Server:
+    """A server that several threads may use at once.
+
+    Args:
+        parameters: sent with each request; the server has its own defaults for others.
+        model: the first model that the server lists, if it is None.
+        key_variable: the environment variable that holds the key.
+        patience_s: seconds to wait for an answer.
+
+    Raises:
+        ConfigError: the server cannot be reached, or lists no model.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        parameters: Mapping[str, Any] = NONE,
+        model: str | None = None,
+        key_variable: str = KEY_VARIABLE,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._url, self._parameters = url, parameters
+        self._client = _client(url, key_variable, patience_s)
+        self.model = model or self._first_model()
+
+    def ask(self, conversation: Conversation, seed: int) -> Completion:
+        """The reply to one conversation.
+
+        A request is repeated if the server is busy, fails or takes too long: after growing pauses,
+        or the pause that the server requests.
+
+        Raises:
+            ConfigError: the server cannot be reached, refuses the request or sends something else.
+        """
+        answer = self._request("POST", "/chat/completions", self._body(conversation, seed))
+        try:
+            choice = answer["choices"][0]
+            text = choice["message"]["content"] or ""
+            truncated = choice["finish_reason"] == "length"
+        except (KeyError, IndexError, TypeError):
+            short = str(answer)[:200]
+            raise ConfigError(f"{self._url} answered without a choice: {short}") from None
+        tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
+        return Completion(text=text, tokens=tokens, truncated=truncated)
+
+    def stream(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
+        """The reply so far, again and again as it grows.
+
+        `tokens` counts the pieces that came; most servers send a token in each.
+
+        Raises:
+            ConfigError: the server refuses the request, breaks off, or sends no events.
+        """
+        body = {**self._body(conversation, seed), "stream": True}
+        text, tokens, reason = "", 0, ""
+        try:
+            with self._client.stream("POST", "/chat/completions", json=body) as response:
+                if not response.is_success:
+                    response.read()
+                    raise self._refusal(self._url, response)
+                for choice in self._choices(response):
+                    piece = (choice.get("delta") or {}).get("content") or ""
+                    reason = choice.get("finish_reason") or reason
+                    text, tokens = text + piece, tokens + bool(piece)
+                    yield Completion(text, tokens, truncated=reason in ("", "length"))
+        except httpx.TransportError as error:
+            raise ConfigError(f"{self._url} broke off its answer: {first_line(error)}") from None
+        if not reason:
+            raise ConfigError(f"{self._url} ended its answer without saying why")
+
+    def _body(self, conversation: Conversation, seed: int) -> dict[str, Any]:
+        return {"model": self.model, "messages": conversation, "seed": seed, **self._parameters}
+
+    def _first_model(self) -> str:
+        answer = self._request("GET", "/models")
+        try:
+            return str(answer["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise ConfigError(
+                f"{self._url} lists no models: not an OpenAI-compatible server?"
+            ) from None
+
+    def _request(self, method: str, path: str, body: Any = None) -> Any:
+        """The JSON answer, after up to TRIES tries."""
+        where = f"{self._client.base_url}{path.lstrip('/')}"
+        for attempt in range(TRIES):
+            pause = 0.5 * 2**attempt
+            try:
+                response = self._client.request(method, path, json=body)
+                if response.is_success:
+                    return response.json()
+                problem = f"status {response.status_code}"
+                if response.status_code < 500 and response.status_code != 429:
+                    raise self._refusal(where, response)
+                pause = max(pause, _requested_pause(response))
+            except httpx.TransportError as error:
+                problem = first_line(error)
+            except ValueError:
+                problem = "an answer that is not JSON"
+            if attempt + 1 < TRIES:
+                time.sleep(pause)
+        raise ConfigError(
+            f"no answer from {where}: {problem} ({TRIES} tries); is a server running there?"
+        )
+
+    def _refusal(self, where: str, response: httpx.Response) -> ConfigError:
+        answer = self._without_key(response.text)[:300]
+        return ConfigError(f"{where} refused the request: status {response.status_code}: {answer}")
+
+    def _without_key(self, text: str) -> str:
+        """An answer of the server with the key removed, in case it repeats the key."""
+        key = self._client.headers.get("Authorization", "").removeprefix("Bearer ")
+        return text.replace(key, "[key]") if key else text
+
+    def _choices(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
+        """The first choice of every event; events without one, such as the usage, are skipped.
+
+        See https://html.spec.whatwg.org/multipage/server-sent-events.html for the lines.
+        """
+        for line in response.iter_lines():
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field not in ("data", "error") or value == "[DONE]":
+                continue
+            try:
+                event = json.loads(value)
+                choices = event.get("choices", []) if field == "data" else None
+                wrong = choices is None or "error" in event
+            except (ValueError, AttributeError):
+                wrong = True
+            if wrong:
+                error = self._without_key(value)[:200]
+                raise ConfigError(f"{self._url} answered with an error: {error}")
+            if choices:
+                yield choices[0]
+
+
+def _client(url: str, key_variable: str, patience_s: float) -> httpx.Client:
+    base = url.rstrip("/")
+    base = base if base.endswith("/v1") else f"{base}/v1"
+    key = os.environ.get(key_variable, "").strip()
+    if not (key.isascii() and key.isprintable()):  # an HTTP library's message would show the key
+        raise ConfigError(f"{key_variable} holds a character that no key has, such as a line break")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        client = httpx.Client(base_url=base, headers=headers, timeout=patience_s, trust_env=False)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{url} is not a URL: {error}") from None
+    if not client.base_url.host:
+        raise ConfigError(f"{url} is not a URL: it names no host")
+    return client
+
+
+def _requested_pause(response: httpx.Response) -> float:
+    """Seconds of a Retry-After header (RFC 9110, 10.2.3); 0 where it is missing or a date."""
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), LONGEST_PAUSE_S) if value.isdecimal() else 0.0
 
 
 def as_they_come(
     ask: Ask, requests: Sequence[tuple[Conversation, int]], at_once: int
 ) -> Iterator[tuple[int, Completion]]:
-    """Place and completion of each request, `at_once` at a time, in the order of the answers.
+    """Index and completion of each request, `at_once` at a time, in the order of the answers.
 
-    After an error nothing more is asked; what is under way is still yielded, and then the error is
+    After an error nothing more is sent; what is under way is still yielded, and then the error is
     raised. A signal waits for nothing.
 
     Raises:
@@ -67,138 +215,18 @@ def as_they_come(
 
     pool = ThreadPoolExecutor(at_once)
     failed: PostTrainError | None = None
-    places = {pool.submit(answer, request): place for place, request in enumerate(requests)}
+    indices = {pool.submit(answer, request): index for index, request in enumerate(requests)}
     try:
-        for done in as_completed(places):
+        for done in as_completed(indices):
             try:
                 completion = done.result()
             except PostTrainError as error:
                 failed = failed or error
                 continue
             if completion is not None:
-                yield places[done], completion
+                yield indices[done], completion
     finally:
         over.set()
         pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         raise failed
-
-
-def asker(
-    url: str,
-    evaluation: Evaluation,
-    model: str | None = None,
-    key_variable: str = KEY_VARIABLE,
-    patience_s: float = PATIENCE_S,
-    variables: Variables = NONE,
-    sampling: Variables = NONE,
-) -> Ask:
-    """A function (conversation, seed) -> completion, which several threads may call at once.
-
-    Without `model`, the first model that the server lists is used. `variables`, if
-    there are any, go to the server's chat template, in a field that not every server knows.
-    `sampling` has further parameters; of those that it lacks, the server has defaults of its own.
-    The key comes from the environment. A request is repeated if the answer takes longer than
-    `patience_s` seconds, or if the server is busy or fails: after growing pauses, or the pause that
-    the server asks for.
-
-    Raises:
-        ConfigError: the server cannot be reached, refuses the request or gives another answer.
-    """
-    client = open_client(url, key_variable, patience_s)
-    name = model or _first_model(client, url)
-
-    def ask(conversation: Conversation, seed: int) -> Completion:
-        body = {
-            "model": name,
-            "messages": conversation,
-            "max_tokens": evaluation.max_new_tokens,
-            "temperature": evaluation.temperature,
-            "seed": seed,
-            **sampling,
-            **({"chat_template_kwargs": dict(variables)} if variables else {}),
-        }
-        return _completion(request(client, "POST", "/chat/completions", body), url)
-
-    return ask
-
-
-def open_client(url: str, key_variable: str, patience_s: float) -> httpx.Client:
-    base = url.rstrip("/")
-    base = base if base.endswith("/v1") else f"{base}/v1"
-    key = os.environ.get(key_variable, "").strip()
-    if not (key.isascii() and key.isprintable()):  # an HTTP library's message would show the key
-        raise ConfigError(f"{key_variable} holds a character that no key has, such as a line break")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        client = httpx.Client(base_url=base, headers=headers, timeout=patience_s, trust_env=False)
-    except httpx.InvalidURL as error:
-        raise ConfigError(f"{url} is not a URL: {error}") from None
-    if not client.base_url.host:
-        raise ConfigError(f"{url} is not a URL: it names no host")
-    return client
-
-
-def request(client: httpx.Client, method: str, path: str, body: Any = None) -> Any:
-    """The JSON answer, after up to TRIES tries."""
-    where = f"{client.base_url}{path.lstrip('/')}"
-    for attempt in range(TRIES):
-        pause = 0.5 * 2**attempt
-        try:
-            response = client.request(method, path, json=body)
-            if response.is_success:
-                return response.json()
-            problem = f"status {response.status_code}"
-            if response.status_code < 500 and response.status_code != 429:
-                answer = without_key(client, response.text)[:300]
-                raise ConfigError(f"{where} refused the request: {problem}: {answer}")
-            pause = max(pause, _requested_pause(response))
-        except httpx.TransportError as error:
-            problem = str(error) or type(error).__name__
-        except ValueError:
-            problem = "an answer that is not JSON"
-        if attempt + 1 < TRIES:
-            time.sleep(pause)
-    raise ConfigError(
-        f"no answer from {where}: {problem} ({TRIES} tries); is a server running there?"
-    )
-
-
-def _requested_pause(response: httpx.Response) -> float:
-    """Seconds of a Retry-After header (RFC 9110, 10.2.3); 0 where it is missing or a date."""
-    value = response.headers.get("Retry-After", "")
-    return min(float(value), LONGEST_PAUSE_S) if value.isdecimal() else 0.0
-
-
-def without_key(client: httpx.Client, text: str) -> str:
-    """An answer of the server with the key removed, in case it repeats the key."""
-    key = client.headers.get("Authorization", "").removeprefix("Bearer ")
-    return text.replace(key, "[key]") if key else text
-
-
-def first_model(url: str) -> str:
-    """The first model that a server lists.
-
-    Raises:
-        ConfigError: the server cannot be reached, or lists none.
-    """
-    return _first_model(open_client(url, KEY_VARIABLE, PATIENCE_S), url)
-
-
-def _first_model(client: httpx.Client, url: str) -> str:
-    answer = request(client, "GET", "/models")
-    try:
-        return str(answer["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        raise ConfigError(f"{url} lists no models: not an OpenAI-compatible server?") from None
-
-
-def _completion(answer: Any, url: str) -> Completion:
-    try:
-        choice = answer["choices"][0]
-        text = choice["message"]["content"] or ""
-        truncated = choice["finish_reason"] == "length"
-    except (KeyError, IndexError, TypeError):
-        raise ConfigError(f"{url} answered without a choice: {str(answer)[:200]}") from None
-    tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
-    return Completion(text=text, tokens=tokens, truncated=truncated)

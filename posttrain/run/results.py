@@ -52,6 +52,11 @@ class Stage:
     before: Measure = NOT_MEASURABLE
     after: Measure = NOT_MEASURABLE
 
+    def as_json(self) -> dict[str, object]:
+        """As it stands in environment.json: without what is not known."""
+        unset: tuple[object, ...] = (None, "", asdict(NOT_MEASURABLE))
+        return {k: v for k, v in asdict(self).items() if v not in unset}
+
 
 @dataclass(frozen=True)
 class ChangedArgument:
@@ -149,8 +154,8 @@ def paired(
     pairs: Sequence[tuple[float | None, float | None]],
     measured: dict[str, Measure],
     compared: dict[str, Change],
-) -> dict[str, object]:
-    """The `FileScore` of a file as it stands in export.json.
+) -> FileScore:
+    """The score of a file against its model.
 
     Args:
         pairs: the scores of model and file on each row; a row that one could not score is not
@@ -159,7 +164,7 @@ def paired(
         compared: `eval.measures.compare` of model and file.
     """
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    score = FileScore(
+    return FileScore(
         main=main,
         n=len(known),
         right=sum(a == 1.0 for a, _ in known) if kind(main).binary else None,
@@ -169,4 +174,3 @@ def paired(
         measures=measured,
         against_adapter={name: each.alone for name, each in compared.items()},
     )
-    return asdict(score)

@@ -1,23 +1,16 @@
 """The earlier stages of a run that started from another run's adapter (model.adapter)."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from eval.stats import Measure
 from posttrain.base.files import model_fingerprint
 from posttrain.run.reading import read_run
 from posttrain.run.results import Stage
 
 
-def chain_of(adapter: Path) -> list[dict[str, object]]:
-    """The stages behind an adapter folder, the first one first, as environment.json has them (see
-    `Stage`). One that was not scored has no measure."""
-    stages = [*_stages(adapter)]
-    unset: tuple[object, ...] = (None, "", asdict(Measure()))
-    return [{k: v for k, v in asdict(stage).items() if v not in unset} for stage in stages]
-
-
-def _stages(adapter: Path) -> list[Stage]:
+def chain_of(adapter: Path) -> list[Stage]:
+    """The stages behind an adapter folder, the first one first. One that was not scored has no
+    measure."""
     stage = Stage(adapter.name, model_fingerprint(adapter))
     of_checkpoint = adapter.parent.name == "checkpoints"
     folder = adapter.parent.parent if of_checkpoint else adapter.parent

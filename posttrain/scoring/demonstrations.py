@@ -71,9 +71,9 @@ def score(
 ) -> Scores:
     """Score the policy and write what was scored to eval/SIDE*.jsonl."""
     print(f"Scoring {len(rows)} held-out replies ({side} training)")
-    found = reply_losses(model, tokenizer, rows, settings)
+    values = reply_losses(model, tokenizer, rows, settings)
     run.write_rows(
-        f"{side}_losses", [{"reply": r.reply, LOSS: v} for r, v in zip(rows, found, strict=True)]
+        f"{side}_losses", [{"reply": r.reply, LOSS: v} for r, v in zip(rows, values, strict=True)]
     )
     replies: list[ScoredReply] = []
     if problems:
@@ -83,7 +83,7 @@ def score(
         )
         replies = evaluate(problems, generate, settings.prompt)
     run.write_rows(side, [reply.as_row() for reply in replies])
-    return Scores(found, replies)
+    return Scores(values, replies)
 
 
 def read_scores(run: RunFolder, side: str = "before") -> Scores | None:
@@ -115,10 +115,10 @@ def validator(
     greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
 
     def measure() -> dict[str, Measure]:
-        found = measures.summarise({LOSS: reply_losses(model, tokenizer, rows, settings)})
+        loss = measures.summarise({LOSS: reply_losses(model, tokenizer, rows, settings)})
         if not by_answers:
-            return {**found}
+            return loss
         generate = inference.generator(model, tokenizer, greedy, settings.training.seed)
-        return {**summarise(evaluate(problems, generate, settings.prompt)), **found}
+        return summarise(evaluate(problems, generate, settings.prompt)) | loss
 
     return measure, headline("numbers" if by_answers else "losses")

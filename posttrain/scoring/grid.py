@@ -1,6 +1,5 @@
 """Which of several values a config is best trained with, by validation alone."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,12 +7,13 @@ from eval.measures import kind
 from eval.seeds import mean_over_seeds
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.run.reading import read_run
+from posttrain.run.record import Run
 from posttrain.run.repeated import Grid, Tried
 from posttrain.run.results import Kept
 from posttrain.scoring.seeds import check_same_data
 from posttrain.settings.grid import Value
 
-ROUNDING = 1e-9  # means that are no further apart are equal
+ROUNDING = 1e-9  # closer means are equal
 
 
 def choose(
@@ -21,8 +21,8 @@ def choose(
 ) -> Grid:
     """The validation of every value, and the best of them.
 
-    `runs` are the trained runs of a value's name by seed; `stopped` says of the other values why a
-    health check ended one of their runs.
+    `runs` are the trained runs of a value's name by seed; `stopped` holds for the other values why
+    a health check ended one of their runs.
 
     Raises:
         ConfigError: a run has no validation, or was trained or validated on other data.
@@ -38,7 +38,7 @@ def choose(
         for value in values
     ]
     first = next(iter(runs.values()))
-    by, rows = _decided(next(iter(first.values())))
+    by, rows = _decided(read_run(next(iter(first.values()))))
     sign = -1 if kind(by).better < 0 else 1
     means = {row.name: sign * row.mean for row in tried if row.mean is not None}
     equal = [name for name, mean in means.items() if mean > max(means.values()) - ROUNDING]
@@ -51,42 +51,41 @@ def choose(
 
 def why_stopped(run: Path) -> str | None:
     """Why a health check ended the run in a folder, its first sentence; None where none did."""
-    path = run / "environment.json"
-    if not path.exists():
+    if not (run / "environment.json").exists():
         return None
-    trained = json.loads(path.read_text(encoding="utf-8")).get("trained") or {}
-    stopped = trained.get("exit_code") == HealthError.exit_code
-    return str(trained.get("reason")).split(". ")[0] if stopped else None
+    trained = read_run(run).environment.trained
+    if trained is None or trained.exit_code != HealthError.exit_code:
+        return None
+    return trained.reason.split(". ")[0]
 
 
 def _validated(value: Value, runs: Sequence[Path]) -> Tried:
     """The validations of the adapters that a value's runs kept, a seed each."""
-    kept = [_kept(run) for run in runs]
-    scores = mean_over_seeds([_value(each, run) for each, run in zip(kept, runs, strict=True)])
-    steps = [each.step for each in kept]
+    kept = [_kept(read_run(run)) for run in runs]
+    scores = mean_over_seeds([score for _, score in kept])
+    steps = [each.step for each, _ in kept]
     return Tried(value.name, value.label, value.overrides, steps=steps, **vars(scores))
 
 
-def _value(kept: Kept, run: Path) -> float:
-    if kept.value is None:
-        raise ConfigError(f"{run}/environment.json: the validation of the kept adapter is missing")
-    return kept.value
-
-
-def _kept(run: Path) -> Kept:
+def _kept(run: Run) -> tuple[Kept, float]:
     """The adapter that a run kept, and the validation that chose it."""
-    kept = read_run(run).kept
-    if kept is None:
-        raise ConfigError(f"{run}: nothing was trained, so there is no validation to choose by")
-    return kept
+    if run.kept is None:
+        raise ConfigError(
+            f"{run.path}: nothing was trained, so there is no validation to choose by"
+        )
+    if run.kept.value is None:
+        raise ConfigError(
+            f"{run.path}/environment.json: the validation of the kept adapter is missing"
+        )
+    return run.kept, run.kept.value
 
 
-def _decided(run: Path) -> tuple[str, int]:
+def _decided(run: Run) -> tuple[str, int]:
     """The measure that decided which adapter a run kept, and the rows that it was taken on."""
-    kept, validations = _kept(run), read_run(run).validation
-    row = next((row for row in validations if row.step == kept.step), None)
+    kept, _ = _kept(run)
+    row = next((row for row in run.validation if row.step == kept.step), None)
     if row is None or kept.by not in row.measures:
         raise ConfigError(
-            f"{run}/eval/validation.jsonl: the validation of step {kept.step} is missing"
+            f"{run.path}/eval/validation.jsonl: the validation of step {kept.step} is missing"
         )
     return kept.by, row.measures[kept.by].n

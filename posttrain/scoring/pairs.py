@@ -7,9 +7,9 @@ reference, and by problem sets that it was not trained for. Everything scored is
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from eval import Completion, Conversation, Generate, measures, preference, replies
+from eval import Completion, Conversation, measures, preference, replies
 from eval.gsm8k import ScoredReply, compare_replies, rescore
 from eval.measures import Change
 from eval.preference import Pair, ScoredPair
@@ -24,6 +24,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.scoring import problem_sets
 from posttrain.settings import DPOSettings
 
+T = TypeVar("T")
 ROWS_AT_ONCE = 8  # scored at once where evaluation.batch_size is null
 
 
@@ -44,11 +45,11 @@ class Scores:
 
     def measures(self) -> dict[str, list[float]]:
         """Per measure, one score a row; without replies, nothing about them."""
-        found = preference.scores(self.pairs)
+        scores = preference.scores(self.pairs)
         if self.replies:
-            found.update(replies.scores(self.replies, self.language, self.without_system))
-            found["kl_per_token"] = self.divergence
-        return found
+            scores |= replies.scores(self.replies, self.language, self.without_system)
+            scores["kl_per_token"] = self.divergence
+        return scores
 
 
 def score(
@@ -62,26 +63,31 @@ def score(
 ) -> Scores:
     """Score the policy and write what was scored to eval/SIDE*.jsonl."""
     print(f"Scoring {len(pairs)} held-out pairs ({side} training)")
-    scored = score_pairs(model, tokenizer, pairs, settings)
+    scored = pair_scorer(model, tokenizer, pairs, settings)()
     run.write_rows(side, [preference.as_row(p, s) for p, s in zip(pairs, scored, strict=True)])
     language = settings.data.language or "fr"
-    asked = pairs[: settings.evaluation.replies]
+    answered = pairs[: settings.evaluation.replies]
     generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
-    answers = reply_to(asked, generate, side, language)
-    run.write_rows(f"{side}_replies", map(vars, answers))
-    without = reply_to(without_system(asked), generate, side, language)
-    run.write_rows(f"{side}_replies_without_system", map(vars, without))
-    prompts = [pair.conversation for pair in asked]
+
+    def reply_to(some: Sequence[Pair], name: str) -> list[PromptReply]:
+        completions = generate([pair.conversation for pair in some])
+        result = measured(some, completions, side, language)
+        run.write_rows(name, map(vars, result))
+        return result
+
+    answers = reply_to(answered, f"{side}_replies")
+    without = reply_to(without_system(answered), f"{side}_replies_without_system")
+    prompts = [pair.conversation for pair in answered]
     sampled, divergence = sample(model, tokenizer, prompts, settings)
     samples = [
         SampledReply(
-            **_asked(side, pair),
+            **_answered(side, pair),
             text=c.text,
             tokens=c.tokens,
             ended=not c.truncated,
             kl_per_token=kl,
         )
-        for pair, c, kl in zip(asked, sampled, divergence, strict=True)
+        for pair, c, kl in zip(answered, sampled, divergence, strict=True)
     ]
     run.write_rows(f"{side}_samples", map(vars, samples))
     also = {}
@@ -92,19 +98,12 @@ def score(
     return Scores(scored, answers, without, divergence, also, language)
 
 
-def reply_to(
-    pairs: Sequence[Pair], generate: Generate, side: str, language: str
-) -> list[PromptReply]:
-    """A measured reply to the prompt of each pair."""
-    return measured(pairs, generate([pair.conversation for pair in pairs]), side, language)
-
-
 def measured(
     pairs: Sequence[Pair], completions: Sequence[Completion], side: str, language: str
 ) -> list[PromptReply]:
     """The completions as measured replies to the prompts of the pairs."""
     return [
-        PromptReply(**_asked(side, pair), **vars(reply))
+        PromptReply(**_answered(side, pair), **vars(reply))
         for pair, reply in zip(pairs, replies.measure(completions, language), strict=True)
     ]
 
@@ -112,19 +111,12 @@ def measured(
 def without_system(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs without their system turns, be they of the config or the row; none if none has one.
 
-    What a chat template then adds of its own is what the model sees without being asked.
+    A chat template may then add its own.
     """
     turns = [tuple(turn for turn in pair.prompt if turn["role"] != "system") for pair in pairs]
     if all(left == pair.prompt for left, pair in zip(turns, pairs, strict=True)):
         return []
     return [replace(pair, prompt=left) for left, pair in zip(turns, pairs, strict=True)]
-
-
-def score_pairs(
-    model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings
-) -> list[ScoredPair]:
-    """Implicit rewards of the pairs, and the lengths of their replies."""
-    return pair_scorer(model, tokenizer, pairs, settings)()
 
 
 def pair_scorer(
@@ -176,19 +168,25 @@ def sample(
 
 def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> Scores | None:
     """The scores that a run took before its first step or after its last, if all are there."""
-    names = [each.name for each in settings.evaluation.also]
-    files = [side, f"{side}_replies", f"{side}_replies_without_system", f"{side}_samples"]
-    found = [run.read_rows(name) for name in (*files, *(f"{side}_problems_{n}" for n in names))]
-    rows = [each for each in found if each is not None]
-    if len(rows) < len(found):
-        return None
-    (pairs, answers, without, samples, *problems), where = rows, run.path / "eval"
+    sets = {each.name: f"{side}_problems_{each.name}" for each in settings.evaluation.also}
+    prompted, without, samples = (
+        f"{side}_{kind}" for kind in ("replies", "replies_without_system", "samples")
+    )
+    rows = {}
+    for name in (side, prompted, without, samples, *sets.values()):
+        if (read := run.read_rows(name)) is None:
+            return None
+        rows[name] = read
+
+    def of(kind: type[T], name: str) -> list[T]:
+        return rows_of(kind, rows[name], run.path / "eval" / f"{name}.jsonl")
+
     return Scores(
-        rows_of(ScoredPair, pairs, where / f"{side}.jsonl"),
-        rows_of(PromptReply, answers, where / f"{side}_replies.jsonl"),
-        rows_of(PromptReply, without, where / f"{side}_replies_without_system.jsonl"),
-        [s.kl_per_token for s in rows_of(SampledReply, samples, where / f"{side}_samples.jsonl")],
-        {name: [rescore(row) for row in each] for name, each in zip(names, problems, strict=True)},
+        of(ScoredPair, side),
+        of(PromptReply, prompted),
+        of(PromptReply, without),
+        [reply.kl_per_token for reply in of(SampledReply, samples)],
+        {name: [rescore(row) for row in rows[file]] for name, file in sets.items()},
         settings.data.language or "fr",
     )
 
@@ -196,15 +194,15 @@ def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> 
 def compare_scores(before: Scores, after: Scores) -> dict[str, Change]:
     """Every measure before and after with its paired difference; those of a problem set are
     called NAME/MEASURE."""
-    comparison = measures.compare(before.measures(), after.measures())
-    for name in before.problems:
-        of_set = compare_replies(before.problems[name], after.problems[name])
-        comparison.update({f"{name}/{measure}": found for measure, found in of_set.items()})
-    return comparison
+    changes = measures.compare(before.measures(), after.measures())
+    for name, answered in before.problems.items():
+        of_set = compare_replies(answered, after.problems[name])
+        changes |= {f"{name}/{measure}": change for measure, change in of_set.items()}
+    return changes
 
 
-def _asked(side: str, pair: Pair) -> dict[str, Any]:
-    """The fields of an eval.replies.Asked."""
+def _answered(side: str, pair: Pair) -> dict[str, Any]:
+    """The fields of an eval.replies.Answered."""
     system = [turn["content"] for turn in pair.prompt if turn["role"] == "system"]
     earlier = [turn for turn in pair.prompt[:-1] if turn["role"] != "system"]
     return {

@@ -25,13 +25,13 @@ def load(settings: DPOSettings, train: Sequence[Pair], tokenizer: Any) -> Proble
     """
     turns = user_turns(train)
     sets = settings.evaluation.also
-    found = {each.name: _load(each, turns, tokenizer, settings) for each in sets}
-    if found:
-        sizes = ", ".join(f"{name} ({len(problems)})" for name, problems in found.items())
+    loaded = {each.name: _load(each, turns, tokenizer, settings) for each in sets}
+    if loaded:
+        sizes = ", ".join(f"{name} ({len(problems)})" for name, problems in loaded.items())
         print(f"Also scored before and after: {sizes}")
     if any("mgsm" in each.path.lower() for each in sets):
         print(MGSM_OVERLAP)
-    return found
+    return loaded
 
 
 def _load(

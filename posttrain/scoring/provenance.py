@@ -6,7 +6,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError, DataError, PostTrainError, first_line, quoted
 from posttrain.base.files import model_fingerprint, sha256
-from posttrain.base.paths import is_url
+from posttrain.base.paths import ROOT, is_url
 from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.prompted import user_turns
@@ -19,6 +19,14 @@ from posttrain.settings.adapters import find_adapter
 from posttrain.settings.strict_yaml import read_yaml
 
 
+def adapter_of_run(model: str) -> str:
+    """The adapter's folder, where the named model is a run folder that has one."""
+    for folder in (Path(model).expanduser(), ROOT / model):
+        if (folder / "adapter" / "adapter_config.json").is_file():
+            return str(folder / "adapter")
+    return model
+
+
 def run_config(model: str) -> dict[str, Any]:
     """The settings of the run whose adapter, export or checkpoint this folder is, if any."""
     return run_of(model)[1]
@@ -29,10 +37,8 @@ def run_of(model: str) -> tuple[Path | None, dict[str, Any]]:
     is one."""
     if is_url(model):
         return None, {}
-    place = Path(model).resolve() if is_gguf(model) else Path(pretrained.local_or_hub(model))
-    if not place.exists():
-        return None, {}
-    for folder in list(place.parents)[:2]:
+    at = Path(model).resolve() if is_gguf(model) else Path(pretrained.local_or_hub(model))
+    for folder in list(at.parents)[:2] if at.exists() else []:
         path = folder / "config.yaml"
         settings = read_yaml(path) if path.is_file() else {}
         if {"model", "data", "training"} <= set(settings):

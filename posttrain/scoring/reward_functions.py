@@ -1,4 +1,4 @@
-"""The reward functions that settings name, found and tried before anything heavy is loaded."""
+"""The reward functions that settings name, loaded and tried before anything heavy is loaded."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ def load(
     """The functions of `names`, for gold answers that are `number` or `text`.
 
     Where the settings of a run folder named them, and not the user, `run` is that folder: as with
-    models, a folder that may come from elsewhere runs no Python of its own.
+    models, a folder that may come from elsewhere must not run its Python.
 
     Raises:
         ConfigError: there is no such function, it takes numbers where answers are text, or it is in
@@ -63,7 +63,7 @@ def weighted(text: str) -> tuple[str, float]:
     """Name and weight of `NAME=WEIGHT`; the weight is 1.0 where there is none.
 
     Raises:
-        ConfigError: the weight is no finite number.
+        ConfigError: the weight is not a finite number.
     """
     name, given, weight = text.rpartition("=")
     if not given:
@@ -73,7 +73,7 @@ def weighted(text: str) -> tuple[str, float]:
     except ValueError:
         number = math.inf
     if not math.isfinite(number):
-        raise ConfigError(f"--rewards {text}: the weight {weight!r} is no finite number")
+        raise ConfigError(f"--rewards {text}: the weight {weight!r} is not a finite number")
     return name, number
 
 

@@ -1,6 +1,5 @@
 """What several runs of one config, each with another seed, measured together."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +37,8 @@ def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings])
             raise ConfigError(f"{run}: the run of seed {seed} is not finished")
     check_same_data(list(runs.values()))
     sides = [[_scores(run, settings_class, side) for run in runs.values()] for side in SIDES]
-    found = {name: _change(name, *sides) for name in sides[0][0]}
-    return Repeated(list(runs), {name: each for name, each in found.items() if each is not None})
+    changes = {name: _change(name, *sides) for name in sides[0][0]}
+    return Repeated(list(runs), {name: each for name, each in changes.items() if each is not None})
 
 
 def _change(name: str, before: Sequence[Scores], after: Sequence[Scores]) -> SeedChange | None:
@@ -67,17 +66,13 @@ def check_same_data(runs: Sequence[Path]) -> None:
     Raises:
         ConfigError: they were not; names two of them.
     """
-    found = {}
-    for run in runs:
-        path = run / "environment.json"
-        found[run] = json.loads(path.read_text(encoding="utf-8")).get("data")
-    (first, data), *others = found.items()
-    for run, other in others:
-        if other != data:
+    first, *others = (read_run(run) for run in runs)
+    for run in others:
+        if run.environment.data != first.environment.data:
             raise ConfigError(
-                f"{run} was trained or scored on other data than {first}: a data file changed in "
-                "between (move the older of the two folders away and repeat), or a setting of the "
-                "grid decides which rows are too long and dropped (data.overlong)"
+                f"{run.path} was trained or scored on other data than {first.path}: a data file "
+                "changed in between (move the older of the two folders away and repeat), or a "
+                "setting of the grid decides which rows are too long and dropped (data.overlong)"
             )
 
 
@@ -90,15 +85,15 @@ def _scores(run: Path, settings_class: type[TrainingSettings], side: str) -> Sco
     if isinstance(settings, SFTSettings):
         return _there(demonstrations.read_scores(RunFolder(run), side), run, side).measures()
     assert isinstance(settings, DPOSettings)
-    found = _there(pairs.read_scores(RunFolder(run), settings, side), run, side)
-    scores: dict[str, Sequence[float | None]] = {**found.measures()}
-    for name, answered in found.problems.items():
+    of_run = _there(pairs.read_scores(RunFolder(run), settings, side), run, side)
+    scores: dict[str, Sequence[float | None]] = {**of_run.measures()}
+    for name, answered in of_run.problems.items():
         of_set = problem_scores(by_problem(answered))
         scores |= {f"{name}/{measure}": each for measure, each in of_set.items()}
     return scores
 
 
-def _there(found: T | None, run: Path, side: str) -> T:
-    if not found:
+def _there(scores: T | None, run: Path, side: str) -> T:
+    if not scores:
         raise DataError(f"{run}/eval: the scores of each question {side} training are missing")
-    return found
+    return scores

@@ -1,11 +1,11 @@
-"""A judge's verdicts: asked for over HTTP, kept as they come, read back and gone on from."""
+"""A judge's verdicts: requested over HTTP, kept as they come, and read again to resume."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.judge import ORDERS, Comparison, Order, Verdict, parse_verdict, question
-from eval.replies import Asked, PromptReply
+from eval.replies import Answered, PromptReply
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.base.files import append_rows, cut_off_half_line, jsonl_rows, rows_of
 from posttrain.base.progress import progress_bar
@@ -13,8 +13,8 @@ from posttrain.model.server import Ask, as_they_come
 from posttrain.run.replies import claim
 
 VERDICTS = "verdicts.jsonl"
-Given = dict[tuple[int, Order], Verdict | None]
-"""The verdict on a comparison, by its place, in each order; None for one that cannot be read."""
+Verdicts = dict[tuple[int, Order], Verdict | None]
+"""The verdict on each comparison, by its index, in each order; None for one that cannot be read."""
 
 
 def read_comparisons(run: Path) -> list[Comparison]:
@@ -25,9 +25,8 @@ def read_comparisons(run: Path) -> list[Comparison]:
         DataError: a row is not a reply.
     """
     before, after = (_replies(run, side) for side in ("before", "after"))
-    if [(r.system, r.earlier, r.prompt) for r in before] != [
-        (r.system, r.earlier, r.prompt) for r in after
-    ]:
+    prompts = [[(r.system, r.earlier, r.prompt) for r in side] for side in (before, after)]
+    if prompts[0] != prompts[1]:
         raise ConfigError(f"{run}: the replies before and after are not to the same prompts")
     if not before:
         raise ConfigError(f"{run}: no replies to judge; evaluation.replies was 0")
@@ -45,62 +44,60 @@ def _replies(run: Path, side: str) -> list[PromptReply]:
         raise ConfigError(f"{run}: no finished DPO run there ({path} is missing)") from None
 
 
-def _conversation(asked: Asked) -> str:
+def _conversation(reply: Answered) -> str:
     """The last user turn, below the turns that came before it, if any."""
-    turns = [f"{turn['role']}: {turn['content']}" for turn in asked.earlier]
-    return "\n\n".join([*turns, f"user: {asked.prompt}"]) if turns else asked.prompt
+    turns = [f"{turn['role']}: {turn['content']}" for turn in reply.earlier]
+    return "\n\n".join([*turns, f"user: {reply.prompt}"]) if turns else reply.prompt
 
 
-def read_verdicts(path: Path) -> Given:
-    """The verdicts that an earlier call left, their replies read afresh."""
+def read_verdicts(path: Path) -> Verdicts:
+    """The verdicts that an earlier call left, read again from the judge's replies."""
     if not path.exists():
         return {}
     cut_off_half_line(path)
-    given: Given = {}
+    verdicts: Verdicts = {}
     for number, row in enumerate(jsonl_rows(path), start=1):
         try:
-            given[row["comparison"], row["order"]] = parse_verdict(row["reply"])
+            verdicts[row["comparison"], row["order"]] = parse_verdict(row["reply"])
         except (KeyError, TypeError, AttributeError):
             raise DataError(f"{path}: line {number} is not a verdict") from None
-    return given
+    return verdicts
 
 
-def missing(compared: Sequence[Comparison], given: Given) -> list[tuple[int, Order]]:
-    """What is still to be asked; identical replies are not."""
+def missing(comparisons: Sequence[Comparison], verdicts: Verdicts) -> list[tuple[int, Order]]:
+    """What is still to be judged; identical replies are not."""
     return [
-        (place, order)
-        for place, each in enumerate(compared)
+        (index, order)
+        for index, each in enumerate(comparisons)
         for order in ORDERS
-        if not each.identical and (place, order) not in given
+        if not each.identical and (index, order) not in verdicts
     ]
 
 
-def ask_all(
-    compared: Sequence[Comparison],
-    given: Given,
+def judge_all(
+    comparisons: Sequence[Comparison],
+    verdicts: Verdicts,
     ask: Ask,
     folder: Path,
     request: dict[str, Any],
     at_once: int,
 ) -> None:
-    """Ask for every verdict that `given` lacks, `at_once` at a time; fills `given` and the file.
+    """Request every verdict that is missing, `at_once` at a time; fills `verdicts` and the file.
 
-    `request` says in which language and with which seed; the first verdict claims the folder for
-    it. After an error nothing more is asked, but what is answered by then is kept.
+    `request` has the language and the seed; the first verdict claims the folder for it. After an
+    error nothing more is sent, but what is answered by then is kept.
 
     Raises:
-        ConfigError: the server cannot be reached, refuses the request or answers something else.
+        ConfigError: the server cannot be reached, refuses the request or sends something else.
     """
-    todo, language = missing(compared, given), request["language"]
-    requests = [
-        (question(compared[place], order, language), request["seed"]) for place, order in todo
-    ]
+    todo, language, seed = missing(comparisons, verdicts), request["language"], request["seed"]
+    requests = [(question(comparisons[index], order, language), seed) for index, order in todo]
     with progress_bar("judging", len(todo), leave=True) as bar:
         for number, reply in as_they_come(ask, requests, at_once):
-            place, order = todo[number]
-            verdict = given[place, order] = parse_verdict(reply.text)
-            row = {"comparison": place, "order": order, "verdict": verdict, "reply": reply.text}
+            index, order = todo[number]
+            verdict = verdicts[index, order] = parse_verdict(reply.text)
             if not (folder / "request.json").is_file():
                 claim(folder, request)
+            row = {"comparison": index, "order": order, "verdict": verdict, "reply": reply.text}
             append_rows(folder / VERDICTS, [row])
             bar.update()

@@ -138,6 +138,17 @@ class Evaluation(Section):
     """Steps between two validations on the rows of `data.validation`; null: before the first and
     after the last step only."""
 
+    @property
+    def sampling(self) -> dict[str, float]:
+        """How tokens are drawn, by the names that transformers and servers share."""
+        return {"temperature": self.temperature}
+
+    @property
+    def decoding(self) -> dict[str, bool | int | float]:
+        """What a reply depends on beside model, prompt and seed, as in request.json."""
+        limits = {"max_new_tokens": self.max_new_tokens, "stop_at_answer": self.stop_at_answer}
+        return {**self.sampling, **limits}
+
 
 class PairEvaluation(Evaluation):
     replies: int = Field(100, ge=0)

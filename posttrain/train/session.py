@@ -123,7 +123,8 @@ class Session(Generic[S]):
         checks.refuse_adapter(settings.model.name)
         pretrained.local_or_hub(settings.model.name)  # refused before anything heavy is loaded
         if settings.model.adapter:
-            self._facts["stages"] = chain_of(find_adapter(settings.model.adapter))
+            chain = chain_of(find_adapter(settings.model.adapter))
+            self._facts["stages"] = [stage.as_json() for stage in chain]
         vllm.check_vllm(settings.model)
         threads = settings.run.threads
         if threads is None and self._checkpoint:

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import DataError
+from posttrain.scoring import evaluation
+from posttrain.scoring.provenance import adapter_of_run
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import dump_yaml
-from scripts import evaluate
 from tests.helpers import ROOT, run_script
 
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
@@ -323,15 +324,12 @@ def test_override_scores_them_and_says_so(trained: Path, tmp_path: Path) -> None
 def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"question": "Two and two?", "answer": "4"}\n', encoding="utf-8")
-    adapter = ["--model", str(trained / "adapter")]
-    asked = evaluate.parse([*adapter, "--data", str(other)])
-    assert (
-        evaluate.refuse_trained_on(asked, evaluate.load_problems(asked, evaluate.config_of(asked)))
-        == 0
-    )
-    asked = evaluate.parse([*adapter, "--data", str(PROBLEMS), "--limit", "2"])
+    adapter = str(trained / "adapter")
+    problems = evaluation.load_problems(str(other), {})
+    assert evaluation.refuse_trained_on(adapter, str(other), problems, allow=False) == 0
+    problems = evaluation.load_problems(str(PROBLEMS), {}, limit=2)
     with pytest.raises(DataError, match="2 of 2 questions"):
-        evaluate.refuse_trained_on(asked, evaluate.load_problems(asked, evaluate.config_of(asked)))
+        evaluation.refuse_trained_on(adapter, str(PROBLEMS), problems, allow=False)
 
 
 @pytest.mark.parametrize(
@@ -339,12 +337,12 @@ def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
     [
         ([], "--model and --data are needed"),
         (["--model", "m"], "--model and --data are needed"),
-        (["--samples", "0"], "--samples must be at least 1, got 0"),
-        (["--limit", "-3"], "--limit must be at least 1, got -3"),
-        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["--samples", "4", "--temperature", "0"], "greedy replies are all alike"),
-        (["--temperature", "-1"], "--temperature must be 0 or more, got -1.0"),
-        (["--temperature", "nan"], "--temperature must be 0 or more, got nan"),
+        (["--samples", "0"], "--samples: must be at least 1, got 0"),
+        (["--limit", "-3"], "--limit: must be at least 1, got -3"),
+        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["--samples", "4", "--temperature", "0"], "greedy replies are alike"),
+        (["--temperature", "-1"], "--temperature: must be 0 or more, got -1"),
+        (["--temperature", "nan"], "--temperature: must be 0 or more, got nan"),
         (["--language", "de"], "invalid choice: 'de'"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--model", "./nowhere"], "there is no folder './nowhere'"),
@@ -366,10 +364,10 @@ def test_bad_arguments(arguments: list[str], said: str, model: Path, tmp_path: P
 
 
 def test_a_run_folder_stands_for_its_adapter(tmp_path: Path) -> None:
-    assert evaluate.adapter_of_run(str(tmp_path)) == str(tmp_path)
+    assert adapter_of_run(str(tmp_path)) == str(tmp_path)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert evaluate.adapter_of_run(str(tmp_path)) == str(tmp_path / "adapter")
+    assert adapter_of_run(str(tmp_path)) == str(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -382,8 +380,7 @@ def test_a_run_folder_stands_for_its_adapter(tmp_path: Path) -> None:
     ],
 )
 def test_the_default_folder_is_named_after_model_and_data(model: str, name: str) -> None:
-    asked = evaluate.parse(["--model", model, "--data", str(PROBLEMS)])
-    assert evaluate.default_folder(asked) == ROOT / "outputs" / "eval" / name
+    assert evaluation.default_folder(model, str(PROBLEMS)) == ROOT / "outputs" / "eval" / name
 
 
 def test_a_runs_own_problems_are_read_by_its_columns(tmp_path: Path) -> None:
@@ -396,11 +393,9 @@ def test_a_runs_own_problems_are_read_by_its_columns(tmp_path: Path) -> None:
     overrides = [f"data.eval.path={mine}", "data.columns={question: problem, answer: solution}"]
     settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
     (run / "config.yaml").write_text(dump_yaml(settings.model_dump()), encoding="utf-8")
+    config = evaluation.config_of(str(run / "adapter"), str(mine), None)
     for path, answer in ((mine, "4"), (other, "6")):
-        asked = evaluate.parse(["--model", str(run / "adapter"), "--data", str(path)])
-        assert [
-            problem.answer for problem in evaluate.load_problems(asked, evaluate.config_of(asked))
-        ] == [answer]
-    asked = evaluate.parse(["--model", str(tmp_path), "--data", str(mine)])
+        problems = evaluation.load_problems(str(path), config)
+        assert [problem.answer for problem in problems] == [answer]
     with pytest.raises(DataError, match="there is no column 'question'"):
-        evaluate.load_problems(asked, evaluate.config_of(asked))
+        evaluation.load_problems(str(mine), {})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from eval import Completion, Conversation, PromptFormat, conversation
+from eval.gsm8k import SYSTEM
 from eval.preference import Pair
 from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_evaluation
@@ -20,7 +21,6 @@ from posttrain.model.prompts import Reader
 from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
 from posttrain.settings.command import load_settings
 from rewards.answer import CLOSE, ends_with_answer
-from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT, make_qwen
 
 MODEL = ROOT / "assets" / "demo_model"

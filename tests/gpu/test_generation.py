@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from eval import PromptFormat, conversation
+from eval.gsm8k import SYSTEM
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
 from posttrain.model import inference, policy, pretrained, runtime
 from posttrain.model.device import Device
 from posttrain.settings import Evaluation, GRPOSettings, ProblemColumns, Source
 from posttrain.settings import command as config
-from scripts.evaluate import SYSTEM
 from tests.helpers import ROOT
 
 MODEL = ROOT / "assets" / "demo_model"

@@ -352,11 +352,11 @@ def events(*pieces: str, reason: str | None = "stop") -> Reply:
 
 
 def stream(api: Server) -> list[Completion]:
-    from posttrain.model.server_stream import ServedReplies
+    from posttrain.model.server import Server, parameters
     from posttrain.settings import Evaluation
 
-    served = ServedReplies(api.url, Evaluation(max_new_tokens=9), {"enable_thinking": False})
-    return list(served.stream([{"role": "user", "content": "?"}], 3))
+    sent = parameters(Evaluation(max_new_tokens=9), {"enable_thinking": False})
+    return list(Server(api.url, sent).stream([{"role": "user", "content": "?"}], 3))
 
 
 def test_a_server_streams(api: Server) -> None:

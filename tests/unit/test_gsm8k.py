@@ -21,7 +21,7 @@ from eval.gsm8k import (
     summarise,
 )
 from eval.stats import Measure
-from scripts import evaluate as script
+from posttrain.scoring.evaluation import load_problems
 from tests.helpers import SHARED, needs_shared
 
 RIGHT = "6*7=42.\n<answer>42</answer>"
@@ -45,23 +45,20 @@ def side(rights: Sequence[bool], name: str = "q") -> list[ScoredReply]:
         (RIGHT, 1, 1, 1, 1),
         (WRONG, 0, 0, 0, 1),
         ("42 it is.\n<answer>41</answer>", 0, 0, 0, 1),  # lenient does not look past a tag
-        ("so <answer>42</answer>", 0, 1, 1, 0),  # the element is not a line of its own
-        ("<answer>42</answer> is it.", 0, 1, 1, 0),
+        ("so <answer>42</answer>", 0, 1, 1, 0),  # the element is not alone on its line
         ("<answer>$42.</answer>", 0, 1, 1, 0),  # tolerated in the number, not in the form
         ("<answer>42.00</answer>\n \n", 1, 1, 1, 1),
         ("The answer is 42.", 0, 0, 1, 0),
-        ("42, no, 43", 0, 0, 0, 0),
         ("<answer>42</answer>\n<answer>42</answer>", 0, 0, 1, 1),  # two elements: none is read
         ("<answer>forty-two</answer>", 0, 0, 0, 0),
         ("42\n<answer></answer>", 0, 0, 1, 0),
-        ("-42", 0, 0, 0, 0),
         ("", 0, 0, 0, 0),
     ],
 )
 def test_scores(text: str, strict: int, tagged: int, lenient: int, format_rate: int) -> None:
     reply = scored(text)
-    found = (reply.strict, reply.tagged, reply.lenient, reply.format_rate)
-    assert found == (strict, tagged, lenient, format_rate)
+    result = (reply.strict, reply.tagged, reply.lenient, reply.format_rate)
+    assert result == (strict, tagged, lenient, format_rate)
 
 
 def test_gold_in_thousands() -> None:
@@ -71,13 +68,13 @@ def test_gold_in_thousands() -> None:
 
 
 def test_truncation_and_tokens_are_kept_and_change_no_other_score() -> None:
-    whole = score_reply(Problem("q", "42"), Completion(RIGHT, 9, False))
+    ended = score_reply(Problem("q", "42"), Completion(RIGHT, 9, False))
     cut = score_reply(Problem("q", "42"), Completion(RIGHT, 9, True))
-    assert (whole.truncated_rate, cut.truncated_rate, cut.tokens) == (0.0, 1.0, 9)
-    assert replace(cut, truncated_rate=0.0) == whole
+    assert (ended.truncated_rate, cut.truncated_rate, cut.tokens) == (0.0, 1.0, 9)
+    assert replace(cut, truncated_rate=0.0) == ended
 
 
-def test_gold_that_is_no_number() -> None:
+def test_gold_that_is_not_a_number() -> None:
     with pytest.raises(ValueError, match="'many' is not a number"):
         scored(RIGHT, gold="many")
 
@@ -89,13 +86,6 @@ def test_rows_round_trip_through_json() -> None:
         assert rescore(row) == reply
 
 
-def test_rescoring_takes_nothing_but_the_text() -> None:
-    row = scored(WRONG).as_row() | {"strict": 1.0, "tagged": 1.0, "lenient": 1.0}
-    assert rescore(row) == scored(WRONG)
-    with pytest.raises(KeyError, match="reply"):
-        rescore({"question": "q", "answer": "42", "tokens": 1, "truncated_rate": 0})
-
-
 def test_a_row_shows_a_collapse() -> None:
     row = scored("  Let us see. \n<answer>1</answer><answer>2</answer>").as_row()
     assert row["answer_elements"] == 2
@@ -105,32 +95,23 @@ def test_a_row_shows_a_collapse() -> None:
 # --- many replies ---------------------------------------------------------------------------------
 
 
-def test_evaluate_asks_each_problem_once_in_order() -> None:
+def test_evaluate_answers_each_problem_once_in_order() -> None:
     problems = [Problem(f"What is {i}?", str(i)) for i in range(7)]
-    asked: list[list[Conversation]] = []
+    sent: list[list[Conversation]] = []
 
     def generate(conversations: Sequence[Conversation]) -> list[Completion]:
-        asked.append(list(conversations))
+        sent.append(list(conversations))
         numbers = [c[-1]["content"].removeprefix("What is ").rstrip("?") for c in conversations]
         return [Completion(f"<answer>{n}</answer>", 4, False) for n in numbers]
 
     replies = evaluate(problems, generate, prompt=PromptFormat("Be brief."), sample=2)
     assert [r.question for r in replies] == [p.question for p in problems]
     assert all(r.strict == 1 and r.sample == 2 for r in replies)
-    assert [c[0] for c in asked[0]] == [{"role": "system", "content": "Be brief."}] * 7
-    assert [len(conversations) for conversations in asked] == [7]
+    assert [c[0] for c in sent[0]] == [{"role": "system", "content": "Be brief."}] * 7
+    assert [len(conversations) for conversations in sent] == [7]
     assert evaluate([], generate, PromptFormat()) == []
     evaluate(problems[:1], generate, PromptFormat())
-    assert asked[-1] == [[{"role": "user", "content": "What is 0?"}]]
-
-
-def test_a_generate_function_that_loses_replies_is_found() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        evaluate(
-            [Problem("a", "1"), Problem("b", "2")],
-            lambda _: [Completion("1", 1, False)],
-            PromptFormat(),
-        )
+    assert sent[-1] == [[{"role": "user", "content": "What is 0?"}]]
 
 
 def test_by_problem_keeps_questions_apart_whatever_separators_they_hold() -> None:
@@ -243,20 +224,11 @@ def test_sides_with_other_problems_are_not_compared() -> None:
     [("mgsm/mgsm_fr.tsv", 250, "18"), ("gsm8k/test.jsonl", 1319, "18")],
 )
 def test_problems_of_the_public_sets(name: str, count: int, first: str) -> None:
-    asked = script.parse(["--model", "x", "--data", str(SHARED / name)])
-    problems = script.load_problems(asked, {})
+    problems = load_problems(str(SHARED / name), {})
     lines = (SHARED / name).read_text(encoding="utf-8").rstrip("\n").split("\n")
     assert len(problems) == len(lines) == count
     assert problems[0].answer == first
     assert all(scored(f"<answer>{p.answer}</answer>", gold=p.answer).strict for p in problems)
-
-
-@needs_shared
-def test_limit_takes_the_first_problems() -> None:
-    path = str(SHARED / "gsm8k" / "test.jsonl")
-    every = script.load_problems(script.parse(["--model", "x", "--data", path]), {})
-    few = script.load_problems(script.parse(["--model", "x", "--data", path, "--limit", "5"]), {})
-    assert few == every[:5]
 
 
 def test_a_repeated_question_is_scored_once(
@@ -266,6 +238,6 @@ def test_a_repeated_question_is_scored_once(
     row = {"question": "Six times seven?", "answer": "#### 42"}
     other = {"question": "One?", "answer": "1"}
     path.write_text("".join(json.dumps(r) + "\n" for r in (row, other, row)))
-    problems = script.load_problems(script.parse(["--model", "x", "--data", str(path)]), {})
+    problems = load_problems(str(path), {})
     assert [p.answer for p in problems] == ["42", "1"]
     assert "1 repeated questions" in capsys.readouterr().out

@@ -1,11 +1,11 @@
-"""The judge: what it is asked, how its verdicts are read and counted, and a real server."""
+"""The judge: its prompt, how its verdicts are read and counted, and a real server."""
 
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,15 @@ from eval.language import detect
 from eval.replies import MeasuredReply, PromptReply
 from eval.stats import NOT_MEASURABLE, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.model import server
 from scripts import judge
 from tests.helpers import ROOT
-from tests.unit.test_server import Reply, Server, choice
+from tests.unit.test_server import Reply, Server, api, choice, no_pauses
 
+__all__ = ["api", "no_pauses"]
 KEY = "sk-judge-2718281828"
 Given = dict[Order, Verdict | None]
 
-# --- what is asked --------------------------------------------------------------------------------
+# --- the prompt -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("language", ["en", "fr"])
@@ -72,26 +72,17 @@ def test_without_a_system_turn() -> None:
         ("Verdict: tie", "tie"),
         ("Les deux se valent.\nVerdict : égalité.", "tie"),
         ("Verdict : « B »", "B"),
-        ("**Verdict: A**", "A"),
         ("**Verdict:** `B`", "B"),
         ("### Verdict: [[A]]", "A"),
-        ("verdict = b", "B"),
         ("A", "A"),
-        ("Tie.", "tie"),
-        ("Réponse A", "A"),
         ("Verdict: Reply B", "B"),
         ("Verdict: A\nOn reflection:\nVerdict: B", "B"),
         ("<think>Verdict: A?</think>\nVerdict: B", "B"),
-        ("Verdict: A\u00a0", "A"),
         ("", None),
-        ("   \n ", None),
-        ("Verdict:", None),
         ("Verdict: C", None),
         ("Verdict: A or B", None),
-        ("Verdict: AB", None),
         ("A is better than B", None),
         ("Verdict: A\nbecause it is French.", None),
-        ("I cannot judge this.", None),
         ("Reply A: Bonjour", None),
     ],
 )
@@ -109,13 +100,10 @@ def given(before_first: Verdict | None, after_first: Verdict | None) -> Given:
         ("B", "A", 1.0),  # after is preferred wherever it stands
         ("A", "B", 0.0),
         ("A", "A", 0.5),  # whatever stands first
-        ("B", "B", 0.5),
         ("tie", "tie", 0.5),
         ("B", "tie", 0.5),
-        ("tie", "B", 0.5),
         (None, "A", None),
         ("B", None, None),
-        (None, None, None),
     ],
 )
 def test_outcomes(
@@ -133,62 +121,36 @@ def test_the_report_by_hand() -> None:
         given("A", "B"),
         given("A", "A"),
         given("B", None),
-        given(None, None),  # never asked
+        given(None, None),  # never judged
     ]
-    found = summarise(compared, verdicts)
+    result = summarise(compared, verdicts)
     low, high = wilson_interval(4, 6)
-    assert found.win_rate == Measure(4 / 6, 6, low, high)
-    assert found.p_value == 0.625  # 3 against 1: 2 (1 + 4) / 16
-    assert (found.wins, found.ties, found.losses, found.left_out) == (3, 2, 1, 1)
-    assert (found.comparisons, found.identical_replies) == (7, 1)
-    assert (found.verdicts, found.unparsable_verdicts) == (12, 1)
-    assert found.inconsistent == 1
-    assert found.consistency.value == 4 / 5 and found.consistency.n == 5
+    assert result.win_rate == Measure(4 / 6, 6, low, high)
+    assert result.p_value == 0.625  # 3 against 1: 2 (1 + 4) / 16
+    assert (result.wins, result.ties, result.losses, result.left_out) == (3, 2, 1, 1)
+    assert (result.comparisons, result.identical_replies) == (7, 1)
+    assert (result.verdicts, result.unparsable_verdicts) == (12, 1)
+    assert result.inconsistent == 1
+    assert result.consistency.value == 4 / 5 and result.consistency.n == 5
     # B A, B A, B A, A B, A A, B: six of eleven say A
-    assert found.first_is_preferred.value == pytest.approx(6 / 11)
+    assert result.first_is_preferred.value == pytest.approx(6 / 11)
 
 
 def test_replies_to_the_same_prompt_count_once() -> None:
     """Four replies to one prompt all win, those to three others lose: one prompt against three."""
     compared = [Comparison("q", "b", f"a{i}") for i in range(4)]
     compared += [Comparison(f"other {i}", "b", "a") for i in range(3)]
-    found = summarise(compared, [given("B", "A")] * 4 + [given("A", "B")] * 3)
-    assert (found.win_rate.value, found.win_rate.n) == (0.25, 4)
-    assert (found.wins, found.losses) == (4, 3)
-    assert found.p_value == 0.625
-
-
-def test_nothing_that_can_be_read_is_no_number() -> None:
-    found = summarise([Comparison("q", "b", "a")] * 2, [given(None, None)] * 2)
-    assert found.win_rate == found.consistency == found.first_is_preferred
-    assert found.win_rate == NOT_MEASURABLE
-    assert (found.left_out, found.unparsable_verdicts) == (2, 4)
+    result = summarise(compared, [given("B", "A")] * 4 + [given("A", "B")] * 3)
+    assert (result.win_rate.value, result.win_rate.n) == (0.25, 4)
+    assert (result.wins, result.losses) == (4, 3)
+    assert result.p_value == 0.625
 
 
 # --- a server -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    served = Server()
-    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
-
-
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    pauses: list[float] = []
-    monkeypatch.setattr(server.time, "sleep", pauses.append)
-    return pauses
-
-
 FRENCH = "Il fait très beau aujourd'hui dans toute la ville."
-ENGLISH = "The weather is very nice today in the whole city, I would say."
+ENGLISH = "The weather is very nice today in all of the city, I would say."
 
 
 @pytest.fixture
@@ -205,8 +167,8 @@ def run(tmp_path: Path) -> Path:
             earlier = [{"role": "user", "content": "Bonjour"}] if i == 0 else []
             prompt = f"Quel temps fait-il ? {i}"
             reply = MeasuredReply(text, 9, ended=True, in_language=text == FRENCH, repetition=0.0)
-            asked = side, "Réponds en français.", earlier, prompt
-            sides[side].append(vars(PromptReply(*asked, **vars(reply))))
+            answered = side, "Réponds en français.", earlier, prompt
+            sides[side].append(vars(PromptReply(*answered, **vars(reply))))
     for side, rows in sides.items():
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "eval" / f"{side}_replies.jsonl").write_text(lines, encoding="utf-8")
@@ -230,7 +192,6 @@ def prefers(better: Callable[[str], float]) -> Callable[[dict[str, Any], int], R
 
 
 french_judge = prefers(lambda text: float(detect(text) == "fr"))
-longer_judge = prefers(len)
 
 
 def ask(run: Path, api: Server, *more: str | Path) -> dict[str, Any]:
@@ -252,7 +213,7 @@ def test_a_judge_that_wants_french(
     assert (report["win_rate"]["low"], report["win_rate"]["high"]) == wilson_interval(7, 10)
     assert report["p_value"] == pytest.approx(2 * (1 + 8 + 28) / 2**8)
     assert report["consistency"]["value"] == 1.0 and report["first_is_preferred"]["value"] == 0.5
-    assert len(api.bodies) == 16  # both orders of eight; identical replies are not asked about
+    assert len(api.bodies) == 16  # both orders of eight; identical replies are not judged
     body = api.bodies[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("org/the judge", 0.0, 512)
     assert {path for path, _ in api.seen} == {"/v1/chat/completions"}
@@ -270,7 +231,7 @@ def test_a_judge_that_wants_french(
     }
     assert replies_in({"messages": [{}, {"content": first}]}) == (ENGLISH, FRENCH)
     out = capsys.readouterr().out
-    assert "10 prompts, 0 verdicts kept from an earlier call, 16 to ask" in out
+    assert "10 prompts, 0 verdicts kept from an earlier call, 16 to request" in out
     assert "win rate of after       70.0% [" in out and "6, 2, 2" in out
     rows = (run / "judge" / "org-the-judge" / "verdicts.jsonl").read_text("utf-8").splitlines()
     assert len(rows) == 16
@@ -280,22 +241,15 @@ def test_a_judge_that_wants_french(
 def test_replies_that_all_stayed_the_same(
     api: Server, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As after a run of a few steps: there is nothing to ask, and still a report."""
+    """As after a run of a few steps: nothing is requested, and there is a report."""
     before = (run / "eval" / "before_replies.jsonl").read_bytes()
     (run / "eval" / "after_replies.jsonl").write_bytes(before)
     report = ask(run, api)
-    assert not api.bodies and "0 to ask" in capsys.readouterr().out
+    assert not api.bodies and "0 to request" in capsys.readouterr().out
     assert (report["wins"], report["ties"], report["identical_replies"]) == (0, 10, 10)
 
 
-def test_a_judge_that_wants_length(api: Server, run: Path) -> None:
-    """The English replies are the longer ones."""
-    api.plan = longer_judge
-    report = ask(run, api, "--limit", "8")
-    assert (report["wins"], report["ties"], report["losses"]) == (2, 0, 6)
-
-
-def test_a_judge_that_always_says_a_decides_nothing(api: Server, run: Path) -> None:
+def test_a_judge_that_always_prefers_a_decides_nothing(api: Server, run: Path) -> None:
     api.plan = lambda *_: choice("Verdict: A")
     report = ask(run, api)
     assert (report["wins"], report["ties"], report["losses"]) == (0, 10, 0)
@@ -327,42 +281,7 @@ def test_garbage_now_and_then_leaves_those_prompts_out(api: Server, run: Path) -
     assert report["win_rate"]["n"] == 9 and report["wins"] == 5
 
 
-@pytest.mark.parametrize(
-    "failure", [(429, "slow", {"Retry-After": "2"}), (500, "oops"), (503, ""), (0, "")]
-)
-def test_failures_that_pass(api: Server, run: Path, no_pauses: list[float], failure: Reply) -> None:
-    api.plan = lambda body, n: failure if n % 3 == 0 else french_judge(body, n)
-    report = ask(run, api, "--at-once", "1")
-    assert (report["wins"], report["losses"], report["unparsable_verdicts"]) == (6, 2, 0)
-    assert len(no_pauses) == len(api.bodies) - 16 > 0
-    assert set(no_pauses) == ({2.0} if failure[0] == 429 else {0.5})
-
-
-def test_an_answer_that_hangs_is_asked_for_again(
-    api: Server, run: Path, no_pauses: list[float]
-) -> None:
-    over = threading.Event()
-
-    def plan(body: dict[str, Any], number: int) -> Reply:
-        if number == 2:
-            over.wait(20)
-        return french_judge(body, number)
-
-    api.plan = plan
-    report = ask(run, api, "--timeout", "3")
-    over.set()
-    assert report["wins"] == 6 and len(api.bodies) == 17 and no_pauses == [0.5]
-
-
-def test_a_server_that_stays_away(api: Server, run: Path, no_pauses: list[float]) -> None:
-    api.plan = lambda *_: (500, "oops")
-    with pytest.raises(ConfigError, match=r"no answer from .*status 500 \(4 tries\)"):
-        ask(run, api, "--at-once", "1")
-    assert len(api.bodies) == server.TRIES
-    assert not (run / "judge" / "org-the-judge" / "report.json").exists()
-
-
-def test_the_same_command_goes_on(
+def test_the_same_command_resumes(
     api: Server, run: Path, no_pauses: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run / "judge" / "org-the-judge" / "verdicts.jsonl"
@@ -373,13 +292,13 @@ def test_the_same_command_goes_on(
     with open(path, "a", encoding="utf-8") as file:
         file.write('{"comparison": 4, "ord')  # the crash came while a verdict was written
     api.plan = french_judge
-    asked = len(api.bodies)
+    before = len(api.bodies)
     report = ask(run, api)
     assert (report["wins"], report["ties"], report["losses"]) == (6, 2, 2)
-    assert len(api.bodies) - asked == 11
-    assert "5 verdicts kept from an earlier call, 11 to ask" in capsys.readouterr().out
+    assert len(api.bodies) - before == 11
+    assert "5 verdicts kept from an earlier call, 11 to request" in capsys.readouterr().out
     assert len(path.read_text("utf-8").splitlines()) == 16
-    assert ask(run, api) == report and len(api.bodies) - asked == 11
+    assert ask(run, api) == report and len(api.bodies) - before == 11
 
 
 def test_what_is_under_way_when_another_fails_is_kept(api: Server, run: Path) -> None:
@@ -420,12 +339,12 @@ def test_another_request_is_another_folder(
     first = run / "judge" / "org-the-judge"
     replies = run / "eval" / "after_replies.jsonl"
     replies.write_text(replies.read_text("utf-8").replace("beau", "froid"), "utf-8")
-    for _ in range(2):  # the second time it is found again, and nothing is asked
+    for _ in range(2):  # the second time nothing is requested
         ask(run, api)
     assert "replies was " in capsys.readouterr().out
-    asked = len(api.bodies)
+    before = len(api.bodies)
     ask(run, api)
-    assert len(api.bodies) == asked
+    assert len(api.bodies) == before
     assert (first.with_name("org-the-judge-2") / "report.json").exists()
     with pytest.raises(ConfigError, match=r"language was 'fr', now 'en'; .*give another --output"):
         ask(run, api, "--language", "en", "--output", first)
@@ -440,9 +359,9 @@ def test_a_wrong_url_leaves_nothing_behind(api: Server, run: Path, no_pauses: li
         judge.main([*arguments, "http://127.0.0.1:9"])
     assert not (run / "judge").exists()
     assert judge.main([*arguments, api.url]) == 0
-    asked = len(api.bodies)
+    before = len(api.bodies)
     assert judge.main([*arguments, f"{api.url}/v1"]) == 0  # the same judge under another address
-    assert len(api.bodies) == asked
+    assert len(api.bodies) == before
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -478,28 +397,23 @@ def test_a_line_that_is_no_verdict(api: Server, run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--url", "localhost:8000"], "--url must start with http"),
         (["--url", "https://me:secret@host"], "must hold no password"),
-        (["--url", "https://host/v1?key=secret"], "must hold no password"),
-        (["--limit", "0"], "--limit must be at least 1, got 0"),
-        (["--at-once", "-1"], "--at-once must be at least 1, got -1"),
-        (["--max-tokens", "0"], "--max-tokens must be at least 1"),
-        (["--timeout", "0"], "--timeout must be above 0"),
-        (["--timeout", "nan"], "--timeout must be above 0"),
-        (["--temperature", "-1"], "--temperature must be 0 or more"),
-        (["--language", "de"], "invalid choice: 'de'"),
+        (["--limit", "0"], "--limit: must be at least 1, got 0"),
+        (["--timeout", "nan"], "--timeout: must be above 0"),
+        (["--temperature", "-1"], "--temperature: must be 0 or more"),
     ],
 )
 def test_bad_arguments(
-    arguments: list[str], said: str, run: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         judge.main([str(run), "--url", "http://127.0.0.1:9", "--model", "m", *arguments])
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert said in error and "secret" not in error
+    assert message in error and "secret" not in error
 
 
 # --- the script and the key -----------------------------------------------------------------------

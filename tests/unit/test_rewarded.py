@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +13,11 @@ from eval.figures import label, plain
 from eval.gsm8k import Problem, compare_replies, completion_of, evaluate, summarise
 from eval.measures import is_share, kind
 from eval.rewarded import RewardedReply, Scorer, measure_names
-from eval.stats import NOT_MEASURABLE
 from posttrain.base.errors import ConfigError, DataError, HealthError
 from posttrain.base.files import rows_of
 from posttrain.data.problems import load_evaluation, load_problems
 from posttrain.export.texts import PROBLEMS, gate_texts
-from posttrain.report import next_steps, page, page_data, plots, read_run, samples
+from posttrain.report import page, page_data, plots, read_run, samples
 from posttrain.report.model_card import render_model_card
 from posttrain.report.rows import as_markdown
 from posttrain.report.tables import compared
@@ -27,6 +25,7 @@ from posttrain.report.verdict import verdict
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import read_replies
 from posttrain.scoring import reward_functions, rewarded
+from posttrain.scoring.evaluation import config_of, prompt_of, weights_of
 from posttrain.settings import GRPOSettings, ProblemColumns, ProblemData, Source
 from posttrain.settings.command import load_settings
 from rewards import RewardError
@@ -81,7 +80,7 @@ def test_a_reward_is_called_as_in_training() -> None:
     assert keywords["question"] == ["Capital of France?"] and keywords["answer"] == ["Paris"]
     assert keywords["level"] == [3] and keywords["tags"] == [["a"]]
     assert (reply.total_reward, reply.rewards, reply.sample) == (5.0, {"watch": 2.5}, 4)
-    score(problem, Completion("x", 3, True))  # a server tells no ids, and how many there were
+    score(problem, Completion("x", 3, True))  # a server sends no ids, but how many there were
     assert seen[1]["completion_ids"] == [[0, 0, 0]]
 
 
@@ -141,32 +140,24 @@ def side(texts: Sequence[str], tokens: Sequence[int]) -> list[Any]:
     made = iter([Completion(t, n, False) for t, n in zip(texts, tokens, strict=True)])
     score = scorer(same=1.0, few_tokens=1.0)
     return evaluate(
-        problems, lambda asked: [next(made) for _ in asked], PromptFormat(), score=score
+        problems, lambda prompts: [next(made) for _ in prompts], PromptFormat(), score=score
     )
 
 
 def test_a_comparison_is_paired_over_what_both_sides_have_scored() -> None:
     before = side(["no"] * 8, [1, 2, 4, 5, 9, 9, 4, 4])
     after = side(["yes"] * 7 + ["no"], [1, 1, 2, 9, 5, 9, 4, 4])
-    found = compare_replies(before, after)
-    assert list(found) == ["total_reward", "reward:same", "reward:few_tokens", "truncated_rate"]
-    exact = found["reward:same"]
+    result = compare_replies(before, after)
+    assert list(result) == ["total_reward", "reward:same", "reward:few_tokens", "truncated_rate"]
+    exact = result["reward:same"]
     assert (exact.before.value, exact.after.value, exact.n) == (0, 7 / 8, 8)
     assert exact.difference == 7 / 8 and exact.p_value == pytest.approx(2 / 2**7)
     assert exact.low > 0
-    few = found["reward:few_tokens"]  # of questions 0, 1, 2, 6 and 7
+    few = result["reward:few_tokens"]  # of questions 0, 1, 2, 6 and 7
     assert (few.n, few.before.n, few.after.n) == (5, 5, 5)
     assert few.before.value == pytest.approx((1 + 0.5 + 3 * 0.25) / 5)
     assert few.difference == pytest.approx((0.5 + 0.25) / 5)
-    assert found["total_reward"].n == 8
-
-
-def test_nothing_scored_is_not_measurable() -> None:
-    score = scorer(few_tokens=1.0)
-    replies = [score(Problem("q", "a"), Completion("x", 9, False))]
-    assert summarise(replies)["total_reward"] == NOT_MEASURABLE
-    found = compare_replies(replies, replies)["total_reward"]
-    assert found.difference is None and found.n == 0
+    assert result["total_reward"].n == 8
 
 
 def test_several_samples_are_averaged_and_have_no_pass_at_k() -> None:
@@ -176,17 +167,9 @@ def test_several_samples_are_averaged_and_have_no_pass_at_k() -> None:
         score(Problem(question, "yes"), Completion(text, 3, False), n % 2)
         for n, (question, text) in enumerate(texts)
     ]
-    found = summarise(replies)
-    assert found["reward:same"].value == 0.25 and found["reward:same"].n == 2
-    assert list(found) == ["total_reward", "reward:same", "truncated_rate", "mean_tokens"]
-
-
-def test_other_rewards_are_not_compared() -> None:
-    one, other = (
-        [scorer(**weights)(Problem("q", "a"), TEXT)] for weights in ({"same": 1}, {"few_tokens": 1})
-    )
-    with pytest.raises(ValueError, match=r"measures differ: .*reward:same.*reward:few_tokens"):
-        compare_replies(one, other)
+    result = summarise(replies)
+    assert result["reward:same"].value == 0.25 and result["reward:same"].n == 2
+    assert list(result) == ["total_reward", "reward:same", "truncated_rate", "mean_tokens"]
 
 
 # --- data and settings ----------------------------------------------------------------------------
@@ -216,12 +199,11 @@ def test_gold_text_passes_as_it_is(tmp_path: Path) -> None:
     ("row", "says"),
     [
         ({"answer": "  \n"}, "row 2: column 'answer' is empty"),
-        ({"answer": None}, "row 2: column 'answer' should hold text"),
         ({"answer": True}, "row 2: column 'answer' should hold text"),
         ({}, "row 2: there is no column 'answer'"),
     ],
 )
-def test_an_answer_that_is_no_text(row: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_an_answer_that_is_not_text(row: dict[str, Any], says: str, tmp_path: Path) -> None:
     path = write(
         tmp_path / "problems.jsonl", {"question": "a", "answer": "b"}, {"question": "c", **row}
     )
@@ -234,11 +216,11 @@ def test_text_among_numbers_is_refused_with_a_hint(tmp_path: Path) -> None:
     path = write(tmp_path / "problems.jsonl", *rows)
     with pytest.raises(DataError, match=r"row 2.*'blue'.*data\.answers=text.*docs/rewards\.md"):
         load_evaluation(Source(path=str(path)), ProblemColumns())
-    found = load_evaluation(Source(path=str(path)), ProblemColumns(), "text")
-    assert [problem.answer for problem in found] == ["4", "blue"]
+    result = load_evaluation(Source(path=str(path)), ProblemColumns(), "text")
+    assert [problem.answer for problem in result] == ["4", "blue"]
 
 
-@pytest.mark.parametrize("name", ["correctness", "format", "rewards.gsm8k:correctness_reward"])
+@pytest.mark.parametrize("name", ["correctness", "rewards.gsm8k:correctness_reward"])
 def test_rewards_of_numbers_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^rewards: {name} reads numbers, .*docs/rewards\.md"):
         reward_functions.load([name], "text")
@@ -263,14 +245,13 @@ def test_a_refusal_by_the_script_comes_before_torch(tmp_path: Path) -> None:
         (["data.answers=text"], "rewards: format reads numbers, and data.answers is text"),
         (["data.answers=text", "rewards={'mine.py:a': 1.0}"], "missing a required argument: 'hue'"),
         (["data.answers=text", "rewards={'mine.py:b': 1.0}"], "'mine.py:b' raised KeyError: 'hue'"),
-        (["data.answers=words"], "data.answers"),
     ):
         result = run_script(*command, *data, *words, cwd=tmp_path, PYTHONPATH=str(torch.parent))
         assert result.returncode == 2, result.stdout + result.stderr
         assert says in " ".join(result.stderr.split()), result.stderr
 
 
-def test_a_held_out_row_that_a_reward_cannot_read_is_found_first(tmp_path: Path) -> None:
+def test_a_held_out_row_that_a_reward_cannot_read_is_reported_first(tmp_path: Path) -> None:
     """Training rows have the column, held-out rows do not: known before anything is loaded."""
     write(tmp_path / "train.jsonl", {"question": "a", "answer": "blue", "hue": 5})
     write(tmp_path / "test.jsonl", {"question": "b", "answer": "red"})
@@ -280,10 +261,10 @@ def test_a_held_out_row_that_a_reward_cannot_read_is_found_first(tmp_path: Path)
     words = ["data.train.path=train.jsonl", "data.eval.path=test.jsonl", "data.answers=text"]
     config = ["--config", ROOT / "configs" / "grpo_demo.yaml", "--dry-run"]
     result = run_script("grpo", *config, *words, "rewards={'mine.py:a': 1}", cwd=tmp_path)
-    said = " ".join(result.stderr.split())
-    assert result.returncode == 2 and "test.jsonl: row 1: reward 'mine.py:a' cannot be" in said, (
-        said
-    )
+    message = " ".join(result.stderr.split())
+    assert (
+        result.returncode == 2 and "test.jsonl: row 1: reward 'mine.py:a' cannot be" in message
+    ), message
 
 
 # --- in the script --------------------------------------------------------------------------------
@@ -297,9 +278,9 @@ def test_scores_of_an_interrupted_run_are_taken_from_its_replies(tmp_path: Path)
     folder.open(fresh=False)
     replies = [scorer(few_tokens=1.0)(problem, TEXT) for problem in problems]
     folder.write_rows("before", [reply.as_row() for reply in replies])
-    found = rewarded.read_scores(folder, problems, scorer(same=3.0)) or []
-    assert [reply.scores()["total_reward"] for reply in found] == [3.0, 0.0]
-    assert [reply.tokens for reply in found] == [5, 5]
+    result = rewarded.read_scores(folder, problems, scorer(same=3.0)) or []
+    assert [reply.scores()["total_reward"] for reply in result] == [3.0, 0.0]
+    assert [reply.tokens for reply in result] == [5, 5]
 
 
 def test_a_validation_that_no_reward_can_score_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +299,7 @@ def test_a_validation_that_no_reward_can_score_is_a_fault(monkeypatch: pytest.Mo
             measure()
 
 
-# --- what a run folder says -----------------------------------------------------------------------
+# --- the run folder -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -343,12 +324,12 @@ def test_no_measure_of_numbers_is_anywhere(run: Path) -> None:
 
 
 def test_the_total_is_the_headline(run: Path) -> None:
-    found = read_run(run)
-    assert found.unreadable == [] and next(iter(found.changes())) == "total_reward"
-    said = verdict(found)
-    assert (said.tone, said.measure) == ("good", "total reward")
-    assert said.sentence.startswith("Total reward rose from ")
-    assert "60 problems)" in said.sentence
+    result = read_run(run)
+    assert result.unreadable == [] and next(iter(result.changes())) == "total_reward"
+    message = verdict(result)
+    assert (message.tone, message.measure) == ("good", "total reward")
+    assert message.sentence.startswith("Total reward rose from ")
+    assert "60 problems)" in message.sentence
     assert "On 60 held-out problems, total reward went from" in render_model_card(run)
 
 
@@ -356,19 +337,19 @@ def test_a_reward_has_its_own_unit_whatever_its_name(run: Path) -> None:
     name = "reward:brief_rate"
     assert not is_share(name) and label(name) == "reward brief rate"
     assert kind(name).better == 0 and kind("total_reward").better == 1
-    found = read_run(run).changes()
-    assert found["reward:same"].n == 59 and found[name].n == 60
-    assert plain(name, found[name].after.value) == "1.00"
+    result = read_run(run).changes()
+    assert result["reward:same"].n == 59 and result[name].n == 60
+    assert plain(name, result[name].after.value) == "1.00"
     (drawn,) = (plot for plot in plots.plots(read_run(run)) if plot.name == "scores")
     assert "total reward" in drawn.alt and "truncated" not in drawn.alt and "%" not in drawn.alt
 
 
 def test_replies_are_shown_by_what_they_earned(run: Path) -> None:
-    found = read_run(run)
-    shown, rights = samples.pairs(found)
+    result = read_run(run)
+    shown, rights = samples.pairs(result)
     assert len(rights) == 60
-    counts = dict(samples.flips(found, rights))
-    up, down = (sum(cmp(found, i) == sign for i in range(60)) for sign in (1, -1))
+    counts = dict(samples.flips(result, rights))
+    up, down = (sum(cmp(result, i) == sign for i in range(60)) for sign in (1, -1))
     assert counts == {
         "earned more after": up,
         "earned less after": down,
@@ -382,17 +363,12 @@ def test_replies_are_shown_by_what_they_earned(run: Path) -> None:
     assert 'class="mark">total reward 2.5<' in text and "✓ total" not in text
 
 
-def cmp(found: Any, i: int) -> int:
-    before, after = (found.replies[side][i].total_reward for side in ("before", "after"))
+def cmp(result: Any, i: int) -> int:
+    before, after = (result.replies[side][i].total_reward for side in ("before", "after"))
     return (after > before) - (after < before)
 
 
-def test_the_next_command_scores_the_same_problems(run: Path) -> None:
-    said = next_steps.next_commands(run)
-    assert "--data assets/demo_data/problems_test.jsonl" in said and "--samples" not in said
-
-
-def test_a_run_that_goes_on_has_its_curve(tmp_path: Path) -> None:
+def test_an_unfinished_run_has_its_curve(tmp_path: Path) -> None:
     path = unfinished(text_run(tmp_path / "words", steps=3), steps=2)
     rows = [
         {"step": step, "measures": {"total_reward": {"value": v, "n": 9, "low": v, "high": v}}}
@@ -413,38 +389,25 @@ def test_an_export_is_checked_on_the_problems_of_its_run(run: Path) -> None:
 # --- ./run evaluate -------------------------------------------------------------------------------
 
 
-def asked(run: Path, *words: str) -> Any:
+def test_a_run_is_scored_by_its_own_rewards(run: Path) -> None:
     adapter = run / "adapter"
     adapter.mkdir(exist_ok=True)
     base = {"base_model_name_or_path": str(ROOT / "assets" / "demo_model")}
     (adapter / "adapter_config.json").write_text(json.dumps(base), encoding="utf-8")
-    return script.parse(["--model", str(adapter), *words])
-
-
-def rewards_of(asked: Any) -> dict[str, float] | None:
-    weights: dict[str, float] | None = script.asked_rewards(asked, script.config_of(asked))
-    return weights
-
-
-def test_a_run_is_scored_by_its_own_rewards(run: Path) -> None:
+    config = config_of(str(adapter), "mine.jsonl", None)
     own = {"my_rewards.py:same": 1.0, "my_rewards.py:brief_rate": 0.5}
-    assert rewards_of(asked(run, "--data", "mine.jsonl")) == own
-    assert rewards_of(asked(run, "--data", "gsm8k")) is None  # whose answers are numbers
-    other = asked(run, "--data", "mine.jsonl", "--rewards", "a.py:f", "b.py:g=-0.5")
-    assert rewards_of(other) == {"a.py:f": 1.0, "b.py:g": -0.5}
-    plain = SimpleNamespace(
-        model="http://127.0.0.1:1", data="mine.jsonl", rewards=None, config=None
-    )
-    assert rewards_of(plain) is None  # type: ignore[arg-type]
+    assert weights_of((), "mine.jsonl", config) == own
+    assert weights_of((), "gsm8k", config) is None  # whose answers are numbers
+    assert weights_of(["a.py:f", "b.py:g=-0.5"], "x", config) == {"a.py:f": 1.0, "b.py:g": -0.5}
+    assert weights_of((), "x", config_of("http://127.0.0.1:1", "x", None)) is None
     for wrong in ("a.py:f=much", "a.py:f=nan", "a.py:f="):
-        with pytest.raises(ConfigError, match=r"--rewards a\.py:f=.* is no finite number"):
-            rewards_of(asked(run, "--data", "mine.jsonl", "--rewards", wrong))
+        with pytest.raises(ConfigError, match=r"--rewards a\.py:f=.* is not a finite number"):
+            weights_of([wrong], "x", config)
 
 
-def test_a_model_without_a_run_is_not_asked_for_a_number() -> None:
-    plain = script.parse(["--model", "http://127.0.0.1:1", "--data", "x", "--rewards", "a.py:f"])
-    assert script.prompt_of(plain, {}, {"a.py:f": 1.0}).system is None
-    assert "number" in str(script.prompt_of(plain, {}, None).system)
+def test_the_default_prompt_requests_a_number_only_where_answers_are_numbers() -> None:
+    assert prompt_of({}, "en", text=True).system is None
+    assert "number" in str(prompt_of({}, "en", text=False).system)
 
 
 def test_rescore_of_replies_that_rewards_scored(tmp_path: Path) -> None:

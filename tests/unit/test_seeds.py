@@ -42,21 +42,21 @@ def simulated_runs(
 def of_experiments(seeds: int, questions: int, effect: float, spread: float) -> Table:
     """Mean, low, high and p-value of each of the simulated experiments."""
     random = np.random.default_rng([seeds, questions, round(1000 * effect), round(1000 * spread)])
-    found = [
+    result = [
         difference_over_seeds(*simulated_runs(random, seeds, questions, effect, spread))
         for _ in range(EXPERIMENTS)
     ]
-    return np.array([list(vars(each).values()) for each in found])
+    return np.array([list(vars(each).values()) for each in result])
 
 
-def coverage(found: Table, truth: float) -> float:
-    return float(((found[:, 1] <= truth) & (truth <= found[:, 2])).mean())
+def coverage(result: Table, truth: float) -> float:
+    return float(((result[:, 1] <= truth) & (truth <= result[:, 2])).mean())
 
 
 # --- coverage -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [20, 250, 1319])
+@pytest.mark.parametrize("n", [20, 250])
 def test_coverage_of_wilson(n: int) -> None:
     random = np.random.default_rng(n)
     truth = random.uniform(0.05, 0.95, EXPERIMENTS)
@@ -75,11 +75,11 @@ def test_coverage_of_the_paired_bootstrap() -> None:
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5, 20])
+@pytest.mark.parametrize("seeds", [2, 5])
 def test_coverage_of_the_mean_over_seeds(seeds: int) -> None:
     random = np.random.default_rng(seeds)
-    found = [mean_over_seeds(random.normal(0.5, 0.02, seeds).tolist()) for _ in range(EXPERIMENTS)]
-    covered = [each.low <= 0.5 <= each.high for each in found]
+    result = [mean_over_seeds(random.normal(0.5, 0.02, seeds).tolist()) for _ in range(EXPERIMENTS)]
+    covered = [each.low <= 0.5 <= each.high for each in result]
     assert 0.93 <= np.mean(covered) <= 0.97
 
 
@@ -93,40 +93,18 @@ def long(*values: float) -> Any:
 def test_coverage_of_the_difference_over_seeds_and_questions(
     seeds: int, questions: int, spread: float
 ) -> None:
-    found = of_experiments(seeds, questions, effect=0.1, spread=spread)
-    assert abs(found[:, 0].mean() - 0.1) < 0.005  # the simulated world is what it says
-    assert 0.93 <= coverage(found, 0.1) <= 0.97
+    result = of_experiments(seeds, questions, effect=0.1, spread=spread)
+    assert abs(result[:, 0].mean() - 0.1) < 0.005  # the simulated world is as described
+    assert 0.93 <= coverage(result, 0.1) <= 0.97
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.03])
 @pytest.mark.parametrize("seeds", [3, long(5), 20])
 def test_without_an_effect_one_in_twenty_is_significant(seeds: int, spread: float) -> None:
-    found = of_experiments(seeds, 200, effect=0.0, spread=spread)
-    assert 0.03 <= (found[:, 3] < 0.05).mean() <= 0.07
+    result = of_experiments(seeds, 200, effect=0.0, spread=spread)
+    assert 0.03 <= (result[:, 3] < 0.05).mean() <= 0.07
     # p and interval say the same: 0 is outside where p is below 0.05
-    assert ((found[:, 3] < 0.05) == ((found[:, 1] > 0) | (found[:, 2] < 0))).all()
-
-
-def crossed_bootstrap(random: np.random.Generator, difference: Table) -> tuple[float, float]:
-    """Percentile interval, seeds and questions resampled independently (Owen, 2007)."""
-    seeds, questions = difference.shape
-    of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), 400) / seeds
-    of_questions = random.multinomial(questions, np.full(questions, 1 / questions), 400) / questions
-    means = ((of_seeds @ difference) * of_questions).sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-@pytest.mark.parametrize(("seeds", "least", "most"), [(3, 0.78, 0.9), (20, 0.92, 0.97)])
-def test_why_it_is_no_bootstrap(seeds: int, least: float, most: float) -> None:
-    """With three seeds, resampling them covers the truth far less often than it says."""
-    random = np.random.default_rng(0)
-    covered = []
-    for _ in range(600):
-        before, after = simulated_runs(random, seeds, 100, effect=0.1, spread=0.15)
-        low, high = crossed_bootstrap(random, after - before)
-        covered.append(low <= 0.1 <= high)
-    assert least < np.mean(covered) < most
+    assert ((result[:, 3] < 0.05) == ((result[:, 1] > 0) | (result[:, 2] < 0))).all()
 
 
 # --- what they are ------------------------------------------------------------------------------
@@ -135,46 +113,36 @@ def test_why_it_is_no_bootstrap(seeds: int, least: float, most: float) -> None:
 def test_the_mean_over_seeds_is_scipys() -> None:
     values = [0.48, 0.52, 0.47]
     expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    found = mean_over_seeds(values)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.sd == pytest.approx(np.std(values, ddof=1))
-    assert found.values == values
+    result = mean_over_seeds(values)
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
+    assert result.sd == pytest.approx(np.std(values, ddof=1))
+    assert result.values == values
 
 
 def test_where_questions_are_alike_it_is_the_t_interval_over_seeds() -> None:
     """No question differs from another in what training brings: only seeds vary."""
     changes = [0.1, 0.25, 0.13, 0.2]
     after = [[change] * 50 for change in changes]
-    found = difference_over_seeds([[0.0] * 50] * 4, after)
+    result = difference_over_seeds([[0.0] * 50] * 4, after)
     expected = scipy_stats.ttest_1samp(changes, 0.0)
     interval = expected.confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+    assert result.p_value == pytest.approx(expected.pvalue)
 
 
 def test_where_seeds_are_alike_it_is_the_paired_t_interval_over_questions() -> None:
     random = np.random.default_rng(0)
     before, after = random.random(80), random.random(80) + 0.1
-    found = difference_over_seeds([before.tolist()] * 3, [after.tolist()] * 3)
+    result = difference_over_seeds([before.tolist()] * 3, [after.tolist()] * 3)
     expected = scipy_stats.ttest_rel(after, before)
     interval = expected.confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert found.p_value == pytest.approx(expected.pvalue)
-
-
-def test_seeds_that_disagree_widen_the_interval() -> None:
-    random = np.random.default_rng(1)
-    before, after = simulated_runs(random, 3, 300, effect=0.1, spread=0.0)
-    alike = difference_over_seeds(before.tolist(), after.tolist())
-    after[0] = 0.0
-    apart = difference_over_seeds(before.tolist(), after.tolist())
-    assert apart.high - apart.low > 5 * (alike.high - alike.low)
-    assert apart.p_value > 0.3 > 0.001 > alike.p_value
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+    assert result.p_value == pytest.approx(expected.pvalue)
 
 
 def test_where_nothing_varies_the_signs_of_questions_are_tested() -> None:
-    found = difference_over_seeds([[0.0] * 9] * 3, [[1.0] * 9] * 3)
-    assert found == SeedDifference(1.0, 1.0, 1.0, mcnemar_exact(9, 0))
+    result = difference_over_seeds([[0.0] * 9] * 3, [[1.0] * 9] * 3)
+    assert result == SeedDifference(1.0, 1.0, 1.0, mcnemar_exact(9, 0))
     same = difference_over_seeds([[0.3] * 9] * 2, [[0.3] * 9] * 2)
     assert same == SeedDifference(0.0, 0.0, 0.0, 1.0)
 
@@ -182,8 +150,8 @@ def test_where_nothing_varies_the_signs_of_questions_are_tested() -> None:
 def test_a_tiny_p_value_is_given_as_the_smallest() -> None:
     random = np.random.default_rng(2)
     before = random.normal(0, 0.01, (3, 500))
-    found = difference_over_seeds(before.tolist(), (before + 1 + before[0]).tolist())
-    assert found.p_value == pytest.approx(SMALLEST_P)
+    result = difference_over_seeds(before.tolist(), (before + 1 + before[0]).tolist())
+    assert result.p_value == pytest.approx(SMALLEST_P)
 
 
 @pytest.mark.parametrize("values", [[], [0.5], [0.5, math.nan]])
@@ -193,17 +161,17 @@ def test_one_seed_has_no_interval(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after", "message"),
     [
         ([[0.0, 1.0]], [[0.0, 1.0]], "two or more seeds"),
         ([[0.0], [1.0]], [[0.0], [1.0]], "two or more questions"),
         ([[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [1.0]], "same two or more"),
-        ([[0.0] * 3] * 2, [[0.0] * 2] * 2, "differ in length"),
+        ([[0.0] * 3] * 2, [[0.0] * 2] * 2, "scores before and after differ"),
         ([[0.0, math.inf], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]], "finite"),
     ],
 )
-def test_what_is_no_table_is_refused(
-    before: list[list[float]], after: list[list[float]], said: str
+def test_what_is_not_a_table_is_refused(
+    before: list[list[float]], after: list[list[float]], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         difference_over_seeds(before, after)

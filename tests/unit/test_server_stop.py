@@ -49,13 +49,13 @@ def test_a_signal_ends_it(
     output = tmp_path / "output"
     if command == "judge":
         reached, kept = silent(french_judge), "verdicts.jsonl"
-        asked = ["judge", run, "--url", api.url, "--model", "m", "--at-once", "2"]
+        words = ["judge", run, "--url", api.url, "--model", "m", "--at-once", "2"]
     else:
         reached, kept = silent(lambda *_: choice("<answer>1</answer>")), "replies.jsonl"
-        asked = ["evaluate", "--model", api.url, "--data", PROBLEMS, "--batch-size", "2"]
-    script = str(ROOT / "scripts" / f"{asked[0]}.py")
+        words = ["evaluate", "--model", api.url, "--data", PROBLEMS, "--batch-size", "2"]
+    script = str(ROOT / "scripts" / f"{words[0]}.py")
     started = subprocess.Popen(
-        [sys.executable, script, *map(str, asked[1:]), "--output", str(output)],
+        [sys.executable, script, *map(str, words[1:]), "--output", str(output)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -64,9 +64,9 @@ def test_a_signal_ends_it(
     time.sleep(2)  # until the answers before it are on the disk
     sent = time.monotonic()
     started.send_signal(number)
-    _, said = started.communicate(timeout=60)
+    _, error = started.communicate(timeout=60)
     assert time.monotonic() - sent < 20
     assert started.returncode == 128 + number
-    assert f"stopped by {number.name}" in said and "Traceback" not in said
+    assert f"stopped by {number.name}" in error and "Traceback" not in error
     rows = [json.loads(line) for line in (output / kept).read_text("utf-8").splitlines()]
     assert len(rows) == ANSWERED

@@ -14,7 +14,7 @@ from posttrain.base import terminal
 from posttrain.model import estimate
 from posttrain.report import comparison_table, export_words, read_run, summary_table, table
 from posttrain.run.lenient import mapping_of
-from posttrain.scoring.side_by_side import example
+from posttrain.scoring.changed_reply import example
 from scripts import doctor, judge
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_run
@@ -96,7 +96,7 @@ def test_the_data_report_fits(columns: int) -> None:
     assert widest(render_text(report)) <= columns
 
 
-def test_replies_side_by_side_fit(columns: int) -> None:
+def test_a_changed_reply_fits(columns: int) -> None:
     def reply(word: str) -> MeasuredReply:
         return MeasuredReply(f"{word} " * 60, 60, True, word == "oui", 0.0)
 

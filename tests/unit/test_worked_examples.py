@@ -20,6 +20,7 @@ from posttrain.export.texts import gate_texts
 from posttrain.report.snippets import snippets
 from posttrain.run.folder import RunFolder
 from posttrain.run.results import Exported
+from posttrain.scoring import evaluation
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.help import listed
@@ -160,34 +161,31 @@ def test_an_evaluation_takes_problems_and_prompt_of_a_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its training problems are without those that it validates on, which a run never trains on."""
-    config = ["--model", "assets/demo_model", "--config", str(ROOT / "configs" / "grpo_demo.yaml")]
+    config = evaluation.config_of("unused", "eval", ROOT / "configs" / "grpo_demo.yaml")
     file = str(one_example(tmp_path))
 
-    def asked(*words: str) -> tuple[list[Problem], Any]:
-        given = evaluate.parse([*config, *words])
-        values = evaluate.config_of(given)
-        return evaluate.load_problems(given, values), evaluate.prompt_of(given, values, None)
+    def prompt(examples: Any) -> Any:
+        return evaluation.prompt_of(config, "en", text=False, examples=examples)
 
     own = settings("grpo")
     train, held_out = load_problems(own.data)
     training, validation = for_validation(train, own.data)
-    assert asked("--data", "train")[0] == training and validation
-    assert asked("--data", "train", "--limit", "3")[0] == training[:3]
-    problems, prompt = asked("--data", "eval", "--examples", file)
-    assert problems == held_out
-    assert conversation("?", prompt)[1:3] == TURNS and prompt.system == own.prompt.system
-    assert asked("--data", "eval", "--examples", "")[1].examples == []
+    assert evaluation.load_problems("train", config) == training and validation
+    assert evaluation.load_problems("train", config, limit=3) == training[:3]
+    assert evaluation.load_problems("eval", config) == held_out
+    assert conversation("?", prompt(file))[1:3] == TURNS
+    assert prompt(file).system == own.prompt.system and prompt([]).examples == []
     with pytest.raises(ConfigError, match=r"^--examples: examples: there is no file"):
-        asked("--data", "eval", "--examples", "nowhere.jsonl")
+        prompt("nowhere.jsonl")
     with pytest.raises(ConfigError, match="name the config whose problems these are with --config"):
         evaluate.main(["--model", "assets/demo_model", "--data", "train"])
 
 
 @pytest.mark.parametrize("method", ["sft", "grpo", "dpo"])
 def test_an_evaluation_of_a_run_has_its_examples(method: str) -> None:
-    """But for a DPO run, whose prompt asks for no number."""
-    given = evaluate.parse(["--model", "unused", "--data", "gsm8k"])
-    prompt = evaluate.prompt_of(given, settings(method, EXAMPLES).model_dump(mode="json"), None)
+    """But for a DPO run, whose prompt does not request a number."""
+    config = settings(method, EXAMPLES).model_dump(mode="json")
+    prompt = evaluation.prompt_of(config, "en", text=False)
     assert len(prompt.examples) == (method != "dpo")
 
 
