@@ -42,6 +42,7 @@ class Weights:
         set_template_variables(self._tokenizer, source.prompt.chat_template_kwargs)
         self._config = generation_config(self._model, self._tokenizer, evaluation)
         self._stop = StopAtAnswer(self._tokenizer) if evaluation.stop_at_answer else None
+        self._one_at_a_time = threading.Lock()  # a page may abandon a reply without closing it
         self.start_name: str | None = None
         """The adapter that the run started from, if it is still there."""
         if start := trained.get("adapter"):
@@ -107,6 +108,7 @@ class Weights:
         ids = torch.tensor([prompt], device=self._model.device)
         try:
             with (
+                self._one_at_a_time,
                 runtime.inference_mode(self._model),
                 side,
                 sampling_weights(self._model),
