@@ -6,7 +6,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ class Exports:
         proven = self.record.add(target, path, seconds, self._gate, checks)
         if not proven:
             self.unproven.append(target)
-        for line in export_words.lines([asdict(check) for check in checks]):
+        for line in export_words.lines(checks):
             print(line)
         for line in export_words.advice([check.name for check in checks if not check.passed]):
             print(f"  {line}")

@@ -3,11 +3,10 @@
 Only what is light is imported here: plots and pages need libraries that take seconds to load.
 """
 
-from posttrain.report.tables import comparison_table, summary_table, table
+from posttrain.report.tables import summary_table, table
 from posttrain.run.reading import read_run, read_runs
 
 __all__ = [
-    "comparison_table",
     "read_run",
     "read_runs",
     "summary_table",

@@ -8,7 +8,7 @@ from eval.measures import direction, kind
 from eval.stats import Measure
 from posttrain.base import terminal
 from posttrain.report import export_words, tables
-from posttrain.report.rows import Cell, Column, Row, Table, as_text
+from posttrain.report.tables import Cell, Column, Row, Table, as_text
 from posttrain.run.record import Run
 from posttrain.run.results import FileScore
 

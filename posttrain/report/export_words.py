@@ -1,9 +1,10 @@
 """The checks of export.json in words: for the terminal, the model card and the report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from posttrain.base import terminal
+from posttrain.run.results import Check
 
 
 def _percent(value: float) -> str:
@@ -40,18 +41,16 @@ WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def in_words(check: Mapping[str, Any]) -> tuple[str, str, str]:
+def in_words(check: Check) -> tuple[str, str, str]:
     """What a check measured, its result, and what is allowed; the last is empty without a limit.
     A name that is not known is shown as it is."""
-    name, value, limit = str(check.get("name", "")), check.get("value"), check.get("limit")
-    label, figure = WORDS.get(name, (name.replace("_", " "), _plain))
-    of = check.get("of")
-    result, allowed = _text(value, figure), _text(limit, figure)
-    if of is not None:
-        result = f"{result} of {of}"
-        return label, result, {0: "none allowed", of: "all needed"}.get(limit, f"at most {allowed}")
-    if isinstance(limit, str):  # a text that is wanted
-        return label, result, "" if value == limit else allowed
+    label, figure = WORDS.get(check.name, (check.name.replace("_", " "), _plain))
+    result, allowed = _text(check.value, figure), _text(check.limit, figure)
+    if check.of is not None:
+        of = {0: "none allowed", check.of: "all needed"}
+        return label, f"{result} of {check.of}", of.get(check.limit, f"at most {allowed}")
+    if isinstance(check.limit, str):  # a text that is wanted
+        return label, result, "" if check.value == check.limit else allowed
     return label, result, f"at most {allowed}" if allowed else ""
 
 
@@ -84,9 +83,9 @@ def size(count: float) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-def lines(checks: list[Mapping[str, Any]]) -> list[str]:
+def lines(checks: Sequence[Check]) -> list[str]:
     """Checks as an indented table, one line each; where that is too wide, as wrapped lines."""
-    rows = [("  ok" if c.get("passed") else "  FAILED", *in_words(c)) for c in checks]
+    rows = [("  ok" if check.passed else "  FAILED", *in_words(check)) for check in checks]
     aligned = terminal.align(rows)
     if terminal.fits(aligned):
         return aligned

@@ -2,43 +2,18 @@
 
 import json
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from eval import figures
 from eval.measures import Change, kind
 from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
-from posttrain.report import export_words, stages, tables
-from posttrain.report.rows import Table
+from posttrain.report import tables
 from posttrain.run.record import Run, Settings, number, section
-from posttrain.run.results import Exported
+from posttrain.run.results import HealthEvent, Stage
 
 
-@dataclass(frozen=True)
-class ShownExport:
-    """An export with its size and parity checks as text."""
-
-    name: str
-    path: str
-    size: str
-    proven: bool
-    checks: list[tuple[str, str, str, bool]]
-    """What it looked at, the result, what is allowed, whether it passed."""
-
-
-@dataclass(frozen=True)
-class ShownEvent:
-    """A health event as text."""
-
-    step: str
-    kind: str
-    message: str
-    detail: str
-    action: str
-
-
-def changes(run: Run) -> Table:
+def changes(run: Run) -> tables.Table:
     """The before/after table; sides alone where no comparison was written."""
     known = run.changes()
     for name, before in run.before.items():
@@ -51,7 +26,7 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
     """What was trained on what: (label, value, detail)."""
     lines = [
         ("Model", str(run.section("model").get("name", "")), _adapter(run)),
-        *(("Started from", stage, "") for stage in stages.lines(run)),
+        *(("Started from", stage, "") for stage in stages(run)),
         ("Trained on", source(section(run.section("data"), "train")), _fingerprint(run)),
         ("Scored on", *_held_out(run)),
         ("Steps", _steps(run), _batch(run)),
@@ -64,6 +39,21 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
         cost = run.seconds / 3600 * price
         lines.append(("Cost of training", f"{cost:.2f}", f"at {price:g} an hour, as given"))
     return [line for line in lines if line[1]]
+
+
+def stages(run: Run) -> list[str]:
+    """One line for each earlier stage: `warm_up: SFT, 40 steps; strict accuracy 1% -> 20%`."""
+    return [_stage(stage) for stage in run.environment.stages]
+
+
+def _stage(stage: Stage) -> str:
+    if not stage.method:
+        return f"{stage.name}: an adapter without its run (fingerprint {stage.adapter[:12]})"
+    trained = f"{stage.name}: {stage.method.upper()}, {stage.steps} steps"
+    if not (main := stage.measure):
+        return trained
+    before, after = (figures.plain(main, side.value) for side in (stage.before, stage.after))
+    return f"{trained}; {figures.label(main)} {before} -> {after}"
 
 
 def _adapter(run: Run) -> str:
@@ -133,32 +123,17 @@ def _pace(run: Run) -> str:
     return f"{run.seconds / run.steps:.2g} s a step" if run.steps and run.seconds else ""
 
 
-def health(run: Run) -> list[ShownEvent] | None:
-    """Health events, newest last; None where nothing was watched."""
-    if run.health is None:
-        return None
-    return [
-        ShownEvent(
-            str(event.step),
-            event.kind.replace("_", " "),
-            event.message,
-            ", ".join(
-                f"{name} {_figure(value)}"
-                for name, value in (("value", event.value), ("threshold", event.threshold))
-                if value is not None
-            ),
-            event.action,
-        )
-        for event in run.health
-    ]
+def event_figures(event: HealthEvent) -> str:
+    """`value 0.5, threshold 0.1` of a health event, as far as they are known."""
+    known = {"value": event.value, "threshold": event.threshold}
+    return ", ".join(
+        f"{name} {value if (figure := number(value)) is None else f'{figure:.4g}'}"
+        for name, value in known.items()
+        if value is not None
+    )
 
 
-def _figure(value: object) -> str:
-    known = number(value)
-    return f"{known:.4g}" if known is not None else str(value)
-
-
-def data_warnings(run: Run) -> tuple[str, list[str]] | None:
+def rows_report(run: Run) -> tuple[str, list[str]] | None:
     """A line on the rows of the data report, and its warnings; None where there is no report."""
     if run.data_report is None:
         return None
@@ -172,17 +147,6 @@ def data_warnings(run: Run) -> tuple[str, list[str]] | None:
     line += f". Left out: {', '.join(left_out)}." if left_out else "."
     warnings = run.data_report.get("warnings") or []
     return line, [str(w.get("text", w)) if isinstance(w, dict) else str(w) for w in warnings]
-
-
-def exports(run: Run) -> list[ShownExport]:
-    """Each export with its size and parity checks."""
-    return [_export(name, each) for name, each in run.exports.items()]
-
-
-def _export(name: str, export: Exported) -> ShownExport:
-    size = export_words.size(export.bytes) if export.bytes else ""
-    checks = [(*export_words.in_words(vars(check)), check.passed) for check in export.checks]
-    return ShownExport(name, export.path, size, export.proven, checks)
 
 
 def chat_command(run: Run) -> str | None:

@@ -19,8 +19,6 @@ HEAD, TAIL = 420, 260  # characters kept of a long reply; the answer is at its e
 @dataclass(frozen=True)
 class Reply:
     text: str
-    left_out: int
-    """Characters left out of the middle of `text`."""
     tokens: int
     good: bool | None
     """None where rewards scored it: they know of more than right and wrong."""
@@ -43,26 +41,21 @@ class Rollout:
     question: str
     gold: str
     text: str
-    left_out: int
     rewards: list[tuple[str, str]]
 
 
-def pairs(run: Run) -> tuple[list[Pair], list[tuple[bool, bool]]]:
-    """Some questions with both replies, and (right before, right after) of all of them; where
-    rewards scored them, (earned no less before, earned no less after)."""
-    before, after = (_by_question(run.replies[side]) for side in ("before", "after"))
-    both = [(before[question], reply) for question, reply in after.items() if question in before]
-    rights = [_rights(earlier, later) for earlier, later in both]
-    picked = []
+def pairs(run: Run) -> list[Pair]:
+    """Some questions with both replies."""
+    shown = []
     for kind, count in SHOWN.items():
-        of_kind = [pair for pair, right in zip(both, rights, strict=True) if right == kind]
-        picked += [_pair(earlier, later) for earlier, later in of_kind[:count]]
-    return picked, rights
+        of_kind = [both for both in _answered(run) if _rights(*both) == kind]
+        shown += [_pair(*both) for both in of_kind[:count]]
+    return shown
 
 
-def flips(run: Run, rights: Sequence[tuple[bool, bool]]) -> list[tuple[str, int]]:
-    """How many replies changed which way, given the judgements that `pairs` returns."""
-    counts = Counter(rights)
+def flips(run: Run) -> list[tuple[str, int]]:
+    """How many replies changed which way."""
+    counts = Counter(_rights(*both) for both in _answered(run))
     if run.text_answers:
         return [
             ("earned more after", counts[False, True]),
@@ -80,12 +73,17 @@ def flips(run: Run, rights: Sequence[tuple[bool, bool]]) -> list[tuple[str, int]
     ]
 
 
+def _answered(run: Run) -> list[tuple[Scored, Scored]]:
+    """The first reply to each question before and after training."""
+    before, after = (_by_question(run.replies[side]) for side in ("before", "after"))
+    return [(before[question], reply) for question, reply in after.items() if question in before]
+
+
 def _by_question(replies: Sequence[Scored]) -> dict[str, Scored]:
-    """The first reply to each question."""
-    first_of: dict[str, Scored] = {}
+    first: dict[str, Scored] = {}
     for reply in replies:
-        first_of.setdefault(_question(reply), reply)
-    return first_of
+        first.setdefault(_question(reply), reply)
+    return first
 
 
 def _question(reply: Scored) -> str:
@@ -113,15 +111,16 @@ def _pair(earlier: Scored, later: Scored) -> Pair:
 def _reply(reply: Scored) -> Reply:
     good = _good(reply)
     if isinstance(reply, PromptReply):
-        text, mark = reply.text, "right language" if good else "another language"
-    elif isinstance(reply, RewardedReply):
+        mark = "right language" if good else "another language"
+        return Reply(reply.text, reply.tokens, good, mark)
+    if isinstance(reply, RewardedReply):
         total = reply.total_reward
-        text, mark = reply.reply, "not scored" if total is None else f"total reward {total:.4g}"
+        mark = "not scored" if total is None else f"total reward {total:.4g}"
     elif good:
-        text, mark = reply.reply, "right"
+        mark = "right"
     else:
-        text, mark = reply.reply, "right number, wrong format" if reply.lenient else "wrong"
-    return Reply(*shorten(text), reply.tokens, good, mark)
+        mark = "right number, wrong format" if reply.lenient else "wrong"
+    return Reply(reply.reply, reply.tokens, good, mark)
 
 
 def rollouts(run: Run) -> list[Rollout]:
@@ -145,7 +144,7 @@ def _rollout(step: int, row: Logged) -> Rollout:
             name = key.removeprefix("reward/").replace("_", " ")
             rewards.append((name, "not scored" if score is None else f"{score:g}"))
     question, gold = str(row.get("question", "")), str(row.get("answer", ""))
-    return Rollout(step, question, gold, *shorten(str(row["completion"])), rewards)
+    return Rollout(step, question, gold, str(row["completion"]), rewards)
 
 
 def shorten(text: str) -> tuple[str, int]:

@@ -1,19 +1,17 @@
-"""A config trained with several seeds, and the values of a grid: their tables, and the choice."""
+"""A config trained with several seeds, and the values of a grid: tables, verdict, choice."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from eval import figures
-from eval.measures import Change, is_share, kind
+from eval.measures import Change, direction, is_share, kind
 from eval.seeds import SeedMean
 from eval.stats import Measure
 from posttrain.report import tables
-from posttrain.report.rows import Cell, Column, Row, Table, as_text
-from posttrain.report.verdict import Verdict, capital, over_seeds
+from posttrain.report.tables import Cell, Column, Row, Table, as_text
+from posttrain.report.verdict import WORDS, Verdict, capital, judged, losses
 from posttrain.run.record import Run
 from posttrain.run.repeated import Grid, Repeated, Tried
 
-STOPPED = "stopped"  # in the place of a mean
 SEEDS = (
     Column("measure"),
     Column("before"),
@@ -29,22 +27,54 @@ def changes(repeated: Repeated, runs: Sequence[Run]) -> dict[str, Change]:
     means = {}
     for name, alone in runs[0].changes().items():
         if over := repeated.measures.get(name):
-            before, after, difference = over.before, over.after, over.difference
             means[name] = Change(
-                difference.mean,
-                difference.low,
-                difference.high,
-                difference.p_value,
+                over.difference.mean,
+                over.difference.low,
+                over.difference.high,
+                over.difference.p_value,
                 alone.n,
-                before=Measure(before.mean, alone.n, before.low, before.high),
-                after=Measure(after.mean, alone.n, after.low, after.high),
+                before=Measure(over.before.mean, alone.n, over.before.low, over.before.high),
+                after=Measure(over.after.mean, alone.n, over.after.low, over.after.high),
             )
     return means
 
 
 def verdict(repeated: Repeated, runs: Sequence[Run]) -> Verdict:
     """Did the config improve the headline measure over all seeds, and do the seeds agree?"""
-    return over_seeds(repeated, changes(repeated, runs), runs)
+    over = changes(repeated, runs)
+    name, change = next(iter(over.items()))
+    before, after = (figures.plain(name, side.value) for side in (change.before, change.after))
+    sentence = (
+        f"{capital(figures.label(name))} went from {before} to {after}, the mean of {len(runs)} "
+        f"seeds: {figures.moved(name, change.difference)} (95% interval over seeds and questions "
+        f"{figures.span(name, change)}, {figures.p_is(change.p_value)})."
+    )
+    remarks = [_agreement(name, change, repeated.seeds, runs), *losses(name, over)]
+    return judged(name, change, sentence, remarks, of=f", mean of {len(runs)} seeds")
+
+
+def _agreement(name: str, change: Change, seeds: Sequence[int], runs: Sequence[Run]) -> str:
+    """Whether each seed alone gives the same verdict on a measure; and how far they differ."""
+    alone = [run.changes()[name] for run in runs]
+    words: dict[str, list[int]] = {}
+    for seed, each in zip(seeds, alone, strict=True):
+        words.setdefault(WORDS[direction(name, each)], []).append(seed)
+    moved = [each.difference or 0.0 for each in alone]
+    high = figures.moved(name, max(moved))
+    ends = high if min(moved) == max(moved) else f"{figures.signed(name, min(moved))} to {high}"
+    if len(words) > 1:
+        parts = [
+            f"{word} with seed{'s' * (len(some) > 1)} {', '.join(map(str, some))}"
+            for word, some in words.items()
+        ]
+        return f"The seeds disagree, each taken alone: {'; '.join(parts)} ({ends})."
+    (word,) = words
+    if word == WORDS[direction(name, change)]:
+        return f"The seeds agree, each taken alone: {word} ({ends})."
+    return (
+        f"Each seed taken alone gives {word}, but they differ so much ({ends}) that {len(runs)} of "
+        "them do not show what another seed would give; more seeds may."
+    )
 
 
 def rows(repeated: Repeated, runs: Sequence[Run]) -> Table:
@@ -52,14 +82,12 @@ def rows(repeated: Repeated, runs: Sequence[Run]) -> Table:
     lines = []
     for name, change in changes(repeated, runs).items():
         over = repeated.measures[name]
-        within = [figures.interval(name, s.low, s.high) for s in (over.before, over.after)]
-        cells = (
-            Cell(spread(name, over.before), small=(within[0],)),
-            Cell(spread(name, over.after), small=(within[1],)),
-            Cell(within[1]),
-            tables.difference(name, change),
-            Cell(figures.p_value(change.p_value)),
+        before, after = (
+            Cell(spread(name, side), small=(figures.interval(name, side.low, side.high),))
+            for side in (over.before, over.after)
         )
+        moved, p_value = tables.difference(name, change), Cell(figures.p_value(change.p_value))
+        cells = (before, after, Cell(after.small[0]), moved, p_value)
         note = f"n = {change.n}, {len(runs)} seeds"
         lines.append(Row(kind(name).label, cells, figures.set_label(name), note=note))
     return Table(SEEDS, lines)
@@ -73,12 +101,10 @@ def table(repeated: Repeated, runs: Sequence[Run]) -> str:
 
 def by_seed(repeated: Repeated, runs: Sequence[Run]) -> list[list[str]]:
     """A measure and its value after training with each seed, a row a measure."""
+    values = {name: repeated.measures[name].after.values for name in changes(repeated, runs)}
     return [
-        [
-            capital(figures.label(name)),
-            *(figures.plain(name, each) for each in repeated.measures[name].after.values),
-        ]
-        for name in changes(repeated, runs)
+        [capital(figures.label(name)), *(figures.plain(name, each) for each in values[name])]
+        for name in values
     ]
 
 
@@ -99,7 +125,7 @@ def grid_rows(grid: Grid) -> Table:
     )
     lines = []
     for value in grid.values:
-        cells = [STOPPED, *("" for _ in grid.seeds), ""]
+        cells = ["stopped", *("" for _ in grid.seeds), ""]
         if value.mean is not None:
             scores = (figures.plain(grid.by, score) for score in value.values)
             steps = ", ".join(map(str, dict.fromkeys(value.steps)))
@@ -127,8 +153,3 @@ def choice(grid: Grid) -> str:
         f"Chosen: {label}, by {grid.how}. The test set had no part in it, and only this value is "
         "scored on it; that it was chosen flatters its validation, not its test scores."
     )
-
-
-def pages(folder: Path, runs: Sequence[Run]) -> list[str]:
-    """Where the page of each run is, from the folder of the repeat."""
-    return [(run.path / "report.html").relative_to(folder.resolve()).as_posix() for run in runs]

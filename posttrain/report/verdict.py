@@ -1,12 +1,11 @@
-"""Did it improve, and how sure is that: a verdict on the headline measure of a run, or of seeds."""
+"""Did it improve, and how sure is that: the verdict on the headline measure of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eval import figures
 from eval.measures import Change, direction, kind
 from posttrain.run.record import Run, number
-from posttrain.run.repeated import Repeated
 
 WORDS = {1: "improved", 0: "no measurable change", -1: "got worse"}
 TONES = {1: "good", 0: "flat", -1: "bad"}
@@ -41,16 +40,16 @@ def verdict(run: Run) -> Verdict:
     sentence = _sentence(name, change)
     if trained and trained.steps == 0 and trained.exit_code is None:
         sentence = f"Nothing was trained (training.max_steps is 0). {sentence}"
-    return Verdict(
-        tone=TONES[direction(name, change)],
-        word=WORDS[direction(name, change)],
-        sentence=sentence,
-        measure=figures.label(name),
-        before=figures.plain(name, change.before.value),
-        after=figures.plain(name, change.after.value),
-        change=figures.moved(name, change.difference),
-        remarks=[*_remarks(name, changes), *losses(name, changes)],
-    )
+    return judged(name, change, sentence, [*_remarks(name, changes), *losses(name, changes)])
+
+
+def judged(name: str, change: Change, sentence: str, remarks: list[str], of: str = "") -> Verdict:
+    """The verdict on a change; `of` says what its two sides are means of."""
+    way = direction(name, change)
+    before, after = (figures.plain(name, side.value) for side in (change.before, change.after))
+    moved = figures.moved(name, change.difference)
+    label = figures.label(name) + of
+    return Verdict(TONES[way], WORDS[way], sentence, label, before, after, moved, remarks)
 
 
 def _sentence(name: str, change: Change) -> str:
@@ -121,55 +120,6 @@ def losses(judged_by: str, changes: Mapping[str, Change]) -> list[str]:
         for name, change in changes.items()
         if name != judged_by and direction(name, change) < 0
     ]
-
-
-def over_seeds(repeated: Repeated, changes: Mapping[str, Change], runs: Sequence[Run]) -> Verdict:
-    """Did the config improve the headline measure over all seeds, and do the seeds agree?
-
-    `changes` are those of `repeated` with the headline first, as seeds.py has them; `runs` are the
-    seeds' runs.
-    """
-    name, change = next(iter(changes.items()))
-    before, after = (figures.plain(name, side.value) for side in (change.before, change.after))
-    moved = figures.moved(name, change.difference)
-    return Verdict(
-        tone=TONES[direction(name, change)],
-        word=WORDS[direction(name, change)],
-        sentence=(
-            f"{capital(figures.label(name))} went from {before} to {after}, the mean of "
-            f"{len(runs)} seeds: {moved} (95% interval over seeds and questions "
-            f"{figures.span(name, change)}, {figures.p_is(change.p_value)})."
-        ),
-        measure=f"{figures.label(name)}, mean of {len(runs)} seeds",
-        before=before,
-        after=after,
-        change=moved,
-        remarks=[_agreement(name, change, repeated.seeds, runs), *losses(name, changes)],
-    )
-
-
-def _agreement(name: str, change: Change, seeds: Sequence[int], runs: Sequence[Run]) -> str:
-    """Whether each seed alone gives the same verdict on a measure; and how far they differ."""
-    alone = [run.changes()[name] for run in runs]
-    words: dict[str, list[int]] = {}
-    for seed, each in zip(seeds, alone, strict=True):
-        words.setdefault(WORDS[direction(name, each)], []).append(seed)
-    moved = [each.difference or 0.0 for each in alone]
-    high = figures.moved(name, max(moved))
-    ends = high if min(moved) == max(moved) else f"{figures.signed(name, min(moved))} to {high}"
-    if len(words) > 1:
-        parts = [
-            f"{word} with seed{'s' * (len(some) > 1)} {', '.join(map(str, some))}"
-            for word, some in words.items()
-        ]
-        return f"The seeds disagree, each taken alone: {'; '.join(parts)} ({ends})."
-    (word,) = words
-    if word == WORDS[direction(name, change)]:
-        return f"The seeds agree, each taken alone: {word} ({ends})."
-    return (
-        f"Each seed taken alone gives {word}, but they differ so much ({ends}) that {len(runs)} of "
-        "them do not show what another seed would give; more seeds may."
-    )
 
 
 def capital(text: str) -> str:

@@ -38,7 +38,7 @@ def mapping_of(kind: type[T], values: object) -> dict[str, T]:
 
 
 def _convert(hint: Any, value: object) -> object:
-    if hint is object:
+    if hint in (object, Any):
         return value
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, types.UnionType):

@@ -6,6 +6,7 @@ of an earlier version, or one with a damaged file, can be read (lenient.py).
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from eval.measures import Change, kind
 from eval.stats import NOT_MEASURABLE, Difference, Measure
@@ -126,11 +127,11 @@ class FileScore:
 
 @dataclass(frozen=True)
 class Check:
-    """A result of the parity check."""
+    """A result of the parity check. passed: value <= limit, or value == limit for text."""
 
     name: str = ""
-    value: object = None
-    limit: object = None
+    value: Any = None
+    limit: Any = None
     passed: bool = False
     of: int | None = None
     """How many were checked, where the value is a count."""

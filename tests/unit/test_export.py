@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections import namedtuple
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +172,7 @@ def test_checks_are_shown_in_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         Check("proven_gguf", "gguf:q8_0", "gguf:q8_0", True),
         at_most("unknown name", float("nan"), 1.0),
     ]
-    assert export_words.lines([asdict(check) for check in checks]) == [
+    assert export_words.lines(checks) == [
         "  ok      weights, largest error        0.5 rounding steps  at most 0.6 rounding steps",
         "  ok      greedy replies that differ    0 of 12             none allowed",
         "  ok      made from a proven GGUF file  gguf:q8_0",

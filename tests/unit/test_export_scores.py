@@ -11,7 +11,7 @@ import pytest
 from eval.gsm8k import Problem, compare_replies, score_reply, summarise
 from posttrain.export.proof import Record as ExportRecord
 from posttrain.report import export_scores, model_card, page
-from posttrain.report.rows import Cell
+from posttrain.report.tables import Cell
 from posttrain.run.reading import read_run
 from posttrain.run.replies import read_replies
 from posttrain.run.results import paired

@@ -15,14 +15,13 @@ from eval.measures import KINDS, Change, Judged, compare, headline, kind
 from eval.stats import Measure
 from posttrain.base.errors import ConfigError
 from posttrain.report import (
-    comparison_table,
     read_run,
+    read_runs,
     summary_table,
     table,
 )
 from posttrain.report.page import PAGES
-from posttrain.report.rows import as_markdown, as_text
-from posttrain.report.tables import compared
+from posttrain.report.tables import as_markdown, as_text, compared
 from posttrain.run.folder import RunFolder
 from tests.helpers import ROOT
 
@@ -84,6 +83,11 @@ def dpo(tmp_path: Path) -> Path:
 
 def as_json(changes: dict[str, Change]) -> dict[str, Any]:
     return {name: asdict(change) for name, change in changes.items()}
+
+
+def comparison_table(paths: list[Path], width: int | None = None) -> str:
+    runs = read_runs(paths, finished=True)
+    return table([(run.name, run.changes()) for run in runs], width)
 
 
 def cells(line: str) -> list[str]:

@@ -490,12 +490,14 @@ def test_a_comparison_of_runs(grpo: Path, dpo: Path, tmp_path: Path) -> None:
 
 
 def test_replies_are_picked_by_a_rule(grpo: Path) -> None:
-    picked, rights = samples.pairs(read_run(grpo))
-    assert len(rights) == 60
+    picked = samples.pairs(read_run(grpo))
+    counts = [count for _, count in samples.flips(read_run(grpo))]
+    assert sum(counts) == 60
     kinds = [(pair.before.good, pair.after.good) for pair in picked]
     assert kinds == sorted(kinds, key=list(samples.SHOWN).index)
-    for kind, count in samples.SHOWN.items():
-        assert kinds.count(kind) == min(count, rights.count(kind))
+    changes = ((False, True), (True, False), (True, True), (False, False))
+    for kind, count in zip(changes, counts, strict=True):
+        assert kinds.count(kind) == min(count, samples.SHOWN[kind])
     assert picked[0].before.mark == "wrong" and picked[0].after.mark == "right"
 
 

@@ -12,8 +12,9 @@ from eval.replies import MeasuredReply
 from eval.stats import Measure
 from posttrain.base import terminal
 from posttrain.model import estimate
-from posttrain.report import comparison_table, export_words, read_run, summary_table, table
+from posttrain.report import export_words, read_run, summary_table, table
 from posttrain.run.lenient import mapping_of
+from posttrain.run.results import Check
 from posttrain.scoring.changed_reply import example
 from scripts import doctor, judge
 from tests.helpers import ROOT
@@ -49,7 +50,7 @@ def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
     for some in ([runs[0]], [runs[1]], runs):
-        text = comparison_table(some)
+        text = table([(run.name, read_run(run).changes()) for run in some])
         assert widest(text) <= columns
         assert "[" in text and ("p-value" in text or "p < " in text)  # how sure it is stays
 
@@ -120,10 +121,7 @@ def test_the_doctors_report_fits(columns: int, tmp_path: Path) -> None:
 
 
 def test_the_checks_of_an_export_fit(columns: int) -> None:
-    checks = [
-        {"name": name, "value": 0.512345, "limit": 0.25, "passed": name != "weight_error"}
-        for name in export_words.WORDS
-    ]
+    checks = [Check(name, 0.512345, 0.25, name != "weight_error") for name in export_words.WORDS]
     lines = export_words.lines(checks)
     assert max(map(len, lines)) <= columns
     assert [line.split()[0] for line in lines if line[2] != " "] == [
