@@ -3,7 +3,7 @@
 Loads matplotlib: see drawing.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,45 +69,34 @@ def draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
         axes.plot(*thin(line.steps, smooth), color=colour, lw=2.0, label=line.label)
 
 
-def draw_band(axes: Axes, low: Line, high: Line) -> None:
+def draw_band(axes: Axes, steps: Floats, low: Floats, high: Floats) -> None:
     """The area between the lowest and the highest value, in at most MOST_POINTS stretches."""
-    stretches = np.array_split(np.arange(len(low.steps)), min(len(low.steps), MOST_POINTS))
-    bottom = [_extreme(np.min, low.values[stretch]) for stretch in stretches]
-    top = [_extreme(np.max, high.values[stretch]) for stretch in stretches]
-    steps = [low.steps[stretch[0]] for stretch in stretches]
-    axes.fill_between(steps, bottom, top, color=COLOURS[0], alpha=0.13, lw=0)
+    starts = [
+        part[0] for part in np.array_split(np.arange(len(steps)), min(len(steps), MOST_POINTS))
+    ]
+    bottom, top = np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts)
+    axes.fill_between(steps[starts], bottom, top, color=COLOURS[0], alpha=0.13, lw=0)
 
 
 def draw_mark(axes: Axes, text: str, step: float | None = None, value: float | None = None) -> None:
     """A dashed line with its name, across the plot at a step or at a value."""
     style: dict[str, Any] = {"color": MUTED, "lw": 1, "ls": (0, (4, 3))}
-    named: dict[str, Any] = {"ha": "right", "va": "bottom", "textcoords": "offset points",
-                             "color": MUTED}  # fmt: skip
+    named: dict[str, Any] = {"ha": "right", "va": "bottom", "textcoords": "offset points"}
     if step is not None:
         axes.axvline(step, **style)
-        at = ("data", "axes fraction")
-        axes.annotate(text, (step, 0.02), xycoords=at, xytext=(-3, 0), **named)
+        named |= {"xy": (step, 0.02), "xycoords": ("data", "axes fraction"), "xytext": (-3, 0)}
     if value is not None:
         axes.axhline(value, **style)
-        at = ("axes fraction", "data")
-        axes.annotate(text, (0.995, value), xycoords=at, xytext=(0, 2), **named)
-
-
-def _extreme(which: Callable[[Floats], Any], values: Floats) -> float:
-    known = values[np.isfinite(values)]
-    return float(which(known)) if len(known) else float("nan")
+        named |= {"xy": (0.995, value), "xycoords": ("axes fraction", "data"), "xytext": (0, 2)}
+    axes.annotate(text, color=MUTED, **named)
 
 
 def moving_average(values: Floats) -> Floats:
     """The mean of a centred window of a twentieth of the values (at least 5); NaN is left out."""
-    half = max(2, len(values) // 40)
     known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    indices = np.arange(len(values))
-    first, last = np.maximum(indices - half, 0), np.minimum(indices + half + 1, len(values))
-    total, count = sums[last] - sums[first], counts[last] - counts[first]
-    return np.where(known, total / np.maximum(count, 1), np.nan)
+    window = np.ones(2 * max(2, len(values) // 40) + 1)
+    total = np.convolve(np.where(known, values, 0.0), window, "same")
+    return np.where(known, total / np.maximum(np.convolve(known, window, "same"), 1), np.nan)
 
 
 def thin(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
@@ -118,8 +107,6 @@ def thin(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     for stretch in np.array_split(np.arange(len(values)), MOST_POINTS // 2):
         known = stretch[np.isfinite(values[stretch])]
         if len(known) == 0:
-            kept.append(int(stretch[0]))  # the gap stays a gap
-            continue
-        ends = {int(known[values[known].argmin()]), int(known[values[known].argmax()])}
-        kept += sorted(ends)
+            known = stretch[:1]  # the gap stays a gap
+        kept += sorted({int(known[values[known].argmin()]), int(known[values[known].argmax()])})
     return steps[kept], values[kept]

@@ -34,7 +34,7 @@ class Curve:
     """Key in metrics.jsonl -> label."""
     parts: str = ""
     """Also `rewards/NAME/<parts>`, a line a reward, where there are several."""
-    band: tuple[str, str] | None = None
+    band: tuple[str, ...] = ()
     """Keys of the lowest and the highest value, between which the area is filled."""
     floor: float | None = None
     """The axis begins at 0, and ends there or above."""
@@ -146,8 +146,7 @@ def curve(run: Run, what: Curve) -> Plot | None:
     lines = metrics(run, {**what.keys, **_parts(run, what.parts)})
     if not lines:
         return None
-    band = [metrics(run, {key: key}) for key in what.band or ()]
-    ends = [line for each in band for line in each]
+    ends = [line for key in what.band for line in metrics(run, {key: key})]
     limit = number(run.section("training").get(what.limit))
     about = what.about
     if what is LOSS and run.section("training").get("loss_type") == ["sigmoid"]:
@@ -155,7 +154,7 @@ def curve(run: Run, what: Curve) -> Plot | None:
 
     def draw_more(axes: Axes) -> None:
         if len(ends) == 2 and len(ends[0].steps) == len(ends[1].steps):
-            draw_band(axes, *ends)
+            draw_band(axes, ends[0].steps, ends[0].values, ends[1].values)
         longest = max(float(np.nanmax(line.values)) for line in (*lines, *ends))
         if limit and limit < 1.6 * longest:
             draw_mark(axes, "limit", value=limit)

@@ -1,5 +1,7 @@
 """Plots of what was scored: before and after, in validation, by value. Loads matplotlib."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -30,18 +32,14 @@ def validation(run: Run) -> Plot | None:
     rows = [row for row in run.validation if row.step >= 0]
     measured_at = [row.measures.get(name, Measure()) for row in rows]
     steps, label = floats(row.step for row in rows), figures.label(name)
-    value = Line(label, steps, floats(each.value for each in measured_at))
-    if not np.isfinite(value.values).any():
+    values, low, high = _ends(measured_at)
+    if not np.isfinite(values).any():
         return None
-    low, high = (
-        Line(end, steps, floats(getattr(each, end) for each in measured_at))
-        for end in ("low", "high")
-    )
     share = is_share(name)
 
     def draw(axes: Axes) -> None:
-        draw_band(axes, low, high)
-        axes.plot(value.steps, value.values, color=COLOURS[0], marker="o", ms=4)
+        draw_band(axes, steps, low, high)
+        axes.plot(steps, values, color=COLOURS[0], marker="o", ms=4)
         if run.kept is not None:
             draw_mark(axes, "kept", step=run.kept.step)
         over_steps(axes, 1.0 if share else None)
@@ -50,7 +48,7 @@ def validation(run: Run) -> Plot | None:
         "On rows set aside from the training data, with 95% intervals. They choose the step whose "
         "adapter is kept; the held-out questions have no part in that."
     )
-    alt = describe("Validation", [value], share)
+    alt = describe("Validation", [Line(label, steps, values)], share)
     return Plot("validation", "Validation", about, alt, label, draw)
 
 
@@ -93,11 +91,7 @@ def scores(run: Run) -> Plot | None:
         }
         for side, measured in (("before", run.before), ("after", run.after))
     }  # fmt: skip
-    names = [
-        name
-        for name in dict.fromkeys((*run.before, *run.after))
-        if name in known["before"] or name in known["after"]
-    ]
+    names = [n for n in {**run.before, **run.after} if n in {**known["before"], **known["after"]}]
     if not names:
         return None
 
@@ -106,10 +100,7 @@ def scores(run: Run) -> Plot | None:
             known.items(), (MUTED, COLOURS[0]), (-0.14, 0.14), strict=True
         ):
             rows = [row for row, name in enumerate(names) if name in measured]
-            own = [measured[names[row]] for row in rows]
-            value, low, high = (
-                floats(getattr(each, end) for each in own) for end in ("value", "low", "high")
-            )
+            value, low, high = _ends([measured[names[row]] for row in rows])
             # Rounding can put an interval's end a hair beyond its value.
             error: Floats = np.maximum([value - low, high - value], 0)
             axes.errorbar(
@@ -165,6 +156,14 @@ def validation_by_value(grid: Grid) -> Plot:
         draw,
         height=0.9 + 0.46 * len(rows),
     )
+
+
+def _ends(measures: Sequence[Measure]) -> tuple[Floats, Floats, Floats]:
+    """Values, and the ends of their intervals."""
+    value, low, high = (
+        floats(getattr(each, end) for each in measures) for end in ("value", "low", "high")
+    )
+    return value, low, high
 
 
 def _tick_label(label: str) -> str:
