@@ -7,8 +7,9 @@ from eval import figures
 from eval.measures import direction, kind
 from eval.stats import Measure
 from posttrain.base import terminal
-from posttrain.report import export_words, tables
-from posttrain.report.tables import Cell, Column, Row, Table, as_text
+from posttrain.report import tables
+from posttrain.report.export_words import size
+from posttrain.report.tables import Cell, Column, Row, Table
 from posttrain.run.record import Run
 from posttrain.run.results import FileScore
 
@@ -30,22 +31,21 @@ def rows(run: Run) -> Table:
         own = tables.score(main, measured.get(main, Measure()))
         if language:
             cells = (*cells, figures.plain(language, measured.get(language, Measure()).value))
-        first = Cell(own.text, own.full, own.small, tone)
-        return Row(name, (first, *map(Cell, cells)))
+        return Row(name, (Cell(own.text, own.full, own.small, tone), *map(Cell, cells)))
 
     adapter = run.path / "adapter" / "adapter_model.safetensors"
-    size = _size(adapter.stat().st_size if adapter.is_file() else None)
-    lines = [row("adapter", run.after, "-", "-", size, "-")] if scores else []
+    own_size = size(adapter.stat().st_size if adapter.is_file() else None)
+    lines = [row("adapter", run.after, "-", "-", own_size, "-")] if scores else []
     for name, score in scores.items():
-        on_16_bit = name == ON_16_BIT
+        file = run.exports.get(name)
         speed = score.tokens_per_second
         lines.append(
             row(
-                name if on_16_bit or run.exports[name].proven else f"{name} (not proven)",
+                name if file is None or file.proven else f"{name} (not proven)",
                 score.measures,
                 f"+{score.gained} / -{score.lost}",
                 figures.p_value(score.p_value),
-                size if on_16_bit else _size(run.exports[name].bytes),
+                own_size if file is None else size(file.bytes),
                 f"{speed:,.0f}" if speed else "-",
                 tone="bad" if _lost(score) else "",
             )
@@ -59,12 +59,18 @@ def remarks(run: Run) -> list[str]:
     on_16_bit = scores.pop(ON_16_BIT, None)
     sound = [name for name, s in scores.items() if not _lost(s) and run.exports[name].proven]
     smallest = min(sound, key=lambda name: run.exports[name].bytes or 0.0, default=None)
+    use = f"use {_short(smallest)}" if smallest else "no proven file is as good as it"
     sentences = []
     for name, score in scores.items():
         if _lost(score):
-            use = f"use {_short(smallest)}" if smallest else "no proven file is as good as it"
             sentences.append(f"{_short(name)} {_losses(run, score)}; {use}.")
-        sentences += [f"{_short(name)}: {worse}" for worse in _worse(score)]
+        if kind(score.main).heads != "pairs":  # on problems the main measure is all
+            continue
+        sentences += [
+            f"{_short(name)}: {figures.label(other)} got worse, {figures.change(other, change)}."
+            for other, change in score.against_adapter.items()
+            if other != score.main and direction(other, change) < 0
+        ]
     if on_16_bit and _lost(on_16_bit):
         sentences.append(
             f"On 16-bit weights the adapter {_losses(run, on_16_bit)} on the 4-bit weights that it "
@@ -88,7 +94,7 @@ def text(run: Run) -> str:
         return ""
     sentences = filter(None, (no_file_lost(run), *remarks(run)))
     lines = [textwrap.fill(sentence, terminal.prose_width()) for sentence in sentences]
-    return "\n".join([TITLE, as_text([table]), *lines])
+    return "\n".join([TITLE, tables.as_text([table]), *lines])
 
 
 def _scores(run: Run) -> dict[str, FileScore]:
@@ -102,10 +108,6 @@ def _scores(run: Run) -> dict[str, FileScore]:
     }
 
 
-def _size(count: float | None) -> str:
-    return export_words.size(count) if count else "-"
-
-
 def _lost(score: FileScore) -> bool:
     """Whether a file is worse than the adapter, and not by chance."""
     change = score.against_adapter.get(score.main)
@@ -114,27 +116,15 @@ def _lost(score: FileScore) -> bool:
     return change.difference < 0 and score.p_value < ALPHA
 
 
-def _worse(score: FileScore) -> list[str]:
-    """The other measures of pairs that got worse beyond chance. On problems the main one is all."""
-    if kind(score.main).heads != "pairs":
-        return []
-    return [
-        f"{figures.label(name)} got worse, {figures.change(name, change)}."
-        for name, change in score.against_adapter.items()
-        if name != score.main and direction(name, change) < 0
-    ]
-
-
 def _losses(run: Run, score: FileScore) -> str:
     """`lost 12 of 296 questions that the adapter answers`."""
     if score.right is None:
         return f"earns less than the adapter on {score.lost} of {score.n} questions"
-    of_pairs = run.method == "DPO"
-    what = (
-        "pairs that the adapter orders right" if of_pairs else "questions that the adapter answers"
-    )
+    right = "pairs that the adapter orders right"
+    if run.method != "DPO":
+        right = "questions that the adapter answers"
     gained = f" (and gained {score.gained})" * bool(score.gained)
-    return f"lost {score.lost} of {score.right} {what}{gained}"
+    return f"lost {score.lost} of {score.right} {right}{gained}"
 
 
 def _short(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The checks of export.json in words: for the terminal, the model card and the report."""
+"""The checks of export.json as text: for the terminal, the model card and the report."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,17 +11,8 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2g}%" if abs(value) < 0.1 else f"{100 * value:.0f}%"
 
 
-def _plain(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _steps(value: float) -> str:
-    return f"{value:.2g} rounding steps"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.2g} nats"
-
+_plain, _short = "{:.4g}".format, "{:.2g}".format
+_steps, _nats = "{:.2g} rounding steps".format, "{:.2g} nats".format
 
 # By the name in export.json: what it measures, and its figures with their unit.
 WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -29,7 +20,7 @@ WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "chat_template": ("prompts rendered differently", _plain),
     "tokenisation": ("texts tokenised differently", _plain),
     "relative_logit_difference": ("logits, difference from the adapter's", _percent),
-    "max_logit_difference": ("one logit, largest difference", lambda v: f"{v:.2g}"),
+    "max_logit_difference": ("one logit, largest difference", _short),
     "learning_lost": ("training's change, lost to rounding", _percent),
     "arithmetic_difference": ("logits, changed by 16-bit arithmetic", _percent),
     "divergence": ("divergence from the adapter, a token", _nats),
@@ -38,6 +29,17 @@ WORDS: dict[str, tuple[str, Callable[[float], str]]] = {
     "perplexity_change": ("perplexity, change", _percent),
     "answer_disagreement": ("answers to problems that differ", _percent),
     "proven_gguf": ("made from a proven GGUF file", _plain),
+}
+# What to do where a check fails, by its name.
+ADVICE = {
+    "learning_lost": (
+        "the change that training made is small beside what this type can hold: use --dtype "
+        "float16, which rounds eight times finer than bfloat16, or train longer"
+    ),
+    "divergence": (
+        "if the weights are right, the model's activations may be too large for float16: use "
+        "--dtype bfloat16"
+    ),
 }
 
 
@@ -54,17 +56,10 @@ def in_words(check: Check) -> tuple[str, str, str]:
     return label, result, f"at most {allowed}" if allowed else ""
 
 
-# What to do where a check fails, by its name.
-ADVICE = {
-    "learning_lost": (
-        "the change that training made is small beside what this type can hold: use --dtype "
-        "float16, which rounds eight times finer than bfloat16, or train longer"
-    ),
-    "divergence": (
-        "if the weights are right, the model's activations may be too large for float16: use "
-        "--dtype bfloat16"
-    ),
-}
+def _text(value: Any, figure: Callable[[float], str]) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return figure(value)
+    return "" if value is None else str(value)
 
 
 def advice(failed: list[str]) -> list[str]:
@@ -72,14 +67,10 @@ def advice(failed: list[str]) -> list[str]:
     return [f"advice: {ADVICE[name]}" for name in failed if name in ADVICE]
 
 
-def _text(value: Any, figure: Callable[[float], str]) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return figure(value)
-    return "" if value is None else str(value)
-
-
-def size(count: float) -> str:
-    """Bytes as `988.1 MB`, below 0.1 MB as `1.2 kB`."""
+def size(count: float | None) -> str:
+    """Bytes as `988.1 MB`, below 0.1 MB as `1.2 kB`; `-` where there are none."""
+    if not count:
+        return "-"
     return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 

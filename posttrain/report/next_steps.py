@@ -1,4 +1,4 @@
-"""The last lines of a run: its table, where things are, and the commands that may come next."""
+"""The commands that may come next, as they have to be typed in this folder."""
 
 import shlex
 from collections.abc import Mapping
@@ -11,22 +11,21 @@ from posttrain.settings.strict_yaml import read_yaml
 
 
 def next_commands(run: Path) -> str:
-    """The commands a user may want now, as they have to be typed in this folder."""
-    runner, folder = run_command(), shlex.quote(shown(run))
-    adapter = shlex.quote(shown(run / "adapter"))
+    """What a user may want after a run."""
     try:
         settings: Settings = read_yaml(run / "config.yaml")
     except ConfigError:
         settings = {}
+    folder = _typed(run)
     return _next(
-        f"{runner} chat {folder}",
-        f"{runner} export {folder} --to gguf:q8_0",
-        f"{runner} evaluate --model {adapter} {_evaluation(settings)}",
+        f"{run_command()} chat {folder}",
+        f"{run_command()} export {folder} --to gguf:q8_0",
+        _evaluate(run / "adapter", settings),
     )
 
 
 def after_export(folder: Path, made: Mapping[str, str], name: str, settings: Settings) -> str:
-    """The commands that use what was exported.
+    """What uses the exported files.
 
     Args:
         made: Paths below `folder` by target, such as `{"gguf:q8_0": "gguf/m-q8_0.gguf"}`.
@@ -35,35 +34,41 @@ def after_export(folder: Path, made: Mapping[str, str], name: str, settings: Set
     """
     commands = []
     if "ollama" in made:
-        modelfile = shlex.quote(shown(folder / made["ollama"]))
+        modelfile = _typed(folder / made["ollama"])
         commands.append(f"ollama create {name} -f {modelfile} && ollama run {name}")
-    last = [path for target, path in made.items() if target != "ollama"][-1:]
-    for model in (shlex.quote(shown(folder / path)) for path in last):
-        commands.append(f"{run_command()} evaluate --model {model} {_evaluation(settings)}")
-    return _next(*commands)
+    files = [path for target, path in made.items() if target != "ollama"]
+    return _next(*commands, *(_evaluate(folder / path, settings) for path in files[-1:]))
 
 
 def _next(*commands: str) -> str:
     return "\n  ".join(("\nNext", *commands))
 
 
-def _evaluation(settings: Settings) -> str:
-    """What to score next: the run's own problems where they are a local file here."""
+def _typed(path: Path) -> str:
+    return shlex.quote(shown(path))
+
+
+def _evaluate(model: Path, settings: Settings) -> str:
+    """Score the model on the run's own problems where they are a local file here."""
+    data = "mgsm-fr --language fr"
     if settings.get("method") in ("grpo", "sft"):
-        data = section(settings, "data")
-        own = section(data, "eval" if settings["method"] == "grpo" else "problems")
-        if data.get("answers") == "text":
-            return f"--data {_local(own) or shlex.quote(str(own.get('path', '')))}"
-        return f"--data {_local(own) or 'gsm8k'} --samples 8"
-    also = section(settings, "evaluation").get("also")
-    for each in also if isinstance(also, list) else []:
-        if isinstance(each, dict) and (local := _local(each)):
-            return f"--data {local} --language {each.get('language', 'en')}"
-    return "--data mgsm-fr --language fr"
+        own = section(
+            section(settings, "data"), "eval" if settings["method"] == "grpo" else "problems"
+        )
+        text = section(settings, "data").get("answers") == "text"
+        data = _local(own) or (shlex.quote(str(own.get("path", ""))) if text else "gsm8k")
+        data += " --samples 8" * (not text)
+    else:
+        also = section(settings, "evaluation").get("also")
+        for each in also if isinstance(also, list) else []:
+            if isinstance(each, dict) and (local := _local(each)):
+                data = f"{local} --language {each.get('language', 'en')}"
+                break
+    return f"{run_command()} evaluate --model {_typed(model)} --data {data}"
 
 
 def _local(source: Settings) -> str | None:
     """The file of a Source as it is typed here, None where it is not on this machine."""
     path = str(source.get("path", ""))
     file = next((p for p in (Path(path), ROOT / path) if path and p.is_file()), None)
-    return None if file is None else shlex.quote(shown(file))
+    return _typed(file) if file else None

@@ -24,14 +24,20 @@ def changes(run: Run) -> tables.Table:
 
 def facts(run: Run) -> list[tuple[str, str, str]]:
     """What was trained on what: (label, value, detail)."""
+    pace = f"{run.seconds / max(1, run.steps):.2g} s a step"
+    fingerprint = run.environment.data[:12]
     lines = [
         ("Model", str(run.section("model").get("name", "")), _adapter(run)),
         *(("Started from", stage, "") for stage in stages(run)),
-        ("Trained on", source(section(run.section("data"), "train")), _fingerprint(run)),
+        (
+            "Trained on",
+            source(section(run.section("data"), "train")),
+            f"fingerprint {fingerprint}" if fingerprint else "",
+        ),
         ("Scored on", *_held_out(run)),
         ("Steps", _steps(run), _batch(run)),
         ("Adapter", *_kept(run)),
-        ("Training time", duration(run.seconds) if run.seconds else "", _pace(run)),
+        ("Training time", duration(run.seconds) if run.seconds else "", pace if run.steps else ""),
         ("Device", run.environment.device, ""),
     ]
     price = number(run.section("run").get("price_per_hour"))
@@ -75,11 +81,6 @@ def source(values: Settings) -> str:
     return f"{path} ({', '.join(parts)})" if parts else path
 
 
-def _fingerprint(run: Run) -> str:
-    data = run.environment.data
-    return f"fingerprint {data[:12]}" if data else ""
-
-
 def _held_out(run: Run) -> tuple[str, str]:
     data, name = run.section("data"), run.main_measure
     rows = kind(name).of
@@ -117,10 +118,6 @@ def _batch(run: Run) -> str:
     if run.method == "GRPO" and group:
         return f"{rows} completions each, {int(rows / group)} groups of {int(group)}"
     return f"{rows} {'replies' if run.method == 'SFT' else 'pairs'} each"
-
-
-def _pace(run: Run) -> str:
-    return f"{run.seconds / run.steps:.2g} s a step" if run.steps and run.seconds else ""
 
 
 def event_figures(event: HealthEvent) -> str:
