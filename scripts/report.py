@@ -39,30 +39,30 @@ def main(argv: list[str] | None = None) -> int:
     """Report; returns 1 if a page could not be drawn."""
     args = parse(argv)
     if args.json:
-        finished = read_runs(args.runs, finished=True)
-        changes = {run.name: {n: asdict(c) for n, c in run.changes().items()} for run in finished}
+        runs = read_runs(args.runs, finished=True)
+        changes = {run.name: {n: asdict(c) for n, c in run.changes().items()} for run in runs}
         print(json.dumps(changes, indent=2))
         return 0
     if args.watch is not None:
         watch(args.runs, args.watch)
-    records = read_runs(args.runs)
-    pages = [redraw(found.path) for found in records]
-    scored = [(found.name, found.changes()) for found in records if found.changes()]
+    runs = read_runs(args.runs)
+    pages = [redraw(run.path) for run in runs]
+    scored = [(run.name, run.changes()) for run in runs if run.changes()]
     if scored:
         print(table(scored), end="\n\n")
-    for found in records:
-        if not found.finished:
-            print(f"{found.name}: {not_scored(found)}")
+    for run in runs:
+        if not run.finished:
+            print(f"{run.name}: {not_scored(run)}")
     if args.output is not None:
         from posttrain.report import page  # not before the arguments are known to be right
 
         pages.append(page.write_comparison(args.runs, args.output))
     adapter = args.runs[0] / "adapter"
-    if len(records) == 1 and adapter.is_dir():
+    if len(runs) == 1 and adapter.is_dir():
         print(f"Adapter   {shown(adapter)}")
     for written in filter(None, pages):
         print(f"Report    {shown(written)}")
-    if len(records) == 1 and records[0].finished:
+    if len(runs) == 1 and runs[0].finished:
         print(next_steps.next_commands(args.runs[0]))
     return int(None in pages)
 
@@ -97,11 +97,11 @@ def watch(runs: list[Path], seconds: float) -> None:
         time.sleep(seconds)
 
 
-def not_scored(found: Run) -> str:
+def not_scored(run: Run) -> str:
     """Why a run has no table."""
-    if RunFolder(found.path).trained:
+    if RunFolder(run.path).trained:
         return UNSCORED
-    return f"not scored yet, {found.steps} steps are logged"
+    return f"not scored yet, {run.steps} steps are logged"
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Okabe and Ito's colours, which colour-blind readers can tell from one another (https://jfly.uni-koeln.de/color/).
+# Okabe and Ito's colours, which colour-blind readers can distinguish (https://jfly.uni-koeln.de/color/).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, GRID = "#1b1f24", "#5b6470", "#dde2e8"
-# What the page may colour otherwise, in the dark for example.
+# What the page may colour differently, in the dark for example.
 VARIABLES = {
     **{colour: f"var(--series-{number})" for number, colour in enumerate(COLOURS, start=1)},
     INK: "var(--ink)",

@@ -63,7 +63,7 @@ def write_report(path: Path) -> Path:
     """Draw report.html and plots/*.png of a run folder, finished or not; returns the page.
 
     Raises:
-        ConfigError: there is no trace of a run in it.
+        ConfigError: it holds nothing of a run.
     """
     run = read_run(path)
     drawn = plots.plots(run)

@@ -91,11 +91,7 @@ class CheckpointStore:
         """
         for path in self.steps():
             if int(path.name[5:]) > step:
-                aside = path.with_name(f"{path.name}.later")
-                if aside.exists():
-                    shutil.rmtree(aside)
-                path.rename(aside)
-                print(f"checkpoint {path.name} is of a later step; set aside as {aside.name}")
+                _set_aside(path, "later", "is of a later step")
 
     def best(self) -> Path | None:
         """The checkpoint with the highest score, the newer one if two are equal."""
@@ -121,11 +117,7 @@ class CheckpointStore:
             problems = verify(path)
             if not problems:
                 return path
-            aside = path.with_name(f"{path.name}.damaged")
-            if aside.exists():
-                shutil.rmtree(aside)
-            path.rename(aside)
-            print(f"checkpoint {path.name} is damaged ({problems[0]}); set aside as {aside.name}")
+            _set_aside(path, "damaged", f"is damaged ({problems[0]})")
         if checkpoints:
             raise CheckpointError(
                 f"{self.folder}: all {len(checkpoints)} checkpoints are damaged and were set "
@@ -134,11 +126,19 @@ class CheckpointStore:
         return None
 
 
+def _set_aside(path: Path, as_: str, why: str) -> None:
+    aside = path.with_name(f"{path.name}.{as_}")
+    if aside.exists():
+        shutil.rmtree(aside)
+    path.rename(aside)
+    print(f"checkpoint {path.name} {why}; set aside as {aside.name}")
+
+
 def _score(path: Path) -> float | None:
     try:
         value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["score"]["value"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # of an earlier version, or damaged, which is found on resume
+        return None  # of an earlier version, or damaged, which a resume reports
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -211,13 +211,12 @@ def check_same_run(path: Path, facts: dict[str, Any]) -> None:
     Raises:
         ConfigError: it does not; lists every difference.
     """
-    changed = changes_since(path, facts)
-    if changed:
+    if changed := changes_since(path, facts):
         raise ConfigError(
             f"{path} is of another run:\n         "
             + "\n         ".join(changed)
-            + '\n       "--resume-anyway" goes on all the same, "--resume never" starts over (the '
-            "old folder is moved aside)"
+            + '\n       "--resume-anyway" resumes it nevertheless, "--resume never" starts over '
+            "(the old folder is moved aside)"
         )
 
 

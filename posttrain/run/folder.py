@@ -1,4 +1,4 @@
-"""The run folder: opened, described, gone on from, and finished with a comparison."""
+"""The run folder: opened, described, resumed, and finished with a comparison."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.shared = path
-        """The folder that the user asked for, also in processes that must not write there."""
+        """The folder that the user gave, also in processes that must not write there."""
         self.path = distributed.own_folder(path)
         self.checkpoints = CheckpointStore(path / "checkpoints")
         self.adapter = self.path / "adapter"
@@ -62,16 +62,12 @@ class RunFolder:
     @property
     def trained(self) -> bool:
         """Nothing is left to train and the adapter is saved, whether or not it was scored."""
-        path = self.shared / "environment.json"
-        if self.finished or not path.exists():
-            return self.finished
-        trained = json.loads(path.read_text(encoding="utf-8")).get("trained")
-        return trained is not None and "exit_code" not in trained
+        trained = _environment(self.shared).get("trained")
+        return self.finished or (trained is not None and "exit_code" not in trained)
 
     def threads(self) -> int | None:
         """CPU threads that the run was started with, where they were recorded and are here."""
-        path = self.shared / "environment.json"
-        recorded = json.loads(path.read_text("utf-8")).get("threads") if path.exists() else None
+        recorded = _environment(self.shared).get("threads")
         return recorded if isinstance(recorded, int) and 0 < recorded <= cores() else None
 
     def is_done(
@@ -84,13 +80,12 @@ class RunFolder:
             ConfigError: it does, but of other settings; `or_else` is what to do beside giving
                 another folder.
         """
-        asked = settings.model_dump(mode="json")
-        if resume != "auto" or not (self.finished if asked["run"]["score"] else self.trained):
+        score = settings.model_dump(mode="json")["run"]["score"]
+        if resume != "auto" or not (self.finished if score else self.trained):
             return False
-        changed = self.changed(settings)
-        if changed and anyway:
-            return False
-        if changed:
+        if changed := self.changed(settings):
+            if anyway:
+                return False
             extend = "--resume-anyway to train on to the new length, " * only_length(changed)
             raise ConfigError(
                 f"{self.path} is a finished run of other settings:\n         "
@@ -100,30 +95,30 @@ class RunFolder:
         return True
 
     def changed(self, settings: Section, beside: Sequence[str] = NOT_SHAPING) -> list[str]:
-        """The settings that are others in the folder's run: those that shape training or scores,
-        or all `beside` some sections."""
+        """The settings that differ in the folder's run: those that shape training or scores, or all
+        `beside` some sections."""
         earlier = without_removed(read_yaml(self.shared / "config.yaml"))
-        asked = settings.model_dump(mode="json")
+        now = settings.model_dump(mode="json")
         kept = (earlier.get("run") or {}).get("keep")  # which adapter the run ended with
         for name in beside:  # exports, for one, can be added to a finished run
-            earlier[name] = asked[name]
-        earlier["run"] = {**asked["run"], "keep": kept}
-        return differences("", earlier, asked)
+            earlier[name] = now[name]
+        earlier["run"] = {**now["run"], "keep": kept}
+        return differences("", earlier, now)
 
     def checkpoint(self, resume: str) -> Path | None:
-        """The checkpoint to go on from, for `--resume auto|never|PATH`.
+        """The checkpoint to resume from, for `--resume auto|never|PATH`.
 
         Raises:
             ConfigError: the path is not a checkpoint.
             CheckpointError: every checkpoint is damaged.
         """
-        if resume == "never" or not distributed.is_main():  # the others are told once they train
+        if resume == "never" or not distributed.is_main():  # the others read it once they train
             return None
         if resume == "auto":
             return self.checkpoints.newest()
         problems = verify(Path(resume).absolute())
         if problems:
-            raise ConfigError(f"--resume {resume}: not a whole checkpoint: {problems[0]}")
+            raise ConfigError(f"--resume {resume}: not a complete checkpoint: {problems[0]}")
         return Path(resume).absolute()
 
     def open(self, fresh: bool) -> None:
@@ -155,9 +150,7 @@ class RunFolder:
 
     def amend(self, facts: dict[str, Any]) -> None:
         """Add facts to environment.json, such as why a run stopped."""
-        path = self.path / "environment.json"
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        write_json(path, {**earlier, **facts})
+        write_json(self.path / "environment.json", {**_environment(self.path), **facts})
 
     def identity(self, settings: Section, facts: dict[str, Any]) -> dict[str, Any]:
         """What must be the same for a checkpoint, and the scores taken before it, to be of this
@@ -176,7 +169,7 @@ class RunFolder:
         }
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
-        """Write eval/NAME.jsonl whole."""
+        """Write eval/NAME.jsonl, replacing it."""
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(self.path / "eval" / f"{name}.jsonl", "".join(lines))
 
@@ -195,3 +188,10 @@ class RunFolder:
         for name, measured in files.items():
             content = {each: asdict(values) for each, values in measured.items()}
             write_json(self.path / "eval" / f"{name}.json", content)
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """environment.json; empty where it was not written yet."""
+    path = folder / "environment.json"
+    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return content

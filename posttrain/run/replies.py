@@ -1,4 +1,4 @@
-"""The replies of an evaluation on disk: kept as they come, read back, gone on from."""
+"""The replies of an evaluation on disk: kept as they come, read back, resumed."""
 
 import json
 from collections.abc import Sequence
@@ -12,11 +12,7 @@ from posttrain.base.files import cut_off_half_line, jsonl_rows, rows_of, write_j
 
 
 def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], Reply]:
-    """Replies of an earlier, interrupted call with the same request.
-
-    Raises:
-        ConfigError: the folder belongs to another request.
-    """
+    """Replies of an earlier, interrupted call with the same request; raises as `check_request`."""
     check_request(folder, request)
     replies = folder / "replies.jsonl"
     if not replies.exists():
@@ -35,19 +31,15 @@ def score_again(
     score: Score[Any],
 ) -> None:
     """Score the replies of an earlier call by the rewards of now, in `done` and on disk."""
-    asked = {problem.question: problem for problem in problems}
+    by_question = {problem.question: problem for problem in problems}
     for (question, sample), reply in done.items():
-        done[question, sample] = score(asked[question], completion_of(reply.as_row()), sample)
+        done[question, sample] = score(by_question[question], completion_of(reply.as_row()), sample)
     lines = (json.dumps(reply.as_row(), ensure_ascii=False) + "\n" for reply in done.values())
     write_text(folder / "replies.jsonl", "".join(lines))
 
 
 def claim(folder: Path, request: dict[str, Any]) -> None:
-    """Make the folder that of the request, in request.json.
-
-    Raises:
-        ConfigError: it belongs to another request.
-    """
+    """Make the folder that of the request, in request.json; raises as `check_request`."""
     check_request(folder, request)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "request.json", request)
@@ -86,13 +78,13 @@ def _changed(folder: Path, request: dict[str, Any]) -> list[str]:
         return []
     earlier = json.loads(path.read_text(encoding="utf-8"))
     return [
-        f"{k} was {_told(earlier.get(k))}, now {_told(v)}"
+        f"{k} was {_shown(earlier.get(k))}, now {_shown(v)}"
         for k, v in request.items()
         if earlier.get(k) != v
     ]
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return quoted(value) if isinstance(value, str) else repr(value)
 
 
@@ -109,7 +101,7 @@ def read_replies(path: Path) -> list[Reply]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if damaged:
-        raise DataError(f"{path}: line {damaged[0]} is not a scored reply: it is no JSON object")
+        raise DataError(f"{path}: line {damaged[0]} is not a scored reply: not a JSON object")
     if rows and "rewards" in rows[0]:
         return list(rows_of(RewardedReply, rows, path))
     replies: list[Reply] = []

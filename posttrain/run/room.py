@@ -18,7 +18,7 @@ LIBRARIES = 1e9
 
 def in_order(to: Sequence[str]) -> list[str]:
     """Targets with what they are made from: merged weights first, then GGUF, then Ollama, which
-    takes the first GGUF asked for, or q8_0."""
+    takes the first GGUF requested, or q8_0."""
     gguf = [target for target in dict.fromkeys(to) if target.startswith("gguf:")]
     if "ollama" in to and not gguf:
         gguf = ["gguf:q8_0"]
@@ -33,8 +33,7 @@ def merged_dtype(requested: str, to: Sequence[str]) -> str:
     """
     if requested == "float16" and "gguf:bf16" in to:
         raise ConfigError(
-            "gguf:bf16 would round float16 weights a second time: ask for gguf:f16, or for "
-            "--dtype bfloat16"
+            "gguf:bf16 would round float16 weights a second time: use gguf:f16, or --dtype bfloat16"
         )
     if requested == "auto":
         return "bfloat16" if "gguf:bf16" in to else "float16"

@@ -244,7 +244,7 @@ def test_checkpoint_of_choice(tmp_path: Path, store: CheckpointStore) -> None:
     assert run.checkpoint("auto") == path == run.checkpoint(str(path))
     assert run.checkpoint("never") is None
     for wrong in ("", "nothing", str(tmp_path)):
-        with pytest.raises(ConfigError, match="not a whole checkpoint"):
+        with pytest.raises(ConfigError, match="not a complete checkpoint"):
             run.checkpoint(wrong)
 
 

@@ -1013,7 +1013,7 @@ def request_for(name: str, kind: str, folder: Path) -> tuple[list[str], list[str
     else:
         assert kind == "no checkpoint"
         arguments = ["--config", str(path), "--resume", str(folder), "--output", str(folder / "o")]
-        return arguments, [f"--resume {folder}", "not a whole checkpoint"]
+        return arguments, [f"--resume {folder}", "not a complete checkpoint"]
     return ["--config", str(mine)], said
 
 
