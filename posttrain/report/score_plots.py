@@ -83,29 +83,26 @@ def scores(run: Run) -> Plot | None:
     """The shares of replies or pairs before and after, with their 95% intervals; the rewards, where
     they are the scores."""
     shown = is_reward if run.text_answers else is_share
-    known = {
-        side: {
-            name: each
-            for name, each in measured.items()
-            if shown(name) and None not in (each.value, each.low, each.high)
-        }
-        for side, measured in (("before", run.before), ("after", run.after))
-    }  # fmt: skip
-    names = [n for n in {**run.before, **run.after} if n in {**known["before"], **known["after"]}]
+    sides = {
+        "before": {name: each for name, each in run.before.items() if each.low is not None},
+        "after": {name: each for name, each in run.after.items() if each.low is not None},
+    }
+    names = [
+        n for n in {**run.before, **run.after} if shown(n) and any(n in s for s in sides.values())
+    ]
     if not names:
         return None
 
     def draw(axes: Axes) -> None:
         for (side, measured), colour, offset in zip(
-            known.items(), (MUTED, COLOURS[0]), (-0.14, 0.14), strict=True
+            sides.items(), (MUTED, COLOURS[0]), (-0.14, 0.14), strict=True
         ):
-            rows = [row for row, name in enumerate(names) if name in measured]
-            value, low, high = _ends([measured[names[row]] for row in rows])
+            value, low, high = _ends([measured.get(name, Measure()) for name in names])
             # Rounding can put an interval's end a hair beyond its value.
             error: Floats = np.maximum([value - low, high - value], 0)
             axes.errorbar(
-                value, np.array(rows) + offset, xerr=error, fmt="o", color=colour, ms=6, lw=2.2,
-                label=side, mfc="white" if side == "before" else colour, mew=1.6,
+                value, np.arange(len(names)) + offset, xerr=error, fmt="o", label=side, ms=6,
+                color=colour, lw=2.2, mfc="white" if side == "before" else colour, mew=1.6,
             )  # fmt: skip
         rows_axis(axes, [_tick_label(figures.label(name)) for name in names])
         for row in range(1, len(names)):
@@ -114,7 +111,7 @@ def scores(run: Run) -> Plot | None:
             percent_axis(axes, "x")
 
     ends = [
-        " to ".join(figures.plain(name, m[name].value) for m in known.values() if name in m)
+        " to ".join(figures.plain(name, m[name].value) for m in sides.values() if name in m)
         for name in names
     ]
     listed = [f"{figures.label(name)} {end}" for name, end in zip(names, ends, strict=True)]

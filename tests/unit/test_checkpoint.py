@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and one that is not as it was written is never used."""
+"""Checkpoints are complete or absent, and a damaged one is never used."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_a_published_checkpoint_verifies_and_holds_no_pickle(store: CheckpointSt
 
 
 def test_rotation_keeps_the_newest(store: CheckpointStore) -> None:
-    for step in (5, 10, 15, 1000000):
+    for step in (5, 10, 10, 15, 1000000):  # a step that is there is replaced
         write(store, step)
     assert names(store) == ["step-000015", "step-1000000"]
     assert store.newest() == store.folder / "step-1000000"
@@ -98,7 +98,7 @@ def test_going_back_to_an_earlier_step_sets_the_later_ones_aside(
     assert capsys.readouterr().out == ""
 
 
-def test_a_manifest_without_a_score_is_no_best(store: CheckpointStore) -> None:
+def test_without_a_score_there_is_no_best(store: CheckpointStore) -> None:
     path = write(store, 5)
     assert store.best() is None
     for manifest in ("{", "[]", '{"score": 7}', '{"score": {"value": "x"}}'):
@@ -110,25 +110,14 @@ def test_a_score_is_the_mean_since_the_last_checkpoint() -> None:
     score = Score("reward")
     score.add({"reward": None})  # trl's word for a step in which nothing could be scored
     assert score.take() is None
-    assert score.take() is None
     for logs in ({"reward": 1.0}, {"loss": 9.0}, {"reward": 2.0}, {"reward": float("nan")}):
         score.add(logs)
     assert score.take() == {"metric": "reward", "value": 1.5, "logged": 2}
     score.add({"reward": 3.0})
     assert score.take() == {"metric": "reward", "value": 3.0, "logged": 1}
-
-
-def test_of_a_loss_lower_is_better() -> None:
-    score = Score("-loss")
-    for loss in (0.5, 0.25):
-        score.add({"loss": loss})
-    assert score.take() == {"metric": "-loss", "value": -0.375, "logged": 2}
-
-
-def test_the_same_step_again_replaces_it(store: CheckpointStore) -> None:
-    write(store, 5)
-    path = write(store, 5)
-    assert verify(path) == [] and names(store) == ["step-000005"]
+    lower_is_better = Score("-loss")
+    lower_is_better.add({"loss": 0.5})
+    assert lower_is_better.take() == {"metric": "-loss", "value": -0.5, "logged": 1}
 
 
 def test_the_old_one_stays_when_the_new_one_does_not_verify(
@@ -151,17 +140,15 @@ def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     if how == "truncated":
         path.write_bytes(content[: len(content) // 2])
-    elif how == "zeroed":
-        path.write_bytes(bytes(len(content)))
     elif how == "deleted":
         path.unlink()
     else:
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
 
 
-@pytest.mark.parametrize("how", ["truncated", "zeroed", "deleted", "bit flipped"])
-@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_damage_is_seen_and_the_one_before_used(
+@pytest.mark.parametrize("how", ["truncated", "deleted", "bit flipped"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "sub/x.json", "manifest.json"])
+def test_after_damage_the_earlier_one_is_used(
     store: CheckpointStore, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = write(store, 5), write(store, 10)
@@ -182,7 +169,7 @@ def test_a_file_too_many_and_a_renamed_folder(store: CheckpointStore) -> None:
     assert verify(path.rename(path.with_name("step-000006"))) == ["manifest.json is of step 5"]
 
 
-def test_what_was_being_written_is_no_checkpoint(store: CheckpointStore) -> None:
+def test_a_half_written_checkpoint_is_removed(store: CheckpointStore) -> None:
     (store.staging / "checkpoint-5").mkdir(parents=True)
     (store.staging / "checkpoint-5" / "optimizer.pt").write_bytes(b"half")
     assert store.newest() is None
@@ -230,11 +217,11 @@ def test_another_run_is_refused_with_every_difference(store: CheckpointStore) ->
     other["weights"] = "Qwen/other@1"
     with pytest.raises(ConfigError) as caught:
         check_same_run(path, other)
-    said = str(caught.value)
-    assert "settings.training.beta was 0.1, now 0.2" in said
-    assert "versions.trl was '1', now '2'" in said
-    assert "weights was 'def', now 'Qwen/other@1'" in said
-    assert "--resume-anyway" in said
+    message = str(caught.value)
+    assert "settings.training.beta was 0.1, now 0.2" in message
+    assert "versions.trl was '1', now '2'" in message
+    assert "weights was 'def', now 'Qwen/other@1'" in message
+    assert "--resume-anyway" in message
 
 
 def test_checkpoint_of_choice(tmp_path: Path, store: CheckpointStore) -> None:
@@ -256,7 +243,7 @@ def test_disk_space(tmp_path: Path) -> None:
         check_disk(tmp_path, 1, keep=2, export_bytes=2 * shutil.disk_usage(tmp_path).free)
 
 
-def test_a_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
+def test_a_full_disk_is_distinguished_from_other_errors(tmp_path: Path) -> None:
     assert is_disk_full(OSError(28, "No space left on device"), tmp_path)
     assert is_disk_full(RuntimeError("IoError(Os { code: 28, kind: StorageFull })"), tmp_path)
     assert not is_disk_full(OSError(13, "Permission denied"), tmp_path)
@@ -279,7 +266,6 @@ def test_signals(number: signal.Signals, code: int, capsys: pytest.CaptureFixtur
 
 def test_time_limit() -> None:
     with StopRequest(0.001) as stop:
-        assert not stop.wanted()
         time.sleep(0.1)
         assert stop.wanted()
     assert (stop.exit_code, stop.reason) == (0, "run.max_minutes is over")
