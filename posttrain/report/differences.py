@@ -1,5 +1,6 @@
 """Settings that differ: from their defaults, or between runs."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,6 @@ from posttrain.run.record import Run, Settings
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import SETTINGS
 
-ABSENT = object()
-
 
 def from_defaults(run: Run) -> list[tuple[str, str, str]]:
     """(key path, value, default) of every setting that is not at its default.
@@ -18,13 +17,11 @@ def from_defaults(run: Run) -> list[tuple[str, str, str]]:
     A setting without a default is always there, with an empty one.
     """
     defaults = _defaults_of(run)
-    rows = []
-    for key, value in _leaves(run.config, defaults):
-        default = defaults.get(key, ABSENT)
-        if value != default:
-            shown = "" if default is ABSENT else _shown(default)
-            rows.append((key, _shown(value), shown))
-    return rows
+    return [
+        (key, _shown(value), _shown(defaults[key]) if key in defaults else "")
+        for key, value in _leaves(run.config, defaults)
+        if key not in defaults or value != defaults[key]
+    ]
 
 
 def between(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
@@ -35,8 +32,7 @@ def between(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     for key in keys:
         known = [each[key] for each in values if key in each]  # DPO and GRPO do not have the same
         if any(value != known[0] for value in known):
-            row = [_shown(each[key]) if key in each else "" for each in values]
-            rows.append((key, row))
+            rows.append((key, [_shown(each[key]) if key in each else "" for each in values]))
     return rows
 
 
@@ -65,10 +61,8 @@ def _defaults(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, list):
         return "[" + ", ".join(_shown(item) for item in value) + "]"
     if isinstance(value, dict):

@@ -1,8 +1,7 @@
-"""Which replies a page shows: picked by a rule, not by hand."""
+"""Which replies a page shows, picked by a rule, and what it says of each."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from eval.gsm8k import ScoredReply
 from eval.replies import PromptReply
@@ -16,40 +15,11 @@ ROLLOUT_STEPS = 4
 HEAD, TAIL = 420, 260  # characters kept of a long reply; the answer is at its end
 
 
-@dataclass(frozen=True)
-class Reply:
-    text: str
-    tokens: int
-    good: bool | None
-    """None where rewards scored it: they know of more than right and wrong."""
-    mark: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Replies to one question before and after training."""
-
-    question: str
-    gold: str
-    before: Reply
-    after: Reply
-
-
-@dataclass(frozen=True)
-class Rollout:
-    step: int
-    question: str
-    gold: str
-    text: str
-    rewards: list[tuple[str, str]]
-
-
-def pairs(run: Run) -> list[Pair]:
-    """Some questions with both replies."""
+def pairs(run: Run) -> list[tuple[Scored, Scored]]:
+    """Replies to the same question before and after training, of a few questions."""
     shown = []
     for kind, count in SHOWN.items():
-        of_kind = [both for both in _answered(run) if _rights(*both) == kind]
-        shown += [_pair(*both) for both in of_kind[:count]]
+        shown += [both for both in _answered(run) if _rights(*both) == kind][:count]
     return shown
 
 
@@ -76,75 +46,73 @@ def flips(run: Run) -> list[tuple[str, int]]:
 def _answered(run: Run) -> list[tuple[Scored, Scored]]:
     """The first reply to each question before and after training."""
     before, after = (_by_question(run.replies[side]) for side in ("before", "after"))
-    return [(before[question], reply) for question, reply in after.items() if question in before]
+    return [(before[key], reply) for key, reply in after.items() if key in before]
 
 
 def _by_question(replies: Sequence[Scored]) -> dict[str, Scored]:
     first: dict[str, Scored] = {}
     for reply in replies:
-        first.setdefault(_question(reply), reply)
+        first.setdefault(question(reply), reply)
     return first
-
-
-def _question(reply: Scored) -> str:
-    return reply.prompt if isinstance(reply, PromptReply) else reply.question
 
 
 def _rights(earlier: Scored, later: Scored) -> tuple[bool, bool]:
     if isinstance(earlier, RewardedReply) and isinstance(later, RewardedReply):
         gain = (later.total_reward or 0.0) - (earlier.total_reward or 0.0)
         return gain <= 0, gain >= 0
-    return _good(earlier) is True, _good(later) is True
+    return good(earlier) is True, good(later) is True
 
 
-def _good(reply: Scored) -> bool | None:
+def question(reply: Scored) -> str:
+    return reply.prompt if isinstance(reply, PromptReply) else reply.question
+
+
+def gold(reply: Scored) -> str:
+    return "" if isinstance(reply, PromptReply) else reply.answer
+
+
+def text(reply: Scored) -> str:
+    return reply.text if isinstance(reply, PromptReply) else reply.reply
+
+
+def good(reply: Scored) -> bool | None:
+    """None where rewards scored it: they know of more than right and wrong."""
     if isinstance(reply, RewardedReply):
         return None
     return reply.strict >= 0.5 if isinstance(reply, ScoredReply) else reply.in_language
 
 
-def _pair(earlier: Scored, later: Scored) -> Pair:
-    gold = "" if isinstance(later, PromptReply) else later.answer
-    return Pair(_question(later), gold, _reply(earlier), _reply(later))
-
-
-def _reply(reply: Scored) -> Reply:
-    good = _good(reply)
-    if isinstance(reply, PromptReply):
-        mark = "right language" if good else "another language"
-        return Reply(reply.text, reply.tokens, good, mark)
+def mark(reply: Scored) -> str:
+    """How a reply was scored."""
     if isinstance(reply, RewardedReply):
         total = reply.total_reward
-        mark = "not scored" if total is None else f"total reward {total:.4g}"
-    elif good:
-        mark = "right"
-    else:
-        mark = "right number, wrong format" if reply.lenient else "wrong"
-    return Reply(reply.reply, reply.tokens, good, mark)
+        return "not scored" if total is None else f"total reward {total:.4g}"
+    if isinstance(reply, PromptReply):
+        return "right language" if good(reply) else "another language"
+    if good(reply):
+        return "right"
+    return "right number, wrong format" if reply.lenient else "wrong"
 
 
-def rollouts(run: Run) -> list[Rollout]:
-    """The first completion kept at a few steps, evenly spread from the first to the last."""
+def rollouts(run: Run) -> list[tuple[int, Logged]]:
+    """Step and row of the first completion kept at a few steps, evenly spread over the run."""
     first: dict[int, Logged] = {}
     for row in run.samples:
         step = number(row.get("step"))
         if step is not None and "completion" in row:
             first.setdefault(int(step), row)
-    steps = sorted(first)
-    last = len(steps) - 1
+    steps, last = sorted(first), len(first) - 1
     indices = sorted({round(i * last / (ROLLOUT_STEPS - 1)) for i in range(ROLLOUT_STEPS)})
-    return [_rollout(steps[index], first[steps[index]]) for index in indices if steps]
+    return [(steps[index], first[steps[index]]) for index in indices if steps]
 
 
-def _rollout(step: int, row: Logged) -> Rollout:
-    rewards = []
-    for key, value in row.items():
-        if key.startswith("reward/"):
-            score = number(value)
-            name = key.removeprefix("reward/").replace("_", " ")
-            rewards.append((name, "not scored" if score is None else f"{score:g}"))
-    question, gold = str(row.get("question", "")), str(row.get("answer", ""))
-    return Rollout(step, question, gold, str(row["completion"]), rewards)
+def earned(row: Logged) -> list[tuple[str, str]]:
+    """Each reward of a completion, by its name."""
+    rewards = {key[7:]: number(value) for key, value in row.items() if key.startswith("reward/")}
+    return [
+        (name.replace("_", " "), "not scored" if score is None else f"{score:g}")
+        for name, score in rewards.items()
+    ]
 
 
 def shorten(text: str) -> tuple[str, int]:

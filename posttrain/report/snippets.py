@@ -35,7 +35,7 @@ class Snippet:
     title: str
     language: str
     code: str
-    tested: bool
+    tested: bool = False
     """The project's tests run this very text."""
 
 
@@ -46,48 +46,40 @@ def snippets(
     question = QUESTIONS[settings["method"].upper()]
     system, limit = settings["prompt"]["system"], settings["evaluation"]["max_new_tokens"]
     turns = conversation(question, Prompt.model_validate(settings["prompt"]))
-    shown = (
-        "[\n" + "".join(f"    {json.dumps(turn, ensure_ascii=False)},\n" for turn in turns) + "]"
-    )
-    system_option = f"-sys {shlex.quote(system)} " if system else ""
+    lines = "".join(f"    {json.dumps(turn, ensure_ascii=False)},\n" for turn in turns)
     variables = settings["prompt"].get("chat_template_kwargs") or {}  # none in earlier runs
     named = "".join(f", {name}={value!r}" for name, value in variables.items())
     option = f"chat-template-kwargs {shlex.quote(json.dumps(variables))} " if variables else ""
 
-    def transformers(package: str, loader: str, folder: str) -> str:
-        return TRANSFORMERS.format(
+    def transformers(title: str, loader: str, folder: str) -> Snippet:
+        package = "peft" if "Peft" in loader else "transformers"
+        code = TRANSFORMERS.format(
             package=package,
             loader=loader,
-            folder=folder,
-            turns=shown,
+            folder=repository or folder,
+            turns=f"[\n{lines}]",
             variables=named,
             limit=limit,
         )
+        return Snippet(title, "python", code, tested=True)
 
-    listed = [
-        Snippet(
-            "transformers and peft",
-            "python",
-            transformers("peft", "AutoPeftModelForCausalLM", repository or "adapter"),
-            tested=True,
-        )
-    ]
+    listed = [transformers("transformers and peft", "AutoPeftModelForCausalLM", "adapter")]
     for name, export in exports.items():
-        path = export.path
+        path = shlex.quote(export.path)
         if name == "merged_16bit":
-            merged = transformers("transformers", "AutoModelForCausalLM", repository or path)
-            listed.append(Snippet("transformers, merged weights", "python", merged, tested=True))
-            default = option and f"--default-{option}"
-            serve = f"vllm serve {default}{shlex.quote(repository or path)}"
-            listed.append(Snippet("vLLM", "bash", serve, tested=False))
+            title = "transformers, merged weights"
+            listed.append(transformers(title, "AutoModelForCausalLM", export.path))
+            code = f"vllm serve {option and f'--default-{option}'}"
+            listed.append(Snippet("vLLM", "bash", code + shlex.quote(repository or export.path)))
         elif name.startswith("gguf:"):
-            model = f"llama-cli -m {shlex.quote(path)} --temp 0 {option and f'--{option}'}"
-            command = f"{model}{system_option}-p {shlex.quote(question)}"
+            code = f"llama-cli -m {path} --temp 0 {option and f'--{option}'}"
+            code += f"-sys {shlex.quote(system)} " if system else ""
+            code += f"-p {shlex.quote(question)}"
             if len(turns) > 2:  # llama-cli takes no earlier turns
-                command = f"# without the worked examples of training\n{command}"
-            listed.append(Snippet(f"llama.cpp, {name[5:]}", "bash", command, tested=False))
+                code = f"# without the worked examples of training\n{code}"
+            listed.append(Snippet(f"llama.cpp, {name[5:]}", "bash", code))
         elif name == "ollama":
             model = settings["run"]["name"].lower()
-            command = f"ollama create {model} -f {shlex.quote(path)}\nollama run {model}"
-            listed.append(Snippet("Ollama", "bash", command, tested=False))
+            code = f"ollama create {model} -f {path}\nollama run {model}"
+            listed.append(Snippet("Ollama", "bash", code))
     return listed

@@ -11,10 +11,10 @@ from eval.replies import PromptReply
 from eval.rewarded import RewardedReply
 from eval.stats import Difference, Measure
 from posttrain.base.errors import ConfigError, PostTrainError
-from posttrain.base.files import jsonl_rows, rows_of
+from posttrain.base.files import jsonl_rows, model_fingerprint, rows_of
 from posttrain.run.lenient import from_json, mapping_of
 from posttrain.run.record import SIDES, Run, Scored
-from posttrain.run.results import Environment, Exported, HealthEvent, Validated
+from posttrain.run.results import Environment, Exported, HealthEvent, Stage, Validated
 from posttrain.settings.strict_yaml import read_yaml
 
 TRACES = ("config.yaml", "environment.json", "metrics.jsonl", "eval")
@@ -116,3 +116,25 @@ def _read(path: Path, parse: Callable[[Path], T], unreadable: list[str]) -> T | 
     except (OSError, ValueError) as error:
         unreadable.append(f"{path}: {error}")
     return None
+
+
+def chain_of(adapter: Path) -> list[Stage]:
+    """The stages behind an adapter folder, the first one first. One that was not scored has no
+    measure."""
+    stage = Stage(adapter.name, model_fingerprint(adapter))
+    of_checkpoint = adapter.parent.name == "checkpoints"
+    folder = adapter.parent.parent if of_checkpoint else adapter.parent
+    if not (of_checkpoint or adapter.name == "adapter") or not (folder / "config.yaml").is_file():
+        return [stage]
+    run = read_run(folder)
+    trained, data = run.environment.trained, run.environment.data
+    stage = replace(stage, name=folder.name, method=run.method.lower(), data=data)
+    if of_checkpoint:  # which was not scored
+        step = adapter.name.rpartition("-")[2]
+        stage = replace(stage, steps=int(step) if step.isdigit() else None)
+    else:
+        stage = replace(stage, steps=trained.steps if trained else None)
+        if (main := run.headline) is not None:
+            change = run.changes()[main]
+            stage = replace(stage, measure=main, before=change.before, after=change.after)
+    return [*run.environment.stages, stage]

@@ -33,7 +33,7 @@ from posttrain.model import checks, policy, pretrained, runtime, trust, vllm
 from posttrain.model.device import check_device, free_memory
 from posttrain.run.checkpoint import changes_since, check_same_run, only_length
 from posttrain.run.folder import RunFolder
-from posttrain.run.stages import chain_of
+from posttrain.run.reading import chain_of
 from posttrain.settings import DPOSettings, Export, GRPOSettings, SFTSettings, Training
 from posttrain.settings.adapters import find_adapter
 from posttrain.settings.command import Command, parse_command_line

@@ -489,16 +489,16 @@ def test_replies_are_picked_by_a_rule(grpo: Path) -> None:
     picked = samples.pairs(read_run(grpo))
     counts = [count for _, count in samples.flips(read_run(grpo))]
     assert sum(counts) == 60
-    kinds = [(pair.before.good, pair.after.good) for pair in picked]
+    kinds = [(samples.good(before), samples.good(after)) for before, after in picked]
     assert kinds == sorted(kinds, key=list(samples.SHOWN).index)
     changes = ((False, True), (True, False), (True, True), (False, False))
     for kind, count in zip(changes, counts, strict=True):
         assert kinds.count(kind) == min(count, samples.SHOWN[kind])
-    assert picked[0].before.mark == "wrong" and picked[0].after.mark == "right"
+    assert [samples.mark(reply) for reply in picked[0]] == ["wrong", "right"]
 
 
 def test_rollouts_are_spread_over_the_run(grpo: Path) -> None:
-    assert [rollout.step for rollout in samples.rollouts(read_run(grpo))] == [1, 14, 27, 40]
+    assert [step for step, _ in samples.rollouts(read_run(grpo))] == [1, 14, 27, 40]
 
 
 def test_a_long_reply_loses_its_middle() -> None:

@@ -354,9 +354,9 @@ def test_replies_are_shown_by_what_they_earned(run: Path) -> None:
         "earned the same": 60 - up - down,
     }
     assert up and down
-    marks = {reply.mark for pair in shown for reply in (pair.before, pair.after)}
+    marks = {samples.mark(reply) for pair in shown for reply in pair}
     assert marks <= {"total reward 2.5", "total reward -0.5"}
-    assert all(reply.good is None for pair in shown for reply in (pair.before, pair.after))
+    assert all(samples.good(reply) is None for pair in shown for reply in pair)
     text = (page.write_report(run)).read_text(encoding="utf-8")
     assert 'class="mark">total reward 2.5<' in text and "✓ total" not in text
 
