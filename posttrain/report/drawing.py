@@ -38,6 +38,13 @@ STYLE: dict[Any, Any] = {
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
+    "legend.borderpad": 0,
+    "legend.borderaxespad": 0,
+    "legend.columnspacing": 1.1,
+    "legend.handlelength": 1.1,
+    "legend.handletextpad": 0.45,
+    "legend.labelspacing": 0.3,
+    "legend.labelcolor": INK,
     "lines.solid_capstyle": "round",
     "svg.fonttype": "none",
     "text.color": INK,
@@ -115,19 +122,7 @@ def _legend(figure: Figure, axes: Axes, room: float) -> tuple[Legend | None, int
     if len(labels) < 2:
         return None, 1
     for columns in range(len(labels), 0, -1):
-        legend = figure.legend(
-            handles,
-            labels,
-            loc="upper right",
-            ncols=columns,
-            borderpad=0,
-            borderaxespad=0,
-            columnspacing=1.1,
-            handlelength=1.1,
-            handletextpad=0.45,
-            labelspacing=0.3,
-            labelcolor=INK,
-        )
+        legend = figure.legend(handles, labels, loc="upper right", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= room * figure.bbox.width:
             break
         legend.remove()
@@ -147,12 +142,9 @@ def _make_room(figure: Figure, axes: Axes) -> None:
 
 def _for_page(svg: str, alt: str) -> str:
     """Matplotlib's file as an element of a page: sized, coloured and lettered by the page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[a-zA-Z]+[\w.]*_\d+"', "", svg)  # of groups; every plot has the same
-    svg = re.sub(r"font-family: [^;\"]*;", "", svg)
+    unused = r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->|font-family: [^;\"]*;"
+    ids = r' id="[a-zA-Z]+[\w.]*_\d+"'  # of groups; every plot has the same
+    svg = re.sub(f"{unused}|{ids}", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'"[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m.group()), svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, variable)

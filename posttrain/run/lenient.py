@@ -9,10 +9,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 
 
-class _Unfit(Exception):
-    """A value is not of the type that a field has."""
-
-
 def from_json(kind: type[T], values: object) -> T:
     """A `kind`, a dataclass whose fields have defaults, from a JSON object.
 
@@ -21,13 +17,10 @@ def from_json(kind: type[T], values: object) -> T:
     """
     if not isinstance(values, Mapping):
         return kind()
-    hints, known = get_type_hints(kind), {}
-    for field in fields(kind):  # type: ignore[arg-type]  # T is a dataclass
-        try:
-            known[field.name] = _convert(hints[field.name], values[field.name])
-        except (KeyError, _Unfit):
-            continue
-    return kind(**known)
+    hints = get_type_hints(kind)
+    known = fields(kind)  # type: ignore[arg-type]  # T is a dataclass
+    names = [field.name for field in known if field.name in values]
+    return kind(**{n: fit for n in names for fit in _fitting(hints[n], values[n])})
 
 
 def mapping_of(kind: type[T], values: object) -> dict[str, T]:
@@ -37,28 +30,20 @@ def mapping_of(kind: type[T], values: object) -> dict[str, T]:
     return {k: from_json(kind, v) for k, v in values.items() if isinstance(v, Mapping)}
 
 
-def _convert(hint: Any, value: object) -> object:
-    if hint in (object, Any):
-        return value
+def _fitting(hint: Any, value: object) -> list[Any]:
+    """The value as the type that a field has; nothing where it does not fit."""
     kind, inner = get_origin(hint), get_args(hint)
+    if hint in (object, Any):
+        return [value]
     if kind in (Union, types.UnionType):
-        return _convert(inner[0], value)  # `X | None`, whose default is None
+        return _fitting(inner[0], value)  # `X | None`, whose default is None
     if kind is list and isinstance(value, list):
-        return [each for item in value for each in _fitting(inner[0], item)]
-    if kind is dict and isinstance(value, Mapping):
-        return {k: each for k, item in value.items() for each in _fitting(inner[1], item)}
-    if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        return from_json(hint, value)
-    if hint is float and not isinstance(value, bool) and isinstance(value, int | float):
-        if math.isfinite(value):
-            return float(value)
-    elif isinstance(hint, type) and type(value) is hint:
-        return value
-    raise _Unfit
-
-
-def _fitting(hint: Any, value: object) -> list[object]:
-    try:
-        return [_convert(hint, value)]
-    except _Unfit:
-        return []
+        return [[fit for item in value for fit in _fitting(inner[0], item)]]
+    if isinstance(value, Mapping):
+        if kind is dict:
+            return [{k: fit for k, item in value.items() for fit in _fitting(inner[1], item)}]
+        known = isinstance(hint, type) and is_dataclass(hint)
+        return [from_json(hint, value)] if known else []
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return [float(value)] if math.isfinite(value) else []
+    return [value] if type(value) is hint else []

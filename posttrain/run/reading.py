@@ -40,14 +40,20 @@ def read_run(path: Path, finished: bool = False) -> Run:
     """A run folder.
 
     Raises:
-        ConfigError: there is no trace of a run in it, or with `finished` no complete comparison.
+        ConfigError: it holds nothing of a run, or with `finished` no complete comparison.
     """
     path = path.resolve()
     _check(path, finished)
     unreadable: list[str] = []
 
     def parsed(name: str, parse: Callable[[Path], T]) -> T | None:
-        return _read(path / name, parse, unreadable)
+        try:
+            return parse(path / name) if (path / name).exists() else None
+        except PostTrainError as error:  # it names the file
+            unreadable.append(str(error))
+        except (OSError, ValueError) as error:
+            unreadable.append(f"{path / name}: {error}")
+        return None
 
     def rows(name: str) -> list[dict[str, Any]] | None:
         damaged: list[int] = []
@@ -80,11 +86,11 @@ def read_run(path: Path, finished: bool = False) -> Run:
         unreadable=unreadable,
     )
     for side in SIDES:
-        if run.method in ("GRPO", "SFT"):
+        if run.method == "DPO":
+            run.replies[side] = replies(f"eval/{side}_replies.jsonl", PromptReply)
+        elif run.method:
             kind = RewardedReply if run.text_answers else ScoredReply
             run.replies[side] = replies(f"eval/{side}.jsonl", kind)
-        elif run.method == "DPO":
-            run.replies[side] = replies(f"eval/{side}_replies.jsonl", PromptReply)
     if finished and not run.changes():
         raise ConfigError(f"{path}: no scores there to compare. {' '.join(unreadable)}")
     return run
@@ -105,17 +111,6 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content
-
-
-def _read(path: Path, parse: Callable[[Path], T], unreadable: list[str]) -> T | None:
-    """The content of a file; None where it is missing, or cannot be read (see `unreadable`)."""
-    try:
-        return parse(path) if path.exists() else None
-    except PostTrainError as error:  # it names the file
-        unreadable.append(str(error))
-    except (OSError, ValueError) as error:
-        unreadable.append(f"{path}: {error}")
-    return None
 
 
 def chain_of(adapter: Path) -> list[Stage]:
