@@ -84,11 +84,8 @@ class CheckpointStore:
         return target
 
     def set_aside_after(self, step: int) -> None:
-        """Rename checkpoints of later steps to `step-NNNNNN.later`.
-
-        `--resume PATH` can go back to an earlier checkpoint. The later ones are then no longer part
-        of the run, and must not be taken for the newest.
-        """
+        """Rename checkpoints of later steps to `step-NNNNNN.later`: after `--resume PATH` they are
+        no longer part of the run, and must not be taken for the newest."""
         for path in self.steps():
             if int(path.name[5:]) > step:
                 _set_aside(path, "later", "is of a later step")
@@ -144,18 +141,15 @@ def _score(path: Path) -> float | None:
 
 class Score:
     """The mean of a training metric since the last checkpoint; of `-loss`, of minus the loss, so
-    that higher is better.
-
-    It is noisy and not measured on held-out data, but it is free. It is good enough to keep one
-    checkpoint from before a run went wrong, in addition to the newest ones.
-    """
+    that higher is better. Noisy and not held out, but free, and good enough to keep one checkpoint
+    from before a run went wrong."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
         self._values: list[float] = []
 
     def add(self, logs: dict[str, Any]) -> None:
-        """Add the metrics that the trainer logged; None is what trl has for no number at all."""
+        """Add the metrics that the trainer logged; trl logs None where there is no number."""
         value = logs.get(self.metric.removeprefix("-"))
         if value is not None and math.isfinite(float(value)):
             self._values.append(-float(value) if self.metric.startswith("-") else float(value))

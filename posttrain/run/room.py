@@ -67,17 +67,16 @@ def check_room(base: Path, output: Path, targets: list[str]) -> None:
     disk = disk_bytes(weights, targets)
     if not disk:
         return
-    _compare(shutil.disk_usage(output).free, disk, f"free on the disk of {output}")
     # The base in float32 with its adapter; merged weights and GGUF files are loaded after it.
     import psutil
 
     memory = weights * 1.25 * 4 + LIBRARIES
-    _compare(psutil.virtual_memory().available, memory, "of free memory")
-
-
-def _compare(free: float, needed: float, where: str) -> None:
-    if free < needed:
-        raise ConfigError(
-            f"not enough room: {free / 1e9:.1f} GB {where}, and this export needs "
-            f"{needed / 1e9:.1f} GB"
-        )
+    for free, needed, where in (
+        (shutil.disk_usage(output).free, disk, f"free on the disk of {output}"),
+        (psutil.virtual_memory().available, memory, "of free memory"),
+    ):
+        if free < needed:
+            raise ConfigError(
+                f"not enough room: {free / 1e9:.1f} GB {where}, and this export needs "
+                f"{needed / 1e9:.1f} GB"
+            )

@@ -67,51 +67,51 @@ def test_a_file_that_lost_says_so_and_what_to_take(run: Path) -> None:
         gguf_q8_0=scored(run, 2, 1, size=2 * 10**6),
         gguf_q4_k_m=scored(run, 9, 1),
     )
-    found = read_run(run)
+    record = read_run(run)
     m = right(run)
-    assert export_scores.no_file_lost(found) == ""
-    (remark,) = export_scores.remarks(found)
+    assert export_scores.no_file_lost(record) == ""
+    (remark,) = export_scores.remarks(record)
     assert remark.startswith(f"q4_k_m lost 9 of {m} ") and remark.endswith("use q8_0.")
-    adapter, merged, q8, q4 = (row.cells for row in export_scores.rows(found).rows)
+    adapter, merged, q8, q4 = (row.cells for row in export_scores.rows(record).rows)
     assert adapter[0].text == merged[0].text and texts(adapter)[1:3] == ["-", "-"]
     assert texts(q8)[1:] == ["+1 / -2", "1", "2.0 MB", "1,234"] and not q8[0].tone
     assert q4[0].tone == "bad" and texts(q4)[1:3] == ["+1 / -9", "0.021"]
-    text = export_scores.text(found)
+    text = export_scores.text(record)
     assert all(len(line) <= 100 for line in text.splitlines()) and "q4_k_m lost 9" in text
     shown = page.write_report(run).read_text("utf-8")
     card = model_card.render_model_card(run)
-    for said in (shown, card):
-        assert export_scores.TITLE in said and "q4_k_m lost 9" in said
+    for text in (shown, card):
+        assert export_scores.TITLE in text and "q4_k_m lost 9" in text
 
 
 def test_no_file_as_good_as_the_adapter(run: Path) -> None:
-    (said,) = export_scores.remarks(read_run(write(run, gguf_q4_k_m=scored(run, 12))))
-    assert said.endswith("no proven file is as good as it.")
+    (remark,) = export_scores.remarks(read_run(write(run, gguf_q4_k_m=scored(run, 12))))
+    assert remark.endswith("no proven file is as good as it.")
 
 
 def test_a_file_that_is_not_proven_is_not_what_to_take(run: Path) -> None:
     small = {**scored(run, 1), "proven": False}
     write(run, gguf_q8_0=scored(run, 12, size=2 * 10**6), gguf_q4_k_m=small)
-    found = read_run(run)
-    (said,) = export_scores.remarks(found)
-    assert said.endswith("no proven file is as good as it.")
-    names = [row.label for row in export_scores.rows(found).rows]
+    record = read_run(run)
+    (remark,) = export_scores.remarks(record)
+    assert remark.endswith("no proven file is as good as it.")
+    names = [row.label for row in export_scores.rows(record).rows]
     assert names == ["adapter", "gguf:q8_0", "gguf:q4_k_m (not proven)"]
 
 
 def test_what_4_bit_training_costs_is_a_row_of_its_own(run: Path) -> None:
-    found = read_run(write(run, scored(run, 12), gguf_q8_0=scored(run, 1)))
-    assert [row.label for row in export_scores.rows(found).rows] == [
+    record = read_run(write(run, scored(run, 12), gguf_q8_0=scored(run, 1)))
+    assert [row.label for row in export_scores.rows(record).rows] == [
         "adapter",
         export_scores.ON_16_BIT,
         "gguf:q8_0",
     ]
-    (inherited,) = export_scores.remarks(found)
-    assert export_scores.no_file_lost(found).startswith("No file lost")
+    (inherited,) = export_scores.remarks(record)
+    assert export_scores.no_file_lost(record).startswith("No file lost")
     assert "On 16-bit weights the adapter lost 12 of" in inherited
 
 
-def test_nothing_is_said_where_nothing_is_known(run: Path) -> None:
+def test_nothing_is_shown_where_nothing_is_known(run: Path) -> None:
     assert export_scores.rows(read_run(run)).rows == [] and export_scores.text(read_run(run)) == ""
     entry = scored(run, 9)
     write(

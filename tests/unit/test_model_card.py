@@ -91,11 +91,11 @@ def add_exports(run: Path, **exports: dict[str, Any]) -> None:
 def test_every_config_gets_a_card(tmp_path: Path, config: str) -> None:
     text = write_model_card(make_run(tmp_path / "run", config)).read_text(encoding="utf-8")
     _, metadata, _ = text.split("---\n", 2)
-    found = yaml.safe_load(metadata)
+    front = yaml.safe_load(metadata)
     if "_3b_" in config:
-        assert (found["license"], found["license_name"]) == ("other", "qwen-research")
+        assert (front["license"], front["license_name"]) == ("other", "qwen-research")
     else:
-        assert found["license"] == "apache-2.0" and "license_name" not in found
+        assert front["license"] == "apache-2.0" and "license_name" not in front
     assert "| strict accuracy | 2.0% [1.0%, 5.0%] | 98.0% [96.0%, 99.0%] | +96.0 points" in text
     assert "< 1e-6" in text
     assert "licence not known" not in text
@@ -150,7 +150,7 @@ def test_its_training_time_is_that_of_all_sessions(tmp_path: Path) -> None:
     assert "40 steps, 11 min 00 s" in write_model_card(run).read_text("utf-8")
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run there"):
         write_model_card(tmp_path)
 
@@ -189,9 +189,10 @@ class Hub(BaseHTTPRequestHandler):
             self.created.append(json.loads(body))
             return {"url": where}
         if "/preupload/" in self.path:
-            asked = json.loads(body)["files"]
-            found = [{"path": f["path"], "uploadMode": "regular"} for f in asked]
-            return {"files": [{**f, "shouldIgnore": False} for f in found]}
+            files = [
+                {"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]
+            ]
+            return {"files": [{**f, "shouldIgnore": False} for f in files]}
         if "/commit/" in self.path:
             for line in body.decode().split("\n"):
                 row = json.loads(line) if line else {}
@@ -262,7 +263,7 @@ def test_the_command_uploads_the_adapter_where_no_export_is_named(tmp_path: Path
     assert alone.returncode == 2 and "there is no model card" in alone.stderr
 
 
-def test_a_refusal_of_the_hub_is_told_plainly(tmp_path: Path, hub: str) -> None:
+def test_a_refusal_of_the_hub_is_one_line(tmp_path: Path, hub: str) -> None:
     Hub.refuse = True
     result = upload(make_run(tmp_path / "run"), hub)
     assert result.returncode == 2

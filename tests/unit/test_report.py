@@ -65,7 +65,7 @@ def write_run(folder: Path, measures: Measures, n: int = 300) -> Path:
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal that the whole table fits."""
+    """A terminal that the complete table fits."""
     monkeypatch.setenv("COLUMNS", "200")
 
 

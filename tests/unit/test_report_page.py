@@ -1,4 +1,4 @@
-"""The report page and plots of run folders that are whole, unfinished, damaged or hostile."""
+"""The report page and plots of run folders that are complete, unfinished, damaged or hostile."""
 
 import json
 import os
@@ -148,10 +148,10 @@ def test_one_headline_everywhere(
 ) -> None:
     """A run is judged by what its method sets out to raise, whatever was scored beside it."""
     path = request.getfixturevalue(run)
-    record, said = read_run(path), label[0].upper() + label[1:]
+    record, start = read_run(path), label[0].upper() + label[1:]
     judged = verdict(record)
     assert (judged.word, judged.measure) == ("improved", label)
-    assert judged.sentence.startswith(f"{said} rose from ") and f"{scored})" in judged.sentence
+    assert judged.sentence.startswith(f"{start} rose from ") and f"{scored})" in judged.sentence
     assert f"{path.name}: improved" in written(path).text
     both = Page(page.write_comparison([path, path], tmp_path / "compared.html"))
     assert both.text.count(f"{path.name}{label}") == 2  # a run and its measure, at a glance
@@ -169,7 +169,7 @@ def test_the_headline_comes_first_wherever_it_was_written(dpo: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("run", ["grpo", "dpo"])
-def test_the_page_asks_for_nothing_and_is_small(run: str, request: pytest.FixtureRequest) -> None:
+def test_the_page_loads_nothing_and_is_small(run: str, request: pytest.FixtureRequest) -> None:
     shown = written(request.getfixturevalue(run))
     assert {tag for tag in shown.tags if tag in ("script", "img", "iframe", "object")} == set()
     assert all(link.startswith("#") or link == "data:," for link in shown.links)
@@ -209,7 +209,7 @@ def test_a_run_while_it_trains(tmp_path: Path) -> None:
     assert "No scores yet" in shown.text and "Step 14 of 40 is logged" in shown.text
     assert "Reward on training data went from" in shown.text
     assert {path.stem for path in (run / "plots").iterdir()} == GRPO_PLOTS - {"scores"}
-    assert "Could not be read" not in shown.text  # a line being written is no damage
+    assert "Could not be read" not in shown.text  # a line being written is not damage
 
 
 PARTS = ["config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "eval/before.json"]
@@ -313,13 +313,13 @@ def test_nothing_of_a_plot_is_cut_off(titled: bool, grpo: Path, dpo: Path, tmp_p
     for plot in drawn:
         with matplotlib.rc_context(drawing.STYLE):
             figure = drawing._figure(plot, titled)
-            whole = figure.bbox
+            frame = figure.bbox
             (axes,) = figure.axes
             boxes = [axes.get_tightbbox(), *(text.get_window_extent() for text in figure.texts)]
             boxes += [legend.get_window_extent() for legend in figure.legends]
         for box in boxes:
-            assert box.x0 >= 0 and box.x1 <= whole.x1, plot.name
-            assert box.y0 >= 0 and box.y1 <= whole.y1, plot.name
+            assert box.x0 >= 0 and box.x1 <= frame.x1, plot.name
+            assert box.y0 >= 0 and box.y1 <= frame.y1, plot.name
         unit, *_ = figure.texts
         for legend in figure.legends:
             assert not legend.get_window_extent().overlaps(unit.get_window_extent()), plot.name
@@ -378,14 +378,14 @@ def test_the_verdict(name: str, change: Any, word: str, tmp_path: Path) -> None:
 
 
 def test_less_is_better_for_some(tmp_path: Path) -> None:
-    found = judged(tmp_path / "a", {"truncated_rate": (-0.1, -0.15, -0.05, 0.001)})
-    assert (found.word, "fell from" in found.sentence) == ("improved", True)
-    found = judged(tmp_path / "b", {"truncated_rate": (0.1, 0.05, 0.15, 0.001)})
-    assert (found.word, "rose from" in found.sentence) == ("got worse", True)
+    result = judged(tmp_path / "a", {"truncated_rate": (-0.1, -0.15, -0.05, 0.001)})
+    assert (result.word, "fell from" in result.sentence) == ("improved", True)
+    result = judged(tmp_path / "b", {"truncated_rate": (0.1, 0.05, 0.15, 0.001)})
+    assert (result.word, "rose from" in result.sentence) == ("got worse", True)
 
 
-def test_what_the_headline_hides_is_said(tmp_path: Path) -> None:
-    found = judged(
+def test_remarks_show_what_the_headline_hides(tmp_path: Path) -> None:
+    result = judged(
         tmp_path / "run",
         {
             "strict": (0.5, 0.45, 0.55, 0.0),
@@ -393,12 +393,12 @@ def test_what_the_headline_hides_is_said(tmp_path: Path) -> None:
             "truncated_rate": (0.04, 0.01, 0.07, 0.01),
         },
     )
-    assert found.word == "improved"
-    assert any(remark.startswith("Most of the gain is format") for remark in found.remarks)
-    assert any(remark.startswith("Got worse: truncated replies") for remark in found.remarks)
+    assert result.word == "improved"
+    assert any(remark.startswith("Most of the gain is format") for remark in result.remarks)
+    assert any(remark.startswith("Got worse: truncated replies") for remark in result.remarks)
 
 
-def test_what_could_not_be_measured_is_said(tmp_path: Path) -> None:
+def test_a_measure_that_could_not_be_measured(tmp_path: Path) -> None:
     run = dpo_run(tmp_path / "run", steps=3)
     for name in ("before", "after", "comparison"):
         path = run / "eval" / f"{name}.json"
@@ -433,13 +433,13 @@ def test_health_exports_and_cost_are_shown(tmp_path: Path) -> None:
 
 
 def test_settings_are_compared_with_their_defaults(grpo: Path) -> None:
-    found = {key: (value, default) for key, value, default in differences.from_defaults(
+    result = {key: (value, default) for key, value, default in differences.from_defaults(
         read_run(grpo)
     )}  # fmt: skip
-    assert found["training.max_steps"] == ("40", "-1")
-    assert found["model.name"] == ("assets/demo_model", "")  # it has no default
-    assert found["data.eval.limit"] == ("300", "null")
-    assert "lora.r" not in found and "rewards" not in found and "tracking.samples" not in found
+    assert result["training.max_steps"] == ("40", "-1")
+    assert result["model.name"] == ("assets/demo_model", "")  # it has no default
+    assert result["data.eval.limit"] == ("300", "null")
+    assert "lora.r" not in result and "rewards" not in result and "tracking.samples" not in result
 
 
 def test_settings_are_compared_between_runs(grpo: Path, dpo: Path, tmp_path: Path) -> None:
@@ -455,8 +455,8 @@ def test_settings_that_only_one_run_has_differ(grpo: Path, dpo: Path) -> None:
     run = read_run(grpo)
     config = {**run.config, "rewards": {"correctness": 1.0}}
     config["training"] = {**run.config["training"], "extra": {"top_k": 5}}
-    found = differences.between([run, replace(run, config=config)])
-    assert sorted(found) == [
+    result = differences.between([run, replace(run, config=config)])
+    assert sorted(result) == [
         ("rewards", ["{format: 1.0, correctness: 1.0}", "{correctness: 1.0}"]),
         ("training.extra", ["{}", "{top_k: 5}"]),
     ]
@@ -464,12 +464,12 @@ def test_settings_that_only_one_run_has_differ(grpo: Path, dpo: Path) -> None:
     assert "rewards" not in keys  # only GRPO has any
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_distinguished(tmp_path: Path) -> None:
     runs = [grpo_run(tmp_path / name / "seed-1", questions=4) for name in ("a", "b")]
-    assert [found.name for found in read_runs(runs)] == ["a/seed-1", "b/seed-1"]
-    assert [found.name for found in read_runs([runs[0], runs[0]])] == ["seed-1", "seed-1"]
+    assert [run.name for run in read_runs(runs)] == ["a/seed-1", "b/seed-1"]
+    assert [run.name for run in read_runs([runs[0], runs[0]])] == ["seed-1", "seed-1"]
     elsewhere = grpo_run(tmp_path / "more" / "a" / "seed-1", questions=4)
-    assert [found.name for found in read_runs([runs[0], elsewhere])] == [
+    assert [run.name for run in read_runs([runs[0], elsewhere])] == [
         str(runs[0]),
         str(elsewhere),
     ]
@@ -625,7 +625,7 @@ def test_a_trained_run_that_was_not_to_be_scored(tmp_path: Path) -> None:
     )
 
 
-def test_a_page_that_cannot_be_drawn_is_no_success(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_drawn_is_a_failure(tmp_path: Path) -> None:
     run = grpo_run(tmp_path / "run", steps=3, questions=4)
     (run / "plots").write_text("in the way")
     result = run_script("report", run)

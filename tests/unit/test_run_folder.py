@@ -59,7 +59,7 @@ def test_a_new_folder(run: RunFolder, fresh: bool, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == ""
 
 
-def test_going_on_keeps_what_is_there(run: RunFolder) -> None:
+def test_a_resume_keeps_what_is_there(run: RunFolder) -> None:
     run.open(fresh=False)
     run.metrics.write_text("kept")
     run.open(fresh=False)
@@ -67,7 +67,7 @@ def test_going_on_keeps_what_is_there(run: RunFolder) -> None:
     assert [p.name for p in run.path.parent.iterdir()] == ["mine"]
 
 
-def test_a_finished_run_that_is_trained_on_is_no_finished_run(run: RunFolder) -> None:
+def test_a_finished_run_that_is_trained_on_is_not_finished(run: RunFolder) -> None:
     run.open(fresh=False)
     for name in ("eval/comparison.json", "export.json"):
         write_text(run.path / name, name)
@@ -93,8 +93,8 @@ def test_a_fresh_start_moves_aside_and_never_deletes(
         "mine.previous-2": "run 1",
         "mine.previous-3": "run 2",
     }
-    said = capsys.readouterr().out.splitlines()
-    assert said == [
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
         f"Moved the earlier run to {run.path.with_name(f'mine.previous-{n}')}" for n in (1, 2, 3)
     ]
 
@@ -134,17 +134,17 @@ def test_a_row_cut_off_by_a_crash_does_not_stop_the_next_run(tmp_path: Path, tor
     assert (rows[0], rows[-1]) == ({"step": 1}, {"step": 2})
 
 
-def test_rows_are_read_up_to_what_is_no_row(tmp_path: Path) -> None:
+def test_rows_are_read_up_to_damaged_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append_rows(path, [{"step": 1, "text": HARD}])
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'\n[1]\n\xff\n{"step": 4}\n{"st')
+    complete = path.read_bytes()
+    path.write_bytes(complete + b'\n[1]\n\xff\n{"step": 4}\n{"st')
     damaged: list[int] = []
     assert jsonl_rows(path, damaged) == [{"step": 1, "text": HARD}, {"step": 4}]
     assert damaged == [3, 4]  # the last line is still being written
     with pytest.raises(DataError, match=r"metrics.jsonl: line 3 is not a JSON object"):
         jsonl_rows(path)
-    path.write_bytes(whole.strip())
+    path.write_bytes(complete.strip())
     assert jsonl_rows(path) == [{"step": 1, "text": HARD}]
 
 
@@ -168,7 +168,7 @@ def test_scored_rows_come_back_as_they_were(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("write", [write_text, write_json])
-def test_a_file_is_whole_or_untouched(write: Any, tmp_path: Path) -> None:
+def test_a_file_is_replaced_or_untouched(write: Any, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     write(path, "first")
     before = path.read_text()
@@ -275,14 +275,14 @@ def test_the_environment(run: RunFolder) -> None:
     run.open(fresh=False)
     settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
     run.describe(settings, {"device": "CPU", "data": "abc"})
-    found = json.loads((run.path / "environment.json").read_text("utf-8"))
-    assert found["versions"] == {name: importlib.metadata.version(name) for name in PACKAGES}
+    record = json.loads((run.path / "environment.json").read_text("utf-8"))
+    assert record["versions"] == {name: importlib.metadata.version(name) for name in PACKAGES}
     assert {"unsloth", "trl", "transformers", "torch", "peft", "bitsandbytes"} <= set(PACKAGES)
-    assert found["python"] == platform.python_version()
-    assert (found["device"], found["data"]) == ("CPU", "abc")
-    assert found["git"] == git_commit()
+    assert record["python"] == platform.python_version()
+    assert (record["device"], record["data"]) == ("CPU", "abc")
+    assert record["git"] == git_commit()
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", git_commit() or "0" * 40)
-    assert {"started", "command", "platform"} <= set(found)
+    assert {"started", "command", "platform"} <= set(record)
 
 
 def test_the_environment_keeps_when_the_run_started(run: RunFolder) -> None:
@@ -292,9 +292,9 @@ def test_the_environment_keeps_when_the_run_started(run: RunFolder) -> None:
 
     def started(**facts: Any) -> str:
         run.describe(settings, facts)
-        found = json.loads((run.path / "environment.json").read_text("utf-8"))
-        assert facts.items() <= found.items()
-        return str(found["started"])
+        record = json.loads((run.path / "environment.json").read_text("utf-8"))
+        assert facts.items() <= record.items()
+        return str(record["started"])
 
     first = started(device="CPU")
     time.sleep(1.1)  # it counts in seconds
@@ -324,7 +324,7 @@ def generation(step: int, count: int = 4) -> dict[str, Any]:
 
 
 def counting(**columns: Any) -> list[float | None]:
-    """A reward of one's own, which cannot score the first completion."""
+    """A custom reward, which cannot score the first completion."""
     return [None, *(float(i) for i in range(1, len(columns["completions"])))]
 
 
@@ -410,7 +410,7 @@ def test_a_resumed_run_writes_no_generation_twice(tmp_path: Path) -> None:
     assert [row["question"] for row in json_lines(path)] == ["q0", "q1", "q2", "q3", "q4"]
 
 
-def test_a_resumed_run_says_where_it_goes_on(tmp_path: Path) -> None:
+def test_a_resumed_run_says_where_it_resumes(tmp_path: Path) -> None:
     settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
     run = RunFolder(tmp_path)
     checkpoint = run.path / "checkpoints" / "step-000003"
