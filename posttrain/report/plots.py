@@ -155,8 +155,7 @@ def curve(run: Run, what: Curve) -> Plot | None:
     def draw_more(axes: Axes) -> None:
         if len(ends) == 2 and len(ends[0].steps) == len(ends[1].steps):
             draw_band(axes, ends[0].steps, ends[0].values, ends[1].values)
-        longest = max(float(np.nanmax(line.values)) for line in (*lines, *ends))
-        if limit and limit < 1.6 * longest:
+        if limit and limit < 1.6 * _highest([*lines, *ends]):
             draw_mark(axes, "limit", value=limit)
         if what.floor is not None:
             axes.set_ylim(0, max(what.floor, axes.get_ylim()[1]))
@@ -168,8 +167,7 @@ def _plot(
     what: Curve, lines: Sequence[Line], draw_more: Callable[[Axes], None], about: str = ""
 ) -> Plot:
     """Lines over steps, in their own unit or in percent."""
-    highest = max(float(np.nanmax(line.values)) for line in lines)
-    top = min(1.0, max(0.05, 1.2 * highest)) if what.share else None
+    top = min(1.0, max(0.05, 1.2 * _highest(lines))) if what.share else None
 
     def draw(axes: Axes) -> None:
         draw_lines(axes, lines)
@@ -178,6 +176,10 @@ def _plot(
 
     alt = describe(what.title, lines, what.share)
     return Plot(what.name, what.title, about or what.about, alt, what.unit, draw)
+
+
+def _highest(lines: Sequence[Line]) -> float:
+    return max(float(np.nanmax(line.values)) for line in lines)
 
 
 def _parts(run: Run, what: str) -> dict[str, str]:

@@ -75,13 +75,11 @@ def _no_scores(run: Run) -> Verdict:
     of = f" of {run.total_steps}" if run.total_steps is not None else ""
     written = f", last written {run.written:%Y-%m-%d %H:%M %Z}" if run.written else ""
     logged = f"Step {run.steps}{of} is logged{written}."
+    word, why = "no scores yet", "Scores before and after are compared once the last step is done"
     if run.section("run").get("score") is False:
-        why = "As run.score is false, the held-out data are not scored; below is training alone."
-        return Verdict("open", "not scored", f"{logged} {why}", remarks=_so_far(run))
-    why = (
-        "Scores before and after are compared once the last step is done; below is training alone."
-    )
-    return Verdict("open", "no scores yet", f"{logged} {why}", remarks=_so_far(run))
+        word, why = "not scored", "As run.score is false, the held-out data are not scored"
+    sentence = f"{logged} {why}; below is training alone."
+    return Verdict("open", word, sentence, remarks=_so_far(run))
 
 
 def _so_far(run: Run) -> list[str]:
