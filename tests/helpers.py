@@ -18,7 +18,8 @@ SHARED = next(
     (path for path in (ROOT.parent / "shared" / "data", ROOT / ".gpu" / "data") if path.is_dir()),
     ROOT.parent / "shared" / "data",
 )
-WARM = warm.Server({**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"})
+OFFLINE = {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+WARM = warm.Server({**os.environ, **OFFLINE})
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -32,26 +33,39 @@ needs_shared = pytest.mark.skipif(
 )
 
 
-def run_script(
+def start_script(
     *arguments: str | Path,
-    timeout: float = 600,
     cwd: Path = ROOT,
     stdin: str = "",
     project: Path = ROOT,
     **environment: str,
-) -> subprocess.CompletedProcess[str]:
-    """Run `python scripts/NAME.py ARGS` of a project's folder offline; returns code and output.
+) -> warm.Process:
+    """Start `python scripts/NAME.py ARGS` of a project's folder, offline.
 
-    In a fork of a process that has imported the libraries, where that makes no difference.
+    It is a fork of a process that has imported the libraries.
     """
     name, *rest = (str(argument) for argument in arguments)
     command = [str(project / "scripts" / f"{name}.py"), *rest]
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **environment}
+    variables = {**os.environ, **OFFLINE, **environment}
+    assert WARM.usable(variables), "these variables are read when the libraries are imported"
+    return WARM.popen(command, cwd, variables, stdin)
+
+
+def run_script(
+    *arguments: str | Path, timeout: float = 600, cwd: Path = ROOT, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a script to its end, in a fork where its environment allows; returns code and output."""
+    variables = {**os.environ, **OFFLINE, **{k: v for k, v in more.items() if k.isupper()}}
     if WARM.usable(variables):
-        return WARM.run(command, cwd, variables, timeout, stdin)
+        process = start_script(*arguments, cwd=cwd, **more)
+        try:
+            output = process.communicate(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.wait(), *output)
+    name, *rest = (str(argument) for argument in arguments)
     return subprocess.run(
-        [sys.executable, *command],
-        input=stdin,
+        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *rest],
         capture_output=True,
         text=True,
         timeout=timeout,

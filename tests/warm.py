@@ -8,10 +8,13 @@ for which environments a fork is the same as a new process.
 """
 
 import atexit
+import contextlib
 import gc
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,8 +37,11 @@ class Server:
     def __init__(self, environment: dict[str, str]) -> None:
         self.path: Path | None = None
         self.environment = environment
+        self.set_by_import: set[str] = set()
 
-    def start(self) -> Path:
+    def start(self) -> None:
+        if self.path:
+            return
         folder = Path(tempfile.mkdtemp(prefix="warm-"))
         path = folder / "socket"
         with open(folder / "log", "w", encoding="utf-8") as log:
@@ -53,52 +59,77 @@ class Server:
         assert process.stdout
         with process.stdout:
             ready = process.stdout.readline()
-        assert ready == "ready\n", (folder / "log").read_text(encoding="utf-8")
-        return path
+        assert ready, (folder / "log").read_text(encoding="utf-8")
+        self.path, self.set_by_import = path, set(json.loads(ready))
 
     def usable(self, environment: dict[str, str]) -> bool:
         """Whether the libraries would be imported in the same way in this environment."""
         if not hasattr(os, "fork") or "PYTHONPATH" in environment:
             return False
-        names = environment.keys() | self.environment.keys()
+        self.start()
+        imported = self.set_by_import - self.environment.keys()  # this process may have them too
+        names = (environment.keys() | self.environment.keys()) - imported
         changed = {n for n in names if environment.get(n) != self.environment.get(n)}
         return all(name.startswith(READ_LATER) for name in changed)
 
-    def run(
-        self,
-        command: list[str],
-        cwd: Path,
-        environment: dict[str, str],
-        timeout: float,
-        stdin: str = "",
-    ) -> subprocess.CompletedProcess[str]:
-        """As subprocess.run(..., input=stdin, capture_output=True, text=True)."""
-        self.path = self.path or self.start()
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            socket.socket(socket.AF_UNIX) as connection,
-        ):
-            files = [Path(folder, name) for name in ("in", "out", "err")]
-            files[0].write_text(stdin, encoding="utf-8")
-            connection.connect(str(self.path))
-            connection.settimeout(timeout)
-            request = {
-                "argv": command,
-                "cwd": str(cwd),
-                "environment": environment,
-                "files": [str(file) for file in files],
-            }
-            lines = connection.makefile("rw", encoding="utf-8")
-            lines.write(json.dumps(request) + "\n")
-            lines.flush()
-            pid = int(lines.readline())
-            try:
-                code = int(lines.readline())
-            except TimeoutError:
-                os.kill(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(command, timeout) from None
-            texts = [file.read_text(encoding="utf-8") for file in files[1:]]
-            return subprocess.CompletedProcess(command, code, *texts)
+    def popen(
+        self, command: list[str], cwd: Path, environment: dict[str, str], stdin: str = ""
+    ) -> "Process":
+        self.start()
+        return Process(str(self.path), command, cwd, environment, stdin)
+
+
+class Process:
+    """What the tests need of subprocess.Popen, for a script in a fork."""
+
+    def __init__(
+        self, server: str, command: list[str], cwd: Path, environment: dict[str, str], stdin: str
+    ) -> None:
+        self.args = command
+        self.folder = tempfile.mkdtemp(prefix="warm-")
+        self.files = [Path(self.folder, name) for name in ("in", "out", "err")]
+        self.files[0].write_text(stdin, encoding="utf-8")
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.connect(server)
+        self.lines = self.connection.makefile("rw", encoding="utf-8")
+        request = {
+            "argv": command,
+            "cwd": str(cwd),
+            "environment": environment,
+            "files": [str(file) for file in self.files],
+        }
+        self.lines.write(json.dumps(request) + "\n")
+        self.lines.flush()
+        self.pid = int(self.lines.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self.connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = int(self.lines.readline())
+            self.lines.close()
+            self.connection.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it has written to standard output and standard error, once it has ended."""
+        self.wait(timeout)
+        out, err = (file.read_text(encoding="utf-8") for file in self.files[1:])
+        shutil.rmtree(self.folder)
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 # --- the server's side ----------------------------------------------------------------------------
@@ -119,30 +150,25 @@ def import_libraries() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if before.get(name) != value}
 
 
-def serve(path: str, ready: int) -> dict[str, Any]:
-    """Write to `ready`, then accept requests for ever; returns in a fork, with its request."""
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(path)
-        listening.listen()
-        os.write(ready, b"ready\n")
-        os.close(ready)
-        while True:
-            connection, _ = listening.accept()
-            lines = connection.makefile("rw", encoding="utf-8")
-            request: dict[str, Any] = json.loads(lines.readline())
-            if os.fork() == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                pid = os.fork()
-                if pid == 0:
-                    return request
-                lines.write(f"{pid}\n")
-                lines.flush()
-                _, status = os.waitpid(pid, 0)
-                lines.write(f"{os.waitstatus_to_exitcode(status)}\n")
-                lines.flush()
-                os._exit(0)
-            lines.close()
-            connection.close()
+def serve(listening: socket.socket) -> dict[str, Any]:
+    """Accept requests for ever; returns in a fork, with its request."""
+    while True:
+        connection, _ = listening.accept()
+        lines = connection.makefile("rw", encoding="utf-8")
+        request: dict[str, Any] = json.loads(lines.readline())
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            pid = os.fork()
+            if pid == 0:
+                return request
+            lines.write(f"{pid}\n")
+            lines.flush()
+            _, status = os.waitpid(pid, 0)
+            lines.write(f"{os.waitstatus_to_exitcode(status)}\n")
+            lines.flush()
+            os._exit(0)
+        lines.close()
+        connection.close()
 
 
 def become(request: dict[str, Any], imported: dict[str, str]) -> str:
@@ -168,4 +194,10 @@ if __name__ == "__main__":
     os.dup2(2, 1)  # what the libraries print goes to the log
     set_by_import = import_libraries()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    runpy.run_path(become(serve(sys.argv[1], answer), set_by_import), run_name="__main__")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(sys.argv[1])
+        listening.listen()
+        os.write(answer, json.dumps(sorted(set_by_import)).encode() + b"\n")
+        os.close(answer)
+        request = serve(listening)
+    runpy.run_path(become(request, set_by_import), run_name="__main__")

@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from posttrain.scoring.provenance import adapter_of_run
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import dump_yaml
-from tests.helpers import ROOT, run_script
+from tests.helpers import ROOT, run_script, start_script
 
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
 # The libraries' own warnings while an adapter is made are not what is tested here.
@@ -100,14 +98,7 @@ def test_report(whole: Path, model: Path) -> None:
 
 def kill_after(replies: int, arguments: list[str], folder: Path) -> int:
     """SIGKILL the script once it has kept that many replies; returns how many there are then."""
-    name, *rest = arguments
-    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *rest, "--output", str(folder)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+    process = start_script(*arguments, "--output", folder)
     try:
         deadline = time.monotonic() + 300
         while lines(folder) < replies:

@@ -1,12 +1,9 @@
 """Runs that are killed, stopped or out of disk lose nothing, and go on as the same run."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.helpers import ROOT, run_script
+from tests.helpers import ROOT, run_script, start_script
+from tests.warm import Process
 
 STEPS = 8
 PROBLEMS = "path: assets/demo_data/problems_test.jsonl, limit: 4, max_new_tokens: 80"
@@ -61,22 +59,15 @@ def scores(run: Path) -> bytes:
     return (run / "eval" / "comparison.json").read_bytes()
 
 
-def start(name: str, run: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments(name, run, *more)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+def start(name: str, run: Path, *more: str) -> Process:
+    return start_script(name, *arguments(name, run, *more))
 
 
-def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+def wait_for(process: Process, ready: Callable[[], bool]) -> None:
     """Wait until `ready`, while the process runs."""
     deadline = time.monotonic() + 300
     while not ready():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -143,7 +134,7 @@ def test_a_kill_in_the_middle_of_the_last_report_costs_nothing(tmp_path: Path) -
     assert (run / "README.md").exists() and (run / "report.html").exists()
 
 
-def wait_for_report(process: subprocess.Popen[str]) -> psutil.Process:
+def wait_for_report(process: Process) -> psutil.Process:
     """Its child process that reports, once it is there."""
     script, found = str(ROOT / "scripts" / "report.py"), []
 
@@ -163,7 +154,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_143(whole: tuple[str, Path], tmp_p
     wait_for(process, lambda: (run / "metrics.jsonl").exists())
     process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
-    output, _ = process.communicate(timeout=60)
+    output = "".join(process.communicate(timeout=60))
     assert process.returncode == 143, output
     assert time.monotonic() - asked < 30
     assert "SIGTERM" in output and "the same command resumes" in output

@@ -2,10 +2,7 @@
 key to itself."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import ROOT, run_script
+from tests.helpers import ROOT, run_script, start_script
 from tests.wandb_files import read_offline_run
 
 KEY = "sentinel" + "0123456789abcdef" * 2
@@ -21,7 +18,6 @@ WITHOUT_NETWORK = {
     "WANDB_MODE": "online",
     "WANDB_API_KEY": KEY,
     "WANDB_BASE_URL": "http://127.0.0.1:9",
-    "OMP_NUM_THREADS": "1",
 }
 ARGUMENTS = {
     "grpo": ["training.per_device_train_batch_size=32", "evaluation.limit=8"],
@@ -31,14 +27,7 @@ ARGUMENTS = {
 
 def stop_after_a_step(command: list[Any], run: Path) -> tuple[int, str, str]:
     """Start a script, send it SIGTERM once it has trained a step; its exit code and output."""
-    name, *arguments = map(str, command)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **WITHOUT_NETWORK},
-    )
+    process = start_script(*command, **WITHOUT_NETWORK)
     deadline = time.monotonic() + 300
     while not (run / "metrics.jsonl").exists():
         assert process.poll() is None, process.communicate()[1]
@@ -46,7 +35,7 @@ def stop_after_a_step(command: list[Any], run: Path) -> tuple[int, str, str]:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=120)
-    return process.returncode, output, errors
+    return process.wait(), output, errors
 
 
 @pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
@@ -62,7 +51,7 @@ def test_key_without_network(tmp_path: Path, name: str) -> None:
     finished = run_script(*command, **WITHOUT_NETWORK)
     assert finished.returncode == 0, finished.stderr
     for out, err in (stopped, (finished.stdout, finished.stderr)):
-        assert out.count("W&B") == 1
+        assert out.count("W&B") == 1, out
         assert "W&B: no run on the server (" in out and "so its files stay here" in out
         assert "wandb" not in err
 
