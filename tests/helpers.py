@@ -39,39 +39,37 @@ def start_script(
     stdin: str = "",
     project: Path = ROOT,
     **environment: str,
-) -> warm.Process:
+) -> warm.Process | subprocess.Popen[str]:
     """Start `python scripts/NAME.py ARGS` of a project's folder, offline.
 
-    It is a fork of a process that has imported the libraries.
+    In a fork of a process that has imported the libraries, where its environment allows that.
     """
     name, *rest = (str(argument) for argument in arguments)
     command = [str(project / "scripts" / f"{name}.py"), *rest]
     variables = {**os.environ, **OFFLINE, **environment}
-    assert WARM.usable(variables), "these variables are read when the libraries are imported"
-    return WARM.popen(command, cwd, variables, stdin)
-
-
-def run_script(
-    *arguments: str | Path, timeout: float = 600, cwd: Path = ROOT, **more: Any
-) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end, in a fork where its environment allows; returns code and output."""
-    variables = {**os.environ, **OFFLINE, **{k: v for k, v in more.items() if k.isupper()}}
     if WARM.usable(variables):
-        process = start_script(*arguments, cwd=cwd, **more)
-        try:
-            output = process.communicate(timeout)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(process.args, process.wait(), *output)
-    name, *rest = (str(argument) for argument in arguments)
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *rest],
-        capture_output=True,
+        return WARM.popen(command, cwd, variables, stdin)
+    assert not stdin
+    return subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
         cwd=cwd,
         env=variables,
     )
+
+
+def run_script(
+    *arguments: str | Path, timeout: float = 600, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """As `start_script`, to the script's end; returns code and output."""
+    process = start_script(*arguments, **more)
+    try:
+        output = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.wait(), *output)
 
 
 def copy_project(into: Path) -> Path:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-READ_LATER = ("WANDB_", "POSTTRAIN_", "PYTEST_", "NO_COLOR", "COLUMNS", "TERM")
+READ_LATER = ("POSTTRAIN_", "PYTEST_", "NO_COLOR", "COLUMNS", "TERM")
 """Prefixes of variables that are read when they are used, not at import."""
 
 

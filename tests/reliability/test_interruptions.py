@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,11 +60,11 @@ def scores(run: Path) -> bytes:
     return (run / "eval" / "comparison.json").read_bytes()
 
 
-def start(name: str, run: Path, *more: str) -> Process:
+def start(name: str, run: Path, *more: str) -> Process | subprocess.Popen[str]:
     return start_script(name, *arguments(name, run, *more))
 
 
-def wait_for(process: Process, ready: Callable[[], bool]) -> None:
+def wait_for(process: Process | subprocess.Popen[str], ready: Callable[[], bool]) -> None:
     """Wait until `ready`, while the process runs."""
     deadline = time.monotonic() + 300
     while not ready():
@@ -134,7 +135,7 @@ def test_a_kill_in_the_middle_of_the_last_report_costs_nothing(tmp_path: Path) -
     assert (run / "README.md").exists() and (run / "report.html").exists()
 
 
-def wait_for_report(process: Process) -> psutil.Process:
+def wait_for_report(process: Process | subprocess.Popen[str]) -> psutil.Process:
     """Its child process that reports, once it is there."""
     script, found = str(ROOT / "scripts" / "report.py"), []
 

@@ -51,7 +51,7 @@ def test_key_without_network(tmp_path: Path, name: str) -> None:
     finished = run_script(*command, **WITHOUT_NETWORK)
     assert finished.returncode == 0, finished.stderr
     for out, err in (stopped, (finished.stdout, finished.stderr)):
-        assert out.count("W&B") == 1, out
+        assert out.count("W&B") == 1
         assert "W&B: no run on the server (" in out and "so its files stay here" in out
         assert "wandb" not in err
 
