@@ -20,7 +20,8 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import follow_umask, write_text
 from posttrain.base.paths import ROOT
 from posttrain.settings import Lora
-from posttrain.settings.adapters import BASE, CONFIG, MOVED, WEIGHTS, base_of
+from posttrain.settings.adapters import BASE, CONFIG, WEIGHTS, base_of
+from posttrain.settings.model import MOVED
 
 # policy -> its initial adapter weights, if they have an effect.
 _STARTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()

@@ -14,6 +14,7 @@ from posttrain.data.render import limit_token_ids
 from posttrain.model import adapter
 from posttrain.model.pretrained import local_or_hub
 from posttrain.settings import Export, Lora, Model, RolloutModel, adapters
+from posttrain.settings.model import MOVED
 
 WHOLE = ("embed_tokens", "lm_head")
 """Names that Unsloth takes out of target_modules: it trains and saves these matrices in full."""
@@ -141,7 +142,7 @@ def _check_whole(skeleton: Any, names: list[str], lora: Lora, export: Export, mo
             f"{what} would be trained in full, and export.to makes files of LoRA on linear layers "
             f"only; remove {' and '.join(names)}, or set export.to: []"
         )
-    if lora.init in adapters.MOVED:
+    if lora.init in MOVED:
         raise ConfigError(
             f"{what} would be trained in full, and the reference of lora.init = {lora.init} takes "
             "LoRA on every trained layer; set lora.init: default"

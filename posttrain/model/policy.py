@@ -26,6 +26,7 @@ from posttrain.model.pretrained import (
 )
 from posttrain.model.vllm import vllm_arguments
 from posttrain.settings import Lora, Model, RolloutModel, Training, adapters
+from posttrain.settings.model import MOVED
 
 
 def check_architecture(model: Model, extra: dict[str, Any]) -> None:
@@ -120,7 +121,7 @@ def load(
                 **adapter.peft_arguments(lora),
             )
         )
-        if model.adapter or lora.init in adapters.MOVED:
+        if model.adapter or lora.init in MOVED:
             adapter.remember_start(policy)
         if not runtime.has_gpu_modules():
             fuse(policy)

@@ -11,13 +11,12 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.expected import given
 from posttrain.base.paths import ROOT
+from posttrain.settings.model import MOVED
 from posttrain.settings.strict_yaml import read_yaml
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
-MOVED = ("pissa", "olora")
-"""Values of lora.init that change the base weights. Their adapters are converted when saved."""
 QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
 WHOLE = ("embed_tokens", "lm_head", "wte")  # matrices of the vocabulary
 

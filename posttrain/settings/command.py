@@ -7,7 +7,7 @@ import copy
 import importlib.util
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,13 +32,12 @@ SETTINGS: dict[str, type[Section]] = {
     "grpo": GRPOSettings,
 }
 """The settings of each method."""
-Complete = Callable[[dict[str, Any]], dict[str, Any]]
 S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
 class Command(Generic[S]):
-    """What the user asked for."""
+    """The command line, read and checked."""
 
     settings: S
     output: Path
@@ -46,15 +45,15 @@ class Command(Generic[S]):
     resume: str
     """`auto`, `never` or the path of a checkpoint."""
     resume_anyway: bool
-    """Go on from a checkpoint of a run with other settings, data or versions."""
+    """Resume from a checkpoint of a run with other settings, data or versions."""
     dry_run: bool
     config: Path
-    """The YAML file, as it was named."""
+    """The YAML file, as given."""
     command: str
     """The same command without --dry-run, as it is typed in this folder."""
 
     def verdict(self) -> str:
-        """The last words of a dry run that found nothing wrong."""
+        """The last line of a dry run that passed."""
         return f"\nConfig and data are fine; nothing was trained. To train: {self.command}"
 
 
@@ -71,106 +70,97 @@ def parse_command_line(
     """
     words = sys.argv[1:] if argv is None else argv
     check_arguments(words)
-    script = next((name for name, cls in SETTINGS.items() if cls is settings_class), None)
-    parser = Parser(settings_class, story, prog=script and f"{run_command()} {script}")
-    parser.words = words
+    script = next((name for name, cls in SETTINGS.items() if cls is settings_class), "")
+    parser = Parser(settings_class, story, words, prog=f"{run_command()} {script}")
     parser.add_argument("--config", required=True, type=Path, help="a YAML file of configs/")
     parser.add_argument("--output", type=Path, help="run folder (default: outputs/<run.name>)")
     parser.add_argument(
         "--resume",
         default="auto",
         metavar="auto|never|PATH",
-        help="go on from the newest checkpoint of the run folder (auto, the default), start over "
-        "and move the old folder aside (never), or go on from a checkpoint folder",
+        help="resume from the newest checkpoint of the run folder (auto, the default), start over "
+        "and move the old folder aside (never), or resume from a checkpoint folder",
     )
     parser.add_argument(
         "--resume-anyway",
         action="store_true",
-        help="go on even if settings, data or versions differ from the checkpoint's",
+        help="resume even if settings, data or versions differ from the checkpoint's",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything up to the model, then stop"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_intermixed_args(argv)
-    settings = load_settings(settings_class, arguments.config, arguments.overrides, with_adapter)
-    check_extra(settings.model_dump()["training"], config_class)
-    check_packages(settings.model_dump()["tracking"]["report_to"])
-    output = arguments.output or ROOT / "outputs" / settings.model_dump()["run"]["name"]
+    args = parser.parse_intermixed_args(argv)
+    settings: Any = load_settings(settings_class, args.config, args.overrides)
+    check_extra(settings.training.model_dump(), config_class)
+    check_packages(settings.tracking.report_to)
+    output = args.output or ROOT / "outputs" / settings.run.name
+    trains = [script, *(word for word in words if word != "--dry-run")]
     return Command(
         settings,
         output.absolute(),
-        arguments.resume,
-        arguments.resume_anyway,
-        arguments.dry_run,
-        arguments.config,
-        f"{run_command()} {shlex.join([script or '', *(w for w in words if not _is_dry_run(w))])}",
+        args.resume,
+        args.resume_anyway,
+        args.dry_run,
+        args.config,
+        f"{run_command()} {shlex.join(trains)}",
     )
 
 
-def _is_dry_run(word: str) -> bool:
-    return len(word) > 2 and "--dry-run".startswith(word)  # argparse takes --dry too
+def load_settings(settings_class: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+    """The settings of a YAML file with `section.key=value` overrides applied, and those of
+    `model.adapter` filled in.
 
-
-def load_settings(
-    settings_class: type[S],
-    path: Path,
-    overrides: list[str] | None = None,
-    complete: Complete | None = None,
-) -> S:
-    """The settings of a YAML file with `section.key=value` overrides applied.
-
-    A relative config path is looked for here first, then under the project's root. `complete` fills
-    in values that follow from others.
+    A relative config path is searched here first, then under the project's root.
 
     Raises:
         ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
     """
-    if not path.is_absolute() and not path.exists():
-        if not (ROOT / path).exists():
-            own = {p.stem: f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.yaml"))}
-            near = nearest(path.stem, own)
-            hint = (
-                f"Did you mean '{own[near]}'?" if near else f"There are {', '.join(own.values())}"
-            )
-            raise ConfigError(f"no config file at '{path}'. {hint}")
-        path = ROOT / path
-    return check_settings(settings_class, read_yaml(path), str(path), overrides, complete)
+    file = path if path.exists() else ROOT / path
+    if not file.exists():
+        configs = {p.stem: f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.yaml"))}
+        near = nearest(path.stem, configs)
+        hint = (
+            f"Did you mean '{configs[near]}'?" if near else f"Valid: {', '.join(configs.values())}"
+        )
+        raise ConfigError(f"no config file at '{path}'. {hint}")
+    return check_settings(settings_class, read_yaml(file), str(file), overrides, start=True)
 
 
 def check_settings(
     settings_class: type[S],
     values: dict[str, Any],
     where: str,
-    overrides: list[str] | None = None,
-    complete: Complete | None = None,
+    overrides: Sequence[str] = (),
+    start: bool = False,
 ) -> S:
-    """`values`, which came from `where`, with overrides applied, as settings.
+    """`values`, which came from `where`, with overrides applied, as settings. With `start`, those
+    of `model.adapter` are filled in.
 
     Raises:
         ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
     """
-    values = without_removed(values)
-    own = copy.deepcopy(values)
-    for override in overrides or []:
+    of_file = without_removed(values)
+    values = copy.deepcopy(of_file)
+    for override in overrides:
         _apply_override(values, override)
     check_values(values, where)
-    values = complete(values) if complete else values
+    method = str(values.get("method"))
+    if (
+        settings_class in SETTINGS.values()
+        and SETTINGS.get(method, settings_class) != settings_class
+    ):
+        raise ConfigError(f"{where}: this is a config of ./run {method}")
+    values = with_adapter(values) if start else values
     try:
         return settings_class.model_validate(values)
     except ValidationError as error:
-        found = error.errors()
-    for name, other in SETTINGS.items():
-        mistaken = settings_class in SETTINGS.values() and settings_class is not other
-        if mistaken and not _problems(other, own):
-            raise ConfigError(f"{where}: this looks like a config of ./run {name}")
-    known = [(details["loc"], details["msg"]) for details in _problems(settings_class, own)]
-    by_place: dict[str, list[str]] = {}
-    for details in found:  # what the file does not have wrong came with the overrides
+        problems = error.errors()
+    known = [(details["loc"], details["msg"]) for details in _problems(settings_class, of_file)]
+    lines = []
+    for details in problems:  # what is not wrong in the file came with the overrides
         in_file = not overrides or (details["loc"], details["msg"]) in known
-        place = where if in_file else "command line"
-        by_place.setdefault(place, []).append(_explain(settings_class, details))
-    lines = [f"{place}: " + "\n       ".join(problems) for place, problems in by_place.items()]
+        lines.append(f"{where if in_file else 'command line'}: {_explain(settings_class, details)}")
     raise ConfigError("\n       ".join(lines))
 
 
@@ -198,14 +188,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
-    """One line a person can act on for one of pydantic's findings."""
+    """One line a person can act on for one of pydantic's errors."""
     location = [str(part) for part in details["loc"]]
     path = ".".join(location)
     if details["type"] == "extra_forbidden":
         if path in FORMER:
             return f"{path}: this setting was removed; delete it"
-        fields = _fields_at(settings_class, location[:-1])
-        hint = did_you_mean(location[-1], fields) or " --help all lists the settings."
+        names = _names_at(settings_class, location[:-1])
+        hint = did_you_mean(location[-1], names) or " --help all lists the settings."
         return f"{path}: unknown setting.{hint}"
     if details["type"] == "missing":
         return f"{path}: missing; it has no default"
@@ -215,14 +205,13 @@ def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
     return f"{path}: {expected(details)}"
 
 
-def _fields_at(settings_class: type[BaseModel], location: list[str]) -> list[str]:
+def _names_at(settings_class: type[BaseModel], location: list[str]) -> list[str]:
     """Names of the settings inside the section at `location`."""
     current = settings_class
     for name in location:
-        if name.isdigit():  # a place in a list
+        if name.isdigit():  # an index of a list
             continue
-        field = current.model_fields.get(name)
-        inner = section_of(field.annotation) if field else None
+        inner = section_of(current.model_fields[name].annotation)
         if inner is None:
             return []
         current = inner
@@ -230,10 +219,10 @@ def _fields_at(settings_class: type[BaseModel], location: list[str]) -> list[str
 
 
 def check_packages(report_to: list[str]) -> None:
-    """Check that what `tracking.report_to` names is installed.
+    """Check that the trackers of `tracking.report_to` are installed.
 
     Raises:
-        ConfigError: it is not, with the command that installs it.
+        ConfigError: one is not, with the command that installs it.
     """
     for name in report_to:
         if importlib.util.find_spec(name) is None:

@@ -1,24 +1,10 @@
-"""Settings of `data` and `prompt`: where rows come from and how they are read."""
+"""Settings of `data`: where rows come from and how they are read."""
 
-import math
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from posttrain.base.errors import DataError
-from posttrain.base.expected import given
-from posttrain.base.files import jsonl_rows
-from posttrain.base.paths import ROOT
 from posttrain.settings.section import Section
-
-# The arguments of transformers' apply_chat_template, and what it renders: not for a template alone.
-TAKEN = {
-    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
-    *("continue_final_message", "tokenize", "padding", "truncation", "max_length"),
-    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
-    "strftime_now",
-}
 
 
 class Source(Section):
@@ -94,17 +80,27 @@ FORMAT_COLUMNS: dict[str, dict[str, Any]] = {
 
 
 PairFormat = Literal[
-    "columns",
-    "orca",
-    "messages",
-    "conversational",
-    "oasst",
-    "comparia",
-    "comparia_turns",
+    "columns", "orca", "messages", "conversational", "oasst", "comparia", "comparia_turns"
 ]
 
 
-class PairData(Data):
+class _FormatColumns(Data):
+    """Data whose pair format, in the setting `format_key`, names columns of its own."""
+
+    format_key: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_the_format(cls, values: Any) -> Any:
+        """Fill in the format's column names, so that they are in the run's record."""
+        if not isinstance(values, dict) or not isinstance(values.get("columns", {}), dict):
+            return values
+        names = FORMAT_COLUMNS.get(str(values.get(cls.format_key)), {})
+        return {**values, "columns": {**names, **values.get("columns", {})}} if names else values
+
+
+class PairData(_FormatColumns):
+    format_key = "format"
     format: Literal[PairFormat, "replies"] = "columns"
     """How a row holds its pair. columns: three columns of text; orca: the same and a system turn;
     messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
@@ -128,15 +124,6 @@ class PairData(Data):
     check_against: list[Source] = Field([])
     """Evaluation questions (column `question`, as in GSM8K and MGSM) to look for in the prompts."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _names_of_the_format(cls, values: Any) -> Any:
-        """The format's own column names, where the config gives none: they are in its record."""
-        given = values.get("columns", {}) if isinstance(values, dict) else None
-        if not isinstance(given, dict) or not isinstance(values.get("format"), str):
-            return values
-        return {**values, "columns": {**FORMAT_COLUMNS.get(values["format"], {}), **given}}
-
 
 class Keep(Section):
     reward: float = 3.0
@@ -156,7 +143,8 @@ class ReplyColumns(PairColumns):
     """Column of the solution, text that ends in `#### number` as in GSM8K [solutions]."""
 
 
-class ReplyData(Data):
+class ReplyData(_FormatColumns):
+    format_key = "pair_format"
     format: Literal["columns", "messages", "chosen", "solutions", "replies"] = "columns"
     """How a row holds its reply. columns: prompt and reply; messages: a conversation that ends in
     it; chosen: the chosen side of a pair, of `pair_format`; solutions: GSM8K's own solutions, which
@@ -179,15 +167,6 @@ class ReplyData(Data):
     problems: Source | None = None
     """Problems to answer before and after (columns question and answer, as in GSM8K); the rows of
     `validation` are then answered too where they are problems."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _names_of_the_format(cls, values: Any) -> Any:
-        """The pair format's own column names, where the config gives none."""
-        given = values.get("columns", {}) if isinstance(values, dict) else None
-        if not isinstance(given, dict) or not isinstance(values.get("pair_format"), str):
-            return values
-        return {**values, "columns": {**FORMAT_COLUMNS.get(values["pair_format"], {}), **given}}
 
 
 class ProblemColumns(Section):
@@ -232,72 +211,3 @@ class ProblemData(Data):
     """Problems to score before and after; a question that is also trained on is refused."""
     pass_rate: PassRate | None = None
     """Leave out problems that the policy always or never solves: `{replies, low, high}`."""
-
-
-class Example(Section):
-    question: str = Field(min_length=1)
-    """The user turn of a worked example."""
-    answer: str = Field(min_length=1)
-    """The reply to it, as the model should write one."""
-
-
-class Prompt(Section):
-    system: str | None = None
-    """The system turn. It replaces the rows' own, in every data.format; "" removes them; null keeps
-    them, and where a row has none, the chat template may add its own."""
-    examples: list[Example] = Field([])
-    """Worked examples, `{question, answer}` each, or a JSONL file of them: a user and an assistant
-    turn each, before the question, wherever a prompt is rendered. Rewards see the reply alone."""
-    chat_template_kwargs: dict[str, bool | int | float | str] = Field({})
-    """Variables that the model's chat template gets wherever a prompt is rendered, in training,
-    scoring and exports, such as `{enable_thinking: false}` for Qwen3."""
-
-    @field_validator("examples", mode="before")
-    @classmethod
-    def _read_file(cls, value: Any) -> Any:
-        """The rows of a file, so that a run records the examples themselves."""
-        return example_rows(value) if isinstance(value, str) else value
-
-    @field_validator("chat_template_kwargs", mode="before")
-    @classmethod
-    def _variables_of_a_template(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        for name, value in values.items():
-            if not name.isidentifier():
-                raise ValueError(f"{name!r} is not the name of a variable: letters, digits and '_'")
-            if name in TAKEN:
-                raise ValueError(f"{name} is for the scripts to set, not a variable of a template")
-            number = isinstance(value, int | float) and math.isfinite(value)
-            if not (number or isinstance(value, str)):
-                raise ValueError(
-                    f"{name} should be true, false, a number or text, got {given(value)}"
-                )
-        return values
-
-
-def example_rows(path: str) -> list[dict[str, Any]]:
-    """The rows of a JSONL file of worked examples.
-
-    Raises:
-        ValueError: there is no such file, or a row of it is not a question and an answer.
-    """
-    file = next((p for p in (Path(path).expanduser(), ROOT / path) if p.is_file()), None)
-    if file is None:
-        raise ValueError(f"there is no file '{path}' (a JSONL file of question and answer)")
-    try:
-        rows = jsonl_rows(file)
-    except DataError as error:
-        raise ValueError(str(error)) from None
-    for number, row in enumerate(rows, start=1):
-        for name in Example.model_fields:
-            if not isinstance(row.get(name), str) or not row[name].strip():
-                raise ValueError(f"{file}: row {number} should have a text as its {name}")
-        if more := [name for name in row if name not in Example.model_fields]:
-            raise ValueError(
-                f"{file}: row {number} holds '{more[0]}', which no prompt would show; keep only "
-                "question and answer"
-            )
-    if not rows:
-        raise ValueError(f"{file} is empty; write a question and an answer on each line")
-    return rows

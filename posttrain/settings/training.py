@@ -59,32 +59,31 @@ class Training(Section):
         return self
 
 
-# The losses of trl's DPOTrainer that read label_smoothing.
+DPOLoss = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+# The losses that read label_smoothing.
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 
 class DPOTraining(Training):
     beta: float = Field(0.1, gt=0)
     """Strength of the pull towards the reference (equation 7 of arxiv.org/abs/2305.18290)."""
-    loss_type: list[
-        Literal[
-            "sigmoid",
-            "hinge",
-            "ipo",
-            "exo_pair",
-            "nca_pair",
-            "robust",
-            "bco_pair",
-            "sppo_hard",
-            "aot",
-            "aot_unpaired",
-            "apo_zero",
-            "apo_down",
-            "discopop",
-            "sft",
-            "sigmoid_norm",
-        ]
-    ] = Field(["sigmoid"], min_length=1)
+    loss_type: list[DPOLoss] = Field(["sigmoid"], min_length=1)
     """Losses to combine; sigmoid is DPO's own."""
     loss_weights: list[float] | None = None
     """One weight a loss; null weighs each 1."""

@@ -18,7 +18,6 @@ from posttrain.data.problems import load_problems
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, Evaluation, GRPOSettings
-from posttrain.settings.adapters import with_adapter
 from posttrain.settings.command import load_settings
 from scripts import dpo, evaluate, grpo
 from tests.helpers import ROOT, make_adapter, run_script
@@ -77,7 +76,7 @@ def trained(method: str, folder: Path, *overrides: str) -> Any:
     probabilities or their sum)."""
     kind: Any = {"dpo": DPOSettings, "grpo": GRPOSettings}[method]
     config = ROOT / "configs" / f"{method}_demo.yaml"
-    settings = load_settings(kind, config, [*SMALL[method], *overrides], with_adapter)
+    settings = load_settings(kind, config, [*SMALL[method], *overrides])
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     run, said = RunFolder(folder / "run"), []
     if method == "dpo":

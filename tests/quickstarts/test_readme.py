@@ -25,7 +25,7 @@ from posttrain.model.llama_server import serve
 from posttrain.report import seeds, table
 from posttrain.run.lenient import from_json, mapping_of
 from posttrain.settings.command import SETTINGS, parse_command_line
-from posttrain.settings.help import setting_paths
+from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import parse_yaml
 from posttrain.settings.trainer_fields import config_fields
 from tests.helpers import ROOT, copy_project
@@ -283,7 +283,7 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 
 
 def known_settings() -> set[str]:
-    return {path for settings in SETTINGS.values() for path in setting_paths(settings)}
+    return {path for settings in SETTINGS.values() for path in describe(settings)}
 
 
 def is_setting(path: str) -> bool:

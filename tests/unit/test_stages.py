@@ -11,7 +11,6 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
-from posttrain.settings.adapters import with_adapter
 from posttrain.settings.command import load_settings
 from tests.helpers import ROOT
 
@@ -45,7 +44,7 @@ def make_settings(method: str, tmp_path: Path, *overrides: str) -> Any:
     demo = demo.replace("lora:\n", "lora: {}\n")
     path = tmp_path / "config.yaml.txt"
     path.write_text(demo, "utf-8")
-    return load_settings(METHODS[method], path, list(overrides), with_adapter)
+    return load_settings(METHODS[method], path, list(overrides))
 
 
 @pytest.mark.parametrize("method", ["dpo", "grpo"])

@@ -1,0 +1,69 @@
+"""Settings of `model` and `lora`: the base model and the adapter that is trained on it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from posttrain.settings.section import Section
+
+MOVED = ("pissa", "olora")
+"""Values of lora.init that change the base weights. Their adapters are converted when saved."""
+
+
+class Model(Section):
+    name: str
+    """Hub name or folder of the model to train; with `adapter`, that adapter's base model."""
+    adapter: str | None = None
+    """Run folder or adapter folder to start from, instead of a new adapter. Its rank, alpha,
+    dropout, target modules and kind are those of `lora`; the policy as loaded is the reference of
+    DPO and of GRPO's KL term."""
+    revision: str | None = None
+    """Hub revision; ignored by Unsloth when it swaps in a pre-quantised repository."""
+    max_seq_length: int = Field(2048, ge=16)
+    """Longest prompt plus reply, in tokens. A longer row is refused or dropped, never cut."""
+    load_in_4bit: bool = True
+    """QLoRA: base weights in 4-bit NF4. false keeps them in `dtype`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute type of the base weights. auto: the best that the device has."""
+    min_gpu_memory_gb: float = Field(0.0, ge=0)
+    """GPU memory that this config needs. A GPU with less is refused before anything is loaded."""
+    config_without_bf16: str | None = None
+    """The config to use instead on a GPU without bfloat16. It needs the same memory."""
+
+
+class RolloutModel(Model):
+    """A model that also samples the completions that it learns from."""
+
+    rollout_weights: Literal["auto", "merged", "adapter"] = "auto"
+    """What rollouts are sampled from. merged: base and adapter merged for the time, rounded once to
+    the type that the base computes in, one product a layer where the adapter makes three. auto:
+    merged where that needs at most a quarter of the free memory."""
+    fast_inference: Literal["never", "auto", "always"] = "never"
+    """Sample rollouts with vLLM, in the environment of ./run --vllm; auto: where it is installed
+    and there is a GPU. Not yet proven on one."""
+    gpu_memory_utilization: float = Field(0.5, gt=0, lt=1)
+    """Share of the GPU's memory that vLLM takes, for weights and cache."""
+
+
+class Lora(Section):
+    r: int = Field(16, ge=1)
+    """Rank of the update."""
+    alpha: int = Field(32, ge=1)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input; 0 is what Unsloth's fast path is written for."""
+    target_modules: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+    )
+    """The linear layers that get an adapter, each by its name or by the end of it after a dot.
+    embed_tokens and lm_head are trained and saved in full instead, which no export takes."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
+    use_dora: bool = False
+    """Learn the length of each row of a weight apart from its direction: DoRA, slower
+    (https://arxiv.org/abs/2402.09353)."""
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """Where the adapter starts. default and gaussian: at no effect. pissa and olora: at the largest
+    part of each weight, by SVD (https://arxiv.org/abs/2404.02948) or QR
+    (https://arxiv.org/abs/2406.01775); for weights that are not quantised."""
