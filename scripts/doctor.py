@@ -1,8 +1,8 @@
-"""What this machine can run, found out in seconds and before it costs money.
+"""Check in seconds what this machine can run, before it costs money.
 
-Looks at the GPU and its driver, the installed versions, the disks, the hub and W&B, and says of
-every file in configs/ whether it fits this machine, with an estimate of its peak memory. Loads
-neither torch nor Unsloth, changes nothing, and shows no token.
+Checks the GPU and its driver, the installed versions, the disks, the hub and W&B, and whether each
+file of configs/ fits this machine, with an estimate of its peak memory. Loads neither torch nor
+Unsloth, changes nothing, and shows no token.
 
     ./run doctor
     ./run doctor --memory
@@ -18,6 +18,7 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
+from posttrain.base import terminal
 from posttrain.base.paths import ROOT, run_command
 from posttrain.base.process import run_main
-from posttrain.base.terminal import prose_width
 from posttrain.doctor import configs, installation, machine, services
 from posttrain.doctor.finding import Finding
 from posttrain.model import estimate
@@ -41,24 +42,24 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    help_text = "also what each estimate of peak memory is the sum of"
+    help_text = "also the terms of each estimate of peak memory"
     parser.add_argument("--memory", action="store_true", help=help_text)
     help_text = "the folder that runs will be written to (default: outputs)"
     parser.add_argument("--output", type=Path, default=ROOT / "outputs", help=help_text)
-    asked = parser.parse_args(argv)
-    sections, figures = look(asked.output)
+    args = parser.parse_args(argv)
+    sections, figures = look(args.output)
     broken = any(f.status == "fail" for findings in sections.values() for f in findings)
-    if asked.json:
+    if args.json:
         print(as_json(sections, figures, broken))
     else:
         print(as_text(sections, broken))
-        if asked.memory:
+        if args.memory:
             print(as_sums(figures))
     return 2 if broken else 0
 
 
 def look(output: Path) -> tuple[dict[str, list[Finding]], list[dict[str, Any]]]:
-    """All findings by section, and the configs' figures. What waits for others waits at once."""
+    """All findings by section, and the configs' figures. What waits is run in parallel."""
     with ThreadPoolExecutor() as pool:
         gpu_answer = pool.submit(machine.look_for_gpu)
         service_answer = pool.submit(services.look_at_services)
@@ -78,7 +79,7 @@ def as_text(sections: dict[str, list[Finding]], broken: bool) -> str:
     shown = {name: together(findings) for name, findings in sections.items()}
     subjects = max(len(f.subject) for findings in shown.values() for f in findings)
     indent = " " * (subjects + 10)
-    width, lines = prose_width(), []
+    width, lines = terminal.prose_width(), []
     for name, findings in shown.items():
         lines.append(name)
         for finding in findings:
@@ -93,53 +94,50 @@ def as_text(sections: dict[str, list[Finding]], broken: bool) -> str:
     if broken:
         lines.append("Not usable yet: see the lines that say fail.")
     else:
-        said = f"Usable. Configs that fit: {', '.join(fitting) or 'none'}."
-        lines += textwrap.wrap(said, width, break_long_words=False, break_on_hyphens=False)
+        verdict = f"Usable. Configs that fit: {', '.join(fitting) or 'none'}."
+        lines += textwrap.wrap(verdict, width, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines)
 
 
 def together(findings: list[Finding]) -> list[Finding]:
-    """The findings, with those that say the same of three or more subjects in one of their own."""
-    same = {
-        f: [g.subject for g in findings if (g.text, g.advice) == (f.text, f.advice)]
-        for f in findings
-    }
-    kept = [f for f in findings if len(same[f]) < 3]
-    for finding, subjects in same.items():
-        if len(subjects) >= 3 and finding.subject == subjects[0]:
-            kept.append(
-                replace(
-                    finding,
-                    subject=f"{len(subjects)} more",
-                    details=(", ".join(Path(s).stem for s in subjects),),
-                )
-            )
-    return kept
+    """The findings, with three or more of the same text and advice as one."""
+    same: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        same.setdefault((finding.text, finding.advice), []).append(finding)
+    alone = [f for f in findings if len(same[f.text, f.advice]) < 3]
+    groups = [group for group in same.values() if len(group) >= 3]
+    return alone + [
+        replace(
+            group[0],
+            subject=f"{len(group)} more",
+            details=(", ".join(Path(finding.subject).stem for finding in group),),
+        )
+        for group in groups
+    ]
 
 
 def as_sums(figures: list[dict[str, Any]]) -> str:
-    """What each config's estimate of peak memory is the sum of."""
-    width = prose_width()
-    said = "peak GPU memory in GB, estimated: a sum over the model's shapes, not a measurement"
-    lines = ["", *textwrap.wrap(said, width)]
-    rows = [
-        (f["config"], f.get("estimated_gb"), f.get("measured") or configs.NOT_MEASURED)
-        for f in figures
+    """The terms of each config's estimate of peak memory."""
+    entry = partial(terminal.entry, "", label_width=2)
+    lines = ["", "peak GPU memory in GB, estimated from the model's shapes, not measured"]
+    for config in figures:
+        terms = config.get("estimated_gb") or {}
+        values = ", ".join(
+            f"{name} {terms[name]:.2f}" for name in ("peak", *estimate.TERMS) if terms
+        )
+        lines += [f"  {config['config']}", entry(values or "no estimate")]
+    lines += [
+        entry("peak = weights + adapter + merged + max(step, generation, scoring) + overhead"),
+        entry("step = gradients + kept + max(layer, logits)"),
+        entry("(posttrain/model/estimate.py describes each term)"),
     ]
-    lines += estimate.table(rows)
-    for said in (
-        "peak = weights + adapter + merged + max(step, generation, scoring) + overhead",
-        "step = gradients + kept + max(layer, logits)",
-        "(each term is told in posttrain/model/estimate.py)",
-    ):
-        lines += textwrap.wrap(said, width, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
 def as_json(sections: dict[str, list[Finding]], figures: list[dict[str, Any]], broken: bool) -> str:
     """Everything that as_text shows; estimates and measurements under names that say which."""
-    found = {name: [asdict(f) for f in findings] for name, findings in sections.items()}
-    value = {"usable": not broken, **found, "memory": figures}
+    by_section = {name: [asdict(f) for f in findings] for name, findings in sections.items()}
+    value = {"usable": not broken, **by_section, "memory": figures}
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 

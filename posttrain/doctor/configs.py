@@ -13,12 +13,11 @@ from posttrain.model.device import Device, check_device
 from posttrain.model.estimate import PAIR_ROWS, estimate, phases
 from posttrain.model.recipe import learning_rate_note, recipe
 from posttrain.model.shape import shape_of
-from posttrain.settings import RolloutModel, Section, TrainingSettings
+from posttrain.settings import RolloutModel, TrainingSettings
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml
 
-NOT_MEASURED = "not measured"
-# What to do where the phase that holds most does not fit.
+# What to do where the phase that needs most does not fit.
 SMALLER = {
     "step": "lower training.per_device_train_batch_size and raise gradient_accumulation_steps",
     "generation": "lower training.steps_per_generation or evaluation.batch_size",
@@ -39,64 +38,44 @@ def look_at_configs(gpu: GPU | None) -> tuple[list[Finding], list[dict[str, Any]
 def _look_at(path: Path, gpu: GPU | None) -> tuple[Finding, dict[str, Any]]:
     name = str(path.relative_to(ROOT))
     try:
-        settings: Any = load_settings(_settings_class(path), path)
+        method = read_yaml(path).get("method")
+        if method not in SETTINGS:
+            raise ConfigError(f"method should be {' or '.join(SETTINGS)}, got {method!r}")
+        settings: Any = load_settings(SETTINGS[method], path)
     except ConfigError as error:
         return Finding(name, "fail", "cannot be read", str(error)), {"why": str(error)}
     shape = shape_of(settings.model.name)
     terms = None if shape is None else estimate(settings, shape)
-    measured = measured_in(path)
-    found = recipe(settings)
-    figures = {**asdict(found), "tokens_a_step": found.tokens_a_step}
+    sizes = recipe(settings)
+    figures = {**asdict(sizes), "tokens_a_step": sizes.tokens_a_step}
     why = _why_not(settings, gpu, terms)
-    values = {"estimated_gb": terms, "measured": measured, "recipe": figures, "why": why}
+    values = {"estimated_gb": terms, "recipe": figures, "why": why}
     note = learning_rate_note(settings, shape) or ""
-    steps = f"{found.duration()} steps" if found.steps is not None else found.duration()
-    words = f"{steps}; a step is {found.step()}, at most {found.tokens_a_step:,} tokens"
     if why is not None:
         return Finding(name, "warn", why, note), values
+    steps = f"{sizes.duration()} steps" if sizes.steps is not None else sizes.duration()
+    detail = f"{steps}; a step is {sizes.step()}, at most {sizes.tokens_a_step:,} tokens"
     peak = f", about {terms['peak']:.1f} GB at its peak (estimated)" if terms else ""
-    return Finding(name, "ok", f"fits{peak}", note, (words, *filter(None, [measured]))), values
-
-
-def _settings_class(path: Path) -> type[Section]:
-    """The class of settings that a config is for, by its method."""
-    method = read_yaml(path).get("method")
-    if method not in SETTINGS:
-        names = " or ".join(f"'method: {name}'" for name in SETTINGS)
-        raise ConfigError(f"{path}: doctor looks for {names}, and finds {method!r}")
-    return SETTINGS[method]
+    return Finding(name, "ok", f"fits{peak}", note, (detail,)), values
 
 
 def _why_not(
     settings: TrainingSettings, gpu: GPU | None, terms: dict[str, float] | None
 ) -> str | None:
-    """Why a run would be refused or is out of the question; None if it fits."""
+    """Why a run would be refused or would not fit; None if it fits."""
     model = settings.model
     if isinstance(model, RolloutModel) and model.fast_inference == "always" and not VLLM:
         return "samples with vLLM: for ./run --vllm"
     if gpu is None:
-        return None if settings.model.min_gpu_memory_gb == 0 else "needs a GPU"
+        return None if model.min_gpu_memory_gb == 0 else "needs a GPU"
     device = Device(gpu.name, gpu.memory_gb or float("inf"), gpu.bf16)
     try:
-        check_device(device, settings.model, settings.training)
+        check_device(device, model, settings.training)
     except ConfigError as error:
         return str(error)
     if terms and gpu.memory_gb and terms["peak"] > gpu.memory_gb:
         sizes = phases(terms)
-        largest = max(sizes, key=lambda phase: sizes[phase])
+        largest = max(sizes, key=sizes.__getitem__)
         over = f"may not fit: the estimate is over the card's {gpu.memory_gb:.1f} GB"
         return f"{over}; {SMALLER[largest]}"
     return None
-
-
-def measured_in(path: Path) -> str | None:
-    """What the comment at the top of a config says was measured, None if nothing was."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    header = [line.lstrip("# ") for line in lines[: _header_length(lines)]]
-    said = [line for line in header if "measured" in line.lower() or "peak memory" in line.lower()]
-    found = [line for line in said if NOT_MEASURED not in line.lower()]
-    return " ".join(found) or None
-
-
-def _header_length(lines: list[str]) -> int:
-    return next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))

@@ -51,12 +51,10 @@ buffers, the cache's growth, 8-bit moments, the context, and holes in PyTorch's 
 
 from dataclasses import dataclass
 
-from posttrain.base import terminal
 from posttrain.model.merged import SHARE
 from posttrain.model.shape import Shape
-from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, TrainingSettings
-
-Settings = TrainingSettings
+from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.settings import TrainingSettings as Settings
 
 GB = 2**30
 NF4_BYTES = 4.127 / 8
@@ -120,9 +118,8 @@ def phases(terms: dict[str, float]) -> dict[str, float]:
 
 
 def _adapter(settings: Settings, shape: Shape, device: Device) -> dict[str, float]:
-    lora, training = settings.lora, settings.training
-    sizes = [shape.modules()[m] for m in lora.target_modules if m in shape.modules()]
-    weights = shape.layers * lora.r * sum(a + b for a, b in sizes)
+    training = settings.training
+    weights = shape.layers * settings.lora.r * sum(a + b for a, b in _adapted(settings, shape))
     moments = 2 if "8bit" in training.optim and device.small_moments else 8
     accumulated = 4 if training.gradient_accumulation_steps > 1 else 0
     start = 4 if settings.model.adapter else 0  # a copy of what it started from, as the reference
@@ -138,8 +135,7 @@ def _merged(settings: Settings, shape: Shape, width: int) -> float:
     """The weights that stand in for the adapted layers while rollouts are sampled."""
     if not isinstance(settings, GRPOSettings) or settings.model.rollout_weights == "adapter":
         return 0.0
-    sizes = _adapted(settings, shape)
-    needed = float(shape.layers * sum(a * b for a, b in sizes) * width)
+    needed = float(shape.layers * sum(a * b for a, b in _adapted(settings, shape)) * width)
     room = SHARE * settings.model.min_gpu_memory_gb * GB
     return 0.0 if settings.model.rollout_weights == "auto" and 0 < room < needed else needed
 
@@ -147,12 +143,9 @@ def _merged(settings: Settings, shape: Shape, width: int) -> float:
 def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[str, float]:
     """What forward and backward pass of a micro-batch hold."""
     rows = settings.training.per_device_train_batch_size
-    if isinstance(settings, DPOSettings):
-        tokens = scored = 2 * rows * settings.model.max_seq_length
-    elif isinstance(settings, SFTSettings):
-        tokens = scored = rows * settings.model.max_seq_length
-    else:
-        tokens = rows * settings.model.max_seq_length
+    sequences = 2 if isinstance(settings, DPOSettings) else 1
+    tokens = scored = rows * sequences * settings.model.max_seq_length
+    if isinstance(settings, GRPOSettings):
         scored = rows * settings.training.max_completion_length
     saved = 6 * shape.hidden + 2 * shape.key_value + device.saved * shape.intermediate
     gradients = device.gradients * shape.intermediate
@@ -203,23 +196,3 @@ def _head(scored: int, shape: Shape, device: Device) -> float:
     """The logits that the head holds at once."""
     at_once = device.head_logits or 512 * shape.vocab
     return min(scored * shape.vocab, at_once) * device.head_bytes
-
-
-def table(rows: list[tuple[str, dict[str, float] | None, str]]) -> list[str]:
-    """Lines with the terms of each config in columns, and what was measured beside them.
-
-    Where that is wider than the terminal, the terms of a config stand below it.
-    """
-    names = ("peak", *TERMS)
-    subjects = max(len(subject) for subject, *_ in rows)
-    lines = [f"  {'':<{subjects}}  " + "".join(f"{n:>{len(n) + 2}}" for n in names) + "  measured"]
-    for subject, terms, measured in rows:
-        cells = (f"{terms[n]:{len(n) + 2}.2f}" if terms else f"{'-':>{len(n) + 2}}" for n in names)
-        lines.append(f"  {subject:<{subjects}}  " + "".join(cells) + f"  {measured}")
-    if terminal.fits(lines):
-        return lines
-    stacked = []
-    for subject, terms, measured in rows:
-        said = ", ".join(f"{n} {terms[n]:.2f}" for n in names) if terms else "no estimate"
-        stacked += [f"  {subject}", *terminal.entry("", f"{said}; {measured}", 2).split("\n")]
-    return stacked

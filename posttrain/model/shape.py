@@ -8,43 +8,15 @@ from typing import Any
 
 from posttrain.base.paths import ROOT
 
-# The models of configs/, for machines that have not downloaded them yet.
-_QWEN = {"vocab_size": 151936, "tie_word_embeddings": True}
+# The models of configs/, for machines that have not downloaded them yet: hidden and intermediate
+# size, layers, heads, key-value heads, size of a head.
 KNOWN = {
-    "Qwen/Qwen2.5-0.5B-Instruct": {
-        **_QWEN,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-    },
-    "Qwen/Qwen2.5-1.5B-Instruct": {
-        **_QWEN,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-    },
-    "Qwen/Qwen2.5-3B-Instruct": {
-        **_QWEN,
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-    },
-    "Qwen/Qwen3-0.6B": {
-        **_QWEN,
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
+    "Qwen/Qwen2.5-0.5B-Instruct": (896, 4864, 24, 14, 2, 64),
+    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 8960, 28, 12, 2, 128),
+    "Qwen/Qwen2.5-3B-Instruct": (2048, 11008, 36, 16, 2, 128),
+    "Qwen/Qwen3-0.6B": (1024, 3072, 28, 16, 8, 128),
 }
+QWEN_VOCABULARY = 151936
 
 
 @dataclass(frozen=True)
@@ -87,9 +59,14 @@ class Shape:
 
 def shape_of(name: str) -> Shape | None:
     """The shape of a local or cached model, None where its config.json is not at hand."""
-    values = _config_of(name) or KNOWN.get(name)
+    values = _config_of(name)
     if values is None:
-        return None
+        if name not in KNOWN:
+            return None
+        hidden, intermediate, layers, heads, kv_heads, size = KNOWN[name]
+        return Shape(
+            QWEN_VOCABULARY, hidden, intermediate, layers, kv_heads * size, heads * size, tied=True
+        )
     try:
         hidden, heads = values["hidden_size"], values["num_attention_heads"]
         size = values.get("head_dim") or hidden // heads

@@ -6,7 +6,6 @@ import shutil
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from posttrain.base.paths import shown
-from posttrain.doctor import configs, installation, machine, services
+from posttrain.doctor import installation, machine, services
 from posttrain.model import estimate
 from posttrain.model.shape import KNOWN, Shape, shape_of
 from posttrain.scoring import pairs as scoring
@@ -27,7 +26,6 @@ from tests.unit.conftest import Ask
 
 T4 = "0, GPU-1, Tesla T4, 550.54.15, 15360, 3, 7.5"
 L4 = "0, GPU-2, NVIDIA L4, 570.86.15, 23034, 4, 8.9"
-H100 = "0, GPU-3, NVIDIA H100 80GB HBM3, 575.57.08, 81559, 1, 9.0"
 LAPTOP = "0, GPU-4, NVIDIA GeForce RTX 4060 Laptop GPU, 570.86.15, 8188, 1, 8.9"
 K80 = "0, GPU-5, Tesla K80, 470.256.02, 11441, 0, 3.7"
 BROKEN = (
@@ -96,17 +94,14 @@ def test_a_t4(look: Look) -> None:
     assert "Tesla T4, compute capability 7.5" in text
     assert "15.0 GB, 0.0 GB in use" in text
     assert "bfloat16 no, float16 yes, flash attention no" in text
-    driver = finding(found, "driver")  # works within CUDA 12, but is older than 12.8's own
-    assert driver["status"] == "warn" and "550.54.15" in driver["text"]
     assert fitting(found) == all_of("t4", "demo")
     refused = finding(found, "configs/dpo_french_16gb.yaml")["text"]
     assert "no bfloat16" in refused and "use configs/dpo_french_t4.yaml instead" in refused
     assert "\nUsable. Configs that fit: " in text
 
 
-@pytest.mark.parametrize("line", [L4, H100], ids=["L4", "H100"])
-def test_cards_that_run_everything(look: Look, line: str) -> None:
-    code, found, text = look(line)
+def test_a_card_that_runs_everything(look: Look) -> None:
+    code, found, text = look(L4)
     assert code == 0
     assert "bfloat16 yes, float16 yes, flash attention yes" in text
     assert fitting(found) == {path.stem for path in CONFIGS}
@@ -143,7 +138,7 @@ def test_a_driver_that_hangs(look: Look, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "did not answer" in finding(found, "GPU")["text"]
 
 
-@pytest.mark.parametrize("output", ["", "No devices were found", "a, b"])
+@pytest.mark.parametrize("output", ["", "No devices were found"])
 def test_a_driver_without_a_card(look: Look, output: str) -> None:
     code, found, _ = look(output)
     assert code == 2 and "nvidia-smi fails" in finding(found, "GPU")["text"]
@@ -161,10 +156,10 @@ def test_no_gpu(look: Look) -> None:
 def test_which_of_several(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     two = f"{T4}\n1, GPU-abc, NVIDIA L4, 570.86.15, 23034, 4, 8.9"
     assert "Tesla T4, compute capability 7.5; 1 more here" in look(two)[2]
-    for wanted in ("1", "1,0", "GPU-abc"):
+    for wanted in ("1,0", "GPU-abc"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
         assert "NVIDIA L4, compute" in look(two)[2]
-    for wanted in ("", "-1", "7"):
+    for wanted in ("", "7"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
         code, found, _ = look(two)
         assert code == 0 and "hides every GPU" in finding(found, "GPU")["text"]
@@ -196,7 +191,7 @@ def test_versions_as_locked(look: Look) -> None:
     assert installation.locked()["torch"] == "2.10.0"
 
 
-@pytest.mark.parametrize(("name", "status"), [("trl", "fail"), ("torch", "fail"), ("tqdm", "warn")])
+@pytest.mark.parametrize(("name", "status"), [("trl", "fail"), ("tqdm", "warn")])
 def test_another_version(
     look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
 ) -> None:
@@ -274,9 +269,7 @@ def test_the_hub_and_wandb(monkeypatch: pytest.MonkeyPatch, answer: bool) -> Non
     with server(answer) as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
         monkeypatch.setenv("WANDB_BASE_URL", url.replace("http://", "http://me:pa55word@"))
-        started = time.monotonic()
         found = {f.subject: f for f in services.look_at_services()}
-    assert time.monotonic() - started < 20
     for subject in ("hub", "W&B"):
         assert ("127.0.0.1 answers" in found[subject].text) == answer
         assert found[subject].status == ("ok" if answer else "warn")
@@ -284,8 +277,8 @@ def test_the_hub_and_wandb(monkeypatch: pytest.MonkeyPatch, answer: bool) -> Non
     assert "pa55word" not in str(found) and "5e9712e1" not in str(found)
 
 
-def test_offline_nobody_is_asked(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "_answers", lambda url: pytest.fail(f"asked {url}"))
+def test_offline_no_server_is_called(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "_answers", lambda url: pytest.fail(f"called {url}"))
     monkeypatch.setenv("WANDB_API_KEY", "5e9712e1" * 5)
     monkeypatch.setenv("WANDB_MODE", "offline")
     _, found, _ = look(None)
@@ -293,7 +286,7 @@ def test_offline_nobody_is_asked(look: Look, monkeypatch: pytest.MonkeyPatch) ->
     assert "WANDB_MODE is offline" in finding(found, "W&B")["text"]
 
 
-def test_tokens_are_told_of_and_never_shown(
+def test_tokens_are_reported_and_never_shown(
     look: Look, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -326,7 +319,7 @@ def test_the_shape_has_the_weights_of_the_real_model(name: str, weights: int) ->
     assert shape is not None
     norms = (2 * shape.layers + 1) * shape.hidden
     if "Qwen3" in name:  # no biases; a norm of a head's size for queries, and one for keys
-        others = shape.layers * 2 * KNOWN[name]["head_dim"]
+        others = shape.layers * 2 * KNOWN[name][-1]
     else:
         others = shape.layers * (shape.queries + 2 * shape.key_value)
     assert shape.layer_weights + shape.embeddings + norms + others == weights
@@ -384,8 +377,6 @@ def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
     assert estimate.estimate(grpo("model.rollout_weights=adapter"), qwen)["merged"] == 0
     little = f"model.min_gpu_memory_gb={4 * merged - 0.01}"
     assert estimate.estimate(grpo(little), qwen)["merged"] == 0
-    forced = estimate.estimate(grpo(little, "model.rollout_weights=merged"), qwen)
-    assert forced["merged"] == pytest.approx(merged)
 
 
 def test_what_changes_an_estimate(qwen: Shape) -> None:
@@ -436,21 +427,14 @@ def test_an_estimate_over_the_card_is_a_warning(
     assert "grpo_gsm8k_t4" in fitting(found)
 
 
-def test_only_the_header_says_what_was_measured(tmp_path: Path, look: Look) -> None:
-    path = tmp_path / "x.yaml"
-    path.write_text("# ./run x\n# Peak memory and seconds a step: not measured.\nmodel: {}\n")
-    assert configs.measured_in(path) is None
-    path.write_text(
-        "# ./run x\n# Peak memory 9.1 GB, 4.2 s a step (T4).\nmodel: {}\n# measured 1\n"
-    )
-    assert configs.measured_in(path) == "Peak memory 9.1 GB, 4.2 s a step (T4)."
+def test_the_terms_of_the_estimates(look: Look) -> None:
     _, found, text = look(L4)
-    assert "GB at its peak (estimated)" in text and "not a measurement" not in text
+    assert "GB at its peak (estimated)" in text and "not measured" not in text
     sums = doctor.as_sums(found["memory"])
-    assert "estimated: a sum over the model's shapes, not a measurement" in sums
-    assert "configs/grpo_gsm8k_16gb.yaml" in sums and "scoring" in sums
+    assert "estimated from the model's shapes, not measured" in sums
+    assert "configs/grpo_gsm8k_16gb.yaml\n" in sums and "scoring 0." in sums
     for row in found["memory"]:
-        assert set(row) == {"config", "fits", "estimated_gb", "measured", "recipe", "why"}
+        assert set(row) == {"config", "fits", "estimated_gb", "recipe", "why"}
 
 
 def test_it_answers_without_torch(ask: Ask) -> None:

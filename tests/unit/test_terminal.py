@@ -11,7 +11,6 @@ from eval.preference import Pair
 from eval.replies import MeasuredReply
 from eval.stats import Measure
 from posttrain.base import terminal
-from posttrain.model import estimate
 from posttrain.report import export_words, read_run, summary_table, table
 from posttrain.run.lenient import mapping_of
 from posttrain.run.results import Check
@@ -43,9 +42,9 @@ def widest(text: str) -> int:
 def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     assert terminal.width() == 80  # of pytest's captured output
-    for said, found, prose in (("60", 60, 60), ("132", 132, 100), ("7", 40, 40), ("x", 80, 80)):
-        monkeypatch.setenv("COLUMNS", said)
-        assert (terminal.width(), terminal.prose_width()) == (found, prose)
+    for value, width, prose in (("60", 60, 60), ("132", 132, 100), ("7", 40, 40), ("x", 80, 80)):
+        monkeypatch.setenv("COLUMNS", value)
+        assert (terminal.width(), terminal.prose_width()) == (width, prose)
 
 
 def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
@@ -103,15 +102,6 @@ def test_a_changed_reply_fits(columns: int) -> None:
 
     pair = Pair(({"role": "user", "content": "Pourquoi ? " * 30},), "oui", "yes")
     assert widest(example([pair], [reply("yes")], [reply("oui")])) <= columns
-
-
-def test_the_estimates_fit(columns: int) -> None:
-    terms = dict.fromkeys(("peak", *estimate.TERMS), 12.34)
-    measured = "Peak memory 9.1 GB, 4.2 s a step (T4, driver 570), a fictional run."
-    lines = estimate.table([("configs/grpo_gsm8k_16gb.yaml", terms, measured), ("x", None, "-")])
-    assert max(map(len, lines)) <= columns
-    said = " ".join(" ".join(lines).split())
-    assert all(f"{name} 12.34" in said for name in terms) and measured in said
 
 
 def test_the_doctors_report_fits(columns: int, tmp_path: Path) -> None:
