@@ -1,4 +1,4 @@
-"""A place to write to and room on its disk: checked at the start, and recognised when gone."""
+"""A folder to write to and the space on its disk: checked at the start, and when a save fails."""
 
 import errno
 import os
@@ -25,38 +25,49 @@ def check_disk(folder: Path, checkpoint_bytes: int, keep: int, export_bytes: int
         )
 
 
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+
+
+def can_write(folder: Path) -> bool:
+    """Whether this user can write to a folder, or create it."""
+    there = existing(folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
 def check_folder(folder: Path) -> None:
-    """Check that a folder is there or can be made, and that this user can write to it.
+    """Check that a folder exists or can be created, and that this user can write to it.
 
     Raises:
         ConfigError: it is a file, is inside one, or belongs to somebody else.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = existing(folder)
     if not there.is_dir():
         raise ConfigError(f"--output {folder}: {there} is a file; give a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not can_write(there):
         raise ConfigError(f"--output {folder}: nothing can be written to {there}; give another")
 
 
 def disk_full_error(folder: Path) -> CheckpointError:
     """What to raise when a save failed for want of space."""
     return CheckpointError(
-        f"{folder}: the disk is full; the checkpoints before this one are whole. Free some space "
-        "and give the same command again"
+        f"{folder}: the disk is full; the checkpoints before this one are complete. Free some "
+        "space and run the same command again"
     )
 
 
 def is_disk_full(error: Exception, folder: Path) -> bool:
     """Whether a save failed for want of space.
 
-    torch and safetensors wrap the system's error. torch's says at best that a write failed, and
-    then fails once more on closing its half-written archive, with a word of positions.
+    torch and safetensors wrap the system's error; torch then fails again on closing its
+    half-written archive, with another message.
     """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    said = str(error).lower()
+    message = str(error).lower()
     return (
-        "no space left" in said
-        or "storagefull" in said
-        or ("inline_container" in said and shutil.disk_usage(folder).free < 2**20)
+        "no space left" in message
+        or "storagefull" in message
+        or ("inline_container" in message and shutil.disk_usage(folder).free < 2**20)
     )

@@ -1,8 +1,8 @@
 """Data parallel under `accelerate launch`: several processes, one run folder.
 
-Every process runs the whole script on its own card. The first one alone speaks and owns the run
-folder; the others keep what they write in a temporary folder of their own (see RunFolder), so that
-few modules have to ask which process they are in.
+Every process runs the complete script on its own card. Only the first one prints and owns the run
+folder; each other one writes to a temporary folder (see RunFolder), so that few modules depend on
+which process they are in.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def processes() -> int:
-    """How many processes train together; the launcher says so."""
+    """How many processes train together, as the launcher sets it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -21,12 +21,12 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks and writes."""
+    """Whether this is the process that prints and writes."""
     return rank() == 0
 
 
 def own_folder(shared: Path) -> Path:
-    """`shared` in the main process, in any other a path in a temporary folder of its own."""
+    """`shared` in the main process, in any other a path in its temporary folder."""
     if is_main():
         return shared
     scratch = tempfile.TemporaryDirectory(prefix=f"{shared.name}-process-")
@@ -38,7 +38,7 @@ _SCRATCH: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def main_checkpoint(path: Path | None) -> Path | None:
-    """The checkpoint that the main process goes on from, in every process.
+    """The checkpoint that the main process resumes from, in every process.
 
     All must call it, once a trainer is built.
     """
@@ -50,9 +50,9 @@ def main_checkpoint(path: Path | None) -> Path | None:
     torch.serialization.register_package(
         0, lambda _: None, lambda storage, where: storage if where == "cpu:0" else None
     )
-    found: list[Path | None] = [path]
-    torch.distributed.broadcast_object_list(found, src=0)
-    return found[0]
+    shared: list[Path | None] = [path]
+    torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
 
 
 def highest(value: int) -> int:

@@ -1,4 +1,4 @@
-"""The project's exceptions, each with the exit code that a script leaves with, and their words.
+"""The project's exceptions, each with the exit code of a script, and parts of their messages.
 
 Exit codes: 0 done; 2 the request is wrong; 3 a health check stopped the run; 4 an export failed its
 parity check; 129/130/143 stopped by SIGHUP/SIGINT/SIGTERM.
@@ -11,7 +11,7 @@ FEW = 12  # names that a message can list
 
 
 class PostTrainError(Exception):
-    """Something the user can act on. Its text says what is wrong, where, and what to do."""
+    """An error that the user can act on. Its text: what is wrong, where, and what to do."""
 
     exit_code = 1
 

@@ -1,4 +1,4 @@
-"""What a value should be and what was given instead, in the words of YAML and JSON."""
+"""What a value should be and what was given instead, in terms of YAML and JSON."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ SHOULD = {
 
 
 def expected(details: Mapping[str, Any]) -> str:
-    """`should be a whole number, got the text 'five'`, for one of pydantic's findings."""
+    """`should be a whole number, got the text 'five'`, for one of pydantic's errors."""
     if details["type"] == "missing":
         return "is missing"
     rule = SHOULD.get(details["type"].replace("_parsing", "_type"))

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, files of JSON rows, and fingerprints of both."""
+"""Files written atomically, files of JSON rows, and fingerprints of both."""
 
 import contextlib
 import errno
@@ -26,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all."""
+    """Write `content` to `path` completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "wb") as file:
         file.write(content)
@@ -57,7 +57,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all; NaN is refused (it is not JSON)."""
+    """Write `value` as indented JSON, atomically; NaN is refused (it is not JSON)."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -65,11 +65,11 @@ def write_json(path: Path, value: Any) -> None:
 def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
     """All rows of a JSONL file.
 
-    With `damaged`, lines that are no JSON object are left out and their numbers added to it, except
-    for a last line without an end, which is still being written or was cut off by a crash.
+    With `damaged`, lines that are not a JSON object are left out and their numbers added to it. A
+    last line without an end is not counted: it is being written, or was cut off by a crash.
 
     Raises:
-        DataError: a line is no JSON object, and no `damaged` was given.
+        DataError: a line is not a JSON object, and no `damaged` was given.
     """
     *lines, rest = path.read_bytes().split(b"\n")  # a text may hold other line separators
     rows = []
@@ -90,19 +90,21 @@ def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, A
 
 
 def rows_of(kind: type[T], rows: Sequence[dict[str, Any]], where: Path) -> list[T]:
-    """Each row as a `kind`, which is a dataclass; what else is in a row is left aside.
+    """Each row as a `kind`, which is a dataclass; other keys of a row are ignored.
 
     Raises:
-        DataError: a row is none; `where` is the file.
+        DataError: a row is not one; `where` is the file.
     """
     from pydantic import TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(list[kind]).validate_python(rows)  # type: ignore[valid-type]
     except ValidationError as error:
-        place, *keys = error.errors()[0]["loc"]
+        index, *keys = error.errors()[0]["loc"]
         wrong = f"{'.'.join(map(str, keys))}: {expected(error.errors()[0])}"
-        raise DataError(f"{where}: row {int(place) + 1} is no {kind.__name__}: {wrong}") from None
+        raise DataError(
+            f"{where}: row {int(index) + 1} is not a {kind.__name__}: {wrong}"
+        ) from None
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -131,13 +133,13 @@ def keep_rows_until(path: Path, step: int) -> None:
 
 def cut_off_half_line(path: Path) -> None:
     """Remove a last line that has no end, which a crash left."""
-    whole = path.read_bytes().rfind(b"\n") + 1
+    complete = path.read_bytes().rfind(b"\n") + 1
     with open(path, "r+b") as file:
-        file.truncate(whole)
+        file.truncate(complete)
 
 
 def fingerprint(values: Sequence[Any]) -> str:
-    """SHA-256 over rows, to tell whether two runs saw the same data."""
+    """SHA-256 over rows, to compare the data of two runs."""
     digest = hashlib.sha256()
     for value in values:
         digest.update(repr(value).encode("utf-8"))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from posttrain.base.disk import can_write
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import ConfigError
 
@@ -43,8 +44,8 @@ def ensure_home() -> None:
         folder = os.path.expanduser(os.environ.get(name) or default)
         if can_write(Path(folder)):
             continue
-        by_itself = name in os.environ or can_write(Path(home))
-        refused |= {name: folder} if by_itself else {"HOME": home}
+        alone = name in os.environ or can_write(Path(home))
+        refused |= {name: folder} if alone else {"HOME": home}
         os.environ[name] = str(_spare_home() / below)
         if name == "HF_HOME" and os.path.isdir(folder):  # what was downloaded there is read
             os.environ.setdefault("HF_DATASETS_CACHE", f"{os.environ[name]}/datasets")
@@ -59,19 +60,13 @@ def ensure_home() -> None:
         )
 
 
-def can_write(folder: Path) -> bool:
-    """Whether this user can write to a folder, or make it."""
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-
-
 def _spare_home() -> Path:
     """A folder of this user alone below the one for temporary files, the same at every call."""
     try:
         folder = Path(tempfile.gettempdir()) / f"posttrain-home-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             raise PermissionError(f"{folder} belongs to somebody else")
     except OSError as error:
         raise ConfigError(

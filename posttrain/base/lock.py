@@ -31,7 +31,7 @@ def hold(lock: Path, folder: Path, what: str) -> "SoftFileLease":
         what: what the holder is doing there, for the message.
 
     Raises:
-        ConfigError: another process holds it; says which, and since when.
+        ConfigError: another process holds it; names it, and since when.
     """
     import filelock
 
@@ -71,7 +71,7 @@ def _machine(lease: "SoftFileLease") -> str:
 def _holder_here(lease: "SoftFileLease") -> str | None:
     """`process 1234, since 2026-11-24 22:05:13`; empty if it was killed, None if it is not here.
 
-    A killed process keeps its number until its parent asks for its exit code, which some containers
+    A killed process keeps its number until its parent reads its exit code, which some containers
     never do. A container that was started again has the host name and perhaps the process number of
     the one that held the lock, but its process is younger than the holder's last sign of life.
     """
@@ -97,7 +97,7 @@ def _leave_if_superseded(loss: "LeaseCompromise") -> None:
     if loss.reason == "owner-changed":
         print(
             f"error: {loss.lock_file}: this process gave no sign of life for {LEASE:.0f} s, and "
-            "another one has taken over its folder; what was saved is whole",
+            "another one has taken over its folder; what was saved is complete",
             file=sys.stderr,
             flush=True,
         )

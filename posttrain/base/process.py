@@ -1,7 +1,7 @@
 """The process of a script: its exit code, and output that may lose its reader.
 
-`| head` has read enough, `| tee` died of the same Ctrl-C, the terminal was closed: what is written
-then goes nowhere, and the process goes on.
+`| head` has read enough, `| tee` died of the same Ctrl-C, the terminal was closed: output is then
+dropped, and the process continues.
 """
 
 import errno
@@ -20,7 +20,7 @@ from posttrain.base.errors import PostTrainError
 from posttrain.base.home import ensure_home
 from posttrain.base.paths import ROOT
 
-# What the system says of a place where this user cannot write, or where a file is no folder.
+# Errors of a folder where this user cannot write, or of a file where a folder should be.
 NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
@@ -40,9 +40,9 @@ class _Unheard(io.FileIO):
 
 
 def run_script(name: str, *arguments: str) -> int:
-    """Run scripts/NAME.py as a process of its own, with nothing to read; returns its exit code.
+    """Run scripts/NAME.py as a separate process, with nothing to read; returns its exit code.
 
-    It inherits the environment and the terminal. One that a signal ended has 128 + its number.
+    It inherits the environment and the terminal. Ended by a signal: 128 + its number.
     """
     sys.stdout.flush()  # what was printed before comes first
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
@@ -106,7 +106,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     outlive_readers()
     if not sys.stderr.isatty():  # it draws its bars again in pipes and log files too
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    if not is_main():  # what it would say, the main process says
+    if not is_main():  # the main process prints the same
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         ensure_home()
@@ -127,8 +127,8 @@ def run_main(main: Callable[[], int | None]) -> None:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(
-            f"error: the disk is full{where}; what was saved before is whole. Free some space and "
-            "give the same command again",
+            f"error: the disk is full{where}; what was saved before is complete. Free some space "
+            "and run the same command again",
             file=sys.stderr,
         )
         sys.exit(2)

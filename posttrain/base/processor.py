@@ -33,32 +33,24 @@ def free_cores(seconds: float = 0.5) -> int:
 
 
 def cgroup_limit(membership: Path, root: Path) -> float:
-    """The cores that a control group may use, by its own limit and those above it.
+    """The cores that a control group (version 2) may use, by its limit and those above it.
 
     Args:
         membership: the process's file /proc/PID/cgroup.
-        root: where control groups of version 1 or 2 are mounted.
+        root: where control groups are mounted.
 
     Returns:
         Infinity without a limit, and where there are no control groups.
     """
     lowest = math.inf
     for line in _text(membership).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if not line.startswith("0::"):
             continue
-        top = root / "cpu" if controllers else root
-        folder = top / path.lstrip("/")
+        folder = root / line[3:].lstrip("/")
         for group in (folder, *folder.parents):
-            if not group.is_relative_to(top):
-                break
-            if controllers:
-                files = (group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us")
-                numbers = [_text(file).strip() for file in files]
-            else:
-                numbers = _text(group / "cpu.max").split()
-            if len(numbers) == 2 and all(number.isdigit() for number in numbers):
-                lowest = min(lowest, int(numbers[0]) / int(numbers[1]))
+            quota, _, period = _text(group / "cpu.max").strip().partition(" ")
+            if quota.isdigit():
+                lowest = min(lowest, int(quota) / int(period))
     return lowest
 
 

@@ -1,5 +1,6 @@
-"""How far something is: a bar on a terminal that can draw it again, elsewhere plain lines; and how
-long it takes. Only this module imports tqdm, so that no pipe or log file gets cursor codes.
+"""Progress: a bar on a terminal that can redraw it, elsewhere plain lines; and durations.
+
+Only this module imports tqdm, so that no pipe or log file gets cursor codes.
 """
 
 import os
@@ -73,10 +74,9 @@ def say(line: str) -> None:
 
 def duration(seconds: float) -> str:
     """`40 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"

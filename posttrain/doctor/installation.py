@@ -1,7 +1,6 @@
 """Versions against the environment's lock, and room on the disks that a run writes to."""
 
 import importlib.metadata
-import os
 import re
 import shutil
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
+from posttrain.base.disk import can_write, existing
 from posttrain.base.paths import ROOT, shown
 from posttrain.doctor.finding import Finding
 from posttrain.model.shape import model_cache
@@ -26,10 +26,10 @@ LEAST_GB = 0.2
 
 def locked(lock: Path = LOCK) -> dict[str, str]:
     """Name to version of every package of the lock that is for this machine."""
-    found = (_PIN.match(line) for line in lock.read_text(encoding="utf-8").splitlines())
+    pins = (_PIN.match(line) for line in lock.read_text(encoding="utf-8").splitlines())
     return {
         str(canonicalize_name(pin[1])): pin[2]
-        for pin in found
+        for pin in pins
         if pin and (pin[3] is None or Marker(pin[3].strip()).evaluate())
     }
 
@@ -79,13 +79,13 @@ def look_at_disks(output: Path) -> list[Finding]:
 
 
 def _room(subject: str, folder: Path, wanted_gb: float) -> Finding:
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    there = existing(folder)
     free = shutil.disk_usage(there).free / 2**30
-    said = f"{free:.1f} GB free in {folder}"
-    if not os.access(there, os.W_OK):
+    text = f"{free:.1f} GB free in {folder}"
+    if not can_write(folder):
         return Finding(subject, "fail", f"{folder} cannot be written", f"make {there} writable")
     if free < LEAST_GB:
-        return Finding(subject, "fail", said, "free some space, or name another disk")
+        return Finding(subject, "fail", text, "free some space, or name another disk")
     if free < wanted_gb:
-        return Finding(subject, "warn", said, f"the 0.5B configs want about {wanted_gb} GB")
-    return Finding(subject, "ok", said)
+        return Finding(subject, "warn", text, f"the 0.5B configs want about {wanted_gb} GB")
+    return Finding(subject, "ok", text)

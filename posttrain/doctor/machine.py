@@ -18,7 +18,6 @@ FIELDS = ("index", "uuid", "name", "driver_version", "memory.total", "memory.use
 # CUDA 12.x runs on this driver and later, on Linux.
 # Table 2 of https://docs.nvidia.com/cuda/cuda-toolkit-release-notes
 DRIVER_OF_MAJOR = {"12": (525, 60, 13), "13": (580, 65, 6)}
-VLLM_CUDA = "13"  # of torch in requirements-vllm.lock
 OLDEST_CAPABILITY = (7, 0)  # what Unsloth supports, and torch's builds for CUDA 12.8 hold code for
 BF16_CAPABILITY = (8, 0)  # also where flash attention starts
 SECONDS = 15.0  # without persistence mode the first call starts the driver, card by card
@@ -73,7 +72,7 @@ def look_for_gpu() -> tuple[GPU | None, list[Finding]]:
         text = f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU: training on the CPU"
         return None, [Finding("GPU", "warn", text, "unset CUDA_VISIBLE_DEVICES")]
     gpu = _gpu(row, len(rows) - 1)
-    return gpu, [_about(gpu), _memory(gpu), _precision(gpu), _driver(gpu), _driver_for_vllm(gpu)]
+    return gpu, [_about(gpu), _memory(gpu), _precision(gpu), _driver(gpu)]
 
 
 def _no_tool() -> Finding:
@@ -157,15 +156,6 @@ def _driver(gpu: GPU) -> Finding:
     if _numbers(gpu.driver) < oldest:
         return Finding("driver", "fail", text, f"install driver {_dotted(oldest)} or later")
     return Finding("driver", "ok", text)
-
-
-def _driver_for_vllm(gpu: GPU) -> Finding:
-    """Whether it runs the environment of ./run --vllm, before that is installed."""
-    needs = DRIVER_OF_MAJOR[VLLM_CUDA]
-    if _numbers(gpu.driver) >= needs:
-        return Finding("vLLM", "ok", f"the driver runs ./run --vllm (CUDA {VLLM_CUDA})")
-    text = f"./run --vllm needs driver {_dotted(needs)} or later (CUDA {VLLM_CUDA})"
-    return Finding("vLLM", "ok", f"{text}; all else works without")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

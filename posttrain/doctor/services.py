@@ -1,4 +1,4 @@
-"""Whether the hub and W&B answer, and whether there is a token for each. Tokens are never shown."""
+"""Whether the hub and W&B answer, and whether each has a token. Tokens are never shown."""
 
 import netrc
 import os
@@ -17,7 +17,7 @@ TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 def look_at_services() -> list[Finding]:
-    """The hub and W&B, asked at the same time and for a second at most."""
+    """The hub and W&B, queried in parallel for a second at most."""
     with ThreadPoolExecutor() as pool:
         hub, wandb = pool.submit(_hub), pool.submit(_wandb)
         return [*hub.result(), *wandb.result()]
@@ -30,7 +30,7 @@ def _answers(url: str) -> str:
     host = parts.netloc.rpartition("@")[2]  # a name and password would not be understood
     bare = f"{parts.scheme}://{host}"
 
-    def ask() -> None:
+    def query() -> None:
         try:
             request = urllib.request.Request(bare, method="HEAD")
             urllib.request.urlopen(request, timeout=SECONDS).close()
@@ -42,8 +42,8 @@ def _answers(url: str) -> str:
             return
         outcome[0] = ""
 
-    # The name's look-up knows no time limit of its own; the thread is left behind if it hangs.
-    thread = threading.Thread(target=ask, daemon=True)
+    # DNS has no time limit here; a thread that hangs is left behind.
+    thread = threading.Thread(target=query, daemon=True)
     thread.start()
     thread.join(SECONDS + 0.2)
     return outcome[0]
@@ -58,8 +58,8 @@ def _hub() -> list[Finding]:
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     offline = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(n)), None)
     if offline:
-        said = f"not asked: {offline} is set, so only what is in the cache can be used"
-        reach = Finding("hub", "ok", said)
+        text = f"not queried: {offline} is set, so only what is in the cache can be used"
+        reach = Finding("hub", "ok", text)
     elif problem := _answers(url):
         advice = "models and datasets must be local or in the cache; the demos need none"
         reach = Finding("hub", "warn", f"{_host(url)}: {problem}", advice)
@@ -76,9 +76,9 @@ def _hub_token() -> Finding:
     file = Path(os.environ.get("HF_TOKEN_PATH") or model_cache().parent / "token").expanduser()
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(name):
-            return Finding("hub token", "ok", f"there, in {name}")
+            return Finding("hub token", "ok", f"set, in {name}")
     if file.is_file() and file.stat().st_size:
-        return Finding("hub token", "ok", f"there, in {file}")
+        return Finding("hub token", "ok", f"set, in {file}")
     return Finding("hub token", "ok", "none; the configs here need none")
 
 
@@ -87,18 +87,18 @@ def _wandb() -> list[Finding]:
     mode = os.environ.get("WANDB_MODE", "online")
     key = _wandb_key(url)
     if key is None:
-        said = "no key; records stay in the run folder, which is complete without it"
-        return [Finding("W&B", "ok", said)]
+        text = "no key; records stay in the run folder, which is complete without it"
+        return [Finding("W&B", "ok", text)]
     if mode != "online":
-        return [Finding("W&B", "ok", f"key there, in {key}; not asked: WANDB_MODE is {mode}")]
+        return [Finding("W&B", "ok", f"key set, in {key}; not queried: WANDB_MODE is {mode}")]
     if problem := _answers(url):
         advice = "WANDB_MODE=offline keeps the record for `wandb sync`"
-        return [Finding("W&B", "warn", f"key there, in {key}; {_host(url)}: {problem}", advice)]
-    return [Finding("W&B", "ok", f"key there, in {key}; {_host(url)} answers")]
+        return [Finding("W&B", "warn", f"key set, in {key}; {_host(url)}: {problem}", advice)]
+    return [Finding("W&B", "ok", f"key set, in {key}; {_host(url)} answers")]
 
 
 def _wandb_key(url: str) -> str | None:
-    """Where W&B's key is, None if nowhere."""
+    """Where W&B's key is, None if there is none."""
     if os.environ.get("WANDB_API_KEY"):
         return "WANDB_API_KEY"
     path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()

@@ -12,6 +12,7 @@ import json
 import tempfile
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -95,10 +96,14 @@ def save(policy: Any, folder: Path) -> None:
     PiSSA and OLoRA train B A, which starts at B0 A0, on the residual weights. The learnt change is
     scale (B A - B0 A0), which peft writes as an adapter of twice the rank.
     """
+    write = partial(policy.save_pretrained, selected_adapters=["default"])
     if policy.peft_config["default"].init_lora_weights not in MOVED:
-        policy.save_pretrained(folder, selected_adapters=["default"])
+        write(folder)
     else:
-        _save_moved(policy, folder)
+        with tempfile.TemporaryDirectory() as start:
+            with reference_mode(policy):
+                write(start)
+            write(folder, path_initial_model_for_weight_conversion=start)
     (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run writes its own
     for weights in folder.glob("*.safetensors"):
         follow_umask(weights)
@@ -175,16 +180,3 @@ def with_base_found(folder: Path, base: str | None = None) -> Iterator[Path]:
         config[BASE] = base or base_of(folder)
         write_text(Path(temporary) / CONFIG, json.dumps(config))
         yield Path(temporary)
-
-
-def _save_moved(policy: Any, folder: Path) -> None:
-    """Write the change that PiSSA or OLoRA learnt, with the help of the initial adapter."""
-    with tempfile.TemporaryDirectory() as temporary:
-        start = Path(temporary) / "start"
-        with reference_mode(policy):
-            policy.save_pretrained(start, selected_adapters=["default"])
-        policy.save_pretrained(
-            folder,
-            selected_adapters=["default"],
-            path_initial_model_for_weight_conversion=str(start),
-        )

@@ -13,12 +13,10 @@ from posttrain.base.paths import ROOT
 from posttrain.data.render import limit_token_ids
 from posttrain.model import adapter
 from posttrain.model.pretrained import local_or_hub
-from posttrain.settings import Export, Lora, Model, RolloutModel, adapters
-from posttrain.settings.model import MOVED
+from posttrain.settings import Lora, Model, adapters
 
-WHOLE = ("embed_tokens", "lm_head")
-"""Names that Unsloth takes out of target_modules: it trains and saves these matrices in full."""
-BYTES_TRAINED = 16  # of a weight in float32 with its gradient and AdamW's two moments
+EMBEDDINGS = ("embed_tokens", "lm_head")
+"""Names that Unsloth takes out of target_modules: it would train and save them in full."""
 
 
 def refuse_adapter(name: str) -> None:
@@ -49,7 +47,7 @@ def _is_adapter(name: str, path: str, base: Any) -> ConfigError:
     )
 
 
-def check_model(model: Model, lora: Lora, export: Export, tokenizer: Any) -> None:
+def check_model(model: Model, lora: Lora, tokenizer: Any) -> None:
     """Check layers and token ids against the model's architecture. After runtime.start().
 
     From now on render.token_ids refuses ids that the model has no embedding for.
@@ -62,7 +60,7 @@ def check_model(model: Model, lora: Lora, export: Export, tokenizer: Any) -> Non
         return
     if model.adapter:
         adapter.check_weights(adapters.find_adapter(model.adapter), lora, skeleton)
-    _check_layers(skeleton, lora, export, model)
+    _check_layers(skeleton, lora, model.name)
     rows = skeleton.get_input_embeddings().weight.shape[0]
     limit_token_ids(tokenizer, rows, f"model.name: '{model.name}'")
 
@@ -90,11 +88,8 @@ def _skeleton(model: Model) -> Any:
         return None
 
 
-def _check_layers(skeleton: Any, lora: Lora, export: Export, model: Model) -> None:
-    """Check lora.target_modules as peft matches them: a layer's name, or the end of it after a dot.
-
-    Prints what it means that embedding or output layer are among them.
-    """
+def _check_layers(skeleton: Any, lora: Lora, name: str) -> None:
+    """Check lora.target_modules as peft matches them: a layer's name or its end after a dot."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -106,12 +101,17 @@ def _check_layers(skeleton: Any, lora: Lora, export: Export, model: Model) -> No
     if "gate_up_proj" in parameters:  # experts of a mixture, in one parameter
         parameters |= {"gate_proj", "up_proj"}
     for target in lora.target_modules:
-        matches = [name for name in modules if f".{name}".endswith(f".{target}")]
+        if target.rpartition(".")[2] in EMBEDDINGS:
+            raise ConfigError(
+                f"lora.target_modules: {target} would be trained in full, not with LoRA, and no "
+                "export takes that; name linear layers of the blocks, such as q_proj"
+            )
+        matches = [module for module in modules if f".{module}".endswith(f".{target}")]
         if not matches and target not in parameters - {"weight", "bias"}:
             dots = target.count(".")
             ends = {".".join(name.split(".")[-dots - 1 :]) for name in layers}
             raise ConfigError(
-                f"lora.target_modules: '{model.name}' has no layer '{target}'."
+                f"lora.target_modules: '{name}' has no layer '{target}'."
                 + did_you_mean(target, ends)
             )
         if others := sorted(set(matches) - layers):
@@ -121,42 +121,3 @@ def _check_layers(skeleton: Any, lora: Lora, export: Export, model: Model) -> No
                 f"lora.target_modules: '{target}' takes no LoRA, it is a {kind}; "
                 f"name layers inside it: {', '.join(sorted(inside)) or 'it has none'}"
             )
-    if whole := [name for name in lora.target_modules if name.rpartition(".")[2] in WHOLE]:
-        _check_whole(skeleton, whole, lora, export, model)
-
-
-def _check_whole(skeleton: Any, names: list[str], lora: Lora, export: Export, model: Model) -> None:
-    """Check that matrices can be trained in full, and print what that takes."""
-    what = f"lora.target_modules: {', '.join(names)}"
-    if odd := [name for name in names if name not in WHOLE]:
-        raise ConfigError(
-            f"{what}: write {odd[0].rpartition('.')[2]}; with a path before it, Unsloth trains the "
-            "matrix in full on a GPU and with LoRA on a CPU"
-        )
-    if len(names) == len(lora.target_modules):
-        raise ConfigError(
-            f"{what} takes no LoRA; name at least one layer that does, such as q_proj"
-        )
-    if export.to:
-        raise ConfigError(
-            f"{what} would be trained in full, and export.to makes files of LoRA on linear layers "
-            f"only; remove {' and '.join(names)}, or set export.to: []"
-        )
-    if lora.init in MOVED:
-        raise ConfigError(
-            f"{what} would be trained in full, and the reference of lora.init = {lora.init} takes "
-            "LoRA on every trained layer; set lora.init: default"
-        )
-    if isinstance(model, RolloutModel) and model.fast_inference != "never":
-        raise ConfigError(
-            f"{what} would be trained in full, and vLLM samples from LoRA on linear layers only; "
-            "set model.fast_inference: never"
-        )
-    layers = {"embed_tokens": "get_input_embeddings", "lm_head": "get_output_embeddings"}
-    weights = sum(getattr(skeleton, layers[name])().weight.numel() for name in names)
-    print(
-        f"note: {what}: trained and saved in full, without LoRA: {weights / 1e6:,.1f} million "
-        f"weights, {weights * BYTES_TRAINED / 2**20:,.0f} MB more memory with AdamW, "
-        f"{weights * 4 / 2**20:,.0f} MB more in the adapter and in every checkpoint; the adapter "
-        "cannot be exported"
-    )

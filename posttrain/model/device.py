@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from posttrain.base.paths import ROOT
 from posttrain.settings import Model, Training
-from posttrain.settings.strict_yaml import read_yaml
 
 
 @dataclass(frozen=True)
@@ -32,16 +30,17 @@ def check_device(device: Device, model: Model, training: Training) -> str:
     if device.memory_gb == 0:
         threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
         return f"No GPU here: training on the CPU, {threads} (slow but for the demo models)."
-    for setting, value in (("training.bf16", training.bf16), ("model.dtype", model.dtype)):
-        if value in (True, "bfloat16") and not device.bf16:
-            instead = _instead(device, model)
-            raise ConfigError(f"{device.name} has no bfloat16, which {setting} asks for{instead}")
     if device.memory_gb < model.min_gpu_memory_gb:
         raise ConfigError(
             f"{device.name} has {device.memory_gb:.1f} GB of memory and this config needs "
             f"{model.min_gpu_memory_gb:g} GB; lower training.per_device_train_batch_size and, "
             "once it fits, model.min_gpu_memory_gb"
         )
+    for setting, value in (("training.bf16", training.bf16), ("model.dtype", model.dtype)):
+        if value in (True, "bfloat16") and not device.bf16:
+            other = model.config_without_bf16
+            instead = f"; use {other} instead" if other else ""
+            raise ConfigError(f"{device.name} has no bfloat16, which {setting} needs{instead}")
     return f"Training on {device.name} ({device.memory_gb:.0f} GB)."
 
 
@@ -61,11 +60,3 @@ def free_memory() -> None:
 
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def _instead(device: Device, model: Model) -> str:
-    """Advice to use the config without bfloat16, if this device has the memory that it needs."""
-    if model.config_without_bf16 is None:
-        return ""
-    needs = read_yaml(ROOT / model.config_without_bf16)["model"].get("min_gpu_memory_gb", 0)
-    return f"; use {model.config_without_bf16} instead" if device.memory_gb >= needs else ""

@@ -29,13 +29,13 @@ logits      the head, in chunks: trl/trainer/utils.py, add_fused_lm_head. Unslot
             of up to two chunks of 2^24, the last and the next (unsloth_zoo/cpu/ops.py,
             _ChunkedLogProbs). And three vectors a scored token: its hidden state and gradients. In
             DPO every token counts as scored, in GRPO those of completions; GRPO's loss takes the
-            whole micro-batch at once
+            micro-batch at once
 generation  GRPO: keys and values of all rollouts, and a decoding step's logits in w and four times
             in 32 bits (scores, log-probabilities, processed scores, probabilities); or reading the
             prompts, 3 hidden and 4 intermediate vectors a token (3 in Unsloth's kernel). On a GPU
             the cache grows by 512 tokens (unsloth/models/llama.py, KV_CACHE_INCREMENT). Scoring
-            problems in batches of evaluation.batch_size counts alike; without one its size is found
-            from the memory that is free
+            problems in batches of evaluation.batch_size counts alike; without one its size follows
+            from the free memory
 scoring     DPO: posttrain/model/log_probs.py, token_log_probs reads 8 rows at once, or those of
             evaluation.batch_size: a layer without gradients as in reading the prompts, and its
             largest linear layer, unpacked; or the head, in chunks as in a step, and the hidden
@@ -43,9 +43,9 @@ scoring     DPO: posttrain/model/log_probs.py, token_log_probs reads 8 rows at o
 overhead    a GPU's context and libraries 0.8 GB, a guess; on a CPU Python, its libraries, the
             tokenizer and the data, which bench/memory.py measures
 
-A DPO pair is two rows. Scoring DPO's reference takes less than a step and is no term. Unsloth packs
-GRPO's rows and computes a group's prompt once, but first compares that with whole rows, so whole
-ones are counted. No CPU can check what is said of a GPU alone: the layers offloaded, the kernels'
+A DPO pair is two rows. Scoring DPO's reference takes less than a step and is not a term. Unsloth
+packs GRPO's rows and computes a group's prompt once, but first compares that with complete rows,
+which are counted. No CPU can check the terms of a GPU alone: the layers offloaded, the kernels'
 buffers, the cache's growth, 8-bit moments, the context, and holes in PyTorch's pool of memory.
 """
 
@@ -112,7 +112,7 @@ def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str
 
 
 def phases(terms: dict[str, float]) -> dict[str, float]:
-    """What each phase of a run holds beside the weights and the adapter, of which one is most."""
+    """What each phase of a run needs besides the weights and the adapter; the largest counts."""
     step = terms["gradients"] + terms["kept"] + max(terms["layer"], terms["logits"])
     return {"step": step, "generation": terms["generation"], "scoring": terms["scoring"]}
 
@@ -179,7 +179,7 @@ def _generation(settings: Settings, shape: Shape, device: Device, width: int) ->
 
 
 def _scoring(settings: Settings, shape: Shape, device: Device, width: int) -> float:
-    """Whole held-out rows in a layer, or their logits, some at a time."""
+    """Held-out rows in a layer, or their logits, some at a time."""
     if isinstance(settings, GRPOSettings):
         return 0.0
     tokens = (settings.evaluation.batch_size or PAIR_ROWS) * settings.model.max_seq_length

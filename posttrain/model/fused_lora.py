@@ -14,7 +14,7 @@ from posttrain.model.merged import compute_type
 def fuse(policy: Any) -> None:
     """Let the plain LoRA layers of a float32 policy add their update in one product.
 
-    Layers of other kinds (DoRA, a bias of their own, other types than float32) stay as they are.
+    Layers of other kinds (DoRA, a LoRA bias, other types than float32) stay as they are.
     The sum is rounded in another order than peft's, which is all that differs.
     """
     import torch

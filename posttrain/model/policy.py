@@ -88,7 +88,7 @@ def load(
     """The policy, a PeftModel with a new adapter or that of `model.adapter`, and its tokenizer.
 
     `beyond` is how many tokens a prompt and a reply that are scored may be longer than
-    `model.max_seq_length`: on a GPU Unsloth cuts what is longer than it was told, without a word.
+    `model.max_seq_length`: on a GPU Unsloth silently cuts what is longer than its limit.
     """
     from transformers import set_seed
 
@@ -137,7 +137,7 @@ def load(
 
 @contextlib.contextmanager
 def _start(model: Model) -> Iterator[str | Path]:
-    """What Unsloth loads: a model, or an adapter folder that names its base as it is found here."""
+    """What Unsloth loads: a model, or an adapter folder that names its base by its path here."""
     name = local_or_hub(model.name)
     if model.adapter is None:
         yield name

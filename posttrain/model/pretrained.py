@@ -68,29 +68,29 @@ def torch_dtype(name: str) -> Any:
 
 
 def context(name: str, trained: int, base: str | None = None) -> int:
-    """Tokens of prompt and reply to load a model for that is asked something: `trained`, those that
-    it was trained with, CONTEXT at least, as far as its positions go.
+    """Tokens of prompt and reply to load a model for: `trained`, those that it was trained with,
+    CONTEXT at least, as far as its positions go.
 
     `name` and `base` are as in load_for_scoring. After start().
 
     Raises:
         ConfigError: the model is not here and cannot be reached.
     """
-    found = local_or_hub(name)
-    if (Path(found) / adapters.CONFIG).is_file():
-        found = base or adapters.base_of(Path(found))
+    model = local_or_hub(name)
+    if (Path(model) / adapters.CONFIG).is_file():
+        model = base or adapters.base_of(Path(model))
     try:
-        return up_to_positions(found, None, max(trained, CONTEXT))
+        return up_to_positions(model, None, max(trained, CONTEXT))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"cannot load the model '{found}': {first_line(error)} It is no folder here; check the "
-            "name, or the way to the hub"
+            f"cannot load the model '{model}': {first_line(error)} It is not a folder here; "
+            "check the name, or the connection to the hub"
         ) from None
 
 
 def up_to_positions(name: str, revision: str | None, wanted: int) -> int:
-    """`wanted` tokens, or the model's positions where these are fewer: Unsloth would stretch them
-    without a word."""
+    """`wanted` tokens, or the model's positions where these are fewer: Unsloth would
+    stretch them silently."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).to_dict()
@@ -107,12 +107,12 @@ def load_for_scoring(
     Raises:
         ConfigError: it cannot be loaded.
     """
-    found = local_or_hub(name)
-    is_adapter = (Path(found) / adapters.CONFIG).is_file()
-    there: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(found)
+    path = local_or_hub(name)
+    is_adapter = (Path(path) / adapters.CONFIG).is_file()
+    source: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(path)
     if is_adapter:
-        there = adapter.with_base_found(Path(found), base)
-    with runtime.quiet(verbose=False), there as folder:
+        source = adapter.with_base_found(Path(path), base)
+    with runtime.quiet(verbose=False), source as folder:
         try:
             model, tokenizer = runtime.unsloth().from_pretrained(
                 str(folder),
@@ -170,7 +170,7 @@ def _contiguous(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def end_at_replies(tokenizer: Any) -> None:
     """Make the token that the chat template ends a reply with the tokenizer's end of sequence.
 
-    trl puts that token after a reply in DPO. In Gemma, for one, it is that of a whole document,
+    trl puts that token after a reply in DPO. In Gemma, for one, it is that of a document,
     which the model does not write after a turn.
     """
     tokenizer.eos_token = end_of_reply(tokenizer) or tokenizer.eos_token

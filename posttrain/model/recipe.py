@@ -1,4 +1,4 @@
-"""What a config comes to: rollouts or pairs a step, steps, tokens at most, peak memory.
+"""The sizes of a config: rollouts or pairs a step, steps, tokens at most, peak memory.
 
 And a note where its learning rate is far from those that are known to work with LoRA.
 """
@@ -46,11 +46,11 @@ class Recipe:
 
     @property
     def tokens(self) -> int | None:
-        """Tokens of the whole run at most."""
+        """Tokens of the run at most."""
         return None if self.steps is None else self.steps * self.tokens_a_step
 
     def step(self) -> str:
-        """A step in words."""
+        """The rows of a step, described."""
         if not self.parts:
             return f"{self.rows_a_step} {self.unit}"
         sampled = f", sampled in {self.parts} parts" if self.parts > 1 else ""
@@ -58,7 +58,7 @@ class Recipe:
         return f"{prompts} = {self.rows_a_step} rollouts{sampled}"
 
     def duration(self) -> str:
-        """Steps and epochs in words, as far as they are known."""
+        """Steps and epochs, described as far as they are known."""
         epochs = None if self.epochs is None else f"{self.epochs:.3g} epoch"
         epochs = epochs if epochs in (None, "1 epoch") else f"{epochs}s"
         if self.steps is None:
@@ -69,10 +69,8 @@ class Recipe:
 def recipe(settings: Settings, rows: int | None = None) -> Recipe:
     """The sizes of a run in one process, on `rows` of training data where they are counted."""
     training = settings.training
-    at_once, accumulated = (
-        training.per_device_train_batch_size,
-        training.gradient_accumulation_steps,
-    )
+    at_once = training.per_device_train_batch_size
+    accumulated = training.gradient_accumulation_steps
     if not isinstance(settings, GRPOSettings):
         group, parts, reused, length = 1, 0, 1, settings.model.max_seq_length
         batches = None if rows is None else ceil(rows / at_once)
@@ -82,8 +80,8 @@ def recipe(settings: Settings, rows: int | None = None) -> Recipe:
         reused = grpo.num_iterations
         generated = grpo.steps_per_generation or accumulated  # micro-batches
         parts = max(1, accumulated // (generated * reused))
-        whole = None if rows is None else rows // (at_once * generated // group)  # trl's sampler
-        batches = None if whole is None else whole * generated * reused
+        prompts = at_once * generated // group  # of a generation, in trl's sampler
+        batches = None if rows is None else rows // prompts * generated * reused
     steps = None if training.max_steps < 0 else training.max_steps
     epochs = training.num_train_epochs if steps is None else None
     if rows and batches:
@@ -110,11 +108,11 @@ def learning_rate_note(settings: Settings, shape: Shape | None) -> str | None:
 
 def describe(settings: Settings, shape: Shape | None, rows: int) -> str:
     """Lines for a dry run."""
-    found = recipe(settings, rows)
-    times = f"{found.rows_a_step} x {found.length}" + (" x 2" if found.sequences == 2 else "")
-    lines = [("a step", found.step()), ("steps", found.duration())]
-    if found.tokens is not None:
-        most = f"{found.tokens / 1e6:,.1f} million ({found.steps:,} x {times})"
+    sizes = recipe(settings, rows)
+    times = f"{sizes.rows_a_step} x {sizes.length}" + (" x 2" if sizes.sequences == 2 else "")
+    lines = [("a step", sizes.step()), ("steps", sizes.duration())]
+    if sizes.tokens is not None:
+        most = f"{sizes.tokens / 1e6:,.1f} million ({sizes.steps:,} x {times})"
         lines.append(("tokens at most", most))
     if shape is not None:
         peak = estimate(settings, shape)["peak"]

@@ -31,7 +31,7 @@ def start(verbose: bool, threads: int | None) -> Device:
     use, whatever the load: results depend on the number.
 
     Raises:
-        ConfigError: Unsloth refuses to start here; holds its message.
+        ConfigError: Unsloth refuses to start here, with its message.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "outputs" / ".unsloth_cache"))
@@ -114,7 +114,7 @@ def full_precision(policy: Any, arguments: Any) -> Iterator[None]:
     """Keep a float32 policy in float32 while its trainer is built, if bf16 and fp16 are both off.
 
     On a GPU Unsloth's trainers would switch mixed precision on. They do not if this variable is
-    "bfloat16", which tells them that the weights have the right precision already.
+    "bfloat16", by which they take the precision of the weights as right.
     """
     import torch
 

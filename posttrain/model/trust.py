@@ -1,6 +1,6 @@
 """Check that a model folder or a checkpoint holds tensors and plain values, and no code.
 
-Reading a pickle can run any code, and a model folder can ask to run Python files of its own. So
+Reading a pickle can run any code, and a model folder can have Python files run. So
 weights are read from safetensors only, remote code is never run, and the few files of a checkpoint
 that torch has to read are read with `weights_only=True`, which creates only objects of a short list
 of types.
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import CheckpointError, ConfigError
+from posttrain.base.errors import CheckpointError, ConfigError, first_line
 from posttrain.settings.adapters import base_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -33,13 +33,13 @@ def check_model_folder(folder: Path, where: str) -> None:
     setting, for the message. Only JSON is read here.
 
     Raises:
-        ConfigError: it asks to run code, or has its weights only in pickles.
+        ConfigError: it requires code to run, or has its weights only in pickles.
     """
     for name in CONFIGS:
         path = folder / name
-        if path.is_file() and (key := _asks_for_code(_read(path, where))):
+        if path.is_file() and (key := _requires_code(_read(path, where))):
             raise ConfigError(
-                f"{where}: {path} asks to run Python code that comes with the model ({key}), which "
+                f"{where}: {path} requires Python code that comes with the model ({key}), which "
                 "is refused. Use a model of an architecture that transformers has itself"
             )
     is_adapter = (folder / "adapter_config.json").is_file()
@@ -67,16 +67,16 @@ def _read(path: Path, where: str) -> Any:
     return value
 
 
-def _asks_for_code(value: Any) -> str | None:
-    """The key, at any depth, with which a configuration asks to run code of its own."""
+def _requires_code(value: Any) -> str | None:
+    """The key, at any depth, with which a configuration requires code."""
     if isinstance(value, list):
-        return next((key for item in value if (key := _asks_for_code(item))), None)
+        return next((key for item in value if (key := _requires_code(item))), None)
     if not isinstance(value, dict):
         return None
     for key, inner in value.items():
         if key in ("auto_map", "custom_pipelines", "trust_remote_code") and inner:
             return str(key)
-        if key_inside := _asks_for_code(inner):
+        if key_inside := _requires_code(inner):
             return key_inside
     return None
 
@@ -88,7 +88,7 @@ def check_checkpoint(checkpoint: Path) -> None:
     does not protect against this: whoever replaces a file can write a manifest too.
 
     Raises:
-        CheckpointError: names the file and the object that it asks for. No code was run.
+        CheckpointError: names the file and the object in it that was refused. No code was run.
     """
     import torch
     from transformers.trainer_pt_utils import safe_globals
@@ -100,8 +100,8 @@ def check_checkpoint(checkpoint: Path) -> None:
             with safe_globals():
                 torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds of errors here
-            asked = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"it asks for {asked[1]}" if asked else str(error).strip().split("\n")[0]
+            name = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it requires {name[1]}" if name else first_line(error)
             raise CheckpointError(
                 _refusal(path, f"torch's reader for plain tensors does not take it: {reason}")
             ) from None
@@ -109,6 +109,6 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 def _refusal(path: Path, reason: str) -> str:
     return (
-        f'{path}: refused, {reason}. Nothing of it was run. "--resume PATH" goes on from another '
+        f'{path}: refused, {reason}. Nothing of it was run. "--resume PATH" resumes from another '
         'checkpoint, "--resume never" starts over (the old folder is moved aside)'
     )

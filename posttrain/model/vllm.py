@@ -36,7 +36,7 @@ def vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
     """Arguments for loading a model whose rollouts are sampled with vLLM; empty without vLLM.
 
     Raises:
-        ConfigError: vLLM is asked for and cannot be used here.
+        ConfigError: vLLM is required and cannot be used here.
     """
     import torch
 
@@ -46,7 +46,7 @@ def vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
         if model.fast_inference == "auto":
             return {}
         raise ConfigError(
-            "model.fast_inference = always: vLLM needs a GPU, and here is none; use auto or never"
+            "model.fast_inference = always: vLLM needs a GPU, and there is none; use auto or never"
         )
     rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM takes powers of two
     return {

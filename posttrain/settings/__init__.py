@@ -94,7 +94,7 @@ class PairEvaluation(Evaluation):
     replies: int = Field(100, ge=0)
     """Held-out prompts to answer before and after, to see what the replies are like: language,
     length, how they end, repetition, and at temperature 1 the KL to the reference. Where they have
-    a system turn, they are answered once more without it, for the share in the right language."""
+    a system turn, they are answered again without it, for the share in the right language."""
     also: list[ProblemSet] = Field([])
     """Problem sets to score before and after, as a check that nothing was lost: `{path, name,
     limit, language, max_new_tokens, columns, subset, split, revision}` each. A set with a question
@@ -118,16 +118,16 @@ class Tracking(Section):
 
 class Run(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the run; its folder is outputs/NAME unless --output says otherwise."""
+    """Name of the run; its folder is outputs/NAME, or that of --output."""
     verbose: bool = False
     """Show everything that the libraries print."""
     max_minutes: float | None = Field(None, gt=0)
-    """Stop training with a checkpoint after this long; the same command then goes on."""
+    """Stop training with a checkpoint after this long; the same command then resumes."""
     keep: Literal["best", "last"] | None = None
     """The adapter that is saved, scored and exported: the best by validation, or that of the last
     step; null: best where there is validation. Equally good is the later one."""
     patience: int | None = Field(None, ge=1)
-    """End training once so many validations in a row brought nothing better."""
+    """End training after so many validations in a row without an improvement."""
     threads: int | None = Field(None, ge=1)
     """CPU threads for torch; null takes OMP_NUM_THREADS, else the cores that the process may use. A
     run that is resumed keeps its number, on which sums of floats depend."""

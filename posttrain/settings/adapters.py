@@ -18,7 +18,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
 QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
-WHOLE = ("embed_tokens", "lm_head", "wte")  # matrices of the vocabulary
+VOCABULARY = ("embed_tokens", "lm_head", "wte")  # matrices of that size
 
 
 def find_adapter(name: str) -> Path:
@@ -59,8 +59,8 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 def base_of(folder: Path) -> str:
     """The base model of an adapter folder: an absolute path, or the name of a hub model.
 
-    A path of this project is looked for in the project. One that is gone, because the project was
-    moved, is looked for as the config of the adapter's run names it.
+    A relative path is one of the project. For an absolute one that is missing, because the project
+    was moved, the base that the config of the adapter's run names is tried.
 
     Raises:
         ConfigError: there is no such folder, or none is named.
@@ -78,7 +78,7 @@ def base_of(folder: Path) -> str:
             return str(ROOT / name)
     if not Path(recorded).is_absolute():
         return str(recorded)
-    raise ConfigError(f"{folder}: its base model {recorded} is not there any more")
+    raise ConfigError(f"{folder}: its base model {recorded} does not exist")
 
 
 def obstacle(config: dict[str, Any], tied: bool = False) -> str | None:
@@ -86,21 +86,22 @@ def obstacle(config: dict[str, Any], tied: bool = False) -> str | None:
     trained on; None where it is not. `tied`: input and output embeddings are one matrix."""
     targets = config.get("target_modules") or []
     targets = [targets] if isinstance(targets, str) else targets
-    whole = next((n for n in WHOLE if any(t.split(".")[-1] == n for t in targets)), None)
+    ends = [target.split(".")[-1] for target in targets]
+    matrix = next((name for name in VOCABULARY if name in ends), None)
     init = config.get("init_lora_weights")
     reasons = [
         (config.get("peft_type") != "LORA", f"is a {config.get('peft_type')} adapter, not LoRA"),
-        (config.get("modules_to_save"), "trains whole modules (modules_to_save)"),
+        (config.get("modules_to_save"), "trains complete modules (modules_to_save)"),
         (config.get("trainable_token_indices"), "trains token embeddings"),
         (config.get("bias", "none") != "none", "trains biases"),
-        (config.get("lora_bias"), "has biases of its own (lora_bias)"),
+        (config.get("lora_bias"), "adds biases (lora_bias)"),
         (config.get("target_parameters"), "targets bare parameters (target_parameters)"),
         (
             str(init).startswith(MOVED),
             "is a checkpoint's: part of the base weights has moved into it (init_lora_weights = "
-            f"{init}). A run's adapter/ is saved for the whole base;",
+            f"{init}). A run's adapter/ is saved for the complete base;",
         ),
-        (whole, f"changes {whole}{' (tied: one matrix does both jobs)' if tied else ''}"),
+        (matrix, f"changes {matrix}{' (tied: one matrix does both jobs)' if tied else ''}"),
     ]
     return next((reason for wrong, reason in reasons if wrong), None)
 
@@ -126,7 +127,7 @@ def with_adapter(values: dict[str, Any]) -> dict[str, Any]:
     """
     model, lora = values.get("model") or {}, values.get("lora") or {}
     if not (isinstance(model, dict) and isinstance(lora, dict)):
-        return values  # wrong in itself, which is found next
+        return values  # reported by the validation that follows
     name = model.get("adapter")
     if not isinstance(name, str):
         return values
@@ -151,22 +152,20 @@ def with_adapter(values: dict[str, Any]) -> dict[str, Any]:
         "use_dora": bool(config.get("use_dora")),
         "init": "default",
     }
-    asked = dict(lora)
     for key, value in of_adapter.items():
-        own = asked.get(key, value)
-        if isinstance(own, list):
-            own = sorted(map(str, own))
+        own = lora.get(key, value)
+        own = sorted(map(str, own)) if isinstance(own, list) else own
         if own != value:
             raise ConfigError(
-                f"lora.{key} is {given(asked[key])}, and the adapter {name} has {given(value)}; a "
+                f"lora.{key} is {given(lora[key])}, and the adapter {name} has {given(value)}; a "
                 "run that starts from an adapter trains that one, so leave the setting out"
             )
-    return {**values, "model": {"name": base, **model}, "lora": {**of_adapter, **asked}}
+    return {**values, "model": {"name": base, **model}, "lora": {**of_adapter, **lora}}
 
 
 def _same_model(first: str, second: str) -> bool:
     """Whether two names are of one model: a folder, from here or from the project, or a hub name,
-    of which Unsloth puts a 4-bit copy in the place."""
+    of which Unsloth loads a 4-bit copy."""
     folders = [
         next((p.resolve() for p in (Path(n).expanduser(), ROOT / n) if p.is_dir()), None)
         for n in (first, second)

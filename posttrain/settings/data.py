@@ -85,7 +85,7 @@ PairFormat = Literal[
 
 
 class _FormatColumns(Data):
-    """Data whose pair format, in the setting `format_key`, names columns of its own."""
+    """Data whose pair format, in the setting `format_key`, has its own column names."""
 
     format_key: ClassVar[str]
 
@@ -103,8 +103,7 @@ class PairData(_FormatColumns):
     format_key = "format"
     format: Literal[PairFormat, "replies"] = "columns"
     """How a row holds its pair. columns: three columns of text; orca: the same and a system turn;
-    messages: whole conversations that share all but the last turn (UltraFeedback); conversational:
-    prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
+    messages: conversations that share all but the last turn (UltraFeedback); conversational: prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
     comparia: two conversations and a vote; comparia_turns: the same, with a row for each turn;
     replies: the replies.jsonl of ./run evaluate --samples, the best against the worst reply to a
     question."""
@@ -118,7 +117,7 @@ class PairData(_FormatColumns):
     """What to do with a row that teaches nothing (equal replies, an empty one) or holds more than
     text in turns (tool calls, images): refuse the run, or leave out and count the row."""
     eval: Source | None = None
-    """Held-out pairs of their own; without it `holdout` prompts are split off."""
+    """Separate held-out pairs; without it `holdout` prompts are split off."""
     holdout: int = Field(200, ge=1)
     """Pairs to hold out of training, chosen by a hash of their prompt."""
     check_against: list[Source] = Field([])
@@ -160,7 +159,7 @@ class ReplyData(_FormatColumns):
     """What to do with a row that has no reply, or more than the model would see: refuse the run, or
     leave out and count the row."""
     eval: Source | None = None
-    """Held-out rows in a file of their own; without it `holdout` prompts are split off."""
+    """Held-out rows in a separate file; without it `holdout` prompts are split off."""
     holdout: int = Field(20, ge=1)
     """Rows to hold out of training, chosen by a hash of their prompt, for the loss before and
     after."""
@@ -184,7 +183,7 @@ class ProblemSet(Source):
     """What its measures are called by, as in mgsm_fr/strict."""
     split: str = "test"
     language: Literal["en", "fr"] = "en"
-    """Of the system prompt that asks for steps and an answer tag: the questions' own."""
+    """Language of the questions, and so of the system prompt that requires steps and a tag."""
     max_new_tokens: int = Field(640, ge=1)
     """Longest reply; a reply that is cut counts as wrong. Replies are greedy."""
     columns: ProblemColumns = ProblemColumns()

@@ -59,7 +59,7 @@ class Export(Section):
     base: str | None = None
     """The 16-bit base model, where it is not the one that was trained on (a 4-bit repository)."""
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
-    """Type of the merged weights. auto: float16 (bfloat16 if gguf:bf16 is asked for), whatever the
+    """Type of the merged weights. auto: float16 (bfloat16 with gguf:bf16), whatever the
     base's own is: it rounds eight times finer, and bfloat16 rounds much of what a short LoRA
     training changed back to the base. A weight that does not fit is an error."""
     llama_cpp: str | None = None

@@ -163,7 +163,7 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
     schedules, and `training.extra`.
 
     Raises:
-        ConfigError: an unknown key or value, or one that has a setting of its own.
+        ConfigError: an unknown key or value, or one that is a setting.
     """
     valid, name = config_fields(config_class), config_class.split(":")[1]
     for key, source in NAMES.items():

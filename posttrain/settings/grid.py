@@ -55,11 +55,11 @@ def parse_grid(options: Sequence[str]) -> list[Value]:
         keys[key] = values
     if not keys:  # of which there is one combination
         return []
-    found = [
+    combinations = [
         Value([f"{key}={value}" for key, value in zip(keys, values, strict=True)])
         for values in itertools.product(*keys.values())
     ]
-    names = [value.name.lower() for value in found]  # some disks see no difference in case
+    names = [value.name.lower() for value in combinations]  # some disks ignore case
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"--grid: two values would both be in the folder {twice}")
-    return found
+    return combinations

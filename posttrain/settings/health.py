@@ -16,7 +16,7 @@ class Health(Section):
     max_skipped_steps: int | None = Field(16, ge=1)
     """Stop after so many optimizer steps in a row that fp16 skipped; null never stops. A few at the
     start are the loss scaler finding its scale: it starts at 65,536 and halves at each, so after 16
-    it is 1, and the gradients overflow by themselves."""
+    it is 1, and the gradients themselves overflow."""
     max_still_steps: int | None = Field(10, ge=1)
     """Stop after so many steps in a row that left every weight as it was although the learning rate
     was not 0 and there was something to learn; null never stops. One is already a fault: AdamW

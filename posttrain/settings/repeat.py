@@ -1,4 +1,4 @@
-"""What a repeat is asked to train: several seeds of one config, and values to choose from."""
+"""The command line of ./run repeat: several seeds of one config, and values to choose from."""
 
 import argparse
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """Secrets come from the environment only: settings and arguments that hold one are refused.
 
 A run folder keeps the resolved settings and the command line, so a token given there would be on
-disk for good. Messages name the place and never the value.
+disk for good. Messages name where it is, never the value.
 """
 
 import os
@@ -46,7 +46,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def kind_of_secret(text: str, name: str = "") -> str | None:
-    """What kind of secret `text` holds, None if it looks like none. `name` is the setting's."""
+    """The kind of secret in `text`, None if there is none. `name` is the setting's."""
     for variable, value in secret_variables().items():
         if value in text:
             return f"the value of {variable}"

@@ -82,9 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else Path(".")
-        present = ", ".join(sorted(str(p) for p in folder.glob("*.yaml"))) or "no YAML file"
-        raise ConfigError(f"no config file at '{path}' ({folder} holds {present})") from None
+        raise ConfigError(f"no config file at '{path}'") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config file '{path}': {error}") from None
     value = parse_yaml(text, str(path))

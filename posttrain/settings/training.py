@@ -160,7 +160,7 @@ class GRPOTraining(Training):
         level = self.extra.get("importance_sampling_level", "token")
         if self.loss_type == "luspo" and level != "sequence":
             raise ValueError(
-                "loss_type luspo scales the loss of a whole sequence, so it needs the importance "
+                "loss_type luspo scales the loss of a sequence, so it needs the importance "
                 "ratios of sequences; set training.extra.importance_sampling_level to sequence"
             )
         return self

@@ -137,7 +137,7 @@ class Session(Generic[S]):
         if settings.prompt.examples:
             print(examples.cost(tokenizer, settings.prompt))
         policy.check_architecture(settings.model, settings.training.extra)
-        checks.check_model(settings.model, settings.lora, settings.export, tokenizer)
+        checks.check_model(settings.model, settings.lora, tokenizer)
         if note := clock_note(tokenizer):
             print(note)
         return tokenizer

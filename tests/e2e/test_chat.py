@@ -248,7 +248,7 @@ def test_a_base_model_that_is_gone(run: Path, tmp_path: Path) -> None:
     lost = tmp_path / "adapter"
     lost.mkdir()
     (lost / adapter.CONFIG).write_text(json.dumps({adapter.BASE: "/no/such/model"}))
-    with pytest.raises(ConfigError, match="its base model /no/such/model is not there any more"):
+    with pytest.raises(ConfigError, match="its base model /no/such/model does not exist"):
         source.find(str(lost))
 
 

@@ -295,12 +295,12 @@ def test_tokens_are_reported_and_never_shown(
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password InTheNetrc77\n")
     (tmp_path / ".netrc").chmod(0o600)
     _, found, text = look(None)
-    assert finding(found, "hub token")["text"] == f"there, in {tmp_path / 'hub' / 'token'}"
+    assert finding(found, "hub token")["text"] == f"set, in {tmp_path / 'hub' / 'token'}"
     assert str(tmp_path / ".netrc") in finding(found, "W&B")["text"]
     monkeypatch.setenv("HF_TOKEN", "hf_InTheEnvironment888888888")
     monkeypatch.setenv("WANDB_API_KEY", "InTheEnvironment888888888")
     _, found, more = look(None)
-    assert "there, in HF_TOKEN" in more and "key there, in WANDB_API_KEY" in more
+    assert "set, in HF_TOKEN" in more and "key set, in WANDB_API_KEY" in more
     for value in ("InTheFile", "InTheNetrc", "InTheEnvironment"):
         assert value not in text + more + json.dumps(found)
 

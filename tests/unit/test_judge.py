@@ -376,7 +376,7 @@ def test_a_run_without_replies(api: Server, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not to the same prompts"):
         ask(run, api)
     after.write_text('{"prompt": "?"}\n', "utf-8")
-    with pytest.raises(DataError, match="row 1 is no PromptReply: side: is missing"):
+    with pytest.raises(DataError, match="row 1 is not a PromptReply: side: is missing"):
         ask(run, api)
     after.write_text("half a li", "utf-8")
     with pytest.raises(DataError, match="not a JSON object"):

@@ -22,24 +22,13 @@ LINUX = pytest.mark.skipif(
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
         ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
         ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "400000 100000"}, 2.0),
-        (
-            "5:memory:/x\n4:cpu,cpuacct:/docker/x\n0::/\n",
-            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
-            3.0,
-        ),
-        (
-            "4:cpu:/x\n",
-            {"cpu/x/cpu.cfs_quota_us": "-1\n", "cpu/x/cpu.cfs_period_us": "100000\n"},
-            math.inf,
-        ),
-        ("3:cpuset:/\n", {"cpu.max": "100000 100000"}, math.inf),
         ("", {}, math.inf),
     ],
 )
 def test_the_limit_of_a_container(
     membership: str, files: dict[str, str], limit: float, tmp_path: Path
 ) -> None:
-    """Files as the kernel writes them: docs.kernel.org, cgroup-v1 and cgroup-v2."""
+    """Files as the kernel writes them: docs.kernel.org, cgroup-v2."""
     root = tmp_path / "cgroup"
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -127,7 +127,7 @@ def test_rows_round_trip(tmp_path: Path) -> None:
     assert rows_of(RewardedReply, rows, path) == replies
     assert completion_of(rows[0]) == Completion("x", 9, True)
     write(path, {**rows[0], "rewards": {"same": "much"}})
-    with pytest.raises(DataError, match=r"row 1 is no RewardedReply: rewards\.same"):
+    with pytest.raises(DataError, match=r"row 1 is not a RewardedReply: rewards\.same"):
         read_replies(path)
 
 

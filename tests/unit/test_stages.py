@@ -110,7 +110,7 @@ def test_contradictions_are_refused_by_name(override: str, message: str, tmp_pat
     ("changes", "message"),
     [
         ({"peft_type": "IA3"}, "is a IA3 adapter, not LoRA"),
-        ({"modules_to_save": ["lm_head"]}, r"trains whole modules \(modules_to_save\)"),
+        ({"modules_to_save": ["lm_head"]}, r"trains complete modules \(modules_to_save\)"),
         ({"target_modules": ["q_proj", "lm_head"]}, "changes lm_head"),
         ({"target_modules": "all-linear"}, "names its layers by a pattern"),
         ({"target_modules": None}, "names its layers by a pattern"),

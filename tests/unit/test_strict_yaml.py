@@ -15,17 +15,13 @@ from posttrain.settings.strict_yaml import parse_yaml, read_yaml
     ("text", "value"),
     [
         ("5e-6", 5e-6),
-        ("5E-6", 5e-6),
-        ("1e-3", 1e-3),
-        ("1.0e-5", 1e-5),
+        ("1.0E-5", 1e-5),
         ("1.e5", 1e5),
-        ("+1e5", 1e5),
         ("-2e+3", -2000.0),
         ("-.5", -0.5),
         (".5", 0.5),
         (".5e1", 5.0),
         ("1.", 1.0),
-        ("0.1", 0.1),
         ("-0.0", -0.0),
     ],
 )
@@ -38,7 +34,7 @@ def test_a_float(text: str, value: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("-3", -3), ("+3", 3), ("0", 0), ("1_000", 1000), ("010", 10)],
+    [("-3", -3), ("+3", 3), ("1_000", 1000), ("010", 10)],
 )
 def test_an_integer(text: str, value: int) -> None:
     read = parse_yaml(text, "here")
@@ -58,10 +54,9 @@ def test_plain_text(text: str) -> None:
     assert parse_yaml(text, "here") == text
 
 
-@pytest.mark.parametrize("text", ["5e-6", "3", "yes", "true", "null", "", " a ", "1:30"])
-@pytest.mark.parametrize("quote", ["'", '"'])
-def test_quoted_text_stays_text(text: str, quote: str) -> None:
-    assert parse_yaml(f"{quote}{text}{quote}", "here") == text
+@pytest.mark.parametrize("text", ["5e-6", "3", "yes", "null", "", " a "])
+def test_quoted_text_stays_text(text: str) -> None:
+    assert parse_yaml(f"'{text}'", "here") == parse_yaml(f'"{text}"', "here") == text
 
 
 @pytest.mark.parametrize(
@@ -97,12 +92,10 @@ def test_what_pyyaml_itself_would_do() -> None:
     ("text", "key", "second", "first"),
     [
         ("a: 1\nb: 2\na: 3\n", "a", 3, 1),
-        ("a:\n  b: 1\n  c: 2\n\n  b: 1\n", "b", 5, 2),
         ("a:\n  b:\n    c: {d: 1}\n    c: {d: 1}\n", "c", 4, 3),
         ("x: 1\na: {b: 1, c: 2, b: 3}\n", "b", 2, 2),
         ("a:\n  - b: 1\n    b: 2\n", "b", 3, 2),
         ("a: 1\n'a': 2\n", "a", 2, 1),
-        ("a: {}\n# a comment\na: {}\n", "a", 3, 1),
     ],
 )
 def test_a_duplicate_key_names_both_lines(text: str, key: str, second: int, first: int) -> None:
@@ -122,7 +115,7 @@ def test_the_same_key_in_two_sections_is_no_duplicate() -> None:
     }
 
 
-@pytest.mark.parametrize("key", ["1", "1.5", "yes", "null", "[a]", "{a: 1}"])
+@pytest.mark.parametrize("key", ["1", "yes", "[a]"])
 def test_a_key_that_is_not_text(key: str) -> None:
     with pytest.raises(ConfigError, match=r"^some\.yaml: line 2: the key .* is not text; quote it"):
         parse_yaml(f"a: 1\n? {key}\n: 2\n", "some.yaml")
@@ -135,16 +128,13 @@ def test_a_key_that_is_not_text(key: str) -> None:
     ("text", "line"),
     [
         ("a: [1, 2\n", 2),
-        ("a: 1\nb: {c: 1\n", 3),
         ("a: 1\nb: c: d\n", 2),
         ("a:\n\tb: 1\n", 2),
         ("a: 1\nb: 'open\n", 3),
-        ("a: 1\nb: @x\n", 2),
         ("a: *nothing\n", 1),
         ("a:\n  b: 1\n c: 2\n", 3),
         ("a: 1\n---\nb: 2\n", 2),
         ("a: 1\nb: !!python/object/apply:os.getcwd []\n", 2),
-        ("a: 1\nb: !unknown x\n", 2),
     ],
 )
 def test_bad_syntax_names_the_line(text: str, line: int) -> None:
@@ -152,7 +142,7 @@ def test_bad_syntax_names_the_line(text: str, line: int) -> None:
         parse_yaml(text, "some.yaml")
 
 
-@pytest.mark.parametrize("character", ["\x00", "\x01", "\x1b", "\x7f"])
+@pytest.mark.parametrize("character", ["\x00", "\x1b"])
 def test_a_control_character(character: str) -> None:
     with pytest.raises(ConfigError, match=r"^some\.yaml: .*not valid YAML"):
         parse_yaml(f"a: 1\nb: x{character}y\n", "some.yaml")
@@ -167,7 +157,7 @@ def written(folder: Path, content: str | bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "# nothing but a comment\n", "---\n", "null\n"])
+@pytest.mark.parametrize("content", ["", "# nothing but a comment\n", "null\n"])
 def test_an_empty_file_is_an_empty_mapping(tmp_path: Path, content: str) -> None:
     assert read_yaml(written(tmp_path, content)) == {}
 
@@ -207,21 +197,10 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_missing_file_lists_what_is_there(tmp_path: Path) -> None:
-    for name in ("dpo_mine.yaml", "grpo_mine.yaml", "notes.txt"):
-        (tmp_path / name).write_text("")
-    with pytest.raises(ConfigError) as caught:
-        read_yaml(tmp_path / "grpo_min.yaml")
-    message = str(caught.value)
-    assert f"no config file at '{tmp_path / 'grpo_min.yaml'}'" in message
-    assert "dpo_mine.yaml" in message
-    assert "grpo_mine.yaml" in message
-    assert "notes.txt" not in message
-
-
-def test_a_missing_file_in_a_folder_without_any(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no YAML file"):
-        read_yaml(tmp_path / "some.yaml")
+def test_a_missing_file(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    with pytest.raises(ConfigError, match=f"no config file at '{path}'"):
+        read_yaml(path)
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2", "1: 2"])

@@ -72,7 +72,7 @@ def test_the_demo_model_is_trusted() -> None:
 def test_a_folder_that_asks_for_code(folder: Path, name: str, values: dict[str, Any]) -> None:
     (folder / "modeling_evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
     edit(folder / name, **values)
-    assert f"{folder / name} asks to run Python code" in refused(folder)
+    assert f"{folder / name} requires Python code" in refused(folder)
     assert not (folder / "ran").exists()
 
 
@@ -104,7 +104,7 @@ def test_adapters(folder: Path, tmp_path: Path) -> None:
         check_model_folder(trained, "--model")
     (trained / "adapter_model.bin").rename(trained / "adapter_model.safetensors")
     edit(folder / "config.json", auto_map={"AutoConfig": "evil.Config"})
-    with pytest.raises(ConfigError, match=r"the base model: .*config\.json asks to run Python"):
+    with pytest.raises(ConfigError, match=r"the base model: .*config\.json requires Python"):
         check_model_folder(trained, "--model")
 
 
@@ -120,7 +120,7 @@ def test_the_scripts_refuse_it_before_anything_heavy(ask: Ask, folder: Path) -> 
     name = f"model.name={folder}"
     result = ask("dpo", "--config", "configs/dpo_demo.yaml", name, "--dry-run")
     assert result.returncode == 2
-    assert "asks to run Python code" in result.stderr
+    assert "requires Python code" in result.stderr
 
 
 def test_a_fingerprint_changes_with_what_makes_the_model_only(folder: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_poisoned_checkpoint_executes_nothing(checkpoint: Path, name: str, for
     assert f"{name}: refused" in said and "Nothing of it was run" in said and "--resume" in said
     assert not marker.exists()
     if name.endswith((".pt", ".pth")) and form != "pickle":
-        assert "asks for posix.system" in said
+        assert "requires posix.system" in said
     if form == "pickle":  # the payload itself is live: this is what was refused
         pickle.loads(content.getvalue())
         assert marker.exists()
@@ -254,7 +254,7 @@ def test_the_base_of_an_adapter_is_found_where_it_is_now(
     assert base("assets/base") == there
     assert base("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
     gone = "/old/place/assets/base"
-    with pytest.raises(ConfigError, match=f"its base model {gone} is not there any more"):
+    with pytest.raises(ConfigError, match=f"its base model {gone} does not exist"):
         base(gone)
     (run / "config.yaml").write_text("model: {name: assets/base}\n")
     assert base(gone) == there

@@ -109,14 +109,6 @@ def test_a_new_driver_or_none_is_not(tmp_path: Path, version: str | None) -> Non
     assert "it would install now" in with_driver(tmp_path, version).stderr
 
 
-@pytest.mark.parametrize(
-    ("driver", "said"), [("580.65.06", "the driver runs"), ("570.86.15", "needs driver 580.65.6")]
-)
-def test_the_doctor_says_it_too(driver: str, said: str) -> None:
-    finding = machine._driver_for_vllm(machine.GPU("L4", driver, 22.0, 0.1, (8, 9), 0))
-    assert finding.status == "ok" and said in finding.text and "--vllm" in finding.text
-
-
 # --- settings -------------------------------------------------------------------------------------
 
 
