@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.base.errors import DataError
-from posttrain.base.expected import expected
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.expected import expected, given
 
 # What makes a model behave as it does: weights, configuration, tokenizer, chat template.
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}
@@ -60,6 +60,21 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused (it is not JSON)."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} should hold an object, got {given(value)}")
+    return value
 
 
 def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:

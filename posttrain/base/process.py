@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import PostTrainError
@@ -112,26 +112,20 @@ def run_main(main: Callable[[], int | None]) -> None:
         ensure_home()
         sys.exit(main() or 0)
     except PostTrainError as error:
-        if is_main():
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except OSError as error:
         if error.errno in NOT_ALLOWED and error.filename:
-            print(
-                f"error: {error.filename}: {str(error.strerror).lower()}; name another "
-                "folder (--output, POSTTRAIN_CACHE or HF_HOME), or see who owns this one",
-                file=sys.stderr,
+            _fail(
+                f"{error.filename}: {str(error.strerror).lower()}; name another folder (--output, "
+                "POSTTRAIN_CACHE or HF_HOME), or see who owns this one"
             )
-            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"error: the disk is full{where}; what was saved before is complete. Free some space "
-            "and run the same command again",
-            file=sys.stderr,
+        _fail(
+            f"the disk is full{where}; what was saved before is complete. Free some space and run "
+            "the same command again"
         )
-        sys.exit(2)
     except KeyboardInterrupt as stopped:
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
         print(
@@ -140,6 +134,12 @@ def run_main(main: Callable[[], int | None]) -> None:
             file=sys.stderr,
         )
         _exit_without_waiting(128 + number)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    if is_main():
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _exit_without_waiting(code: int) -> None:

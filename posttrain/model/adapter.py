@@ -138,34 +138,27 @@ def check_weights(folder: Path, lora: Lora, base: Any) -> None:
         raise ConfigError(
             f"model.adapter: {path} cannot be read ({error}); copy it again from where it was made"
         ) from None
-    modules = dict(base.named_modules())
     targets = tuple(f".{target}" for target in lora.target_modules)
-    layers = [name for name in modules if f".{name}".endswith(targets)]
-    wanted = {f"base_model.model.{name}.lora_{side}.weight" for name in layers for side in "AB"}
-    held = {name for name in shapes if ".lora_A." in name or ".lora_B." in name}
-    if odd := sorted(wanted ^ held):
-        verb, whose = ("lacks", "") if odd[0] in wanted else ("holds", "not ")
+    expected = {}
+    for name, layer in base.named_modules():
+        if f".{name}".endswith(targets):
+            prefix = f"base_model.model.{name}.lora_"
+            expected[f"{prefix}A.weight"] = [lora.r, getattr(layer, "in_features", None)]
+            expected[f"{prefix}B.weight"] = [getattr(layer, "out_features", None), lora.r]
+    held = {
+        name: shape for name, shape in shapes.items() if ".lora_A." in name or ".lora_B." in name
+    }
+    if odd := sorted(expected.keys() ^ held.keys()):
+        verb, whose = ("lacks", "") if odd[0] in expected else ("holds", "not ")
         raise ConfigError(
             f"model.adapter: {path} {verb} {odd[0]}, which is {whose}of a layer of the base model "
             f"that {CONFIG} names; weights, config and base model do not belong together"
         )
-    ranks = {name: shape[0] for name, shape in shapes.items() if ".lora_A." in name}
-    if wrong := next((name for name, rank in ranks.items() if rank != lora.r), None):
+    if wrong := next((name for name in held if held[name] != expected[name]), None):
         raise ConfigError(
-            f"model.adapter: {path} holds rank {ranks[wrong]} for {wrong}, and {CONFIG} says rank "
-            f"{lora.r}: two different adapters"
+            f"model.adapter: {path} does not fit: {wrong} is {held[wrong]}, and {CONFIG} "
+            f"and its base model require {expected[wrong]}; it was trained on another model"
         )
-    for name, shape in shapes.items():
-        layer = modules.get(name.removeprefix("base_model.model.").split(".lora_")[0])
-        features = {".lora_A.": "in_features", ".lora_B.": "out_features"}
-        for part, attribute in features.items():
-            width = shape[1] if part == ".lora_A." else shape[0]
-            if part in name and getattr(layer, attribute, None) != width:
-                raise ConfigError(
-                    f"model.adapter: {path} does not fit its base model: {name} has the shape "
-                    f"{list(shape)}, and the layer there has {getattr(layer, attribute, 'none')} "
-                    f"{attribute}; it was trained on another model"
-                )
 
 
 @contextlib.contextmanager

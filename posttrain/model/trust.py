@@ -6,12 +6,12 @@ that torch has to read are read with `weights_only=True`, which creates only obj
 of types.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import CheckpointError, ConfigError, first_line
+from posttrain.base.files import read_object
 from posttrain.settings.adapters import base_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -37,7 +37,11 @@ def check_model_folder(folder: Path, where: str) -> None:
     """
     for name in CONFIGS:
         path = folder / name
-        if path.is_file() and (key := _requires_code(_read(path, where))):
+        try:
+            key = _requires_code(read_object(path)) if path.is_file() else None
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if key:
             raise ConfigError(
                 f"{where}: {path} requires Python code that comes with the model ({key}), which "
                 "is refused. Use a model of an architecture that transformers has itself"
@@ -55,16 +59,6 @@ def check_model_folder(folder: Path, where: str) -> None:
         base = Path(base_of(folder))
         if base.is_dir() and base.resolve() != folder:
             check_model_folder(base.resolve(), f"{where}: the base model")
-
-
-def _read(path: Path, where: str) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: {path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: {path} should hold an object")
-    return value
 
 
 def _requires_code(value: Any) -> str | None:

@@ -3,13 +3,13 @@
 Read without torch, so that what contradicts an adapter is refused at once.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.expected import given
+from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT
 from posttrain.settings.model import MOVED
 from posttrain.settings.strict_yaml import read_yaml
@@ -42,18 +42,8 @@ def find_adapter(name: str) -> Path:
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """The contents of an adapter's config.
-
-    Raises:
-        ConfigError: it is not a JSON object.
-    """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / CONFIG} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{folder / CONFIG} should hold an object, got {given(config)}")
-    return config
+    """The contents of an adapter's config; raises ConfigError if it is not a JSON object."""
+    return read_object(folder / CONFIG)
 
 
 def base_of(folder: Path) -> str:

@@ -103,7 +103,8 @@ class PairData(_FormatColumns):
     format_key = "format"
     format: Literal[PairFormat, "replies"] = "columns"
     """How a row holds its pair. columns: three columns of text; orca: the same and a system turn;
-    messages: conversations that share all but the last turn (UltraFeedback); conversational: prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
+    messages: conversations that share all but the last turn (UltraFeedback); conversational:
+    prompt, chosen and rejected as messages; oasst: text with the earlier turns in the prompt;
     comparia: two conversations and a vote; comparia_turns: the same, with a row for each turn;
     replies: the replies.jsonl of ./run evaluate --samples, the best against the worst reply to a
     question."""

@@ -8,7 +8,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.secrets import check_arguments, check_values, is_secret_name, kind_of_secret
-from tests.helpers import CONFIGS, ROOT, settings_class
+from tests.helpers import ROOT
 from tests.unit.conftest import Ask
 
 # Made up here; each has the form of the real thing.
@@ -32,10 +32,8 @@ DEMO = ROOT / "configs" / "dpo_demo.yaml"
 @pytest.mark.parametrize(
     "name",
     [
-        *("token", "hub_token", "hf_token", "HF_TOKEN", "hubToken", "api_key", "apikey", "apiKey"),
-        *("WANDB_API_KEY", "openai-api-key", "password", "db_password", "passwd", "secret"),
-        *("client_secret", "secret_key", "aws_access_key_id", "private_key", "credentials"),
-        *("authorization", "bearer", "access_token", "use_auth_token"),
+        *("token", "hub_token", "HF_TOKEN", "hubToken", "apikey", "apiKey", "openai-api-key"),
+        *("db_password", "secret_key", "aws_access_key_id", "credentials", "use_auth_token"),
     ],
 )
 def test_names_of_secrets(name: str) -> None:
@@ -45,8 +43,7 @@ def test_names_of_secrets(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("pad_token", "eos_token", "max_new_tokens", "include_num_input_tokens_seen", "tokenizer"),
-        *("key", "keys", "author", "secretary", "passes", "num_generations", "count_tokens"),
+        *("pad_token", "max_new_tokens", "tokenizer", "key", "author", "secretary", "passes"),
     ],
 )
 def test_names_of_other_things(name: str) -> None:
@@ -66,11 +63,10 @@ def test_no_name_of_a_setting_or_trainer_argument_is_refused_but_the_hubs_token(
 
 
 @pytest.mark.parametrize("kind", VALUES)
-@pytest.mark.parametrize("before", ["", "Bearer ", "see "], ids=["alone", "bearer", "in a text"])
-def test_values_that_look_like_secrets(kind: str, before: str) -> None:
-    if kind == "W&B key" and before:  # 40 digits within a text are a commit as a rule
-        pytest.skip("only alone")
-    assert kind in str(kind_of_secret(before + VALUES[kind]))
+def test_values_that_look_like_secrets(kind: str) -> None:
+    assert kind in str(kind_of_secret(VALUES[kind]))
+    if kind != "W&B key":  # 40 digits within a text are a commit as a rule
+        assert kind in str(kind_of_secret(f"Bearer {VALUES[kind]}"))
 
 
 @pytest.mark.parametrize(
@@ -105,9 +101,7 @@ def test_the_value_of_a_secret_variable_is_known_whatever_its_form(
 @pytest.mark.parametrize(
     "override",
     [
-        "training.extra.hub_token=abc",
         "training.extra={hub_token: abc}",
-        "tracking.wandb_api_key=abc",
         "password=abc",
         *(f"run.name={value}" for value in VALUES.values() if "\n" not in value),
         f"data.train={{path: x, token: {HUB}}}",
@@ -117,10 +111,10 @@ def test_the_value_of_a_secret_variable_is_known_whatever_its_form(
 def test_overrides(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings(DPOSettings, DEMO, [override])
-    said = str(caught.value)
-    assert "environment variable" in said
-    assert "abc" not in said.replace("abcdef", "")
-    assert not any(value in said for value in VALUES.values())
+    message = str(caught.value)
+    assert "environment variable" in message
+    assert "abc" not in message.replace("abcdef", "")
+    assert not any(value in message for value in VALUES.values())
 
 
 def test_a_misspelt_number_of_tokens_gets_its_own_message() -> None:
@@ -129,28 +123,18 @@ def test_a_misspelt_number_of_tokens_gets_its_own_message() -> None:
         load_settings(DPOSettings, DEMO, ["evaluation.max_new_token=5"])
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_projects_own_configs_hold_none(path: Path) -> None:
-    load_settings(settings_class(path), path)
-
-
-@pytest.mark.parametrize("script", ["dpo", "grpo"])
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ([f"training.extra.hub_token={HUB}"], "training.extra.hub_token"),
         ([f"run.name={OPENAI}"], "run.name"),
-        ([f"--token={HUB}"], "--token"),
         ([f"--api-key={OPENAI}"], "--api-key"),
         ([HUB], "argument 3"),
         (["--output", f"/tmp/{HUB}"], "argument 4"),
     ],
 )
-def test_a_secret_on_the_command_line(
-    ask: Ask, script: str, arguments: list[str], named: str
-) -> None:
-    config = f"configs/{script}_demo.yaml"
-    result = ask(script, "--config", config, *arguments)
+def test_a_secret_on_the_command_line(ask: Ask, arguments: list[str], named: str) -> None:
+    result = ask("grpo", "--config", "configs/grpo_demo.yaml", *arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.startswith(f"error: {named}")
