@@ -1,4 +1,4 @@
-"""Whether the hub and W&B answer, and whether each has a token. Tokens are never shown."""
+"""Whether the hub answers, and whether it and W&B have a token. Tokens are never shown."""
 
 import netrc
 import os
@@ -6,7 +6,6 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from posttrain.doctor.finding import Finding
@@ -17,10 +16,8 @@ TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 def look_at_services() -> list[Finding]:
-    """The hub and W&B, queried in parallel for a second at most."""
-    with ThreadPoolExecutor() as pool:
-        hub, wandb = pool.submit(_hub), pool.submit(_wandb)
-        return [*hub.result(), *wandb.result()]
+    """Whether the hub answers within a second, and the tokens of the hub and W&B."""
+    return [_hub(), _hub_token(), _wandb()]
 
 
 def _answers(url: str) -> str:
@@ -54,18 +51,16 @@ def _host(url: str) -> str:
     return urllib.parse.urlsplit(url).hostname or "the given address"
 
 
-def _hub() -> list[Finding]:
+def _hub() -> Finding:
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     offline = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(n)), None)
     if offline:
         text = f"not queried: {offline} is set, so only what is in the cache can be used"
-        reach = Finding("hub", "ok", text)
-    elif problem := _answers(url):
+        return Finding("hub", "ok", text)
+    if problem := _answers(url):
         advice = "models and datasets must be local or in the cache; the demos need none"
-        reach = Finding("hub", "warn", f"{_host(url)}: {problem}", advice)
-    else:
-        reach = Finding("hub", "ok", f"{_host(url)} answers")
-    return [reach, _hub_token()]
+        return Finding("hub", "warn", f"{_host(url)}: {problem}", advice)
+    return Finding("hub", "ok", f"{_host(url)} answers")
 
 
 def _is_set(name: str) -> bool:
@@ -82,19 +77,12 @@ def _hub_token() -> Finding:
     return Finding("hub token", "ok", "none; the configs here need none")
 
 
-def _wandb() -> list[Finding]:
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    mode = os.environ.get("WANDB_MODE", "online")
-    key = _wandb_key(url)
+def _wandb() -> Finding:
+    key = _wandb_key(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     if key is None:
         text = "no key; records stay in the run folder, which is complete without it"
-        return [Finding("W&B", "ok", text)]
-    if mode != "online":
-        return [Finding("W&B", "ok", f"key set, in {key}; not queried: WANDB_MODE is {mode}")]
-    if problem := _answers(url):
-        advice = "WANDB_MODE=offline keeps the record for `wandb sync`"
-        return [Finding("W&B", "warn", f"key set, in {key}; {_host(url)}: {problem}", advice)]
-    return [Finding("W&B", "ok", f"key set, in {key}; {_host(url)} answers")]
+        return Finding("W&B", "ok", text)
+    return Finding("W&B", "ok", f"key set, in {key}")
 
 
 def _wandb_key(url: str) -> str | None:

@@ -47,8 +47,9 @@ def _is_adapter(name: str, path: str, base: Any) -> ConfigError:
     )
 
 
-def check_model(model: Model, lora: Lora, tokenizer: Any) -> None:
-    """Check layers and token ids against the model's architecture. After runtime.start().
+def check_model(model: Model, lora: Lora, extra: dict[str, Any], tokenizer: Any) -> None:
+    """Check layers, token ids and `training.extra` against the model's architecture. After
+    runtime.start().
 
     From now on render.token_ids refuses ids that the model has no embedding for.
 
@@ -61,6 +62,7 @@ def check_model(model: Model, lora: Lora, tokenizer: Any) -> None:
     if model.adapter:
         adapter.check_weights(adapters.find_adapter(model.adapter), lora, skeleton)
     _check_layers(skeleton, lora, model.name)
+    _check_extra(skeleton.config.get_text_config(), extra, model.name)
     rows = skeleton.get_input_embeddings().weight.shape[0]
     limit_token_ids(tokenizer, rows, f"model.name: '{model.name}'")
 
@@ -86,6 +88,20 @@ def _skeleton(model: Model) -> Any:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError:  # for Unsloth to load in another way, or to refuse
         return None
+
+
+def _check_extra(config: Any, extra: dict[str, Any], name: str) -> None:
+    """Check the arguments of `training.extra` that need a model of some architecture."""
+    if extra.get("cast_lm_head_to_fp32") and config.tie_word_embeddings:
+        raise ConfigError(
+            f"training.extra.cast_lm_head_to_fp32: the output layer of '{name}' is its embedding, "
+            "which trl cannot cast under an adapter; leave it out"
+        )
+    if extra.get("router_aux_loss_coef") and not hasattr(config, "output_router_logits"):
+        raise ConfigError(
+            f"training.extra.router_aux_loss_coef: '{name}' is not a mixture of experts, so it has "
+            "no router to balance; leave it out"
+        )
 
 
 def _check_layers(skeleton: Any, lora: Lora, name: str) -> None:

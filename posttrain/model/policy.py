@@ -29,32 +29,6 @@ from posttrain.settings import Lora, Model, RolloutModel, Training, adapters
 from posttrain.settings.model import MOVED
 
 
-def check_architecture(model: Model, extra: dict[str, Any]) -> None:
-    """Check the arguments of `training.extra` that need a model of some architecture.
-
-    Raises:
-        ConfigError: this model has another.
-    """
-    experts, head = extra.get("router_aux_loss_coef"), extra.get("cast_lm_head_to_fp32")
-    if not experts and not head:
-        return
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(
-        local_or_hub(model.name), revision=model.revision, trust_remote_code=False
-    ).get_text_config()
-    if head and config.tie_word_embeddings:
-        raise ConfigError(
-            f"training.extra.cast_lm_head_to_fp32: the output layer of '{model.name}' is its "
-            "embedding, which trl cannot cast under an adapter; leave it out"
-        )
-    if experts and not hasattr(config, "output_router_logits"):
-        raise ConfigError(
-            f"training.extra.router_aux_loss_coef: '{model.name}' is not a mixture of experts, so "
-            "it has no router to balance; leave it out"
-        )
-
-
 def base_weights(model: Model) -> str:
     """The weights that a run starts from: a folder's fingerprint, or hub repository and commit.
 

@@ -136,8 +136,7 @@ class Session(Generic[S]):
         set_template_variables(tokenizer, settings.prompt.chat_template_kwargs)
         if settings.prompt.examples:
             print(examples.cost(tokenizer, settings.prompt))
-        policy.check_architecture(settings.model, settings.training.extra)
-        checks.check_model(settings.model, settings.lora, tokenizer)
+        checks.check_model(settings.model, settings.lora, settings.training.extra, tokenizer)
         if note := clock_note(tokenizer):
             print(note)
         return tokenizer

@@ -26,7 +26,7 @@ def check(*overrides: str) -> None:
     settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", list(overrides))
     runtime.start(verbose=False, threads=None)
     tokenizer = pretrained.load_tokenizer(settings.model)
-    checks.check_model(settings.model, settings.lora, tokenizer)
+    checks.check_model(settings.model, settings.lora, settings.training.extra, tokenizer)
 
 
 def main(method: str, output: Path, *overrides: str) -> int:
