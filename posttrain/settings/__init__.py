@@ -72,8 +72,8 @@ class Evaluation(Section):
     temperature: float = Field(0.0, ge=0)
     """0 is greedy; above it replies are sampled, from `training.seed`."""
     stop_at_answer: bool = False
-    """End a reply at its closing answer tag. Faster, but it hides what the model would have written
-    after the tag, which the rewards see; so the scores are no longer those of the training."""
+    """End a reply at its closing answer tag. Faster, but it hides what follows the tag, which the
+    rewards of the training see."""
     every: int | None = Field(None, ge=1)
     """Steps between two validations on the rows of `data.validation`; null: before the first and
     after the last step only."""
@@ -129,11 +129,11 @@ class Run(Section):
     patience: int | None = Field(None, ge=1)
     """End training after so many validations in a row without an improvement."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads for torch; null takes OMP_NUM_THREADS, else the cores that the process may use. A
-    run that is resumed keeps its number, on which sums of floats depend."""
+    """CPU threads for torch; null: OMP_NUM_THREADS, else the cores that the process may use. A
+    resumed run keeps its number, on which sums of floats depend."""
     score: bool = True
-    """Score the held-out data before and after. false: train, validate and save the adapter without
-    a look at them, for a choice between runs; true later scores it, without training again."""
+    """Score the held-out data before and after. false: only train, validate and save the adapter;
+    true later scores it, without training again."""
     price_per_hour: float | None = Field(None, ge=0)
     """What the machine costs an hour, in any currency; the report then says what training cost."""
 

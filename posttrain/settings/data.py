@@ -45,11 +45,9 @@ class PairColumns(Section):
     rejected: str = "rejected"
     """Column of the other reply."""
     system: str | None = None
-    """Column of the row's own system turn, in any format; a `prompt.system` that is not null
-    replaces it [orca: system]."""
+    """Column of the row's system turn, replaced by a `prompt.system` [orca: system]."""
     language: str = "lang"
-    """Column of the row's language, read where `data.language` is given [comparia_turns:
-    metadata.languages, a list inside of another column]."""
+    """Column of the row's language, for `data.language` [comparia_turns: metadata.languages]."""
     first: str = "conversation_a"
     """Column of an arena's first conversation [comparia_turns: full_conversation_a]."""
     second: str = "conversation_b"
@@ -57,8 +55,7 @@ class PairColumns(Section):
     choice: str = "choice"
     """Column of an arena's vote: a side, a tie, or the name of one of the two models."""
     turn: str | None = None
-    """Column of the turn whose replies an arena's vote is about, counted from 0; null: the last one
-    [comparia_turns: turn]."""
+    """Column of the turn that a vote is about, from 0; null: the last [comparia_turns: turn]."""
     ignored: list[str] | None = None
     """Columns and keys of messages that the model should not see, such as an id. A message that
     holds more than role, content and these is unusable, and so is a row with `tools` or `images`
@@ -204,9 +201,8 @@ class ProblemData(Data):
     columns: ProblemColumns = ProblemColumns()
     """Which columns of the dataset hold what."""
     answers: Literal["number", "text"] = "number"
-    """What gold answers are. text: whatever they say goes to `rewards` as it is, without white
-    space at its ends; these must be of your own, and their totals are the score of the held-out
-    problems."""
+    """What gold answers are. text: they go to `rewards` as they are, stripped; these must be your
+    functions, and their totals are the score of the held-out problems."""
     eval: Source
     """Problems to score before and after; a question that is also trained on is refused."""
     pass_rate: PassRate | None = None

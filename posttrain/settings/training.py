@@ -94,8 +94,8 @@ class DPOTraining(Training):
     """Weight of the tokens by which a reply is longer than the other, against a bias to length
     (LD-DPO, https://arxiv.org/abs/2409.06411); null and 1 weigh all tokens alike."""
     precompute_ref_log_probs: bool = False
-    """Score the reference once before training instead of at every step, and keep the result for
-    later runs on the same rows and model, in $POSTTRAIN_CACHE or ~/.cache/posttrain."""
+    """Score the reference once before training, not at every step, and keep the result for later
+    runs on the same rows and model, in $POSTTRAIN_CACHE or ~/.cache/posttrain."""
     train_sampling_strategy: Literal["random", "group_by_length", "sequential"] = "random"
     """Order of the rows. group_by_length puts pairs of like length together: less padding."""
 
