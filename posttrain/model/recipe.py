@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import ceil
 
 from posttrain.base import terminal
-from posttrain.model.estimate import Settings, estimate
+from posttrain.model.estimate import estimate
 from posttrain.model.shape import Shape
 from posttrain.settings import GRPOSettings, SFTSettings
+from posttrain.settings import TrainingSettings as Settings
 
 LEARNING_RATES = {"grpo": (3e-6, 4e-5), "dpo": (5e-6, 1e-5), "sft": (1e-5, 5e-4)}
 """The lowest and the highest learning rate of published runs with LoRA (docs/recipes.md)."""

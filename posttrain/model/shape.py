@@ -8,15 +8,24 @@ from typing import Any
 
 from posttrain.base.paths import ROOT
 
-# The models of configs/, for machines that have not downloaded them yet: hidden and intermediate
-# size, layers, heads, key-value heads, size of a head.
-KNOWN = {
-    "Qwen/Qwen2.5-0.5B-Instruct": (896, 4864, 24, 14, 2, 64),
-    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 8960, 28, 12, 2, 128),
-    "Qwen/Qwen2.5-3B-Instruct": (2048, 11008, 36, 16, 2, 128),
-    "Qwen/Qwen3-0.6B": (1024, 3072, 28, 16, 8, 128),
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+KNOWN: dict[str, dict[str, Any]] = {
+    name: {
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        **dict(zip(_SIZES, sizes, strict=False)),
+    }
+    for name, sizes in {
+        "Qwen/Qwen2.5-0.5B-Instruct": (896, 4864, 24, 14, 2),
+        "Qwen/Qwen2.5-1.5B-Instruct": (1536, 8960, 28, 12, 2),
+        "Qwen/Qwen2.5-3B-Instruct": (2048, 11008, 36, 16, 2),
+        "Qwen/Qwen3-0.6B": (1024, 3072, 28, 16, 8, 128),
+    }.items()
 }
-QWEN_VOCABULARY = 151936
+"""The models of configs/, for machines that have not downloaded them yet."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +68,9 @@ class Shape:
 
 def shape_of(name: str) -> Shape | None:
     """The shape of a local or cached model, None where its config.json is not at hand."""
-    values = _config_of(name)
+    values = _config_of(name) or KNOWN.get(name)
     if values is None:
-        if name not in KNOWN:
-            return None
-        hidden, intermediate, layers, heads, kv_heads, size = KNOWN[name]
-        return Shape(
-            QWEN_VOCABULARY, hidden, intermediate, layers, kv_heads * size, heads * size, tied=True
-        )
+        return None
     try:
         hidden, heads = values["hidden_size"], values["num_attention_heads"]
         size = values.get("head_dim") or hidden // heads

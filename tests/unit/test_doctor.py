@@ -312,7 +312,7 @@ def test_the_shape_has_the_weights_of_the_real_model(name: str, weights: int) ->
     assert shape is not None
     norms = (2 * shape.layers + 1) * shape.hidden
     if "Qwen3" in name:  # no biases; a norm of a head's size for queries, and one for keys
-        others = shape.layers * 2 * KNOWN[name][-1]
+        others = shape.layers * 2 * KNOWN[name]["head_dim"]
     else:
         others = shape.layers * (shape.queries + 2 * shape.key_value)
     assert shape.layer_weights + shape.embeddings + norms + others == weights
