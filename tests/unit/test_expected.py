@@ -1,4 +1,4 @@
-"""What a message says that a value should be: words of YAML and JSON, none of pydantic's."""
+"""What messages require of a value: in terms of YAML and JSON, not of pydantic."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from posttrain.settings.command import load_settings
 from posttrain.settings.extra import check_extra
 from tests.helpers import ROOT, run_script
 
-COMMANDS = ("dpo", "grpo", "evaluate", "judge", "export", "report", "doctor", "demo_model")
+COMMANDS = ("grpo", "evaluate", "doctor")
 PYDANTICS = re.compile(r"Input|instance|\bvalid\b|pattern|NoneType|\((int|str|float|bool|list)\)")
 
 
@@ -24,16 +24,13 @@ PYDANTICS = re.compile(r"Input|instance|\bvalid\b|pattern|NoneType|\((int|str|fl
     ("override", "words"),
     [
         ("model=", "model: should be a section, got null"),
-        ("data.columns=5", "data.columns: should be a section, got 5"),
         ("training.extra=[]", "training.extra: should be a section, got the list []"),
-        ("model.name=7", "model.name: should be text, got 7"),
         ("training.bf16=yes please", "training.bf16: should be true or false, got the text 'yes "),
         ("training.loss_type=ipo", "training.loss_type: should be a list, such as [a, b], got the"),
         ("evaluation.also=[{path: x, name: ''}]", "evaluation.also.0.name: should be letters,"),
-        ("lora.target_modules=[]", "should have 1 or more entries, got the list []"),
     ],
 )
-def test_a_wrong_value_is_told_in_plain_words(override: str, words: str) -> None:
+def test_the_message_on_a_wrong_value(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [override])
     assert words in str(caught.value)
@@ -70,6 +67,6 @@ def test_pydantic_knows_these_errors() -> None:
 def test_usage_names_the_command_as_it_is_typed(name: str, tmp_path: Path) -> None:
     """From any folder."""
     for folder, typed in ((ROOT, "./run"), (tmp_path, str(ROOT / "run"))):
-        said = run_script(name, "--no-such-option", cwd=folder).stderr
-        assert f"usage: {typed} {name} " in " ".join(said.split())
-        assert f"{name}.py" not in said
+        usage = run_script(name, "--no-such-option", cwd=folder).stderr
+        assert f"usage: {typed} {name} " in " ".join(usage.split())
+        assert f"{name}.py" not in usage
