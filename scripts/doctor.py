@@ -119,7 +119,8 @@ def together(findings: list[Finding]) -> list[Finding]:
 def as_sums(figures: list[dict[str, Any]]) -> str:
     """The terms of each config's estimate of peak memory."""
     entry = partial(terminal.entry, "", label_width=2)
-    lines = ["", "peak GPU memory in GB, estimated from the model's shapes, not measured"]
+    title = "peak GPU memory in GB, estimated from the model's shapes, not measured"
+    lines = ["", *textwrap.wrap(title, terminal.prose_width())]
     for config in figures:
         terms = config.get("estimated_gb") or {}
         values = ", ".join(
