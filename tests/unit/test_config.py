@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from eval.gsm8k import Problem
+from eval.rewarded import reward_row
 from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, Section, SFTSettings
@@ -25,7 +26,7 @@ from posttrain.settings.strict_yaml import read_yaml
 from posttrain.settings.trainer_fields import config_fields
 from posttrain.train.arguments import owned_arguments
 from rewards import resolve
-from scripts.grpo import load_rewards, print_example, trainer_row
+from scripts.grpo import load_rewards, print_example
 from tests.helpers import CONFIGS, ROOT, settings_class
 from tests.unit.conftest import Ask
 
@@ -188,7 +189,7 @@ def test_a_dry_run_calls_rewards_as_training_does(
     name = f"{tmp_path / 'mine.py'}:level"
     settings = load({**TREES[GRPO], "rewards": {name: 0.5, "format": 1.0}}, GRPO, tmp_path)
     problem = Problem("1 + 1?", "2", columns={"level": 0})
-    row = trainer_row(problem, settings)
+    row = reward_row(problem, settings.prompt)
     assert [turn["role"] for turn in row.pop("prompt")] == ["system", "user"]
     assert row == {"question": "1 + 1?", "answer": "2", "level": 0}
     functions = load_rewards(settings, problem)
