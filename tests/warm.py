@@ -151,8 +151,13 @@ def import_libraries() -> dict[str, str]:
 
 
 def serve(listening: socket.socket) -> dict[str, Any]:
-    """Accept requests for ever; returns in a fork, with its request."""
+    """Accept requests while the tests run; returns in a fork, with its request."""
+    tests = os.getppid()
     while True:
+        if not select.select([listening], [], [], 5)[0]:
+            if os.getppid() != tests:
+                sys.exit()
+            continue
         connection, _ = listening.accept()
         lines = connection.makefile("rw", encoding="utf-8")
         request: dict[str, Any] = json.loads(lines.readline())
