@@ -26,7 +26,7 @@ if __name__ == "__main__":
 from posttrain.base.paths import run_command
 from posttrain.base.process import Terminated, run_main
 from posttrain.chat import models, source, terminal
-from posttrain.chat.conversation import Talk
+from posttrain.chat.conversation import Talk, not_utf8
 from posttrain.chat.known import held_out_questions, load_known
 from posttrain.settings import Prompt
 from posttrain.settings.command import check_settings
@@ -108,6 +108,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--port must be at least 1, got {args.port}")
     if args.question is not None and (args.web or not args.question.strip()):
         parser.error("--question needs a text, and answers in the terminal, without --web")
+    if args.question is not None and (problem := not_utf8(args.question)):
+        parser.error(f"--question: {problem}")
     if args.share and not args.web:
         parser.error("--share needs --web")
     return args

@@ -25,6 +25,15 @@ class Side:
     """The model, for a reader."""
 
 
+def not_utf8(text: str) -> str | None:
+    """The message for a text with the surrogates that Python reads for bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "that is not UTF-8; type it again, or try LC_ALL=C.UTF-8"
+    return None
+
+
 @dataclass
 class Talk:
     """Questions and replies since the beginning of a conversation."""
@@ -46,10 +55,8 @@ class Talk:
         Raises:
             DataError: it is not UTF-8.
         """
-        try:
-            question.encode()
-        except UnicodeEncodeError:  # Python reads a byte that is not UTF-8 as half a character
-            raise DataError("the question is not UTF-8; try LC_ALL=C.UTF-8") from None
+        if problem := not_utf8(question):
+            raise DataError(problem)
         self.rows.append({"question": question, "system": self.system})
 
     def answer(self, side: Side) -> Generator[Completion, None, None]:

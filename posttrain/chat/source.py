@@ -84,6 +84,8 @@ def _refuse_path(name: str) -> None:
             f"there is no folder '{name}'.{did_you_mean(name, beside)} Give a run folder, an "
             "adapter, a model's folder or hub name, a GGUF file, or the URL of a server"
         )
+    if (run := ROOT / "outputs" / name).is_dir():
+        raise ConfigError(f"there is no model '{name}' here. Did you mean '{shown(run)}'?")
 
 
 def _no_model(folder: Path) -> str:

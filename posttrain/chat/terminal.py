@@ -10,7 +10,7 @@ from eval import Completion
 from posttrain.base.errors import DataError, PostTrainError, did_you_mean
 from posttrain.base.files import append_rows
 from posttrain.base.process import Terminated
-from posttrain.chat.conversation import Side, Talk
+from posttrain.chat.conversation import Side, Talk, not_utf8
 
 PROMPT = "> "
 HELP = """\
@@ -81,6 +81,9 @@ def converse(talk: Talk) -> None:
         except EOFError:
             print()
             return
+        if problem := not_utf8(typed):
+            print(f"error: {problem}")
+            continue
         command, _, rest = typed.partition(" ")
         if command in ("/quit", "/exit"):
             return

@@ -53,6 +53,22 @@ def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
         if data.unusable == "drop":
             return error.why
         raise
+    except DataError as error:
+        if (other := _format_like(row, data)) is None:
+            raise
+        raise DataError(f"{error}; data.format={other} reads rows such as this") from None
+
+
+def _format_like(row: Row, data: PairData) -> str | None:
+    """Another format that fits a malformed row by the types in its columns."""
+    names = (data.columns.prompt, data.columns.chosen, data.columns.rejected)
+    kinds = [type(row.values.get(name)) for name in names]
+    if kinds == [str, str, str]:
+        return None if data.format in ("columns", "orca", "oasst") else "columns"
+    if kinds[1:] != [list, list]:
+        return None
+    other = "conversational" if kinds[0] is list else "messages"
+    return None if data.format == other else other
 
 
 def from_columns(row: Row, data: PairData, system: str | None) -> Pair | str:

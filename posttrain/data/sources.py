@@ -126,9 +126,9 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
     if isinstance(values, dict):
         lists = {key: value for key, value in values.items() if isinstance(value, list)}
         if len(lists) != 1:
+            what = f"{len(lists)} lists ({', '.join(lists)})" if lists else "no list"
             raise DataError(
-                f"{name}: expected a list of rows, got an object with {len(lists)} lists "
-                f"({', '.join(lists)}); keep one list"
+                f"{name}: expected a list of rows, got an object with {what}; keep one list alone"
             )
         (values,) = lists.values()
     if not isinstance(values, list):

@@ -17,7 +17,7 @@ from typing import Any
 from posttrain.base.errors import ConfigError, PostTrainError
 from posttrain.base.paths import ROOT
 from posttrain.base.process import share_the_processor
-from posttrain.base.processor import cores
+from posttrain.base.processor import cores, free_cores
 from posttrain.model.device import Device
 from posttrain.model.grouped_attention import share_keys_and_values
 
@@ -48,7 +48,8 @@ def start(verbose: bool, threads: int | None) -> Device:
         import transformers
     gc.freeze()  # the libraries' objects stay: traversing them takes seconds when the process ends
 
-    if threads or "OMP_NUM_THREADS" not in os.environ:
+    chosen = threads is None and "OMP_NUM_THREADS" not in os.environ
+    if threads or chosen:
         torch.set_num_threads(threads or cores())
     if not verbose:
         for library in LIBRARIES:
@@ -60,10 +61,23 @@ def start(verbose: bool, threads: int | None) -> Device:
     if not torch.cuda.is_available():
         share_keys_and_values()
         bf16 = bool(importlib.import_module("unsloth").is_bfloat16_supported())
+        if chosen:
+            _warn_of_load(torch.get_num_threads())
         return Device("CPU", 0.0, bf16, torch.get_num_threads())
     properties = torch.cuda.get_device_properties(0)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Device(properties.name, properties.total_memory / 2**30, bf16)
+
+
+def _warn_of_load(threads: int) -> None:
+    """Print what to do where other programs use cores that torch's threads need."""
+    if threads > 1 and (free := free_cores()) < threads:
+        print(
+            f"note: other programs keep cores busy, {free} of {threads} are free: a step waits for "
+            f"its slowest thread, so OMP_NUM_THREADS={free} may be faster (run.threads={free} for "
+            "a training run)",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

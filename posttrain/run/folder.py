@@ -62,8 +62,10 @@ class RunFolder:
     @property
     def trained(self) -> bool:
         """Nothing is left to train and the adapter is saved, whether or not it was scored."""
+        if self.finished:
+            return True
         trained = _environment(self.shared).get("trained")
-        return self.finished or (trained is not None and "exit_code" not in trained)
+        return trained is not None and "exit_code" not in trained
 
     def threads(self) -> int | None:
         """CPU threads that the run was started with, where they were recorded and are here."""

@@ -161,12 +161,21 @@ def test_a_cut_reply_with_control_characters(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == f"> ?\nreply  a[2Jbc\n       {note}\n\n"
 
 
+def test_the_name_of_a_run_without_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outputs" / "mine").mkdir(parents=True)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    with pytest.raises(ConfigError, match=r"no model 'mine' here\. Did you mean '.*outputs/mine'"):
+        source.find("mine")
+
+
 def test_a_question_that_is_not_utf_8_is_refused(
     talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed(monkeypatch, ["caf\udcc3 ?", "café ?"])
+    typed(monkeypatch, ["/system caf\udcc3", "caf\udcc3 ?", "café ?"])
     terminal.converse(talk)
-    assert "error: the question is not UTF-8" in capsys.readouterr().out
+    assert "error: that is not UTF-8" in capsys.readouterr().out
     assert [row["question"] for row in talk.rows] == ["café ?"]
 
 

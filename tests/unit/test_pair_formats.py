@@ -414,6 +414,15 @@ def test_columns_that_belong_to_the_prompt(kind: str, column: str, tmp_path: Pat
     assert len(pairs(read(tmp_path, kind, rows, columns={"ignored": ignored}))) == 4
 
 
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [("columns", "messages"), ("columns", "conversational"), ("messages", "columns")],
+)
+def test_rows_of_another_format_are_recognised(kind: str, other: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"row 1: .*; data\.format={other} reads rows such as"):
+        read(tmp_path, kind, numbered(SHAPES[other]))
+
+
 def test_a_conversational_prompt_ends_with_the_user(tmp_path: Path) -> None:
     rows = numbered(CONVERSATIONAL)
     rows[1]["prompt"].append(assistant("Hm."))
