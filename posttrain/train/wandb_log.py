@@ -42,9 +42,10 @@ def choose(requested: bool) -> tuple[Literal["off", "offline", "online"], str]:
     `requested`: the settings name wandb. The client is imported only where a key may be.
     """
     requested = requested or os.environ.get("WANDB_MODE") == "offline"
-    netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    netrc = any(Path(name).expanduser().exists() for name in names)
     hints = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-    if not (requested or any(map(os.environ.get, hints)) or netrc.exists()):
+    if not (requested or any(map(os.environ.get, hints)) or netrc):
         return "off", ""
     import wandb
     from wandb.sdk.lib import wbauth
