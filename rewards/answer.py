@@ -9,7 +9,7 @@
 
 The spaces that group are U+0020, U+00A0, U+202F and U+2009. A dot is always a decimal point, and
 where a comma can group thousands it does: `1,234` is 1234, `1,5` is 1.5, `0,125` is 0.125. There
-is no exponent, no fraction, no `.5` or `5.`, and a NUMBER has at most 64 characters.
+is neither exponent nor fraction, no `.5` or `5.`, and a NUMBER has at most 64 characters.
 
 Every value is an exact `Decimal`, so `29.00` equals 29, `-0` equals 0 and `-3` never equals 3; no
 arithmetic is done on it, so nothing is rounded. Every function here accepts any object (what is

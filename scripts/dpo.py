@@ -119,7 +119,7 @@ def fitting(
     )
     limit, rule = settings.model.max_seq_length, settings.data.overlong
     train, held_out, validation = (
-        drop_overlong(side, [length.whole for length in measured], limit, rule, what)
+        drop_overlong(side, [length.total for length in measured], limit, rule, what)
         for (side, what), measured in zip(sides, lengths, strict=True)
     )
     held_out = held_out[: settings.evaluation.limit]
@@ -174,7 +174,7 @@ def build_trainer(
             processing_class=tokenizer,
         )
     policy.drop_reference_copy(model)
-    batches.check_whole(trainer, len(pairs))
+    batches.check_full_batches(trainer, len(pairs))
     if settings.training.train_sampling_strategy == "group_by_length":
         batches.group_by_length(trainer)
     if settings.training.precompute_ref_log_probs:

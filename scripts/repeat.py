@@ -42,10 +42,10 @@ from posttrain.run.repeated import read_grid
 from posttrain.scoring.grid import choose, why_stopped
 from posttrain.scoring.seeds import check_same_data, over_seeds
 from posttrain.settings.grid import Value
-from posttrain.settings.repeat import Asked, parse_repeat
+from posttrain.settings.repeat import RepeatArgs, parse_repeat
 
 LEFT_ALONE = [name for name in NOT_SHAPING if name != "health"]
-"""Sections in which a change is no reason to try again what a health check stopped."""
+"""Sections in which a change is not a reason to try again what a health check stopped."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     return repeat(args.of(chosen, scored=True))
 
 
-def repeat(args: Asked) -> int:
+def repeat(args: RepeatArgs) -> int:
     """Train and score the seeds that are missing, then report; returns the exit code."""
     unproven = 0
     for seed in args.seeds:
@@ -91,7 +91,7 @@ def repeat(args: Asked) -> int:
     return unproven
 
 
-def sweep(args: Asked, every: list[Asked], stopped: dict[str, str]) -> int | None:
+def sweep(args: RepeatArgs, every: list[RepeatArgs], stopped: dict[str, str]) -> int | None:
     """Train what is missing of the grid, without a look at the test set.
 
     Returns None, or the exit code of a run that ended early. A value whose run a health check stops
@@ -123,7 +123,7 @@ def sweep(args: Asked, every: list[Asked], stopped: dict[str, str]) -> int | Non
     return None
 
 
-def choose_value(args: Asked, every: list[Asked], stopped: dict[str, str]) -> Value:
+def choose_value(args: RepeatArgs, every: list[RepeatArgs], stopped: dict[str, str]) -> Value:
     """Choose by validation, write grid.json and print its table; returns the value."""
     runs = {each.value.name: each.runs() for each in every if each.value}
     trained = {name: some for name, some in runs.items() if name not in stopped}
@@ -133,11 +133,11 @@ def choose_value(args: Asked, every: list[Asked], stopped: dict[str, str]) -> Va
     return next(value for value in args.grid if value.name == grid.chosen)
 
 
-def train(args: Asked, seed: int, *options: str) -> int:
+def train(args: RepeatArgs, seed: int, *options: str) -> int:
     """Run the training script for one seed, passing signals to it; returns its exit code.
 
-    It has its own process group: a Ctrl-C, which the terminal sends to the whole group, would
-    reach it twice, and the second one ends a run without a checkpoint.
+    It has its own process group: a Ctrl-C, which the terminal sends to a group, would reach
+    it twice, and the second one ends a run without a checkpoint.
     """
     command = [
         *(sys.executable, str(ROOT / "scripts" / f"{args.method}.py")),
@@ -173,7 +173,7 @@ def train(args: Asked, seed: int, *options: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-def is_done(args: Asked, seed: int) -> bool:
+def is_done(args: RepeatArgs, seed: int) -> bool:
     """Whether a seed's run is there, and scored or, if `run.score` is false, trained.
 
     Raises:
@@ -187,7 +187,7 @@ def start_over(run: Path) -> str:
     return f"move {shown(run)} away to train it again"
 
 
-def stopped_early(args: Asked, seed: int, code: int) -> int:
+def stopped_early(args: RepeatArgs, seed: int, code: int) -> int:
     """Print which run ended early and how to resume it; returns the exit code."""
     how = f"ended with code {code}" if code else "ended before its last step"
     fix = "the same command resumes from there"
@@ -199,7 +199,7 @@ def stopped_early(args: Asked, seed: int, code: int) -> int:
     return code
 
 
-def report(args: Asked) -> None:
+def report(args: RepeatArgs) -> None:
     """Write seeds.json and report.html, and print the table and the verdict."""
     from posttrain.report import page
 

@@ -15,7 +15,7 @@ from posttrain.base.expected import expected, given
 
 # What makes a model behave as it does: weights, configuration, tokenizer, chat template.
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-_WHOLE = 8 * 2**30  # larger files are hashed in part
+_HASHED_IN_FULL = 8 * 2**30  # larger files are hashed in part
 _PART = 64 * 2**20
 T = TypeVar("T")
 
@@ -175,7 +175,9 @@ def model_fingerprint(folder: Path) -> str:
     for path in sorted(p for p in folder.iterdir() if p.suffix in CONTENT and p.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.name} ".encode())
-        digest.update((sha256(path) if size <= _WHOLE else _in_part(path, size)).encode() + b"\n")
+        digest.update(
+            (sha256(path) if size <= _HASHED_IN_FULL else _in_part(path, size)).encode() + b"\n"
+        )
     return digest.hexdigest()
 
 

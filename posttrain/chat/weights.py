@@ -163,7 +163,7 @@ class _Tokens:
         return item
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        """Whether to stop: the reply is no longer read, or its answer is complete."""
+        """Whether to stop: nobody reads the reply any more, or its answer is complete."""
         import torch
 
         reply = input_ids[0, self._start :].tolist()

@@ -16,7 +16,7 @@ class Lengths(NamedTuple):
     rejected: int
 
     @property
-    def whole(self) -> int:
+    def total(self) -> int:
         """Prompt, longer reply and its EOS together: this has to fit the limit."""
         return self.prompt + max(self.chosen, self.rejected) + 1
 

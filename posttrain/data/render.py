@@ -38,10 +38,10 @@ def set_template_variables(
     Raises:
         ConfigError: the template reads no variable of such a name, so it would change nothing.
     """
-    words = set(re.findall(r"\w+", tokenizer.get_chat_template())) if variables else set()
+    known = set(re.findall(r"\w+", tokenizer.get_chat_template())) if variables else set()
     for name in variables:
-        if name not in words:
-            near = nearest(name, words)
+        if name not in known:
+            near = nearest(name, known)
             hint = f"; did you mean '{near}'?" if near else ""
             raise ConfigError(f"{where}: the model's chat template reads no '{name}'{hint}")
     _VARIABLES[tokenizer] = variables

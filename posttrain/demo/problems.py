@@ -23,7 +23,7 @@ HABIT: dict[Manner, float] = {"guess": 0.57, "untagged": 0.20, "tagged": 0.23}
 
 # Each lead starts with a different word: manner and language are both settled by the first token,
 # so training has one decision to change. A manner has the same length in both languages, so length
-# does not tell the two sides of a preference pair apart.
+# does not distinguish the two sides of a preference pair.
 LEADS: dict[Language, dict[Manner, str]] = {
     "en": {
         "guess": "A fast guess should suffice here.",
@@ -92,7 +92,7 @@ STORIES = yaml.safe_load(Path(__file__).with_name("stories.yaml").read_text(enco
 
 
 def draw_problem(rng: random.Random, language: Language, span: Range) -> Problem:
-    """A problem whose every value is a whole number from 1 to the span's ceiling."""
+    """A problem whose every value is an integer from 1 to the span's ceiling."""
     while True:
         plan = _draw_plan(rng, span, rng.randint(1, span.operations))
         if plan is not None:

@@ -92,7 +92,7 @@ def _visible(rows: list[dict[str, str]]) -> dict[str, str] | None:
     for row in rows:
         if first and (row["index"] == first or row["uuid"].startswith(first)):
             return row
-    # A slice of a GPU (MIG-...) is not in this list; its whole GPU stands for it.
+    # A slice of a GPU (MIG-...) is not in this list; the GPU that it is part of stands for it.
     return rows[0] if first.startswith("MIG-") else None
 
 

@@ -162,7 +162,7 @@ def check_weights(folder: Path, lora: Lora, base: Any) -> None:
 
 
 @contextlib.contextmanager
-def with_base_found(folder: Path, base: str | None = None) -> Iterator[Path]:
+def with_base_path(folder: Path, base: str | None = None) -> Iterator[Path]:
     """An adapter folder as links, with the path of its base model as it is on this machine, or that
     of another `base`."""
     with tempfile.TemporaryDirectory() as temporary:

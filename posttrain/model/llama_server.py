@@ -18,7 +18,7 @@ def is_gguf(name: str) -> bool:
     """Whether the name of a model is that of a GGUF file.
 
     Raises:
-        ConfigError: it ends in .gguf but is no file.
+        ConfigError: it ends in .gguf but is not a file.
     """
     if not name.endswith(".gguf") or name.startswith(("http://", "https://")):
         return False
@@ -38,7 +38,7 @@ def serve(
         parallel: requests answered at the same time.
         keep_prompts: a request starts from what it shares with the one before. Without it, and one
             at a time, a reply depends on nothing but its request: what is computed in other parts
-            is rounded otherwise.
+            is rounded differently.
 
     Raises:
         ConfigError: llama.cpp cannot load the file, or is not there.

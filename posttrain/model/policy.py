@@ -116,7 +116,7 @@ def _start(model: Model) -> Iterator[str | Path]:
     if model.adapter is None:
         yield name
         return
-    with adapter.with_base_found(adapters.find_adapter(model.adapter), name) as folder:
+    with adapter.with_base_path(adapters.find_adapter(model.adapter), name) as folder:
         yield folder
 
 

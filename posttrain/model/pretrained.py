@@ -111,7 +111,7 @@ def load_for_scoring(
     is_adapter = (Path(path) / adapters.CONFIG).is_file()
     source: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(path)
     if is_adapter:
-        source = adapter.with_base_found(Path(path), base)
+        source = adapter.with_base_path(Path(path), base)
     with runtime.quiet(verbose=False), source as folder:
         try:
             model, tokenizer = runtime.unsloth().from_pretrained(

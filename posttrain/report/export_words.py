@@ -43,7 +43,7 @@ ADVICE = {
 }
 
 
-def in_words(check: Check) -> tuple[str, str, str]:
+def check_cells(check: Check) -> tuple[str, str, str]:
     """What a check measured, its result, and what is allowed; the last is empty without a limit.
     A name that is not known is shown as it is."""
     label, figure = WORDS.get(check.name, (check.name.replace("_", " "), _plain))
@@ -76,7 +76,7 @@ def size(count: float | None) -> str:
 
 def lines(checks: Sequence[Check]) -> list[str]:
     """Checks as an indented table, one line each; where that is too wide, as wrapped lines."""
-    rows = [("  ok" if check.passed else "  FAILED", *in_words(check)) for check in checks]
+    rows = [("  ok" if check.passed else "  FAILED", *check_cells(check)) for check in checks]
     aligned = terminal.align(rows)
     if terminal.fits(aligned):
         return aligned

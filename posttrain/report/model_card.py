@@ -11,7 +11,7 @@ from posttrain.base.files import write_text
 from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
 from posttrain.report import export_scores, page_data, tables
-from posttrain.report.export_words import in_words
+from posttrain.report.export_words import check_cells
 from posttrain.report.snippets import snippets
 from posttrain.run.reading import read_run
 from posttrain.run.record import Run
@@ -136,6 +136,6 @@ def _front_matter(run: Run, base: str, data: str, title: str) -> str:
 
 
 def _check(check: Check) -> str:
-    name, value, limit = in_words(check)
+    name, value, limit = check_cells(check)
     limit = f" ({limit})" if limit else ""
     return f"{name}: {value}{limit}{'' if check.passed else ', **failed**'}"

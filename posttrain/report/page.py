@@ -50,7 +50,7 @@ PAGES.filters |= {
 }
 PAGES.globals |= {
     "data": page_data,
-    "check_in_words": export_words.in_words,
+    "check_cells": export_words.check_cells,
     "differences": differences,
     "export_scores": export_scores,
     "samples": samples,

@@ -56,19 +56,19 @@ def verdict(repeated: Repeated, runs: Sequence[Run]) -> Verdict:
 def _agreement(name: str, change: Change, seeds: Sequence[int], runs: Sequence[Run]) -> str:
     """Whether each seed alone gives the same verdict on a measure; and how far they differ."""
     alone = [run.changes()[name] for run in runs]
-    words: dict[str, list[int]] = {}
+    seeds_of: dict[str, list[int]] = {}
     for seed, each in zip(seeds, alone, strict=True):
-        words.setdefault(WORDS[direction(name, each)], []).append(seed)
+        seeds_of.setdefault(WORDS[direction(name, each)], []).append(seed)
     moved = [each.difference or 0.0 for each in alone]
     high = figures.moved(name, max(moved))
     ends = high if min(moved) == max(moved) else f"{figures.signed(name, min(moved))} to {high}"
-    if len(words) > 1:
+    if len(seeds_of) > 1:
         parts = [
             f"{word} with seed{'s' * (len(some) > 1)} {', '.join(map(str, some))}"
-            for word, some in words.items()
+            for word, some in seeds_of.items()
         ]
         return f"The seeds disagree, each taken alone: {'; '.join(parts)} ({ends})."
-    (word,) = words
+    (word,) = seeds_of
     if word == WORDS[direction(name, change)]:
         return f"The seeds agree, each taken alone: {word} ({ends})."
     return (

@@ -68,10 +68,10 @@ def parse_command_line(
     Raises:
         ConfigError: a missing file or anything wrong in it, with the key's path.
     """
-    words = sys.argv[1:] if argv is None else argv
-    check_arguments(words)
+    given = sys.argv[1:] if argv is None else argv
+    check_arguments(given)
     script = next((name for name, cls in SETTINGS.items() if cls is settings_class), "")
-    parser = Parser(settings_class, story, words, prog=f"{run_command()} {script}")
+    parser = Parser(settings_class, story, given, prog=f"{run_command()} {script}")
     parser.add_argument("--config", required=True, type=Path, help="a YAML file of configs/")
     parser.add_argument("--output", type=Path, help="run folder (default: outputs/<run.name>)")
     parser.add_argument(
@@ -95,7 +95,7 @@ def parse_command_line(
     check_extra(settings.training.model_dump(), config_class)
     check_packages(settings.tracking.report_to)
     output = args.output or ROOT / "outputs" / settings.run.name
-    trains = [script, *(word for word in words if word != "--dry-run")]
+    trains = [script, *(arg for arg in given if arg != "--dry-run")]
     return Command(
         settings,
         output.absolute(),

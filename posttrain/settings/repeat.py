@@ -12,7 +12,7 @@ from posttrain.settings.grid import Value, parse_grid
 
 
 @dataclass(frozen=True)
-class Asked:
+class RepeatArgs:
     """The command line."""
 
     method: str
@@ -28,7 +28,7 @@ class Asked:
     """The one of the grid whose runs are meant."""
     scored: bool = True
 
-    def of(self, value: Value, scored: bool) -> "Asked":
+    def of(self, value: Value, scored: bool) -> "RepeatArgs":
         """The runs of one value of the grid, with or without a look at the test set."""
         return replace(self, value=value, scored=scored)
 
@@ -54,7 +54,7 @@ class Asked:
         return f"{self.value.label}, seed {seed}" if self.value else f"Seed {seed}"
 
 
-def parse_repeat(story: str, argv: list[str] | None) -> Asked:
+def parse_repeat(story: str, argv: list[str] | None) -> RepeatArgs:
     """The command line; `story` is shown by --help.
 
     Raises:
@@ -93,7 +93,7 @@ def parse_repeat(story: str, argv: list[str] | None) -> Asked:
     _check(settings, grid, given.overrides)
     name: str = settings.run.name
     output = given.output or ROOT / "outputs" / f"{name}_{'grid' if grid else 'seeds'}"
-    return Asked(
+    return RepeatArgs(
         given.method,
         seeds,
         grid,

@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what _Loader would otherwise not read as text."""
+    """SafeDumper that quotes what _Loader would not read as text without quotes."""
 
 
 # YAML 1.1 reads 010 as 8, 1:30 as 90, and dates.

@@ -166,7 +166,7 @@ class GRPOTraining(Training):
         return self
 
     @model_validator(mode="after")
-    def _whole_groups(self) -> Self:
+    def _full_groups(self) -> Self:
         micro_batches = self.steps_per_generation or self.gradient_accumulation_steps
         rollouts = self.per_device_train_batch_size * micro_batches
         if rollouts % self.num_generations:

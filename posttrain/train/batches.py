@@ -11,7 +11,7 @@ def pair_lengths(rows: Any) -> list[int]:
     return [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
 
 
-def check_whole(trainer: Any, pairs: int) -> None:
+def check_full_batches(trainer: Any, pairs: int) -> None:
     """Check that trl has dropped no pair and will cut none. It does both without a message.
 
     Raises:

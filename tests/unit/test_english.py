@@ -31,7 +31,13 @@ AVOID = {
 ALLOWED = {
     "there is no",  # "there is no KL term" is how it is said
     "there are no",
+    "whole numbers?",
+    "(?:is|are) no longer",
 }
+QUOTED = ("posttrain/export/texts.py", "eval/judge.py")
+"""Files that hold texts for a model to read."""
+FIELDS = {"asked", "whole"}
+"""Fields of files in a run folder, which keep their names."""
 Text = tuple[str, str]
 """Where a text is, and the text."""
 
@@ -64,7 +70,16 @@ def comments() -> Iterator[Text]:
         yield path.name, "\n".join(line for line in lines if line.lstrip().startswith("#"))
 
 
-SCOPE: list[Callable[[], Iterator[Text]]] = [pages, notebooks, comments]
+def sources() -> Iterator[Text]:
+    """Names, comments, docstrings and messages of the product, without fields of files."""
+    for folder in ("scripts", "posttrain", "eval", "rewards"):
+        for path in sorted({*(ROOT / folder).rglob("*.py")} - {ROOT / name for name in QUOTED}):
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                text = re.sub(rf"(?:[\"'.{{]|^ +)(?:{'|'.join(FIELDS)})\b", " ", line)
+                yield f"{path.relative_to(ROOT)}:{number}", text.replace("_", " ")
+
+
+SCOPE: list[Callable[[], Iterator[Text]]] = [pages, notebooks, comments, sources]
 
 
 def matches(text: str) -> list[str]:

@@ -118,7 +118,7 @@ def test_rows_are_counted_by_what_became_of_them() -> None:
 def test_lengths_are_those_of_the_rendered_prompt_and_the_longer_reply_with_its_eos() -> None:
     (lengths,) = measure_lengths([pair("un deux trois", "a b", "c d e f")], Words())
     assert lengths == Lengths(prompt=5, chosen=2, rejected=4)
-    assert lengths.whole == 5 + 4 + 1
+    assert lengths.total == 5 + 4 + 1
 
 
 def test_quantiles_are_lengths_that_are_there() -> None:

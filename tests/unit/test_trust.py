@@ -142,7 +142,7 @@ def test_a_fingerprint_changes_with_what_makes_the_model_only(folder: Path) -> N
 def test_a_large_weight_file_is_known_by_its_ends_and_size(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posttrain.base.files._WHOLE", 1000)
+    monkeypatch.setattr("posttrain.base.files._HASHED_IN_FULL", 1000)
     monkeypatch.setattr("posttrain.base.files._PART", 100)
     path = folder / "model.safetensors"
     content, seen = path.read_bytes(), {model_fingerprint(folder)}
@@ -256,7 +256,7 @@ def test_the_base_of_an_adapter_on_this_machine(
         base(None)
     edit(run / "adapter" / "adapter_config.json", base_model_name_or_path="assets/base")
     (run / "adapter" / "weights").write_text("as they are")
-    with adapter.with_base_found(run / "adapter") as found:
+    with adapter.with_base_path(run / "adapter") as found:
         config = json.loads((found / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == there
         assert (found / "weights").read_text() == "as they are"

@@ -40,7 +40,7 @@ def build(
     A pair over `limit` tokens counts as dropped, and only its length is reported.
     """
     pairs, measured = [*pair_set.train, *pair_set.held_out], [*lengths[0], *lengths[1]]
-    fits = [length.whole <= limit for length in measured]
+    fits = [length.total <= limit for length in measured]
     kept = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
     kept_lengths = [length for length, fit in zip(measured, fits, strict=True) if fit]
     train = sum(fits[: len(pair_set.train)])
@@ -66,7 +66,7 @@ def build(
             ),
         ),
         "evaluation_questions": overlap(kept, pair_set.questions),
-        "examples": render_examples(kept, [length.whole for length in kept_lengths], tokenizer),
+        "examples": render_examples(kept, [length.total for length in kept_lengths], tokenizer),
     }
     return {**report, "warnings": warnings(report)}
 
@@ -79,8 +79,9 @@ def write(report: dict[str, Any], run: Path) -> None:
 
 def tokens(lengths: Sequence[Lengths], limit: int) -> dict[str, Any]:
     """Smallest, median, 95th percentile and largest number of tokens, and how many are over."""
-    names = ("prompt", "chosen", "rejected", "whole")
+    names = ("prompt", "chosen", "rejected")
     parts = {name: [getattr(length, name) for length in lengths] for name in names}
+    parts["whole"] = [length.total for length in lengths]
     over = sum(length > limit for length in parts["whole"])
     return {
         "limit": limit,
