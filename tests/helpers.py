@@ -49,15 +49,20 @@ def start_script(
     variables = {**os.environ, **OFFLINE, **environment}
     if WARM.usable(variables):
         return WARM.popen(command, cwd, variables, stdin)
-    assert not stdin
-    return subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-        env=variables,
-    )
+    # What is given on standard input fits a pipe's buffer.
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as file:
+        file.write(stdin)
+    with os.fdopen(read) as pipe:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            stdin=pipe,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env=variables,
+        )
 
 
 def run_script(
