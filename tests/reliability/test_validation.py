@@ -155,13 +155,13 @@ def test_the_last_adapter_is_kept_where_that_is_asked_for(tmp_path: Path) -> Non
     assert "run.keep" in run_script("grpo", "--help", "keep").stdout  # the setting is told
 
 
-def test_a_damaged_best_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_best_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not scored and exported as if nothing were wrong."""
     run = tmp_path / "run"
     keep_best = Validation.keep_best
 
     def damage(self: Validation, trainer: Any, step: int) -> Any:
-        self._checkpoints.values = {2: 1.0, 4: 0.0, 6: 0.0}
+        self._folder.checkpoints.values = {2: 1.0, 4: 0.0, 6: 0.0}
         (run / "checkpoints" / "step-000002" / "adapter_model.safetensors").write_bytes(b"")
         return keep_best(self, trainer, step)
 
