@@ -15,3 +15,9 @@ share_the_processor()  # several processes at once on few cores
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["POSTTRAIN_CACHE"] = str(tmp_path_factory.mktemp("posttrain_cache"))
+
+
+@pytest.fixture(autouse=True)
+def no_variable_of_unsloth() -> None:
+    """Unsloth sets it while it loads a model, and huggingface_hub warns of it in every process."""
+    os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)

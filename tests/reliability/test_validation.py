@@ -155,7 +155,9 @@ def test_the_last_adapter_is_kept_where_that_is_asked_for(tmp_path: Path) -> Non
     assert "run.keep" in run_script("grpo", "--help", "keep").stdout  # the setting is told
 
 
-def test_a_damaged_best_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_best_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not scored and exported as if nothing were wrong."""
     run = tmp_path / "run"
     keep_best = Validation.keep_best
