@@ -33,24 +33,29 @@ def free_cores(seconds: float = 0.5) -> int:
 
 
 def cgroup_limit(membership: Path, root: Path) -> float:
-    """The cores that a control group (version 2) may use, by its limit and those above it.
+    """The cores that a control group may use, by its limit and those above it.
 
     Args:
         membership: the process's file /proc/PID/cgroup.
-        root: where control groups are mounted.
+        root: where control groups of version 1 or 2 are mounted.
 
     Returns:
         Infinity without a limit, and where there are no control groups.
     """
     lowest = math.inf
     for line in _text(membership).splitlines():
-        if not line.startswith("0::"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
             continue
-        folder = root / line[3:].lstrip("/")
+        top = root / "cpu" if controllers else root
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        folder = top / path.lstrip("/")
         for group in (folder, *folder.parents):
-            quota, _, period = _text(group / "cpu.max").strip().partition(" ")
-            if quota.isdigit():
-                lowest = min(lowest, int(quota) / int(period))
+            if not group.is_relative_to(top):
+                break
+            numbers = " ".join(_text(group / name) for name in files).split()
+            if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+                lowest = min(lowest, int(numbers[0]) / int(numbers[1]))
     return lowest
 
 

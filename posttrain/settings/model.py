@@ -57,7 +57,7 @@ class Lora(Section):
         min_length=1,
     )
     """The linear layers that get an adapter, each by its name or by the end of it after a dot.
-    embed_tokens and lm_head are refused: they would be trained in full, which no export takes."""
+    embed_tokens and lm_head are trained and saved in full instead, which no export takes."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False

@@ -136,7 +136,7 @@ class Session(Generic[S]):
         set_template_variables(tokenizer, settings.prompt.chat_template_kwargs)
         if settings.prompt.examples:
             print(examples.cost(tokenizer, settings.prompt))
-        checks.check_model(settings.model, settings.lora, settings.training.extra, tokenizer)
+        checks.check_model(settings, tokenizer)
         if note := clock_note(tokenizer):
             print(note)
         return tokenizer

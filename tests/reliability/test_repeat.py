@@ -64,9 +64,9 @@ def test_stopped_in_the_first_seed_and_killed_in_the_second(tmp_path: Path) -> N
 
     with at_checkpoint(broken, 1) as repeat:
         repeat.send_signal(signal.SIGTERM)
-        told = repeat.communicate(timeout=120)[1]
+        errors = repeat.communicate(timeout=120)[1]
     assert repeat.returncode == 143
-    assert "Seed 1 ended with code 143; the same command resumes from there" in told
+    assert "Seed 1 ended with code 143; the same command resumes from there" in errors
     assert not (broken / "seed-2").exists() and not (broken / "seeds.json").exists()
 
     with at_checkpoint(broken, 2) as repeat:

@@ -92,6 +92,7 @@ UNREADABLE = [
     Bad("pairs.json", '[{"prompt": "a"},\n\n {"prompt": }]', ("line 3", "not valid JSON")),
     Bad("pairs.json", json.dumps(PAIR), ("list of rows", "an object")),
     Bad("pairs.json", json.dumps({"a": [PAIR], "b": [PAIR]}), ("an object with 2 lists (a, b)",)),
+    Bad("pairs.json", json.dumps({"prompt": "a", "chosen": "b"}), ("an object with no list",)),
     Bad("pairs.json", jsonl(PAIR, PAIR) + "oops", ("row 3", "not valid JSON")),
     Bad("pairs.json", json.dumps([PAIR, PAIR, None]), ("row 3", "object", "got null")),
     Bad("pairs.json", "[" * 100_000, ("JSON",)),

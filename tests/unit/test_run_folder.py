@@ -122,6 +122,14 @@ def test_rows_after_a_step_are_dropped(tmp_path: Path) -> None:
     assert json_lines(path) == rows[:1]
 
 
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_finished_run_does_not_need_its_environment(run: RunFolder, content: str) -> None:
+    run.open(fresh=False)
+    (run.path / "environment.json").write_text(content)
+    (run.path / "eval" / "comparison.json").write_text("{}")
+    assert run.finished and run.trained
+
+
 @pytest.mark.parametrize("torn", ["{", '{"step": 2, "lo', '{"step": 2, "text": "é', '{"step": 2}'])
 def test_a_row_cut_off_by_a_crash_does_not_stop_the_next_run(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"

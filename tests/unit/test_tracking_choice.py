@@ -87,6 +87,16 @@ def test_key_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_MODE", given)
         assert choose(requested=False)[0] == mode
         wandb.teardown()
+
+
+@pytest.mark.parametrize("name", [".netrc", "_netrc"])
+def test_key_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", CLOSED)
+    (tmp_path / name).write_text(f"machine {urlsplit(CLOSED).netloc} login user password {KEY}\n")
+    assert choose(requested=False)[0] == "online"
+    wandb.teardown()
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "short")
     mode, why = choose(requested=False)
