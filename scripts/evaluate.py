@@ -42,8 +42,14 @@ from posttrain.data.examples import check_examples
 from posttrain.model.server import PATIENCE_S, Server
 from posttrain.run.replies import folder_for, read_replies, resume, score_again
 from posttrain.scoring import evaluation, reward_functions
-from posttrain.scoring.answers import EvaluatedModel, answer_all, precision
-from posttrain.scoring.provenance import adapter_of_run, run_of, weights_fingerprint
+from posttrain.scoring.answers import (
+    EvaluatedModel,
+    adapter_of_run,
+    answer_all,
+    precision,
+    weights_fingerprint,
+)
+from posttrain.scoring.provenance import run_of
 from posttrain.settings import Evaluation, Model, Prompt
 from posttrain.settings.secrets import check_arguments
 from posttrain.settings.strict_yaml import parse_yaml

@@ -26,8 +26,7 @@ from posttrain.export.score_file import File, score_file
 from posttrain.report import export_scores
 from posttrain.run.reading import read_run
 from posttrain.run.room import MERGED, in_order
-from posttrain.scoring.answers import EvaluatedModel
-from posttrain.scoring.provenance import weights_fingerprint
+from posttrain.scoring.answers import EvaluatedModel, weights_fingerprint
 from posttrain.settings import Evaluation, Export
 from posttrain.settings.command import SETTINGS, check_settings
 from posttrain.settings.strict_yaml import read_yaml

@@ -143,17 +143,16 @@ def _check_layers(skeleton: Any, lora: Lora, name: str) -> None:
 def _check_embeddings(skeleton: Any, names: list[str], settings: TrainingSettings) -> None:
     """Check that these matrices can be trained in full, and print what that costs."""
     what = f"lora.target_modules: {', '.join(names)}"
-    if paths := [name for name in names if name not in EMBEDDINGS]:
-        raise ConfigError(
-            f"{what}: write {paths[0].rpartition('.')[2]}; with a path before it, Unsloth trains "
-            "the matrix in full on a GPU and with LoRA on a CPU"
-        )
     lora, model = settings.lora, settings.model
-    if len(names) == len(lora.target_modules):
-        raise ConfigError(f"{what}: trained in full, without LoRA; add a layer such as q_proj")
     reasons = {
-        "export.to makes files of LoRA on linear layers alone; remove "
-        f"{' and '.join(names)}, or set export.to: []": settings.export.to,
+        "with a path before its name, Unsloth trains the matrix in full on a GPU and with LoRA on "
+        f"a CPU; write {' and '.join(EMBEDDINGS)}": not set(names) <= set(EMBEDDINGS),
+        "it is trained in full, without LoRA; add a layer such as q_proj": (
+            len(names) == len(lora.target_modules)
+        ),
+        "trained in full, it cannot be exported; remove it, or set export.to: []": bool(
+            settings.export.to
+        ),
         f"the reference of lora.init = {lora.init} takes LoRA on every trained layer; set "
         "lora.init: default": lora.init in MOVED,
         "vLLM samples from LoRA on linear layers alone; set model.fast_inference: never": (
@@ -162,7 +161,7 @@ def _check_embeddings(skeleton: Any, names: list[str], settings: TrainingSetting
     }
     for reason, applies in reasons.items():
         if applies:
-            raise ConfigError(f"{what} would be trained in full, and {reason}")
+            raise ConfigError(f"{what}: {reason}")
     layers = {"embed_tokens": "get_input_embeddings", "lm_head": "get_output_embeddings"}
     weights = sum(getattr(skeleton, layers[name])().weight.numel() for name in names)
     print(

@@ -13,8 +13,8 @@ from eval import Completion, Conversation, conversation
 from eval.figures import label, plain
 from eval.gsm8k import Problem, Reply, Score
 from eval.measures import headline
-from posttrain.base.files import append_rows
-from posttrain.base.paths import is_url
+from posttrain.base.files import append_rows, model_fingerprint, sha256
+from posttrain.base.paths import ROOT, is_url
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import clock_note, set_template_variables
 from posttrain.model import inference, pretrained, runtime
@@ -22,7 +22,7 @@ from posttrain.model.llama_server import FULL_DISTRIBUTION, is_gguf, serve
 from posttrain.model.server import PATIENCE_S, Server, as_they_come, parameters
 from posttrain.run.replies import claim
 from posttrain.scoring import reward_functions
-from posttrain.scoring.provenance import run_config
+from posttrain.scoring.provenance import run_of
 from posttrain.settings import Evaluation, Prompt
 from rewards.answer import ends_with_answer
 
@@ -81,7 +81,7 @@ class EvaluatedModel:
 
     @property
     def _trained_length(self) -> int:
-        return int(run_config(self.name).get("model", {}).get("max_seq_length", 0))
+        return int(run_of(self.name)[1].get("model", {}).get("max_seq_length", 0))
 
     @property
     def _at_once(self) -> int:
@@ -149,12 +149,29 @@ class EvaluatedModel:
         return model, tokenizer
 
 
+def adapter_of_run(model: str) -> str:
+    """The adapter's folder, where the named model is a run folder that has one."""
+    for folder in (Path(model).expanduser(), ROOT / model):
+        if (folder / "adapter" / "adapter_config.json").is_file():
+            return str(folder / "adapter")
+    return model
+
+
+def weights_fingerprint(model: str) -> str | None:
+    """SHA-256 of a GGUF file or a local folder, so that a retrained one is not mistaken."""
+    if is_gguf(model):
+        return sha256(Path(model))
+    if is_url(model) or not (folder := Path(pretrained.local_or_hub(model))).is_dir():
+        return None
+    return model_fingerprint(folder)
+
+
 def precision(model: str, dtype: str | None = None, load_in_4bit: bool = False) -> dict[str, Any]:
     """What the base weights are loaded in: as given, else as the adapter's run was trained."""
     if is_url(model) or is_gguf(model):
         return {"dtype": None, "load_in_4bit": None}
     adapter = Path(pretrained.local_or_hub(model)) / "adapter_config.json"
-    trained = run_config(model).get("model", {}) if adapter.is_file() else {}
+    trained = run_of(model)[1].get("model", {}) if adapter.is_file() else {}
     return {
         "dtype": dtype or trained.get("dtype", "auto"),
         "load_in_4bit": load_in_4bit or trained.get("load_in_4bit", False),

@@ -11,7 +11,7 @@ from posttrain.base.errors import ConfigError, DataError, quoted
 from posttrain.base.paths import ROOT
 from posttrain.data.problems import for_validation, load_evaluation, seen_in_training
 from posttrain.data.problems import load_problems as load_both
-from posttrain.scoring.provenance import earlier_questions, run_config, trained_questions
+from posttrain.scoring.provenance import earlier_questions, run_of, trained_questions
 from posttrain.scoring.reward_functions import weighted
 from posttrain.settings import GRPOSettings, ProblemColumns, ProblemData, Prompt, Source
 from posttrain.settings.command import check_settings, load_settings
@@ -37,7 +37,7 @@ def config_of(model: str, data: str, config: Path | None) -> Config:
         return load_settings(GRPOSettings, config).model_dump(mode="json")
     if data in OWN:
         raise ConfigError(f"--data {data}: name the config whose problems these are with --config")
-    return run_config(model)
+    return run_of(model)[1]
 
 
 def weights_of(rewards: Sequence[str], data: str, config: Config) -> dict[str, float] | None:
@@ -96,7 +96,7 @@ def refuse_trained_on(model: str, data: str, problems: Sequence[Problem], allow:
     Raises:
         DataError: some, and `allow` is false.
     """
-    trained = run_config(model)
+    trained = run_of(model)[1]
     if not trained:
         return 0
     before = [q for _, turns in earlier_questions(trained["model"].get("adapter")) for q in turns]

@@ -1,12 +1,11 @@
-"""Where a model folder comes from: its run's settings, its weights, what it was trained on."""
+"""Where a model folder comes from: its run's settings, and what it was trained on."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError, DataError, PostTrainError, first_line, quoted
-from posttrain.base.files import model_fingerprint, sha256
-from posttrain.base.paths import ROOT, is_url
+from posttrain.base.paths import is_url
 from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.prompted import user_turns
@@ -17,19 +16,6 @@ from posttrain.model.llama_server import is_gguf
 from posttrain.settings import PairData, ProblemData, Prompt, ReplyData
 from posttrain.settings.adapters import find_adapter
 from posttrain.settings.strict_yaml import read_yaml
-
-
-def adapter_of_run(model: str) -> str:
-    """The adapter's folder, where the named model is a run folder that has one."""
-    for folder in (Path(model).expanduser(), ROOT / model):
-        if (folder / "adapter" / "adapter_config.json").is_file():
-            return str(folder / "adapter")
-    return model
-
-
-def run_config(model: str) -> dict[str, Any]:
-    """The settings of the run whose adapter, export or checkpoint this folder is, if any."""
-    return run_of(model)[1]
 
 
 def run_of(model: str) -> tuple[Path | None, dict[str, Any]]:
@@ -44,15 +30,6 @@ def run_of(model: str) -> tuple[Path | None, dict[str, Any]]:
         if {"model", "data", "training"} <= set(settings):
             return folder, settings
     return None, {}
-
-
-def weights_fingerprint(model: str) -> str | None:
-    """SHA-256 of a GGUF file or a local folder, so that a retrained one is not mistaken."""
-    if is_gguf(model):
-        return sha256(Path(model))
-    if is_url(model) or not (folder := Path(pretrained.local_or_hub(model))).is_dir():
-        return None
-    return model_fingerprint(folder)
 
 
 def refuse_earlier_stages(adapter: str | None, questions: Iterable[str]) -> None:

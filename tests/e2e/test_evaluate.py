@@ -14,7 +14,7 @@ import pytest
 
 from posttrain.base.errors import DataError
 from posttrain.scoring import evaluation
-from posttrain.scoring.provenance import adapter_of_run
+from posttrain.scoring.answers import adapter_of_run
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import dump_yaml

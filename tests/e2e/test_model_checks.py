@@ -43,8 +43,8 @@ def main(method: str, output: Path, *overrides: str) -> int:
         ("[proj]", "has no layer 'proj'."),  # peft matches what stands between dots
         ("[all-linear]", "has no layer 'all-linear'. Valid: down_proj, embed_tokens, gate_proj"),
         ("[mlp]", "'mlp' takes no LoRA, it is a Qwen2MLP; name layers inside it: down_proj, gate"),
-        ("[lm_head]", "lm_head: trained in full, without LoRA; add a layer such as q_proj"),
-        ("[q_proj, model.embed_tokens]", "model.embed_tokens: write embed_tokens; "),
+        ("[lm_head]", "lm_head: it is trained in full, without LoRA; add a layer such as q_proj"),
+        ("[q_proj, model.embed_tokens]", "model.embed_tokens: with a path before its name, "),
     ],
 )
 def test_names_that_are_no_layers(targets: str, message: str) -> None:
@@ -67,7 +67,7 @@ def test_matrices_that_are_trained_in_full(capsys: pytest.CaptureFixture[str]) -
     model, _ = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     trained = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
     assert [tuple(p.shape) for p in trained] == [(886, 128)]
-    with pytest.raises(ConfigError, match=r"export\.to makes files of LoRA .* remove lm_head"):
+    with pytest.raises(ConfigError, match=r"lm_head: trained in full, it cannot be exported"):
         check(*overrides, "export.to=[merged_16bit]")
     with pytest.raises(ConfigError, match=r"set lora\.init: default"):
         check(*overrides, "lora.init=pissa")
