@@ -3,6 +3,7 @@
     python bench/gpu.py                          # DPO and GRPO at the shape of Qwen2.5-0.5B
     python bench/gpu.py --size cpu               # the same with the demo model, on any CPU
     python bench/gpu.py --size shape             # the 0.5B shape in 4 bits, cut for a CPU
+    python bench/gpu.py --size real --model DIR  # real weights in the CPU configs' number type
     python bench/gpu.py --memory-limit 15        # does every config fit a 16 GB card?
     python bench/gpu.py --sweep                  # each lever of levers.py, one at a time
     python bench/gpu.py --lever fast_inference training.optim=adamw_torch_fused
@@ -52,6 +53,7 @@ CARD = {"grpo": "configs/grpo_gsm8k_16gb.yaml", "dpo": "configs/dpo_french_16gb.
 CONFIGS = {
     "gpu": CARD,
     "shape": CARD,
+    "real": {"grpo": "configs/grpo_gsm8k_cpu.yaml", "dpo": "configs/dpo_french_cpu.yaml"},
     "cpu": {"grpo": "configs/grpo_demo.yaml", "dpo": "configs/dpo_demo.yaml"},
 }
 FITTED = tuple(
@@ -78,6 +80,14 @@ CUT = {  # what a CPU does with the 0.5B shape in about a minute a step
         "training.bf16=false",
     ],
 }
+REAL = {  # a step of the CPU configs, cut to a few minutes: replies of at most 96 tokens
+    "grpo": [
+        "training.per_device_train_batch_size=16",
+        "training.gradient_accumulation_steps=1",
+        "training.max_completion_length=96",
+    ],
+    "dpo": ["training.gradient_accumulation_steps=2"],
+}
 RESULTS = Path(__file__).parent / "results"
 SHOWN = {
     "seconds_a_step": "s/step",
@@ -87,6 +97,7 @@ SHOWN = {
     "tokens_a_second": "tokens/s",
     "peak_allocated_gib": "peak GiB",
     "peak_reserved_gib": "reserved GiB",
+    "peak_rss_gib": "peak GiB of the process",
     "model_flops_utilisation": "MFU",
 }
 
@@ -122,7 +133,7 @@ def data_overrides(task: str, size: str, folder: Path | None, model: Path | None
     if size == "cpu":
         return SMALL[task]
     assert folder and model
-    cut = CUT[task] if size == "shape" else []
+    cut = {"shape": CUT, "real": REAL}.get(size, {}).get(task, [])
     if task == "grpo":
         return [
             *cut,
@@ -308,6 +319,7 @@ def summary(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for key, what in (
                 (rate, "times_the_rate"),
                 ("peak_allocated_gib", "share_of_the_peak"),
+                ("peak_rss_gib", "share_of_the_peak"),
             ):
                 if own.get(key) and other.get(key):
                     name = f"{task}: project against {side}"
@@ -354,7 +366,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=("gpu", "cpu", "shape"), default="gpu")
+    parser.add_argument("--size", choices=tuple(CONFIGS), default="gpu")
     parser.add_argument("--task", choices=("grpo", "dpo"), help="only this script")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--steps", type=int, default=5, help="measured steps (default 5)")
@@ -393,6 +405,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = model = None
     if arguments.size != "cpu":
         folder = find_data(arguments.data)
+        if arguments.size == "real" and not arguments.model:
+            raise SystemExit("error: --size real: name the folder of the real model with --model")
         model = arguments.model or make_model(work, folder / "qwen2.5-tokenizer")
         for config in FITTED if arguments.memory_limit is not None else ():
             name, own = read_yaml(ROOT / config)["model"]["name"], model_of(config, model)
