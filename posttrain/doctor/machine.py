@@ -79,7 +79,7 @@ def _no_tool() -> Finding:
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     if any(vendor.read_text().strip() == "0x10de" for vendor in vendors):
         return Finding("GPU", "fail", "an NVIDIA card, but no driver", "install the NVIDIA driver")
-    text = "none (no nvidia-smi): training on the CPU, which is for the demo configs"
+    text = "none (no nvidia-smi): training on the CPU, which is for the demo and _cpu configs"
     return Finding("GPU", "warn", text)
 
 

@@ -29,7 +29,15 @@ def check_device(device: Device, model: Model, training: Training) -> str:
     """
     if device.memory_gb == 0:
         threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
-        return f"No GPU here: training on the CPU, {threads} (slow but for the demo models)."
+        best = "bfloat16" if device.bf16 else "float32"
+        dtype = best if model.dtype == "auto" else model.dtype
+        line = f"No GPU here: training on the CPU, {threads}, in {dtype}."
+        if dtype == "bfloat16" != best:
+            line += (
+                "\nnote: this processor has no bfloat16 instructions and emulates them, several "
+                "times as slowly as float32; model.dtype=auto chooses what it is fast at"
+            )
+        return line
     if device.memory_gb < model.min_gpu_memory_gb:
         raise ConfigError(
             f"{device.name} has {device.memory_gb:.1f} GB of memory and this config needs "

@@ -83,3 +83,12 @@ def test_the_config_without_bfloat16_exists_and_is_another(path: Path) -> None:
     if named is not None:
         assert ROOT / named != path
         line(T4, ROOT / named)
+
+
+def test_number_type_of_a_processor() -> None:
+    config = ROOT / "configs" / "grpo_gsm8k_cpu.yaml"
+    with_bf16, without = (Device("CPU", 0.0, bf16, threads=2) for bf16 in (True, False))
+    assert line(with_bf16, config) == "No GPU here: training on the CPU, 2 threads, in bfloat16."
+    assert line(without, config) == "No GPU here: training on the CPU, 2 threads, in float32."
+    assert "emulates" in line(without, config, "model.dtype=bfloat16")
+    assert "emulates" not in line(with_bf16, config, "model.dtype=bfloat16")
