@@ -177,17 +177,17 @@ def execute(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
 
 
 def run_trl(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    found = execute(command, environment)
-    steps = [at for at, line in found["lines"] if line.startswith("{'loss'")]
-    text = "".join(line for _, line in found.pop("lines"))
+    actual = execute(command, environment)
+    steps = [at for at, line in actual["lines"] if line.startswith("{'loss'")]
+    text = "".join(line for _, line in actual.pop("lines"))
     margins = [float(value) for value in re.findall(r"'rewards/margins': '?([^',}]+)", text)]
     (train,) = re.findall(r"'train_runtime': '?([\d.]+)", text)
-    return found | {"train": float(train)} | of_steps(steps, margins)
+    return actual | {"train": float(train)} | of_steps(steps, margins)
 
 
 def run_ours(command: list[str], environment: dict[str, str], output: Path) -> dict[str, Any]:
-    found = execute(command, environment)
-    text = "".join(line for _, line in found.pop("lines"))
+    actual = execute(command, environment)
+    text = "".join(line for _, line in actual.pop("lines"))
     computed = re.search(r"Reference log-probabilities: computed in ([\d.]+) s", text)
     reference = float(computed[1]) if computed else 0.0
     with open(output / "metrics.jsonl", encoding="utf-8") as file:
@@ -195,7 +195,7 @@ def run_ours(command: list[str], environment: dict[str, str], output: Path) -> d
     steps = [row["seconds"] for row in rows if "loss" in row]
     margins = [row["rewards/margins"] for row in rows if "loss" in row]
     train = rows[-1]["train_runtime"] + reference
-    return found | {"train": train, "reference": reference} | of_steps(steps, margins)
+    return actual | {"train": train, "reference": reference} | of_steps(steps, margins)
 
 
 def of_steps(at: list[float], margins: list[float]) -> dict[str, float]:
@@ -207,7 +207,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings, overrides = load(arguments)
     pairs = write_pairs(settings, folder / "pairs")
     threads = {"OMP_NUM_THREADS": str(arguments.threads)} if arguments.threads else {}
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    actual: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for repetition in range(arguments.repetitions):
         order = SIDES if repetition % 2 == 0 else (*SIDES[1:], SIDES[0])
         shutil.rmtree(folder / "cache", ignore_errors=True)
@@ -221,23 +221,23 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 environment = {**threads, "POSTTRAIN_CACHE": str(folder / "cache")}
                 result = run_ours(command, environment, output)
                 assert (result["reference"] > 0) == (side == "first"), "the cache was not as meant"
-            found[side].append(result)
+            actual[side].append(result)
             print(f"{repetition} {side:6}", {k: round(v, 3) for k, v in result.items()}, flush=True)
     return {
         "pairs": pairs,
         "steps": arguments.steps,
         "batch": settings.training.per_device_train_batch_size
         * settings.training.gradient_accumulation_steps,
-        **summary(found, settings, arguments.steps),
+        **summary(actual, settings, arguments.steps),
     }
 
 
-def summary(found: dict[str, list[dict[str, Any]]], settings: Any, steps: int) -> dict[str, Any]:
+def summary(actual: dict[str, list[dict[str, Any]]], settings: Any, steps: int) -> dict[str, Any]:
     """Medians of each side, and how many times trl's seconds are ours, pair by pair of runs."""
     training = settings.training
     trained = steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
     sides = {}
-    for side, runs in found.items():
+    for side, runs in actual.items():
         medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         sides[side] = {
             "pairs_per_second": round(trained / medians["train"], 2),
@@ -247,7 +247,9 @@ def summary(found: dict[str, list[dict[str, Any]]], settings: Any, steps: int) -
         }
     times = {
         side: {
-            key: [round(a[key] / b[key], 3) for a, b in zip(found["trl"], found[side], strict=True)]
+            key: [
+                round(a[key] / b[key], 3) for a, b in zip(actual["trl"], actual[side], strict=True)
+            ]
             for key in ("train", "step", "command", "processor", "peak_mb")
         }
         for side in SIDES[1:]

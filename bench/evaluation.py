@@ -69,11 +69,11 @@ def lm_eval(model: Any, tokenizer: Any, batch_size: int, limit: int) -> Side:
     options = {"until": [tokenizer.eos_token], "max_gen_toks": limit, "do_sample": False}
 
     def answer(conversations: Sequence[Conversation]) -> list[str]:
-        asked = [
+        requested = [
             Instance("generate_until", {}, (backend.apply_chat_template(turns), options), 0)
             for turns in map(list, conversations)
         ]
-        return list(backend.generate_until(asked, disable_tqdm=True))
+        return list(backend.generate_until(requested, disable_tqdm=True))
 
     return answer
 

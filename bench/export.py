@@ -38,8 +38,8 @@ def main(run: str, problems: str, limit: str, work: str) -> None:
     strict: dict[str, Any] = {}
     for name, path in models.items():
         scores = Path(work) / "scores" / name.replace(":", "-")
-        asked = ["--data", problems, "--limit", limit, "--max-new-tokens", 80]
-        script("evaluate", "--model", folder / path, *asked, "--output", scores)
+        requested = ["--data", problems, "--limit", limit, "--max-new-tokens", 80]
+        script("evaluate", "--model", folder / path, *requested, "--output", scores)
         report = json.loads((scores / "report.json").read_text(encoding="utf-8"))
         strict[name] = report["measures"]["strict"]
     result = {

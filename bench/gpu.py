@@ -112,16 +112,16 @@ class Job:
     round: int
     spec: dict[str, Any]
 
-    def key(self, places: dict[str, str]) -> str:
+    def key(self, folders: dict[str, str]) -> str:
         """The same job gives the same key, whenever and wherever it is run."""
         text = json.dumps([self.part, self.name, self.round, self.spec], sort_keys=True)
-        return hashlib.sha256(hide(text, places).encode()).hexdigest()[:16]
+        return hashlib.sha256(hide(text, folders).encode()).hexdigest()[:16]
 
 
-def hide(text: str, places: dict[str, str]) -> str:
-    """The text with this machine's folders under the names that they have in `places`."""
-    for place, name in sorted(places.items(), key=lambda item: len(item[0]), reverse=True):
-        text = text.replace(place, name)
+def hide(text: str, folders: dict[str, str]) -> str:
+    """The text with this machine's folders under the names that they have in `folders`."""
+    for folder, name in sorted(folders.items(), key=lambda item: len(item[0]), reverse=True):
+        text = text.replace(folder, name)
     return text
 
 
@@ -206,9 +206,9 @@ def plan(arguments: argparse.Namespace, folder: Path | None, model: Path | None)
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def run_job(job: Job, work: Path, places: dict[str, str], timeout: float) -> dict[str, Any]:
+def run_job(job: Job, work: Path, folders: dict[str, str], timeout: float) -> dict[str, Any]:
     """Run side.py on the job; what came of it, whatever that is: ok, failed or cut."""
-    folder = work / job.key(places)
+    folder = work / job.key(folders)
     folder.mkdir(parents=True, exist_ok=True)
     spec, result, log = folder / "spec.json", folder / "result.json", folder / "log"
     result.unlink(missing_ok=True)
@@ -240,15 +240,15 @@ def run_job(job: Job, work: Path, places: dict[str, str], timeout: float) -> dic
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    found: dict[str, Any] = {"wall_seconds": round(time.monotonic() - started, 1)}
+    actual: dict[str, Any] = {"wall_seconds": round(time.monotonic() - started, 1)}
     if code == 0 and result.exists():
-        text = hide(result.read_text(encoding="utf-8"), places)
-        return {"status": "ok", **found, **json.loads(text)}
-    said = hide(log.read_text(encoding="utf-8", errors="replace"), places)
-    tail = said.strip().splitlines()[-40:]
+        text = hide(result.read_text(encoding="utf-8"), folders)
+        return {"status": "ok", **actual, **json.loads(text)}
+    printed = hide(log.read_text(encoding="utf-8", errors="replace"), folders)
+    tail = printed.strip().splitlines()[-40:]
     if code is None:
-        return {"status": "cut", **found, "seconds_allowed": round(timeout), "log": tail[-5:]}
-    return {"status": "failed", **found, "exit_code": code, "error": tail[-1:], "log_tail": tail}
+        return {"status": "cut", **actual, "seconds_allowed": round(timeout), "log": tail[-5:]}
+    return {"status": "failed", **actual, "exit_code": code, "error": tail[-1:], "log_tail": tail}
 
 
 def device_name() -> str:
@@ -256,19 +256,19 @@ def device_name() -> str:
     code = (
         "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'CPU')"
     )
-    found = subprocess.run(
+    actual = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return found.stdout.strip().splitlines()[-1]
+    return actual.stdout.strip().splitlines()[-1]
 
 
 def find_data(given: Path | None) -> Path:
     """The folder with gsm8k/, french-preferences/ and qwen2.5-tokenizer/."""
-    places = [given] if given else [ROOT.parent / "shared" / "data", ROOT / ".gpu" / "data"]
-    for place in places:
-        if place and (place / "gsm8k" / "train.jsonl").exists():
-            return place.resolve()
-    names = " or ".join(str(place) for place in places)
+    folders = [given] if given else [ROOT.parent / "shared" / "data", ROOT / ".gpu" / "data"]
+    for folder in folders:
+        if folder and (folder / "gsm8k" / "train.jsonl").exists():
+            return folder.resolve()
+    names = " or ".join(str(folder) for folder in folders)
     raise SystemExit(f"error: no gsm8k/train.jsonl in {names}; name the folder with --data")
 
 
@@ -327,10 +327,10 @@ def summary(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**table, "project_against": ratios}
 
 
-def render(found: dict[str, Any]) -> str:
+def render(actual: dict[str, Any]) -> str:
     """The summary as a markdown table."""
     lines = []
-    for part, rows in found.items():
+    for part, rows in actual.items():
         if part == "project_against":
             lines += [f"{name}: {values}" for name, values in rows.items()]
             continue
@@ -355,11 +355,11 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 def waiting(
-    jobs: Sequence[Job], done: Sequence[dict[str, Any]], places: dict[str, str]
+    jobs: Sequence[Job], done: Sequence[dict[str, Any]], folders: dict[str, str]
 ) -> list[Job]:
     """The jobs without a result; one that was cut is tried again."""
     finished = {m["key"] for m in done if m["status"] != "cut"}
-    return [job for job in jobs if job.key(places) not in finished]
+    return [job for job in jobs if job.key(folders) not in finished]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -421,8 +421,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     measurements = result["measurements"]
     jobs = plan(arguments, folder, model)
     known = {"PROJECT": ROOT, "WORK": work, "DATA": folder, "MODEL": model}
-    places = {str(place): name for name, place in known.items() if place}
-    left = jobs if arguments.again else waiting(jobs, measurements, places)
+    folders = {str(folder): name for name, folder in known.items() if folder}
+    left = jobs if arguments.again else waiting(jobs, measurements, folders)
     print(
         f"{device}: {len(left)} of {len(jobs)} measurements to take; results in {output}",
         flush=True,
@@ -433,19 +433,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if remaining < 20:
             unfinished += 1
             continue
-        found = run_job(job, work, places, min(remaining - 5, 1800.0))
-        key = job.key(places)
+        actual = run_job(job, work, folders, min(remaining - 5, 1800.0))
+        key = job.key(folders)
         measurements[:] = [m for m in measurements if m["key"] != key]
         names = {"key": key, "part": job.part, "name": job.name, "round": job.round}
-        measurements.append({**names, **found})
+        measurements.append({**names, **actual})
         for key in ("device", "python", "versions"):
-            if key in found:
-                result[key] = found[key]
+            if key in actual:
+                result[key] = actual[key]
         result["summary"] = summary(measurements)
         write(output, result)
-        rate = found.get("seconds_a_step", found.get("error") or "")
+        rate = actual.get("seconds_a_step", actual.get("error") or "")
         print(
-            f"{job.part} {job.name}: {found['status']} {rate} ({found['wall_seconds']:.0f} s)",
+            f"{job.part} {job.name}: {actual['status']} {rate} ({actual['wall_seconds']:.0f} s)",
             flush=True,
         )
     print("\n" + render(result.get("summary", {})))

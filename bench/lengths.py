@@ -69,11 +69,11 @@ class ForcedLengths:
         """What is left of the lengths of rows that have not ended, by their last tokens but one:
         the last token is sampled after the last call. Rows that are alike may change places."""
         new = self._ids.shape[1] - self._prompt + 1
-        found: dict[tuple[int, ...], list[int]] = {}
+        result: dict[tuple[int, ...], list[int]] = {}
         for tokens, length in zip(self._ids[:, -LAST:].tolist(), self.lengths, strict=True):
             if length > new:
-                found.setdefault(tuple(tokens), []).append(length - new)
-        return found
+                result.setdefault(tuple(tokens), []).append(length - new)
+        return result
 
 
 def force_lengths(stream: Iterator[int], ends: list[int]) -> None:
@@ -88,10 +88,10 @@ def force_lengths(stream: Iterator[int], ends: list[int]) -> None:
 
     def with_lengths(self: Any, *args: Any, **named: Any) -> Any:
         nonlocal earlier
-        found = assemble(self, *args, **named)
+        result = assemble(self, *args, **named)
         if "input_ids_seq_length" in named:  # generate(); continuous batching names none
             earlier = ForcedLengths(named["input_ids_seq_length"], stream, ends, earlier)
-            found.append(earlier)
-        return found
+            result.append(earlier)
+        return result
 
     GenerationMixin._get_logits_processor = with_lengths

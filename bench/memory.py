@@ -245,8 +245,8 @@ def run_point(point: Point, model: Path, work: Path) -> dict[str, Any]:
         )
     if process.returncode:
         raise SystemExit(f"{point.name} failed:\n{process.stdout}{process.stderr}")
-    found = json.loads(result.read_text(encoding="utf-8"))
-    overhead, resident = found["overhead"], found["phases"]
+    actual = json.loads(result.read_text(encoding="utf-8"))
+    overhead, resident = actual["overhead"], actual["phases"]
     sizes = {name: round((peak - overhead) / GB, 3) for name, peak in resident.items()}
     return {
         "name": point.name,
@@ -265,25 +265,25 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=[p.name for p in POINTS], default=[])
     parser.add_argument("--model", type=Path, help="the random model, made where it is missing")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        name, model, result = asked.measure
+    requested = parser.parse_args()
+    if requested.measure:
+        name, model, result = requested.measure
         (point,) = (point for point in POINTS if point.name == name)
-        found = measure(point, Path(model), Path(os.environ["BENCH_RUN"]) / "run")
-        Path(result).write_text(json.dumps(found), encoding="utf-8")
+        actual = measure(point, Path(model), Path(os.environ["BENCH_RUN"]) / "run")
+        Path(result).write_text(json.dumps(actual), encoding="utf-8")
         return 0
     rows = {}
-    if asked.output.exists():
-        rows = {r["name"]: r for r in json.loads(asked.output.read_text("utf-8"))["points"]}
+    if requested.output.exists():
+        rows = {r["name"]: r for r in json.loads(requested.output.read_text("utf-8"))["points"]}
     with tempfile.TemporaryDirectory() as folder:
-        model = asked.model or Path(folder) / "model"
+        model = requested.model or Path(folder) / "model"
         if not (model / "tokenizer_config.json").exists():
             make_qwen(model, SHARED / "qwen2.5-tokenizer")
-        for point in [p for p in POINTS if not asked.only or p.name in asked.only]:
+        for point in [p for p in POINTS if not requested.only or p.name in requested.only]:
             rows[point.name] = row = run_point(point, model, Path(folder))
             shown = with_estimate(row)
             print(point.name, "measured", row["measured_gb"], "estimated", shown["estimated_gb"])
-            write(asked.output, [rows[p.name] for p in POINTS if p.name in rows])
+            write(requested.output, [rows[p.name] for p in POINTS if p.name in rows])
     return 0
 
 

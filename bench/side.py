@@ -215,13 +215,13 @@ def throughput(
     compute, bandwidth = devices.peaks(name) or (None, None)
     rows = t.per_device_train_batch_size * t.gradient_accumulation_steps * steps
     if spec.task == "dpo":
-        measured = [(whole, reply) for step, whole, reply in batches if step >= first]
+        measured = [(complete, reply) for step, complete, reply in batches if step >= first]
         lengths = [
             (int(n), int(k))
-            for whole, reply in measured
-            for n, k in zip(whole.sum(1), reply.sum(1), strict=True)
+            for complete, reply in measured
+            for n, k in zip(complete.sum(1), reply.sum(1), strict=True)
         ]
-        padded = sum(whole.numel() for whole, _ in measured)
+        padded = sum(complete.numel() for complete, _ in measured)
         tokens, flops = sum(n for n, _ in lengths), devices.dpo_flops(shape, lengths)
         return {
             "pairs_a_second": round(rows / seconds, 3),

@@ -113,16 +113,16 @@ def measure(config: str, overrides: list[str]) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--worker", name, "--config", config]
         command += ["--output", f"{folder}/run", "training.max_steps=1", *overrides]
-        found = subprocess.run(
+        actual = subprocess.run(
             command,
             capture_output=True,
             text=True,
             cwd=ROOT,
             env={"HF_HUB_OFFLINE": "1", **os.environ, STARTED: repr(time.time())},
         )
-    if found.returncode != 0:
-        raise SystemExit(found.stdout + found.stderr)
-    stages: dict[str, list[float]] = json.loads(found.stdout.strip().splitlines()[-1])
+    if actual.returncode != 0:
+        raise SystemExit(actual.stdout + actual.stderr)
+    stages: dict[str, list[float]] = json.loads(actual.stdout.strip().splitlines()[-1])
     return stages
 
 

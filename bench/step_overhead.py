@@ -95,10 +95,10 @@ def has_format(completions: Sequence[Any], **_: Any) -> list[float]:
 
 def is_correct(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
     """Likewise."""
-    found = [re.search(r"<answer>(.*?)</answer>", c[0]["content"]) for c in completions]
+    actual = [re.search(r"<answer>(.*?)</answer>", c[0]["content"]) for c in completions]
     return [
         2.0 if match and match.group(1).strip() == gold else 0.0
-        for match, gold in zip(found, answer, strict=True)
+        for match, gold in zip(actual, answer, strict=True)
     ]
 
 
@@ -244,11 +244,11 @@ def compare(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
             side: round(statistics.median(row[side][key] for row in rounds), 4) for side in SIDES
         }
     for before, side in pairwise(SIDES):
-        found: dict[str, Any] = {}
+        actual: dict[str, Any] = {}
         for what in ("clock", "processor"):
             key = f"{what}_seconds"
             ratios = [row[side][key] / row[before][key] - 1 for row in rounds]
-            found[f"whole_steps_by_{what}"] = {
+            actual[f"whole_steps_by_{what}"] = {
                 "median": round(statistics.median(ratios), 4),
                 "interval_95": [round(end, 4) for end in interval(ratios)],
                 "of_each_round": [round(ratio, 4) for ratio in ratios],
@@ -258,11 +258,11 @@ def compare(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
             name: statistics.median(more[name] - less.get(name, 0.0) for more, less in added)
             for name in added[0][0]
         }
-        found["timed_inside_the_step"] = {
+        actual["timed_inside_the_step"] = {
             "seconds_a_step": {name: round(value, 6) for name, value in seconds.items()},
             "share": round(sum(seconds.values()) / result["processor_seconds"][before], 5),
         }
-        result[f"{side}_over_{before}"] = found
+        result[f"{side}_over_{before}"] = actual
     return result
 
 

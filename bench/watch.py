@@ -56,19 +56,19 @@ class Rollouts:
 
 def watch_rollouts(trainer: Any, clock: Clock) -> Rollouts:
     """Time every generation of the trainer and count its tokens."""
-    found, generate = Rollouts(), trainer._generate_single_turn
+    result, generate = Rollouts(), trainer._generate_single_turn
 
     @functools.wraps(generate)
     def timed(prompt_ids: Any, *arguments: Any, **named: Any) -> Any:
         started, _ = clock.now()
         out = generate(prompt_ids, *arguments, **named)
-        found.step.append(trainer.state.global_step)
-        found.seconds.append(clock.now()[0] - started)
-        found.lengths.append([(len(p), len(c)) for p, c in zip(prompt_ids, out[0], strict=True)])
+        result.step.append(trainer.state.global_step)
+        result.seconds.append(clock.now()[0] - started)
+        result.lengths.append([(len(p), len(c)) for p, c in zip(prompt_ids, out[0], strict=True)])
         return out
 
     trainer._generate_single_turn = timed
-    return found
+    return result
 
 
 def fix_rollouts(trainer: Any, limit: int) -> None:
@@ -93,14 +93,14 @@ def fix_rollouts(trainer: Any, limit: int) -> None:
 
 def watch_batches(trainer: Any) -> list[tuple[int, Any, Any]]:
     """(step, attention mask, reply mask) of every micro-batch that a DPO trainer computes on."""
-    found: list[tuple[int, Any, Any]] = []
+    result: list[tuple[int, Any, Any]] = []
     compute = trainer.compute_loss
 
     @functools.wraps(compute)
     def counted(model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
         masks = inputs["attention_mask"], inputs["completion_mask"]
-        found.append((trainer.state.global_step, *masks))
+        result.append((trainer.state.global_step, *masks))
         return compute(model, inputs, *arguments, **named)
 
     trainer.compute_loss = counted
-    return found
+    return result

@@ -51,8 +51,8 @@ def grpo_run(
     for side, share in (("before", 0.2), ("after", 0.2 + gain)):
         replies = []
         for i in range(questions):
-            said = i + 1 if chance.random() < share else i + 2
-            text = f"{hostile}{i} + 1 = {said}.\n<answer>{said}</answer>"
+            output = i + 1 if chance.random() < share else i + 2
+            text = f"{hostile}{i} + 1 = {output}.\n<answer>{output}</answer>"
             problem = Problem(f"{hostile}What is {i} + 1?", str(i + 1))
             replies.append(score_reply(problem, Completion(text, 15, False)))
         run.write_rows(side, [reply.as_row() for reply in replies])
@@ -161,7 +161,7 @@ def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
     unchanged = [score_reply(p, Completion("<answer>2</answer>", 5, False)) for p in problems]
     beside = compare_replies(unchanged, unchanged)
     run.write_comparison(
-        {**compare(*sides), **{f"arithmetic/{name}": found for name, found in beside.items()}}
+        {**compare(*sides), **{f"arithmetic/{name}": result for name, result in beside.items()}}
     )
     (path / "data").mkdir()
     report = {

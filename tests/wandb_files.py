@@ -35,7 +35,7 @@ def records(path: Path) -> list[Any]:
     """Every record of a .wandb file."""
     data = path.read_bytes()
     assert data[:4] == b":W&B"
-    found, part, position = [], b"", 7
+    result, part, position = [], b"", 7
     while position + 7 <= len(data):
         left = BLOCK - position % BLOCK
         _, length, kind = struct.unpack_from("<IHB", data, position)
@@ -47,9 +47,9 @@ def records(path: Path) -> list[Any]:
         if kind in (1, 4):
             record = Record()
             record.ParseFromString(part)
-            found.append(record)
+            result.append(record)
             part = b""
-    return found
+    return result
 
 
 def read_offline_run(folder: Path) -> OfflineRun:

@@ -91,16 +91,16 @@ def test_models_are_loaded_without_code_and_pickles(monkeypatch: pytest.MonkeyPa
     """Not only asked of Unsloth: what reaches transformers says so."""
     import transformers
 
-    asked: list[dict[str, Any]] = []
+    requested: list[dict[str, Any]] = []
     original = transformers.AutoModelForCausalLM.from_pretrained
 
     def from_pretrained(*arguments: Any, **options: Any) -> Any:
-        asked.append(options)
+        requested.append(options)
         return original(*arguments, **options)
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     pretrained.load_for_scoring("assets/demo_model", False, "float32", 64)
-    assert asked
-    for options in asked:
+    assert requested
+    for options in requested:
         assert options["use_safetensors"] is True
         assert not options["trust_remote_code"]

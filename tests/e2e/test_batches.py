@@ -79,10 +79,10 @@ def test_order_follows_from_seed_and_epoch_alone(tmp_path: Path) -> None:
 
 def test_run_resumed_in_a_later_epoch_is_the_same_run(tmp_path: Path) -> None:
     """From step 13 of 22, in the second of three epochs of ten steps."""
-    whole = build(tmp_path / "whole", "group_by_length")
-    whole.train()
+    complete = build(tmp_path / "complete", "group_by_length")
+    complete.train()
     resumed = build(tmp_path / "resumed", "group_by_length")
-    checkpoint = tmp_path / "whole" / "run" / "checkpoints" / ".staging" / "checkpoint-13"
+    checkpoint = tmp_path / "complete" / "run" / "checkpoints" / ".staging" / "checkpoint-13"
     resumed.train(resume_from_checkpoint=str(checkpoint))
     logs = [
         [
@@ -90,7 +90,7 @@ def test_run_resumed_in_a_later_epoch_is_the_same_run(tmp_path: Path) -> None:
             for row in trainer.state.log_history
             if "loss" in row
         ]
-        for trainer in (whole, resumed)
+        for trainer in (complete, resumed)
     ]
     assert len(logs[0]) == 22
     assert logs[0] == logs[1]
@@ -121,11 +121,11 @@ def test_grpo_draws_the_same_problems_after_a_resume_in_a_later_epoch(tmp_path: 
         logged = [row for row in trainer.state.log_history if "loss" in row]
         return [(row["step"], row["loss"], row["grad_norm"], row["reward"]) for row in logged]
 
-    whole = train("whole")
-    saved = tmp_path / "whole" / "run" / "checkpoints" / ".staging" / "checkpoint-6"
-    assert train("resumed", saved) == whole and len(whole) == 9
-    assert drawn["resumed"] == drawn["whole"][12:]
-    epochs = [drawn["whole"][at : at + 8] for at in (0, 8)]
+    complete = train("complete")
+    saved = tmp_path / "complete" / "run" / "checkpoints" / ".staging" / "checkpoint-6"
+    assert train("resumed", saved) == complete and len(complete) == 9
+    assert drawn["resumed"] == drawn["complete"][12:]
+    epochs = [drawn["complete"][at : at + 8] for at in (0, 8)]
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
 
 

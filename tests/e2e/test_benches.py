@@ -32,23 +32,23 @@ def bench(name: str, output: Path, *arguments: str | Path) -> Any:
 @pytest.mark.parametrize("task", ["dpo", "grpo"])
 def test_a_side_of_the_comparison(task: str, side: str, tmp_path: Path) -> None:
     short = ["--size", "cpu", "--steps", "1", "--warmup", "1", "--work", tmp_path / "work"]
-    found = bench("gpu", tmp_path / "gpu.json", *short, "--task", task, "--sides", side)
-    (measured,) = found["measurements"]
+    actual = bench("gpu", tmp_path / "gpu.json", *short, "--task", task, "--sides", side)
+    (measured,) = actual["measurements"]
     assert measured["status"] == "ok", measured
     assert 0 < measured["seconds_a_step"] < measured["wall_seconds"]
 
 
 @pytest.mark.timeout(1200)
 def test_what_our_code_adds_to_a_step(tmp_path: Path) -> None:
-    found = bench("step_overhead", tmp_path / "overhead.json", "--rounds", "1", "--task", "dpo")
+    actual = bench("step_overhead", tmp_path / "overhead.json", "--rounds", "1", "--task", "dpo")
     for more, less in (("project", "bare"), ("tracked", "project")):
-        added = found["dpo"][f"{more}_over_{less}"]["timed_inside_the_step"]
+        added = actual["dpo"][f"{more}_over_{less}"]["timed_inside_the_step"]
         assert 0 < added["share"] < 0.03, added
 
 
 def test_start_up_by_stage(tmp_path: Path) -> None:
-    found = bench("startup", tmp_path / "startup.json", "--repetitions", "1")
-    stages = found["configs/dpo_demo.yaml"]
+    actual = bench("startup", tmp_path / "startup.json", "--repetitions", "1")
+    stages = actual["configs/dpo_demo.yaml"]
     assert stages["load model"]["clock"] > 0 and stages["first step"]["clock"] > 0
 
 

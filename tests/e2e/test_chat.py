@@ -66,35 +66,35 @@ def weights(run: Path) -> Weights:
 def test_replies_are_those_that_were_scored(run: Path, weights: Weights) -> None:
     """With the adapter on and off, token by token as in batches that are scored."""
     system = source.find(str(run)).prompt.system
-    asked = [conversation(problem["question"], PromptFormat(system)) for problem in PROBLEMS]
+    requested = [conversation(problem["question"], PromptFormat(system)) for problem in PROBLEMS]
     for side, folder in ((weights.base, DEMO), (weights.tuned, run / "adapter")):
         loaded = pretrained.load_for_scoring(str(folder), False, "float32", 256)
-        expected = inference.generator(*loaded, Evaluation(max_new_tokens=48), 0)(asked)
-        for each, whole in zip(asked, expected, strict=True):
+        expected = inference.generator(*loaded, Evaluation(max_new_tokens=48), 0)(requested)
+        for each, complete in zip(requested, expected, strict=True):
             *parts, last = side(each, 0)
-            assert last == whole and last.ids == whole.ids
-            assert len(parts) == whole.tokens
+            assert last == complete and last.ids == complete.ids
+            assert len(parts) == complete.tokens
             texts = [part.text for part in parts]
             assert all(b.startswith(a) for a, b in pairwise(texts))
-            assert whole.text.startswith(texts[-1])
+            assert complete.text.startswith(texts[-1])
 
 
 def test_a_closed_reply_leaves_the_model_as_it_was(weights: Weights) -> None:
-    asked = conversation(QUESTION, PromptFormat())
-    *_, whole = weights.tuned(asked, 0)
+    requested = conversation(QUESTION, PromptFormat())
+    *_, complete = weights.tuned(requested, 0)
     for side in (weights.base, weights.tuned):
-        with closing(side(asked, 0)) as replies:
+        with closing(side(requested, 0)) as replies:
             next(replies)
-    *_, again = weights.tuned(asked, 0)
-    assert again == whole
-    *_, base = weights.base(asked, 0)
-    assert base.text != whole.text
+    *_, again = weights.tuned(requested, 0)
+    assert again == complete
+    *_, base = weights.base(requested, 0)
+    assert base.text != complete.text
 
 
 def test_sampling_follows_its_seed(run: Path) -> None:
     how = Evaluation(max_new_tokens=12, temperature=2.0)
-    weights, asked = Weights(source.find(str(run)), how), conversation(QUESTION, PromptFormat())
-    first, same, other = (list(weights.tuned(asked, seed))[-1].text for seed in (0, 0, 1))
+    weights, requested = Weights(source.find(str(run)), how), conversation(QUESTION, PromptFormat())
+    first, same, other = (list(weights.tuned(requested, seed))[-1].text for seed in (0, 0, 1))
     assert first == same != other
 
 
@@ -177,11 +177,11 @@ class Terminal:
     def until(self, pattern: str, within: float = 120.0) -> str:
         """What is written up to the pattern; raises where the command ends before."""
         deadline = time.monotonic() + within
-        while not (found := re.search(pattern, self.seen, re.DOTALL)):
+        while not (actual := re.search(pattern, self.seen, re.DOTALL)):
             assert time.monotonic() < deadline, self.seen
             self.seen += os.read(self._ours, 65536).decode(errors="replace").replace("\r", "")
-        said, self.seen = self.seen[: found.end()], self.seen[found.end() :]
-        return said
+        output, self.seen = self.seen[: actual.end()], self.seen[actual.end() :]
+        return output
 
     def ends(self) -> int:
         code = self.process.wait(60)
@@ -258,15 +258,15 @@ def test_a_base_model_that_is_gone(run: Path, tmp_path: Path) -> None:
 @dataclass
 class Served:
     url: str
-    asked: list[str]
-    said: list[str]
+    requested: list[str]
+    output: list[str]
     browser: Any
 
     def tab(self, width: int = 1280, scheme: str = "light") -> Any:
         tab = self.browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        tab.on("request", lambda request: self.asked.append(request.url))
-        tab.on("console", lambda message: self.said.append(message.text))
-        tab.on("pageerror", lambda error: self.said.append(str(error)))
+        tab.on("request", lambda request: self.requested.append(request.url))
+        tab.on("console", lambda message: self.output.append(message.text))
+        tab.on("pageerror", lambda error: self.output.append(str(error)))
         tab.goto(self.url)
         tab.get_by_role("button", name="Ask", exact=True).wait_for()
         return tab
@@ -309,8 +309,8 @@ def served(run: Path) -> Iterator[Served]:
 
 def texts(tab: Any, side: int) -> list[str]:
     """The messages in a side of the page."""
-    found: list[str] = tab.locator(".side").nth(side).locator(MESSAGE).all_inner_texts()
-    return [text.strip() for text in found]
+    actual: list[str] = tab.locator(".side").nth(side).locator(MESSAGE).all_inner_texts()
+    return [text.strip() for text in actual]
 
 
 def test_the_page(run: Path, weights: Weights, served: Served) -> None:
@@ -324,16 +324,16 @@ def test_the_page(run: Path, weights: Weights, served: Served) -> None:
         else:
             tab.get_by_label("Your question").press("Enter")
         tab.get_by_text(f"right answer {GOLD}").nth(1).wait_for()
-        for place, side in enumerate((weights.base, weights.tuned)):
+        for index, side in enumerate((weights.base, weights.tuned)):
             *_, reply = side(conversation(QUESTION, PromptFormat(system)), 0)
-            assert texts(tab, place)[0] == QUESTION
-            assert texts(tab, place)[1].startswith(reply.text.strip()[:40])
+            assert texts(tab, index)[0] == QUESTION
+            assert texts(tab, index)[1].startswith(reply.text.strip()[:40])
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         tab.get_by_role("button", name="Clear", exact=True).click()
         tab.wait_for_function("!document.querySelector('.side .message')")
         tab.close()
-    assert {urlsplit(url).hostname for url in served.asked} == {"127.0.0.1"}
-    assert served.said == []
+    assert {urlsplit(url).hostname for url in served.requested} == {"127.0.0.1"}
+    assert served.output == []
 
 
 def test_stop_and_clear_end_a_reply(run: Path, served: Served) -> None:

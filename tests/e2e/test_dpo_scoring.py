@@ -53,10 +53,10 @@ def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, A
     settings = settings_with("evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}")
     pairs, _ = load_pairs(settings.data, settings.prompt)
     prompts = [list(pair.prompt) for pair in pairs[:120]]
-    sampled, found = scoring.sample(model, tokenizer, prompts, settings)
+    sampled, result = scoring.sample(model, tokenizer, prompts, settings)
     assert len({reply.text for reply in sampled}) > 60
-    whole = []
-    for turns, reply, kl in zip(prompts, sampled, found, strict=True):
+    complete = []
+    for turns, reply, kl in zip(prompts, sampled, result, strict=True):
         assert tokenizer.decode(reply.ids, skip_special_tokens=True) == reply.text
         assert len(reply.ids) == reply.tokens
         assert (reply.ids[-1] == tokenizer.eos_token_id) != reply.truncated
@@ -72,9 +72,9 @@ def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, A
         chosen = ids[0, len(start) :, None]
         by_hand = [p.gather(-1, chosen)[:, 0].tolist() for p in (own, reference)]
         assert kl == pytest.approx(kl_per_token(*by_hand), abs=1e-5, rel=1e-5)
-        whole.append(float((own.exp() * (own - reference)).sum(-1).mean()))
-    mean, expected = sum(found) / len(found), sum(whole) / len(whole)
-    spread = [a - b for a, b in zip(found, whole, strict=True)]
+        complete.append(float((own.exp() * (own - reference)).sum(-1).mean()))
+    mean, expected = sum(result) / len(result), sum(complete) / len(complete)
+    spread = [a - b for a, b in zip(result, complete, strict=True)]
     error = math.sqrt(sum((x - mean + expected) ** 2 for x in spread)) / len(spread)
     assert expected > 0.01
     assert abs(mean - expected) < 4 * error
@@ -119,18 +119,18 @@ def test_replies_without_the_system_turn_are_those_to_the_bare_prompts(
     model, tokenizer, _ = moved
     taken = []
     few = "evaluation={replies: 12, batch_size: 12, also: []}"
-    for name, system in (("told", "Réponds en français."), ("bare", "null")):
+    for name, system in (("prompted", "Réponds en français."), ("bare", "null")):
         settings = settings_with(few, f"prompt.system={system}")
         pairs, _ = load_pairs(settings.data, settings.prompt)
         run = RunFolder(tmp_path / name)
         run.open(fresh=False)
         taken.append(scoring.score(model, tokenizer, pairs[:12], {}, settings, run, "before"))
-    told, bare = taken
-    assert [r.text for r in told.without_system] == [r.text for r in bare.replies]
-    assert [r.text for r in told.without_system] != [r.text for r in told.replies]
+    prompted, bare = taken
+    assert [r.text for r in prompted.without_system] == [r.text for r in bare.replies]
+    assert [r.text for r in prompted.without_system] != [r.text for r in prompted.replies]
     assert bare.without_system == []
     assert "french_share_without_system" not in bare.measures()
-    assert told.measures()["french_share_without_system"] == bare.measures()["french_share"]
+    assert prompted.measures()["french_share_without_system"] == bare.measures()["french_share"]
 
 
 def test_without_replies_or_problem_sets(moved: tuple[Any, Any, Any], tmp_path: Path) -> None:

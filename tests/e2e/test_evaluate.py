@@ -40,9 +40,9 @@ def request_(model: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(request_: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def complete(request_: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an evaluation that nothing interrupted; not to be written to."""
-    folder = tmp_path_factory.mktemp("whole") / "greedy"
+    folder = tmp_path_factory.mktemp("complete") / "greedy"
     result = run_script(*request_, "--output", folder)
     assert result.returncode == 0, result.stderr
     assert "strict accuracy" in result.stdout and "64" in result.stdout
@@ -50,8 +50,8 @@ def whole(request_: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "copy"))
+def copy(complete: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(complete, tmp_path / "copy"))
 
 
 def measures(folder: Path) -> dict[str, Any]:
@@ -80,16 +80,16 @@ def refused(*arguments: str | Path, **environment: str) -> str:
 # --- a whole evaluation ---------------------------------------------------------------------------
 
 
-def test_report(whole: Path, model: Path) -> None:
-    report = json.loads((whole / "report.json").read_text(encoding="utf-8"))
+def test_report(complete: Path, model: Path) -> None:
+    report = json.loads((complete / "report.json").read_text(encoding="utf-8"))
     assert report["model"] == str(model) and report["dtype"] == "float32"
     assert report["temperature"] == 0 and report["trained_on"] == 0
-    rows = rows_of(whole)
+    rows = rows_of(complete)
     assert len(rows) == 64
     for name in ("strict", "tagged", "lenient", "format_rate", "truncated_rate"):
-        found = report["measures"][name]
-        assert found["value"] == sum(row[name] for row in rows) / 64
-        assert found["n"] == 64 and found["low"] <= found["value"] <= found["high"]
+        actual = report["measures"][name]
+        assert actual["value"] == sum(row[name] for row in rows) / 64
+        assert actual["n"] == 64 and actual["low"] <= actual["value"] <= actual["high"]
     assert report["measures"]["format_rate"]["value"] > 0.9  # the demo model knows the form
 
 
@@ -121,7 +121,7 @@ def points() -> Iterator[Any]:
 
 @pytest.mark.parametrize("replies", list(points()))
 def test_killed_evaluation_ends_in_the_same_report(
-    replies: int, request_: list[str], whole: Path, tmp_path: Path
+    replies: int, request_: list[str], complete: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
     kept = kill_after(replies, request_, folder)
@@ -132,8 +132,8 @@ def test_killed_evaluation_ends_in_the_same_report(
     result = run_script(*request_, "--output", folder)
     assert result.returncode == 0, result.stderr
     assert f"{kept} replies kept from an earlier call" in result.stdout
-    assert (folder / "report.json").read_bytes() == (whole / "report.json").read_bytes()
-    assert (folder / "replies.jsonl").read_bytes() == (whole / "replies.jsonl").read_bytes()
+    assert (folder / "report.json").read_bytes() == (complete / "report.json").read_bytes()
+    assert (folder / "replies.jsonl").read_bytes() == (complete / "replies.jsonl").read_bytes()
 
 
 @pytest.mark.long
@@ -165,12 +165,12 @@ def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path) -> No
     rows = (copy / "replies.jsonl").read_text(encoding="utf-8").split("\n")
     rows[3] = '{"question": "q"}'
     (copy / "replies.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    said = refused(*request_, "--output", copy)
-    assert "replies.jsonl: line 4 is not a scored reply: no 'reply'" in said
+    output = refused(*request_, "--output", copy)
+    assert "replies.jsonl: line 4 is not a scored reply: no 'reply'" in output
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "output"),
     [
         (["--limit", "32"], "fingerprint was"),
         (["--seed", "1"], "seed was 0, now 1"),
@@ -182,11 +182,11 @@ def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path) -> No
     ],
 )
 def test_another_request_into_the_same_folder_is_refused(
-    request_: list[str], copy: Path, change: list[str], said: str
+    request_: list[str], copy: Path, change: list[str], output: str
 ) -> None:
     files = {path: path.read_bytes() for path in copy.iterdir()}
     message = refused(*request_, *change, "--output", copy)
-    assert message.startswith(f"error: {copy} holds another evaluation") and said in message
+    assert message.startswith(f"error: {copy} holds another evaluation") and output in message
     assert {path: path.read_bytes() for path in copy.iterdir()} == files
 
 
@@ -221,7 +221,7 @@ def test_rescore_gives_the_same_measures_and_leaves_the_file_alone(copy: Path) -
     assert run_script("evaluate", "--rescore", replies).stdout == expected
 
 
-def test_compare_prints_the_paired_table(whole: Path, copy: Path) -> None:
+def test_compare_prints_the_paired_table(complete: Path, copy: Path) -> None:
     rows = rows_of(copy)
     wrong = [row for row in rows if not row["strict"]]
     assert len(wrong) >= 8
@@ -229,21 +229,21 @@ def test_compare_prints_the_paired_table(whole: Path, copy: Path) -> None:
         row["reply"] = f"<answer>{row['answer']}</answer>"
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (copy / "replies.jsonl").write_text(text, encoding="utf-8")
-    result = run_script("evaluate", "--compare", whole / "report.json", copy / "report.json")
+    result = run_script("evaluate", "--compare", complete / "report.json", copy / "report.json")
     assert result.returncode == 0, result.stderr
     (strict,) = (x for x in result.stdout.splitlines() if "strict accuracy" in x)
     assert "+12.5 points" in strict and "(n = 64)" in result.stdout
     assert "0.0078" in strict  # 8 of 8 changed one way: 2 / 2^8
-    assert run_script("evaluate", "--compare", whole, copy).stdout == result.stdout
-    same = run_script("evaluate", "--compare", whole, whole).stdout
+    assert run_script("evaluate", "--compare", complete, copy).stdout == result.stdout
+    same = run_script("evaluate", "--compare", complete, complete).stdout
     assert "+0.0 points [+0.0, +0.0]" in same
 
     (copy / "replies.jsonl").write_text("\n".join(text.split("\n")[1:]), encoding="utf-8")
-    said = refused("evaluate", "--compare", whole, copy)
-    assert "do not answer the same problems" in said and str(copy) in said
+    output = refused("evaluate", "--compare", complete, copy)
+    assert "do not answer the same problems" in output and str(copy) in output
     (copy / "replies.jsonl").write_text("")
-    assert "holds no replies" in refused("evaluate", "--compare", whole, copy)
-    assert "nowhere: no such report" in refused("evaluate", "--compare", whole, "nowhere")
+    assert "holds no replies" in refused("evaluate", "--compare", complete, copy)
+    assert "nowhere: no such report" in refused("evaluate", "--compare", complete, "nowhere")
     assert "holds no replies" in refused("evaluate", "--rescore", copy / "replies.jsonl")
     assert "cannot be read" in refused("evaluate", "--rescore", copy / "nothing.jsonl")
 
@@ -284,11 +284,11 @@ def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_questions_that_were_trained_on_are_refused(
     trained: Path, which: str, tmp_path: Path
 ) -> None:
-    said = refused(
+    output = refused(
         *["evaluate", "--model", trained / which, "--data", PROBLEMS, "--limit", "8"],
         *["--output", tmp_path / "out"],
     )
-    assert "3 of 8 questions are in" in said and "--allow-trained-on" in said
+    assert "3 of 8 questions are in" in output and "--allow-trained-on" in output
     assert not (tmp_path / "out").exists()
 
 
@@ -324,7 +324,7 @@ def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         ([], "--model and --data are needed"),
         (["--model", "m"], "--model and --data are needed"),
@@ -345,12 +345,12 @@ def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_arguments(arguments: list[str], said: str, model: Path, tmp_path: Path) -> None:
+def test_bad_arguments(arguments: list[str], output: str, model: Path, tmp_path: Path) -> None:
     given = list(arguments)
     if arguments and arguments != ["--model", "m"]:
         given += [] if "--model" in arguments else ["--model", str(model)]
         given += [] if "--data" in arguments else ["--data", str(PROBLEMS)]
-    assert said in refused("evaluate", *given, "--output", tmp_path / "out")
+    assert output in refused("evaluate", *given, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -67,11 +67,11 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def test_every_target_is_proven_and_recorded(exported: Path, adapter: Path) -> None:
-    found = record(exported)
-    assert found["base"]["name"] == str(DEMO) and found["base"]["dtype"] == "float32"
-    assert list(found["exports"]) == ["merged_16bit", "gguf:f16", "gguf:q8_0"]
-    for target in found["exports"]:
-        entry = found["exports"][target]
+    actual = record(exported)
+    assert actual["base"]["name"] == str(DEMO) and actual["base"]["dtype"] == "float32"
+    assert list(actual["exports"]) == ["merged_16bit", "gguf:f16", "gguf:q8_0"]
+    for target in actual["exports"]:
+        entry = actual["exports"][target]
         assert entry["proven"] and [c["name"] for c in entry["checks"]] == CHECKS
         assert (exported / entry["path"]).exists()
     assert not [p for p in exported.rglob("*") if "partial" in p.name]
@@ -133,11 +133,11 @@ def checks_of(
     dtype = dtype or "float16"
     sums = check_weights(base, adapter, file, kind, dtype)
     if file.is_dir():
-        found = parity.check_model(models.merged_model(file), known, LIMIT)
+        actual = parity.check_model(models.merged_model(file), known, LIMIT)
     else:
         with serve(file, context=known.longest + 8) as url:
-            found = parity.check_model(models.LlamaCpp(url), known, LIMIT)
-    return {check.name: check for check in [*sums, *found]}
+            actual = parity.check_model(models.LlamaCpp(url), known, LIMIT)
+    return {check.name: check for check in [*sums, *actual]}
 
 
 def failed(checks: dict[str, Check]) -> set[str]:
@@ -217,10 +217,10 @@ def test_a_fault_in_merged_weights_is_caught_by_its_check(
     if of_merged:
         of_merged(merged)
     checks = checks_of(merged, known, adapter, "merged_16bit")
-    found = failed(checks)
+    actual = failed(checks)
     if "learning_lost" in caught:  # a large fault may show in what the model says too
-        found -= {"divergence"}
-    assert found == caught, checks
+        actual -= {"divergence"}
+    assert actual == caught, checks
 
 
 @pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"r": 4}])
@@ -304,10 +304,10 @@ def test_a_fault_in_a_gguf_file_is_caught_by_its_check(
     file = Path(shutil.copyfile(good, tmp_path / "file.gguf"))
     fault(file)
     checks = checks_of(file, known, adapter, "f16")
-    found = failed(checks)
+    actual = failed(checks)
     if caught == {"weight_error"}:  # on a model of 4 layers it may show in what it says too
-        found -= {"divergence"}
-    assert found == caught, checks
+        actual -= {"divergence"}
+    assert actual == caught, checks
 
 
 def test_an_unknown_tokenizer_is_refused_in_plain_words(tree: Path, tmp_path: Path) -> None:
@@ -325,12 +325,12 @@ def test_killed_at_random_points_it_ends_as_if_never_killed(
     adapter: Path, tree: Path, tmp_path: Path
 ) -> None:
     to = "merged_16bit,gguf:f16,gguf:q4_k_m"
-    for name in ("first", "whole"):  # the first builds llama-quantize
+    for name in ("first", "complete"):  # the first builds llama-quantize
         started = time.monotonic()
         result = export(adapter, tmp_path / name, to)
         assert result.returncode == 0, result.stdout + result.stderr
         seconds = time.monotonic() - started
-    expected = {name: e["files"] for name, e in record(tmp_path / "whole")["exports"].items()}
+    expected = {name: e["files"] for name, e in record(tmp_path / "complete")["exports"].items()}
     chance = random.Random(0)
     script = [sys.executable, str(ROOT / "scripts" / "export.py"), str(adapter)]
     for number in range(6):
@@ -346,5 +346,5 @@ def test_killed_at_random_points_it_ends_as_if_never_killed(
         result = export(adapter, folder, to)
         assert result.returncode == 0, result.stdout + result.stderr
         assert result.stdout.count("proven already") == len(done)
-        found = {name: e["files"] for name, e in record(folder)["exports"].items()}
-        assert found == expected
+        actual = {name: e["files"] for name, e in record(folder)["exports"].items()}
+        assert actual == expected

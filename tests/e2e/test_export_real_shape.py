@@ -78,9 +78,9 @@ def test_llama_cpp_tokenises_as_the_tokenizer_does(exported: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(exported / "merged_16bit")
     (file,) = (exported / "gguf").glob("*-q8_0.gguf")
     with serve(file, context=512) as url:
-        found = [LlamaCpp(url).tokenize(text) for text in strings]
+        actual = [LlamaCpp(url).tokenize(text) for text in strings]
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in strings]
-    assert len(found) == 200 and found == expected
+    assert len(actual) == 200 and actual == expected
 
 
 def test_peak_memory_of_a_merge(base: Path, adapter: Path, tmp_path: Path) -> None:

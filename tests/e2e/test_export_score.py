@@ -52,8 +52,8 @@ def scores(run: Path) -> dict[str, Any]:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return sorted(found, key=lambda row: str(row["question"]))
+    actual = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return sorted(actual, key=lambda row: str(row["question"]))
 
 
 @pytest.mark.parametrize("target", ["merged_16bit", "gguf:q8_0"])
@@ -82,8 +82,11 @@ def test_a_score_is_that_of_an_evaluation_by_hand(
 
 
 def test_it_is_shown_where_the_headline_is(grpo: tuple[Path, str]) -> None:
-    run, said = grpo
-    for text in (said, *((run / name).read_text("utf-8") for name in ("report.html", "README.md"))):
+    run, output = grpo
+    for text in (
+        output,
+        *((run / name).read_text("utf-8") for name in ("report.html", "README.md")),
+    ):
         assert TITLE in text and "gguf:q8_0" in text
         assert "No file lost significantly against the adapter" in text
 
@@ -102,12 +105,12 @@ def test_answers_of_other_weights_are_not_taken_for_a_files_own(
     grpo: tuple[Path, str], tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(grpo[0], tmp_path / "other"))
-    asked = run / "eval" / "exports" / "gguf-q8_0" / "request.json"
-    request = json.loads(asked.read_text(encoding="utf-8"))
-    asked.write_text(json.dumps(request | {"weights": "0" * 64}), encoding="utf-8")
+    requested = run / "eval" / "exports" / "gguf-q8_0" / "request.json"
+    request = json.loads(requested.read_text(encoding="utf-8"))
+    requested.write_text(json.dumps(request | {"weights": "0" * 64}), encoding="utf-8")
     result = run_script("export", run, "--to", "gguf:q8_0", "--score")
     assert result.returncode == 0 and "were to another request" in result.stdout
-    assert json.loads(asked.read_text(encoding="utf-8")) == request
+    assert json.loads(requested.read_text(encoding="utf-8")) == request
 
 
 def test_the_adapter_of_a_4_bit_policy_is_also_scored_on_16_bit_weights(
@@ -159,36 +162,36 @@ def test_text_answers_are_scored_by_the_rewards_of_the_run(tmp_path: Path) -> No
 
 def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
     run = tmp_path / "dpo"
-    said = train(
+    output = train(
         *("dpo", run, "training.per_device_train_batch_size=8", "data.holdout=12"),
         "evaluation={limit: 12, replies: 6, max_new_tokens: 24}",
     )
-    assert TITLE in said
+    assert TITLE in output
     adapter = [
         json.loads(line) for line in (run / "eval" / "after_replies.jsonl").open(encoding="utf-8")
     ]
     for target in ("merged_16bit", "gguf-q8_0"):
         path = run / "eval" / "exports" / target / "replies.jsonl"
         replies = [json.loads(line) for line in path.open(encoding="utf-8")][:6]
-        found = scores(run)[target.replace("gguf-", "gguf:")]
+        actual = scores(run)[target.replace("gguf-", "gguf:")]
         french = [
             (a["in_language"], b["in_language"]) for a, b in zip(adapter, replies, strict=True)
         ]
         assert [reply["prompt"] for reply in replies] == [reply["prompt"] for reply in adapter]
-        assert found["main"] == "french_share" and found["n"] == 6
-        assert found["measures"]["french_share"]["value"] == sum(b for _, b in french) / 6
-        assert found["right"] == sum(a for a, _ in french)
-        assert found["lost"] == sum(a and not b for a, b in french)
-        assert set(found["against_adapter"]) == set(found["measures"])
-        assert not set(found["measures"]) & {"reward_accuracy", "kl_per_token"}
+        assert actual["main"] == "french_share" and actual["n"] == 6
+        assert actual["measures"]["french_share"]["value"] == sum(b for _, b in french) / 6
+        assert actual["right"] == sum(a for a, _ in french)
+        assert actual["lost"] == sum(a and not b for a, b in french)
+        assert set(actual["against_adapter"]) == set(actual["measures"])
+        assert not set(actual["measures"]) & {"reward_accuracy", "kl_per_token"}
 
     # Half a line, which a kill left, is answered again and nothing else.
     path = run / "eval" / "exports" / "gguf-q8_0" / "replies.jsonl"
-    whole = path.read_text(encoding="utf-8")
-    path.write_text(whole[:-20], encoding="utf-8")
+    complete = path.read_text(encoding="utf-8")
+    path.write_text(complete[:-20], encoding="utf-8")
     result = run_script("export", run, "--to", "gguf:q8_0", "--score")
     assert result.returncode == 0, result.stderr
-    assert path.read_text(encoding="utf-8") == whole
+    assert path.read_text(encoding="utf-8") == complete
 
     # Without replies there is nothing to compare: said before anything is exported.
     config = run / "config.yaml"

@@ -68,7 +68,7 @@ def noted() -> Iterator[list[list[int]]]:
 def as_text(rows: list[list[int]], tokenizer: Any) -> list[str]:
     """The rows as text, without padding on either side."""
     pad = tokenizer.pad_token_id
-    kept = [[place for place, token in enumerate(row) if token != pad] for row in rows]
+    kept = [[position for position, token in enumerate(row) if token != pad] for row in rows]
     return [tokenizer.decode(row[k[0] : k[-1] + 1]) for row, k in zip(rows, kept, strict=True)]
 
 
@@ -91,7 +91,7 @@ class Made:
         return as_text(self.rows[method], tokenizer_of(self.run(method) / "adapter"))
 
     def overrides(self, method: str) -> list[str]:
-        found = [
+        actual = [
             *(f"model.name={self.folder / 'model'}", "data.train.limit=40", "data.validation=4"),
             *("training.max_steps=2", "training.save_steps=1", *PARITY),
             "training.per_device_train_batch_size=4",
@@ -99,22 +99,22 @@ class Made:
         if method == "grpo":
             reward = self.folder / "letters.py"
             reward.write_text(REWARD, encoding="utf-8")
-            found += [
+            actual += [
                 *(f"rewards={{'{reward}:letters': 1.0}}", "training.num_generations=4"),
                 "training.max_completion_length=12",
                 "evaluation={limit: 4, max_new_tokens: 12, batch_size: 4, every: 1}",
             ]
         else:
-            found += [
+            actual += [
                 *("data.holdout=4", "training.loss_type=[sigmoid]"),
                 "evaluation={limit: 4, replies: 4, max_new_tokens: 12, batch_size: 4, also: [], "
                 "every: 1}",
             ]
         if self.name == "qwen3":
-            found.append("prompt.chat_template_kwargs.enable_thinking=false")
+            actual.append("prompt.chat_template_kwargs.enable_thinking=false")
         if self.name == "gemma":
-            found.append("prompt.system=null")
-        return found
+            actual.append("prompt.system=null")
+        return actual
 
     def main(self, method: str, *more: str) -> int:
         """What the script returns, as it is called by a user."""
@@ -127,12 +127,12 @@ class Made:
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp(request.param)
     make_model(request.param, folder / "model")
-    found = Made(request.param, folder, {})
+    actual = Made(request.param, folder, {})
     for method in MAINS:
         with noted() as rows:
-            assert found.main(method) == 0
-        found.rows[method] = rows
-    return found
+            assert actual.main(method) == 0
+        actual.rows[method] = rows
+    return actual
 
 
 @pytest.mark.parametrize("method", MAINS)
@@ -179,9 +179,9 @@ def test_a_reply_of_dpo_ends_as_in_the_chat_template(made: Made) -> None:
         for side in ("chosen", "rejected")
     ]
     texts = made.texts("dpo")
-    found = [reply for reply in replies if any(reply in text for text in texts)]
-    assert len(found) > 12  # those of two steps and of the held-out pairs
-    for reply in found:
+    actual = [reply for reply in replies if any(reply in text for text in texts)]
+    assert len(actual) > 12  # those of two steps and of the held-out pairs
+    for reply in actual:
         ends = {text.partition(reply)[2] for text in texts if reply in text}
         assert ends == {made.family.reply_end}, reply
 
@@ -213,8 +213,8 @@ def test_every_end_token_ends_a_reply(made: Made, tmp_path: Path) -> None:
 
 
 def test_merged_weights_are_proven(made: Made, tmp_path: Path) -> None:
-    asked = ["--output", tmp_path, "--to", "merged_16bit", *PARITY]
-    result = run_script("export", made.run("grpo"), *asked)
+    requested = ["--output", tmp_path, "--to", "merged_16bit", *PARITY]
+    result = run_script("export", made.run("grpo"), *requested)
     assert result.returncode == 0, result.stdout + result.stderr
     tokenizer = tokenizer_of(tmp_path / "merged_16bit")
     ends = read(tmp_path / "merged_16bit" / "generation_config.json")["eos_token_id"]
@@ -247,8 +247,8 @@ def test_the_data_report_counts_and_shows_the_prompt(qwen3: Made) -> None:
 
 
 def test_a_name_that_the_template_does_not_read(qwen3: Made) -> None:
-    said = r"prompt\.chat_.*: .* reads no 'enable_thinkin'; did you mean 'enable_thinking'"
-    with pytest.raises(ConfigError, match=said):
+    output = r"prompt\.chat_.*: .* reads no 'enable_thinkin'; did you mean 'enable_thinking'"
+    with pytest.raises(ConfigError, match=output):
         qwen3.main("grpo", "prompt.chat_template_kwargs={enable_thinkin: false}", "--dry-run")
 
 
@@ -294,8 +294,8 @@ def test_llama_cpp_and_ollama_render_the_same_prompt(qwen3: Made, tmp_path: Path
         llama_cpp.find_tree(None)
     except ConfigError as error:
         pytest.skip(f"llama.cpp is not in the cache and cannot be fetched: {error}")
-    asked = ["--output", tmp_path, "--to", "gguf:f16,ollama", *PARITY]
-    result = run_script("export", qwen3.run("grpo"), *asked)
+    requested = ["--output", tmp_path, "--to", "gguf:f16,ollama", *PARITY]
+    result = run_script("export", qwen3.run("grpo"), *requested)
     assert result.returncode == 0, result.stdout + result.stderr
     (modelfile,) = tmp_path.rglob("Modelfile")
     assert f'{ASSISTANT}{THOUGHTS}"""' in modelfile.read_text(encoding="utf-8")
@@ -308,6 +308,6 @@ def test_llama_cpp_and_ollama_render_the_same_prompt(qwen3: Made, tmp_path: Path
 def test_a_system_turn_that_the_template_refuses(made: Made, method: str) -> None:
     if made.name != "gemma":
         pytest.skip("only Gemma's template takes no system turn")
-    said = r"not supported\. It takes no system turn: set prompt\.system to null"
-    with pytest.raises(ConfigError, match=said):
+    output = r"not supported\. It takes no system turn: set prompt\.system to null"
+    with pytest.raises(ConfigError, match=output):
         made.main(method, "prompt.system=Réponds.", "--dry-run")

@@ -39,14 +39,14 @@ def demo() -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[Conversation]:
+def requested() -> list[Conversation]:
     source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=48)
     problems = load_evaluation(source, ProblemColumns())
     return [conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems]
 
 
 @pytest.fixture(scope="module")
-def rambling(asked: list[Conversation]) -> Loaded:
+def rambling(requested: list[Conversation]) -> Loaded:
     """The demo model with noise on its weights, whose replies are of very different lengths."""
     import torch
 
@@ -57,7 +57,7 @@ def rambling(asked: list[Conversation]) -> Loaded:
         with torch.no_grad():
             for weight, start in zip(model.parameters(), trained, strict=True):
                 weight.copy_(start + start.std() * torch.randn_like(start))
-        lengths = sorted(reply.tokens for reply in answer((model, tokenizer), asked))
+        lengths = sorted(reply.tokens for reply in answer((model, tokenizer), requested))
         if lengths[12] <= 24 and lengths[-1] == 64:
             return model, tokenizer
     raise AssertionError("no noise makes replies of different lengths")
@@ -143,10 +143,10 @@ def test_the_output_layer_is_not_copied_for_every_row(adapted: bool, tmp_path: P
 
 @pytest.mark.parametrize("model", ["demo", "rambling"])
 def test_replies_do_not_depend_on_the_batch_size(
-    model: str, asked: list[Conversation], request: pytest.FixtureRequest
+    model: str, requested: list[Conversation], request: pytest.FixtureRequest
 ) -> None:
     loaded = request.getfixturevalue(model)
-    one, seven, many = (answer(loaded, asked, batch_size=n) for n in (1, 7, 32))
+    one, seven, many = (answer(loaded, requested, batch_size=n) for n in (1, 7, 32))
     assert one == seven == many
     assert len({reply.text for reply in one}) > 10
 
@@ -156,20 +156,20 @@ def test_replies_do_not_depend_on_the_batch_size(
 def test_replies_are_those_written_by_hand(
     model: str,
     pace: tuple[int, float],
-    asked: list[Conversation],
+    requested: list[Conversation],
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(inference, "KEPT_ROUND", pace)
     loaded = request.getfixturevalue(model)
-    expected = by_hand(loaded, asked[:12], limit=40)
-    assert answer(loaded, asked[:12], batch_size=5, max_new_tokens=40) == expected
+    expected = by_hand(loaded, requested[:12], limit=40)
+    assert answer(loaded, requested[:12], batch_size=5, max_new_tokens=40) == expected
     if model == "rambling":
         assert len({reply.tokens for reply in expected}) > 4
 
 
 def test_one_long_reply_does_not_hold_up_the_others(
-    rambling: Loaded, asked: list[Conversation], monkeypatch: pytest.MonkeyPatch
+    rambling: Loaded, requested: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once enough of a batch has ended, others take its place: fewer rows x steps."""
     model, _ = rambling
@@ -183,15 +183,15 @@ def test_one_long_reply_does_not_hold_up_the_others(
         return forward(*arguments, **named)
 
     monkeypatch.setattr(model, "forward", counting)
-    found = answer(rambling, asked, batch_size=16, max_new_tokens=100)
+    actual = answer(rambling, requested, batch_size=16, max_new_tokens=100)
     rounds, work = work, 0
     monkeypatch.setattr(inference, "KEPT_ROUND", (1000, 1.0))
-    assert answer(rambling, asked, batch_size=16, max_new_tokens=100) == found
+    assert answer(rambling, requested, batch_size=16, max_new_tokens=100) == actual
     assert 0 < rounds < 0.8 * work
 
 
-def test_limit_on_and_beside_the_end_token(demo: Loaded, asked: list[Conversation]) -> None:
-    for reply, turns in zip(answer(demo, asked[:4]), asked[:4], strict=True):
+def test_limit_on_and_beside_the_end_token(demo: Loaded, requested: list[Conversation]) -> None:
+    for reply, turns in zip(answer(demo, requested[:4]), requested[:4], strict=True):
         assert not reply.truncated
         exact, cut, single = (
             answer(demo, [turns], max_new_tokens=limit)[0]
@@ -203,14 +203,14 @@ def test_limit_on_and_beside_the_end_token(demo: Loaded, asked: list[Conversatio
         assert reply.text.startswith(single.text)
 
 
-def test_padding_that_is_the_end_token(demo: Loaded, asked: list[Conversation]) -> None:
+def test_padding_that_is_the_end_token(demo: Loaded, requested: list[Conversation]) -> None:
     """As with a tokenizer that has no padding token."""
     _, tokenizer = demo
-    expected = answer(demo, asked[:16])
+    expected = answer(demo, requested[:16])
     padding = tokenizer.pad_token
     tokenizer.pad_token = tokenizer.eos_token
     try:
-        assert answer(demo, asked[:16]) == expected
+        assert answer(demo, requested[:16]) == expected
     finally:
         tokenizer.pad_token = padding
 
@@ -224,7 +224,7 @@ def test_nothing_asked_nothing_answered(demo: Loaded) -> None:
 
 @pytest.fixture(scope="module")
 def endless() -> Loaded:
-    """The demo model, told that its end token is another: it goes on after its answer."""
+    """The demo model with another end token: it continues after its answer."""
     model, tokenizer = load()
     tokenizer.eos_token = "<|im_start|>"
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -233,10 +233,10 @@ def endless() -> Loaded:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 48])
 def test_stop_at_answer_cuts_after_the_closing_tag(
-    endless: Loaded, asked: list[Conversation], batch_size: int
+    endless: Loaded, requested: list[Conversation], batch_size: int
 ) -> None:
-    going_on = answer(endless, asked, batch_size=48)
-    stopped = answer(endless, asked, batch_size=batch_size, stop_at_answer=True)
+    going_on = answer(endless, requested, batch_size=48)
+    stopped = answer(endless, requested, batch_size=batch_size, stop_at_answer=True)
     assert sum(reply.truncated for reply in going_on) > 24
     closed = 0
     for long, short in zip(going_on, stopped, strict=True):
@@ -250,20 +250,20 @@ def test_stop_at_answer_cuts_after_the_closing_tag(
 
 
 def test_an_answer_closed_by_the_last_token_is_not_truncated(
-    endless: Loaded, asked: list[Conversation]
+    endless: Loaded, requested: list[Conversation]
 ) -> None:
-    reply = answer(endless, asked[:1], stop_at_answer=True)[0]
+    reply = answer(endless, requested[:1], stop_at_answer=True)[0]
     assert ends_with_answer(reply.text) and not reply.truncated
-    exact = answer(endless, asked[:1], stop_at_answer=True, max_new_tokens=reply.tokens)[0]
+    exact = answer(endless, requested[:1], stop_at_answer=True, max_new_tokens=reply.tokens)[0]
     assert exact == reply
-    cut = answer(endless, asked[:1], stop_at_answer=True, max_new_tokens=reply.tokens - 1)[0]
+    cut = answer(endless, requested[:1], stop_at_answer=True, max_new_tokens=reply.tokens - 1)[0]
     assert cut.truncated
 
 
 def test_stop_at_answer_where_the_model_stops_by_itself(
-    demo: Loaded, asked: list[Conversation]
+    demo: Loaded, requested: list[Conversation]
 ) -> None:
-    plain, stopped = answer(demo, asked), answer(demo, asked, stop_at_answer=True)
+    plain, stopped = answer(demo, requested), answer(demo, requested, stop_at_answer=True)
     assert [r.text for r in stopped] == [r.text for r in plain]
     assert not any(r.truncated for r in stopped)
     assert [r.tokens for r in stopped] == [r.tokens - ends_with_answer(r.text) for r in plain]
@@ -291,34 +291,34 @@ def with_memory_for(rows: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> l
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(
     rambling: Loaded,
-    asked: list[Conversation],
+    requested: list[Conversation],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    expected = answer(rambling, asked)
+    expected = answer(rambling, requested)
     sizes = with_memory_for(8, rambling[0], monkeypatch)
-    assert answer(rambling, asked, batch_size=48) == expected
+    assert answer(rambling, requested, batch_size=48) == expected
     assert sizes[:4] == [48, 24, 12, 6] and max(sizes[4:]) <= 6
     assert capsys.readouterr().out.count("out of memory") == 3 <= math.log2(48)
 
 
 def test_out_of_memory_on_a_batch_smaller_than_asked_for(
-    demo: Loaded, asked: list[Conversation], monkeypatch: pytest.MonkeyPatch
+    demo: Loaded, requested: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = answer(demo, asked[:10])
+    expected = answer(demo, requested[:10])
     sizes = with_memory_for(8, demo[0], monkeypatch)
-    assert answer(demo, asked[:10], batch_size=1024) == expected
+    assert answer(demo, requested[:10], batch_size=1024) == expected
     assert sizes == [10, 5, 5]
 
 
 def test_no_memory_for_a_single_reply(
-    demo: Loaded, asked: list[Conversation], monkeypatch: pytest.MonkeyPatch
+    demo: Loaded, requested: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
     sizes = with_memory_for(0, demo[0], monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
-        answer(demo, asked[:4])
+        answer(demo, requested[:4])
     assert sizes == [4, 2, 1]
 
 
@@ -326,28 +326,28 @@ def test_no_memory_for_a_single_reply(
 
 
 def test_sampling_is_seeded_and_leaves_the_random_state_alone(
-    demo: Loaded, asked: list[Conversation]
+    demo: Loaded, requested: list[Conversation]
 ) -> None:
     import torch
 
     torch.manual_seed(7)
     state, python_state = torch.get_rng_state(), random.getstate()
     first, again, other = (
-        answer(demo, asked[:16], seed=seed, temperature=1.0) for seed in (1, 1, 2)
+        answer(demo, requested[:16], seed=seed, temperature=1.0) for seed in (1, 1, 2)
     )
-    greedy = answer(demo, asked[:16])
+    greedy = answer(demo, requested[:16])
     assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python_state
     assert first == again
     assert first != other
     assert first != greedy
 
 
-def test_a_low_temperature_is_greedy(demo: Loaded, asked: list[Conversation]) -> None:
-    assert answer(demo, asked[:8], temperature=1e-4) == answer(demo, asked[:8])
+def test_a_low_temperature_is_greedy(demo: Loaded, requested: list[Conversation]) -> None:
+    assert answer(demo, requested[:8], temperature=1e-4) == answer(demo, requested[:8])
 
 
 def test_sampling_draws_from_the_models_own_distribution(
-    demo: Loaded, asked: list[Conversation]
+    demo: Loaded, requested: list[Conversation]
 ) -> None:
     """First tokens of many samples against the softmax at that temperature: no top-k, no top-p."""
     import torch
@@ -355,17 +355,17 @@ def test_sampling_draws_from_the_models_own_distribution(
     model, tokenizer = demo
     temperature = 1.5
     replies = answer(
-        demo, [asked[0]] * 1000, batch_size=500, temperature=temperature, max_new_tokens=1
+        demo, [requested[0]] * 1000, batch_size=500, temperature=temperature, max_new_tokens=1
     )
-    prompt = render(tokenizer, asked[0])
+    prompt = render(tokenizer, requested[0])
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         probabilities = (model(input_ids=ids).logits[0, -1] / temperature).softmax(-1)
     for token in probabilities.topk(3).indices.tolist():
         p = float(probabilities[token])
         text = tokenizer.decode([token])
-        found = sum(reply.text == text for reply in replies) / len(replies)
-        assert found == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / len(replies)) + 1e-3)
+        actual = sum(reply.text == text for reply in replies) / len(replies)
+        assert actual == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / len(replies)) + 1e-3)
 
 
 # --- scoring given replies ------------------------------------------------------------------------
@@ -393,8 +393,8 @@ def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> N
     expected = [(log_prob(p, p.chosen), log_prob(p, p.rejected)) for p in pairs]
     assert len({round(value) for pair in expected for value in pair}) > 5
 
-    def same(found: list[tuple[float, float]], other: list[tuple[float, float]]) -> bool:
-        both = zip(found, other, strict=True)
+    def same(actual: list[tuple[float, float]], other: list[tuple[float, float]]) -> bool:
+        both = zip(actual, other, strict=True)
         return all(a == pytest.approx(b, abs=1e-3) for a, b in both)
 
     assert same(fresh, expected)  # a fresh adapter changes nothing
@@ -433,10 +433,10 @@ def test_scoring_holds_some_logits_at_a_time() -> None:
     ids = torch.randint(3, vocabulary, (96, 256), generator=torch.Generator().manual_seed(0))
     sequences = [(row, 8) for row in ids.tolist()]
     with Largest() as largest:
-        found = token_log_probs(model, tokenizer, sequences, 96, False, "rows")
+        actual = token_log_probs(model, tokenizer, sequences, 96, False, "rows")
     assert largest.numbers <= 2**24 < 96 * 248 * vocabulary
     assert model.get_base_model().forward == forward
     with torch.no_grad():
         logits = model(input_ids=ids[:4]).logits[:, 7:-1].float()
     expected = logits.log_softmax(-1).gather(-1, ids[:4, 8:, None])[..., 0]
-    torch.testing.assert_close(torch.tensor(found[:4]), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(actual[:4]), expected, rtol=1e-5, atol=1e-5)

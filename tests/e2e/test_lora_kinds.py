@@ -66,9 +66,9 @@ class Trained:
         training = model.training
         model.eval()
         with torch.no_grad():
-            found = [model(torch.tensor([row])).logits[0].float() for row in rows]
+            result = [model(torch.tensor([row])).logits[0].float() for row in rows]
         model.train(training)
-        return torch.cat(found)
+        return torch.cat(result)
 
 
 def distance(first: Any, second: Any) -> float:

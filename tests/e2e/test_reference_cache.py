@@ -111,9 +111,9 @@ def test_another_row_template_model_or_limit_is_another_file(
     names: set[str] = set()
 
     def expect_new(what: str, new: bool = True) -> None:
-        found = {path.name for path in cache.iterdir()}
-        assert (found > names) == new, what
-        names.update(found)
+        result = {path.name for path in cache.iterdir()}
+        assert (result > names) == new, what
+        names.update(result)
 
     build()
     expect_new("the first")
@@ -164,9 +164,9 @@ def other_number(text: str) -> str:
 
 
 def one_too_few(text: str) -> str:
-    found = json.loads(text)
-    values = {name: column[1:] for name, column in found["values"].items()}
-    return json.dumps({**found, "values": values, "sha256": reference_cache._checksum(values)})
+    result = json.loads(text)
+    values = {name: column[1:] for name, column in result["values"].items()}
+    return json.dumps({**result, "values": values, "sha256": reference_cache._checksum(values)})
 
 
 @pytest.mark.parametrize("damage", [cut, other_number, one_too_few, lambda _: "", lambda _: "[]"])
@@ -175,13 +175,13 @@ def test_damaged_file_is_computed_again_with_a_note(
 ) -> None:
     right = columns(build())
     (file,) = cache.iterdir()
-    whole = file.read_text(encoding="utf-8")
-    file.write_text(damage(whole), encoding="utf-8")
+    complete = file.read_text(encoding="utf-8")
+    file.write_text(damage(complete), encoding="utf-8")
     capsys.readouterr()
     assert columns(build()) == right
-    said = capsys.readouterr().out
-    assert f"note: {file} is damaged" in said and "computed in" in said
-    assert file.read_text(encoding="utf-8") == whole
+    output = capsys.readouterr().out
+    assert f"note: {file} is damaged" in output and "computed in" in output
+    assert file.read_text(encoding="utf-8") == complete
 
 
 def test_folder_that_cannot_be_written_to_does_not_stop_the_run(
@@ -214,8 +214,8 @@ def test_reply_that_would_be_cut_stops_the_run(build: Build) -> None:
     lengths = batches.pair_lengths(trainer.train_dataset)
     longest = max(lengths)
     build(f"model.max_seq_length={longest}")
-    said = f"{lengths.count(longest)} of 48 pairs take over {longest - 1} tokens"
-    with pytest.raises(DataError, match=said):
+    output = f"{lengths.count(longest)} of 48 pairs take over {longest - 1} tokens"
+    with pytest.raises(DataError, match=output):
         build(f"model.max_seq_length={longest - 1}")
     shortest = min(len(ids) for ids in trainer.train_dataset["prompt_ids"])
     with pytest.raises(DataError, match=f"48 of 48 pairs take over {shortest + 1}"):

@@ -64,15 +64,15 @@ def test_the_page_in_a_browser(
     kind: str, width: int, scheme: str, pages: dict[str, Path], browser: Any
 ) -> None:
     tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    said: list[str] = []
-    asked: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
+    output: list[str] = []
+    requested: list[str] = []
+    tab.on("console", lambda message: output.append(message.text))
+    tab.on("pageerror", lambda error: output.append(str(error)))
+    tab.on("request", lambda request: requested.append(request.url))
     address = pages[kind].as_uri()
     tab.goto(address)
-    assert said == []
-    assert [url for url in asked if url != address and not url.startswith("data:")] == []
+    assert output == []
+    assert [url for url in requested if url != address and not url.startswith("data:")] == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.title() != "broken"
     sticking_out = """(width) => [...document.querySelectorAll('body *')].filter(e => {
@@ -96,8 +96,8 @@ def test_tables_fit_and_charts_are_alike(
     cut = "[...document.querySelectorAll('.table')].filter(e => e.scrollWidth > e.clientWidth + 1)"
     assert tab.evaluate(f"{cut}.map(e => e.getAttribute('aria-label'))") == []
     scales = "[...document.querySelectorAll('svg')].map(e => e.getScreenCTM().a)"
-    found = tab.evaluate(scales)
-    assert max(found, default=1) - min(found, default=1) < 0.01
+    result = tab.evaluate(scales)
+    assert max(result, default=1) - min(result, default=1) < 0.01
     close = """[...document.querySelectorAll('.changes .figure')].filter(e => {
         const range = document.createRange(); range.selectNodeContents(e);
         const next = e.nextElementSibling;

@@ -61,8 +61,8 @@ def loaded() -> tuple[Any, Any]:
 def prompts(loaded: tuple[Any, Any]) -> list[list[int]]:
     """Twelve problems, four times each, as GRPO has them."""
     settings = settings_of()
-    found, _ = load_problems(settings.data)
-    rows = [grpo.reward_row(problem, settings.prompt) for problem in found[:12]]
+    result, _ = load_problems(settings.data)
+    rows = [grpo.reward_row(problem, settings.prompt) for problem in result[:12]]
     tokenizer = loaded[1]
     ids = token_ids(tokenizer, [render(tokenizer, row["prompt"]) for row in rows])
     return [prompt for prompt in ids for _ in range(4)]
@@ -115,7 +115,7 @@ def test_a_merged_weight_is_what_peft_merges(kind: str) -> None:
     layers = lora_layers(model)
     assert len(layers) == 7 * model.config.num_hidden_layers
     for layer in layers.values():
-        found = merged.merged_weight(layer)
+        result = merged.merged_weight(layer)
         base = dequantize_module_weight(layer.get_base_layer()).float()
         if kind == "4 bits":
             expected = base + layer.get_delta_weight("default")
@@ -127,9 +127,9 @@ def test_a_merged_weight_is_what_peft_merges(kind: str) -> None:
             merging = copy.deepcopy(layer)
             merging.merge(safe_merge=True)
             expected = merging.get_base_layer().weight
-        assert found.dtype == torch.float32
-        assert torch.allclose(found, expected, atol=1e-6, rtol=1e-5)
-        assert (found - base).abs().max() > 1e-3, "the adapter changes it"
+        assert result.dtype == torch.float32
+        assert torch.allclose(result, expected, atol=1e-6, rtol=1e-5)
+        assert (result - base).abs().max() > 1e-3, "the adapter changes it"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,11 +144,11 @@ def test_the_merged_model_is_the_adapted_one(kind: str, prompts: list[list[int]]
         base = logits(model, some)
     with merged.sampling_weights(model):
         assert not lora_layers(model)
-        found = logits(model, some)
+        result = logits(model, some)
     assert torch.equal(logits(model, some), adapted)
     effect = (adapted - base).abs().max()
     limit = 0.1 if "4 bits" in kind else 1e-4  # of bfloat16, at every layer
-    assert (found - adapted).abs().max() < limit * effect
+    assert (result - adapted).abs().max() < limit * effect
 
 
 def test_layers_weights_and_modes_are_as_before(loaded: tuple[Any, Any]) -> None:
@@ -186,8 +186,8 @@ def test_the_memory_stays_at_its_addresses_only_where_it_is_kept(loaded: tuple[A
 
     def addresses(keep: bool) -> list[int]:
         with weights.in_place(keep):
-            found = [m.weight.data_ptr() for n, m in model.named_modules() if n.endswith("_proj")]
-        return found
+            result = [m.weight.data_ptr() for n, m in model.named_modules() if n.endswith("_proj")]
+        return result
 
     assert addresses(keep=True) == addresses(keep=True)
     assert weights._linears
@@ -246,9 +246,9 @@ def test_auto_leaves_the_memory_to_what_needs_it(
         monkeypatch.setattr(merged, "free_bytes", lambda _, free=free: free)
         merged.choose_weights(model, choice, keep=True)
         assert (model in merged._CHOSEN) == used
-        said = capsys.readouterr().out
-        assert ("Rollouts are sampled from merged weights" in said) == used
-        assert ("note: sampling through the adapter" in said) == (not used and choice == "auto")
+        output = capsys.readouterr().out
+        assert ("Rollouts are sampled from merged weights" in output) == used
+        assert ("note: sampling through the adapter" in output) == (not used and choice == "auto")
 
 
 def test_an_adapter_that_cannot_be_merged(capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,17 +275,17 @@ def test_tokens_are_those_of_the_models_own_generate(
     model, tokenizer = loaded
     model.eval()
     config = generation(tokenizer, do_sample=True, temperature=temperature, top_k=0)
-    whole = padded(prompts, tokenizer.pad_token_id)
+    complete = padded(prompts, tokenizer.pad_token_id)
     own = vars(model).get("generate")
     torch.manual_seed(3)
-    expected = model.generate(**whole, generation_config=config)
+    expected = model.generate(**complete, generation_config=config)
     ended = (expected == tokenizer.eos_token_id)[:, -20:-1].any(1)
     assert ended.sum() > 4 and len({tuple(row) for row in expected.tolist()}) > 20
     after = torch.get_rng_state()
     torch.manual_seed(3)
     with rollouts.cheaper_rollouts(model, temperature, plain=True) as noted:
-        found = model.generate(**whole, generation_config=config)
-    assert torch.equal(found, expected)
+        result = model.generate(**complete, generation_config=config)
+    assert torch.equal(result, expected)
     assert torch.equal(torch.get_rng_state(), after)
     assert len(noted) == len(prompts)
     assert vars(model).get("generate") is own
@@ -324,13 +324,13 @@ def test_tokens_of_another_way_of_sampling(
     model, tokenizer = loaded
     model.eval()
     config = generation(tokenizer, do_sample=True, top_p=0.9, repetition_penalty=1.2)
-    whole = padded(prompts, tokenizer.pad_token_id)
+    complete = padded(prompts, tokenizer.pad_token_id)
     torch.manual_seed(3)
-    expected = model.generate(**whole, generation_config=config)
+    expected = model.generate(**complete, generation_config=config)
     torch.manual_seed(3)
     with rollouts.cheaper_rollouts(model, 1.0, plain=False) as noted:
-        found = model.generate(**whole, generation_config=config)
-    assert torch.equal(found, expected) and len(noted) == len(prompts)
+        result = model.generate(**complete, generation_config=config)
+    assert torch.equal(result, expected) and len(noted) == len(prompts)
 
 
 @pytest.mark.parametrize(
@@ -463,11 +463,11 @@ def test_noted_log_probs_are_the_policys(
     config = generation(tokenizer, do_sample=True, temperature=temperature, top_k=0)
     torch.manual_seed(5)
     with rollouts.cheaper_rollouts(model, temperature, plain=True) as noted:
-        found = model.generate(
+        result = model.generate(
             **padded(prompts[:8], tokenizer.pad_token_id), generation_config=config
         )
     width = max(map(len, prompts[:8]))
-    for prompt, row, log_probs in zip(prompts[:8], found[:, width:].tolist(), noted, strict=True):
+    for prompt, row, log_probs in zip(prompts[:8], result[:, width:].tolist(), noted, strict=True):
         end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
         with torch.no_grad():
             scores = model(torch.tensor([prompt + row[:end]])).logits[0, len(prompt) - 1 : -1]

@@ -143,14 +143,14 @@ def read(run: Path, name: str) -> Any:
 
 def test_the_best_step_is_kept(run: tuple[str, Path]) -> None:
     by, folder = run
-    found = {
+    actual = {
         row["step"]: row["measures"][by]["value"] for row in rows(folder / "eval/validation.jsonl")
     }
-    assert list(found) == [0, 3, 6, 9, 12]
-    best = min(found.values()) if by == "reply_loss" else max(found.values())
+    assert list(actual) == [0, 3, 6, 9, 12]
+    best = min(actual.values()) if by == "reply_loss" else max(actual.values())
     kept = read(folder, "environment.json")["kept"]
-    assert kept["by"] == by and kept["value"] == best == found[kept["step"]]
-    assert kept["step"] in (3, 6) and found[12] != best
+    assert kept["by"] == by and kept["value"] == best == actual[kept["step"]]
+    assert kept["step"] in (3, 6) and actual[12] != best
 
 
 def test_what_a_run_leaves_behind(run: tuple[str, Path]) -> None:
@@ -174,9 +174,9 @@ def test_an_evaluation_of_a_run_asks_as_it_was_trained(
     by, folder = run
     if by != "strict":
         pytest.skip("one run is enough")
-    asked = ["evaluate", "--model", folder, "--data", PROBLEMS, "--limit", "20"]
-    asked += ["--max-new-tokens", "80", "--batch-size", "60", "--output", tmp_path / "scored"]
-    result = run_script(*asked)
+    requested = ["evaluate", "--model", folder, "--data", PROBLEMS, "--limit", "20"]
+    requested += ["--max-new-tokens", "80", "--batch-size", "60", "--output", tmp_path / "scored"]
+    result = run_script(*requested)
     assert result.returncode == 0, result.stderr
     request = read(tmp_path / "scored", "request.json")
     assert request["examples"] == [EXAMPLE]
@@ -190,7 +190,7 @@ def test_an_evaluation_of_a_run_asks_as_it_was_trained(
     # Other examples are another request, whose answers are not mixed with these.
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(EXAMPLE | {"answer": "<answer>5</answer>"}), encoding="utf-8")
-    result = run_script(*asked, "--examples", other)
+    result = run_script(*requested, "--examples", other)
     assert result.returncode == 2 and "examples" in result.stderr, result.stderr
     assert "Traceback" not in result.stderr
 
@@ -205,8 +205,8 @@ def test_without_scores(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
 def test_a_dry_run_shows_the_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--config", str(CONFIG), "--output", str(tmp_path / "run"), "--dry-run", EXAMPLES]
     assert sft.main(command) == 0
-    said = capsys.readouterr().out
-    assert "warning: data.format: solutions" in said
-    assert "1 worked example, " in said and "tokens a prompt" in said
-    assert "with one):" in said and "[<|im_end|>]\n" in said
-    assert "nothing was trained" in said and not (tmp_path / "run").exists()
+    output = capsys.readouterr().out
+    assert "warning: data.format: solutions" in output
+    assert "1 worked example, " in output and "tokens a prompt" in output
+    assert "with one):" in output and "[<|im_end|>]\n" in output
+    assert "nothing was trained" in output and not (tmp_path / "run").exists()

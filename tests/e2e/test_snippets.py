@@ -30,8 +30,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_called_tested_runs(run: Path) -> None:
     settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml")
     exports = {"merged_16bit": Exported("merged_16bit")}
-    found = snippets(settings.model_dump(mode="json"), exports, None)
-    tested = [snippet for snippet in found if snippet.tested]
+    actual = snippets(settings.model_dump(mode="json"), exports, None)
+    tested = [snippet for snippet in actual if snippet.tested]
     assert [snippet.title for snippet in tested] == [
         "transformers and peft",
         "transformers, merged weights",

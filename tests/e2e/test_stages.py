@@ -78,7 +78,7 @@ def trained(method: str, folder: Path, *overrides: str) -> Any:
     config = ROOT / "configs" / f"{method}_demo.yaml"
     settings = load_settings(kind, config, [*SMALL[method], *overrides])
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run, said = RunFolder(folder / "run"), []
+    run, printed = RunFolder(folder / "run"), []
     if method == "dpo":
         pairs = load_pairs(settings.data, settings.prompt)[0][:16]
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
@@ -95,7 +95,7 @@ def trained(method: str, folder: Path, *overrides: str) -> Any:
                 *(output[name] for name in names), output["ref_per_token_logps"], strict=True
             ):
                 prompt, reply = (i[m.bool()].tolist() for i, m in (ids[:2], ids[2:]))
-                said.append((prompt, reply, values[ids[3].bool()]))
+                printed.append((prompt, reply, values[ids[3].bool()]))
             return output
 
         trainer._generate_and_score_completions = recorded
@@ -107,16 +107,18 @@ def trained(method: str, folder: Path, *overrides: str) -> Any:
             for side, value in zip(("chosen", "rejected"), now, strict=True):
                 known = row.get(f"ref_{side}_logps", float(value))
                 for each in (known, float(value)):
-                    said.append((row["prompt_ids"], row[f"{side}_ids"], each))
-    return SimpleNamespace(model=model, trainer=trainer, said=said, log=trainer.state.log_history)
+                    printed.append((row["prompt_ids"], row[f"{side}_ids"], each))
+    return SimpleNamespace(
+        model=model, trainer=trainer, printed=printed, log=trainer.state.log_history
+    )
 
 
-def distance(said: list[Any], model: Any) -> float:
+def distance(printed: list[Any], model: Any) -> float:
     """The largest difference for a token between what a reference said and what a model says."""
     import torch
 
     differences = []
-    for prompt, reply, values in said:
+    for prompt, reply, values in printed:
         exact = log_probabilities(model, prompt, reply)
         if isinstance(values, torch.Tensor):
             differences.append(float((values - exact).abs().max()))
@@ -162,9 +164,9 @@ def test_reference_is_the_policy_as_loaded(
         options["quantization_config"] = run.model.config.quantization_config
     if kind == "16 bits":
         options["dtype"] = torch.bfloat16
-    assert len(run.said) >= 16 and distance(run.said, plain(start, **options)) < near
+    assert len(run.printed) >= 16 and distance(run.printed, plain(start, **options)) < near
     if start:
-        assert distance(run.said, plain(None, **options)) > 10 * near  # the bare base is another
+        assert distance(run.printed, plain(None, **options)) > 10 * near  # the bare base is another
     assert list(run.model.peft_config) == ["default"]
     first, second = (row for row in run.log if "grad_norm" in row)
     if method == "dpo":
@@ -195,10 +197,10 @@ def test_a_run_that_is_stopped_keeps_its_reference(
     first, second, third = chain
     start = first if method == "dpo" else second
     given = [*SMALL[method], f"model.adapter={start}", *overrides]
-    whole = {"dpo": second, "grpo": third}[method]
+    complete = {"dpo": second, "grpo": third}[method]
     if overrides:
-        whole = tmp_path / "whole"
-        assert leave_with(method, whole, *given) == 0
+        complete = tmp_path / "complete"
+        assert leave_with(method, complete, *given) == 0
     run = tmp_path / "stopped"
     assert leave_with(method, run, *given, "run.max_minutes=0.00001") == 0
     assert not (run / "adapter").exists()
@@ -208,10 +210,10 @@ def test_a_run_that_is_stopped_keeps_its_reference(
     ]
     assert leave_with(method, run, *given) == 0
     weights = "adapter/adapter_model.safetensors"
-    assert (run / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (run / weights).read_bytes() == (complete / weights).read_bytes()
     kept, expected = (
         [row["loss"] for row in rows(each / "metrics.jsonl") if "grad_norm" in row]
-        for each in (run, whole)
+        for each in (run, complete)
     )
     assert kept == expected and len(kept) == 2
 

@@ -70,12 +70,11 @@ def probe(side: str) -> dict[str, Any]:
     import torch
     from trl import DPOConfig, GRPOConfig
 
-    # transformers refuses bf16 on a machine with no GPU unless told that this is meant; after
-    # Unsloth it need not be told.
+    # Without a GPU transformers refuses bf16, except with use_cpu; after Unsloth even without it.
     on_cpu = not torch.cuda.is_available()
-    told = ["extra.use_cpu=true"] if on_cpu and side == "stock" else []
+    overrides = ["extra.use_cpu=true"] if on_cpu and side == "stock" else []
     extra = [f"extra.{name}={json.dumps(value)}" for name, value in EXTRA.items()]
-    found: dict[str, Any] = {
+    actual: dict[str, Any] = {
         "unsloth": "unsloth" in sys.modules,
         "on_cpu": on_cpu,
         "fields": {
@@ -86,28 +85,28 @@ def probe(side: str) -> dict[str, Any]:
         "refused": {},
     }
     for path in CONFIGS:
-        arguments, asked = build(settings_for(path, *told, *extra))
-        found["configs"][path.stem] = {
-            "asked": asked,
-            "used": {name: plain(getattr(arguments, name, None)) for name in asked},
-            "changes": changes(asked, arguments),
-            "planted": planted(arguments, asked),
+        arguments, requested = build(settings_for(path, *overrides, *extra))
+        actual["configs"][path.stem] = {
+            "asked": requested,
+            "used": {name: plain(getattr(arguments, name, None)) for name in requested},
+            "changes": changes(requested, arguments),
+            "planted": planted(arguments, requested),
             "warmup": [arguments.get_warmup_steps(steps) for steps in (100, 1000)],
         }
     for override in REFUSED:
         try:
-            build(settings_for(CONFIGS[0], *told, override))
+            build(settings_for(CONFIGS[0], *overrides, override))
         except ConfigError as error:
-            found["refused"][override] = str(error)
-    return found
+            actual["refused"][override] = str(error)
+    return actual
 
 
-def planted(arguments: Any, asked: dict[str, Any]) -> dict[str, Any]:
+def planted(arguments: Any, requested: dict[str, Any]) -> dict[str, Any]:
     """The changes that are found when some values are swapped for others behind our back."""
     swapped = copy.copy(arguments)
     for name, value in PLANTED.items():
         setattr(swapped, name, value)
-    return changes(asked, swapped)
+    return changes(requested, swapped)
 
 
 PLANTED = {
@@ -140,8 +139,8 @@ def probed(side: str) -> dict[str, Any]:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert result.returncode == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return found
+    actual: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +156,22 @@ def after_unsloth() -> dict[str, Any]:
 EVERY_CONFIG = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
-def same(asked: Any, used: Any) -> bool:
+def same(requested: Any, used: Any) -> bool:
     """Equal, but for the two forms that transformers turns around."""
-    return (asked == used and type(asked) is type(used)) or (asked, used) == ("none", [])
+    return (requested == used and type(requested) is type(used)) or (requested, used) == (
+        "none",
+        [],
+    )
 
 
 def differences(config: dict[str, Any]) -> set[str]:
     """Arguments that were asked for and came out otherwise; null asks for nothing."""
-    asked, used = config["asked"], config["used"]
-    return {name for name in asked if asked[name] is not None and not same(asked[name], used[name])}
+    requested, used = config["asked"], config["used"]
+    return {
+        name
+        for name in requested
+        if requested[name] is not None and not same(requested[name], used[name])
+    }
 
 
 def test_the_two_sides_are_what_they_say(
@@ -225,8 +231,8 @@ def test_a_change_behind_our_back_is_found(
         for name, value in PLANTED.items()
         if name in config["asked"] and config["asked"][name] != value
     }
-    found = {name: config["planted"][name] for name in config["planted"] if name in PLANTED}
-    assert found == expected
+    actual = {name: config["planted"][name] for name in config["planted"] if name in PLANTED}
+    assert actual == expected
     assert len(expected) >= 7
     assert set(config["planted"]) - set(PLANTED) == set(config["changes"])
 
@@ -235,8 +241,8 @@ def test_a_change_behind_our_back_is_found(
 def test_warm_up_is_a_share_of_all_steps_or_a_number_of_them(
     path: Path, stock: dict[str, Any]
 ) -> None:
-    asked = settings_for(path).training.warmup_steps
-    expected = [asked * 100, asked * 1000] if asked < 1 else [asked, asked]
+    requested = settings_for(path).training.warmup_steps
+    expected = [requested * 100, requested * 1000] if requested < 1 else [requested, requested]
     assert stock["configs"][path.stem]["warmup"] == pytest.approx(expected)
 
 

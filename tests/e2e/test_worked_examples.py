@@ -53,8 +53,8 @@ def test_rewards_and_samples_of_grpo_see_the_reply_alone(tmp_path: Path) -> None
 
     trainer._generate_single_turn = watched
     trainer.train()
-    asked = {problem.question for problem in problems}
-    assert {question for *_, question in seen} == asked
+    requested = {problem.question for problem in problems}
+    assert {question for *_, question in seen} == requested
     for prompt, completion, question in seen:
         assert [turn["role"] for turn in prompt] == ["system", "user", "assistant", "user"]
         assert prompt[-1]["content"] == question and len(completion) == 1
@@ -62,9 +62,9 @@ def test_rewards_and_samples_of_grpo_see_the_reply_alone(tmp_path: Path) -> None
     assert len(prompted) == 8
     for text in prompted:  # as the model reads them
         at = [text.index(part) for part in EXAMPLE.values()]
-        assert at[0] < at[1] < max(text.find(question) for question in asked)
+        assert at[0] < at[1] < max(text.find(question) for question in requested)
     samples = rows(run.samples)
-    assert {row["question"] for row in samples} <= asked and samples
+    assert {row["question"] for row in samples} <= requested and samples
     assert not any(EXAMPLE["question"] in row["completion"] for row in samples)
 
 

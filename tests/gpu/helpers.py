@@ -27,9 +27,9 @@ def real_data(task: str, model: Path) -> list[str]:
 
 def run_side(folder: Path, **spec: Any) -> dict[str, Any]:
     """What bench/side.py measured, in a process of its own."""
-    found = run_job(Job("test", spec["side"], 0, spec), folder, {}, timeout=900)
-    assert found["status"] == "ok", "\n".join(found.get("log_tail", found.get("log", [])))
-    return found
+    result = run_job(Job("test", spec["side"], 0, spec), folder, {}, timeout=900)
+    assert result["status"] == "ok", "\n".join(result.get("log_tail", result.get("log", [])))
+    return result
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def device() -> Device:
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[Any]:
+def requested() -> list[Any]:
     source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=64)
     problems = load_evaluation(source, ProblemColumns())
     return [conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems]
@@ -33,12 +33,12 @@ def asked() -> list[Any]:
 
 @pytest.mark.parametrize(("dtype", "same"), [("float32", 64), ("bfloat16", 58), ("float16", 58)])
 def test_left_padded_batch_writes_what_a_single_row_writes(
-    dtype: str, same: int, asked: list[Any]
+    dtype: str, same: int, requested: list[Any]
 ) -> None:
     """In 16 bits a tie may fall the other way now and then: at least nine in ten are the same."""
     loaded = pretrained.load_for_scoring(str(MODEL), False, dtype, 512)
     one, many = (
-        inference.generator(*loaded, Evaluation(batch_size=size, max_new_tokens=64), 0)(asked)
+        inference.generator(*loaded, Evaluation(batch_size=size, max_new_tokens=64), 0)(requested)
         for size in (1, 32)
     )
     assert sum(a.text == b.text for a, b in zip(one, many, strict=True)) >= same
@@ -52,7 +52,9 @@ def load_policy(*overrides: str) -> tuple[Any, Any]:
     return policy.load(settings.model, settings.lora, settings.training, verbose=False)
 
 
-def test_merged_model_computes_what_the_adapter_computes(tmp_path: Path, asked: list[Any]) -> None:
+def test_merged_model_computes_what_the_adapter_computes(
+    tmp_path: Path, requested: list[Any]
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -63,7 +65,7 @@ def test_merged_model_computes_what_the_adapter_computes(tmp_path: Path, asked: 
             if "lora_B" in name:
                 noise = 0.05 * torch.randn(weight.shape, generator=generator)
                 weight.copy_(noise.to(weight.device, weight.dtype))
-    ids = tokenizer(render(tokenizer, asked[0]), return_tensors="pt")["input_ids"].cuda()
+    ids = tokenizer(render(tokenizer, requested[0]), return_tensors="pt")["input_ids"].cuda()
     with runtime.inference_mode(model):
         with_adapter = model(input_ids=ids).logits.float().log_softmax(-1)
         with model.disable_adapter():
@@ -71,11 +73,11 @@ def test_merged_model_computes_what_the_adapter_computes(tmp_path: Path, asked: 
     model.save_pretrained_merged(str(tmp_path), tokenizer, save_method="merged_16bit")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).cuda()
     with torch.no_grad():
-        found = merged(input_ids=ids).logits.float().log_softmax(-1)
+        result = merged(input_ids=ids).logits.float().log_softmax(-1)
 
     def apart(first: Any, second: Any) -> float:
         """Mean distance, over the positions, of the two distributions (total variation)."""
         return float(((first.exp() - second.exp()).abs().sum(-1) / 2).mean())
 
-    assert apart(with_adapter, found) < 0.03
+    assert apart(with_adapter, result) < 0.03
     assert apart(with_adapter, without) > 0.15  # the adapter does change something

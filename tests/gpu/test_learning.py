@@ -40,6 +40,6 @@ def test_grpo_improves_a_mid_size_model(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     compared = json.loads((run / "eval" / "comparison.json").read_text())["strict"]
-    said = f"{made.stdout}\n{result.stdout}"
-    assert compared["difference"] > 0.1, said
-    assert compared["p_value"] < 1e-6, said
+    output = f"{made.stdout}\n{result.stdout}"
+    assert compared["difference"] > 0.1, output
+    assert compared["p_value"] < 1e-6, output

@@ -18,14 +18,14 @@ def weights(run: Path) -> Any:
     import torch
     from safetensors.torch import load_file
 
-    found = load_file(run / "adapter" / "adapter_model.safetensors")
-    return torch.cat([found[name].float().flatten() for name in sorted(found)])
+    actual = load_file(run / "adapter" / "adapter_model.safetensors")
+    return torch.cat([actual[name].float().flatten() for name in sorted(actual)])
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])
 def test_killed_run_goes_on(name: str, tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run_script(name, *arguments(name, whole)).returncode == 0
+    complete, cut = tmp_path / "complete", tmp_path / "cut"
+    assert run_script(name, *arguments(name, complete)).returncode == 0
     process = start(name, cut)
     wait_for(process, (cut / "checkpoints" / "step-000004" / "manifest.json").exists)
     process.kill()
@@ -33,12 +33,12 @@ def test_killed_run_goes_on(name: str, tmp_path: Path) -> None:
     result = run_script(name, *arguments(name, cut))
     assert result.returncode == 0, result.stderr
 
-    own, other = metrics(cut), metrics(whole)
+    own, other = metrics(cut), metrics(complete)
     assert [row["step"] for row in own] == list(range(1, STEPS + 1))
     if name == "dpo":  # the same pairs in the same order: the same path but for rounding
         for a, b in zip(own, other, strict=True):
             assert math.isclose(a["loss"], b["loss"], rel_tol=0.02), a["step"]
-        distance = float((weights(cut) - weights(whole)).norm() / weights(whole).norm())
+        distance = float((weights(cut) - weights(complete)).norm() / weights(complete).norm())
         assert distance < 0.02
         return
     # Sampled completions part at the first token that rounds otherwise, so means are compared:

@@ -92,8 +92,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         self._busy.add(name)
         try:
             others = (f for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
-            found = (finder.find_spec(name, path, target) for finder in others)
-            spec = next((spec for spec in found if spec is not None), None)
+            result = (finder.find_spec(name, path, target) for finder in others)
+            spec = next((spec for spec in result if spec is not None), None)
         finally:
             self._busy.discard(name)
         if spec is None or spec.loader is None:

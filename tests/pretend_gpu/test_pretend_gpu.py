@@ -28,7 +28,7 @@ long = pytest.mark.long
 def on_card(*arguments: str, capability: str = "8.0", timeout: float = 3000) -> str:
     """Run Python on the card; returns what it said.
 
-    Unless told otherwise, generated trainers are kept apart for each worker, which would otherwise
+    By default, generated trainers are kept apart for each worker, which would otherwise
     write the same files at once.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -62,8 +62,8 @@ def run_tests(*targets: str, marks: str = "", capability: str = "8.0") -> None:
         "-m",
         marks,
     ]
-    said = on_card(*chosen, *targets, capability=capability)
-    assert re.search(r"^\d+ passed( |,)(?!.*skipped)", said, re.MULTILINE), said[-3000:]
+    printed = on_card(*chosen, *targets, capability=capability)
+    assert re.search(r"^\d+ passed( |,)(?!.*skipped)", printed, re.MULTILINE), printed[-3000:]
 
 
 @pytest.mark.timeout(1800)
@@ -126,10 +126,10 @@ def test_with_two_cards_a_run_takes_one(
 def test_benchmark_from_start_to_json(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     steps = ["--size", "cpu", "--steps", "1", "--warmup", "0", "--work", str(tmp_path / "work")]
-    said = on_card("bench/gpu.py", *steps, "--output", str(output))
+    printed = on_card("bench/gpu.py", *steps, "--output", str(output))
     result = json.loads(output.read_text(encoding="utf-8"))
     assert result["device"] == "Pretended card 8.0" and result["pretended"] is True
-    assert [m["status"] for m in result["measurements"]] == ["ok"] * 6, said[-3000:]
+    assert [m["status"] for m in result["measurements"]] == ["ok"] * 6, printed[-3000:]
     for task in ("dpo", "grpo"):
         sides = result["summary"]["compare"]
         assert sides[f"{task}: project"]["seconds_a_step"] > 0

@@ -38,10 +38,10 @@ def task_of_lm_eval() -> dict[str, Any]:
         pass
 
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
-    found: dict[str, Any] = yaml.load(
+    result: dict[str, Any] = yaml.load(
         (TASKS / "lm_eval" / "ifeval_fr.yaml").read_text("utf-8"), Loader
     )
-    return found
+    return result
 
 
 def test_there_are_commands() -> None:

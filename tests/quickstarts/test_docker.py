@@ -52,9 +52,9 @@ def test_nothing_heavy_or_private_gets_into_the_image() -> None:
 
 
 def test_entry_and_volume() -> None:
-    found = {step.word: step.rest for step in steps()}
-    assert found["ENTRYPOINT"] == '["/app/run"]'
-    assert found["VOLUME"] == "/app/outputs"  # where runs go: <root>/outputs
+    actual = {step.word: step.rest for step in steps()}
+    assert actual["ENTRYPOINT"] == '["/app/run"]'
+    assert actual["VOLUME"] == "/app/outputs"  # where runs go: <root>/outputs
     caches = [step.rest for step in steps() if step.word == "ENV" and "HF_HOME" in step.rest]
     assert caches == ["HF_HOME=/app/outputs/.huggingface"]
 

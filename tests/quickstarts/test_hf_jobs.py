@@ -27,16 +27,16 @@ def words() -> list[str]:
 
 def test_the_client_takes_it(words: list[str], tmp_path: Path) -> None:
     hf = Path(sys.executable).with_name("hf")
-    said = subprocess.run(
+    output = subprocess.run(
         [hf, *words[1:3], "--dry-run", *words[3:]],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_TOKEN": "mine"},
     )
-    assert said.returncode == 0, said.stderr
-    shown = dict(line.split(maxsplit=1) for line in said.stdout.splitlines() if line[:2] == "  ")
+    assert output.returncode == 0, output.stderr
+    shown = dict(line.split(maxsplit=1) for line in output.stdout.splitlines() if line[:2] == "  ")
     assert (shown["flavor"], shown["timeout"], shown["image"]) == ("l4x1", "6h", "python:3.12")
-    assert shown["secrets"].startswith("HF_TOKEN=") and "not submitted" in said.stdout
+    assert shown["secrets"].startswith("HF_TOKEN=") and "not submitted" in output.stdout
     (volume,) = parse_volumes([words[words.index("--volume") + 1]]) or []
     assert (volume.type, volume.mount_path) == ("bucket", "/runs")
 

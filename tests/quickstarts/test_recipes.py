@@ -102,8 +102,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command_with(word: str) -> str:
-    (found,) = (command for command in COMMANDS if word in command)
-    return found
+    (result,) = (command for command in COMMANDS if word in command)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +133,10 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_each_command_is_a_dry_run_that_finds_nothing_wrong(project: Path) -> None:
     assert len(COMMANDS) == 3
     for command in COMMANDS:
-        said = run(project, command)
-        assert "Config and data are fine" in said
+        output = run(project, command)
+        assert "Config and data are fine" in output
         if "my_rewards" in command:
-            assert "+ 0.5 x my_rewards.py:brief 1 = 2.5" in said
+            assert "+ 0.5 x my_rewards.py:brief 1 = 2.5" in output
 
 
 def test_a_reward_reads_a_third_column(project: Path, grpo: Path) -> None:
@@ -180,8 +180,8 @@ def test_a_tracker(name: str, request: pytest.FixtureRequest) -> None:
 def test_a_measure_in_the_report(name: str, measure: str, request: pytest.FixtureRequest) -> None:
     run = request.getfixturevalue(name)
     for side in ("before", "after", "comparison"):
-        found = json.loads((run / "eval" / f"{side}.json").read_text(encoding="utf-8"))[measure]
-        assert found["n"] == 8
+        result = json.loads((run / "eval" / f"{side}.json").read_text(encoding="utf-8"))[measure]
+        assert result["n"] == 8
     page = (run / "report.html").read_text(encoding="utf-8").lower()
     assert measure.replace("_", " ") in page
 

@@ -50,8 +50,8 @@ def scores(folder: Path, name: str) -> dict[str, Any]:
 @pytest.mark.long
 def test_answers_in_a_sentence_are_learnt(sentences: Path) -> None:
     before, after, change = (scores(sentences, n) for n in ("before", "after", "comparison"))
-    for found in (before, after, change):
-        assert list(found) == ["total_reward", "reward:words", "reward:exact", "truncated_rate"]
+    for result in (before, after, change):
+        assert list(result) == ["total_reward", "reward:words", "reward:exact", "truncated_rate"]
     for name in ("total_reward", "reward:words", "reward:exact"):
         assert change[name]["n"] == 300
         assert change[name]["low"] > 0.3 and change[name]["p_value"] < 1e-6
@@ -73,11 +73,11 @@ def test_the_run_speaks_of_rewards_alone(sentences: Path) -> None:
 
 @pytest.mark.long
 def test_evaluate_scores_by_the_rewards_of_the_run(project: Path, sentences: Path) -> None:
-    said = run(project, EVALUATE)
-    assert "total reward" in said and "strict" not in said
+    output = run(project, EVALUATE)
+    assert "total reward" in output and "strict" not in output
     (report,) = project.glob("outputs/eval/sentences-adapter-*/report.json")
-    found = json.loads(report.read_text(encoding="utf-8"))["measures"]
-    assert not OF_NUMBERS & set(found) and found["total_reward"]["n"] == 50
+    result = json.loads(report.read_text(encoding="utf-8"))["measures"]
+    assert not OF_NUMBERS & set(result) and result["total_reward"]["n"] == 50
     after = {row["question"]: row for row in rows(sentences / "eval" / "after.jsonl")}
     kept = rows(report.parent / "replies.jsonl")
     same = [row["reply"] == after[row["question"]]["reply"] for row in kept]
@@ -97,10 +97,10 @@ def test_evaluate_scores_by_the_rewards_of_the_run(project: Path, sentences: Pat
 def test_evaluate_scores_a_model_without_a_run(project: Path, sentences: Path) -> None:
     run(project, EVALUATE_BASE)
     (report,) = project.glob("outputs/eval/assets-demo_model-*/report.json")
-    found = json.loads(report.read_text(encoding="utf-8"))
-    assert found["rewards"] == {"my_sentences.py:words": 1.0, "my_sentences.py:exact": 0.5}
-    assert found["system"] is None
-    assert found["measures"]["total_reward"]["value"] < 0.5
+    result = json.loads(report.read_text(encoding="utf-8"))
+    assert result["rewards"] == {"my_sentences.py:words": 1.0, "my_sentences.py:exact": 0.5}
+    assert result["system"] is None
+    assert result["measures"]["total_reward"]["value"] < 0.5
 
 
 def test_the_first_command_shows_what_replies_would_earn(project: Path) -> None:
@@ -122,9 +122,9 @@ assert ours == theirs and min(ours) == -1 and max(ours) == 0, (ours, theirs)
 
 @pytest.mark.skipif(HAS_MATH_VERIFY, reason="math_verify is installed")
 def test_without_math_verify_it_is_said_how_to_install_it(project: Path) -> None:
-    said = run(project, MATH, code=2)
-    assert "math_verify is not installed: .venv/bin/uv pip install --python .venv" in said
-    assert "Traceback" not in said
+    output = run(project, MATH, code=2)
+    assert "math_verify is not installed: .venv/bin/uv pip install --python .venv" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.skipif(not HAS_MATH_VERIFY, reason="math_verify is not installed: it is no part of us")

@@ -63,7 +63,7 @@ def messages(seen: str) -> list[str]:
     return re.findall(r"`([^`]+)`", seen)
 
 
-def is_said(message: str, output: str) -> bool:
+def is_printed(message: str, output: str) -> bool:
     """Whether a quoted message is in an output: white space counts as one space, and … is any."""
     pattern = ".*?".join(re.escape(" ".join(part.split())) for part in message.split("…"))
     pattern = pattern.replace(".*?", r"\s?.*?\s?")
@@ -123,8 +123,8 @@ def logged(scene: Scene, config: str, row: dict[str, float]) -> str:
 
 
 def finding(findings: list[Finding], subject: str) -> str:
-    (found,) = (each for each in findings if each.subject == subject)
-    return " ".join((found.text, *found.details, found.advice))
+    (actual,) = (each for each in findings if each.subject == subject)
+    return " ".join((actual.text, *actual.details, actual.advice))
 
 
 @causes("changed no weight")
@@ -167,8 +167,8 @@ def _(scene: Scene) -> str:
 @causes("has no vLLM")
 def _(scene: Scene) -> str:
     scene.patch.chdir(ROOT)
-    asked = settings_of("grpo_gsm8k_16gb", "model.fast_inference=always")
-    return refused(check_vllm, asked.model)
+    requested = settings_of("grpo_gsm8k_16gb", "model.fast_inference=always")
+    return refused(check_vllm, requested.model)
 
 
 @causes("less likely than under the reference")
@@ -263,8 +263,8 @@ def _(scene: Scene) -> str:
 @causes("is a finished run of other settings")
 def _(scene: Scene) -> str:
     def facts(rate: float) -> dict[str, Any]:
-        asked = settings_of("grpo_gsm8k_16gb", f"training.learning_rate={rate}")
-        return {"settings": asked.model_dump(mode="json")}
+        requested = settings_of("grpo_gsm8k_16gb", f"training.learning_rate={rate}")
+        return {"settings": requested.model_dump(mode="json")}
 
     write_json(scene.tmp / "manifest.json", {"facts": facts(1e-5)})
     run = RunFolder(scene.tmp / "run")
@@ -362,16 +362,16 @@ def test_a_quoted_message_is_given(
     output = CAUSES[words](Scene(tmp=tmp_path, patch=monkeypatch, printed=printed))
     (seen,) = (row[0] for row in rows() if words in row[0])
     for message in messages(seen):
-        assert is_said(message, output), f"{message}\nis not in\n{output}"
-        assert not is_said(message.translate(str.maketrans("aei", "eia")), output)
+        assert is_printed(message, output), f"{message}\nis not in\n{output}"
+        assert not is_printed(message.translate(str.maketrans("aei", "eia")), output)
 
 
 def test_every_other_message_is_in_the_program() -> None:
     texts = texts_of_the_program()
     others = [row[0] for row in rows() if not any(words in row[0] for words in CAUSES)]
     for message in (message for seen in others for message in messages(seen)):
-        assert any(is_said(message, text) for text in texts), message
-    assert not any(is_said("a message that nothing prints", text) for text in texts)
+        assert any(is_printed(message, text) for text in texts), message
+    assert not any(is_printed("a message that nothing prints", text) for text in texts)
 
 
 @pytest.mark.parametrize(

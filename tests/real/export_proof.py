@@ -151,11 +151,11 @@ class Bench:
         own = "bf16" if kind == "bf16" else "f16"
         dtype = "bfloat16" if kind == "bf16" else "float16"
         times = MERGES.get(fault or "", 1)
-        whole = self.work / f"{own}-{times}.gguf"
-        if not whole.exists():
-            write_gguf(self.merged(dtype, times), own, whole, "x", None)
+        complete = self.work / f"{own}-{times}.gguf"
+        if not complete.exists():
+            write_gguf(self.merged(dtype, times), own, complete, "x", None)
         into = self.work / "file.gguf"
-        shutil.copyfile(whole, into)
+        shutil.copyfile(complete, into)
         if fault in FAULTS:
             FAULTS[fault](into)
         if kind in ("q8_0", "q4_k_m"):
@@ -171,13 +171,13 @@ class Bench:
         if kind == "merged_16bit":
             file = self.merged(dtype, MERGES.get(fault or "", 1))
             model = models.merged_model(file)
-            found = parity.check_model(model, known, limit)
+            result = parity.check_model(model, known, limit)
         else:
             dtype = "bfloat16" if kind == "bf16" else dtype
             file = self.gguf(kind, fault)
             with serve(file, context=known.longest + 8) as url:
-                found = parity.check_model(models.LlamaCpp(url), known, limit)
-        return [*check_weights(self.base, self.adapter, file, kind, dtype), *found]
+                result = parity.check_model(models.LlamaCpp(url), known, limit)
+        return [*check_weights(self.base, self.adapter, file, kind, dtype), *result]
 
 
 def faults_of(kind: str, biases: bool) -> list[str]:

@@ -83,8 +83,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def steps_of(run: Path) -> list[tuple[int, float, float]]:
-    found = rows(run / "metrics.jsonl")
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in found if "grad_norm" in row]
+    actual = rows(run / "metrics.jsonl")
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in actual if "grad_norm" in row]
 
 
 @pytest.fixture(scope="module", params=["grpo", "dpo", "sft"])
@@ -118,7 +118,7 @@ def test_a_run_and_its_page(trained: tuple[str, Path, Path]) -> None:
 def test_a_killed_run_resumes_as_the_same_run(
     trained: tuple[str, Path, Path], data: Path, tmp_path: Path
 ) -> None:
-    method, model, whole = trained
+    method, model, complete = trained
     run = tmp_path / method
     command = [sys.executable, str(ROOT / "scripts" / f"{method}.py")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -130,9 +130,10 @@ def test_a_killed_run_resumes_as_the_same_run(
     process.wait()
     result = run_script(method, *arguments(method, model, data, run), timeout=3000)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert steps_of(run) == steps_of(whole)
+    assert steps_of(run) == steps_of(complete)
     first, second = (
-        (folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (run, whole)
+        (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+        for folder in (run, complete)
     )
     assert first == second
 

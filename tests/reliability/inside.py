@@ -107,12 +107,12 @@ def on_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     import trl
     from transformers.generation.utils import GenerationMixin
 
-    def tell(owner: Any, name: str, phase: str, count: Callable[..., int]) -> None:
+    def count_calls(owner: Any, name: str, phase: str, count: Callable[..., int]) -> None:
         real = getattr(owner, name)
-        if hasattr(real, "told"):  # by an earlier run of this test
+        if hasattr(real, "counted"):  # by an earlier run of this test
             return
 
-        def told(self: Any, *given: Any, **named: Any) -> Any:
+        def counted(self: Any, *given: Any, **named: Any) -> Any:
             if phase == "scoring" and learning():  # part of the loss
                 return real(self, *given, **named)
             earlier = NOW.phase, NOW.rows
@@ -123,8 +123,8 @@ def on_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             finally:
                 NOW.phase, NOW.rows = earlier
 
-        told.told = True  # type: ignore[attr-defined]
-        monkeypatch.setattr(owner, name, told)
+        counted.counted = True  # type: ignore[attr-defined]
+        monkeypatch.setattr(owner, name, counted)
 
     def install(function: OnForward, last: bool = False) -> None:
         NOW.__init__()  # type: ignore[misc]  # a run of its own
@@ -134,29 +134,29 @@ def on_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if NOW.phase == "generation":
                 return None
             states = output[0] if isinstance(output, tuple) else output
-            found = function(NOW.rows or len(states), states)
-            return found if found is None or states is output else (found, *output[1:])
+            result = function(NOW.rows or len(states), states)
+            return result if result is None or states is output else (result, *output[1:])
 
         def at_each_token(self: Any, *given: Any, **named: Any) -> Any:
-            found = assemble(self, *given, **named)
+            result = assemble(self, *given, **named)
             if NOW.phase == "generation":
-                found.append(lambda ids, scores: (function(NOW.rows, scores), scores)[1])
-            return found
+                result.append(lambda ids, scores: (function(NOW.rows, scores), scores)[1])
+            return result
 
         def loaded(*given: Any) -> Any:
             model, tokenizer = load(*given)
             layers = model.get_base_model().model.layers
             layers[-1 if last else 0].register_forward_hook(after_layer)
             for trainer in (trl.SFTTrainer, trl.DPOTrainer, trl.GRPOTrainer):
-                tell(trainer, "compute_loss", "training", _count_rows)
-            tell(
+                count_calls(trainer, "compute_loss", "training", _count_rows)
+            count_calls(
                 trl.GRPOTrainer,
                 "_generate_single_turn",
                 "generation",
                 lambda ids, *_, **__: len(ids),
             )
             score = "_get_per_token_logps_and_entropies"
-            tell(trl.GRPOTrainer, score, "scoring", lambda _, ids, *__, **___: len(ids))
+            count_calls(trl.GRPOTrainer, score, "scoring", lambda _, ids, *__, **___: len(ids))
             return model, tokenizer
 
         monkeypatch.setattr(policy, "load", loaded)

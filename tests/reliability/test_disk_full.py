@@ -94,8 +94,8 @@ def test_ten_offsets_of_a_save(disk: Path) -> None:
 
 
 def test_the_message_says_what_to_do(tmp_path: Path) -> None:
-    said = str(disk_full_error(tmp_path))
-    assert str(tmp_path) in said and "same command again" in said
+    printed = str(disk_full_error(tmp_path))
+    assert str(tmp_path) in printed and "same command again" in printed
     assert disk_full_error(tmp_path).exit_code == 2
 
 
@@ -112,10 +112,10 @@ def test_a_run_whose_disk_fills_up(disk: Path, script: str) -> None:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
     assert "the disk is full" in output and "Traceback" not in output
-    whole = [path for path in (run / "checkpoints").glob("step-*") if verify(path) == []]
-    assert whole == sorted((run / "checkpoints").glob("step-*")) and whole
+    complete = [path for path in (run / "checkpoints").glob("step-*") if verify(path) == []]
+    assert complete == sorted((run / "checkpoints").glob("step-*")) and complete
     (disk / "ballast").unlink()
-    steps = int(whole[-1].name[5:]) + 2
+    steps = int(complete[-1].name[5:]) + 2
     result = run_script(
         *(script, "--config", ROOT / "configs" / f"{script}_demo.yaml", "--output", run),
         *(f"training.max_steps={steps}", "training.save_steps=2", "run.threads=1", *FEW[script]),

@@ -77,8 +77,8 @@ def test_the_folder_behaves_so(drive: dict[str, str], tmp_path: Path) -> None:
     assert refused(tmp_path) == "link 17\n"  # the symlink of the line before is there
     for folder, gap in ((drive["DRIVE_FOLDER"], True), (str(tmp_path), False)):
         command = [sys.executable, "-c", RENAMES, folder]
-        said = subprocess.check_output(command, text=True, env={**os.environ, **drive})
-        assert said.split() == [str(gap), "True"]
+        output = subprocess.check_output(command, text=True, env={**os.environ, **drive})
+        assert output.split() == [str(gap), "True"]
 
 
 def lose_newest_writes(folder: Path, seconds: float) -> list[str]:
@@ -97,8 +97,8 @@ def test_a_run_on_drive_goes_on_after_a_reset(
 ) -> None:
     """Also where the newest checkpoint was half uploaded, as the run that was never interrupted;
     the third time it trains nothing, and then it is exported there."""
-    whole = tmp_path / "whole"
-    assert run_script("grpo", *arguments("grpo", whole)).returncode == 0
+    complete = tmp_path / "complete"
+    assert run_script("grpo", *arguments("grpo", complete)).returncode == 0
     for name, value in drive.items():
         monkeypatch.setenv(name, value)
     run = Path(drive["DRIVE_FOLDER"]) / "grpo"
@@ -111,8 +111,8 @@ def test_a_run_on_drive_goes_on_after_a_reset(
     again = run_script("grpo", *arguments("grpo", run))
     assert again.returncode == 0, again.stderr
     assert "step-000006" in again.stdout and "step-000004" in again.stdout
-    assert_same(run, whole)
-    assert scores(run) == scores(whole)
+    assert_same(run, complete)
+    assert scores(run) == scores(complete)
 
     rows = losses(run)
     third = run_script("grpo", *arguments("grpo", run))

@@ -82,8 +82,8 @@ def test_killed_in_the_sweep_and_while_the_choice_is_scored(tmp_path: Path) -> N
     assert result.returncode == 0, result.stderr
 
     def files(folder: Path) -> list[str]:
-        found = (path.relative_to(folder) for path in folder.rglob("*"))
-        return sorted(str(path) for path in found if "previous" not in str(path))
+        actual = (path.relative_to(folder) for path in folder.rglob("*"))
+        return sorted(str(path) for path in actual if "previous" not in str(path))
 
     assert files(run) == files(usual)
     names = ("before.json", "after.json", "comparison.json", "before.jsonl", "after.jsonl")

@@ -61,10 +61,10 @@ def test_nan_loss_stops_the_same_step(
 
     on_forward(inject)
     assert leave_with(name, run, "training.logging_steps=3") == 3
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     batch = run / "health" / "step-000004" / "batch.json"
-    assert "step 4: the loss is nan" in said and str(batch) in said and "step-000002" in said
-    assert "--resume-anyway" in said and "Traceback" not in said
+    assert "step 4: the loss is nan" in output and str(batch) in output and "step-000002" in output
+    assert "--resume-anyway" in output and "Traceback" not in output
     (event,) = rows(run / "health.jsonl")
     assert (event["step"], event["kind"]) == (4, "loss_not_finite")
     assert event["action"] == "stopped"
@@ -174,7 +174,7 @@ TWO_MICRO_BATCHES = [
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of every training script with memory enough."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("complete")
     for name in MAIN:
         assert leave_with(name, folder / name, *TWO_MICRO_BATCHES) == 0
     return {name: folder / name for name in MAIN}
@@ -188,7 +188,7 @@ def wild(completions, trainer_state, **columns):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "output"),
     [
         ("1 / 0", r"step 3: reward '.*wild.py:wild' raised ZeroDivisionError: .*, line 4\)"),
         (
@@ -198,13 +198,13 @@ def wild(completions, trainer_state, **columns):
     ],
 )
 def test_a_reward_that_goes_wild_stops_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, output: str
 ) -> None:
     """Not with a traceback, and with its checkpoint whole."""
     (tmp_path / "wild.py").write_text(WILD.format(value))
     rewards = f"rewards={{format: 1, '{tmp_path / 'wild.py'}:wild': 1}}"
     assert leave_with("grpo", tmp_path / "run", "health.patience=1", rewards) == 3
-    assert re.search(said, capsys.readouterr().err)
+    assert re.search(output, capsys.readouterr().err)
     assert_no_bad_checkpoint(tmp_path / "run")
 
 
@@ -281,11 +281,11 @@ def test_no_room_for_one_row_stops_with_what_would_fit(
     small = "training.per_device_train_batch_size=" + ("2" if name == "dpo" else "8")
     assert leave_with(name, run, small) == 3
     assert rows(run / "health.jsonl")[-1]["action"] == "stopped"
-    said = capsys.readouterr().err
-    assert "at once, and smaller parts cannot help" in said
+    output = capsys.readouterr().err
+    assert "at once, and smaller parts cannot help" in output
     for setting in ("model.max_seq_length below 256", "training.gradient_checkpointing: true"):
-        assert setting in said
-    assert ("training.max_completion_length below 24" in said) == (name == "grpo")
+        assert setting in output
+    assert ("training.max_completion_length below 24" in output) == (name == "grpo")
 
 
 @BOTH
@@ -317,8 +317,8 @@ def test_parts_add_up_for_every_loss(name: str, tmp_path: Path) -> None:
             weights = [p for p in trainer.model.parameters() if p.requires_grad]
             logged = {key: value for key, (value,) in trainer._metrics["train"].items()}
             results.append((float(loss), [p.grad.clone() for p in weights], logged))
-        (whole, gradient, metrics), (parts, others, joined) = results
-        assert whole != 0 and parts == pytest.approx(whole, rel=1e-4, abs=1e-6), loss_type
+        (complete, gradient, metrics), (parts, others, joined) = results
+        assert complete != 0 and parts == pytest.approx(complete, rel=1e-4, abs=1e-6), loss_type
         largest = max(float(g.abs().max()) for g in gradient)
         assert largest > 0
         for mine, theirs in zip(gradient, others, strict=True):
@@ -348,8 +348,8 @@ def test_parts_of_replies_add_up(loss: str, counted: bool, tmp_path: Path) -> No
         logged = {key: value for key, (value,) in trainer._metrics["train"].items()}
         results.append((float(total), [p.grad.clone() for p in weights], logged))
     assert [trainer.count(part.inputs) for part in trainer._parts] == [3, 3, 2]
-    (whole, gradient, metrics), (parts, others, joined) = results
-    assert whole > 0 and parts == pytest.approx(whole, abs=1e-6)
+    (complete, gradient, metrics), (parts, others, joined) = results
+    assert complete > 0 and parts == pytest.approx(complete, abs=1e-6)
     assert max(float(g.abs().max()) for g in gradient) > 1e-3
     for mine, theirs in zip(gradient, others, strict=True):
         assert float((mine - theirs).abs().max()) < 1e-6

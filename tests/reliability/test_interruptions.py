@@ -77,9 +77,9 @@ LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("sft", "dpo")]
 
 
 @pytest.fixture(scope="module", params=["grpo", *LONG])
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def complete(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(name, folder) of an uninterrupted run."""
-    run = tmp_path_factory.mktemp("whole") / request.param
+    run = tmp_path_factory.mktemp("complete") / request.param
     result = run_script(request.param, *arguments(request.param, run))
     assert result.returncode == 0, result.stderr
     assert [step for step, *_ in losses(run)] == list(range(1, STEPS + 1))
@@ -101,8 +101,8 @@ def assert_same(run: Path, other: Path) -> None:
     assert kept == expected
 
 
-def test_killed_run_goes_on_as_the_same_run(whole: tuple[str, Path], tmp_path: Path) -> None:
-    name, reference = whole
+def test_killed_run_goes_on_as_the_same_run(complete: tuple[str, Path], tmp_path: Path) -> None:
+    name, reference = complete
     run = tmp_path / name
     process = start(name, run)
     checkpoint = run / "checkpoints" / "step-000004"
@@ -137,27 +137,29 @@ def test_a_kill_in_the_middle_of_the_last_report_costs_nothing(tmp_path: Path) -
 
 def wait_for_report(process: Process | subprocess.Popen[str]) -> psutil.Process:
     """Its child process that reports, once it is there."""
-    script, found = str(ROOT / "scripts" / "report.py"), []
+    script, actual = str(ROOT / "scripts" / "report.py"), []
 
     def ready() -> bool:
         children = psutil.Process(process.pid).children()
-        found[:] = [child for child in children if script in child.cmdline()]
-        return bool(found)
+        actual[:] = [child for child in children if script in child.cmdline()]
+        return bool(actual)
 
     wait_for(process, ready)
-    return found[0]
+    return actual[0]
 
 
-def test_sigterm_leaves_a_checkpoint_and_exit_143(whole: tuple[str, Path], tmp_path: Path) -> None:
-    name, reference = whole
+def test_sigterm_leaves_a_checkpoint_and_exit_143(
+    complete: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, reference = complete
     run = tmp_path / name
     process = start(name, run)
     wait_for(process, lambda: (run / "metrics.jsonl").exists())
     process.send_signal(signal.SIGTERM)
-    asked = time.monotonic()
+    requested = time.monotonic()
     output = "".join(process.communicate(timeout=60))
     assert process.returncode == 143, output
-    assert time.monotonic() - asked < 30
+    assert time.monotonic() - requested < 30
     assert "SIGTERM" in output and "the same command resumes" in output
     assert list((run / "checkpoints").glob("step-*/manifest.json"))
     result = run_script(name, *arguments(name, run))
@@ -166,8 +168,8 @@ def test_sigterm_leaves_a_checkpoint_and_exit_143(whole: tuple[str, Path], tmp_p
 
 
 @pytest.mark.long
-def test_time_limit_stops_with_exit_0(whole: tuple[str, Path], tmp_path: Path) -> None:
-    name, _ = whole
+def test_time_limit_stops_with_exit_0(complete: tuple[str, Path], tmp_path: Path) -> None:
+    name, _ = complete
     run = tmp_path / name
     result = run_script(name, *arguments(name, run, "run.max_minutes=0.00001"))
     assert result.returncode == 0, result.stderr
@@ -190,9 +192,9 @@ def test_time_limit_stops_with_exit_0(whole: tuple[str, Path], tmp_path: Path) -
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_twenty_kills_at_random_moments(whole: tuple[str, Path], tmp_path: Path) -> None:
+def test_twenty_kills_at_random_moments(complete: tuple[str, Path], tmp_path: Path) -> None:
     """Five of them while a checkpoint is being written."""
-    name, reference = whole
+    name, reference = complete
     generator = random.Random(20)
     for number in range(20):
         run = tmp_path / f"{name}-{number}"
@@ -212,9 +214,9 @@ def test_twenty_kills_at_random_moments(whole: tuple[str, Path], tmp_path: Path)
 
 @pytest.mark.long
 def test_two_fresh_runs_are_identical_and_another_seed_is_not(
-    whole: tuple[str, Path], tmp_path: Path
+    complete: tuple[str, Path], tmp_path: Path
 ) -> None:
-    name, reference = whole
+    name, reference = complete
     again, other = tmp_path / "again", tmp_path / "other"
     for run, seed in ((again, 42), (other, 43)):
         result = run_script(name, *arguments(name, run, f"training.seed={seed}"))

@@ -42,13 +42,13 @@ def test_behind_closed_sockets(sealed: Run, script: str, overrides: tuple[str, .
 def assert_no_secret(run: Sealed) -> None:
     written = run.written()
     assert len(written) > 10
-    found = [
+    actual = [
         (name, variable)
         for name, content in written.items()
         for variable, value in SECRETS.items()
         if value.encode() in content
     ]
-    assert found == []
+    assert actual == []
 
 
 @pytest.mark.parametrize(("script", "overrides"), RUNS, ids=["dpo", "grpo-wandb"])

@@ -26,8 +26,8 @@ def test_the_trainer_loads_everything_with_weights_only() -> None:
     ]
     assert len(calls) >= 5
     for call in calls:
-        said = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert said.get("weights_only") == "True", f"line {call.lineno}"
+        output = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert output.get("weights_only") == "True", f"line {call.lineno}"
 
 
 @pytest.mark.parametrize(

@@ -54,12 +54,12 @@ def results(output: Path) -> dict[str, bytes]:
 
 
 def test_stopped_in_the_first_seed_and_killed_in_the_second(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    said = finish(whole)
-    assert "2 seeds, mean ± standard deviation" in said
-    found = json.loads((whole / "seeds.json").read_text(encoding="utf-8"))
-    assert found["seeds"] == [1, 2] and found["measures"]["strict"]["difference"]
-    first, second = ((whole / f"seed-{n}/metrics.jsonl").read_text() for n in (1, 2))
+    complete, broken = tmp_path / "complete", tmp_path / "broken"
+    printed = finish(complete)
+    assert "2 seeds, mean ± standard deviation" in printed
+    result = json.loads((complete / "seeds.json").read_text(encoding="utf-8"))
+    assert result["seeds"] == [1, 2] and result["measures"]["strict"]["difference"]
+    first, second = ((complete / f"seed-{n}/metrics.jsonl").read_text() for n in (1, 2))
     assert first != second
 
     with at_checkpoint(broken, 1) as repeat:
@@ -77,7 +77,7 @@ def test_stopped_in_the_first_seed_and_killed_in_the_second(tmp_path: Path) -> N
         run.wait(60)
     assert not (broken / "seed-2" / "eval" / "comparison.json").exists()
 
-    said = finish(broken)
-    assert "Seed 1: finished" in said and "Resuming from step" in said
+    printed = finish(broken)
+    assert "Seed 1: finished" in printed and "Resuming from step" in printed
     assert (broken / "seed-1" / "eval" / "comparison.json").stat().st_mtime_ns == finished
-    assert results(broken) == results(whole)
+    assert results(broken) == results(complete)

@@ -49,18 +49,20 @@ def finish(run: Path) -> str:
 def results(run: Path) -> dict[str, Any]:
     """All but the speed, which is the machine's."""
     record = json.loads((run / "export.json").read_text(encoding="utf-8"))
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for target in TARGETS:
-        found[target] = record["exports"][target]["score"] | {"tokens_per_second": None}
+        result[target] = record["exports"][target]["score"] | {"tokens_per_second": None}
         for path in (run / "eval" / "exports" / target.replace(":", "-")).iterdir():
-            found[f"{target} {path.name}"] = path.read_bytes()
-    return found
+            result[f"{target} {path.name}"] = path.read_bytes()
+    return result
 
 
 @pytest.mark.parametrize(("target", "replies"), [("merged_16bit", 1), ("gguf:q8_0", 20)])
 def test_killed_while_it_scores(target: str, replies: int, run: Path, tmp_path: Path) -> None:
-    whole, broken = (Path(shutil.copytree(run, tmp_path / name)) for name in ("whole", "broken"))
-    finish(whole)
+    complete, broken = (
+        Path(shutil.copytree(run, tmp_path / name)) for name in ("complete", "broken")
+    )
+    finish(complete)
     kept = broken / "eval" / "exports" / target.replace(":", "-") / "replies.jsonl"
     script = [sys.executable, str(ROOT / "scripts" / "export.py"), str(broken)]
     with subprocess.Popen(
@@ -77,4 +79,4 @@ def test_killed_while_it_scores(target: str, replies: int, run: Path, tmp_path: 
     with open(kept, "ab") as file:  # what a kill while writing would leave
         file.write(b'{"question": "half a li')
     assert f"{there} replies kept from an earlier call" in finish(broken)
-    assert results(broken) == results(whole)
+    assert results(broken) == results(complete)

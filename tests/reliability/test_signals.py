@@ -45,9 +45,9 @@ class Sender:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def complete(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("complete")
     for name in ("dpo", "grpo"):
         assert leave_with(name, folder / name) == 0
     return {name: folder / name for name in ("dpo", "grpo")}
@@ -71,9 +71,9 @@ def interrupted(name: str, run: Path, sender: Sender, capsys: Any) -> list[str]:
     """Run into the signal; the names of the checkpoints that it leaves, all of them whole."""
     assert leave_with(name, run) == 143
     assert sender.at is not None and time.monotonic() - sender.at < 30
-    said = capsys.readouterr()
-    assert "SIGTERM: writing a checkpoint; a second one stops at once" in said.out
-    assert "the same command resumes from there" in said.out
+    output = capsys.readouterr()
+    assert "SIGTERM: writing a checkpoint; a second one stops at once" in output.out
+    assert "the same command resumes from there" in output.out
     stopped = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
     assert (stopped["exit_code"], stopped["reason"]) == (143, "SIGTERM")
     assert (run / "report.html").stat().st_size > 0
@@ -96,7 +96,7 @@ def test_in_the_middle_of_a_step(
     moment: str,
     tmp_path: Path,
     on_forward: Install,
-    whole: dict[str, Path],
+    complete: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Step 4 is given up at once, and step 3, which was due no checkpoint, gets one."""
@@ -114,7 +114,7 @@ def test_in_the_middle_of_a_step(
     assert interrupted(name, run, sender, capsys)[-1] == "step-000003"
     assert sender.passes_after == 0
     assert leave_with(name, run) == 0
-    assert_same(run, whole[name])
+    assert_same(run, complete[name])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_while_a_checkpoint_is_saved(
     moment: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    whole: dict[str, Path],
+    complete: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The checkpoint is finished, and no step is begun."""
@@ -150,7 +150,7 @@ def test_while_a_checkpoint_is_saved(
     assert interrupted(name, run, sender, capsys) == ["step-000002"]
     assert len(rows(run / "metrics.jsonl")) <= 3
     assert leave_with(name, run) == 0
-    assert_same(run, whole[name])
+    assert_same(run, complete[name])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_while_scoring(
     side: str,
     tmp_path: Path,
     on_forward: Install,
-    whole: dict[str, Path],
+    complete: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Before training the scores are taken again; after it nothing is trained again."""
@@ -179,16 +179,16 @@ def test_while_scoring(
 
     on_forward(sender.hook(at))
     assert leave_with(name, run) == 143
-    said = capsys.readouterr().err
-    assert "stopped by SIGTERM; what is on the disk is complete" in said
-    assert "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "stopped by SIGTERM; what is on the disk is complete" in output
+    assert "Traceback" not in output
     assert not (run / "eval" / f"{side}.jsonl").exists()
     learned = NOW.micro_batches
     assert leave_with(name, run) == 0
     assert NOW.micro_batches - learned == (4 if side == "before" else 0)
-    assert_same(run, whole[name])
+    assert_same(run, complete[name])
     for file in ("before.jsonl", "comparison.json"):
-        assert (run / "eval" / file).read_bytes() == (whole[name] / "eval" / file).read_bytes()
+        assert (run / "eval" / file).read_bytes() == (complete[name] / "eval" / file).read_bytes()
 
 
 TWICE = """
@@ -211,7 +211,7 @@ run_main(lambda: dpo.main(sys.argv[1:]))
 
 
 @pytest.mark.long
-def test_second_signal_stops_at_once(tmp_path: Path, whole: dict[str, Path]) -> None:
+def test_second_signal_stops_at_once(tmp_path: Path, complete: dict[str, Path]) -> None:
     """In the middle of the second save: the process is gone, the first checkpoint is whole."""
     run = tmp_path / "dpo"
     result = subprocess.run(
@@ -225,7 +225,7 @@ def test_second_signal_stops_at_once(tmp_path: Path, whole: dict[str, Path]) -> 
     (kept,) = (run / "checkpoints").glob("step-*")
     assert kept.name == "step-000002" and verify(kept) == []
     assert leave_with("dpo", run) == 0
-    assert_same(run, whole["dpo"])
+    assert_same(run, complete["dpo"])
 
 
 CLOSED = """
@@ -251,7 +251,7 @@ run_main(lambda: grpo.main(sys.argv[1:]))
 """
 
 
-def test_a_terminal_that_is_closed(tmp_path: Path, whole: dict[str, Path]) -> None:
+def test_a_terminal_that_is_closed(tmp_path: Path, complete: dict[str, Path]) -> None:
     """SIGHUP, once by the shell and once by the terminal, and nobody to print to."""
     run = tmp_path / "grpo"
     result = subprocess.run(
@@ -264,4 +264,4 @@ def test_a_terminal_that_is_closed(tmp_path: Path, whole: dict[str, Path]) -> No
     (kept,) = (run / "checkpoints").glob("step-*")
     assert kept.name == "step-000002" and verify(kept) == []
     assert leave_with("grpo", run) == 0
-    assert_same(run, whole["grpo"])
+    assert_same(run, complete["grpo"])

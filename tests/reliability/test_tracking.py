@@ -69,20 +69,20 @@ def test_key_without_network(tmp_path: Path, name: str) -> None:
         for metric in row.keys() - {"step", "seconds"}:  # W&B has a clock of its own
             if row[metric] is not None:
                 assert logged[step][metric] == pytest.approx(row[metric]), (step, metric)
-    whole = parts[1]
-    assert whole.config["training"]["save_steps"] == 2
-    assert whole.config["environment"]["device"] == "CPU"
-    kinds = {a.type for a in whole.artifacts.values()}
+    complete = parts[1]
+    assert complete.config["training"]["save_steps"] == 2
+    assert complete.config["environment"]["device"] == "CPU"
+    kinds = {a.type for a in complete.artifacts.values()}
     assert {"model", "report", "run_table"} <= kinds
-    (report,) = (a for a in whole.artifacts.values() if a.type == "report")
+    (report,) = (a for a in complete.artifacts.values() if a.type == "report")
     has_data = "data/report.json" in {entry.path for entry in report.manifest.contents}
     assert has_data == (name == "dpo")
-    tables = {key for row in whole.history for key in row if key.startswith("tables/")}
+    tables = {key for row in complete.history for key in row if key.startswith("tables/")}
     samples = "samples" if name == "grpo" else "eval/after_replies"
     assert f"tables/{samples}/nrows" in tables
     measure = "strict" if name == "grpo" else "reward_accuracy"
     for side in ("before", "after"):
-        assert whole.summary[f"eval/{side}/{measure}/n"] == 8
+        assert complete.summary[f"eval/{side}/{measure}/n"] == 8
 
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()

@@ -30,8 +30,8 @@ FEW = (
 def validations(run: Path) -> dict[int, float]:
     """Strict accuracy by step."""
     path = run / "eval" / "validation.jsonl"
-    found = rows(path) if path.exists() else []
-    return {row["step"]: row["measures"]["strict"]["value"] for row in found}
+    actual = rows(path) if path.exists() else []
+    return {row["step"]: row["measures"]["strict"]["value"] for row in actual}
 
 
 def environment(run: Path) -> Any:
@@ -61,14 +61,14 @@ def test_a_run_that_collapses_ends_with_its_best_adapter(
     monkeypatch.setattr(grpo, "build_trainer", build_to_collapse)
     run = tmp_path / "run"
     assert leave_with("grpo", run, *LEARNING) == 0
-    found = validations(run)
-    assert list(found) == [0, 6, 12, 18, 24]
-    assert found[0] < found[6] < found[12] and found[12] > 0.6
-    assert found[24] < 0.2 and found[18] < found[12]
+    actual = validations(run)
+    assert list(actual) == [0, 6, 12, 18, 24]
+    assert actual[0] < actual[6] < actual[12] and actual[12] > 0.6
+    assert actual[24] < 0.2 and actual[18] < actual[12]
     kept = environment(run)["kept"]
-    assert kept == {"step": 12, "by": "strict", "value": found[12], "validations": 5}
-    said = capfd.readouterr().out
-    assert "Kept the adapter of step 12, the best of 5 validations: strict accuracy" in said
+    assert kept == {"step": 12, "by": "strict", "value": actual[12], "validations": 5}
+    output = capfd.readouterr().out
+    assert "Kept the adapter of step 12, the best of 5 validations: strict accuracy" in output
     after = json.loads((run / "eval" / "after.json").read_text(encoding="utf-8"))
     assert after["strict"]["value"] > 0.6
     page, card = ((run / name).read_text(encoding="utf-8") for name in ("report.html", "README.md"))
@@ -78,8 +78,8 @@ def test_a_run_that_collapses_ends_with_its_best_adapter(
 
     # The test set's figures are those of the adapter that was kept.
     data = ("--data", "assets/demo_data/problems_test.jsonl", "--limit", "40")
-    asked = ("--model", run, *data, "--max-new-tokens", "80", "--output", tmp_path / "scored")
-    result = run_script("evaluate", *asked)
+    requested = ("--model", run, *data, "--max-new-tokens", "80", "--output", tmp_path / "scored")
+    result = run_script("evaluate", *requested)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "scored" / "report.json").read_text(encoding="utf-8"))
     assert {name: report["measures"][name] for name in after} == after
@@ -123,8 +123,8 @@ def test_a_signal_in_a_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     """It ends at once with a checkpoint of its step; the run then validates that step first."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert leave_with("grpo", whole, *FEW) == 0
+    complete, run = tmp_path / "complete", tmp_path / "run"
+    assert leave_with("grpo", complete, *FEW) == 0
     take = Validation.take
 
     def interrupted(self: Validation, step: int) -> Any:
@@ -139,9 +139,9 @@ def test_a_signal_in_a_validation(
     assert max(validations(run), default=-1) < moment
     assert leave_with("grpo", run, *FEW) == 0
     for name in ("validation.jsonl", "comparison.json"):
-        assert (run / "eval" / name).read_bytes() == (whole / "eval" / name).read_bytes()
-    assert environment(run)["kept"] == environment(whole)["kept"]
-    mine, theirs = adapter(run), adapter(whole)
+        assert (run / "eval" / name).read_bytes() == (complete / "eval" / name).read_bytes()
+    assert environment(run)["kept"] == environment(complete)["kept"]
+    mine, theirs = adapter(run), adapter(complete)
     assert all(bool((mine[name] == theirs[name]).all()) for name in theirs)
     # Every validation is logged once, for the trackers too.
     logged = [row["step"] for row in rows(run / "metrics.jsonl") if "validation/strict" in row]
@@ -152,7 +152,7 @@ def test_the_last_adapter_is_kept_where_that_is_asked_for(tmp_path: Path) -> Non
     run = tmp_path / "run"
     assert leave_with("grpo", run, *FEW, "run.keep=last") == 0
     assert environment(run)["kept"]["step"] == 6
-    assert "run.keep" in run_script("grpo", "--help", "keep").stdout  # the setting is told
+    assert "run.keep" in run_script("grpo", "--help", "keep").stdout  # the setting is listed
 
 
 def test_a_damaged_best_checkpoint_is_refused(

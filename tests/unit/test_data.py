@@ -258,8 +258,8 @@ def test_a_question_to_score_that_is_there_twice(
     evaluation = write(tmp_path / "test.jsonl", jsonl(HELD_OUT, other, HELD_OUT, HELD_OUT))
     _, problems = problems_of(train, evaluation)
     assert problems == [Problem("Two and two?", "4"), Problem("b?", "1")]
-    said = capsys.readouterr().out
-    assert said == f"{evaluation}: 2 repeated questions left out of scoring\n"
+    output = capsys.readouterr().out
+    assert output == f"{evaluation}: 2 repeated questions left out of scoring\n"
 
 
 def test_rows_are_numbered_the_same_way_in_every_message(tmp_path: Path) -> None:
@@ -313,8 +313,8 @@ def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, tmp_path: Path) 
 def test_what_differs_in_meaning_is_no_copy(one: str, other: str, tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", jsonl({"question": one, "answer": "1"}))
     evaluation = write(tmp_path / "test.jsonl", jsonl({"question": other, "answer": "2"}))
-    found = problems_of(train, evaluation)
-    assert [[problem.question for problem in side] for side in found] == [[one], [other]]
+    actual = problems_of(train, evaluation)
+    assert [[problem.question for problem in side] for side in actual] == [[one], [other]]
 
 
 # --- folders ------------------------------------------------------------------------------------

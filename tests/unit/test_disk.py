@@ -35,8 +35,8 @@ def test_a_file_where_a_folder_should_be(ask: Ask, tmp_path: Path, command: str)
         arguments = [*commands(run)[command], "--output", str(output)]
         result = ask(command, *arguments)
         assert result.returncode == 2, result.stderr
-        said = f"error: --output {output}: {tmp_path / 'file'} is a file; give a folder\n"
-        assert result.stderr == said
+        printed = f"error: --output {output}: {tmp_path / 'file'} is a file; give a folder\n"
+        assert result.stderr == printed
     assert (tmp_path / "file").read_text() == "precious"
 
 
@@ -59,7 +59,7 @@ def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_the_system_refuses_is_one_line(ask: Ask, tmp_path: Path) -> None:
-    """Where nothing told it before: /sys takes no folders, not even from root."""
+    """Where nothing detected it before: /sys takes no folders, not even from root."""
     arguments = ["--config", str(CONFIGS[0]), "--output", "/sys/kernel/run"]
     result = ask("dpo" if "dpo" in CONFIGS[0].name else "grpo", *arguments)
     assert result.returncode == 2 and result.stderr.count("\n") == 1

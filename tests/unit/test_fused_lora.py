@@ -48,8 +48,8 @@ def test_the_same_but_for_rounding(kind: dict[str, Any]) -> None:
     expected = passed(layer, x)
     fuse(policy)
     assert "forward" in vars(layer)
-    for found, wanted in zip(passed(layer, x), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for result, wanted in zip(passed(layer, x), expected, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5)
     with policy.disable_adapter():
         assert torch.equal(layer(x), layer.base_layer(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):  # peft's own way, in the types of autocast

@@ -1,4 +1,4 @@
-"""./run repeat --grid: what is asked, what is chosen, and what is told of it."""
+"""./run repeat --grid: what is requested, which value is chosen, and what is printed."""
 
 import json
 from pathlib import Path
@@ -28,17 +28,17 @@ RATES = "training.learning_rate=1e-5,2e-5,4e-5"
 
 
 def test_every_combination_has_a_folder_of_its_own() -> None:
-    found = parse_grid([RATES, "lora.r=8, 16"])
-    assert len(found) == 6
-    assert found[0].overrides == ["training.learning_rate=1e-5", "lora.r=8"]
-    assert found[1].overrides == ["training.learning_rate=1e-5", "lora.r=16"]
-    assert found[1].name == "learning_rate-1e-5_r-16"
-    assert found[1].label == "learning_rate 1e-5, r 16"
+    result = parse_grid([RATES, "lora.r=8, 16"])
+    assert len(result) == 6
+    assert result[0].overrides == ["training.learning_rate=1e-5", "lora.r=8"]
+    assert result[1].overrides == ["training.learning_rate=1e-5", "lora.r=16"]
+    assert result[1].name == "learning_rate-1e-5_r-16"
+    assert result[1].label == "learning_rate 1e-5, r 16"
     assert parse_grid([]) == []
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "output"),
     [
         (["--grid", "training.learning_rate=1e-5"], "two values or more"),
         (["--grid", "training.learning_rate=1e-5,"], "two values or more"),
@@ -57,12 +57,12 @@ def test_every_combination_has_a_folder_of_its_own() -> None:
         (["--grid", "prompt.system=a,b", "data.validation=9"], "it is part of each row"),
     ],
 )
-def test_what_is_wrong_with_a_grid(given: list[str], said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_grid(given: list[str], output: str, tmp_path: Path) -> None:
     method = "sft" if "prompt.system=a,b" in given else "grpo"
     config = ["--config", str(ROOT / "configs" / f"{method}_demo.yaml")]
-    asked = [method, "--seeds", "1,2", *config, "--output", str(tmp_path / "grid"), *given]
-    with pytest.raises(ConfigError, match=said):
-        repeat.main(asked)
+    requested = [method, "--seeds", "1,2", *config, "--output", str(tmp_path / "grid"), *given]
+    with pytest.raises(ConfigError, match=output):
+        repeat.main(requested)
     assert not (tmp_path / "grid").exists()
 
 
@@ -103,13 +103,13 @@ VALUES = parse_grid(["lora.r=2,4,8"])
 
 
 def test_the_highest_mean_is_chosen(tried: dict[str, dict[int, Path]]) -> None:
-    found = choose(VALUES, tried, {})
-    assert from_json(Grid, json.loads(json.dumps(found.as_json()))) == found
-    assert (found.seeds, found.by, found.rows) == ([1, 2], "strict", 98)
-    second = found.values[1]
+    result = choose(VALUES, tried, {})
+    assert from_json(Grid, json.loads(json.dumps(result.as_json()))) == result
+    assert (result.seeds, result.by, result.rows) == ([1, 2], "strict", 98)
+    second = result.values[1]
     assert second.values == [0.7, 0.6] and second.mean == pytest.approx(0.65)
     assert second.sd == pytest.approx(0.0707, abs=1e-4) and second.steps == [40, 40]
-    assert found.chosen == "r-4" and "equally good" not in found.how
+    assert result.chosen == "r-4" and "equally good" not in result.how
 
 
 def test_of_losses_the_lowest_mean_is_chosen(tried: dict[str, dict[int, Path]]) -> None:
@@ -119,15 +119,15 @@ def test_of_losses_the_lowest_mean_is_chosen(tried: dict[str, dict[int, Path]]) 
         measures = {"reply_loss": {"value": kept.value, "n": 98, "low": 0.0, "high": 1.0}}
         RunFolder(run).write_rows("validation", [{"step": 40, "measures": measures}])
         RunFolder(run).amend({"kept": {**vars(kept), "by": "reply_loss"}})
-    found = choose(VALUES, tried, {})
-    assert found.chosen == "r-2" and "the lowest mean over seeds" in found.how
+    result = choose(VALUES, tried, {})
+    assert result.chosen == "r-2" and "the lowest mean over seeds" in result.how
 
 
 def test_of_equal_values_the_first_is_taken_and_told(tried: dict[str, dict[int, Path]]) -> None:
     trained(tried["r-8"][1], "lora.r=8", 1, 0.4)
-    found = choose(VALUES, tried, {})
-    assert found.chosen == "r-4"
-    assert "2 values are equally good, the first given was taken" in words.choice(found)
+    result = choose(VALUES, tried, {})
+    assert result.chosen == "r-4"
+    assert "2 values are equally good, the first given was taken" in words.choice(result)
     assert choose(list(reversed(VALUES)), tried, {}).chosen == "r-8"
 
 
@@ -137,16 +137,16 @@ def test_a_value_that_was_stopped_is_out(tried: dict[str, dict[int, Path]]) -> N
     assert why_stopped(tried["r-4"][1]) is None and why_stopped(ROOT) is None
     stopped = {"r-4": "seed 2: it diverged"}
     left = {name: runs for name, runs in tried.items() if name != "r-4"}
-    found = choose(VALUES, left, stopped)
-    assert found.chosen == "r-8"
-    assert found.as_json()["values"][1] == {  # type: ignore[index]
+    result = choose(VALUES, left, stopped)
+    assert result.chosen == "r-8"
+    assert result.as_json()["values"][1] == {  # type: ignore[index]
         "name": "r-4",
         "label": "r 4",
         "overrides": ["lora.r=4"],
         "stopped": "seed 2: it diverged",
     }
-    assert "r 4    stopped" in words.grid_table(found)
-    assert words.left_out(found) == ["Left out: r 4, seed 2: it diverged."]
+    assert "r 4    stopped" in words.grid_table(result)
+    assert words.left_out(result) == ["Left out: r 4, seed 2: it diverged."]
     with pytest.raises(HealthError, match="no value of --grid could be trained: seed 2"):
         choose(VALUES, {}, stopped)
 
@@ -168,15 +168,15 @@ def test_the_table_fits(
 
 
 def test_the_page_shows_the_choice(tried: dict[str, dict[int, Path]], tmp_path: Path) -> None:
-    found, runs = over_seeds(tried["r-4"], GRPOSettings), list(tried["r-4"].values())
-    written = page.write_seeds(tmp_path, found, runs, choose(VALUES, tried, {}))
+    result, runs = over_seeds(tried["r-4"], GRPOSettings), list(tried["r-4"].values())
+    written = page.write_seeds(tmp_path, result, runs, choose(VALUES, tried, {}))
     text = written.read_text(encoding="utf-8")
     assert "Choice by validation" in text and "Chosen: r 4" in text
     assert "65.0%\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}7.1" in text and "40 (chosen)" in text
     assert 'href="r-4/seed-1/report.html"' in text
     assert text.count("<svg") == 2  # validation by value, and the reward of every seed
     assert "src=" not in text and 'href="http' not in text
-    assert "Choice by validation" not in page.write_seeds(tmp_path, found, runs).read_text()
+    assert "Choice by validation" not in page.write_seeds(tmp_path, result, runs).read_text()
 
 
 def test_a_run_that_is_not_to_be_scored(tried: dict[str, dict[int, Path]]) -> None:
@@ -207,33 +207,33 @@ def test_the_sweep_leaves_what_is_there(
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "grpo.py").write_text("import sys\nsys.exit(2)\n")
     monkeypatch.setattr(repeat, "ROOT", tmp_path)
-    asked: Any = ["grpo", "--seeds", "1,2", *CONFIG, "--output", str(tmp_path)]
-    asked += ["--grid", "lora.r=2,4,8"]
-    assert repeat.main(asked) == 0
-    said = capsys.readouterr().out
-    assert "r 8, seed 2: trained" in said and "r 4, seed 2: finished" in said
+    requested: Any = ["grpo", "--seeds", "1,2", *CONFIG, "--output", str(tmp_path)]
+    requested += ["--grid", "lora.r=2,4,8"]
+    assert repeat.main(requested) == 0
+    output = capsys.readouterr().out
+    assert "r 8, seed 2: trained" in output and "r 4, seed 2: finished" in output
     assert json.loads((tmp_path / "grid.json").read_text())["chosen"] == "r-4"
     assert json.loads((tmp_path / "seeds.json").read_text())["seeds"] == [1, 2]
 
     RunFolder(tried["r-4"][2]).amend({"trained": {"exit_code": 3, "reason": "it diverged"}})
     (tried["r-4"][2] / "eval" / "comparison.json").unlink()
-    assert repeat.main(asked) == 2  # rank 8, now chosen, is to be scored
-    told = capsys.readouterr()
-    assert "r 4, seed 2: left out, it diverged (move " in told.out
+    assert repeat.main(requested) == 2  # rank 8, now chosen, is to be scored
+    captured = capsys.readouterr()
+    assert "r 4, seed 2: left out, it diverged (move " in captured.out
     assert (
         "r 8, seed 1 ended with code 2; correct what is reported above and repeat, or move"
-        in told.err
+        in captured.err
     )
 
     # A value that a health check stopped is tried again once the checks are others.
-    assert repeat.main([*asked, "health.max_still_steps=9"]) == 2
+    assert repeat.main([*requested, "health.max_still_steps=9"]) == 2
     assert "r 4, seed 2 ended with code 2" in capsys.readouterr().err
 
     # Values on other rows are not trained to the end before that is said.
     RunFolder(tried["r-4"][1]).amend({"data": "f" * 64})
     with pytest.raises(ConfigError, match=r"other data than .*data.overlong"):
-        repeat.main(asked)
+        repeat.main(requested)
 
     with pytest.raises(ConfigError, match=r"(?s)lora.alpha was 32, now 8.*move .* away") as error:
-        repeat.main([*asked, "lora.alpha=8"])
+        repeat.main([*requested, "lora.alpha=8"])
     assert "--resume" not in str(error.value)

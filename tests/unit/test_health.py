@@ -225,5 +225,5 @@ def test_a_part_without_a_token_to_learn_from_has_a_weight() -> None:
 
     mask = torch.tensor([[1, 1], [1, 0], [0, 0], [0, 0]])
     batch = {"completion_ids": torch.ones(4, 2), "completion_mask": mask}
-    whole, empty = split_completions(batch, 2, "bnpo")
-    assert whole.weight == 1.0 and 0 < empty.weight < 1e-6
+    complete, empty = split_completions(batch, 2, "bnpo")
+    assert complete.weight == 1.0 and 0 < empty.weight < 1e-6

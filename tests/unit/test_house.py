@@ -67,8 +67,8 @@ def imported(root: Path, module: Path) -> Iterator[tuple[int, Path | str]]:
             start = list(module.parts[: len(module.parts) - node.level]) if node.level else []
             parts = [*start, *(node.module or "").split(".")] if node.module else start
             for alias in node.names:
-                found = _find(root, [*parts, alias.name]) or _find(root, parts)
-                yield node.lineno, found or ".".join(parts)
+                result = _find(root, [*parts, alias.name]) or _find(root, parts)
+                yield node.lineno, result or ".".join(parts)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             name = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
             if isinstance(name, str):
@@ -86,7 +86,7 @@ def _find(root: Path, parts: list[str]) -> Path | None:
 def faults(root: Path) -> list[str]:
     """Everything in the folders of the house that breaks a rule, one sentence each."""
     allowed = arrows()
-    found: list[str] = []
+    result: list[str] = []
     folders: dict[str, set[str]] = {}
     houses = ("rewards", "eval", LIBRARY, "scripts")
     modules = [
@@ -96,26 +96,28 @@ def faults(root: Path) -> list[str]:
         wing = wing_of(module)
         if not wing:
             if module.name != "__init__.py":
-                found.append(f"{module}: a loose module; it belongs into a wing")
+                result.append(f"{module}: a loose module; it belongs into a wing")
         elif wing not in allowed:
-            found.append(f"{module}: the wing '{wing}' has no arrows; see ARROWS")
+            result.append(f"{module}: the wing '{wing}' has no arrows; see ARROWS")
         for line, target in imported(root, module):
             where = f"{module}:{line}"
             if isinstance(target, str):
                 library = target.split(".")[0]
                 if str(module) != ALONE.get(library, str(module)):
-                    found.append(f"{where}: imports {library}, which {ALONE[library]} alone does")
+                    result.append(f"{where}: imports {library}, which {ALONE[library]} alone does")
                 continue
             other, top = wing_of(target), target.parts[0]
             if top == "tests":
-                found.append(f"{where}: imports {target}, a test")
+                result.append(f"{where}: imports {target}, a test")
             elif top == "scripts" and target.name != "__init__.py":
-                found.append(f"{where}: imports {target}, a script")
+                result.append(f"{where}: imports {target}, a script")
             elif top in houses and other not in {wing, "", *allowed.get(wing, set())}:
-                found.append(f"{where}: imports {target}, and no arrow goes from {wing} to {other}")
+                result.append(
+                    f"{where}: imports {target}, and no arrow goes from {wing} to {other}"
+                )
             if top in houses and other != wing:
                 folders.setdefault(wing, set()).add(other)
-    return found + circles(folders)
+    return result + circles(folders)
 
 
 def reached(root: Path, start: Path) -> set[Path]:
@@ -133,12 +135,12 @@ def reached(root: Path, start: Path) -> set[Path]:
 
 def circles(folders: dict[str, set[str]]) -> list[str]:
     """`a -> b -> a`, for folders that import one another, at once or over others."""
-    found = []
+    result = []
     done: set[str] = set()
 
     def visit(folder: str, path: tuple[str, ...]) -> None:
         if folder in path:
-            found.append(" -> ".join((*path[path.index(folder) :], folder)) + ": a circle")
+            result.append(" -> ".join((*path[path.index(folder) :], folder)) + ": a circle")
         elif folder not in done:
             for target in sorted(folders.get(folder, ())):
                 visit(target, (*path, folder))
@@ -146,7 +148,7 @@ def circles(folders: dict[str, set[str]]) -> list[str]:
 
     for folder in sorted(folders):
         visit(folder, ())
-    return found
+    return result
 
 
 def test_the_house() -> None:
@@ -227,8 +229,8 @@ def test_a_house_with_nothing_wrong(house: Path) -> None:
 def test_what_is_wrong_is_found(house: Path, module: str, text: str, fault: str) -> None:
     (house / module).parent.mkdir(exist_ok=True)
     (house / module).write_text(text + "\n")
-    assert any(fault in found for found in faults(house)), faults(house)
-    assert all(found.startswith(module) or "circle" in found for found in faults(house))
+    assert any(fault in result for result in faults(house)), faults(house)
+    assert all(result.startswith(module) or "circle" in result for result in faults(house))
 
 
 def test_what_a_script_reaches(house: Path) -> None:

@@ -222,10 +222,10 @@ def has(source: str, name: str) -> bool:
     scope: ast.AST = parsed(source)
     if owner:
         classes = (node for node in ast.walk(scope) if isinstance(node, ast.ClassDef))
-        found = next((node for node in classes if node.name == owner[0]), None)
-        if found is None:
+        result = next((node for node in classes if node.name == owner[0]), None)
+        if result is None:
             return False
-        scope = found
+        scope = result
     wanted = [part.strip() for part in parameters.rstrip(")").split(",") if part]
     return any(wanted == given[: len(wanted)] for n, given in defined(scope) if n == last)
 
@@ -329,8 +329,8 @@ def test_nothing_is_relied_upon_beyond_the_table() -> None:
     for path in ours():
         name = str(path.relative_to(ROOT))
         allowed = known(name) | DOCUMENTED
-        found = sorted(uses(ast.parse(path.read_text(encoding="utf-8"))))
-        missing += [f"{name}:{line}: {each}" for line, each in found if each not in allowed]
+        result = sorted(uses(ast.parse(path.read_text(encoding="utf-8"))))
+        missing += [f"{name}:{line}: {each}" for line, each in result if each not in allowed]
     assert not missing, "not in the table of joints: " + "; ".join(missing)
 
 

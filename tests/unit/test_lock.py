@@ -1,4 +1,4 @@
-"""A folder has one writer: who is refused and told what, and when a lock is taken over."""
+"""A folder has one writer: who is refused, with which message, and when a lock is taken over."""
 
 import os
 import re
@@ -54,8 +54,8 @@ def hold(path: Path) -> float:
 
 
 def test_a_second_process_is_told_who_holds_it(holder: int, tmp_path: Path) -> None:
-    said = rf"{tmp_path}: another run is writing there \(process {holder}, since 20\d\d-.* "
-    with pytest.raises(ConfigError, match=said):
+    output = rf"{tmp_path}: another run is writing there \(process {holder}, since 20\d\d-.* "
+    with pytest.raises(ConfigError, match=output):
         hold(tmp_path)
 
 

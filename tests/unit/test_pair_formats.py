@@ -40,8 +40,8 @@ def read(
     return load_pair_set(PairData.model_validate(values), prompt or Prompt())
 
 
-def pairs(found: PairSet) -> list[Pair]:
-    return sorted([*found.train, *found.held_out], key=lambda pair: pair.where)
+def pairs(result: PairSet) -> list[Pair]:
+    return sorted([*result.train, *result.held_out], key=lambda pair: pair.where)
 
 
 def numbered(row: Row, count: int = 3) -> list[Row]:
@@ -86,29 +86,29 @@ ARENA = {
 
 def as_turn(row: Row, turn: int, choice: str | None) -> Row:
     """A row as compar:IA's export writes it: utils/dataset/compute.py of betagouv/ComparIA."""
-    said = {}
+    output = {}
     for side in ("a", "b"):
-        whole = [
+        complete = [
             {**message, "user_content": message["content"], "reasoning_content": None}
             if message["role"] == "user"
             else {**message, "user_content": None, "reasoning_content": "Hm."}
             for message in row[f"conversation_{side}"]
         ]
-        said[f"full_conversation_{side}"] = whole
-        said[f"response_{side}"] = whole[2 * turn : 2 * turn + 2]
+        output[f"full_conversation_{side}"] = complete
+        output[f"response_{side}"] = complete[2 * turn : 2 * turn + 2]
     return {
         "response_id": f"{turn}-{{n}}",
         "choice": choice,
-        "response_a": said["response_a"],
-        "response_b": said["response_b"],
+        "response_a": output["response_a"],
+        "response_b": output["response_b"],
         "web_search_results": None,
         "turn": turn,
         "comparison_id": "c-{n}",
         "model_a": "ministral",
         "model_b": "phi",
         "timestamp": "2025-05-01T12:00:00",
-        "full_conversation_a": said["full_conversation_a"],
-        "full_conversation_b": said["full_conversation_b"],
+        "full_conversation_a": output["full_conversation_a"],
+        "full_conversation_b": output["full_conversation_b"],
         "metadata": {"tokens_a": 3, "mode": "random", "languages": ["fr", "en"]},
     }
 
@@ -145,12 +145,12 @@ SHAPES: dict[str, Row] = {
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_row_of_each_set(kind: str, tmp_path: Path) -> None:
-    found = read(tmp_path, kind, numbered(SHAPES[kind]))
+    result = read(tmp_path, kind, numbered(SHAPES[kind]))
     turns, chosen, rejected = EXPECTED[kind]
-    assert (found.rows, found.dropped) == (3, {})
-    for number, pair in enumerate(pairs(found), start=1):
-        said = [{**t, "content": t["content"].replace("{n}", str(number))} for t in turns]
-        assert pair == Pair(tuple(said), chosen, rejected)
+    assert (result.rows, result.dropped) == (3, {})
+    for number, pair in enumerate(pairs(result), start=1):
+        output = [{**t, "content": t["content"].replace("{n}", str(number))} for t in turns]
+        assert pair == Pair(tuple(output), chosen, rejected)
         assert pair.where.endswith(f"{kind}.jsonl: row {number}")
 
 
@@ -164,8 +164,8 @@ def test_the_same_from_parquet(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     values = {"format": kind, "train": {"path": str(path)}, "holdout": 1}
-    found = load_pair_set(PairData.model_validate(values), Prompt())
-    assert pairs(found) == pairs(read(tmp_path, kind, rows))
+    result = load_pair_set(PairData.model_validate(values), Prompt())
+    assert pairs(result) == pairs(read(tmp_path, kind, rows))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -208,9 +208,9 @@ def test_a_pair_that_teaches_nothing(kind: str, empty: bool, tmp_path: Path) -> 
     rows[1] = as_reply(kind, rows[1], text)
     with pytest.raises(DataError, match=r"row 2: columns? '\w+' .*set data\.unusable=drop"):
         read(tmp_path, kind, rows)
-    found = read(tmp_path, kind, rows, unusable="drop")
-    assert found.dropped == {"a reply is empty" if empty else "the replies are equal": 1}
-    assert (found.rows, len(pairs(found))) == (3, 2)
+    result = read(tmp_path, kind, rows, unusable="drop")
+    assert result.dropped == {"a reply is empty" if empty else "the replies are equal": 1}
+    assert (result.rows, len(pairs(result))) == (3, 2)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -241,8 +241,8 @@ def test_one_rule_for_the_rows_own_system_turns(
     rows = numbered(plain, 3) + numbered(with_own_system(kind, plain, "Sois bref {n}."), 5)[3:]
     columns = {"system": "system"} if kind in ("columns", "orca") else {}
     rows = [{"system": None, **row} for row in rows] if columns else rows
-    found = pairs(read(tmp_path, kind, rows, Prompt(system=given), columns=columns))
-    systems = [[t["content"] for t in pair.prompt if t["role"] == "system"] for pair in found]
+    result = pairs(read(tmp_path, kind, rows, Prompt(system=given), columns=columns))
+    systems = [[t["content"] for t in pair.prompt if t["role"] == "system"] for pair in result]
     if given is None:
         assert systems == [[], [], [], ["Sois bref 4."], ["Sois bref 5."]]
     else:
@@ -254,9 +254,11 @@ def test_one_rule_for_the_rows_own_system_turns(
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_system_column_is_read_in_every_format(kind: str, tmp_path: Path) -> None:
     rows = numbered({**SHAPES[kind], "sys": "Sois bref {n}."})
-    for number, found in enumerate(pairs(read(tmp_path, kind, rows, columns={"system": "sys"})), 1):
-        assert found.prompt[0] == system(f"Sois bref {number}.")
-        assert [turn["role"] for turn in found.prompt].count("system") == 1
+    for number, result in enumerate(
+        pairs(read(tmp_path, kind, rows, columns={"system": "sys"})), 1
+    ):
+        assert result.prompt[0] == system(f"Sois bref {number}.")
+        assert [turn["role"] for turn in result.prompt].count("system") == 1
 
 
 # --- orca ---------------------------------------------------------------------------------------
@@ -290,8 +292,8 @@ def test_an_orca_set_without_the_column(tmp_path: Path) -> None:
 
 def test_a_prompt_of_text_and_replies_of_messages(tmp_path: Path) -> None:
     row = {**ULTRAFEEDBACK, "chosen": [assistant("Ô vent.")], "rejected": [assistant("O wind.")]}
-    found = read(tmp_path, "messages", numbered(row))
-    assert pairs(found) == pairs(read(tmp_path, "messages", numbered(ULTRAFEEDBACK)))
+    result = read(tmp_path, "messages", numbered(row))
+    assert pairs(result) == pairs(read(tmp_path, "messages", numbered(ULTRAFEEDBACK)))
 
 
 def test_several_shared_turns(tmp_path: Path) -> None:
@@ -310,10 +312,12 @@ def test_sides_that_part_early_are_counted(
 ) -> None:
     rows = numbered(ULTRAFEEDBACK, 4)
     rows[0]["rejected"][0] = user("Écris autre chose.")
-    found = read(tmp_path, "messages", rows)
-    assert (found.dropped, len(pairs(found))) == ({DIFFERENT_PROMPTS: 1}, 3)
-    said = capsys.readouterr().out
-    assert said == f"{tmp_path / 'messages.jsonl'}: left out 1 of 4 rows: {DIFFERENT_PROMPTS} (1)\n"
+    result = read(tmp_path, "messages", rows)
+    assert (result.dropped, len(pairs(result))) == ({DIFFERENT_PROMPTS: 1}, 3)
+    output = capsys.readouterr().out
+    assert (
+        output == f"{tmp_path / 'messages.jsonl'}: left out 1 of 4 rows: {DIFFERENT_PROMPTS} (1)\n"
+    )
 
 
 BAD_MESSAGES: list[tuple[Any, str]] = [
@@ -382,8 +386,8 @@ def test_a_message_that_carries_more_than_text(
     message = str(caught.value)
     assert f"row 2: column '{side}', message 1 {says}" in message
     assert "data.unusable=drop" in message and "\n" not in message
-    found = read(tmp_path, "conversational", rows, unusable="drop")
-    assert (len(pairs(found)), sum(found.dropped.values())) == (3, 1)
+    result = read(tmp_path, "conversational", rows, unusable="drop")
+    assert (len(pairs(result)), sum(result.dropped.values())) == (3, 1)
 
 
 def test_keys_that_say_nothing_or_that_the_settings_ignore(tmp_path: Path) -> None:
@@ -445,9 +449,9 @@ def test_other_languages_are_left_out_and_counted(
 ) -> None:
     rows = numbered(OASST, 5)
     rows[1]["lang"], rows[3]["lang"] = "en", "pt-BR"
-    found = read(tmp_path, "oasst", rows, language="fr")
-    assert (found.rows, found.dropped) == (5, {"not in 'fr'": 2})
-    assert len(pairs(found)) == 3
+    result = read(tmp_path, "oasst", rows, language="fr")
+    assert (result.rows, result.dropped) == (5, {"not in 'fr'": 2})
+    assert len(pairs(result)) == 3
     assert "left out 2 of 5 rows: not in 'fr' (2)" in capsys.readouterr().out
     assert len(pairs(read(tmp_path, "oasst", rows))) == 5
 
@@ -465,8 +469,8 @@ def test_a_language_that_cannot_be_detected(tmp_path: Path) -> None:
 def test_the_language_filter_takes_other_formats_and_columns(tmp_path: Path) -> None:
     rows = numbered({**SHAPES["columns"], "langue": "fr"})
     rows[0]["langue"] = "en"
-    found = read(tmp_path, "columns", rows, language="fr", columns={"language": "langue"})
-    assert found.dropped == {"not in 'fr'": 1}
+    result = read(tmp_path, "columns", rows, language="fr", columns={"language": "langue"})
+    assert result.dropped == {"not in 'fr'": 1}
     with pytest.raises(DataError, match="no column 'lang'"):
         read(tmp_path, "columns", rows, language="fr")
 
@@ -508,9 +512,9 @@ def test_what_users_said_next_is_no_reply(tmp_path: Path) -> None:
 def test_the_side_that_was_chosen(choice: str, chosen: str, tmp_path: Path) -> None:
     named = {"model_a_name": "ministral", "model_b_name": "phi", "both_equal": False}
     rows = [{**row, **named, "vote": choice} for row in numbered(ARENA)]
-    found = pairs(read(tmp_path, "comparia", rows, columns={"choice": "vote"}))
-    assert {pair.chosen for pair in found} == {chosen}
-    assert {pair.rejected for pair in found} == {"Un modèle.", "A model."} - {chosen}
+    result = pairs(read(tmp_path, "comparia", rows, columns={"choice": "vote"}))
+    assert {pair.chosen for pair in result} == {chosen}
+    assert {pair.rejected for pair in result} == {"Un modèle.", "A model."} - {chosen}
 
 
 def test_ties_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -520,8 +524,8 @@ def test_ties_are_left_out_and_counted(tmp_path: Path) -> None:
     ):
         row["choice"] = choice
     rows[9]["both_equal"] = True
-    found = read(tmp_path, "comparia", rows)
-    assert (found.rows, found.dropped) == (10, {"a tie": 5, "no vote": 2})
+    result = read(tmp_path, "comparia", rows)
+    assert (result.rows, result.dropped) == (10, {"a tie": 5, "no vote": 2})
 
 
 @pytest.mark.parametrize("choice", ["claude", "A", True])
@@ -544,15 +548,15 @@ def test_a_vote_after_the_models_have_parted(tmp_path: Path) -> None:
     rows = [*numbered(LONGER), *numbered(LONGER)]
     for row in rows[:3]:
         row["full_conversation_b"][1] = assistant("Oui.")
-    found = read(tmp_path, "comparia", rows, columns=FULL)
-    assert found.dropped == {DIFFERENT_PROMPTS: 3}
-    assert pairs(found)[0].prompt == (user("a 1"), assistant("Oui."), user("b"))
+    result = read(tmp_path, "comparia", rows, columns=FULL)
+    assert result.dropped == {DIFFERENT_PROMPTS: 3}
+    assert pairs(result)[0].prompt == (user("a 1"), assistant("Oui."), user("b"))
 
 
 def test_a_vote_about_an_earlier_reply(tmp_path: Path) -> None:
     rows = [{**row, "turn": 0} for row in numbered(LONGER)]
-    found = read(tmp_path, "comparia", rows, columns={**FULL, "turn": "turn"})
-    assert pairs(found)[0] == Pair((user("a 1"),), "Yes.", "Oui.")
+    result = read(tmp_path, "comparia", rows, columns={**FULL, "turn": "turn"})
+    assert pairs(result)[0] == Pair((user("a 1"),), "Yes.", "Oui.")
     for wrong in (2, -1, "0", None, True, 0.0):
         rows[1]["turn"] = wrong
         with pytest.raises(DataError, match=r"row 2: column 'turn' should count one of 2 turns"):
@@ -574,9 +578,9 @@ def test_a_vote_on_each_turn_of_a_conversation(tmp_path: Path) -> None:
         for turn, choice in enumerate(("b_better", "a_better"))
         for row in numbered(as_turn(SEVERAL, turn, choice))
     ]
-    found = read(tmp_path, "comparia_turns", rows)
-    assert (found.rows, found.dropped) == (6, {DIFFERENT_PROMPTS: 3})
-    assert pairs(found) == [Pair((user(f"a {n}"),), "Yes.", "Oui.") for n in (1, 2, 3)]
+    result = read(tmp_path, "comparia_turns", rows)
+    assert (result.rows, result.dropped) == (6, {DIFFERENT_PROMPTS: 3})
+    assert pairs(result) == [Pair((user(f"a {n}"),), "Yes.", "Oui.") for n in (1, 2, 3)]
 
 
 def test_turns_without_a_preference_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -584,16 +588,16 @@ def test_turns_without_a_preference_are_left_out_and_counted(tmp_path: Path) -> 
     rows = [as_turn(ARENA, 0, choice) for choice in choices]
     for number, row in enumerate(rows):
         row["full_conversation_a"][0] = row["full_conversation_b"][0] = user(f"Qui {number} ?")
-    found = read(tmp_path, "comparia_turns", rows)
-    assert (found.rows, found.dropped) == (7, {"a tie": 2, "no vote": 2})
+    result = read(tmp_path, "comparia_turns", rows)
+    assert (result.rows, result.dropped) == (7, {"a tie": 2, "no vote": 2})
 
 
 def test_turns_are_filtered_by_the_languages_that_they_list(tmp_path: Path) -> None:
     rows = numbered(SHAPES["comparia_turns"], 5)
     rows[0]["metadata"]["languages"] = ["en"]
     rows[1]["metadata"]["languages"] = None
-    found = read(tmp_path, "comparia_turns", rows, language="fr")
-    assert (found.rows, found.dropped) == (5, {"not in 'fr'": 2})
+    result = read(tmp_path, "comparia_turns", rows, language="fr")
+    assert (result.rows, result.dropped) == (5, {"not in 'fr'": 2})
     rows[2]["metadata"]["languages"] = "fr"
     with pytest.raises(DataError, match=r"row 3: column 'metadata\.languages' should hold a list"):
         read(tmp_path, "comparia_turns", rows, language="fr")
@@ -609,8 +613,8 @@ def test_a_turn_that_one_model_left_without_a_reply(tmp_path: Path) -> None:
     del rows[1]["full_conversation_a"][1]
     with pytest.raises(DataError, match="row 2: column 'full_conversation_a' is empty or ends"):
         read(tmp_path, "comparia_turns", rows)
-    found = read(tmp_path, "comparia_turns", rows, unusable="drop")
-    assert (found.dropped, len(pairs(found))) == ({"a reply is empty": 1}, 3)
+    result = read(tmp_path, "comparia_turns", rows, unusable="drop")
+    assert (result.dropped, len(pairs(result))) == ({"a reply is empty": 1}, 3)
 
 
 def test_an_earlier_reply_that_is_empty(tmp_path: Path) -> None:
@@ -619,8 +623,8 @@ def test_an_earlier_reply_that_is_empty(tmp_path: Path) -> None:
         row["full_conversation_a"][1] = row["full_conversation_b"][1] = assistant("")
     with pytest.raises(DataError, match="row 4: column 'full_conversation_b', message 2 is empty"):
         read(tmp_path, "comparia_turns", rows)
-    found = read(tmp_path, "comparia_turns", rows, unusable="drop")
-    assert (found.dropped, len(pairs(found))) == ({"a reply is empty": 3}, 3)
+    result = read(tmp_path, "comparia_turns", rows, unusable="drop")
+    assert (result.dropped, len(pairs(result))) == ({"a reply is empty": 3}, 3)
 
 
 def test_what_comes_after_the_turn_is_not_read(tmp_path: Path) -> None:
@@ -660,9 +664,9 @@ def test_pairs_of_their_own_to_hold_out_are_counted_too(tmp_path: Path) -> None:
     held = tmp_path / "held.jsonl"
     ties = [{**row, "choice": "tie"} for row in rows[2:3]]
     held.write_text("".join(json.dumps(row) + "\n" for row in [*rows[3:], *ties]), "utf-8")
-    found = read(tmp_path, "comparia", [*rows[:2], *ties], eval={"path": str(held)})
-    assert (found.rows, found.dropped) == (5, {"a tie": 2})
-    assert (len(found.train), len(found.held_out)) == (2, 1)
+    result = read(tmp_path, "comparia", [*rows[:2], *ties], eval={"path": str(held)})
+    assert (result.rows, result.dropped) == (5, {"a tie": 2})
+    assert (len(result.train), len(result.held_out)) == (2, 1)
 
 
 def test_a_format_that_is_not_there() -> None:

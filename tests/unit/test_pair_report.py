@@ -82,9 +82,9 @@ def report_on(train: list[Pair], held: Sequence[Pair] = (), **more: Any) -> Repo
     """The report on pairs that are all there was; `limit` is 1,000 words."""
     limit = more.pop("limit", 1_000)
     language = more.pop("language", "fr")
-    found = PairSet(train, list(held), more.pop("rows", len(train) + len(held)), {}, **more)
+    actual = PairSet(train, list(held), more.pop("rows", len(train) + len(held)), {}, **more)
     lengths = [measure_lengths(side, Words()) for side in (train, held)]
-    report = pair_report.build(found, lengths, Words(), limit, language)
+    report = pair_report.build(actual, lengths, Words(), limit, language)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     for line in render_text(report).splitlines():
         assert len(line) <= 80
@@ -100,9 +100,9 @@ def warned(report: Report) -> list[str]:
 
 def test_rows_are_counted_by_what_became_of_them() -> None:
     train = [pair("un"), pair("deux", chosen="mot " * 40), pair("trois")]
-    found = PairSet(train, [pair("quatre")], 9, {"a tie": 5})
-    lengths = [measure_lengths(side, Words()) for side in (found.train, found.held_out)]
-    report = pair_report.build(found, lengths, Words(), 30)
+    actual = PairSet(train, [pair("quatre")], 9, {"a tie": 5})
+    lengths = [measure_lengths(side, Words()) for side in (actual.train, actual.held_out)]
+    report = pair_report.build(actual, lengths, Words(), 30)
     assert report["rows"] == {
         "read": 9,
         "kept": 3,
@@ -123,9 +123,9 @@ def test_lengths_are_those_of_the_rendered_prompt_and_the_longer_reply_with_its_
 
 def test_quantiles_are_lengths_that_are_there() -> None:
     lengths = [Lengths(1, n, 0) for n in range(1, 101)]
-    found = pair_report.tokens(lengths, 100)
-    assert found["chosen"] == {"min": 1, "median": 50, "p95": 95, "max": 100}
-    assert found["over_limit"] == {"pairs": 2, "of": 100, "share": 0.02}
+    actual = pair_report.tokens(lengths, 100)
+    assert actual["chosen"] == {"min": 1, "median": 50, "p95": 95, "max": 100}
+    assert actual["over_limit"] == {"pairs": 2, "of": 100, "share": 0.02}
     assert pair_report.tokens(lengths[:1], 100)["chosen"] == dict.fromkeys(
         ("min", "median", "p95", "max"), 1
     )
@@ -136,18 +136,18 @@ def test_quantiles_are_lengths_that_are_there() -> None:
 
 def test_the_length_bias() -> None:
     lengths = [Lengths(1, 5, 2)] * 6 + [Lengths(1, 2, 5)] * 2 + [Lengths(1, 3, 3)] * 2
-    found = pair_report.length_bias(lengths, train=7)
-    assert (found["chosen_longer"], found["chosen_shorter"], found["same_length"]) == (6, 2, 2)
-    assert found["chosen_longer_share"]["value"] == 0.6
-    assert found["prefer_the_longer_accuracy"]["value"] == 0.7  # ties half
-    assert found["prefer_the_longer_accuracy"]["low"] < 0.7 < found["chosen_longer_share"]["high"]
-    assert found["length_controlled_accuracy"] == "measurable on 1 held-out pairs"
+    actual = pair_report.length_bias(lengths, train=7)
+    assert (actual["chosen_longer"], actual["chosen_shorter"], actual["same_length"]) == (6, 2, 2)
+    assert actual["chosen_longer_share"]["value"] == 0.6
+    assert actual["prefer_the_longer_accuracy"]["value"] == 0.7  # ties half
+    assert actual["prefer_the_longer_accuracy"]["low"] < 0.7 < actual["chosen_longer_share"]["high"]
+    assert actual["length_controlled_accuracy"] == "measurable on 1 held-out pairs"
 
 
 @pytest.mark.parametrize("held", [Lengths(1, 5, 2), Lengths(1, 3, 3)])
 def test_no_number_without_a_held_out_pair_whose_chosen_is_shorter(held: Lengths) -> None:
-    found = pair_report.length_bias([Lengths(1, 2, 5), held], train=1)
-    assert found["length_controlled_accuracy"] == NOT_MEASURABLE == "not measurable"
+    actual = pair_report.length_bias([Lengths(1, 2, 5), held], train=1)
+    assert actual["length_controlled_accuracy"] == NOT_MEASURABLE == "not measurable"
 
 
 # --- languages ----------------------------------------------------------------------------------
@@ -155,18 +155,18 @@ def test_no_number_without_a_held_out_pair_whose_chosen_is_shorter(held: Lengths
 
 def test_languages_of_each_part() -> None:
     pairs = [pair("Quelle est la capitale de la France ?"), pair("42")]
-    found = pair_report.languages(pairs, "fr")
-    assert found["prompt"] == {"fr": 1, "?": 1}
-    assert (found["chosen"], found["rejected"]) == ({"fr": 2}, {"en": 2})
-    assert (found["sampled"], found["of"]) == (2, 2)
+    actual = pair_report.languages(pairs, "fr")
+    assert actual["prompt"] == {"fr": 1, "?": 1}
+    assert (actual["chosen"], actual["rejected"]) == ({"fr": 2}, {"en": 2})
+    assert (actual["sampled"], actual["of"]) == (2, 2)
 
 
 def test_languages_of_an_even_sample() -> None:
     few = pair_report.LANGUAGE_SAMPLE
     pairs = [pair("Bonjour à tous", FRENCH if n < 2 * few else ENGLISH) for n in range(3 * few)]
-    found = pair_report.languages(pairs, "fr")
-    assert (found["sampled"], found["of"]) == (few, 3 * few)
-    assert abs(found["chosen"]["fr"] / few - 2 / 3) < 0.01
+    actual = pair_report.languages(pairs, "fr")
+    assert (actual["sampled"], actual["of"]) == (few, 3 * few)
+    assert abs(actual["chosen"]["fr"] / few - 2 / 3) < 0.01
 
 
 # --- copies -------------------------------------------------------------------------------------
@@ -200,10 +200,10 @@ def test_copies_of_rows_and_prompts() -> None:
         pair(LONG.replace("huit", "neuf")),
         pair("Que mange un chat ?", chosen="De tout.", rejected="de TOUT"),
     ]
-    found = pair_report.copied(pairs, train=3)
-    assert (found["same_pair"], found["same_prompt"]) == (1, 2)
-    assert (found["near_prompt"], found["near_prompt_across_the_split"]) == (1, 1)
-    assert found["identical_replies"] == 1
+    actual = pair_report.copied(pairs, train=3)
+    assert (actual["same_pair"], actual["same_prompt"]) == (1, 2)
+    assert (actual["near_prompt"], actual["near_prompt_across_the_split"]) == (1, 1)
+    assert actual["identical_replies"] == 1
 
 
 def test_the_system_turn_makes_no_other_prompt() -> None:
@@ -266,16 +266,16 @@ def test_near_copies_are_those_of_the_exact_similarity(texts: Callable[[], list[
     next to none."""
     normalised = [normalise(text) for text in texts()]
     sequences = [{text[start : start + 5] for start in range(len(text) - 4)} for text in normalised]
-    found = copies.near_copies(normalised)
+    actual = copies.near_copies(normalised)
     sample = random.Random(1).sample(range(len(normalised)), 300)
     expected = {}
-    for place in sample:
-        own = sequences[place]
-        alike = (len(own & s) >= 0.7 * len(own | s) for s in sequences[:place])
-        expected[place] = any(alike)
-    right = sum(found[place] != place for place in sample if expected[place])
+    for index in sample:
+        own = sequences[index]
+        alike = (len(own & s) >= 0.7 * len(own | s) for s in sequences[:index])
+        expected[index] = any(alike)
+    right = sum(actual[index] != index for index in sample if expected[index])
     assert right >= 0.95 * sum(expected.values()) > 50
-    assert sum(found[place] != place for place in sample if not expected[place]) <= 1
+    assert sum(actual[index] != index for index in sample if not expected[index]) <= 1
 
 
 def test_the_first_text_that_is_nearly_copied_is_named() -> None:
@@ -290,8 +290,8 @@ def test_a_copy_of_a_copy_is_one_though_it_is_no_copy_of_the_first() -> None:
     words = [f"mot{number * number}" for number in range(40)]
     texts = [" ".join(words[start : start + 30]) for start in (0, 4, 8)]
     assert copies.near_copies([normalise(text) for text in texts]) == [0, 0, 1]
-    found = pair_report.copied([pair(text) for text in texts], train=2)
-    assert (found["near_prompt"], found["near_prompt_across_the_split"]) == (2, 1)
+    actual = pair_report.copied([pair(text) for text in texts], train=2)
+    assert (actual["near_prompt"], actual["near_prompt_across_the_split"]) == (2, 1)
 
 
 # --- evaluation questions -----------------------------------------------------------------------
@@ -321,9 +321,9 @@ def test_prompts_that_hold_a_question(prompt: str, held: bool) -> None:
 def test_evaluation_questions_are_found_and_named() -> None:
     train = [*several(300), pair(QUESTION, where="pairs.jsonl: row 301")]
     report = report_on(train, questions=[QUESTION, "Who?"])
-    found = report["evaluation_questions"]
-    assert (found["questions"], found["pairs"]) == (2, 1)
-    assert found["rows"] == ["pairs.jsonl: row 301"]
+    actual = report["evaluation_questions"]
+    assert (actual["questions"], actual["pairs"]) == (2, 1)
+    assert actual["rows"] == ["pairs.jsonl: row 301"]
     assert warned(report) == ["evaluation questions"]
     assert "such as pairs.jsonl: row 301" in " ".join(render_warnings(report).split())
     assert report_on(several(3))["evaluation_questions"] is None
@@ -475,10 +475,10 @@ def test_the_public_french_pairs() -> None:
             ],
         }
     )
-    found = load_pair_set(data, Prompt())
+    actual = load_pair_set(data, Prompt())
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer")
-    lengths = [measure_lengths(side, tokenizer) for side in (found.train, found.held_out)]
-    report = pair_report.build(found, lengths, tokenizer, 1024)
+    lengths = [measure_lengths(side, tokenizer) for side in (actual.train, actual.held_out)]
+    report = pair_report.build(actual, lengths, tokenizer, 1024)
     bias = report["length_bias"]
     assert (bias["chosen_longer"], bias["pairs"], bias["chosen_shorter"]) == (300, 300, 0)
     assert bias["prefer_the_longer_accuracy"]["value"] == 1
@@ -522,8 +522,8 @@ def test_a_dry_run_prints_the_report_without_weights(
 ) -> None:
     run = tmp_path / "run"
     path = ROOT / "configs" / "dpo_demo.yaml"
-    asked = ["--config", path, "--output", run, "--dry-run", f"model.name={only_a_tokenizer}"]
-    result = run_script("dpo", *asked)
+    requested = ["--config", path, "--output", run, "--dry-run", f"model.name={only_a_tokenizer}"]
+    result = run_script("dpo", *requested)
     assert (result.returncode, result.stderr) == (0, "")
     for part in (
         "700 (500 to train on, 200 held out)",
@@ -538,8 +538,8 @@ def test_a_dry_run_prints_the_report_without_weights(
     assert verdict.startswith("nothing was trained. To train: ./run dpo --config ")
     assert not run.exists()
     # Pairs that a run refuses are refused, once they have been reported on.
-    asked += ["evaluation.also=[]", "model.max_seq_length=80"]
-    result = run_script("dpo", *asked)
+    requested += ["evaluation.also=[]", "model.max_seq_length=80"]
+    result = run_script("dpo", *requested)
     assert result.returncode == 2
     assert "over 80" in result.stdout
     assert "rows are over the limit of 80" in result.stderr

@@ -111,16 +111,16 @@ def test_a_reply_that_repeats_the_end_of_its_prompt(
     tokenizer = with_template(template)
     set_template_variables(tokenizer, variables)
     # The last line of the question is also that of a reply: it is no part of the template.
-    asked = conversation("2 + 2 ?\nCombien ?", PromptFormat())
-    assert repeated_opening(tokenizer, asked, render(tokenizer, asked), reply) == repeated
+    requested = conversation("2 + 2 ?\nCombien ?", PromptFormat())
+    assert repeated_opening(tokenizer, requested, render(tokenizer, requested), reply) == repeated
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_replies_that_repeat_nothing(name: str) -> None:
     tokenizer = make_tokenizer(FAMILIES[name])
-    asked = conversation("Model ?", PromptFormat())
+    requested = conversation("Model ?", PromptFormat())
     for reply in ("Model ?", "assistant", "model", "<answer>4</answer>", ""):
-        assert repeated_opening(tokenizer, asked, render(tokenizer, asked), reply) is None
+        assert repeated_opening(tokenizer, requested, render(tokenizer, requested), reply) is None
 
 
 def test_pairs_with_such_replies_are_refused() -> None:

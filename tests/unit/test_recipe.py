@@ -1,4 +1,4 @@
-"""What a config comes to, told by the dry run and by the doctor; sources in docs/recipes.md."""
+"""What a config amounts to, as the dry run and the doctor print it; sources in docs/recipes.md."""
 
 import re
 from pathlib import Path
@@ -26,24 +26,24 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_and_an_epoch_of_gsm8k() -> None:
-    found = recipe(settings_of("grpo_gsm8k_16gb"), 7473)
-    assert found.step() == "32 prompts x 8 completions = 256 rollouts"
-    assert (found.steps, found.epochs, found.parts) == (233, 1.0, 1)
-    assert found.duration() == "233 (1 epoch)"
-    assert found.tokens == 233 * 256 * 640
+    result = recipe(settings_of("grpo_gsm8k_16gb"), 7473)
+    assert result.step() == "32 prompts x 8 completions = 256 rollouts"
+    assert (result.steps, result.epochs, result.parts) == (233, 1.0, 1)
+    assert result.duration() == "233 (1 epoch)"
+    assert result.tokens == 233 * 256 * 640
 
 
 def test_what_does_not_fit_is_sampled_in_parts() -> None:
-    found = recipe(settings_of("grpo_gsm8k_3b_16gb"), 7473)
-    assert found.step() == "32 prompts x 8 completions = 256 rollouts, sampled in 2 parts"
+    result = recipe(settings_of("grpo_gsm8k_3b_16gb"), 7473)
+    assert result.step() == "32 prompts x 8 completions = 256 rollouts, sampled in 2 parts"
     # 467 whole generations of 16 prompts: the last step has one.
-    assert found.steps == 234
+    assert result.steps == 234
 
 
 def test_pairs_are_two_sequences() -> None:
-    found = recipe(settings_of("dpo_french_16gb"), 12_000)
-    assert (found.step(), found.steps) == ("32 pairs", 375)
-    assert found.tokens_a_step == 32 * 2 * 1024
+    result = recipe(settings_of("dpo_french_16gb"), 12_000)
+    assert (result.step(), result.steps) == ("32 pairs", 375)
+    assert result.tokens_a_step == 32 * 2 * 1024
 
 
 def test_steps_that_are_given_and_data_that_is_not_counted() -> None:
@@ -62,11 +62,11 @@ def test_rollouts_that_serve_twice() -> None:
 
 def test_a_dry_run_says_it() -> None:
     settings = settings_of("grpo_gsm8k_16gb", "training.learning_rate=1e-3")
-    said = describe(settings, shape_of(settings.model.name), 7473)
-    assert "  steps             233 (1 epoch)\n" in said
-    assert "38.2 million (233 x 256 x 640)" in said
-    assert "7.1 GB, estimated" in said
-    assert "training.learning_rate 0.001 is outside the 3e-06 to 4e-05 of published GRPO" in said
+    output = describe(settings, shape_of(settings.model.name), 7473)
+    assert "  steps             233 (1 epoch)\n" in output
+    assert "38.2 million (233 x 256 x 640)" in output
+    assert "7.1 GB, estimated" in output
+    assert "training.learning_rate 0.001 is outside the 3e-06 to 4e-05 of published GRPO" in output
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

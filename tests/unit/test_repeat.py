@@ -55,9 +55,9 @@ def three(tmp_path: Path) -> dict[int, Path]:
 
 
 def test_figures_are_those_of_the_questions(three: dict[int, Path]) -> None:
-    found = over_seeds(three, GRPOSettings)
-    assert found.seeds == [1, 2, 3]
-    strict = found.measures["strict"]
+    result = over_seeds(three, GRPOSettings)
+    assert result.seeds == [1, 2, 3]
+    strict = result.measures["strict"]
     assert strict.after.values == [0.75, 0.625, 0.025]
     expected = mean_over_seeds([0.75, 0.625, 0.025])
     assert expected.low < 0 and expected.high > 1
@@ -71,7 +71,7 @@ def test_figures_are_those_of_the_questions(three: dict[int, Path]) -> None:
     difference = difference_over_seeds([[0.0] * 40] * 3, after)
     assert difference.high > 1  # where no difference of shares lies
     assert strict.difference == replace(difference, high=1.0)
-    assert json.loads(json.dumps(asdict(found)))["measures"]["strict"]["after"]["high"] == 1.0
+    assert json.loads(json.dumps(asdict(result)))["measures"]["strict"]["after"]["high"] == 1.0
 
 
 def test_every_measure_of_a_dpo_run_is_there(tmp_path: Path) -> None:
@@ -104,13 +104,13 @@ def test_seeds_of_sft_are_compared_by_loss_and_by_answers(problems: int, tmp_pat
         seed: sft_run(tmp_path / f"seed-{seed}", problems=problems, loss=0.2 + 0.1 * seed)
         for seed in (1, 2)
     }
-    found = over_seeds(runs, SFTSettings)
-    loss = found.measures["reply_loss"]
+    result = over_seeds(runs, SFTSettings)
+    loss = result.measures["reply_loss"]
     assert loss.before.values == pytest.approx([1.22, 1.22])
     assert loss.after.values == pytest.approx([0.32, 0.42])
     assert loss.difference.high < 0
-    assert ("strict" in found.measures) == bool(problems)
-    verdict = seeds.verdict(found, [read_run(run) for run in runs.values()])
+    assert ("strict" in result.measures) == bool(problems)
+    verdict = seeds.verdict(result, [read_run(run) for run in runs.values()])
     assert verdict.tone == "good"
     words = "Strict accuracy went from 20.0% to 90.0%"
     assert (
@@ -120,18 +120,18 @@ def test_seeds_of_sft_are_compared_by_loss_and_by_answers(problems: int, tmp_pat
 
 def test_questions_that_a_reward_cannot_score_are_left_out(tmp_path: Path) -> None:
     runs = {seed: text_run(tmp_path / f"seed-{seed}", questions=30) for seed in (1, 2)}
-    found, records = over_seeds(runs, GRPOSettings), [read_run(run) for run in runs.values()]
-    for name, measured in found.measures.items():
+    result, records = over_seeds(runs, GRPOSettings), [read_run(run) for run in runs.values()]
+    for name, measured in result.measures.items():
         alone = records[0].changes()[name]
         assert measured.after.mean == pytest.approx(alone.after.value)
         assert measured.difference.mean == pytest.approx(alone.difference)
     assert {values.n for values in records[0].changes().values()} >= {29, 30}
-    assert "2 seeds" in seeds.table(found, records)
+    assert "2 seeds" in seeds.table(result, records)
 
 
 def test_seeds_that_disagree_are_reported(three: dict[int, Path], tmp_path: Path) -> None:
-    found, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
-    verdict = seeds.verdict(found, records)
+    result, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
+    verdict = seeds.verdict(result, records)
     assert verdict.tone == "flat"
     assert "Strict accuracy went from 0.0% to 46.7%, the mean of 3 seeds" in verdict.sentence
     assert verdict.remarks[0].startswith("The seeds disagree")
@@ -139,15 +139,15 @@ def test_seeds_that_disagree_are_reported(three: dict[int, Path], tmp_path: Path
     assert "+2.5 to +75.0 points" in verdict.remarks[0]
 
     with_answers(three[3], [1] * 8 + [0] * 32)
-    found, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
-    verdict = seeds.verdict(found, records)
+    result, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
+    verdict = seeds.verdict(result, records)
     assert verdict.tone == "flat"
     assert verdict.remarks[0].startswith("Each seed taken alone")
     assert "+20.0 to +75.0 points" in verdict.remarks[0]
 
     with_answers(three[3], [1] * 28 + [0] * 12)
-    found, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
-    verdict = seeds.verdict(found, records)
+    result, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
+    verdict = seeds.verdict(result, records)
     assert verdict.tone == "good"
     assert verdict.remarks[0].startswith("The seeds agree")
     assert "+62.5 to +75.0 points" in verdict.remarks[0]
@@ -158,15 +158,15 @@ def test_the_table_fits(
     three: dict[int, Path], monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    found, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
-    text = seeds.table(found, records)
+    result, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
+    text = seeds.table(result, records)
     assert max(map(len, text.splitlines())) <= int(columns)
     assert "46.7% ± 38.8" in text and "3 seeds, mean ± standard deviation" in text
 
 
 def test_the_page_has_all_seeds(three: dict[int, Path], tmp_path: Path) -> None:
-    found = over_seeds(three, GRPOSettings)
-    text = page.write_seeds(tmp_path, found, list(three.values())).read_text(encoding="utf-8")
+    result = over_seeds(three, GRPOSettings)
+    text = page.write_seeds(tmp_path, result, list(three.values())).read_text(encoding="utf-8")
     for seed in three:
         assert f'href="seed-{seed}/report.html"' in text
         assert f">seed-{seed}<" in text  # in the legend of the curves

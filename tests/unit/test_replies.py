@@ -64,9 +64,9 @@ def test_the_replies_that_earned_most_are_kept(
     file = sampled(tmp_path, {**MANY, "First?": [*first, ("", False)], "Cut?": [(RIGHT, True)]})
     for path in (file, tmp_path):  # the file, or its folder
         data = f"{{train: {{path: {path}}}, format: replies, holdout: 2, validation: 2}}"
-        found = learned(data)
-        assert (len(found.held_out), len(found.validation)) == (2, 2)
-        rows = [*found.train, *found.held_out, *found.validation]
+        result = learned(data)
+        assert (len(result.held_out), len(result.validation)) == (2, 2)
+        rows = [*result.train, *result.held_out, *result.validation]
         of_first = [row for row in rows if row.prompt[-1]["content"] == "First?"]
         assert [row.reply for row in of_first] == [RIGHT, longer]  # the shortest different two
         assert len(rows) == len(MANY) + 2 and not any("Cut?" in str(row.prompt) for row in rows)
@@ -111,16 +111,16 @@ def test_best_against_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     file = sampled(tmp_path, replies)
     data = f"data={{train: {{path: {file}}}, format: replies, holdout: 3, validation: 2}}"
     own = settings("dpo", data, "prompt.system='Be brief.'", "evaluation.every=null")
-    found = load_pair_set(own.data, own.prompt)
-    assert (len(found.held_out), len(found.validation)) == (3, 2)
+    result = load_pair_set(own.data, own.prompt)
+    assert (len(result.held_out), len(result.validation)) == (3, 2)
     pairs = {
         pair.prompt[-1]["content"]: (pair.chosen, pair.rejected)
-        for pair in [*found.train, *found.held_out, *found.validation]
+        for pair in [*result.train, *result.held_out, *result.validation]
     }
     assert pairs.pop("Best cut?") == (WRONG, BARE)
     assert pairs.pop("Worst?") == (RIGHT, BARE)  # the shortest best, a complete worst
     assert pairs == dict.fromkeys(MANY, (RIGHT, WRONG))
-    assert found.train[0].prompt[0] == {"role": "system", "content": "Be brief."}
+    assert result.train[0].prompt[0] == {"role": "system", "content": "Be brief."}
     assert "11 questions give a pair; 2 left out" in capsys.readouterr().out
     flat = sampled(tmp_path / "flat", {"Tie?": replies["Tie?"]})
     own = settings("dpo", f"data={{train: {{path: {flat}}}, format: replies, validation: 0}}")
@@ -131,8 +131,8 @@ def test_best_against_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_problems_within_a_pass_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo = settings("grpo")
     problems, _ = load_problems(demo.data)
-    asked = [problem.question for problem in problems[:4]]
-    shares = dict(zip(asked, (0, 1, 3, 4), strict=True))
+    requested = [problem.question for problem in problems[:4]]
+    shares = dict(zip(requested, (0, 1, 3, 4), strict=True))
     file = sampled(
         tmp_path,
         {q: [(RIGHT if n < k else BARE, False) for n in range(4)] for q, k in shares.items()},
@@ -141,11 +141,13 @@ def test_problems_within_a_pass_rate(tmp_path: Path, capsys: pytest.CaptureFixtu
     rule = f"data.pass_rate={{replies: {file}, low: 0.1, high: 0.9}}"
     kept = within_pass_rate(problems[:6], settings("grpo", rule).data)
     assert [problem.question for problem in kept] == [
-        *asked[1:3],
+        *requested[1:3],
         *(problem.question for problem in problems[4:6]),  # without replies
     ]
-    said = capsys.readouterr().out
-    assert "4 of 6 problems kept, 1 solved in fewer than 10% of their replies and 1 in more" in said
+    output = capsys.readouterr().out
+    assert (
+        "4 of 6 problems kept, 1 solved in fewer than 10% of their replies and 1 in more" in output
+    )
     with pytest.raises(DataError, match=r"data\.pass_rate leaves no problem to train on; widen it"):
         within_pass_rate([problems[0], problems[3]], settings("grpo", rule).data)
     assert within_pass_rate(problems, demo.data) == problems
@@ -219,8 +221,8 @@ def test_every_format_gives_a_prompt_and_a_reply(name: str, tmp_path: Path) -> N
     other = json.loads(json.dumps(row).replace("Why?", "Where?").replace("Another", "One more"))
     file = write(tmp_path / "rows.jsonl", [row, other])
     given = f"{{train: {{path: {file}}}, holdout: 1, {data}}}"
-    found = learned(given)
-    (read,) = [row for row in (*found.train, *found.held_out) if row.prompt[-1] == USER]
+    result = learned(given)
+    (read,) = [row for row in (*result.train, *result.held_out) if row.prompt[-1] == USER]
     assert (list(read.prompt), read.reply) == (prompt, reply)
     replaced = learned(given, system="''")
     assert all(turn["role"] != "system" for turn in replaced.train[0].conversation)
@@ -266,8 +268,8 @@ def test_unusable_rows_are_left_out_where_that_is_set(
 ) -> None:
     rows = [{"prompt": f"Why {n}?", "reply": "So." if n else ""} for n in range(4)]
     file = write(tmp_path / "rows.jsonl", rows)
-    found = learned(f"{{train: {{path: {file}}}, holdout: 1, unusable: drop}}")
-    assert len(found.train) == 2
+    result = learned(f"{{train: {{path: {file}}}, holdout: 1, unusable: drop}}")
+    assert len(result.train) == 2
     assert "left out 1 of 4 rows: a reply is empty (1)" in capsys.readouterr().out
 
 

@@ -30,18 +30,18 @@ def examples(count: int) -> settings:
 @st.composite
 def written(draw: st.DrawFn) -> tuple[str, Decimal]:
     """A NUMBER of at most 64 characters in one of the grammar's conventions, and its value."""
-    whole = draw(st.integers(0, 10**15) | st.integers(0, 9999))
+    complete = draw(st.integers(0, 10**15) | st.integers(0, 9999))
     fraction = draw(st.from_regex(r"[0-9]{0,12}", fullmatch=True))
     sign = draw(st.sampled_from(["", *SIGNS]))
     separator = draw(st.sampled_from(["", ",", *SPACES]))
     point = draw(st.sampled_from([".", ","]))
-    text = f"{whole:,}".replace(",", separator)
-    grouped = text if separator and whole > 999 else ""
+    text = f"{complete:,}".replace(",", separator)
+    grouped = text if separator and complete > 999 else ""
     if grouped and separator == ",":
         point = "."  # a comma does not both group and mark the decimals
-    if not grouped and 0 < whole < 1000 and len(fraction) == 3:
+    if not grouped and 0 < complete < 1000 and len(fraction) == 3:
         point = "."  # a comma would group
-    value = Decimal(f"{whole}.{fraction}") if fraction else Decimal(whole)
+    value = Decimal(f"{complete}.{fraction}") if fraction else Decimal(complete)
     negative = sign not in ("", "+")
     return sign + text + (point + fraction if fraction else ""), -value if negative else value
 
@@ -76,27 +76,27 @@ def reference(text: str) -> Decimal | None:
         return None
     if body.count(".") > 1:
         return None
-    whole, dot, fraction = body.partition(".")
+    complete, dot, fraction = body.partition(".")
     if not dot and body.count(",") == 1:
         left, right = body.split(",")
         groups = 1 <= len(left) <= 3 and left.isdigit() and left[0] != "0" and len(right) == 3
         if not groups:
-            whole, dot, fraction = left, ".", right
+            complete, dot, fraction = left, ".", right
     if dot and not fraction.isdigit():
         return None
-    separators = {c for c in whole if not c.isdigit()}
+    separators = {c for c in complete if not c.isdigit()}
     if len(separators) > 1:
         return None
     if separators:
-        first, *others = whole.split(separators.pop())
+        first, *others = complete.split(separators.pop())
         if not first.isdigit() or len(first) > 3 or first[0] == "0":
             return None
         if any(len(group) != 3 or not group.isdigit() for group in others):
             return None
-        whole = "".join([first, *others])
-    if not whole.isdigit():
+        complete = "".join([first, *others])
+    if not complete.isdigit():
         return None
-    return Decimal(("-" if sign and sign != "+" else "") + whole + (dot and "." + fraction))
+    return Decimal(("-" if sign and sign != "+" else "") + complete + (dot and "." + fraction))
 
 
 @given(st.text("0123,. \u202f-", max_size=14) | st.text("017,.-+\u2212\u00a0x", max_size=9))

@@ -55,8 +55,8 @@ def test_an_early_interrupt_leaves_no_traceback(tmp_path: Path, delay: float) ->
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as started:
         time.sleep(delay)
         started.send_signal(signal.SIGINT)
-        _, said = started.communicate(timeout=60)
-    assert "Traceback" not in said and "KeyboardInterrupt" not in said
+        _, output = started.communicate(timeout=60)
+    assert "Traceback" not in output and "KeyboardInterrupt" not in output
 
 
 def test_a_second_call_installs_nothing(tmp_path: Path) -> None:

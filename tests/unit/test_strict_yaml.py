@@ -222,5 +222,5 @@ def test_values_are_plain(tmp_path: Path) -> None:
         return {type(value)}
 
     text = "a: [1, 1.5, true, null, text, 2024-01-01, 12:30]\nb: {c: 5e-6}\n"
-    found = kinds(read_yaml(written(tmp_path, text)))
-    assert found <= {dict, list, int, float, bool, type(None), str}
+    result = kinds(read_yaml(written(tmp_path, text)))
+    assert result <= {dict, list, int, float, bool, type(None), str}

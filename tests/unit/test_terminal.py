@@ -57,7 +57,7 @@ def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
 def test_the_demos_table_is_a_table_at_80_columns() -> None:
     """Sets scored beside a run's own have a heading, so that their names cost no column."""
     measured = json.loads((ROOT / "bench/results/demo_cpu.json").read_text("utf-8"))
-    runs = [(name, mapping_of(Change, found)) for name, found in measured.items()]
+    runs = [(name, mapping_of(Change, result)) for name, result in measured.items()]
     lines = table(runs, 80).splitlines()
     assert " ".join(lines[0].split()) == "measure before after change (95% interval) p-value"
     headings = [line for line in lines if "(n = " in line]
@@ -70,8 +70,8 @@ def test_the_demos_table_is_a_table_at_80_columns() -> None:
 
 
 def test_a_long_name_is_wrapped(columns: int, runs: list[Path]) -> None:
-    found = read_run(runs[0]).changes()
-    long = {f"{'a_set_with_a_long_name_' * 4}/{name}": found[name] for name in found}
+    result = read_run(runs[0]).changes()
+    long = {f"{'a_set_with_a_long_name_' * 4}/{name}": result[name] for name in result}
     assert widest(table([("run" * 9, long)])) <= columns
 
 
@@ -83,8 +83,8 @@ def test_the_table_of_an_evaluation_fits(columns: int) -> None:
 
 def test_the_judges_report_fits(columns: int) -> None:
     share = Measure(1.0, 2000, 0.9981, 1.0)
-    found = Verdicts(share, 1.2e-60, 2000, 2000, 0, 0, 0, 12, 4000, 0, 0, share, share)
-    text = judge.render("some-vendor/some-model-with-a-long-name-405b-instruct", found)
+    result = Verdicts(share, 1.2e-60, 2000, 2000, 0, 0, 0, 12, 4000, 0, 0, share, share)
+    text = judge.render("some-vendor/some-model-with-a-long-name-405b-instruct", result)
     assert widest(text) <= columns
     assert "p = 1.2e-60" in " ".join(text.split())
 

@@ -256,7 +256,7 @@ def test_the_base_of_an_adapter_on_this_machine(
         base(None)
     edit(run / "adapter" / "adapter_config.json", base_model_name_or_path="assets/base")
     (run / "adapter" / "weights").write_text("as they are")
-    with adapter.with_base_path(run / "adapter") as found:
-        config = json.loads((found / "adapter_config.json").read_text())
+    with adapter.with_base_path(run / "adapter") as actual:
+        config = json.loads((actual / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == there
-        assert (found / "weights").read_text() == "as they are"
+        assert (actual / "weights").read_text() == "as they are"

@@ -115,7 +115,7 @@ def validated(path: Path, values: dict[int, float], *overrides: str) -> Validati
     ],
 )
 def test_patience(tmp_path: Path, values: list[float], over: bool) -> None:
-    by_step = {10 * place: value for place, value in enumerate(values)}
+    by_step = {10 * index: value for index, value in enumerate(values)}
     assert validated(tmp_path, by_step, "run.patience=2").exhausted() is over
 
 

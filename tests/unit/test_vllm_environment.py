@@ -26,8 +26,8 @@ def lines(path: Path) -> list[Requirement]:
 
 
 def pyproject() -> list[Requirement]:
-    found = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return [Requirement(text) for text in found["project"]["dependencies"]]
+    result = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return [Requirement(text) for text in result["project"]["dependencies"]]
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-vllm.lock"])
@@ -35,9 +35,9 @@ def test_a_lock_holds_what_is_asked_for(name: str) -> None:
     """pyproject.toml, for vLLM with what requirements-vllm.in puts in place of its pins."""
     pins = installation.locked(ROOT / name)
     others = {r.name: r for r in lines(IN)} if "vllm" in name else {}
-    asked = {r.name: r for r in pyproject()} | others
-    assert len(asked) > 20
-    for requirement in asked.values():
+    requested = {r.name: r for r in pyproject()} | others
+    assert len(requested) > 20
+    for requirement in requested.values():
         if requirement.marker and not requirement.marker.evaluate():
             assert requirement.name not in pins
             continue
@@ -151,5 +151,5 @@ def test_it_installs_and_trains(tmp_path: Path) -> None:
     versions = (project / "outputs" / "grpo_demo" / "environment.json").read_text()
     assert '"torch": "2.11' in versions
     code = "import importlib.metadata as m; print(m.version('vllm'))"
-    found = subprocess.check_output(["./run", "--vllm", "python", "-c", code], cwd=project)
-    assert found.decode().strip() == installation.locked(ROOT / "requirements-vllm.lock")["vllm"]
+    result = subprocess.check_output(["./run", "--vllm", "python", "-c", code], cwd=project)
+    assert result.decode().strip() == installation.locked(ROOT / "requirements-vllm.lock")["vllm"]

@@ -81,9 +81,9 @@ def test_a_file_that_cannot_be_read_is_named(
         write(file, text)
     with pytest.raises(ConfigError) as caught:
         settings("sft", f"prompt.examples={file}")
-    said = str(caught.value)
-    assert said.startswith("command line: prompt.examples: ") and message in said
-    assert str(file) in said and "\n" not in said
+    output = str(caught.value)
+    assert output.startswith("command line: prompt.examples: ") and message in output
+    assert str(file) in output and "\n" not in output
 
 
 def test_a_row_of_a_file_that_is_not_an_example(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_help_lists_them() -> None:
 def test_rows_have_them_after_their_system_turn(method: str) -> None:
     own = settings(method, EXAMPLES)
     load: Any = load_demonstrations if method == "sft" else load_pair_set
-    found = load(own.data, own.prompt)
-    for row in (found.train[0], found.held_out[0], found.validation[0]):
+    result = load(own.data, own.prompt)
+    for row in (result.train[0], result.held_out[0], result.validation[0]):
         turns = row.conversation
         expected = ["s", "u", "a", "u"] if own.prompt.system else ["u", "a", "u"]
         assert roles(turns) == expected and turns[-3:-1] == TURNS
@@ -205,12 +205,12 @@ def rewarded(*totals: float | None) -> list[Any]:
 
 
 def test_replies_that_earn_nothing_are_noticed() -> None:
-    found = notice(scored("It is 4.", "5", "4", "four"), "my model", "a b.yaml") or ""
-    assert "warning: a cold start: 0 of 4 replies earn a reward." in found
-    assert "The last number is right in 50% of them." in found
-    assert "grpo --config 'a b.yaml' prompt.examples=examples.jsonl" in found
+    result = notice(scored("It is 4.", "5", "4", "four"), "my model", "a b.yaml") or ""
+    assert "warning: a cold start: 0 of 4 replies earn a reward." in result
+    assert "The last number is right in 50% of them." in result
+    assert "grpo --config 'a b.yaml' prompt.examples=examples.jsonl" in result
     evaluate = "evaluate --model 'my model' --config 'a b.yaml' --data train --examples"
-    assert evaluate in found and "./run sft" in found
+    assert evaluate in result and "./run sft" in result
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def test_tokens_are_the_adapters_through_unsloths_decoding(
         torch.manual_seed(3)
         with rollouts.cheaper_rollouts(model, 1.0, plain=True) as noted:
             assert not lora_layers(model), "merged layers stand in their place"
-            found = model.generate(**batch, generation_config=config)
-        assert torch.equal(found.cpu(), expected.cpu())
+            result = model.generate(**batch, generation_config=config)
+        assert torch.equal(result.cpu(), expected.cpu())
         assert len(noted) == len(expected) and all(value <= 0 for row in noted for value in row)
 
 
@@ -97,6 +97,6 @@ def test_from_four_bits_the_merged_model_is_the_adapted_one() -> None:
         base = logits_of(model).float()
     with merged.sampling_weights(model):
         assert not lora_layers(model)
-        found = logits_of(model).float()
+        result = logits_of(model).float()
     assert torch.equal(logits_of(model).float(), adapted)
-    assert (found - adapted).abs().max() < 0.15 * (adapted - base).abs().max()
+    assert (result - adapted).abs().max() < 0.15 * (adapted - base).abs().max()

@@ -37,12 +37,12 @@ def trained(name: str, run: Path, *overrides: str) -> list[dict[str, Any]]:
         "training.per_device_train_batch_size=8",
     ]
     assert leave_with(name, run, *small, *overrides) == 0
-    found = [row for row in rows(run / "metrics.jsonl") if "grad_norm" in row]
-    assert [row["step"] for row in found] == [1, 2]
-    assert all(math.isfinite(row["loss"]) for row in found)
+    result = [row for row in rows(run / "metrics.jsonl") if "grad_norm" in row]
+    assert [row["step"] for row in result] == [1, 2]
+    assert all(math.isfinite(row["loss"]) for row in result)
     weights = adapter(run)
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
-    return found
+    return result
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo", pytest.param("sft", marks=pytest.mark.long)])
@@ -77,16 +77,16 @@ def test_first_loss_of_dpo_is_ln_2(
     """The new adapter changes nothing, so policy and reference agree: scored now, and from disk."""
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
     for kept in (False, True):
-        asked = [*PRECISIONS[precision], "training.loss_type=[sigmoid]", "data.train.limit=300"]
+        requested = [*PRECISIONS[precision], "training.loss_type=[sigmoid]", "data.train.limit=300"]
         run = tmp_path / f"{precision}-{kept}"
-        found = trained("dpo", run, *asked)
-        said = capsys.readouterr().out
-        assert ("Reference log-probabilities: computed" in said) != kept
+        result = trained("dpo", run, *requested)
+        output = capsys.readouterr().out
+        assert ("Reference log-probabilities: computed" in output) != kept
         # In float16 the CPU's products round by the width of the batch, which is another one here.
         near = 1e-5 if BFLOAT16 or precision == "float32" else 1e-3
-        assert found[0]["loss"] == pytest.approx(math.log(2), abs=near)
-        assert abs(found[0]["rewards/margins"]) < 10 * near
-        assert found[1]["loss"] < math.log(2) or not BFLOAT16  # a scaler skips its first steps
+        assert result[0]["loss"] == pytest.approx(math.log(2), abs=near)
+        assert abs(result[0]["rewards/margins"]) < 10 * near
+        assert result[1]["loss"] < math.log(2) or not BFLOAT16  # a scaler skips its first steps
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ KINDS = {
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_of_adapter(kind: str, name: str, tmp_path: Path) -> None:
-    found = trained(name, tmp_path / name, *KINDS[kind])
-    assert any(row["grad_norm"] > 0 for row in found)
+    result = trained(name, tmp_path / name, *KINDS[kind])
+    assert any(row["grad_norm"] > 0 for row in result)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_ways_of_grpo(overrides: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_scored_reply_beyond_the_limit_is_not_cut() -> None:
-    """Unsloth cuts what is longer than it was told to load for, without a word."""
+    """Unsloth cuts what is longer than the length it was loaded for, without a word."""
     import torch
 
     from posttrain.model import policy
