@@ -24,10 +24,7 @@ def can_redraw() -> bool:
 
 
 class _Lines:
-    """A file for tqdm that ends each redraw with a newline, for logs and notebooks.
-
-    On closing, a bar draws its last state again; it is printed once.
-    """
+    """A file for tqdm, in logs: each redraw ends with a newline, and the last is printed once."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -44,10 +41,12 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress_bar(what: str, total: int | None, initial: int = 0, leave: bool = False) -> Any:
+def progress_bar(
+    what: str, total: int | None, initial: int = 0, leave: bool = False, in_logs: bool = True
+) -> Any:
     """A tqdm bar that stays quiet for the first two seconds; with `leave` its end stays visible.
 
-    One may run inside another: on a terminal it is drawn below it, elsewhere both print lines.
+    One may run inside another: on a terminal it is drawn below it, `in_logs` both print lines.
     """
     redraw = can_redraw()
     return tqdm(
@@ -56,7 +55,7 @@ def progress_bar(what: str, total: int | None, initial: int = 0, leave: bool = F
         initial=initial,
         delay=2.0,
         leave=leave,
-        disable=not is_main(),
+        disable=not (is_main() and (redraw or in_logs)),
         mininterval=0.5 if redraw else LINE_EVERY,
         maxinterval=30.0,
         ncols=None if redraw else 100,

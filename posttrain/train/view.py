@@ -1,11 +1,11 @@
-"""What a person sees while it trains: a progress bar, and a line every few steps that stays."""
+"""What a person sees while it trains: a line every few steps, and on a terminal a progress bar."""
 
 import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Self
 
-from posttrain.base.progress import duration, progress_bar, say
+from posttrain.base.progress import LINE_EVERY, duration, progress_bar, say
 
 FORMAT = "{desc} {percentage:3.0f}%| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
@@ -14,7 +14,7 @@ class TrainingView:
     """Progress, time left, the metrics that matter, tokens a second and memory.
 
     A context manager. `shown` maps the trainer's metric names to labels. Every `every` steps, and
-    after the last one, a line is printed that stays.
+    after the last one, a line is printed that stays; in a log, without a bar, at least every 15 s.
     """
 
     def __init__(self, shown: Mapping[str, str], every: int | None = None) -> None:
@@ -24,7 +24,7 @@ class TrainingView:
         self.step = self._first = 0
         self._values: dict[str, float] = {}
         self._tokens: deque[tuple[float, float]] = deque(maxlen=10)  # (seconds, tokens so far)
-        self._started = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -36,9 +36,9 @@ class TrainingView:
     def start(self, total: int, step: int) -> None:
         """Training begins at `step` of `total`."""
         self.step = self._first = step
-        self._started = time.monotonic()
-        self.bar = progress_bar("training", total, initial=step, leave=True)
-        self.bar.bar_format, self.bar.ncols = FORMAT, None  # a log's lines are not cut
+        self._started = self._printed = time.monotonic()
+        self.bar = progress_bar("training", total, initial=step, leave=True, in_logs=False)
+        self.bar.bar_format = FORMAT
 
     def log(self, values: Mapping[str, Any]) -> None:
         """New values from the trainer; what is not shown is ignored."""
@@ -50,12 +50,14 @@ class TrainingView:
     def update(self, step: int) -> None:
         """`step` optimizer steps are done."""
         earlier, self.step = self.step, step
-        total, state = self.bar.total, self.state()
+        total, state, now = self.bar.total, self.state(), time.monotonic()
         self.bar.set_postfix_str(state, refresh=False)
         self.bar.update(step - earlier)
-        if self.every and (step // self.every > earlier // self.every or earlier < step == total):
+        due = step == total or (self.bar.disable and now - self._printed >= LINE_EVERY)
+        if step > earlier and (due or (self.every and step // self.every > earlier // self.every)):
+            self._printed = now
             if step < total:
-                pace = (time.monotonic() - self._started) / (step - self._first)
+                pace = (now - self._started) / (step - self._first)
                 state += f", {duration(pace * (total - step))} left"
             say(f"step {step}/{total}: {state}")
 
