@@ -107,8 +107,8 @@ def describe(name: str, values: Sequence[float | None]) -> str:
     """One line on the values of a check: their range, and how many could not be scored."""
     scored = [value for value in values if value is not None]
     seen = f"{min(scored):g} to {max(scored):g}" if scored else "nothing"
-    unscored = len(values) - len(scored)
-    return f"{name}: {seen} on {len(values)} sample completions, {unscored} not scored"
+    unscored = f", {len(values) - len(scored)} not scored" if None in values else ""
+    return f"{name}: {seen} on {len(values)} sample completions{unscored}"
 
 
 def score(name: str, function: RewardFunction, keywords: Mapping[str, Any]) -> list[float | None]:

@@ -39,10 +39,9 @@ class Row:
     def value(self, column: str) -> Any:
         """The value in a column, of any type. Raises a DataError where there is no such column."""
         if column not in self.values:
-            raise DataError(
-                f"{self.where}: there is no column '{column}'.{did_you_mean(column, self.values)} "
-                "Map it under data.columns."
-            )
+            hint = did_you_mean(column, self.values, 0.75)
+            message = f"there is no column '{column}'.{hint} Map it under data.columns."
+            raise DataError(f"{self.where}: {message}")
         return self.values[column]
 
 

@@ -118,7 +118,7 @@ def describe(settings: Settings, shape: Shape | None, rows: int) -> str:
     if shape is not None:
         peak = estimate(settings, shape)["peak"]
         lines.append(
-            ("peak GPU memory", f"{peak:.1f} GB, estimated (the terms: ./run doctor --memory)")
+            ("peak memory", f"{peak:.1f} GB, estimated (the terms: ./run doctor --memory)")
         )
     if note := learning_rate_note(settings, shape):
         lines.append(("note", note))

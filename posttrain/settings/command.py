@@ -198,7 +198,7 @@ def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
         hint = did_you_mean(location[-1], names) or " --help all lists the settings."
         return f"{path}: unknown setting.{hint}"
     if details["type"] == "missing":
-        return f"{path}: missing; it has no default"
+        return f"{path}: missing, and it has no default; start from a copy of a file in configs/"
     if details["type"] == "value_error":
         message = details["msg"].removeprefix("Value error, ")
         return f"{path}: {message}" if path else message

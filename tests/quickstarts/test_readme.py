@@ -94,6 +94,9 @@ REPLACED = {
     "problems_test.jsonl": "problems_test.jsonl --limit 4",
     "gguf:q4_k_m": "gguf:f16",  # which needs no compiler
     "--model MODEL": "--model judge",
+    "my_problems.jsonl": "assets/demo_data/problems_train.jsonl",
+    "my_test.jsonl": "assets/demo_data/problems_test.jsonl",
+    "=my_pairs.jsonl": "=assets/demo_data/preferences.jsonl",
 }
 NOT_RUN_HERE = {
     "./run test",  # this is it
@@ -224,11 +227,11 @@ def test_every_command_runs(tmp_path: Path) -> None:
         result = subprocess.run(
             ["bash", "-c", command], cwd=copy, env=environment, capture_output=True, text=True
         )
-        said = f"{command}\n{result.stdout}\n{result.stderr}"
+        output = f"{command}\n{result.stdout}\n{result.stderr}"
         # Without the hub in reach, ./run doctor answers 2, and says so.
         expected = (0, 2) if command == "./run doctor" else (0,)
-        assert result.returncode in expected, said
-        return said
+        assert result.returncode in expected, output
+        return output
 
     commands = [command for command in COMMANDS if command not in NOT_RUN_HERE]
     commands.sort(key=lambda command: command != "./run demo")  # what others need comes first
@@ -236,11 +239,11 @@ def test_every_command_runs(tmp_path: Path) -> None:
     for command in commands:
         if command in served:
             continue
-        said = run(_here(command))
+        output = run(_here(command))
         if command.startswith(f"{STOPPED} "):
-            assert "Stopped at step" in said
+            assert "Stopped at step" in output
         elif command == STOPPED:
-            assert "Resuming from step" in said
+            assert "Resuming from step" in output
     (gguf,) = (copy / "outputs" / "grpo_demo" / "gguf").glob("*q8_0.gguf")
     with serve(gguf) as url:
         for command in served:
@@ -278,8 +281,8 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
                 r"[\w./*-]+\.(py|yaml|jsonl?|md|png|html)|[\w./-]+/", path
             )
             if looks_like_one and not NOT_OF_THE_PROJECT.search(path):
-                found = (ROOT / path).exists() or (page.parent / path).exists()
-                assert found, f"{page.name} names {path}"
+                actual = (ROOT / path).exists() or (page.parent / path).exists()
+                assert actual, f"{page.name} names {path}"
 
 
 def known_settings() -> set[str]:
@@ -424,7 +427,7 @@ def test_other_figures_are_those_of_the_committed_results() -> None:
     assert max(memory) * 1.074 < 2 and tracked < 0.01
     text = " ".join(ALL.split())
     assert {*solved} == {296, 297} and "296 or 297 of 300" in text
-    for said in (
+    for output in (
         "{:.1f} times the pairs a second of `trl dpo`, scoring included, and {:.1f} times".format(
             *faster
         ),
@@ -432,4 +435,4 @@ def test_other_figures_are_those_of_the_committed_results() -> None:
         "the adapter solves {}, merged weights {}, f16 {}, q8_0 {} and q4_k_m {}".format(*solved),
         f"rewards take {ours:.1%} of a demo training step or less",
     ):
-        assert said in text, said
+        assert output in text, output
