@@ -103,9 +103,9 @@ def _kept(run: Run) -> tuple[str, str]:
     if kept is None:
         return "", ""
     seconds = sum(number(row.get("validation/seconds")) or 0.0 for row in run.metrics)
-    share = f", in {seconds / run.seconds:.0%} of the time" if run.seconds else ""
-    on = f"{figures.label(kept.by)} {figures.plain(kept.by, kept.value)} in validation"
-    return f"of step {kept.step}", f"{on}, made {kept.validations} times{share}"
+    share = f" ({seconds / run.seconds:.0%} of the training time)" if run.seconds else ""
+    best = f"{figures.label(kept.by)} {figures.plain(kept.by, kept.value)}"
+    return f"of step {kept.step}", f"{best}, best of {kept.validations} validations{share}"
 
 
 def _batch(run: Run) -> str:

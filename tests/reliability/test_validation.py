@@ -72,7 +72,7 @@ def test_a_run_that_collapses_ends_with_its_best_adapter(
     after = json.loads((run / "eval" / "after.json").read_text(encoding="utf-8"))
     assert after["strict"]["value"] > 0.6
     page, card = ((run / name).read_text(encoding="utf-8") for name in ("report.html", "README.md"))
-    assert "of step 12" in page and "in validation, made 5 times" in page
+    assert "of step 12" in page and "best of 5 validations" in page
     assert "of step 12, by 5 validations on 60 rows of the training data" in card
     assert (run / "plots" / "validation.png").stat().st_size > 0
 

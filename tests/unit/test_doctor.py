@@ -67,21 +67,21 @@ def look(
         left = doctor.main(["--output", str(tmp_path)])
         text = capsys.readouterr().out
         assert doctor.main(["--json", "--output", str(tmp_path)]) == left
-        actual = json.loads(capsys.readouterr().out)
-        assert actual["usable"] == (left == 0)
-        return left, actual, text
+        found = json.loads(capsys.readouterr().out)
+        assert found["usable"] == (left == 0)
+        return left, found, text
 
     return run
 
 
-def finding(actual: dict[str, Any], subject: str) -> dict[str, Any]:
+def finding(found: dict[str, Any], subject: str) -> dict[str, Any]:
     sections = ("machine", "installation", "services", "configs")
-    (one,) = (f for name in sections for f in actual[name] if f["subject"] == subject)
+    (one,) = (f for name in sections for f in found[name] if f["subject"] == subject)
     return dict(one)
 
 
-def fitting(actual: dict[str, Any]) -> set[str]:
-    return {Path(row["config"]).stem for row in actual["memory"] if row["fits"]}
+def fitting(found: dict[str, Any]) -> set[str]:
+    return {Path(row["config"]).stem for row in found["memory"] if row["fits"]}
 
 
 def all_of(*kinds: str) -> set[str]:
@@ -89,67 +89,67 @@ def all_of(*kinds: str) -> set[str]:
 
 
 def test_a_t4(look: Look) -> None:
-    code, actual, text = look(T4)
+    code, found, text = look(T4)
     assert code == 0
     assert "Tesla T4, compute capability 7.5" in text
     assert "15.0 GB, 0.0 GB in use" in text
     assert "bfloat16 no, float16 yes, flash attention no" in text
-    assert fitting(actual) == all_of("t4", "demo")
-    refused = finding(actual, "configs/dpo_french_16gb.yaml")["text"]
+    assert fitting(found) == all_of("t4", "demo")
+    refused = finding(found, "configs/dpo_french_16gb.yaml")["text"]
     assert "no bfloat16" in refused and "use configs/dpo_french_t4.yaml instead" in refused
     assert "\nUsable. Configs that fit: " in text
 
 
 def test_a_card_that_runs_everything(look: Look) -> None:
-    code, actual, text = look(L4)
+    code, found, text = look(L4)
     assert code == 0
     assert "bfloat16 yes, float16 yes, flash attention yes" in text
-    assert fitting(actual) == {path.stem for path in CONFIGS}
-    assert finding(actual, "driver")["status"] == "ok"
+    assert fitting(found) == {path.stem for path in CONFIGS}
+    assert finding(found, "driver")["status"] == "ok"
     assert "fail" not in text
 
 
 def test_a_card_that_is_too_small(look: Look) -> None:
-    _, actual, _ = look(LAPTOP)
-    assert fitting(actual) == all_of("demo", "cpu")
-    assert "needs 14 GB" in finding(actual, "configs/grpo_gsm8k_16gb.yaml")["text"]
+    _, found, _ = look(LAPTOP)
+    assert fitting(found) == all_of("demo", "cpu")
+    assert "needs 14 GB" in finding(found, "configs/grpo_gsm8k_16gb.yaml")["text"]
 
 
 def test_a_card_and_a_driver_that_are_too_old(look: Look) -> None:
-    code, actual, text = look(K80)
+    code, found, text = look(K80)
     assert code == 2
-    assert finding(actual, "GPU")["status"] == finding(actual, "driver")["status"] == "fail"
-    assert "install driver 525.60.13 or later" in finding(actual, "driver")["advice"]
+    assert finding(found, "GPU")["status"] == finding(found, "driver")["status"] == "fail"
+    assert "install driver 525.60.13 or later" in finding(found, "driver")["advice"]
     assert "Not usable yet" in text
 
 
 def test_a_broken_driver(look: Look) -> None:
-    code, actual, text = look(BROKEN, code=9)
+    code, found, text = look(BROKEN, code=9)
     assert code == 2
-    gpu = finding(actual, "GPU")
+    gpu = finding(found, "GPU")
     assert gpu["status"] == "fail" and "couldn't communicate" in gpu["text"]
     assert "-> install a driver that fits this kernel" in text
 
 
 def test_a_driver_that_hangs(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "SECONDS", 0.3)
-    code, actual, _ = look(T4, extra="while :; do :; done")
+    code, found, _ = look(T4, extra="while :; do :; done")
     assert code == 2
-    assert "did not answer" in finding(actual, "GPU")["text"]
+    assert "did not answer" in finding(found, "GPU")["text"]
 
 
 @pytest.mark.parametrize("output", ["", "No devices were found"])
 def test_a_driver_without_a_card(look: Look, output: str) -> None:
-    code, actual, _ = look(output)
-    assert code == 2 and "nvidia-smi fails" in finding(actual, "GPU")["text"]
+    code, found, _ = look(output)
+    assert code == 2 and "nvidia-smi fails" in finding(found, "GPU")["text"]
 
 
 def test_no_gpu(look: Look) -> None:
-    code, actual, text = look(None)
+    code, found, text = look(None)
     assert code == 0
-    assert finding(actual, "GPU")["status"] == "warn"
+    assert finding(found, "GPU")["status"] == "warn"
     runs = all_of("demo", "cpu")
-    assert fitting(actual) == runs and len(runs) == 5
+    assert fitting(found) == runs and len(runs) == 5
     assert text.count("needs a GPU") == 1 and f"{len(CONFIGS) - 5} more" in text
 
 
@@ -161,32 +161,32 @@ def test_which_of_several(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "NVIDIA L4, compute" in look(two)[2]
     for wanted in ("", "7"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
-        code, actual, _ = look(two)
-        assert code == 0 and "hides every GPU" in finding(actual, "GPU")["text"]
+        code, found, _ = look(two)
+        assert code == 0 and "hides every GPU" in finding(found, "GPU")["text"]
 
 
 def test_what_nvidia_smi_does_not_know(look: Look) -> None:
-    code, actual, _ = look("0, GPU-1, Some GPU, 570.86.15, [N/A], [Not Supported], [N/A]")
+    code, found, _ = look("0, GPU-1, Some GPU, 570.86.15, [N/A], [Not Supported], [N/A]")
     assert code == 0
-    assert {finding(actual, s)["status"] for s in ("GPU", "GPU memory", "precision")} == {"warn"}
+    assert {finding(found, s)["status"] for s in ("GPU", "GPU memory", "precision")} == {"warn"}
 
 
 def test_a_card_in_use(look: Look) -> None:
-    _, actual, _ = look(T4.replace(" 3,", " 9000,"))
-    memory = finding(actual, "GPU memory")
+    _, found, _ = look(T4.replace(" 3,", " 9000,"))
+    memory = finding(found, "GPU memory")
     assert memory["status"] == "warn" and "8.8 GB in use" in memory["text"]
 
 
 def test_a_torch_without_cuda(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.cuda_of_torch() == "12.8"
     monkeypatch.setattr(machine, "cuda_of_torch", lambda: None)
-    code, actual, _ = look(T4)
-    assert code == 2 and "torch has no CUDA" in finding(actual, "driver")["text"]
+    code, found, _ = look(T4)
+    assert code == 2 and "torch has no CUDA" in finding(found, "driver")["text"]
 
 
 def test_versions_as_locked(look: Look) -> None:
-    _, actual, _ = look(None)
-    assert finding(actual, "packages")["status"] == "ok"
+    _, found, _ = look(None)
+    assert finding(found, "packages")["status"] == "ok"
     assert len(installation.locked()) > 100
     assert installation.locked()["torch"] == "2.10.0"
 
@@ -199,9 +199,9 @@ def test_another_version(
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.1\n")
     monkeypatch.syspath_prepend(str(info.parent))
-    code, actual, text = look(None)
+    code, found, text = look(None)
     assert code == (2 if status == "fail" else 0)
-    packages = finding(actual, "packages")
+    packages = finding(found, "packages")
     assert packages["status"] == status
     assert packages["details"] == [f"{name} 0.0.1, locked {installation.locked()[name]}"]
     environment = shown(Path(sys.prefix))
@@ -218,8 +218,8 @@ def test_a_missing_package_and_one_for_another_system(
     )
     monkeypatch.setattr(installation, "LOCK", lock)
     monkeypatch.setattr(installation.locked, "__defaults__", (lock,))
-    _, actual, _ = look(None)
-    packages = finding(actual, "packages")
+    _, found, _ = look(None)
+    packages = finding(found, "packages")
     assert packages["text"] == "0 of 1 packages as in requirements.lock"
     assert packages["details"] == ["nowhere-to-be-found missing, locked 1.0"]
 
@@ -230,11 +230,11 @@ def test_no_disk(
 ) -> None:
     size = int(free * 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12 - size, size))
-    left, actual, _ = look(None)
+    left, found, _ = look(None)
     assert left == code
     for subject in ("room for runs", "room for models"):
-        assert finding(actual, subject)["status"] == status
-        assert finding(actual, subject)["advice"]
+        assert finding(found, subject)["status"] == status
+        assert finding(found, subject)["advice"]
 
 
 @contextlib.contextmanager
@@ -267,17 +267,17 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "5e9712e1" * 5)
     with server(answer) as url:
         monkeypatch.setenv("HF_ENDPOINT", url.replace("http://", "http://me:pa55word@"))
-        actual = {f.subject: f for f in services.look_at_services()}
-    assert ("127.0.0.1 answers" in actual["hub"].text) == answer
-    assert actual["hub"].status == ("ok" if answer else "warn")
-    assert bool(actual["hub"].advice) == (not answer)
-    assert "pa55word" not in str(actual) and "5e9712e1" not in str(actual)
+        found = {f.subject: f for f in services.look_at_services()}
+    assert ("127.0.0.1 answers" in found["hub"].text) == answer
+    assert found["hub"].status == ("ok" if answer else "warn")
+    assert bool(found["hub"].advice) == (not answer)
+    assert "pa55word" not in str(found) and "5e9712e1" not in str(found)
 
 
 def test_offline_no_server_is_called(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "_answers", lambda url: pytest.fail(f"called {url}"))
-    _, actual, _ = look(None)
-    assert "HF_HUB_OFFLINE is set" in finding(actual, "hub")["text"]
+    _, found, _ = look(None)
+    assert "HF_HUB_OFFLINE is set" in finding(found, "hub")["text"]
 
 
 def test_tokens_are_reported_and_never_shown(
@@ -287,15 +287,15 @@ def test_tokens_are_reported_and_never_shown(
     (tmp_path / "hub" / "token").write_text("hf_InTheFile99999999999999")
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password InTheNetrc77\n")
     (tmp_path / ".netrc").chmod(0o600)
-    _, actual, text = look(None)
-    assert finding(actual, "hub token")["text"] == f"set, in {tmp_path / 'hub' / 'token'}"
-    assert str(tmp_path / ".netrc") in finding(actual, "W&B")["text"]
+    _, found, text = look(None)
+    assert finding(found, "hub token")["text"] == f"set, in {tmp_path / 'hub' / 'token'}"
+    assert str(tmp_path / ".netrc") in finding(found, "W&B")["text"]
     monkeypatch.setenv("HF_TOKEN", "hf_InTheEnvironment888888888")
     monkeypatch.setenv("WANDB_API_KEY", "InTheEnvironment888888888")
-    _, actual, more = look(None)
+    _, found, more = look(None)
     assert "set, in HF_TOKEN" in more and "key set, in WANDB_API_KEY" in more
     for value in ("InTheFile", "InTheNetrc", "InTheEnvironment"):
-        assert value not in text + more + json.dumps(actual)
+        assert value not in text + more + json.dumps(found)
 
 
 @pytest.mark.parametrize(
@@ -326,9 +326,9 @@ def test_every_config_is_of_a_known_model() -> None:
 
 @pytest.fixture
 def qwen() -> Shape:
-    actual = shape_of("Qwen/Qwen2.5-0.5B-Instruct")
-    assert actual is not None
-    return actual
+    found = shape_of("Qwen/Qwen2.5-0.5B-Instruct")
+    assert found is not None
+    return found
 
 
 def dpo(*overrides: str) -> DPOSettings:
@@ -387,11 +387,11 @@ def test_what_changes_an_estimate(qwen: Shape) -> None:
     fewer = estimate.estimate(dpo("evaluation.batch_size=2"), qwen)
     less = 2 * 6 * 1024 * 896 * 2 / 2**30
     assert fewer["scoring"] == pytest.approx(terms["scoring"] - less)
-    complete = estimate.estimate(grpo(), qwen)["generation"]
+    whole = estimate.estimate(grpo(), qwen)["generation"]
     four_steps = grpo("training.steps_per_generation=64", "training.save_steps=20")
-    assert estimate.estimate(four_steps, qwen)["generation"] == 4 * complete
+    assert estimate.estimate(four_steps, qwen)["generation"] == 4 * whole
     in_parts = grpo("training.steps_per_generation=8")
-    assert estimate.estimate(in_parts, qwen)["generation"] == complete / 2
+    assert estimate.estimate(in_parts, qwen)["generation"] == whole / 2
 
 
 def test_the_estimate_knows_how_many_rows_are_scored_at_once() -> None:
@@ -414,19 +414,19 @@ def test_an_estimate_over_the_card_is_a_warning(
     look: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate, "PAIR_ROWS", 500)
-    _, actual, _ = look(T4)
-    printed = finding(actual, "configs/dpo_french_t4.yaml")["text"]
-    assert "may not fit" in printed and "lower evaluation.batch_size" in printed
-    assert "grpo_gsm8k_t4" in fitting(actual)
+    _, found, _ = look(T4)
+    said = finding(found, "configs/dpo_french_t4.yaml")["text"]
+    assert "may not fit" in said and "lower evaluation.batch_size" in said
+    assert "grpo_gsm8k_t4" in fitting(found)
 
 
 def test_the_terms_of_the_estimates(look: Look) -> None:
-    _, actual, text = look(L4)
+    _, found, text = look(L4)
     assert "GB at its peak (estimated)" in text and "not measured" not in text
-    sums = doctor.as_sums(actual["memory"])
+    sums = doctor.as_sums(found["memory"])
     assert "estimated from the model's shapes, not measured" in sums
     assert "configs/grpo_gsm8k_16gb.yaml\n" in sums and "scoring 0." in sums
-    for row in actual["memory"]:
+    for row in found["memory"]:
         assert set(row) == {"config", "fits", "estimated_gb", "recipe", "why"}
 
 
