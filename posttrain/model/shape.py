@@ -9,20 +9,20 @@ from typing import Any
 from posttrain.base.paths import ROOT
 
 _SIZES = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
 KNOWN: dict[str, dict[str, Any]] = {
     name: {
-        "vocab_size": 151936,
         "tie_word_embeddings": True,
         **dict(zip(_SIZES, sizes, strict=False)),
     }
     for name, sizes in {
-        "Qwen/Qwen2.5-0.5B-Instruct": (896, 4864, 24, 14, 2),
-        "Qwen/Qwen2.5-1.5B-Instruct": (1536, 8960, 28, 12, 2),
-        "Qwen/Qwen2.5-3B-Instruct": (2048, 11008, 36, 16, 2),
-        "Qwen/Qwen3-0.6B": (1024, 3072, 28, 16, 8, 128),
+        "Qwen/Qwen2.5-0.5B-Instruct": (151936, 896, 4864, 24, 14, 2),
+        "Qwen/Qwen2.5-1.5B-Instruct": (151936, 1536, 8960, 28, 12, 2),
+        "Qwen/Qwen2.5-3B-Instruct": (151936, 2048, 11008, 36, 16, 2),
+        "Qwen/Qwen3-0.6B": (151936, 1024, 3072, 28, 16, 8, 128),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": (49152, 576, 1536, 30, 9, 3),
     }.items()
 }
 """The models of configs/, for machines that have not downloaded them yet."""

@@ -94,7 +94,7 @@ def test_a_t4(look: Look) -> None:
     assert "Tesla T4, compute capability 7.5" in text
     assert "15.0 GB, 0.0 GB in use" in text
     assert "bfloat16 no, float16 yes, flash attention no" in text
-    assert fitting(found) == all_of("t4", "demo")
+    assert fitting(found) == all_of("t4", "demo", "cpu")
     refused = finding(found, "configs/dpo_french_16gb.yaml")["text"]
     assert "no bfloat16" in refused and "use configs/dpo_french_t4.yaml instead" in refused
     assert "\nUsable. Configs that fit: " in text
@@ -149,8 +149,8 @@ def test_no_gpu(look: Look) -> None:
     assert code == 0
     assert finding(found, "GPU")["status"] == "warn"
     runs = all_of("demo", "cpu")
-    assert fitting(found) == runs and len(runs) == 5
-    assert text.count("needs a GPU") == 1 and f"{len(CONFIGS) - 5} more" in text
+    assert fitting(found) == runs and len(runs) == 7
+    assert text.count("needs a GPU") == 1 and f"{len(CONFIGS) - 7} more" in text
 
 
 def test_which_of_several(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
