@@ -158,7 +158,7 @@ def count_answer_elements(text: object) -> int:
 def _read(text: str, run: re.Match[str]) -> Decimal | None:
     """The value of a run of digits with the sign before it, None if it is not a NUMBER."""
     start, end = run.span()
-    if run["inside_word"] is not None or end - start > MAX_LENGTH:
+    if run["inside_word"] is not None:
         return None
     at = start - 1
     if at > 0 and text[at] in _CURRENCIES:

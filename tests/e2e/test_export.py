@@ -270,6 +270,13 @@ def test_activations_that_do_not_fit_float16_are_noticed(tmp_path: Path) -> None
     assert "FAILED  divergence" not in result.stdout
 
 
+def test_weights_that_do_not_fit_float16_are_refused(tmp_path: Path) -> None:
+    base = other_base(tmp_path / "base", "float32", down_proj=1e8)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="does not fit float16: export with --dtype bfloat16"):
+        merge_weights(base, adapter, "float16", tmp_path / "merged")
+
+
 def test_an_incomplete_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

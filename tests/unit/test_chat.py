@@ -14,6 +14,7 @@ from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import models, source, terminal
 from posttrain.chat.conversation import Side, Talk
 from posttrain.chat.known import NOTHING, Known, held_out_questions, load_known
+from posttrain.scoring import reward_functions
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_run, unfinished
 from tests.unit.conftest import Ask
@@ -258,6 +259,8 @@ def test_no_python_of_a_run_folder_is_run(
         model.run["rewards"] = {f"{name}:always": 1.0}
         assert load_known(model) is NOTHING
         assert "is Python in the run folder" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="is Python in the run folder"):
+        reward_functions.load(model.run["rewards"], "number", Path(run.name))
     assert not (tmp_path / "ran").exists()
     model.run["rewards"] = {f"{tmp_path / 'mine.py'}:always": 1.0}
     known = load_known(model)

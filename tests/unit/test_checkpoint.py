@@ -79,6 +79,7 @@ def test_rotation_keeps_the_best_besides(store: CheckpointStore) -> None:
     assert best == store.folder / "step-000010" and verify(best) == []
     assert store.newest() == store.folder / "step-000025"
     write(store, 30, score=2.5)  # the newer of two equal ones
+    assert store.best() == store.folder / "step-000030"
     write(store, 35, score=float(7))
     assert names(store) == ["step-000030", "step-000035"]
     assert store.best() == store.folder / "step-000035"

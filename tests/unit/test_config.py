@@ -264,6 +264,7 @@ def test_a_section_of_another_type(wrong: Any, tmp_path: Path) -> None:
         ("rewards.format=.inf", "rewards.format: "),
         ("training.num_generations=7", "training: .* 128 is not a multiple of num_generations = 7"),
         ("training.steps_per_generation=3", "training: save_steps x gradient_accumulation_steps "),
+        ("training.num_iterations=7", "training: save_steps x gradient_accumulation_steps "),
         ("training.max_completion_length=256", "leaves no room for a prompt in "),
         ("rewards={format: 0, correctness: 0.0}", "rewards: every weight is 0"),
         ("training.loss_type=luspo", "set training.extra.importance_sampling_level to sequence"),
@@ -356,6 +357,9 @@ def test_a_setting_of_an_earlier_version(tmp_path: Path) -> None:
     tree = copied(TREES[GRPO])
     tree["model"]["decode_graphs"] = False
     assert load(tree, GRPO, tmp_path) == load(TREES[GRPO], GRPO, tmp_path)
+    tree["model"]["decode_graphs"] = True
+    with pytest.raises(ConfigError, match=r"model\.decode_graphs: this setting was removed"):
+        load(tree, GRPO, tmp_path)
     for path in FORMER:
         with pytest.raises(ConfigError) as caught:
             load_settings(GRPO, DEMOS[GRPO], [f"{path}=true"])

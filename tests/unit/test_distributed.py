@@ -86,6 +86,7 @@ def test_another_number_of_processes_is_another_run(
     run = RunFolder(tmp_path / "run")
     facts = {"data": "d", "weights": "w"}
     alone = run.identity(SETTINGS, facts)
+    assert facts.items() <= alone.items()
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run.identity(SETTINGS, facts) == {**alone, "processes": 2}
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.export import llama_cpp, merge, session, source
+from posttrain.export import gguf, llama_cpp, merge, session, source
 from posttrain.export.gguf import known_pre_tokenizer
 from posttrain.export.proof import Record, at_most
+from posttrain.model.llama_server import FULL_DISTRIBUTION
 from posttrain.report import export_words
 from posttrain.run import room
 from posttrain.run.results import Check
@@ -190,6 +191,22 @@ def test_the_base_is_the_requested_one_or_the_runs_or_the_adapters(tmp_path: Pat
     assert source.base_folder(of_run, str(DEMO))[1] == DEMO
 
 
+def test_the_tokenizer_is_that_of_the_training(tmp_path: Path) -> None:
+    """Its copy in the adapter folder, which may have another chat template than the base."""
+    adapter = make_config(tmp_path / "adapter")
+    bases = merge.load_tokenizer(adapter, DEMO).chat_template
+    for name in (*merge.TOKENIZER_FILES, "chat_template.jinja"):
+        shutil.copy(DEMO / name, adapter)
+    (adapter / "chat_template.jinja").write_text(f"{bases}<!-- own -->")
+    assert merge.load_tokenizer(adapter, DEMO).chat_template == f"{bases}<!-- own -->"
+
+
+def test_ollama_samples_as_the_run_was_scored() -> None:
+    run = {"evaluation": {"temperature": 0.7}}
+    assert session.sampling(run) == {"temperature": 0.7, **FULL_DISTRIBUTION}
+    assert session.sampling({}) == {"temperature": 0.0, "repeat_penalty": 1}
+
+
 def test_a_quantised_base_is_refused_or_replaced_by_its_original(tmp_path: Path) -> None:
     quantised = shutil.copytree(DEMO, tmp_path / "quantised")
     config = json.loads((quantised / "config.json").read_text())
@@ -230,6 +247,20 @@ def test_the_type_of_the_merged_weights() -> None:
         room.merged_dtype("float16", ["gguf:bf16"])
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", "bf16"), ("float16", "f16")])
+def test_q4_k_m_is_quantised_from_weights_that_were_rounded_once(
+    dtype: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": dtype}))
+    called: list[list[Any]] = []
+    for name in ("find_tree", "find_quantizer"):
+        monkeypatch.setattr(gguf, name, lambda where: where)
+    monkeypatch.setattr(gguf, "run_tool", lambda command, **_: called.append(command))
+    gguf.write_gguf(tmp_path, "q4_k_m", tmp_path / "m.gguf", "m", None)
+    converted, quantised = called
+    assert kind in converted and quantised[1:] == [converted[6], tmp_path / "m.gguf", "q4_k_m"]
+
+
 def test_a_pre_tokenizer_is_known_by_its_rules_alone(tmp_path: Path) -> None:
     assert known_pre_tokenizer(DEMO) == "qwen2"
     tokenizer = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
@@ -247,6 +278,8 @@ def test_an_export_that_does_not_fit_the_disk_is_refused(
     with pytest.raises(ConfigError, match=r"0.0 GB free on the disk.*needs 0.2 GB"):
         room.check_room(DEMO, tmp_path, ["merged_16bit", "gguf:q4_k_m"])
     room.check_room(DEMO, tmp_path, [])
+    needed = room.disk_bytes(10**9, ["merged_16bit", "gguf:q4_k_m"])
+    assert needed == pytest.approx((2 + 0.7 + 2) * 1e9 + 2e8)  # q4_k_m is made of a 16-bit file
 
 
 def test_only_one_of_several_processes_exports_after_training(

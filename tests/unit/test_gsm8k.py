@@ -20,7 +20,7 @@ from eval.gsm8k import (
     score_reply,
     summarise,
 )
-from eval.stats import Measure
+from eval.stats import Measure, wilson_interval
 from posttrain.scoring.evaluation import load_problems
 from tests.helpers import SHARED, needs_shared
 
@@ -163,6 +163,8 @@ def test_summary_of_several_samples() -> None:
     assert not {"pass@3", "pass@8"} & set(report)
     assert report["majority_vote"].value == pytest.approx(1 / 3)
     assert report["majority_vote"].n == 3
+    fewer = summarise(replies[:-1])  # of one problem 3 samples alone
+    assert "pass@2" in fewer and "pass@4" not in fewer
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,14 @@ def test_p_value_is_the_exact_test_on_what_changed() -> None:
     back = compare_replies(side(after), side(before))["strict"]
     assert back.difference == pytest.approx(-7 / 20)
     assert back.p_value == values.p_value
+
+
+def test_a_half_is_a_mean_of_samples_only_on_the_side_that_has_several() -> None:
+    one = [scored(RIGHT, question=q) for q in "abcd"]
+    two = [scored(t, question=q, sample=i) for q in "abcd" for i, t in enumerate((RIGHT, WRONG))]
+    change = compare_replies(one, two)["strict"]
+    assert (change.after.low, change.after.high) == (0.5, 0.5)  # a bootstrap of equal values
+    assert change.before.low == pytest.approx(wilson_interval(4, 4)[0])
 
 
 def test_sides_with_other_problems_are_not_compared() -> None:

@@ -123,13 +123,15 @@ def test_go_renders_it_as_the_tokenizer_does(folder: Path, tmp_path: Path) -> No
 
 
 @needs_shared
-def test_the_system_prompt_of_qwens_template() -> None:
+def test_the_system_prompt_of_qwens_template(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(SHARED / "qwen2.5-tokenizer")
     system = default_system(tokenizer)
     assert system is not None and system.startswith("You are Qwen")
     question = {"role": "user", "content": "?"}
     with_system = [{"role": "system", "content": system}, question]
     assert rendered(tokenizer, with_system) == rendered(tokenizer, [question])
+    path, _ = export_ollama(tmp_path / "model.gguf", tokenizer, PromptFormat(), [], {})
+    assert f'SYSTEM """{system}"""' in path.read_text(encoding="utf-8")  # Ollama would add none
     assert default_system(tokenizer_of(ROOT / "assets" / "demo_model")) is None
 
 

@@ -197,8 +197,8 @@ def test_copies_of_rows_and_prompts() -> None:
         pair(LONG),
         pair(LONG.upper() + " !"),
         pair(LONG, chosen="Autre chose."),
-        pair(LONG.replace("huit", "neuf")),
         pair("Que mange un chat ?", chosen="De tout.", rejected="de TOUT"),
+        pair(LONG.replace("huit", "neuf")),
     ]
     actual = pair_report.copied(pairs, train=3)
     assert (actual["same_pair"], actual["same_prompt"]) == (1, 2)

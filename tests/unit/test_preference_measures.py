@@ -13,14 +13,14 @@ import pytest
 from eval import Completion, measures, preference, replies
 from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply, kl_per_token, measure, repetition
-from eval.stats import NOT_MEASURABLE, Measure, wilson_interval
+from eval.stats import NOT_MEASURABLE, Difference, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.lengths import measure as measure_lengths
 from posttrain.data.pairs import load_pairs
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import problem_sets
 from posttrain.scoring.changed_reply import example
-from posttrain.scoring.pairs import read_scores, without_system
+from posttrain.scoring.pairs import measured, read_scores, without_system
 from posttrain.settings import DPOSettings, PairData, Prompt, Source
 from posttrain.settings.command import load_settings
 from tests.helpers import ROOT, SHARED, needs_shared
@@ -81,6 +81,18 @@ def test_french_pairs_whose_chosen_is_always_longer_are_not_measurable() -> None
     result = measures.summarise(preference.scores(scored))
     assert result["length_controlled_accuracy"] == NOT_MEASURABLE
     assert result["reward_accuracy"].n == 300
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "way"),
+    [(0.1, 0.3, 0.049, 1), (-0.3, -0.1, 0.01, -1), (0.1, 0.3, 0.05, 0), (-0.1, 0.3, 0.01, 0)],
+)
+def test_a_change_beyond_chance_has_both_its_p_and_its_interval(
+    low: float, high: float, p: float, way: int
+) -> None:
+    change = Difference(0.1, low, high, p, 60)
+    names = ("strict", "truncated_rate", "mean_tokens")
+    assert [measures.direction(name, change) for name in names] == [way, -way, 0]
 
 
 def test_two_sides_must_hold_the_same() -> None:
@@ -187,6 +199,14 @@ def test_the_system_turn_is_left_out_wherever_it_comes_from() -> None:
     assert stripped == [pair("Deux ?"), plain, pair("a", "b", "c")]
 
 
+def test_a_row_of_replies_holds_the_turns_before_the_last() -> None:
+    roles = ("system", "user", "assistant", "user")
+    turns = [{"role": role, "content": text} for role, text in zip(roles, "sabc", strict=True)]
+    pair = Pair(tuple(turns), "x", "y")
+    (row,) = measured([pair], [Completion("Oui.", 2, False)], "after", "fr")
+    assert (row.system, row.earlier, row.prompt) == ("s", turns[1:3], "c")
+
+
 def test_the_change_of_replies_is_paired() -> None:
     """Each reply ten tokens longer, though lengths differ by far more between prompts."""
     before = [MeasuredReply("x", 10 * i, True, False, 0.0) for i in range(1, 21)]
@@ -287,6 +307,7 @@ def test_a_question_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     ("also", "message"),
     [
         ("[{name: a, path: p.jsonl}]", "a: max_new_tokens = 640 leaves no room"),
+        ("[{name: a, path: p, max_new_tokens: 256}]", "a: max_new_tokens = 256 leaves no room"),
         ("[{name: a/b, path: p, max_new_tokens: 9}]", "also.*name"),
         (
             "[{name: a, path: p, max_new_tokens: 9}, {name: a, path: q, max_new_tokens: 9}]",

@@ -138,7 +138,7 @@ def test_problems_within_a_pass_rate(tmp_path: Path, capsys: pytest.CaptureFixtu
         {q: [(RIGHT if n < k else BARE, False) for n in range(4)] for q, k in shares.items()},
     )
     assert pass_rates(PassRate(replies=str(file))) == {q: k / 4 for q, k in shares.items()}
-    rule = f"data.pass_rate={{replies: {file}, low: 0.1, high: 0.9}}"
+    rule = f"data.pass_rate={{replies: {file}, low: 0.25, high: 0.75}}"
     kept = within_pass_rate(problems[:6], settings("grpo", rule).data)
     assert [problem.question for problem in kept] == [
         *requested[1:3],
@@ -146,7 +146,7 @@ def test_problems_within_a_pass_rate(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
     output = capsys.readouterr().out
     assert (
-        "4 of 6 problems kept, 1 solved in fewer than 10% of their replies and 1 in more" in output
+        "4 of 6 problems kept, 1 solved in fewer than 25% of their replies and 1 in more" in output
     )
     with pytest.raises(DataError, match=r"data\.pass_rate leaves no problem to train on; widen it"):
         within_pass_rate([problems[0], problems[3]], settings("grpo", rule).data)

@@ -282,14 +282,15 @@ def test_the_sample_has_the_form_of_the_run() -> None:
         seen.append(keywords)
         return [0.5, 1, 1.5]
 
-    assert check_reward("mine", reward, ROW) == [0.5, 1.0, 1.5]
+    own = {"completion": "72", "completion_ids": [7]}  # columns that trl gives to no reward
+    assert check_reward("mine", reward, {**ROW, **own}) == [0.5, 1.0, 1.5]
     check_reward("mine", reward, {"prompt": "48 + 24?", "answer": "72"})
     messages, strings = seen
     assert messages["prompts"] == [ROW["prompt"]] * 3
     assert messages["answer"] == ["72"] * 3
     assert messages["question"] == ["48 + 24?"] * 3
     assert {"completion_ids", "trainer_state", "log_extra", "log_metric"} <= set(messages)
-    assert "prompt" not in messages
+    assert not {"prompt", "completion"} & set(messages) and messages["completion_ids"] == [[0]] * 3
     assert messages["completions"] == [[message(text)] for text in strings["completions"]]  # type: ignore[attr-defined]
 
 

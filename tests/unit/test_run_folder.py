@@ -24,6 +24,7 @@ from posttrain.base.files import (
     write_json,
     write_text,
 )
+from posttrain.base.processor import cores
 from posttrain.report import read_run
 from posttrain.run.environment import PACKAGES, git_commit
 from posttrain.run.folder import RunFolder
@@ -65,6 +66,13 @@ def test_a_resume_keeps_what_is_there(run: RunFolder) -> None:
     run.open(fresh=False)
     assert run.metrics.read_text() == "kept"
     assert [p.name for p in run.path.parent.iterdir()] == ["mine"]
+
+
+def test_a_resumed_run_keeps_its_threads_where_there_are_so_many(run: RunFolder) -> None:
+    run.open(fresh=False)
+    for recorded, kept in ((1, 1), (cores() + 1, None), (0, None), ("1", None)):
+        write_json(run.path / "environment.json", {"threads": recorded})
+        assert run.threads() == kept
 
 
 def test_a_finished_run_that_is_trained_on_is_not_finished(run: RunFolder) -> None:

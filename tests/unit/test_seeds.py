@@ -140,6 +140,13 @@ def test_where_seeds_are_alike_it_is_the_paired_t_interval_over_questions() -> N
     assert result.p_value == pytest.approx(expected.pvalue)
 
 
+def test_questions_that_vary_less_than_the_rest_narrow_no_interval() -> None:
+    """Mean squares by hand: 4 of the seeds, 0 of the questions, 1 of the rest; 4 / 4 is the mean's
+    variance, not (4 + 0 - 1) / 4. One degree of freedom: t is 12.706."""
+    result = difference_over_seeds([[0.0, 0.0]] * 2, [[2.5, 1.5], [-0.5, 0.5]])
+    assert (result.mean, result.high) == pytest.approx((1.0, 1.0 + 12.7062), abs=1e-4)
+
+
 def test_where_nothing_varies_the_signs_of_questions_are_tested() -> None:
     result = difference_over_seeds([[0.0] * 9] * 3, [[1.0] * 9] * 3)
     assert result == SeedDifference(1.0, 1.0, 1.0, mcnemar_exact(9, 0))

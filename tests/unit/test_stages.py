@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
+from posttrain.data.demonstrations import load_demonstrations
+from posttrain.data.prompted import user_turns
+from posttrain.scoring.provenance import trained_questions
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.command import load_settings
 from tests.helpers import ROOT
@@ -135,6 +138,14 @@ def test_a_damaged_adapter_config(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.adapter: .*adapter") as refused:
         make_settings("dpo", tmp_path, f"model.adapter={adapter}")
     assert "\n" not in str(refused.value)
+
+
+def test_rows_that_chose_the_adapter_count_as_trained_on() -> None:
+    settings = load_settings(SFTSettings, ROOT / "configs" / "sft_demo.yaml")
+    rows = load_demonstrations(settings.data, settings.prompt)
+    known = set(trained_questions(settings.model_dump(mode="json")))
+    assert {*user_turns(rows.train), *user_turns(rows.validation)} == known
+    assert rows.validation and not known & set(user_turns(rows.held_out))
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:

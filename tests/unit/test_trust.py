@@ -97,6 +97,7 @@ def test_adapters(folder: Path, tmp_path: Path) -> None:
     (trained / "adapter_model.safetensors").write_bytes(b"")
     check_model_folder(trained, "--model")
     (trained / "adapter_model.safetensors").rename(trained / "adapter_model.bin")
+    (trained / "other.safetensors").write_bytes(b"")  # which are no weights of the adapter
     with pytest.raises(ConfigError, match=r"only as pickles \(adapter_model\.bin\)"):
         check_model_folder(trained, "--model")
     (trained / "adapter_model.bin").rename(trained / "adapter_model.safetensors")
@@ -252,6 +253,8 @@ def test_the_base_of_an_adapter_on_this_machine(
         base(gone)
     (run / "config.yaml").write_text("model: {name: assets/base}\n")
     assert base(gone) == there
+    checkpoint = shutil.copytree(run / "adapter", run / "checkpoints" / "step-000005")
+    assert adapters.base_of(checkpoint) == there
     with pytest.raises(ConfigError, match="names no base model"):
         base(None)
     edit(run / "adapter" / "adapter_config.json", base_model_name_or_path="assets/base")
