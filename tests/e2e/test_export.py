@@ -223,6 +223,17 @@ def test_a_fault_in_merged_weights_is_caught_by_its_check(
     assert actual == caught, checks
 
 
+def test_a_tensor_that_a_file_lacks_is_noticed(adapter: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    merged = merge_weights(DEMO, adapter, "float16", tmp_path / "merged")
+    weights = load_file(merged / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, merged / "model.safetensors")
+    error, lost = check_weights(DEMO, adapter, merged, "merged_16bit", "float16")
+    assert not error.passed and lost.passed
+
+
 @pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"r": 4}])
 def test_kinds_of_lora_merge_to_what_they_compute(options: dict[str, Any], tmp_path: Path) -> None:
     adapter = make_adapter(DEMO, tmp_path / "adapter", spread=0.02, **options)

@@ -1,5 +1,6 @@
 """Generating replies and scoring given ones, on the demo model in float32."""
 
+import copy
 import functools
 import math
 import random
@@ -16,7 +17,7 @@ from posttrain.data.pairs import load_pairs
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
 from posttrain.model import inference, policy, pretrained, runtime
-from posttrain.model.log_probs import pair_log_probs, token_log_probs
+from posttrain.model.log_probs import pair_log_probs, reply_sequences, token_log_probs
 from posttrain.model.prompts import Reader
 from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
 from posttrain.settings.command import load_settings
@@ -233,8 +234,13 @@ def endless() -> Loaded:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 48])
 def test_stop_at_answer_cuts_after_the_closing_tag(
-    endless: Loaded, requested: list[Conversation], batch_size: int
+    endless: Loaded,
+    requested: list[Conversation],
+    batch_size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also an element that was written in several rounds."""
+    monkeypatch.setattr(inference, "KEPT_ROUND", (1, 0.02))
     going_on = answer(endless, requested, batch_size=48)
     stopped = answer(endless, requested, batch_size=batch_size, stop_at_answer=True)
     assert sum(reply.truncated for reply in going_on) > 24
@@ -369,6 +375,14 @@ def test_sampling_draws_from_the_models_own_distribution(
 
 
 # --- scoring given replies ------------------------------------------------------------------------
+
+
+def test_a_token_of_prompt_and_reply_together_is_scored(demo: Loaded) -> None:
+    tokenizer = copy.deepcopy(demo[1])
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    ((ids, start),) = reply_sequences(tokenizer, [([{"role": "user", "content": "Wh"}], "at")])
+    parts = tokenizer.decode(ids[:start]), tokenizer.decode(ids[start:])
+    assert parts == ("W", "hat" + tokenizer.eos_token)
 
 
 def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> None:

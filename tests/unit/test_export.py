@@ -1,6 +1,7 @@
 """The parts of an export that need no model: targets, sources, records, room on the disk."""
 
 import json
+import math
 import os
 import shutil
 from collections import namedtuple
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.export import gguf, llama_cpp, merge, session, source
+from posttrain.export import gguf, llama_cpp, merge, parity, session, source
 from posttrain.export.gguf import known_pre_tokenizer
 from posttrain.export.proof import Record, at_most
 from posttrain.model.llama_server import FULL_DISTRIBUTION
@@ -237,6 +238,12 @@ def test_what_cannot_be_merged_exactly_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         merge.check_adapter(make_config(tmp_path, **values), DEMO)
+
+
+def test_tokens_that_are_not_listed_are_one_outcome_of_a_divergence() -> None:
+    """0.5 ln(0.5 / 0.9) + 0.5 ln(0.5 / 0.1) = ln(5 / 3)"""
+    expected, actual = {7: math.log(0.5)}, {7: math.log(0.9)}
+    assert parity.divergence(expected, actual) == pytest.approx(math.log(5 / 3))
 
 
 def test_the_type_of_the_merged_weights() -> None:
