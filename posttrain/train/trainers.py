@@ -209,8 +209,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
             return completions_as_text(batch, self.processing_class.decode, self.reward_func_names)
 
         def learnable(self, batch: Batch) -> Any:
-            """Above 0 if some completion has an advantage other than 0."""
-            return batch["advantages"].abs().max()
+            """Above 0 if a completion that is not all masked has an advantage other than 0."""
+            return (batch["advantages"] * batch["completion_mask"].any(1)).abs().max()
 
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             """Weight a part's loss by changing the number that it is divided by. Multiplying the

@@ -122,6 +122,21 @@ def test_weights_that_do_not_move_stop_the_run(tmp_path: Path, on_forward: Insta
     assert (event["step"], event["kind"], event["value"]) == (3, "still_weights", 2)
 
 
+def test_cut_completions_that_are_masked_have_nothing_to_learn_from(tmp_path: Path) -> None:
+    """The weights rightly stay, whatever the advantages, so the learning rate is not to blame."""
+    (tmp_path / "long.py").write_text(
+        "def long(completions, **columns):\n"
+        "    return [float(len(reply[0]['content'])) for reply in completions]\n"
+    )
+    run = tmp_path / "run"
+    masked = ["training.mask_truncated_completions=true", "training.max_completion_length=3"]
+    reward = f"rewards={{'{tmp_path / 'long.py'}:long': 1}}"
+    assert leave_with("grpo", run, "health.max_still_steps=2", reward, *masked) == 0
+    logged = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
+    assert [(row["loss"], row["grad_norm"]) for row in logged] == [(0, 0)] * 4
+    assert all(row["completions/clipped_ratio"] == 1 and row["reward_std"] > 0 for row in logged)
+
+
 def test_sign_warns_then_stops_where_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
