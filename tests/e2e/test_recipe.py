@@ -54,8 +54,11 @@ def card_config(path: Path, folder: Path) -> list[str]:
     if "chat_template_kwargs" in read_yaml(path)["prompt"]:
         tokenizer.chat_template = THINKING
     tokenizer.save_pretrained(model)
-    (model / "config.json").write_text(json.dumps({"model_type": "qwen2", **KNOWN[name]}))
+    config = {"model_type": "qwen2", **KNOWN[name]}
+    (model / "config.json").write_text(json.dumps(config))
     assert shape_of(str(model)) == shape_of(name)
+    # The tokenizer is Qwen2.5's for every model.
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": 151936}))
     return [f"model.name={model}", *LOCAL[read_yaml(path)["method"]]]
 
 
