@@ -192,6 +192,23 @@ def test_the_base_is_the_requested_one_or_the_runs_or_the_adapters(tmp_path: Pat
     assert source.base_folder(of_run, str(DEMO))[1] == DEMO
 
 
+def test_the_revision_is_that_of_the_runs_base_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[tuple[str, str | None]] = []
+
+    def fetch(name: str, revision: str | None) -> Path:
+        fetched.append((name, revision))
+        return DEMO
+
+    monkeypatch.setattr(source, "_fetch", fetch)
+    model = {"name": "some/model", "revision": "v1"}
+    trained = source.Trained(make_config(tmp_path), tmp_path, "x", {"model": model})
+    source.base_folder(trained, None)
+    source.base_folder(trained, "other/model")
+    assert fetched == [("some/model", "v1"), ("other/model", None)]
+
+
 def test_the_tokenizer_is_that_of_the_training(tmp_path: Path) -> None:
     """Its copy in the adapter folder, which may have another chat template than the base."""
     adapter = make_config(tmp_path / "adapter")

@@ -44,6 +44,7 @@ def test_every_combination_has_a_folder_of_its_own() -> None:
         (["--grid", "training.learning_rate=1e-5,"], "two values or more"),
         (["--grid", "training.learning_rate"], "two values or more"),
         (["--grid", "lora.r=8,8"], "both be in the folder r-8"),
+        (["--grid", "model.name=A,a"], "both be in the folder name-a"),  # some disks ignore case
         (["--grid", "lora.r=8,16", "--grid", "lora.r=4,2"], "lora.r is there twice"),
         (["--grid", "training.seed=1,2"], "--seeds"),
         (["--grid", "data.validation=50,100"], "cannot be compared by validation"),

@@ -72,6 +72,7 @@ def test_metrics_are_joined_by_what_they_are_means_over() -> None:
     assert join_metric("sum", [1.0, 4.0], parts(1, 1)) == 5.0
     assert join_metric("tokens", [2.0, math.nan], parts(10, 0)) == 2.0
     assert math.isnan(join_metric("most", [math.nan, math.nan], parts(0, 0)))
+    assert join_metric("tokens", [math.nan, math.nan], parts(0, 0)) == 0  # all is masked
 
 
 def test_rows_of_replies_are_divided_and_flags_are_not() -> None:

@@ -310,6 +310,8 @@ QUESTION = (
         (QUESTION.upper().replace(".", " . "), True),
         (QUESTION.replace("Janet", "Anne"), True),  # most of it is still there
         ("Janet's ducks lay 16 eggs per day.", False),
+        (" ".join(QUESTION.split()[-13:]), True),
+        (" ".join(QUESTION.split()[-12:]), False),
         ("Combien font 1 + 1 ?", True),  # short, and the whole question
         ("Et combien font 1 + 1 ?", False),
     ],

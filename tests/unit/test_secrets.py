@@ -96,6 +96,8 @@ def test_the_value_of_a_secret_variable_is_known_whatever_its_form(
     assert kind_of_secret("so: correct horse battery.") == "the value of MY_SERVICE_TOKEN"
     monkeypatch.setenv("OTHER_TOKEN", str(tmp_path))  # a file that holds one is none itself
     assert kind_of_secret(f"{tmp_path}/run") is None
+    monkeypatch.setenv("SHORT_TOKEN", "cosine")  # too short to know that it is meant
+    assert kind_of_secret("a cosine schedule") is None
 
 
 @pytest.mark.parametrize(
