@@ -398,7 +398,7 @@ def test_a_sample_row(tmp_path: Path) -> None:
         function(**generation(7))
     rows = json_lines(path)
     assert rows[1] == {
-        "step": rows[1]["step"],
+        "step": 8,  # the first to learn from it
         "question": "q7",
         "answer": "1",
         "completion": "Step 7.\n<answer>1</answer>",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from eval.demonstration import Demonstration
 from eval.stats import Measure
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.pairs import load_pair_set
@@ -13,7 +14,8 @@ from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.prompted import prompt_key
 from posttrain.data.text import text_key
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings
+from posttrain.scoring import demonstrations
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import read_yaml
 from posttrain.train.validation import Validation
@@ -128,3 +130,10 @@ def test_when_a_validation_is_due(tmp_path: Path) -> None:
     validation.begin(0)  # a run that starts over takes nothing over
     assert validation.rows == [] and validation.due(0, 35)
     assert not validation.exhausted()
+
+
+@pytest.mark.parametrize(("answer", "by"), [("4", "strict"), ("four", "reply_loss")])
+def test_replies_are_validated_by_answers_where_these_are_numbers(answer: str, by: str) -> None:
+    own = load_settings(SFTSettings, ROOT / "configs" / "sft_demo.yaml")
+    row = Demonstration(({"role": "user", "content": "Two and two?"},), "It is four.", answer)
+    assert demonstrations.validator(None, None, [row], own)[1] == by
