@@ -14,7 +14,7 @@ from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import parse_yaml
 from tests.helpers import ROOT
-from tests.quickstarts.pages import blocks, prose, text_of
+from tests.quickstarts.pages import blocks, text_of
 
 PAGE = text_of(ROOT / "docs" / "benchmarks.md")
 TASKS = ROOT / "docs" / "benchmarks"
