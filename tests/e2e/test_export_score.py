@@ -160,6 +160,7 @@ def test_text_answers_are_scored_by_the_rewards_of_the_run(tmp_path: Path) -> No
     assert (mirrored["gained"], mirrored["lost"]) == (score["lost"], score["gained"])
 
 
+@pytest.mark.long
 def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
     run = tmp_path / "dpo"
     output = train(

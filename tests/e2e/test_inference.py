@@ -107,7 +107,7 @@ def peak_growth(work: Callable[[], object]) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts the peak")
-@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.parametrize("adapted", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_output_layer_is_not_copied_for_every_row(adapted: bool, tmp_path: Path) -> None:
     """In bfloat16, at the vocabulary of Qwen2.5: 19 MB a row, 622 MB for 32 rows."""
     import torch
