@@ -20,6 +20,7 @@ from posttrain.settings.strict_yaml import dump_yaml
 
 # Licences of what the configs name, as their pages on the hub state them.
 LICENCES = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0",
     "AIffl/french_orca_dpo_pairs": "apache-2.0",
     "Qwen/Qwen2.5-0.5B-Instruct": "apache-2.0",
     "Qwen/Qwen2.5-1.5B-Instruct": "apache-2.0",
