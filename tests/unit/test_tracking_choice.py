@@ -87,6 +87,10 @@ def test_key_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_MODE", given)
         assert choose(requested=False)[0] == mode
         wandb.teardown()
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    mode, why = choose(requested=False)
+    assert mode == "offline" and "key cannot be used" in why
 
 
 @pytest.mark.parametrize("name", [".netrc", "_netrc"])
@@ -97,10 +101,6 @@ def test_key_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     (tmp_path / name).write_text(f"machine {urlsplit(CLOSED).netloc} login user password {KEY}\n")
     assert choose(requested=False)[0] == "online"
     wandb.teardown()
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setenv("WANDB_API_KEY", "short")
-    mode, why = choose(requested=False)
-    assert mode == "offline" and "key cannot be used" in why
 
 
 def test_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
