@@ -7,6 +7,7 @@ reader's system fonts: no request leaves the machine, unless `share` requests a 
 import html
 import os
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,6 +24,7 @@ from posttrain.chat.conversation import Talk
 from posttrain.chat.models import HOST
 
 HEIGHT = 380  # pixels of a side
+EVERY = 0.1  # seconds between updates of a reply: a page that draws each token hears no click
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important;
   margin: 0 auto !important; }
@@ -163,10 +165,13 @@ class Page:
             reply = Completion("", 0, truncated=True)
             try:
                 with closing(talk.answer(side)) as replies:
+                    shown = 0.0
                     for reply in replies:  # noqa: B007  # its last value is
                         if self._ended(request, since):
                             break
-                        yield self._messages(talk)
+                        if time.monotonic() - shown >= EVERY:
+                            shown = time.monotonic()
+                            yield self._messages(talk)
             except PostTrainError as error:
                 raise gr.Error(str(error), print_exception=False) from None
             ended = self._ended(request, since)
