@@ -91,11 +91,11 @@ def completions(count: int, seed: int = 0) -> list[Sample]:
         for _ in range(rng.randint(2, 6)):
             a, b = rng.randint(2, 90), rng.randint(2, 90)
             lines.append(rng.choice(sentences).format(a=a, b=b, c=a * b))
-        complete = rng.choice([rng.randint(1, 99), rng.randint(100, 999), rng.randint(1000, 99999)])
+        units = rng.choice([rng.randint(1, 99), rng.randint(100, 999), rng.randint(1000, 99999)])
         sign = "-" if rng.random() < 0.1 else ""
         cents = rng.choice(["", "", "5", "25", "00"])
-        number = sign + f"{complete:,}".replace(",", group) + (point + cents if cents else "")
-        expected = Decimal(f"{sign}{complete}.{cents or 0}")
+        number = sign + f"{units:,}".replace(",", group) + (point + cents if cents else "")
+        expected = Decimal(f"{sign}{units}.{cents or 0}")
         samples.append(Sample(kind, "\n".join([*lines, ending.format(number)]), expected))
     return samples
 

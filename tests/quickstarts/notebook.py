@@ -58,7 +58,7 @@ def main() -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             kept = "" if any(code in cell.source for code in NOT_KEPT) else SLOW.sub("", text)
-            for path, shown in ((project, "/content/posttrain"), (Path.home(), "/root")):
+            for path, shown in ((project, "/content/posttrain"), (Path.home(), "~")):
                 kept = kept.replace(str(path), shown)
             cell.outputs = [nbformat.v4.new_output("stream", text=kept)] if kept else []
             cell.execution_count = None

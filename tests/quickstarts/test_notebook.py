@@ -53,7 +53,8 @@ def test_clean_and_short(notebook: nbformat.NotebookNode) -> None:
             ast.parse(cell.source)
     output = "".join(printed(notebook))
     assert "Both demos took" in output and "SmolLM2" in output and len(output) < 20_000
-    assert not re.search(r"/home/|/work/|/tmp/|\x1b|\r", output)
+    assert set(re.findall(r"(?<![\w.~:/<])/\w+", output)) <= {"/content"}  # a path of no machine
+    assert not re.search(r"\x1b|\r", output)
     assert not any(c.outputs for c in notebook.cells for code in NOT_KEPT if code in c.source)
     assert notebook.metadata.accelerator == "GPU"
     assert 'REPOSITORY = ""' in "".join(cell.source for cell in notebook.cells)

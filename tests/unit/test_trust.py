@@ -97,7 +97,7 @@ def test_adapters(folder: Path, tmp_path: Path) -> None:
     (trained / "adapter_model.safetensors").write_bytes(b"")
     check_model_folder(trained, "--model")
     (trained / "adapter_model.safetensors").rename(trained / "adapter_model.bin")
-    (trained / "other.safetensors").write_bytes(b"")  # which are no weights of the adapter
+    (trained / "other.safetensors").write_bytes(b"")  # which are not weights of the adapter
     with pytest.raises(ConfigError, match=r"only as pickles \(adapter_model\.bin\)"):
         check_model_folder(trained, "--model")
     (trained / "adapter_model.bin").rename(trained / "adapter_model.safetensors")
