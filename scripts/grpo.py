@@ -45,7 +45,7 @@ from posttrain.scoring import reward_functions
 from posttrain.scoring import rewarded as scoring
 from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings import GRPOSettings
-from posttrain.train import cold_start, trainers
+from posttrain.train import cold_start, grpo_trainer
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.samples import SampleRecorder
 from posttrain.train.session import Session
@@ -208,7 +208,7 @@ def build_trainer(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )
     with adapter.without_new_start(model):
-        trainer = trainers.guarded_grpo(GRPOTrainer)(
+        trainer = grpo_trainer.guarded_grpo(GRPOTrainer)(
             model=model,
             reward_funcs=recorder.wrap(functions),
             args=arguments,

@@ -27,7 +27,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def guarded(trainer_class: Any) -> Any:
     """The part of the subclass that both trainers share.
 
-    How a micro-batch is divided differs: see posttrain/train/trainers.py.
+    How a micro-batch is divided differs: see trainers.py and grpo_trainer.py.
     """
 
     class Guarded(trainer_class):  # type: ignore[misc]  # known only at run time

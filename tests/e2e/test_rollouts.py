@@ -14,7 +14,7 @@ from posttrain.model.prompts import Reader, Rows, common_start, continue_rows
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
-from posttrain.train import trainers
+from posttrain.train import grpo_trainer
 from posttrain.train.arguments import build_arguments
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
@@ -349,7 +349,7 @@ def test_what_is_sampled_in_another_way_is_left_to_the_library(override: str, pl
 
     training = settings_of(f"training.{override}").training
     arguments, _ = build_arguments(GRPOConfig, training, {"output_dir": "unused"}, verbose=True)
-    assert trainers.samples_plainly(arguments) == plain
+    assert grpo_trainer.samples_plainly(arguments) == plain
 
 
 def test_what_prompts_share_is_read_once(

@@ -49,7 +49,7 @@ posttrain/train/trainers.py: the count of tokens, which trl leaves out of a chec
 posttrain/train/trainers.py: batches of like length, the same ones after a resume
     transformers/trainer.py: Trainer._get_train_sampler(train_dataset)
     transformers/trainer.py: Trainer._get_eval_sampler(eval_dataset)
-posttrain/train/trainers.py: whether and how a loss of GRPO is a sum over completions
+posttrain/train/grpo_trainer.py: whether and how a loss of GRPO is a sum over completions
     trl/trainer/grpo_trainer.py: GRPOTrainer.loss_type GRPOTrainer.aux_loss_enabled
     trl/trainer/grpo_trainer.py: GRPOTrainer.top_entropy_quantile
     trl/trainer/grpo_trainer.py: GRPOTrainer._entropy_bonus_enabled GRPOTrainer._step
@@ -57,23 +57,25 @@ posttrain/train/trainers.py: whether and how a loss of GRPO is a sum over comple
     trl/trainer/grpo_trainer.py: "self.current_gradient_accumulation_steps"
     transformers/trainer.py: Trainer.current_gradient_accumulation_steps
     unsloth/models/rl_replacements.py: "self.current_gradient_accumulation_steps"
-posttrain/train/trainers.py: which metrics have one value a completion
+posttrain/train/grpo_trainer.py: the order of an epoch follows from seed and epoch alone
+    transformers/trainer.py: Trainer._get_train_sampler(train_dataset)
+posttrain/train/grpo_trainer.py: which metrics have one value a completion
     trl/trainer/grpo_trainer.py: GRPOTrainer.importance_sampling_level
-posttrain/train/trainers.py: whether a micro-batch without an advantage has a gradient
+posttrain/train/grpo_trainer.py: whether a micro-batch without an advantage has a gradient
     trl/trainer/grpo_trainer.py: GRPOTrainer.beta
-posttrain/train/trainers.py: the rows of a bad step are written with their rewards
+posttrain/train/grpo_trainer.py: the rows of a bad step are written with their rewards
     trl/trainer/grpo_trainer.py: GRPOTrainer._generate_and_score_completions(inputs)
     trl/trainer/grpo_trainer.py: GRPOTrainer._calculate_rewards GRPOTrainer.reward_func_names
     unsloth/models/rl_replacements.py: grpo_trainer__generate_and_score_completions
-posttrain/train/trainers.py: generation that is out of memory is cut into fewer prompts
+posttrain/train/grpo_trainer.py: generation that is out of memory is cut into fewer prompts
     trl/trainer/grpo_trainer.py: GRPOTrainer._generate_single_turn(prompt_ids)
     trl/trainer/grpo_trainer.py: GRPOTrainer.use_vllm
     unsloth/models/rl_replacements.py: grpo_trainer__generate_single_turn
     trl/trainer/grpo_trainer.py: GRPOTrainer.use_transformers_continuous_batching
-posttrain/train/trainers.py: log-probabilities of sampling and training are compared
+posttrain/train/grpo_trainer.py: log-probabilities of sampling and training are compared
     trl/trainer/grpo_trainer.py: GRPOTrainer.temperature GRPOTrainer._metrics
     trl/trainer/grpo_trainer.py: "sampling/sampling_logp_difference/mean"
-posttrain/train/trainers.py: scoring that is out of memory is cut into fewer rows
+posttrain/train/grpo_trainer.py: scoring that is out of memory is cut into fewer rows
     trl/trainer/grpo_trainer.py: GRPOTrainer._get_per_token_logps_and_entropies(model, input_ids)
     unsloth/models/rl_replacements.py: "def _get_per_token_logps_and_entropies("
 posttrain/train/micro_batches.py: the rows of a micro-batch, to cut it and to write it as text
@@ -194,6 +196,7 @@ DOCUMENTED = {
 TRAINERS = (
     "posttrain/train/guard.py",
     "posttrain/train/trainers.py",
+    "posttrain/train/grpo_trainer.py",
 )  # where our subclasses of the trainers are
 DOCUMENTED_MODULES = ("torch.", "accelerate.", "transformers.utils")
 

@@ -1,0 +1,227 @@
+"""The guarded subclass of trl's GRPOTrainer: how it samples, scores and divides micro-batches."""
+
+from typing import Any
+
+from posttrain.base import distributed
+from posttrain.model.rollouts import cheaper_rollouts, unchanged_rollouts
+from posttrain.train.guard import guarded, is_out_of_memory
+from posttrain.train.micro_batches import (
+    COMPLETION_LOSSES,
+    COMPLETION_METRICS,
+    RATIO_METRICS,
+    UNSLOTH_METRICS,
+    Batch,
+    Part,
+    completions_as_text,
+    join_scores,
+    split_completions,
+)
+
+
+def samples_plainly(arguments: Any) -> bool:
+    """Whether a GRPOConfig samples at a temperature and with no other option."""
+    others = ("top_k", "min_p", "cache_implementation", "generation_kwargs")
+    return (
+        arguments.top_p == 1
+        and arguments.repetition_penalty == 1
+        and not any(getattr(arguments, name) for name in others)
+    )
+
+
+ONE_COMPLETION_OF = 32
+"""Of so many completions, one is scored to see how far sampling is from training."""
+
+
+def guarded_grpo(trainer_class: Any) -> Any:
+    """The guarded subclass of a GRPOTrainer. Generation, scoring and training each find their own
+    batch size."""
+    unsloth = any(kind.__name__.startswith("Unsloth") for kind in trainer_class.__mro__)
+
+    class GuardedGRPO(guarded(trainer_class)):  # type: ignore[misc]
+        prompts_at_once: int | None = None
+        """How many prompts to generate for at once; None is all of them."""
+        scored_at_once: int | None = None
+        """How many completions to score at once without a gradient; None is trl's own size."""
+        rows_at_once: int | None
+        current_gradient_accumulation_steps: float
+        _sampled: list[list[float]]
+        """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
+
+        def _get_train_sampler(self, *rows: Any) -> Any:
+            """trl's, but the order of an epoch depends on the seed and the epoch alone: trl's RNG
+            continues from the epochs before, which a resumed run does not draw."""
+            sampler = super()._get_train_sampler(*rows)
+            if sampler.shuffle:
+                sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(
+                    sampler.seed + epoch
+                )
+            return sampler
+
+        def count(self, batch: Batch) -> int:
+            return len(batch["completion_ids"])
+
+        def split(self, batch: Batch, rows: int) -> list[Part]:
+            return split_completions(batch, rows, self.loss_type)
+
+        def divisible(self) -> bool:
+            """Whether the loss is a sum over completions or tokens. A quantile of the tokens and an
+            entropy bonus add means that are not known here."""
+            return self.loss_type in COMPLETION_LOSSES and not (
+                self.top_entropy_quantile < 1
+                or self._entropy_bonus_enabled
+                or self.aux_loss_enabled
+            )
+
+        def metric_kind(self, name: str) -> str:
+            kind = (UNSLOTH_METRICS if unsloth else COMPLETION_METRICS).get(name, "completions")
+            a_ratio = self.importance_sampling_level == "sequence" and name in RATIO_METRICS
+            return "completions" if kind == "tokens" and a_ratio else kind
+
+        def _clipping(self) -> set[str]:
+            """The metrics of how much was clipped, which trl logs with this loss."""
+            if self.loss_type == "cispo":
+                return {"cispo_clip_ratio"}
+            clipped = self.loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+            return RATIO_METRICS - {"cispo_clip_ratio"} if clipped else set()
+
+        def _is_flat(self, batch: Batch) -> bool:
+            """Whether a micro-batch has a gradient of 0, because no advantage is other than 0 and
+            nothing else is in the loss. Several processes must make the same number of passes."""
+            return (
+                self.beta == 0
+                and not self._entropy_bonus_enabled
+                and not self.aux_loss_enabled
+                and distributed.processes() == 1
+                and bool(batch["flat"].all())
+            )
+
+        def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
+            return completions_as_text(batch, self.processing_class.decode, self.reward_func_names)
+
+        def learnable(self, batch: Batch) -> Any:
+            """Above 0 if a completion that is not all masked has an advantage other than 0."""
+            return (batch["advantages"] * batch["completion_mask"].any(1)).abs().max()
+
+        def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
+            """Weight a part's loss by changing the number that it is divided by. Multiplying the
+            loss would change nothing with Unsloth, whose backward pass ignores the factor.
+
+            The loss of a flat micro-batch is a 0 that needs no pass through the model. Its backward
+            pass gives every weight a gradient, so that the optimizer steps as it would have.
+            """
+            if self._batch is None:  # an evaluation
+                return super().compute_loss(model, inputs, **options)
+            if self._is_flat(self._batch):
+                import torch
+
+                for name in () if unsloth and self.loss_type == "luspo" else self._clipping():
+                    self._metrics["train"][name].append(0.0)
+                sums = [weight.sum(dtype=torch.float32) for weight in self.watch.weights]
+                return 0 * torch.stack(sums).sum()
+            steps = self.current_gradient_accumulation_steps
+            self.current_gradient_accumulation_steps = steps / self._parts[self._next].weight
+            try:
+                return super().compute_loss(model, inputs, **options)
+            finally:
+                self.current_gradient_accumulation_steps = steps
+
+        def _before_next_part(self) -> None:
+            self._step -= 1  # trl counts micro-batches in training_step
+
+        def _calculate_rewards(self, *arguments: Any) -> Any:
+            self._rewards = super()._calculate_rewards(*arguments)
+            return self._rewards
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            """trl's micro-batch with two more entries: `rewards`, (B, reward functions), and on the
+            CPU `flat`, (B,): whether the advantage is 0."""
+            self._sampled = []
+            batch = super()._generate_and_score_completions(inputs)
+            if self._sampled and self.model.training:
+                self._log_sampling_difference(batch, self._sampled)
+            rows = len(batch["completion_ids"])
+            first = self.accelerator.process_index * rows  # trl has gathered those of all processes
+            flat = (batch["advantages"] == 0).cpu()
+            return {**batch, "rewards": self._rewards[first : first + rows], "flat": flat}
+
+        def _log_sampling_difference(self, batch: Batch, sampled: list[list[float]]) -> None:
+            """Log how far the log-probabilities that tokens were sampled with are from those that
+            are trained on, in some of the completions, under the names that trl has for vLLM."""
+            import torch
+
+            apart = []
+            for row in range(0, len(batch["completion_ids"]), ONE_COMPLETION_OF):
+                # Without padding, around which Unsloth's scores are shifted.
+                prompt, completion = (
+                    batch[f"{part}_ids"][row][batch[f"{part}_mask"][row].bool()][None]
+                    for part in ("prompt", "completion")
+                )
+                ids, length = torch.cat([prompt, completion], 1), completion.shape[1]
+                if not length:  # a completion that is masked because it was cut
+                    continue
+                with torch.no_grad():
+                    trained = self._get_per_token_logps_and_entropies(
+                        self.model, ids, torch.ones_like(ids), length
+                    )[0]
+                drawn = torch.tensor(sampled[row][:length], device=trained.device)
+                apart.append((trained[0] - drawn).abs())
+            nats = torch.cat(apart) if apart else torch.full((1,), torch.nan, device=ids.device)
+            gathered = self.accelerator.gather(torch.stack([nats.mean(), nats.max()])[None])
+            known = gathered[~gathered.isnan().any(1)]  # of the processes that scored any
+            if len(known):
+                metrics, name = self._metrics["train"], "sampling/sampling_logp_difference"
+                metrics[f"{name}/mean"].append(known[:, 0].mean().item())
+                metrics[f"{name}/max"].append(known[:, 1].max().item())
+
+        def _generate_single_turn(self, prompt_ids: Any, *rest: Any, **named: Any) -> Any:
+            if self.watch is None or self.use_vllm or self.use_transformers_continuous_batching:
+                return super()._generate_single_turn(prompt_ids, *rest, **named)
+            checkpointing = self.model.is_gradient_checkpointing
+            plain = samples_plainly(self.args)
+            while True:
+                rows = self.prompts_at_once or len(prompt_ids)
+                try:
+                    ids: list[Any] = []
+                    with (
+                        unchanged_rollouts(self.model)
+                        if self.args.generation_kwargs
+                        else cheaper_rollouts(self.model, self.temperature, plain)
+                    ) as log_probs:
+                        for start in range(0, len(prompt_ids), rows):
+                            some = prompt_ids[start : start + rows]
+                            ids += super()._generate_single_turn(some, *rest, **named)[0]
+                    self._sampled = log_probs
+                    return ids, None
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                if checkpointing and not self.model.is_gradient_checkpointing:
+                    # trl turns it off to generate; after an error it does not turn it on again.
+                    options = self.args.gradient_checkpointing_kwargs
+                    self.model.gradient_checkpointing_enable(options)
+                self.watch.halve("generation", min(rows, len(prompt_ids)))
+
+        def _get_per_token_logps_and_entropies(
+            self, model: Any, ids: Any, mask: Any, *rest: Any, **named: Any
+        ) -> Any:
+            """Score completions without a gradient, in fewer rows at once if memory runs out.
+
+            trl has `batch_size` for this, but Unsloth ignores it and packs all rows into one.
+            """
+            import torch
+
+            score = super()._get_per_token_logps_and_entropies
+            if self.watch is None or torch.is_grad_enabled():
+                return score(model, ids, mask, *rest, **named)
+            while True:
+                rows = min(self.scored_at_once or len(ids), len(ids))
+                parts = [slice(at, at + rows) for at in range(0, len(ids), rows)]
+                try:
+                    scores = [score(model, ids[p], mask[p], *rest, **named) for p in parts]
+                    return join_scores(scores)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                self.watch.halve("scoring", min(rows, named.get("batch_size") or rows))
+
+    return GuardedGRPO
