@@ -19,15 +19,12 @@ without the model.
 """
 
 import argparse
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from eval import gsm8k
 from eval.rewarded import RewardedReply, Scorer, reward_row

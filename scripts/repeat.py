@@ -23,13 +23,11 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from posttrain.base.errors import ConfigError, ExportError, HealthError
 from posttrain.base.files import write_json
@@ -41,8 +39,7 @@ from posttrain.run.reading import read_run
 from posttrain.run.repeated import read_grid
 from posttrain.scoring.grid import choose, why_stopped
 from posttrain.scoring.seeds import check_same_data, over_seeds
-from posttrain.settings.grid import Value
-from posttrain.settings.repeat import RepeatArgs, parse_repeat
+from posttrain.settings.repeat import RepeatArgs, Value, parse_repeat
 
 LEFT_ALONE = [name for name in NOT_SHAPING if name != "health"]
 """Sections in which a change is not a reason to try again what a health check stopped."""
@@ -53,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
     An export that is not proven (4) ends a run but not the repeat, which then ends with that code.
     """
-    args = parse_repeat(__doc__ or "", argv)
-    every = [args.of(value, scored=False) for value in args.grid] or [args]
+    args = parse_repeat(__doc__, argv)
+    every = [replace(args, value=value, scored=False) for value in args.grid] or [args]
     for each in every:  # a fault in one of them is refused before any is trained
         for seed in args.seeds:
             each.settings(seed)
@@ -71,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         return code
     chosen = choose_value(args, every, stopped)
     print(f"\nScoring {chosen.label} on the test set, with every seed")
-    return repeat(args.of(chosen, scored=True))
+    return repeat(replace(args, value=chosen))
 
 
 def repeat(args: RepeatArgs) -> int:
@@ -114,7 +111,7 @@ def sweep(args: RepeatArgs, every: list[RepeatArgs], stopped: dict[str, str]) ->
                     why = why_stopped(run.path) or "it did not fit"
                 if code == HealthError.exit_code:
                     print(f"{each.label(seed)}: left out, {why} ({start_over(run.path)})")
-                    stopped[each.value.name if each.value else ""] = f"seed {seed}: {why}"
+                    stopped[each.value.name] = f"seed {seed}: {why}"
                     break
                 if code or not run.trained:
                     return stopped_early(each, seed, code)
@@ -125,7 +122,7 @@ def sweep(args: RepeatArgs, every: list[RepeatArgs], stopped: dict[str, str]) ->
 
 def choose_value(args: RepeatArgs, every: list[RepeatArgs], stopped: dict[str, str]) -> Value:
     """Choose by validation, write grid.json and print its table; returns the value."""
-    runs = {each.value.name: each.runs() for each in every if each.value}
+    runs = {each.value.name: each.runs() for each in every}
     trained = {name: some for name, some in runs.items() if name not in stopped}
     grid = choose(args.grid, trained, stopped)
     write_json(args.output / "grid.json", grid.as_json())
@@ -206,7 +203,7 @@ def report(args: RepeatArgs) -> None:
     paths = args.runs()
     repeated = over_seeds(paths, type(args.settings(args.seeds[0])))
     write_json(args.output / "seeds.json", asdict(repeated))
-    grid = read_grid(args.output / "grid.json") if args.value else None
+    grid = read_grid(args.output / "grid.json") if args.grid else None
     written = page.write_seeds(args.output, repeated, list(paths.values()), grid)
     runs = [read_run(path) for path in paths.values()]
     verdict = seeds.verdict(repeated, runs)

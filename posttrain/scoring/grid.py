@@ -11,7 +11,7 @@ from posttrain.run.record import Run
 from posttrain.run.repeated import Grid, Tried
 from posttrain.run.results import Kept
 from posttrain.scoring.seeds import check_same_data
-from posttrain.settings.grid import Value
+from posttrain.settings.repeat import Value
 
 ROUNDING = 1e-9  # closer means are equal
 

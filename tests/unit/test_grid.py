@@ -18,7 +18,7 @@ from posttrain.scoring.grid import choose, why_stopped
 from posttrain.scoring.seeds import over_seeds
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
-from posttrain.settings.grid import parse_grid
+from posttrain.settings.repeat import parse_grid
 from scripts import repeat
 from tests.helpers import ROOT
 from tests.runs import grpo_run
