@@ -10,15 +10,11 @@ weights, and the reference is the policy as loaded: the same weights with the ad
     ./run dpo --config configs/dpo_demo.yaml training.beta=0.2 --resume never
 """
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
-
 
 from eval.measures import headline
 from eval.preference import Pair
@@ -43,13 +39,12 @@ from posttrain.train import batches, reference_cache, trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.session import Session
 
-CONFIG_CLASS = "trl/trainer/dpo_config.py:DPOConfig"
 PROGRESS = {"rewards/margins": "margin", "rewards/accuracies": "accuracy", "loss": "loss"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Score, train, score again; returns the exit code."""
-    session = Session(DPOSettings, CONFIG_CLASS, __doc__ or "", argv)
+    session = Session(DPOSettings, __doc__, argv)
     if session.done:
         return session.show_result()
     settings, run = session.settings, session.run

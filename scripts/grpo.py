@@ -11,15 +11,11 @@ weights.
     ./run grpo --config configs/grpo_demo.yaml training.max_steps=20 --resume never
 """
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
-
 
 import rewards
 from eval import conversation
@@ -50,7 +46,6 @@ from posttrain.train.arguments import build_arguments, owned_arguments, report_c
 from posttrain.train.samples import SampleRecorder
 from posttrain.train.session import Session
 
-CONFIG_CLASS = "trl/trainer/grpo_config.py:GRPOConfig"
 PROGRESS = {
     "reward": "reward",
     "reward_std": "std",
@@ -62,7 +57,7 @@ PROGRESS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Score, train, score again; returns the exit code."""
-    session = Session(GRPOSettings, CONFIG_CLASS, __doc__ or "", argv)
+    session = Session(GRPOSettings, __doc__, argv)
     if session.done:
         return session.show_result()
     settings, run = session.settings, session.run

@@ -9,15 +9,11 @@ that GRPO has something to reward. See docs/stages.md.
     ./run sft --config configs/sft_demo.yaml data.keep.per_question=1 --resume never
 """
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
-
 
 from eval.demonstration import Demonstration
 from eval.gsm8k import Problem
@@ -46,13 +42,12 @@ from posttrain.train import trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.session import Session
 
-CONFIG_CLASS = "trl/trainer/sft_config.py:SFTConfig"
 PROGRESS = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Score, train, score again; returns the exit code."""
-    session = Session(SFTSettings, CONFIG_CLASS, __doc__ or "", argv)
+    session = Session(SFTSettings, __doc__, argv)
     if session.done:
         return session.show_result()
     settings, run = session.settings, session.run

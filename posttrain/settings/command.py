@@ -26,11 +26,7 @@ from posttrain.settings.secrets import check_arguments, check_values
 from posttrain.settings.section import FORMER, without_removed
 from posttrain.settings.strict_yaml import parse_yaml, read_yaml
 
-SETTINGS: dict[str, type[Section]] = {
-    "sft": SFTSettings,
-    "dpo": DPOSettings,
-    "grpo": GRPOSettings,
-}
+SETTINGS: dict[str, type[Section]] = {"sft": SFTSettings, "dpo": DPOSettings, "grpo": GRPOSettings}
 """The settings of each method."""
 S = TypeVar("S", bound=Section)
 
@@ -58,44 +54,40 @@ class Command(Generic[S]):
 
 
 def parse_command_line(
-    settings_class: type[S], config_class: str, story: str, argv: list[str] | None = None
+    settings_class: type[S], story: str | None, argv: list[str] | None = None
 ) -> Command[S]:
     """Read `--config FILE [section.key=value ...] [--output DIR] [--resume ...] [--dry-run]`.
 
-    `config_class` is the file and name of the trl class that `training.extra` must fit, such as
-    `trl/trainer/dpo_config.py:DPOConfig`. `story` is shown by --help.
+    `story` is shown by --help.
 
     Raises:
         ConfigError: a missing file or anything wrong in it, with the key's path.
     """
     given = sys.argv[1:] if argv is None else argv
     check_arguments(given)
-    script = next((name for name, cls in SETTINGS.items() if cls is settings_class), "")
-    parser = Parser(settings_class, story, given, prog=f"{run_command()} {script}")
-    parser.add_argument("--config", required=True, type=Path, help="a YAML file of configs/")
-    parser.add_argument("--output", type=Path, help="run folder (default: outputs/<run.name>)")
-    parser.add_argument(
+    method = settings_class.model_fields["method"].default
+    parser = Parser(settings_class, story, given, prog=f"{run_command()} {method}")
+    add = parser.add_argument
+    add("--config", required=True, type=Path, help="a YAML file of configs/")
+    add("--output", type=Path, help="run folder (default: outputs/<run.name>)")
+    add(
         "--resume",
         default="auto",
         metavar="auto|never|PATH",
         help="resume from the newest checkpoint of the run folder (auto, the default), start over "
         "and move the old folder aside (never), or resume from a checkpoint folder",
     )
-    parser.add_argument(
-        "--resume-anyway",
-        action="store_true",
-        help="resume even if settings, data or versions differ from the checkpoint's",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything up to the model, then stop"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    help_text = "resume even if settings, data or versions differ from the checkpoint's"
+    add("--resume-anyway", action="store_true", help=help_text)
+    add("--dry-run", action="store_true", help="check everything up to the model, then stop")
+    add("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args(argv)
     settings: Any = load_settings(settings_class, args.config, args.overrides)
-    check_extra(settings.training.model_dump(), config_class)
+    trainer = f"trl/trainer/{method}_config.py:{method.upper()}Config"
+    check_extra(settings.training.model_dump(), trainer)
     check_packages(settings.tracking.report_to)
     output = args.output or ROOT / "outputs" / settings.run.name
-    trains = [script, *(arg for arg in given if arg != "--dry-run")]
+    trains = [method, *(arg for arg in given if arg != "--dry-run")]
     return Command(
         settings,
         output.absolute(),

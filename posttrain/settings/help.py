@@ -4,6 +4,7 @@ import argparse
 import textwrap
 import types
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -39,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     """argparse's, which also knows how settings and the config are given."""
 
     def __init__(
-        self, settings_class: type[Section], story: str, words: Sequence[str], prog: str
+        self, settings_class: type[Section], story: str | None, words: Sequence[str], prog: str
     ) -> None:
         super().__init__(
             description=story,
@@ -152,14 +153,8 @@ def _yaml(value: Any) -> str:
 
 def _lines(head: str, meaning: str) -> str:
     """An entry of describe() in lines that fit the terminal."""
-    return "\n".join(
-        textwrap.fill(
-            text,
-            prose_width(),
-            initial_indent=first,
-            subsequent_indent=further,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for text, first, further in ((head, "  ", "        "), (meaning, "      ", "      "))
+    fill = partial(
+        textwrap.fill, width=prose_width(), break_long_words=False, break_on_hyphens=False
     )
+    first = fill(head, initial_indent=" " * 2, subsequent_indent=" " * 8)
+    return first + "\n" + fill(meaning, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -55,11 +55,9 @@ class Session(Generic[S]):
         CheckpointError: every checkpoint of the run folder is damaged.
     """
 
-    def __init__(
-        self, settings_class: type[S], config_class: str, story: str, argv: list[str] | None
-    ) -> None:
-        """`config_class` is trl's, as parse_command_line takes it; `story` is shown by --help."""
-        command: Command[S] = parse_command_line(settings_class, config_class, story, argv)
+    def __init__(self, settings_class: type[S], story: str | None, argv: list[str] | None) -> None:
+        """`story` is shown by --help."""
+        command: Command[S] = parse_command_line(settings_class, story, argv)
         self.settings: S = command.settings
         self.dry_run: bool = command.dry_run
         self.config: str = str(command.config)

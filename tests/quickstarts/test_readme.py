@@ -156,7 +156,7 @@ def check_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         script = importlib.import_module(f"scripts.{name}")
         if name in SETTINGS and words[:1] != ["--help"]:
-            parse_command_line(SETTINGS[name], script.CONFIG_CLASS, "", words)
+            parse_command_line(SETTINGS[name], "", words)
             return
         own = argparse.ArgumentParser.parse_known_args
 

@@ -405,7 +405,7 @@ def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
 
 
 def parse(cls: Any, *words: str) -> Any:
-    return parse_command_line(cls, CONFIG_CLASSES[cls], "A story.", [*words])
+    return parse_command_line(cls, "A story.", [*words])
 
 
 def test_a_config_of_another_script_is_named() -> None:
