@@ -14,16 +14,12 @@ length limit. Replies to questions of a GRPO run's data are shown with their rew
 
 import argparse
 import contextlib
-import math
-import signal
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from posttrain.base.paths import run_command
+from posttrain.base import flags
 from posttrain.base.process import Terminated, run_main
 from posttrain.chat import models, source, terminal
 from posttrain.chat.conversation import Talk, not_utf8
@@ -73,11 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"{run_command()} chat",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.parser("chat", __doc__)
     add = parser.add_argument
     add(
         "model",
@@ -88,11 +80,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--question", metavar="TEXT", help="answer this and exit")
     add("--system", metavar="TEXT", help="another system prompt ('' for none)")
     add("--examples", metavar="FILE", help="other worked examples, in JSON lines ('' for none)")
-    add("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
-    add("--max-new-tokens", type=int, help="longest reply (default: the run's, else 512)")
+    add("--temperature", type=flags.not_negative, default=0.0, help="0 (the default) is greedy")
+    add("--max-new-tokens", type=flags.count, help="longest reply (default: the run's, else 512)")
     add("--seed", type=int, default=0, help="of sampled replies")
     add("--web", action="store_true", help="in the browser, on this machine alone")
-    add("--port", type=int, default=7860, help="of --web (default: 7860)")
+    add("--port", type=flags.count, default=7860, help="of --web (default: 7860)")
     add(
         "--share",
         action="store_true",
@@ -100,16 +92,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     check_arguments(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
-    if not 0 <= args.temperature < math.inf:
-        parser.error(f"--temperature must be 0 or more, got {args.temperature}")
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        parser.error(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}")
-    if args.port < 1:
-        parser.error(f"--port must be at least 1, got {args.port}")
-    if args.question is not None and (args.web or not args.question.strip()):
-        parser.error("--question needs a text, and answers in the terminal, without --web")
-    if args.question is not None and (problem := not_utf8(args.question)):
-        parser.error(f"--question: {problem}")
+    if args.question is not None:
+        if args.web or not args.question.strip():
+            parser.error("--question needs a text, and answers in the terminal, without --web")
+        if problem := not_utf8(args.question):
+            parser.error(f"--question: {problem}")
     if args.share and not args.web:
         parser.error("--share needs --web")
     return args

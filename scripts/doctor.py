@@ -11,9 +11,7 @@ Unsloth, changes nothing, and shows no token.
 Exit code 0 if training can start here, 2 if something that it needs is broken.
 """
 
-import argparse
 import json
-import signal
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +21,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from posttrain.base import terminal
-from posttrain.base.paths import ROOT, run_command
+from posttrain.base import flags, terminal
+from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main
 from posttrain.doctor import configs, installation, machine, services
 from posttrain.doctor.finding import Finding
@@ -36,11 +32,7 @@ from posttrain.model import estimate
 
 def main(argv: list[str] | None = None) -> int:
     """Look, print, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=f"{run_command()} doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.parser("doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     help_text = "also the terms of each estimate of peak memory"
     parser.add_argument("--memory", action="store_true", help=help_text)

@@ -15,23 +15,20 @@ adapter's, one by one, which measures what the file loses. A stopped call resume
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
+from posttrain.base import flags
 from posttrain.base.errors import ConfigError
-from posttrain.base.paths import run_command
 from posttrain.base.process import run_main, share_the_processor
 from posttrain.export import score, session, source
 from posttrain.export.hub import push
 from posttrain.report.redraw import redraw
 from posttrain.run.room import MERGED, in_order
 from posttrain.settings.command import check_settings
-from posttrain.settings.export import ExportSettings
+from posttrain.settings.export import Export, ExportSettings
 from posttrain.settings.help import listed
 
 
@@ -40,14 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     share_the_processor()
     trained = source.find(args.run, args.output)
-    given = {
-        "to": args.to.split(",") if args.to else None,
-        "base": args.base,
-        "dtype": args.dtype,
-        "llama_cpp": args.llama_cpp,
-        "score": args.score or None,
-    }
-    section = trained.run.get("export", {}) | {k: v for k, v in given.items() if v is not None}
+    section = dict(trained.run.get("export", {}))
+    section |= {k: v for k, v in vars(args).items() if k in Export.model_fields and v}
     settings = check_settings(ExportSettings, {"export": section}, str(args.run), args.overrides)
     is_run = (trained.output / "config.yaml").is_file()
     if args.push and not is_run:
@@ -69,31 +60,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"{run_command()} export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="settings (also the `export` section of a run's YAML):\n" + listed(ExportSettings),
-    )
-    parser.add_argument("run", type=Path, help="run folder or adapter folder")
-    parser.add_argument("--to", metavar="TARGET,...", help="default: export.to of the run")
-    parser.add_argument("--base", help="16-bit base model (default: that of the training)")
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16"])
-    parser.add_argument("--llama-cpp", metavar="PATH", help="llama.cpp tree or source archive")
-    parser.add_argument(
-        "--score",
-        action="store_true",
-        help="answer the run's held-out rows with every file, compared with the adapter's answers",
-    )
-    parser.add_argument(
-        "--push",
-        metavar="OWNER/NAME",
-        help="upload the proven exports to the hub, or the adapter if none is named",
-    )
-    parser.add_argument("--public", action="store_true", help="make a new repository public")
-    parser.add_argument("--output", type=Path, help="folder (default: the run folder)")
-    parser.add_argument("overrides", nargs="*", metavar="export.key=value")
-    return parser.parse_intermixed_args(argv)
+    parser = flags.parser("export", __doc__)
+    settings = listed(ExportSettings)
+    parser.epilog = f"settings (also the `export` section of a run's YAML):\n{settings}"
+    add = parser.add_argument
+    add("run", type=Path, help="run folder or adapter folder")
+    add("--to", metavar="TARGET,...", help="default: export.to of the run")
+    add("--base", help="16-bit base model (default: that of the training)")
+    add("--dtype", choices=["auto", "bfloat16", "float16"])
+    add("--llama-cpp", metavar="PATH", help="llama.cpp tree or source archive")
+    help_text = "answer the run's held-out rows with every file, and compare with the adapter's"
+    add("--score", action="store_true", help=help_text)
+    help_text = "upload the proven exports to the hub, or the adapter if none is named"
+    add("--push", metavar="OWNER/NAME", help=help_text)
+    add("--public", action="store_true", help="make a new repository public")
+    add("--output", type=Path, help="folder (default: the run folder)")
+    add("overrides", nargs="*", metavar="export.key=value")
+    args = parser.parse_intermixed_args(argv)
+    args.to = args.to.split(",") if args.to else None
+    return args
 
 
 if __name__ == "__main__":

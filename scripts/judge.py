@@ -12,15 +12,12 @@ The key is read from the environment and written nowhere.
 import argparse
 import os
 import re
-import signal
 import sys
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from eval import figures
 from eval.judge import INSTRUCTIONS, ORDERS, Verdicts, summarise
@@ -34,13 +31,7 @@ from posttrain.base.process import run_main
 from posttrain.base.terminal import entry, prose_width
 from posttrain.model.server import KEY_VARIABLE, Server
 from posttrain.run.replies import check_request, claim, folder_for
-from posttrain.scoring.verdicts import (
-    VERDICTS,
-    judge_all,
-    missing,
-    read_comparisons,
-    read_verdicts,
-)
+from posttrain.scoring.verdicts import VERDICTS, judge_all, missing, read_comparisons, read_verdicts
 
 UNREADABLE = 0.05  # share of verdicts above which the user is warned
 

@@ -12,27 +12,20 @@ McNemar's test.
 
 import argparse
 import json
-import signal
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
-from posttrain.base.paths import run_command, shown
+from posttrain.base import flags
+from posttrain.base.paths import shown
 from posttrain.base.process import run_main
 from posttrain.report import next_steps, read_run, read_runs, table
 from posttrain.report.redraw import redraw
 from posttrain.run.folder import RunFolder
 from posttrain.run.record import Run
-
-UNSCORED = (
-    "not scored on the held-out data, as run.score is false; the same command with run.score=true "
-    "scores it, without training again"
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,21 +62,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=f"{run_command()} report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.parser("report", __doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     add("--json", action="store_true", help="print the figures as JSON, draw none")
     add("--output", type=Path, metavar="FILE", help="also write a page that compares the runs")
     help_text = "first draw the pages every SECONDS (default: 60) until the runs have ended"
-    add("--watch", nargs="?", type=float, const=60.0, metavar="SECONDS", help=help_text)
-    args = parser.parse_args(argv)
-    if args.watch is not None and not 0 < args.watch < float("inf"):
-        parser.error(f"--watch must be above 0, got {args.watch}")
-    return args
+    add("--watch", nargs="?", type=flags.positive, const=60.0, metavar="SECONDS", help=help_text)
+    return parser.parse_args(argv)
 
 
 def watch(runs: list[Path], seconds: float) -> None:
@@ -99,9 +85,12 @@ def watch(runs: list[Path], seconds: float) -> None:
 
 def not_scored(run: Run) -> str:
     """Why a run has no table."""
-    if RunFolder(run.path).trained:
-        return UNSCORED
-    return f"not scored yet, {run.steps} steps are logged"
+    if not RunFolder(run.path).trained:
+        return f"not scored yet, {run.steps} steps are logged"
+    return (
+        "not scored on the held-out data, as run.score is false; the same command with "
+        "run.score=true scores it, without training again"
+    )
 
 
 if __name__ == "__main__":

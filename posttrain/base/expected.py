@@ -12,7 +12,6 @@ SHOULD = {
     "bool_type": "be true or false",
     "dataclass_type": "be an object",
     "dict_type": "be a section",
-    "finite_number": "be a finite number",
     "float_type": "be a number",
     "greater_than": "be above {gt:g}",
     "greater_than_equal": "be {ge:g} or more",
@@ -21,7 +20,6 @@ SHOULD = {
     "less_than": "be below {lt:g}",
     "less_than_equal": "be {le:g} or less",
     "list_type": "be a list, such as [a, b]",
-    "literal_error": "be {expected}",
     "model_attributes_type": "be a section",
     "model_type": "be a section",
     "string_pattern_mismatch": (

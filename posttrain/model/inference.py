@@ -99,7 +99,7 @@ def generation_config(policy: Any, tokenizer: Any, evaluation: Evaluation) -> An
 
     sampling: dict[str, Any] = {"do_sample": False}
     if evaluation.temperature > 0:
-        sampling = {"do_sample": True, "top_k": 0, **evaluation.sampling}
+        sampling = {"do_sample": True, "top_k": 0, "temperature": evaluation.temperature}
     return GenerationConfig(
         max_new_tokens=evaluation.max_new_tokens,
         eos_token_id=sorted(end_tokens(policy.generation_config, tokenizer)),

@@ -29,7 +29,8 @@ def parameters(evaluation: Evaluation, variables: Variables = NONE) -> dict[str,
     `variables` are those of the chat template, in a field that not every server knows.
     """
     of_template = {"chat_template_kwargs": dict(variables)} if variables else {}
-    return {"max_tokens": evaluation.max_new_tokens, **evaluation.sampling, **of_template}
+    sent = {"max_tokens": evaluation.max_new_tokens, "temperature": evaluation.temperature}
+    return {**sent, **of_template}
 
 
 class Server:

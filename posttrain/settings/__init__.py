@@ -79,15 +79,13 @@ class Evaluation(Section):
     after the last step only."""
 
     @property
-    def sampling(self) -> dict[str, float]:
-        """How tokens are drawn, by the names that transformers and servers share."""
-        return {"temperature": self.temperature}
-
-    @property
     def decoding(self) -> dict[str, bool | int | float]:
         """What a reply depends on beside model, prompt and seed, as in request.json."""
-        limits = {"max_new_tokens": self.max_new_tokens, "stop_at_answer": self.stop_at_answer}
-        return {**self.sampling, **limits}
+        return {
+            "temperature": self.temperature,
+            "max_new_tokens": self.max_new_tokens,
+            "stop_at_answer": self.stop_at_answer,
+        }
 
 
 class PairEvaluation(Evaluation):

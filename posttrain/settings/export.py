@@ -1,7 +1,6 @@
 """Settings of `export`: which files to leave with, and how closely they must follow the adapter."""
 
 import sys
-from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,8 +8,6 @@ from pydantic import Field, model_validator
 from posttrain.settings.section import Section
 
 Target = Literal["merged_16bit", "gguf:f16", "gguf:bf16", "gguf:q8_0", "gguf:q4_k_m", "ollama"]
-
-
 REMOVED = (
     *("max_relative_logit_difference", "max_logit_difference", "max_learning_lost"),
     *("max_arithmetic_difference", "max_log_prob_difference", "max_perplexity_change_q8_0"),
@@ -39,17 +36,10 @@ class Parity(Section):
     def _without_removed(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        if removed := tuple(name for name in values if name in REMOVED):
-            _note_removed(removed)
+        if removed := ", ".join(name for name in values if name in REMOVED):
+            note = f"note: export.parity: {removed}: removed, nothing replaces it; ignored"
+            print(note, file=sys.stderr)
         return {name: value for name, value in values.items() if name not in REMOVED}
-
-
-@cache
-def _note_removed(names: tuple[str, ...]) -> None:
-    print(
-        f"note: export.parity: {', '.join(names)}: removed, nothing replaces it; ignored",
-        file=sys.stderr,
-    )
 
 
 class Export(Section):

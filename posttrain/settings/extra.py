@@ -101,11 +101,6 @@ REMOVED = _by_name(
         "use training.extra.vllm_importance_sampling_clip_max": "vllm_importance_sampling_cap",
         "use training.warmup_steps with a share below 1": "warmup_ratio",
         "use training.train_sampling_strategy: group_by_length (DPO)": "group_by_length",
-        "use training.optim: adafactor": "adafactor",
-        "use training.extra.use_cpu to train without a GPU": "no_cuda use_mps_device",
-        "use training.per_device_train_batch_size": "per_gpu_train_batch_size",
-        "use evaluation.batch_size": "per_gpu_eval_batch_size",
-        "use training.fp16 or bf16": "half_precision_backend fp16_backend fp16_opt_level",
         "use --output and --resume never": "logging_dir overwrite_output_dir",
     }
 )

@@ -8,15 +8,12 @@ import ast
 import importlib.util
 from pathlib import Path
 
-from posttrain.base.errors import ConfigError
-
 
 def _classes(relative: str, *names: str) -> list[ast.ClassDef]:
     """Classes of a library's file `package/file.py`."""
     package, _, rest = relative.partition("/")
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"the package {package} is not installed; run ./run doctor")
+    assert spec is not None and spec.origin is not None
     tree = ast.parse((Path(spec.origin).parent / rest).read_text(encoding="utf-8"))
     return [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name in names]
 

@@ -100,16 +100,12 @@ class DPOTraining(Training):
     """Order of the rows. group_by_length puts pairs of like length together: less padding."""
 
     @model_validator(mode="after")
-    def _smoothed_losses(self) -> Self:
+    def _losses_with_what_they_take(self) -> Self:
         if self.label_smoothing and not set(SMOOTHED) & set(self.loss_type):
             raise ValueError(
                 f"label_smoothing = {self.label_smoothing:g} changes nothing with loss_type "
                 f"{', '.join(self.loss_type)}; set it to 0, or use robust, which is sigmoid with it"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_weight_a_loss(self) -> Self:
         if "exo_pair" in self.loss_type and self.label_smoothing == 0:
             raise ValueError("loss_type exo_pair needs label_smoothing above 0, such as 0.001")
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):

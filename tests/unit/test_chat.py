@@ -331,7 +331,7 @@ def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:
         (["assets/demo_modle"], "Did you mean 'assets/demo_model'?"),
         (["no_such.gguf"], "there is no file 'no_such.gguf'"),
         (["docs"], "docs holds no model: there is no adapter_config.json, config.json or adapter/"),
-        (["assets/demo_model", "--temperature", "-1"], "--temperature must be 0 or more, got -1"),
+        (["assets/demo_model", "--temperature", "-1"], "--temperature: must be 0 or more, got -1"),
         (["assets/demo_model", "--question", " "], "--question needs a text"),
         (["assets/demo_model", "--web", "--port", "70000"], "--port 70000: the page cannot be"),
     ],
