@@ -15,7 +15,7 @@ def cores() -> int:
     """
     import psutil
 
-    allowed = len(_allowed())
+    allowed = len(os.sched_getaffinity(0))
     limit = cgroup_limit(Path("/proc/self/cgroup"), _CGROUPS)
     return max(1, int(min(psutil.cpu_count(logical=False) or allowed, allowed, limit)))
 
@@ -28,7 +28,7 @@ def free_cores(seconds: float = 0.5) -> int:
     import psutil
 
     used = psutil.cpu_percent(seconds, percpu=True)
-    idle = sum(1 - used[cpu] / 100 for cpu in _allowed() if cpu < len(used))
+    idle = sum(1 - used[cpu] / 100 for cpu in os.sched_getaffinity(0) if cpu < len(used))
     return max(1, min(cores(), round(idle)))
 
 
@@ -57,12 +57,6 @@ def cgroup_limit(membership: Path, root: Path) -> float:
             if len(numbers) == 2 and all(number.isdigit() for number in numbers):
                 lowest = min(lowest, int(numbers[0]) / int(numbers[1]))
     return lowest
-
-
-def _allowed() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
 
 
 def _text(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from posttrain.base.errors import DataError
 from posttrain.base.paths import ROOT
 from posttrain.data.sources import Row, read_rows
-from posttrain.settings import Keep, PassRate, Source
+from posttrain.settings.data import Keep, PassRate, Source
 from rewards.gsm8k import CORRECTNESS_REWARD, FORMAT_REWARD
 
 

@@ -16,8 +16,7 @@ from posttrain.base.lock import hold
 from posttrain.base.processor import cores
 from posttrain.run.checkpoint import CheckpointStore, differences, only_length, verify
 from posttrain.run.environment import environment
-from posttrain.settings import Section
-from posttrain.settings.section import without_removed
+from posttrain.settings.section import Section, without_removed
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
 # What shapes neither training nor scores; the method shows in the sections that do.

@@ -18,12 +18,12 @@ from pydantic_core import ErrorDetails
 from posttrain.base.errors import ConfigError, did_you_mean, nearest
 from posttrain.base.expected import expected
 from posttrain.base.paths import ROOT, run_command
-from posttrain.settings import DPOSettings, GRPOSettings, Section, SFTSettings
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.adapters import with_adapter
 from posttrain.settings.extra import check_extra
 from posttrain.settings.help import Parser, section_of
 from posttrain.settings.secrets import check_arguments, check_values
-from posttrain.settings.section import FORMER, without_removed
+from posttrain.settings.section import FORMER, Section, without_removed
 from posttrain.settings.strict_yaml import parse_yaml, read_yaml
 
 SETTINGS: dict[str, type[Section]] = {"sft": SFTSettings, "dpo": DPOSettings, "grpo": GRPOSettings}
@@ -138,29 +138,24 @@ def check_settings(
         _apply_override(values, override)
     check_values(values, where)
     method = str(values.get("method"))
-    if (
-        settings_class in SETTINGS.values()
-        and SETTINGS.get(method, settings_class) != settings_class
-    ):
+    if SETTINGS.get(method, settings_class) != settings_class:
         raise ConfigError(f"{where}: this is a config of ./run {method}")
     values = with_adapter(values) if start else values
     try:
         return settings_class.model_validate(values)
-    except ValidationError as error:
-        problems = error.errors()
-    known = [(details["loc"], details["msg"]) for details in _problems(settings_class, of_file)]
-    lines = []
-    for details in problems:  # what is not wrong in the file came with the overrides
-        in_file = not overrides or (details["loc"], details["msg"]) in known
-        lines.append(f"{where if in_file else 'command line'}: {_explain(settings_class, details)}")
-    raise ConfigError("\n       ".join(lines))
+    except ValidationError:
+        faults = _faults(settings_class, values)
+        # What is not wrong in the file came with the overrides.
+        in_file = _faults(settings_class, of_file) if overrides else faults
+        lines = [f"{where if fault in in_file else 'command line'}: {fault}" for fault in faults]
+        raise ConfigError("\n       ".join(lines)) from None
 
 
-def _problems(settings_class: type[Section], values: dict[str, Any]) -> list[ErrorDetails]:
+def _faults(settings_class: type[Section], values: dict[str, Any]) -> list[str]:
     try:
         settings_class.model_validate(values)
     except ValidationError as error:
-        return error.errors()
+        return [_explain(settings_class, details) for details in error.errors()]
     return []
 
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from posttrain.base.terminal import prose_width
-from posttrain.settings import Section
+from posttrain.settings.section import Section
 
 TYPES = {
     int: "integer",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from posttrain.settings import Health, PairHealth, ProblemHealth
+from posttrain.settings.health import Health, PairHealth, ProblemHealth
 from posttrain.train.cold_start import WAYS_OUT
 
 Row = Mapping[str, Any]

@@ -25,7 +25,7 @@ from posttrain.base.paths import run_command
 from posttrain.run.environment import environment
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import read_run
-from posttrain.settings import Section
+from posttrain.settings.section import Section
 from posttrain.train.callback import Callback
 
 P = ParamSpec("P")

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import PostTrainError
-from posttrain.settings import DPOTraining, GRPOTraining, SFTTraining
 from posttrain.settings.trainer_fields import config_fields
+from posttrain.settings.training import DPOTraining, GRPOTraining, SFTTraining
 from tests.helpers import ROOT
 
 METHODS: dict[str, tuple[str, Any]] = {

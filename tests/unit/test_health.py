@@ -8,8 +8,8 @@ import pytest
 
 from eval import Completion
 from eval.gsm8k import Problem, score_reply
-from posttrain.settings import PairHealth, ProblemHealth
 from posttrain.settings.command import load_settings
+from posttrain.settings.health import PairHealth, ProblemHealth
 from posttrain.train.cold_start import WAYS_OUT, notice
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
 from tests.helpers import CONFIGS, settings_class

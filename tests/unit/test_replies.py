@@ -14,8 +14,9 @@ from posttrain.data.demonstrations import DemonstrationSet, load_demonstrations
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems, within_pass_rate
 from posttrain.data.replies import pass_rates, read_sampled
-from posttrain.settings import DPOSettings, GRPOSettings, PassRate, SFTSettings, Source
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, Source
 from posttrain.settings.command import load_settings
+from posttrain.settings.data import PassRate
 from tests.helpers import ROOT
 
 CLASSES = {"sft": SFTSettings, "dpo": DPOSettings, "grpo": GRPOSettings}
