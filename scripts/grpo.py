@@ -130,11 +130,7 @@ def fitting(
 
 
 def check_enough(problems: int, settings: GRPOSettings) -> None:
-    """Check that there are problems for one generation: trl leaves out what does not fill it.
-
-    Raises:
-        DataError: there are too few.
-    """
+    """Raise DataError without problems for one generation: trl leaves out what does not fill it."""
     training = settings.training
     batches = training.steps_per_generation or training.gradient_accumulation_steps
     rows = training.per_device_train_batch_size * batches * distributed.processes()

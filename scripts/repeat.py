@@ -171,11 +171,8 @@ def train(args: RepeatArgs, seed: int, *options: str) -> int:
 
 
 def is_done(args: RepeatArgs, seed: int) -> bool:
-    """Whether a seed's run is there, and scored or, if `run.score` is false, trained.
-
-    Raises:
-        ConfigError: it is there with other settings.
-    """
+    """Whether a seed's run is there, and scored or, if `run.score` is false, trained; raises
+    ConfigError if it is there with other settings."""
     run = args.run(seed)
     return RunFolder(run).is_done(args.settings(seed), "auto", start_over(run))
 

@@ -33,14 +33,9 @@ def free_cores(seconds: float = 0.5) -> int:
 
 
 def cgroup_limit(membership: Path, root: Path) -> float:
-    """The cores that a control group may use, by its limit and those above it.
+    """The cores that a control group may use, by its limit and those above it; infinity without.
 
-    Args:
-        membership: the process's file /proc/PID/cgroup.
-        root: where control groups of version 1 or 2 are mounted.
-
-    Returns:
-        Infinity without a limit, and where there are no control groups.
+    `membership` is the process's file /proc/PID/cgroup, `root` where version 1 or 2 is mounted.
     """
     lowest = math.inf
     for line in _text(membership).splitlines():

@@ -206,11 +206,7 @@ def _names_at(settings_class: type[BaseModel], location: list[str]) -> list[str]
 
 
 def check_packages(report_to: list[str]) -> None:
-    """Check that the trackers of `tracking.report_to` are installed.
-
-    Raises:
-        ConfigError: one is not, with the command that installs it.
-    """
+    """Raise ConfigError for a tracker that is not installed, with the command that installs it."""
     for name in report_to:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
