@@ -135,7 +135,7 @@ def write(
     pace = KEPT_ROUND if keep and rows.cache else READ_AGAIN_ROUND
     criterion = _Round(drafts, width, config, pace, stop)
     round_config = copy.copy(config)
-    round_config.max_new_tokens = max(criterion.left)
+    round_config.max_new_tokens -= min(len(draft.reply) for draft in drafts)
     output, written = continue_rows(
         generate,
         rows,
@@ -144,7 +144,7 @@ def write(
         logits_processor=LogitsProcessorList([] if sampled is None else [sampled]),
     )
     new = output[:, width:].tolist()
-    noted = sampled.noted(output[:, -1]) if sampled else []
+    noted = sampled.noted() if sampled else []
     for row, draft in enumerate(drafts):
         length = criterion.lengths[row]
         draft.ended = length is not None
@@ -169,12 +169,10 @@ class _Round:
     ) -> None:
         self.lengths: list[int | None] = [None] * len(drafts)
         """Number of new tokens of each row that has ended, with its end token; else None."""
-        self._written = [len(draft.reply) for draft in drafts]
-        self.left = [config.max_new_tokens - written for written in self._written]
-        """Number of new tokens that each row may have."""
         several = config.eos_token_id
         self._ends = set(several if isinstance(several, list) else [several])
-        self._width, self._stop = width, stop
+        self._drafts, self._width, self._stop = drafts, width, stop
+        self._limit = config.max_new_tokens
         self._shortest, self._enough = pace
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
@@ -182,20 +180,18 @@ class _Round:
 
         new = input_ids.shape[1] - self._width
         for row, token in enumerate(input_ids[:, -1].tolist()):
-            if self.lengths[row] is None and (
-                token in self._ends or new == self.left[row] or self._answers(input_ids, row)
-            ):
+            if self.lengths[row] is not None:
+                continue
+            reply = self._drafts[row].reply
+            over = token in self._ends or len(reply) + new == self._limit
+            if not over and self._stop and token in self._stop.closing:
+                over = self._stop.closed(reply + input_ids[row, self._width :].tolist())
+            if over:
                 self.lengths[row] = new
         ended = [length is not None for length in self.lengths]
         if new >= self._shortest and sum(ended) >= self._enough * len(ended):
             ended = [True] * len(ended)
         return torch.tensor(ended, device=input_ids.device)
-
-    def _answers(self, input_ids: Any, row: int) -> bool:
-        if self._stop is None or int(input_ids[row, -1]) not in self._stop.closing:
-            return False
-        start = self._width - self._written[row]
-        return self._stop.closed(input_ids[row, start:].tolist())
 
 
 def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:

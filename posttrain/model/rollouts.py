@@ -14,57 +14,44 @@ from posttrain.model.merged import sampling_weights
 from posttrain.model.prompts import Reader, Rows
 
 
-class _Noting:
-    """A logits processor that notes the log-probability with which each token is sampled."""
+class SampledLogProbs:
+    """A logits processor that notes the log-probability of each token that the model draws."""
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
+        self._next: Any = None
+        """Log-probabilities of the next token, (B, vocabulary)."""
         self._noted: list[Any] = []
-
-    def noted(self, last: Any) -> list[list[float]]:
-        """The log-probabilities of each row's new tokens, of which `last` (B,) are the last ones.
-
-        After that it is ready for another generation.
-        """
-        import torch
-
-        log_probs: list[list[float]] = torch.stack(self._noted, 1).tolist()
-        self._noted = []
-        return log_probs
-
-
-class SampledLogProbs(_Noting):
-    """Notes what the model's own sampling draws."""
-
-    _log_probs: Any = None
-    """Of the next token, (B, vocabulary)."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """input_ids (B, tokens so far), scores (B, vocabulary), which are returned as they are."""
         self._note(input_ids[:, -1])
-        self._log_probs = (scores / self._temperature).log_softmax(-1)
+        self._next = (scores / self._temperature).log_softmax(-1)
         return scores
 
     def _note(self, tokens: Any) -> None:
-        if self._log_probs is not None:
-            self._noted.append(self._log_probs.gather(1, tokens[:, None])[:, 0])
+        if self._next is not None:
+            self._noted.append(self._next.gather(1, tokens[:, None])[:, 0])
 
     def noted(self, last: Any) -> list[list[float]]:
+        """The log-probabilities of each row's new tokens; `last` (B,) are the last of these."""
+        import torch
+
         self._note(last)
-        self._log_probs = None
-        return super().noted(last)
+        log_probs: list[list[float]] = torch.stack(self._noted, 1).tolist()
+        return log_probs
 
 
-class Sampler(_Noting):
-    """Samples, too: a row that leaves the batch changes nothing for the others.
+class Sampler:
+    """A logits processor that samples, too: a row that leaves the batch changes nothing for others.
 
     Random numbers are drawn for every row that the batch once had. The tokens are those that
     torch.multinomial would have drawn for all of them, as the largest of the scores returned.
     """
 
     def __init__(self, temperature: float, count: int) -> None:
-        super().__init__(temperature)
-        self._count = count
+        self._temperature, self._count = temperature, count
+        self._noted: list[Any] = []
         self.rows: list[int] = list(range(count))
         """The rows that are still there, by their index in the first batch."""
 
@@ -78,6 +65,14 @@ class Sampler(_Noting):
         drawn = probabilities.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
         self._noted.append(drawn.log())
         return scores
+
+    def noted(self) -> list[list[float]]:
+        """The log-probabilities of each row's tokens since the last call."""
+        import torch
+
+        log_probs: list[list[float]] = torch.stack(self._noted, 1).tolist()
+        self._noted = []
+        return log_probs
 
 
 @contextlib.contextmanager
@@ -108,15 +103,6 @@ def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[l
             del policy.generate
         else:
             policy.generate = earlier
-
-
-@contextlib.contextmanager
-def unchanged_rollouts(policy: Any) -> Iterator[list[list[float]]]:
-    """As cheaper_rollouts(), but generate() is left alone, whatever it does with its arguments:
-    beams, for one, multiply the rows. Only the weights are the merged ones, and no log-probability
-    is noted."""
-    with sampling_weights(policy):
-        yield []
 
 
 Written = tuple[Any, list[list[float]]]

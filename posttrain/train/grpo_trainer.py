@@ -3,7 +3,8 @@
 from typing import Any
 
 from posttrain.base import distributed
-from posttrain.model.rollouts import cheaper_rollouts, unchanged_rollouts
+from posttrain.model.merged import sampling_weights
+from posttrain.model.rollouts import cheaper_rollouts
 from posttrain.train.guard import guarded, is_out_of_memory
 from posttrain.train.micro_batches import (
     COMPLETION_LOSSES,
@@ -183,14 +184,14 @@ def guarded_grpo(trainer_class: Any) -> Any:
                 try:
                     ids: list[Any] = []
                     with (
-                        unchanged_rollouts(self.model)
+                        sampling_weights(self.model)  # beams, for one, multiply the rows
                         if self.args.generation_kwargs
                         else cheaper_rollouts(self.model, self.temperature, plain)
                     ) as log_probs:
                         for start in range(0, len(prompt_ids), rows):
                             some = prompt_ids[start : start + rows]
                             ids += super()._generate_single_turn(some, *rest, **named)[0]
-                    self._sampled = log_probs
+                    self._sampled = log_probs or []
                     return ids, None
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
