@@ -28,16 +28,6 @@ from posttrain.settings.model import MOVED
 _STARTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
-def peft_arguments(lora: Lora) -> dict[str, Any]:
-    """The arguments of get_peft_model that select the kind of adapter."""
-    named = lora.init in ("gaussian", *MOVED)
-    return {
-        "use_rslora": lora.use_rslora,
-        "use_dora": lora.use_dora,
-        "init_lora_weights": lora.init if named else True,
-    }
-
-
 def remember_start(policy: Any) -> None:
     """Make the policy as it is now its reference: keep a copy of the adapter's weights, and put it
     in their place wherever the adapter is to be off.
@@ -54,12 +44,6 @@ def remember_start(policy: Any) -> None:
 def has_start(policy: Any) -> bool:
     """Whether the reference is the policy with its initial adapter, not with the adapter off."""
     return policy in _STARTS
-
-
-def reference_mode(policy: Any) -> contextlib.AbstractContextManager[None]:
-    """Turn the policy into its reference: adapter off, or the initial adapter."""
-    mode: contextlib.AbstractContextManager[None] = policy.disable_adapter()
-    return mode
 
 
 @contextlib.contextmanager
@@ -101,7 +85,7 @@ def save(policy: Any, folder: Path) -> None:
         write(folder)
     else:
         with tempfile.TemporaryDirectory() as start:
-            with reference_mode(policy):
+            with policy.disable_adapter():  # the reference: the adapter as it started
                 write(start)
             write(folder, path_initial_model_for_weight_conversion=start)
     (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run writes its own
@@ -164,7 +148,10 @@ def check_weights(folder: Path, lora: Lora, base: Any) -> None:
 @contextlib.contextmanager
 def with_base_path(folder: Path, base: str | None = None) -> Iterator[Path]:
     """An adapter folder as links, with the path of its base model as it is on this machine, or that
-    of another `base`."""
+    of another `base`. What is not an adapter folder, as it is."""
+    if not (folder / CONFIG).is_file():
+        yield folder
+        return
     with tempfile.TemporaryDirectory() as temporary:
         for file in folder.iterdir():
             if file.name != CONFIG:

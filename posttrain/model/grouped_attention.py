@@ -6,23 +6,22 @@ same numbers to the last bit. With 14 query heads on 2 of keys and values (Qwen2
 and 300 tokens, the copies take nine tenths of a decoding step's attention.
 """
 
+import functools
 import importlib
 from typing import Any
 
 
+@functools.cache  # once
 def share_keys_and_values() -> None:
     """Let attention without gradients, as in decoding and scoring, run on uncopied groups."""
     import torch
 
     sdpa_attention: Any = importlib.import_module("transformers.integrations.sdpa_attention")
     usual = sdpa_attention.use_gqa_in_sdpa
-    if getattr(usual, "shares", False):
-        return
 
     def use_groups(attention_mask: Any, key: Any, value: Any) -> bool:
         if key.device.type == "cpu" and not torch.is_grad_enabled():
             return bool(key.shape[-1] == value.shape[-1])
         return bool(usual(attention_mask, key, value))
 
-    use_groups.shares = True  # type: ignore[attr-defined]
     sdpa_attention.use_gqa_in_sdpa = use_groups

@@ -9,7 +9,6 @@ from eval import Conversation
 from eval.preference import Pair
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render
-from posttrain.model.adapter import reference_mode
 from posttrain.model.prompts import shared
 from posttrain.model.runtime import inference_mode
 
@@ -60,7 +59,8 @@ def token_log_probs(
 
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]), reverse=True)
     scores: list[list[float]] = [[] for _ in sequences]
-    scorer = reference_mode(policy) if reference else contextlib.nullcontext()
+    # With the adapter off, or as it started (posttrain/model/adapter.py).
+    scorer = policy.disable_adapter() if reference else contextlib.nullcontext()
     what = f"scoring {what} (reference)" if reference else f"scoring {what}"
     with (
         inference_mode(policy),

@@ -4,8 +4,6 @@ The policy is the base model plus a LoRA adapter; the reference is the policy as
 weights with the adapter off or, where that started with an effect, as it was then.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +68,13 @@ def load(
     set_seed(training.seed)
     from_vllm = vllm_arguments(model, lora)
     checkpointing = "unsloth" if training.gradient_checkpointing else False
-    with runtime.quiet(verbose), _start(model) as start:
-        base, tokenizer = unsloth.from_pretrained(
-            str(start),
-            max_seq_length=_longest(model, beyond),
+    name = local_or_hub(model.name)
+    start = adapters.find_adapter(model.adapter) if model.adapter else Path(name)
+    longest = up_to_positions(name, model.revision, model.max_seq_length + beyond)
+    with runtime.quiet(verbose), adapter.with_base_path(start, name) as folder:
+        policy, tokenizer = unsloth.from_pretrained(
+            str(folder),
+            max_seq_length=max(model.max_seq_length, longest),
             dtype=torch_dtype(model.dtype),
             load_in_4bit=model.load_in_4bit,
             revision=model.revision,
@@ -81,20 +82,19 @@ def load(
             **TRUSTED,
             **from_vllm,
         )
-        policy = (
-            base
-            if model.adapter
-            else unsloth.get_peft_model(
-                base,
+        if not model.adapter:
+            policy = unsloth.get_peft_model(
+                policy,
                 r=lora.r,
                 lora_alpha=lora.alpha,
                 lora_dropout=lora.dropout,
                 target_modules=lora.target_modules,
+                use_rslora=lora.use_rslora,
+                use_dora=lora.use_dora,
+                init_lora_weights=True if lora.init == "default" else lora.init,
                 use_gradient_checkpointing=checkpointing,
                 random_state=training.seed,
-                **adapter.peft_arguments(lora),
             )
-        )
         if model.adapter or lora.init in MOVED:
             adapter.remember_start(policy)
         if not runtime.has_gpu_modules():
@@ -107,26 +107,6 @@ def load(
     else:
         choose_weights(policy, "auto", keep=False)
     return policy, tokenizer
-
-
-@contextlib.contextmanager
-def _start(model: Model) -> Iterator[str | Path]:
-    """What Unsloth loads: a model, or an adapter folder that names its base by its path here."""
-    name = local_or_hub(model.name)
-    if model.adapter is None:
-        yield name
-        return
-    with adapter.with_base_path(adapters.find_adapter(model.adapter), name) as folder:
-        yield folder
-
-
-def _longest(model: Model, beyond: int) -> int:
-    """Tokens that the policy is loaded for."""
-    if not beyond:
-        return model.max_seq_length
-    wanted = model.max_seq_length + beyond
-    longest = up_to_positions(local_or_hub(model.name), model.revision, wanted)
-    return max(model.max_seq_length, longest)
 
 
 def drop_reference_copy(policy: Any) -> None:

@@ -1,6 +1,5 @@
 """Load a model and its tokenizer to generate with: a model folder, hub model or adapter folder."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +106,8 @@ def load_for_scoring(
     Raises:
         ConfigError: it cannot be loaded.
     """
-    path = local_or_hub(name)
-    is_adapter = (Path(path) / adapters.CONFIG).is_file()
-    source: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(path)
-    if is_adapter:
-        source = adapter.with_base_path(Path(path), base)
-    with runtime.quiet(verbose=False), source as folder:
+    path = Path(local_or_hub(name))
+    with runtime.quiet(verbose=False), adapter.with_base_path(path, base) as folder:
         try:
             model, tokenizer = runtime.unsloth().from_pretrained(
                 str(folder),
@@ -125,7 +120,7 @@ def load_for_scoring(
             raise ConfigError(f"cannot load the model '{name}': {first_line(error)}") from None
     if not tokenizer.chat_template:
         raise ConfigError(f"the model '{name}' has no chat template; use an instruct model")
-    if is_adapter:
+    if (path / adapters.CONFIG).is_file():
         choose_weights(model, "auto", keep=False)
     return model, set_up_generation(model, tokenizer, f"the model '{name}'")
 

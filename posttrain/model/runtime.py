@@ -21,7 +21,10 @@ from posttrain.base.processor import cores, free_cores
 from posttrain.model.device import Device
 from posttrain.model.grouped_attention import share_keys_and_values
 
-LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth")
+LIBRARIES = (
+    *("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "torchao"),
+    "unsloth",
+)
 
 
 def start(verbose: bool, threads: int | None) -> Device:
@@ -45,19 +48,14 @@ def start(verbose: bool, threads: int | None) -> Device:
             raise ConfigError(f"Unsloth cannot start here: {error}") from error
         import datasets
         import torch
-        import transformers
     gc.freeze()  # the libraries' objects stay: traversing them takes seconds when the process ends
 
     chosen = threads is None and "OMP_NUM_THREADS" not in os.environ
     if threads or chosen:
         torch.set_num_threads(threads or cores())
     if not verbose:
-        for library in LIBRARIES:
-            logging.getLogger(library).setLevel(logging.ERROR)
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        hush_libraries()
         datasets.disable_progress_bars()
-        warnings.filterwarnings("ignore")
     if not torch.cuda.is_available():
         share_keys_and_values()
         bf16 = bool(importlib.import_module("unsloth").is_bfloat16_supported())
@@ -80,13 +78,24 @@ def _warn_of_load(threads: int) -> None:
         )
 
 
+def hush_libraries() -> None:
+    """Hide the progress bars and warnings of libraries from now on."""
+    import transformers
+
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+
+
 @contextlib.contextmanager
 def quiet(verbose: bool) -> Iterator[None]:
     """Hide what libraries print, but show it all if they fail with an error that is not ours."""
     if verbose:
         yield
         return
-    held, succeeded = io.StringIO(), False
+    held = io.StringIO()
     try:
         with (
             contextlib.redirect_stdout(held),
@@ -95,13 +104,11 @@ def quiet(verbose: bool) -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
-        succeeded = True
     except PostTrainError:  # says itself what is wrong
-        succeeded = True
         raise
-    finally:
-        if not succeeded and (printed := held.getvalue().strip()):
-            print(printed, file=sys.stderr)
+    except BaseException:
+        sys.stderr.write(held.getvalue())
+        raise
 
 
 def has_gpu_modules() -> bool:
@@ -118,21 +125,20 @@ def full_precision(policy: Any, arguments: Any) -> Iterator[None]:
     """
     import torch
 
+    if arguments.bf16 or arguments.fp16 or policy.dtype != torch.float32:
+        yield
+        return
     variable = "UNSLOTH_MIXED_PRECISION"
-    earlier = os.environ.get(variable)
-    mixed = arguments.bf16 or arguments.fp16 or policy.dtype != torch.float32
-    if not mixed:
-        os.environ[variable] = "bfloat16"
-    evaluation = arguments.bf16_full_eval
+    earlier, evaluation = os.environ.get(variable), arguments.bf16_full_eval
+    os.environ[variable] = "bfloat16"
     try:
         yield
     finally:
-        if not mixed:
-            arguments.bf16_full_eval = evaluation
-            if earlier is None:
-                del os.environ[variable]
-            else:
-                os.environ[variable] = earlier
+        arguments.bf16_full_eval = evaluation
+        if earlier is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = earlier
 
 
 def training_mode(policy: Any) -> None:

@@ -14,9 +14,8 @@ def check_vllm(model: Model) -> None:
     Raises:
         ConfigError: it is not.
     """
-    if not isinstance(model, RolloutModel) or model.fast_inference == "never":
-        return
-    if model.fast_inference == "always" and not _has_vllm():
+    always = isinstance(model, RolloutModel) and model.fast_inference == "always"
+    if always and not _has_vllm():
         raise ConfigError(
             f"model.fast_inference = always: this environment has no vLLM. {run_command()} --vllm "
             "grpo ... makes one that has and trains in it; auto or never train without"

@@ -8,7 +8,7 @@ import pytest
 
 from posttrain.data.pairs import load_pairs
 from posttrain.data.render import render
-from posttrain.model import adapter, policy
+from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
@@ -48,14 +48,14 @@ class Trained:
         self.start = self.logits(self.model)
         run = RunFolder(folder / "run")
         self.trainer, _ = dpo.build_trainer(self.model, self.tokenizer, self.pairs, settings, run)
-        with adapter.reference_mode(self.model):
+        with self.model.disable_adapter():
             self.reference = self.logits(self.model)
         self.trainer.train()
         rows = [row for row in self.trainer.state.log_history if "loss" in row]
         self.losses = [row["loss"] for row in rows]
         policy.save_adapter(self.model, self.tokenizer, folder / "adapter")
         self.trained = self.logits(self.model)
-        with adapter.reference_mode(self.model):
+        with self.model.disable_adapter():
             self.reference_after = self.logits(self.model)
 
     def logits(self, model: Any) -> Any:
