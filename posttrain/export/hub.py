@@ -10,16 +10,10 @@ from posttrain.run.reading import read_run
 
 
 def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:
-    """Upload exports of a run, or its adapter if none is named, with the model card.
+    """Upload exports of a run, by their names in export.json, or its adapter if none is named, with
+    the model card; returns the URL of the repository.
 
-    Args:
-        run: A run folder.
-        repository: OWNER/NAME on the hub; created if it does not exist.
-        exports: Names as in export.json, such as `merged_16bit` or `gguf:q8_0`.
-        private: Whether a repository that is created here is private.
-
-    Returns:
-        The URL of the repository.
+    It is OWNER/NAME on the hub, created if it does not exist, then `private` or not.
 
     Raises:
         ConfigError: an export is missing or was not proven, or the hub refuses.

@@ -128,9 +128,7 @@ def _download(work: Path) -> Path:
 def pip_download(pinned: Sequence[str], folder: Path, *options: str) -> None:
     """Download packages, installing none, with pip, which knows this machine's package index.
 
-    Args:
-        pinned: lines of a requirements file with their hashes.
-        options: those of `pip download`.
+    `pinned` are lines of a requirements file with their hashes, `options` those of `pip download`.
 
     Raises:
         ExportError: pip failed, or a hash differs; holds the end of pip's output.

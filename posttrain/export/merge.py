@@ -5,27 +5,20 @@ weights, and in bfloat16 that rounds small adapters away: so the base is loaded 
 the check of the export needs too.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import follow_umask
+from posttrain.base.files import follow_umask, read_object
 from posttrain.model.pretrained import end_at_replies, end_tokens, save_tokenizer
-from posttrain.settings.adapters import obstacle, read_adapter
+from posttrain.settings.adapters import WEIGHTS, obstacle, read_adapter
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def config_of(model: Path) -> dict[str, Any]:
-    """The config.json of a model folder."""
-    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return config
-
-
 def stored_dtype(base: Path) -> str:
     """The type of the stored base weights, from the config."""
-    config = config_of(base)
+    config = read_object(base / "config.json")
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
@@ -35,8 +28,8 @@ def check_adapter(adapter: Path, base: Path) -> None:
     Raises:
         ConfigError: it is not LoRA, or changes more than linear layers.
     """
-    tied = bool(config_of(base).get("tie_word_embeddings"))
-    if reason := obstacle(read_adapter(adapter), tied):
+    tied = read_object(base / "config.json").get("tie_word_embeddings")
+    if reason := obstacle(read_adapter(adapter), bool(tied)):
         raise ConfigError(
             f"{adapter} {reason}; an export merges LoRA, rsLoRA and DoRA on linear layers"
         )
@@ -53,16 +46,15 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     from peft.tuners.lora import LoraLayer
     from safetensors import safe_open
 
-    path = adapter / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ConfigError(f"{adapter} has no adapter_model.safetensors")
+    if not (adapter / WEIGHTS).is_file():
+        raise ConfigError(f"{adapter} has no {WEIGHTS}")
     try:
         model = PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{adapter} does not fit its base model: {reason}") from None
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    with safe_open(path, "pt") as file:
+    with safe_open(adapter / WEIGHTS, "pt") as file:
         unmatched = expected ^ set(file.keys())
     if unmatched:
         raise ConfigError(
@@ -107,21 +99,18 @@ def generation_settings(base: Path, tokenizer: Any) -> Any:
     sampling settings (temperature, repetition penalty), which the training did not use."""
     from transformers import GenerationConfig
 
-    ends = end_tokens_of(base, tokenizer)
+    declared = declared_generation(base)
+    ends = sorted(end_tokens(declared, tokenizer))
     return GenerationConfig(
         do_sample=False,
-        bos_token_id=_generation_config(base).bos_token_id,
+        bos_token_id=declared.bos_token_id,
         eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.pad_token_id,
     )
 
 
-def end_tokens_of(base: Path, tokenizer: Any) -> list[int]:
-    """Ids that end a reply: the tokenizer's EOS and those that the base model declares."""
-    return sorted(end_tokens(_generation_config(base), tokenizer))
-
-
-def _generation_config(base: Path) -> Any:
+def declared_generation(base: Path) -> Any:
+    """The GenerationConfig that a model declares, in a file for it or in its config."""
     from transformers import AutoConfig, GenerationConfig
 
     if (base / "generation_config.json").is_file():

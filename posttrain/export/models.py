@@ -31,6 +31,7 @@ class TorchModel:
         import torch
 
         set_template_variables(tokenizer, variables)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.tokenizer = tokenizer
 
@@ -50,20 +51,15 @@ class TorchModel:
         config.max_new_tokens = new_tokens
         ends = config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends)
-        padding = min(ends) if config.pad_token_id is None else config.pad_token_id
         replies = []
         for start in range(0, len(prompts), 16):
-            batch = prompts[start : start + 16]
-            width = max(map(len, batch))
-            ids = torch.tensor([[padding] * (width - len(p)) + p for p in batch])
-            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
+            some = {"input_ids": prompts[start : start + 16]}
+            batch = self.tokenizer.pad(some, padding_side="left", return_tensors="pt")
             with torch.no_grad():
                 output = self.model.generate(
-                    input_ids=ids.to(self.model.device),
-                    attention_mask=mask.to(self.model.device),
-                    generation_config=config,
+                    **batch.to(self.model.device), generation_config=config
                 )
-            for reply in output[:, width:].tolist():
+            for reply in output[:, batch["input_ids"].shape[1] :].tolist():
                 end = next((n for n, t in enumerate(reply, 1) if t in ends), len(reply))
                 replies.append(reply[:end])
         return replies

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval import Conversation
 from posttrain.data.render import render, token_ids
 from posttrain.export.models import Model, Row, TorchModel
 from posttrain.export.proof import at_most
-from posttrain.export.texts import Texts, strings, template_cases
+from posttrain.export.texts import strings, template_cases
 from posttrain.run.results import Check
 
 NEAR_TIE = 0.5
@@ -28,7 +29,7 @@ SMALLEST = 1e-6
 class Known:
     """The greedy replies and distributions of the reference."""
 
-    texts: Texts
+    conversations: list[Conversation]
     tokenizer: Any
     prompts: list[list[int]]
     replies: list[list[int]]
@@ -41,17 +42,17 @@ class Known:
         return max(map(len, self.prompts)) + max(map(len, self.replies))
 
 
-def reference(model: TorchModel, texts: Texts, new_tokens: int) -> Known:
+def reference(model: TorchModel, conversations: list[Conversation], new_tokens: int) -> Known:
     """The greedy replies of the adapter, of at most `new_tokens`, with its distributions."""
-    prompts = [model.tokenize(model.render(each)) for each in texts.conversations]
+    prompts = [model.tokenize(model.render(each)) for each in conversations]
     replies = model.greedy(prompts, new_tokens)
     rows = [model.rows(p, r) for p, r in zip(prompts, replies, strict=True)]
-    return Known(texts, model.tokenizer, prompts, replies, rows)
+    return Known(conversations, model.tokenizer, prompts, replies, rows)
 
 
 def check_model(file: Model, known: Known, limit: float) -> list[Check]:
     """Compare a file with the reference; `limit` is that of the divergence."""
-    cases = template_cases(known.texts, known.tokenizer)
+    cases = template_cases(known.conversations, known.tokenizer)
     prompts = [render(known.tokenizer, case, today=True) for case in cases]
     all_texts = [*strings(known.tokenizer), *prompts]
     ids = token_ids(known.tokenizer, all_texts)

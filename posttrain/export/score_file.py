@@ -11,29 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval import measures
-from eval.gsm8k import (
-    Problem,
-    Reply,
-    Score,
-    compare_replies,
-    completion_of,
-    score_reply,
-    summarise,
-)
+from eval import gsm8k, measures
+from eval.gsm8k import Problem, Reply
 from eval.measures import TOTAL
 from eval.preference import Pair
 from eval.replies import PromptReply
 from eval.rewarded import Scorer
+from posttrain.base import files
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.base.files import (
-    append_rows,
-    cut_off_half_line,
-    fingerprint,
-    jsonl_rows,
-    rows_of,
-    write_text,
-)
 from posttrain.data.problems import load_evaluation, load_scored_problems
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import check_request, claim, read_replies, resume, score_again
@@ -87,13 +72,13 @@ def score_file(file: File, settings: Any) -> Scored:
 def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> Scored:
     adapter = read_replies(file.run / "eval" / "after.jsonl")
     problems = held_out(settings, adapter)
-    score: Score[Any] = score_reply
+    score: gsm8k.Score[Any] = gsm8k.score_reply
     weights = None
     if isinstance(settings, GRPOSettings) and settings.data.answers == "text":
         weights = settings.rewards
         functions = reward_functions.load(weights, "text", file.run)
         score = Scorer(functions, weights, settings.prompt)
-    request = file.request(fingerprint=fingerprint(problems), rewards=weights)
+    request = file.request(fingerprint=files.fingerprint(problems), rewards=weights)
     done = resume(file.folder, request)
     if weights is not None:  # the rewards may have changed since the run: score both sides again
         by_question = {problem.question: problem for problem in problems}
@@ -101,17 +86,18 @@ def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> Scored:
             if done:
                 score_again(file.folder, done, problems, score)
             before = adapter
-            adapter = [score(by_question[r.question], completion_of(r.as_row()), 0) for r in before]
+            adapter = [
+                score(by_question[r.question], gsm8k.completion_of(r.as_row()), 0) for r in before
+            ]
         if adapter != before:
             print("  the rewards changed since the run: its answers are scored again, here alone")
     speed = answer_all(file.model, problems, request, file.folder, done, score)
     replies: list[Reply] = [done[problem.question, 0] for problem in problems]
     main = "strict" if weights is None else TOTAL
-    of_adapter, of_file = (
-        {r.question: r.scores()[main] for r in side} for side in (adapter, replies)
-    )
-    both = [(of_adapter[p.question], of_file[p.question]) for p in problems]
-    return speed, paired(main, both, summarise(replies), compare_replies(adapter, replies))
+    of_adapter = {reply.question: reply.scores()[main] for reply in adapter}
+    both = [(of_adapter[reply.question], reply.scores()[main]) for reply in replies]
+    compared = gsm8k.compare_replies(adapter, replies)
+    return speed, paired(main, both, gsm8k.summarise(replies), compared)
 
 
 def held_out(settings: SFTSettings | GRPOSettings, answered: Sequence[Reply]) -> list[Problem]:
@@ -144,9 +130,9 @@ def _score_replies(file: File, settings: DPOSettings) -> Scored:
         raise DataError(f"{file.run}: eval/after*.jsonl are incomplete; nothing to compare with")
     adapter = replace(adapter, pairs=[], divergence=[], problems={})
     after = file.run / "eval" / "after.jsonl"
-    with_system = rows_of(Pair, jsonl_rows(after), after)[: len(adapter.replies)]
+    with_system = files.rows_of(Pair, files.jsonl_rows(after), after)[: len(adapter.replies)]
     prompts = [*with_system, *pairs.without_system(with_system)]
-    request = file.request(fingerprint=fingerprint(prompts), system=None, examples=None)
+    request = file.request(fingerprint=files.fingerprint(prompts), system=None, examples=None)
     path = file.folder / "replies.jsonl"
     known = _stored_replies(path)
     speed = None
@@ -154,7 +140,7 @@ def _score_replies(file: File, settings: DPOSettings) -> Scored:
         claim(file.folder, request)
         speed = _answer(file.model, prompts, known, path, settings.data.language or "fr")
         rows = ({"place": n, **vars(reply)} for n, reply in sorted(known.items()))
-        write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        files.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     replies = [known[index] for index in range(len(prompts))]
     n = len(with_system)
     of_file = replace(adapter, replies=replies[:n], without_system=replies[n:])
@@ -173,10 +159,10 @@ def _stored_replies(path: Path) -> dict[int, PromptReply]:
     crash left."""
     if not path.exists():
         return {}
-    cut_off_half_line(path)
-    rows = jsonl_rows(path)
+    files.cut_off_half_line(path)
+    rows = files.jsonl_rows(path)
     indices = [row["place"] for row in rows]
-    return dict(zip(indices, rows_of(PromptReply, rows, path), strict=True))
+    return dict(zip(indices, files.rows_of(PromptReply, rows, path), strict=True))
 
 
 def _answer(
@@ -192,7 +178,7 @@ def _answer(
         some = [prompts[index] for index, *_ in answers]
         replies = pairs.measured(some, [c for *_, c in answers], "file", language)
         new = {index: reply for (index, *_), reply in zip(answers, replies, strict=True)}
-        append_rows(path, [{"place": index, **vars(reply)} for index, reply in new.items()])
+        files.append_rows(path, [{"place": index, **vars(reply)} for index, reply in new.items()])
         known.update(new)
 
     turns = [pair.conversation for pair in prompts]

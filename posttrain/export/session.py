@@ -1,10 +1,8 @@
 """Run an export: find what is left to do, check the disk, then make, prove and record each file."""
 
-import logging
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +24,8 @@ from posttrain.export.source import Trained, base_folder
 from posttrain.export.texts import gate_texts
 from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
-from posttrain.model.runtime import LIBRARIES
+from posttrain.model.pretrained import end_tokens
+from posttrain.model.runtime import hush_libraries
 from posttrain.report import export_words, next_steps
 from posttrain.run.results import Check
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
@@ -47,7 +46,7 @@ def export(trained: Trained, settings: Export) -> int:
     check_folder(trained.output)
     trained.output.mkdir(parents=True, exist_ok=True)
     lease = hold(trained.output / ".export.lock", trained.output, "another export is writing there")
-    _quieten()
+    hush_libraries()
     exports = Exports(trained, settings, name, base)
     for target in exports.wanted:
         if exports.proven[target]:
@@ -85,6 +84,7 @@ class Exports:
         self.unproven: list[str] = []
         self.wanted = in_order(settings.to)
         self._prompt = Prompt.model_validate(trained.run.get("prompt") or {})
+        self._variables = self._prompt.chat_template_kwargs
         self._gate = {"dtype": self.dtype, "parity": settings.parity.model_dump()}
         self.proven = {t: self.record.proven(t, self._gate) for t in self.wanted}
         left = [target for target in self.wanted if not self.proven[target]]
@@ -100,12 +100,11 @@ class Exports:
         return self._reference(self._adapter())
 
     def _adapter(self) -> TorchModel:
-        variables = self._prompt.chat_template_kwargs
-        return adapter_model(self.base, self.trained.adapter, variables)
+        return adapter_model(self.base, self.trained.adapter, self._variables)
 
     def _reference(self, adapter: TorchModel) -> parity.Known:
-        texts = gate_texts(self.trained.run)
-        return parity.reference(adapter, texts, self.settings.parity.new_tokens)
+        conversations = gate_texts(self.trained.run)
+        return parity.reference(adapter, conversations, self.settings.parity.new_tokens)
 
     def make(self, target: str) -> bool:
         """Make, check and record one target; returns whether it is proven."""
@@ -122,8 +121,7 @@ class Exports:
         proven = self.record.add(target, path, seconds, self._gate, checks)
         if not proven:
             self.unproven.append(target)
-        for line in export_words.lines(checks):
-            print(line)
+        print("\n".join(export_words.lines(checks)))
         for line in export_words.advice([check.name for check in checks if not check.passed]):
             print(f"  {line}")
         size = export_words.size(self.record.content["exports"][target]["bytes"])
@@ -136,7 +134,7 @@ class Exports:
             self.known = self._reference(adapter)
             merge.merge(adapter.model, self.base, self.trained.adapter, self.dtype, into)
             del adapter  # frees its memory before the merged model is loaded
-            return self._checks(into, MERGED, merged_model(into, self.known.texts.variables))
+            return self._checks(into, MERGED, merged_model(into, self._variables))
 
         return _in_place(self.trained.output / MERGED, write)
 
@@ -146,7 +144,7 @@ class Exports:
         def write(into: Path) -> list[Check]:
             write_gguf(merged, kind, into, name, self.settings.llama_cpp)
             with serve(into, context=self.known.longest + 8) as url:
-                return self._checks(into, kind, LlamaCpp(url, self.known.texts.variables))
+                return self._checks(into, kind, LlamaCpp(url, self._variables))
 
         return _in_place(self.trained.output / "gguf" / f"{name}-{kind}.gguf", write)
 
@@ -161,12 +159,13 @@ class Exports:
         gguf = next(target for target in self.wanted if target.startswith("gguf:"))
         entry = self.record.content["exports"][gguf]
         tokenizer = merge.load_tokenizer(self.trained.adapter, self.base)
-        set_template_variables(tokenizer, self._prompt.chat_template_kwargs)
+        set_template_variables(tokenizer, self._variables)
+        ends = end_tokens(merge.declared_generation(self.base), tokenizer)
         path, check = export_ollama(
             self.trained.output / entry["path"],
             tokenizer,
             self._prompt,
-            tokenizer.convert_ids_to_tokens(merge.end_tokens_of(self.base, tokenizer)),
+            tokenizer.convert_ids_to_tokens(sorted(ends)),
             sampling(self.trained.run),
         )
         return path, [Check("proven_gguf", gguf, gguf, bool(entry["proven"])), check]
@@ -207,13 +206,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _quieten() -> None:
-    """Hide the progress bars and warnings of libraries."""
-    import transformers
-
-    for library in (*LIBRARIES, "torchao"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    warnings.simplefilter("ignore")

@@ -1,12 +1,12 @@
 """Find what to export: an adapter, its base model in 16 bits, and the run that trained it."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT
 from posttrain.model.pretrained import local_or_hub
 from posttrain.settings.adapters import BASE, CONFIG, QUANTISED_NAME, read_adapter
@@ -70,11 +70,7 @@ def base_folder(trained: Trained, requested: str | None) -> tuple[str, Path]:
     folder = Path(local_or_hub(name))
     if not folder.is_dir():
         folder = _fetch(name, revision)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{name} is not a model: {error}") from None
-    if "quantization_config" in config:
+    if "quantization_config" in read_object(folder / "config.json"):
         raise ConfigError(
             f"{name} holds quantised weights, and merging into those would lose precision: pass "
             "the 16-bit model that it was made from as --base (export.base)"

@@ -1,13 +1,13 @@
 """The inputs of the check: fixed texts in English and French, and problems."""
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from eval import Conversation, PromptFormat, conversation
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.problems import load_evaluation
-from posttrain.data.render import Variables, render
+from posttrain.data.render import render
 from posttrain.settings import ProblemColumns, Prompt, Source
 
 QUESTIONS = (
@@ -42,19 +42,9 @@ STRINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The inputs of one check."""
-
-    conversations: list[Conversation]
-    """Answered greedily by the adapter; distributions are compared on its replies."""
-    variables: Variables = field(default_factory=dict)
-    """The run's prompt.chat_template_kwargs."""
-
-
-def gate_texts(run: dict[str, Any]) -> Texts:
+def gate_texts(run: dict[str, Any]) -> list[Conversation]:
     """The fixed questions and some held-out problems of the run, with its system prompt and worked
-    examples."""
+    examples. The adapter answers them greedily; distributions are compared on its replies."""
     prompt = Prompt.model_validate(run.get("prompt") or {})
     problems: Sequence[str] = PROBLEMS
     data = run.get("data") or {}
@@ -71,7 +61,7 @@ def gate_texts(run: dict[str, Any]) -> Texts:
         except DataError as error:
             print(f"note: the run's problems cannot be read, using built-in ones: {error}")
     questions = [*QUESTIONS, *problems[:4]]
-    return Texts([conversation(text, prompt) for text in questions], prompt.chat_template_kwargs)
+    return [conversation(text, prompt) for text in questions]
 
 
 def strings(tokenizer: Any) -> list[str]:
@@ -81,16 +71,15 @@ def strings(tokenizer: Any) -> list[str]:
     return [*STRINGS, f"<answer>42</answer>\n{text}\n{text}"]
 
 
-def template_cases(texts: Texts, tokenizer: Any) -> list[Conversation]:
-    """Conversations that two chat templates must render alike: with several turns, and with a
-    system turn if the tokenizer's template takes one."""
+def template_cases(conversations: list[Conversation], tokenizer: Any) -> list[Conversation]:
+    """Conversations that two chat templates must render alike: these, some with several turns, and
+    one with a system turn if the tokenizer's template takes one."""
     plain = PromptFormat()
     turns = conversation("Bonjour !", plain)
     several = [*turns, {"role": "assistant", "content": "Salut."}, *conversation("Ça va ?", plain)]
-    cases = [turns, several, *texts.conversations]
+    cases = [turns, several, *conversations]
     system = conversation("Hi", PromptFormat("Answer in French."))
-    try:
+    with contextlib.suppress(ConfigError):
         render(tokenizer, system)
-    except ConfigError:
-        return cases
-    return [*cases, system]
+        cases.append(system)
+    return cases

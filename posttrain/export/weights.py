@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain.export.merge import config_of
+from posttrain.base.files import read_object
 from posttrain.export.proof import at_most
 from posttrain.run.results import Check
 from posttrain.settings.adapters import WEIGHTS, read_adapter
@@ -52,7 +52,7 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
         for name, tensor in load_file(adapter / WEIGHTS).items()
     }
     before = _paths(base)
-    tied = config_of(base).get("tie_word_embeddings")
+    tied = read_object(base / "config.json").get("tie_word_embeddings")
     if tied:
         before.pop("lm_head.weight", None)  # a copy that is not read
     worst, lost, change, seen = 0.0, 0.0, 0.0, set()

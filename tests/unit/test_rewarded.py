@@ -379,9 +379,9 @@ def test_an_unfinished_run_has_its_curve(tmp_path: Path) -> None:
 
 
 def test_an_export_is_checked_on_the_problems_of_its_run(run: Path) -> None:
-    texts = gate_texts(read_run(run).config)
-    assert len(texts.conversations) == 12
-    assert not {turns[-1]["content"] for turns in texts.conversations} & set(PROBLEMS)
+    conversations = gate_texts(read_run(run).config)
+    assert len(conversations) == 12
+    assert not {turns[-1]["content"] for turns in conversations} & set(PROBLEMS)
 
 
 # --- ./run evaluate -------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_what_reads_a_run_has_its_examples(tmp_path: Path) -> None:
     write(run / "adapter" / "adapter_config.json", json.dumps(base))
     source = find(str(run))
     assert conversation("?", source.prompt)[1:3] == TURNS
-    for turns in gate_texts(source.run).conversations:
+    for turns in gate_texts(source.run):
         assert turns[1:3] == TURNS and roles(turns) == ["s", "u", "a", "u"]
     code = snippets(source.run, {"gguf:q8_0": Exported("m.gguf")}, None)
     assert json.dumps(TURNS[0]) in code[0].code and json.dumps(TURNS[1]) in code[0].code
