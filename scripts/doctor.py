@@ -27,7 +27,6 @@ from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main
 from posttrain.doctor import configs, installation, machine, services
 from posttrain.doctor.finding import Finding
-from posttrain.model import estimate
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,9 +114,7 @@ def as_sums(figures: list[dict[str, Any]]) -> str:
     lines = ["", *textwrap.wrap(title, terminal.prose_width())]
     for config in figures:
         terms = config.get("estimated_gb") or {}
-        values = ", ".join(
-            f"{name} {terms[name]:.2f}" for name in ("peak", *estimate.TERMS) if terms
-        )
+        values = ", ".join(f"{name} {size:.2f}" for name, size in terms.items())
         lines += [f"  {config['config']}", entry(values or "no estimate")]
     lines += [
         entry("peak = weights + adapter + merged + max(step, generation, scoring) + overhead"),

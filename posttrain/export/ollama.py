@@ -6,6 +6,7 @@ with its own settings. The Go template here is derived from the tokenizer's temp
 with it. References: "Modelfile Reference" and "Template" in Ollama's documentation.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,15 +82,13 @@ def turn_template(tokenizer: Any) -> TurnTemplate:
     around: dict[str, tuple[str, str]] = {}
     turns: list[Message] = []
     rendered = begin
-    for turn in (system, question):
-        try:
-            around[turn["role"]] = _around(tokenizer, rendered, [*turns, turn], turn)
-        except ConfigError:
-            if turn is question:
-                raise
-            continue  # the template has no system turn, or puts it into the question
-        turns.append(turn)
+    with contextlib.suppress(ConfigError):  # without a system turn, or where it is in the question
+        around["system"] = _around(tokenizer, begin, [system], system)
+        turns = [system]
         rendered = _rendered(tokenizer, turns, reply=False)
+    turns.append(question)
+    around["user"] = _around(tokenizer, rendered, turns, question)
+    rendered = _rendered(tokenizer, turns, reply=False)
     # A reply within a prompt: the last turn of a conversation may be rendered differently.
     turns += [reply, further]
     before, after = _around(tokenizer, rendered, turns, reply)
@@ -189,6 +188,5 @@ def export_ollama(
     single = [conversation(text, prompt) for text in PROMPTS]
     cases = [*single, *([*turns, REPLY, single[0][-1]] for turns in single)]
     same = sum(template.render(c) == _rendered(tokenizer, c, reply=True) for c in cases)
-    of = len(cases)
-    name = "prompts rendered as the tokenizer renders them"
+    name, of = "prompts rendered as the tokenizer renders them", len(cases)
     return path, Check(name, same, of, same == of, of)

@@ -26,7 +26,7 @@ from posttrain.export.score_file import File, score_file
 from posttrain.report import export_scores
 from posttrain.run.reading import read_run
 from posttrain.run.room import MERGED, in_order
-from posttrain.scoring.answers import EvaluatedModel, weights_fingerprint
+from posttrain.scoring.answers import EvaluatedModel, precision, weights_fingerprint
 from posttrain.settings import Evaluation, Export
 from posttrain.settings.command import SETTINGS, check_settings
 from posttrain.settings.strict_yaml import read_yaml
@@ -35,11 +35,7 @@ ADAPTER_16BIT = "adapter_16bit"
 
 
 def check(run: Path) -> None:
-    """Check that there are answers of the adapter to compare with.
-
-    Raises:
-        ConfigError: there are none.
-    """
+    """Check that there are answers of the adapter to compare with; raises ConfigError if not."""
     needed = ("config.yaml", "eval/after.jsonl", "eval/comparison.json")
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     method = config.get("method")
@@ -98,19 +94,17 @@ def main() -> int:
 
 def _file(run: Path, base: Path, name: str, entry: dict[str, Any], settings: Any) -> File:
     on_base = name == ADAPTER_16BIT
-    path = run / ("adapter" if on_base else entry["path"])
-    precision = {"dtype": settings.model.dtype if on_base else "auto", "load_in_4bit": False}
-    if path.suffix == ".gguf":
-        precision = dict.fromkeys(precision)
+    path = str(run / ("adapter" if on_base else entry["path"]))
+    in_16_bits = {"dtype": settings.model.dtype, "load_in_4bit": False}
     model = EvaluatedModel(
-        str(path),
+        path,
         Evaluation(**settings.evaluation.decoding),
         settings.prompt,
-        precision,
+        in_16_bits if on_base else precision(path),
         seed=settings.training.seed,
         base=str(base) if on_base else None,
     )
-    weights = weights_fingerprint(str(path))
+    weights = weights_fingerprint(path)
     if on_base:
         weights = f"{weights} on {model_fingerprint(base)}"
     return File(run, model, weights, run / "eval" / "exports" / name.replace(":", "-"))

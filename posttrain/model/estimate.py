@@ -59,10 +59,6 @@ from posttrain.settings import TrainingSettings as Settings
 GB = 2**30
 NF4_BYTES = 4.127 / 8
 PAIR_ROWS = 8  # ROWS_AT_ONCE of posttrain/scoring/pairs.py
-TERMS = (
-    *("weights", "adapter", "merged", "gradients", "kept", "layer", "logits"),
-    *("generation", "scoring", "overhead"),
-)
 
 
 @dataclass(frozen=True)
@@ -94,19 +90,24 @@ CPU = Device(4, 2, 4, None, 2 * 2**24, 8, 0, False, 1.0 * GB)
 
 
 def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str, float]:
-    """The terms of the sum above, in GB of 2^30 bytes, and their `peak`."""
+    """The terms of the sum above, in GB of 2^30 bytes, after their `peak`."""
+    training = settings.training
     width = 4 if settings.model.dtype == "float32" else 2
     layer_bytes = NF4_BYTES if settings.model.load_in_4bit else width
+    lora = shape.layers * settings.lora.r * sum(a + b for a, b in _adapted(settings, shape))
+    moments = 2 if "8bit" in training.optim and device.small_moments else 8
+    start = 4 if settings.model.adapter else 0  # a copy of what it started from, as the reference
     terms = {
         "weights": shape.layer_weights * layer_bytes + shape.embeddings * width,
-        **_adapter(settings, shape, device),
+        "adapter": lora * (4 + moments + start),
         "merged": _merged(settings, shape, width),
+        "gradients": lora * (4 if training.gradient_accumulation_steps > 1 else 0),
         **_step(settings, shape, device, width),
         "generation": _generation(settings, shape, device, width),
         "scoring": _scoring(settings, shape, device, width),
         "overhead": device.overhead,
     }
-    terms = {name: terms[name] / GB for name in TERMS}
+    terms = {name: size / GB for name, size in terms.items()}
     always = sum(terms[name] for name in ("weights", "adapter", "merged", "overhead"))
     return {"peak": always + max(phases(terms).values()), **terms}
 
@@ -115,15 +116,6 @@ def phases(terms: dict[str, float]) -> dict[str, float]:
     """What each phase of a run needs besides the weights and the adapter; the largest counts."""
     step = terms["gradients"] + terms["kept"] + max(terms["layer"], terms["logits"])
     return {"step": step, "generation": terms["generation"], "scoring": terms["scoring"]}
-
-
-def _adapter(settings: Settings, shape: Shape, device: Device) -> dict[str, float]:
-    training = settings.training
-    weights = shape.layers * settings.lora.r * sum(a + b for a, b in _adapted(settings, shape))
-    moments = 2 if "8bit" in training.optim and device.small_moments else 8
-    accumulated = 4 if training.gradient_accumulation_steps > 1 else 0
-    start = 4 if settings.model.adapter else 0  # a copy of what it started from, as the reference
-    return {"adapter": weights * (4.0 + moments + start), "gradients": weights * accumulated}
 
 
 def _adapted(settings: Settings, shape: Shape) -> list[tuple[int, int]]:

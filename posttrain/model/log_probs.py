@@ -56,6 +56,7 @@ def token_log_probs(
     `sequences` holds (ids, n). `reference` scores with the reference instead of the policy.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]), reverse=True)
     scores: list[list[float]] = [[] for _ in sequences]
@@ -70,17 +71,13 @@ def token_log_probs(
     ):
         for start_at in range(0, len(order), batch_size):
             batch = order[start_at : start_at + batch_size]
-            width = len(sequences[batch[0]][0])
+            rows = [torch.tensor(sequences[i][0]) for i in batch]
             # (B, L), padded on the right: causal attention keeps the padding out of every score.
-            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-            mask = torch.zeros_like(ids)
-            labels = torch.full_like(ids, NOT_SCORED)
+            ids = pad_sequence(rows, True, tokenizer.pad_token_id)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], True)
+            labels = ids.masked_fill(mask == 0, NOT_SCORED)
             for row, i in enumerate(batch):
-                sequence, prompt_length = sequences[i]
-                end = len(sequence)
-                ids[row, :end] = torch.tensor(sequence)
-                mask[row, :end] = 1
-                labels[row, prompt_length:end] = ids[row, prompt_length:end]
+                labels[row, : sequences[i][1]] = NOT_SCORED
             ids, mask, labels = (part.to(policy.device) for part in (ids, mask, labels))
             log_probs = policy(
                 input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True

@@ -60,11 +60,11 @@ class Recipe:
 
     def duration(self) -> str:
         """Steps and epochs, described as far as they are known."""
-        epochs = None if self.epochs is None else f"{self.epochs:.3g} epoch"
-        epochs = epochs if epochs in (None, "1 epoch") else f"{epochs}s"
-        if self.steps is None:
-            return str(epochs)
-        return f"{self.steps:,}" if epochs is None else f"{self.steps:,} ({epochs})"
+        if self.epochs is None:
+            return f"{self.steps:,}"
+        epochs = f"{self.epochs:.3g}"
+        epochs += " epoch" if epochs == "1" else " epochs"
+        return epochs if self.steps is None else f"{self.steps:,} ({epochs})"
 
 
 def recipe(settings: Settings, rows: int | None = None) -> Recipe:

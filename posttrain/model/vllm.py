@@ -9,11 +9,7 @@ from posttrain.settings import Lora, Model, RolloutModel
 
 
 def check_vllm(model: Model) -> None:
-    """Check that vLLM is installed where a config requires it.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Check that vLLM is installed where a config requires it; raises ConfigError if not."""
     always = isinstance(model, RolloutModel) and model.fast_inference == "always"
     if always and not _has_vllm():
         raise ConfigError(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.model.fused_lora import fuse
+from posttrain.model.policy import fuse
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, on import
 

@@ -129,9 +129,9 @@ posttrain/model/merged.py: the layers that an adapter changes, their base weight
     peft/tuners/lora/layer.py: LoraLayer.lora_magnitude_vector LoraLayer.scaling
     peft/tuners/lora/variants.py: DoraLinearVariant
     peft/utils/integrations.py: dequantize_module_weight(module)
-posttrain/model/grouped_attention.py: keys and values are not copied for each query head on a CPU
+posttrain/model/runtime.py: keys and values are not copied for each query head on a CPU
     transformers/integrations/sdpa_attention.py: use_gqa_in_sdpa(attention_mask, key, value)
-posttrain/model/fused_lora.py: LoRA layers without anything that this formula leaves out
+posttrain/model/policy.py: LoRA layers without anything that this formula leaves out
     peft/tuners/lora/__init__.py: LoraLayer
     peft/tuners/lora/layer.py: LoraLayer.lora_variant LoraLayer.lora_bias LoraLayer.lora_dropout
     peft/tuners/lora/layer.py: LoraLayer.scaling
