@@ -167,5 +167,5 @@ class _Tokens:
         import torch
 
         reply = input_ids[0, self._start :].tolist()
-        answered = self._stop and reply[-1] in self._stop.closing and self._stop.closed(reply)
-        return torch.tensor([self.stopped.is_set() or bool(answered)], device=input_ids.device)
+        answered = self._stop is not None and self._stop.closed(reply)
+        return torch.tensor([self.stopped.is_set() or answered], device=input_ids.device)

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT
 from posttrain.report.model_card import render_model_card
 from posttrain.run.reading import read_run
+from posttrain.settings.adapters import BASE, CONFIG
 
 
 def push(run: Path, repository: str, exports: list[str], private: bool = True) -> str:
@@ -21,10 +23,15 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    contents: dict[str, Path | bytes] = {file.name: file for file in to_upload(run, exports)}
-    config = contents.get("adapter_config.json")
-    if isinstance(config, Path):
-        contents["adapter_config.json"] = _without_local_path(config)
+    files = to_upload(run, exports)
+    contents: dict[str, Path | bytes] = {file.name: file for file in files}
+    for file in files:
+        if file.name == CONFIG:  # without the path of the base model on this machine
+            config = read_object(file)
+            base = config[BASE]
+            if Path(base).is_absolute() or (ROOT / base).is_dir():
+                config[BASE] = Path(base).name
+            contents[CONFIG] = json.dumps(config, indent=2).encode("utf-8")
     contents["README.md"] = render_model_card(run, repository).encode("utf-8")
     api = HfApi()
     try:
@@ -60,12 +67,3 @@ def to_upload(run: Path, exports: list[str]) -> list[Path]:
             f"--push: {', '.join(exports) or 'adapter'}: there are no files, or two with one name"
         )
     return files
-
-
-def _without_local_path(file: Path) -> bytes:
-    """An adapter's config in which the base model's path on this machine is its last part."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    base = config["base_model_name_or_path"]
-    if Path(base).is_absolute() or (ROOT / base).is_dir():
-        config["base_model_name_or_path"] = Path(base).name
-    return json.dumps(config, indent=2).encode("utf-8")

@@ -91,16 +91,10 @@ def save(policy: Any, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run writes its own
     for weights in folder.glob("*.safetensors"):
         follow_umask(weights)
-    _name_base_within_the_project(folder / CONFIG)
-
-
-def _name_base_within_the_project(path: Path) -> None:
-    """Write down a base model of this project by its path in the project, which may be moved."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    base = Path(config[BASE])
-    if base.is_absolute() and base.is_relative_to(ROOT):
-        config[BASE] = str(base.relative_to(ROOT))
-        write_text(path, json.dumps(config, indent=2, sort_keys=True))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if Path(config[BASE]).is_relative_to(ROOT):  # the project may be moved
+        config[BASE] = str(Path(config[BASE]).relative_to(ROOT))
+        write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True))
 
 
 def check_weights(folder: Path, lora: Lora, base: Any) -> None:

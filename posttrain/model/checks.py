@@ -4,7 +4,6 @@ The model is built from its config on torch's meta device, which holds no weight
 fraction of a second: its layers and the rows of its embedding are those of the loaded model.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ def refuse_adapter(name: str) -> None:
     for folder in (Path(name).expanduser(), ROOT / name):
         for path, shown in ((folder, name), (folder / "adapter", f"{name.rstrip('/')}/adapter")):
             if (path / adapters.CONFIG).is_file():
-                base = adapters.read_adapter(path).get(adapters.BASE)
-                raise _is_adapter(name, shown, base)
+                raise _is_adapter(name, shown, path)
         if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
             raise ConfigError(
                 f"model.name: '{name}' is a run folder without an adapter: its training is not "
@@ -41,11 +39,11 @@ def refuse_adapter(name: str) -> None:
             return
 
 
-def _is_adapter(name: str, path: str, base: Any) -> ConfigError:
-    kind = "an adapter" if path == name else "a run folder with an adapter"
+def _is_adapter(name: str, shown: str, folder: Path) -> ConfigError:
+    kind = "an adapter" if shown == name else "a run folder with an adapter"
     return ConfigError(
         f"model.name: '{name}' is {kind}, not a model. To train on from it, set model.adapter: "
-        f"{path} (its base model is {base})"
+        f"{shown} (its base model is {adapters.read_adapter(folder).get(adapters.BASE)})"
     )
 
 
@@ -84,8 +82,7 @@ def _skeleton(model: Model) -> Any:
         config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if path := find_adapter_config_file(name, revision=model.revision):
-            base = json.loads(Path(path).read_text(encoding="utf-8")).get(adapters.BASE)
-            raise _is_adapter(model.name, model.name, base) from None
+            raise _is_adapter(model.name, model.name, Path(path).parent) from None
         raise ConfigError(
             f"model.name: cannot read the config of '{name}': {first_line(error)}"
         ) from None

@@ -79,13 +79,14 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
                     if size == 1:
                         raise
                     size = max(1, min(size, len(batch)) // 2)
-                    waiting, running, rows = running + waiting, [], None
+                    waiting = [draft for draft in running + waiting if not draft.ended]
+                    running, rows = [], None
                     torch.cuda.empty_cache()
                     print(f"out of memory: continuing with batches of {size}")
                     continue
                 waiting = waiting[len(new) :]
                 running = [draft for draft in batch if not draft.ended]
-                bar.update(len(batch) - len(running))
+                bar.update(sum(draft.ended for draft in drafts) - bar.n)
                 if rows is None:
                     waiting, running = waiting + running, []
         return [as_completion(tokenizer, draft.reply, ends, stop) for draft in drafts]
@@ -117,7 +118,7 @@ def write(
     stop: "StopAtAnswer | None" = None,
     sampled: Any = None,
 ) -> Rows | None:
-    """Continue all drafts until enough of them have ended.
+    """Continue all drafts, in place, until enough of them have ended.
 
     Args:
         generate: the model's.
@@ -131,65 +132,51 @@ def write(
     """
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
-    width = rows.ids.shape[1]
+    several = config.eos_token_id
+    ends = set(several if isinstance(several, list) else [several])
     pace = KEPT_ROUND if keep and rows.cache else READ_AGAIN_ROUND
-    criterion = _Round(drafts, width, config, pace, stop)
     round_config = copy.copy(config)
     round_config.max_new_tokens -= min(len(draft.reply) for draft in drafts)
-    output, written = continue_rows(
+    _, written = continue_rows(
         generate,
         rows,
         generation_config=round_config,
-        stopping_criteria=StoppingCriteriaList([criterion]),
+        stopping_criteria=StoppingCriteriaList(
+            [_Round(drafts, ends, config.max_new_tokens, stop, *pace)]
+        ),
         logits_processor=LogitsProcessorList([] if sampled is None else [sampled]),
     )
-    new = output[:, width:].tolist()
-    noted = sampled.noted() if sampled else []
-    for row, draft in enumerate(drafts):
-        length = criterion.lengths[row]
-        draft.ended = length is not None
-        draft.reply += new[row][:length]
-        if noted:
-            draft.log_probs += noted[row][:length]
+    if sampled:
+        for draft, noted in zip(drafts, sampled.noted(), strict=True):
+            draft.log_probs += noted[: len(draft.reply) - len(draft.log_probs)]
     left_over = [row for row, draft in enumerate(drafts) if not draft.ended]
     return written.keep(left_over) if keep and written and left_over else None
 
 
+@dataclass
 class _Round:
-    """Stopping criterion: a row ends at an end token, its limit or its answer; all rows end once
-    enough of them have."""
+    """Stopping criterion, which adds the new tokens to the drafts: a row ends at an end token, its
+    limit or its answer; all rows end once enough of them have."""
 
-    def __init__(
-        self,
-        drafts: Sequence[Draft],
-        width: int,
-        config: Any,
-        pace: tuple[int, float],
-        stop: "StopAtAnswer | None",
-    ) -> None:
-        self.lengths: list[int | None] = [None] * len(drafts)
-        """Number of new tokens of each row that has ended, with its end token; else None."""
-        several = config.eos_token_id
-        self._ends = set(several if isinstance(several, list) else [several])
-        self._drafts, self._width, self._stop = drafts, width, stop
-        self._limit = config.max_new_tokens
-        self._shortest, self._enough = pace
+    drafts: Sequence[Draft]
+    ends: set[int]
+    limit: int
+    stop: "StopAtAnswer | None"
+    shortest: int
+    enough: float
+    steps: int = 0
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         import torch
 
-        new = input_ids.shape[1] - self._width
-        for row, token in enumerate(input_ids[:, -1].tolist()):
-            if self.lengths[row] is not None:
-                continue
-            reply = self._drafts[row].reply
-            over = token in self._ends or len(reply) + new == self._limit
-            if not over and self._stop and token in self._stop.closing:
-                over = self._stop.closed(reply + input_ids[row, self._width :].tolist())
-            if over:
-                self.lengths[row] = new
-        ended = [length is not None for length in self.lengths]
-        if new >= self._shortest and sum(ended) >= self._enough * len(ended):
+        for draft, token in zip(self.drafts, input_ids[:, -1].tolist(), strict=True):
+            if not draft.ended:
+                draft.reply.append(token)
+                full = token in self.ends or len(draft.reply) == self.limit
+                draft.ended = full or (self.stop is not None and self.stop.closed(draft.reply))
+        self.steps += 1
+        ended = [draft.ended for draft in self.drafts]
+        if self.steps >= self.shortest and sum(ended) >= self.enough * len(ended):
             ended = [True] * len(ended)
         return torch.tensor(ended, device=input_ids.device)
 
@@ -213,11 +200,13 @@ class StopAtAnswer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.closing = {number for token, number in tokenizer.get_vocab().items() if ">" in token}
-        """Ids of the tokens that contain `>`, and so may close the element."""
+        # Tokens that may close the element: decoding after every other would take long.
+        self._closing = {token for text, token in tokenizer.get_vocab().items() if ">" in text}
 
     def closed(self, reply: Sequence[int]) -> bool:
-        return ends_with_answer(self._tokenizer.decode(reply[-LONGEST_ANSWER:]))
+        return reply[-1] in self._closing and ends_with_answer(
+            self._tokenizer.decode(reply[-LONGEST_ANSWER:])
+        )
 
 
 def as_completion(

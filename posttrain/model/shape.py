@@ -68,9 +68,11 @@ class Shape:
 
 def shape_of(name: str) -> Shape | None:
     """The shape of a local or cached model, None where its config.json is not at hand."""
-    values = _config_of(name) or KNOWN.get(name)
-    if values is None:
-        return None
+    cached = model_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
+    places = [Path(name).expanduser(), ROOT / name, *sorted(cached.glob("*"))[-1:]]
+    configs = (place / "config.json" for place in places)
+    path = next((path for path in configs if path.is_file()), None)
+    values = json.loads(path.read_text(encoding="utf-8")) if path else KNOWN.get(name, {})
     try:
         hidden, heads = values["hidden_size"], values["num_attention_heads"]
         size = values.get("head_dim") or hidden // heads
@@ -93,13 +95,3 @@ def model_cache() -> Path:
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
     )
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-
-
-def _config_of(name: str) -> dict[str, Any] | None:
-    cached = model_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
-    places = [Path(name).expanduser(), ROOT / name, *sorted(cached.glob("*"))[-1:]]
-    for path in (place / "config.json" for place in places):
-        if path.is_file():
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return values if isinstance(values, dict) else None
-    return None

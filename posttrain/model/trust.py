@@ -16,14 +16,6 @@ from posttrain.settings.adapters import base_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 READ_BY_TORCH = (".pt", ".pth")  # optimizer, scheduler, scaler and random states of a checkpoint
-CONFIGS = (
-    "config.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "adapter_config.json",
-)
 
 
 def check_model_folder(folder: Path, where: str) -> None:
@@ -35,10 +27,9 @@ def check_model_folder(folder: Path, where: str) -> None:
     Raises:
         ConfigError: it requires code to run, or has its weights only in pickles.
     """
-    for name in CONFIGS:
-        path = folder / name
+    for path in sorted(folder.glob("*config.json")):
         try:
-            key = _requires_code(read_object(path)) if path.is_file() else None
+            key = _requires_code(read_object(path))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         if key:
