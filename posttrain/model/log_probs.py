@@ -73,8 +73,8 @@ def token_log_probs(
             batch = order[start_at : start_at + batch_size]
             rows = [torch.tensor(sequences[i][0]) for i in batch]
             # (B, L), padded on the right: causal attention keeps the padding out of every score.
-            ids = pad_sequence(rows, True, tokenizer.pad_token_id)
-            mask = pad_sequence([torch.ones_like(row) for row in rows], True)
+            ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
             labels = ids.masked_fill(mask == 0, NOT_SCORED)
             for row, i in enumerate(batch):
                 labels[row, : sequences[i][1]] = NOT_SCORED

@@ -84,17 +84,29 @@ def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[l
     rows as for many, they are not. The list that the block gets is filled with the
     log-probabilities that each row's new tokens were sampled with.
     """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+    from transformers import LogitsProcessorList
+
     generate, earlier = policy.generate, vars(policy).get("generate")
-    write_all = _in_rounds if plain and policy.device.type == "cpu" else _at_once
     noted: list[list[float]] = []
 
-    def cheaper(input_ids: Any, attention_mask: Any, **arguments: Any) -> Any:
-        rows = Rows(input_ids, attention_mask, [])
-        ids, log_probs = write_all(policy, generate, rows, temperature, arguments)
-        noted.extend(log_probs)
+    def at_once(**arguments: Any) -> Any:
+        sampled = SampledLogProbs(temperature)
+        ids = generate(logits_processor=LogitsProcessorList([sampled]), **arguments)
+        noted.extend(sampled.noted(ids[:, -1]))
         return ids
 
-    policy.generate = cheaper
+    def in_rounds(input_ids: Any, attention_mask: Any, generation_config: Any, **_: Any) -> Any:
+        pairs = zip(input_ids, attention_mask.bool(), strict=True)
+        drafts = [Draft(ids[kept].tolist()) for ids, kept in pairs]
+        _write_in_rounds(policy, generate, drafts, generation_config, temperature)
+        noted.extend(draft.log_probs for draft in drafts)
+        replies = [torch.tensor(draft.reply) for draft in drafts]
+        new = pad_sequence(replies, batch_first=True, padding_value=generation_config.pad_token_id)
+        return torch.cat([input_ids, new], 1)
+
+    policy.generate = in_rounds if plain and policy.device.type == "cpu" else at_once
     try:
         with sampling_weights(policy):
             yield noted
@@ -105,36 +117,13 @@ def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[l
             policy.generate = earlier
 
 
-Written = tuple[Any, list[list[float]]]
-"""Token ids with the new ones, (B, W + n), and the log-probabilities of the new ones."""
-
-
-def _at_once(
-    policy: Any, generate: Any, rows: Rows, temperature: float, arguments: dict[str, Any]
-) -> Written:
-    from transformers import LogitsProcessorList
-
-    sampled = SampledLogProbs(temperature)
-    ids = generate(
-        input_ids=rows.ids,
-        attention_mask=rows.mask,
-        logits_processor=LogitsProcessorList([sampled]),
-        **arguments,
-    )
-    return ids, sampled.noted(ids[:, -1])
-
-
-def _in_rounds(
-    policy: Any, generate: Any, rows: Rows, temperature: float, arguments: dict[str, Any]
-) -> Written:
-    import torch
-
-    config = copy.copy(arguments["generation_config"])
+def _write_in_rounds(
+    policy: Any, generate: Any, drafts: list[Draft], config: Any, temperature: float
+) -> None:
+    """Sample the replies of all drafts, with the model's generate()."""
+    config = copy.copy(config)
     config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
-    pairs = zip(rows.ids, rows.mask.bool(), strict=True)
-    drafts = [Draft(ids[kept].tolist()) for ids, kept in pairs]
-    prompts = [draft.prompt for draft in drafts]
-    reader = Reader(policy, prompts, config.pad_token_id)
+    reader = Reader(policy, [draft.prompt for draft in drafts], config.pad_token_id)
     sampler = Sampler(temperature, len(drafts))
     read: Rows | None = None
     while sampler.rows:
@@ -142,7 +131,3 @@ def _in_rounds(
         read = read or reader.read([draft.prompt + draft.reply for draft in running])
         read = write(generate, read, running, config, keep=True, sampled=sampler)
         sampler.rows = [row for row in sampler.rows if not drafts[row].ended]
-    longest = max(len(draft.reply) for draft in drafts)
-    replies = [d.reply + [config.pad_token_id] * (longest - len(d.reply)) for d in drafts]
-    new = torch.tensor(replies, device=rows.ids.device)
-    return torch.cat([rows.ids, new], 1), [draft.log_probs for draft in drafts]
