@@ -11,17 +11,8 @@ from typing import Any
 from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError, first_line
 from posttrain.base.files import model_fingerprint
-from posttrain.model import adapter, runtime
+from posttrain.model import adapter, pretrained, runtime
 from posttrain.model.merged import choose_weights, compute_type
-from posttrain.model.pretrained import (
-    TRUSTED,
-    load_tokenizer,
-    local_or_hub,
-    save_tokenizer,
-    set_up_generation,
-    torch_dtype,
-    up_to_positions,
-)
 from posttrain.model.vllm import vllm_arguments
 from posttrain.settings import Lora, Model, RolloutModel, Training, adapters
 from posttrain.settings.model import MOVED
@@ -35,7 +26,7 @@ def base_weights(model: Model) -> str:
     Raises:
         ConfigError: the repository cannot be reached.
     """
-    name = local_or_hub(model.name)
+    name = pretrained.local_or_hub(model.name)
     if model.adapter is not None:
         start = model_fingerprint(adapters.find_adapter(model.adapter))
         return f"{base_weights(model.model_copy(update={'adapter': None}))} + {start}"
@@ -68,18 +59,17 @@ def load(
     set_seed(training.seed)
     from_vllm = vllm_arguments(model, lora)
     checkpointing = "unsloth" if training.gradient_checkpointing else False
-    name = local_or_hub(model.name)
+    name = pretrained.local_or_hub(model.name)
     start = adapters.find_adapter(model.adapter) if model.adapter else Path(name)
-    longest = up_to_positions(name, model.revision, model.max_seq_length + beyond)
+    longest = pretrained.up_to_positions(name, model.revision, model.max_seq_length + beyond)
     with runtime.quiet(verbose), adapter.with_base_path(start, name) as folder:
         policy, tokenizer = unsloth.from_pretrained(
             str(folder),
             max_seq_length=max(model.max_seq_length, longest),
-            dtype=torch_dtype(model.dtype),
             load_in_4bit=model.load_in_4bit,
             revision=model.revision,
             use_gradient_checkpointing=checkpointing,
-            **TRUSTED,
+            **pretrained.safe_options(model.dtype),
             **from_vllm,
         )
         if not model.adapter:
@@ -99,9 +89,9 @@ def load(
             adapter.remember_start(policy)
         if not runtime.has_gpu_modules():
             fuse(policy)
-    tokenizer = set_up_generation(policy, tokenizer, f"model.name: '{model.name}'")
+    tokenizer = pretrained.set_up_generation(policy, tokenizer, f"model.name: '{model.name}'")
     # Unsloth sets its own limit on a GPU, which would be saved with the adapter.
-    tokenizer.model_max_length = load_tokenizer(model).model_max_length
+    tokenizer.model_max_length = pretrained.load_tokenizer(model).model_max_length
     if isinstance(model, RolloutModel) and not from_vllm:
         choose_weights(policy, model.rollout_weights, keep=True)
     else:
@@ -167,7 +157,7 @@ def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.padding_side = "left"  # Unsloth's trainers and modes change it
     try:
         adapter.save(policy, folder)
-        save_tokenizer(tokenizer, folder)
+        pretrained.save_tokenizer(tokenizer, folder)
     except Exception as error:  # safetensors and torch wrap the system's error, each in its own
         if not is_disk_full(error, folder.parent):
             raise

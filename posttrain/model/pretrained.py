@@ -11,8 +11,6 @@ from posttrain.model.merged import choose_weights
 from posttrain.model.trust import check_model_folder
 from posttrain.settings import Model, adapters
 
-# Run no Python code and read no pickle of a model, wherever it comes from.
-TRUSTED = {"trust_remote_code": False, "use_safetensors": True}
 CONTEXT = 4096  # tokens to load a model for, unless it takes fewer or was trained on more
 
 
@@ -59,11 +57,13 @@ def load_tokenizer(model: Model) -> Any:
     return tokenizer
 
 
-def torch_dtype(name: str) -> Any:
-    """The torch dtype of a setting; None lets Unsloth choose. It refuses the text 'float32'."""
+def safe_options(dtype: str) -> dict[str, Any]:
+    """Options for Unsloth to load a model with: run no Python code and read no pickle of it,
+    wherever it comes from. `auto` lets Unsloth choose the type."""
     import torch
 
-    return None if name == "auto" else getattr(torch, name)
+    kind = None if dtype == "auto" else getattr(torch, dtype)  # it refuses the text 'float32'
+    return {"dtype": kind, "trust_remote_code": False, "use_safetensors": True}
 
 
 def context(name: str, trained: int, base: str | None = None) -> int:
@@ -112,9 +112,8 @@ def load_for_scoring(
             model, tokenizer = runtime.unsloth().from_pretrained(
                 str(folder),
                 max_seq_length=max_seq_length,
-                dtype=torch_dtype(dtype),
                 load_in_4bit=load_in_4bit,
-                **TRUSTED,
+                **safe_options(dtype),
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"cannot load the model '{name}': {first_line(error)}") from None
