@@ -134,11 +134,16 @@ def _score_replies(file: File, settings: DPOSettings) -> Scored:
     prompts = [*with_system, *pairs.without_system(with_system)]
     request = file.request(fingerprint=files.fingerprint(prompts), system=None, examples=None)
     path = file.folder / "replies.jsonl"
-    known = _stored_replies(path)
+    known: dict[int, PromptReply] = {}
+    if path.exists():
+        files.cut_off_half_line(path)  # which a crash left
+        stored = files.jsonl_rows(path)
+        indices = [row["place"] for row in stored]
+        known = dict(zip(indices, files.rows_of(PromptReply, stored, path), strict=True))
     speed = None
     if len(known) < len(prompts):
         claim(file.folder, request)
-        speed = _answer(file.model, prompts, known, path, settings.data.language or "fr")
+        speed = _answer(file, prompts, known, settings.data.language or "fr")
         rows = ({"place": n, **vars(reply)} for n, reply in sorted(known.items()))
         files.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     replies = [known[index] for index in range(len(prompts))]
@@ -154,32 +159,16 @@ def _score_replies(file: File, settings: DPOSettings) -> Scored:
     return speed, paired(main, both, measures.summarise(after_file), compared)
 
 
-def _stored_replies(path: Path) -> dict[int, PromptReply]:
-    """The replies of an earlier call by their prompt's index; removes half a last line, which a
-    crash left."""
-    if not path.exists():
-        return {}
-    files.cut_off_half_line(path)
-    rows = files.jsonl_rows(path)
-    indices = [row["place"] for row in rows]
-    return dict(zip(indices, files.rows_of(PromptReply, rows, path), strict=True))
-
-
-def _answer(
-    model: EvaluatedModel,
-    prompts: list[Pair],
-    known: dict[int, PromptReply],
-    path: Path,
-    language: str,
-) -> float:
+def _answer(file: File, prompts: list[Pair], known: dict[int, PromptReply], language: str) -> float:
     """Fill `known` and its file as replies are generated; returns their tokens per second."""
 
     def keep(answers: Sequence[Answer]) -> None:
         some = [prompts[index] for index, *_ in answers]
         replies = pairs.measured(some, [c for *_, c in answers], "file", language)
         new = {index: reply for (index, *_), reply in zip(answers, replies, strict=True)}
-        files.append_rows(path, [{"place": index, **vars(reply)} for index, reply in new.items()])
+        rows = [{"place": index, **vars(reply)} for index, reply in new.items()]
+        files.append_rows(file.folder / "replies.jsonl", rows)
         known.update(new)
 
     turns = [pair.conversation for pair in prompts]
-    return collect(model, turns, {(index, 0) for index in known}, keep)
+    return collect(file.model, turns, {(index, 0) for index in known}, keep)
