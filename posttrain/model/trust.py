@@ -54,11 +54,9 @@ def check_model_folder(folder: Path, where: str) -> None:
 
 def _requires_code(value: Any) -> str | None:
     """The key, at any depth, with which a configuration requires code."""
-    if isinstance(value, list):
-        return next((key for item in value if (key := _requires_code(item))), None)
-    if not isinstance(value, dict):
+    if not isinstance(value, dict | list):
         return None
-    for key, inner in value.items():
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         if key in ("auto_map", "custom_pipelines", "trust_remote_code") and inner:
             return str(key)
         if key_inside := _requires_code(inner):
