@@ -59,8 +59,6 @@ class Rows:
         from torch.nn.functional import pad
 
         more = width - self.ids.shape[1]
-        if not more:
-            return self
         cache = [(pad(k, (0, 0, more, 0)), pad(v, (0, 0, more, 0))) for k, v in self.cache]
         return Rows(pad(self.ids, (more, 0)), pad(self.mask, (more, 0)), cache)
 
@@ -149,13 +147,9 @@ def _in_columns(prompts: Sequence[Sequence[int]], start: int, padding: int, devi
     ids = torch.full((len(prompts), width), padding)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        rest = len(prompt) - start
-        for part, columns in (
-            (prompt[:start], slice(0, start)),
-            (prompt[start:], slice(width - rest, width)),
-        ):
-            ids[row, columns] = torch.tensor(part, dtype=torch.long)
-            mask[row, columns] = 1
+        mask[row, :start] = 1
+        mask[row, width - len(prompt) + start :] = 1
+    ids[mask.bool()] = torch.tensor([token for prompt in prompts for token in prompt])
     return Rows(ids.to(device), mask.to(device), [])
 
 
