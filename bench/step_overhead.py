@@ -46,7 +46,7 @@ sys.path[0] = str(ROOT)
 from bench.lengths import force_lengths, recorded_lengths
 from bench.sides import SCRIPTS, SETTINGS
 from bench.watch import Clock
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.model import policy, pretrained, runtime
 from posttrain.run.environment import git_commit
@@ -162,7 +162,7 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
             processing_class=tokenizer,
         )
     else:
-        pairs, _ = load_pairs(settings.data, settings.prompt)
+        pairs = load_pair_set(settings.data, settings.prompt).train
         own["max_length"] = settings.model.max_seq_length
         arguments, _ = build_arguments(DPOConfig, settings.training, own, False)
         trainer = DPOTrainer(
@@ -192,7 +192,7 @@ def build_project(
         functions = grpo.load_rewards(settings, problems[0])
         trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
     else:
-        pairs, _ = load_pairs(settings.data, settings.prompt)
+        pairs = load_pair_set(settings.data, settings.prompt).train
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
     trainer.add_callback(wandb)
 

@@ -3,18 +3,17 @@
 import re
 from dataclasses import dataclass
 
-from eval import Message, PromptFormat, conversation
+from eval import Message
 from eval.demonstration import Demonstration
-from eval.preference import Pair
 from posttrain.base.errors import DataError
-from posttrain.data import messages
 from posttrain.data.formats import check_columns, read_pair, with_own_system
-from posttrain.data.messages import UnusableRow
+from posttrain.data.messages import EMPTY_REPLY, UnusableRow, exchange, user_turn
 from posttrain.data.problems import GOLD_MARK, gold_number
 from posttrain.data.prompted import divided, kept_rows, with_prompt
 from posttrain.data.replies import best_replies, read_sampled
 from posttrain.data.sources import Row, read_rows
-from posttrain.settings import PairColumns, PairData, Prompt, ReplyData, Source
+from posttrain.settings import Prompt, ReplyData, Source
+from posttrain.settings.data import ReplyColumns
 from rewards.answer import CLOSE, OPEN
 
 CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, as in 48/2 = <<48/2=24>>24
@@ -51,64 +50,43 @@ def load_demonstrations(data: ReplyData, prompt: Prompt) -> DemonstrationSet:
 
 def _read(source: Source, data: ReplyData, prompt: Prompt) -> list[Demonstration]:
     if data.format == "replies":
-        sampled = best_replies(read_sampled(source), data.keep, source.path)
-        plain = PromptFormat()
-        return [
-            Demonstration(
-                tuple(conversation(row.question, plain)), row.reply, row.answer, row.where
-            )
-            for row in sampled
-        ]
-    rows = read_rows(source)
-    kept, _ = kept_rows([_demonstration(row, data, prompt) for row in rows], source.path)
-    return kept
+        return best_replies(read_sampled(source), data.keep, source.path)
+
+    def read(row: Row) -> Demonstration:
+        if data.format == "chosen":
+            pair = read_pair(row, data.pair_format, data.columns, prompt.system)
+            return _checked(pair.prompt, pair.chosen, row)
+        check_columns(row, data.columns)
+        return with_own_system(READERS[data.format](row, data.columns), row, data.columns)
+
+    return kept_rows(read_rows(source), read, data.unusable, source.path)[0]
 
 
-def _demonstration(row: Row, data: ReplyData, prompt: Prompt) -> Demonstration | str:
-    """The row's demonstration, or why it is left out."""
-    try:
-        return _read_row(row, data, prompt)
-    except UnusableRow as error:
-        if data.unusable == "error":
-            raise
-        return error.why
+def _from_columns(row: Row, columns: ReplyColumns) -> Demonstration:
+    reply = row.text(columns.reply, may_be_empty=True)
+    return _checked((user_turn(row.text(columns.prompt)),), reply, row)
 
 
-def _read_row(row: Row, data: ReplyData, prompt: Prompt) -> Demonstration | str:
-    columns = data.columns
-    if data.format == "chosen":
-        names = {name: getattr(columns, name) for name in PairColumns.model_fields}
-        pairs = PairData(
-            train=data.train,
-            format=data.pair_format,
-            columns=PairColumns(**names),
-            unusable=data.unusable,
+def _from_messages(row: Row, columns: ReplyColumns) -> Demonstration:
+    opening, reply = exchange(row, columns.messages, ignored=columns.ignored)
+    return _checked(tuple(opening), reply.text, row)
+
+
+def _from_solutions(row: Row, columns: ReplyColumns) -> Demonstration:
+    column = columns.answer
+    solution = row.text(column, may_be_empty=True)
+    steps, mark, _ = CALCULATOR.sub("", solution).rpartition(GOLD_MARK)
+    if not mark:
+        raise DataError(
+            f"{row.where}: column '{column}' should end in '{GOLD_MARK} number'; read rows of "
+            "another form with data.format: columns"
         )
-        pair = read_pair(row, pairs, prompt.system)
-        return _checked(pair.prompt, pair.chosen, row) if isinstance(pair, Pair) else pair
-    check_columns(row, data)
-    if data.format == "messages":
-        turns = messages.turns(row, columns.messages, ignored=columns.ignored)
-        opening, reply = messages.exchange(turns, columns.messages)
-        read = _checked(tuple(opening), reply.text, row)
-        return with_own_system(read, row, data, prompt.system)
-    names_of = {
-        "columns": (columns.prompt, columns.reply),
-        "solutions": (columns.question, columns.answer),
-    }
-    question, solution = names_of[data.format]
-    text, answer = row.text(solution, may_be_empty=True), None
-    if data.format == "solutions":
-        steps, mark, _ = CALCULATOR.sub("", text).rpartition(GOLD_MARK)
-        if not mark:
-            raise DataError(
-                f"{row.where}: column '{solution}' should end in '{GOLD_MARK} number'; read rows "
-                "of another form with data.format: columns"
-            )
-        answer = gold_number(text, row, solution)
-        text = f"{steps.strip()}\n{OPEN}{answer}{CLOSE}"
-    read = _checked(tuple(conversation(row.text(question), PromptFormat())), text, row, answer)
-    return with_own_system(read, row, data, prompt.system)
+    answer = gold_number(solution, row, column)
+    reply = f"{steps.strip()}\n{OPEN}{answer}{CLOSE}"
+    return _checked((user_turn(row.text(columns.question)),), reply, row, answer)
+
+
+READERS = {"columns": _from_columns, "messages": _from_messages, "solutions": _from_solutions}
 
 
 def _checked(
@@ -118,5 +96,5 @@ def _checked(
     if not prompt or prompt[-1]["role"] != "user":
         raise DataError(f"{row.where}: the prompt should end in a turn of the user")
     if not reply:
-        raise UnusableRow(f"{row.where}: there is no reply to learn", messages.EMPTY_REPLY)
+        raise UnusableRow(f"{row.where}: there is no reply to learn", EMPTY_REPLY)
     return Demonstration(prompt, reply, answer, row.where)

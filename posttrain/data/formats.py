@@ -1,24 +1,25 @@
 """Read rows of common preference datasets as pairs: one function for each `data.format`.
 
-Each returns a Pair, or a reason for leaving the row out. A malformed row stops the
-run; the message names its file, row and column. A pair's prompt has the row's own system turn, if
-it has one: `prompt.system`, where it is not null, replaces it afterwards, in every format alike.
+Each returns a Pair, or raises LeftOut with the reason for leaving the row out. A malformed row
+stops the run; the message names its file, row and column. A pair's prompt has the row's own system
+turn, if it has one: `prompt.system`, where it is not null, replaces it afterwards, in every format
+alike.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from eval import Conversation, PromptFormat, conversation
+from eval import Conversation
 from eval.demonstration import Demonstration
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
 from posttrain.base.expected import given
 from posttrain.data import messages
-from posttrain.data.messages import Reply, UnusableRow
+from posttrain.data.messages import LeftOut, Reply, UnusableRow
 from posttrain.data.sources import Row, checked_text
-from posttrain.settings import PairData, ReplyData
+from posttrain.settings import PairColumns
 
 R = TypeVar("R", Pair, Demonstration)
 DIFFERENT_PROMPTS = "the two sides differ before their last reply"
@@ -34,90 +35,82 @@ CHOICES = {
 }
 
 
-def read_pair(row: Row, data: PairData, system: str | None) -> Pair | str:
-    """The row's pair, or why the row is left out.
+def read_pair(row: Row, kind: str, columns: PairColumns, system: str | None) -> Pair:
+    """The pair in a row of the format `kind`.
 
     Conversations are compared as they are with `system`, which is `prompt.system`; the pair keeps
     the row's own system turn.
 
     Raises:
-        DataError: the row is malformed, or unusable while `data.unusable` is "error".
+        LeftOut: the row holds no pair.
+        DataError: the row is malformed, or an UnusableRow.
     """
-    if data.language is not None and data.language not in _languages(row, data.columns.language):
-        return f"not in '{data.language}'"
     try:
-        check_columns(row, data)
-        pair = FORMATS[data.format](row, data, system)
-        return pair if isinstance(pair, str) else with_own_system(pair, row, data, system)
-    except UnusableRow as error:
-        if data.unusable == "drop":
-            return error.why
+        check_columns(row, columns)
+        pair = FORMATS[kind](row, columns, system)
+        # A French Orca set without that column can be read if prompt.system is given.
+        lacks = kind == "orca" and system is not None and columns.system not in row.values
+        return pair if lacks else with_own_system(pair, row, columns)
+    except UnusableRow:
         raise
     except DataError as error:
-        if (other := _format_like(row, data)) is None:
+        if (other := _format_like(row, kind, columns)) is None:
             raise
         raise DataError(f"{error}; data.format={other} reads rows such as this") from None
 
 
-def _format_like(row: Row, data: PairData) -> str | None:
+def _format_like(row: Row, kind: str, columns: PairColumns) -> str | None:
     """Another format that fits a malformed row by the types in its columns."""
-    names = (data.columns.prompt, data.columns.chosen, data.columns.rejected)
-    kinds = [type(row.values.get(name)) for name in names]
-    if kinds == [str, str, str]:
-        return None if data.format in ("columns", "orca", "oasst") else "columns"
-    if kinds[1:] != [list, list]:
+    names = (columns.prompt, columns.chosen, columns.rejected)
+    types = [type(row.values.get(name)) for name in names]
+    if types == [str, str, str]:
+        return None if kind in ("columns", "orca", "oasst") else "columns"
+    if types[1:] != [list, list]:
         return None
-    other = "conversational" if kinds[0] is list else "messages"
-    return None if data.format == other else other
+    other = "conversational" if types[0] is list else "messages"
+    return None if kind == other else other
 
 
-def from_columns(row: Row, data: PairData, system: str | None) -> Pair | str:
+def from_columns(row: Row, columns: PairColumns, system: str | None) -> Pair:
     """Text in three columns."""
-    prompt = conversation(row.text(data.columns.prompt), PromptFormat())
-    return _pair(row, data, prompt, *_text_replies(row, data))
+    prompt = [messages.user_turn(row.text(columns.prompt))]
+    return _pair(row, prompt, *_text_replies(row, columns))
 
 
-def from_messages(row: Row, data: PairData, system: str | None) -> Pair | str:
+def from_messages(row: Row, columns: PairColumns, system: str | None) -> Pair:
     """UltraFeedback: chosen and rejected are conversations that share all but their last turn.
 
     If they hold no user turn, the text in the prompt column is the user turn.
     """
-    chosen, rejected = (
-        messages.exchange(messages.turns(row, name, ignored=data.columns.ignored), name)
-        for name in (data.columns.chosen, data.columns.rejected)
-    )
-    prompt = chosen[0]
-    if not _alike(prompt, rejected[0], system):
-        return DIFFERENT_PROMPTS
+    sides = (columns.chosen, columns.rejected)
+    prompt, *replies = _conversations(row, sides, None, columns, system)
     if all(turn["role"] != "user" for turn in prompt):
-        prompt = [*prompt, {"role": "user", "content": row.text(data.columns.prompt)}]
-    return _pair(row, data, prompt, chosen[1], rejected[1])
+        prompt = [*prompt, messages.user_turn(row.text(columns.prompt))]
+    return _pair(row, prompt, *replies)
 
 
-def from_conversational(row: Row, data: PairData, system: str | None) -> Pair | str:
+def from_conversational(row: Row, columns: PairColumns, system: str | None) -> Pair:
     """trl's conversational format: a prompt of one or more turns, and replies of one message."""
-    columns = data.columns
     prompt = messages.turns(row, columns.prompt, ignored=columns.ignored)
     replies = []
     for name in (columns.chosen, columns.rejected):
-        turns = messages.turns(row, name, ignored=columns.ignored)
-        opening, reply = messages.exchange(turns, name)
+        opening, reply = messages.exchange(row, name, ignored=columns.ignored)
         if opening and reply.text:
             raise DataError(
                 f"{row.where}: column '{name}' should hold one message of the assistant, got "
                 f"{len(opening) + 1}; data.format=messages reads conversations"
             )
         replies.append(reply)
-    return _pair(row, data, prompt, *replies)
+    return _pair(row, prompt, *replies)
 
 
-def from_oasst(row: Row, data: PairData, system: str | None) -> Pair | str:
+def from_oasst(row: Row, columns: PairColumns, system: str | None) -> Pair:
     """oasst pairs: text, with earlier turns in the prompt as `prompter: ...`, `assistant: ...`."""
-    text = row.text(data.columns.prompt)
+    text = row.text(columns.prompt)
     marks = re.split(r"(?:\A|\n)(prompter|assistant): ", text)
-    turns = [{"role": "user", "content": text}]
+    turns = [messages.user_turn(text)]
     if marks[:2] == ["", "prompter"]:
-        what = f"{row.where}: column '{data.columns.prompt}', a turn"
+        what = f"{row.where}: column '{columns.prompt}', a turn"
         turns = [
             {
                 "role": "user" if role == "prompter" else "assistant",
@@ -126,34 +119,24 @@ def from_oasst(row: Row, data: PairData, system: str | None) -> Pair | str:
             for role, content in zip(marks[1::2], marks[2::2], strict=True)
         ]
     if turns[-1]["role"] == "assistant":  # oasst also ranks follow-up questions of users
-        return USERS_REPLY
-    return _pair(row, data, turns, *_text_replies(row, data))
+        raise LeftOut(USERS_REPLY)
+    return _pair(row, turns, *_text_replies(row, columns))
 
 
-def from_comparia(row: Row, data: PairData, system: str | None) -> Pair | str:
+def from_comparia(row: Row, columns: PairColumns, system: str | None) -> Pair:
     """Arena votes (compar:IA, LMArena): two conversations and a choice; ties are left out.
 
     The vote is about the last reply, or about that of turn `columns.turn`. If the conversations
     differ before that reply, the row is left out too: the models did not answer the same prompt.
     In compar:IA's newer set each turn has a row (comparia_turns), which repeats both conversations.
     """
-    columns = data.columns
-    side = _choice(row, columns.choice)
-    if side not in ("a", "b"):
-        return side
-    names = [columns.first, columns.second]
-    if side == "b":
-        names.reverse()
-    chosen, rejected = (
-        messages.exchange(messages.turns(row, name, columns.turn, columns.ignored), name)
-        for name in names
-    )
-    if not _alike(chosen[0], rejected[0], system):
-        return DIFFERENT_PROMPTS
-    return _pair(row, data, *chosen, rejected[1])
+    sides = (columns.first, columns.second)
+    if _choice(row, columns.choice) == "b":
+        sides = sides[::-1]
+    return _pair(row, *_conversations(row, sides, columns.turn, columns, system))
 
 
-FORMATS: dict[str, Callable[[Row, PairData, str | None], Pair | str]] = {
+FORMATS: dict[str, Callable[[Row, PairColumns, str | None], Pair]] = {
     "columns": from_columns,
     "orca": from_columns,
     "messages": from_messages,
@@ -164,7 +147,20 @@ FORMATS: dict[str, Callable[[Row, PairData, str | None], Pair | str]] = {
 }
 
 
-def _pair(row: Row, data: PairData, prompt: Conversation, chosen: Reply, rejected: Reply) -> Pair:
+def _conversations(
+    row: Row, names: Sequence[str], until: str | None, columns: PairColumns, system: str | None
+) -> tuple[Conversation, Reply, Reply]:
+    """The prompt that two conversations share once `system` replaces their system turns, and their
+    replies."""
+    (prompt, chosen), (other, rejected) = (
+        messages.exchange(row, name, until, columns.ignored) for name in names
+    )
+    if messages.with_system(prompt, system) != messages.with_system(other, system):
+        raise LeftOut(DIFFERENT_PROMPTS)
+    return prompt, chosen, rejected
+
+
+def _pair(row: Row, prompt: Conversation, chosen: Reply, rejected: Reply) -> Pair:
     """The pair. Raises an UnusableRow for one that teaches nothing."""
     if not prompt or prompt[-1]["role"] != "user":
         raise DataError(f"{row.where}: the prompt should end in a turn of the user")
@@ -184,15 +180,10 @@ def _pair(row: Row, data: PairData, prompt: Conversation, chosen: Reply, rejecte
     return Pair(tuple(prompt), chosen.text, rejected.text, row.where)
 
 
-def _alike(first: Conversation, second: Conversation, system: str | None) -> bool:
-    """Whether two conversations are the same prompt once `system` replaces their system turns."""
-    return messages.with_system(first, system) == messages.with_system(second, system)
-
-
-def check_columns(row: Row, data: PairData | ReplyData) -> None:
+def check_columns(row: Row, columns: PairColumns) -> None:
     """Check that no column holds what trl would show the model and this project does not."""
     for name in BESIDE_TURNS:
-        if name not in (data.columns.ignored or ()) and not messages.is_empty(row.values.get(name)):
+        if name not in (columns.ignored or ()) and not messages.is_empty(row.values.get(name)):
             raise UnusableRow(
                 f"{row.where}: column '{name}' would be left out of training. If the model should "
                 f"not see it, set data.columns.ignored=[{name}]",
@@ -200,25 +191,21 @@ def check_columns(row: Row, data: PairData | ReplyData) -> None:
             )
 
 
-def _text_replies(row: Row, data: PairData) -> list[Reply]:
-    names = (data.columns.chosen, data.columns.rejected)
+def _text_replies(row: Row, columns: PairColumns) -> list[Reply]:
+    names = (columns.chosen, columns.rejected)
     return [Reply(name, row.text(name, may_be_empty=True)) for name in names]
 
 
-def with_own_system(read: R, row: Row, data: PairData | ReplyData, system: str | None) -> R:
-    """`read` with the text in `data.columns.system`, if there is any, as its system turn.
-
-    A French Orca set without that column can be read if `system`, prompt.system, is given.
-    """
-    column = data.columns.system
-    lacks = data.format == "orca" and system is not None and column not in row.values
-    if column is None or lacks or (value := row.value(column)) is None:
+def with_own_system(read: R, row: Row, columns: PairColumns) -> R:
+    """`read` with the text in `columns.system`, if there is any, as its system turn."""
+    column = columns.system
+    if column is None or (value := row.value(column)) is None:
         return read
     own = checked_text(value, f"{row.where}: column '{column}'", may_be_empty=True)
     return replace(read, prompt=tuple(messages.with_system(read.prompt, own))) if own else read
 
 
-def _languages(row: Row, column: str) -> list[str]:
+def languages(row: Row, column: str) -> list[str]:
     """The row's language, or all that a column `OUTER.INNER` of comparia_turns lists."""
     outer, dot, inner = column.partition(".")
     if not dot or column in row.values:
@@ -235,19 +222,20 @@ def _languages(row: Row, column: str) -> list[str]:
 
 
 def _choice(row: Row, column: str) -> str:
-    """`a` or `b`, or why there is no choice. compar:IA's votes hold the name of a model."""
+    """`a` or `b`; LeftOut where there is no choice. compar:IA's votes hold the name of a model."""
     value = row.value(column)
     if row.values.get("both_equal") is True:
-        return "a tie"
+        raise LeftOut("a tie")
     if value is None or value == "":
-        return "no vote"
+        raise LeftOut("no vote")
     text = row.text(column)
-    if text in CHOICES:
-        return CHOICES[text]
     sides = [side for side in ("a", "b") if row.values.get(f"model_{side}_name") == text]
+    sides = [CHOICES[text]] if text in CHOICES else sides
     if len(sides) != 1:
         raise DataError(
             f"{row.where}: column '{column}' should hold one of {', '.join(CHOICES)} or the name "
             f"in column 'model_a_name' or 'model_b_name', got {quoted(text)}"
         )
+    if sides[0] not in ("a", "b"):
+        raise LeftOut(sides[0])
     return sides[0]

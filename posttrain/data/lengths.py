@@ -1,6 +1,5 @@
 """The length of pairs in tokens."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ class Lengths(NamedTuple):
 
 
 def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
-    """The token lengths of each pair. Repeated texts are tokenised once.
+    """The token lengths of each pair.
 
     Raises:
         DataError: replies repeat what their rendered prompt ends with.
@@ -37,6 +36,5 @@ def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
         ),
     )
     parts = [prompts, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
-    different = list(dict.fromkeys(itertools.chain(*parts)))
-    count = dict(zip(different, token_lengths(tokenizer, different), strict=True))
-    return [Lengths(*(count[text] for text in row)) for row in zip(*parts, strict=True)]
+    lengths = (token_lengths(tokenizer, texts) for texts in parts)
+    return [Lengths(*row) for row in zip(*lengths, strict=True)]

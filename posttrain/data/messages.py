@@ -13,6 +13,10 @@ TOOL_ROLES = ("tool", "function", "ipython")
 EMPTY_REPLY = "a reply is empty"
 
 
+class LeftOut(Exception):
+    """A row that holds nothing to train on, such as a tie: left out, and counted under its text."""
+
+
 class UnusableRow(DataError):
     """A row that would be trained without a part of it, or teaches nothing. `data.unusable` says
     whether it stops the run or is left out and counted under `why`."""
@@ -29,6 +33,10 @@ class Reply(NamedTuple):
 
     column: str
     text: str
+
+
+def user_turn(text: str) -> Message:
+    return {"role": "user", "content": text}
 
 
 def with_system(turns: Sequence[Message], system: str | None) -> Conversation:
@@ -124,19 +132,20 @@ def _text(content: Any, here: str) -> Any:
     )
 
 
-def exchange(turns: Conversation, column: str) -> tuple[Conversation, Reply]:
-    """Split a conversation into its prompt and last reply, which is empty after a user's turn."""
-    if turns[-1]["role"] != "assistant":
-        return turns, Reply(column, "")
-    return turns[:-1], Reply(column, turns[-1]["content"])
+def exchange(
+    row: Row, column: str, until: str | None = None, ignored: Collection[str] | None = None
+) -> tuple[Conversation, Reply]:
+    """The turns() in a column as prompt and last reply, which is empty after a user's turn."""
+    read = turns(row, column, until, ignored)
+    if read[-1]["role"] != "assistant":
+        return read, Reply(column, "")
+    return read[:-1], Reply(column, read[-1]["content"])
 
 
 def _first_turns(row: Row, value: list[Any], column: str) -> list[Any]:
-    """The messages up to the next turn of the user after the one that is counted in the column.
-
-    Turns of the user are counted, not replies, as a model may have left one without a reply.
-    """
+    """The messages up to the next turn of the user after the one that is counted in the column."""
     number = row.value(column)
+    # Not replies are counted, as a model may have left a turn of the user without one.
     users = [n for n, m in enumerate(value) if isinstance(m, dict) and m.get("role") == "user"]
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(users):
         raise DataError(

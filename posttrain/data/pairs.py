@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval import PromptFormat, conversation
 from eval.language import is_known
 from eval.preference import Pair
 from posttrain.base.errors import DataError
-from posttrain.data.formats import read_pair
+from posttrain.data.formats import languages, read_pair
+from posttrain.data.messages import LeftOut
 from posttrain.data.prompted import divided, kept_rows, with_prompt
 from posttrain.data.replies import best_and_worst, read_sampled
-from posttrain.data.sources import read_rows
+from posttrain.data.sources import Row, read_rows
 from posttrain.settings import PairData, Prompt, Source
 
 
@@ -54,38 +54,21 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
 
     def read(source: Source) -> list[Pair]:
         nonlocal rows
-        pairs, count = _read_pairs(source, data, prompt, dropped)
-        rows += count
-        return pairs
+        if data.format == "replies":
+            pairs = best_and_worst(read_sampled(source), source.path)
+            rows += len(pairs)
+        else:
+            pairs, reasons = kept_rows(read_rows(source), read_row, data.unusable, source.path)
+            dropped.update(reasons)
+            rows += len(pairs) + reasons.total()
+        return with_prompt(pairs, prompt, source.path)
+
+    def read_row(row: Row) -> Pair:
+        if data.language is not None and data.language not in languages(row, data.columns.language):
+            raise LeftOut(f"not in '{data.language}'")
+        return read_pair(row, data.format, data.columns, prompt.system)
 
     train, held_out, validation = divided(
         read, data.train, data.eval, data.holdout, data.validation
     )
     return PairSet(train, held_out, rows, dict(dropped), questions, validation)
-
-
-def load_pairs(data: PairData, prompt: Prompt) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to train on and pairs held out, of `load_pair_set`."""
-    pairs = load_pair_set(data, prompt)
-    return pairs.train, pairs.held_out
-
-
-def _read_pairs(
-    source: Source, data: PairData, prompt: Prompt, dropped: Counter[str]
-) -> tuple[list[Pair], int]:
-    """The pairs of a source and its number of rows. Adds the left-out rows to `dropped`."""
-    if data.format == "replies":
-        sampled = best_and_worst(read_sampled(source), source.path)
-        plain = PromptFormat()
-        pairs = [
-            Pair(tuple(conversation(best.question, plain)), best.reply, worst.reply, best.where)
-            for best, worst in sampled
-        ]
-        if not pairs:
-            raise DataError(f"{source.path}: no question has replies of different rewards")
-        return with_prompt(pairs, prompt, source.path), len(pairs)
-    rows = read_rows(source)
-    read = [read_pair(row, data, prompt.system) for row in rows]
-    pairs, reasons = kept_rows(read, source.path)
-    dropped.update(reasons)
-    return with_prompt(pairs, prompt, source.path), len(rows)

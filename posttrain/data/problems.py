@@ -76,7 +76,7 @@ def within_pass_rate(problems: Sequence[Problem], data: ProblemData) -> list[Pro
         if rate is None or rule.low <= rate <= rule.high
     ]
     seldom = sum(rate is not None and rate < rule.low for rate in known)
-    often = sum(rate is not None and rate > rule.high for rate in known)
+    often = len(problems) - len(kept) - seldom
     print(
         f"data.pass_rate: {len(kept)} of {len(problems)} problems kept, {seldom} solved in fewer "
         f"than {rule.low:.0%} of their replies and {often} in more than {rule.high:.0%} left out, "
@@ -111,12 +111,13 @@ def load_evaluation(
     Raises:
         DataError: a row that breaks a rule.
     """
-    rows = [_problem(row, columns, answers) for row in read_rows(source)]
-    problems = {problem.question: problem for problem in reversed(rows)}
-    if len(problems) < len(rows):
-        print(f"{source.path}: {len(rows) - len(problems)} repeated questions left out of scoring")
-    kept = [problem for problem in rows if problems.get(problem.question) is problem]
-    return _same_columns(kept) if answers == "text" else kept
+    problems = [_problem(row, columns, answers) for row in read_rows(source)]
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.question, problem)
+    if repeated := len(problems) - len(first):
+        print(f"{source.path}: {repeated} repeated questions left out of scoring")
+    return _same_columns([*first.values()]) if answers == "text" else [*first.values()]
 
 
 def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:
@@ -127,13 +128,9 @@ def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:
         row = Row({**row.values, columns.answer: written}, row.where)
     solution = row.text(columns.answer)
     gold = solution if answers == "text" else gold_number(solution, row, columns.answer)
-    others = row.values.keys() - {columns.question, columns.answer} - TAKEN
-    return Problem(
-        question=question,
-        answer=gold,
-        where=row.where,
-        columns={name: value for name, value in row.values.items() if name in others},
-    )
+    no_columns = {columns.question, columns.answer, *TAKEN}
+    others = {name: value for name, value in row.values.items() if name not in no_columns}
+    return Problem(question, gold, row.where, others)
 
 
 def gold_number(solution: str, row: Row, column: str) -> str:
@@ -143,8 +140,10 @@ def gold_number(solution: str, row: Row, column: str) -> str:
         DataError: there is none.
     """
     written = solution.rpartition(GOLD_MARK)[2].strip()
-    gold = _number(written)
-    if gold is None:
+    if parse_number(written) is not None:
+        return written
+    value = extract_tagged(f"{OPEN}{written}{CLOSE}")  # as in a reply, `5%` and `$5.` are 5
+    if value is None:
         raise DataError(
             f"{row.where}: column '{column}' gives no number: expected a number or "
             f"text ending in '{GOLD_MARK} number', got {written[-60:]!r}. Beside a number only "
@@ -152,23 +151,12 @@ def gold_number(solution: str, row: Row, column: str) -> str:
             "are text need a reward of your own: data.answers=text, or --rewards of evaluate "
             "(docs/rewards.md)"
         )
-    return gold
-
-
-def _number(text: str) -> str | None:
-    """A gold answer as a NUMBER, None if it is none. As in a reply, `5%` and `$5.` are 5."""
-    if parse_number(text) is not None:
-        return text
-    value = extract_tagged(f"{OPEN}{text}{CLOSE}")
-    return None if value is None else f"{value:f}"
+    return f"{value:f}"
 
 
 def _same_columns(problems: list[Problem]) -> list[Problem]:
-    """Every column in every problem, with the values that a trainer's table of rows gives back.
-
-    A missing value is None. A column whose values no table can hold, such as numbers in one row and
-    text in the next, is left out, and that is printed.
-    """
+    """Every column in every problem, as a trainer's table of rows would give it back; prints which
+    are left out because no table can hold them, such as numbers in one row and text in the next."""
     names = dict.fromkeys(name for problem in problems for name in problem.columns)
     if not names:
         return problems
@@ -176,12 +164,11 @@ def _same_columns(problems: list[Problem]) -> list[Problem]:
 
     table: dict[str, list[Any]] = {}
     for name in names:
+        values = [problem.columns.get(name) for problem in problems]
         try:
-            values = pyarrow.array([problem.columns.get(name) for problem in problems])
+            table[name] = pyarrow.array(values).to_pylist()
         except (pyarrow.ArrowException, OverflowError) as error:
             print(f"column '{name}' is left out, so no reward can read it: {first_line(error)}")
-        else:
-            table[name] = values.to_pylist()
     return [
         replace(problem, columns={name: values[index] for name, values in table.items()})
         for index, problem in enumerate(problems)

@@ -9,26 +9,40 @@ from eval import example_turns
 from eval.demonstration import Demonstration
 from eval.preference import Pair
 from posttrain.base.errors import DataError
-from posttrain.data.messages import with_system
+from posttrain.data.messages import LeftOut, UnusableRow, with_system
+from posttrain.data.sources import Row
 from posttrain.data.text import set_aside, text_key
 from posttrain.settings import Prompt, Source
 
 R = TypeVar("R", Pair, Demonstration)
 
 
-def kept_rows(read: Sequence[R | str], where: str) -> tuple[list[R], Counter[str]]:
-    """The rows, and the reasons in place of others, whose counts are printed.
+def kept_rows(
+    rows: Sequence[Row], read: Callable[[Row], R], unusable: str, where: str
+) -> tuple[list[R], Counter[str]]:
+    """What `read` makes of the rows, and the reasons for leaving out others, whose counts are
+    printed. `unusable` is data.unusable.
 
     Raises:
-        DataError: there are only reasons.
+        DataError: a row is malformed, or none is left.
     """
-    reasons = Counter(reason for reason in read if isinstance(reason, str))
+    kept: list[R] = []
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        try:
+            kept.append(read(row))
+        except LeftOut as reason:
+            reasons[str(reason)] += 1
+        except UnusableRow as error:
+            if unusable == "error":
+                raise
+            reasons[error.why] += 1
     counts = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-    if reasons.total() == len(read):
-        raise DataError(f"{where}: no row is left of {len(read)}: {counts}")
+    if not kept:
+        raise DataError(f"{where}: no row is left of {len(rows)}: {counts}")
     if reasons:
-        print(f"{where}: left out {reasons.total()} of {len(read)} rows: {counts}")
-    return [row for row in read if not isinstance(row, str)], reasons
+        print(f"{where}: left out {reasons.total()} of {len(rows)} rows: {counts}")
+    return kept, reasons
 
 
 def with_prompt(rows: list[R], prompt: Prompt, where: str) -> list[R]:

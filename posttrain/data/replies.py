@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from eval.demonstration import Demonstration
+from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.base.paths import ROOT
+from posttrain.data.messages import user_turn
 from posttrain.data.sources import Row, read_rows
 from posttrain.settings.data import Keep, PassRate, Source
 from rewards.gsm8k import CORRECTNESS_REWARD, FORMAT_REWARD
@@ -62,13 +65,15 @@ def _sampled(row: Row) -> Sampled | None:
     )
 
 
-def best_replies(groups: Iterable[Sequence[Sampled]], keep: Keep, where: str) -> list[Sampled]:
+def best_replies(
+    groups: Iterable[Sequence[Sampled]], keep: Keep, where: str
+) -> list[Demonstration]:
     """The shortest different replies to each question that earned enough. Prints what was left out.
 
     Raises:
         DataError: none did.
     """
-    kept: list[Sampled] = []
+    kept: list[Demonstration] = []
     left: Counter[str] = Counter()
     total = questions = 0
     for group in groups:
@@ -76,7 +81,10 @@ def best_replies(groups: Iterable[Sequence[Sampled]], keep: Keep, where: str) ->
         earned = [row for row in group if row.total >= keep.reward and row.complete and row.reply]
         different = {row.reply: row for row in sorted(earned, key=lambda r: len(r.reply))}
         best = list(different.values())[: keep.per_question]
-        kept += best
+        kept += [
+            Demonstration((user_turn(row.question),), row.reply, row.answer, row.where)
+            for row in best
+        ]
         questions += bool(best)
         left[f"earned below {keep.reward:g} or were cut"] += len(group) - len(earned)
         left["repeat another"] += len(earned) - len(different)
@@ -91,11 +99,13 @@ def best_replies(groups: Iterable[Sequence[Sampled]], keep: Keep, where: str) ->
     return kept
 
 
-def best_and_worst(
-    groups: Iterable[Sequence[Sampled]], where: str
-) -> list[tuple[Sampled, Sampled]]:
+def best_and_worst(groups: Iterable[Sequence[Sampled]], where: str) -> list[Pair]:
     """For each question, the shortest complete reply that earned most and one that earned least,
-    complete if there is such. Questions without two such are left out, which is printed."""
+    complete if there is such. Questions without two such are left out, which is printed.
+
+    Raises:
+        DataError: all are.
+    """
     pairs = []
     flat = 0
     for group in groups:
@@ -105,11 +115,14 @@ def best_and_worst(
         if best is None or worst is None or worst.total >= best.total:
             flat += 1
         else:
-            pairs.append((best, worst))
+            prompt = (user_turn(best.question),)
+            pairs.append(Pair(prompt, best.reply, worst.reply, best.where))
     print(
         f"{where}: {len(pairs)} questions give a pair; {flat} left out, as their replies tie or "
         "were cut"
     )
+    if not pairs:
+        raise DataError(f"{where}: no question has replies of different rewards")
     return pairs
 
 

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -12,7 +11,6 @@ from posttrain.base.errors import DataError
 
 T = TypeVar("T")
 
-BEGINNING = 100  # characters
 # The set comes first, which the re module can search for: three times as fast.
 _DROPPED = re.compile(r"(?s)[\W_](?:(?<![0-9].)|(?![0-9]))")
 
@@ -24,17 +22,6 @@ def normalise(text: str) -> str:
     """
     dense = "".join(unicodedata.normalize("NFC", text).casefold().split())
     return _DROPPED.sub("", dense) or dense
-
-
-def same(one: str, other: str) -> bool:
-    """Whether normalise() makes the two texts equal. Where their beginnings already differ, no more
-    of them is read."""
-    starts = [normalise(text[:BEGINNING].rpartition(" ")[0]) for text in (one, other)]
-    if all(start[:1].isalnum() for start in starts):
-        short, long = sorted(starts, key=len)
-        if not long.startswith(short):
-            return False
-    return normalise(one) == normalise(other)
 
 
 @functools.lru_cache(maxsize=200_000)  # read for the held-out rows, then for validation
@@ -53,14 +40,7 @@ def set_aside(
     Raises:
         DataError: none would stay; names `where` they come from and the `setting` to lower.
     """
-    chosen: set[str] = set()
-    aside = 0
-    by_key = Counter(keys)
-    for key in sorted(by_key):
-        if aside >= count:
-            break
-        chosen.add(key)
-        aside += by_key[key]
+    chosen = set(sorted(keys)[:count])
     kept = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
     if not kept:
         raise DataError(

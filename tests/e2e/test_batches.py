@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import DataError
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
@@ -33,7 +33,7 @@ def build(folder: Path, strategy: str, *overrides: str, pairs: int = 40) -> Any:
             *overrides,
         ],
     )
-    some = load_pairs(settings.data, settings.prompt)[0][:pairs]
+    some = load_pair_set(settings.data, settings.prompt).train[:pairs]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     run = RunFolder(folder / "run")
     return dpo.build_trainer(model, tokenizer, some, settings, run)[0]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from eval.preference import Pair
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def build(tmp_path: Path, *overrides: str) -> tuple[Any, Any, Any, DPOSettings, list[Pair]]:
     overrides = ("training.loss_type=[sigmoid]", *overrides)
     settings = load_settings(DPOSettings, CONFIG, list(overrides))
-    pairs, _ = load_pairs(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt).train
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     run = RunFolder(tmp_path / "run")
     trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:16], settings, run)

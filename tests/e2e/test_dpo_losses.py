@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
@@ -44,7 +44,7 @@ def train(folder: Path, *overrides: str, steps: int = 1) -> tuple[Any, list[floa
     settings = load_settings(
         DPOSettings, CONFIG, ["training.precompute_ref_log_probs=true", *chosen]
     )
-    pairs = load_pairs(settings.data, settings.prompt)[0][:16]
+    pairs = load_pair_set(settings.data, settings.prompt).train[:16]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     run = RunFolder(folder / "run")
     trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from eval.replies import kl_per_token
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
@@ -51,7 +51,7 @@ def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, A
 
     model, tokenizer, exact = moved
     settings = settings_with("evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}")
-    pairs, _ = load_pairs(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt).train
     prompts = [list(pair.prompt) for pair in pairs[:120]]
     sampled, result = scoring.sample(model, tokenizer, prompts, settings)
     assert len({reply.text for reply in sampled}) > 60
@@ -88,7 +88,7 @@ def test_scores_are_read_back_as_they_were_taken(
         "evaluation={replies: 5, batch_size: 16, also: [{name: a, "
         "path: assets/demo_data/problems_test.jsonl, limit: 6, max_new_tokens: 60}]}"
     )
-    pairs, _ = load_pairs(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt).train
     problems = problem_sets.load(settings, pairs[:8], tokenizer)
     run = RunFolder(tmp_path)
     run.open(fresh=False)
@@ -121,7 +121,7 @@ def test_replies_without_the_system_turn_are_those_to_the_bare_prompts(
     few = "evaluation={replies: 12, batch_size: 12, also: []}"
     for name, system in (("prompted", "Réponds en français."), ("bare", "null")):
         settings = settings_with(few, f"prompt.system={system}")
-        pairs, _ = load_pairs(settings.data, settings.prompt)
+        pairs = load_pair_set(settings.data, settings.prompt).train
         run = RunFolder(tmp_path / name)
         run.open(fresh=False)
         taken.append(scoring.score(model, tokenizer, pairs[:12], {}, settings, run, "before"))
@@ -136,7 +136,7 @@ def test_replies_without_the_system_turn_are_those_to_the_bare_prompts(
 def test_without_replies_or_problem_sets(moved: tuple[Any, Any, Any], tmp_path: Path) -> None:
     model, tokenizer, _ = moved
     settings = settings_with("evaluation={replies: 0, batch_size: 16, also: []}")
-    pairs, _ = load_pairs(settings.data, settings.prompt)
+    pairs = load_pair_set(settings.data, settings.prompt).train
     run = RunFolder(tmp_path)
     run.open(fresh=False)
     taken = scoring.score(model, tokenizer, pairs[:4], {}, settings, run, "before")

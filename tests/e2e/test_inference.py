@@ -13,7 +13,7 @@ import pytest
 from eval import Completion, Conversation, PromptFormat, conversation
 from eval.gsm8k import SYSTEM
 from eval.preference import Pair
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
 from posttrain.model import inference, policy, pretrained, runtime
@@ -390,7 +390,7 @@ def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> N
     from transformers import AutoModelForCausalLM
 
     settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
-    pairs = load_pairs(settings.data, settings.prompt)[0][:24]
+    pairs = load_pair_set(settings.data, settings.prompt).train[:24]
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     fresh = pair_log_probs(model, tokenizer, pairs, 8, reference=False)
     exact = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.data.render import render
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
@@ -41,7 +41,7 @@ class Trained:
 
     def __init__(self, folder: Path, *overrides: str) -> None:
         settings = settings_of(*overrides)
-        self.pairs = load_pairs(settings.data, settings.prompt)[0][:16]
+        self.pairs = load_pair_set(settings.data, settings.prompt).train[:16]
         self.model, self.tokenizer = policy.load(
             settings.model, settings.lora, settings.training, verbose=False
         )

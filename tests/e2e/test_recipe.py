@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.model import policy
 from posttrain.model.recipe import recipe
@@ -91,7 +91,7 @@ def built(method: str, folder: Path, rows: int, *overrides: str) -> tuple[Any, A
     run = RunFolder(folder)
     run.open(fresh=False)
     if method == "dpo":
-        pairs = load_pairs(settings.data, settings.prompt)[0][:rows]
+        pairs = load_pair_set(settings.data, settings.prompt).train[:rows]
         return dpo.build_trainer(model, tokenizer, pairs, settings, run)[0], settings
     problems = load_problems(settings.data)[0][:rows]
     functions = grpo.load_rewards(settings, problems[0])

@@ -11,7 +11,7 @@ import pytest
 
 from eval.preference import Pair
 from posttrain.base.errors import DataError
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
@@ -38,7 +38,7 @@ def build(tmp_path: Path) -> Build:
         first = ["training.precompute_ref_log_probs=true", "training.max_steps=3"]
         first.append("evaluation.also=[]")
         settings = load_settings(DPOSettings, CONFIG, [*first, *overrides])
-        pairs = change(load_pairs(settings.data, settings.prompt)[0][:48])
+        pairs = change(load_pair_set(settings.data, settings.prompt).train[:48])
         model, tokenizer = policy.load(
             settings.model, settings.lora, settings.training, verbose=False
         )

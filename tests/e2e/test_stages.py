@@ -13,7 +13,7 @@ import pytest
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import source
 from posttrain.chat.weights import Weights
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
@@ -80,7 +80,7 @@ def trained(method: str, folder: Path, *overrides: str) -> Any:
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
     run, printed = RunFolder(folder / "run"), []
     if method == "dpo":
-        pairs = load_pairs(settings.data, settings.prompt)[0][:16]
+        pairs = load_pair_set(settings.data, settings.prompt).train[:16]
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
     else:
         problems = load_problems(settings.data)[0][:16]

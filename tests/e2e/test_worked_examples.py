@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import DataError
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
@@ -70,7 +70,7 @@ def test_rewards_and_samples_of_grpo_see_the_reply_alone(tmp_path: Path) -> None
 
 def test_pairs_of_dpo_are_prompted_with_them(tmp_path: Path) -> None:
     settings, model, tokenizer = loaded("dpo")
-    pairs = load_pairs(settings.data, settings.prompt)[0][:4]
+    pairs = load_pair_set(settings.data, settings.prompt).train[:4]
     trainer = dpo.build_trainer(model, tokenizer, pairs, settings, RunFolder(tmp_path / "run"))[0]
     for row, pair in zip(trainer.train_dataset, pairs, strict=True):
         prompt = tokenizer.decode(row["prompt_ids"])

@@ -530,7 +530,7 @@ def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
     import torch
 
     from posttrain.data.demonstrations import load_demonstrations
-    from posttrain.data.pairs import load_pairs
+    from posttrain.data.pairs import load_pair_set
     from posttrain.data.problems import load_problems
     from posttrain.model import policy, runtime
     from posttrain.run.folder import RunFolder
@@ -552,7 +552,7 @@ def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
     run.open(fresh=False)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     if name == "dpo":
-        pairs, _ = load_pairs(settings.data, settings.prompt)
+        pairs = load_pair_set(settings.data, settings.prompt).train
         trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:8], settings, run)
         inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
     elif name == "sft":

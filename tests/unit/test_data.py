@@ -18,7 +18,7 @@ from eval.gsm8k import Problem
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.data.prompted import hold_out, prompt_key
 from posttrain.data.render import drop_overlong
@@ -47,7 +47,8 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def pairs_of(path: Path, holdout: int = 1, **columns: str) -> tuple[list[Pair], list[Pair]]:
     data = PairData(train=Source(path=str(path)), holdout=holdout, columns=PairColumns(**columns))
-    return load_pairs(data, Prompt(system="Réponds."))
+    pairs = load_pair_set(data, Prompt(system="Réponds."))
+    return pairs.train, pairs.held_out
 
 
 def problems_of(path: Path, evaluation: Path | None = None) -> tuple[list[Problem], list[Problem]]:
@@ -278,7 +279,7 @@ def test_a_prompt_that_is_held_out_and_trained_on(tmp_path: Path) -> None:
     evaluation = write(tmp_path / "test.jsonl", jsonl({**PAIR, "prompt": "c"}, PAIR))
     data = PairData(train=Source(path=str(train)), eval=Source(path=str(evaluation)))
     with pytest.raises(DataError, match=rf"^{re.escape(str(evaluation))}: .*row 2 is also trained"):
-        load_pairs(data, Prompt())
+        load_pair_set(data, Prompt())
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,7 @@ def test_a_bad_folder(files: dict[str, str], split: str, says: Sequence[str], fo
     for name, content in files.items():
         write(folder / name, content)
     with pytest.raises(DataError) as caught:
-        load_pairs(PairData(train=Source(path=str(folder), split=split)), Prompt())
+        load_pair_set(PairData(train=Source(path=str(folder), split=split)), Prompt())
     for part in (str(folder), *says):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -572,17 +573,14 @@ def test_mapped_columns(tmp_path: Path) -> None:
 def test_a_system_column_and_its_empty_cells(empty: str | None, tmp_path: Path) -> None:
     rows = [{**PAIR, "sys": "Sois bref."}, {**PAIR, "prompt": "b", "sys": empty}]
     path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
+    data = PairData(train=Source(path=str(path)), holdout=1, columns=PairColumns(system="sys"))
+    sets = [load_pair_set(data, Prompt(system=system)) for system in (None, "Réponds.")]
     own, replaced = (
-        {p.prompt[-1]["content"]: [t["content"] for t in p.prompt[:-1]] for p in (*train, *held)}
-        for train, held in (
-            load_pairs(
-                PairData(
-                    train=Source(path=str(path)), holdout=1, columns=PairColumns(system="sys")
-                ),
-                Prompt(system=system),
-            )
-            for system in (None, "Réponds.")
-        )
+        {
+            p.prompt[-1]["content"]: [t["content"] for t in p.prompt[:-1]]
+            for p in (*pairs.train, *pairs.held_out)
+        }
+        for pairs in sets
     )
     assert own == {"Bonjour ?": ["Sois bref."], "b": []}
     assert replaced == {"Bonjour ?": ["Réponds."], "b": ["Réponds."]}
@@ -652,7 +650,8 @@ def test_real_data_passes_every_check() -> None:
         columns=PairColumns(prompt="instruction"),
         holdout=50,
     )
-    trained, held = load_pairs(pairs, Prompt())
+    split = load_pair_set(pairs, Prompt())
+    trained, held = split.train, split.held_out
     assert len(trained) + len(held) == 300
     assert 50 <= len(held) < 60
 

@@ -21,7 +21,7 @@ from posttrain.data.report import warnings as pair_warnings
 from posttrain.data.report.build import NOT_MEASURABLE
 from posttrain.data.report.examples import token_texts
 from posttrain.data.report.text import render_text, render_warnings
-from posttrain.data.text import normalise, same
+from posttrain.data.text import normalise
 from posttrain.settings import PairData, Prompt
 from tests.helpers import ROOT, SHARED, needs_shared, run_script
 
@@ -177,21 +177,6 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("a", "a."),
-        ("!!!", "!!! ?"),
-        ("Le mot. " * 40 + "un", "le  MOT" * 40 + " - un !"),
-        ("x" * 99 + " 3 + 5", "x" * 99 + "3 + 5 !"),
-        ("e\u0301t\u00e9 " * 30, "\u00e9te\u0301 " * 30),
-    ],
-)
-def test_same_texts_are_those_that_normalise_to_the_same(one: str, other: str) -> None:
-    """Though no more than the beginnings are read where they differ."""
-    assert same(one, other) == (normalise(one) == normalise(other))
-
-
 def test_copies_of_rows_and_prompts() -> None:
     pairs = [
         pair(LONG),
@@ -225,11 +210,6 @@ def test_the_system_turn_makes_no_other_prompt() -> None:
 )
 def test_near_copies(one: str, other: str, alike: bool) -> None:
     assert copies.near_copies([normalise(one), normalise(other)]) == [0, 0 if alike else 1]
-
-
-def test_near_copies_do_not_depend_on_the_process() -> None:
-    """Python's own hash of a text would."""
-    assert sorted(copies._sequences(["bonjour"]).tolist()) == [143247, 338318, 716328]
 
 
 def from_templates(rows: int, prompts: int) -> list[str]:

@@ -16,7 +16,7 @@ from eval.replies import MeasuredReply, kl_per_token, measure, repetition
 from eval.stats import NOT_MEASURABLE, Difference, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.lengths import measure as measure_lengths
-from posttrain.data.pairs import load_pairs
+from posttrain.data.pairs import load_pair_set
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import problem_sets
 from posttrain.scoring.changed_reply import example
@@ -73,8 +73,8 @@ def test_french_pairs_whose_chosen_is_always_longer_are_not_measurable() -> None
     source = Source(path=str(SHARED / "french-preferences" / "preferences.json"))
     columns = {"prompt": "instruction"}
     settings = PairData.model_validate({"train": source, "columns": columns, "holdout": 100})
-    train, held_out = load_pairs(settings, Prompt())
-    pairs = [*train, *held_out]
+    read = load_pair_set(settings, Prompt())
+    pairs = [*read.train, *read.held_out]
     assert len(pairs) == 300
     lengths = measure_lengths(pairs, tokenizer)
     scored = [ScoredPair(1.0, 0.0, x.chosen, x.rejected) for x in lengths]
@@ -322,7 +322,7 @@ def test_settings_of_problem_sets(also: str, message: str) -> None:
 
 def test_the_demo_holds_out_pairs_whose_shorter_reply_is_chosen() -> None:
     settings = settings_with()
-    _, held_out = load_pairs(settings.data, settings.prompt)
+    held_out = load_pair_set(settings.data, settings.prompt).held_out
     lengths = measure_lengths(held_out, tokenizer())
     assert len(held_out) == 200
     assert sum(x.chosen < x.rejected for x in lengths) >= 50

@@ -4,7 +4,6 @@ DPO amplifies every difference between chosen and rejected replies. The report m
 language, copies and evaluation questions. Pure functions of pairs and a tokenizer.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from posttrain.data.render import already_rendered
 from posttrain.data.report import copies
 from posttrain.data.report.examples import render_examples
 from posttrain.data.report.warnings import warnings
-from posttrain.data.text import normalise, same
+from posttrain.data.text import normalise
 
 NOT_MEASURABLE = "not measurable"
 LANGUAGE_SAMPLE = 1_000  # pairs whose language is identified, evenly spaced
@@ -45,6 +44,7 @@ def build(
     kept_lengths = [length for length, fit in zip(measured, fits, strict=True) if fit]
     train = sum(fits[: len(pair_set.train)])
     too_long = {f"over {limit} tokens": len(pairs) - len(kept)} if len(kept) < len(pairs) else {}
+    texts = ((p.where, [*(t["content"] for t in p.prompt), p.chosen, p.rejected]) for p in kept)
     report = {
         "rows": {
             "read": pair_set.rows,
@@ -58,13 +58,7 @@ def build(
         "length_bias": length_bias(kept_lengths, train),
         "languages": languages(kept, language),
         "copies": copied(kept, train),
-        "already_rendered": already_rendered(
-            tokenizer,
-            (
-                (p.where, (*(turn["content"] for turn in p.prompt), p.chosen, p.rejected))
-                for p in kept
-            ),
-        ),
+        "already_rendered": already_rendered(tokenizer, texts),
         "evaluation_questions": overlap(kept, pair_set.questions),
         "examples": render_examples(kept, [length.total for length in kept_lengths], tokenizer),
     }
@@ -107,23 +101,19 @@ def length_bias(lengths: Sequence[Lengths], train: int) -> dict[str, Any]:
     """
     if not lengths:
         return {"pairs": 0, "length_controlled_accuracy": NOT_MEASURABLE}
-    longer, equal = ([_sign(x) == sign for x in lengths] for sign in (1, 0))
-    controlled = sum(_sign(length) < 0 for length in lengths[train:])
+    longer = [(x.chosen > x.rejected) - (x.chosen < x.rejected) for x in lengths]  # or -1: shorter
+    controlled = longer[train:].count(-1)
     return {
         "pairs": len(lengths),
-        "chosen_longer": sum(longer),
-        "same_length": sum(equal),
-        "chosen_shorter": len(lengths) - sum(longer) - sum(equal),
-        "chosen_longer_share": asdict(proportion([float(x) for x in longer])),
-        "prefer_the_longer_accuracy": asdict(proportion([(1 + _sign(x)) / 2 for x in lengths])),
+        "chosen_longer": longer.count(1),
+        "same_length": longer.count(0),
+        "chosen_shorter": longer.count(-1),
+        "chosen_longer_share": asdict(proportion([float(x == 1) for x in longer])),
+        "prefer_the_longer_accuracy": asdict(proportion([(1 + x) / 2 for x in longer])),
         "length_controlled_accuracy": (
             f"measurable on {controlled} held-out pairs" if controlled else NOT_MEASURABLE
         ),
     }
-
-
-def _sign(length: Lengths) -> int:
-    return (length.chosen > length.rejected) - (length.chosen < length.rejected)
 
 
 def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:
@@ -144,26 +134,21 @@ def languages(pairs: Sequence[Pair], wanted: str) -> dict[str, Any]:
 
 def copied(pairs: Sequence[Pair], train: int) -> dict[str, Any]:
     """How many pairs repeat an earlier one, nearly repeat one, or have two identical replies."""
-    keys = [normalise("\n".join(turn["content"] for turn in _own(pair))) for pair in pairs]
-    same_prompt = copies.repeats(keys)
-    several = set(itertools.compress(keys, same_prompt))
-    near = copies.near_copies(keys)
-    nearly = [
-        not repeated and first != index
-        for index, (repeated, first) in enumerate(zip(same_prompt, near, strict=True))
+    prompts = [
+        # without the system turn, which all rows may share
+        normalise("\n".join(turn["content"] for turn in pair.prompt if turn["role"] != "system"))
+        for pair in pairs
     ]
-    rows = [
-        (key, normalise(pair.chosen), normalise(pair.rejected))
-        for key, pair in zip(keys, pairs, strict=True)
-        if key in several
-    ]
+    replies = [(normalise(pair.chosen), normalise(pair.rejected)) for pair in pairs]
+    same_prompt = len(prompts) - len(set(prompts))
+    near = copies.near_copies(prompts)
     return {
-        "same_pair": sum(copies.repeats(rows)),
-        "same_prompt": sum(same_prompt),
-        "near_prompt": sum(nearly),
+        "same_pair": len(pairs) - len(set(zip(prompts, replies, strict=True))),
+        "same_prompt": same_prompt,
+        "near_prompt": sum(first != index for index, first in enumerate(near)) - same_prompt,
         "near_prompt_across_the_split": sum(first < train for first in near[train:]),
         "near_rule": copies.NEAR_RULE,
-        "identical_replies": sum(same(pair.chosen, pair.rejected) for pair in pairs),
+        "identical_replies": sum(chosen == rejected for chosen, rejected in replies),
     }
 
 
@@ -183,8 +168,3 @@ def overlap(pairs: Sequence[Pair], questions: Sequence[str]) -> dict[str, Any] |
         "rule": copies.OVERLAP_RULE,
         "rows": where[:10],
     }
-
-
-def _own(pair: Pair) -> list[dict[str, str]]:
-    """The prompt's turns without the system turn, which all rows may share."""
-    return [turn for turn in pair.prompt if turn["role"] != "system"]

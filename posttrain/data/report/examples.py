@@ -13,20 +13,20 @@ MOST_BYTES = 4  # of a character in UTF-8; each byte may be a token
 def render_examples(
     pairs: Sequence[Pair], lengths: Sequence[int], tokenizer: Any
 ) -> list[dict[str, Any]]:
-    """The shortest pair, the one of median length and the longest, in that order."""
-    order = sorted(range(len(pairs)), key=lengths.__getitem__)
-    chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1]] if order else [])
-    return [render_example(pairs[index], tokenizer) for index in chosen]
-
-
-def render_example(pair: Pair, tokenizer: Any) -> dict[str, Any]:
-    """`{"where", "masked": [text of each token], "chosen": [...], "rejected": [...]}`.
+    """The shortest pair, the one of median length and the longest, in that order, each as
+    `{"where", "masked": [text of each token], "chosen": [...], "rejected": [...]}`.
 
     The masked tokens are those of the prompt: they get no loss. Both replies end with one EOS.
     """
-    prompt, *replies = _divided(tokenizer, pair.conversation, pair.chosen, pair.rejected)
-    parts = zip(("masked", "chosen", "rejected"), (prompt, *replies), strict=True)
-    return {"where": pair.where, **{name: token_texts(tokenizer, ids) for name, ids in parts}}
+    order = sorted(range(len(pairs)), key=lengths.__getitem__)
+    chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1]] if order else [])
+    examples = []
+    for pair in (pairs[index] for index in chosen):
+        parts = _divided(tokenizer, pair.conversation, pair.chosen, pair.rejected)
+        masked, good, bad = (token_texts(tokenizer, ids) for ids in parts)
+        example = {"where": pair.where, "masked": masked, "chosen": good, "rejected": bad}
+        examples.append(example)
+    return examples
 
 
 def show_reply(turns: Conversation, reply: str, tokenizer: Any) -> str:
@@ -38,11 +38,11 @@ def show_reply(turns: Conversation, reply: str, tokenizer: Any) -> str:
 
 
 def _divided(tokenizer: Any, turns: Conversation, *replies: str) -> list[list[int]]:
-    """The token ids of the prompt and of each reply with EOS. As in trl, a reply starts at the
-    first token in which the prompt with and without it differ."""
+    """The token ids of the prompt and of each reply with EOS."""
     prompt = render(tokenizer, turns)
     texts = [prompt, *(prompt + reply + tokenizer.eos_token for reply in replies)]
     alone, *full = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    # As in trl, a reply starts at the first token in which the prompt with and without it differ.
     same = (all(ids[n] == token for ids in full) for n, token in enumerate(alone))
     start = next((n for n, alike in enumerate(same) if not alike), len(alone))
     return [alone[:start], *(ids[start:] for ids in full)]

@@ -1,7 +1,7 @@
 """The data report as text for the terminal, in aligned lines that fit it."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from posttrain.base.terminal import entry, prose_width
@@ -9,21 +9,19 @@ from posttrain.base.terminal import entry, prose_width
 LINES = 6  # of each part of an example
 BOUNDARY = "¦"  # between two tokens
 LABEL = 24
+PARTS = ("prompt", "chosen", "rejected")
+Section = tuple[str, list[tuple[str, str]]]
+"""A heading, and labels with their values."""
 
 
 def render_text(report: dict[str, Any]) -> str:
     """The complete report. The warnings come last, where they are seen."""
     sections = [
-        _rows(report["rows"]),
-        _tokens(report["tokens"]),
-        _length_bias(report["length_bias"]),
-        _languages(report["languages"]),
-        _copies(report["copies"]),
-        _questions(report["evaluation_questions"]),
-        _examples(report["examples"]),
-        render_warnings(report),
+        "\n".join([head, *(entry(label, value) for label, value in entries)])
+        for head, entries in (*_counts(report), *_comparisons(report))
     ]
-    return "\n\n".join(section for section in sections if section).rstrip("\n")
+    last = [_examples(report["examples"]), render_warnings(report)]
+    return "\n\n".join([*sections, *filter(None, last)]).rstrip("\n")
 
 
 def render_warnings(report: dict[str, Any]) -> str:
@@ -35,37 +33,33 @@ def render_warnings(report: dict[str, Any]) -> str:
     return "".join(f"{paragraph}\n" for paragraph in paragraphs)
 
 
-def _section(head: str, entries: Iterable[tuple[str, str]]) -> str:
-    return "\n".join([head, *(entry(label, value) for label, value in entries)])
-
-
-def _rows(rows: dict[str, Any]) -> str:
+def _counts(report: dict[str, Any]) -> Iterator[Section]:
+    """Rows by what became of them, and their tokens."""
+    rows, tokens = report["rows"], report["tokens"]
     entries = [("read", str(rows["read"]))]
     entries += [("left out", f"{count}: {why}") for why, count in rows["dropped"].items()]
-    train, held_out = rows["train"], rows["held_out"]
-    entries.append(("kept", f"{rows['kept']} ({train} to train on, {held_out} held out)"))
+    divided = f"{rows['train']} to train on, {rows['held_out']} held out"
+    entries.append(("kept", f"{rows['kept']} ({divided})"))
     if rows["validation"]:
         entries.append(("set aside", f"{rows['validation']} to validate on"))
-    return _section("Rows", entries)
+    yield "Rows", entries
 
-
-def _tokens(tokens: dict[str, Any]) -> str:
     names = ("min", "median", "p95", "max")
-    labels = {name: name for name in ("prompt", "chosen", "rejected")}
-    labels["whole"] = "prompt + longer + EOS"
-    lines = [f"{'Tokens':<{LABEL + 2}}" + "".join(f"{name:>8}" for name in names)]
-    for part, label in labels.items():
-        lines.append(f"  {label:<{LABEL}}" + "".join(f"{tokens[part][name]:>8}" for name in names))
+    labels = {**{part: part for part in PARTS}, "whole": "prompt + longer + EOS"}
+    entries = [
+        (label, "".join(f"{tokens[part][name]:>8}" for name in names))
+        for part, label in labels.items()
+    ]
     over = tokens["over_limit"]
-    count = f"{over['pairs']} of {over['of']} ({over['share']:.1%})"
-    return "\n".join([*lines, entry(f"over {tokens['limit']}", count)])
+    share = f"{over['pairs']} of {over['of']} ({over['share']:.1%})"
+    entries.append((f"over {tokens['limit']}", share))
+    yield f"{'Tokens':<{LABEL + 2}}" + "".join(f"{name:>8}" for name in names), entries
 
 
-def _interval(measure: dict[str, Any]) -> str:
-    return f"{measure['value']:.1%} [{measure['low']:.1%}, {measure['high']:.1%}]"
-
-
-def _length_bias(bias: dict[str, Any]) -> str:
+def _comparisons(report: dict[str, Any]) -> Iterator[Section]:
+    """Chosen against rejected replies, and rows against each other and evaluation questions."""
+    bias, languages = report["length_bias"], report["languages"]
+    copies, overlap = report["copies"], report["evaluation_questions"]
     entries = []
     if bias["pairs"]:
         counts = f"{bias['chosen_longer']} of {bias['pairs']}"
@@ -75,38 +69,31 @@ def _length_bias(bias: dict[str, Any]) -> str:
         entries.append(("chosen is longer", f"{counts}, {share}; {rest}"))
         entries.append(("'prefer the longer'", f"{prefer} right"))
     entries.append(("length-controlled", f"accuracy {bias['length_controlled_accuracy']}"))
-    return _section("Length bias (in tokens, 95% intervals)", entries)
+    yield "Length bias (in tokens, 95% intervals)", entries
 
-
-def _languages(languages: dict[str, Any]) -> str:
     sampled = languages["sampled"]
-    return _section(
-        f"Languages ({sampled} of {languages['of']} pairs)",
-        (
-            (part, ", ".join(f"{name} {n / sampled:.1%}" for name, n in languages[part].items()))
-            for part in ("prompt", "chosen", "rejected")
-        ),
-    )
+    shares = {
+        part: ", ".join(f"{name} {n / sampled:.1%}" for name, n in languages[part].items())
+        for part in PARTS
+    }
+    yield f"Languages ({sampled} of {languages['of']} pairs)", list(shares.items())
+
+    entries = [
+        ("same pair again", str(copies["same_pair"])),
+        ("same prompt again", str(copies["same_prompt"])),
+        ("nearly the same prompt", f"{copies['near_prompt']} ({copies['near_rule']})"),
+        ("held out, near training", str(copies["near_prompt_across_the_split"])),
+        ("identical replies", str(copies["identical_replies"])),
+    ]
+    yield "Copies (case, punctuation and spacing aside)", entries
+
+    if overlap is not None:
+        count = f"in {overlap['pairs']} prompts ({overlap['rule']})"
+        yield "Evaluation questions", [(f"{overlap['questions']} checked", count)]
 
 
-def _copies(copies: dict[str, Any]) -> str:
-    return _section(
-        "Copies (case, punctuation and spacing aside)",
-        (
-            ("same pair again", str(copies["same_pair"])),
-            ("same prompt again", str(copies["same_prompt"])),
-            ("nearly the same prompt", f"{copies['near_prompt']} ({copies['near_rule']})"),
-            ("held out, near training", str(copies["near_prompt_across_the_split"])),
-            ("identical replies", str(copies["identical_replies"])),
-        ),
-    )
-
-
-def _questions(overlap: dict[str, Any] | None) -> str:
-    if overlap is None:
-        return ""
-    count = f"in {overlap['pairs']} prompts ({overlap['rule']})"
-    return _section("Evaluation questions", [(f"{overlap['questions']} checked", count)])
+def _interval(measure: dict[str, Any]) -> str:
+    return f"{measure['value']:.1%} [{measure['low']:.1%}, {measure['high']:.1%}]"
 
 
 def _examples(examples: Sequence[dict[str, Any]]) -> str:
