@@ -1,6 +1,5 @@
 """Read a run folder, be it complete, unfinished, or with files missing or damaged."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from eval.replies import PromptReply
 from eval.rewarded import RewardedReply
 from eval.stats import Difference, Measure
 from posttrain.base.errors import ConfigError, PostTrainError
-from posttrain.base.files import jsonl_rows, model_fingerprint, rows_of
-from posttrain.run.lenient import from_json, mapping_of
+from posttrain.base.files import jsonl_rows, model_fingerprint, read_object, rows_of
+from posttrain.run.lenient import from_json
 from posttrain.run.record import SIDES, Run, Scored
 from posttrain.run.results import Environment, Exported, HealthEvent, Stage, Validated
 from posttrain.settings.strict_yaml import read_yaml
@@ -67,21 +66,21 @@ def read_run(path: Path, finished: bool = False) -> Run:
         read = rows(name) or []
         return parsed(name, lambda file: rows_of(kind, read, file)) or []
 
-    exported = parsed("export.json", _object) or {}
+    exported = parsed("export.json", read_object) or {}
     health = rows("health.jsonl")
     run = Run(
         path=path,
         config=parsed("config.yaml", read_yaml) or {},
-        environment=from_json(Environment, parsed("environment.json", _object)),
+        environment=from_json(Environment, parsed("environment.json", read_object)),
         metrics=[*(rows("metrics.jsonl") or [])],
         samples=[*(rows("samples.jsonl") or [])],
-        before=mapping_of(Measure, parsed("eval/before.json", _object)),
-        after=mapping_of(Measure, parsed("eval/after.json", _object)),
-        comparison=mapping_of(Difference, parsed("eval/comparison.json", _object)),
+        before=from_json(dict[str, Measure], parsed("eval/before.json", read_object)),
+        after=from_json(dict[str, Measure], parsed("eval/after.json", read_object)),
+        comparison=from_json(dict[str, Difference], parsed("eval/comparison.json", read_object)),
         health=None if health is None else [from_json(HealthEvent, row) for row in health],
-        exports=mapping_of(Exported, exported.get("exports")),
+        exports=from_json(dict[str, Exported], exported.get("exports")),
         adapter_16bit=from_json(Exported, exported.get("adapter_16bit")),
-        data_report=parsed("data/report.json", _object),
+        data_report=parsed("data/report.json", read_object),
         validation=[from_json(Validated, row) for row in rows("eval/validation.jsonl") or []],
         unreadable=unreadable,
     )
@@ -104,13 +103,6 @@ def _check(path: Path, finished: bool) -> None:
             raise ConfigError(f"{path}: no finished run there ({file} is missing)")
     if not finished and not any((path / name).exists() for name in TRACES):
         raise ConfigError(f"{path}: no run there (it holds none of {', '.join(TRACES)})")
-
-
-def _object(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    return content
 
 
 def chain_of(adapter: Path) -> list[Stage]:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from eval.stats import Difference, Measure
-from posttrain.run.lenient import from_json, mapping_of
+from posttrain.run.lenient import from_json
 from posttrain.run.repeated import Grid, Tried
 from posttrain.run.results import Environment, Exported, FileScore, Stage, Trained, Validated
 
@@ -16,9 +16,11 @@ def test_a_field_that_does_not_fit_keeps_its_default_and_nothing_else_is_lost() 
 
 
 def test_other_entries_are_left_out() -> None:
-    record = mapping_of(Difference, {"strict": {"difference": 0.5, "n": 3}, "odd": 3, "none": None})
+    record = from_json(
+        dict[str, Difference], {"strict": {"difference": 0.5, "n": 3}, "odd": 3, "none": None}
+    )
     assert record == {"strict": Difference(0.5, n=3)}
-    assert mapping_of(Difference, "odd") == {}
+    assert from_json(dict[str, Difference], "odd") == {}
     row = from_json(Validated, {"step": 4, "measures": {"strict": {"value": 0.5, "n": 8}, "x": 1}})
     assert row == Validated(4, {"strict": Measure(0.5, 8)})
 
