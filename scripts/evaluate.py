@@ -28,7 +28,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval import gsm8k
 from eval.rewarded import RewardedReply, Scorer, reward_row
-from posttrain import report
 from posttrain.base import flags
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import DataError
@@ -37,6 +36,7 @@ from posttrain.base.paths import is_url, shown
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
 from posttrain.model.server import PATIENCE_S, Server
+from posttrain.report import tables
 from posttrain.run.replies import folder_for, read_replies, resume, score_again
 from posttrain.scoring import evaluation, reward_functions
 from posttrain.scoring.answers import (
@@ -117,7 +117,7 @@ def evaluate(args: argparse.Namespace) -> None:
     measured = gsm8k.summarise(list(done.values()))
     measures = {name: asdict(measure) for name, measure in measured.items()}
     write_json(folder / "report.json", {**request, "measures": measures})
-    print(f"\n{report.summary_table(measured)}\n\nKept in {shown(folder)}")
+    print(f"\n{tables.summary_table(measured)}\n\nKept in {shown(folder)}")
     if overlap:
         print(f"warning: {overlap} of these questions were trained on")
     if "mgsm" in args.data.lower():
@@ -214,7 +214,7 @@ def rescore(path: Path) -> str:
             f"{path}: rewards scored these replies, and may have read columns that are not kept "
             "there; give the command that wrote them again"
         )
-    return report.summary_table(gsm8k.summarise(replies))
+    return tables.summary_table(gsm8k.summarise(replies))
 
 
 def compare_reports(first: Path, second: Path) -> str:
@@ -228,7 +228,7 @@ def compare_reports(first: Path, second: Path) -> str:
         comparison = gsm8k.compare_replies(before, after)
     except ValueError as error:
         raise DataError(f"{first} and {second}: {error}") from None
-    return report.table([(folders[1].resolve().name, comparison)])
+    return tables.as_text([tables.compared(comparison, folders[1].resolve().name)])
 
 
 def replies_of(path: Path) -> list[gsm8k.Reply]:

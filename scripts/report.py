@@ -22,9 +22,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from posttrain.base import flags
 from posttrain.base.paths import shown
 from posttrain.base.process import run_main
-from posttrain.report import next_steps, read_run, read_runs, table
+from posttrain.report import next_steps, tables
 from posttrain.report.redraw import redraw
 from posttrain.run.folder import RunFolder
+from posttrain.run.reading import read_run, read_runs
 from posttrain.run.record import Run
 
 
@@ -40,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         watch(args.runs, args.watch)
     runs = read_runs(args.runs)
     pages = [redraw(run.path) for run in runs]
-    scored = [(run.name, run.changes()) for run in runs if run.changes()]
+    scored = [tables.compared(run.changes(), run.name) for run in runs if run.changes()]
     if scored:
-        print(table(scored), end="\n\n")
+        print(tables.as_text(scored), end="\n\n")
     for run in runs:
         if not run.finished:
             print(f"{run.name}: {not_scored(run)}")
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     for written in filter(None, pages):
         print(f"Report    {shown(written)}")
     if len(runs) == 1 and runs[0].finished:
-        print(next_steps.next_commands(args.runs[0]))
+        print(next_steps.next_commands(args.runs[0], runs[0].config))
     return int(None in pages)
 
 

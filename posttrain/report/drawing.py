@@ -116,8 +116,7 @@ def _figure(plot: Plot, titled: bool) -> Figure:
 
 
 def _legend(figure: Figure, axes: Axes, room: float) -> tuple[Legend | None, int]:
-    """A legend of two entries and more, in as many columns as fit `room`, a share of the width;
-    and the lines that it takes."""
+    """A legend in as many columns as fit `room`, a share of the width, and the lines it takes."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) < 2:
         return None, 1

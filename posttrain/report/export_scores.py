@@ -59,15 +59,16 @@ def remarks(run: Run) -> list[str]:
     on_16_bit = scores.pop(ON_16_BIT, None)
     sound = [name for name, s in scores.items() if not _lost(s) and run.exports[name].proven]
     smallest = min(sound, key=lambda name: run.exports[name].bytes or 0.0, default=None)
-    use = f"use {_short(smallest)}" if smallest else "no proven file is as good as it"
+    use = f"use {smallest.removeprefix('gguf:')}" if smallest else "no proven file is as good as it"
     sentences = []
     for name, score in scores.items():
+        short = name.removeprefix("gguf:")
         if _lost(score):
-            sentences.append(f"{_short(name)} {_losses(run, score)}; {use}.")
+            sentences.append(f"{short} {_losses(run, score)}; {use}.")
         if kind(score.main).heads != "pairs":  # on problems the main measure is all
             continue
         sentences += [
-            f"{_short(name)}: {figures.label(other)} got worse, {figures.change(other, change)}."
+            f"{short}: {figures.label(other)} got worse, {figures.change(other, change)}."
             for other, change in score.against_adapter.items()
             if other != score.main and direction(other, change) < 0
         ]
@@ -79,12 +80,12 @@ def remarks(run: Run) -> list[str]:
     return sentences
 
 
-def no_file_lost(run: Run) -> str:
+def no_file_lost(run: Run) -> list[str]:
     """That none of the files that were scored lost significantly; empty where one did."""
     files = [score for name, score in _scores(run).items() if name != ON_16_BIT]
     if not files or any(map(_lost, files)):
-        return ""
-    return "No file lost significantly against the adapter (p < 0.05)."
+        return []
+    return ["No file lost significantly against the adapter (p < 0.05)."]
 
 
 def text(run: Run) -> str:
@@ -92,7 +93,7 @@ def text(run: Run) -> str:
     table = rows(run)
     if not table.rows:
         return ""
-    sentences = filter(None, (no_file_lost(run), *remarks(run)))
+    sentences = [*no_file_lost(run), *remarks(run)]
     lines = [textwrap.fill(sentence, terminal.prose_width()) for sentence in sentences]
     return "\n".join([TITLE, tables.as_text([table]), *lines])
 
@@ -125,7 +126,3 @@ def _losses(run: Run, score: FileScore) -> str:
         right = "questions that the adapter answers"
     gained = f" (and gained {score.gained})" * bool(score.gained)
     return f"lost {score.lost} of {score.right} {right}{gained}"
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("gguf:")

@@ -7,7 +7,6 @@ from typing import Any
 from eval import figures
 from eval.measures import kind
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import write_text
 from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
 from posttrain.report import export_scores, page_data, tables
@@ -35,12 +34,6 @@ UNKNOWN = "licence not known here; see its source"
 VERSIONS = ("unsloth", "trl", "transformers", "torch")
 
 
-def write_model_card(run: Path) -> Path:
-    """Write README.md into a run folder; raises what `render_model_card` does."""
-    write_text(run / "README.md", render_model_card(run))
-    return run / "README.md"
-
-
 def render_model_card(path: Path, repository: str | None = None) -> str:
     """The text of the card.
 
@@ -58,6 +51,7 @@ def render_model_card(path: Path, repository: str | None = None) -> str:
         raise ConfigError(f"{path}: not a run folder (config.yaml or environment.json is missing)")
     template = Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8")
     rendering = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    rendering.filters["check"] = _check
     settings, versions = run.config, run.environment.versions
     base, data = settings["model"]["name"], settings["data"]["train"]["path"]
     title = repository or settings["run"]["name"]
@@ -71,23 +65,15 @@ def render_model_card(path: Path, repository: str | None = None) -> str:
         settings=settings,
         training=settings["training"],
         figures=figures,
-        held_out=run.headline
-        and f"{run.changes()[run.headline].n} held-out {kind(run.headline).of}",
+        kind=kind,
         duration=duration(run.seconds),  # of all its sessions
         versions=", ".join(f"{k} {versions[k]}" for k in VERSIONS if k in versions),
         stages=page_data.stages(run),
         examples=settings["prompt"].get("examples"),  # none in earlier runs
         variables=settings["prompt"].get("chat_template_kwargs"),  # none in earlier runs
         table=tables.as_markdown(tables.compared(run.changes())),
-        exports=[
-            (name, export, "; ".join(map(_check, export.checks)))
-            for name, export in run.exports.items()
-        ],
+        export_scores=export_scores,
         files=tables.as_markdown(export_scores.rows(run)),
-        files_title=export_scores.TITLE,
-        file_remarks=list(
-            filter(None, (export_scores.no_file_lost(run), *export_scores.remarks(run)))
-        ),
         snippets=snippets(settings, run.exports, repository),
         yaml=dump_yaml(_without_folders(settings)),
     )

@@ -4,18 +4,12 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT, run_command, shown
 from posttrain.run.record import Settings, section
-from posttrain.settings.strict_yaml import read_yaml
 
 
-def next_commands(run: Path) -> str:
-    """What a user may want after a run."""
-    try:
-        settings: Settings = read_yaml(run / "config.yaml")
-    except ConfigError:
-        settings = {}
+def next_commands(run: Path, settings: Settings) -> str:
+    """What a user may want after a run with these settings."""
     folder = _typed(run)
     return _next(
         f"{run_command()} chat {folder}",
@@ -52,10 +46,9 @@ def _evaluate(model: Path, settings: Settings) -> str:
     """Score the model on the run's own problems where they are a local file here."""
     data = "mgsm-fr --language fr"
     if settings.get("method") in ("grpo", "sft"):
-        own = section(
-            section(settings, "data"), "eval" if settings["method"] == "grpo" else "problems"
-        )
-        text = section(settings, "data").get("answers") == "text"
+        rows = section(settings, "data")
+        own = section(rows, "eval" if settings["method"] == "grpo" else "problems")
+        text = rows.get("answers") == "text"
         data = _local(own) or (shlex.quote(str(own.get("path", ""))) if text else "gsm8k")
         data += " --samples 8" * (not text)
     else:

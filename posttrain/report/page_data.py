@@ -99,7 +99,7 @@ def _steps(run: Run) -> str:
 
 def _kept(run: Run) -> tuple[str, str]:
     """Which step's adapter the scores are of, where rows were set aside to choose it."""
-    kept = run.kept
+    kept = run.environment.kept
     if kept is None:
         return "", ""
     seconds = sum(number(row.get("validation/seconds")) or 0.0 for row in run.metrics)

@@ -1,20 +1,13 @@
 """Which plots a run, a comparison of runs, or a grid gets. Loads matplotlib: see drawing.py."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from posttrain.report.curves import (
-    Line,
-    describe,
-    draw_band,
-    draw_lines,
-    draw_mark,
-    metrics,
-)
+from posttrain.report.curves import Line, describe, draw_band, draw_lines, draw_mark, metrics
 from posttrain.report.drawing import Plot, over_steps, short
 from posttrain.report.score_plots import reply_length, scores, validation
 from posttrain.run.record import Run, number
@@ -40,11 +33,6 @@ class Curve:
     """The axis begins at 0, and ends there or above."""
     limit: str = ""
     """The setting in `training` that is marked where the values come near."""
-
-    @property
-    def share(self) -> bool:
-        """In percent of something."""
-        return self.unit.startswith("of ")
 
 
 REWARD = Curve(
@@ -137,7 +125,7 @@ def compared(runs: Sequence[Run]) -> list[Plot]:
         (key,) = each.keys
         lines = [line for run in runs for line in metrics(run, {key: short(run.name, 40)})]
         if len(lines) > 1:
-            drawn.append(_plot(each, lines, lambda axes: None))
+            drawn.append(_plot(each, lines))
     return drawn
 
 
@@ -148,11 +136,21 @@ def curve(run: Run, what: Curve) -> Plot | None:
         return None
     ends = [line for key in what.band for line in metrics(run, {key: key})]
     limit = number(run.section("training").get(what.limit))
-    about = what.about
     if what is LOSS and run.section("training").get("loss_type") == ["sigmoid"]:
-        about += LN_2
+        what = replace(what, about=what.about + LN_2)
+    return _plot(what, lines, ends, limit)
 
-    def draw_more(axes: Axes) -> None:
+
+def _plot(
+    what: Curve, lines: Sequence[Line], ends: Sequence[Line] = (), limit: float | None = None
+) -> Plot:
+    """Lines over steps, in their own unit or in percent."""
+    share = what.unit.startswith("of ")
+    top = min(1.0, max(0.05, 1.2 * _highest(lines))) if share else None
+
+    def draw(axes: Axes) -> None:
+        draw_lines(axes, lines)
+        over_steps(axes, top)
         if len(ends) == 2 and len(ends[0].steps) == len(ends[1].steps):
             draw_band(axes, ends[0].steps, ends[0].values, ends[1].values)
         if limit and limit < 1.6 * _highest([*lines, *ends]):
@@ -160,22 +158,8 @@ def curve(run: Run, what: Curve) -> Plot | None:
         if what.floor is not None:
             axes.set_ylim(0, max(what.floor, axes.get_ylim()[1]))
 
-    return _plot(what, lines, draw_more, about)
-
-
-def _plot(
-    what: Curve, lines: Sequence[Line], draw_more: Callable[[Axes], None], about: str = ""
-) -> Plot:
-    """Lines over steps, in their own unit or in percent."""
-    top = min(1.0, max(0.05, 1.2 * _highest(lines))) if what.share else None
-
-    def draw(axes: Axes) -> None:
-        draw_lines(axes, lines)
-        over_steps(axes, top)
-        draw_more(axes)
-
-    alt = describe(what.title, lines, what.share)
-    return Plot(what.name, what.title, about or what.about, alt, what.unit, draw)
+    alt = describe(what.title, lines, share)
+    return Plot(what.name, what.title, what.about, alt, what.unit, draw)
 
 
 def _highest(lines: Sequence[Line]) -> float:

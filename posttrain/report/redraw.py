@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from posttrain.base.files import write_text
 from posttrain.base.paths import shown
 from posttrain.run.folder import RunFolder
 
@@ -13,11 +14,11 @@ def redraw(run: Path) -> Path | None:
     one printed line, and the result None.
     """
     try:
-        from posttrain.report.model_card import write_model_card
+        from posttrain.report.model_card import render_model_card
         from posttrain.report.page import write_report
 
         if RunFolder(run).trained and (run / "adapter").is_dir():
-            write_model_card(run)
+            write_text(run / "README.md", render_model_card(run))
         return write_report(run)
     except Exception as error:
         text = " ".join(str(error).split())[:200]

@@ -1,9 +1,7 @@
 """Which replies a page shows, picked by a rule, and what it says of each."""
 
 from collections import Counter
-from collections.abc import Sequence
 
-from eval.gsm8k import ScoredReply
 from eval.replies import PromptReply
 from eval.rewarded import RewardedReply
 from posttrain.run.record import Logged, Run, Scored, number
@@ -45,53 +43,38 @@ def flips(run: Run) -> list[tuple[str, int]]:
 
 def _answered(run: Run) -> list[tuple[Scored, Scored]]:
     """The first reply to each question before and after training."""
-    before, after = (_by_question(run.replies[side]) for side in ("before", "after"))
+    before, after = dict[str, Scored](), dict[str, Scored]()
+    for first, side in ((before, "before"), (after, "after")):
+        for reply in run.replies[side]:
+            first.setdefault(parts(reply)[0], reply)
     return [(before[key], reply) for key, reply in after.items() if key in before]
-
-
-def _by_question(replies: Sequence[Scored]) -> dict[str, Scored]:
-    first: dict[str, Scored] = {}
-    for reply in replies:
-        first.setdefault(question(reply), reply)
-    return first
 
 
 def _rights(earlier: Scored, later: Scored) -> tuple[bool, bool]:
     if isinstance(earlier, RewardedReply) and isinstance(later, RewardedReply):
         gain = (later.total_reward or 0.0) - (earlier.total_reward or 0.0)
         return gain <= 0, gain >= 0
-    return good(earlier) is True, good(later) is True
+    return mark(earlier)[0] is True, mark(later)[0] is True
 
 
-def question(reply: Scored) -> str:
-    return reply.prompt if isinstance(reply, PromptReply) else reply.question
+def parts(reply: Scored) -> tuple[str, str, str]:
+    """Question, right answer (empty for a prompt) and text of a reply."""
+    if isinstance(reply, PromptReply):
+        return reply.prompt, "", reply.text
+    return reply.question, reply.answer, reply.reply
 
 
-def gold(reply: Scored) -> str:
-    return "" if isinstance(reply, PromptReply) else reply.answer
-
-
-def text(reply: Scored) -> str:
-    return reply.text if isinstance(reply, PromptReply) else reply.reply
-
-
-def good(reply: Scored) -> bool | None:
-    """None where rewards scored it: they know of more than right and wrong."""
-    if isinstance(reply, RewardedReply):
-        return None
-    return reply.strict >= 0.5 if isinstance(reply, ScoredReply) else reply.in_language
-
-
-def mark(reply: Scored) -> str:
-    """How a reply was scored."""
+def mark(reply: Scored) -> tuple[bool | None, str]:
+    """Whether a reply is right (None where rewards scored it: they know of more than right and
+    wrong), and how it was scored."""
     if isinstance(reply, RewardedReply):
         total = reply.total_reward
-        return "not scored" if total is None else f"total reward {total:.4g}"
+        return None, "not scored" if total is None else f"total reward {total:.4g}"
     if isinstance(reply, PromptReply):
-        return "right language" if good(reply) else "another language"
-    if good(reply):
-        return "right"
-    return "right number, wrong format" if reply.lenient else "wrong"
+        return reply.in_language, "right language" if reply.in_language else "another language"
+    if reply.strict >= 0.5:
+        return True, "right"
+    return False, "right number, wrong format" if reply.lenient else "wrong"
 
 
 def rollouts(run: Run) -> list[tuple[int, Logged]]:

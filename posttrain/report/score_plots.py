@@ -28,7 +28,7 @@ LABEL = 26  # characters of a line of a measure's label
 
 def validation(run: Run) -> Plot | None:
     """The measure that decides which adapter is kept, with its interval."""
-    name = (run.kept and run.kept.by) or run.main_measure
+    name = (run.environment.kept and run.environment.kept.by) or run.main_measure
     rows = [row for row in run.validation if row.step >= 0]
     measured_at = [row.measures.get(name, Measure()) for row in rows]
     steps, label = floats(row.step for row in rows), figures.label(name)
@@ -40,8 +40,8 @@ def validation(run: Run) -> Plot | None:
     def draw(axes: Axes) -> None:
         draw_band(axes, steps, low, high)
         axes.plot(steps, values, color=COLOURS[0], marker="o", ms=4)
-        if run.kept is not None:
-            draw_mark(axes, "kept", step=run.kept.step)
+        if run.environment.kept is not None:
+            draw_mark(axes, "kept", step=run.environment.kept.step)
         over_steps(axes, 1.0 if share else None)
 
     about = (

@@ -27,12 +27,9 @@ def changes(repeated: Repeated, runs: Sequence[Run]) -> dict[str, Change]:
     means = {}
     for name, alone in runs[0].changes().items():
         if over := repeated.measures.get(name):
+            moved = over.difference
             means[name] = Change(
-                over.difference.mean,
-                over.difference.low,
-                over.difference.high,
-                over.difference.p_value,
-                alone.n,
+                *(moved.mean, moved.low, moved.high, moved.p_value, alone.n),
                 before=Measure(over.before.mean, alone.n, over.before.low, over.before.high),
                 after=Measure(over.after.mean, alone.n, over.after.low, over.after.high),
             )

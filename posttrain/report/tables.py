@@ -112,11 +112,6 @@ def difference(name: str, change: Change) -> Cell:
     return Cell(moved, figures.change(name, change), sure, tone)
 
 
-def table(comparisons: Sequence[tuple[str, Mapping[str, Change]]], width: int | None = None) -> str:
-    """Named comparisons in one table, as `as_text` renders it."""
-    return as_text([compared(changes, name) for name, changes in comparisons], width)
-
-
 def summary_table(measured: Mapping[str, Measure]) -> str:
     """The measures of one evaluation as aligned text."""
     columns = (Column("measure"), Column("value (95% interval)"), Column("n"))

@@ -96,7 +96,13 @@ class CheckpointStore:
         return max(scores, key=lambda path: (scores[path], int(path.name[5:])), default=None)
 
     def _score(self, path: Path) -> float | None:
-        return _score(path) if self.values is None else self.values.get(int(path.name[5:]))
+        if self.values is not None:
+            return self.values.get(int(path.name[5:]))
+        try:
+            value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["score"]["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # of an earlier version, or damaged, which a resume reports
+        return float(value) if isinstance(value, int | float) else None
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is not damaged; None if there are no checkpoints.
@@ -129,14 +135,6 @@ def _set_aside(path: Path, as_: str, why: str) -> None:
         shutil.rmtree(aside)
     path.rename(aside)
     print(f"checkpoint {path.name} {why}; set aside as {aside.name}")
-
-
-def _score(path: Path) -> float | None:
-    try:
-        value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["score"]["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # of an earlier version, or damaged, which a resume reports
-    return float(value) if isinstance(value, int | float) else None
 
 
 class Score:

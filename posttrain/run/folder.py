@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.measures import Change
-from eval.stats import Difference, Measure
 from posttrain.base import distributed
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
@@ -181,13 +180,8 @@ class RunFolder:
 
     def write_comparison(self, changes: Mapping[str, Change]) -> None:
         """Write eval/before.json, eval/after.json and, last, eval/comparison.json."""
-        files: dict[str, dict[str, Measure | Difference]] = {
-            "before": {name: change.before for name, change in changes.items()},
-            "after": {name: change.after for name, change in changes.items()},
-            "comparison": {name: change.alone for name, change in changes.items()},
-        }
-        for name, measured in files.items():
-            content = {each: asdict(values) for each, values in measured.items()}
+        for name, part in (("before", "before"), ("after", "after"), ("comparison", "alone")):
+            content = {each: asdict(getattr(change, part)) for each, change in changes.items()}
             write_json(self.path / "eval" / f"{name}.json", content)
 
 

@@ -12,7 +12,7 @@ from eval.measures import Change, Judged, headline
 from eval.replies import PromptReply
 from eval.rewarded import RewardedReply
 from eval.stats import Difference, Measure
-from posttrain.run.results import Environment, Exported, HealthEvent, Kept, Validated
+from posttrain.run.results import Environment, Exported, HealthEvent, Validated
 
 SIDES = ("before", "after")
 Settings = Mapping[str, Any]
@@ -94,9 +94,8 @@ class Run:
         if isinstance(steps, int) and steps >= 0:
             return steps
         epochs = number(training.get("num_train_epochs"))
-        done = [(number(row["step"]), number(row.get("epoch"))) for row in self.metrics
-                if "step" in row]  # fmt: skip
-        step, epoch = done[-1] if done else (0, None)
+        last: Logged = next((row for row in reversed(self.metrics) if "step" in row), {})
+        step, epoch = number(last.get("step")), number(last.get("epoch"))
         return math.ceil(step * epochs / epoch) if step and epochs and epoch else None
 
     @property
@@ -109,11 +108,6 @@ class Run:
             last = now
         trained = self.environment.trained
         return max(total, (trained and trained.seconds) or 0.0)
-
-    @property
-    def kept(self) -> Kept | None:
-        """Which adapter was kept; None without validation."""
-        return self.environment.kept
 
     @property
     def written(self) -> datetime | None:

@@ -84,6 +84,7 @@ class Environment:
     stages: list[Stage] = field(default_factory=list)
     trained: Trained | None = None
     kept: Kept | None = None
+    """None without validation."""
 
 
 @dataclass(frozen=True)

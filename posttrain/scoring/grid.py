@@ -69,15 +69,15 @@ def _validated(value: Value, runs: Sequence[Path]) -> Tried:
 
 def _kept(run: Run) -> tuple[Kept, float]:
     """The adapter that a run kept, and the validation that chose it."""
-    if run.kept is None:
+    if run.environment.kept is None:
         raise ConfigError(
             f"{run.path}: nothing was trained, so there is no validation to choose by"
         )
-    if run.kept.value is None:
+    if run.environment.kept.value is None:
         raise ConfigError(
             f"{run.path}/environment.json: the validation of the kept adapter is missing"
         )
-    return run.kept, run.kept.value
+    return run.environment.kept, run.environment.kept.value
 
 
 def _decided(run: Run) -> tuple[str, int]:

@@ -22,8 +22,9 @@ from eval.seeds import SeedMean
 from eval.stats import Difference
 from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
-from posttrain.report import seeds, table
-from posttrain.run.lenient import from_json, mapping_of
+from posttrain.report import seeds
+from posttrain.report.tables import as_text, compared
+from posttrain.run.lenient import from_json
 from posttrain.settings.command import SETTINGS, parse_command_line
 from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import parse_yaml
@@ -351,8 +352,11 @@ def result(name: str) -> Any:
 
 def test_the_table_is_that_of_the_measured_demo() -> None:
     (shown,) = blocks(text_of(ROOT / "docs" / "demo.md"), "text")
-    runs = [(name, mapping_of(Change, values)) for name, values in result("demo_cpu").items()]
-    measured = iter(table(runs, width=80).splitlines())
+    runs = [
+        compared(from_json(dict[str, Change], own), name)
+        for name, own in result("demo_cpu").items()
+    ]
+    measured = iter(as_text(runs, width=80).splitlines())
     assert len(shown.splitlines()) > 12
     for line in shown.splitlines():  # in this order; some rows are left out
         assert line in measured, line

@@ -69,7 +69,7 @@ def test_a_file_that_lost_says_so_and_what_to_take(run: Path) -> None:
     )
     record = read_run(run)
     m = right(run)
-    assert export_scores.no_file_lost(record) == ""
+    assert export_scores.no_file_lost(record) == []
     (remark,) = export_scores.remarks(record)
     assert remark.startswith(f"q4_k_m lost 9 of {m} ") and remark.endswith("use q8_0.")
     adapter, merged, q8, q4 = (row.cells for row in export_scores.rows(record).rows)
@@ -107,7 +107,7 @@ def test_what_4_bit_training_costs_is_a_row_of_its_own(run: Path) -> None:
         "gguf:q8_0",
     ]
     (inherited,) = export_scores.remarks(record)
-    assert export_scores.no_file_lost(record).startswith("No file lost")
+    assert export_scores.no_file_lost(record)[0].startswith("No file lost")
     assert "On 16-bit weights the adapter lost 12 of" in inherited
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError, HealthError
-from posttrain.report import page, read_run
+from posttrain.report import page
 from posttrain.report import seeds as words
 from posttrain.report.verdict import verdict
 from posttrain.run.folder import RunFolder
 from posttrain.run.lenient import from_json
+from posttrain.run.reading import read_run
 from posttrain.run.repeated import Grid
 from posttrain.run.results import Kept
 from posttrain.scoring.grid import choose, why_stopped
@@ -116,7 +117,7 @@ def test_the_highest_mean_is_chosen(tried: dict[str, dict[int, Path]]) -> None:
 def test_of_losses_the_lowest_mean_is_chosen(tried: dict[str, dict[int, Path]]) -> None:
     """As of an SFT run that has no problems to answer."""
     for run in (run for runs in tried.values() for run in runs.values()):
-        kept = read_run(run).kept or Kept()
+        kept = read_run(run).environment.kept or Kept()
         measures = {"reply_loss": {"value": kept.value, "n": 98, "low": 0.0, "high": 1.0}}
         RunFolder(run).write_rows("validation", [{"step": 40, "measures": measures}])
         RunFolder(run).amend({"kept": {**vars(kept), "by": "reply_loss"}})

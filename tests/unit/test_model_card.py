@@ -18,7 +18,7 @@ import yaml
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
 from posttrain.export.hub import to_upload
-from posttrain.report.model_card import write_model_card
+from posttrain.report.model_card import render_model_card
 from posttrain.settings.strict_yaml import read_yaml
 from tests.helpers import CONFIGS, ROOT, run_script, settings_class
 
@@ -89,7 +89,7 @@ def add_exports(run: Path, **exports: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("config", [path.stem for path in CONFIGS])
 def test_every_config_gets_a_card(tmp_path: Path, config: str) -> None:
-    text = write_model_card(make_run(tmp_path / "run", config)).read_text(encoding="utf-8")
+    text = render_model_card(make_run(tmp_path / "run", config))
     _, metadata, _ = text.split("---\n", 2)
     front = yaml.safe_load(metadata)
     if "_3b_" in config:
@@ -104,7 +104,7 @@ def test_every_config_gets_a_card(tmp_path: Path, config: str) -> None:
 
 
 def test_it_says_what_was_not_done(tmp_path: Path) -> None:
-    text = write_model_card(make_run(tmp_path / "run", finished=False)).read_text(encoding="utf-8")
+    text = render_model_card(make_run(tmp_path / "run", finished=False))
     assert "The evaluation after training has not been run" in text
     assert "None yet: the folder holds the adapter alone" in text
 
@@ -112,7 +112,7 @@ def test_it_says_what_was_not_done(tmp_path: Path) -> None:
 def test_exports_are_shown_with_their_parity(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     add_exports(run, merged_16bit=PROVEN, **{"gguf:q4_k_m": UNPROVEN})
-    text = write_model_card(run).read_text(encoding="utf-8")
+    text = render_model_card(run)
     assert "| merged_16bit | `merged_16bit` | yes | largest logit difference: 0.0012" in text
     assert "| **no** | perplexity change: 0.7 (at most 0.1), **failed**" in text
     assert 'AutoModelForCausalLM.from_pretrained("merged_16bit"' in text
@@ -125,19 +125,19 @@ def test_variables_of_the_chat_template_are_in_every_command(tmp_path: Path) -> 
     run = make_run(tmp_path / "run", prompt__chat_template_kwargs=variables)
     exports = {"merged_16bit": PROVEN, "gguf:q4_k_m": {**UNPROVEN, "proven": True}}
     (run / "export.json").write_text(json.dumps({"exports": exports}), encoding="utf-8")
-    text = write_model_card(run).read_text(encoding="utf-8")
+    text = render_model_card(run)
     assert text.count('return_dict=True, enable_thinking=False, style="it\'s"\n)') == 2
     quoted = shlex.quote(json.dumps(variables))
     assert f"vllm serve --default-chat-template-kwargs {quoted} merged_16bit" in text
     assert f"--temp 0 --chat-template-kwargs {quoted} -sys" in text
     assert "render it with the same ones" in text
-    plain = write_model_card(make_run(tmp_path / "plain")).read_text(encoding="utf-8")
+    plain = render_model_card(make_run(tmp_path / "plain"))
     assert "kwargs" not in plain.partition("## Settings")[0]
 
 
 def test_no_folder_of_this_machine_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", model__name="/home/someone/models/mine")
-    text = write_model_card(run).read_text(encoding="utf-8")
+    text = render_model_card(run)
     assert "/home/someone" not in text
     assert "`mine`" in text
     assert "licence not known" in text
@@ -147,12 +147,12 @@ def test_its_training_time_is_that_of_all_sessions(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     rows = [{"step": 1, "seconds": 600.0}, {"step": 2, "seconds": 60.0}]  # resumed in between
     append_rows(run / "metrics.jsonl", rows)
-    assert "40 steps, 11 min 00 s" in write_model_card(run).read_text("utf-8")
+    assert "40 steps, 11 min 00 s" in render_model_card(run)
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run there"):
-        write_model_card(tmp_path)
+        render_model_card(tmp_path)
 
 
 def test_what_is_unproven_or_missing_is_not_uploaded(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from eval import Completion
 from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.seeds import difference_over_seeds, mean_over_seeds
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.report import page, read_run, seeds
+from posttrain.report import page, seeds
 from posttrain.run.folder import RunFolder
+from posttrain.run.reading import read_run
 from posttrain.scoring.seeds import over_seeds
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.command import load_settings

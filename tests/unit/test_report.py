@@ -12,15 +12,10 @@ from eval import figures
 from eval.measures import KINDS, Change, Judged, compare, headline, kind
 from eval.stats import Measure
 from posttrain.base.errors import ConfigError
-from posttrain.report import (
-    read_run,
-    read_runs,
-    summary_table,
-    table,
-)
 from posttrain.report.page import PAGES
-from posttrain.report.tables import as_markdown, as_text, compared
+from posttrain.report.tables import as_markdown, as_text, compared, summary_table
 from posttrain.run.folder import RunFolder
+from posttrain.run.reading import read_run, read_runs
 from tests.helpers import run_script
 
 Measures = dict[str, tuple[tuple[float, float, float], tuple[float, float, float], Any]]
@@ -85,7 +80,7 @@ def as_json(changes: dict[str, Change]) -> dict[str, Any]:
 
 def comparison_table(paths: list[Path], width: int | None = None) -> str:
     runs = read_runs(paths, finished=True)
-    return table([(run.name, run.changes()) for run in runs], width)
+    return as_text([compared(run.changes(), run.name) for run in runs], width)
 
 
 def cells(line: str) -> list[str]:
@@ -193,9 +188,9 @@ def test_the_script_refuses_other_folders(grpo: Path, tmp_path: Path) -> None:
 
 
 def test_a_narrow_table_leaves_intervals_out(grpo: Path, dpo: Path) -> None:
-    runs = [(run.name, read_run(run).changes()) for run in (grpo, dpo)]
-    assert table(runs, 200) == table(runs) == comparison_table([grpo, dpo])
-    lines = table(runs, 80).splitlines()
+    runs = [compared(read_run(run).changes(), run.name) for run in (grpo, dpo)]
+    assert as_text(runs, 200) == as_text(runs) == comparison_table([grpo, dpo])
+    lines = as_text(runs, 80).splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[2] == "grpo_demo (n = 300)"
     assert cells(lines[3]) == [
@@ -204,7 +199,7 @@ def test_a_narrow_table_leaves_intervals_out(grpo: Path, dpo: Path) -> None:
 
 
 def test_a_very_narrow_table_stacks(grpo: Path, dpo: Path) -> None:
-    text = table([(run.name, read_run(run).changes()) for run in (grpo, dpo)], 44)
+    text = as_text([compared(read_run(run).changes(), run.name) for run in (grpo, dpo)], 44)
     assert max(map(len, text.splitlines())) <= 44
     first = " ".join(text.split("tagged")[0].split())
     for figure in (

@@ -24,8 +24,6 @@ from posttrain.report import (
     next_steps,
     page,
     plots,
-    read_run,
-    read_runs,
     redraw,
     samples,
 )
@@ -33,6 +31,7 @@ from posttrain.report.curves import MOST_POINTS, moving_average, thin
 from posttrain.report.model_card import render_model_card
 from posttrain.report.tables import compared
 from posttrain.report.verdict import Verdict, verdict
+from posttrain.run.reading import read_run, read_runs
 from scripts import report as report_script
 from tests.helpers import ROOT, run_script
 from tests.runs import dpo_run, grpo_metrics, grpo_run, sft_run, unfinished, write
@@ -489,12 +488,12 @@ def test_replies_are_picked_by_a_rule(grpo: Path) -> None:
     picked = samples.pairs(read_run(grpo))
     counts = [count for _, count in samples.flips(read_run(grpo))]
     assert sum(counts) == 60
-    kinds = [(samples.good(before), samples.good(after)) for before, after in picked]
+    kinds = [(samples.mark(before)[0], samples.mark(after)[0]) for before, after in picked]
     assert kinds == sorted(kinds, key=list(samples.SHOWN).index)
     changes = ((False, True), (True, False), (True, True), (False, False))
     for kind, count in zip(changes, counts, strict=True):
         assert kinds.count(kind) == min(count, samples.SHOWN[kind])
-    assert [samples.mark(reply) for reply in picked[0]] == ["wrong", "right"]
+    assert [samples.mark(reply)[1] for reply in picked[0]] == ["wrong", "right"]
 
 
 def test_rollouts_are_spread_over_the_run(grpo: Path) -> None:
@@ -549,7 +548,7 @@ def test_the_next_commands_are_for_this_folder(
     grpo: Path, inside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(grpo.parent if inside else ROOT)
-    lines = next_steps.next_commands(grpo).split("\n")
+    lines = next_steps.next_commands(grpo, read_run(grpo).config).split("\n")
     name = "grpo" if inside else str(grpo)
     runner = str(ROOT / "run") if inside else "./run"
     test_data = str(ROOT / "assets/demo_data/problems_test.jsonl")
@@ -564,12 +563,13 @@ def test_the_next_commands_are_for_this_folder(
 
 def test_the_next_commands_of_other_runs(dpo: Path, tmp_path: Path) -> None:
     data = "--data assets/demo_data/problems_test.jsonl --language en"
-    assert data in next_steps.next_commands(dpo).replace(f"{ROOT}/", "")
+    assert data in next_steps.next_commands(dpo, read_run(dpo).config).replace(f"{ROOT}/", "")
     settings = (dpo / "config.yaml").read_text("utf-8")
     (tmp_path / "config.yaml").write_text(settings.replace("problems_test", "gone"), "utf-8")
-    assert "--data mgsm-fr --language fr" in next_steps.next_commands(tmp_path)
-    (tmp_path / "config.yaml").unlink()
-    assert "evaluate" in next_steps.next_commands(tmp_path)  # with no config.yaml
+    assert "--data mgsm-fr --language fr" in next_steps.next_commands(
+        tmp_path, read_run(tmp_path).config
+    )
+    assert "evaluate" in next_steps.next_commands(tmp_path, {})  # with no config.yaml
 
 
 def test_the_page_says_how_to_ask_the_model(tmp_path: Path) -> None:

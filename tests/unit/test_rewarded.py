@@ -17,11 +17,12 @@ from posttrain.base.errors import ConfigError, DataError, HealthError
 from posttrain.base.files import rows_of
 from posttrain.data.problems import load_evaluation, load_problems
 from posttrain.export.texts import PROBLEMS, gate_texts
-from posttrain.report import page, page_data, plots, read_run, samples
+from posttrain.report import page, page_data, plots, samples
 from posttrain.report.model_card import render_model_card
 from posttrain.report.tables import as_markdown, compared
 from posttrain.report.verdict import verdict
 from posttrain.run.folder import RunFolder
+from posttrain.run.reading import read_run
 from posttrain.run.replies import read_replies
 from posttrain.scoring import reward_functions, rewarded
 from posttrain.scoring.evaluation import config_of, prompt_of, weights_of
@@ -354,9 +355,9 @@ def test_replies_are_shown_by_what_they_earned(run: Path) -> None:
         "earned the same": 60 - up - down,
     }
     assert up and down
-    marks = {samples.mark(reply) for pair in shown for reply in pair}
+    marks = {samples.mark(reply)[1] for pair in shown for reply in pair}
     assert marks <= {"total reward 2.5", "total reward -0.5"}
-    assert all(samples.good(reply) is None for pair in shown for reply in pair)
+    assert all(samples.mark(reply)[0] is None for pair in shown for reply in pair)
     text = (page.write_report(run)).read_text(encoding="utf-8")
     assert 'class="mark">total reward 2.5<' in text and "✓ total" not in text
 

@@ -25,9 +25,9 @@ from posttrain.base.files import (
     write_text,
 )
 from posttrain.base.processor import cores
-from posttrain.report import read_run
 from posttrain.run.environment import PACKAGES, git_commit
 from posttrain.run.folder import RunFolder
+from posttrain.run.reading import read_run
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.train import session

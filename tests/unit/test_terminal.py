@@ -11,8 +11,10 @@ from eval.preference import Pair
 from eval.replies import MeasuredReply
 from eval.stats import Measure
 from posttrain.base import terminal
-from posttrain.report import export_words, read_run, summary_table, table
-from posttrain.run.lenient import mapping_of
+from posttrain.report import export_words
+from posttrain.report.tables import as_text, compared, summary_table
+from posttrain.run.lenient import from_json
+from posttrain.run.reading import read_run
 from posttrain.run.results import Check
 from posttrain.scoring.changed_reply import example
 from scripts import doctor, judge
@@ -49,7 +51,7 @@ def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
     for some in ([runs[0]], [runs[1]], runs):
-        text = table([(run.name, read_run(run).changes()) for run in some])
+        text = as_text([compared(read_run(run).changes(), run.name) for run in some])
         assert widest(text) <= columns
         assert "[" in text and ("p-value" in text or "p < " in text)  # how sure it is stays
 
@@ -57,8 +59,10 @@ def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
 def test_the_demos_table_is_a_table_at_80_columns() -> None:
     """Sets scored beside a run's own have a heading, so that their names cost no column."""
     measured = json.loads((ROOT / "bench/results/demo_cpu.json").read_text("utf-8"))
-    runs = [(name, mapping_of(Change, result)) for name, result in measured.items()]
-    lines = table(runs, 80).splitlines()
+    runs = [
+        compared(from_json(dict[str, Change], result), name) for name, result in measured.items()
+    ]
+    lines = as_text(runs, 80).splitlines()
     assert " ".join(lines[0].split()) == "measure before after change (95% interval) p-value"
     headings = [line for line in lines if "(n = " in line]
     assert headings == [
@@ -72,7 +76,7 @@ def test_the_demos_table_is_a_table_at_80_columns() -> None:
 def test_a_long_name_is_wrapped(columns: int, runs: list[Path]) -> None:
     result = read_run(runs[0]).changes()
     long = {f"{'a_set_with_a_long_name_' * 4}/{name}": result[name] for name in result}
-    assert widest(table([("run" * 9, long)])) <= columns
+    assert widest(as_text([compared(long, "run" * 9)])) <= columns
 
 
 def test_the_table_of_an_evaluation_fits(columns: int) -> None:
