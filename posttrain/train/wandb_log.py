@@ -146,24 +146,15 @@ class WandbLog(Callback):
             ),
         )
 
+    @harmless
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        self.metrics(state.global_step, logs)
-
-    def on_save(self, *_: Any, **__: Any) -> None:
-        self.tables()
-
-    on_train_end = on_save
+        """Pass on what the trainer logs, except for NaN and infinity."""
+        self._step = state.global_step
+        known = {k: v for k, v in logs.items() if v is not None and not not_finite(v)}
+        self._run.log(known, step=self._step)
 
     @harmless
-    def metrics(self, step: int, logs: Mapping[str, Any]) -> None:
-        """Pass on what the trainer logs after `step`, except for NaN and infinity."""
-        self._step = step
-        self._run.log(
-            {k: v for k, v in logs.items() if v is not None and not not_finite(v)}, step=step
-        )
-
-    @harmless
-    def tables(self) -> None:
+    def tables(self, *_: Any, **__: Any) -> None:
         """samples.jsonl and every eval/*.jsonl as a table, the newest rows of each."""
         import wandb
 
@@ -177,6 +168,8 @@ class WandbLog(Callback):
             table = wandb.Table(columns, cells, allow_mixed_types=True)
             name = str(path.relative_to(self._folder.path).with_suffix(""))
             self._run.log({f"tables/{name}": table}, step=self._step)
+
+    on_save = on_train_end = tables
 
     @harmless
     def finish(self) -> None:
@@ -214,12 +207,10 @@ class WandbLog(Callback):
         name = f"{self._settings['run']['name']}-{what}"
         artifact = wandb.Artifact(name, kind, metadata=metadata)
         for path in paths:
-            if path.is_dir():
-                # "immutable": W&B reads the file where it is and keeps no second copy.
-                inside = path.name if len(names) > 1 else None
-                artifact.add_dir(str(path), inside, skip_cache=True, policy="immutable")
-            else:
-                artifact.add_file(str(path), skip_cache=True, policy="immutable")
+            add = artifact.add_dir if path.is_dir() else artifact.add_file
+            inside = path.name if len(names) > 1 else None
+            # "immutable": W&B reads the file where it is and keeps no second copy.
+            add(str(path), inside, skip_cache=True, policy="immutable")
         self._run.log_artifact(artifact)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -173,7 +174,7 @@ def mirror(run: RunFolder, steps: range) -> WandbLog:
     for step in steps:
         row = {"loss": step / 4, "rewards/a/mean": 1.0, "grad_norm": float("nan")}
         append_rows(run.metrics, [{"step": step, **row}])
-        log.metrics(step, row)
+        log.on_log(None, SimpleNamespace(global_step=step), None, logs=row)
     log.tables()
     return log
 
@@ -283,6 +284,6 @@ def test_a_failing_client_is_reported_once_and_ends_nothing(
     client = log._run
     client.finish()  # whatever is logged from here on is an error of the client's
     for _ in range(3):
-        log.metrics(2, {"loss": 1.0})
+        log.on_log(None, SimpleNamespace(global_step=2), None, logs={"loss": 1.0})
     log.finish()
     assert capsys.readouterr().out.count("W&B failed") == 1
