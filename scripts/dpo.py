@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.measures import headline
+from eval.measures import compare
 from eval.preference import Pair
 from posttrain.base.process import run_main
 from posttrain.data.examples import check_examples
@@ -79,8 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training, with the pairs to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
-    validate = scoring.validator(model, tokenizer, validation, settings)
-    validator = session.validation(len(validation), validate, headline("pairs"))
+    validator = scoring.validator(model, tokenizer, validation, settings) if validation else None
     stopped = session.train(trainer, changed, PROGRESS, validator)
     if stopped is not None:
         return stopped
@@ -90,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     # The same pairs, prompts and problems after the last step.
     after = scoring.score(model, tokenizer, held_out, problems, settings, run, "after")
     print(f"\n{example(held_out, before.replies, after.replies)}")
-    return session.finish(scoring.compare_scores(before, after))
+    return session.finish(compare(before.measures(), after.measures()))
 
 
 def examine(
@@ -170,8 +169,6 @@ def build_trainer(
         )
     policy.drop_reference_copy(model)
     batches.check_full_batches(trainer, len(pairs))
-    if settings.training.train_sampling_strategy == "group_by_length":
-        batches.group_by_length(trainer)
     if settings.training.precompute_ref_log_probs:
         reference_cache.precompute(trainer)
     return trainer, report_changes(requested, trainer.args)

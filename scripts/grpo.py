@@ -95,9 +95,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training, with the problems to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
-    validate, main_measure = scoring.validator(model, tokenizer, validation, settings, by)
-    validator = session.validation(len(validation), validate, main_measure)
-    stopped = session.train(trainer, changed, PROGRESS, validator)
+    measures = scoring.validator(model, tokenizer, validation, settings, by)
+    stopped = session.train(trainer, changed, PROGRESS, measures if validation else None)
     if stopped is not None:
         return stopped
     if before is None or not settings.run.score:

@@ -17,6 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.demonstration import Demonstration
 from eval.gsm8k import Problem
+from eval.measures import compare
 from posttrain.base.process import run_main
 from posttrain.data.demonstrations import DemonstrationSet, load_demonstrations
 from posttrain.data.examples import check_examples
@@ -74,8 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training, with the rows to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train, settings, run)
-    validate, by = scoring.validator(model, tokenizer, validation, settings)
-    validator = session.validation(len(validation), validate, by)
+    validator = scoring.validator(model, tokenizer, validation, settings) if validation else None
     stopped = session.train(trainer, changed, PROGRESS, validator)
     if stopped is not None:
         return stopped
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # The same rows and problems after the last step.
     after = scoring.score(model, tokenizer, held_out, problems, settings, run, "after")
-    return session.finish(scoring.compare_scores(before, after))
+    return session.finish(compare(before.measures(), after.measures()))
 
 
 def load_problems(settings: SFTSettings, replies: DemonstrationSet) -> list[Problem]:

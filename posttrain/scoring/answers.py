@@ -199,9 +199,10 @@ def collect(
     load the model.
     """
     tokens, total = 0, len(conversations) * model.samples
-    with contextlib.ExitStack() as stack:
-        batches = stack.enter_context(model.answering(conversations, done))
-        bar = stack.enter_context(progress_bar("answering", total, len(done), leave=True))
+    with (
+        model.answering(conversations, done) as batches,
+        progress_bar("answering", total, len(done), leave=True) as bar,
+    ):
         started = time.monotonic()
         for batch in batches:
             tokens += sum(completion.tokens for *_, completion in batch)

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from eval import Completion, Conversation, measures, preference, replies
-from eval.gsm8k import ScoredReply, compare_replies, rescore
-from eval.measures import Change
+from eval.gsm8k import ScoredReply, by_problem, problem_scores, rescore
 from eval.preference import Pair, ScoredPair
 from eval.replies import PromptReply, SampledReply
 from eval.stats import Measure
@@ -43,12 +42,16 @@ class Scores:
     language: str = "fr"
     """The one that replies should be in."""
 
-    def measures(self) -> dict[str, list[float]]:
-        """Per measure, one score a row; without replies, nothing about them."""
-        scores = preference.scores(self.pairs)
+    def measures(self) -> measures.Scores:
+        """Per measure, one score a row; those of a problem set are called NAME/MEASURE. Without
+        replies, nothing about them."""
+        scores: dict[str, Sequence[float | None]] = {**preference.scores(self.pairs)}
         if self.replies:
             scores |= replies.scores(self.replies, self.language, self.without_system)
             scores["kl_per_token"] = self.divergence
+        for name, answered in self.problems.items():
+            of_set = problem_scores(by_problem(answered))
+            scores |= {f"{name}/{measure}": each for measure, each in of_set.items()}
         return scores
 
 
@@ -113,10 +116,11 @@ def without_system(pairs: Sequence[Pair]) -> list[Pair]:
 
     A chat template may then add its own.
     """
-    turns = [tuple(turn for turn in pair.prompt if turn["role"] != "system") for pair in pairs]
-    if all(left == pair.prompt for left, pair in zip(turns, pairs, strict=True)):
-        return []
-    return [replace(pair, prompt=left) for left, pair in zip(turns, pairs, strict=True)]
+    bare = [
+        replace(pair, prompt=tuple(turn for turn in pair.prompt if turn["role"] != "system"))
+        for pair in pairs
+    ]
+    return [] if bare == list(pairs) else bare
 
 
 def pair_scorer(
@@ -140,10 +144,11 @@ def pair_scorer(
 
 def validator(
     model: Any, tokenizer: Any, pairs: list[Pair], settings: DPOSettings
-) -> Callable[[], dict[str, Measure]]:
-    """A function that measures the policy on pairs that were set aside from the training data."""
+) -> tuple[Callable[[], dict[str, Measure]], str]:
+    """A function that measures the policy on pairs that were set aside from the training data, and
+    the measure that decides."""
     score = pair_scorer(model, tokenizer, pairs, settings)
-    return lambda: measures.summarise(preference.scores(score()))
+    return lambda: measures.summarise(preference.scores(score())), measures.headline("pairs")
 
 
 def sample(
@@ -189,16 +194,6 @@ def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> 
         {name: [rescore(row) for row in rows[file]] for name, file in sets.items()},
         settings.data.language or "fr",
     )
-
-
-def compare_scores(before: Scores, after: Scores) -> dict[str, Change]:
-    """Every measure before and after with its paired difference; those of a problem set are
-    called NAME/MEASURE."""
-    changes = measures.compare(before.measures(), after.measures())
-    for name, answered in before.problems.items():
-        of_set = compare_replies(answered, after.problems[name])
-        changes |= {f"{name}/{measure}": change for measure, change in of_set.items()}
-    return changes
 
 
 def _answered(side: str, pair: Pair) -> dict[str, Any]:

@@ -70,20 +70,17 @@ def earlier_questions(adapter: str | None) -> Iterator[tuple[str, list[str]]]:
 
 def trained_questions(trained: dict[str, Any]) -> list[str]:
     """The questions of a GRPO run, or every user turn of the prompts of another."""
-    if trained.get("method") not in ("sft", "dpo", "grpo"):
+    method = trained.get("method")
+    if method not in ("sft", "dpo", "grpo"):
         raise ConfigError(
             "the config.yaml of the model's run names no method; add 'method: grpo', 'method: dpo' "
             "or 'method: sft' to it"
         )
-    if trained["method"] == "sft":
-        rows = load_demonstrations(
-            ReplyData.model_validate(trained["data"]), Prompt.model_validate(trained["prompt"])
-        )
-        return user_turns([*rows.train, *rows.validation])
-    if trained["method"] == "grpo":
+    if method == "grpo":
         problems = ProblemData.model_validate(trained["data"])
         return [row.text(problems.columns.question) for row in read_rows(problems.train)]
-    pairs = load_pair_set(
-        PairData.model_validate(trained["data"]), Prompt.model_validate(trained["prompt"])
-    )
-    return user_turns(pairs.train)
+    prompt = Prompt.model_validate(trained["prompt"])
+    if method == "dpo":
+        return user_turns(load_pair_set(PairData.model_validate(trained["data"]), prompt).train)
+    rows = load_demonstrations(ReplyData.model_validate(trained["data"]), prompt)
+    return user_turns([*rows.train, *rows.validation])

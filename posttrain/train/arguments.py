@@ -1,7 +1,6 @@
 """The arguments of a trainer: those requested, and how trl or Unsloth changed them."""
 
 import contextlib
-import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -114,12 +113,11 @@ def changes(requested: dict[str, Any], arguments: Any) -> dict[str, dict[str, An
 
     trl and Unsloth change some without a message (precision, optimizer, batch size).
     """
-    fields = {field.name for field in dataclasses.fields(arguments)}
     changed = {}
     for name, value in requested.items():
         if value is None:  # the library chooses
             continue
-        used = _as_json(getattr(arguments, name) if name in fields else None)
+        used = _as_json(getattr(arguments, name, None))
         wanted = _as_json(value)
         if used != wanted and not _same(wanted, used):
             changed[name] = {"asked": wanted, "used": used}

@@ -1,4 +1,4 @@
-"""Batches of trl's DPO trainer: check that no row is cut, and group rows of similar length."""
+"""Batches of trl's trainers: no pair is cut, and a resumed run has the same order of rows."""
 
 from typing import Any
 
@@ -26,31 +26,27 @@ def check_full_batches(trainer: Any, pairs: int) -> None:
         )
 
 
-def group_by_length(trainer: Any) -> None:
-    """Let the trainer put rows of similar length in a batch, in an order that a resume keeps.
+def grouped_by_length(rows: Any, args: Any) -> Any:
+    """A sampler that puts rows of similar length in a batch, in an order that a resume keeps.
 
-    transformers' own sampler cannot be used directly: it reads a column that trl removes, and it
-    uses the global RNG, which in a resumed run is not what it was at the start of the epoch. Here
-    the order depends only on the seed and the epoch.
+    transformers' own cannot be used directly: it reads a column that trl removes, and its RNG is
+    in a resumed run not what it was at the start of the epoch.
     """
     import torch
-    from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+    from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    args = trainer.args
-
-    class EpochSampler(LengthGroupedSampler):  # type: ignore[misc]  # transformers is not followed
-        epoch = 0
-
-        def set_epoch(self, epoch: int) -> None:
-            self.epoch = epoch
-
-        def __iter__(self) -> Any:
-            seed = args.seed if args.data_seed is None else args.data_seed
-            generator = torch.Generator().manual_seed(seed + self.epoch)
-            order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-            return iter(order)
-
-    lengths = pair_lengths(trainer.train_dataset)
-    trainer.train_sampler = EpochSampler(
-        args.per_device_train_batch_size * args.gradient_accumulation_steps, lengths=lengths
+    return ordered_by_epoch(
+        LengthGroupedSampler(
+            args.per_device_train_batch_size * args.gradient_accumulation_steps,
+            lengths=pair_lengths(rows),
+            generator=torch.Generator(),
+        ),
+        args.seed if args.data_seed is None else args.data_seed,
     )
+
+
+def ordered_by_epoch(sampler: Any, seed: int) -> Any:
+    """The sampler, whose order now depends on the seed and the epoch alone, not on the epochs
+    before, which a resumed run does not draw."""
+    sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(seed + epoch)
+    return sampler

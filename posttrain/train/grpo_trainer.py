@@ -5,6 +5,7 @@ from typing import Any
 from posttrain.base import distributed
 from posttrain.model.merged import sampling_weights
 from posttrain.model.rollouts import cheaper_rollouts
+from posttrain.train.batches import ordered_by_epoch
 from posttrain.train.guard import guarded, is_out_of_memory
 from posttrain.train.micro_batches import (
     COMPLETION_LOSSES,
@@ -13,8 +14,6 @@ from posttrain.train.micro_batches import (
     UNSLOTH_METRICS,
     Batch,
     Part,
-    completions_as_text,
-    join_scores,
     split_completions,
 )
 
@@ -49,14 +48,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
         """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
 
         def _get_train_sampler(self, *rows: Any) -> Any:
-            """trl's, but the order of an epoch depends on the seed and the epoch alone: trl's RNG
-            continues from the epochs before, which a resumed run does not draw."""
             sampler = super()._get_train_sampler(*rows)
-            if sampler.shuffle:
-                sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(
-                    sampler.seed + epoch
-                )
-            return sampler
+            return ordered_by_epoch(sampler, sampler.seed) if sampler.shuffle else sampler
 
         def count(self, batch: Batch) -> int:
             return len(batch["completion_ids"])
@@ -97,7 +90,21 @@ def guarded_grpo(trainer_class: Any) -> Any:
             )
 
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
-            return completions_as_text(batch, self.processing_class.decode, self.reward_func_names)
+            """Prompt, completion, advantage and rewards of each row."""
+            rows = []
+            for i, advantage in enumerate(batch["advantages"].tolist()):
+                prompt, completion = (
+                    self.processing_class.decode(self._tokens_of(batch, part, i))
+                    for part in ("prompt", "completion")
+                )
+                rewards = zip(self.reward_func_names, batch["rewards"][i].tolist(), strict=True)
+                own = {"advantage": advantage, "rewards": dict(rewards)}
+                rows.append({"prompt": prompt, "completion": completion, **own})
+            return rows
+
+        def _tokens_of(self, batch: Batch, part: str, row: int) -> Any:
+            """The ids of a row's prompt or completion, (tokens,), without padding."""
+            return batch[f"{part}_ids"][row][batch[f"{part}_mask"][row].bool()]
 
         def learnable(self, batch: Batch) -> Any:
             """Above 0 if a completion that is not all masked has an advantage other than 0."""
@@ -153,11 +160,9 @@ def guarded_grpo(trainer_class: Any) -> Any:
             apart = []
             for row in range(0, len(batch["completion_ids"]), ONE_COMPLETION_OF):
                 # Without padding, around which Unsloth's scores are shifted.
-                prompt, completion = (
-                    batch[f"{part}_ids"][row][batch[f"{part}_mask"][row].bool()][None]
-                    for part in ("prompt", "completion")
-                )
-                ids, length = torch.cat([prompt, completion], 1), completion.shape[1]
+                completion = self._tokens_of(batch, "completion", row)
+                ids = torch.cat([self._tokens_of(batch, "prompt", row), completion])[None]
+                length = len(completion)
                 if not length:  # a completion that is masked because it was cut
                     continue
                 with torch.no_grad():
@@ -207,7 +212,9 @@ def guarded_grpo(trainer_class: Any) -> Any:
         ) -> Any:
             """Score completions without a gradient, in fewer rows at once if memory runs out.
 
-            trl has `batch_size` for this, but Unsloth ignores it and packs all rows into one.
+            trl has `batch_size` for this, but Unsloth ignores it and packs all rows into one. Its
+            scores are wider than the completions by the left padding of the most padded row:
+            narrower parts are padded on the left with zeros, which the loss masks.
             """
             import torch
 
@@ -215,14 +222,18 @@ def guarded_grpo(trainer_class: Any) -> Any:
             if self.watch is None or torch.is_grad_enabled():
                 return score(model, ids, mask, *rest, **named)
             while True:
-                rows = min(self.scored_at_once or len(ids), len(ids))
-                parts = [slice(at, at + rows) for at in range(0, len(ids), rows)]
+                size = min(self.scored_at_once or len(ids), len(ids))
+                parts = [slice(at, at + size) for at in range(0, len(ids), size)]
                 try:
                     scores = [score(model, ids[p], mask[p], *rest, **named) for p in parts]
-                    return join_scores(scores)
+                    if len(scores) == 1:
+                        return scores[0]
+                    rows = [row for log_probs, *_ in scores for row in log_probs]
+                    padded = torch.nn.utils.rnn.pad_sequence(rows, True, padding_side="left")
+                    return padded, None, None
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
-                self.watch.halve("scoring", min(rows, named.get("batch_size") or rows))
+                self.watch.halve("scoring", min(size, named.get("batch_size") or size))
 
     return GuardedGRPO

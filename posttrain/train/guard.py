@@ -1,10 +1,11 @@
-"""Training steps that survive a full memory, bad losses and signals, for both of trl's trainers.
+"""Training steps that survive a full memory, bad losses and signals, for all of trl's trainers.
 
 A subclass of the trainer (trl's own, or the one that Unsloth puts in its place on a GPU) runs each
 micro-batch in parts that fit the memory, reports it to the Watch, which checks the loss before the
 optimizer step, and lets a signal end a step in the middle.
 """
 
+import copy
 from typing import Any
 
 from posttrain.model import runtime
@@ -25,10 +26,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def guarded(trainer_class: Any) -> Any:
-    """The part of the subclass that both trainers share.
-
-    How a micro-batch is divided differs: see trainers.py and grpo_trainer.py.
-    """
+    """The part of the subclass that all trainers share. How a micro-batch is divided differs: see
+    trainers.py and grpo_trainer.py."""
 
     class Guarded(trainer_class):  # type: ignore[misc]  # known only at run time
         watch: Any = None
@@ -41,6 +40,7 @@ def guarded(trainer_class: Any) -> Any:
         _next = 0  # index of the part to run
         _grads: list[tuple[Any, Any]]  # (weight, its gradient) before the micro-batch
         _logged: dict[str, list[float]]  # metrics before it
+        _tokens: int  # trl's count of them before it
 
         def __init__(self, model: Any, args: Any, **others: Any) -> None:
             with runtime.full_precision(model, args), refused_by(trainer_class.__name__):
@@ -53,6 +53,15 @@ def guarded(trainer_class: Any) -> Any:
         def _track_num_input_tokens(self, inputs: Any) -> None:
             """Nothing is added for include_num_input_tokens_seen: trl's count is in the same
             field of the trainer state, and the sum of both would be twice the tokens."""
+
+        @property
+        def _total_train_tokens(self) -> int:
+            """trl's count of tokens, kept in the trainer state, which a checkpoint saves."""
+            return int(self.state.num_input_tokens_seen)
+
+        @_total_train_tokens.setter
+        def _total_train_tokens(self, count: int) -> None:
+            self.state.num_input_tokens_seen = count
 
         def learnable(self, batch: Batch) -> Any:
             """Above 0 if the micro-batch has something to learn from, as replies and pairs have."""
@@ -79,18 +88,19 @@ def guarded(trainer_class: Any) -> Any:
                         raise
                     rows = max(self.count(part.inputs) for part in self._parts)
                 # Outside of `except`: the error holds the tensors of the failed attempt.
-                self._undo_attempt()
+                for weight, grad in self._grads:
+                    weight.grad = None if grad is None else grad.clone()
+                self._metrics["train"] = copy.deepcopy(self._logged)
+                self._total_train_tokens = self._tokens
                 self.watch.halve("training", rows, self.divisible())
 
         def _run_parts(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
-            self._next, total = 0, None
-            while True:
-                loss = super().training_step(model, inputs, num_items_in_batch)
-                total = loss if total is None else total + loss
+            self._next, total = 0, 0
+            while self._next == 0 or self._next < len(self._parts):
+                if self._next > 0:
+                    self._before_next_part()
+                total = total + super().training_step(model, inputs, num_items_in_batch)
                 self._next += 1
-                if self._next == len(self._parts):
-                    break
-                self._before_next_part()
             if len(self._parts) > 1:
                 self._merge_metrics()
             self._grads, self._logged = [], {}
@@ -102,27 +112,19 @@ def guarded(trainer_class: Any) -> Any:
                 return super()._prepare_inputs(inputs)
             if self._batch is None:
                 self._batch = super()._prepare_inputs(inputs)
-                self._save_before_attempt()
+                # What a failed attempt would change.
+                self._grads = [
+                    (weight, None if weight.grad is None else weight.grad.clone())
+                    for weight in self.watch.weights
+                ]
+                self._logged = copy.deepcopy(self._metrics["train"])
+                self._tokens = self._total_train_tokens
             if self._next == 0:
                 # rows_at_once may come from a run with another loss, that this one resumes.
                 rows, count = self.rows_at_once, self.count(self._batch)
                 divided = rows is not None and rows < count and self.divisible()
                 self._parts = self.split(self._batch, rows) if divided else [Part(self._batch)]
             return self._parts[self._next].inputs
-
-        def _save_before_attempt(self) -> None:
-            """Save what a failed attempt would change: gradients and metrics."""
-            self._grads = [
-                (weight, None if weight.grad is None else weight.grad.clone())
-                for weight in self.watch.weights
-            ]
-            self._logged = {name: list(values) for name, values in self._metrics["train"].items()}
-
-        def _undo_attempt(self) -> None:
-            for weight, grad in self._grads:
-                weight.grad = None if grad is None else grad.clone()
-            self._metrics["train"].clear()
-            self._metrics["train"].update({k: list(v) for k, v in self._logged.items()})
 
         def _before_next_part(self) -> None:
             pass

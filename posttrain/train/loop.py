@@ -1,9 +1,6 @@
 """Run either trainer: room on the disk, checkpoints, metrics, and where a run stops early."""
 
-import contextlib
-import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,22 +82,20 @@ def train(
         if validation is not None:
             validation.attach(trainer, stop)
         try:
-            with _memory_as_health(watch):
-                if checkpoint is not None and validation is not None:
-                    validation.catch_up(checkpoint)
-                if checkpoint is None or not _is_done(trainer, checkpoint, validation):
-                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint is not None and validation is not None:
+                validation.catch_up(checkpoint)
+            if checkpoint is None or not _is_done(trainer, checkpoint, validation):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except StepAbandoned:
             watch.save_last_step()
-        except HealthError as error:
-            stopped = {"exit_code": error.exit_code, "reason": str(error).split("\n")[0]}
-            done = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
-            run.amend({"trained": {**done, **stopped}})
+        except HealthError:
             raise
         except Exception as error:
-            if not is_disk_full(error, run.path):
-                raise
-            raise disk_full_error(run.path) from error
+            if is_out_of_memory(error):  # where no smaller part can help
+                watch.no_room("training", None)
+            if is_disk_full(error, run.path):
+                raise disk_full_error(run.path) from error
+            raise
         finally:
             if distributed.is_main():
                 shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
@@ -113,24 +108,10 @@ def train(
     return result
 
 
-@contextlib.contextmanager
-def _memory_as_health(watch: Watch) -> Iterator[None]:
-    """If memory runs out where no smaller part can help, stop the run for its health."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            watch.no_room("training", None)
-        raise
-
-
 def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> bool:
     """Whether nothing is left to train after a checkpoint; the trainer then takes its weights.
-
-    transformers would take one step more.
-    """
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    step = state["global_step"]
+    transformers would take one step more."""
+    step = int(checkpoint.name[5:])
     if step < last_step(trainer) and not (validation is not None and validation.exhausted()):
         return False
     print(f"Training was already done at step {step}")
@@ -140,10 +121,8 @@ def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> b
 
 
 def _follow_schedule(scheduler: Any, optimizer: Any, peak: float) -> None:
-    """Give the optimizer the learning rate that the schedule of this run has at this step.
-
-    That of a checkpoint differs if its run had another length or peak.
-    """
+    """Give the optimizer the learning rate that the schedule of this run has at this step. That of
+    a checkpoint differs if its run had another length or peak."""
     scheduler = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
     if hasattr(scheduler, "lr_lambdas"):
         scheduler.base_lrs = [peak] * len(scheduler.lr_lambdas)

@@ -1,4 +1,4 @@
-"""Split micro-batches of trl's trainers into parts whose losses add up, and write them as text.
+"""Split micro-batches of trl's trainers into parts whose losses and metrics add up.
 
 A DPO micro-batch stacks B chosen rows on B rejected ones; a GRPO micro-batch holds one completion a
 row, an SFT micro-batch one prompt and reply. All are dictionaries of tensors with the rows in the
@@ -7,19 +7,12 @@ first dimension.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic_core import to_json
-
-from posttrain.base.files import write_text
+from posttrain.model.log_probs import NOT_SCORED
 
 Batch = dict[str, Any]
-Decode = Callable[[Any], str]
-"""Token ids, (tokens,), to text."""
-NOT_SCORED = -100  # the label of a token without a loss, in transformers and trl
-
 
 # The losses that can be divided, and what each is a mean over, as Part.counts names it. No other is
 # divided: aot sorts the pairs of a micro-batch, and a loss that a later trl adds may mix rows too.
@@ -66,7 +59,7 @@ UNSLOTH_METRICS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
     """Some rows of a micro-batch, and their weight in its loss and metrics."""
 
@@ -75,8 +68,8 @@ class Part:
     """How many there are of what losses and metrics are means over; empty if it is all rows."""
     weight: float = 1.0
     """Factor of the part's loss."""
-    loss_weights: tuple[float, ...] = ()
-    """DPO only: the weight of each loss in training.loss_type; () for the trainer's own."""
+    loss_weights: list[float] = field(default_factory=list)
+    """DPO only: the weight of each loss in training.loss_type; empty for the trainer's own."""
 
 
 def pair_count(batch: Batch) -> int:
@@ -110,17 +103,13 @@ def split_pairs(
     parts = []
     for some in _slices(count, rows):
         chosen, rejected = sum(tokens[:count][some]), sum(tokens[count:][some])
-        counts = {"pairs": some.stop - some.start, "tokens": chosen + rejected}
+        counts = {"pairs": len(tokens[:count][some]), "tokens": chosen + rejected}
         counts |= {"chosen tokens": chosen, "rejected tokens": rejected}
         parts.append(Part({key: rows_of(value, some) for key, value in batch.items()}, counts))
-    weights = [
-        [weight * share for share in _shares(parts, PAIR_LOSSES[loss])]
-        for loss, weight in zip(loss_types, loss_weights, strict=True)
-    ]
-    return [
-        replace(part, loss_weights=of)
-        for part, of in zip(parts, zip(*weights, strict=True), strict=True)
-    ]
+    for loss, weight in zip(loss_types, loss_weights, strict=True):
+        for part, share in zip(parts, _shares(parts, PAIR_LOSSES[loss]), strict=True):
+            part.loss_weights.append(weight * share)
+    return parts
 
 
 def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
@@ -135,10 +124,11 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
         counts = {"completions": len(tokens[some]), "tokens": sum(tokens[some])}
         counts["completions with tokens"] = sum(map(bool, tokens[some]))
         parts.append(Part(_rows(batch, some), counts))
-    over = COMPLETION_LOSSES[loss_type]
-    # A part may hold nothing but completions that were cut and are masked for that.
-    weights = [1.0] * len(parts) if over == "generation" else _shares(parts, over)
-    return [replace(part, weight=max(of, 1e-9)) for part, of in zip(parts, weights, strict=True)]
+    if (over := COMPLETION_LOSSES[loss_type]) != "generation":
+        for part, share in zip(parts, _shares(parts, over), strict=True):
+            # It may hold nothing but completions that were cut and are masked for that.
+            part.weight = max(share, 1e-9)
+    return parts
 
 
 def split_replies(batch: Batch, rows: int) -> list[Part]:
@@ -149,16 +139,13 @@ def split_replies(batch: Batch, rows: int) -> list[Part]:
 
 
 def _slices(count: int, rows: int) -> list[slice]:
-    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+    return [slice(start, start + rows) for start in range(0, count, rows)]
 
 
 def _rows(batch: Batch, some: slice) -> Batch:
     """Those rows of each entry; the entry where it has none, as flags that trl adds."""
     return {
-        key: value[some]
-        if hasattr(value, "__len__") and getattr(value, "ndim", None) != 0
-        else value
-        for key, value in batch.items()
+        key: value[some] if getattr(value, "ndim", 0) else value for key, value in batch.items()
     }
 
 
@@ -178,76 +165,3 @@ def join_metric(kind: str, values: Sequence[float], parts: Sequence[Part]) -> fl
         return joins[kind](known) if known else math.nan
     shares = _shares(parts, kind)
     return sum(share * value for share, value in zip(shares, values, strict=True) if share)
-
-
-def join_scores(parts: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
-    """Join log-probabilities of parts of a batch, (rows, tokens) each, into those of the batch.
-
-    Unsloth's are wider than the completions by the left padding of the most padded row. Narrower
-    parts are padded on the left with zeros, which the loss masks.
-    """
-    import torch
-
-    if len(parts) == 1:
-        return parts[0]
-    scores = [log_probs for log_probs, _, _ in parts]
-    width = max(log_probs.shape[1] for log_probs in scores)
-    pad = torch.nn.functional.pad
-    return torch.cat([pad(row, (width - row.shape[1], 0)) for row in scores]), None, None
-
-
-def replies_as_text(batch: Batch, decode: Decode) -> list[dict[str, Any]]:
-    """Prompt and reply of each row of an SFT micro-batch."""
-    ids, reply = batch["input_ids"], batch["labels"] != NOT_SCORED
-    prompt = ~reply & batch["attention_mask"].bool() if "attention_mask" in batch else ~reply
-    return [
-        {"prompt": decode(row[before]), "reply": decode(row[after])}
-        for row, before, after in zip(ids, prompt, reply, strict=True)
-    ]
-
-
-def pairs_as_text(batch: Batch, decode: Decode) -> list[dict[str, Any]]:
-    """Prompt, chosen and rejected of each pair."""
-    ids, count = batch["input_ids"], pair_count(batch)
-    reply = batch["completion_mask"].bool()
-    prompt = ~reply & batch["attention_mask"].bool()
-    return [
-        {
-            "prompt": decode(ids[i][prompt[i]]),
-            "chosen": decode(ids[i][reply[i]]),
-            "rejected": decode(ids[count + i][reply[count + i]]),
-        }
-        for i in range(count)
-    ]
-
-
-def completions_as_text(
-    batch: Batch, decode: Decode, reward_names: list[str]
-) -> list[dict[str, Any]]:
-    """Prompt, completion, advantage and rewards of each row."""
-    return [
-        {
-            **{
-                name: decode(batch[f"{name}_ids"][i][batch[f"{name}_mask"][i].bool()])
-                for name in ("prompt", "completion")
-            },
-            "advantage": advantage,
-            "rewards": dict(zip(reward_names, batch["rewards"][i].tolist(), strict=True)),
-        }
-        for i, advantage in enumerate(batch["advantages"].tolist())
-    ]
-
-
-def write_rows(path: Path, step: int, losses: list[float], rows: list[dict[str, Any]]) -> Path:
-    """Write the rows of a step to a JSON file for a person to read, one row a line.
-
-    NaN and infinity become text, because JSON has no such numbers.
-    """
-
-    def text(value: Any) -> str:
-        return to_json(value, inf_nan_mode="strings").decode()
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(map(text, rows))
-    write_text(path, f'{{"step": {step}, "losses": {text(losses)}, "rows": [\n{lines}\n]}}\n')
-    return path

@@ -5,6 +5,7 @@ the same rows and reference, whatever the beta, loss, rank or learning rate. The
 hash of all that the numbers depend on. It holds a checksum, and a damaged file is computed again.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -23,9 +24,9 @@ from posttrain.train.batches import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")
 # Entries of the model's config that do not change what it computes.
-VOLATILE = {"_name_or_path", "architectures", "transformers_version", "unsloth_version"} | {
-    "pad_token_id",
-    "use_cache",
+VOLATILE = {
+    *("_name_or_path", "architectures", "transformers_version", "unsloth_version"),
+    *("pad_token_id", "use_cache"),
 }
 Values = dict[str, list[float]]
 
@@ -87,11 +88,8 @@ def _digest(text: str) -> str:
 
 
 def _weights_digest(policy: Any) -> str:
-    """SHA-256 of the reference's weights as they are in memory, quantised or not.
-
-    If the reference is the policy without its adapter, the adapter is left out, so that runs of
-    another rank or seed share a file.
-    """
+    """SHA-256 of the reference's weights as they are in memory, quantised or not. An adapter that
+    is not part of the reference is left out, so that runs of another rank or seed share a file."""
     import torch
 
     digest = hashlib.sha256()
@@ -152,16 +150,14 @@ def write(path: Path, values: Values) -> bool:
 
 def read(path: Path, rows: int) -> Values | None:
     """The numbers in a file; None if there is no file, or if it is damaged, which is printed."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if not path.exists():
+            return None
         content = json.loads(path.read_text(encoding="utf-8"))
         values: Values = content["values"]
         intact = content["sha256"] == _checksum(values)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        intact = False
-    if intact and all(len(column) == rows for column in values.values()):
-        return values
+        if intact and all(len(column) == rows for column in values.values()):
+            return values
     print(f"note: {path} is damaged; its numbers are computed again")
     return None
 

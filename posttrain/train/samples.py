@@ -1,6 +1,7 @@
 """Completions of every generation with their rewards, for samples.jsonl."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ def reasoning(text: str) -> str:
     return text.partition("<answer>")[0].strip()
 
 
+@dataclass
 class SampleRecorder:
     """Wraps reward functions to write some completions of every generation to samples.jsonl.
 
@@ -26,11 +28,10 @@ class SampleRecorder:
     - `completions/reasoning`: the mean number of characters before the answer.
     """
 
-    def __init__(self, path: Path, count: int, group: int) -> None:
-        self.path = path
-        self.count = count
-        self.group = group
-        self._scores: dict[str, Sequence[float | None]] = {}
+    path: Path
+    count: int
+    group: int
+    _scores: dict[str, Sequence[float | None]] = field(default_factory=dict)
 
     def wrap(self, functions: dict[str, RewardFunction]) -> list[RewardFunction]:
         """The functions to give to the trainer, in the same order and with the same names."""
@@ -60,19 +61,18 @@ class SampleRecorder:
         return reward
 
     def _write(self, columns: dict[str, Any]) -> None:
-        rows = []
-        for i, turns in enumerate(columns["completions"][: self.count]):
-            text = turns[-1]["content"]
-            rows.append(
-                {
-                    "step": columns["trainer_state"].global_step + 1,  # the first to learn from it
-                    "question": columns["prompts"][i][-1]["content"],
-                    "answer": columns["answer"][i],
-                    "completion": text,
-                    "tokens": len(columns["completion_ids"][i]),
-                    "answer_elements": count_answer_elements(text),
-                    "reasoning_characters": len(reasoning(text)),
-                    **{f"reward/{name}": scores[i] for name, scores in self._scores.items()},
-                }
-            )
+        texts = [turns[-1]["content"] for turns in columns["completions"][: self.count]]
+        rows = [
+            {
+                "step": columns["trainer_state"].global_step + 1,  # the first to learn from it
+                "question": columns["prompts"][i][-1]["content"],
+                "answer": columns["answer"][i],
+                "completion": text,
+                "tokens": len(columns["completion_ids"][i]),
+                "answer_elements": count_answer_elements(text),
+                "reasoning_characters": len(reasoning(text)),
+                **{f"reward/{name}": scores[i] for name, scores in self._scores.items()},
+            }
+            for i, text in enumerate(texts)
+        ]
         append_rows(self.path, rows)

@@ -12,12 +12,11 @@ Report and export are commands that read the run folder, each in a separate proc
 imports them. Between these steps a script has its data, rewards, trainer and scores.
 """
 
-import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +31,7 @@ from posttrain.data.render import clock_note, set_template_variables
 from posttrain.model import checks, policy, pretrained, runtime, trust, vllm
 from posttrain.model.device import check_device, free_memory
 from posttrain.run.checkpoint import changes_since, check_same_run, only_length
+from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import chain_of
 from posttrain.settings import DPOSettings, Export, GRPOSettings, SFTSettings, Training
@@ -63,12 +63,8 @@ class Session(Generic[S]):
         self.config: str = str(command.config)
         self._command: Command[S] = command
         self.run: RunFolder = RunFolder(command.output)
-        self.done: bool = False
+        self.done: bool = not command.dry_run and self._is_done()
         """The folder holds this very run, finished."""
-        self._in_the_way: ConfigError | None = None  # for which the run would be refused
-        with self._noted():
-            done = self.run.is_done(self.settings, command.resume, anyway=command.resume_anyway)
-            self.done = done and not command.dry_run
         if not self.done and (not command.dry_run or command.output.exists()):
             self.run.lock()  # also to look for its checkpoints, which sets damaged ones aside
         self._checkpoint = None if self.done else self.run.checkpoint(command.resume)
@@ -76,6 +72,10 @@ class Session(Generic[S]):
         for name, variable in TRACKER_FOLDERS.items():  # before the integrations are imported
             if name in self.settings.tracking.report_to:
                 os.environ.setdefault(variable, str(self.run.path / name))
+
+    def _is_done(self) -> bool:
+        resume, anyway = self._command.resume, self._command.resume_anyway
+        return self.run.is_done(self.settings, resume, anyway=anyway)
 
     def show_result(self) -> int:
         """Report a run that is done and export what it lacks; returns the exit code."""
@@ -93,23 +93,15 @@ class Session(Generic[S]):
     def end_dry_run(self, rows: Sequence[Any]) -> int:
         """Print how to train, or why an earlier run in the folder prevents it; returns the exit
         code. `rows` as for open."""
-        if self._checkpoint and not self._in_the_way:
-            with self._noted():
-                self._check_checkpoint(rows)
-        print(self._command.verdict())
-        if self._in_the_way:
-            print(f"As it is, that command will be refused: {self._in_the_way}")
-        return 0
-
-    @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
-        """In a dry run, keep for its end that the run folder is of another run."""
+        refused = ""
         try:
-            yield
+            self._is_done()  # refuses a finished run of other settings
+            if self._checkpoint:
+                self._check_checkpoint(rows)
         except ConfigError as error:
-            if not self.dry_run:
-                raise
-            self._in_the_way = error
+            refused = f"\nAs it is, that command will be refused: {error}"
+        print(f"{self._command.verdict()}{refused}")
+        return 0
 
     def start(self) -> Any:
         """Start Unsloth and check that the device can run this config; returns the tokenizer.
@@ -195,34 +187,36 @@ class Session(Generic[S]):
             )
         return scores
 
-    def validation(self, rows: int, measure: Callable[[], Measures], by: str) -> Validation | None:
-        """The validation of this run on `rows` rows, as Validation takes it; None without rows."""
-        return Validation(self.run, self.settings, measure, by) if rows else None
-
     def train(
         self,
         trainer: Any,
         changed: dict[str, Any],
         shown: dict[str, str],
-        validation: Validation | None,
+        validator: tuple[Callable[[], Measures], str] | None,
     ) -> int | None:
         """Train and save the adapter, the best by validation if there is any.
 
         Returns None, or the exit code of a run that ended early. `changed` are the arguments that a
-        library changed, `shown` the metrics to watch, as loop.train takes them.
+        library changed, `shown` the metrics to watch, as loop.train takes them. `validator` scores
+        the policy and names the measure that decides; None where there are no rows to validate on.
 
         Raises:
             CheckpointError: the best checkpoint is damaged.
         """
         trainer.add_callback(self._wandb)
+        validation = Validation(self.run, self.settings, *validator) if validator else None
         if validation is not None:
             shown = {**shown, f"validation/{validation.by}": "validation"}
+        clock = Clock()
         try:
             result = loop.train(
                 *(trainer, self.settings, self.run, shown),
                 *(self._checkpoint, self._identity, validation),
             )
-        except HealthError:
+        except HealthError as error:
+            done = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+            stopped = {"exit_code": error.exit_code, "reason": str(error).split("\n")[0]}
+            self.run.amend({"trained": {**done, **stopped}})
             report(self.run.path)
             raise
         self._facts |= {"changed_arguments": changed, "trained": result}

@@ -29,7 +29,8 @@ class StopRequest:
         self.exit_code: int | None = None
         """The exit code of the process once the run has to stop, else None."""
         self.reason = ""
-        self._agreed = False
+        self.decided = False
+        """The run had to stop when `wanted` was last called: the same in all processes."""
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._old_handlers: dict[int, Any] = {}
         self._interruptible = False
@@ -57,7 +58,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def interruptible(self, allowed: bool) -> Iterator[None]:
-        """If `allowed`, a signal raises StepAbandoned inside this block at once."""
+        """If `allowed`, a signal raises StepAbandoned inside this block at once. Not in one of
+        several processes: they stop together, between two steps."""
+        allowed = allowed and distributed.processes() == 1
         self._interruptible = allowed
         try:
             if allowed and self.exit_code is not None:  # the signal came between two steps
@@ -78,11 +81,5 @@ class StopRequest:
         agreed = distributed.highest(-1 if self.exit_code is None else self.exit_code)
         if self.exit_code is None and agreed >= 0:
             self.exit_code, self.reason = agreed, "another process stopped"
-        self._agreed = self.exit_code is not None
-        return self._agreed
-
-    @property
-    def decided(self) -> bool:
-        """Whether the run is stopping. Several processes have the same answer: a signal to one of
-        them counts from the next `wanted` on."""
-        return self.exit_code is not None if distributed.processes() == 1 else self._agreed
+        self.decided = self.exit_code is not None
+        return self.decided

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from posttrain.model.log_probs import NOT_SCORED
+from posttrain.train.batches import grouped_by_length
 from posttrain.train.guard import guarded
 from posttrain.train.micro_batches import (
     PAIR_LOSSES,
@@ -10,41 +12,16 @@ from posttrain.train.micro_batches import (
     Batch,
     Part,
     pair_count,
-    pairs_as_text,
-    replies_as_text,
     scored_tokens,
     split_pairs,
     split_replies,
 )
 
 
-class CountsTokens:
-    """trl's count of tokens, kept in the trainer state, which a checkpoint saves."""
-
-    state: Any
-    _tokens = 0
-
-    @property
-    def _total_train_tokens(self) -> int:
-        return int(self.state.num_input_tokens_seen)
-
-    @_total_train_tokens.setter
-    def _total_train_tokens(self, count: int) -> None:
-        self.state.num_input_tokens_seen = count
-
-    def _save_before_attempt(self) -> None:
-        super()._save_before_attempt()  # type: ignore[misc]
-        self._tokens = self._total_train_tokens
-
-    def _undo_attempt(self) -> None:
-        super()._undo_attempt()  # type: ignore[misc]
-        self._total_train_tokens = self._tokens
-
-
 def guarded_sft(trainer_class: Any) -> Any:
     """The guarded subclass of an SFTTrainer."""
 
-    class GuardedSFT(CountsTokens, guarded(trainer_class)):  # type: ignore[misc]
+    class GuardedSFT(guarded(trainer_class)):  # type: ignore[misc]
         def count(self, batch: Batch) -> int:
             return len(batch["input_ids"])
 
@@ -59,7 +36,13 @@ def guarded_sft(trainer_class: Any) -> Any:
             return "tokens"  # entropy and mean_token_accuracy
 
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
-            return replies_as_text(batch, self.processing_class.decode)
+            """Prompt and reply of each row."""
+            decode, reply = self.processing_class.decode, batch["labels"] != NOT_SCORED
+            read = batch["attention_mask"].bool() if "attention_mask" in batch else True
+            return [
+                {"prompt": decode(ids[before]), "reply": decode(ids[after])}
+                for ids, before, after in zip(batch["input_ids"], ~reply & read, reply, strict=True)
+            ]
 
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             """Divide the sum over a part's tokens by the tokens of the step or, if these are not
@@ -75,19 +58,13 @@ def guarded_sft(trainer_class: Any) -> Any:
 def guarded_dpo(trainer_class: Any) -> Any:
     """The guarded subclass of a DPOTrainer."""
 
-    class GuardedDPO(CountsTokens, guarded(trainer_class)):  # type: ignore[misc]
+    class GuardedDPO(guarded(trainer_class)):  # type: ignore[misc]
         loss_weights: list[float]
-        train_sampler: Any = None
-        """Draws the training rows; None is transformers' own choice."""
 
         def _get_train_sampler(self, *rows: Any) -> Any:
-            if self.train_sampler is not None:
-                return self.train_sampler
+            if self.args.train_sampling_strategy == "group_by_length":
+                return grouped_by_length(self.train_dataset, self.args)
             return super()._get_train_sampler(*rows)
-
-        def _get_eval_sampler(self, rows: Any) -> Any:
-            """In their order, where transformers would group by a column that trl removes."""
-            return None if self.train_sampler is not None else super()._get_eval_sampler(rows)
 
         def count(self, batch: Batch) -> int:
             return pair_count(batch)
@@ -105,12 +82,23 @@ def guarded_dpo(trainer_class: Any) -> Any:
             return PAIR_METRICS.get(name, "pairs")
 
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
-            return pairs_as_text(batch, self.processing_class.decode)
+            """Prompt, chosen and rejected of each pair."""
+            decode, count = self.processing_class.decode, pair_count(batch)
+            ids, reply = batch["input_ids"], batch["completion_mask"].bool()
+            prompt = ~reply & batch["attention_mask"].bool()
+            return [
+                {
+                    "prompt": decode(ids[i][prompt[i]]),
+                    "chosen": decode(ids[i][reply[i]]),
+                    "rejected": decode(ids[count + i][reply[count + i]]),
+                }
+                for i in range(count)
+            ]
 
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             own = self.loss_weights
             if self._batch is not None:
-                self.loss_weights = list(self._parts[self._next].loss_weights) or own
+                self.loss_weights = self._parts[self._next].loss_weights or own
             try:
                 return super().compute_loss(model, inputs, **options)
             finally:

@@ -27,7 +27,7 @@ from posttrain.run.lenient import from_json
 from posttrain.run.results import Kept, Validated
 from posttrain.settings import TrainingSettings
 from posttrain.train.callback import Callback
-from posttrain.train.random_states import random_states, restore
+from posttrain.train.random_states import random_states
 from posttrain.train.stop import StopRequest
 
 Measures = dict[str, Measure]
@@ -81,9 +81,9 @@ class Validation(Callback):
 
     def take(self, step: int) -> dict[str, float | None]:
         """Score the policy after `step`. Returns what to log: each measure, and the seconds."""
-        clock, states = Clock(), random_states()
+        clock, restore = Clock(), random_states()
         row = Validated(step, self._measure())
-        restore(states)
+        restore()
         append_rows(self._path, [asdict(row)])
         self.rows.append(row)
         self._rank()
@@ -134,9 +134,8 @@ class Validation(Callback):
         Raises:
             StepAbandoned: a signal came meanwhile.
         """
-        alone, trainer = distributed.processes() == 1, self._trainer
-        safe = self._settings.training.safe_to_save(state.global_step)
-        with self._stop.interruptible(alone and safe):
+        trainer = self._trainer
+        with self._stop.interruptible(self._settings.training.safe_to_save(state.global_step)):
             logs = self.take(state.global_step)
         own = copy.copy(trainer.control)  # on_log marks in it that the step was logged
         trainer.callback_handler.on_log(trainer.args, state, own, logs)

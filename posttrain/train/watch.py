@@ -6,23 +6,25 @@ transformers' callbacks report its steps and metrics.
 
 import math
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pydantic_core import to_json
+
 from posttrain.base import distributed
 from posttrain.base.errors import HealthError
-from posttrain.base.files import append_rows, jsonl_rows
+from posttrain.base.files import append_rows, jsonl_rows, write_text
 from posttrain.base.progress import say
 from posttrain.model.device import free_memory
 from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOSettings, GRPOTraining, TrainingSettings
 from posttrain.train.callback import Callback
 from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
-from posttrain.train.micro_batches import write_rows
-from posttrain.train.random_states import random_states, restore
+from posttrain.train.random_states import random_states
 from posttrain.train.stop import StopRequest
 
 SIZES = {  # kind of event -> the attribute of the trainer that it halves
@@ -40,19 +42,19 @@ class Watch(Callback):
     ) -> None:
         self.trainer = trainer
         self.settings = settings
-        self.health = settings.health
         self.run = run
         self.stop = stop
+        health = settings.health
         rewards = settings.rewards if isinstance(settings, GRPOSettings) else ()
-        rules = rules_for(self.health, getattr(settings.training, "beta", 0.0), rewards)
-        stop_on = getattr(self.health, "stop_on", [])
-        self.rules = RuleWatcher(rules, self.health.patience, stop_on)
-        self.updates = UpdateCheck(self.health.max_skipped_steps, self.health.max_still_steps)
+        rules = rules_for(health, getattr(settings.training, "beta", 0.0), rewards)
+        self.rules = RuleWatcher(rules, health.patience, getattr(health, "stop_on", []))
+        self.updates = UpdateCheck(health.max_skipped_steps, health.max_still_steps)
         self._step: list[tuple[Any, Any]] = []  # (loss, micro-batch) of the current step
         self._last: list[Any] = []  # micro-batches of the last finished step
         self._learnable = True
         self._learning_rate = 0.0
-        self._after_step: dict[str, Any] = {}  # RNG states and token count of a checkpoint
+        # Restores the RNG states of the last finished step, and the count of tokens then.
+        self._after_step: tuple[Callable[[], None], int] | None = None
         trainer.watch = self
         trainer.add_callback(self)
 
@@ -64,14 +66,9 @@ class Watch(Callback):
     # Called by the trainer.
 
     def interruptible(self, step: int) -> AbstractContextManager[None]:
-        """Let a signal end the step after `step` at once, not after a long generation.
-
-        Only if a run can resume from `step`, and in a single process: several stop together,
-        between two steps.
-        """
-        alone = distributed.processes() == 1
-        safe = self.settings.training.safe_to_save(step)
-        return self.stop.interruptible(alone and step > 0 and safe)
+        """Let a signal end the step after `step` at once, not after a long generation, if a run can
+        resume from `step`."""
+        return self.stop.interruptible(step > 0 and self.settings.training.safe_to_save(step))
 
     def after_micro_batch(self, loss: Any, batch: Any, is_last: bool) -> None:
         """Keep a micro-batch. After the last one of a step, check the losses of all, before the
@@ -130,12 +127,12 @@ class Watch(Callback):
             HealthError: always.
         """
         model, training = self.settings.model, self.settings.training
-        limits = {"model.max_seq_length": model.max_seq_length}
-        if isinstance(training, GRPOTraining):
-            limits = {"training.max_completion_length": training.max_completion_length, **limits}
+        advice = []
         if rows is not None and rows > 1:
-            limits = {"training.per_device_train_batch_size": rows, **limits}
-        advice = [f"{name} below {limit}" for name, limit in limits.items()]
+            advice.append(f"training.per_device_train_batch_size below {rows}")
+        if isinstance(training, GRPOTraining):
+            advice.append(f"training.max_completion_length below {training.max_completion_length}")
+        advice.append(f"model.max_seq_length below {model.max_seq_length}")
         if not training.gradient_checkpointing:
             advice.append("training.gradient_checkpointing: true")
         if not model.load_in_4bit:
@@ -161,7 +158,17 @@ class Watch(Callback):
     # Called by transformers.
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.start(state.global_step)
+        """Read what was recorded up to the checkpoint: metrics for the rules, and the batch sizes
+        that fit the memory. Every process reads the same rows."""
+        distributed.barrier()  # the main process has removed later rows
+        for row in _read(self.run.shared / self.run.metrics.name):
+            if "loss" in row:
+                self.rules.observe(row["step"], row)
+        self.rules.resume_after(state.global_step)
+        alone = distributed.processes() == 1
+        for event in _read(self.run.health) if alone else ():
+            if event["action"] == "halved":
+                setattr(self.trainer, SIZES[event["kind"]], int(event["value"]))
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any
@@ -169,44 +176,25 @@ class Watch(Callback):
         self._learning_rate = max(group["lr"] for group in optimizer.param_groups)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.after_update(state.global_step, self._learning_rate)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        self.after_log(state.global_step, logs)
-
-    def start(self, step: int) -> None:
-        """Read what was recorded up to the checkpoint of `step`: metrics for the rules, and the
-        batch sizes that fit the memory. Every process reads the same rows."""
-        distributed.barrier()  # the main process has removed later rows
-        for row in _read(self.run.shared / self.run.metrics.name):
-            if "loss" in row:
-                self.rules.observe(row["step"], row)
-        self.rules.resume_after(step)
-        alone = distributed.processes() == 1
-        for event in _read(self.run.health) if alone else ():
-            if event["action"] == "halved":
-                setattr(self.trainer, SIZES[event["kind"]], int(event["value"]))
-
-    def after_update(self, step: int, learning_rate: float) -> None:
         """Check the weights after a step, before they can be saved in a checkpoint."""
         import torch
 
+        step = state.global_step
         weights = [weight.detach() for weight in self.weights]
         norms = torch.stack(torch._foreach_norm(weights, 2, dtype=torch.float64)).tolist()
         skipped = bool(self.trainer.accelerator.optimizer_step_was_skipped)
-        event = self.updates.observe(step, norms, learning_rate, skipped, self._learnable)
+        event = self.updates.observe(step, norms, self._learning_rate, skipped, self._learnable)
         if event is not None:
             if event.kind == "weights_not_finite":
                 where = self._write_batches(step, self._last, [])
                 event = replace(event, message=f"{event.message}. The step's rows are in {where}")
             self.record(event)
         self._last = []
-        self._after_step = {**random_states(), "tokens": self.trainer.state.num_input_tokens_seen}
+        self._after_step = random_states(), state.num_input_tokens_seen
 
-    def after_log(self, step: int, logs: dict[str, Any]) -> None:
-        """Check the metrics."""
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "loss" in logs:  # not the totals after the last step
-            for event in self.rules.observe(step, logs):
+            for event in self.rules.observe(state.global_step, logs):
                 self.record(event)
 
     # Act on events.
@@ -240,18 +228,26 @@ class Watch(Callback):
         return self.run.shared / "health" / f"step-{step:06d}" / name
 
     def _write_batches(self, step: int, batches: list[Any], losses: list[float]) -> Path:
-        rows = [row for batch in batches for row in self.trainer.rows_as_text(batch)]
-        return write_rows(self._batches(step), step, losses, rows)
+        """Write the rows of a step for a person to read, one a line. NaN and infinity become text,
+        because JSON has no such numbers."""
+
+        def text(value: Any) -> str:
+            return to_json(value, inf_nan_mode="strings").decode()
+
+        rows = ",\n".join(text(r) for batch in batches for r in self.trainer.rows_as_text(batch))
+        path = self._batches(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, f'{{"step": {step}, "losses": {text(losses)}, "rows": [\n{rows}\n]}}\n')
+        return path
 
     def save_last_step(self) -> None:
         """Write the checkpoint of the last finished step, after a signal ended the next one."""
         trainer = self.trainer
-        step = trainer.state.global_step
-        kept = self.run.checkpoints.folder / f"step-{step:06d}"
-        if kept.exists() or not self._after_step:  # or no step was trained since the resume
+        kept = self.run.checkpoints.folder / f"step-{trainer.state.global_step:06d}"
+        if kept.exists() or self._after_step is None:  # or no step was trained since the resume
             return
-        restore(self._after_step)
-        trainer.state.num_input_tokens_seen = self._after_step["tokens"]
+        restore, trainer.state.num_input_tokens_seen = self._after_step
+        restore()
         trainer.save_checkpoint()
 
 

@@ -118,8 +118,18 @@ def logged(scene: Scene, config: str, row: dict[str, float]) -> str:
     """What a run prints that logs such a row in ten steps."""
     watch = watched(scene, config)
     for step in range(1, 11):
-        watch.after_log(step, {"loss": 0.0, **row})
+        watch.trainer.state.global_step = step
+        watch.on_log(None, watch.trainer.state, None, {"loss": 0.0, **row})
     return str(scene.printed())
+
+
+def stepped(watch: Watch, step: int, learning_rate: float) -> None:
+    """As the trainer calls back after a step."""
+    state = watch.trainer.state
+    state.global_step = step
+    optimizer = SimpleNamespace(param_groups=[{"lr": learning_rate}])
+    watch.on_pre_optimizer_step(None, state, None, optimizer)
+    watch.on_step_end(None, state, None)
 
 
 def finding(findings: list[Finding], subject: str) -> str:
@@ -133,7 +143,7 @@ def _(scene: Scene) -> str:
 
     def train() -> None:
         for step in range(1, 20):
-            watch.after_update(step, 1e-9)  # which changes no weight
+            stepped(watch, step, 1e-9)  # which changes no weight
 
     return refused(train)
 
@@ -193,8 +203,8 @@ def _(scene: Scene) -> str:
     watch = watched(scene, "grpo_gsm8k_t4")
     watch.trainer.accelerator.optimizer_step_was_skipped = True
     for step in range(1, 16):
-        watch.after_update(step, 1e-5)
-    return refused(watch.after_update, 16, 1e-5)
+        stepped(watch, step, 1e-5)
+    return refused(stepped, watch, 16, 1e-5)
 
 
 @causes("out of memory in training")

@@ -44,11 +44,10 @@ posttrain/train/trainers.py: whether and how a loss of DPO is a sum over pairs
     trl/trainer/dpo_trainer.py: DPOTrainer.loss_types DPOTrainer.loss_weights
     trl/trainer/dpo_trainer.py: DPOTrainer.use_weighting DPOTrainer.aux_loss_enabled
     trl/trainer/dpo_trainer.py: DPOTrainer.compute_loss(model, inputs, return_outputs)
-posttrain/train/trainers.py: the count of tokens, which trl leaves out of a checkpoint
+posttrain/train/guard.py: the count of tokens, which trl leaves out of a checkpoint
     trl/trainer/dpo_trainer.py: DPOTrainer._total_train_tokens
 posttrain/train/trainers.py: batches of like length, the same ones after a resume
     transformers/trainer.py: Trainer._get_train_sampler(train_dataset)
-    transformers/trainer.py: Trainer._get_eval_sampler(eval_dataset)
 posttrain/train/grpo_trainer.py: whether and how a loss of GRPO is a sum over completions
     trl/trainer/grpo_trainer.py: GRPOTrainer.loss_type GRPOTrainer.aux_loss_enabled
     trl/trainer/grpo_trainer.py: GRPOTrainer.top_entropy_quantile
@@ -78,13 +77,16 @@ posttrain/train/grpo_trainer.py: log-probabilities of sampling and training are 
 posttrain/train/grpo_trainer.py: scoring that is out of memory is cut into fewer rows
     trl/trainer/grpo_trainer.py: GRPOTrainer._get_per_token_logps_and_entropies(model, input_ids)
     unsloth/models/rl_replacements.py: "def _get_per_token_logps_and_entropies("
-posttrain/train/micro_batches.py: the rows of a micro-batch, to cut it and to write it as text
+posttrain/train/micro_batches.py: the rows of a micro-batch, to cut it
+    trl/trainer/dpo_trainer.py: "input_ids" "completion_mask"
+    trl/trainer/grpo_trainer.py: "completion_ids" "completion_mask"
+posttrain/train/trainers.py: the rows of a micro-batch, to write it as text
     trl/trainer/dpo_trainer.py: "input_ids" "attention_mask" "completion_mask"
+posttrain/train/grpo_trainer.py: the rows of a micro-batch, to write it as text
     trl/trainer/grpo_trainer.py: "prompt_ids" "prompt_mask" "completion_ids" "completion_mask"
     trl/trainer/grpo_trainer.py: "advantages"
 posttrain/train/batches.py: batches of like length
     transformers/trainer_pt_utils.py: LengthGroupedSampler
-    transformers/trainer_pt_utils.py: get_length_grouped_indices(lengths, batch_size)
     trl/trainer/dpo_trainer.py: "prompt_ids" "chosen_ids" "rejected_ids"
 posttrain/train/reference_cache.py: the reference is scored once, by trl's own step, and kept
     trl/trainer/dpo_trainer.py: DPOTrainer.compute_ref_log_probs(model, inputs)
