@@ -197,7 +197,7 @@ def sft_run(path: Path, steps: int = 20, problems: int = 40, loss: float = 0.3) 
         run.write_rows(f"{side}_losses", rows)
         run.write_rows(side, [reply.as_row() for reply in replies])
         sides.append(demonstrations.Scores(losses, replies))
-    run.write_comparison(demonstrations.compare_scores(*sides))
+    run.write_comparison(compare(*(side.measures() for side in sides)))
     return path
 
 

@@ -10,13 +10,12 @@ from eval.gsm8k import (
     Problem,
     ScoredReply,
     by_problem,
-    compare_replies,
     evaluate,
     problem_scores,
     rescore,
     summarise,
 )
-from eval.measures import Change, headline
+from eval.measures import headline
 from eval.stats import Measure
 from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
@@ -92,12 +91,6 @@ def read_scores(run: RunFolder, side: str = "before") -> Scores | None:
     if rows is None or replies is None:
         return None
     return Scores([row[LOSS] for row in rows], [rescore(row) for row in replies])
-
-
-def compare_scores(before: Scores, after: Scores) -> dict[str, Change]:
-    """Every measure before and after with its paired difference."""
-    of_problems = compare_replies(before.replies, after.replies) if before.replies else {}
-    return {**of_problems, **measures.compare({LOSS: before.losses}, {LOSS: after.losses})}
 
 
 def validator(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from eval.measures import kind
 from eval.seeds import mean_over_seeds
+from eval.stats import NOT_MEASURABLE, Measure
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.run.reading import read_run
 from posttrain.run.record import Run
@@ -38,15 +39,15 @@ def choose(
         for value in values
     ]
     first = next(iter(runs.values()))
-    by, rows = _decided(read_run(next(iter(first.values()))))
-    sign = -1 if kind(by).better < 0 else 1
+    kept, measure = _kept(read_run(next(iter(first.values()))))
+    sign = -1 if kind(kept.by).better < 0 else 1
     means = {row.name: sign * row.mean for row in tried if row.mean is not None}
     equal = [name for name, mean in means.items() if mean > max(means.values()) - ROUNDING]
     how = f"the {'lowest' if sign < 0 else 'highest'} mean over seeds on rows set aside from the "
     how += "training data (data.validation)"
     if len(equal) > 1:
         how += f"; {len(equal)} values are equally good, the first given was taken"
-    return Grid(list(first), by, rows, tried, chosen=equal[0], how=how)
+    return Grid(list(first), kept.by, measure.n, tried, chosen=equal[0], how=how)
 
 
 def why_stopped(run: Path) -> str | None:
@@ -62,30 +63,18 @@ def why_stopped(run: Path) -> str | None:
 def _validated(value: Value, runs: Sequence[Path]) -> Tried:
     """The validations of the adapters that a value's runs kept, a seed each."""
     kept = [_kept(read_run(run)) for run in runs]
-    scores = mean_over_seeds([score for _, score in kept])
+    scores = mean_over_seeds([measure.value for _, measure in kept if measure.value is not None])
     steps = [each.step for each, _ in kept]
     return Tried(value.name, value.label, value.overrides, steps=steps, **vars(scores))
 
 
-def _kept(run: Run) -> tuple[Kept, float]:
+def _kept(run: Run) -> tuple[Kept, Measure]:
     """The adapter that a run kept, and the validation that chose it."""
-    if run.environment.kept is None:
+    kept = run.environment.kept or Kept(step=-1)
+    measures = next((row.measures for row in run.validation if row.step == kept.step), {})
+    if measures.get(kept.by, NOT_MEASURABLE).value is None:
         raise ConfigError(
-            f"{run.path}: nothing was trained, so there is no validation to choose by"
+            f"{run.path}: there is no validation of a kept adapter to choose by; nothing was "
+            "trained, or environment.json or eval/validation.jsonl lacks it"
         )
-    if run.environment.kept.value is None:
-        raise ConfigError(
-            f"{run.path}/environment.json: the validation of the kept adapter is missing"
-        )
-    return run.environment.kept, run.environment.kept.value
-
-
-def _decided(run: Run) -> tuple[str, int]:
-    """The measure that decided which adapter a run kept, and the rows that it was taken on."""
-    kept, _ = _kept(run)
-    row = next((row for row in run.validation if row.step == kept.step), None)
-    if row is None or kept.by not in row.measures:
-        raise ConfigError(
-            f"{run.path}/eval/validation.jsonl: the validation of step {kept.step} is missing"
-        )
-    return kept.by, row.measures[kept.by].n
+    return kept, measures[kept.by]

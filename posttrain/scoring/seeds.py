@@ -85,12 +85,7 @@ def _scores(run: Path, settings_class: type[TrainingSettings], side: str) -> Sco
     if isinstance(settings, SFTSettings):
         return _there(demonstrations.read_scores(RunFolder(run), side), run, side).measures()
     assert isinstance(settings, DPOSettings)
-    of_run = _there(pairs.read_scores(RunFolder(run), settings, side), run, side)
-    scores: dict[str, Sequence[float | None]] = {**of_run.measures()}
-    for name, answered in of_run.problems.items():
-        of_set = problem_scores(by_problem(answered))
-        scores |= {f"{name}/{measure}": each for measure, each in of_set.items()}
-    return scores
+    return _there(pairs.read_scores(RunFolder(run), settings, side), run, side).measures()
 
 
 def _there(scores: T | None, run: Path, side: str) -> T:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from eval.measures import compare
 from eval.replies import kl_per_token
 from posttrain.data.pairs import load_pair_set
 from posttrain.model import policy
@@ -100,7 +101,7 @@ def test_scores_are_read_back_as_they_were_taken(
     assert {reply.system for reply in taken.replies} == {settings.prompt.system}
     assert {reply.system for reply in taken.without_system} == {None}
     assert min(taken.divergence) > 0 and len(taken.problems["a"]) == 6
-    comparison = scoring.compare_scores(taken, taken)
+    comparison = compare(taken.measures(), taken.measures())
     assert {"reward_accuracy", "kl_per_token", "a/strict", "a/truncated_rate"} <= set(comparison)
     assert {"french_share", "french_share_without_system"} <= set(comparison)
     assert all(change.difference == 0 for change in comparison.values())
@@ -141,6 +142,6 @@ def test_without_replies_or_problem_sets(moved: tuple[Any, Any, Any], tmp_path: 
     run.open(fresh=False)
     taken = scoring.score(model, tokenizer, pairs[:4], {}, settings, run, "before")
     assert scoring.read_scores(run, settings) == taken
-    assert set(scoring.compare_scores(taken, taken)) == {
+    assert set(compare(taken.measures(), taken.measures())) == {
         *("reward_accuracy", "length_controlled_accuracy", "reward_margin")
     }
