@@ -16,7 +16,7 @@ from eval.replies import PromptReply, SampledReply
 from eval.stats import Measure
 from posttrain.base.files import rows_of
 from posttrain.data import lengths
-from posttrain.data.render import render
+from posttrain.data.render import render, token_ids
 from posttrain.model import inference
 from posttrain.model.log_probs import pair_log_probs, token_log_probs
 from posttrain.run.folder import RunFolder
@@ -159,10 +159,8 @@ def sample(
         update={"temperature": 1.0, "stop_at_answer": False}
     )
     sampled = inference.generator(model, tokenizer, evaluation, settings.training.seed)(prompts)
-    sequences = []
-    for turns, reply in zip(prompts, sampled, strict=True):
-        prompt = tokenizer(render(tokenizer, turns), add_special_tokens=False)
-        sequences.append(([*prompt["input_ids"], *reply.ids], len(prompt["input_ids"])))
+    read = token_ids(tokenizer, [render(tokenizer, turns) for turns in prompts])
+    sequences = [([*ids, *reply.ids], len(ids)) for ids, reply in zip(read, sampled, strict=True)]
     batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
     policy, reference = (
         token_log_probs(model, tokenizer, sequences, batch_size, adapter_off, "samples")

@@ -42,8 +42,6 @@ def guarded_grpo(trainer_class: Any) -> Any:
         """How many prompts to generate for at once; None is all of them."""
         scored_at_once: int | None = None
         """How many completions to score at once without a gradient; None is trl's own size."""
-        rows_at_once: int | None
-        current_gradient_accumulation_steps: float
         _sampled: list[list[float]]
         """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
 
@@ -72,11 +70,11 @@ def guarded_grpo(trainer_class: Any) -> Any:
             return "completions" if kind == "tokens" and a_ratio else kind
 
         def _clipping(self) -> set[str]:
-            """The metrics of how much was clipped, which trl logs with this loss."""
+            """The metrics of how much was clipped, which the trainer logs with this loss."""
             if self.loss_type == "cispo":
                 return {"cispo_clip_ratio"}
-            clipped = self.loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
-            return RATIO_METRICS - {"cispo_clip_ratio"} if clipped else set()
+            clipped = {"grpo", "bnpo", "dr_grpo", "dapo"} | (set() if unsloth else {"luspo"})
+            return RATIO_METRICS - {"cispo_clip_ratio"} if self.loss_type in clipped else set()
 
         def _is_flat(self, batch: Batch) -> bool:
             """Whether a micro-batch has a gradient of 0, because no advantage is other than 0 and
@@ -122,7 +120,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
             if self._is_flat(self._batch):
                 import torch
 
-                for name in () if unsloth and self.loss_type == "luspo" else self._clipping():
+                for name in self._clipping():
                     self._metrics["train"][name].append(0.0)
                 sums = [weight.sum(dtype=torch.float32) for weight in self.watch.weights]
                 return 0 * torch.stack(sums).sum()

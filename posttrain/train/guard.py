@@ -138,11 +138,6 @@ def guarded(trainer_class: Any) -> Any:
                 if len(new) == len(self._parts):
                     values[:] = [*earlier, join_metric(self.metric_kind(name), new, self._parts)]
 
-        def save_checkpoint(self) -> None:
-            """Write a checkpoint of the last finished step, now."""
-            self._save_checkpoint(self.model, None)
-            self.callback_handler.on_save(self.args, self.state, self.control)
-
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if self.rows_at_once is not None:
                 logs["rows_at_once"] = self.rows_at_once

@@ -1,4 +1,4 @@
-"""Run either trainer: room on the disk, checkpoints, metrics, and where a run stops early."""
+"""Run a trainer: checkpoints, metrics, and where a run stops early."""
 
 import shutil
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base import distributed
-from posttrain.base.disk import check_disk, disk_full_error, is_disk_full
+from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, keep_rows_until
 from posttrain.run.checkpoint import Score
@@ -20,27 +20,9 @@ from posttrain.train.validation import Validation, last_step
 from posttrain.train.view import TrainingView
 from posttrain.train.watch import Watch
 
-# A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
-BYTES_A_WEIGHT = 16
 # Which checkpoint is the best: logged anyway, no evaluation needed. The margin of DPO would not do,
 # because on training pairs it grows throughout training.
 BEST_BY = {"sft": "-loss", "dpo": "rewards/accuracies", "grpo": "reward"}
-
-
-def check_room(model: Any, settings: TrainingSettings, run: RunFolder) -> None:
-    """Check before anything is scored or trained that checkpoints and exports will fit on the disk.
-
-    Raises:
-        ConfigError: they will not.
-    """
-    if not distributed.is_main():
-        return
-    from posttrain.run.room import disk_bytes, in_order
-
-    trainable, weights = model.get_nb_trainable_parameters()  # counts packed 4-bit weights too
-    export_bytes = int(disk_bytes(weights - trainable, in_order(settings.export.to)))
-    keep = settings.training.save_total_limit
-    check_disk(run.path, trainable * BYTES_A_WEIGHT, keep, export_bytes)
 
 
 def train(

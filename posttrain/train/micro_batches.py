@@ -6,7 +6,7 @@ first dimension.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,22 +90,13 @@ def split_pairs(
     Raises:
         KeyError: a loss is not in PAIR_LOSSES.
     """
-    import torch
-
-    count = pair_count(batch)
-    tokens = batch["completion_mask"][:, 1:].sum(1).tolist()  # that are scored, of each reply
-
-    def rows_of(value: Any, some: slice) -> Any:
-        if len(value) != 2 * count:
-            return value[some]
-        return torch.cat([value[:count][some], value[count:][some]])
-
     parts = []
-    for some in _slices(count, rows):
-        chosen, rejected = sum(tokens[:count][some]), sum(tokens[count:][some])
-        counts = {"pairs": len(tokens[:count][some]), "tokens": chosen + rejected}
-        counts |= {"chosen tokens": chosen, "rejected tokens": rejected}
-        parts.append(Part({key: rows_of(value, some) for key, value in batch.items()}, counts))
+    for inputs in _cut(batch, rows, pair_count(batch)):
+        pairs = pair_count(inputs)
+        tokens = inputs["completion_mask"][:, 1:].sum(1).tolist()  # that are scored, of each reply
+        counts = {"pairs": pairs, "tokens": sum(tokens)}
+        counts |= {"chosen tokens": sum(tokens[:pairs]), "rejected tokens": sum(tokens[pairs:])}
+        parts.append(Part(inputs, counts))
     for loss, weight in zip(loss_types, loss_weights, strict=True):
         for part, share in zip(parts, _shares(parts, PAIR_LOSSES[loss]), strict=True):
             part.loss_weights.append(weight * share)
@@ -118,12 +109,12 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
     Raises:
         KeyError: the loss is not in COMPLETION_LOSSES.
     """
-    tokens = batch["completion_mask"].sum(1).tolist()
     parts = []
-    for some in _slices(len(tokens), rows):
-        counts = {"completions": len(tokens[some]), "tokens": sum(tokens[some])}
-        counts["completions with tokens"] = sum(map(bool, tokens[some]))
-        parts.append(Part(_rows(batch, some), counts))
+    for inputs in _cut(batch, rows, len(batch["completion_ids"])):
+        tokens = inputs["completion_mask"].sum(1).tolist()
+        counts = {"completions": len(tokens), "tokens": sum(tokens)}
+        counts["completions with tokens"] = sum(map(bool, tokens))
+        parts.append(Part(inputs, counts))
     if (over := COMPLETION_LOSSES[loss_type]) != "generation":
         for part, share in zip(parts, _shares(parts, over), strict=True):
             # It may hold nothing but completions that were cut and are masked for that.
@@ -134,19 +125,25 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
 def split_replies(batch: Batch, rows: int) -> list[Part]:
     """Split an SFT micro-batch into parts of at most `rows` rows. Their losses are sums over tokens
     with one divisor, so they need no weight."""
-    parts = [_rows(batch, some) for some in _slices(len(batch["input_ids"]), rows)]
-    return [Part(part, {"tokens": scored_tokens(part)}) for part in parts]
+    parts = _cut(batch, rows, len(batch["input_ids"]))
+    return [Part(inputs, {"tokens": scored_tokens(inputs)}) for inputs in parts]
 
 
-def _slices(count: int, rows: int) -> list[slice]:
-    return [slice(start, start + rows) for start in range(0, count, rows)]
+def _cut(batch: Batch, rows: int, count: int) -> Iterator[Batch]:
+    """At most `rows` of the `count` rows or stacked pairs at a time, with flags that trl adds."""
+    import torch
 
-
-def _rows(batch: Batch, some: slice) -> Batch:
-    """Those rows of each entry; the entry where it has none, as flags that trl adds."""
-    return {
-        key: value[some] if getattr(value, "ndim", 0) else value for key, value in batch.items()
-    }
+    for start in range(0, count, rows):
+        some = slice(start, start + rows)
+        part = {}
+        for key, value in batch.items():
+            if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                part[key] = value
+            elif len(value) == 2 * count:
+                part[key] = torch.cat([value[:count][some], value[count:][some]])
+            else:
+                part[key] = value[some]
+        yield part
 
 
 def _shares(parts: Sequence[Part], of: str) -> list[float]:

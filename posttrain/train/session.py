@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from eval.measures import Change
+from posttrain.base.disk import check_disk
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import fingerprint
@@ -34,6 +35,7 @@ from posttrain.run.checkpoint import changes_since, check_same_run, only_length
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import chain_of
+from posttrain.run.room import disk_bytes, in_order
 from posttrain.settings import DPOSettings, Export, GRPOSettings, SFTSettings, Training
 from posttrain.settings.adapters import find_adapter
 from posttrain.settings.command import Command, parse_command_line
@@ -41,6 +43,8 @@ from posttrain.train import loop
 from posttrain.train.validation import Measures, Validation
 from posttrain.train.wandb_log import WandbLog
 
+# A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
+BYTES_A_WEIGHT = 16
 S = TypeVar("S", SFTSettings, DPOSettings, GRPOSettings)
 T = TypeVar("T")
 # Where transformers' integrations keep their files, unless the user's environment names a folder.
@@ -166,7 +170,12 @@ class Session(Generic[S]):
         parts = settings.model, settings.lora, settings.training
         self._policy = policy.load(*parts, settings.run.verbose, settings.beyond_limit)
         set_template_variables(self._policy[1], settings.prompt.chat_template_kwargs)
-        loop.check_room(self._policy[0], settings, self.run)
+        if is_main():
+            # Packed 4-bit weights are counted too.
+            trained, weights = self._policy[0].get_nb_trainable_parameters()
+            exports = disk_bytes(weights - trained, in_order(settings.export.to))
+            keep = settings.training.save_total_limit
+            check_disk(self.run.path, trained * BYTES_A_WEIGHT, keep, int(exports))
         return self._policy
 
     def kept_scores(self, read: Callable[[], T | None]) -> T | None:

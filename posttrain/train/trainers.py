@@ -59,8 +59,6 @@ def guarded_dpo(trainer_class: Any) -> Any:
     """The guarded subclass of a DPOTrainer."""
 
     class GuardedDPO(guarded(trainer_class)):  # type: ignore[misc]
-        loss_weights: list[float]
-
         def _get_train_sampler(self, *rows: Any) -> Any:
             if self.args.train_sampling_strategy == "group_by_length":
                 return grouped_by_length(self.train_dataset, self.args)

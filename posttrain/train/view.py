@@ -24,7 +24,6 @@ class TrainingView:
         self.step = self._first = 0
         self._values: dict[str, float] = {}
         self._tokens: deque[tuple[float, float]] = deque(maxlen=10)  # (seconds, tokens so far)
-        self._started = self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
         return self

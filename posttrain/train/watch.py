@@ -248,7 +248,8 @@ class Watch(Callback):
             return
         restore, trainer.state.num_input_tokens_seen = self._after_step
         restore()
-        trainer.save_checkpoint()
+        trainer._save_checkpoint(trainer.model, None)
+        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ posttrain/train/micro_batches.py: what each metric is a mean over; all of trl's:
 posttrain/train/guard.py: trl's model card of a checkpoint is not written
     trl/trainer/dpo_trainer.py: "self.create_model_card(model_name=model_name)"
     trl/trainer/grpo_trainer.py: "self.create_model_card(model_name=model_name)"
-posttrain/train/guard.py: a signal during a step: the checkpoint of the step before is written
+posttrain/train/watch.py: a signal during a step: the checkpoint of the step before is written
     trl/trainer/dpo_trainer.py: DPOTrainer._save_checkpoint(model, trial)
     trl/trainer/grpo_trainer.py: GRPOTrainer._save_checkpoint(model, trial)
     transformers/trainer.py: Trainer.callback_handler Trainer.control
