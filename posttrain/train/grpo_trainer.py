@@ -42,6 +42,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
         """How many prompts to generate for at once; None is all of them."""
         scored_at_once: int | None = None
         """How many completions to score at once without a gradient; None is trl's own size."""
+        current_gradient_accumulation_steps: float
         _sampled: list[list[float]]
         """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.model.log_probs import NOT_SCORED
-
 Batch = dict[str, Any]
+NOT_SCORED = -100  # the label of a token without a loss, in transformers and trl
 
 # The losses that can be divided, and what each is a mean over, as Part.counts names it. No other is
 # divided: aot sorts the pairs of a micro-batch, and a loss that a later trl adds may mix rows too.

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from posttrain.model.log_probs import NOT_SCORED
 from posttrain.train.batches import grouped_by_length
 from posttrain.train.guard import guarded
 from posttrain.train.micro_batches import (
+    NOT_SCORED,
     PAIR_LOSSES,
     PAIR_METRICS,
     REPLY_LOSSES,
@@ -59,6 +59,8 @@ def guarded_dpo(trainer_class: Any) -> Any:
     """The guarded subclass of a DPOTrainer."""
 
     class GuardedDPO(guarded(trainer_class)):  # type: ignore[misc]
+        loss_weights: list[float]
+
         def _get_train_sampler(self, *rows: Any) -> Any:
             if self.args.train_sampling_strategy == "group_by_length":
                 return grouped_by_length(self.train_dataset, self.args)

@@ -147,7 +147,7 @@ class WandbLog(Callback):
         )
 
     @harmless
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+    def on_log(self, /, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
         """Pass on what the trainer logs, except for NaN and infinity."""
         self._step = state.global_step
         known = {k: v for k, v in logs.items() if v is not None and not not_finite(v)}
