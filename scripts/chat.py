@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from posttrain.base import flags
-from posttrain.base.process import Terminated, run_main
+from posttrain.base.process import run_main
 from posttrain.chat import models, source, terminal
 from posttrain.chat.conversation import Talk, not_utf8
 from posttrain.chat.known import held_out_questions, load_known
@@ -59,8 +59,6 @@ def main(argv: list[str] | None = None) -> int:
                 terminal.answer_lines(talk, sys.stdin.buffer)
             else:
                 terminal.converse(talk)
-        except Terminated:
-            raise
         except KeyboardInterrupt:
             print()
             return 130

@@ -71,14 +71,13 @@ def evaluate(args: argparse.Namespace) -> None:
     args.model = adapter_of_run(args.model)
     config = evaluation.config_of(args.model, args.data, args.config)
     weights = evaluation.weights_of(args.rewards, args.data, config)
+    text = weights is not None  # gold answers are text, and rewards score
     of_run = None if args.rewards or args.config else run_of(args.model)[0]
     functions = reward_functions.load(weights or (), "text", of_run)
-    by_config = weights is not None and not args.rewards
-    problems = evaluation.load_problems(
-        args.data, config, args.limit, weights is not None, by_config
-    )
+    own = text and not args.rewards
+    problems = evaluation.load_problems(args.data, config, args.limit, text, own)
     given = {name: getattr(args, name) for name in Prompt.model_fields}
-    prompt = evaluation.prompt_of(config, args.language, weights is not None, **given)
+    prompt = evaluation.prompt_of(config, args.language, text, **given)
     check_examples(prompt.examples, [problem.question for problem in problems])
     score: gsm8k.Score[Any] = Scorer(functions, weights, prompt) if weights else gsm8k.score_reply
     if weights:

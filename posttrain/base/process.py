@@ -91,7 +91,7 @@ def _outliving(stream: TextIO) -> TextIO:
     )
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(BaseException):
     """SIGTERM, where nothing else waits for it. Not an Exception, as KeyboardInterrupt is none."""
 
 
@@ -126,7 +126,7 @@ def run_main(main: Callable[[], int | None]) -> None:
             f"the disk is full{where}; what was saved before is complete. Free some space and run "
             "the same command again"
         )
-    except KeyboardInterrupt as stopped:
+    except (KeyboardInterrupt, Terminated) as stopped:
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
         print(
             f"\nstopped by {number.name}; what is on the disk is complete, and the same command "

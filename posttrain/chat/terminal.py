@@ -9,7 +9,6 @@ from pathlib import Path
 from eval import Completion
 from posttrain.base.errors import DataError, PostTrainError, did_you_mean
 from posttrain.base.files import append_rows
-from posttrain.base.process import Terminated
 from posttrain.chat.conversation import Side, Talk, not_utf8
 
 PROMPT = "> "
@@ -94,8 +93,6 @@ def converse(talk: Talk) -> None:
         elif typed:
             try:
                 _answer(talk, typed)
-            except Terminated:
-                raise
             except KeyboardInterrupt:  # between two replies: it stops the rest of them
                 print()
             except DataError as error:
@@ -109,8 +106,6 @@ def _answer(talk: Talk, question: str) -> None:
         printer = _Printer(talk, side, every_line=False)
         try:
             printer.reply()
-        except Terminated:
-            raise
         except KeyboardInterrupt:
             printer.note("stopped")
             print()
