@@ -1,6 +1,6 @@
 """Settings of `data`: where rows come from and how they are read."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -74,17 +74,13 @@ FORMAT_COLUMNS: dict[str, dict[str, Any]] = {
         "ignored": ARENA_KEYS,
     },
 }
-
-
 PairFormat = Literal[
     "columns", "orca", "messages", "conversational", "oasst", "comparia", "comparia_turns"
 ]
 
 
 class _FormatColumns(Data):
-    """Data whose pair format, in the setting `format_key`, has its own column names."""
-
-    format_key: ClassVar[str]
+    """Data whose pair format has its own column names."""
 
     @model_validator(mode="before")
     @classmethod
@@ -92,12 +88,12 @@ class _FormatColumns(Data):
         """Fill in the format's column names, so that they are in the run's record."""
         if not isinstance(values, dict) or not isinstance(values.get("columns", {}), dict):
             return values
-        names = FORMAT_COLUMNS.get(str(values.get(cls.format_key)), {})
+        pair_format = values.get("pair_format", values.get("format"))
+        names = FORMAT_COLUMNS.get(str(pair_format), {})
         return {**values, "columns": {**names, **values.get("columns", {})}} if names else values
 
 
 class PairData(_FormatColumns):
-    format_key = "format"
     format: Literal[PairFormat, "replies"] = "columns"
     """How a row holds its pair. columns: three columns of text; orca: the same and a system turn;
     messages: conversations that share all but the last turn (UltraFeedback); conversational:
@@ -141,7 +137,6 @@ class ReplyColumns(PairColumns):
 
 
 class ReplyData(_FormatColumns):
-    format_key = "pair_format"
     format: Literal["columns", "messages", "chosen", "solutions", "replies"] = "columns"
     """How a row holds its reply. columns: prompt and reply; messages: a conversation that ends in
     it; chosen: the chosen side of a pair, of `pair_format`; solutions: GSM8K's own solutions, which
