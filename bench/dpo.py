@@ -1,31 +1,28 @@
 """Our DPO command and trl's own `trl dpo`, side by side on the same model, pairs and settings.
 
-    python bench/dpo.py --output bench/results/dpo_cpu.json
-    python bench/dpo.py --gpu --model Qwen/Qwen2.5-0.5B-Instruct \\
-        --config configs/dpo_french_16gb.yaml --steps 50
+    python bench/dpo.py --threads 1 --output bench/results/dpo_cpu.json
 
-Each run is a process of its own; the sides take turns, and the one that goes first changes. Same
-weights, token ids, batch, adapter, steps, learning rate, precision, loss and threads, no gradient
-checkpointing. Ours runs twice: `first`, with nothing on disk, which scores the reference before
-training, and `cached`, which finds the numbers of `first`, as any later run on these pairs does.
+On a CPU, with the demo's config; each run is a process of its own; the sides take turns, and the
+one that goes first changes. Same weights, token ids, batch, adapter, steps, learning rate,
+precision, loss and threads, no gradient checkpointing. Ours runs twice: `first`, with nothing on
+disk, which scores the reference before training, and `cached`, which finds the numbers of `first`,
+as any later run on these pairs does.
 
-trl's script alone stops on a CPU, at a Triton kernel of its loss; there it gets the torch version
-of that one function that Unsloth's CPU backend uses, and with it ours.
+trl's script alone stops on a CPU, at a Triton kernel of its loss; it gets the torch version of that
+one function that Unsloth's CPU backend uses, and with it ours.
 
 - `train`: seconds of the trainer's loop as it reports them; for `first` with the seconds of scoring
   the reference added. `pairs_per_second` is from these.
 - `step`: median seconds between two steps.
 - `command`: seconds of the whole process, imports included. Ours also scores eight pairs and writes
   four replies before and after, which trl's does not.
-- `peak_mb`: peak resident memory of the process; with --gpu, `peak_gpu_mb` is torch's
-  max_memory_allocated.
+- `peak_mb`: peak resident memory of the process.
 """
 
 import argparse
 import itertools
 import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -33,120 +30,76 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.command import finish, machine, parser
+
+CONFIG = ROOT / "configs" / "dpo_demo.yaml"
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo")
 SIDES = ("trl", "first", "cached")
-# Each command, then what it took of the GPU.
 TRL = """
 import os
-import sys
-import torch
-if not torch.cuda.is_available():
-    os.environ["UNSLOTH_IS_PRESENT"] = "1"
-    from unsloth_zoo.cpu.ops import patch_trl_fused_lm_head
-    patch_trl_fused_lm_head()
+os.environ["UNSLOTH_IS_PRESENT"] = "1"
+from unsloth_zoo.cpu.ops import patch_trl_fused_lm_head
+patch_trl_fused_lm_head()
 from trl.scripts.dpo import main, make_parser
 main(*make_parser().parse_args_and_config(fail_with_unknown_args=True))
-if torch.cuda.is_available():
-    print("peak_gpu_mb", torch.cuda.max_memory_allocated() / 2**20)
 """
-OURS = """
-import sys
-sys.path.insert(0, "")
-from scripts.dpo import main
-code = main(sys.argv[1:])
-import torch
-if torch.cuda.is_available():
-    print("peak_gpu_mb", torch.cuda.max_memory_allocated() / 2**20)
-sys.exit(code)
-"""
-
-
-def load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
-    """The settings of both sides, and the overrides that give them to our command."""
-    from posttrain.settings import DPOSettings
-    from posttrain.settings.command import load_settings
-
-    overrides = [
-        f"training.max_steps={arguments.steps}",
-        f"training.save_steps={10 * arguments.steps}",
-        "training.loss_type=[sigmoid]",
-        "training.gradient_checkpointing=false",
-        "evaluation.limit=8",
-        "evaluation.replies=4",
-        *arguments.overrides,
-    ]
-    if arguments.threads:
-        overrides.append(f"run.threads={arguments.threads}")
-    if arguments.model:
-        overrides.append(f"model.name={arguments.model}")
-    return load_settings(DPOSettings, arguments.config, overrides), overrides
+# trl's options that have our names and values.
+SAME = {
+    "model": ("dtype", "load_in_4bit"),
+    "training": (
+        *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+        *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
+        *("bf16", "fp16", "gradient_checkpointing", "beta", "seed", "save_steps"),
+    ),
+}
 
 
 def write_pairs(settings: Any, folder: Path) -> int:
     """The rows that our command trains on, as text that trl's splits into the same token ids."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # the tokenizer needs none
-    from posttrain.data.pairs import load_pair_set
+    from bench.sides import load_rows
     from posttrain.model import pretrained
     from scripts import dpo
 
     tokenizer = pretrained.load_tokenizer(settings.model)
-    pairs = load_pair_set(settings.data, settings.prompt)
-    _, lengths = dpo.examine(pairs, tokenizer, settings)
-    train, _ = dpo.fitting(pairs, lengths, settings)
+    rows = dpo.trainer_rows(load_rows("dpo", settings, tokenizer), tokenizer)
     folder.mkdir()
-    with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
-        for row in dpo.trainer_rows(train, tokenizer):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return len(train)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    return len(rows)
 
 
 def trl_command(settings: Any, rows: Path, output: Path) -> list[str]:
     from posttrain.model.pretrained import local_or_hub
 
-    training, lora, model = settings.training, settings.lora, settings.model
-    optim = training.optim.replace("adamw_torch", "adamw_torch_fused")  # as Unsloth on a CPU
     options = {
-        "model_name_or_path": local_or_hub(model.name),
-        "dtype": model.dtype,
-        "load_in_4bit": model.load_in_4bit,
+        "model_name_or_path": local_or_hub(settings.model.name),
         "dataset_name": rows,
         "output_dir": output,
-        "max_length": model.max_seq_length,
-        "max_steps": training.max_steps,
-        "per_device_train_batch_size": training.per_device_train_batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.lr_scheduler_type,
-        "warmup_steps": training.warmup_steps,
-        "optim": optim,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "bf16": training.bf16,
-        "fp16": training.fp16,
-        "gradient_checkpointing": training.gradient_checkpointing,
-        "beta": training.beta,
-        "loss_type": training.loss_type[0],
-        "seed": training.seed,
+        "max_length": settings.model.max_seq_length,
+        # As Unsloth on a CPU.
+        "optim": settings.training.optim.replace("adamw_torch", "adamw_torch_fused"),
+        "loss_type": settings.training.loss_type[0],
         "logging_steps": 1,
-        "save_steps": training.save_steps,
         "report_to": "none",
         "disable_tqdm": True,
         "use_peft": True,
-        "lora_r": lora.r,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
+        "lora_r": settings.lora.r,
+        "lora_alpha": settings.lora.alpha,
+        "lora_dropout": settings.lora.dropout,
     }
+    for section, names in SAME.items():
+        options |= {name: getattr(getattr(settings, section), name) for name in names}
     command = [sys.executable, "-u", "-c", TRL]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    return [*command, "--lora_target_modules", *lora.target_modules]
+    return [*command, "--lora_target_modules", *settings.lora.target_modules]
 
 
 def execute(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
@@ -166,14 +119,12 @@ def execute(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit("".join(line for _, line in lines[-40:]) + f"\n{command} failed")
-    result = {
+    return {
         "command": time.perf_counter() - started,
         "processor": usage.ru_utime + usage.ru_stime,
         "peak_mb": usage.ru_maxrss / 1024,
         "lines": lines,
     }
-    gpu = re.search(r"^peak_gpu_mb (\S+)", "".join(line for _, line in lines), re.MULTILINE)
-    return result | ({"peak_gpu_mb": float(gpu[1])} if gpu else {})
 
 
 def run_trl(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
@@ -204,9 +155,21 @@ def of_steps(at: list[float], margins: list[float]) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    settings, overrides = load(arguments)
+    from posttrain.settings import DPOSettings
+    from posttrain.settings.command import load_settings
+
+    overrides = [
+        f"training.max_steps={arguments.steps}",
+        f"training.save_steps={10 * arguments.steps}",
+        "training.loss_type=[sigmoid]",
+        "training.gradient_checkpointing=false",
+        "evaluation.limit=8",
+        "evaluation.replies=4",
+        f"run.threads={arguments.threads}",
+    ]
+    settings = load_settings(DPOSettings, CONFIG, overrides)
     pairs = write_pairs(settings, folder / "pairs")
-    threads = {"OMP_NUM_THREADS": str(arguments.threads)} if arguments.threads else {}
+    threads = {"OMP_NUM_THREADS": str(arguments.threads)}
     actual: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for repetition in range(arguments.repetitions):
         order = SIDES if repetition % 2 == 0 else (*SIDES[1:], SIDES[0])
@@ -216,26 +179,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             if side == "trl":
                 result = run_trl(trl_command(settings, folder / "pairs", output), threads)
             else:
-                command = [sys.executable, "-u", "-c", OURS, "--config", str(arguments.config)]
+                command = [sys.executable, "-u", "scripts/dpo.py", "--config", str(CONFIG)]
                 command += ["--output", str(output), *overrides]
                 environment = {**threads, "POSTTRAIN_CACHE": str(folder / "cache")}
                 result = run_ours(command, environment, output)
                 assert (result["reference"] > 0) == (side == "first"), "the cache was not as meant"
             actual[side].append(result)
             print(f"{repetition} {side:6}", {k: round(v, 3) for k, v in result.items()}, flush=True)
-    return {
-        "pairs": pairs,
-        "steps": arguments.steps,
-        "batch": settings.training.per_device_train_batch_size
-        * settings.training.gradient_accumulation_steps,
-        **summary(actual, settings, arguments.steps),
-    }
-
-
-def summary(actual: dict[str, list[dict[str, Any]]], settings: Any, steps: int) -> dict[str, Any]:
-    """Medians of each side, and how many times trl's seconds are ours, pair by pair of runs."""
     training = settings.training
-    trained = steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    sizes = {"pairs": pairs, "steps": arguments.steps, "batch": batch}
+    return {**sizes, **summary(actual, arguments.steps * batch)}
+
+
+def summary(actual: dict[str, list[dict[str, Any]]], trained: int) -> dict[str, Any]:
+    """Medians of each side, and how many times trl's seconds are ours, pair by pair of runs."""
     sides = {}
     for side, runs in actual.items():
         medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -245,62 +203,26 @@ def summary(actual: dict[str, list[dict[str, Any]]], settings: Any, steps: int) 
             "train": [round(run["train"], 2) for run in runs],
             "step": [round(run["step"], 4) for run in runs],
         }
-    times = {
-        side: {
-            key: [
-                round(a[key] / b[key], 3) for a, b in zip(actual["trl"], actual[side], strict=True)
-            ]
+    over = {}
+    for side in SIDES[1:]:
+        runs_of_both = list(zip(actual["trl"], actual[side], strict=True))
+        over[side] = {
+            key: round(statistics.median(trl[key] / own[key] for trl, own in runs_of_both), 2)
             for key in ("train", "step", "command", "processor", "peak_mb")
         }
-        for side in SIDES[1:]
-    }
-    return {
-        "sides": sides,
-        "trl_over_ours": {
-            side: {key: round(statistics.median(v), 2) for key, v in ratios.items()}
-            for side, ratios in times.items()
-        },
-        "trl_over_ours_each": times,
-    }
+    return {"sides": sides, "trl_over_ours": over}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "dpo_demo.yaml")
-    parser.add_argument("--model", help="another model than the config's")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="of the processor (default: torch's choice)")
-    parser.add_argument("--gpu", action="store_true", help="stop where there is no CUDA")
-    parser.add_argument("--output", type=Path, help="where to write the JSON result")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for both sides")
-    arguments = parser.parse_intermixed_args()
-    gpu = "cpu only"
-    if arguments.gpu:
-        try:
-            query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-            gpu = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            print("--gpu: there is no NVIDIA GPU here", file=sys.stderr)
-            return 2
+    command = parser(__doc__)
+    command.add_argument("--steps", type=int, default=60)
+    command.add_argument("--repetitions", type=int, default=5)
+    command.add_argument("--threads", type=int, default=1, help="of the processor")
+    arguments = command.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(arguments, Path(folder))
-    result = {
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {gpu}",
-        "threads": arguments.threads,
-        "repetitions": arguments.repetitions,
-        **measured,
-    }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text + "\n", encoding="utf-8")
-    return 0
+    own = {"threads": arguments.threads, "repetitions": arguments.repetitions}
+    return finish({**machine(PACKAGES), **own, **measured}, arguments.output)
 
 
 if __name__ == "__main__":

@@ -21,21 +21,18 @@ Two sets of replies, since what batching costs depends on how their lengths diff
   tokens to the limit, as the replies of real models to real problems are.
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.command import finish, machine, parser
 from eval import Conversation, PromptFormat, conversation
 from eval.gsm8k import SYSTEM
 from posttrain.data.problems import load_evaluation
@@ -44,6 +41,7 @@ from posttrain.settings import Evaluation, ProblemColumns, Source
 
 MODEL = ROOT / "assets" / "demo_model"
 PROBLEMS = "assets/demo_data/problems_test.jsonl"
+QUESTIONS, MAX_NEW_TOKENS, REPETITIONS = 192, 256, 5
 BATCH = 32
 NOISE_SEED = 1
 NOISE = 1.0  # standard deviations of each weight tensor
@@ -51,8 +49,8 @@ PACKAGES = ("lm-eval", "torch", "transformers", "unsloth", "unsloth_zoo")
 Side = Callable[[Sequence[Conversation]], list[str]]
 
 
-def ours(model: Any, tokenizer: Any, batch_size: int, limit: int) -> Side:
-    evaluation = Evaluation(batch_size=batch_size, max_new_tokens=limit)
+def ours(model: Any, tokenizer: Any, batch_size: int) -> Side:
+    evaluation = Evaluation(batch_size=batch_size, max_new_tokens=MAX_NEW_TOKENS)
 
     def answer(conversations: Sequence[Conversation]) -> list[str]:
         generate = inference.generator(model, tokenizer, evaluation, seed=0)
@@ -61,12 +59,13 @@ def ours(model: Any, tokenizer: Any, batch_size: int, limit: int) -> Side:
     return answer
 
 
-def lm_eval(model: Any, tokenizer: Any, batch_size: int, limit: int) -> Side:
+def lm_eval(model: Any, tokenizer: Any, batch_size: int) -> Side:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     backend = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=1024)
-    options = {"until": [tokenizer.eos_token], "max_gen_toks": limit, "do_sample": False}
+    ends, limit = [tokenizer.eos_token], MAX_NEW_TOKENS
+    options = {"until": ends, "max_gen_toks": limit, "do_sample": False}
 
     def answer(conversations: Sequence[Conversation]) -> list[str]:
         requested = [
@@ -89,16 +88,14 @@ def add_noise(*models: Any) -> None:
                 weight.add_(NOISE * weight.std() * torch.randn_like(weight))
 
 
-def measure(
-    sides: dict[str, Side], conversations: Sequence[Conversation], repetitions: int
-) -> dict[str, Any]:
+def measure(sides: dict[str, Side], conversations: Sequence[Conversation]) -> dict[str, Any]:
     """Medians of each side's questions a second, and of the share of texts that are the same."""
     clock: dict[str, list[float]] = {name: [] for name in sides}
     processor: dict[str, list[float]] = {name: [] for name in sides}
     texts: dict[str, list[str]] = {}
     for answer in sides.values():
         answer(conversations[:BATCH])
-    for _ in range(repetitions):
+    for _ in range(REPETITIONS):
         for name, answer in sides.items():
             started, used = time.perf_counter(), time.process_time()
             texts[name] = answer(conversations)
@@ -107,10 +104,8 @@ def measure(
     first = texts[f"ours, batch {BATCH}"]
     return {
         name: {
-            "questions_per_second": round(len(first) / statistics.median(clock[name]), 1),
-            "questions_per_processor_second": round(
-                len(first) / statistics.median(processor[name]), 1
-            ),
+            "questions_per_second": rate(clock[name]),
+            "questions_per_processor_second": rate(processor[name]),
             "seconds": [round(value, 3) for value in clock[name]],
             "same_texts_as_ours": sum(map(str.__eq__, texts[name], first)) / len(first),
         }
@@ -118,43 +113,43 @@ def measure(
     }
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    runtime.start(verbose=False, threads=arguments.threads)
+def rate(seconds: Sequence[float]) -> float:
+    """Questions a second of the median repetition."""
+    return round(QUESTIONS / statistics.median(seconds), 1)
+
+
+def run() -> dict[str, Any]:
+    runtime.start(verbose=False, threads=None)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = Source(path=PROBLEMS, limit=arguments.questions)
-    problems = load_evaluation(source, ProblemColumns())
+    problems = load_evaluation(Source(path=PROBLEMS, limit=QUESTIONS), ProblemColumns())
     conversations = [
         conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems
     ]
-    model, tokenizer = pretrained.load_for_scoring(str(MODEL), False, "float32", 1024)
+    own = pretrained.load_for_scoring(str(MODEL), False, "float32", 1024)
     theirs = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    own = (model, tokenizer)
     other = (theirs, AutoTokenizer.from_pretrained(MODEL))
-    limit = arguments.max_new_tokens
     sides = {
-        f"ours, batch {BATCH}": ours(*own, BATCH, limit),
-        f"lm-eval, batch {BATCH}": lm_eval(*other, BATCH, limit),
-        "ours, batch 1": ours(*own, 1, limit),
-        "lm-eval, batch 1": lm_eval(*other, 1, limit),
+        f"ours, batch {BATCH}": ours(*own, BATCH),
+        f"lm-eval, batch {BATCH}": lm_eval(*other, BATCH),
+        "ours, batch 1": ours(*own, 1),
+        "lm-eval, batch 1": lm_eval(*other, 1),
     }
     result: dict[str, Any] = {
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {cpu()}",
+        **machine(PACKAGES),
         "threads": torch.get_num_threads(),
-        "questions": len(conversations),
-        "max_new_tokens": limit,
-        "repetitions": arguments.repetitions,
+        "questions": QUESTIONS,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "repetitions": REPETITIONS,
     }
     for name in ("even", "uneven"):
         if name == "uneven":
-            add_noise(model, theirs)
-        evaluation = Evaluation(batch_size=BATCH, max_new_tokens=limit)
+            add_noise(own[0], theirs)
+        evaluation = Evaluation(batch_size=BATCH, max_new_tokens=MAX_NEW_TOKENS)
         replies = inference.generator(*own, evaluation, seed=0)(conversations)
         lengths = [reply.tokens for reply in replies]
-        measured = measure(sides, conversations, arguments.repetitions)
+        measured = measure(sides, conversations)
         result[name] = {
             "reply_tokens": {
                 "mean": round(statistics.mean(lengths), 1),
@@ -179,37 +174,12 @@ def ratio(measured: dict[str, Any], own: int, other: int) -> dict[str, float]:
     return {name: round(first[unit] / second[unit], 2) for name, unit in units.items()}
 
 
-def cpu() -> str:
-    """What the processor calls itself, where the system says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--questions", type=int, default=192)
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="of the processor (default: torch's choice)")
-    parser.add_argument("--output", type=Path, help="where to write the JSON result")
-    arguments = parser.parse_args()
-    try:
-        version("lm-eval")
-    except ModuleNotFoundError:
+    arguments = parser(__doc__).parse_args()
+    if find_spec("lm_eval") is None:
         print("lm-eval is not installed; --help says how to get it", file=sys.stderr)
         return 2
-    result = run(arguments)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text + "\n", encoding="utf-8")
-    return 0
+    return finish(run(), arguments.output)
 
 
 if __name__ == "__main__":

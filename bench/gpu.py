@@ -6,7 +6,7 @@
     python bench/gpu.py --size real --model DIR  # real weights in the CPU configs' number type
     python bench/gpu.py --memory-limit 15        # does every config fit a 16 GB card?
     python bench/gpu.py --sweep                  # each lever of levers.py, one at a time
-    python bench/gpu.py --lever fast_inference training.optim=adamw_torch_fused
+    python bench/gpu.py training.optim=adamw_torch_fused     # changes the project's side
 
 Each measurement is a process of its own (see side.py for the sides); they take turns, the order of
 the sides changing with every round. Weights are random at the exact shape, the tokenizer and the
@@ -42,7 +42,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.levers import BY_NAME, LEVERS
+from bench.command import parser
+from bench.levers import LEVERS
+from posttrain.base.files import write_text
 from posttrain.model.shape import KNOWN
 from posttrain.settings.strict_yaml import read_yaml
 from tests.pretend_gpu import installed
@@ -52,7 +54,7 @@ SIDES = ("project", "stock", "stock_16bit")
 CARD = {"grpo": "configs/grpo_gsm8k_16gb.yaml", "dpo": "configs/dpo_french_16gb.yaml"}
 CONFIGS = {
     "gpu": CARD,
-    "shape": CARD,
+    "shape": {"grpo": CARD["grpo"]},
     "real": {"grpo": "configs/grpo_gsm8k_cpu.yaml", "dpo": "configs/dpo_french_cpu.yaml"},
     "cpu": {"grpo": "configs/grpo_demo.yaml", "dpo": "configs/dpo_demo.yaml"},
 }
@@ -61,45 +63,32 @@ FITTED = tuple(
     for kind in ("16gb", "t4")
     for path in sorted((ROOT / "configs").glob(f"*_{kind}.yaml"))
 )
-SMALL = {  # the demo's batches, cut so that a step on a CPU takes about a second
-    "grpo": ["training.per_device_train_batch_size=32"],
-    "dpo": [],
-}
-CUT = {  # what a CPU does with the 0.5B shape in about a minute a step
-    "grpo": [
+CUTS = {
+    # The demo's batches, cut so that a step on a CPU takes about a second.
+    ("cpu", "grpo"): ["training.per_device_train_batch_size=32"],
+    # What a CPU does with the 0.5B shape in about a minute a step.
+    ("shape", "grpo"): [
         "training.per_device_train_batch_size=16",
         "training.gradient_accumulation_steps=1",
         "training.max_completion_length=24",
         "training.optim=adamw_torch_fused",
         "training.bf16=false",
     ],
-    "dpo": [
-        "training.per_device_train_batch_size=2",
-        "training.gradient_accumulation_steps=1",
-        "training.optim=adamw_torch_fused",
-        "training.bf16=false",
-    ],
-}
-REAL = {  # a step of the CPU configs, cut to a few minutes: replies of at most 96 tokens
-    "grpo": [
+    # A step of the CPU configs, cut to a few minutes: replies of at most 96 tokens.
+    ("real", "grpo"): [
         "training.per_device_train_batch_size=16",
         "training.gradient_accumulation_steps=1",
         "training.max_completion_length=96",
     ],
-    "dpo": ["training.gradient_accumulation_steps=2"],
+    ("real", "dpo"): ["training.gradient_accumulation_steps=2"],
 }
 RESULTS = Path(__file__).parent / "results"
-SHOWN = {
-    "seconds_a_step": "s/step",
-    "process_seconds_a_step": "processor s/step",
-    "completions_a_second": "completions/s",
-    "pairs_a_second": "pairs/s",
-    "tokens_a_second": "tokens/s",
-    "peak_allocated_gib": "peak GiB",
-    "peak_reserved_gib": "reserved GiB",
-    "peak_rss_gib": "peak GiB of the process",
-    "model_flops_utilisation": "MFU",
-}
+SUMMED_UP = (
+    *("seconds_a_step", "process_seconds_a_step"),
+    *("completions_a_second", "pairs_a_second", "tokens_a_second"),
+    *("peak_allocated_gib", "peak_reserved_gib", "peak_rss_gib", "model_flops_utilisation"),
+    *("generation_share_of_step", "generation_bandwidth_utilisation"),
+)
 
 
 @dataclass(frozen=True)
@@ -130,10 +119,10 @@ def hide(text: str, folders: dict[str, str]) -> str:
 
 def data_overrides(task: str, size: str, folder: Path | None, model: Path | None) -> list[str]:
     """Where the model and the data are on this machine."""
+    cut = CUTS.get((size, task), [])
     if size == "cpu":
-        return SMALL[task]
+        return list(cut)
     assert folder and model
-    cut = {"shape": CUT, "real": REAL}.get(size, {}).get(task, [])
     if task == "grpo":
         return [
             *cut,
@@ -172,8 +161,8 @@ def plan(arguments: argparse.Namespace, folder: Path | None, model: Path | None)
         values = {"task": task, "side": side, "config": config, **steps, **more}
         return {**values, "overrides": [*where, *threads, *overrides]}
 
-    tasks = [task for task in ("grpo", "dpo") if arguments.task in (None, task)]
     configs = CONFIGS[arguments.size]
+    tasks = [task for task in configs if arguments.task in (None, task)]
     own = arguments.overrides
     jobs = []
     if arguments.memory_limit is not None:
@@ -181,18 +170,18 @@ def plan(arguments: argparse.Namespace, folder: Path | None, model: Path | None)
         for config in FITTED:
             task = "grpo" if "/grpo_" in config else "dpo"
             values = spec(task, "project", config, own, flash="t4" not in config, **capped)
-            jobs.append(Job("fit", config, 0, values))
-        return [job for job in jobs if job.spec["task"] in tasks]
-    if arguments.sweep or arguments.lever:
+            if task in tasks:
+                jobs.append(Job("fit", config, 0, values))
+        return jobs
+    if arguments.sweep:
         for task in tasks:
             shipped = spec(task, "project", configs[task])
             jobs.append(Job("lever", f"{task}: as shipped", 0, shipped))
-        for lever in [BY_NAME[name] for name in arguments.lever] or LEVERS:
+        for lever in [lever for lever in LEVERS if lever.task in tasks]:
             task, changes = lever.task, (*lever.overrides, *own)
-            environment = dict(lever.environment)
-            values = spec(task, "project", configs[task], changes, environment=environment)
+            values = spec(task, "project", configs[task], changes, environment=lever.environment)
             jobs.append(Job("lever", f"{task}: {lever.name}", 0, values))
-        return [job for job in jobs if job.spec["task"] in tasks]
+        return jobs
     for number in range(arguments.rounds):
         sides = [side for side in SIDES if side in arguments.sides]
         for side in reversed(sides) if number % 2 else sides:
@@ -252,14 +241,10 @@ def run_job(job: Job, work: Path, folders: dict[str, str], timeout: float) -> di
 
 
 def device_name() -> str:
-    """The first GPU's name, or CPU."""
-    code = (
-        "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'CPU')"
-    )
-    actual = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    return actual.stdout.strip().splitlines()[-1]
+    """The first GPU's name, or CPU; asked for in a process of its own, which torch takes."""
+    code = "from bench.side import device_name; print(device_name())"
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+    return printed.strip().splitlines()[-1]
 
 
 def find_data(given: Path | None) -> Path:
@@ -299,16 +284,14 @@ def summary(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "status": "ok" if done else rows[-1]["status"],
             "rounds": len(done),
         }
-        for key in SHOWN:
-            seen = [m[key] for m in done if m.get(key) is not None]
+        generation = [
+            {f"generation_{key}": value for key, value in m.get("generation", {}).items()}
+            for m in done
+        ]
+        for key in SUMMED_UP:
+            seen = [row[key] for row in (*done, *generation) if row.get(key) is not None]
             if seen:
                 values[key] = round(statistics.median(seen), 4)
-        for key in ("share_of_step", "bandwidth_utilisation"):
-            seen = [
-                m["generation"][key] for m in done if m.get("generation", {}).get(key) is not None
-            ]
-            if seen:
-                values[f"generation_{key}"] = round(statistics.median(seen), 4)
         table.setdefault(part, {})[name] = values
     compared = table.get("compare", {})
     ratios = {}
@@ -316,86 +299,34 @@ def summary(measurements: Sequence[dict[str, Any]]) -> dict[str, Any]:
         own = compared.get(f"{task}: project", {})
         for side in SIDES[1:]:
             other = compared.get(f"{task}: {side}", {})
-            for key, what in (
-                (rate, "times_the_rate"),
-                ("peak_allocated_gib", "share_of_the_peak"),
-                ("peak_rss_gib", "share_of_the_peak"),
-            ):
-                if own.get(key) and other.get(key):
-                    name = f"{task}: project against {side}"
-                    ratios.setdefault(name, {})[what] = round(own[key] / other[key], 3)
+            if own.get(rate) and other.get(rate):
+                times = round(own[rate] / other[rate], 3)
+                ratios[f"{task}: project against {side}"] = {"times_the_rate": times}
     return {**table, "project_against": ratios}
 
 
-def render(actual: dict[str, Any]) -> str:
-    """The summary as a markdown table."""
-    lines = []
-    for part, rows in actual.items():
-        if part == "project_against":
-            lines += [f"{name}: {values}" for name, values in rows.items()]
-            continue
-        keys = [key for key in SHOWN if any(key in row for row in rows.values())]
-        lines.append(f"| {part} | " + " | ".join(SHOWN[key] for key in keys) + " |")
-        lines.append("|---|" + "---|" * len(keys))
-        for name, row in rows.items():
-            cells = [
-                str(row.get(key, row["status"] if row["status"] != "ok" else "")) for key in keys
-            ]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
+def parse() -> argparse.Namespace:
+    command = parser(__doc__)
+    add = command.add_argument
+    add("--size", choices=tuple(CONFIGS), default="gpu")
+    add("--task", choices=("grpo", "dpo"), help="only this script")
+    add("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    add("--steps", type=int, default=5, help="measured steps (default 5)")
+    add("--warmup", type=int, default=2, help="steps before them (default 2)")
+    add("--threads", type=int, help="of the processor, on every side")
+    add("--rounds", type=int, default=1, help="turns of every side (default 1)")
+    add("--budget", type=float, help="seconds; what is left then waits for the next run")
+    add("--memory-limit", type=float, help="GiB: try every config under this cap")
+    add("--sweep", action="store_true", help="every lever of levers.py")
+    add("--data", type=Path, help="folder with gsm8k/, french-preferences/, ...")
+    add("--model", type=Path, help="model folder (default: made with random weights)")
+    add("--work", type=Path, help="scratch folder (default: in the temporary folder)")
+    add("overrides", nargs="*", metavar="section.key=value", help="project side only")
+    return command.parse_intermixed_args()
 
 
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Whole or not at all: the run may be cut at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def waiting(
-    jobs: Sequence[Job], done: Sequence[dict[str, Any]], folders: dict[str, str]
-) -> list[Job]:
-    """The jobs without a result; one that was cut is tried again."""
-    finished = {m["key"] for m in done if m["status"] != "cut"}
-    return [job for job in jobs if job.key(folders) not in finished]
-
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", choices=tuple(CONFIGS), default="gpu")
-    parser.add_argument("--task", choices=("grpo", "dpo"), help="only this script")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--steps", type=int, default=5, help="measured steps (default 5)")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before them (default 2)")
-    parser.add_argument("--threads", type=int, help="of the processor, on every side")
-    parser.add_argument("--rounds", type=int, default=1, help="turns of every side (default 1)")
-    parser.add_argument(
-        "--budget", type=float, help="seconds; what is left then waits for the next run"
-    )
-    parser.add_argument("--memory-limit", type=float, help="GiB: try every config under this cap")
-    parser.add_argument("--sweep", action="store_true", help="every lever of levers.py")
-    parser.add_argument("--lever", action="append", default=[], choices=sorted(BY_NAME))
-    parser.add_argument("--data", type=Path, help="folder with gsm8k/, french-preferences/, ...")
-    parser.add_argument(
-        "--model", type=Path, help="model folder (default: made with random weights)"
-    )
-    parser.add_argument(
-        "--work", type=Path, help="scratch folder (default: in the temporary folder)"
-    )
-    parser.add_argument("--output", type=Path, help="JSON (default: results/gpu_<device>.json)")
-    parser.add_argument("--again", action="store_true", help="measure what has a result again")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="project side only"
-    )
-    return parser.parse_intermixed_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse(argv)
+def main() -> int:
+    arguments = parse()
     until = time.monotonic() + (arguments.budget or float("inf"))
     work = arguments.work or Path(tempfile.gettempdir()) / "posttrain-bench"
     work.mkdir(parents=True, exist_ok=True)
@@ -422,7 +353,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = plan(arguments, folder, model)
     known = {"PROJECT": ROOT, "WORK": work, "DATA": folder, "MODEL": model}
     folders = {str(folder): name for name, folder in known.items() if folder}
-    left = jobs if arguments.again else waiting(jobs, measurements, folders)
+    finished = {m["key"] for m in measurements if m["status"] != "cut"}
+    left = [job for job in jobs if job.key(folders) not in finished]
     print(
         f"{device}: {len(left)} of {len(jobs)} measurements to take; results in {output}",
         flush=True,
@@ -442,13 +374,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if key in actual:
                 result[key] = actual[key]
         result["summary"] = summary(measurements)
-        write(output, result)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         rate = actual.get("seconds_a_step", actual.get("error") or "")
         print(
             f"{job.part} {job.name}: {actual['status']} {rate} ({actual['wall_seconds']:.0f} s)",
             flush=True,
         )
-    print("\n" + render(result.get("summary", {})))
+    print(json.dumps(result.get("summary", {}), indent=1))
     if unfinished:
         print(f"{unfinished} measurements did not fit the budget; the same command goes on")
     return 0

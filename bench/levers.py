@@ -1,6 +1,6 @@
 """Settings to try one at a time against the shipped configuration; NOTES.md says what to expect."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -9,8 +9,8 @@ class Lever:
 
     name: str
     task: str
-    overrides: tuple[str, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
+    overrides: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 LEVERS = (
@@ -27,15 +27,12 @@ LEVERS = (
         "grpo",
         ("training.per_device_train_batch_size=64", "training.gradient_accumulation_steps=4"),
     ),
-    Lever("grpo_paged_8bit", "grpo", ("training.optim=paged_adamw_8bit",)),
-    Lever("grpo_adamw_fused", "grpo", ("training.optim=adamw_torch_fused",)),
-    Lever("grpo_rank_16", "grpo", ("lora.r=16", "lora.alpha=16")),
     Lever(
         "grpo_attention_only",
         "grpo",
         ("lora.target_modules=[q_proj, k_proj, v_proj, o_proj]",),
     ),
-    Lever("no_prefix_sharing", "grpo", (), (("UNSLOTH_GRPO_PREFIX_GROUPER", "0"),)),
+    Lever("no_prefix_sharing", "grpo", (), {"UNSLOTH_GRPO_PREFIX_GROUPER": "0"}),
     # DPO
     Lever("dpo_16_bit", "dpo", ("model.load_in_4bit=false",)),
     Lever("dpo_no_checkpointing", "dpo", ("training.gradient_checkpointing=false",)),
@@ -46,7 +43,4 @@ LEVERS = (
         ("training.per_device_train_batch_size=16", "training.gradient_accumulation_steps=2"),
     ),
     Lever("dpo_any_length", "dpo", ("training.train_sampling_strategy=random",)),
-    Lever("dpo_fused_loss", "dpo", (), (("UNSLOTH_FUSED_PREFERENCE_LOSS", "1"),)),
-    Lever("dpo_adamw_fused", "dpo", ("training.optim=adamw_torch_fused",)),
 )
-BY_NAME = {lever.name: lever for lever in LEVERS}

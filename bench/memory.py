@@ -37,10 +37,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from bench.sides import SETTINGS, Spec, load_rows
+from bench.command import parser
+from bench.gpu import data_overrides
+from bench.sides import load_rows
 from posttrain.model.estimate import CPU, GB, estimate, phases
 from posttrain.model.shape import shape_of
-from posttrain.settings import command as config
+from posttrain.settings.command import SETTINGS, load_settings
 from tests.helpers import SHARED, make_qwen
 
 RESULT = Path(__file__).parent / "results" / "memory_cpu.json"
@@ -97,24 +99,6 @@ class Point:
             f"training.num_generations={GROUP}",
             f"training.max_completion_length={self.length - PROMPT}",
             f"evaluation={{batch_size: {self.batch}, max_new_tokens: {self.length - PROMPT}}}",
-        ]
-
-    def data(self, model: Path) -> list[str]:
-        if self.task == "dpo":
-            path = SHARED / "french-preferences" / "preferences.json"
-            columns = "{prompt: instruction, chosen: chosen, rejected: rejected}"
-            return [
-                f"model.name={model}",
-                f"data.train={{path: '{path}'}}",
-                f"data.columns={columns}",
-                "data.format=columns",
-                "data.holdout=20",
-                "data.validation=0",
-            ]
-        return [
-            f"model.name={model}",
-            f"data.train={{path: '{SHARED / 'gsm8k' / 'train.jsonl'}'}}",
-            f"data.eval={{path: '{SHARED / 'gsm8k' / 'test.jsonl'}'}}",
         ]
 
 
@@ -175,14 +159,13 @@ def measure(point: Point, model_folder: Path, run_folder: Path) -> dict[str, Any
     from scripts import dpo, grpo
 
     peak = Peak()
-    overrides = [*point.data(model_folder), *point.overrides]
-    settings = config.load_settings(SETTINGS[point.task], ROOT / point.config, overrides)
+    overrides = [*data_overrides(point.task, "gpu", SHARED, model_folder), *point.overrides]
+    settings = load_settings(SETTINGS[point.task], ROOT / point.config, overrides)
     runtime.start(False, None)
     import trl  # noqa: F401  # so that the trainers' modules too are there before the model is
 
-    spec = Spec(point.task, "project", point.config, overrides, longest=True)
     tokenizer = pretrained.load_tokenizer(settings.model)
-    rows = load_rows(spec, settings, tokenizer)
+    rows = load_rows(point.task, settings, tokenizer, longest=True)
     overhead = without_a_model()
     peak.end("before")
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
@@ -225,7 +208,7 @@ def note_generation(trainer: Any, peak: Peak) -> None:
 
 def estimated(point: Point) -> dict[str, float]:
     """GB by phase without the overhead, as the doctor's sum has them for a CPU."""
-    settings = config.load_settings(SETTINGS[point.task], ROOT / point.config, point.overrides)
+    settings = load_settings(SETTINGS[point.task], ROOT / point.config, point.overrides)
     shape = shape_of(QWEN)
     assert shape is not None
     terms = estimate(settings, shape, CPU)
@@ -260,12 +243,11 @@ def run_point(point: Point, model: Path, work: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--only", nargs="*", choices=[p.name for p in POINTS], default=[])
-    parser.add_argument("--model", type=Path, help="the random model, made where it is missing")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    requested = parser.parse_args()
+    command = parser(__doc__)
+    command.set_defaults(output=RESULT)
+    command.add_argument("--only", nargs="*", choices=[p.name for p in POINTS], default=[])
+    command.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    requested = command.parse_args()
     if requested.measure:
         name, model, result = requested.measure
         (point,) = (point for point in POINTS if point.name == name)
@@ -276,9 +258,7 @@ def main() -> int:
     if requested.output.exists():
         rows = {r["name"]: r for r in json.loads(requested.output.read_text("utf-8"))["points"]}
     with tempfile.TemporaryDirectory() as folder:
-        model = requested.model or Path(folder) / "model"
-        if not (model / "tokenizer_config.json").exists():
-            make_qwen(model, SHARED / "qwen2.5-tokenizer")
+        model = make_qwen(Path(folder) / "model", SHARED / "qwen2.5-tokenizer")
         for point in [p for p in POINTS if not requested.only or p.name in requested.only]:
             rows[point.name] = row = run_point(point, model, Path(folder))
             shown = with_estimate(row)

@@ -13,19 +13,16 @@ arithmetic is asked about. Root mean squares, over the standard deviation of the
 - `arithmetic`: the merged model computed in its own type against float32.
 """
 
-import argparse
 import json
-import platform
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from posttrain.base.files import write_json
+from bench.command import finish, machine, parser
 from posttrain.export.merge import merge
 from posttrain.export.models import adapter_model
 from tests.helpers import make_adapter, make_qwen
@@ -73,13 +70,10 @@ def measure(base: Path, spread: float, folder: Path) -> dict[str, Any]:
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of Qwen2.5's")
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+def main() -> int:
+    command = parser(__doc__)
+    command.add_argument("--tokenizer", type=Path, required=True, help="folder of Qwen2.5's")
+    arguments = command.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         base = make_qwen(Path(name) / "base", arguments.tokenizer)
@@ -90,12 +84,10 @@ def main() -> None:
     result = {
         "what": "merging a LoRA of rank 16, alpha 32, at the shape of Qwen2.5-0.5B, random weights",
         "adapters": rows,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        **machine(["torch", "transformers", "peft"]),
     }
-    if arguments.output:
-        write_json(arguments.output, result)
+    return finish(result, arguments.output)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

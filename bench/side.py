@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ sys.path[0] = str(ROOT)
 
 from bench import devices
 from bench.lengths import force_lengths, recorded_lengths
-from bench.sides import SETTINGS, Spec, build_project, build_stock, seed_adapter
+from bench.sides import Spec, build_project, build_stock, seed_adapter
 from bench.watch import Clock, Rollouts, fix_rollouts, watch_batches, watch_rollouts
 from posttrain.model import policy, runtime
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
-from posttrain.settings import command as config
+from posttrain.settings.command import SETTINGS, load_settings
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "unsloth_zoo")
 
@@ -42,9 +42,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "
 def measure(spec: Spec) -> dict[str, Any]:
     """Build the side, train it, and say what was seen."""
     started = time.perf_counter()
-    settings = config.load_settings(
-        SETTINGS[spec.task], Path(spec.config), [*spec.overrides, *run_overrides(spec)]
-    )
+    overrides = [*spec.overrides, *run_overrides(spec)]
+    settings: Any = load_settings(SETTINGS[spec.task], Path(spec.config), overrides)
     if spec.side == "project":
         runtime.start(settings.run.verbose, settings.run.threads)
     import torch
@@ -77,20 +76,19 @@ def measure(spec: Spec) -> dict[str, Any]:
     loaded = clock.now()[0] - started
     memory_after_load = torch.cuda.memory_allocated() if torch.cuda.is_available() else None
     train()
-    result = {
-        **environment(trainer, spec),
+    return {
+        **environment(trainer),
         "seconds_to_load": round(loaded, 2),
         **timing(spec, settings, clock),
         **memory(memory_after_load),
         **throughput(spec, settings, trainer, clock, rollouts, batches),
         "log": [row for row in trainer.state.log_history if "loss" in row],
     }
-    return result
 
 
 def run_overrides(spec: Spec) -> list[str]:
     """Settings that every measurement has: as many steps as it needs, no save before the end."""
-    loaded = config.load_settings(SETTINGS[spec.task], Path(spec.config), list(spec.overrides))
+    loaded = load_settings(SETTINGS[spec.task], Path(spec.config), spec.overrides)
     cycle = steps_a_cycle(loaded)
     steps = cycle * (spec.warmup + spec.cycles)
     return [f"training.max_steps={steps}", f"training.save_steps={cycle * 1000}"]
@@ -119,16 +117,15 @@ def limit_device(spec: Spec) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def environment(trainer: Any, spec: Spec) -> dict[str, Any]:
-    """Versions, the device, and what the trainer really is and does."""
+def device_name() -> str:
+    """The first GPU's name, or CPU."""
     import torch
 
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
 
+
+def environment(trainer: Any) -> dict[str, Any]:
+    """Versions, the device, and what the trainer really is and does."""
     arguments, trainable = trainer.args, [p for p in trainer.model.parameters() if p.requires_grad]
     names = (
         *("optim", "bf16", "fp16", "gradient_checkpointing", "per_device_train_batch_size"),
@@ -137,9 +134,9 @@ def environment(trainer: Any, spec: Spec) -> dict[str, Any]:
     )
     used = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     return {
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+        "device": device_name(),
         "python": sys.version.split()[0],
-        "versions": {name: installed(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "trainer": [k.__name__ for k in type(trainer).__mro__ if k.__name__.endswith("OTrainer")],
         "unsloth_imported": "unsloth" in sys.modules,
         "xformers_imported": "xformers.ops" in sys.modules,
@@ -211,8 +208,7 @@ def throughput(
     seconds = timing(spec, settings, clock)["seconds_a_step"] * steps
     adapter = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     shape = devices.Shape.of(trainer.model.config, adapter)
-    name = environment(trainer, spec)["device"]
-    compute, bandwidth = devices.peaks(name) or (None, None)
+    compute, bandwidth = devices.peaks(device_name()) or (None, None)
     rows = t.per_device_train_batch_size * t.gradient_accumulation_steps * steps
     if spec.task == "dpo":
         measured = [(complete, reply) for step, complete, reply in batches if step >= first]

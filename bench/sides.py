@@ -10,13 +10,11 @@ from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.model import policy, pretrained
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.train import loop as training
 from posttrain.train.arguments import build_arguments, owned_arguments
 from scripts import dpo, grpo
 from tests.pretend_gpu import installed
 
-SETTINGS: dict[str, Any] = {"dpo": DPOSettings, "grpo": GRPOSettings}
 SCRIPTS: dict[str, Any] = {"dpo": dpo, "grpo": grpo}
 
 
@@ -49,19 +47,19 @@ class Spec:
     """Start from this random adapter, the same on every side, instead of one that does nothing."""
 
 
-def load_rows(spec: Spec, settings: Any, tokenizer: Any) -> list[Any]:
+def load_rows(task: str, settings: Any, tokenizer: Any, longest: bool = False) -> list[Any]:
     """The rows that the script would train on; with `longest` all as long as the config allows."""
-    if spec.task == "grpo":
+    if task == "grpo":
         problems, _ = load_problems(settings.data)
         fitting = grpo.fitting(problems, tokenizer, settings, "training problems")
-        if spec.longest:  # by characters: the longest questions of the data
+        if longest:  # by characters: the longest questions of the data
             fitting = sorted(fitting, key=lambda p: len(p.question), reverse=True)[:64]
         return fitting
     pairs = load_pair_set(settings.data, settings.prompt)
     sides = (pairs.train, pairs.held_out, pairs.validation)
     lengths = [pair_lengths.measure(side, tokenizer) for side in sides]
     train, *_ = dpo.fitting(pairs, lengths, settings)
-    if spec.longest:
+    if longest:
         train = [stretched(pair, tokenizer, settings.model.max_seq_length) for pair in train[:64]]
     return train
 
@@ -81,9 +79,7 @@ def stretched(pair: Any, tokenizer: Any, limit: int) -> Any:
 
 def build_project(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callable[[], Any]]:
     """The trainer of the project's script, and what trains it."""
-    script = SCRIPTS[spec.task]
-    tokenizer = pretrained.load_tokenizer(settings.model)
-    rows = load_rows(spec, settings, tokenizer)
+    rows = load_rows(spec.task, settings, pretrained.load_tokenizer(settings.model), spec.longest)
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
     run.open(fresh=False)
     if spec.task == "grpo":
@@ -91,13 +87,13 @@ def build_project(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Calla
         trainer, _ = grpo.build_trainer(model, tokenizer, rows, settings, functions, run)
     else:
         trainer, _ = dpo.build_trainer(model, tokenizer, rows, settings, run)
-    return trainer, lambda: training.train(trainer, settings, run, script.PROGRESS, None, {})
+    progress = SCRIPTS[spec.task].PROGRESS
+    return trainer, lambda: training.train(trainer, settings, run, progress, None, {})
 
 
 def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callable[[], Any]]:
     """The same with trl, transformers, peft and bitsandbytes alone."""
     import torch
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 
@@ -107,10 +103,9 @@ def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callabl
     tokenizer = pretrained.load_tokenizer(settings.model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    rows = load_rows(spec, settings, tokenizer)
-    name = settings.model.dtype
-    dtype = torch.bfloat16 if name == "auto" or spec.side == "stock_16bit" else name
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    rows = load_rows(spec.task, settings, tokenizer, spec.longest)
+    bfloat = settings.model.dtype == "auto" or spec.side == "stock_16bit"
+    dtype = torch.bfloat16 if bfloat else getattr(torch, settings.model.dtype)
     quantised = settings.model.load_in_4bit and spec.side == "stock"
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -126,45 +121,46 @@ def build_stock(spec: Spec, settings: Any, run: RunFolder) -> tuple[Any, Callabl
         device_map={"": 0} if torch.cuda.is_available() else None,
     )
     lora = settings.lora
-    owned = owned_arguments(run, settings.run.name, [])
-    common = {
-        "model": model,
-        "processing_class": tokenizer,
-        "peft_config": LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            use_rslora=lora.use_rslora,
-            task_type="CAUSAL_LM",
-        ),
-    }
+    adapter = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        use_rslora=lora.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+    parts: dict[str, Any] = {"model": model, "peft_config": adapter}
     if spec.task == "grpo":
-        from trl import GRPOConfig, GRPOTrainer
+        parts["reward_funcs"] = list(grpo.load_rewards(settings, rows[0]).values())
+    owned = owned_arguments(run, settings.run.name, [])
+    trainer = trl_trainer(settings, rows, tokenizer, owned, **parts)
+    return trainer, trainer.train
 
+
+def trl_trainer(
+    settings: Any, rows: list[Any], tokenizer: Any, owned: dict[str, Any], **parts: Any
+) -> Any:
+    """trl's own trainer on the rows; `parts` has the model, and the rewards of GRPO."""
+    import trl
+    from datasets import Dataset
+
+    training = settings.training
+    if settings.method == "grpo":
         owned["reward_weights"] = list(settings.rewards.values())
-        arguments, _ = build_arguments(GRPOConfig, settings.training, owned, True)
+        arguments, _ = build_arguments(trl.GRPOConfig, training, owned, True)
         prompts = [
             {"prompt": grpo.conversation(p.question, settings.prompt), "answer": p.answer}
             for p in rows
         ]
-        trainer = GRPOTrainer(
-            args=arguments,
-            reward_funcs=list(grpo.load_rewards(settings, rows[0]).values()),
-            train_dataset=Dataset.from_list(prompts),
-            **common,
-        )
+        kind, dataset = trl.GRPOTrainer, Dataset.from_list(prompts)
     else:
-        from trl import DPOConfig, DPOTrainer
-
         owned["max_length"] = settings.model.max_seq_length
         # trl cannot put pairs of like length together: it drops the column with their lengths.
-        order = settings.training.train_sampling_strategy.replace("group_by_length", "random")
-        any_length = settings.training.model_copy(update={"train_sampling_strategy": order})
-        arguments, _ = build_arguments(DPOConfig, any_length, owned, True)
-        dataset = Dataset.from_list(dpo.trainer_rows(rows, tokenizer))
-        trainer = DPOTrainer(args=arguments, train_dataset=dataset, **common)
-    return trainer, trainer.train
+        order = training.train_sampling_strategy.replace("group_by_length", "random")
+        any_length = training.model_copy(update={"train_sampling_strategy": order})
+        arguments, _ = build_arguments(trl.DPOConfig, any_length, owned, True)
+        kind, dataset = trl.DPOTrainer, Dataset.from_list(dpo.trainer_rows(rows, tokenizer))
+    return kind(args=arguments, train_dataset=dataset, processing_class=tokenizer, **parts)
 
 
 def plain_head() -> None:

@@ -1,14 +1,12 @@
 """Seconds from the command to the first optimizer step, by stage, on this machine.
 
     python bench/startup.py --output bench/results/startup_cpu.json
-    python bench/startup.py --config configs/grpo_gsm8k_16gb.yaml model.name=MODEL ...
 
 Runs the real main() of the script in a process of its own, with a clock around what it calls; the
 run ends after one step. A stage counts what no inner stage counts. Seconds of the processor are
 given beside those of the clock, which other work on the machine disturbs.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -22,6 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
+
+from bench.command import finish, machine, parser
 
 CONFIGS = ("configs/grpo_demo.yaml", "configs/dpo_demo.yaml")
 STAGES = (
@@ -107,12 +107,12 @@ def worker(script_name: str, arguments: list[str]) -> int:
     return 1
 
 
-def measure(config: str, overrides: list[str]) -> dict[str, list[float]]:
+def measure(config: str) -> dict[str, list[float]]:
     """Stages of one start: {stage: [clock, processor]}."""
-    name = "grpo" if "grpo" in Path(config).name else "dpo"
+    name = "grpo" if "grpo" in config else "dpo"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--worker", name, "--config", config]
-        command += ["--output", f"{folder}/run", "training.max_steps=1", *overrides]
+        command += ["--output", f"{folder}/run", "training.max_steps=1"]
         actual = subprocess.run(
             command,
             capture_output=True,
@@ -129,40 +129,26 @@ def measure(config: str, overrides: list[str]) -> dict[str, list[float]]:
 def main() -> int:
     if sys.argv[1:2] == ["--worker"]:
         return worker(sys.argv[2], sys.argv[3:])
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", action="append", help="default: the two demos")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="where to write the JSON result")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_intermixed_args()
+    command = parser(__doc__)
+    command.add_argument("--repetitions", type=int, default=3)
+    arguments = command.parse_args()
     result: dict[str, Any] = {
         "what": "median seconds of each stage from the command to the end of the first step",
-        "python": sys.version.split()[0],
-        "cpus": os.cpu_count(),
+        **machine([]),
         "repetitions": arguments.repetitions,
     }
-    for config in arguments.config or CONFIGS:
-        runs = [measure(config, arguments.overrides) for _ in range(arguments.repetitions)]
-        stages = {
+    for config in CONFIGS:
+        runs = [measure(config) for _ in range(arguments.repetitions)]
+        for run in runs:
+            run["total"] = [sum(part[i] for part in run.values()) for i in (0, 1)]
+        result[config] = {
             stage: {
                 unit: round(statistics.median(run.get(stage, [0.0, 0.0])[i] for run in runs), 2)
                 for i, unit in enumerate(("clock", "processor"))
             }
-            for stage in STAGES
+            for stage in (*STAGES, "total")
         }
-        totals = [[sum(part[i] for part in run.values()) for i in (0, 1)] for run in runs]
-        stages["total"] = {
-            unit: round(statistics.median(total[i] for total in totals), 2)
-            for i, unit in enumerate(("clock", "processor"))
-        }
-        result[config] = stages
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
-    return 0
+    return finish(result, arguments.output)
 
 
 if __name__ == "__main__":

@@ -19,43 +19,35 @@ step: callbacks, rewards, and the processes that trackers start, by the processo
 Saves are left out of the steps: `seconds_after_last_step` has the one at the end.
 """
 
-import argparse
 import contextlib
 import functools
 import io
-import json
 import os
-import platform
-import random
 import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from bench.command import finish, machine, parser
 from bench.lengths import force_lengths, recorded_lengths
-from bench.sides import SCRIPTS, SETTINGS
+from bench.sides import Spec, build_project, load_rows, trl_trainer
 from bench.watch import Clock
-from posttrain.data.pairs import load_pair_set
-from posttrain.data.problems import load_problems
 from posttrain.model import policy, pretrained, runtime
 from posttrain.run.environment import git_commit
 from posttrain.run.folder import RunFolder
-from posttrain.settings import command as config
-from posttrain.train import loop as training
-from posttrain.train.arguments import build_arguments
+from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.train.wandb_log import WandbLog
-from scripts import dpo, grpo
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "wandb", "tensorboard")
 STEPS = {"grpo": (1, 4), "dpo": (1, 7)}  # warm-up, measured
@@ -74,17 +66,13 @@ IN_STEP = (*OFTEN, "on_step_end", "on_log")
 class Lengths:
     """The stream of completion lengths, started over for every training."""
 
-    def __init__(self) -> None:
-        self._stream: Iterator[int] = iter(())
-
-    def restart(self, limit: int) -> None:
-        self._stream = recorded_lengths(limit)
+    stream: Iterator[int] = iter(())
 
     def __iter__(self) -> "Lengths":
         return self
 
     def __next__(self) -> int:
-        return next(self._stream)
+        return next(self.stream)
 
 
 def has_format(completions: Sequence[Any], **_: Any) -> list[float]:
@@ -141,44 +129,19 @@ class Meter:
 
 def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[], Any]]:
     """Unsloth's model in trl's trainer."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
-
     model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
-    own: dict[str, Any] = {"output_dir": str(folder), "report_to": "none", "disable_tqdm": True}
-    if task == "grpo":
-        problems, _ = load_problems(settings.data)
-        own["reward_weights"] = list(settings.rewards.values())
-        arguments, _ = build_arguments(GRPOConfig, settings.training, own, False)
-        rows = [
-            {"prompt": grpo.conversation(p.question, settings.prompt), "answer": p.answer}
-            for p in problems
-        ]
-        trainer = GRPOTrainer(
-            model=model,
-            reward_funcs=[has_format, is_correct],
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-    else:
-        pairs = load_pair_set(settings.data, settings.prompt).train
-        own["max_length"] = settings.model.max_seq_length
-        arguments, _ = build_arguments(DPOConfig, settings.training, own, False)
-        trainer = DPOTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(dpo.trainer_rows(pairs, tokenizer)),
-            processing_class=tokenizer,
-        )
+    rows = load_rows(task, settings, tokenizer)
+    own = {"output_dir": str(folder), "report_to": "none", "disable_tqdm": True}
+    rewards = {"reward_funcs": [has_format, is_correct]} if task == "grpo" else {}
+    trainer = trl_trainer(settings, rows, tokenizer, own, model=model, **rewards)
     policy.drop_reference_copy(model)
     return trainer, trainer.train
 
 
-def build_project(
+def build_run(
     task: str, settings: Any, folder: Path, tracked: bool
 ) -> tuple[Any, Callable[[], Any]]:
-    """The script's trainer, trained as the script does."""
+    """The script's trainer, trained as the script does, with trackers or without."""
     run = RunFolder(folder)
     run.open(fresh=False)
     choice = settings.tracking.model_copy(update={"report_to": TRACKERS if tracked else []})
@@ -186,18 +149,11 @@ def build_project(
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     wandb = WandbLog(run, settings)
     wandb.start({"data": "0" * 64})
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
-    if task == "grpo":
-        problems, _ = load_problems(settings.data)
-        functions = grpo.load_rewards(settings, problems[0])
-        trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
-    else:
-        pairs = load_pair_set(settings.data, settings.prompt).train
-        trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
+    trainer, train_it = build_project(Spec(task, "project", ""), settings, run)
     trainer.add_callback(wandb)
 
     def train() -> None:
-        training.train(trainer, settings, run, SCRIPTS[task].PROGRESS, None, {})
+        train_it()
         wandb.close(0)
         files = [*folder.glob("wandb/offline-run-*/*.wandb"), *folder.glob("tensorboard/events*")]
         assert len(files) == 2 * tracked, files
@@ -214,10 +170,10 @@ def measure(task: str, side: str, settings: Any, lengths: Lengths) -> dict[str, 
         if side == "bare":
             trainer, train = build_bare(task, settings, folder)
         else:
-            trainer, train = build_project(task, settings, folder, side == "tracked")
+            trainer, train = build_run(task, settings, folder, side == "tracked")
         meter.watch(trainer)
         trainer.add_callback(clock.callback())
-        lengths.restart(getattr(settings.training, "max_completion_length", 1))
+        lengths.stream = recorded_lengths(getattr(settings.training, "max_completion_length", 1))
         started = processes()
         train()
         meter.seconds["processes"] = processes() - started
@@ -266,35 +222,29 @@ def compare(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     return result
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def interval(values: Sequence[float]) -> list[float]:
     """95% bootstrap interval of the median."""
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(2000))
-    return medians[50], medians[-51]
+    drawn = np.random.default_rng(0).choice(values, size=(2000, len(values)))
+    return [float(end) for end in np.quantile(np.median(drawn, axis=1), (0.025, 0.975))]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=24, help="turns of each side (default 24)")
-    parser.add_argument("--task", choices=("grpo", "dpo"), help="only this script")
-    parser.add_argument("--output", type=Path, help="where to write the JSON result")
-    arguments = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--rounds", type=int, default=24, help="turns of each side (default 24)")
+    command.add_argument("--task", choices=("grpo", "dpo"), help="only this script")
+    arguments = command.parse_args()
     os.environ["WANDB_MODE"] = "offline"
     runtime.start(verbose=False, threads=1)
     lengths = Lengths()
     result: dict[str, Any] = {
         "what": "seconds a training step, demo model, CPU, one thread",
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "cpus": os.cpu_count(),
+        **machine(PACKAGES),
         "commit": git_commit(),
     }
     for task in [task for task in ("dpo", "grpo") if arguments.task in (None, task)]:
         path = ROOT / "configs" / f"{task}_demo.yaml"
         short = [f"training.max_steps={sum(STEPS[task])}", "training.save_steps=1000"]
-        settings = config.load_settings(SETTINGS[task], path, [*OVERRIDES[task], *short])
+        settings: Any = load_settings(SETTINGS[task], path, [*OVERRIDES[task], *short])
         if task == "grpo":
             force_lengths(lengths, [pretrained.load_tokenizer(settings.model).eos_token_id])
         rounds: list[dict[str, dict[str, Any]]] = []
@@ -303,11 +253,7 @@ def main() -> int:
             rounds.append({side: measure(task, side, settings, lengths) for side in sides})
             print(f"{task} {number}/{arguments.rounds}", file=sys.stderr, flush=True)
         result[task] = compare(rounds[1:])  # the first has what a process does once
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
-    return 0
+    return finish(result, arguments.output)
 
 
 if __name__ == "__main__":
