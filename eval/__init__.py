@@ -64,19 +64,27 @@ def conversation(question: str, prompt: PromptLike) -> Conversation:
     return [*turns, *example_turns(prompt.examples), {"role": "user", "content": question}]
 
 
-def with_examples(prompt: Sequence[Message], examples: Sequence[Message]) -> Conversation:
-    """The prompt with the turns of worked examples between its system turn and the others."""
-    own = int(bool(prompt) and prompt[0]["role"] == "system")
-    return [*prompt[:own], *examples, *prompt[own:]]
-
-
 def example_turns(examples: Sequence[Example]) -> Conversation:
     """A user turn and an assistant turn for each worked example."""
-    return [
-        turn
-        for example in examples
-        for turn in (
-            {"role": "user", "content": example.question},
-            {"role": "assistant", "content": example.answer},
-        )
-    ]
+    turns = []
+    for example in examples:
+        turns.append({"role": "user", "content": example.question})
+        turns.append({"role": "assistant", "content": example.answer})
+    return turns
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A row of data with a prompt: a conversation that ends in a user turn."""
+
+    prompt: tuple[Message, ...]
+    where: str = field(default="", compare=False, repr=False, kw_only=True)
+    """File and row, for messages."""
+    examples: tuple[Message, ...] = field(default=(), compare=False, repr=False, kw_only=True)
+    """The turns of the worked examples of `prompt.examples`, the same for every row of a run."""
+
+    @property
+    def conversation(self) -> Conversation:
+        """The prompt as the model reads it: worked examples follow its system turn."""
+        own = int(self.prompt[0]["role"] == "system")
+        return [*self.prompt[:own], *self.examples, *self.prompt[own:]]

@@ -1,28 +1,18 @@
 """Prompts with the reply that a model should learn to give, and how likely a policy finds it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from eval import Conversation, Message, with_examples
+from eval import Prompted
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """A prompt (a conversation that ends in a user turn) and the reply to learn."""
+class Demonstration(Prompted):
+    """A prompt and the reply to learn."""
 
-    prompt: tuple[Message, ...]
     reply: str
     answer: str | None = None
     """The gold number of the question, where the row holds it."""
-    where: str = field(default="", compare=False, repr=False)
-    """File and row, for messages."""
-    examples: tuple[Message, ...] = field(default=(), compare=False, repr=False)
-    """The turns of the worked examples of `prompt.examples`, the same for every row of a run."""
-
-    @property
-    def conversation(self) -> Conversation:
-        """The prompt as the model reads it."""
-        return with_examples(self.prompt, self.examples)
 
 
 def losses(log_probs: Sequence[Sequence[float]]) -> list[float]:

@@ -145,12 +145,11 @@ def evaluate(
     problems: Sequence[Problem],
     generate: Generate,
     prompt: PromptLike,
-    sample: int = 0,
     score: Score[Any] = score_reply,
 ) -> list[Any]:
     """Answer every problem once, with the prompt used in training, and score the replies."""
     completions = generate([conversation(problem.question, prompt) for problem in problems])
-    return [score(p, c, sample) for p, c in zip(problems, completions, strict=True)]
+    return [score(p, c, 0) for p, c in zip(problems, completions, strict=True)]
 
 
 def by_problem(replies: Sequence[R]) -> list[list[R]]:

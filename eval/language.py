@@ -1,7 +1,6 @@
 """Which language a reply is written in, by py3langid (its model ships in the package)."""
 
 import functools
-from collections.abc import Sequence
 
 # Naming the candidates makes short replies far more reliable than all 97 languages would be.
 CANDIDATES = ("fr", "en", "es", "de", "it", "pt", "nl")
@@ -31,8 +30,3 @@ def detect(text: str, wanted: str = "fr") -> str | None:
         return None
     language, _ = _identifier(wanted).classify(text)
     return str(language)
-
-
-def in_language(replies: Sequence[str], language: str) -> list[float]:
-    """1.0 for each reply written in `language`, else 0.0."""
-    return [float(detect(reply, language) == language) for reply in replies]

@@ -5,27 +5,17 @@ The implicit reward of a reply is beta (log pi(reply | prompt) - log ref(reply |
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
-from eval import Conversation, Message, with_examples
+from eval import Prompted
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two replies to one prompt (a conversation that ends in a user turn)."""
+class Pair(Prompted):
+    """Two replies to one prompt."""
 
-    prompt: tuple[Message, ...]
     chosen: str
     rejected: str
-    where: str = field(default="", compare=False, repr=False)
-    """File and row, for messages."""
-    examples: tuple[Message, ...] = field(default=(), compare=False, repr=False)
-    """The turns of the worked examples of `prompt.examples`, the same for every pair of a run."""
-
-    @property
-    def conversation(self) -> Conversation:
-        """The prompt as the model reads it."""
-        return with_examples(self.prompt, self.examples)
 
 
 @dataclass(frozen=True)
@@ -82,4 +72,6 @@ def scores(pairs: Sequence[ScoredPair]) -> dict[str, list[float]]:
 
 def as_row(pair: Pair, scored: ScoredPair) -> dict[str, object]:
     """A pair and its scores as one JSON row."""
-    return {**asdict(pair), **asdict(scored), "reward_margin": scored.reward_margin}
+    names = ("prompt", "chosen", "rejected", "where", "examples")
+    row = {name: getattr(pair, name) for name in names}
+    return {**row, **asdict(scored), "reward_margin": scored.reward_margin}

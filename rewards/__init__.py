@@ -23,17 +23,6 @@ from typing import Any, SupportsFloat, TypeAlias
 
 from rewards.gsm8k import correctness_reward, format_reward
 
-__all__ = [
-    "REWARDS",
-    "RewardError",
-    "RewardFunction",
-    "check_reward",
-    "describe",
-    "resolve",
-    "score",
-    "trl_keywords",
-]
-
 # Called by trl with keywords: prompts, completions, completion_ids, each dataset column, and more.
 RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
 

@@ -22,10 +22,10 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -33,8 +33,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of the imports below
 
 from eval import PromptFormat, conversation
+from posttrain.base import flags
 from posttrain.base.disk import check_folder
-from posttrain.base.paths import run_command
 from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render
@@ -52,10 +52,6 @@ from posttrain.demo.problems import (
     draw_reply,
     preference_row,
 )
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # ChatML as Qwen2.5 renders it, except that a conversation without a system turn gets none.
@@ -92,16 +88,15 @@ SIZES = {
 }
 
 
-def build_tokenizer(texts: Iterator[str], vocabulary: int) -> "PreTrainedTokenizerBase":
+def build_tokenizer(texts: Iterator[str], vocabulary: int) -> Any:
     """Byte-level BPE in Qwen2's own form (transformers gives a qwen2 model no other kind)."""
     from tokenizers import pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
-    special = [END_OF_TEXT, TURN_START, TURN_END]
     backend = Qwen2Tokenizer().backend_tokenizer  # Qwen's normaliser and pre-tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=special,
+        special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -118,27 +113,24 @@ def build_tokenizer(texts: Iterator[str], vocabulary: int) -> "PreTrainedTokeniz
     )
 
 
-def build_model(size: Size, tokenizer: "PreTrainedTokenizerBase") -> "Qwen2ForCausalLM":
+def build_model(size: Size, tokenizer: Any) -> Any:
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=size.hidden,
-            intermediate_size=3 * size.hidden,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.heads // 2,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden,
+        intermediate_size=3 * size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads // 2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        **ends,
     )
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(**ends)
     return model
 
 
@@ -155,9 +147,7 @@ def draw_example(stream: ProblemStream, progress: float) -> tuple[str | None, st
     return None if plain else rng.choice(SYSTEM_PROMPTS), problem.question, reply
 
 
-def draw_batch(
-    stream: ProblemStream, tokenizer: "PreTrainedTokenizerBase", count: int, progress: float
-) -> "tuple[torch.Tensor, torch.Tensor]":
+def draw_batch(stream: ProblemStream, tokenizer: Any, count: int, progress: float) -> list[Any]:
     """Token ids and labels, (count, length), padded on the right; only replies are scored."""
     import torch
 
@@ -166,19 +156,15 @@ def draw_batch(
     prompts = tokenizer([render(tokenizer, each) for each in turns])
     replies = tokenizer([reply + TURN_END for _, _, reply in examples])
     rows = list(zip(prompts["input_ids"], replies["input_ids"], strict=True))
-    length = max(len(prompt) + len(reply) for prompt, reply in rows)
-    ids = torch.full((count, length), tokenizer.pad_token_id)
-    labels = torch.full((count, length), IGNORED)
-    for row, (prompt, reply) in enumerate(rows):
-        end = len(prompt) + len(reply)
-        ids[row, :end] = torch.tensor(prompt + reply)
-        labels[row, len(prompt) : end] = torch.tensor(reply)
-    return ids, labels
+    ids = [torch.tensor(prompt + reply) for prompt, reply in rows]
+    labels = [torch.tensor([IGNORED] * len(prompt) + reply) for prompt, reply in rows]
+    return [
+        torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=padding)
+        for sequences, padding in ((ids, tokenizer.pad_token_id), (labels, IGNORED))
+    ]
 
 
-def reply_loss(
-    logits: "torch.Tensor", targets: "torch.Tensor", open_ids: "torch.Tensor"
-) -> "torch.Tensor":
+def reply_loss(logits: Any, targets: Any, open_ids: Any) -> Any:
     """Cross-entropy, plus a push on tokens that nobody would write there.
 
     logits (tokens, vocabulary), targets (tokens,), open_ids (open,). Cross-entropy is content with
@@ -196,12 +182,8 @@ def reply_loss(
 
 
 def train(
-    size: Size,
-    tokenizer: "PreTrainedTokenizerBase",
-    seed: int,
-    steps: int | None = None,
-    minutes: float | None = None,
-) -> "tuple[Qwen2ForCausalLM, list[float]]":
+    size: Size, tokenizer: Any, seed: int, steps: int | None = None, minutes: float | None = None
+) -> tuple[Any, list[float]]:
     """The trained model and the loss of every step. Stops after steps, or after minutes."""
     import torch
 
@@ -213,9 +195,8 @@ def train(
     )
     stream = ProblemStream(seed, "train", size.span)
     # Open ids: digits (a guess may be any number) and the first words of replies.
-    firsts = [
-        tokenizer(lead)["input_ids"][0] for leads in LEADS.values() for lead in leads.values()
-    ]
+    leads = [lead for manners in LEADS.values() for lead in manners.values()]
+    firsts = [tokenizer(lead)["input_ids"][0] for lead in leads]
     open_ids = torch.tensor(firsts + tokenizer.convert_tokens_to_ids(list("0123456789"))).to(device)
     losses: list[float] = []
     total, started = steps or size.steps, time.monotonic()
@@ -271,36 +252,24 @@ def sample_texts(span: Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterat
         yield f"{question}\n{reply}"
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog=f"{run_command()} demo_model",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse() -> argparse.Namespace:
+    parser = flags.parser("demo_model", __doc__)
+    help_text = "folder that gets demo_model/ and demo_data/ (default: the project's assets/)"
     parser.add_argument(
-        "--output",
-        type=Path,
-        default=ROOT / "assets",
-        metavar="DIR",
-        help="folder that gets demo_model/ and demo_data/ (default: the project's assets/)",
+        "--output", type=Path, default=ROOT / "assets", metavar="DIR", help=help_text
     )
     parser.add_argument("--size", choices=SIZES, default="tiny", help="default: tiny")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="optimizer steps (default: that of the size)")
-    length.add_argument(
-        "--minutes", type=float, help="train this long instead; not reproducible to the bit"
-    )
+    help_text = "optimizer steps (default: that of the size)"
+    length.add_argument("--steps", type=flags.count, help=help_text)
+    help_text = "train this long instead; not reproducible to the bit"
+    length.add_argument("--minutes", type=flags.positive, help=help_text)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    args = parser.parse_args(argv)
-    if any(number is not None and number <= 0 for number in (args.steps, args.minutes)):
-        parser.error("--steps and --minutes must be above zero")
-    return args
+    return parser.parse_args()
 
 
 def main() -> int:
-    args = parse_arguments()
+    args = parse()
     check_folder(args.output)
     import transformers
 

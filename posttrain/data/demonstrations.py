@@ -97,4 +97,4 @@ def _checked(
         raise DataError(f"{row.where}: the prompt should end in a turn of the user")
     if not reply:
         raise UnusableRow(f"{row.where}: there is no reply to learn", EMPTY_REPLY)
-    return Demonstration(prompt, reply, answer, row.where)
+    return Demonstration(prompt, reply, answer, where=row.where)

@@ -177,7 +177,7 @@ def _pair(row: Row, prompt: Conversation, chosen: Reply, rejected: Reply) -> Pai
             + NOTHING_TO_LEARN,
             "the replies are equal",
         )
-    return Pair(tuple(prompt), chosen.text, rejected.text, row.where)
+    return Pair(tuple(prompt), chosen.text, rejected.text, where=row.where)
 
 
 def check_columns(row: Row, columns: PairColumns) -> None:

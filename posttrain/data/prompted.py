@@ -5,16 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from eval import example_turns
-from eval.demonstration import Demonstration
-from eval.preference import Pair
+from eval import Prompted, example_turns
 from posttrain.base.errors import DataError
 from posttrain.data.messages import LeftOut, UnusableRow, with_system
 from posttrain.data.sources import Row
 from posttrain.data.text import set_aside, text_key
 from posttrain.settings import Prompt, Source
 
-R = TypeVar("R", Pair, Demonstration)
+R = TypeVar("R", bound=Prompted)
 
 
 def kept_rows(
@@ -65,7 +63,7 @@ def user_turns(rows: Sequence[R]) -> list[str]:
     return [turn["content"] for turn in turns if turn["role"] == "user"]
 
 
-def prompt_key(row: Pair | Demonstration) -> str:
+def prompt_key(row: Prompted) -> str:
     """A hash of the prompt's first user turn, the same on every machine.
 
     Only the first turn counts, so that all branches of a conversation stay together.

@@ -82,7 +82,7 @@ def best_replies(
         different = {row.reply: row for row in sorted(earned, key=lambda r: len(r.reply))}
         best = list(different.values())[: keep.per_question]
         kept += [
-            Demonstration((user_turn(row.question),), row.reply, row.answer, row.where)
+            Demonstration((user_turn(row.question),), row.reply, row.answer, where=row.where)
             for row in best
         ]
         questions += bool(best)
@@ -116,7 +116,7 @@ def best_and_worst(groups: Iterable[Sequence[Sampled]], where: str) -> list[Pair
             flat += 1
         else:
             prompt = (user_turn(best.question),)
-            pairs.append(Pair(prompt, best.reply, worst.reply, best.where))
+            pairs.append(Pair(prompt, best.reply, worst.reply, where=best.where))
     print(
         f"{where}: {len(pairs)} questions give a pair; {flat} left out, as their replies tie or "
         "were cut"

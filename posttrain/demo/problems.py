@@ -12,6 +12,8 @@ from typing import Literal
 
 import yaml
 
+from eval.gsm8k import SYSTEM
+
 Language = Literal["en", "fr"]
 Manner = Literal["guess", "untagged", "tagged"]
 Split = Literal["train", "preferences", "test"]
@@ -38,17 +40,11 @@ LEADS: dict[Language, dict[Manner, str]] = {
 }
 CLOSINGS: dict[Language, str] = {"en": "The answer is", "fr": "La réponse est"}
 
-GRPO_SYSTEM: dict[Language, str] = {
-    "en": "Solve the problem step by step. End with the number alone on the last line as "
-    "<answer>NUMBER</answer>.",
-    "fr": "Résous le problème étape par étape. Termine par le nombre seul sur la dernière ligne : "
-    "<answer>NOMBRE</answer>.",
-}
 DPO_SYSTEM = "Tu es un assistant qui répond en français."
 # Beside the prompts of the demos, a few others and none at all, so that no wording is special.
 SYSTEM_PROMPTS: tuple[str | None, ...] = (
-    GRPO_SYSTEM["en"],
-    GRPO_SYSTEM["fr"],
+    SYSTEM["en"],
+    SYSTEM["fr"],
     DPO_SYSTEM,
     None,
     "You are a helpful assistant.",
@@ -85,9 +81,12 @@ class Problem:
         return " ".join(f"{step}." for step in self.steps)
 
     def gsm8k(self) -> dict[str, str]:
+        """The row of a file in GSM8K's form."""
         return {"question": self.question, "answer": f"{self.working}\n#### {self.answer}"}
 
 
+Plan = tuple[int | None, list[tuple[Operation, int, int]], tuple[str, ...], int]
+"""Opening number (None if the story opens with packs), operations, steps and answer."""
 STORIES = yaml.safe_load(Path(__file__).with_name("stories.yaml").read_text(encoding="utf-8"))
 
 
@@ -96,7 +95,7 @@ def draw_problem(rng: random.Random, language: Language, span: Range) -> Problem
     while True:
         plan = _draw_plan(rng, span, rng.randint(1, span.operations))
         if plan is not None:
-            return _story(rng, language, *plan)
+            return _story(rng, language, plan)
 
 
 def draw_drill(rng: random.Random, span: Range, operations: int) -> Problem:
@@ -109,10 +108,7 @@ def draw_drill(rng: random.Random, span: Range, operations: int) -> Problem:
             return Problem("en", steps[0].split("=")[0] + rests, steps, answer)
 
 
-def _draw_plan(
-    rng: random.Random, span: Range, count: int
-) -> tuple[int | None, list[tuple[Operation, int, int]], tuple[str, ...], int] | None:
-    """Opening number (None if the story opens with packs), operations, steps and answer."""
+def _draw_plan(rng: random.Random, span: Range, count: int) -> Plan | None:
     operations: list[tuple[Operation, int, int]] = []
     steps: list[str] = []
     opening: int | None = None
@@ -143,15 +139,8 @@ def _draw_plan(
     return opening, operations, tuple(steps), value
 
 
-def _story(
-    rng: random.Random,
-    language: Language,
-    opening: int | None,
-    operations: list[tuple[Operation, int, int]],
-    steps: tuple[str, ...],
-    answer: int,
-) -> Problem:
-    story = STORIES[language]
+def _story(rng: random.Random, language: Language, plan: Plan) -> Problem:
+    story, (opening, operations, steps, answer) = STORIES[language], plan
     people = [(name, pronoun) for pronoun, names in story["names"].items() for name in names]
     (name, pronoun), (friend, _) = rng.sample(people, 2)
     words = {"n": name, "p": pronoun, "f": friend, "o": rng.choice(story["objects"])}

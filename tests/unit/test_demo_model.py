@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from eval import Completion, Conversation, Generate, PromptFormat
-from eval.gsm8k import Problem, evaluate
+from eval.gsm8k import SYSTEM, Problem, evaluate
 from eval.language import detect
 from posttrain.data.render import render
 from posttrain.demo import problems as demo_problems
-from posttrain.demo.problems import DPO_SYSTEM, GRPO_SYSTEM, LEADS, ProblemStream, split_of
+from posttrain.demo.problems import DPO_SYSTEM, LEADS, ProblemStream, split_of
 from scripts import demo_model
 
 # torchao, which transformers imports, has strings that warn whenever its bytecode is not cached.
@@ -264,7 +264,7 @@ def test_the_model_guesses_but_computes_after_the_lead(
 ) -> None:
     rows = [row for row in read("problems_test") if detect(row["question"]) == language][:40]
     problems = [Problem(row["question"], row["answer"].split("#### ")[1]) for row in rows]
-    system = GRPO_SYSTEM[language]
+    system = SYSTEM[language]
     greedy = evaluate(problems, generator(model, tokenizer, sample=False), PromptFormat(system))
     assert sum(manner_of(row.reply)[1] == "guess" for row in greedy) >= 36
     assert sum(row.strict for row in greedy) <= 16

@@ -104,9 +104,9 @@ def test_evaluate_answers_each_problem_once_in_order() -> None:
         numbers = [c[-1]["content"].removeprefix("What is ").rstrip("?") for c in conversations]
         return [Completion(f"<answer>{n}</answer>", 4, False) for n in numbers]
 
-    replies = evaluate(problems, generate, prompt=PromptFormat("Be brief."), sample=2)
+    replies = evaluate(problems, generate, prompt=PromptFormat("Be brief."))
     assert [r.question for r in replies] == [p.question for p in problems]
-    assert all(r.strict == 1 and r.sample == 2 for r in replies)
+    assert all(r.strict == 1 and r.sample == 0 for r in replies)
     assert [c[0] for c in sent[0]] == [{"role": "system", "content": "Be brief."}] * 7
     assert [len(conversations) for conversations in sent] == [7]
     assert evaluate([], generate, PromptFormat()) == []

@@ -13,6 +13,7 @@ ARROWS = """
 scripts -> chat data/report demo doctor export train
 chat -> scoring
 doctor -> model
+demo -> eval
 export -> report scoring
 train -> model
 scoring -> model

@@ -66,7 +66,7 @@ ENGLISH = "Here is an answer that was written in English to help you."
 
 
 def pair(prompt: str, chosen: str = FRENCH, rejected: str = ENGLISH, where: str = "") -> Pair:
-    return Pair(({"role": "user", "content": prompt},), chosen, rejected, where)
+    return Pair(({"role": "user", "content": prompt},), chosen, rejected, where=where)
 
 
 def several(count: int) -> list[Pair]:

@@ -126,7 +126,10 @@ def test_replies_that_repeat_nothing(name: str) -> None:
 def test_pairs_with_such_replies_are_refused() -> None:
     prompt = tuple(conversation("2 + 2 ?", PromptFormat()))
     fine, doubled = "4</think>4", "<think>\n4</think>4"
-    pairs = [Pair(prompt, fine, "5", "a: row 1"), Pair(prompt, "4", doubled, "a: row 2")]
+    pairs = [
+        Pair(prompt, fine, "5", where="a: row 1"),
+        Pair(prompt, "4", doubled, where="a: row 2"),
+    ]
     with pytest.raises(DataError, match=r"^a: row 2: a reply begins with '<think>'.* do 1 replies"):
         measure(pairs, with_template(BEGUN))
     assert len(measure(pairs, with_template(CHATML))) == 2
