@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval import Completion, Conversation, Example, Message, PromptFormat, conversation
-from posttrain.base.errors import DataError, PostTrainError
+from posttrain.base.errors import PostTrainError
 from posttrain.chat.known import NOTHING, TOTAL, Known
 
 Stream = Callable[[Conversation, int], Generator[Completion, None, None]]
@@ -50,13 +50,7 @@ class Talk:
     """By question: the question, the system prompt, and each side's reply and rewards."""
 
     def ask(self, question: str) -> None:
-        """Begin a question, which each side may then answer.
-
-        Raises:
-            DataError: it is not UTF-8.
-        """
-        if problem := not_utf8(question):
-            raise DataError(problem)
+        """Begin a question, which each side may then answer."""
         self.rows.append({"question": question, "system": self.system})
 
     def answer(self, side: Side) -> Generator[Completion, None, None]:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 from eval import Completion, PromptLike
 from eval.gsm8k import Problem
@@ -17,29 +17,20 @@ from posttrain.settings.command import check_settings
 from rewards import RewardFunction
 
 TOTAL = "total"
-# The file of a run's held-out questions, and their column.
-HELD_OUT = {
-    "sft": ("after.jsonl", "question"),
-    "grpo": ("after.jsonl", "question"),
-    "dpo": ("after_replies.jsonl", "prompt"),
-}
 
 
+@dataclass(frozen=True)
 class Known:
     """The problems of a GRPO run with their gold answers, and the rewards that it trained on."""
 
-    def __init__(
-        self,
-        problems: Mapping[str, Problem],
-        functions: Mapping[str, RewardFunction],
-        weights: Mapping[str, float],
-    ) -> None:
-        self._problems = {_key(question): problem for question, problem in problems.items()}
-        self._functions, self._weights = functions, weights
+    problems: Mapping[str, Problem]
+    """By their question, without what copying changes in it."""
+    functions: Mapping[str, RewardFunction]
+    weights: Mapping[str, float]
 
     def gold(self, question: str) -> str | None:
         """The right answer; None for a question that is not in the run's data."""
-        problem = self._problems.get(_key(question))
+        problem = self.problems.get(_key(question))
         return problem.answer if problem else None
 
     def rewards(
@@ -50,11 +41,11 @@ class Known:
         Raises:
             ConfigError: a reward raised, or did not return a number.
         """
-        problem = self._problems.get(_key(question))
+        problem = self.problems.get(_key(question))
         if problem is None:
             return {}
         with reward_functions.reward_errors():
-            scored = Scorer(self._functions, self._weights, prompt)(problem, reply)
+            scored = Scorer(self.functions, self.weights, prompt)(problem, reply)
         earned = {name.rpartition(":")[2]: value for name, value in scored.rewards.items()}
         return {**earned, TOTAL: scored.total_reward}
 
@@ -77,16 +68,18 @@ def load_known(source: Source) -> Known:
     except PostTrainError as error:
         print(f"note: replies are shown without rewards: {error}", file=sys.stderr)
         return NOTHING
-    return Known({problem.question: problem for problem in problems}, functions, weights)
+    return Known({_key(problem.question): problem for problem in problems}, functions, weights)
 
 
 def held_out_questions(source: Source, most: int) -> list[str]:
     """At most so many different questions that the run was scored on; none if they are damaged."""
-    name, column = HELD_OUT.get(source.run.get("method", ""), ("", ""))
-    path = (source.folder or Path()) / "eval" / name
+    if source.folder is None:
+        return []
+    of_pairs = source.run.get("method") == "dpo"
+    name, column = ("after_replies.jsonl", "prompt") if of_pairs else ("after.jsonl", "question")
     try:
-        rows = jsonl_rows(path) if source.folder and path.is_file() else []
-    except PostTrainError:
+        rows = jsonl_rows(source.folder / "eval" / name)
+    except (OSError, PostTrainError):
         return []
     questions = [row[column] for row in rows if isinstance(row.get(column), str)]
     return list(dict.fromkeys(questions))[:most]

@@ -4,6 +4,7 @@ import argparse
 import socket
 from collections.abc import Generator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 from eval import Completion, Conversation
@@ -63,17 +64,19 @@ def load(source: Source, evaluation: Evaluation, stack: ExitStack) -> list[Side]
             sent = {**FULL_DISTRIBUTION, **sent}
         served = Server(url, sent)
         about = name if source.kind == "gguf" else f"{served.model} at {name}"
-        stream = until_answered(served.stream) if evaluation.stop_at_answer else served.stream
-        return [Side("reply", stream, about)]
-    device = runtime.start(verbose=False, threads=None)
-    print(f"Loading {name} on {device.name}")
-    weights = Weights(source, evaluation)
-    if source.kind == "model":
-        return [Side("reply", weights.tuned, name)]
-    base = str(source.run.get("model", {}).get("name") or "its base model")
-    sides = [Side("before", weights.base, base), Side("after", weights.tuned, name)]
-    if weights.start_name:
-        sides.insert(1, Side("start", weights.start, weights.start_name))
+        sides = [Side("reply", served.stream, about)]
+    else:
+        device = runtime.start(verbose=False, threads=None)
+        print(f"Loading {name} on {device.name}")
+        weights = Weights(source, evaluation)
+        sides = [Side("reply", weights.tuned, name)]
+        if source.kind == "adapter":
+            base = str(source.run.get("model", {}).get("name") or "its base model")
+            sides = [Side("before", weights.base, base), Side("after", weights.tuned, name)]
+        if weights.start_name:
+            sides.insert(1, Side("start", weights.start, weights.start_name))
+    if evaluation.stop_at_answer:
+        return [replace(side, stream=until_answered(side.stream)) for side in sides]
     return sides
 
 

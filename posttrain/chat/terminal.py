@@ -55,7 +55,7 @@ def answer_once(talk: Talk, question: str) -> None:
     talk.ask(question)
     print(f"{PROMPT}{question}")
     for side in talk.sides:
-        _Printer(talk, side, every_line=True).reply()
+        _reply(talk, side, every_line=True)
     print()
 
 
@@ -63,9 +63,8 @@ def converse(talk: Talk) -> None:
     """Answer what is typed, turn by turn, until the user leaves."""
     import readline  # noqa: F401  gives input() line editing
 
-    width = max(len(side.name) for side in talk.sides)
     for side in talk.sides:
-        print(f"{side.name:<{width}}  {side.about}")
+        print(_label(talk, side.name) + side.about)
     print(f"System prompt: {talk.system}" if talk.system else "No system prompt.")
     print("/help lists the commands; Ctrl-C stops a reply.\n")
     commands: dict[str, Callable[[str], None]] = {
@@ -95,50 +94,46 @@ def converse(talk: Talk) -> None:
                 _answer(talk, typed)
             except KeyboardInterrupt:  # between two replies: it stops the rest of them
                 print()
-            except DataError as error:
-                print(f"error: {error}")
 
 
 def _answer(talk: Talk, question: str) -> None:
     """Print the replies; each Ctrl-C stops one of them."""
     talk.ask(question)
     for side in talk.sides:
-        printer = _Printer(talk, side, every_line=False)
         try:
-            printer.reply()
+            _reply(talk, side, every_line=False)
         except KeyboardInterrupt:
-            printer.note("stopped")
-            print()
+            _note(talk, "stopped")
         except PostTrainError as error:
-            printer.note(f"error: {error}")
-            print()
+            _note(talk, f"error: {error}")
     print()
 
 
-class _Printer:
-    """Prints one reply to standard output, after the side's name."""
-
-    def __init__(self, talk: Talk, side: Side, every_line: bool) -> None:
-        self._talk, self._side = talk, side
-        self._label = f"{side.name:<{max(len(other.name) for other in talk.sides)}}  "
-        self._next = self._label if every_line else " " * len(self._label)
-
-    def reply(self) -> None:
-        """Print the reply as it grows, then notes on it."""
-        shown, reply = "", Completion("", 0, truncated=True)
-        print(self._label, end="", flush=True)
-        with closing(self._talk.answer(self._side)) as replies:
-            for reply in replies:
-                text = visible(reply.text).rstrip()  # more text may follow a line's end
-                print(text[len(shown) :].replace("\n", f"\n{self._next}"), end="", flush=True)
-                shown = text
-        if notes := self._talk.notes(self._side, reply):
-            self.note(", ".join(text for text, _ in notes))
+def _reply(talk: Talk, side: Side, every_line: bool) -> None:
+    """Print a side's reply as it grows, after its name, then notes on it."""
+    label = _label(talk, side.name)
+    next_line = "\n" + (label if every_line else _label(talk))
+    shown, reply = "", Completion("", 0, truncated=True)
+    print(label, end="", flush=True)
+    with closing(talk.answer(side)) as replies:
+        for reply in replies:
+            text = visible(reply.text).rstrip()  # more text may follow a line's end
+            print(text[len(shown) :].replace("\n", next_line), end="", flush=True)
+            shown = text
+    if notes := talk.notes(side, reply):
+        _note(talk, ", ".join(text for text, _ in notes))
+    else:
         print()
 
-    def note(self, text: str) -> None:
-        """A line below the reply that is not the model's, and so without the side's name."""
-        print(f"\n{' ' * len(self._label)}[{text}]", end="", flush=True)
+
+def _note(talk: Talk, text: str) -> None:
+    """A line below the reply that is not the model's, and so without the side's name."""
+    print(f"\n{_label(talk)}[{text}]", flush=True)
+
+
+def _label(talk: Talk, name: str = "") -> str:
+    width = max(len(side.name) for side in talk.sides)
+    return f"{name:<{width}}  "
 
 
 def visible(text: str) -> str:

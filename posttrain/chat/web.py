@@ -129,7 +129,6 @@ class Page:
                 self._talk.system or "",
                 show_label=False,
                 container=False,
-                info=None,
                 lines=2,
                 placeholder="None",
             )

@@ -13,8 +13,9 @@ from posttrain.base.errors import ConfigError, HealthError
 from posttrain.chat.source import Source
 from posttrain.data.render import render, set_template_variables, token_ids
 from posttrain.model import pretrained, runtime
-from posttrain.model.inference import StopAtAnswer, as_completion, generation_config
+from posttrain.model.inference import as_completion, generation_config
 from posttrain.model.merged import sampling_weights
+from posttrain.scoring.answers import precision
 from posttrain.settings import Evaluation
 from posttrain.settings.adapters import find_adapter
 
@@ -31,21 +32,17 @@ class Weights:
 
     def __init__(self, source: Source, evaluation: Evaluation) -> None:
         """An adapter's base is loaded as it was for its training. After runtime.start()."""
-        trained = source.run.get("model", {}) if source.kind == "adapter" else {}
         self._context = pretrained.context(source.model, source.trained_length)
         self._model, self._tokenizer = pretrained.load_for_scoring(
-            source.model,
-            load_in_4bit=trained.get("load_in_4bit", False),
-            dtype=trained.get("dtype", "auto"),
-            max_seq_length=self._context,
+            source.model, max_seq_length=self._context, **precision(source.model)
         )
         set_template_variables(self._tokenizer, source.prompt.chat_template_kwargs)
         self._config = generation_config(self._model, self._tokenizer, evaluation)
-        self._stop = StopAtAnswer(self._tokenizer) if evaluation.stop_at_answer else None
         self._one_at_a_time = threading.Lock()  # a page may abandon a reply without closing it
         self.start_name: str | None = None
         """The adapter that the run started from, if it is still there."""
-        if start := trained.get("adapter"):
+        start = source.run.get("model", {}).get("adapter") if source.kind == "adapter" else None
+        if start:
             with contextlib.suppress(ConfigError):
                 self._model.load_adapter(str(find_adapter(start)), START)
                 self.start_name = start
@@ -83,18 +80,20 @@ class Weights:
             )
         config = copy.copy(self._config)
         config.max_new_tokens = min(config.max_new_tokens, room)
-        tokens = _Tokens(len(prompt), self._stop)
+        tokens = _Tokens()
         args = (prompt, config, seed, side(), tokens)
         writer = threading.Thread(target=self._generate, args=args, daemon=True)
         writer.start()
         try:
             reply: list[int] = []
-            for token in iter(tokens.next, None):
+            while (token := tokens.queue.get()) is not None:
+                if isinstance(token, Exception):
+                    raise token
                 reply.append(token)
-                yield Completion(text_so_far(self._tokenizer, reply), len(reply), truncated=True)
+                text = text_so_far(self._tokenizer, reply)
+                yield Completion(text, len(reply), truncated=True, ids=tuple(reply))
             if reply:
-                ends = set(self._config.eos_token_id)
-                yield as_completion(self._tokenizer, reply, ends, self._stop)
+                yield as_completion(self._tokenizer, reply, set(config.eos_token_id), None)
         finally:
             tokens.stopped.set()
             writer.join()
@@ -120,14 +119,13 @@ class Weights:
                     attention_mask=torch.ones_like(ids),
                     generation_config=config,
                     stopping_criteria=StoppingCriteriaList([tokens]),
-                    streamer=tokens,
                 )
         except torch.OutOfMemoryError:
             tokens.queue.put(HealthError("out of memory; a new conversation takes less"))
-        except Exception as error:  # raised again by next()
+        except Exception as error:  # raised again by _stream()
             tokens.queue.put(error)
         finally:
-            tokens.end()
+            tokens.queue.put(None)
 
 
 def text_so_far(tokenizer: Any, reply: list[int]) -> str:
@@ -137,35 +135,17 @@ def text_so_far(tokenizer: Any, reply: list[int]) -> str:
 
 
 class _Tokens:
-    """Streamer and stopping criterion of transformers' generate(): a queue of token ids."""
+    """Stopping criterion of transformers' generate(), which passes each new token on."""
 
-    def __init__(self, start: int, stop: StopAtAnswer | None) -> None:
+    def __init__(self) -> None:
         self.queue: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
+        """Token ids, then None, or what ended the generation."""
         self.stopped = threading.Event()
         """Set when nobody reads the reply any more."""
-        self._start, self._stop = start, stop
-        self._prompt_came = False
-
-    def put(self, ids: Any) -> None:
-        """Called with the prompt (1, W), and then with each new token (1,)."""
-        if self._prompt_came:
-            self.queue.put(int(ids[0]))
-        self._prompt_came = True
-
-    def end(self) -> None:
-        self.queue.put(None)
-
-    def next(self) -> int | None:
-        """The next token, None after the last one; raises what ended the generation."""
-        item = self.queue.get()
-        if isinstance(item, Exception):
-            raise item
-        return item
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        """Whether to stop: nobody reads the reply any more, or its answer is complete."""
+        """Called after each token with all ids so far, (1, W); returns whether to stop."""
         import torch
 
-        reply = input_ids[0, self._start :].tolist()
-        answered = self._stop is not None and self._stop.closed(reply)
-        return torch.tensor([self.stopped.is_set() or answered], device=input_ids.device)
+        self.queue.put(int(input_ids[0, -1]))
+        return torch.tensor([self.stopped.is_set()], device=input_ids.device)

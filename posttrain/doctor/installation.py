@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 from posttrain.base.disk import can_write, existing
 from posttrain.base.paths import ROOT, shown
-from posttrain.doctor.finding import Finding
+from posttrain.doctor.finding import Finding, Status
 from posttrain.model.shape import model_cache
 from posttrain.run.environment import PACKAGES
 
@@ -37,10 +37,13 @@ def locked(lock: Path = LOCK) -> dict[str, str]:
 def look_at_versions() -> list[Finding]:
     """Python, and every package against the lock."""
     python = ".".join(map(str, sys.version_info[:3]))
-    findings = [Finding("Python", "ok", python)]
-    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        advice = "PYTHON=python3.12 ./run doctor"
-        findings = [Finding("Python", "fail", f"{python}; 3.11 to 3.13 is needed", advice)]
+    if (3, 11) <= sys.version_info[:2] <= (3, 13):
+        return [Finding("Python", "ok", python), _packages()]
+    text, advice = f"{python}; 3.11 to 3.13 is needed", "PYTHON=python3.12 ./run doctor"
+    return [Finding("Python", "fail", text, advice), _packages()]
+
+
+def _packages() -> Finding:
     wanted = locked()
     wrong: dict[str, str] = {}
     for name, version in wanted.items():
@@ -52,22 +55,14 @@ def look_at_versions() -> list[Finding]:
             wrong[name] = f"{name} {installed}, locked {version}"
     count = f"{len(wanted) - len(wrong)} of {len(wanted)} packages as in {LOCK.name}"
     if not wrong:
-        return [*findings, Finding("packages", "ok", count)]
+        return Finding("packages", "ok", count)
     needed = {str(canonicalize_name(name)) for name in PACKAGES}
+    status: Status = "fail" if needed & wrong.keys() else "warn"
+    lock = f"{shown(Path(sys.prefix))}/installed.lock"
     command = "./run --vllm doctor" if VLLM else "./run doctor"
-    advice = (
-        f"rm -f {shown(Path(sys.prefix))}/installed.lock, then {command} installs what is locked"
-    )
-    return [
-        *findings,
-        Finding(
-            "packages",
-            "fail" if needed & wrong.keys() else "warn",
-            count,
-            advice,
-            tuple(wrong[name] for name in sorted(wrong, key=lambda n: (n not in needed, n))[:12]),
-        ),
-    ]
+    advice = f"rm -f {lock}, then {command} installs what is locked"
+    first = sorted(wrong, key=lambda name: (name not in needed, name))[:12]
+    return Finding("packages", status, count, advice, tuple(wrong[name] for name in first))
 
 
 def look_at_disks(output: Path) -> list[Finding]:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import psutil
 
-from posttrain.doctor.finding import Finding, Status
+from posttrain.doctor.finding import Finding
 
 FIELDS = ("index", "uuid", "name", "driver_version", "memory.total", "memory.used", "compute_cap")
 # CUDA 12.x runs on this driver and later, on Linux.
 # Table 2 of https://docs.nvidia.com/cuda/cuda-toolkit-release-notes
-DRIVER_OF_MAJOR = {"12": (525, 60, 13), "13": (580, 65, 6)}
-OLDEST_CAPABILITY = (7, 0)  # what Unsloth supports, and torch's builds for CUDA 12.8 hold code for
-BF16_CAPABILITY = (8, 0)  # also where flash attention starts
+DRIVER_OF_MAJOR = {"12": "525.60.13", "13": "580.65.6"}
+OLDEST_CAPABILITY = 7.0  # what Unsloth supports, and torch's builds for CUDA 12.8 hold code for
+BF16_CAPABILITY = 8.0  # also where flash attention starts
 SECONDS = 15.0  # without persistence mode the first call starts the driver, card by card
 RAM_GB = 6
 
@@ -33,10 +33,8 @@ class GPU:
     memory_gb: float
     """Total memory in GB of 2^30; torch sees a few hundred MB less. 0 if unknown."""
     used_gb: float
-    capability: tuple[int, ...]
-    """Empty if unknown."""
-    others: int
-    """How many more GPUs there are; a run uses one."""
+    capability: float
+    """0 if unknown."""
 
     @property
     def bf16(self) -> bool:
@@ -71,8 +69,14 @@ def look_for_gpu() -> tuple[GPU | None, list[Finding]]:
         value = os.environ["CUDA_VISIBLE_DEVICES"]
         text = f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU: training on the CPU"
         return None, [Finding("GPU", "warn", text, "unset CUDA_VISIBLE_DEVICES")]
-    gpu = _gpu(row, len(rows) - 1)
-    return gpu, [_about(gpu), _memory(gpu), _precision(gpu), _driver(gpu)]
+    gpu = GPU(
+        name=row["name"],
+        driver=row["driver_version"],
+        memory_gb=_number(row["memory.total"]) / 1024,
+        used_gb=_number(row["memory.used"]) / 1024,
+        capability=_number(row["compute_cap"]),
+    )
+    return gpu, [_about(gpu, len(rows) - 1), _memory(gpu), _precision(gpu), _driver(gpu)]
 
 
 def _no_tool() -> Finding:
@@ -96,32 +100,19 @@ def _visible(rows: list[dict[str, str]]) -> dict[str, str] | None:
     return rows[0] if first.startswith("MIG-") else None
 
 
-def _gpu(row: dict[str, str], others: int) -> GPU:
-    return GPU(
-        name=row["name"],
-        driver=row["driver_version"],
-        memory_gb=_number(row["memory.total"]) / 1024,
-        used_gb=_number(row["memory.used"]) / 1024,
-        capability=_numbers(row["compute_cap"]),
-        others=others,
-    )
-
-
 def _number(text: str) -> float:
     """A number of nvidia-smi, which prints [N/A] where it has none."""
     return float(text) if re.fullmatch(r"[0-9.]+", text) else 0.0
 
 
-def _about(gpu: GPU) -> Finding:
-    more = f"; {gpu.others} more here, a run uses one" if gpu.others else ""
+def _about(gpu: GPU, others: int) -> Finding:
+    more = f"; {others} more here, a run uses one" if others else ""
     if not gpu.capability:
         return Finding("GPU", "warn", f"{gpu.name}, compute capability unknown{more}")
-    text = f"{gpu.name}, compute capability {_dotted(gpu.capability)}{more}"
+    text = f"{gpu.name}, compute capability {gpu.capability}{more}"
     if gpu.capability < OLDEST_CAPABILITY:
-        advice = (
-            f"{_dotted(OLDEST_CAPABILITY)} is the oldest that works; take another card, or "
-            "CUDA_VISIBLE_DEVICES= for the CPU"
-        )
+        oldest = f"{OLDEST_CAPABILITY} is the oldest that works"
+        advice = f"{oldest}; take another card, or CUDA_VISIBLE_DEVICES= for the CPU"
         return Finding("GPU", "fail", text, advice)
     return Finding("GPU", "ok", text)
 
@@ -152,18 +143,14 @@ def _driver(gpu: GPU) -> Finding:
         text = f"{gpu.driver}, but the installed torch has no CUDA: it would train on the CPU"
         return Finding("driver", "fail", text, "delete .venv and let ./run install it again")
     text = f"{gpu.driver}, for torch with CUDA {cuda}"
-    oldest = DRIVER_OF_MAJOR.get(cuda.partition(".")[0], (0,))
-    if _numbers(gpu.driver) < oldest:
-        return Finding("driver", "fail", text, f"install driver {_dotted(oldest)} or later")
+    oldest = DRIVER_OF_MAJOR.get(cuda.partition(".")[0], "0")
+    if _numbers(gpu.driver) < _numbers(oldest):
+        return Finding("driver", "fail", text, f"install driver {oldest} or later")
     return Finding("driver", "ok", text)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
 
 
 def cuda_of_torch() -> str | None:
@@ -182,9 +169,9 @@ def look_at_processor() -> list[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory()
     total, free = memory.total / 2**30, memory.available / 2**30
-    status: Status = "ok" if free >= RAM_GB else "warn"
-    advice = "" if status == "ok" else f"the 0.5B model wants about {RAM_GB} GB free to load"
-    return [
-        Finding("processor", "ok", f"{cores} cores, {platform.machine()}"),
-        Finding("memory", status, f"{total:.1f} GB, {free:.1f} GB free", advice),
-    ]
+    text = f"{total:.1f} GB, {free:.1f} GB free"
+    in_memory = Finding("memory", "ok", text)
+    if free < RAM_GB:
+        advice = f"the 0.5B model wants about {RAM_GB} GB free to load"
+        in_memory = Finding("memory", "warn", text, advice)
+    return [Finding("processor", "ok", f"{cores} cores, {platform.machine()}"), in_memory]

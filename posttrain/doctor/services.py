@@ -1,5 +1,6 @@
 """Whether the hub answers, and whether it and W&B have a token. Tokens are never shown."""
 
+import contextlib
 import netrc
 import os
 import threading
@@ -22,28 +23,27 @@ def look_at_services() -> list[Finding]:
 
 def _answers(url: str) -> str:
     """'' if a server answers within the time, else why not. Any answer will do, a refusal too."""
-    outcome = [f"no answer within {SECONDS:g} s"]
+    outcome = f"no answer within {SECONDS:g} s"
     parts = urllib.parse.urlsplit(url)
     host = parts.netloc.rpartition("@")[2]  # a name and password would not be understood
-    bare = f"{parts.scheme}://{host}"
 
     def query() -> None:
+        nonlocal outcome
         try:
-            request = urllib.request.Request(bare, method="HEAD")
+            request = urllib.request.Request(f"{parts.scheme}://{host}", method="HEAD")
             urllib.request.urlopen(request, timeout=SECONDS).close()
+            outcome = ""
         except urllib.error.HTTPError as error:
             error.close()
+            outcome = ""
         except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            outcome[0] = f"not in reach ({reason})"
-            return
-        outcome[0] = ""
+            outcome = f"not in reach ({getattr(error, 'reason', error)})"
 
     # DNS has no time limit here; a thread that hangs is left behind.
     thread = threading.Thread(target=query, daemon=True)
     thread.start()
     thread.join(SECONDS + 0.2)
-    return outcome[0]
+    return outcome
 
 
 def _host(url: str) -> str:
@@ -53,18 +53,14 @@ def _host(url: str) -> str:
 
 def _hub() -> Finding:
     url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    offline = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(n)), None)
-    if offline:
-        text = f"not queried: {offline} is set, so only what is in the cache can be used"
-        return Finding("hub", "ok", text)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(name, "").upper() in TRUE:
+            text = f"not queried: {name} is set, so only what is in the cache can be used"
+            return Finding("hub", "ok", text)
     if problem := _answers(url):
         advice = "models and datasets must be local or in the cache; the demos need none"
         return Finding("hub", "warn", f"{_host(url)}: {problem}", advice)
     return Finding("hub", "ok", f"{_host(url)} answers")
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").upper() in TRUE
 
 
 def _hub_token() -> Finding:
@@ -78,21 +74,12 @@ def _hub_token() -> Finding:
 
 
 def _wandb() -> Finding:
-    key = _wandb_key(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if key is None:
-        text = "no key; records stay in the run folder, which is complete without it"
-        return Finding("W&B", "ok", text)
-    return Finding("W&B", "ok", f"key set, in {key}")
-
-
-def _wandb_key(url: str) -> str | None:
-    """Where W&B's key is, None if there is none."""
     if os.environ.get("WANDB_API_KEY"):
-        return "WANDB_API_KEY"
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        return (
-            str(path) if path.is_file() and netrc.netrc(path).authenticators(_host(url)) else None
-        )
-    except (netrc.NetrcParseError, OSError):
-        return None
+        return Finding("W&B", "ok", "key set, in WANDB_API_KEY")
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    host = _host(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    with contextlib.suppress(netrc.NetrcParseError, OSError):
+        if netrc.netrc(file).authenticators(host):
+            return Finding("W&B", "ok", f"key set, in {file}")
+    text = "no key; records stay in the run folder, which is complete without it"
+    return Finding("W&B", "ok", text)
