@@ -32,20 +32,19 @@ class Draft:
     log_probs: list[float] = field(default_factory=list)
     """What the reply's tokens were sampled with, where that is noted."""
     ended: bool = False
+    row: int = 0
+    """Its row among the random numbers of a sampler."""
 
 
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
     """A generate function that uses the policy, with its adapter on and, if it can be, merged.
 
-    Prompts are batched by length. Once enough of a batch has ended, the next prompts replace those
-    rows; where what was read cannot be kept (prompts.py), unfinished replies are continued last, in
-    batches of similar length. A batch that does not fit the memory is halved and tried again.
+    Prompts are batched by length. A batch that does not fit the memory is halved and tried again.
     Temperature 0 is greedy; above 0 the sampling is seeded and does not change the training's RNG.
     """
     import torch
 
     config = generation_config(policy, tokenizer, evaluation)
-    ends, padding = set(config.eos_token_id), config.pad_token_id
     stop = StopAtAnswer(tokenizer) if evaluation.stop_at_answer else None
     size = evaluation.batch_size or batch_that_fits(policy, evaluation)
     # What is sampled for a row depends on the rows beside it, so these change as seldom as can be.
@@ -55,10 +54,7 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
         nonlocal size
         texts = [render(tokenizer, conversation) for conversation in conversations]
         drafts = [Draft(ids) for ids in token_ids(tokenizer, texts)]
-        reader = Reader(policy, [draft.prompt for draft in drafts], padding)
-        waiting = sorted(drafts, key=lambda draft: len(draft.prompt), reverse=True)
-        running: list[Draft] = []
-        rows: Rows | None = None
+        ordered = sorted(drafts, key=lambda draft: len(draft.prompt), reverse=True)
         with (
             inference_mode(policy),
             sampling_weights(policy),
@@ -66,29 +62,17 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
             progress_bar("answering", len(drafts)) as bar,
         ):
             torch.manual_seed(seed)
-            while waiting or running:
-                new = waiting[: size - len(running)]
-                batch = running + new
+            writer = Writer(policy, policy.generate, config, keep, stop)
+            while left := [draft for draft in ordered if not draft.ended]:
                 try:
-                    if new:
-                        read = reader.read([draft.prompt + draft.reply for draft in new])
-                        rows = read if rows is None else rows.join(read)
-                    assert rows is not None  # there are new ones, or there were rows to keep
-                    rows = write(policy.generate, rows, batch, config, keep, stop)
+                    writer.write(left, size, bar)
                 except torch.OutOfMemoryError:
                     if size == 1:
                         raise
-                    size = max(1, min(size, len(batch)) // 2)
-                    waiting = [draft for draft in running + waiting if not draft.ended]
-                    running, rows = [], None
+                    size = max(1, min(size, len(left)) // 2)
                     torch.cuda.empty_cache()
                     print(f"out of memory: continuing with batches of {size}")
-                    continue
-                waiting = waiting[len(new) :]
-                running = [draft for draft in batch if not draft.ended]
-                bar.update(sum(draft.ended for draft in drafts) - bar.n)
-                if rows is None:
-                    waiting, running = waiting + running, []
+        ends = set(config.eos_token_id)
         return [as_completion(tokenizer, draft.reply, ends, stop) for draft in drafts]
 
     return generate
@@ -109,76 +93,81 @@ def generation_config(policy: Any, tokenizer: Any, evaluation: Evaluation) -> An
     )
 
 
-def write(
-    generate: Callable[..., Any],
-    rows: Rows,
-    drafts: Sequence[Draft],
-    config: Any,
-    keep: bool,
-    stop: "StopAtAnswer | None" = None,
-    sampled: Any = None,
-) -> Rows | None:
-    """Continue all drafts, in place, until enough of them have ended.
-
-    Args:
-        generate: the model's.
-        rows: the drafts' prompts, and what was written of their replies.
-        config: a GenerationConfig with the length of a complete reply.
-        keep: whether rows that are read may be kept, in batches that change with every round.
-        sampled: a logits processor that samples and notes the log-probabilities (rollouts.py).
-
-    Returns:
-        The rows of the drafts that continue; None if all ended, or if they have to be read again.
-    """
-    from transformers import LogitsProcessorList, StoppingCriteriaList
-
-    several = config.eos_token_id
-    ends = set(several if isinstance(several, list) else [several])
-    pace = KEPT_ROUND if keep and rows.cache else READ_AGAIN_ROUND
-    round_config = copy.copy(config)
-    round_config.max_new_tokens -= min(len(draft.reply) for draft in drafts)
-    _, written = continue_rows(
-        generate,
-        rows,
-        generation_config=round_config,
-        stopping_criteria=StoppingCriteriaList(
-            [_Round(drafts, ends, config.max_new_tokens, stop, *pace)]
-        ),
-        logits_processor=LogitsProcessorList([] if sampled is None else [sampled]),
-    )
-    if sampled:
-        for draft, noted in zip(drafts, sampled.noted(), strict=True):
-            draft.log_probs += noted[: len(draft.reply) - len(draft.log_probs)]
-    left_over = [row for row, draft in enumerate(drafts) if not draft.ended]
-    return written.keep(left_over) if keep and written and left_over else None
-
-
 @dataclass
-class _Round:
-    """Stopping criterion, which adds the new tokens to the drafts: a row ends at an end token, its
-    limit or its answer; all rows end once enough of them have."""
+class Writer:
+    """Writes drafts with a model's generate(), in rounds.
 
-    drafts: Sequence[Draft]
-    ends: set[int]
-    limit: int
-    stop: "StopAtAnswer | None"
-    shortest: int
-    enough: float
-    steps: int = 0
+    Once enough of a batch has ended, the next drafts replace those rows; where what was read cannot
+    be kept (prompts.py), unfinished replies are continued last.
+    """
 
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+    policy: Any
+    generate: Callable[..., Any]
+    """The model's."""
+    config: Any
+    """A GenerationConfig with the length of a complete reply."""
+    keep: bool
+    """Whether rows that are read may be kept, in batches that change with every round."""
+    stop: "StopAtAnswer | None" = None
+    sampler: Any = None
+    """A logits processor that samples, and notes the log-probabilities (rollouts.py)."""
+
+    def write(self, drafts: Sequence[Draft], size: int, bar: Any = None) -> None:
+        """Complete the drafts in this order, `size` at once; `bar` counts those that have ended."""
+        reader = Reader(self.policy, [draft.prompt for draft in drafts], self.config.pad_token_id)
+        waiting, running = list(drafts), list[Draft]()
+        rows: Rows | None = None
+        while waiting or running:
+            new, waiting = waiting[: size - len(running)], waiting[size - len(running) :]
+            batch = running + new
+            if new:
+                read = reader.read([draft.prompt + draft.reply for draft in new])
+                rows = read if rows is None else rows.join(read)
+            assert rows is not None  # there are new ones, or there were rows to keep
+            rows = self._round(rows, batch)
+            running = [draft for draft in batch if not draft.ended]
+            if bar is not None:
+                bar.update(len(batch) - len(running))
+            if rows is None:
+                waiting, running = waiting + running, []
+
+    def _round(self, rows: Rows, drafts: Sequence[Draft]) -> Rows | None:
+        """Continue all drafts until enough of them have ended; returns the rows of those that
+        continue, None if all ended or if they have to be read again."""
         import torch
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        for draft, token in zip(self.drafts, input_ids[:, -1].tolist(), strict=True):
-            if not draft.ended:
-                draft.reply.append(token)
-                full = token in self.ends or len(draft.reply) == self.limit
-                draft.ended = full or (self.stop is not None and self.stop.closed(draft.reply))
-        self.steps += 1
-        ended = [draft.ended for draft in self.drafts]
-        if self.steps >= self.shortest and sum(ended) >= self.enough * len(ended):
-            ended = [True] * len(ended)
-        return torch.tensor(ended, device=input_ids.device)
+        width = rows.ids.shape[1]
+        shortest, enough = KEPT_ROUND if self.keep and rows.cache else READ_AGAIN_ROUND
+
+        def append(input_ids: Any, scores: Any, **_: Any) -> Any:
+            """Which rows end: at an end token, their limit or answer; all, if enough have ended."""
+            last = input_ids[:, -1]
+            ends = torch.isin(last, torch.tensor(self.config.eos_token_id).to(last))
+            for draft, token, end in zip(drafts, last.tolist(), ends.tolist(), strict=True):
+                if not draft.ended:
+                    draft.reply.append(token)
+                    full = len(draft.reply) == self.config.max_new_tokens
+                    answered = self.stop is not None and self.stop.closed(draft.reply)
+                    draft.ended = end or full or answered
+            ended = [draft.ended for draft in drafts]
+            if input_ids.shape[1] - width >= shortest and sum(ended) >= enough * len(ended):
+                ended = [True] * len(ended)
+            return torch.tensor(ended, device=last.device)
+
+        config = copy.copy(self.config)
+        config.max_new_tokens -= min(len(draft.reply) for draft in drafts)
+        if self.sampler:
+            self.sampler.drafts = drafts
+        _, written = continue_rows(
+            self.generate,
+            rows,
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([append]),
+            logits_processor=LogitsProcessorList([self.sampler] if self.sampler else []),
+        )
+        left = [row for row, draft in enumerate(drafts) if not draft.ended]
+        return written.keep(left) if self.keep and written and left else None
 
 
 def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:

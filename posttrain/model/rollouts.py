@@ -6,12 +6,11 @@ prompt is read once for its group, and completions that have ended leave the bat
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from posttrain.model.inference import Draft, write
+from posttrain.model.inference import Draft, Writer
 from posttrain.model.merged import sampling_weights
-from posttrain.model.prompts import Reader, Rows
 
 
 class SampledLogProbs:
@@ -51,9 +50,8 @@ class Sampler:
 
     def __init__(self, temperature: float, count: int) -> None:
         self._temperature, self._count = temperature, count
-        self._noted: list[Any] = []
-        self.rows: list[int] = list(range(count))
-        """The rows that are still there, by their index in the first batch."""
+        self.drafts: Sequence[Draft] = ()
+        """Those of the batch, in which the log-probabilities are noted."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """scores (B, vocabulary) -> probabilities over random numbers, of the same shape."""
@@ -61,18 +59,12 @@ class Sampler:
 
         probabilities = (scores / self._temperature).softmax(-1)
         noise = torch.empty(self._count, scores.shape[1]).exponential_()
-        scores = probabilities / noise[self.rows]
-        drawn = probabilities.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
-        self._noted.append(drawn.log())
+        scores = probabilities / noise[[draft.row for draft in self.drafts]]
+        drawn = probabilities.gather(1, scores.argmax(-1, keepdim=True))[:, 0].log()
+        for draft, log_prob in zip(self.drafts, drawn.tolist(), strict=True):
+            if not draft.ended:
+                draft.log_probs.append(log_prob)
         return scores
-
-    def noted(self) -> list[list[float]]:
-        """The log-probabilities of each row's tokens since the last call."""
-        import torch
-
-        log_probs: list[list[float]] = torch.stack(self._noted, 1).tolist()
-        self._noted = []
-        return log_probs
 
 
 @contextlib.contextmanager
@@ -98,12 +90,15 @@ def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[l
         return ids
 
     def in_rounds(input_ids: Any, attention_mask: Any, generation_config: Any, **_: Any) -> Any:
-        pairs = zip(input_ids, attention_mask.bool(), strict=True)
-        drafts = [Draft(ids[kept].tolist()) for ids, kept in pairs]
-        _write_in_rounds(policy, generate, drafts, generation_config, temperature)
+        config = copy.copy(generation_config)
+        config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
+        prompts = zip(input_ids, attention_mask.bool(), strict=True)
+        drafts = [Draft(ids[kept].tolist(), row=row) for row, (ids, kept) in enumerate(prompts)]
+        sampler = Sampler(temperature, len(drafts))
+        Writer(policy, generate, config, keep=True, sampler=sampler).write(drafts, len(drafts))
         noted.extend(draft.log_probs for draft in drafts)
         replies = [torch.tensor(draft.reply) for draft in drafts]
-        new = pad_sequence(replies, batch_first=True, padding_value=generation_config.pad_token_id)
+        new = pad_sequence(replies, batch_first=True, padding_value=config.pad_token_id)
         return torch.cat([input_ids, new], 1)
 
     policy.generate = in_rounds if plain and policy.device.type == "cpu" else at_once
@@ -115,19 +110,3 @@ def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[l
             del policy.generate
         else:
             policy.generate = earlier
-
-
-def _write_in_rounds(
-    policy: Any, generate: Any, drafts: list[Draft], config: Any, temperature: float
-) -> None:
-    """Sample the replies of all drafts, with the model's generate()."""
-    config = copy.copy(config)
-    config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
-    reader = Reader(policy, [draft.prompt for draft in drafts], config.pad_token_id)
-    sampler = Sampler(temperature, len(drafts))
-    read: Rows | None = None
-    while sampler.rows:
-        running = [drafts[row] for row in sampler.rows]
-        read = read or reader.read([draft.prompt + draft.reply for draft in running])
-        read = write(generate, read, running, config, keep=True, sampled=sampler)
-        sampler.rows = [row for row in sampler.rows if not drafts[row].ended]
