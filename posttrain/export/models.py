@@ -16,6 +16,7 @@ from eval import Conversation
 from posttrain.base.errors import ExportError
 from posttrain.data.render import NONE, Variables, render, set_template_variables, token_ids
 from posttrain.export.merge import generation_settings, load_tokenizer, put_adapter
+from posttrain.model.inference import Draft, Writer
 
 LISTED = 64
 """How many of the most probable next tokens are compared at each position."""
@@ -48,21 +49,11 @@ class TorchModel:
         import torch
 
         config = copy.copy(self.model.generation_config)
-        config.max_new_tokens = new_tokens
-        ends = config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends)
-        replies = []
-        for start in range(0, len(prompts), 16):
-            some = {"input_ids": prompts[start : start + 16]}
-            batch = self.tokenizer.pad(some, padding_side="left", return_tensors="pt")
-            with torch.no_grad():
-                output = self.model.generate(
-                    **batch.to(self.model.device), generation_config=config
-                )
-            for reply in output[:, batch["input_ids"].shape[1] :].tolist():
-                end = next((n for n, t in enumerate(reply, 1) if t in ends), len(reply))
-                replies.append(reply[:end])
-        return replies
+        config.max_new_tokens, config.pad_token_id = new_tokens, self.tokenizer.pad_token_id
+        drafts = [Draft(prompt) for prompt in prompts]
+        with torch.no_grad():
+            Writer(self.model, self.model.generate, config, keep=True).write(drafts, 16)
+        return [draft.reply for draft in drafts]
 
     def rows(self, prompt: list[int], reply: list[int]) -> list[Row]:
         """For each token of a given reply, the most probable tokens at its position."""
