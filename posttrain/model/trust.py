@@ -77,21 +77,17 @@ def check_checkpoint(checkpoint: Path) -> None:
     from transformers.trainer_pt_utils import safe_globals
 
     for path in sorted(p for p in checkpoint.rglob("*") if p.suffix in PICKLES):
-        if path.suffix not in READ_BY_TORCH:
-            raise CheckpointError(_refusal(path, "no checkpoint of this project has such a file"))
-        try:
-            with safe_globals():
-                torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds of errors here
-            name = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"it requires {name[1]}" if name else first_line(error)
-            raise CheckpointError(
-                _refusal(path, f"torch's reader for plain tensors does not take it: {reason}")
-            ) from None
-
-
-def _refusal(path: Path, reason: str) -> str:
-    return (
-        f'{path}: refused, {reason}. Nothing of it was run. "--resume PATH" resumes from another '
-        'checkpoint, "--resume never" starts over (the old folder is moved aside)'
-    )
+        reason = "no checkpoint of this project has such a file"
+        if path.suffix in READ_BY_TORCH:
+            try:
+                with safe_globals():
+                    torch.load(path, map_location="cpu", weights_only=True)
+                continue
+            except Exception as error:  # torch raises many kinds of errors here
+                name = re.search(r"GLOBAL (\S+)", str(error))
+                why = f"it requires {name[1]}" if name else first_line(error)
+                reason = f"torch's reader for plain tensors does not take it: {why}"
+        raise CheckpointError(
+            f'{path}: refused, {reason}. Nothing of it was run. "--resume PATH" resumes from '
+            'another checkpoint, "--resume never" starts over (the old folder is moved aside)'
+        )

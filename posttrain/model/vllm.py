@@ -20,11 +20,7 @@ def check_vllm(model: Model) -> None:
 
 def _has_vllm() -> bool:
     """Whether vLLM is installed. Not by its import, which Unsloth hides where it cannot work."""
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    return any(importlib.metadata.distributions(name="vllm"))
 
 
 def vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
