@@ -55,7 +55,6 @@ def load(
     """
     from transformers import set_seed
 
-    unsloth = runtime.unsloth()
     set_seed(training.seed)
     from_vllm = vllm_arguments(model, lora)
     checkpointing = "unsloth" if training.gradient_checkpointing else False
@@ -63,7 +62,7 @@ def load(
     start = adapters.find_adapter(model.adapter) if model.adapter else Path(name)
     longest = pretrained.up_to_positions(name, model.revision, model.max_seq_length + beyond)
     with runtime.quiet(verbose), adapter.with_base_path(start, name) as folder:
-        policy, tokenizer = unsloth.from_pretrained(
+        policy, tokenizer = runtime.unsloth().from_pretrained(
             str(folder),
             max_seq_length=max(model.max_seq_length, longest),
             load_in_4bit=model.load_in_4bit,
@@ -73,7 +72,7 @@ def load(
             **from_vllm,
         )
         if not model.adapter:
-            policy = unsloth.get_peft_model(
+            policy = runtime.unsloth().get_peft_model(
                 policy,
                 r=lora.r,
                 lora_alpha=lora.alpha,
@@ -92,10 +91,8 @@ def load(
     tokenizer = pretrained.set_up_generation(policy, tokenizer, f"model.name: '{model.name}'")
     # Unsloth sets its own limit on a GPU, which would be saved with the adapter.
     tokenizer.model_max_length = pretrained.load_tokenizer(model).model_max_length
-    if isinstance(model, RolloutModel) and not from_vllm:
-        choose_weights(policy, model.rollout_weights, keep=True)
-    else:
-        choose_weights(policy, "auto", keep=False)
+    rollouts = model.rollout_weights if isinstance(model, RolloutModel) and not from_vllm else None
+    choose_weights(policy, rollouts or "auto", keep=rollouts is not None)
     return policy, tokenizer
 
 
