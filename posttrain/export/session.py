@@ -15,14 +15,10 @@ from posttrain.base.lock import hold
 from posttrain.base.paths import shown
 from posttrain.base.progress import duration
 from posttrain.data.render import set_template_variables
-from posttrain.export import merge, parity, score
-from posttrain.export.gguf import write_gguf
-from posttrain.export.models import LlamaCpp, Model, TorchModel, adapter_model, merged_model
-from posttrain.export.ollama import export_ollama
+from posttrain.export import gguf, merge, models, ollama, parity, score, weights
 from posttrain.export.proof import Record
 from posttrain.export.source import Trained, base_folder
 from posttrain.export.texts import gate_texts
-from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.pretrained import end_tokens
 from posttrain.model.runtime import hush_libraries
@@ -99,10 +95,10 @@ class Exports:
         """The reference. The adapter's model is not kept."""
         return self._reference(self._adapter())
 
-    def _adapter(self) -> TorchModel:
-        return adapter_model(self.base, self.trained.adapter, self._variables)
+    def _adapter(self) -> models.TorchModel:
+        return models.adapter_model(self.base, self.trained.adapter, self._variables)
 
-    def _reference(self, adapter: TorchModel) -> parity.Known:
+    def _reference(self, adapter: models.TorchModel) -> parity.Known:
         conversations = gate_texts(self.trained.run)
         return parity.reference(adapter, conversations, self.settings.parity.new_tokens)
 
@@ -134,7 +130,7 @@ class Exports:
             self.known = self._reference(adapter)
             merge.merge(adapter.model, self.base, self.trained.adapter, self.dtype, into)
             del adapter  # frees its memory before the merged model is loaded
-            return self._checks(into, MERGED, merged_model(into, self._variables))
+            return self._checks(into, MERGED, models.merged_model(into, self._variables))
 
         return _in_place(self.trained.output / MERGED, write)
 
@@ -142,33 +138,33 @@ class Exports:
         merged, name = self.trained.output / MERGED, self.trained.name
 
         def write(into: Path) -> list[Check]:
-            write_gguf(merged, kind, into, name, self.settings.llama_cpp)
+            gguf.write_gguf(merged, kind, into, name, self.settings.llama_cpp)
             with serve(into, context=self.known.longest + 8) as url:
-                return self._checks(into, kind, LlamaCpp(url, self._variables))
+                return self._checks(into, kind, models.LlamaCpp(url, self._variables))
 
         return _in_place(self.trained.output / "gguf" / f"{name}-{kind}.gguf", write)
 
-    def _checks(self, path: Path, kind: str, model: Model) -> list[Check]:
+    def _checks(self, path: Path, kind: str, model: models.Model) -> list[Check]:
         """The proof of a file: its weights, and what they compute."""
         limits = self.settings.parity.model_dump()
         limit = limits.get(f"max_divergence_{kind}", limits["max_divergence_16_bit"])
-        weights = check_weights(self.base, self.trained.adapter, path, kind, self.dtype)
-        return [*weights, *parity.check_model(model, self.known, limit)]
+        sums = weights.check_weights(self.base, self.trained.adapter, path, kind, self.dtype)
+        return [*sums, *parity.check_model(model, self.known, limit)]
 
     def _ollama(self) -> tuple[Path, list[Check]]:
-        gguf = next(target for target in self.wanted if target.startswith("gguf:"))
-        entry = self.record.content["exports"][gguf]
+        target = next(target for target in self.wanted if target.startswith("gguf:"))
+        entry = self.record.content["exports"][target]
         tokenizer = merge.load_tokenizer(self.trained.adapter, self.base)
         set_template_variables(tokenizer, self._variables)
         ends = end_tokens(merge.declared_generation(self.base), tokenizer)
-        path, check = export_ollama(
+        path, check = ollama.export_ollama(
             self.trained.output / entry["path"],
             tokenizer,
             self._prompt,
             tokenizer.convert_ids_to_tokens(sorted(ends)),
             sampling(self.trained.run),
         )
-        return path, [Check("proven_gguf", gguf, gguf, bool(entry["proven"])), check]
+        return path, [Check("proven_gguf", target, target, bool(entry["proven"])), check]
 
 
 def sampling(run: dict[str, Any]) -> dict[str, float]:
