@@ -51,12 +51,12 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
         LORA_TENSOR.sub(r".\1", name).removeprefix("base_model.model."): tensor.float()
         for name, tensor in load_file(adapter / WEIGHTS).items()
     }
-    before = _paths(base)
+    before = _files(base)
     tied = read_object(base / "config.json").get("tie_word_embeddings")
     if tied:
         before.pop("lm_head.weight", None)  # a copy that is not read
     worst, lost, change, seen = 0.0, 0.0, 0.0, set()
-    tensors: Tensors = ((name, _read(path, name)) for name, path in _paths(file).items())
+    tensors: Tensors = ((name, made.get_tensor(name)) for name, made in _files(file).items())
     for name, actual in tensors if file.is_dir() else _from_gguf(file, base):
         if name == "lm_head.weight" and tied:
             continue
@@ -64,7 +64,7 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
             worst = math.inf
             continue
         seen.add(name)
-        weight = _read(before[name], name)
+        weight = before[name].get_tensor(name).float()
         expected = _expected(name.removesuffix(".weight"), weight, lora, config)
         error = actual.float() - expected
         worst = max(worst, _error(error, expected, kind, dtype))
@@ -99,22 +99,12 @@ def _error(error: Any, expected: Any, kind: str, dtype: str) -> float:
     return float((rows / step).max())
 
 
-def _paths(folder: Path) -> dict[str, Path]:
-    """The file that holds each tensor of a model folder."""
+def _files(folder: Path) -> dict[str, Any]:
+    """The open file that holds each tensor of a model folder."""
     from safetensors import safe_open
 
-    paths: dict[str, Path] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, "pt") as file:
-            paths.update(dict.fromkeys(file.keys(), path))
-    return paths
-
-
-def _read(path: Path, name: str) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name).float()
+    files = [safe_open(path, "pt") for path in sorted(folder.glob("model*.safetensors"))]
+    return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
 
 def _from_gguf(path: Path, base: Path) -> Tensors:

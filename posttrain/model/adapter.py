@@ -111,7 +111,8 @@ def check_weights(folder: Path, lora: Lora, base: Any) -> None:
     path = folder / WEIGHTS
     try:
         with safe_open(path, "np") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if ".lora_A." in name or ".lora_B." in name]  # noqa: SIM118
+            held = {name: file.get_slice(name).get_shape() for name in names}
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"model.adapter: {path} cannot be read ({error}); copy it again from where it was made"
@@ -123,9 +124,6 @@ def check_weights(folder: Path, lora: Lora, base: Any) -> None:
             prefix = f"base_model.model.{name}.lora_"
             expected[f"{prefix}A.weight"] = [lora.r, getattr(layer, "in_features", None)]
             expected[f"{prefix}B.weight"] = [getattr(layer, "out_features", None), lora.r]
-    held = {
-        name: shape for name, shape in shapes.items() if ".lora_A." in name or ".lora_B." in name
-    }
     if odd := sorted(expected.keys() ^ held.keys()):
         verb, whose = ("lacks", "") if odd[0] in expected else ("holds", "not ")
         raise ConfigError(

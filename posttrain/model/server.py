@@ -127,7 +127,9 @@ class Server:
                 problem = f"status {response.status_code}"
                 if response.status_code < 500 and response.status_code != 429:
                     raise self._refusal(where, response)
-                pause = max(pause, _requested_pause(response))
+                requested = response.headers.get("Retry-After", "")  # or a date (RFC 9110, 10.2.3)
+                if requested.isdecimal():
+                    pause = max(pause, min(float(requested), LONGEST_PAUSE_S))
             except httpx.TransportError as error:
                 problem = first_line(error)
             except ValueError:
@@ -184,12 +186,6 @@ def _client(url: str, key_variable: str, patience_s: float) -> httpx.Client:
     if not client.base_url.host:
         raise ConfigError(f"{url} is not a URL: it names no host")
     return client
-
-
-def _requested_pause(response: httpx.Response) -> float:
-    """Seconds of a Retry-After header (RFC 9110, 10.2.3); 0 where it is missing or a date."""
-    value = response.headers.get("Retry-After", "")
-    return min(float(value), LONGEST_PAUSE_S) if value.isdecimal() else 0.0
 
 
 def as_they_come(
