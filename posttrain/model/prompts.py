@@ -72,8 +72,13 @@ class Reader:
 
     def __init__(self, policy: Any, prompts: Sequence[Sequence[int]], padding: int) -> None:
         """`prompts` are all that will be read, `padding` is the id to pad with."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
         self._policy, self._padding = policy, padding
-        self._keeps = policy.device.type == "cpu" and _keeps_all(policy.config)
+        self._keeps = policy.device.type == "cpu" and all(
+            type(layer) is DynamicLayer for layer in DynamicCache(config=policy.config).layers
+        )
         different = set(map(tuple, prompts))
         start = common_start(different) if len(different) > 1 else 0
         self._start = start if self._keeps and start >= SHORTEST_START else 0
@@ -129,14 +134,6 @@ def shared(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens both begin with."""
     pairs = zip(first, second, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
-
-
-def _keeps_all(config: Any) -> bool:
-    """Whether every layer of a model sees all tokens before, and so keeps them."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
 def _in_columns(prompts: Sequence[Sequence[int]], start: int, padding: int, device: Any) -> Rows:
