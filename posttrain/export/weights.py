@@ -103,7 +103,7 @@ def _files(folder: Path) -> dict[str, Any]:
     """The open file that holds each tensor of a model folder."""
     from safetensors import safe_open
 
-    files = [safe_open(path, "pt") for path in sorted(folder.glob("model*.safetensors"))]
+    files: list[Any] = [safe_open(path, "pt") for path in sorted(folder.glob("model*.safetensors"))]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
 
