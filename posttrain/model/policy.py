@@ -97,13 +97,14 @@ def load(
 
 
 def fuse(policy: Any) -> None:
-    """Let the plain LoRA layers of a float32 policy add their update in one product.
+    """Let the plain LoRA layers of a float32 or bfloat16 policy add their update in one product.
 
     peft computes W x, then (B A x) scale, then their sum: three passes over the output, and one
-    more over its gradient. Here the scale and the sum are part of the product with B, as BLAS has
-    it (C = alpha A B + C). On a GPU Unsloth's kernels do the same. Layers of other kinds (DoRA, a
-    LoRA bias, other types than float32) stay as they are. The sum is rounded in another order than
-    peft's, which is all that differs.
+    more over its gradient; in bfloat16 it also converts x and the update to float32 and back. Here
+    the scale and the sum are part of the product with B, as BLAS has it (C = alpha A B + C), and
+    the small A and B are converted instead, as by autocast. On a GPU Unsloth's kernels do the same.
+    Layers of other kinds (DoRA, a LoRA bias, float16) stay as they are. Products are rounded to the
+    policy's type and in another order than peft's, which is all that differs.
     """
     import torch
     from peft.tuners.lora import LoraLayer
@@ -113,7 +114,8 @@ def fuse(policy: Any) -> None:
             continue
         base = layer.get_base_layer()
         plain = not layer.lora_variant and not any(layer.lora_bias.values())
-        if plain and isinstance(base, torch.nn.Linear) and compute_type(base) == torch.float32:
+        fast = compute_type(base) in (torch.float32, torch.bfloat16)
+        if plain and isinstance(base, torch.nn.Linear) and fast:
             layer.forward = types.MethodType(_fused_forward, layer)
 
 
@@ -122,17 +124,16 @@ def _fused_forward(layer: Any, x: Any, *arguments: Any, **options: Any) -> Any:
     import torch
 
     names = layer.active_adapters
-    # trl trains the adapter of 4-bit weights in bfloat16, to which peft converts x.
-    kinds = {x.dtype, *(layer.lora_A[name].weight.dtype for name in names)}
-    floats = kinds == {torch.float32} and not torch.is_autocast_enabled("cpu")
-    if layer.disable_adapters or layer.merged or len(names) != 1 or not floats:
+    # Of 4-bit weights in float32, trl trains the adapter in bfloat16, to which peft converts x.
+    same = len(names) == 1 and layer.lora_A[names[0]].weight.dtype in (x.dtype, torch.float32)
+    if layer.disable_adapters or layer.merged or not same or torch.is_autocast_enabled("cpu"):
         return type(layer).forward(layer, x, *arguments, **options)
     (name,) = names
     base = layer.base_layer(x, *arguments, **options)
-    down = layer.lora_A[name](layer.lora_dropout[name](x))
-    flat = base.reshape(-1, base.shape[-1]), down.reshape(-1, down.shape[-1])
-    update = layer.lora_B[name].weight.t()
-    return torch.addmm(*flat, update, alpha=layer.scaling[name]).view(base.shape)
+    down, up = (each[name].weight.to(x.dtype) for each in (layer.lora_A, layer.lora_B))
+    low = torch.nn.functional.linear(layer.lora_dropout[name](x), down)
+    flat = base.reshape(-1, base.shape[-1]), low.reshape(-1, low.shape[-1])
+    return torch.addmm(*flat, up.t(), alpha=layer.scaling[name]).view(base.shape)
 
 
 def drop_reference_copy(policy: Any) -> None:

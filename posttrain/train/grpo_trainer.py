@@ -3,6 +3,7 @@
 from typing import Any
 
 from posttrain.base import distributed
+from posttrain.model.fewer_tokens import SharedPrompts, can_share
 from posttrain.model.merged import sampling_weights
 from posttrain.model.rollouts import cheaper_rollouts
 from posttrain.train.batches import ordered_by_epoch
@@ -209,7 +210,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
         def _get_per_token_logps_and_entropies(
             self, model: Any, ids: Any, mask: Any, *rest: Any, **named: Any
         ) -> Any:
-            """Score completions without a gradient, in fewer rows at once if memory runs out.
+            """Score completions with what their prompts share computed once; without a gradient,
+            in fewer rows at once if memory runs out.
 
             trl has `batch_size` for this, but Unsloth ignores it and packs all rows into one. Its
             scores are wider than the completions by the left padding of the most padded row:
@@ -218,6 +220,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
             import torch
 
             score = super()._get_per_token_logps_and_entropies
+            if not unsloth and distributed.processes() == 1 and can_share(self.model):
+                model = SharedPrompts(model, rest[0])
             if self.watch is None or torch.is_grad_enabled():
                 return score(model, ids, mask, *rest, **named)
             while True:

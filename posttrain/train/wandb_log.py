@@ -31,7 +31,7 @@ from posttrain.train.callback import Callback
 P = ParamSpec("P")
 TABLE_ROWS = 1000
 START_SECONDS = 20.0
-"""How long to wait for the server before W&B goes offline."""
+"""How long to wait for the server before W&B goes offline, unless WANDB_INIT_TIMEOUT says."""
 FINISH_SECONDS = 300.0
 """How long the end of a run may wait for uploads; what is missing then is still on disk."""
 
@@ -141,7 +141,7 @@ class WandbLog(Callback):
                 silent=True,
                 console="off",
                 disable_git=True,  # a remote's address may hold a password
-                init_timeout=START_SECONDS,
+                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", START_SECONDS)),
                 finish_timeout=FINISH_SECONDS,
             ),
         )

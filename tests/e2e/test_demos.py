@@ -55,9 +55,12 @@ def test_grpo_demo_learns_to_compute(tmp_path: Path, steps: int) -> None:
     assert "finished run" in finished.stdout
 
 
-def test_dpo_demo_learns_french(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [30, pytest.param(60, marks=pytest.mark.long)])
+def test_dpo_demo_learns_french(tmp_path: Path, steps: int) -> None:
+    """In 30 of its 60 steps, and in all of them."""
     run = tmp_path / "dpo"
-    result = run_script("dpo", "--config", CONFIGS["dpo"], "--output", run)
+    command = ("--config", CONFIGS["dpo"], "--output", run, f"training.max_steps={steps}")
+    result = run_script("dpo", *command)
     assert result.returncode == 0, result.stderr
     before, after, comparison = (read(run, name) for name in ("before", "after", "comparison"))
     assert list(before) == list(after) == list(comparison) == [*MEASURES]

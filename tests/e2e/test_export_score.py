@@ -43,7 +43,7 @@ def grpo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A GRPO run with two scored files and what it printed; not to be written to."""
     folder = tmp_path_factory.mktemp("runs") / "grpo"
     few = ["training.per_device_train_batch_size=16", "training.max_completion_length=48"]
-    return folder, train("grpo", folder, *few, "evaluation={limit: 48, max_new_tokens: 48}")
+    return folder, train("grpo", folder, *few, "evaluation={limit: 16, max_new_tokens: 48}")
 
 
 def scores(run: Path) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_a_score_is_that_of_an_evaluation_by_hand(
     entry = json.loads((run / "export.json").read_text(encoding="utf-8"))["exports"][target]
     by_hand = tmp_path / "by_hand"
     result = run_script(
-        *("evaluate", "--model", run / entry["path"], "--data", PROBLEMS, "--limit", "48"),
+        *("evaluate", "--model", run / entry["path"], "--data", PROBLEMS, "--limit", "16"),
         *("--max-new-tokens", "48", "--output", by_hand),
     )
     assert result.returncode == 0, result.stderr
@@ -72,7 +72,7 @@ def test_a_score_is_that_of_an_evaluation_by_hand(
     assert rows(kept) == rows(by_hand / "replies.jsonl")
     report = json.loads((by_hand / "report.json").read_text(encoding="utf-8"))
     score = entry["score"]
-    assert score["measures"] == report["measures"] and score["n"] == 48
+    assert score["measures"] == report["measures"] and score["n"] == 16
     adapter, file = rows(run / "eval" / "after.jsonl"), rows(kept)
     pairs = [(a["strict"], b["strict"]) for a, b in zip(adapter, file, strict=True)]
     assert [a["question"] for a in adapter] == [b["question"] for b in file]
@@ -113,6 +113,7 @@ def test_answers_of_other_weights_are_not_taken_for_a_files_own(
     assert json.loads(requested.read_text(encoding="utf-8")) == request
 
 
+@pytest.mark.long
 def test_the_adapter_of_a_4_bit_policy_is_also_scored_on_16_bit_weights(
     grpo: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ WITHOUT_NETWORK = {
     "WANDB_MODE": "online",
     "WANDB_API_KEY": KEY,
     "WANDB_BASE_URL": "http://127.0.0.1:9",
+    "WANDB_INIT_TIMEOUT": "2",
 }
 ARGUMENTS = {
     "grpo": ["training.per_device_train_batch_size=32", "evaluation.limit=8"],

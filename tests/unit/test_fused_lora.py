@@ -56,6 +56,26 @@ def test_the_same_but_for_rounding(kind: dict[str, Any]) -> None:
         assert torch.equal(layer(x), type(layer).forward(layer, x))
 
 
+def test_in_bfloat16_it_is_as_near_to_exact_as_pefts_own() -> None:
+    import torch
+
+    exact = adapted()
+    x = torch.randn(3, 5, 12).bfloat16().float()
+    rounded = layer_of(adapted())
+    rounded.base_layer.to(torch.bfloat16)
+    layer_of(exact).base_layer.load_state_dict(rounded.base_layer.state_dict())
+    wanted = passed(layer_of(exact), x)
+    pefts = passed(rounded, x.bfloat16())
+    policy = adapted()
+    layer_of(policy).base_layer.to(torch.bfloat16)
+    fuse(policy)
+    fused = passed(layer_of(policy), x.bfloat16())
+    assert [each.dtype for each in fused] == [each.dtype for each in pefts]
+    for mine, other, right in zip(fused, pefts, wanted, strict=True):
+        error, allowed = ((each - right).norm() / right.norm() for each in (mine, other))
+        assert error < 3 * allowed + 0.004  # half of a last place of bfloat16
+
+
 @pytest.mark.parametrize("kind", [{"use_dora": True}, {"lora_bias": True}])
 def test_other_kinds_are_left_alone(kind: dict[str, Any]) -> None:
     policy = adapted(**kind)
