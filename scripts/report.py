@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from posttrain.base import flags
+from posttrain.base.errors import ConfigError
 from posttrain.base.paths import shown
 from posttrain.base.process import run_main
 from posttrain.report import next_steps, tables
@@ -33,7 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     """Report; returns 1 if a page could not be drawn."""
     args = parse(argv)
     if args.json:
-        runs = read_runs(args.runs, finished=True)
+        runs = read_runs(args.runs)
+        if unfinished := next((run for run in runs if not run.changes()), None):
+            why = " ".join(["no scores there to compare.", *unfinished.unreadable])
+            raise ConfigError(f"{unfinished.path}: {why}")
         changes = {run.name: {n: asdict(c) for n, c in run.changes().items()} for run in runs}
         print(json.dumps(changes, indent=2))
         return 0

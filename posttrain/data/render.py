@@ -55,20 +55,12 @@ def template_variables(tokenizer: Any) -> dict[str, Any]:
 
 def clock_note(tokenizer: Any) -> str | None:
     """A line about the date in prompts; None where the chat template writes none."""
-    from jinja2 import TemplateError
-
-    formats: list[str] = []
-
-    def strftime(form: str) -> str:
-        formats.append(form)
-        return CLOCK.strftime(form)
-
     user: Message = {"role": "user", "content": "?"}
-    variables = {**template_variables(tokenizer), "strftime_now": strftime}
+    dated = False
     for turns in ([user], [{"role": "system", "content": "?"}, user]):
-        with contextlib.suppress(TemplateError):
-            tokenizer.apply_chat_template(turns, tokenize=False, **variables)
-    if not formats:
+        with contextlib.suppress(ConfigError):  # some templates refuse a system turn
+            dated |= render(tokenizer, turns) != render(tokenizer, turns, today=True)
+    if not dated:
         return None
     return (
         f"note: the chat template writes today's date into prompts; here it is {CLOCK:%d %B %Y} on "

@@ -1,4 +1,4 @@
-"""Curves over steps: read from metrics, smoothed, and thinned so that a page stays small.
+"""Curves over steps: read from metrics, and smoothed.
 
 Loads matplotlib: see drawing.py.
 """
@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from posttrain.report.drawing import COLOURS, MUTED
 from posttrain.run.record import Run, number
 
-MOST_POINTS = 300  # of a drawn line
 Floats = npt.NDArray[np.float64]
 
 
@@ -64,18 +63,14 @@ def draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
         if finite < 8:
             axes.plot(line.steps, line.values, "o-", color=colour, ms=4, lw=1.6, label=line.label)
             continue
-        axes.plot(*thin(line.steps, line.values), color=colour, lw=0.9, alpha=0.4)
+        axes.plot(line.steps, line.values, color=colour, lw=0.9, alpha=0.4)
         smooth = moving_average(line.values)
-        axes.plot(*thin(line.steps, smooth), color=colour, lw=2.0, label=line.label)
+        axes.plot(line.steps, smooth, color=colour, lw=2.0, label=line.label)
 
 
 def draw_band(axes: Axes, steps: Floats, low: Floats, high: Floats) -> None:
-    """The area between the lowest and the highest value, in at most MOST_POINTS stretches."""
-    starts = [
-        part[0] for part in np.array_split(np.arange(len(steps)), min(len(steps), MOST_POINTS))
-    ]
-    bottom, top = np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts)
-    axes.fill_between(steps[starts], bottom, top, color=COLOURS[0], alpha=0.13, lw=0)
+    """The area between the lowest and the highest value."""
+    axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.13, lw=0)
 
 
 def draw_mark(axes: Axes, text: str, step: float | None = None, value: float | None = None) -> None:
@@ -97,16 +92,3 @@ def moving_average(values: Floats) -> Floats:
     window = np.ones(2 * max(2, len(values) // 40) + 1)
     total = np.convolve(np.where(known, values, 0.0), window, "same")
     return np.where(known, total / np.maximum(np.convolve(known, window, "same"), 1), np.nan)
-
-
-def thin(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """At most MOST_POINTS of a line: lowest and highest of each stretch, so no spike is lost."""
-    if len(values) <= MOST_POINTS:
-        return steps, values
-    kept: list[int] = []
-    for stretch in np.array_split(np.arange(len(values)), MOST_POINTS // 2):
-        known = stretch[np.isfinite(values[stretch])]
-        if len(known) == 0:
-            known = stretch[:1]  # the gap stays a gap
-        kept += sorted({int(known[values[known].argmin()]), int(known[values[known].argmax()])})
-    return steps[kept], values[kept]

@@ -86,7 +86,7 @@ def rows(repeated: Repeated, runs: Sequence[Run]) -> Table:
         moved, p_value = tables.difference(name, change), Cell(figures.p_value(change.p_value))
         cells = (before, after, Cell(after.small[0]), moved, p_value)
         note = f"n = {change.n}, {len(runs)} seeds"
-        lines.append(Row(kind(name).label, cells, figures.set_label(name), note=note))
+        lines.append(Row(kind(name).label, cells, figures.set_label(name), change.n, note))
     return Table(SEEDS, lines)
 
 

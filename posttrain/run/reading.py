@@ -20,14 +20,14 @@ TRACES = ("config.yaml", "environment.json", "metrics.jsonl", "eval")
 T = TypeVar("T")
 
 
-def read_runs(paths: Sequence[Path], finished: bool = False) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Several run folders. Where two have the same name, as those of a repeat, which are all called
     seed-N, the folder around is part of the name, or else the complete path.
 
     Raises:
         ConfigError: as `read_run`.
     """
-    runs = [read_run(path, finished) for path in paths]
+    runs = [read_run(path) for path in paths]
     for parts in (1, 2, None):
         labels = [str(Path(*run.path.parts[-parts if parts else 0 :])) for run in runs]
         if len(set(labels)) == len({run.path for run in runs}):
@@ -35,14 +35,15 @@ def read_runs(paths: Sequence[Path], finished: bool = False) -> list[Run]:
     return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
 
 
-def read_run(path: Path, finished: bool = False) -> Run:
+def read_run(path: Path) -> Run:
     """A run folder.
 
     Raises:
-        ConfigError: it holds nothing of a run, or with `finished` no complete comparison.
+        ConfigError: it holds nothing of a run.
     """
     path = path.resolve()
-    _check(path, finished)
+    if not any((path / name).exists() for name in TRACES):
+        raise ConfigError(f"{path}: no run there (it holds none of {', '.join(TRACES)})")
     unreadable: list[str] = []
 
     def parsed(name: str, parse: Callable[[Path], T]) -> T | None:
@@ -90,19 +91,7 @@ def read_run(path: Path, finished: bool = False) -> Run:
         elif run.method:
             kind = RewardedReply if run.text_answers else ScoredReply
             run.replies[side] = replies(f"eval/{side}.jsonl", kind)
-    if finished and not run.changes():
-        raise ConfigError(f"{path}: no scores there to compare. {' '.join(unreadable)}")
     return run
-
-
-def _check(path: Path, finished: bool) -> None:
-    """Refuse a folder that is not a run's, or not a finished run's."""
-    for name in ("before", "after", "comparison") if finished else ():
-        file = path / "eval" / f"{name}.json"
-        if not file.exists():
-            raise ConfigError(f"{path}: no finished run there ({file} is missing)")
-    if not finished and not any((path / name).exists() for name in TRACES):
-        raise ConfigError(f"{path}: no run there (it holds none of {', '.join(TRACES)})")
 
 
 def chain_of(adapter: Path) -> list[Stage]:

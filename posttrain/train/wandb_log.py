@@ -177,7 +177,7 @@ class WandbLog(Callback):
         import wandb
 
         self.tables()
-        record = read_run(self._folder.path, finished=True)
+        record = read_run(self._folder.path)
         for name in ("before", "after", "comparison"):
             for measure, values in getattr(record, name).items():
                 for key, value in asdict(values).items():

@@ -16,6 +16,7 @@ from posttrain.report.page import PAGES
 from posttrain.report.tables import as_markdown, as_text, compared, summary_table
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import read_run, read_runs
+from scripts import report
 from tests.helpers import run_script
 
 Measures = dict[str, tuple[tuple[float, float, float], tuple[float, float, float], Any]]
@@ -79,7 +80,7 @@ def as_json(changes: dict[str, Change]) -> dict[str, Any]:
 
 
 def comparison_table(paths: list[Path], width: int | None = None) -> str:
-    runs = read_runs(paths, finished=True)
+    runs = read_runs(paths)
     return as_text([compared(run.changes(), run.name) for run in runs], width)
 
 
@@ -167,12 +168,12 @@ def test_not_measurable_in_every_output(tmp_path: Path) -> None:
     )
 
 
-def test_a_missing_file_is_named(grpo: Path, tmp_path: Path) -> None:
-    (grpo / "eval" / "after.json").unlink()
-    with pytest.raises(ConfigError, match=r"no finished run there.*after\.json"):
-        comparison_table([grpo])
-    with pytest.raises(ConfigError, match="no finished run there"):
-        comparison_table([tmp_path / "nowhere"])
+def test_json_of_a_run_without_scores_is_refused(grpo: Path, tmp_path: Path) -> None:
+    (grpo / "eval" / "after.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"no scores there to compare.*after\.json"):
+        report.main(["--json", str(grpo)])
+    with pytest.raises(ConfigError, match="no run there"):
+        report.main(["--json", str(tmp_path / "nowhere")])
 
 
 def test_a_run_is_named_by_its_folder(grpo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

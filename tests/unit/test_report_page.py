@@ -27,7 +27,7 @@ from posttrain.report import (
     redraw,
     samples,
 )
-from posttrain.report.curves import MOST_POINTS, moving_average, thin
+from posttrain.report.curves import moving_average
 from posttrain.report.model_card import render_model_card
 from posttrain.report.tables import compared
 from posttrain.report.verdict import Verdict, verdict
@@ -517,15 +517,6 @@ def test_steps_are_guessed_from_epochs(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("training: {max_steps: -1, num_train_epochs: 2.0}\n")
     append_rows(tmp_path / "metrics.jsonl", [{"step": 25, "epoch": 0.5}])
     assert read_run(tmp_path).total_steps == 100
-
-
-def test_no_spike_is_lost_in_a_thinned_line() -> None:
-    steps, values = np.arange(5000.0), np.zeros(5000)
-    values[1234], values[2000:2200] = 9.0, np.nan
-    thinned_steps, thinned = thin(steps, values)
-    assert len(thinned) <= MOST_POINTS and np.nanmax(thinned) == 9.0
-    assert thinned_steps[np.nanargmax(thinned)] == 1234 and np.isnan(thinned).any()
-    assert (np.diff(thinned_steps) > 0).all()
 
 
 def test_the_moving_average_leaves_gaps_out() -> None:
