@@ -36,7 +36,7 @@ _WHAT_TO_DO = (
     "remove it and set an environment variable instead (HF_TOKEN, WANDB_API_KEY, ...); if this "
     "file or command was ever shared, make a new one"
 )
-_SHORTEST = 8  # a value of the environment that is shorter could be anything
+_SHORTEST = 8  # characters of a value of the environment that is looked for
 
 
 def is_secret_name(name: str) -> bool:
@@ -47,22 +47,14 @@ def is_secret_name(name: str) -> bool:
 
 def kind_of_secret(text: str, name: str = "") -> str | None:
     """The kind of secret in `text`, None if there is none. `name` is the setting's."""
-    for variable, value in secret_variables().items():
-        if value in text:
+    for variable, value in os.environ.items():
+        there = len(value) >= _SHORTEST and value in text  # a shorter one could be anything
+        if there and is_secret_name(variable) and not os.path.exists(value):
             return f"the value of {variable}"
     for kind, pattern in _VALUES.items():
         if pattern.search(text) and not (kind == "a W&B key" and _COMMIT.search(name)):
             return kind
     return None
-
-
-def secret_variables() -> dict[str, str]:
-    """The environment's variables that hold a secret, by their names."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if is_secret_name(name) and len(value) >= _SHORTEST and not os.path.exists(value)
-    }
 
 
 def check_values(values: Any, where: str) -> None:
