@@ -115,11 +115,8 @@ def changes(requested: dict[str, Any], arguments: Any) -> dict[str, dict[str, An
     """
     changed = {}
     for name, value in requested.items():
-        if value is None:  # the library chooses
-            continue
-        used = _as_json(getattr(arguments, name, None))
-        wanted = _as_json(value)
-        if used != wanted and not _same(wanted, used):
+        wanted, used = _as_json(value), _as_json(getattr(arguments, name, None))
+        if value is not None and not _same(wanted, used):  # None lets the library choose
             changed[name] = {"asked": wanted, "used": used}
     return changed
 
@@ -134,7 +131,7 @@ def _same(wanted: Any, used: Any) -> bool:
     list, makes 'none' an empty list, and adds defaults to a mapping."""
     if isinstance(wanted, dict) and isinstance(used, dict):
         return all(key in used and used[key] == value for key, value in wanted.items())
-    return used == [wanted] or (wanted == "none" and used == []) or str(used) == str(wanted)
+    return used in (wanted, [wanted]) or (wanted, used) == ("none", []) or str(used) == str(wanted)
 
 
 def report_changes(requested: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:

@@ -60,7 +60,7 @@ MESSAGES = {
 """What each rule warns of, to follow "for 3 steps"."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rule:
     """A limit for a metric. A metric that stays beyond its limit gives a warning."""
 
@@ -70,11 +70,8 @@ class Rule:
     """Values at or above it break the rule, those of "reasoning" below it. None: the rule is off.
     """
     reward: str = ""
-
-    def is_broken_by(self, value: float) -> bool:
-        if self.limit is None:
-            return False
-        return value < self.limit if self.kind == "reasoning" else value >= self.limit
+    broken_steps: int = 0
+    """For how many steps in a row it has been broken."""
 
 
 def rules_for(health: Health, beta: float, rewards: Iterable[str] = ()) -> list[Rule]:
@@ -152,7 +149,6 @@ class RuleWatcher:
         self._rules = rules
         self._patience = patience
         self._stop_on = stop_on
-        self._broken_steps = dict.fromkeys(rules, 0)
         self._last_step = 0
 
     def observe(self, step: int, row: Row) -> list[Event]:
@@ -161,18 +157,14 @@ class RuleWatcher:
         events = []
         for rule in self._rules:
             value = rule.measure(new_steps, row)
-            if value is None:
+            if value is None or rule.limit is None:
                 continue
-            before = self._broken_steps[rule]
-            after = before + new_steps if rule.is_broken_by(value) else 0
-            self._broken_steps[rule] = after
-            action = self._action(rule, before, after)
-            if action is not None:
-                message = MESSAGES[rule.kind].format(
-                    value=value, limit=rule.limit, reward=rule.reward
-                )
-                steps = f"for {after} step{'s' if after > 1 else ''}"
-                text = f"{steps} {message}"
+            broken = value < rule.limit if rule.kind == "reasoning" else value >= rule.limit
+            before = rule.broken_steps
+            rule.broken_steps = after = before + new_steps if broken else 0
+            if action := self._action(rule, before, after):
+                text = MESSAGES[rule.kind].format(value=value, limit=rule.limit, reward=rule.reward)
+                text = f"for {after} step{'s' if after > 1 else ''} {text}"
                 events.append(Event(step, rule.kind, text, value, rule.limit, action))
         return events
 

@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Literal
 
 from posttrain.base.distributed import is_main
 from posttrain.base.errors import first_line
@@ -28,7 +28,6 @@ from posttrain.run.reading import read_run
 from posttrain.settings.section import Section
 from posttrain.train.callback import Callback
 
-P = ParamSpec("P")
 TABLE_ROWS = 1000
 START_SECONDS = 20.0
 """How long to wait for the server before W&B goes offline, unless WANDB_INIT_TIMEOUT says."""
@@ -68,12 +67,10 @@ def choose(requested: bool) -> tuple[Literal["off", "offline", "online"], str]:
     return "online", ""
 
 
-def harmless(
-    method: Callable[Concatenate["WandbLog", P], None],
-) -> Callable[Concatenate["WandbLog", P], None]:
+def harmless(method: Callable[..., None]) -> Callable[..., None]:
     """A failure of W&B is reported once, and ends W&B's part instead of the run."""
 
-    def guarded(self: "WandbLog", /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(self: "WandbLog", *args: Any, **kwargs: Any) -> None:
         if not self.active:
             return
         try:
@@ -147,7 +144,7 @@ class WandbLog(Callback):
         )
 
     @harmless
-    def on_log(self, /, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Pass on what the trainer logs, except for NaN and infinity."""
         self._step = state.global_step
         known = {k: v for k, v in logs.items() if v is not None and not not_finite(v)}
