@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from posttrain.run.results import HealthEvent
 from posttrain.settings.health import Health, PairHealth, ProblemHealth
 from posttrain.train.cold_start import WAYS_OUT
 
@@ -17,18 +18,6 @@ Row = Mapping[str, Any]
 """The metrics of a step as the trainer logs them, or their mean since it last logged."""
 Measure = Callable[[int, Row], float | None]
 """(number of steps in the row, row) -> the value to judge; None if the row has none."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a check noticed: a line of health.jsonl."""
-
-    step: int
-    kind: str
-    message: str
-    value: float | None
-    threshold: float | None
-    action: Literal["warned", "stopped", "halved"]
 
 
 MESSAGES = {
@@ -151,7 +140,7 @@ class RuleWatcher:
         self._stop_on = stop_on
         self._last_step = 0
 
-    def observe(self, step: int, row: Row) -> list[Event]:
+    def observe(self, step: int, row: Row) -> list[HealthEvent]:
         """The events that a row of metrics gives. Call it with the rows in order of their steps."""
         new_steps, self._last_step = step - self._last_step, step
         events = []
@@ -165,7 +154,7 @@ class RuleWatcher:
             if action := self._action(rule, before, after):
                 text = MESSAGES[rule.kind].format(value=value, limit=rule.limit, reward=rule.reward)
                 text = f"for {after} step{'s' if after > 1 else ''} {text}"
-                events.append(Event(step, rule.kind, text, value, rule.limit, action))
+                events.append(HealthEvent(step, rule.kind, text, value, rule.limit, action))
         return events
 
     def resume_after(self, step: int) -> None:
@@ -191,7 +180,7 @@ class UpdateCheck:
 
     def observe(
         self, step: int, norms: list[float], learning_rate: float, skipped: bool, learnable: bool
-    ) -> Event | None:
+    ) -> HealthEvent | None:
         """The event that stops the run after this step, or None.
 
         Args:
@@ -200,8 +189,8 @@ class UpdateCheck:
             learnable: whether the step had anything to learn from.
         """
 
-        def stop(kind: str, value: int, limit: int, message: str) -> Event:
-            return Event(step, kind, message, float(value), float(limit), "stopped")
+        def stop(kind: str, value: int, limit: int, message: str) -> HealthEvent:
+            return HealthEvent(step, kind, message, float(value), float(limit), "stopped")
 
         moved, self._norms = norms != self._norms, norms
         self._skipped = self._skipped + 1 if skipped else 0

@@ -21,9 +21,10 @@ from posttrain.base.files import append_rows, jsonl_rows, write_text
 from posttrain.base.progress import say
 from posttrain.model.device import free_memory
 from posttrain.run.folder import RunFolder
+from posttrain.run.results import HealthEvent
 from posttrain.settings import GRPOSettings, GRPOTraining, TrainingSettings
 from posttrain.train.callback import Callback
-from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
+from posttrain.train.health import RuleWatcher, UpdateCheck, rules_for
 from posttrain.train.random_states import random_states
 from posttrain.train.stop import StopRequest
 
@@ -97,7 +98,7 @@ class Watch(Callback):
                 f"the loss {what}. Its rows are in {where}. Lower training.learning_rate, or train "
                 "in bf16 or float32; if one row alone causes it, remove it from the data"
             )
-            self.record(Event(number, "loss_not_finite", message, None, None, "stopped"))
+            self.record(HealthEvent(number, "loss_not_finite", message, action="stopped"))
 
     def halve(self, what: str, rows: int, divisible: bool = True) -> None:
         """Have the trainer try half of `rows` at once, with which memory ran out.
@@ -118,7 +119,7 @@ class Watch(Callback):
             f"{fewer}, the effective batch unchanged"
         )
         step = self.trainer.state.global_step + 1
-        self.record(Event(step, f"out_of_memory_{what}", message, fewer, rows, "halved"))
+        self.record(HealthEvent(step, f"out_of_memory_{what}", message, fewer, rows, "halved"))
 
     def no_room(self, what: str, rows: int | None) -> NoReturn:
         """Stop the run: memory ran out and smaller parts cannot help.
@@ -145,7 +146,7 @@ class Watch(Callback):
         step = self.trainer.state.global_step + 1
         if not distributed.is_main():  # the main process may have had enough memory
             print(f"error: process {distributed.rank()}: {message}", file=sys.stderr)
-        self.record(Event(step, f"out_of_memory_{what}", message, rows, None, "stopped"))
+        self.record(HealthEvent(step, f"out_of_memory_{what}", message, rows, None, "stopped"))
         raise AssertionError  # record() raised
 
     def _count(self, what: str, rows: int) -> str:
@@ -199,7 +200,7 @@ class Watch(Callback):
 
     # Act on events.
 
-    def record(self, event: Event) -> None:
+    def record(self, event: HealthEvent) -> None:
         """Write an event to health.jsonl and print it.
 
         Raises:

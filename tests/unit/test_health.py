@@ -8,10 +8,11 @@ import pytest
 
 from eval import Completion
 from eval.gsm8k import Problem, score_reply
+from posttrain.run.results import HealthEvent
 from posttrain.settings.command import load_settings
 from posttrain.settings.health import PairHealth, ProblemHealth
 from posttrain.train.cold_start import WAYS_OUT, notice
-from posttrain.train.health import Event, RuleWatcher, UpdateCheck, rules_for
+from posttrain.train.health import RuleWatcher, UpdateCheck, rules_for
 from tests.helpers import CONFIGS, settings_class
 
 HEALTHY = {
@@ -165,7 +166,7 @@ def test_messages_name_figure_threshold_and_setting() -> None:
     assert (event.value, event.threshold) == (0.875, 0.5)
 
 
-def updates(*steps: tuple[list[float], float, bool, bool], **limits: Any) -> Event | None:
+def updates(*steps: tuple[list[float], float, bool, bool], **limits: Any) -> HealthEvent | None:
     watch = UpdateCheck(limits.get("skipped", 3), limits.get("still", 2))
     for number, (norms, rate, skipped, learnable) in enumerate(steps, 1):
         event = watch.observe(number, norms, rate, skipped, learnable)
