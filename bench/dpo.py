@@ -55,7 +55,7 @@ SAME = {
     "training": (
         *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
         *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
-        *("bf16", "fp16", "gradient_checkpointing", "beta", "seed", "save_steps"),
+        *("optim", "bf16", "fp16", "gradient_checkpointing", "beta", "seed", "save_steps"),
     ),
 }
 
@@ -83,8 +83,6 @@ def trl_command(settings: Any, rows: Path, output: Path) -> list[str]:
         "dataset_name": rows,
         "output_dir": output,
         "max_length": settings.model.max_seq_length,
-        # As Unsloth on a CPU.
-        "optim": settings.training.optim.replace("adamw_torch", "adamw_torch_fused"),
         "loss_type": settings.training.loss_type[0],
         "logging_steps": 1,
         "report_to": "none",

@@ -147,6 +147,7 @@ def build_run(
     choice = settings.tracking.model_copy(update={"report_to": TRACKERS if tracked else []})
     settings = settings.model_copy(update={"tracking": choice})
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    os.environ["WANDB_MODE"] = "offline" if tracked else "disabled"
     wandb = WandbLog(run, settings)
     wandb.start({"data": "0" * 64})
     trainer, train_it = build_project(Spec(task, "project", ""), settings, run)
@@ -233,7 +234,6 @@ def main() -> int:
     command.add_argument("--rounds", type=int, default=24, help="turns of each side (default 24)")
     command.add_argument("--task", choices=("grpo", "dpo"), help="only this script")
     arguments = command.parse_args()
-    os.environ["WANDB_MODE"] = "offline"
     runtime.start(verbose=False, threads=1)
     lengths = Lengths()
     result: dict[str, Any] = {
