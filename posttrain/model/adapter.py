@@ -10,12 +10,11 @@ policy with the adapter that it started with, B0 A0.
 import contextlib
 import json
 import tempfile
-import types
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import follow_umask, write_text
@@ -24,8 +23,8 @@ from posttrain.settings import Lora
 from posttrain.settings.adapters import BASE, CONFIG, WEIGHTS, base_of
 from posttrain.settings.model import MOVED
 
-# policy -> its initial adapter weights, if they have an effect.
-_STARTS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+_STARTED: WeakSet[Any] = WeakSet()
+"""Policies whose adapter had an effect from the start."""
 
 
 def remember_start(policy: Any) -> None:
@@ -37,27 +36,27 @@ def remember_start(policy: Any) -> None:
     then restores only the second.
     """
     parameters = policy.named_parameters()
-    _STARTS[policy] = {name: p.detach().clone() for name, p in parameters if "lora_" in name}
-    policy.disable_adapter = types.MethodType(_start_in_place, policy)
+    start = {name: p.detach().clone() for name, p in parameters if "lora_" in name}
+
+    @contextlib.contextmanager
+    def start_in_place() -> Iterator[None]:
+        parameters = [(p, start[name]) for name, p in policy.named_parameters() if name in start]
+        trained = [parameter.data for parameter, _ in parameters]
+        for parameter, value in parameters:
+            parameter.data = value.to(parameter)
+        try:
+            yield
+        finally:
+            for (parameter, _), value in zip(parameters, trained, strict=True):
+                parameter.data = value
+
+    policy.disable_adapter = start_in_place
+    _STARTED.add(policy)
 
 
 def has_start(policy: Any) -> bool:
     """Whether the reference is the policy with its initial adapter, not with the adapter off."""
-    return policy in _STARTS
-
-
-@contextlib.contextmanager
-def _start_in_place(policy: Any) -> Iterator[None]:
-    start = _STARTS[policy]
-    parameters = [(p, start[name]) for name, p in policy.named_parameters() if name in start]
-    trained = [parameter.data for parameter, _ in parameters]
-    for parameter, value in parameters:
-        parameter.data = value.to(parameter)
-    try:
-        yield
-    finally:
-        for (parameter, _), value in zip(parameters, trained, strict=True):
-            parameter.data = value
+    return policy in _STARTED
 
 
 @contextlib.contextmanager
