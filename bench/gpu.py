@@ -79,6 +79,8 @@ CUTS = {
         "training.per_device_train_batch_size=16",
         "training.gradient_accumulation_steps=1",
         "training.max_completion_length=96",
+        # Not the real rewards: where a group is flat, this project skips its training passes.
+        f"rewards={{'{ROOT}/bench/spread.py:length': 1.0}}",
     ],
     ("real", "dpo"): ["training.gradient_accumulation_steps=2"],
 }
@@ -130,10 +132,11 @@ def data_overrides(task: str, size: str, folder: Path | None, model: Path | None
             f"data.train={{path: '{folder}/gsm8k/train.jsonl'}}",
             f"data.eval={{path: '{folder}/gsm8k/test.jsonl'}}",
         ]
+    few = ", limit: 60" if size == "real" else ""  # the reference scores each pair once
     return [
         *cut,
         f"model.name={model}",
-        f"data.train={{path: '{folder}/french-preferences/preferences.json'}}",
+        f"data.train={{path: '{folder}/french-preferences/preferences.json'{few}}}",
         "data.columns={prompt: instruction, chosen: chosen, rejected: rejected}",
         "data.format=columns",
         "data.holdout=20",

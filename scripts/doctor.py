@@ -6,6 +6,7 @@ Unsloth, changes nothing, and shows no token.
 
     ./run doctor
     ./run doctor --memory
+    ./run doctor --steps
     ./run doctor --json
 
 Exit code 0 if training can start here, 2 if something that it needs is broken.
@@ -25,7 +26,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from posttrain.base import flags, terminal
 from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main
-from posttrain.doctor import configs, installation, machine, services
+from posttrain.doctor import configs, installation, machine, services, trial
 from posttrain.doctor.finding import Finding
 
 
@@ -35,10 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     help_text = "also the terms of each estimate of peak memory"
     parser.add_argument("--memory", action="store_true", help=help_text)
+    help_text = "also time products of the CPU configs' shapes, some ten seconds: seconds a step"
+    parser.add_argument("--steps", action="store_true", help=help_text)
     help_text = "the folder that runs will be written to (default: outputs)"
     parser.add_argument("--output", type=Path, default=ROOT / "outputs", help=help_text)
     args = parser.parse_args(argv)
     sections, figures = look(args.output)
+    if args.steps:
+        sections["seconds a step on this CPU, estimated"] = trial.look_at_steps()
     broken = any(f.status == "fail" for findings in sections.values() for f in findings)
     if args.json:
         print(as_json(sections, figures, broken))

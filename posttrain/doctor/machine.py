@@ -84,7 +84,7 @@ def _no_tool() -> Finding:
     if any(vendor.read_text().strip() == "0x10de" for vendor in vendors):
         return Finding("GPU", "fail", "an NVIDIA card, but no driver", "install the NVIDIA driver")
     text = "none (no nvidia-smi): training on the CPU, which is for the demo and _cpu configs"
-    return Finding("GPU", "warn", text)
+    return Finding("GPU", "warn", text, "./run doctor --steps estimates the time that they take")
 
 
 def _visible(rows: list[dict[str, str]]) -> dict[str, str] | None:

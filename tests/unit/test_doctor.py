@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import socket
 import sys
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from posttrain.base.paths import shown
-from posttrain.doctor import installation, machine, services
+from posttrain.doctor import installation, machine, services, trial
 from posttrain.model import estimate
 from posttrain.model.shape import KNOWN, Shape, shape_of
 from posttrain.scoring import pairs as scoring
@@ -111,7 +112,7 @@ def test_a_card_that_runs_everything(look: Look) -> None:
 
 def test_a_card_that_is_too_small(look: Look) -> None:
     _, found, _ = look(LAPTOP)
-    assert fitting(found) == all_of("demo", "cpu")
+    assert fitting(found) == all_of("demo", "cpu") - {"grpo_gsm8k_cpu"}
     assert "needs 14 GB" in finding(found, "configs/grpo_gsm8k_16gb.yaml")["text"]
 
 
@@ -428,6 +429,36 @@ def test_the_terms_of_the_estimates(look: Look) -> None:
     assert "configs/grpo_gsm8k_16gb.yaml\n" in sums and "scoring 0." in sums
     for row in found["memory"]:
         assert set(row) == {"config", "fits", "estimated_gb", "recipe", "why"}
+
+
+def test_seconds_a_step_of_the_cpu_configs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trial, "SECONDS", 0.001)
+    doctor.main(["--steps", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    lines = re.findall(r"configs/(\S+_cpu)\.yaml +about (\d+) s a step, (\d+) steps in", printed)
+    assert {name for name, *_ in lines} == all_of("cpu")
+    seconds = {name: int(value) for name, value, _ in lines}
+    assert seconds["grpo_gsm8k_cpu"] > seconds["grpo_gsm8k_smollm2_cpu"] > 0
+
+
+def test_the_products_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a second a product of 1 weight: counted by hand for 2 layers of 1 weight a module."""
+    monkeypatch.setattr(trial, "product_seconds", lambda shape, rows, dtype: float(rows))
+    shape = Shape(vocab=3, hidden=1, intermediate=1, layers=2, key_value=1, queries=1, tied=True)
+    path = ROOT / "configs" / "dpo_french_cpu.yaml"
+    small = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2"]
+    dpo = trial.seconds_a_step(load_settings(DPOSettings, path, small), shape)
+    tokens = 2 * 2 * trial.TOKENS
+    assert dpo == trial.OVERHEAD * tokens * (2 * 14 + 3 * 3)
+    path = ROOT / "configs" / "grpo_gsm8k_cpu.yaml"
+    small = ["training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=2"]
+    small += ["training.max_completion_length=10"]
+    grpo = trial.seconds_a_step(load_settings(GRPOSettings, path, small), shape)
+    read, trained, scored = 2 * trial.TOKENS, 2 * 2 * trial.TOKENS + 160, 160
+    products = (2 * trained + read) * 14 + 3 * scored * 3
+    assert grpo == trial.OVERHEAD * (products + 10 * 16 * (14 + 3))
 
 
 def test_it_answers_without_torch(ask: Ask) -> None:

@@ -1,0 +1,167 @@
+"""What the scripts do to two real models, on any CPU: one JSON file for each experiment.
+
+    ./run python -m tests.real.measure EXPERIMENT FOLDER
+
+| experiment | what |
+|---|---|
+| untrained | 400 GSM8K problems, by transformers and by llama.cpp, both models |
+| french | DPO of Qwen-Coder on 220 French pairs; 50 pairs, 50 MGSM and 50 GSM8K problems |
+| own_samples | DPO of Qwen-Coder on its own right and wrong replies to easy GSM8K problems |
+| smollm2_grpo | configs/grpo_gsm8k_smollm2_cpu.yaml on easy GSM8K problems |
+| smollm2_french | DPO of SmolLM2 on the same pairs |
+
+Data, runs and EXPERIMENT.json go into FOLDER; the commands resume where they were stopped. With one
+thread an experiment takes half an hour to an hour. The easy problems are those of cold_start.py.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.helpers import ROOT, SHARED
+from tests.real import weights
+from tests.real.cold_start import EXAMPLE, problems
+
+QWEN, SMOL = "qwen-coder", "smollm2"
+GREEDY = ["--max-new-tokens", "256", "--limit", "400"]
+
+
+def untrained(folder: Path) -> list[list[str]]:
+    """Score both models as they come, by transformers and by llama.cpp."""
+    gsm8k = str(SHARED / "gsm8k" / "test.jsonl")
+    return [
+        [
+            *("evaluate", "--model", str(of), "--data", gsm8k, *GREEDY, "--batch-size", size),
+            *("--output", str(folder / f"{name}-{kind}")),
+        ]
+        for name in (SMOL, QWEN)
+        for kind, of, size in (
+            ("transformers", weights.folder(name), "80"),
+            ("llama.cpp", weights.gguf(name), "8"),
+        )
+    ]
+
+
+def french(folder: Path, name: str = QWEN) -> list[list[str]]:
+    """DPO on French pairs, most of which a longer reply wins."""
+    config = {QWEN: "dpo_french_cpu", SMOL: "dpo_french_smollm2_cpu"}[name]
+    sets = [
+        {"name": "mgsm_fr", "path": str(SHARED / "mgsm" / "mgsm_fr.tsv"), "language": "fr"},
+        {"name": "gsm8k", "path": str(folder / "test.jsonl")},
+    ]
+    also = [{**each, "limit": 50, "max_new_tokens": 256} for each in sets]
+    return [
+        [
+            *_train("dpo", config, name, folder / f"french-{name}"),
+            f"data.train={{path: {SHARED / 'french-preferences' / 'preferences.json'}}}",
+            "data.columns={prompt: instruction, chosen: chosen, rejected: rejected}",
+            *("data.holdout=50", "data.validation=30", "evaluation.every=9"),
+            *("training.learning_rate=2.0e-5", "training.max_steps=27", "training.save_steps=9"),
+            *("evaluation.batch_size=50", f"evaluation.also={json.dumps(also)}"),
+        ]
+    ]
+
+
+def own_samples(folder: Path) -> list[list[str]]:
+    """Sample with a worked example, then train on the best and worst reply to each problem."""
+    test = {"name": "gsm8k", "path": str(folder / "test.jsonl"), "max_new_tokens": 256}
+    sampled = folder / "sampled"
+    return [
+        [
+            *("evaluate", "--model", str(weights.folder(QWEN))),
+            *("--data", str(folder / "train.jsonl"), "--samples", "8", "--temperature", "1"),
+            *("--limit", "100", "--max-new-tokens", "160", "--batch-size", "100"),
+            *("--examples", str(folder / "examples.jsonl"), "--output", str(sampled)),
+        ],
+        [
+            *_train("dpo", "dpo_french_cpu", QWEN, folder / "own_samples"),
+            *(f"data.train={{path: {sampled}}}", "data.format=replies", "data.columns={}"),
+            *("data.holdout=10", "data.validation=0", "data.language=en", "evaluation.every=null"),
+            "prompt.system=Solve the problem step by step. End with the number alone on the last "
+            "line as <answer>NUMBER</answer>.",
+            *("training.learning_rate=2.0e-5", "training.max_steps=20", "training.save_steps=5"),
+            *("evaluation.batch_size=50", "evaluation.replies=10"),
+            f"evaluation.also={json.dumps([test])}",
+        ],
+    ]
+
+
+def smollm2_grpo(folder: Path) -> list[list[str]]:
+    """GRPO of a model that solves next to nothing: does it learn the form?"""
+    return [
+        [
+            *_train("grpo", "grpo_gsm8k_smollm2_cpu", SMOL, folder / "smollm2_grpo"),
+            f"data.train={{path: {folder / 'train.jsonl'}}}",
+            f"data.eval={{path: {folder / 'test.jsonl'}}}",
+            *("data.validation=0", "evaluation.every=null", "evaluation.batch_size=100"),
+        ]
+    ]
+
+
+def _train(method: str, config: str, model: str, run: Path) -> list[str]:
+    path = ROOT / "configs" / f"{config}.yaml"
+    own = [f"model.name={weights.folder(model)}", "run.threads=1"]
+    return [method, "--config", str(path), "--output", str(run), *own]
+
+
+EXPERIMENTS = {
+    "untrained": untrained,
+    "french": french,
+    "own_samples": own_samples,
+    "smollm2_grpo": smollm2_grpo,
+    "smollm2_french": lambda folder: french(folder, SMOL),
+}
+
+
+def measured(output: Path) -> dict[str, Any]:
+    """What the command wrote that made this folder: a report, or the scores of a run."""
+
+    def read(name: str) -> Any:
+        return json.loads((output / name).read_text(encoding="utf-8"))
+
+    if (output / "report.json").exists():
+        report = read("report.json")
+        return {"measures": report["measures"], "rewards": report.get("rewards")}
+    environment = read("environment.json")
+    kept = ("reward", "rewards/margins", "frac_reward_zero_std", "loss")
+    rows = [json.loads(r) for r in (output / "metrics.jsonl").read_text("utf-8").splitlines()]
+    steps = [{k: row[k] for k in ("step", *kept) if k in row} for row in rows if "loss" in row]
+    return {
+        "before": read("eval/before.json"),
+        "after": read("eval/after.json"),
+        "change": read("eval/comparison.json"),
+        "trained": environment["trained"],
+        "peak_memory": environment.get("peak_memory"),
+        "versions": environment["versions"],
+        "steps": steps,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    folder: Path = args.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.jsonl").write_text(problems("train.jsonl", 600), encoding="utf-8")
+    (folder / "test.jsonl").write_text(problems("test.jsonl", 200), encoding="utf-8")
+    (folder / "examples.jsonl").write_text(json.dumps(EXAMPLE) + "\n", encoding="utf-8")
+    results: dict[str, Any] = {
+        "command": f"./run python -m tests.real.measure {args.experiment} FOLDER",
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+    }
+    for command in EXPERIMENTS[args.experiment](folder):
+        subprocess.run([str(ROOT / "run"), *command], check=True)
+        output = Path(command[command.index("--output") + 1])
+        results[output.name] = measured(output)
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{args.experiment}.json").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
