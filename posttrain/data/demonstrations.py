@@ -43,23 +43,20 @@ def load_demonstrations(data: ReplyData, prompt: Prompt) -> DemonstrationSet:
         print(SOLUTIONS_WARNING)
 
     def read(source: Source) -> list[Demonstration]:
-        return with_prompt(_read(source, data, prompt), prompt, source.path)
+        if data.format == "replies":
+            kept = best_replies(read_sampled(source), data.keep, source.path)
+        else:
+            kept, _ = kept_rows(read_rows(source), read_row, data.unusable, source.path)
+        return with_prompt(kept, prompt, source.path)
 
-    return DemonstrationSet(*divided(read, data.train, data.eval, data.holdout, data.validation))
-
-
-def _read(source: Source, data: ReplyData, prompt: Prompt) -> list[Demonstration]:
-    if data.format == "replies":
-        return best_replies(read_sampled(source), data.keep, source.path)
-
-    def read(row: Row) -> Demonstration:
+    def read_row(row: Row) -> Demonstration:
         if data.format == "chosen":
             pair = read_pair(row, data.pair_format, data.columns, prompt.system)
             return _checked(pair.prompt, pair.chosen, row)
         check_columns(row, data.columns)
         return with_own_system(READERS[data.format](row, data.columns), row, data.columns)
 
-    return kept_rows(read_rows(source), read, data.unusable, source.path)[0]
+    return DemonstrationSet(*divided(read, data.train, data.eval, data.holdout, data.validation))
 
 
 def _from_columns(row: Row, columns: ReplyColumns) -> Demonstration:

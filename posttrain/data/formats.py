@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from eval import Conversation
-from eval.demonstration import Demonstration
+from eval import Conversation, Prompted
 from eval.preference import Pair
 from posttrain.base.errors import DataError, quoted
 from posttrain.base.expected import given
@@ -21,7 +20,7 @@ from posttrain.data.messages import LeftOut, Reply, UnusableRow
 from posttrain.data.sources import Row, checked_text
 from posttrain.settings import PairColumns
 
-R = TypeVar("R", Pair, Demonstration)
+R = TypeVar("R", bound=Prompted)
 DIFFERENT_PROMPTS = "the two sides differ before their last reply"
 NOTHING_TO_LEARN = "such a pair teaches nothing"
 # Columns that trl gives to the template or the model beside the turns.

@@ -16,6 +16,7 @@ from eval.stats import proportion
 from posttrain.base.files import write_json
 from posttrain.data.lengths import Lengths
 from posttrain.data.pairs import PairSet
+from posttrain.data.prompted import user_turns
 from posttrain.data.render import already_rendered
 from posttrain.data.report import copies
 from posttrain.data.report.examples import render_examples
@@ -156,10 +157,7 @@ def overlap(pairs: Sequence[Pair], questions: Sequence[str]) -> dict[str, Any] |
     """The pairs whose prompt contains an evaluation question; None if there are no questions."""
     if not questions:
         return None
-    users = [
-        "\n".join(turn["content"] for turn in pair.prompt if turn["role"] == "user")
-        for pair in pairs
-    ]
+    users = ["\n".join(user_turns([pair])) for pair in pairs]
     holds_one = copies.holds_question(users, questions)
     where = [pair.where for pair, holds in zip(pairs, holds_one, strict=True) if holds]
     return {

@@ -52,12 +52,10 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token. Tokens that share a character give one text."""
     texts: list[str] = []
     waiting: list[int] = []
-    for number in ids:
+    for index, number in enumerate(ids, start=1):
         waiting.append(number)
         text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
-        if "\ufffd" not in text or len(waiting) == MOST_BYTES:
+        if "\ufffd" not in text or len(waiting) == MOST_BYTES or index == len(ids):
             texts.append(text)
             waiting = []
-    if waiting:
-        texts.append(tokenizer.decode(waiting, clean_up_tokenization_spaces=False))
     return texts
