@@ -40,14 +40,8 @@ def verdict(repeated: Repeated, runs: Sequence[Run]) -> Verdict:
     """Did the config improve the headline measure over all seeds, and do the seeds agree?"""
     over = changes(repeated, runs)
     name, change = next(iter(over.items()))
-    before, after = (figures.plain(name, side.value) for side in (change.before, change.after))
-    sentence = (
-        f"{capital(figures.label(name))} went from {before} to {after}, the mean of {len(runs)} "
-        f"seeds: {figures.moved(name, change.difference)} (95% interval over seeds and questions "
-        f"{figures.span(name, change)}, {figures.p_is(change.p_value)})."
-    )
     remarks = [_agreement(name, change, repeated.seeds, runs), *losses(name, over)]
-    return judged(name, change, sentence, remarks, of=f", mean of {len(runs)} seeds")
+    return judged(name, change, remarks, seeds=len(runs))
 
 
 def _agreement(name: str, change: Change, seeds: Sequence[int], runs: Sequence[Run]) -> str:

@@ -1,7 +1,7 @@
 """Did it improve, and how sure is that: the verdict on the headline measure of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from eval import figures
 from eval.measures import Change, direction, kind
@@ -36,36 +36,33 @@ def verdict(run: Run) -> Verdict:
     changes, name = run.changes(), run.headline
     if name is None:
         return _no_scores(run)
-    change, trained = changes[name], run.environment.trained
-    sentence = _sentence(name, change)
+    result = judged(name, changes[name], [*_remarks(name, changes), *losses(name, changes)])
+    trained = run.environment.trained
     if trained and trained.steps == 0 and trained.exit_code is None:
-        sentence = f"Nothing was trained (training.max_steps is 0). {sentence}"
-    return judged(name, change, sentence, [*_remarks(name, changes), *losses(name, changes)])
+        nothing = "Nothing was trained (training.max_steps is 0)."
+        return replace(result, sentence=f"{nothing} {result.sentence}")
+    return result
 
 
-def judged(name: str, change: Change, sentence: str, remarks: list[str], of: str = "") -> Verdict:
-    """The verdict on a change; `of` says what its two sides are means of."""
-    way = direction(name, change)
-    before, after = (figures.plain(name, side.value) for side in (change.before, change.after))
-    moved = figures.moved(name, change.difference)
-    label = figures.label(name) + of
-    return Verdict(TONES[way], WORDS[way], sentence, label, before, after, moved, remarks)
-
-
-def _sentence(name: str, change: Change) -> str:
-    """`Strict accuracy rose from 2.3% to 98.7%: +96.3 points (95% interval ..., p ..., n ...).`"""
-    before, after = (figures.plain(name, side.value) for side in (change.before, change.after))
+def judged(name: str, change: Change, remarks: list[str], seeds: int = 0) -> Verdict:
+    """The verdict on a change, or with `seeds` on the mean of as many runs."""
     way, better = direction(name, change), kind(name).better
-    if way:
+    before, after = (figures.plain(name, side.value) for side in (change.before, change.after))
+    label, moved = figures.label(name), figures.moved(name, change.difference)
+    if seeds:
+        went = f"went from {before} to {after}, the mean of {seeds} seeds"
+    elif way:
         went = f"{'rose' if way == better else 'fell'} from {before} to {after}"
     elif change.difference == 0:
         went = f"stayed at {after}"
     else:
         went = f"went from {before} to {after}" + ", which chance alone can explain" * bool(better)
-    sure = f"95% interval {figures.span(name, change)}, {figures.p_is(change.p_value)}"
-    moved = figures.moved(name, change.difference)
-    counted = f"{change.n} {kind(name).of}"
-    return f"{capital(figures.label(name))} {went}: {moved} ({sure}, {counted})."
+    over = " over seeds and questions" if seeds else ""
+    counted = "" if seeds else f", {change.n} {kind(name).of}"
+    sure = f"95% interval{over} {figures.span(name, change)}, {figures.p_is(change.p_value)}"
+    sentence = f"{capital(label)} {went}: {moved} ({sure}{counted})."
+    label += f", mean of {seeds} seeds" if seeds else ""
+    return Verdict(TONES[way], WORDS[way], sentence, label, before, after, moved, remarks)
 
 
 def _no_scores(run: Run) -> Verdict:
