@@ -2,7 +2,6 @@
 
     ./run report outputs/grpo_demo outputs/dpo_demo
     ./run report outputs/first outputs/second --output comparison.html
-    ./run report outputs/grpo_demo --watch
 
 Writes plots/*.png, report.html and, once it is trained, the model card (README.md) into each run
 folder. Training ends with this command. Differences are paired (the same problems or pairs before
@@ -13,7 +12,6 @@ McNemar's test.
 import argparse
 import json
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from posttrain.base.process import run_main
 from posttrain.report import next_steps, tables
 from posttrain.report.redraw import redraw
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run, read_runs
+from posttrain.run.reading import read_runs
 from posttrain.run.record import Run
 
 
@@ -41,8 +39,6 @@ def main(argv: list[str] | None = None) -> int:
         changes = {run.name: {n: asdict(c) for n, c in run.changes().items()} for run in runs}
         print(json.dumps(changes, indent=2))
         return 0
-    if args.watch is not None:
-        watch(args.runs, args.watch)
     runs = read_runs(args.runs)
     pages = [redraw(run.path) for run in runs]
     scored = [tables.compared(run.changes(), run.name) for run in runs if run.changes()]
@@ -72,20 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     add("--json", action="store_true", help="print the figures as JSON, draw none")
     add("--output", type=Path, metavar="FILE", help="also write a page that compares the runs")
-    help_text = "first draw the pages every SECONDS (default: 60) until the runs have ended"
-    add("--watch", nargs="?", type=flags.positive, const=60.0, metavar="SECONDS", help=help_text)
     return parser.parse_args(argv)
-
-
-def watch(runs: list[Path], seconds: float) -> None:
-    """Draw the pages of runs that train elsewhere, until all of them have ended.
-
-    A run that was killed has not, as the same command resumes it.
-    """
-    while running := [run for run in runs if read_run(run).environment.trained is None]:
-        for run in running:
-            redraw(run)
-        time.sleep(seconds)
 
 
 def not_scored(run: Run) -> str:

@@ -32,7 +32,6 @@ from posttrain.report.model_card import render_model_card
 from posttrain.report.tables import compared
 from posttrain.report.verdict import Verdict, verdict
 from posttrain.run.reading import read_run, read_runs
-from scripts import report as report_script
 from tests.helpers import ROOT, run_script
 from tests.runs import dpo_run, grpo_metrics, grpo_run, sft_run, unfinished, write
 
@@ -622,27 +621,6 @@ def test_a_page_that_cannot_be_drawn_is_a_failure(tmp_path: Path) -> None:
     result = run_script("report", run)
     assert (result.returncode, result.stderr) == (1, "")
     assert "strict accuracy" in result.stdout and "not drawn" in result.stdout
-
-
-def test_watched_pages_are_drawn_until_the_run_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = unfinished(grpo_run(tmp_path / "run", questions=4), steps=3)
-    path = run / "environment.json"
-    environment = json.loads(path.read_text("utf-8"))
-    running = {name: value for name, value in environment.items() if name != "trained"}
-    path.write_text(json.dumps(running), "utf-8")
-    drawn, waited = [], []
-
-    def sleep(seconds: float) -> None:
-        waited.append(seconds)
-        if len(waited) == 2:
-            path.write_text(json.dumps({**running, "trained": {"steps": 3}}), "utf-8")
-
-    monkeypatch.setattr(report_script, "redraw", drawn.append)
-    monkeypatch.setattr(report_script.time, "sleep", sleep)
-    report_script.watch([run], 5.0)
-    assert drawn == [run, run] and waited == [5.0, 5.0]
 
 
 def test_help_and_errors_load_no_drawing_library(tmp_path: Path) -> None:
