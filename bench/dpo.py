@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.command import finish, machine, parser
+from posttrain.base.files import jsonl_rows
 
 CONFIG = ROOT / "configs" / "dpo_demo.yaml"
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo")
@@ -139,8 +140,7 @@ def run_ours(command: list[str], environment: dict[str, str], output: Path) -> d
     text = "".join(line for _, line in actual.pop("lines"))
     computed = re.search(r"Reference log-probabilities: computed in ([\d.]+) s", text)
     reference = float(computed[1]) if computed else 0.0
-    with open(output / "metrics.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = jsonl_rows(output / "metrics.jsonl")
     steps = [row["seconds"] for row in rows if "loss" in row]
     margins = [row["rewards/margins"] for row in rows if "loss" in row]
     train = rows[-1]["train_runtime"] + reference

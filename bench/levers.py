@@ -27,11 +27,7 @@ LEVERS = (
         "grpo",
         ("training.per_device_train_batch_size=64", "training.gradient_accumulation_steps=4"),
     ),
-    Lever(
-        "grpo_attention_only",
-        "grpo",
-        ("lora.target_modules=[q_proj, k_proj, v_proj, o_proj]",),
-    ),
+    Lever("grpo_attention_only", "grpo", ("lora.target_modules=[q_proj, k_proj, v_proj, o_proj]",)),
     Lever("no_prefix_sharing", "grpo", (), {"UNSLOTH_GRPO_PREFIX_GROUPER": "0"}),
     # DPO
     Lever("dpo_16_bit", "dpo", ("model.load_in_4bit=false",)),

@@ -16,7 +16,6 @@ are in no other file and were never shown in this training.
     python scripts/demo_model.py --size medium --output /tmp/medium   # 26 M parameters, for a GPU
 """
 
-import argparse
 import json
 import math
 import signal
@@ -252,7 +251,7 @@ def sample_texts(span: Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterat
         yield f"{question}\n{reply}"
 
 
-def parse() -> argparse.Namespace:
+def main() -> int:
     parser = flags.parser("demo_model", __doc__)
     help_text = "folder that gets demo_model/ and demo_data/ (default: the project's assets/)"
     parser.add_argument(
@@ -265,11 +264,7 @@ def parse() -> argparse.Namespace:
     help_text = "train this long instead; not reproducible to the bit"
     length.add_argument("--minutes", type=flags.positive, help=help_text)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse()
+    args = parser.parse_args()
     check_folder(args.output)
     import transformers
 

@@ -26,8 +26,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from posttrain.base import flags, terminal
 from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main
-from posttrain.doctor import configs, installation, machine, services, trial
-from posttrain.doctor.finding import Finding
+from posttrain.doctor import Finding, configs, installation, machine, services, trial
 
 
 def main(argv: list[str] | None = None) -> int:

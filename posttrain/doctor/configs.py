@@ -6,7 +6,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
-from posttrain.doctor.finding import Finding
+from posttrain.doctor import Finding
 from posttrain.doctor.installation import VLLM
 from posttrain.doctor.machine import GPU
 from posttrain.model.device import Device, check_device

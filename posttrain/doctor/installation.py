@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 from posttrain.base.disk import can_write, existing
 from posttrain.base.paths import ROOT, shown
-from posttrain.doctor.finding import Finding, Status
+from posttrain.doctor import Finding, Status
 from posttrain.model.shape import model_cache
 from posttrain.run.environment import PACKAGES
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from posttrain.doctor.finding import Finding
+from posttrain.doctor import Finding
 
 FIELDS = ("index", "uuid", "name", "driver_version", "memory.total", "memory.used", "compute_cap")
 # CUDA 12.x runs on this driver and later, on Linux.

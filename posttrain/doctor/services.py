@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from posttrain.doctor.finding import Finding
+from posttrain.doctor import Finding
 from posttrain.model.shape import model_cache
 
 SECONDS = 1.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.base.paths import ROOT
 from posttrain.base.processor import free_cores
-from posttrain.doctor.finding import Finding
+from posttrain.doctor import Finding
 from posttrain.model.shape import Shape, shape_of
 from posttrain.settings import DPOSettings, GRPOSettings, TrainingSettings
 from posttrain.settings.command import SETTINGS, load_settings

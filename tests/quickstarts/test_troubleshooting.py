@@ -25,7 +25,7 @@ from posttrain.base.disk import check_disk, disk_full_error
 from posttrain.base.errors import PostTrainError
 from posttrain.base.files import write_json
 from posttrain.data.problems import load_problems
-from posttrain.doctor.finding import Finding
+from posttrain.doctor import Finding
 from posttrain.doctor.installation import look_at_versions
 from posttrain.doctor.machine import look_for_gpu
 from posttrain.doctor.services import look_at_services
