@@ -119,12 +119,9 @@ class EvaluatedModel:
         conversations: Sequence[Conversation],
         done: Set[tuple[int, int]],
     ) -> Iterator[list[Answer]]:
-        """Batches of several times what is generated at once.
-
-        A batch is answered in full or not at all: below float32, and when sampling, a reply
-        depends on what else is in its batch, and an interrupted evaluation has to end like any
-        other. So there may be answers in a batch that are in `done`.
-        """
+        """Batches of several times what is generated at once. Each is answered in full or not at
+        all, also where some are in `done`: below float32, and when sampling, a reply depends on its
+        batch, and an interrupted evaluation has to end like any other."""
         size = self.evaluation.batch_size or inference.batch_that_fits(model, self.evaluation)
         for sample in range(self.samples):
             seed = self.seed + sample

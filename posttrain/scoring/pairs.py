@@ -171,25 +171,21 @@ def sample(
 
 def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> Scores | None:
     """The scores that a run took before its first step or after its last, if all are there."""
-    sets = {each.name: f"{side}_problems_{each.name}" for each in settings.evaluation.also}
-    prompted, without, samples = (
-        f"{side}_{kind}" for kind in ("replies", "replies_without_system", "samples")
-    )
-    rows = {}
-    for name in (side, prompted, without, samples, *sets.values()):
-        if (read := run.read_rows(name)) is None:
-            return None
-        rows[name] = read
+    sets = {each.name: f"_problems_{each.name}" for each in settings.evaluation.also}
+    files = ("", "_replies", "_replies_without_system", "_samples", *sets.values())
+    rows = {name: run.read_rows(f"{side}{name}") for name in files}
+    if None in rows.values():
+        return None
 
     def of(kind: type[T], name: str) -> list[T]:
-        return rows_of(kind, rows[name], run.path / "eval" / f"{name}.jsonl")
+        return rows_of(kind, rows[name] or [], run.path / "eval" / f"{side}{name}.jsonl")
 
     return Scores(
-        of(ScoredPair, side),
-        of(PromptReply, prompted),
-        of(PromptReply, without),
-        [reply.kl_per_token for reply in of(SampledReply, samples)],
-        {name: [rescore(row) for row in rows[file]] for name, file in sets.items()},
+        of(ScoredPair, ""),
+        of(PromptReply, "_replies"),
+        of(PromptReply, "_replies_without_system"),
+        [reply.kl_per_token for reply in of(SampledReply, "_samples")],
+        {name: [rescore(row) for row in rows[file] or []] for name, file in sets.items()},
         settings.data.language or "fr",
     )
 

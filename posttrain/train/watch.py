@@ -171,9 +171,7 @@ class Watch(Callback):
             if event["action"] == "halved":
                 setattr(self.trainer, SIZES[event["kind"]], int(event["value"]))
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: Any, optimizer: Any, **__: Any) -> None:
         self._learning_rate = max(group["lr"] for group in optimizer.param_groups)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

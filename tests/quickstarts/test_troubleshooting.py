@@ -128,7 +128,7 @@ def stepped(watch: Watch, step: int, learning_rate: float) -> None:
     state = watch.trainer.state
     state.global_step = step
     optimizer = SimpleNamespace(param_groups=[{"lr": learning_rate}])
-    watch.on_pre_optimizer_step(None, state, None, optimizer)
+    watch.on_pre_optimizer_step(None, state, None, optimizer=optimizer)
     watch.on_step_end(None, state, None)
 
 
