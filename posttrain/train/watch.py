@@ -209,17 +209,14 @@ class Watch(Callback):
             label = "warning" if event.action == "warned" else "note"
             say(f"{label}: step {event.step}: {event.message}")
             return
-        raise HealthError(f"step {event.step}: {event.message}\n       {self._how_to_resume()}")
-
-    def _how_to_resume(self) -> str:
-        kept = self.run.checkpoints.steps()
-        if not kept:
-            return "There is no checkpoint yet: the same command starts over"
-        return (
-            f"Newest checkpoint, from before this: {kept[-1]}\n       With changed settings, "
-            '"--resume-anyway" resumes from it and "--resume never" starts over (the old folder is '
-            "moved aside)"
-        )
+        advice = "There is no checkpoint yet: the same command starts over"
+        if kept := self.run.checkpoints.steps():
+            advice = (
+                f"Newest checkpoint, from before this: {kept[-1]}\n       With changed settings, "
+                '"--resume-anyway" resumes from it and "--resume never" starts over (the old '
+                "folder is moved aside)"
+            )
+        raise HealthError(f"step {event.step}: {event.message}\n       {advice}")
 
     def _batches(self, step: int) -> Path:
         """The file for the rows of a step. Each process writes its own, in the shared folder."""
