@@ -430,11 +430,17 @@ def test_other_figures_are_those_of_the_committed_results() -> None:
     memory += [side["median"]["peak_mb"] / 1024 for side in result("dpo_cpu")["sides"].values()]
     assert max(memory) * 1.074 < 2 and tracked < 0.01
     text = " ".join(ALL.split())
+    real = result("real_cpu")["summary"]["project_against"].values()
+    rates, shares = (
+        [each[key] for each in real] for key in ("times_the_rate", "share_of_the_peak")
+    )
     assert {*solved} == {296, 297} and "296 or 297 of 300" in text
     for output in (
         "{:.1f} times the pairs a second of `trl dpo`, scoring included, and {:.1f} times".format(
             *faster
         ),
+        "{:.1f} times as fast as with stock trl by GRPO and {:.1f} times by DPO".format(*rates),
+        "in {:.0%} and {:.0%} of the memory".format(*shares),
         "takes back {:.0%} of what the adapter changes in the logits, float16 {:.0%}".format(*lost),
         "the adapter solves {}, merged weights {}, f16 {}, q8_0 {} and q4_k_m {}".format(*solved),
         f"rewards take {ours:.1%} of a demo training step or less",
