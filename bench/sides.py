@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.preference import Pair
-from posttrain.data import lengths as pair_lengths
-from posttrain.data.pairs import load_pair_set
+from posttrain.data.pairs import load_pair_set, measure
 from posttrain.data.problems import load_problems
 from posttrain.model import policy, pretrained
 from posttrain.run.folder import RunFolder
@@ -57,7 +56,7 @@ def load_rows(task: str, settings: Any, tokenizer: Any, longest: bool = False) -
         return fitting
     pairs = load_pair_set(settings.data, settings.prompt)
     sides = (pairs.train, pairs.held_out, pairs.validation)
-    lengths = [pair_lengths.measure(side, tokenizer) for side in sides]
+    lengths = [measure(side, tokenizer) for side in sides]
     train, *_ = dpo.fitting(pairs, lengths, settings)
     if longest:
         train = [stretched(pair, tokenizer, settings.model.max_seq_length) for pair in train[:64]]
@@ -66,7 +65,7 @@ def load_rows(task: str, settings: Any, tokenizer: Any, longest: bool = False) -
 
 def stretched(pair: Any, tokenizer: Any, limit: int) -> Any:
     """The pair with both replies repeated until it nearly fills the limit (some tokens merge)."""
-    prompt = pair_lengths.measure([pair], tokenizer)[0].prompt
+    prompt = measure([pair], tokenizer)[0].prompt
 
     def long(reply: str) -> str:
         ids = tokenizer(reply + "\n", add_special_tokens=False)["input_ids"]

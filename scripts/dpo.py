@@ -19,10 +19,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from eval.measures import compare
 from eval.preference import Pair
 from posttrain.base.process import run_main
-from posttrain.data.examples import check_examples
-from posttrain.data.lengths import Lengths, measure
-from posttrain.data.pairs import PairSet, load_pair_set
-from posttrain.data.prompted import user_turns
+from posttrain.data.pairs import Lengths, PairSet, load_pair_set, measure
+from posttrain.data.prompted import check_examples, user_turns
 from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text

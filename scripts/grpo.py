@@ -24,8 +24,8 @@ from eval.rewarded import reward_row
 from posttrain.base import distributed
 from posttrain.base.errors import DataError
 from posttrain.base.process import run_main
-from posttrain.data.examples import check_examples
 from posttrain.data.problems import for_validation, load_problems, within_pass_rate
+from posttrain.data.prompted import check_examples
 from posttrain.data.render import (
     already_rendered,
     drop_overlong,

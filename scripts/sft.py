@@ -20,9 +20,8 @@ from eval.gsm8k import Problem
 from eval.measures import compare
 from posttrain.base.process import run_main
 from posttrain.data.demonstrations import DemonstrationSet, load_demonstrations
-from posttrain.data.examples import check_examples
 from posttrain.data.problems import load_scored_problems
-from posttrain.data.prompted import user_turns
+from posttrain.data.prompted import check_examples, user_turns
 from posttrain.data.render import (
     already_rendered,
     drop_overlong,

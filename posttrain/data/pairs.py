@@ -1,4 +1,4 @@
-"""Read rows of a dataset as preference pairs, check them, and hold some out.
+"""Read rows of a dataset as preference pairs, check them, hold some out, and measure them.
 
 All checks run before a model is loaded. A row that breaks a rule stops the run; the message names
 its file, row and column. Rows that are only left out (a tie, another language) are counted.
@@ -7,6 +7,7 @@ its file, row and column. Rows that are only left out (a tie, another language) 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from eval.language import is_known
 from eval.preference import Pair
@@ -14,6 +15,7 @@ from posttrain.base.errors import DataError
 from posttrain.data.formats import languages, read_pair
 from posttrain.data.messages import LeftOut
 from posttrain.data.prompted import divided, kept_rows, with_prompt
+from posttrain.data.render import refuse_repeated, render, token_lengths
 from posttrain.data.replies import best_and_worst, read_sampled
 from posttrain.data.sources import Row, read_rows
 from posttrain.settings import PairData, Prompt, Source
@@ -72,3 +74,36 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
         read, data.train, data.eval, data.holdout, data.validation
     )
     return PairSet(train, held_out, rows, dict(dropped), questions, validation)
+
+
+class Lengths(NamedTuple):
+    """Tokens of a pair's parts: the rendered prompt, and each reply without its EOS."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+    @property
+    def total(self) -> int:
+        """Prompt, longer reply and its EOS together: this has to fit the limit."""
+        return self.prompt + max(self.chosen, self.rejected) + 1
+
+
+def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
+    """The token lengths of each pair.
+
+    Raises:
+        DataError: replies repeat what their rendered prompt ends with.
+    """
+    prompts = [render(tokenizer, pair.conversation) for pair in pairs]
+    refuse_repeated(
+        tokenizer,
+        (
+            (pair.where, pair.conversation, prompt, reply)
+            for pair, prompt in zip(pairs, prompts, strict=True)
+            for reply in (pair.chosen, pair.rejected)
+        ),
+    )
+    parts = [prompts, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
+    lengths = (token_lengths(tokenizer, texts) for texts in parts)
+    return [Lengths(*row) for row in zip(*lengths, strict=True)]

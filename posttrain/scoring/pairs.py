@@ -15,7 +15,7 @@ from eval.preference import Pair, ScoredPair
 from eval.replies import PromptReply, SampledReply
 from eval.stats import Measure
 from posttrain.base.files import rows_of
-from posttrain.data import lengths
+from posttrain.data.pairs import measure
 from posttrain.data.render import render, token_ids
 from posttrain.model import inference
 from posttrain.model.log_probs import pair_log_probs, token_log_probs
@@ -132,7 +132,7 @@ def pair_scorer(
 
     @functools.cache
     def reference() -> tuple[list[tuple[float, float]], list[tuple[int, int]]]:
-        tokens = [(length.chosen, length.rejected) for length in lengths.measure(pairs, tokenizer)]
+        tokens = [(length.chosen, length.rejected) for length in measure(pairs, tokenizer)]
         return pair_log_probs(model, tokenizer, pairs, batch_size, reference=True), tokens
 
     def score() -> list[ScoredPair]:

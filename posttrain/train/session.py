@@ -27,7 +27,7 @@ from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import run_command, shown
 from posttrain.base.process import run_script
-from posttrain.data import examples
+from posttrain.data.prompted import cost_of_examples
 from posttrain.data.render import clock_note, set_template_variables
 from posttrain.model import checks, policy, pretrained, runtime, trust, vllm
 from posttrain.model.device import check_device, free_memory
@@ -129,7 +129,7 @@ class Session(Generic[S]):
         tokenizer = pretrained.load_tokenizer(settings.model)
         set_template_variables(tokenizer, settings.prompt.chat_template_kwargs)
         if settings.prompt.examples:
-            print(examples.cost(tokenizer, settings.prompt))
+            print(cost_of_examples(tokenizer, settings.prompt))
         checks.check_model(settings, tokenizer)
         if note := clock_note(tokenizer):
             print(note)

@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 import pytest
 
 from eval.preference import Pair
-from posttrain.data.lengths import Lengths
-from posttrain.data.lengths import measure as measure_lengths
-from posttrain.data.pairs import PairSet, load_pair_set
+from posttrain.data.pairs import Lengths, PairSet, load_pair_set
+from posttrain.data.pairs import measure as measure_lengths
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import copies
 from posttrain.data.report import warnings as pair_warnings

@@ -15,8 +15,8 @@ from eval.preference import Pair, ScoredPair
 from eval.replies import MeasuredReply, kl_per_token, measure, repetition
 from eval.stats import NOT_MEASURABLE, Difference, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.data.lengths import measure as measure_lengths
 from posttrain.data.pairs import load_pair_set
+from posttrain.data.pairs import measure as measure_lengths
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import problem_sets
 from posttrain.scoring.changed_reply import example

@@ -11,7 +11,7 @@ from transformers.utils import chat_template_utils
 from eval import PromptFormat, conversation
 from eval.preference import Pair
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.data.lengths import measure
+from posttrain.data.pairs import measure
 from posttrain.data.render import (
     clock_note,
     limit_token_ids,

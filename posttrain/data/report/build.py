@@ -14,8 +14,7 @@ from eval.language import detect
 from eval.preference import Pair
 from eval.stats import proportion
 from posttrain.base.files import write_json
-from posttrain.data.lengths import Lengths
-from posttrain.data.pairs import PairSet
+from posttrain.data.pairs import Lengths, PairSet
 from posttrain.data.prompted import user_turns
 from posttrain.data.render import already_rendered
 from posttrain.data.report import copies
