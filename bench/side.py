@@ -31,7 +31,7 @@ from bench import devices
 from bench.lengths import force_lengths, recorded_lengths
 from bench.sides import Spec, build_project, build_stock, seed_adapter
 from bench.watch import Clock, Rollouts, fix_rollouts, watch_batches, watch_rollouts
-from posttrain.model import policy, runtime
+from posttrain.model import runtime
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import SETTINGS, load_settings
@@ -55,7 +55,8 @@ def measure(spec: Spec) -> dict[str, Any]:
     build = build_project if spec.side == "project" else build_stock
     trainer, train = build(spec, settings, run)
     if spec.adapter_seed is not None:
-        policy.drop_reference_copy(trainer.model)
+        if "ref" in trainer.model.peft_config:  # the copy that stock trl adds
+            trainer.model.delete_adapter("ref")
         seed_adapter(trainer.model, spec.adapter_seed)
     clock = Clock()
     rollouts, batches = Rollouts(), []

@@ -43,7 +43,7 @@ from bench.command import finish, machine, parser
 from bench.lengths import force_lengths, recorded_lengths
 from bench.sides import Spec, build_project, load_rows, trl_trainer
 from bench.watch import Clock
-from posttrain.model import policy, pretrained, runtime
+from posttrain.model import adapter, policy, pretrained, runtime
 from posttrain.run.environment import git_commit
 from posttrain.run.folder import RunFolder
 from posttrain.settings.command import SETTINGS, load_settings
@@ -133,8 +133,8 @@ def build_bare(task: str, settings: Any, folder: Path) -> tuple[Any, Callable[[]
     rows = load_rows(task, settings, tokenizer)
     own = {"output_dir": str(folder), "report_to": "none", "disable_tqdm": True}
     rewards = {"reward_funcs": [has_format, is_correct]} if task == "grpo" else {}
-    trainer = trl_trainer(settings, rows, tokenizer, own, model=model, **rewards)
-    policy.drop_reference_copy(model)
+    with adapter.without_copy(model):
+        trainer = trl_trainer(settings, rows, tokenizer, own, model=model, **rewards)
     return trainer, trainer.train
 
 

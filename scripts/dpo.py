@@ -24,7 +24,7 @@ from posttrain.data.prompted import check_examples, user_turns
 from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text
-from posttrain.model import adapter, policy
+from posttrain.model import adapter
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -158,14 +158,13 @@ def build_trainer(
     from trl import DPOTrainer
 
     arguments, requested = trainer_arguments(settings, run)
-    with adapter.without_new_start(model), without_added_tokens(tokenizer):
+    with adapter.without_copy(model), without_added_tokens(tokenizer):
         trainer = trainers.guarded_dpo(DPOTrainer)(
             model=model,
             args=arguments,
             train_dataset=Dataset.from_list(trainer_rows(pairs, tokenizer)),
             processing_class=tokenizer,
         )
-    policy.drop_reference_copy(model)
     batches.check_full_batches(trainer, len(pairs))
     if settings.training.precompute_ref_log_probs:
         reference_cache.precompute(trainer)

@@ -33,7 +33,7 @@ from posttrain.data.render import (
     template_variables,
     token_lengths,
 )
-from posttrain.model import adapter, policy
+from posttrain.model import adapter
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -197,7 +197,7 @@ def build_trainer(
     recorder = SampleRecorder(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )
-    with adapter.without_new_start(model):
+    with adapter.without_copy(model):
         trainer = grpo_trainer.guarded_grpo(GRPOTrainer)(
             model=model,
             reward_funcs=recorder.wrap(functions),
@@ -206,7 +206,6 @@ def build_trainer(
             processing_class=tokenizer,
         )
     trainer.chat_template_kwargs = template_variables(tokenizer)  # with a clock that stands still
-    policy.drop_reference_copy(model)
     return trainer, report_changes(requested, trainer.args)
 
 

@@ -148,7 +148,7 @@ def build_trainer(
 
     arguments, requested = trainer_arguments(settings, run)
     texts = [{"prompt": render(tokenizer, r.conversation), "completion": r.reply} for r in rows]
-    with adapter.without_new_start(model), without_added_tokens(tokenizer):
+    with adapter.without_copy(model), without_added_tokens(tokenizer):
         trainer = trainers.guarded_sft(SFTTrainer)(
             model=model,
             args=arguments,

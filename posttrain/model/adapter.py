@@ -60,10 +60,12 @@ def has_start(policy: Any) -> bool:
 
 
 @contextlib.contextmanager
-def without_new_start(policy: Any) -> Iterator[None]:
-    """Add adapters with the policy's own config without changing the base weights again.
+def without_copy(policy: Any) -> Iterator[None]:
+    """Build a trainer that keeps no copy of the adapter.
 
-    trl adds a copy of the adapter in this way while it builds a trainer.
+    trl adds one as its reference, with the policy's own config, which for PiSSA and OLoRA would
+    change the base weights again. Without it trl scores the reference with the adapter off, which
+    is the same for an adapter that starts with no effect; for others see remember_start().
     """
     config = policy.peft_config["default"]
     init, config.init_lora_weights = config.init_lora_weights, True
@@ -71,6 +73,8 @@ def without_new_start(policy: Any) -> Iterator[None]:
         yield
     finally:
         config.init_lora_weights = init
+        if "ref" in policy.peft_config:
+            policy.delete_adapter("ref")
 
 
 def save(policy: Any, folder: Path) -> None:

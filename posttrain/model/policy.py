@@ -136,16 +136,6 @@ def _fused_forward(layer: Any, x: Any, *arguments: Any, **options: Any) -> Any:
     return torch.addmm(*flat, up.t(), alpha=layer.scaling[name]).view(base.shape)
 
 
-def drop_reference_copy(policy: Any) -> None:
-    """Remove the copy of the adapter that stock trl adds as its reference.
-
-    Without it trl scores the reference with the adapter off, which is the same for an adapter that
-    starts with no effect. For the other kinds see posttrain/model/adapter.py.
-    """
-    if "ref" in policy.peft_config:
-        policy.delete_adapter("ref")
-
-
 def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
     """Write the adapter and the tokenizer, in safetensors and JSON.
 

@@ -120,7 +120,7 @@ posttrain/model/runtime.py: the 4-bit repository that is loaded in place of the 
     unsloth/models/loader_utils.py: get_model_name(model_name, load_in_4bit)
 posttrain/model/pretrained.py: a saved tokenizer says nothing of how it was read
     transformers/tokenization_utils_base.py: PreTrainedTokenizerBase.init_kwargs
-posttrain/model/policy.py: the copy of the adapter that trl adds is removed
+posttrain/model/adapter.py: the copy of the adapter that trl adds is removed
     trl/trainer/dpo_trainer.py: 'add_adapter("ref"'
     trl/trainer/grpo_trainer.py: 'add_adapter("ref"'
 posttrain/model/adapter.py: trl takes an adapter of this name for the reference
