@@ -4,7 +4,6 @@
 taken on and where it is the headline. A name that is not in it gets a label made from its words.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -59,8 +58,6 @@ KINDS = {
     "mean_tokens": Kind("mean tokens", "number", 0, "prompts", binary=False),
     "reply_loss": Kind("loss of held-out replies", "number", -1, "replies", False, heads="losses"),
 }
-PASS_AT_K = re.compile(r"pass@\d+")
-SHARE_OF_ANOTHER_NAME = re.compile(r".*(accuracy|rate|share)")
 
 
 def kind(name: str) -> Kind:
@@ -71,9 +68,9 @@ def kind(name: str) -> Kind:
     words = own.replace(PART, "reward ").replace("_", " ")
     if own.startswith(PART):  # one called `accuracy` may give 2.0, and its weight be negative
         return Kind(words, "number", 0, binary=False)
-    if PASS_AT_K.fullmatch(own):
+    if own.startswith("pass@"):
         return Kind(words, binary=False)
-    if SHARE_OF_ANOTHER_NAME.fullmatch(own):
+    if own.endswith(("accuracy", "rate", "share")):
         return Kind(words, of="rows")
     return Kind(words, "number", 0, "rows", binary=False)
 
