@@ -148,6 +148,7 @@ def wait_for_report(process: Process | subprocess.Popen[str]) -> psutil.Process:
     return actual[0]
 
 
+@pytest.mark.long  # test_signals and test_tracking have the short ones
 def test_sigterm_leaves_a_checkpoint_and_exit_143(
     complete: tuple[str, Path], tmp_path: Path
 ) -> None:

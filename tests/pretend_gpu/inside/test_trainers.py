@@ -93,7 +93,7 @@ def test_first_loss_of_dpo_is_ln_2(
     ("way", "precision"),
     [
         ("at each step", "4bit"),
-        ("kl", "4bit"),
+        pytest.param("kl", "4bit", marks=pytest.mark.long),
         pytest.param("precomputed", "4bit", marks=pytest.mark.long),
         pytest.param("at each step", "float32", marks=pytest.mark.long),
         pytest.param("kl", "float32", marks=pytest.mark.long),
@@ -138,11 +138,12 @@ def test_kinds_of_adapter(kind: str, name: str, tmp_path: Path) -> None:
     assert any(row["grad_norm"] > 0 for row in result)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param(["training.beta=0.04"], marks=pytest.mark.long),
-        pytest.param(["training.num_iterations=2"], marks=pytest.mark.long),
+        ["training.beta=0.04"],
+        ["training.num_iterations=2"],
         ["training.beta=0.04", "training.num_iterations=2", "training.steps_per_generation=2"],
     ],
     ids=["kl", "two iterations", "both"],
