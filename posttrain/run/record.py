@@ -126,14 +126,12 @@ class Run:
 
         Where what the run sets out to raise was not measured, the first that was is the headline.
         """
-        names = [name for name in self.comparison if name in self.before and name in self.after]
         changes = {
-            name: Change(
-                **vars(self.comparison[name]), before=self.before[name], after=self.after[name]
-            )
-            for name in names
+            name: Change(**vars(change), before=self.before[name], after=self.after[name])
+            for name, change in self.comparison.items()
+            if name in self.before and name in self.after
         }
-        comparable = [name for name in names if changes[name].difference is not None]
+        comparable = [name for name, change in changes.items() if change.difference is not None]
         main = self.main_measure if self.main_measure in comparable else None
         first = main or next(iter(comparable), None)
         return changes if first is None else {first: changes[first], **changes}
