@@ -99,10 +99,10 @@ def guarded_dpo(trainer_class: Any) -> Any:
 
         def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
             own = self.loss_weights
-            if self._batch is not None:
+            if self._batch is not None:  # not in an evaluation, which may call the model for more
                 self.loss_weights = self._parts[self._next].loss_weights or own
-            if distributed.processes() == 1 and model.device.type == "cpu":
-                model = WithoutPadding(model)
+                if distributed.processes() == 1 and model.device.type == "cpu":
+                    model = WithoutPadding(model)
             try:
                 return super().compute_loss(model, inputs, **options)
             finally:
