@@ -47,6 +47,7 @@ from bench.levers import LEVERS
 from posttrain.base.files import write_text
 from posttrain.model.shape import KNOWN
 from posttrain.settings.strict_yaml import read_yaml
+from tests.helpers import SHARED
 from tests.pretend_gpu import installed
 
 QWEN = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -250,16 +251,6 @@ def device_name() -> str:
     return printed.strip().splitlines()[-1]
 
 
-def find_data(given: Path | None) -> Path:
-    """The folder with gsm8k/, french-preferences/ and qwen2.5-tokenizer/."""
-    folders = [given] if given else [ROOT.parent / "shared" / "data", ROOT / ".gpu" / "data"]
-    for folder in folders:
-        if folder and (folder / "gsm8k" / "train.jsonl").exists():
-            return folder.resolve()
-    names = " or ".join(str(folder) for folder in folders)
-    raise SystemExit(f"error: no gsm8k/train.jsonl in {names}; name the folder with --data")
-
-
 def make_model(work: Path, tokenizer: Path, name: str = "qwen2.5-random", **shape: int) -> Path:
     """Random weights, made once in a process of its own: Qwen2.5-0.5B's shape but for `shape`."""
     folder = work / name
@@ -321,7 +312,6 @@ def parse() -> argparse.Namespace:
     add("--budget", type=float, help="seconds; what is left then waits for the next run")
     add("--memory-limit", type=float, help="GiB: try every config under this cap")
     add("--sweep", action="store_true", help="every lever of levers.py")
-    add("--data", type=Path, help="folder with gsm8k/, french-preferences/, ...")
     add("--model", type=Path, help="model folder (default: made with random weights)")
     add("--work", type=Path, help="scratch folder (default: in the temporary folder)")
     add("overrides", nargs="*", metavar="section.key=value", help="project side only")
@@ -338,7 +328,9 @@ def main() -> int:
     output = arguments.output or RESULTS / f"gpu_{slug}.json"
     folder = model = None
     if arguments.size != "cpu":
-        folder = find_data(arguments.data)
+        folder = SHARED
+        if not folder.is_dir():
+            raise SystemExit(f"error: no {folder} (gsm8k, french-preferences, qwen2.5-tokenizer)")
         if arguments.size == "real" and not arguments.model:
             raise SystemExit("error: --size real: name the folder of the real model with --model")
         model = arguments.model or make_model(work, folder / "qwen2.5-tokenizer")

@@ -239,6 +239,7 @@ def run_point(point: Point, model: Path, work: Path) -> dict[str, Any]:
         "overhead_gb": round(overhead / GB, 3),
         "load_gb": sizes["load"],
         "measured_gb": {name: sizes[name] for name in PHASES if name in sizes},
+        "estimated_gb": {name: round(size, 3) for name, size in estimated(point).items()},
     }
 
 
@@ -261,17 +262,9 @@ def main() -> int:
         model = make_qwen(Path(folder) / "model", SHARED / "qwen2.5-tokenizer")
         for point in [p for p in POINTS if not requested.only or p.name in requested.only]:
             rows[point.name] = row = run_point(point, model, Path(folder))
-            shown = with_estimate(row)
-            print(point.name, "measured", row["measured_gb"], "estimated", shown["estimated_gb"])
+            print(point.name, "measured", row["measured_gb"], "estimated", row["estimated_gb"])
             write(requested.output, [rows[p.name] for p in POINTS if p.name in rows])
     return 0
-
-
-def with_estimate(row: dict[str, Any]) -> dict[str, Any]:
-    """The row beside what the doctor says of its point now."""
-    (point,) = (point for point in POINTS if point.name == row["name"])
-    sizes = {name: round(size, 3) for name, size in estimated(point).items()}
-    return {**row, "estimated_gb": sizes}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -280,7 +273,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         "unit": "GB of 2^30 bytes, above overhead_gb but for itself",
         "python": sys.version.split()[0],
         "versions": {name: version(name) for name in PACKAGES},
-        "points": [with_estimate(row) for row in rows],
+        "points": rows,
     }
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
