@@ -131,7 +131,7 @@ def test_the_doctor_says_which_environment_a_config_asks_for(
     more = "\n  fast_inference: always"
     path.write_text(re.sub(r"(?m)^(  name: Qwen.*)$", rf"\1{more}", text), encoding="utf-8")
     monkeypatch.setattr(configs, "ROOT", tmp_path)
-    t4 = machine.GPU("Tesla T4", "580.65.06", 15.0, 0.0, (7, 5), 0)
+    t4 = machine.GPU("Tesla T4", "580.65.06", 15.0, 0.0, 7.5)
     (finding,), _ = configs.look_at_configs(t4)
     assert "./run --vllm" in finding.text
     monkeypatch.setattr(configs, "VLLM", True)
