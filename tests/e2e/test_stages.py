@@ -128,8 +128,8 @@ def distance(printed: list[Any], model: Any) -> float:
 
 
 # Overrides, and how near log-probabilities are: the mean of a reply's tokens, and any token.
-# trl trains the adapter of 4-bit weights in bfloat16, which processors round differently. In 16 bits
-# the fused LoRA layers round otherwise than peft's, and are as near to float32 (test_fused_lora).
+# trl trains the adapter of 4-bit weights in bfloat16, which processors round differently. In 16
+# bits fused LoRA layers round otherwise than peft's, and are as near to float32 (test_fused_lora).
 KINDS = {
     "float32": ([], 1e-5, 1e-5),
     "4 bits": (["model.load_in_4bit=true"], 0.02, 0.2),
