@@ -96,8 +96,9 @@ def smollm2_grpo(folder: Path) -> list[list[str]]:
         [
             *_train("grpo", "grpo_gsm8k_smollm2_cpu", SMOL, folder / "smollm2_grpo"),
             f"data.train={{path: {folder / 'train.jsonl'}}}",
-            f"data.eval={{path: {folder / 'test.jsonl'}}}",
+            f"data.eval={{path: {folder / 'test.jsonl'}, limit: 100}}",
             *("data.validation=0", "evaluation.every=null", "evaluation.batch_size=100"),
+            *("training.max_steps=40", "health.stop_on=[]"),
         ]
     ]
 
