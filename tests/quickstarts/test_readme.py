@@ -390,6 +390,24 @@ def test_the_first_table_has_the_real_model() -> None:
         assert f"| {' | '.join(cells)} |" in after_comment
 
 
+@pytest.mark.parametrize(
+    ("file", "run", "names"),
+    [
+        ("smollm2_grpo", "smollm2_grpo", {"format_rate": "problems", "strict": "problems"}),
+    ],
+)
+def test_the_first_table_has_the_other_real_runs(
+    file: str, run: str, names: dict[str, str]
+) -> None:
+    results = json.loads(COLD_START.with_name(f"{file}.json").read_text(encoding="utf-8"))[run]
+    for name, unit in names.items():
+        change = from_json(Difference, results["change"][name])
+        sides = [figures.plain(name, results[side][name]["value"]) for side in ("before", "after")]
+        what = f"{figures.label(name)}, {change.n} {unit}"
+        cells = [what, *sides, figures.change(name, change)]
+        assert f"| {' | '.join(cells)} |" in text_of(README)
+
+
 def test_the_page_on_stages_has_the_real_model() -> None:
     page = text_of(ROOT / "docs" / "stages.md").partition("<!-- real results -->")[2]
     results = json.loads(COLD_START.read_text(encoding="utf-8"))
