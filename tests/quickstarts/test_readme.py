@@ -393,6 +393,15 @@ def test_the_first_table_has_the_real_model() -> None:
 @pytest.mark.parametrize(
     ("file", "run", "names"),
     [
+        (
+            "french",
+            "french-qwen-coder",
+            {
+                "reward_accuracy": "pairs",
+                "mgsm_fr/lenient": "problems",
+                "gsm8k/lenient": "problems",
+            },
+        ),
         ("smollm2_grpo", "smollm2_grpo", {"format_rate": "problems", "strict": "problems"}),
     ],
 )
