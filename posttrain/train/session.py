@@ -83,16 +83,12 @@ class Session(Generic[S]):
 
     def show_result(self) -> int:
         """Report a run that is done and export what it lacks; returns the exit code."""
-        if not self.run.finished:
-            print(f"{self.run.shared} is trained; nothing to do.\n")
-            report(self.run.shared)
-            return 0
-        print(
-            f'{self.run.shared} is a finished run; nothing to do. "--resume never" trains it from '
-            "the start (the old folder is moved aside).\n"
-        )
-        report(self.run.shared)
-        return after_training(self.run.path, self.settings.export)
+        shared, finished = self.run.shared, self.run.finished
+        again = ' "--resume never" trains it from the start (the old folder is moved aside).'
+        state = f"a finished run; nothing to do.{again}" if finished else "trained; nothing to do."
+        print(f"{shared} is {state}\n")
+        report(shared)
+        return after_training(self.run.path, self.settings.export) if finished else 0
 
     def end_dry_run(self, rows: Sequence[Any]) -> int:
         """Print how to train, or why an earlier run in the folder prevents it; returns the exit
