@@ -21,7 +21,6 @@ import rewards
 from eval import conversation
 from eval.gsm8k import Problem, compare_replies
 from eval.rewarded import reward_row
-from posttrain.base import distributed
 from posttrain.base.errors import DataError
 from posttrain.base.process import run_main
 from posttrain.data.problems import for_validation, load_problems, within_pass_rate
@@ -132,7 +131,7 @@ def check_enough(problems: int, settings: GRPOSettings) -> None:
     """Raise DataError without problems for one generation: trl leaves out what does not fill it."""
     training = settings.training
     batches = training.steps_per_generation or training.gradient_accumulation_steps
-    rows = training.per_device_train_batch_size * batches * distributed.processes()
+    rows = training.per_device_train_batch_size * batches
     needed = rows // training.num_generations
     if problems < needed and training.max_steps != 0:
         raise DataError(

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 from posttrain.base.disk import can_write
-from posttrain.base.distributed import is_main
 from posttrain.base.errors import ConfigError
 
 
@@ -50,7 +49,7 @@ def ensure_home() -> None:
         if name == "HF_HOME" and os.path.isdir(folder):  # what was downloaded there is read
             os.environ.setdefault("HF_DATASETS_CACHE", f"{os.environ[name]}/datasets")
             os.environ[name] = folder
-    if refused and is_main():
+    if refused:
         where = ", ".join(f"{name}={folder}" for name, folder in refused.items())
         what = "HOME is not set" if where == "HOME=~" else f"cannot write to {where}"
         print(

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from posttrain.base.distributed import is_main
 from posttrain.base.errors import PostTrainError
 from posttrain.base.home import ensure_home
 from posttrain.base.paths import ROOT
@@ -106,8 +105,6 @@ def run_main(main: Callable[[], int | None]) -> None:
     outlive_readers()
     if not sys.stderr.isatty():  # it draws its bars again in pipes and log files too
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    if not is_main():  # the main process prints the same
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         ensure_home()
         sys.exit(main() or 0)
@@ -137,8 +134,7 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    if is_main():
-        print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 

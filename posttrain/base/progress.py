@@ -9,8 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from posttrain.base.distributed import is_main
-
 LINE_EVERY = 15.0  # seconds between two plain lines
 # Set where a cell of a notebook runs the command: it has a terminal that cannot move its cursor.
 NOTEBOOKS = ("COLAB_RELEASE_TAG", "JPY_PARENT_PID", "KAGGLE_KERNEL_RUN_TYPE")
@@ -20,7 +18,7 @@ def can_redraw() -> bool:
     """Whether standard error is a terminal on which lines can be drawn again."""
     dumb = os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
     notebook = any(name in os.environ for name in NOTEBOOKS)
-    return is_main() and sys.stderr.isatty() and not dumb and not notebook
+    return sys.stderr.isatty() and not dumb and not notebook
 
 
 class _Lines:
@@ -55,7 +53,7 @@ def progress_bar(
         initial=initial,
         delay=2.0,
         leave=leave,
-        disable=not (is_main() and (redraw or in_logs)),
+        disable=not (redraw or in_logs),
         mininterval=0.5 if redraw else LINE_EVERY,
         maxinterval=30.0,
         ncols=None if redraw else 100,

@@ -187,6 +187,7 @@ def verify(path: Path) -> list[str]:
 def changes_since(path: Path, facts: dict[str, Any]) -> list[str]:
     """How the facts of a run differ from those of a checkpoint's run, one line each."""
     earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    earlier.pop("processes", None)  # which earlier versions recorded
     if "settings" in earlier:
         earlier["settings"] = without_removed(earlier["settings"])
     return differences("", earlier, facts)

@@ -8,7 +8,6 @@ import time
 from datetime import datetime
 from typing import Any
 
-from posttrain.base import distributed
 from posttrain.base.paths import ROOT
 
 PACKAGES = (
@@ -33,7 +32,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
-        "processes": distributed.processes(),
         "git": git_commit(),
     }
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from eval.measures import Change
-from posttrain.base import distributed
 from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, write_json, write_text
@@ -27,9 +26,7 @@ class RunFolder:
     """A folder that is readable and complete with no account anywhere. See docs/watching.md."""
 
     def __init__(self, path: Path) -> None:
-        self.shared = path
-        """The folder that the user gave, also in processes that must not write there."""
-        self.path = distributed.own_folder(path)
+        self.path = path
         self.checkpoints = CheckpointStore(path / "checkpoints")
         self.adapter = self.path / "adapter"
         self.metrics = self.path / "metrics.jsonl"
@@ -44,30 +41,28 @@ class RunFolder:
         Raises:
             ConfigError: another run is writing to it; says which process, since when.
         """
-        if distributed.is_main():
-            where = self.path.resolve()
-            check_folder(where)
-            where.parent.mkdir(parents=True, exist_ok=True)
-            self._lease = hold(
-                where.with_name(f".{where.name}.lock"), self.path, "another run is writing there"
-            )
+        where = self.path.resolve()
+        check_folder(where)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        lock = where.with_name(f".{where.name}.lock")
+        self._lease = hold(lock, self.path, "another run is writing there")
 
     @property
     def finished(self) -> bool:
         """The last thing that a run writes is there."""
-        return (self.shared / "eval" / "comparison.json").exists()
+        return (self.path / "eval" / "comparison.json").exists()
 
     @property
     def trained(self) -> bool:
         """Nothing is left to train and the adapter is saved, whether or not it was scored."""
         if self.finished:
             return True
-        trained = _environment(self.shared).get("trained")
+        trained = _environment(self.path).get("trained")
         return trained is not None and "exit_code" not in trained
 
     def threads(self) -> int | None:
         """CPU threads that the run was started with, where they were recorded and are here."""
-        recorded = _environment(self.shared).get("threads")
+        recorded = _environment(self.path).get("threads")
         return recorded if isinstance(recorded, int) and 0 < recorded <= cores() else None
 
     def is_done(
@@ -97,7 +92,7 @@ class RunFolder:
     def changed(self, settings: Section, beside: Sequence[str] = NOT_SHAPING) -> list[str]:
         """The settings that differ in the folder's run: those that shape training or scores, or all
         `beside` some sections."""
-        earlier = without_removed(read_yaml(self.shared / "config.yaml"))
+        earlier = without_removed(read_yaml(self.path / "config.yaml"))
         now = settings.model_dump(mode="json")
         kept = (earlier.get("run") or {}).get("keep")  # which adapter the run ended with
         for name in beside:  # exports, for one, can be added to a finished run
@@ -112,7 +107,7 @@ class RunFolder:
             ConfigError: the path is not a checkpoint.
             CheckpointError: every checkpoint is damaged.
         """
-        if resume == "never" or not distributed.is_main():  # the others read it once they train
+        if resume == "never":
             return None
         if resume == "auto":
             return self.checkpoints.newest()
@@ -139,8 +134,7 @@ class RunFolder:
                 (self.path / name).replace(earlier)
                 print(f"Moved {name} of the finished run to {earlier.name}")
         (self.path / "eval").mkdir(parents=True, exist_ok=True)
-        if distributed.is_main():
-            self.checkpoints.folder.mkdir(exist_ok=True)
+        self.checkpoints.folder.mkdir(exist_ok=True)
 
     def describe(self, settings: Section, facts: dict[str, Any]) -> None:
         """Write config.yaml (resolved) and environment.json (`facts` are added to it)."""
@@ -159,13 +153,11 @@ class RunFolder:
         values = settings.model_dump(mode="json", exclude=set(NOT_SHAPING))
         for name in ("save_total_limit", "logging_steps"):
             values["training"].pop(name)
-        now = environment()
         return {
             "settings": values,
             "data": facts["data"],
             "weights": facts["weights"],
-            "versions": now["versions"],
-            "processes": now["processes"],
+            "versions": environment()["versions"],
         }
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:

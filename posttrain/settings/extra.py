@@ -48,7 +48,6 @@ OWNED = _by_name(
         "num_completions_to_print",
         "training.steps_per_generation": "generation_batch_size",
         "training.train_sampling_strategy": "length_column_name",
-        "accelerate launch (docs/elsewhere.md)": "local_rank ddp_backend",
         "model.fast_inference": "use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode "
         "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout "
         "vllm_group_port vllm_max_model_length vllm_tensor_parallel_size "
@@ -61,9 +60,9 @@ OWNED = _by_name(
 
 UNSUPPORTED = _by_name(
     {
-        "a model is not split over devices here; several GPUs train with accelerate launch "
-        "(docs/elsewhere.md)": "deepspeed fsdp fsdp_config parallelism_config "
-        "ds3_gather_for_generation",
+        "a run uses one GPU": "local_rank ddp_backend ddp_find_unused_parameters "
+        "ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_timeout deepspeed fsdp "
+        "fsdp_config parallelism_config ds3_gather_for_generation",
         "the reference is the policy as loaded, which trl cannot move": "sync_ref_model "
         "ref_model_mixup_alpha ref_model_sync_steps",
         "the code of a model is never run here": "trust_remote_code",

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from posttrain.base import distributed
 from posttrain.model.fewer_tokens import SharedPrompts, can_share
 from posttrain.model.merged import sampling_weights
 from posttrain.model.rollouts import cheaper_rollouts
@@ -80,12 +79,11 @@ def guarded_grpo(trainer_class: Any) -> Any:
 
         def _is_flat(self, batch: Batch) -> bool:
             """Whether a micro-batch has a gradient of 0, because no advantage is other than 0 and
-            nothing else is in the loss. Several processes must make the same number of passes."""
+            nothing else is in the loss."""
             return (
                 self.beta == 0
                 and not self._entropy_bonus_enabled
                 and not self.aux_loss_enabled
-                and distributed.processes() == 1
                 and bool(batch["flat"].all())
             )
 
@@ -147,10 +145,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
             batch = super()._generate_and_score_completions(inputs)
             if self._sampled and self.model.training:
                 self._log_sampling_difference(batch, self._sampled)
-            rows = len(batch["completion_ids"])
-            first = self.accelerator.process_index * rows  # trl has gathered those of all processes
             flat = (batch["advantages"] == 0).cpu()
-            return {**batch, "rewards": self._rewards[first : first + rows], "flat": flat}
+            return {**batch, "rewards": self._rewards, "flat": flat}
 
         def _log_sampling_difference(self, batch: Batch, sampled: list[list[float]]) -> None:
             """Log how far the log-probabilities that tokens were sampled with are from those that
@@ -171,13 +167,10 @@ def guarded_grpo(trainer_class: Any) -> Any:
                     )[0]
                 drawn = torch.tensor(sampled[row][:length], device=trained.device)
                 apart.append((trained[0] - drawn).abs())
-            nats = torch.cat(apart) if apart else torch.full((1,), torch.nan, device=ids.device)
-            gathered = self.accelerator.gather(torch.stack([nats.mean(), nats.max()])[None])
-            known = gathered[~gathered.isnan().any(1)]  # of the processes that scored any
-            if len(known):
-                metrics, name = self._metrics["train"], "sampling/sampling_logp_difference"
-                metrics[f"{name}/mean"].append(known[:, 0].mean().item())
-                metrics[f"{name}/max"].append(known[:, 1].max().item())
+            if apart:
+                nats, metrics = torch.cat(apart), self._metrics["train"]
+                metrics["sampling/sampling_logp_difference/mean"].append(nats.mean().item())
+                metrics["sampling/sampling_logp_difference/max"].append(nats.max().item())
 
         def _generate_single_turn(self, prompt_ids: Any, *rest: Any, **named: Any) -> Any:
             if self.watch is None or self.use_vllm or self.use_transformers_continuous_batching:
@@ -220,7 +213,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
             import torch
 
             score = super()._get_per_token_logps_and_entropies
-            if not unsloth and distributed.processes() == 1 and can_share(self.model):
+            if not unsloth and can_share(self.model):
                 model = SharedPrompts(model, rest[0])
             if self.watch is None or torch.is_grad_enabled():
                 return score(model, ids, mask, *rest, **named)

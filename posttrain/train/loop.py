@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.base import distributed
 from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, keep_rows_until
@@ -50,10 +49,6 @@ def train(
     if training.max_steps == 0:  # transformers would read 0 as "no limit" and train for an epoch
         print("training.max_steps is 0: nothing is trained")
         return {"steps": 0, "seconds": 0.0}
-    if (count := distributed.processes()) > 1:
-        rows = count * training.per_device_train_batch_size * training.gradient_accumulation_steps
-        print(f"{count} processes train together: {rows} rows an optimizer step")
-    checkpoint = distributed.main_checkpoint(checkpoint)
     clock = Clock()
     view = TrainingView(shown, settings.health.every)
     with StopRequest(settings.run.max_minutes) as stop, view:
@@ -79,8 +74,7 @@ def train(
                 raise disk_full_error(run.path) from error
             raise
         finally:
-            if distributed.is_main():
-                shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
+            shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
     result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
@@ -129,8 +123,7 @@ class RunCallback(Callback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         for path in (self.run.metrics, self.run.samples, self.run.health):
             keep_rows_until(path, state.global_step)
-        if distributed.is_main():
-            self.run.checkpoints.set_aside_after(state.global_step)
+        self.run.checkpoints.set_aside_after(state.global_step)
         # A resumed run has the checkpoint's intervals, not those of its settings.
         state.compute_steps(args, state.max_steps)
         if state.global_step:
@@ -147,12 +140,8 @@ class RunCallback(Callback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         written = self.run.checkpoints.staging / f"checkpoint-{state.global_step}"
         keep = self.training.save_total_limit
-        best_by = self.score.take()
-        distributed.barrier()  # every process has put its part there
-        if distributed.is_main():
-            step = state.global_step
-            self.run.checkpoints.publish(written, step, self.identity, keep, best_by)
-        distributed.barrier()
+        step, best_by = state.global_step, self.score.take()
+        self.run.checkpoints.publish(written, step, self.identity, keep, best_by)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         row = {"step": state.global_step, "seconds": self.clock.seconds(), **logs}

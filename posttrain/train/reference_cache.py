@@ -13,7 +13,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.distributed import is_main
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint, write_json
 from posttrain.base.paths import cache_folder
@@ -53,8 +52,7 @@ def precompute(trainer: Any) -> None:
     else:
         clock = Clock()
         values = compute(trainer)
-        kept = is_main() and write(path, values)  # every process has the same numbers
-        where = f", kept in {path}" if kept else ""
+        where = f", kept in {path}" if write(path, values) else ""
         print(f"Reference log-probabilities: computed in {clock.seconds():.1f} s{where}")
     for name, column in values.items():
         rows = rows.add_column(name, column)

@@ -22,7 +22,6 @@ from typing import Any, Generic, TypeVar
 
 from eval.measures import Change
 from posttrain.base.disk import check_disk
-from posttrain.base.distributed import is_main
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import fingerprint
 from posttrain.base.paths import run_command, shown
@@ -60,8 +59,17 @@ class Session(Generic[S]):
     """
 
     def __init__(self, settings_class: type[S], story: str | None, argv: list[str] | None) -> None:
-        """`story` is shown by --help."""
+        """`story` is shown by --help.
+
+        Raises:
+            ConfigError: the request is wrong, or a launcher started several processes.
+        """
         command: Command[S] = parse_command_line(settings_class, story, argv)
+        if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise ConfigError(
+                f"WORLD_SIZE={processes}: a run is one process on one GPU; start it without "
+                "accelerate launch or torchrun (or unset WORLD_SIZE)"
+            )
         self.settings: S = command.settings
         self.dry_run: bool = command.dry_run
         self.config: str = str(command.config)
@@ -83,12 +91,12 @@ class Session(Generic[S]):
 
     def show_result(self) -> int:
         """Report a run that is done and export what it lacks; returns the exit code."""
-        shared, finished = self.run.shared, self.run.finished
+        path, finished = self.run.path, self.run.finished
         again = ' "--resume never" trains it from the start (the old folder is moved aside).'
         state = f"a finished run; nothing to do.{again}" if finished else "trained; nothing to do."
-        print(f"{shared} is {state}\n")
-        report(shared)
-        return after_training(self.run.path, self.settings.export) if finished else 0
+        print(f"{path} is {state}\n")
+        report(path)
+        return after_training(path, self.settings.export) if finished else 0
 
     def end_dry_run(self, rows: Sequence[Any]) -> int:
         """Print how to train, or why an earlier run in the folder prevents it; returns the exit
@@ -166,12 +174,11 @@ class Session(Generic[S]):
         parts = settings.model, settings.lora, settings.training
         self._policy = policy.load(*parts, settings.run.verbose, settings.beyond_limit)
         set_template_variables(self._policy[1], settings.prompt.chat_template_kwargs)
-        if is_main():
-            # Packed 4-bit weights are counted too.
-            trained, weights = self._policy[0].get_nb_trainable_parameters()
-            exports = disk_bytes(weights - trained, in_order(settings.export.to))
-            keep = settings.training.save_total_limit
-            check_disk(self.run.path, trained * BYTES_A_WEIGHT, keep, int(exports))
+        # Packed 4-bit weights are counted too.
+        trained, weights = self._policy[0].get_nb_trainable_parameters()
+        exports = disk_bytes(weights - trained, in_order(settings.export.to))
+        keep = settings.training.save_total_limit
+        check_disk(self.run.path, trained * BYTES_A_WEIGHT, keep, int(exports))
         return self._policy
 
     def kept_scores(self, read: Callable[[], T | None]) -> T | None:
@@ -275,10 +282,9 @@ def resume_note(checkpoint: Path, training: Training, run: RunFolder, scored: bo
 def report(run: Path) -> None:
     """Write card, plots and page of a run, and print its table: `./run report`, as a person would.
 
-    In a separate process, so that neither a fault in it nor a kill costs the run anything. Only the
-    main process has a folder that stays.
+    In a separate process, so that neither a fault in it nor a kill costs the run anything.
     """
-    if is_main() and (code := run_script("report", str(run))):
+    if code := run_script("report", str(run)):
         again = f"{run_command()} report {shown(run)}"
         print(f"note: the report is not complete (exit code {code}); {again} makes it")
 
@@ -286,10 +292,10 @@ def report(run: Path) -> None:
 def after_training(run: Path, export: Export) -> int:
     """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate.
 
-    In a separate process of the main one: this one has Unsloth's patches in transformers and peft,
+    In a separate process: this one has Unsloth's patches in transformers and peft,
     and its model in memory; an export has to load without them.
     """
-    if not export.to or not is_main():
+    if not export.to:
         return 0
     if "torch" in sys.modules:  # it keeps the memory of the largest step, which the gate needs
         free_memory()

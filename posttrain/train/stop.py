@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from posttrain.base import distributed
-
 
 class StepAbandoned(BaseException):
     """Ends a training step in the middle, because a signal came. The step is lost.
@@ -30,7 +28,7 @@ class StopRequest:
         """The exit code of the process once the run has to stop, else None."""
         self.reason = ""
         self.decided = False
-        """The run had to stop when `wanted` was last called: the same in all processes."""
+        """The run had to stop when `wanted` was last called."""
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._old_handlers: dict[int, Any] = {}
         self._interruptible = False
@@ -58,9 +56,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def interruptible(self, allowed: bool) -> Iterator[None]:
-        """If `allowed`, a signal raises StepAbandoned inside this block at once. Not in one of
-        several processes: they stop together, between two steps."""
-        allowed = allowed and distributed.processes() == 1
+        """If `allowed`, a signal raises StepAbandoned inside this block at once."""
         self._interruptible = allowed
         try:
             if allowed and self.exit_code is not None:  # the signal came between two steps
@@ -70,16 +66,9 @@ class StopRequest:
             self._interruptible = False
 
     def wanted(self) -> bool:
-        """Whether the run has to stop. It checks the time limit too.
-
-        If one of several processes has to stop, all do, at the same step. So each process has to
-        call this after every step.
-        """
+        """Whether the run has to stop, by a signal or the time limit."""
         late = self._deadline is not None and time.monotonic() >= self._deadline
         if self.exit_code is None and late:
             self.exit_code, self.reason = 0, "run.max_minutes is over"
-        agreed = distributed.highest(-1 if self.exit_code is None else self.exit_code)
-        if self.exit_code is None and agreed >= 0:
-            self.exit_code, self.reason = agreed, "another process stopped"
         self.decided = self.exit_code is not None
         return self.decided

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from posttrain.base import distributed
 from posttrain.model.fewer_tokens import WithoutPadding
 from posttrain.train.batches import grouped_by_length
 from posttrain.train.guard import guarded
@@ -101,7 +100,7 @@ def guarded_dpo(trainer_class: Any) -> Any:
             own = self.loss_weights
             if self._batch is not None:  # not in an evaluation, which may call the model for more
                 self.loss_weights = self._parts[self._next].loss_weights or own
-                if distributed.processes() == 1 and model.device.type == "cpu":
+                if model.device.type == "cpu":
                     model = WithoutPadding(model)
             try:
                 return super().compute_loss(model, inputs, **options)

@@ -16,7 +16,6 @@ from typing import Any
 from eval import figures
 from eval.measures import kind
 from eval.stats import Measure
-from posttrain.base import distributed
 from posttrain.base.errors import CheckpointError
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until
 from posttrain.base.progress import say
@@ -61,16 +60,12 @@ class Validation(Callback):
         self._path = run.path / "eval" / "validation.jsonl"
 
     def begin(self, step: int) -> None:
-        """Read the validations up to `step`, where training begins. All processes must call it:
-        they read those of the main one."""
+        """Read the validations up to `step`, where training begins."""
         if step == 0:
             self._path.unlink(missing_ok=True)
         keep_rows_until(self._path, step)
-        distributed.barrier()  # the main process has removed what came later
-        shared = self._folder.shared / "eval" / self._path.name
-        rows = jsonl_rows(shared) if shared.exists() else []
+        rows = jsonl_rows(self._path) if self._path.exists() else []
         self.rows = [from_json(Validated, row) for row in rows]
-        distributed.barrier()  # before it adds one
         self._rank()
 
     def due(self, step: int, last: int) -> bool:
@@ -150,8 +145,7 @@ class Validation(Callback):
             return
         self.run(state)
         control.should_save = True
-        over = distributed.highest(int(self.exhausted()))  # all stop, or none
-        control.should_training_stop |= bool(over)
+        control.should_training_stop |= self.exhausted()
 
     def keep_best(self, trainer: Any, step: int) -> dict[str, Any]:
         """Give the policy the adapter of its best validation, after training ended at `step`.

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain.base.distributed import is_main
 from posttrain.base.errors import first_line
 from posttrain.base.files import jsonl_rows, not_finite, write_text
 from posttrain.base.paths import run_command
@@ -86,7 +85,7 @@ class WandbLog(Callback):
     """One W&B run beside the run folder. Does nothing unless W&B is on."""
 
     def __init__(self, folder: RunFolder, settings: Section) -> None:
-        self.active = is_main()
+        self.active = True
         self._folder = folder
         self._settings = settings.model_dump(mode="json")
         self._data = ""

@@ -5,7 +5,6 @@ transformers' callbacks report its steps and metrics.
 """
 
 import math
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -15,7 +14,6 @@ from typing import Any, NoReturn
 
 from pydantic_core import to_json
 
-from posttrain.base import distributed
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows, write_text
 from posttrain.base.progress import say
@@ -85,18 +83,14 @@ class Watch(Callback):
         losses = values[: len(step)]
         self._last = [batch for _, batch in step]
         bad = [i for i, value in enumerate(losses) if not math.isfinite(value)]
-        # The gradient is the mean over all processes, so a bad loss in one of them stops all.
-        worst = distributed.highest(2 if bad else int(any(values[len(step) :])))
-        self._learnable = worst > 0
-        if worst == 2:
+        self._learnable = any(values[len(step) :])
+        if bad:
             number = self.trainer.state.global_step + 1
-            where, what = self._batches(number).parent, "of another process is not finite"
-            if bad:
-                where = self._write_batches(number, [self._last[i] for i in bad], losses)
-                what = f"is {losses[bad[0]]}"
+            where = self._write_batches(number, [self._last[i] for i in bad], losses)
             message = (
-                f"the loss {what}. Its rows are in {where}. Lower training.learning_rate, or train "
-                "in bf16 or float32; if one row alone causes it, remove it from the data"
+                f"the loss is {losses[bad[0]]}. Its rows are in {where}. Lower "
+                "training.learning_rate, or train in bf16 or float32; if one row alone causes it, "
+                "remove it from the data"
             )
             self.record(HealthEvent(number, "loss_not_finite", message, action="stopped"))
 
@@ -104,13 +98,11 @@ class Watch(Callback):
         """Have the trainer try half of `rows` at once, with which memory ran out.
 
         Raises:
-            HealthError: that cannot help: a single row, a loss that is not a sum over rows
-                (`divisible`), or several processes, which have to make the same number of backward
-                passes.
+            HealthError: that cannot help: a single row, or a loss that is not a sum over rows
+                (`divisible`).
         """
         free_memory()
-        alone = what != "training" or distributed.processes() == 1
-        if rows == 1 or not (divisible and alone):
+        if rows == 1 or not divisible:
             self.no_room(what, rows)
         fewer = (rows + 1) // 2
         setattr(self.trainer, SIZES[f"out_of_memory_{what}"], fewer)
@@ -144,8 +136,6 @@ class Watch(Callback):
             + "; ".join(advice)
         )
         step = self.trainer.state.global_step + 1
-        if not distributed.is_main():  # the main process may have had enough memory
-            print(f"error: process {distributed.rank()}: {message}", file=sys.stderr)
         self.record(HealthEvent(step, f"out_of_memory_{what}", message, rows, None, "stopped"))
         raise AssertionError  # record() raised
 
@@ -160,14 +150,12 @@ class Watch(Callback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Read what was recorded up to the checkpoint: metrics for the rules, and the batch sizes
-        that fit the memory. Every process reads the same rows."""
-        distributed.barrier()  # the main process has removed later rows
-        for row in _read(self.run.shared / self.run.metrics.name):
+        that fit the memory."""
+        for row in _read(self.run.metrics):
             if "loss" in row:
                 self.rules.observe(row["step"], row)
         self.rules.resume_after(state.global_step)
-        alone = distributed.processes() == 1
-        for event in _read(self.run.health) if alone else ():
+        for event in _read(self.run.health):
             if event["action"] == "halved":
                 setattr(self.trainer, SIZES[event["kind"]], int(event["value"]))
 
@@ -218,11 +206,6 @@ class Watch(Callback):
             )
         raise HealthError(f"step {event.step}: {event.message}\n       {advice}")
 
-    def _batches(self, step: int) -> Path:
-        """The file for the rows of a step. Each process writes its own, in the shared folder."""
-        name = "batch.json" if distributed.is_main() else f"batch-{distributed.rank()}.json"
-        return self.run.shared / "health" / f"step-{step:06d}" / name
-
     def _write_batches(self, step: int, batches: list[Any], losses: list[float]) -> Path:
         """Write the rows of a step for a person to read, one a line. NaN and infinity become text,
         because JSON has no such numbers."""
@@ -231,7 +214,7 @@ class Watch(Callback):
             return to_json(value, inf_nan_mode="strings").decode()
 
         rows = ",\n".join(text(r) for batch in batches for r in self.trainer.rows_as_text(batch))
-        path = self._batches(step)
+        path = self.run.path / "health" / f"step-{step:06d}" / "batch.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, f'{{"step": {step}, "losses": {text(losses)}, "rows": [\n{rows}\n]}}\n')
         return path

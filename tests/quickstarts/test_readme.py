@@ -60,7 +60,6 @@ LOCAL_PROBLEMS = (
 )
 SHORT_GRPO = "training.max_steps=4 training.save_steps=2 evaluation.limit=8"
 STOPPED = "./run grpo --config configs/grpo_demo.yaml --output outputs/stopped"
-LAUNCHED = next(command for command in COMMANDS if command.startswith("./run python -m accelerate"))
 ADDED = {
     "./run demo": "training.max_steps=12 evaluation.limit=8",  # after 2 steps it still guesses
     "./run demo training.max_steps=0": "evaluation.limit=8",
@@ -83,8 +82,6 @@ ADDED = {
     ),
     "./run grpo --config configs/grpo_demo.yaml run.name=validated data.validation=200 "
     "evaluation.every=5 run.patience=3": "training.max_steps=10 evaluation.limit=8",
-    LAUNCHED: "training.max_steps=2 evaluation.limit=8 evaluation.replies=4 evaluation.also=[] "
-    "--output outputs/two",
 }
 REPLACED = {
     "Qwen/Qwen2.5-0.5B-Instruct": "assets/demo_model",

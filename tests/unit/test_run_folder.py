@@ -16,7 +16,7 @@ from eval import Completion
 from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
-from posttrain.base.errors import DataError, first_line
+from posttrain.base.errors import ConfigError, DataError, first_line
 from posttrain.base.files import (
     append_rows,
     jsonl_rows,
@@ -33,6 +33,7 @@ from posttrain.settings.command import load_settings
 from posttrain.train import session
 from posttrain.train.samples import SampleRecorder
 from rewards import REWARDS
+from scripts import dpo
 from tests.helpers import CONFIGS, ROOT, settings_class
 
 # Text that a model may well write and that line-based formats stumble over.
@@ -442,9 +443,9 @@ def test_a_resumed_run_says_where_it_resumes(tmp_path: Path) -> None:
 
 
 def test_training_ends_with_a_report_by_a_process(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One that fails costs the run nothing but a line, and of several processes one reports."""
+    """One that fails costs the run nothing but a line."""
     settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
     run = RunFolder(tmp_path / "run")
     run.open(fresh=False)
@@ -457,6 +458,9 @@ def test_training_ends_with_a_report_by_a_process(
     out, error = capfd.readouterr()
     assert "no run there" in error and "Traceback" not in error
     assert out.startswith("note: the report is not complete (exit code 2); ")
-    monkeypatch.setenv("RANK", "1")
-    session.report(tmp_path / "nowhere")
-    assert capfd.readouterr() == ("", "")
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as accelerate launch and torchrun set it
+    with pytest.raises(ConfigError, match="one process on one GPU; start it without"):
+        dpo.main(["--config", str(ROOT / "configs" / "dpo_demo.yaml"), "--dry-run"])
