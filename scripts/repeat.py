@@ -9,125 +9,118 @@ signal is passed to the run, which writes a checkpoint. DIR/seeds.json and DIR/r
 each measure with mean, standard deviation and 95% interval over seeds, and its change with an
 interval that covers seeds and questions (docs/statistics.md). Settings are those of the training
 script: ./run grpo --help all.
-
-    ./run repeat grpo --seeds 1,2,3 --grid training.learning_rate=3e-4,1e-3,3e-3 \\
-      --config configs/grpo_demo.yaml
-
-With --grid each value is trained with each seed, in DIR/VALUE/seed-N, and validated on training
-rows set aside (data.validation), but not scored. DIR/grid.json has the table and the choice: the
-best mean over seeds, of equal ones the first given. Only the chosen value's runs are then scored
-on the test set, without training again, and reported as above.
 """
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from posttrain.base.errors import ConfigError, ExportError, HealthError
+from posttrain.base import flags
+from posttrain.base.errors import ConfigError, ExportError
 from posttrain.base.files import write_json
 from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
 from posttrain.report import seeds
-from posttrain.run.folder import NOT_SHAPING, RunFolder
+from posttrain.run.folder import RunFolder
 from posttrain.run.reading import read_run
-from posttrain.run.repeated import read_grid
-from posttrain.scoring.grid import choose, why_stopped
-from posttrain.scoring.seeds import check_same_data, over_seeds
-from posttrain.settings.repeat import RepeatArgs, Value, parse_repeat
+from posttrain.scoring.seeds import over_seeds
+from posttrain.settings.command import SETTINGS, load_settings
 
-LEFT_ALONE = [name for name in NOT_SHAPING if name != "health"]
-"""Sections in which a change is not a reason to try again what a health check stopped."""
+
+@dataclass(frozen=True)
+class RepeatArgs:
+    """The command line."""
+
+    method: str
+    seeds: list[int]
+    config: Path
+    overrides: list[str]
+    output: Path
+    name: str
+    """Of the runs together; `run.name` of the config."""
+    dry_run: bool
+
+    def run(self, seed: int) -> Path:
+        return self.output / f"seed-{seed}"
+
+    def own(self, seed: int) -> list[str]:
+        """The overrides of one seed's run."""
+        return [*self.overrides, f"training.seed={seed}", f"run.name={self.name}-seed-{seed}"]
+
+    def settings(self, seed: int) -> Any:
+        """The settings of one seed's run, of the class of its method."""
+        return load_settings(SETTINGS[self.method], self.config, self.own(seed))
+
+
+def parse(argv: list[str] | None) -> RepeatArgs:
+    """The command line.
+
+    Raises:
+        ConfigError: the seeds are not whole numbers, fewer than two, or also given as a setting; or
+            a setting is wrong.
+    """
+    parser = flags.parser("repeat", __doc__)
+    add = parser.add_argument
+    add("method", choices=sorted(SETTINGS))
+    add("--seeds", required=True, metavar="N,N,...", help="two or more; best three")
+    add("--config", required=True, type=Path, help="a YAML file of configs/")
+    add("--output", type=Path, help="folder (default: outputs/<run.name>_seeds)")
+    add("--dry-run", action="store_true", help="check everything up to the model, then stop")
+    add("overrides", nargs="*", metavar="section.key=value")
+    given: argparse.Namespace = parser.parse_intermixed_args(argv)
+    try:
+        seeds = list(dict.fromkeys(int(seed) for seed in given.seeds.split(",")))
+    except ValueError:
+        raise ConfigError(f"--seeds {given.seeds}: give whole numbers, as in 1,2,3") from None
+    if len(seeds) < 2:
+        raise ConfigError(f"--seeds {given.seeds}: one seed has no spread; give two or more")
+    if any(override.startswith("training.seed=") for override in given.overrides):
+        raise ConfigError("training.seed: each run has its own; give them as --seeds")
+    settings: Any = load_settings(SETTINGS[given.method], given.config, given.overrides)
+    if not settings.run.score:
+        raise ConfigError("run.score: a repeat compares scores; leave it at true")
+    name: str = settings.run.name
+    output = (given.output or ROOT / "outputs" / f"{name}_seeds").absolute()
+    return RepeatArgs(
+        given.method, seeds, given.config, given.overrides, output, name, given.dry_run
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train what is missing, then report; returns the exit code, that of a run that ended early.
+    """Train and score what is missing, then report; returns the exit code, that of a run that ended
+    early.
 
     An export that is not proven (4) ends a run but not the repeat, which then ends with that code.
     """
-    args = parse_repeat(__doc__, argv)
-    every = [replace(args, value=value, scored=False) for value in args.grid] or [args]
-    for each in every:  # a fault in one of them is refused before any is trained
-        for seed in args.seeds:
-            each.settings(seed)
+    args = parse(argv)
+    for seed in args.seeds:  # a fault in one of them is refused before any is trained
+        args.settings(seed)
     if args.dry_run:
-        checked = train(every[0], args.seeds[0], "--dry-run")
-        runs = len(every) * len(args.seeds)
+        checked = train(args, args.seeds[0], "--dry-run")
+        runs = len(args.seeds)
         print(f"This is the first of {runs} runs; the same command without --dry-run trains all")
         return checked
-    if not args.grid:
-        return repeat(args)
-    stopped: dict[str, str] = {}
-    code = sweep(args, every, stopped)
-    if code is not None:
-        return code
-    chosen = choose_value(args, every, stopped)
-    print(f"\nScoring {chosen.label} on the test set, with every seed")
-    return repeat(replace(args, value=chosen))
-
-
-def repeat(args: RepeatArgs) -> int:
-    """Train and score the seeds that are missing, then report; returns the exit code."""
     unproven = 0
     for seed in args.seeds:
-        run = RunFolder(args.run(seed))
-        if is_done(args, seed) and not args.settings(seed).export.to:
-            print(f"{args.label(seed)}: finished, in {shown(run.path)}")
+        run, settings = RunFolder(args.run(seed)), args.settings(seed)
+        if run.is_done(settings, "auto", start_over(run.path)) and not settings.export.to:
+            print(f"Seed {seed}: finished, in {shown(run.path)}")
             continue
-        print(f"\n{args.label(seed)}, in {shown(run.path)}", flush=True)
+        print(f"\nSeed {seed}, in {shown(run.path)}", flush=True)
         code = train(args, seed)
         if not run.finished or code not in (0, ExportError.exit_code):
             return stopped_early(args, seed, code)  # with 0 where run.max_minutes is over
         unproven = unproven or code
     report(args)
     return unproven
-
-
-def sweep(args: RepeatArgs, every: list[RepeatArgs], stopped: dict[str, str]) -> int | None:
-    """Train what is missing of the grid, without a look at the test set.
-
-    Returns None, or the exit code of a run that ended early. A value whose run a health check stops
-    goes into `stopped`, without its other seeds, and is tried again once its settings change.
-
-    Raises:
-        ConfigError: the values are not trained on the same rows.
-    """
-    trained: list[Path] = []
-    for each in every:
-        for seed in args.seeds:
-            run = RunFolder(each.run(seed))
-            if is_done(each, seed):
-                print(f"{each.label(seed)}: trained, in {shown(run.path)}")
-            else:
-                code, why = HealthError.exit_code, why_stopped(run.path)
-                if why is None or run.changed(each.settings(seed), LEFT_ALONE):
-                    print(f"\n{each.label(seed)}, in {shown(run.path)}", flush=True)
-                    code = train(each, seed)
-                    why = why_stopped(run.path) or "it did not fit"
-                if code == HealthError.exit_code:
-                    print(f"{each.label(seed)}: left out, {why} ({start_over(run.path)})")
-                    stopped[each.value.name] = f"seed {seed}: {why}"
-                    break
-                if code or not run.trained:
-                    return stopped_early(each, seed, code)
-            trained.append(run.path)
-            check_same_data(trained)  # now, not when all are trained
-    return None
-
-
-def choose_value(args: RepeatArgs, every: list[RepeatArgs], stopped: dict[str, str]) -> Value:
-    """Choose by validation, write grid.json and print its table; returns the value."""
-    runs = {each.value.name: each.runs() for each in every}
-    trained = {name: some for name, some in runs.items() if name not in stopped}
-    grid = choose(args.grid, trained, stopped)
-    write_json(args.output / "grid.json", grid.as_json())
-    print(f"\n{seeds.grid_table(grid)}\n{seeds.choice(grid)}")
-    return next(value for value in args.grid if value.name == grid.chosen)
 
 
 def train(args: RepeatArgs, seed: int, *options: str) -> int:
@@ -170,13 +163,6 @@ def train(args: RepeatArgs, seed: int, *options: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-def is_done(args: RepeatArgs, seed: int) -> bool:
-    """Whether a seed's run is there, and scored or, if `run.score` is false, trained; raises
-    ConfigError if it is there with other settings."""
-    run = args.run(seed)
-    return RunFolder(run).is_done(args.settings(seed), "auto", start_over(run))
-
-
 def start_over(run: Path) -> str:
     return f"move {shown(run)} away to train it again"
 
@@ -189,7 +175,7 @@ def stopped_early(args: RepeatArgs, seed: int, code: int) -> int:
         fix = "correct what is reported above and repeat"
         if args.run(seed).exists():
             fix += f", or {start_over(args.run(seed))}"
-    print(f"\n{args.label(seed)} {how}; {fix}. Finished seeds are kept", file=sys.stderr)
+    print(f"\nSeed {seed} {how}; {fix}. Finished seeds are kept", file=sys.stderr)
     return code
 
 
@@ -197,11 +183,10 @@ def report(args: RepeatArgs) -> None:
     """Write seeds.json and report.html, and print the table and the verdict."""
     from posttrain.report import page
 
-    paths = args.runs()
+    paths = {seed: args.run(seed) for seed in args.seeds}
     repeated = over_seeds(paths, type(args.settings(args.seeds[0])))
     write_json(args.output / "seeds.json", asdict(repeated))
-    grid = read_grid(args.output / "grid.json") if args.grid else None
-    written = page.write_seeds(args.output, repeated, list(paths.values()), grid)
+    written = page.write_seeds(args.output, repeated, list(paths.values()))
     runs = [read_run(path) for path in paths.values()]
     verdict = seeds.verdict(repeated, runs)
     print(f"\n{seeds.table(repeated, runs)}\n\n{verdict.sentence}", *verdict.remarks, sep="\n")

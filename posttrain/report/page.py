@@ -19,13 +19,12 @@ from posttrain.report import (
     page_data,
     plots,
     samples,
-    score_plots,
     seeds,
 )
 from posttrain.report.verdict import capital, verdict
 from posttrain.run.reading import read_run, read_runs
 from posttrain.run.record import Run
-from posttrain.run.repeated import Grid, Repeated
+from posttrain.run.repeated import Repeated
 
 PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -81,9 +80,7 @@ def write_comparison(paths: Sequence[Path], page: Path) -> Path:
     return _write(page, template.render(runs=runs, pictures=plots.compared(runs)))
 
 
-def write_seeds(
-    folder: Path, repeated: Repeated, paths: Sequence[Path], grid: Grid | None = None
-) -> Path:
+def write_seeds(folder: Path, repeated: Repeated, paths: Sequence[Path]) -> Path:
     """Write report.html of a config that was trained with several seeds; `paths` are its runs, in
     the order of the seeds."""
     runs = [read_run(path) for path in paths]
@@ -92,8 +89,6 @@ def write_seeds(
         repeated=repeated,
         runs=runs,
         pages=[run.path.relative_to(folder.resolve()).as_posix() for run in runs],
-        grid=grid,
-        grid_picture=grid and score_plots.validation_by_value(grid),
         pictures=plots.compared(runs),
     )
     return _write(folder / "report.html", text)

@@ -1,4 +1,4 @@
-"""Which plots a run, a comparison of runs, or a grid gets. Loads matplotlib: see drawing.py."""
+"""Which plots a run or a comparison of runs gets. Loads matplotlib: see drawing.py."""
 
 import re
 from collections.abc import Mapping, Sequence

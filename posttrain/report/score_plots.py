@@ -1,4 +1,4 @@
-"""Plots of what was scored: before and after, in validation, by value. Loads matplotlib."""
+"""Plots of what was scored: before and after and in validation. Loads matplotlib."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,7 @@ from posttrain.report.drawing import (
     rows_axis,
     short,
 )
-from posttrain.report.verdict import capital
 from posttrain.run.record import Run
-from posttrain.run.repeated import Grid
 
 LABEL = 26  # characters of a line of a measure's label
 
@@ -123,35 +121,6 @@ def scores(run: Run) -> Plot | None:
         "",
         draw,
         height=0.9 + 0.46 * len(names),
-    )
-
-
-def validation_by_value(grid: Grid) -> Plot:
-    """Every seed's validation as a point, their mean as a bar, a row a value that was trained."""
-    rows = [(value, value.mean) for value in grid.values if value.mean is not None]
-    label = capital(figures.label(grid.by))
-
-    def draw(axes: Axes) -> None:
-        for row, (value, mean) in enumerate(rows):
-            colour = COLOURS[0] if value.name == grid.chosen else MUTED
-            points = [row] * len(value.values)
-            axes.plot(value.values, points, "o", color=colour, ms=7, mew=0, alpha=0.55)
-            axes.plot(mean, row, "|", color=colour, ms=20, mew=2.4)
-        rows_axis(axes, [value.label for value, _ in rows])
-        axes.margins(x=0.08)
-        if is_share(grid.by):
-            percent_axis(axes, "x")
-
-    means = "; ".join(f"{value.label} {figures.plain(grid.by, mean)}" for value, mean in rows)
-    return Plot(
-        "grid",
-        "Validation by value",
-        f"{label} of the step that was kept. A point a seed, a bar their mean; in colour the value "
-        "that was chosen.",
-        f"{figures.label(grid.by)} by value: {means}.",
-        figures.label(grid.by),
-        draw,
-        height=0.9 + 0.46 * len(rows),
     )
 
 

@@ -1,4 +1,4 @@
-"""A config trained with several seeds, and the values of a grid: tables, verdict, choice."""
+"""A config trained with several seeds: table and verdict."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from posttrain.report import tables
 from posttrain.report.tables import Cell, Column, Row, Table, as_text
 from posttrain.report.verdict import WORDS, Verdict, capital, judged, losses
 from posttrain.run.record import Run
-from posttrain.run.repeated import Grid, Repeated, Tried
+from posttrain.run.repeated import Repeated
 
 SEEDS = (
     Column("measure"),
@@ -99,48 +99,7 @@ def by_seed(repeated: Repeated, runs: Sequence[Run]) -> list[list[str]]:
     ]
 
 
-def spread(name: str, side: SeedMean | Tried) -> str:
+def spread(name: str, side: SeedMean) -> str:
     """`98.6% ± 0.6`: mean and standard deviation, in points where it is a share."""
-    sd = side.sd or 0.0
-    width = f"{100 * sd:.1f}" if is_share(name) else figures.plain(name, sd)
+    width = f"{100 * side.sd:.1f}" if is_share(name) else figures.plain(name, side.sd)
     return f"{figures.plain(name, side.mean)} ± {width}"
-
-
-def grid_rows(grid: Grid) -> Table:
-    """Each value: mean and standard deviation, each seed's score, and the steps that were kept."""
-    columns = (
-        Column("value"),
-        Column("mean ± sd"),
-        *(Column(f"seed {seed}", "left out") for seed in grid.seeds),
-        Column("kept step"),
-    )
-    lines = []
-    for value in grid.values:
-        cells = ["stopped", *("" for _ in grid.seeds), ""]
-        if value.mean is not None:
-            scores = (figures.plain(grid.by, score) for score in value.values)
-            steps = ", ".join(map(str, dict.fromkeys(value.steps)))
-            chosen = " (chosen)" * (value.name == grid.chosen)
-            cells = [spread(grid.by, value), *scores, steps + chosen]
-        lines.append(Row(value.label, tuple(map(Cell, cells))))
-    return Table(columns, lines)
-
-
-def grid_table(grid: Grid) -> str:
-    """The values as text that fits the terminal, and those that could not be trained."""
-    title = f"{figures.label(grid.by)} in validation, {grid.rows} rows"
-    return "\n".join([title, "", as_text([grid_rows(grid)]), "", *left_out(grid)])
-
-
-def left_out(grid: Grid) -> list[str]:
-    """Which values could not be trained with every seed, and why."""
-    return [f"Left out: {each.label}, {each.stopped}." for each in grid.values if each.stopped]
-
-
-def choice(grid: Grid) -> str:
-    """Which value was chosen, how, and what that does not show."""
-    label = next(value.label for value in grid.values if value.name == grid.chosen)
-    return (
-        f"Chosen: {label}, by {grid.how}. The test set had no part in it, and only this value is "
-        "scored on it; that it was chosen flatters its validation, not its test scores."
-    )

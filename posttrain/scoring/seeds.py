@@ -71,8 +71,7 @@ def check_same_data(runs: Sequence[Path]) -> None:
         if run.environment.data != first.environment.data:
             raise ConfigError(
                 f"{run.path} was trained or scored on other data than {first.path}: a data file "
-                "changed in between (move the older of the two folders away and repeat), or a "
-                "setting of the grid decides which rows are too long and dropped (data.overlong)"
+                "changed in between; move the older of the two folders away and repeat"
             )
 
 

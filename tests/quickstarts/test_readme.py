@@ -76,10 +76,8 @@ ADDED = {
     "./run repeat grpo --config configs/grpo_demo.yaml --seeds 1,2,3": (
         "training.max_steps=2 evaluation.limit=8"
     ),
-    "./run repeat grpo --config configs/grpo_demo.yaml --seeds 1,2,3 --grid "
-    "training.learning_rate=1e-4,3e-4 training.max_steps=20": (
-        "training.max_steps=2 evaluation.limit=8 data.validation=8"
-    ),
+    "./run grpo --config configs/grpo_demo.yaml run.name=rate_1e-4 training.learning_rate=1e-4 "
+    "data.validation=200 run.score=false": "training.max_steps=2",
     "./run grpo --config configs/grpo_demo.yaml run.name=validated data.validation=200 "
     "evaluation.every=5 run.patience=3": "training.max_steps=10 evaluation.limit=8",
 }
@@ -105,7 +103,7 @@ NOT_RUN_HERE = {
 # Files that the reader makes or a run leaves, and what a cloud has.
 NOT_OF_THE_PROJECT = re.compile(
     r"(my_|A/|B/|step-NNN|~/|\$|/workspace)|^(examples|replies|report|config|environment|export|metrics|"
-    r"samples|health|before|after|comparison|seeds|grid|validation)\.\w+$|^(health|checkpoints|data|eval|adapter|gguf|"
+    r"samples|health|before|after|comparison|seeds|validation)\.\w+$|^(health|checkpoints|data|eval|adapter|gguf|"
     r"merged_16bit|plots|wandb|outputs)/"
 )
 

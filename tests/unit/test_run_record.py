@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 from eval.stats import Difference, Measure
 from posttrain.run.lenient import from_json
-from posttrain.run.repeated import Grid, Tried
 from posttrain.run.results import Environment, Exported, FileScore, Stage, Trained, Validated
 
 
@@ -37,10 +36,3 @@ def test_what_is_written_is_what_is_read() -> None:
     score = FileScore("strict", 8, 6, 1, 2, 0.5, {"strict": Measure(0.5, 8, 0.1, 0.9)})
     entry = Exported("x.gguf", True, 10.0, score=score)
     assert from_json(Exported, json.loads(json.dumps(asdict(entry)))) == entry
-    scored = Tried("a", "A", ["k=1"], steps=[3, 4], values=[0.5, 0.0], mean=0.25, sd=0.0)
-    stopped = Tried("b", "B", ["k=2"], stopped="why")
-    grid = Grid([1, 2], "strict", 9, [scored, stopped], "a", "how")
-    written = json.loads(json.dumps(grid.as_json()))
-    assert from_json(Grid, written) == grid
-    assert set(written["values"][1]) == {"name", "label", "overrides", "stopped"}
-    assert written["values"][0]["sd"] == 0.0
