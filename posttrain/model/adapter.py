@@ -1,17 +1,14 @@
-"""How a LoRA adapter is initialised, and which reference follows from that.
+"""LoRA adapters: which reference a run has, saving, and checking one that is to be trained on.
 
-A new adapter has no effect (B = 0), so the reference is the policy with its adapter off. Two kinds
-of run start elsewhere. PiSSA and OLoRA move a part of each base weight W into the adapter, so that
-W = residual + scale B0 A0: with the adapter off, only the residual is left. A run with
-`model.adapter` starts from an adapter that an earlier stage trained. The reference of both is the
-policy with the adapter that it started with, B0 A0.
+A new adapter has no effect (B = 0), so the reference is the policy with its adapter off. A run with
+`model.adapter` starts from an adapter that an earlier stage trained; its reference is the policy
+with that adapter as it was.
 """
 
 import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -21,7 +18,6 @@ from posttrain.base.files import follow_umask, write_text
 from posttrain.base.paths import ROOT
 from posttrain.settings import Lora
 from posttrain.settings.adapters import BASE, CONFIG, WEIGHTS, base_of
-from posttrain.settings.model import MOVED
 
 _STARTED: WeakSet[Any] = WeakSet()
 """Policies whose adapter had an effect from the start."""
@@ -61,36 +57,19 @@ def has_start(policy: Any) -> bool:
 
 @contextlib.contextmanager
 def without_copy(policy: Any) -> Iterator[None]:
-    """Build a trainer that keeps no copy of the adapter.
-
-    trl adds one as its reference, with the policy's own config, which for PiSSA and OLoRA would
-    change the base weights again. Without it trl scores the reference with the adapter off, which
-    is the same for an adapter that starts with no effect; for others see remember_start().
-    """
-    config = policy.peft_config["default"]
-    init, config.init_lora_weights = config.init_lora_weights, True
+    """Build a trainer that keeps no copy of the adapter, which trl adds as its reference. Without
+    it trl scores the reference with the adapter off, which is the same for an adapter that starts
+    with no effect; for others see remember_start()."""
     try:
         yield
     finally:
-        config.init_lora_weights = init
         if "ref" in policy.peft_config:
             policy.delete_adapter("ref")
 
 
 def save(policy: Any, folder: Path) -> None:
-    """Write the adapter so that it applies to the original base model.
-
-    PiSSA and OLoRA train B A, which starts at B0 A0, on the residual weights. The learnt change is
-    scale (B A - B0 A0), which peft writes as an adapter of twice the rank.
-    """
-    write = partial(policy.save_pretrained, selected_adapters=["default"])
-    if policy.peft_config["default"].init_lora_weights not in MOVED:
-        write(folder)
-    else:
-        with tempfile.TemporaryDirectory() as start:
-            with policy.disable_adapter():  # the reference: the adapter as it started
-                write(start)
-            write(folder, path_initial_model_for_weight_conversion=start)
+    """Write the adapter, so that its base model is found from another folder too."""
+    policy.save_pretrained(folder, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run writes its own
     for weights in folder.glob("*.safetensors"):
         follow_umask(weights)

@@ -12,12 +12,10 @@ from posttrain.base.paths import ROOT
 from posttrain.data.render import limit_token_ids
 from posttrain.model import adapter
 from posttrain.model.pretrained import local_or_hub
-from posttrain.settings import Lora, Model, RolloutModel, TrainingSettings, adapters
-from posttrain.settings.model import MOVED
+from posttrain.settings import Lora, Model, TrainingSettings, adapters
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
-"""Names that Unsloth takes out of target_modules: it trains and saves these matrices in full."""
-BYTES_TRAINED = 16  # of a weight in float32 with its gradient and AdamW's two moments
+"""Names that Unsloth takes out of target_modules: it would train these matrices in full."""
 
 
 def refuse_adapter(name: str) -> None:
@@ -51,8 +49,7 @@ def check_model(settings: TrainingSettings, tokenizer: Any) -> None:
     """Check layers, token ids and `training.extra` against the model's architecture. After
     runtime.start().
 
-    Prints the cost of embeddings among the LoRA targets. From now on render.token_ids refuses ids
-    that the model has no embedding for.
+    From now on render.token_ids refuses ids that the model has no embedding for.
 
     Raises:
         ConfigError: names the setting or the token that does not fit the model.
@@ -64,8 +61,6 @@ def check_model(settings: TrainingSettings, tokenizer: Any) -> None:
     if model.adapter:
         adapter.check_weights(adapters.find_adapter(model.adapter), lora, skeleton)
     _check_layers(skeleton, lora, model.name)
-    if matrices := [n for n in lora.target_modules if n.rpartition(".")[2] in EMBEDDINGS]:
-        _check_embeddings(skeleton, matrices, settings)
     _check_extra(skeleton.config.get_text_config(), settings.training.extra, model.name)
     rows = skeleton.get_input_embeddings().weight.shape[0]
     limit_token_ids(tokenizer, rows, f"model.name: '{model.name}'")
@@ -120,6 +115,11 @@ def _check_layers(skeleton: Any, lora: Lora, name: str) -> None:
     if "gate_up_proj" in parameters:  # experts of a mixture, in one parameter
         parameters |= {"gate_proj", "up_proj"}
     for target in lora.target_modules:
+        if target.rpartition(".")[2] in EMBEDDINGS:
+            raise ConfigError(
+                f"lora.target_modules: {target} has a row a token of the vocabulary and would be "
+                "trained in full, without LoRA, which nothing here exports; leave it out"
+            )
         matches = [module for module in modules if f".{module}".endswith(f".{target}")]
         if not matches and target not in parameters - {"weight", "bias"}:
             dots = target.count(".")
@@ -135,35 +135,3 @@ def _check_layers(skeleton: Any, lora: Lora, name: str) -> None:
                 f"lora.target_modules: '{target}' takes no LoRA, it is a {kind}; "
                 f"name layers inside it: {', '.join(sorted(inside)) or 'it has none'}"
             )
-
-
-def _check_embeddings(skeleton: Any, names: list[str], settings: TrainingSettings) -> None:
-    """Check that these matrices can be trained in full, and print what that costs."""
-    what = f"lora.target_modules: {', '.join(names)}"
-    lora, model = settings.lora, settings.model
-    reasons = {
-        "with a path before its name, Unsloth trains the matrix in full on a GPU and with LoRA on "
-        f"a CPU; write {' and '.join(EMBEDDINGS)}": not set(names) <= set(EMBEDDINGS),
-        "it is trained in full, without LoRA; add a layer such as q_proj": (
-            len(names) == len(lora.target_modules)
-        ),
-        "trained in full, it cannot be exported; remove it, or set export.to: []": bool(
-            settings.export.to
-        ),
-        f"the reference of lora.init = {lora.init} takes LoRA on every trained layer; set "
-        "lora.init: default": lora.init in MOVED,
-        "vLLM samples from LoRA on linear layers alone; set model.fast_inference: never": (
-            isinstance(model, RolloutModel) and model.fast_inference != "never"
-        ),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise ConfigError(f"{what}: {reason}")
-    layers = {"embed_tokens": "get_input_embeddings", "lm_head": "get_output_embeddings"}
-    weights = sum(getattr(skeleton, layers[name])().weight.numel() for name in names)
-    print(
-        f"note: {what}: trained and saved in full, without LoRA: {weights / 1e6:,.1f} million "
-        f"weights, {weights * BYTES_TRAINED / 2**20:,.0f} MB more memory with AdamW, "
-        f"{weights * 4 / 2**20:,.0f} MB more in the adapter and in every checkpoint; the adapter "
-        "cannot be exported"
-    )

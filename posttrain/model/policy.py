@@ -15,7 +15,6 @@ from posttrain.model import adapter, pretrained, runtime
 from posttrain.model.merged import choose_weights, compute_type
 from posttrain.model.vllm import vllm_arguments
 from posttrain.settings import Lora, Model, RolloutModel, Training, adapters
-from posttrain.settings.model import MOVED
 
 
 def base_weights(model: Model) -> str:
@@ -80,11 +79,10 @@ def load(
                 target_modules=lora.target_modules,
                 use_rslora=lora.use_rslora,
                 use_dora=lora.use_dora,
-                init_lora_weights=True if lora.init == "default" else lora.init,
                 use_gradient_checkpointing=checkpointing,
                 random_state=training.seed,
             )
-        if model.adapter or lora.init in MOVED:
+        if model.adapter:
             adapter.remember_start(policy)
         if not runtime.has_gpu_modules():
             fuse(policy)

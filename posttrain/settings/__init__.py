@@ -21,7 +21,7 @@ from posttrain.settings.data import (
 )
 from posttrain.settings.export import Export
 from posttrain.settings.health import Health, PairHealth, ProblemHealth
-from posttrain.settings.model import MOVED, Lora, Model, RolloutModel
+from posttrain.settings.model import Lora, Model, RolloutModel
 from posttrain.settings.prompt import Prompt
 from posttrain.settings.section import Section
 from posttrain.settings.training import DPOTraining, GRPOTraining, SFTTraining, Training
@@ -143,22 +143,6 @@ class _Trained(Section):
         """Tokens by which a prompt and its scored reply may exceed `model.max_seq_length`, which
         rows fit."""
         return self.evaluation.max_new_tokens
-
-    @model_validator(mode="after")
-    def _adapter_fits_the_model(self) -> Self:
-        lora = self.lora
-        if lora.init not in MOVED:
-            return self
-        if self.model.load_in_4bit:
-            raise ValueError(
-                f"lora.init = {lora.init} splits weights that are not quantised; set "
-                "model.load_in_4bit to false, or lora.init to default"
-            )
-        if lora.use_dora or lora.dropout:
-            raise ValueError(
-                f"lora.init = {lora.init} works with neither lora.use_dora nor lora.dropout"
-            )
-        return self
 
     @model_validator(mode="after")
     def _validation_has_rows_and_time(self) -> Self:

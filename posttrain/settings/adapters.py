@@ -11,7 +11,6 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.expected import given
 from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT
-from posttrain.settings.model import MOVED
 from posttrain.settings.strict_yaml import read_yaml
 
 CONFIG = "adapter_config.json"
@@ -87,9 +86,8 @@ def obstacle(config: dict[str, Any], tied: bool = False) -> str | None:
         (config.get("lora_bias"), "adds biases (lora_bias)"),
         (config.get("target_parameters"), "targets bare parameters (target_parameters)"),
         (
-            str(init).startswith(MOVED),
-            "is a checkpoint's: part of the base weights has moved into it (init_lora_weights = "
-            f"{init}). A run's adapter/ is saved for the complete base;",
+            str(init).startswith(("pissa", "olora")),
+            f"holds a part of the base weights (init_lora_weights = {init})",
         ),
         (matrix, f"changes {matrix}{' (tied: one matrix does both jobs)' if tied else ''}"),
     ]
@@ -140,7 +138,6 @@ def with_adapter(values: dict[str, Any]) -> dict[str, Any]:
         "target_modules": sorted(config["target_modules"]),
         "use_rslora": bool(config.get("use_rslora")),
         "use_dora": bool(config.get("use_dora")),
-        "init": "default",
     }
     for key, value in of_adapter.items():
         own = lora.get(key, value)

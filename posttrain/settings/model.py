@@ -6,9 +6,6 @@ from pydantic import Field
 
 from posttrain.settings.section import Section
 
-MOVED = ("pissa", "olora")
-"""Values of lora.init that change the base weights. Their adapters are converted when saved."""
-
 
 class Model(Section):
     name: str
@@ -56,14 +53,9 @@ class Lora(Section):
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
     )
-    """The linear layers that get an adapter, each by its name or by the end of it after a dot.
-    embed_tokens and lm_head are trained and saved in full instead, which no export takes."""
+    """The linear layers that get an adapter, each by its name or by the end of it after a dot."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
     """Learn the length of each row of a weight apart from its direction: DoRA, slower
     (https://arxiv.org/abs/2402.09353)."""
-    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """Where the adapter starts. default and gaussian: at no effect. pissa and olora: at the largest
-    part of each weight, by SVD (https://arxiv.org/abs/2404.02948) or QR
-    (https://arxiv.org/abs/2406.01775); for weights that are not quantised."""

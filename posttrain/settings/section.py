@@ -4,7 +4,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-FORMER = {"model.decode_graphs": False, "model.unsloth_vllm_standby": False}
+FORMER = {
+    "model.decode_graphs": False,
+    "model.unsloth_vllm_standby": False,
+    "lora.init": "default",
+}
 """Settings that earlier versions had, and the value of each that changed nothing."""
 
 
@@ -13,7 +17,7 @@ def without_removed(values: dict[str, Any]) -> dict[str, Any]:
     for path, off in FORMER.items():
         section, _, name = path.partition(".")
         inner = values.get(section)
-        if isinstance(inner, dict) and inner.get(name) is off:
+        if isinstance(inner, dict) and inner.get(name) == off:
             values = {**values, section: {k: v for k, v in inner.items() if k != name}}
     return values
 

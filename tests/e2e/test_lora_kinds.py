@@ -21,12 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a 
 
 KINDS = {
     "default": [],
-    "gaussian": ["lora.init=gaussian"],
     "rslora": ["lora.use_rslora=true"],
     "dora": ["lora.use_dora=true"],
-    "pissa": ["lora.init=pissa"],
-    "pissa rslora": ["lora.init=pissa", "lora.use_rslora=true"],
-    "olora": ["lora.init=olora"],
 }
 
 
@@ -102,11 +98,3 @@ def test_starts_as_the_base_model_and_is_saved_for_it(tmp_path: Path, kind: str)
     loaded = plain(tmp_path / "adapter")
     assert distance(trained.logits(loaded), trained.trained) < 1e-4
     assert list(trained.model.peft_config) == ["default"]
-
-
-def test_pissa_checkpoint_is_the_policy_at_its_step(tmp_path: Path) -> None:
-    """trl saves a checkpoint unconverted; what it says of itself has to load right all the same."""
-    trained = Trained(tmp_path, "lora.init=pissa")
-    (checkpoint,) = (tmp_path / "run").glob("checkpoints/.staging/checkpoint-2")
-    loaded = plain(checkpoint)
-    assert distance(trained.logits(loaded), trained.trained) < 1e-4

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.model import checks, policy, pretrained, runtime
+from posttrain.model import checks, pretrained, runtime
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from scripts import dpo, grpo
@@ -43,8 +43,8 @@ def main(method: str, output: Path, *overrides: str) -> int:
         ("[proj]", "has no layer 'proj'."),  # peft matches what stands between dots
         ("[all-linear]", "has no layer 'all-linear'. Valid: down_proj, embed_tokens, gate_proj"),
         ("[mlp]", "'mlp' takes no LoRA, it is a Qwen2MLP; name layers inside it: down_proj, gate"),
-        ("[lm_head]", "lm_head: it is trained in full, without LoRA; add a layer such as q_proj"),
-        ("[q_proj, model.embed_tokens]", "model.embed_tokens: with a path before its name, "),
+        ("[q_proj, lm_head]", "lm_head has a row a token of the vocabulary and would be trained"),
+        ("[q_proj, model.embed_tokens]", "model.embed_tokens has a row a token of the vocabulary"),
     ],
 )
 def test_names_that_are_no_layers(targets: str, message: str) -> None:
@@ -55,22 +55,6 @@ def test_names_that_are_no_layers(targets: str, message: str) -> None:
 @pytest.mark.parametrize("name", ["q_proj", "self_attn.q_proj", "model.layers.1.mlp.up_proj"])
 def test_ends_of_names_that_peft_matches(name: str) -> None:
     check(f"lora.target_modules=[{name}]")
-
-
-def test_matrices_that_are_trained_in_full(capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["lora.target_modules=[q_proj, lm_head]"]
-    check(*overrides)
-    assert (
-        "lm_head: trained and saved in full, without LoRA: 0.1 million" in capsys.readouterr().out
-    )
-    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", overrides)
-    model, _ = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    trained = [p for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
-    assert [tuple(p.shape) for p in trained] == [(886, 128)]
-    with pytest.raises(ConfigError, match=r"lm_head: trained in full, it cannot be exported"):
-        check(*overrides, "export.to=[merged_16bit]")
-    with pytest.raises(ConfigError, match=r"set lora\.init: default"):
-        check(*overrides, "lora.init=pissa")
 
 
 @pytest.mark.parametrize("method", MAINS)

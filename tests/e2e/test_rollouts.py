@@ -28,7 +28,6 @@ KINDS = {
     "lora": [],
     "rslora": ["lora.use_rslora=true"],
     "dora": ["lora.use_dora=true"],
-    "pissa": ["lora.init=pissa"],
     "4 bits": ["model.load_in_4bit=true", "model.dtype=bfloat16"],
     "4 bits dora": ["model.load_in_4bit=true", "model.dtype=bfloat16", "lora.use_dora=true"],
 }

@@ -294,9 +294,6 @@ def test_luspo_with_the_ratios_of_sequences() -> None:
         (["training.loss_weights=[1, 2, 3]"], "training: loss_weights has 3 entries for 2 losses"),
         (["training.loss_type=[exo_pair]"], "training: loss_type exo_pair needs label_smoothing"),
         (["training.label_smoothing=0.1"], "changes nothing with loss_type sigmoid, sft; set it"),
-        (["lora.init=pissa", "model.load_in_4bit=true"], "lora.init = pissa splits weights that"),
-        (["lora.init=olora", "lora.use_dora=true"], "works with neither lora.use_dora nor"),
-        (["lora.init=pissa", "lora.dropout=0.1"], "works with neither lora.use_dora nor"),
     ],
 )
 def test_pair_settings_that_cannot_work(overrides: list[str], message: str) -> None:

@@ -64,7 +64,6 @@ def test_settings_are_those_of_the_adapter(method: str, tmp_path: Path) -> None:
             "target_modules": ["q_proj", "v_proj"],
             "use_rslora": True,
             "use_dora": False,
-            "init": "default",
         }
 
 
@@ -72,7 +71,7 @@ def test_settings_that_agree_are_accepted(tmp_path: Path) -> None:
     adapter = make_config(tmp_path / "adapter", lora_dropout=0.05)
     agreeing = [
         *("lora.r=4", "lora.alpha=8", "lora.dropout=0.05", "lora.target_modules=[q_proj, v_proj]"),
-        *("lora.use_rslora=true", "lora.use_dora=false", "lora.init=default"),
+        *("lora.use_rslora=true", "lora.use_dora=false"),
     ]
     for name in ("assets/demo_model", str(DEMO), str(ROOT / "assets" / ".." / "assets/demo_model")):
         overrides = [f"model.adapter={adapter}", f"model.name={name}", *agreeing]
@@ -94,7 +93,6 @@ def test_settings_that_agree_are_accepted(tmp_path: Path) -> None:
             r'lora.target_modules is the list \["q_proj"\], .* "v_proj"\];',
         ),
         ("lora.use_rslora=false", "lora.use_rslora is false, and the adapter .* has true;"),
-        ("lora.init=pissa", "lora.init is .*'pissa', and the adapter .* has .*'default';"),
         ("model.name=Qwen/Qwen2.5-0.5B", "model.name is Qwen/Qwen2.5-0.5B, and the adapter"),
         ("model.adapter=outputs/no_such_run", "there is no run folder or adapter folder 'outputs"),
     ],
@@ -115,7 +113,7 @@ def test_contradictions_are_refused_by_name(override: str, message: str, tmp_pat
         ({"target_modules": "all-linear"}, "names its layers by a pattern"),
         ({"rank_pattern": {"q_proj": 2}}, r"differs from layer to layer \(rank_pattern\)"),
         ({"bias": "all"}, "trains biases"),
-        ({"init_lora_weights": "pissa"}, "is a checkpoint's"),
+        ({"init_lora_weights": "pissa"}, "holds a part of the base weights"),
         ({"base_model_name_or_path": None}, "names no base model"),
         ({"base_model_name_or_path": "/no/such/model"}, "base model /no/such/model does not exist"),
         ({"r": None}, "has r .*, not a whole number"),

@@ -123,9 +123,6 @@ def test_reference_is_the_adapter_that_a_run_starts_from(
 KINDS = {
     "rslora": ["lora.use_rslora=true"],
     "dora": ["lora.use_dora=true"],
-    "gaussian": ["lora.init=gaussian"],
-    "pissa": ["lora.init=pissa"],
-    "olora": ["lora.init=olora"],
     "dropout": ["lora.dropout=0.1"],
 }
 
