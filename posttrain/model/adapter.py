@@ -68,7 +68,7 @@ def without_copy(policy: Any) -> Iterator[None]:
 
 
 def save(policy: Any, folder: Path) -> None:
-    """Write the adapter, so that its base model is found from another folder too."""
+    """Write the adapter, so that it names its base model wherever the project is."""
     policy.save_pretrained(folder, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # peft's template; the run writes its own
     for weights in folder.glob("*.safetensors"):

@@ -9,9 +9,6 @@ from posttrain.train.batches import ordered_by_epoch
 from posttrain.train.guard import guarded, is_out_of_memory
 from posttrain.train.micro_batches import (
     COMPLETION_LOSSES,
-    COMPLETION_METRICS,
-    RATIO_METRICS,
-    UNSLOTH_METRICS,
     Batch,
     Part,
     split_completions,
@@ -28,6 +25,10 @@ def samples_plainly(arguments: Any) -> bool:
     )
 
 
+CLIP_RATIOS = {
+    *("clip_ratio/region_mean", "clip_ratio/low_mean", "clip_ratio/high_mean"),
+    *("clip_ratio/low_min", "clip_ratio/high_max"),
+}
 ONE_COMPLETION_OF = 32
 """Of so many completions, one is scored to see how far sampling is from training."""
 
@@ -65,17 +66,12 @@ def guarded_grpo(trainer_class: Any) -> Any:
                 or self.aux_loss_enabled
             )
 
-        def metric_kind(self, name: str) -> str:
-            kind = (UNSLOTH_METRICS if unsloth else COMPLETION_METRICS).get(name, "completions")
-            a_ratio = self.importance_sampling_level == "sequence" and name in RATIO_METRICS
-            return "completions" if kind == "tokens" and a_ratio else kind
-
         def _clipping(self) -> set[str]:
             """The metrics of how much was clipped, which the trainer logs with this loss."""
             if self.loss_type == "cispo":
                 return {"cispo_clip_ratio"}
             clipped = {"grpo", "bnpo", "dr_grpo", "dapo"} | (set() if unsloth else {"luspo"})
-            return RATIO_METRICS - {"cispo_clip_ratio"} if self.loss_type in clipped else set()
+            return CLIP_RATIOS if self.loss_type in clipped else set()
 
         def _is_flat(self, batch: Batch) -> bool:
             """Whether a micro-batch has a gradient of 0, because no advantage is other than 0 and

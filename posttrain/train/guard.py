@@ -2,7 +2,8 @@
 
 A subclass of the trainer (trl's own, or the one that Unsloth puts in its place on a GPU) runs each
 micro-batch in parts that fit the memory, reports it to the Watch, which checks the loss before the
-optimizer step, and lets a signal end a step in the middle.
+optimizer step, and lets a signal end a step in the middle. The loss and gradient of the parts are
+those of the micro-batch; a metric is the mean over the parts.
 """
 
 import copy
@@ -10,7 +11,7 @@ from typing import Any
 
 from posttrain.model import runtime
 from posttrain.train.arguments import refused_by
-from posttrain.train.micro_batches import Batch, Part, join_metric
+from posttrain.train.micro_batches import Batch, Part
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -101,8 +102,6 @@ def guarded(trainer_class: Any) -> Any:
                     self._before_next_part()
                 total = total + super().training_step(model, inputs, num_items_in_batch)
                 self._next += 1
-            if len(self._parts) > 1:
-                self._merge_metrics()
             self._grads, self._logged = [], {}
             return total
 
@@ -128,15 +127,6 @@ def guarded(trainer_class: Any) -> Any:
 
         def _before_next_part(self) -> None:
             pass
-
-        def _merge_metrics(self) -> None:
-            """Replace the metrics of the parts by the one that an undivided micro-batch has: trl
-            would give each part the same weight."""
-            for name, values in self._metrics["train"].items():
-                earlier = self._logged.get(name, [])
-                new = values[len(earlier) :]
-                if len(new) == len(self._parts):
-                    values[:] = [*earlier, join_metric(self.metric_kind(name), new, self._parts)]
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             if self.rows_at_once is not None:

@@ -1,12 +1,11 @@
-"""Split micro-batches of trl's trainers into parts whose losses and metrics add up.
+"""Split micro-batches of trl's trainers into parts whose losses add up.
 
 A DPO micro-batch stacks B chosen rows on B rejected ones; a GRPO micro-batch holds one completion a
 row, an SFT micro-batch one prompt and reply. All are dictionaries of tensors with the rows in the
 first dimension.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,42 +28,14 @@ COMPLETION_LOSSES = {
 }
 REPLY_LOSSES = ("nll", "dft")
 
-# What trl's metrics of a micro-batch are means over, or which of their values is taken.
-PAIR_METRICS = {
-    "entropy": "tokens",
-    "mean_token_accuracy": "chosen tokens",
-    "logits/chosen": "chosen tokens",
-    "logits/rejected": "rejected tokens",
-    **dict.fromkeys((f"rewards/{name}" for name in ("chosen", "rejected", "margins")), "pairs"),
-    **dict.fromkeys(("rewards/accuracies", "logps/chosen", "logps/rejected"), "pairs"),
-}
-COMPLETION_METRICS = {
-    **dict.fromkeys(("kl", "entropy", "cispo_clip_ratio", "clip_ratio/region_mean"), "tokens"),
-    **dict.fromkeys(("clip_ratio/low_mean", "clip_ratio/high_mean"), "tokens"),
-    "clip_ratio/low_min": "least",
-    "clip_ratio/high_max": "most",
-    "vespo/phi_seq_mean": "completions",
-    "step_time": "sum",
-}
-# With importance_sampling_level "sequence" these have one value a completion.
-RATIO_METRICS = {name for name in COMPLETION_METRICS if "clip_ratio" in name}
-# Unsloth's trainer has means of the same names: its extremes are those of all processes.
-UNSLOTH_METRICS = {
-    **COMPLETION_METRICS,
-    "completion_length": "completions",
-    "kl": "completions with tokens",
-    "clip_ratio/low_min": "tokens",
-    "clip_ratio/high_max": "tokens",
-}
-
 
 @dataclass
 class Part:
-    """Some rows of a micro-batch, and their weight in its loss and metrics."""
+    """Some rows of a micro-batch, and their weight in its loss."""
 
     inputs: Batch
     counts: dict[str, int] = field(default_factory=dict)
-    """How many there are of what losses and metrics are means over; empty if it is all rows."""
+    """How many there are of what losses are means over; empty if it is all rows."""
     weight: float = 1.0
     """Factor of the part's loss."""
     loss_weights: list[float] = field(default_factory=list)
@@ -93,9 +64,7 @@ def split_pairs(
     for inputs in _cut(batch, rows, pair_count(batch)):
         pairs = pair_count(inputs)
         tokens = inputs["completion_mask"][:, 1:].sum(1).tolist()  # that are scored, of each reply
-        counts = {"pairs": pairs, "tokens": sum(tokens)}
-        counts |= {"chosen tokens": sum(tokens[:pairs]), "rejected tokens": sum(tokens[pairs:])}
-        parts.append(Part(inputs, counts))
+        parts.append(Part(inputs, {"pairs": pairs, "chosen tokens": sum(tokens[:pairs])}))
     for loss, weight in zip(loss_types, loss_weights, strict=True):
         for part, share in zip(parts, _shares(parts, PAIR_LOSSES[loss]), strict=True):
             part.loss_weights.append(weight * share)
@@ -111,9 +80,7 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
     parts = []
     for inputs in _cut(batch, rows, len(batch["completion_ids"])):
         tokens = inputs["completion_mask"].sum(1).tolist()
-        counts = {"completions": len(tokens), "tokens": sum(tokens)}
-        counts["completions with tokens"] = sum(map(bool, tokens))
-        parts.append(Part(inputs, counts))
+        parts.append(Part(inputs, {"completions": len(tokens), "tokens": sum(tokens)}))
     if (over := COMPLETION_LOSSES[loss_type]) != "generation":
         for part, share in zip(parts, _shares(parts, over), strict=True):
             # It may hold nothing but completions that were cut and are masked for that.
@@ -124,8 +91,7 @@ def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
 def split_replies(batch: Batch, rows: int) -> list[Part]:
     """Split an SFT micro-batch into parts of at most `rows` rows. Their losses are sums over tokens
     with one divisor, so they need no weight."""
-    parts = _cut(batch, rows, len(batch["input_ids"]))
-    return [Part(inputs, {"tokens": scored_tokens(inputs)}) for inputs in parts]
+    return [Part(inputs) for inputs in _cut(batch, rows, len(batch["input_ids"]))]
 
 
 def _cut(batch: Batch, rows: int, count: int) -> Iterator[Batch]:
@@ -148,16 +114,3 @@ def _cut(batch: Batch, rows: int, count: int) -> Iterator[Batch]:
 def _shares(parts: Sequence[Part], of: str) -> list[float]:
     total = max(sum(part.counts[of] for part in parts), 1)
     return [part.counts[of] / total for part in parts]
-
-
-def join_metric(kind: str, values: Sequence[float], parts: Sequence[Part]) -> float:
-    """The metric of a micro-batch from those of its parts; `kind` is a value of the tables above.
-
-    A part that has none of what the metric is over, or NaN for that, is left out.
-    """
-    known = [value for value in values if not math.isnan(value)]
-    joins: dict[str, Callable[[list[float]], float]] = {"least": min, "most": max, "sum": sum}
-    if kind in joins:
-        return joins[kind](known) if known else math.nan
-    shares = _shares(parts, kind)
-    return sum(share * value for share, value in zip(shares, values, strict=True) if share)

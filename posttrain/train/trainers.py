@@ -8,7 +8,6 @@ from posttrain.train.guard import guarded
 from posttrain.train.micro_batches import (
     NOT_SCORED,
     PAIR_LOSSES,
-    PAIR_METRICS,
     REPLY_LOSSES,
     Batch,
     Part,
@@ -32,9 +31,6 @@ def guarded_sft(trainer_class: Any) -> Any:
         def divisible(self) -> bool:
             """Whether the loss is a sum over tokens."""
             return self.args.loss_type in REPLY_LOSSES and not self.aux_loss_enabled
-
-        def metric_kind(self, name: str) -> str:
-            return "tokens"  # entropy and mean_token_accuracy
 
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
             """Prompt and reply of each row."""
@@ -78,9 +74,6 @@ def guarded_dpo(trainer_class: Any) -> Any:
             return set(self.loss_types) <= set(PAIR_LOSSES) and not (
                 ("sft" in self.loss_types and self.use_weighting) or self.aux_loss_enabled
             )
-
-        def metric_kind(self, name: str) -> str:
-            return PAIR_METRICS.get(name, "pairs")
 
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
             """Prompt, chosen and rejected of each pair."""

@@ -543,7 +543,7 @@ def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None
     ("cls", "overrides", "expected"),
     [
         (DPO, ["extra.eval_strategy=steps"], "use evaluation.every"),
-        (DPO, ["extra.deepspeed=ds.json"], "not split over devices"),
+        (DPO, ["extra.deepspeed=ds.json"], "a run uses one GPU"),
         (SFT, ["extra.packing=true"], "a row is one prompt and its reply"),
         (GRPO, ["extra.remove_unused_columns=true"], "the rewards read"),
         (DPO, ["extra.max_prompt_length=5"], "trl and transformers no longer take it; prompts are"),

@@ -25,14 +25,11 @@ posttrain/train/guard.py: a micro-batch is trained on in parts that fit the memo
     trl/trainer/grpo_trainer.py: GRPOTrainer._prepare_inputs(generation_batch)
     trl/trainer/grpo_trainer.py: GRPOTrainer.training_step(model, inputs, num_items_in_batch)
     unsloth/models/rl_replacements.py: grpo_trainer__prepare_inputs
-posttrain/train/guard.py: the metrics of the parts are merged into those of the micro-batch
+posttrain/train/guard.py: a failed attempt leaves no metrics
     trl/trainer/dpo_trainer.py: DPOTrainer._metrics
     trl/trainer/grpo_trainer.py: GRPOTrainer._metrics
 posttrain/train/guard.py: tokens are counted once
     transformers/trainer.py: Trainer._track_num_input_tokens(inputs)
-posttrain/train/micro_batches.py: what each metric is a mean over; all of trl's: test_micro_batches
-    trl/trainer/grpo_trainer.py: "step_time"
-    unsloth/models/rl_replacements.py: "completion_length" "kl" "clip_ratio/low_min"
 posttrain/train/guard.py: trl's model card of a checkpoint is not written
     trl/trainer/dpo_trainer.py: "self.create_model_card(model_name=model_name)"
     trl/trainer/grpo_trainer.py: "self.create_model_card(model_name=model_name)"
@@ -58,8 +55,6 @@ posttrain/train/grpo_trainer.py: whether and how a loss of GRPO is a sum over co
     unsloth/models/rl_replacements.py: "self.current_gradient_accumulation_steps"
 posttrain/train/grpo_trainer.py: the order of an epoch follows from seed and epoch alone
     transformers/trainer.py: Trainer._get_train_sampler(train_dataset)
-posttrain/train/grpo_trainer.py: which metrics have one value a completion
-    trl/trainer/grpo_trainer.py: GRPOTrainer.importance_sampling_level
 posttrain/train/grpo_trainer.py: whether a micro-batch without an advantage has a gradient
     trl/trainer/grpo_trainer.py: GRPOTrainer.beta
 posttrain/train/grpo_trainer.py: the rows of a bad step are written with their rewards
