@@ -68,12 +68,13 @@ def french(folder: Path, name: str = QWEN) -> list[list[str]]:
 
 def own_samples(folder: Path) -> list[list[str]]:
     """Sample with a worked example, then train on the best and worst reply to each problem."""
-    test = {"name": "gsm8k", "path": str(folder / "test.jsonl"), "max_new_tokens": 256}
+    test = {"name": "gsm8k", "path": str(folder / "test.jsonl")}
+    also = [{**test, "limit": 100, "max_new_tokens": 256}]
     sampled = folder / "sampled"
     return [
         [
             *("evaluate", "--model", str(weights.folder(QWEN))),
-            *("--data", str(folder / "train.jsonl"), "--samples", "8", "--temperature", "1"),
+            *("--data", str(folder / "train.jsonl"), "--samples", "4", "--temperature", "1"),
             *("--limit", "100", "--max-new-tokens", "160", "--batch-size", "100"),
             *("--examples", str(folder / "examples.jsonl"), "--output", str(sampled)),
         ],
@@ -85,7 +86,7 @@ def own_samples(folder: Path) -> list[list[str]]:
             "line as <answer>NUMBER</answer>.",
             *("training.learning_rate=2.0e-5", "training.max_steps=20", "training.save_steps=5"),
             *("evaluation.batch_size=50", "evaluation.replies=10"),
-            f"evaluation.also={json.dumps([test])}",
+            f"evaluation.also={json.dumps(also)}",
         ],
     ]
 
