@@ -45,6 +45,7 @@ from posttrain.train import cold_start
 from posttrain.train.session import resume_note
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
+from scripts import dpo
 from tests.helpers import ROOT
 from tests.quickstarts.pages import prose, text_of
 
@@ -224,7 +225,10 @@ def _(scene: Scene) -> str:
     tool.chmod(0o755)
     scene.patch.setenv("PATH", str(scene.tmp))
     scene.patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return finding(look_for_gpu()[1], "GPU")
+    scene.patch.setenv("WORLD_SIZE", "2")
+    config = str(ROOT / "configs" / "dpo_demo.yaml")
+    launched = refused(dpo.main, ["--config", config, "--dry-run"])
+    return finding(look_for_gpu()[1], "GPU") + launched
 
 
 @causes("the change that training made is small")
