@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import ROOT
 
 Ask = Callable[..., subprocess.CompletedProcess[str]]
-HEAVY = ("torch", "unsloth", "peft", "matplotlib", "wandb")
+HEAVY = ("torch", "unsloth", "peft", "matplotlib", "jinja2", "wandb")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -16,7 +17,7 @@ from eval.gsm8k import Problem
 from eval.rewarded import reward_row
 from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
+from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, Source
 from posttrain.settings.command import SETTINGS, load_settings, parse_command_line
 from posttrain.settings.extra import CHOICES, NESTED, OWNED, REMOVED, UNSUPPORTED, check_extra
 from posttrain.settings.help import OFTEN, describe, listed
@@ -27,7 +28,7 @@ from posttrain.settings.trainer_fields import config_fields
 from posttrain.train.arguments import owned_arguments
 from rewards import resolve
 from scripts.grpo import load_rewards, print_example
-from tests.helpers import CONFIGS, ROOT, settings_class
+from tests.helpers import ROOT, settings_class
 from tests.unit.conftest import Ask
 
 Tree = dict[str, Any]
@@ -43,11 +44,8 @@ DEMOS = {cls: ROOT / "configs" / f"{name}_demo.yaml" for name, cls in SETTINGS.i
 
 
 def walk(tree: Tree, above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Every key of a tree, sections included, with its value.
-
-    `rewards` holds names of functions, `prompt.chat_template_kwargs` names of a template's
-    variables; what is inside them is left out.
-    """
+    """Every key of a tree, sections included, with its value; none inside of `rewards` and
+    `prompt.chat_template_kwargs`, which hold names of functions and of a template's variables."""
     for key, value in tree.items():
         yield (*above, key), value
         if isinstance(value, dict) and key not in ("rewards", "chat_template_kwargs"):
@@ -58,11 +56,6 @@ def parent_of(tree: Tree, path: KeyPath) -> Tree:
     for key in path[:-1]:
         tree = tree[key]
     return tree
-
-
-def copied(tree: Tree) -> Tree:
-    copy: Tree = json.loads(json.dumps(tree))
-    return copy
 
 
 def load(tree: Tree, cls: Any, folder: Path) -> Any:
@@ -84,16 +77,6 @@ RESOLVED = {
     cls: load_settings(settings_class(path), path).model_dump(mode="json")
     for cls, path in DEMOS.items()
 }
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_resolved_is_the_same_config(path: Path, tmp_path: Path) -> None:
-    settings = load_settings(settings_class(path), path)
-    tree = settings.model_dump(mode="json")
-    assert load(tree, settings_class(path), tmp_path) == settings
-
-
-# --- misspelt -----------------------------------------------------------------------------------
 
 
 @cache
@@ -121,7 +104,7 @@ def clear_misspellings(word: str, others: set[str]) -> list[str]:
 @pytest.mark.parametrize("cls", SETTINGS.values())
 def test_every_letter_of_every_key_misspelt(cls: type[Section], tmp_path: Path) -> None:
     """All at once, beside the right keys: each wrong one must be named."""
-    tree, expected = copied(RESOLVED[cls]), []
+    tree, expected = deepcopy(RESOLVED[cls]), []
     for path, _ in walk(RESOLVED[cls]):
         others = parent_of(RESOLVED[cls], path).keys() - {path[-1]}
         for wrong in clear_misspellings(path[-1], {*others}):
@@ -132,16 +115,8 @@ def test_every_letter_of_every_key_misspelt(cls: type[Section], tmp_path: Path) 
     assert len(expected) > 1000
 
 
-@pytest.mark.parametrize(
-    ("path", "hint"), [("lora.zzzzzz", "Valid: "), ("training.zzzzzz", "--help all lists")]
-)
-def test_a_key_far_from_every_name_is_refused_with_the_list(path: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{path}: unknown setting\. {hint}"):
-        load_settings(DPO, DEMOS[DPO], [f"{path}=1"])
-
-
 def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
-    tree = copied(TREES[GRPO])
+    tree = deepcopy(TREES[GRPO])
     tree["modle"] = tree.pop("model")
     tree["lora"]["r"] = "sixteen"
     tree["training"]["num_generation"] = tree["training"].pop("num_generations")
@@ -157,9 +132,6 @@ def test_a_misspelt_reward(reward: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"^rewards\b.*'{wrong}'") as caught:
             load_rewards(settings, Problem("1 + 1?", "2"))
         assert f"did you mean '{reward}'" in str(caught.value)
-
-
-# --- rewards in a dry run -----------------------------------------------------------------------
 
 
 class Template:
@@ -210,9 +182,6 @@ def test_a_reward_that_fails_in_a_dry_run_is_named(tmp_path: Path) -> None:
         print_example(Problem("1 + 1?", "2"), Template(), settings, {name: resolve(name)})
 
 
-# --- mistyped and out of range ------------------------------------------------------------------
-
-
 def wrong_values(value: Any) -> list[Any]:
     """Values of other types than the setting's."""
     if isinstance(value, bool):
@@ -230,7 +199,7 @@ def wrong_values(value: Any) -> list[Any]:
 @pytest.mark.parametrize("turn", range(3))
 def test_every_value_of_another_type(cls: type[Section], turn: int, tmp_path: Path) -> None:
     """All values at once, one wrong type each: each must be named."""
-    tree, expected = copied(RESOLVED[cls]), set()
+    tree, expected = deepcopy(RESOLVED[cls]), set()
     for path, value in walk(RESOLVED[cls]):
         if wrong := wrong_values(value):
             parent_of(tree, path)[path[-1]] = wrong[turn]
@@ -245,7 +214,7 @@ def test_a_section_of_another_type(wrong: Any, tmp_path: Path) -> None:
     for path in paths:
         if wrong is None and path == ("data", "eval"):
             continue
-        tree = copied(RESOLVED[DPO])
+        tree = deepcopy(RESOLVED[DPO])
         parent_of(tree, path)[path[-1]] = wrong
         (line,) = refused(tree, DPO, tmp_path)
         assert line.startswith(f"{'.'.join(path)}: should be a section, got")
@@ -274,17 +243,13 @@ def test_a_section_of_another_type(wrong: Any, tmp_path: Path) -> None:
         ("prompt.chat_template_kwargs={a: .nan}", "a should be true, false, a number or text, got"),
         ("prompt.chat_template_kwargs={tokenize: true}", "tokenize is for the scripts to set, "),
         ("run.name=../up", "run.name: should be letters, digits, .* got the text .../up."),
+        ("lora.zzzzzz=1", r"lora\.zzzzzz: unknown setting\. Valid: "),
+        ("training.zzzzzz=1", r"training\.zzzzzz: unknown setting\. --help all lists"),
     ],
 )
 def test_a_value_out_of_range(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(GRPO, DEMOS[GRPO], [override])
-
-
-def test_luspo_with_the_ratios_of_sequences() -> None:
-    overrides = ["training.loss_type=luspo"]
-    overrides += ["training.extra.importance_sampling_level=sequence"]
-    assert load_settings(GRPO, DEMOS[GRPO], overrides).training.loss_type == "luspo"
 
 
 @pytest.mark.parametrize(
@@ -309,12 +274,10 @@ def test_arguments_of_a_chat_template_that_the_scripts_set() -> None:
     assert names - {"self", "kwargs"} | {"messages", "strftime_now"} == TAKEN
 
 
-# --- overrides ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("override", "value"),
     [
+        ("data.eval={path: held.csv, limit: 3}", Source(path="held.csv", limit=3)),
         ("training.learning_rate=5e-6", 5e-6),
         ("training.learning_rate=1", 1),
         ("training.max_steps=-1", -1),
@@ -339,28 +302,27 @@ def test_an_override(override: str, value: Any) -> None:
 
 def test_overrides_apply_in_order_and_leave_the_rest_alone() -> None:
     plain = load_settings(GRPO, DEMOS[GRPO]).model_dump()
-    settings = load_settings(GRPO, DEMOS[GRPO], ["lora.r=4", "lora.alpha=9", "lora.r=8"])
-    assert settings.model_dump() == {**plain, "lora": {**plain["lora"], "r": 8, "alpha": 9}}
-
-
-def test_a_whole_section_as_override() -> None:
-    settings = load_settings(DPO, DEMOS[DPO], ["data.eval={path: held.csv, limit: 3}"])
-    assert settings.data.eval is not None
-    assert (settings.data.eval.path, settings.data.eval.limit) == ("held.csv", 3)
+    luspo = ["training.loss_type=luspo", "training.extra.importance_sampling_level=sequence"]
+    settings = load_settings(GRPO, DEMOS[GRPO], ["lora.r=4", *luspo, "lora.alpha=9", "lora.r=8"])
+    training = {"loss_type": "luspo", "extra": {"importance_sampling_level": "sequence"}}
+    assert settings.model_dump() == {
+        **plain,
+        "lora": {**plain["lora"], "r": 8, "alpha": 9},
+        "training": {**plain["training"], **training},
+    }
 
 
 def test_a_setting_of_an_earlier_version(tmp_path: Path) -> None:
     """Off, as in the record of an earlier run, it is left out; on, it is refused in a line."""
-    tree = copied(TREES[GRPO])
+    tree = deepcopy(TREES[GRPO])
     tree["model"]["decode_graphs"] = False
     assert load(tree, GRPO, tmp_path) == load(TREES[GRPO], GRPO, tmp_path)
     tree["model"]["decode_graphs"] = True
     with pytest.raises(ConfigError, match=r"model\.decode_graphs: this setting was removed"):
         load(tree, GRPO, tmp_path)
     for path in FORMER:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError, match=f"command line: {path}: this setting was removed"):
             load_settings(GRPO, DEMOS[GRPO], [f"{path}=true"])
-        assert str(caught.value) == f"command line: {path}: this setting was removed; delete it"
 
 
 @pytest.mark.parametrize(
@@ -398,19 +360,14 @@ def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     ]
 
 
-# --- files and the command line -----------------------------------------------------------------
-
-
 def parse(cls: Any, *words: str) -> Any:
     return parse_command_line(cls, "A story.", [*words])
 
 
 def test_a_config_of_another_script_is_named() -> None:
-    for cls, other in ((DPO, GRPO), (GRPO, SFT), (SFT, DPO)):
-        with pytest.raises(ConfigError) as caught:
-            load_settings(other, DEMOS[cls], ["lora.r=4"])
-        method = cls.model_fields["method"].default
-        assert str(caught.value) == f"{DEMOS[cls]}: this is a config of ./run {method}"
+    for method, other in (("dpo", GRPO), ("grpo", SFT), ("sft", DPO)):
+        with pytest.raises(ConfigError, match=rf"_demo.yaml: this is a config of \./run {method}"):
+            load_settings(other, DEMOS[SETTINGS[method]], ["lora.r=4"])
 
 
 def test_a_config_of_the_working_folder_comes_first(
@@ -478,8 +435,6 @@ def test_a_dry_run_ends_with_the_command_that_trains(
     monkeypatch.chdir(tmp_path)
     assert parse(DPO, *words).command == f"{ROOT / 'run'} {again}"
 
-
-# --- training.extra -----------------------------------------------------------------------------
 
 FIELDS = {cls: config_fields(name) for cls, name in CONFIG_CLASSES.items()}
 
@@ -572,9 +527,6 @@ def test_what_a_trainer_would_refuse_later_is_refused_at_once(
     assert expected in message
 
 
-# --- help ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cls", SETTINGS.values())
 def test_help_lists_every_setting_with_a_meaning(cls: type[Section]) -> None:
     entries = describe(cls)
@@ -607,14 +559,11 @@ def test_help_of_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no setting has 'nothng' in its name; --help all" in capsys.readouterr().err
 
 
-# --- the scripts themselves ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("script", ["dpo", "grpo"])
+@pytest.mark.parametrize("script", ["dpo", "grpo", "report"])
 def test_help_needs_no_heavy_imports(script: str, ask: Ask) -> None:
     result = ask(script, "--help")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "training.learning_rate: number (required)" in result.stdout
+    assert script == "report" or "training.learning_rate: number (required)" in result.stdout
 
 
 def test_the_bait_catches(bait: Path) -> None:

@@ -59,9 +59,6 @@ def problems_of(path: Path, evaluation: Path | None = None) -> tuple[list[Proble
     )
 
 
-# --- malformed datasets -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Bad:
     """A file that cannot be used, and what its error must say besides the file's name."""
@@ -87,18 +84,14 @@ UNREADABLE = [
     Bad("pairs.json", "[]", ("contains no rows",)),
     Bad("pairs.jsonl", "", ("contains no rows",)),
     Bad("pairs.csv", "prompt,chosen,rejected\n", ("contains no rows",)),
-    Bad("pairs.parquet", b"", ("Parquet",)),
     # not the format
-    Bad("pairs.json", "prompt: Bonjour\n", ("line 1", "not valid JSON")),
     Bad("pairs.json", '[{"prompt": "a"},\n\n {"prompt": }]', ("line 3", "not valid JSON")),
-    Bad("pairs.json", json.dumps(PAIR), ("list of rows", "an object")),
     Bad("pairs.json", json.dumps({"a": [PAIR], "b": [PAIR]}), ("an object with 2 lists (a, b)",)),
-    Bad("pairs.json", json.dumps({"prompt": "a", "chosen": "b"}), ("an object with no list",)),
+    Bad("pairs.json", json.dumps(PAIR), ("list of rows", "an object with no list")),
     Bad("pairs.json", jsonl(PAIR, PAIR) + "oops", ("row 3", "not valid JSON")),
     Bad("pairs.json", json.dumps([PAIR, PAIR, None]), ("row 3", "object", "got null")),
     Bad("pairs.json", "[" * 100_000, ("JSON",)),
     Bad("pairs.json", '[{"prompt": ' + "9" * 5000 + "}]", ("JSON",)),
-    Bad("pairs.jsonl", jsonl(PAIR) + '{"prompt": "a", \n', ("row 2", "not valid JSON")),
     Bad("pairs.jsonl", jsonl(PAIR, [1, 2]), ("row 2", "object", "got a list")),
     Bad("pairs.jsonl", jsonl(PAIR) + "[" * 100_000, ("row 2", "JSON")),
     Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e,f,g\n", ("row 2", "more cells")),
@@ -113,12 +106,7 @@ UNREADABLE = [
     # not a known kind of file
     Bad("pairs.txt", jsonl(PAIR), ("'.txt'", ".jsonl", ".csv")),
     Bad("pairs.txt.gz", b"\x1f\x8b", ("'.gz'", ".jsonl", "with .gz after it")),
-    Bad("pairs.jsonl.gz", b"\x1f\x8b", ("not a complete gzip file",)),
-    Bad(
-        "pairs.csv.gz",
-        gzip.compress(jsonl(PAIR).encode(), mtime=0)[:-9],
-        ("not a complete gzip file",),
-    ),
+    Bad("pairs.csv.gz", gzip.compress(b"a,b\n", mtime=0)[:-9], ("not a complete gzip file",)),
     Bad("pairs", jsonl(PAIR), ("use .json, .jsonl, ", ".csv, ", ".parquet")),
 ]
 BAD_PAIRS = [
@@ -128,12 +116,8 @@ BAD_PAIRS = [
     bad_row(("'chosen'", TEXT_WANTED, "got 7"), chosen=7),
     bad_row(("'chosen'", "'rejected'", "same"), chosen="Yes."),
     bad_row(("'chosen'", "'rejected'", "same"), chosen="\u00a0Yes."),
-    # Half of a surrogate pair: JSON can write it, but it is no text and no tokenizer takes it.
-    Bad(
-        "pairs.jsonl",
-        jsonl(PAIR) + r'{"prompt": "b", "chosen": "\ud83d", "rejected": "c"}',
-        ("row 2", "'chosen'"),
-    ),
+    # Half of a surrogate pair: JSON can write it, but no tokenizer takes it.
+    Bad("pairs.jsonl", jsonl(PAIR) + json.dumps({**PAIR, "chosen": "\ud83d"}), ("row 2", "half")),
     Bad(
         "pairs.jsonl",
         jsonl(PAIR, {"prompt": "b", "chosn": "x", "rejected": "y"}),
@@ -155,15 +139,13 @@ def bad_gold(answer: Any, *says: str) -> Bad:
     return Bad("problems.jsonl", jsonl(*rows), ("row 2", "'answer'", *says))
 
 
+GOLDS_WITHOUT_A_NUMBER = (
+    *("five", "It makes 5", "5 apples", "####", "Five.\n####", "#### ", "#### five"),
+    *("#### 5 #### six", "#### 5 km", "#### 5 $ each", "#### 1/2", "#### 5e3", "#### inf"),
+    *("#### 1,00,0", "# 5", "### 5", "nan", "--5", "#### <answer>5</answer>"),
+)
 BAD_PROBLEMS = [
-    *(
-        bad_gold(answer, "no number")
-        for answer in (
-            *("five", "It makes 5", "5 apples", "####", "Five.\n####", "#### ", "#### five"),
-            *("#### 5 #### six", "#### 5 km", "#### 5 $ each", "#### 1/2", "#### 5e3", "#### inf"),
-            *("#### 1,00,0", "# 5", "### 5", "nan", "--5", "#### <answer>5</answer>"),
-        )
-    ),
+    *(bad_gold(answer, "no number") for answer in GOLDS_WITHOUT_A_NUMBER),
     bad_gold("", "empty"),
     bad_gold(None, TEXT_WANTED, "null"),
     bad_gold(True),
@@ -179,8 +161,26 @@ BAD_PROBLEMS = [
 ]
 
 
-def check(bad: Bad, folder: Path, load: Callable[[Path], Any]) -> None:
-    path = write(folder / bad.name, bad.content)
+def rows_of(path: Path) -> Any:
+    return read_rows(Source(path=str(path)))
+
+
+def to_score(path: Path) -> Any:
+    return problems_of(write(path.with_name("train.jsonl"), jsonl(PROBLEM)), path)
+
+
+@pytest.mark.parametrize(
+    ("load", "bad"),
+    [
+        *((rows_of, bad) for bad in UNREADABLE),
+        *((pairs_of, bad) for bad in BAD_PAIRS),
+        *((problems_of, bad) for bad in BAD_PROBLEMS),
+        *((to_score, bad) for bad in (UNREADABLE[2], BAD_PROBLEMS[0])),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Bad) else value.__name__,
+)
+def test_malformed_data(load: Callable[[Path], Any], bad: Bad, tmp_path: Path) -> None:
+    path = write(tmp_path / bad.name, bad.content)
     with pytest.raises(DataError) as caught:
         load(path)
     assert caught.value.exit_code == 2
@@ -190,47 +190,24 @@ def check(bad: Bad, folder: Path, load: Callable[[Path], Any]) -> None:
         assert part in message.removeprefix(str(path))
 
 
-@pytest.mark.parametrize("bad", UNREADABLE, ids=str)
-def test_a_file_without_readable_rows(bad: Bad, tmp_path: Path) -> None:
-    check(bad, tmp_path, lambda path: read_rows(Source(path=str(path))))
-
-
-@pytest.mark.parametrize("bad", BAD_PAIRS, ids=str)
-def test_bad_pairs(bad: Bad, tmp_path: Path) -> None:
-    check(bad, tmp_path, pairs_of)
-
-
-@pytest.mark.parametrize("bad", BAD_PROBLEMS, ids=str)
-def test_bad_problems(bad: Bad, tmp_path: Path) -> None:
-    check(bad, tmp_path, problems_of)
-
-
-@pytest.mark.parametrize("bad", [UNREADABLE[2], BAD_PROBLEMS[0]], ids=str)
-def test_bad_problems_to_score(bad: Bad, tmp_path: Path) -> None:
-    train = write(tmp_path / "train.jsonl", jsonl(PROBLEM))
-    check(bad, tmp_path, lambda path: problems_of(train, path))
-
-
-@pytest.mark.parametrize("name", ["nothing.jsonl", "no/such/folder/"])
-def test_a_missing_file(name: str, tmp_path: Path) -> None:
-    for path in (f"{tmp_path}/{name}", f"./{name}"):
-        with pytest.raises(DataError, match=rf"^{re.escape(path)}: no such file"):
-            read_rows(Source(path=path))
-
-
-def test_a_missing_file_says_where_it_was_looked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "here", "place"),
+    [
+        ("nothing.csv", False, "looked in {here} and {root}"),
+        ("nothing.csv", True, "(looked in {root})"),
+        ("./no/such/folder/", False, "looked in"),
+        ("/nowhere/nothing.csv", False, ""),
+    ],
+)
+def test_a_missing_file_and_where_it_was_looked_for(
+    path: str, here: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relative path in two places, an absolute one in none but its own."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=re.escape(f"looked in {tmp_path} and {ROOT}")):
-        read_rows(Source(path="nothing.csv"))
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(DataError, match=re.escape(f"(looked in {ROOT})")):
-        read_rows(Source(path="nothing.csv"))
-    with pytest.raises(DataError) as caught:
-        read_rows(Source(path="/nowhere/nothing.csv"))
-    assert "looked in" not in str(caught.value)
+    monkeypatch.chdir(ROOT if here else tmp_path)
+    with pytest.raises(DataError, match=rf"^{re.escape(path)}: no such file") as caught:
+        read_rows(Source(path=path))
+    assert place.format(here=tmp_path, root=ROOT) in str(caught.value)
+    assert place or "looked in" not in str(caught.value)
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
@@ -242,13 +219,23 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         read_rows(Source(path=str(path)))
 
 
-def test_a_question_that_is_scored_and_trained_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (jsonl(HELD_OUT, {"question": "  B ", "answer": "1"}), "row 2 is also in {train}"),
+        # Blank lines count where a row is malformed, so they count where a row is a copy.
+        ("\n\n" + jsonl(HELD_OUT, PROBLEM), "row 4 is also in {train}"),
+        ("\n\n" + jsonl(HELD_OUT) + "oops", "row 4: not valid JSON"),
+    ],
+)
+def test_a_question_that_is_scored_and_trained_on(
+    held_out: str, message: str, tmp_path: Path
+) -> None:
     train = write(tmp_path / "train.jsonl", jsonl(PROBLEM, {"question": "b?", "answer": "1"}))
-    copies = jsonl(HELD_OUT, {"question": "  B ", "answer": "1"})
-    evaluation = write(tmp_path / "test.jsonl", copies)
+    evaluation = write(tmp_path / "test.jsonl", held_out)
     with pytest.raises(DataError) as caught:
         problems_of(train, evaluation)
-    assert str(caught.value).startswith(f"{evaluation}: row 2 is also in {train}")
+    assert str(caught.value).startswith(f"{evaluation}: {message.format(train=train)}")
 
 
 def test_a_question_to_score_that_is_there_twice(
@@ -263,17 +250,6 @@ def test_a_question_to_score_that_is_there_twice(
     assert output == f"{evaluation}: 2 repeated questions left out of scoring\n"
 
 
-def test_rows_are_numbered_the_same_way_in_every_message(tmp_path: Path) -> None:
-    """Blank lines count where a row is malformed, so they count where a row is a copy."""
-    train = write(tmp_path / "train.jsonl", jsonl(PROBLEM))
-    malformed = write(tmp_path / "malformed.jsonl", "\n\n" + jsonl(HELD_OUT) + "oops")
-    with pytest.raises(DataError, match="row 4"):
-        problems_of(train, malformed)
-    copy = write(tmp_path / "copy.jsonl", "\n\n" + jsonl(HELD_OUT, PROBLEM))
-    with pytest.raises(DataError, match="row 4"):
-        problems_of(train, copy)
-
-
 def test_a_prompt_that_is_held_out_and_trained_on(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", jsonl(PAIR, {**PAIR, "prompt": "b"}))
     evaluation = write(tmp_path / "test.jsonl", jsonl({**PAIR, "prompt": "c"}, PAIR))
@@ -283,42 +259,31 @@ def test_a_prompt_that_is_held_out_and_trained_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("one", "other", "copy"),
     [
-        ("What is 3 + 5?", "what is 3+5"),
-        ("Où est l'eau ?", "OÙ EST L’EAU\u00a0?"),
-        ("Où est l'eau ?", "Où est l'eau ?".replace("ù", "u\u0300")),  # the same in NFD
-        ("Straße", "STRASSE"),
-        ("A, b; c.", "(a) b -- c!"),
+        ("What is 3 + 5?", "what is 3+5", True),
+        ("Où est l'eau ?", "OÙ EST L’EAU\u00a0?", True),
+        ("Où est l'eau ?", "Où est l'eau ?".replace("ù", "u\u0300"), True),  # the same in NFD
+        ("Straße", "STRASSE", True),
+        ("A, b; c.", "(a) b -- c!", True),
+        ("What is 3 + 5?", "What is 3 - 5?", False),
+        ("What is 3 × 5?", "What is 35?", False),
+        ("5² + 1", "52 + 1", False),
+        ("Half of 1.5 kg?", "Half of 15 kg?", False),
+        ("😀", "😢", False),
+        ("maïs", "mais", False),
     ],
 )
-def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, tmp_path: Path) -> None:
-    assert normalise(one) == normalise(other)
-    train = write(tmp_path / "train.jsonl", jsonl({"question": one, "answer": "1"}))
-    evaluation = write(tmp_path / "test.jsonl", jsonl({"question": other, "answer": "1"}))
-    with pytest.raises(DataError, match="row 1 is also in"):
-        problems_of(train, evaluation)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("What is 3 + 5?", "What is 3 - 5?"),
-        ("What is 3 × 5?", "What is 35?"),
-        ("5² + 1", "52 + 1"),
-        ("Half of 1.5 kg?", "Half of 15 kg?"),
-        ("😀", "😢"),
-        ("maïs", "mais"),
-    ],
-)
-def test_what_differs_in_meaning_is_no_copy(one: str, other: str, tmp_path: Path) -> None:
+def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, copy: bool, tmp_path: Path) -> None:
+    assert (normalise(one) == normalise(other)) == copy
     train = write(tmp_path / "train.jsonl", jsonl({"question": one, "answer": "1"}))
     evaluation = write(tmp_path / "test.jsonl", jsonl({"question": other, "answer": "2"}))
-    actual = problems_of(train, evaluation)
-    assert [[problem.question for problem in side] for side in actual] == [[one], [other]]
-
-
-# --- folders ------------------------------------------------------------------------------------
+    if copy:
+        with pytest.raises(DataError, match="row 1 is also in"):
+            problems_of(train, evaluation)
+    else:
+        actual = problems_of(train, evaluation)
+        assert [[problem.question for problem in side] for side in actual] == [[one], [other]]
 
 
 @pytest.fixture
@@ -364,8 +329,6 @@ def test_a_split_that_a_saved_dataset_does_not_have(folder: Path) -> None:
         assert part in str(caught.value)
 
 
-# --- good files ---------------------------------------------------------------------------------
-
 GOOD = [
     {"prompt": "Où est l'eau ?", "chosen": "Là\u00a0: « ici ».", "rejected": 'A "quote", a comma'},
     {"prompt": "Deux\nlignes", "chosen": "a\nb", "rejected": "a, b; c\t#"},
@@ -373,17 +336,17 @@ GOOD = [
     {"prompt": "Trois 😀", "chosen": "NA", "rejected": "null"},
     {"prompt": "a\u2028b\u0085c", "chosen": "é", "rejected": "e"},
 ]
-EXPECTED = [
-    Pair(
-        (
-            {"role": "system", "content": "Réponds."},
-            {"role": "user", "content": row["prompt"]},
-        ),
-        row["chosen"],
-        row["rejected"],
-    )
-    for row in GOOD
-]
+
+
+def same_pairs(sides: tuple[list[Pair], list[Pair]]) -> None:
+    """Each row of GOOD is one of the pairs, and one of them is held out."""
+    system = {"role": "system", "content": "Réponds."}
+    expected = [
+        Pair((system, {"role": "user", "content": row["prompt"]}), row["chosen"], row["rejected"])
+        for row in GOOD
+    ]
+    assert sorted([*sides[0], *sides[1]], key=expected.index) == expected
+    assert len(sides[1]) == 1
 
 
 def csv_text(rows: Rows, end: str = "\n", sign: str = ",") -> str:
@@ -409,13 +372,10 @@ def parquet(path: Path, rows: Rows) -> Path:
         ("bom.jsonl", "\ufeff" + jsonl(*GOOD)),
         ("crlf.jsonl", jsonl(*GOOD).replace("\n", "\r\n")),
         ("blank_lines.jsonl", "\n" + jsonl(*GOOD).replace("}\n", "}\n\n  \n")),
+        ("spaced.jsonl", jsonl(*({k: f" \n{v}\u00a0\r\n" for k, v in r.items()} for r in GOOD))),
         ("good.json", json.dumps(GOOD, ensure_ascii=False)),
         ("good.csv", csv_text(GOOD)),
         ("crlf.csv", csv_text(GOOD, "\r\n")),
-        (
-            "spaced.jsonl",
-            jsonl(*({key: f" \n{value}\u00a0\r\n" for key, value in row.items()} for row in GOOD)),
-        ),
         ("lines.json", jsonl(*GOOD)),
         ("list.jsonl", json.dumps(GOOD, ensure_ascii=False, indent=1)),
         ("object.json", json.dumps({"version": 1, "data": GOOD}, indent=1)),
@@ -431,9 +391,7 @@ def parquet(path: Path, rows: Rows) -> Path:
 def test_every_text_format_gives_the_same_pairs(
     name: str, content: str | bytes, tmp_path: Path
 ) -> None:
-    train, held = pairs_of(write(tmp_path / name, content))
-    assert sorted([*train, *held], key=EXPECTED.index) == EXPECTED
-    assert len(held) == 1
+    same_pairs(pairs_of(write(tmp_path / name, content)))
 
 
 def test_a_long_cell_of_a_csv_file(tmp_path: Path) -> None:
@@ -449,8 +407,7 @@ def test_a_table_of_problems_with_a_header(tmp_path: Path) -> None:
 
 
 def test_parquet_gives_the_same_pairs(tmp_path: Path) -> None:
-    train, held = pairs_of(parquet(tmp_path / "good.parquet", GOOD))
-    assert sorted([*train, *held], key=EXPECTED.index) == EXPECTED
+    same_pairs(pairs_of(parquet(tmp_path / "good.parquet", GOOD)))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "saved", "saved splits"])
@@ -473,8 +430,7 @@ def test_a_dataset_folder_gives_the_same_pairs(kind: str, folder: Path) -> None:
     else:
         text = {"jsonl": jsonl(*GOOD), "json": json.dumps(GOOD), "csv": csv_text(GOOD)}[kind]
         write(folder / f"train.{kind}", text)
-    train, held = pairs_of(folder)
-    assert sorted([*train, *held], key=EXPECTED.index) == EXPECTED
+    same_pairs(pairs_of(folder))
 
 
 def test_the_other_split_of_a_folder(folder: Path) -> None:
@@ -517,11 +473,14 @@ def test_gold_answers_that_parquet_holds_as_decimals(tmp_path: Path) -> None:
     assert [parse_number(problem.answer) for problem in train] == golds
 
 
-def test_other_columns_of_a_problem_are_carried_along(tmp_path: Path) -> None:
-    """For rewards: every row has them all, as a trainer's table gives them back."""
+def test_other_columns_of_a_problem_are_carried_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For rewards: every row has those that a table can hold, as a trainer's gives them back."""
     rows = [
-        {"q": "a?", "gold": "1", "level": 1, "tags": ["x"], "prompt": "?", "answer": "elsewhere"},
-        {"q": "b?", "gold": "2", "level": 2.5},
+        {"q": "a?", "gold": "1", "level": 1, "tags": ["x"], "prompt": "?", "note": 1}
+        | {"answer": "elsewhere"},
+        {"q": "b?", "gold": "2", "level": 2.5, "note": "two"},
     ]
     train = write(tmp_path / "train.jsonl", jsonl(*rows))
     held_out = write(tmp_path / "test.jsonl", jsonl({"q": "c?", "gold": "3", "level": 3}))
@@ -535,55 +494,31 @@ def test_other_columns_of_a_problem_are_carried_along(tmp_path: Path) -> None:
         {"level": 2.5, "tags": None},
     ]
     assert scored == [Problem("c?", "3", columns={"level": 3})]
+    assert "column 'note' is left out, so no reward can read it: " in capsys.readouterr().out
     assert fingerprint(problems) != fingerprint([Problem("a?", "1"), Problem("b?", "2")])
 
 
-def test_a_column_that_no_table_holds_is_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [{**PROBLEM, "note": 1, "level": 1}, {"question": "b?", "answer": "1", "note": "two"}]
-    train, _ = problems_of(write(tmp_path / "train.jsonl", jsonl(*rows)))
-    assert [problem.columns for problem in train] == [{"level": 1}, {"level": None}]
-    assert "column 'note' is left out, so no reward can read it: " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
-def test_every_format_gives_the_same_problems(suffix: str, tmp_path: Path) -> None:
-    rows = [{"question": f"Où {i}, « à » ?\nÉ", "answer": f"Été.\n#### {i}"} for i in range(5)]
-    path = tmp_path / f"problems.{suffix}"
-    if suffix == "parquet":
-        parquet(path, rows)
-    else:
-        text = {"json": json.dumps(rows), "jsonl": jsonl(*rows), "csv": csv_text(rows)}[suffix]
-        write(path, text)
-    train, held = problems_of(path)
-    assert train == [Problem(f"Où {i}, « à » ?\nÉ", str(i)) for i in range(5)]
-    assert held == [Problem("Two and two?", "4")]
-
-
-def test_mapped_columns(tmp_path: Path) -> None:
-    rows = [{"q": f"question {i}", "best": "a", "worst": "b"} for i in range(3)]
-    path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
-    train, held = pairs_of(path, prompt="q", chosen="best", rejected="worst")
-    assert {pair.prompt[-1]["content"] for pair in (*train, *held)} == {row["q"] for row in rows}
-    assert {(pair.chosen, pair.rejected) for pair in (*train, *held)} == {("a", "b")}
-
-
 @pytest.mark.parametrize("empty", ["", None, "  \n"])
-def test_a_system_column_and_its_empty_cells(empty: str | None, tmp_path: Path) -> None:
-    rows = [{**PAIR, "sys": "Sois bref."}, {**PAIR, "prompt": "b", "sys": empty}]
+@pytest.mark.parametrize("system", [None, "Réponds."])
+def test_a_system_column_and_its_empty_cells(
+    empty: str | None, system: str | None, tmp_path: Path
+) -> None:
+    """prompt.system replaces them; the other columns are mapped too."""
+    rows = [
+        {"q": "Bonjour ?", "best": "a", "worst": "b", "sys": "Sois bref."},
+        {"q": "Et ?", "best": "a", "worst": "b", "sys": empty},
+    ]
     path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
-    data = PairData(train=Source(path=str(path)), holdout=1, columns=PairColumns(system="sys"))
-    sets = [load_pair_set(data, Prompt(system=system)) for system in (None, "Réponds.")]
-    own, replaced = (
-        {
-            p.prompt[-1]["content"]: [t["content"] for t in p.prompt[:-1]]
-            for p in (*pairs.train, *pairs.held_out)
-        }
-        for pairs in sets
-    )
-    assert own == {"Bonjour ?": ["Sois bref."], "b": []}
-    assert replaced == {"Bonjour ?": ["Réponds."], "b": ["Réponds."]}
+    columns = PairColumns(prompt="q", chosen="best", rejected="worst", system="sys")
+    data = PairData(train=Source(path=str(path)), holdout=1, columns=columns)
+    pairs = load_pair_set(data, Prompt(system=system))
+    read = [*pairs.train, *pairs.held_out]
+    assert {(pair.chosen, pair.rejected) for pair in read} == {("a", "b")}
+    turns = {p.prompt[-1]["content"]: [turn["content"] for turn in p.prompt[:-1]] for p in read}
+    if system is None:
+        assert turns == {"Bonjour ?": ["Sois bref."], "Et ?": []}
+    else:
+        assert turns == {"Bonjour ?": [system], "Et ?": [system]}
 
 
 @pytest.mark.parametrize("wrong", [3, False, []])
@@ -591,14 +526,9 @@ def test_a_system_cell_that_is_no_text(wrong: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", jsonl({**PAIR, "sys": "a"}, {**PAIR, "sys": wrong}))
     with pytest.raises(DataError, match=r"pairs\.jsonl: row 2: column 'sys' should hold text"):
         pairs_of(path, system="sys")
-
-
-def test_a_system_column_that_is_not_there(tmp_path: Path) -> None:
-    """Or a misspelt name would silently train every pair on prompt.system."""
-    rows = [{**PAIR, "prompt": str(i), "system": "Sois bref."} for i in range(3)]
-    path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
-    with pytest.raises(DataError, match=r"no column 'sytem'.* Did you mean 'system'"):
-        pairs_of(path, system="sytem")
+    # Or a misspelt name would silently train every pair on prompt.system.
+    with pytest.raises(DataError, match=r"no column 'syst'.* Did you mean 'sys'"):
+        pairs_of(path, system="syst")
 
 
 def test_rows_after_the_limit_are_not_read(tmp_path: Path) -> None:
@@ -656,9 +586,6 @@ def test_real_data_passes_every_check() -> None:
     assert 50 <= len(held) < 60
 
 
-# --- holding out --------------------------------------------------------------------------------
-
-
 def pair(prompt: str, chosen: str = "a") -> Pair:
     return Pair(({"role": "user", "content": prompt},), chosen, "b")
 
@@ -668,6 +595,7 @@ MANY = [pair(f"Question number {i}") for i in range(200)]
 
 @pytest.mark.parametrize("count", [1, 10, 50, 199])
 def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
+
     train, held = hold_out(MANY, count, "here")
     assert len(held) == count
     assert [p for p in MANY if p in held] == held  # in the order of the data
@@ -689,11 +617,6 @@ def test_no_prompt_on_both_sides() -> None:
         assert len(train) + len(held) == 400
 
 
-def test_the_system_turn_makes_no_other_prompt() -> None:
-    with_system = Pair(tuple(conversation("Question", PromptFormat("Sois bref."))), "a", "b")
-    assert prompt_key(with_system) == prompt_key(pair("Question"))
-
-
 def test_the_order_of_rows_does_not_matter() -> None:
     _, held = hold_out(MANY, 20, "here")
     for seed in range(5):
@@ -712,27 +635,10 @@ def test_the_hash_is_the_same_everywhere_and_for_ever() -> None:
     key = "f0bff74152f6c87546ef66ce721e5c8b885127214c08309585f947f41607f2d2"
     assert prompt_key(pair("Bonjour, ça va ?")) == key
     assert prompt_key(pair("bonjour ÇA VA")) == key
+    with_system = conversation("Bonjour, ça va ?", PromptFormat("Sois bref."))
+    assert prompt_key(Pair(tuple(with_system), "a", "b")) == key
     _, held = hold_out([pair(word) for word in ("trois", "un", "quatre", "deux")], 2, "here")
     assert [p.prompt[-1]["content"] for p in held] == ["un", "deux"]
-
-
-# --- rows over the limit ------------------------------------------------------------------------
-
-
-def test_rows_within_the_limit_pass_silently(capsys: pytest.CaptureFixture[str]) -> None:
-    for rule in ("error", "drop"):
-        assert drop_overlong(MANY[:2], [5, 10], 10, rule, "pairs") == MANY[:2]
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_row_over_the_limit_is_an_error() -> None:
-    with pytest.raises(DataError) as caught:
-        drop_overlong(MANY[:3], [5, 11, 12], 10, "error", "training pairs")
-    message = str(caught.value)
-    for part in ("training pairs", "row 2", "11 tokens", "2 of 3 rows", "limit of 10"):
-        assert part in message
-    for way_out in ("model.max_seq_length", "data.overlong=drop"):
-        assert way_out in message
 
 
 def test_a_row_over_the_limit_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
@@ -747,80 +653,58 @@ def test_a_row_over_the_limit_is_named_by_its_place_in_the_file(tmp_path: Path) 
             drop_overlong(train, lengths, 10, "error", "training pairs")
 
 
-def test_dropped_rows_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_over_the_limit_are_refused_or_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in ("error", "drop"):
+        assert drop_overlong(MANY[:2], [5, 10], 10, rule, "pairs") == MANY[:2]
+        with pytest.raises(DataError, match=r"2 .*rows are over the limit of 10"):
+            drop_overlong(MANY[:2], [11, 12], 10, rule, "pairs")
+    assert capsys.readouterr() == ("", "")
     assert drop_overlong(MANY[:3], [11, 10, 12], 10, "drop", "training pairs") == MANY[1:2]
-    out, err = capsys.readouterr()
-    assert out == "training pairs: dropped 2 of 3 rows over 10 tokens (data.overlong)\n"
-    assert err == ""
-
-
-@pytest.mark.parametrize("rule", ["error", "drop"])
-def test_no_row_within_the_limit_is_an_error(rule: str) -> None:
-    with pytest.raises(DataError, match=r"2 .*rows are over the limit of 10"):
-        drop_overlong(MANY[:2], [11, 12], 10, rule, "training pairs")
-
-
-# --- fingerprint --------------------------------------------------------------------------------
+    output = "training pairs: dropped 2 of 3 rows over 10 tokens (data.overlong)\n"
+    assert capsys.readouterr() == (output, "")
+    with pytest.raises(DataError) as caught:
+        drop_overlong(MANY[:3], [5, 11, 12], 10, "error", "training pairs")
+    found = ("training pairs", "row 2", "11 tokens", "2 of 3 rows", "limit of 10")
+    for part in (*found, "model.max_seq_length", "data.overlong=drop"):
+        assert part in str(caught.value)
 
 
 def test_the_fingerprint_tells_data_apart() -> None:
-    prints = [
-        fingerprint(rows)
-        for rows in (
-            MANY,
-            MANY[:-1],
-            MANY[::-1],
-            [*MANY[:-1], pair("Question number 199", "c")],
-            [],
-        )
-    ]
+    changed = [*MANY[:-1], pair("Question number 199", "c")]
+    prints = [fingerprint(rows) for rows in (MANY, MANY[:-1], MANY[::-1], changed, [])]
     assert len(set(prints)) == len(prints)
     assert fingerprint(list(MANY)) == prints[0]
     assert re.fullmatch("[0-9a-f]{64}", prints[0])
 
 
-# --- the scripts themselves ---------------------------------------------------------------------
-
-
-def asked_with(ask: Ask, script: str, data: str, folder: Path, *more: str) -> str:
-    """What a script says to data that it cannot use."""
+@pytest.mark.parametrize(
+    ("script", "bad"),
+    [
+        *(("dpo", bad) for bad in (UNREADABLE[7], BAD_PAIRS[0], BAD_PAIRS[-2])),
+        *(("grpo", bad) for bad in (UNREADABLE[2], BAD_PROBLEMS[0], BAD_PROBLEMS[-1])),
+        ("dpo", Bad("someone/pairs", "", ("[train]: neither a local file or folder nor",))),
+    ],
+    ids=str,
+)
+def test_a_script_refuses_bad_data_before_anything_is_loaded(
+    script: str, bad: Bad, ask: Ask, tmp_path: Path
+) -> None:
+    """And a name on the hub, where HF_HUB_OFFLINE is set."""
+    on_the_hub = "/" in bad.name
+    path = bad.name if on_the_hub else str(write(tmp_path / bad.name, bad.content))
+    evaluation = write(tmp_path / "held_out.jsonl", jsonl(HELD_OUT))
     result = ask(
         script,
-        *("--config", ROOT / "configs" / f"{script}_demo.yaml"),
-        *("--output", folder / "run"),
-        f"data.train.path={data}",
-        *more,
+        *("--config", ROOT / "configs" / f"{script}_demo.yaml", "--output", tmp_path / "run"),
+        f"data.train.path={path}",
+        *([f"data.eval.path={evaluation}"] if script == "grpo" else []),
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
-    assert not (folder / "run").exists()
-    return result.stderr
-
-
-@pytest.mark.parametrize("bad", [UNREADABLE[7], BAD_PAIRS[0], BAD_PAIRS[-2]], ids=str)
-def test_dpo_refuses_bad_data_before_anything_is_loaded(bad: Bad, ask: Ask, tmp_path: Path) -> None:
-    path = write(tmp_path / bad.name, bad.content)
-    message = asked_with(ask, "dpo", str(path), tmp_path)
+    assert not (tmp_path / "run").exists()
     for part in (f"error: {path}", *bad.says):
-        assert part in message
-
-
-@pytest.mark.parametrize("bad", [UNREADABLE[2], BAD_PROBLEMS[0], BAD_PROBLEMS[-1]], ids=str)
-def test_grpo_refuses_bad_data_before_anything_is_loaded(
-    bad: Bad, ask: Ask, tmp_path: Path
-) -> None:
-    path = write(tmp_path / bad.name, bad.content)
-    evaluation = write(tmp_path / "held_out.jsonl", jsonl(HELD_OUT))
-    more = f"data.eval.path={evaluation}"
-    message = asked_with(ask, "grpo", str(path), tmp_path, more)
-    for part in (f"error: {path}", *bad.says):
-        assert part in message
-
-
-def test_a_hub_name_offline_is_refused(ask: Ask, tmp_path: Path) -> None:
-    message = asked_with(ask, "dpo", "someone/some-pairs", tmp_path)
-    assert "error: someone/some-pairs[train]: neither a local file or folder nor" in message
-    assert "HF_HUB_OFFLINE is set" in message
+        assert part in result.stderr
+    assert ("HF_HUB_OFFLINE is set" in result.stderr) == on_the_hub
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.formats import DIFFERENT_PROMPTS, FORMATS, USERS_REPLY
 from posttrain.data.pairs import PairSet, load_pair_set
 from posttrain.data.prompted import hold_out, prompt_key
-from posttrain.settings import PairData, Prompt
+from posttrain.settings import DPOSettings, PairData, Prompt
+from posttrain.settings.command import load_settings
+from tests.helpers import ROOT
 
 Row = dict[str, Any]
 
@@ -34,8 +36,7 @@ def read(
 ) -> PairSet:
     """The rows as a config of that format would read them, with a row of its own held out."""
     path = folder / f"{kind}.jsonl"
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     values = {"format": kind, "train": {"path": str(path)}, "holdout": 1, **settings}
     return load_pair_set(PairData.model_validate(values), prompt or Prompt())
 
@@ -169,35 +170,25 @@ def test_the_same_from_parquet(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_reply_that_is_no_text(kind: str, tmp_path: Path) -> None:
-    rows = numbered(SHAPES[kind])
-    column = SECOND.get(kind, "rejected")
-    rows[1][column] = 7
-    with pytest.raises(DataError, match=rf"{kind}\.jsonl: row 2: column '{column}' should hold"):
-        read(tmp_path, kind, rows)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_column_that_is_missing(kind: str, tmp_path: Path) -> None:
+def test_a_reply_that_is_no_text_and_a_column_that_is_missing(kind: str, tmp_path: Path) -> None:
     rows = numbered(SHAPES[kind])
     column = "choice" if kind in FIRST else "chosen"
     rows[2][f"{column}s"] = rows[2].pop(column)
     message = rf"row 3: there is no column '{column}'\. Did you mean '{column}s'"
     with pytest.raises(DataError, match=message):
         read(tmp_path, kind, rows)
+    column = SECOND.get(kind, "rejected")
+    rows[1][column] = 7
+    with pytest.raises(DataError, match=rf"{kind}\.jsonl: row 2: column '{column}' should hold"):
+        read(tmp_path, kind, rows)
 
 
 def as_reply(kind: str, row: Row, text: str | None) -> Row:
     """The row with another chosen reply."""
-    if kind in FIRST:
-        turns = row[FIRST[kind]]
-        return {**row, FIRST[kind]: [*turns[:-1], {"role": "assistant", "content": text}]}
-    if isinstance(row["chosen"], list):
-        return {
-            **row,
-            "chosen": [*row["chosen"][:-1], {"role": "assistant", "content": text}],
-        }
-    return {**row, "chosen": text}
+    column = FIRST.get(kind, "chosen")
+    if isinstance(row[column], list):
+        return {**row, column: [*row[column][:-1], {"role": "assistant", "content": text}]}
+    return {**row, column: text}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -211,15 +202,6 @@ def test_a_pair_that_teaches_nothing(kind: str, empty: bool, tmp_path: Path) -> 
     result = read(tmp_path, kind, rows, unusable="drop")
     assert result.dropped == {"a reply is empty" if empty else "the replies are equal": 1}
     assert (result.rows, len(pairs(result))) == (3, 2)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_the_systems_turn(kind: str, tmp_path: Path) -> None:
-    """The config's, where it gives one; a set's own where it does not."""
-    prompt = Prompt(system="Réponds.")
-    for pair in pairs(read(tmp_path, kind, numbered(SHAPES[kind]), prompt)):
-        assert pair.prompt[0] == system("Réponds.")
-        assert [turn["role"] for turn in pair.prompt].count("system") == 1
 
 
 def with_own_system(kind: str, row: Row, text: str) -> Row:
@@ -252,16 +234,15 @@ def test_one_rule_for_the_rows_own_system_turns(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_system_column_is_read_in_every_format(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [None, "Réponds."])
+def test_a_system_column_is_read_in_every_format(
+    kind: str, given: str | None, tmp_path: Path
+) -> None:
     rows = numbered({**SHAPES[kind], "sys": "Sois bref {n}."})
-    for number, result in enumerate(
-        pairs(read(tmp_path, kind, rows, columns={"system": "sys"})), 1
-    ):
-        assert result.prompt[0] == system(f"Sois bref {number}.")
-        assert [turn["role"] for turn in result.prompt].count("system") == 1
-
-
-# --- orca ---------------------------------------------------------------------------------------
+    result = pairs(read(tmp_path, kind, rows, Prompt(system=given), columns={"system": "sys"}))
+    for number, pair in enumerate(result, 1):
+        assert pair.prompt[0] == system(given or f"Sois bref {number}.")
+        assert [turn["role"] for turn in pair.prompt].count("system") == 1
 
 
 def test_orcas_columns_are_named_in_the_record_of_the_run() -> None:
@@ -272,22 +253,16 @@ def test_orcas_columns_are_named_in_the_record_of_the_run() -> None:
     assert again.columns == columns
 
 
-@pytest.mark.parametrize("empty", ["", "  ", None])
-def test_an_orca_row_without_a_system_turn(empty: str | None, tmp_path: Path) -> None:
-    rows = [{**row, "system": empty} for row in numbered(ORCA)]
-    for pair in pairs(read(tmp_path, "orca", rows)):
-        assert [turn["role"] for turn in pair.prompt] == ["user"]
-
-
-def test_an_orca_set_without_the_column(tmp_path: Path) -> None:
+def test_an_orca_set_without_the_column_or_a_text_in_it(tmp_path: Path) -> None:
     rows = numbered({key: value for key, value in ORCA.items() if key != "system"})
     with pytest.raises(DataError, match="no column 'system'"):
         read(tmp_path, "orca", rows)
     assert len(pairs(read(tmp_path, "orca", rows, columns={"system": None}))) == 3
     assert len(pairs(read(tmp_path, "orca", rows, Prompt(system="Réponds.")))) == 3
-
-
-# --- message lists ------------------------------------------------------------------------------
+    for row, empty in zip(rows, ("", "  ", None), strict=True):
+        row["system"] = empty
+    for pair in pairs(read(tmp_path, "orca", rows)):
+        assert [turn["role"] for turn in pair.prompt] == ["user"]
 
 
 def test_a_prompt_of_text_and_replies_of_messages(tmp_path: Path) -> None:
@@ -296,15 +271,14 @@ def test_a_prompt_of_text_and_replies_of_messages(tmp_path: Path) -> None:
     assert pairs(result) == pairs(read(tmp_path, "messages", numbered(ULTRAFEEDBACK)))
 
 
-def test_several_shared_turns(tmp_path: Path) -> None:
-    opening = [system("Sois bref."), user("a {n}"), assistant("b"), user("c")]
-    row = {"chosen": [*opening, assistant("Oui.")], "rejected": [*opening, assistant("Yes.")]}
-    (first, *_) = pairs(read(tmp_path, "messages", numbered(row)))
-    assert [turn["content"] for turn in first.prompt] == ["Sois bref.", "a 1", "b", "c"]
-    (first, *_) = pairs(read(tmp_path, "messages", numbered(row), Prompt(system="Réponds.")))
-    assert [turn["content"] for turn in first.prompt] == ["Réponds.", "a 1", "b", "c"]
-    (first, *_) = pairs(read(tmp_path, "messages", numbered(row), Prompt(system="")))
-    assert [turn["content"] for turn in first.prompt] == ["a 1", "b", "c"]
+@pytest.mark.parametrize(
+    ("given", "opening"), [(None, ["Sois bref."]), ("Réponds.", ["Réponds."]), ("", [])]
+)
+def test_several_shared_turns(given: str | None, opening: list[str], tmp_path: Path) -> None:
+    turns = [system("Sois bref."), user("a {n}"), assistant("b"), user("c")]
+    row = {"chosen": [*turns, assistant("Oui.")], "rejected": [*turns, assistant("Yes.")]}
+    first = pairs(read(tmp_path, "messages", numbered(row), Prompt(system=given)))[0]
+    assert [turn["content"] for turn in first.prompt] == [*opening, "a 1", "b", "c"]
 
 
 def test_sides_that_part_early_are_counted(
@@ -314,10 +288,8 @@ def test_sides_that_part_early_are_counted(
     rows[0]["rejected"][0] = user("Écris autre chose.")
     result = read(tmp_path, "messages", rows)
     assert (result.dropped, len(pairs(result))) == ({DIFFERENT_PROMPTS: 1}, 3)
-    output = capsys.readouterr().out
-    assert (
-        output == f"{tmp_path / 'messages.jsonl'}: left out 1 of 4 rows: {DIFFERENT_PROMPTS} (1)\n"
-    )
+    output = f"messages.jsonl: left out 1 of 4 rows: {DIFFERENT_PROMPTS} (1)\n"
+    assert capsys.readouterr().out.endswith(output)
 
 
 BAD_MESSAGES: list[tuple[Any, str]] = [
@@ -332,10 +304,7 @@ BAD_MESSAGES: list[tuple[Any, str]] = [
     ([user(" "), assistant("b")], "message 1 is empty"),
     ([user("a"), assistant(""), user("b"), assistant("c")], "message 2 is empty"),
     ([{"role": "user", "content": None}, assistant("b")], "message 1 should hold text, got null"),
-    (
-        [{"role": "user", "content": [{"text": "a"}]}, assistant("b")],
-        "should hold text, got the lis",
-    ),
+    ([{"role": "user", "content": [{"text": "a"}]}, assistant("b")], "should hold text, got the "),
     ([user("a\ud83d"), assistant("b")], "message 1 contains half a surrogate pair"),
     ([user("a")], "is empty or ends without a reply"),
 ]
@@ -349,12 +318,9 @@ def test_malformed_messages(kind: str, value: Any, says: str, tmp_path: Path) ->
     rows[1][column] = value
     if "ends without" in says:  # or the two sides would part before their last reply
         rows[1][SECOND.get(kind, "rejected")][0] = user("a")
-    path = tmp_path / f"{kind}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    values = {"format": kind, "train": {"path": str(path)}}
     with pytest.raises(DataError) as caught:
-        load_pair_set(PairData.model_validate(values), Prompt())
-    assert str(caught.value).startswith(f"{path}: row 2: column '{column}'")
+        read(tmp_path, kind, rows)
+    assert str(caught.value).startswith(f"{tmp_path}/{kind}.jsonl: row 2: column '{column}'")
     assert says in str(caught.value)
 
 
@@ -411,9 +377,8 @@ def test_columns_that_belong_to_the_prompt(kind: str, column: str, tmp_path: Pat
     rows[2][column] = CALL
     with pytest.raises(DataError, match=rf"row 3: column '{column}' would be left out of training"):
         read(tmp_path, kind, rows)
-    assert read(tmp_path, kind, rows, unusable="drop").dropped == {
-        f"column '{column}' is not empty": 1
-    }
+    dropped = read(tmp_path, kind, rows, unusable="drop").dropped
+    assert dropped == {f"column '{column}' is not empty": 1}
     ignored = [column, "user_content", "reasoning_content"]
     assert len(pairs(read(tmp_path, kind, rows, columns={"ignored": ignored}))) == 4
 
@@ -427,21 +392,20 @@ def test_rows_of_another_format_are_recognised(kind: str, other: str, tmp_path: 
         read(tmp_path, kind, numbered(SHAPES[other]))
 
 
-def test_a_conversational_prompt_ends_with_the_user(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("column", "turns", "message"),
+    [
+        ("prompt", [user("a"), assistant("Hm.")], "the prompt should end in a turn of the user"),
+        ("chosen", [user("a"), assistant("b")], r"column 'chosen' .* got 2; data\.format=messages"),
+    ],
+)
+def test_a_conversational_row_in_another_form(
+    column: str, turns: list[Message], message: str, tmp_path: Path
+) -> None:
     rows = numbered(CONVERSATIONAL)
-    rows[1]["prompt"].append(assistant("Hm."))
-    with pytest.raises(DataError, match="row 2: the prompt should end in a turn of the user"):
+    rows[1][column] = turns
+    with pytest.raises(DataError, match=f"row 2: {message}"):
         read(tmp_path, "conversational", rows)
-
-
-def test_a_conversational_reply_is_one_message(tmp_path: Path) -> None:
-    rows = numbered(CONVERSATIONAL)
-    rows[1]["chosen"] = [user("Et demain ?"), assistant("Il pleut.")]
-    with pytest.raises(DataError, match=r"row 2: column 'chosen' .* got 2; data\.format=messages"):
-        read(tmp_path, "conversational", rows)
-
-
-# --- oasst --------------------------------------------------------------------------------------
 
 
 def test_other_languages_are_left_out_and_counted(
@@ -456,14 +420,16 @@ def test_other_languages_are_left_out_and_counted(
     assert len(pairs(read(tmp_path, "oasst", rows))) == 5
 
 
-def test_no_row_in_the_language(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no row is left of 3: not in 'de' \(3\)"):
-        read(tmp_path, "oasst", numbered(OASST), language="de")
-
-
-def test_a_language_that_cannot_be_detected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.language: 'french' .*; use a code such as fr"):
-        read(tmp_path, "oasst", numbered(OASST), language="french")
+@pytest.mark.parametrize(
+    ("language", "message"),
+    [
+        ("de", r"no row is left of 3: not in 'de' \(3\)"),
+        ("french", r"data\.language: 'french' .*; use a code such as fr"),
+    ],
+)
+def test_no_row_in_the_language(language: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, "oasst", numbered(OASST), language=language)
 
 
 def test_the_language_filter_takes_other_formats_and_columns(tmp_path: Path) -> None:
@@ -476,21 +442,25 @@ def test_the_language_filter_takes_other_formats_and_columns(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "roles"),
+    ("text", "turns"),
     [
-        ("Quelle heure ?", ["user"]),
-        ("assistant: est un mot. Et toi ?", ["user"]),
-        ("Lis ceci.\nprompter: a\nassistant: b", ["user"]),
-        ("prompter: a", ["user"]),
-        ("prompter: a\nassistant: b\nprompter: c", ["user", "assistant", "user"]),
+        *(
+            (text, [text])
+            for text in (
+                "Quelle heure ?",
+                "assistant: est un mot. Et toi ?",
+                "Lis ceci.\nprompter: a\nassistant: b",
+            )
+        ),
+        ("prompter: a", ["a"]),
+        ("prompter: a\nassistant: b\nprompter: c", ["a", "b", "c"]),
     ],
 )
-def test_the_turns_of_an_oasst_prompt(text: str, roles: list[str], tmp_path: Path) -> None:
+def test_the_turns_of_an_oasst_prompt(text: str, turns: list[str], tmp_path: Path) -> None:
     rows = [*numbered(OASST), {**OASST, "prompt": text}]
-    last = pairs(read(tmp_path, "oasst", rows))[-1]
-    assert [turn["role"] for turn in last.prompt] == roles
-    if roles == ["user"] and not text.startswith("prompter"):
-        assert last.prompt[0]["content"] == text
+    prompt = pairs(read(tmp_path, "oasst", rows))[-1].prompt
+    assert [turn["content"] for turn in prompt] == turns
+    assert [turn["role"] for turn in prompt] == ["user", "assistant", "user"][: len(turns)]
 
 
 def test_what_users_said_next_is_no_reply(tmp_path: Path) -> None:
@@ -643,9 +613,6 @@ def test_models_with_different_system_turns(tmp_path: Path) -> None:
     assert len(pairs(read(tmp_path, "comparia_turns", rows, Prompt(system="Réponds.")))) == 4
 
 
-# --- splits -------------------------------------------------------------------------------------
-
-
 def test_branches_of_a_conversation_are_on_one_side() -> None:
     """A reply that is held out would otherwise stand in a prompt that is trained on."""
     pairs = []
@@ -670,10 +637,5 @@ def test_pairs_of_their_own_to_hold_out_are_counted_too(tmp_path: Path) -> None:
 
 
 def test_a_format_that_is_not_there() -> None:
-    from posttrain.settings import DPOSettings
-    from posttrain.settings.command import load_settings
-    from tests.helpers import ROOT
-
     with pytest.raises(ConfigError, match=r"data\.format: should be 'columns', 'orca', "):
-        path = ROOT / "configs" / "dpo_demo.yaml"
-        load_settings(DPOSettings, path, ["data.format=ocra"])
+        load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", ["data.format=ocra"])
