@@ -20,9 +20,9 @@ from posttrain.model import estimate
 from posttrain.model.shape import KNOWN, Shape, shape_of
 from posttrain.scoring import pairs as scoring
 from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import SETTINGS, load_settings
+from posttrain.settings.command import load_settings
 from scripts import doctor
-from tests.helpers import CONFIGS, ROOT
+from tests.helpers import CONFIGS, ROOT, settings_class
 from tests.unit.conftest import Ask
 
 T4 = "0, GPU-1, Tesla T4, 550.54.15, 15360, 3, 7.5"
@@ -60,10 +60,8 @@ def look(
     def run(output: str | None, code: int = 0, extra: str = "") -> tuple[int, dict[str, Any], str]:
         if output is not None:
             (tools / "answer").write_text(output + "\n")
-            script = (
-                f'#!/bin/sh\n{extra}\nwhile read line; do echo "$line"; done < {tools}/answer\n'
-            )
-            (tools / "nvidia-smi").write_text(f"{script}exit {code}\n")
+            lines = f'while read line; do echo "$line"; done < {tools}/answer'
+            (tools / "nvidia-smi").write_text(f"#!/bin/sh\n{extra}\n{lines}\nexit {code}\n")
             (tools / "nvidia-smi").chmod(0o755)
         left = doctor.main(["--output", str(tmp_path)])
         text = capsys.readouterr().out
@@ -116,33 +114,27 @@ def test_a_card_that_is_too_small(look: Look) -> None:
     assert "needs 14 GB" in finding(found, "configs/grpo_gsm8k_16gb.yaml")["text"]
 
 
-def test_a_card_and_a_driver_that_are_too_old(look: Look) -> None:
-    code, found, text = look(K80)
-    assert code == 2
-    assert finding(found, "GPU")["status"] == finding(found, "driver")["status"] == "fail"
-    assert "install driver 525.60.13 or later" in finding(found, "driver")["advice"]
-    assert "Not usable yet" in text
-
-
-def test_a_broken_driver(look: Look) -> None:
-    code, found, text = look(BROKEN, code=9)
-    assert code == 2
-    gpu = finding(found, "GPU")
-    assert gpu["status"] == "fail" and "couldn't communicate" in gpu["text"]
-    assert "-> install a driver that fits this kernel" in text
-
-
-def test_a_driver_that_hangs(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SECONDS", 0.3)
-    code, found, _ = look(T4, extra="while :; do :; done")
-    assert code == 2
-    assert "did not answer" in finding(found, "GPU")["text"]
-
-
-@pytest.mark.parametrize("output", ["", "No devices were found"])
-def test_a_driver_without_a_card(look: Look, output: str) -> None:
-    code, found, _ = look(output)
-    assert code == 2 and "nvidia-smi fails" in finding(found, "GPU")["text"]
+@pytest.mark.parametrize(
+    ("output", "code", "extra", "expected"),
+    [
+        (K80, 0, "", "-> install driver 525.60.13 or later"),
+        (BROKEN, 9, "", "couldn't communicate"),
+        (BROKEN, 9, "", "-> install a driver that fits this kernel"),
+        (T4, 0, "while :; do :; done", "did not answer"),
+        ("", 0, "", "nvidia-smi fails"),
+        ("No devices were found", 0, "", "nvidia-smi fails"),
+    ],
+)
+def test_a_card_or_driver_that_cannot_be_used(
+    output: str, code: int, extra: str, expected: str, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if extra:
+        monkeypatch.setattr(machine, "SECONDS", 0.3)
+    left, found, text = look(output, code, extra)
+    assert left == 2 and "Not usable yet" in text
+    assert finding(found, "GPU")["status"] == "fail"
+    assert expected in " ".join(text.split())
+    assert output != K80 or finding(found, "driver")["status"] == "fail"
 
 
 def test_no_gpu(look: Look) -> None:
@@ -166,15 +158,11 @@ def test_which_of_several(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
         assert code == 0 and "hides every GPU" in finding(found, "GPU")["text"]
 
 
-def test_what_nvidia_smi_does_not_know(look: Look) -> None:
+def test_what_nvidia_smi_does_not_know_and_a_card_in_use(look: Look) -> None:
     code, found, _ = look("0, GPU-1, Some GPU, 570.86.15, [N/A], [Not Supported], [N/A]")
     assert code == 0
     assert {finding(found, s)["status"] for s in ("GPU", "GPU memory", "precision")} == {"warn"}
-
-
-def test_a_card_in_use(look: Look) -> None:
-    _, found, _ = look(T4.replace(" 3,", " 9000,"))
-    memory = finding(found, "GPU memory")
+    memory = finding(look(T4.replace(" 3,", " 9000,"))[1], "GPU memory")
     assert memory["status"] == "warn" and "8.8 GB in use" in memory["text"]
 
 
@@ -186,20 +174,18 @@ def test_a_torch_without_cuda(look: Look, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_versions_as_locked(look: Look) -> None:
-    _, found, _ = look(None)
-    assert finding(found, "packages")["status"] == "ok"
+    assert finding(look(None)[1], "packages")["status"] == "ok"
     assert len(installation.locked()) > 100
-    assert installation.locked()["torch"] == "2.10.0"
 
 
 @pytest.mark.parametrize(("name", "status"), [("trl", "fail"), ("tqdm", "warn")])
 def test_another_version(
     look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
 ) -> None:
-    info = tmp_path / "site" / f"{name}-0.0.1.dist-info"
-    info.mkdir(parents=True)
+    info = tmp_path / f"{name}-0.0.1.dist-info"
+    info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.1\n")
-    monkeypatch.syspath_prepend(str(info.parent))
+    monkeypatch.syspath_prepend(str(tmp_path))
     code, found, text = look(None)
     assert code == (2 if status == "fail" else 0)
     packages = finding(found, "packages")
@@ -213,10 +199,9 @@ def test_a_missing_package_and_one_for_another_system(
     look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = tmp_path / "requirements.lock"
-    lock.write_text(
-        "nowhere-to-be-found==1.0 \\\n    --hash=sha256:0\nfor-windows==1 ; "
-        "sys_platform == 'win32' \\\n    --hash=sha256:0\n# via x\n"
-    )
+    end = " \\\n    --hash=sha256:0\n"
+    windows = f"for-windows==1 ; sys_platform == 'win32'{end}# via x\n"
+    lock.write_text(f"nowhere-to-be-found==1.0{end}{windows}")
     monkeypatch.setattr(installation, "LOCK", lock)
     monkeypatch.setattr(installation.locked, "__defaults__", (lock,))
     _, found, _ = look(None)
@@ -229,8 +214,8 @@ def test_a_missing_package_and_one_for_another_system(
 def test_no_disk(
     look: Look, monkeypatch: pytest.MonkeyPatch, free: float, code: int, status: str
 ) -> None:
-    size = int(free * 2**30)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 10**12 - size, size))
+    usage = Usage(10**12, 0, int(free * 2**30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     left, found, _ = look(None)
     assert left == code
     for subject in ("room for runs", "room for models"):
@@ -238,17 +223,17 @@ def test_no_disk(
         assert finding(found, subject)["advice"]
 
 
+class Refusing(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_error(403)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def server(answer: bool) -> Iterator[str]:
     """The address of a server on this machine that refuses, or that never answers."""
-
-    class Refusing(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_error(403)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
     if not answer:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -275,12 +260,6 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
     assert "pa55word" not in str(found) and "5e9712e1" not in str(found)
 
 
-def test_offline_no_server_is_called(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "_answers", lambda url: pytest.fail(f"called {url}"))
-    _, found, _ = look(None)
-    assert "HF_HUB_OFFLINE is set" in finding(found, "hub")["text"]
-
-
 def test_tokens_are_reported_and_never_shown(
     look: Look, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -288,7 +267,9 @@ def test_tokens_are_reported_and_never_shown(
     (tmp_path / "hub" / "token").write_text("hf_InTheFile99999999999999")
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password InTheNetrc77\n")
     (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setattr(services, "_answers", lambda url: pytest.fail(f"called {url}"))
     _, found, text = look(None)
+    assert "HF_HUB_OFFLINE is set" in finding(found, "hub")["text"]
     assert finding(found, "hub token")["text"] == f"set, in {tmp_path / 'hub' / 'token'}"
     assert str(tmp_path / ".netrc") in finding(found, "W&B")["text"]
     monkeypatch.setenv("HF_TOKEN", "hf_InTheEnvironment888888888")
@@ -320,7 +301,7 @@ def test_the_shape_has_the_weights_of_the_real_model(name: str, weights: int) ->
 
 
 def test_every_config_is_of_a_known_model() -> None:
-    names = {load_settings(SETTINGS[p.stem.split("_")[0]], p).model.name for p in CONFIGS}
+    names = {load_settings(settings_class(path), path).model.name for path in CONFIGS}
     assert all(shape_of(name) for name in names)
     assert names - {"assets/demo_model"} <= set(KNOWN)
 
@@ -375,9 +356,8 @@ def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
 
 def test_what_changes_an_estimate(qwen: Shape) -> None:
     terms = estimate.estimate(dpo(), qwen)
-    more = estimate.estimate(
-        dpo("model.load_in_4bit=false", "training.gradient_checkpointing=false"), qwen
-    )
+    plain = dpo("model.load_in_4bit=false", "training.gradient_checkpointing=false")
+    more = estimate.estimate(plain, qwen)
     assert more["weights"] == pytest.approx((qwen.layer_weights + qwen.embeddings) * 2 / 2**30)
     assert more["kept"] + more["layer"] > 10 * (terms["kept"] + terms["layer"])
     assert more["logits"] == terms["logits"]
@@ -389,13 +369,11 @@ def test_what_changes_an_estimate(qwen: Shape) -> None:
     less = 2 * 6 * 1024 * 896 * 2 / 2**30
     assert fewer["scoring"] == pytest.approx(terms["scoring"] - less)
     whole = estimate.estimate(grpo(), qwen)["generation"]
-    four_steps = grpo("training.steps_per_generation=64", "training.save_steps=20")
-    assert estimate.estimate(four_steps, qwen)["generation"] == 4 * whole
-    in_parts = grpo("training.steps_per_generation=8")
-    assert estimate.estimate(in_parts, qwen)["generation"] == whole / 2
-
-
-def test_the_estimate_knows_how_many_rows_are_scored_at_once() -> None:
+    for changes, factor in (
+        (["training.steps_per_generation=64", "training.save_steps=20"], 4),
+        (["training.steps_per_generation=8"], 0.5),
+    ):
+        assert estimate.estimate(grpo(*changes), qwen)["generation"] == factor * whole
     assert estimate.PAIR_ROWS == scoring.ROWS_AT_ONCE
 
 
@@ -404,8 +382,7 @@ def test_a_model_of_unknown_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert shape_of("someone/model") is None
     snapshot = tmp_path / "models--someone--model" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
-    demo = ROOT / "assets" / "demo_model" / "config.json"
-    shutil.copy(demo, snapshot)
+    shutil.copy(ROOT / "assets" / "demo_model" / "config.json", snapshot)
     assert shape_of("someone/model") == shape_of("assets/demo_model")
     (snapshot / "config.json").write_text('{"d_model": 5}')
     assert shape_of("someone/model") is None
@@ -425,10 +402,8 @@ def test_the_terms_of_the_estimates(look: Look) -> None:
     _, found, text = look(L4)
     assert "GB at its peak (estimated)" in text and "not measured" not in text
     sums = doctor.as_sums(found["memory"])
-    assert "estimated from the model's shapes, not measured" in sums
-    assert "configs/grpo_gsm8k_16gb.yaml\n" in sums and "scoring 0." in sums
-    for row in found["memory"]:
-        assert set(row) == {"config", "fits", "estimated_gb", "recipe", "why"}
+    for part in ("shapes, not measured", "configs/grpo_gsm8k_16gb.yaml\n", "scoring 0."):
+        assert part in sums
 
 
 def test_seconds_a_step_of_the_cpu_configs(
@@ -447,15 +422,18 @@ def test_the_products_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a second a product of 1 weight: counted by hand for 2 layers of 1 weight a module."""
     monkeypatch.setattr(trial, "product_seconds", lambda shape, rows, dtype: float(rows))
     shape = Shape(vocab=3, hidden=1, intermediate=1, layers=2, key_value=1, queries=1, tied=True)
-    path = ROOT / "configs" / "dpo_french_cpu.yaml"
-    small = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2"]
-    dpo = trial.seconds_a_step(load_settings(DPOSettings, path, small), shape)
+
+    def seconds(config: str, *overrides: str) -> float:
+        path = ROOT / "configs" / config
+        settings = load_settings(settings_class(path), path, overrides)
+        return trial.seconds_a_step(settings, shape)
+
+    twice = "training.gradient_accumulation_steps=2"
+    dpo = seconds("dpo_french_cpu.yaml", "training.per_device_train_batch_size=1", twice)
     tokens = 2 * 2 * trial.TOKENS
     assert dpo == trial.OVERHEAD * tokens * (2 * 14 + 3 * 3)
-    path = ROOT / "configs" / "grpo_gsm8k_cpu.yaml"
-    small = ["training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=2"]
-    small += ["training.max_completion_length=10"]
-    grpo = trial.seconds_a_step(load_settings(GRPOSettings, path, small), shape)
+    small = ["training.per_device_train_batch_size=8", "training.max_completion_length=10"]
+    grpo = seconds("grpo_gsm8k_cpu.yaml", *small, twice)
     read, trained, scored = 2 * trial.TOKENS, 2 * 2 * trial.TOKENS + 160, 160
     products = (2 * trained + read) * 14 + 3 * scored * 3
     assert grpo == trial.OVERHEAD * (products + 10 * 16 * (14 + 3))

@@ -5,9 +5,8 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
@@ -27,8 +26,7 @@ from tests.helpers import ROOT, SHARED, needs_shared, run_script
 Report = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Added:
+class Added(NamedTuple):
     """A token that a tokenizer has beside those of its vocabulary."""
 
     content: str
@@ -79,9 +77,9 @@ def several(count: int) -> list[Pair]:
 
 def report_on(train: list[Pair], held: Sequence[Pair] = (), **more: Any) -> Report:
     """The report on pairs that are all there was; `limit` is 1,000 words."""
-    limit = more.pop("limit", 1_000)
-    language = more.pop("language", "fr")
-    actual = PairSet(train, list(held), more.pop("rows", len(train) + len(held)), {}, **more)
+    limit, language = more.pop("limit", 1_000), more.pop("language", "fr")
+    rows, dropped = more.pop("rows", len(train) + len(held)), more.pop("dropped", {})
+    actual = PairSet(train, list(held), rows, dropped, **more)
     lengths = [measure_lengths(side, Words()) for side in (train, held)]
     report = pair_report.build(actual, lengths, Words(), limit, language)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
@@ -94,22 +92,11 @@ def warned(report: Report) -> list[str]:
     return [warning["about"] for warning in report["warnings"]]
 
 
-# --- rows and tokens ----------------------------------------------------------------------------
-
-
 def test_rows_are_counted_by_what_became_of_them() -> None:
     train = [pair("un"), pair("deux", chosen="mot " * 40), pair("trois")]
-    actual = PairSet(train, [pair("quatre")], 9, {"a tie": 5})
-    lengths = [measure_lengths(side, Words()) for side in (actual.train, actual.held_out)]
-    report = pair_report.build(actual, lengths, Words(), 30)
-    assert report["rows"] == {
-        "read": 9,
-        "kept": 3,
-        "train": 2,
-        "held_out": 1,
-        "validation": 0,
-        "dropped": {"a tie": 5, "over 30 tokens": 1},
-    }
+    report = report_on(train, [pair("quatre")], rows=9, dropped={"a tie": 5}, limit=30)
+    counts = {"read": 9, "kept": 3, "train": 2, "held_out": 1, "validation": 0}
+    assert report["rows"] == {**counts, "dropped": {"a tie": 5, "over 30 tokens": 1}}
     assert report["tokens"]["over_limit"] == {"pairs": 1, "of": 4, "share": 0.25}
     assert report["tokens"]["chosen"]["max"] == 40
 
@@ -130,9 +117,6 @@ def test_quantiles_are_lengths_that_are_there() -> None:
     )
 
 
-# --- length bias --------------------------------------------------------------------------------
-
-
 def test_the_length_bias() -> None:
     lengths = [Lengths(1, 5, 2)] * 6 + [Lengths(1, 2, 5)] * 2 + [Lengths(1, 3, 3)] * 2
     actual = pair_report.length_bias(lengths, train=7)
@@ -141,34 +125,23 @@ def test_the_length_bias() -> None:
     assert actual["prefer_the_longer_accuracy"]["value"] == 0.7  # ties half
     assert actual["prefer_the_longer_accuracy"]["low"] < 0.7 < actual["chosen_longer_share"]["high"]
     assert actual["length_controlled_accuracy"] == "measurable on 1 held-out pairs"
+    for held in (Lengths(1, 5, 2), Lengths(1, 3, 3)):  # no chosen reply of these is shorter
+        actual = pair_report.length_bias([Lengths(1, 2, 5), held], train=1)
+        assert actual["length_controlled_accuracy"] == NOT_MEASURABLE == "not measurable"
 
 
-@pytest.mark.parametrize("held", [Lengths(1, 5, 2), Lengths(1, 3, 3)])
-def test_no_number_without_a_held_out_pair_whose_chosen_is_shorter(held: Lengths) -> None:
-    actual = pair_report.length_bias([Lengths(1, 2, 5), held], train=1)
-    assert actual["length_controlled_accuracy"] == NOT_MEASURABLE == "not measurable"
-
-
-# --- languages ----------------------------------------------------------------------------------
-
-
-def test_languages_of_each_part() -> None:
+def test_languages_of_each_part_and_of_an_even_sample() -> None:
     pairs = [pair("Quelle est la capitale de la France ?"), pair("42")]
     actual = pair_report.languages(pairs, "fr")
     assert actual["prompt"] == {"fr": 1, "?": 1}
     assert (actual["chosen"], actual["rejected"]) == ({"fr": 2}, {"en": 2})
     assert (actual["sampled"], actual["of"]) == (2, 2)
-
-
-def test_languages_of_an_even_sample() -> None:
     few = pair_report.LANGUAGE_SAMPLE
     pairs = [pair("Bonjour à tous", FRENCH if n < 2 * few else ENGLISH) for n in range(3 * few)]
     actual = pair_report.languages(pairs, "fr")
     assert (actual["sampled"], actual["of"]) == (few, 3 * few)
     assert abs(actual["chosen"]["fr"] / few - 2 / 3) < 0.01
 
-
-# --- copies -------------------------------------------------------------------------------------
 
 LONG = (
     "Un train part de Lyon à huit heures et roule vers Paris à deux cents kilomètres à l'heure ; "
@@ -177,10 +150,11 @@ LONG = (
 
 
 def test_copies_of_rows_and_prompts() -> None:
+    with_system = ({"role": "system", "content": "Sois bref."}, *pair(LONG).prompt)
     pairs = [
         pair(LONG),
         pair(LONG.upper() + " !"),
-        pair(LONG, chosen="Autre chose."),
+        Pair(with_system, "Autre chose.", ENGLISH),
         pair("Que mange un chat ?", chosen="De tout.", rejected="de TOUT"),
         pair(LONG.replace("huit", "neuf")),
     ]
@@ -188,11 +162,6 @@ def test_copies_of_rows_and_prompts() -> None:
     assert (actual["same_pair"], actual["same_prompt"]) == (1, 2)
     assert (actual["near_prompt"], actual["near_prompt_across_the_split"]) == (1, 1)
     assert actual["identical_replies"] == 1
-
-
-def test_the_system_turn_makes_no_other_prompt() -> None:
-    other = Pair(({"role": "system", "content": "Sois bref."}, *pair(LONG).prompt), "a", "b")
-    assert pair_report.copied([pair(LONG), other], train=2)["same_prompt"] == 1
 
 
 @pytest.mark.parametrize(
@@ -224,13 +193,17 @@ def from_templates(rows: int, prompts: int) -> list[str]:
     ]
 
 
+def questions(name: str) -> list[str]:
+    lines = (SHARED / "gsm8k" / f"{name}.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["question"] for line in lines]
+
+
 def with_other_numbers() -> list[str]:
     """GSM8K's questions, then some of them again with other numbers."""
     rng = random.Random(0)
-    lines = (SHARED / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()
-    questions = [json.loads(line)["question"] for line in lines[:2_000]]
-    copied = [re.sub(r"\d+", lambda _: str(rng.randint(2, 999)), q) for q in questions[::3]]
-    return [*questions, *copied]
+    some = questions("train")[:2_000]
+    copied = [re.sub(r"\d+", lambda _: str(rng.randint(2, 999)), q) for q in some[::3]]
+    return [*some, *copied]
 
 
 @pytest.mark.parametrize(
@@ -271,8 +244,6 @@ def test_a_copy_of_a_copy_is_one_though_it_is_no_copy_of_the_first() -> None:
     assert (actual["near_prompt"], actual["near_prompt_across_the_split"]) == (2, 1)
 
 
-# --- evaluation questions -----------------------------------------------------------------------
-
 QUESTION = (
     "Janet's ducks lay 16 eggs per day. She eats three for breakfast every morning and bakes "
     "muffins for her friends every day with four. How much does she make at the market?"
@@ -308,9 +279,6 @@ def test_evaluation_questions_are_found_and_named() -> None:
     assert report_on(several(3))["evaluation_questions"] is None
 
 
-# --- examples -----------------------------------------------------------------------------------
-
-
 def test_an_example_shows_tokens_and_the_masked_part() -> None:
     (example,) = report_on([pair("un deux", "oui", "non merci", "here: row 1")])["examples"]
     assert example == {
@@ -321,19 +289,14 @@ def test_an_example_shows_tokens_and_the_masked_part() -> None:
     }
 
 
-def test_three_examples_the_shortest_first() -> None:
+def test_three_examples_the_shortest_first_and_long_ones_cut() -> None:
     pairs = [pair("mot " * n, "a", "b", f"row {n}") for n in (5, 2, 9, 7, 1)]
     assert [e["where"] for e in report_on(pairs)["examples"]] == ["row 1", "row 5", "row 9"]
-    assert len(report_on(pairs[:1])["examples"]) == 1
-
-
-def test_a_long_example_is_cut_in_the_middle() -> None:
-    text = render_text(
-        report_on([pair("un", " ".join(map(str, range(2_000))), "non")], limit=5_000)
-    )
-    assert "chosen (2001)" in text
-    assert "1999¦<eos>" in text
-    assert "  ...\n" in text
+    long = report_on([pair("un", " ".join(map(str, range(2_000))), "non")], limit=5_000)
+    assert len(long["examples"]) == 1
+    text = render_text(long)
+    for part in ("chosen (2001)", "1999¦<eos>", "  ...\n"):
+        assert part in text
     assert len(text.splitlines()) < 60
 
 
@@ -351,9 +314,6 @@ def test_the_real_tokenizer_splits_no_character() -> None:
     assert "".join(token_texts(tokenizer, ids))  # half a character is still shown
 
 
-# --- warnings -----------------------------------------------------------------------------------
-
-
 def test_good_pairs_are_reported_without_a_warning() -> None:
     pairs = several(240)
     short = [Pair(p.prompt, FRENCH, ENGLISH * 2) for p in pairs[:120]]
@@ -366,15 +326,12 @@ def test_good_pairs_are_reported_without_a_warning() -> None:
 @pytest.mark.parametrize("longer", [192, 193])
 def test_the_warning_about_length(longer: int) -> None:
     """80% is allowed, and one pair more is not."""
-    pairs = [
-        Pair(p.prompt, FRENCH + (" Oui." if n < longer else ""), FRENCH + " !")
+    report = report_on([
+        Pair(p.prompt, FRENCH + (" Oui oui." if n < longer else ""), FRENCH + " !")
         for n, p in enumerate(several(240))
-    ]
-    pairs = [Pair(p.prompt, p.chosen.replace(" Oui.", " Oui oui."), p.rejected) for p in pairs]
-    report = report_on(pairs)
+    ])  # fmt: skip
     assert warned(report) == (["length bias"] if longer > 192 else [])
-    if longer > 192:
-        (warning,) = report["warnings"]
+    for warning in report["warnings"]:
         assert warning["threshold"] == pair_warnings.LONGER == 0.8
         assert warning["seen"] == 193 / 240
         for part in ("193 of 240 pairs", "80%", "training.loss_type=[sigmoid_norm]"):
@@ -420,22 +377,14 @@ def test_the_warning_about_pairs_that_do_not_fit() -> None:
     assert warned(report_on([*long[:12], *pairs[12:]], limit=50)) == []
 
 
-@pytest.mark.parametrize(("count", "warns"), [(199, True), (200, False)])
-def test_the_warning_about_few_pairs(count: int, warns: bool) -> None:
-    report = report_on(several(count))
-    assert warned(report) == (["few pairs"] if warns else [])
-    if warns:
-        assert "only 199 pairs (threshold 200)" in report["warnings"][0]["text"]
-
-
-def test_nothing_is_left() -> None:
-    report = report_on(several(3), limit=5)
-    assert report["rows"]["kept"] == 0
-    assert report["length_bias"]["length_controlled_accuracy"] == NOT_MEASURABLE
-    assert set(warned(report)) == {"length limit", "few pairs"}
-
-
-# --- real data, and the script ------------------------------------------------------------------
+def test_the_warning_about_few_pairs() -> None:
+    (warning,) = report_on(several(199))["warnings"]
+    assert "only 199 pairs (threshold 200)" in warning["text"]
+    assert warned(report_on(several(200))) == []
+    nothing = report_on(several(3), limit=5)
+    assert nothing["rows"]["kept"] == 0
+    assert nothing["length_bias"]["length_controlled_accuracy"] == NOT_MEASURABLE
+    assert set(warned(nothing)) == {"length limit", "few pairs"}
 
 
 @needs_shared
@@ -443,18 +392,14 @@ def test_nothing_is_left() -> None:
 def test_the_public_french_pairs() -> None:
     from transformers import AutoTokenizer
 
-    data = PairData.model_validate(
-        {
-            "train": {"path": str(SHARED / "french-preferences" / "preferences.json")},
-            "columns": {"prompt": "instruction"},
-            "holdout": 50,
-            "check_against": [
-                {"path": str(SHARED / "gsm8k" / "test.jsonl")},
-                {"path": str(SHARED / "mgsm" / "mgsm_fr.tsv")},
-            ],
-        }
-    )
-    actual = load_pair_set(data, Prompt())
+    against = ("gsm8k/test.jsonl", "mgsm/mgsm_fr.tsv")
+    values = {
+        "train": {"path": str(SHARED / "french-preferences" / "preferences.json")},
+        "columns": {"prompt": "instruction"},
+        "holdout": 50,
+        "check_against": [{"path": str(SHARED / name)} for name in against],
+    }
+    actual = load_pair_set(PairData.model_validate(values), Prompt())
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer")
     lengths = [measure_lengths(side, tokenizer) for side in (actual.train, actual.held_out)]
     report = pair_report.build(actual, lengths, tokenizer, 1024)
@@ -474,51 +419,28 @@ def test_the_public_french_pairs() -> None:
 
 @needs_shared
 def test_evaluation_questions_among_real_training_questions() -> None:
-    """MGSM-fr is GSM8K's test set translated; neither is in GSM8K's training set."""
-    questions = [
-        json.loads(line)["question"]
-        for line in (SHARED / "gsm8k" / "test.jsonl").read_text("utf-8").splitlines()
-    ]
-    train = [
-        json.loads(line)["question"]
-        for line in (SHARED / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()
-    ]
-    assert sum(copies.holds_question(questions, questions)) == len(questions)
-    assert sum(copies.holds_question(train, questions)) < 0.01 * len(train)
+    train, test = questions("train"), questions("test")
+    assert sum(copies.holds_question(test, test)) == len(test)
+    assert sum(copies.holds_question(train, test)) < 0.01 * len(train)
 
 
-@pytest.fixture
-def only_a_tokenizer(tmp_path: Path) -> Path:
-    """A model folder without weights, so that nothing can load them."""
-    folder = tmp_path / "model"
+def test_a_dry_run_prints_the_report_without_weights(tmp_path: Path) -> None:
+    """Of a model folder that has none, so that nothing can load them."""
     weights = shutil.ignore_patterns("*.safetensors")
-    shutil.copytree(ROOT / "assets" / "demo_model", folder, ignore=weights)
-    return folder
-
-
-def test_a_dry_run_prints_the_report_without_weights(
-    only_a_tokenizer: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    path = ROOT / "configs" / "dpo_demo.yaml"
-    requested = ["--config", path, "--output", run, "--dry-run", f"model.name={only_a_tokenizer}"]
+    model = shutil.copytree(ROOT / "assets" / "demo_model", tmp_path / "model", ignore=weights)
+    run, path = tmp_path / "run", ROOT / "configs" / "dpo_demo.yaml"
+    requested = ["--config", path, "--output", run, "--dry-run", f"model.name={model}"]
     result = run_script("dpo", *requested)
     assert (result.returncode, result.stderr) == (0, "")
-    for part in (
-        "700 (500 to train on, 200 held out)",
-        "100 to validate on",
-        "Length bias",
-        "masked (",
-        "<|im_end|>",
-    ):
+    rows = ("700 (500 to train on, 200 held out)", "100 to validate on")
+    for part in (*rows, "Length bias", "masked (", "<|im_end|>"):
         assert part in result.stdout
     shown, verdict = result.stdout.split("\nConfig and data are fine; ")
     assert max(map(len, shown.splitlines())) <= 80
     assert verdict.startswith("nothing was trained. To train: ./run dpo --config ")
     assert not run.exists()
     # Pairs that a run refuses are refused, once they have been reported on.
-    requested += ["evaluation.also=[]", "model.max_seq_length=80"]
-    result = run_script("dpo", *requested)
+    result = run_script("dpo", *requested, "evaluation.also=[]", "model.max_seq_length=80")
     assert result.returncode == 2
     assert "over 80" in result.stdout
     assert "rows are over the limit of 80" in result.stderr

@@ -17,13 +17,7 @@ from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
 from posttrain.base.errors import ConfigError, DataError, first_line
-from posttrain.base.files import (
-    append_rows,
-    jsonl_rows,
-    keep_rows_until,
-    write_json,
-    write_text,
-)
+from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until, write_json, write_text
 from posttrain.base.processor import cores
 from posttrain.run.environment import PACKAGES, git_commit
 from posttrain.run.folder import RunFolder
@@ -40,6 +34,13 @@ from tests.helpers import CONFIGS, ROOT, settings_class
 HARD = "é\u00a0: a\nb\r\nc \u2028 d \u2029 e \u0085 f \x0b\x0c\x1c\x1d\x1e g 😀 \t \\ \" ' </a>"
 
 
+LIKE_YAML = (
+    *("5e-6", "1_000", "12:30", "2024-01-01", "yes", "null", "", " spaces around "),
+    *("- a: [b] # c", "{not: a mapping}"),
+)
+DEMO = ROOT / "configs" / "dpo_demo.yaml"
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "outputs" / "mine")
@@ -50,23 +51,15 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
-# --- opening ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_new_folder(run: RunFolder, fresh: bool, capsys: pytest.CaptureFixture[str]) -> None:
     run.open(fresh)
     assert (run.path / "eval").is_dir()
-    assert [p.name for p in run.path.parent.iterdir()] == ["mine"]
-    assert capsys.readouterr().out == ""
-
-
-def test_a_resume_keeps_what_is_there(run: RunFolder) -> None:
-    run.open(fresh=False)
     run.metrics.write_text("kept")
     run.open(fresh=False)
     assert run.metrics.read_text() == "kept"
     assert [p.name for p in run.path.parent.iterdir()] == ["mine"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_resumed_run_keeps_its_threads_where_there_are_so_many(run: RunFolder) -> None:
@@ -83,9 +76,8 @@ def test_a_finished_run_that_is_trained_on_is_not_finished(run: RunFolder) -> No
     assert run.finished
     run.open(fresh=False)
     assert not run.finished and not (run.path / "export.json").exists()
-    kept = run.path / "eval" / "comparison.previous.json"
-    assert kept.read_text() == "eval/comparison.json"
-    assert (run.path / "export.previous.json").read_text() == "export.json"
+    for name in ("eval/comparison", "export"):
+        assert (run.path / f"{name}.previous.json").read_text() == f"{name}.json"
 
 
 def test_a_fresh_start_moves_aside_and_never_deletes(
@@ -96,19 +88,10 @@ def test_a_fresh_start_moves_aside_and_never_deletes(
         assert not run.metrics.exists()
         run.metrics.write_text(f"run {number}")
     kept = {p.name: (p / "metrics.jsonl").read_text() for p in run.path.parent.iterdir()}
-    assert kept == {
-        "mine": "run 3",
-        "mine.previous-1": "run 0",
-        "mine.previous-2": "run 1",
-        "mine.previous-3": "run 2",
-    }
+    earlier = {f"mine.previous-{n}": f"run {n - 1}" for n in (1, 2, 3)}
+    assert kept == {"mine": "run 3", **earlier}
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        f"Moved the earlier run to {run.path.with_name(f'mine.previous-{n}')}" for n in (1, 2, 3)
-    ]
-
-
-# --- rows ---------------------------------------------------------------------------------------
+    assert lines == [f"Moved the earlier run to {run.path.with_name(name)}" for name in earlier]
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path: Path) -> None:
@@ -189,34 +172,22 @@ def test_a_file_is_replaced_or_untouched(write: Any, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     write(path, "first")
     before = path.read_text()
-    with pytest.raises((TypeError, ValueError, UnicodeEncodeError)):
-        write(path, {"fails": {1, 2}} if write is write_json else "half \ud800")
-    assert path.read_text() == before
+    for bad in ({"fails": {1, 2}}, {"value": math.nan}) if write is write_json else ("\ud800",):
+        with pytest.raises((TypeError, ValueError, UnicodeEncodeError)):
+            write(path, bad)
+        assert path.read_text() == before
     write(path, "second")
     assert "second" in path.read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
-def test_json_files_refuse_nan(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "file.json", {"value": math.nan})
-    assert not (tmp_path / "file.json").exists()
-
-
-# --- the comparison -----------------------------------------------------------------------------
-
-
-def replies(texts: list[str]) -> list[Any]:
-    return [
-        score_reply(Problem(f"q{i}", str(i)), Completion(text, 5, truncated=False))
-        for i, text in enumerate(texts)
-    ]
-
-
 def test_a_comparison_of_problems_is_read_back(run: RunFolder) -> None:
     run.open(fresh=False)
-    before = replies(["no idea"] * 6)
-    after = replies([f"so\n<answer>{i}</answer>" for i in range(5)] + ["5"])
+    answers = [f"so\n<answer>{i}</answer>" for i in range(5)] + ["5"]
+    before, after = (
+        [score_reply(Problem(f"q{i}", str(i)), Completion(t, 5, False)) for i, t in enumerate(side)]
+        for side in (["no idea"] * 6, answers)
+    )
     comparison = compare_replies(before, after)
     assert not run.finished
     run.write_comparison(comparison)
@@ -233,28 +204,23 @@ def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
     assert comparison["length_controlled_accuracy"].after.value is None
     run.write_comparison(comparison)
     assert read_run(run.path).changes() == comparison
-    files = {p.name: json.loads(p.read_text()) for p in (run.path / "eval").iterdir()}
-    assert set(files) == {"before.json", "after.json", "comparison.json"}
-    assert set(files["after.json"]["reward_margin"]) == {"value", "n", "low", "high"}
-    assert set(files["comparison.json"]["reward_margin"]) == {
-        *("difference", "low", "high", "p_value", "n")
-    }
+    measure, change = {"value", "n", "low", "high"}, {"difference", "low", "high", "p_value", "n"}
+    files = {p.stem: json.loads(p.read_text()) for p in (run.path / "eval").iterdir()}
+    fields = {name: set(content["reward_margin"]) for name, content in files.items()}
+    assert fields == {"before": measure, "after": measure, "comparison": change}
 
 
-# --- description --------------------------------------------------------------------------------
-
-
-def described(path: Path, overrides: list[str], run: RunFolder) -> tuple[Any, Any]:
-    cls = settings_class(path)
-    settings = load_settings(cls, path, overrides)
+def resolved(path: Path, run: RunFolder, *overrides: str) -> tuple[Any, Any]:
+    """Settings, and what is read of the config.yaml that a run writes of them."""
+    settings = load_settings(settings_class(path), path, overrides)
     run.open(fresh=False)
     run.describe(settings, {})
-    return settings, load_settings(cls, run.path / "config.yaml")
+    return settings, load_settings(settings_class(path), run.path / "config.yaml")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_resolved_config_gives_the_same_settings(path: Path, run: RunFolder) -> None:
-    settings, again = described(path, [], run)
+    settings, again = resolved(path, run)
     assert again == settings
 
 
@@ -265,16 +231,7 @@ def test_the_resolved_config_gives_the_same_settings(path: Path, run: RunFolder)
         "training.learning_rate=0.30000000000000004",
         "training.extra.adam_epsilon=1e-8",
         "training.extra={adam_beta1: 0.8, optim_args: 'a=b', lr_scheduler_kwargs: {num_cycles: 2}}",
-        "prompt.system='5e-6'",
-        "prompt.system='1_000'",
-        "prompt.system='12:30'",
-        "prompt.system='2024-01-01'",
-        "prompt.system='yes'",
-        "prompt.system='null'",
-        "prompt.system=''",
-        "prompt.system=' spaces around '",
-        "prompt.system='- a: [b] # c'",
-        "prompt.system='{not: a mapping}'",
+        *(f"prompt.system='{text}'" for text in LIKE_YAML),
         f"prompt.system={json.dumps(HARD, ensure_ascii=True)}",
         "prompt.system=null",
         "run.name='0x1'",
@@ -284,41 +241,29 @@ def test_the_resolved_config_gives_the_same_settings(path: Path, run: RunFolder)
     ],
 )
 def test_any_value_survives_the_resolved_config(override: str, run: RunFolder) -> None:
-    settings, again = described(ROOT / "configs" / "dpo_demo.yaml", [override], run)
+    settings, again = resolved(DEMO, run, override)
     assert again == settings
 
 
 def test_the_environment(run: RunFolder) -> None:
+    """It is written again at the end, with what was learned in between."""
     run.open(fresh=False)
-    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
-    run.describe(settings, {"device": "CPU", "data": "abc"})
-    record = json.loads((run.path / "environment.json").read_text("utf-8"))
+
+    def described(**facts: Any) -> dict[str, Any]:
+        run.describe(load_settings(DPOSettings, DEMO), facts)
+        record: dict[str, Any] = json.loads((run.path / "environment.json").read_text("utf-8"))
+        assert facts.items() <= record.items()
+        return record
+
+    record = described(device="CPU", data="abc")
     assert record["versions"] == {name: importlib.metadata.version(name) for name in PACKAGES}
     assert {"unsloth", "trl", "transformers", "torch", "peft", "bitsandbytes"} <= set(PACKAGES)
     assert record["python"] == platform.python_version()
-    assert (record["device"], record["data"]) == ("CPU", "abc")
     assert record["git"] == git_commit()
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", git_commit() or "0" * 40)
     assert {"started", "command", "platform"} <= set(record)
-
-
-def test_the_environment_keeps_when_the_run_started(run: RunFolder) -> None:
-    """It is written again at the end, with what was learned in between."""
-    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
-    run.open(fresh=False)
-
-    def started(**facts: Any) -> str:
-        run.describe(settings, facts)
-        record = json.loads((run.path / "environment.json").read_text("utf-8"))
-        assert facts.items() <= record.items()
-        return str(record["started"])
-
-    first = started(device="CPU")
     time.sleep(1.1)  # it counts in seconds
-    assert started(device="CPU", trained={"steps": 3}) == first
-
-
-# --- samples ------------------------------------------------------------------------------------
+    assert described(device="CPU", trained={"steps": 3})["started"] == record["started"]
 
 
 LOGGED: list[tuple[str, float]] = []
@@ -367,27 +312,20 @@ def test_share_of_groups_without_spread(tmp_path: Path, group: int, share: list[
     }
 
 
-def test_scores_names_and_order_are_unchanged(tmp_path: Path) -> None:
-    functions = {**REWARDS, "my_rewards.py:counting": counting}
-    wrapped = SampleRecorder(tmp_path / "samples.jsonl", 2, 4).wrap(functions)
-    assert [f.__name__ for f in wrapped] == list(functions)
-    for step in (0, 1):
-        columns = generation(step)
-        for function, plain in zip(wrapped, functions.values(), strict=True):
-            assert function(**columns) == plain(**columns)
-
-
 @pytest.mark.parametrize("count", [0, 3, 9])
 def test_rows_are_written_once_a_generation(tmp_path: Path, count: int) -> None:
+    """And scores, names and order of the rewards are unchanged."""
     path = tmp_path / "samples.jsonl"
-    wrapped = SampleRecorder(path, count, 4).wrap({**REWARDS, "counting": counting})
+    functions = {**REWARDS, "my_rewards.py:counting": counting}
+    wrapped = SampleRecorder(path, count, 4).wrap(functions)
+    assert [f.__name__ for f in wrapped] == list(functions)
     for step in range(3):
-        for number, function in enumerate(wrapped):
+        columns = generation(step)
+        for function, plain in zip(wrapped, functions.values(), strict=True):
             rows = len(json_lines(path)) if path.exists() else 0
-            assert rows == step * min(count, 4), f"written before reward {number}"
-            function(**generation(step))
+            assert rows == step * min(count, 4), f"written before {function.__name__}"
+            assert function(**columns) == plain(**columns)
     rows = json_lines(path) if path.exists() else []
-    assert len(rows) == 3 * min(count, 4)
     assert [row["question"] for row in rows] == [
         f"q{step}" for step in range(3) for _ in range(min(count, 4))
     ]
@@ -428,12 +366,11 @@ def test_a_resumed_run_writes_no_generation_twice(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_says_where_it_resumes(tmp_path: Path) -> None:
-    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
+    settings = load_settings(DPOSettings, DEMO)
     run = RunFolder(tmp_path)
     checkpoint = run.path / "checkpoints" / "step-000003"
     checkpoint.mkdir(parents=True)
-    state = {"global_step": 3, "max_steps": 12}
-    (checkpoint / "trainer_state.json").write_text(json.dumps(state), "utf-8")
+    write_json(checkpoint / "trainer_state.json", {"global_step": 3, "max_steps": 12})
     shape = settings.training.model_copy(update={"max_steps": -1})
     assert session.resume_note(checkpoint, shape, run, True) == (
         "Resuming from step 3 of 12 (checkpoints/step-000003); the scores from before training "
@@ -446,7 +383,7 @@ def test_training_ends_with_a_report_by_a_process(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One that fails costs the run nothing but a line."""
-    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
+    settings = load_settings(DPOSettings, DEMO)
     run = RunFolder(tmp_path / "run")
     run.open(fresh=False)
     run.describe(settings, {"device": "CPU"})

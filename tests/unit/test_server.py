@@ -135,9 +135,6 @@ def ask(
     return [answers[index] for index in range(len(requests))]
 
 
-# --- requests and replies ----------------------------------------------------------------------
-
-
 def test_order_is_kept_while_requests_run_side_by_side(api: Server) -> None:
     def slow_first(body: dict[str, Any], number: int) -> Reply:
         time.sleep(0.05 if number % 4 == 0 else 0.01)
@@ -187,9 +184,6 @@ def test_url_with_and_without_v1(api: Server, end: str) -> None:
 def test_a_server_without_token_counts(api: Server) -> None:
     api.plan = lambda *_: (200, {k: v for k, v in choice("7")[1].items() if k != "usage"})
     assert ask(api.url, ["Say 7"]) == [Completion("7", 0, False)]
-
-
-# --- what goes wrong ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("failure", [(500, "oops"), (429, "slow down"), (0, "")])
@@ -268,9 +262,6 @@ def test_an_answer_of_another_kind(api: Server, answer: Any) -> None:
         ask(api.url, ["Say 7"])
 
 
-# --- the key --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("given", [KEY, f"{KEY}\n"])  # as `$(cat file)` is not, a file's text is
 def test_key_is_sent(api: Server, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", given)
@@ -305,9 +296,6 @@ def test_key_is_in_no_message(
         ask(api.url, ["Say 7"])
     assert KEY not in str(caught.value)
     assert len(str(caught.value)) > 20
-
-
-# --- the script -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
