@@ -5,6 +5,7 @@ import json
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,25 @@ from tests.unit.conftest import Ask
 from tests.unit.test_server import Reply, Server, api
 
 __all__ = ["api"]
-ADAPTER = '{"base_model_name_or_path": "assets/demo_model"}'
-
 PLAIN = PromptFormat()
+
+
+def with_adapter(run: Path, name: str = "adapter") -> Path:
+    """A folder of a run that holds an adapter's config."""
+    (run / name).mkdir(parents=True, exist_ok=True)
+    base = {"base_model_name_or_path": "assets/demo_model"}
+    (run / name / "adapter_config.json").write_text(json.dumps(base))
+    return run / name
+
+
+def first_problem(name: str) -> str:
+    path = ROOT / "assets" / "demo_data" / f"problems_{name}.jsonl"
+    return str(json.loads(path.read_text("utf-8").splitlines()[0])["question"])
+
+
+def of_one(stream: Any, **more: Any) -> Talk:
+    """A conversation with one side, which streams so."""
+    return Talk([Side("reply", stream, "")], None, **more)
 
 
 class Parrot:
@@ -59,9 +76,6 @@ def roles(conversation: Conversation) -> list[str]:
     return [turn["role"] for turn in conversation]
 
 
-# --- the conversation -----------------------------------------------------------------------------
-
-
 def test_each_side_remembers_its_own_replies(talk: Talk, parrots: tuple[Parrot, Parrot]) -> None:
     for question in ("one?", "two?"):
         talk.ask(question)
@@ -90,9 +104,6 @@ def test_the_beginning_of_a_stopped_reply_is_remembered(
     with closing(talk.answer(talk.sides[1])):
         pass  # stopped before it began
     assert "after" not in talk.turns or talk.turns["after"] == []
-
-
-# --- the terminal ---------------------------------------------------------------------------------
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, lines: Iterable[str]) -> None:
@@ -132,24 +143,12 @@ def test_a_conversation(
     assert talk.system is None and talk.turns == {}
 
 
-def test_what_cannot_be_saved(
-    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    typed(monkeypatch, ["/save", "/save x", "one?", f"/save {tmp_path}/no/such"])
-    terminal.converse(talk)  # until the end of the input
-    output = capsys.readouterr()
-    assert "name a file" in output.out and "no question to save yet" in output.out
-    assert "No such file or directory" in output.err
-
-
 def test_each_line_is_a_separate_question(
     talk: Talk, parrots: tuple[Parrot, Parrot], capsys: pytest.CaptureFixture[str]
 ) -> None:
     terminal.answer_lines(talk, ["\ufeffOù ?\n".encode(), b"\n", b"/reset\n"])
-    assert capsys.readouterr().out == (
-        "> Où ?\nbefore  first\nafter   second\nafter   <answer>7</answer>\n\n"
-        "> /reset\nbefore  first\nafter   second\nafter   <answer>7</answer>\n\n"
-    )
+    replies = "before  first\nafter   second\nafter   <answer>7</answer>\n\n"
+    assert capsys.readouterr().out == f"> Où ?\n{replies}> /reset\n{replies}"
     assert all(roles(each) == ["system", "user"] for each, _ in parrots[0].requests)
     with pytest.raises(DataError, match="line 2 of standard input is not UTF-8"):
         terminal.answer_lines(talk, [b"a\n", "Où ?".encode("latin-1")])
@@ -157,9 +156,9 @@ def test_each_line_is_a_separate_question(
 
 def test_a_cut_reply_with_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     parrot = Parrot("a\x1b[2Jb\rc\n\n", complete=False)
-    terminal.answer_once(Talk([Side("reply", parrot.stream, "")], None), "?")
-    note = "[cut after 10 tokens (--max-new-tokens, or the context is full)]"
-    assert capsys.readouterr().out == f"> ?\nreply  a[2Jbc\n       {note}\n\n"
+    terminal.answer_once(of_one(parrot.stream), "?")
+    cut = "[cut after 10 tokens (--max-new-tokens, or the context is full)]"
+    assert capsys.readouterr().out == f"> ?\nreply  a[2Jbc\n       {cut}\n\n"
 
 
 def test_the_name_of_a_run_without_its_folder(
@@ -171,12 +170,16 @@ def test_the_name_of_a_run_without_its_folder(
         source.find("mine")
 
 
-def test_a_question_that_is_not_utf_8_is_refused(
-    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_asked_or_saved(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    typed(monkeypatch, ["/system caf\udcc3", "caf\udcc3 ?", "café ?"])
-    terminal.converse(talk)
-    assert "error: that is not UTF-8" in capsys.readouterr().out
+    lines = ["/save", "/save x", "/system caf\udcc3", "caf\udcc3 ?", "café ?"]
+    typed(monkeypatch, [*lines, f"/save {tmp_path}/no/such"])
+    terminal.converse(talk)  # until the end of the input
+    output = capsys.readouterr()
+    for part in ("name a file", "no question to save yet", "error: that is not UTF-8"):
+        assert part in output.out
+    assert "No such file or directory" in output.err
     assert [row["question"] for row in talk.rows] == ["café ?"]
 
 
@@ -188,49 +191,40 @@ def test_a_line_without_a_reply_does_not_end_the_others(
             raise ConfigError("the conversation takes 5000 tokens")
         yield Completion("fine", 1, truncated=False)
 
-    talk = Talk([Side("reply", full, "")], None)
     with pytest.raises(ConfigError, match="takes 5000 tokens"):
-        terminal.answer_lines(talk, [b"one?", b"long?", b"two?"])
+        terminal.answer_lines(of_one(full), [b"one?", b"long?", b"two?"])
     output = capsys.readouterr().out
     assert output.count("reply  fine") == 2 and "takes 5000 tokens" in output
 
 
 def test_an_answer_ends_a_reply_where_the_run_was_scored_so() -> None:
     parrot = Parrot("so\n<answer>7</answer> and more")
-    talk = Talk([Side("reply", models.until_answered(parrot.stream), "")], None)
+    talk = of_one(models.until_answered(parrot.stream))
     talk.ask("?")
     *_, last = talk.answer(talk.sides[0])
     assert (last.text, last.truncated) == ("so\n<answer>7</answer>", False)
     assert parrot.closed == 1
 
 
-# --- what a run knows -----------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished GRPO run on the demo's problems, with an adapter's config."""
-    path = grpo_run(tmp_path_factory.mktemp("runs") / "grpo", steps=2)
-    (path / "adapter").mkdir()
-    (path / "adapter" / "adapter_config.json").write_text(ADAPTER)
-    return path
+    """A finished GRPO run on the demo's problems."""
+    return with_adapter(grpo_run(tmp_path_factory.mktemp("runs") / "grpo", steps=2)).parent
 
 
 def test_rewards_of_known_questions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = load_known(source.find(str(run)))
-    for name in ("train", "test"):
-        path = ROOT / "assets" / "demo_data" / f"problems_{name}.jsonl"
-        row = json.loads(path.read_text("utf-8").splitlines()[0])
-        gold = known.gold(row["question"])
+    for question in map(first_problem, ("train", "test")):
+        gold = known.gold(question)
         assert gold is not None
         right = Completion(f"So.\n<answer>{gold}</answer>", 9, truncated=False)
-        copied = row["question"].replace(" ", " \n", 1)
+        copied = question.replace(" ", " \n", 1)
         assert known.rewards(copied, right, PLAIN) == {"format": 1, "correctness": 2, "total": 3}
         wrong = Completion("<answer>-1</answer> perhaps", 9, truncated=False)
         assert known.rewards(copied, wrong, PLAIN) == {"format": 0, "correctness": 0, "total": 0}
     assert known.gold("Who?") is None and known.rewards("Who?", right, PLAIN) == {}
-    talk = Talk([Side("reply", Parrot(right.text).stream, "")], None, known=known)
-    terminal.answer_once(talk, row["question"])
+    talk = of_one(Parrot(right.text).stream, known=known)
+    terminal.answer_once(talk, question)
     note = f"       [format 1, correctness 2, total 3, right answer {gold}]\n"
     assert note in capsys.readouterr().out
     assert talk.rows[-1]["rewards"] == {"reply": {"format": 1, "correctness": 2, "total": 3}}
@@ -265,9 +259,7 @@ def test_no_python_of_a_run_folder_is_run(
     model.run["rewards"] = {f"{tmp_path / 'mine.py'}:always": 1.0}
     known = load_known(model)
     reply = Completion("x", 1, truncated=False)
-    data = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
-    question = json.loads(data.read_text("utf-8").splitlines()[0])["question"]
-    assert known.rewards(question, reply, PLAIN) == {"always": 1.0, "total": 1.0}
+    assert known.rewards(first_problem("test"), reply, PLAIN) == {"always": 1.0, "total": 1.0}
 
 
 def test_a_reward_that_fails_leaves_the_reply(capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,8 +267,7 @@ def test_a_reward_that_fails_leaves_the_reply(capsys: pytest.CaptureFixture[str]
         raise KeyError("column")
 
     known = Known({"?": Problem("?", "1")}, {"broken": broken}, {"broken": 1.0})
-    talk = Talk([Side("reply", Parrot("yes").stream, "")], None, known=known)
-    terminal.answer_once(talk, "?")
+    terminal.answer_once(of_one(Parrot("yes").stream, known=known), "?")
     note = "reply  yes\n       [no rewards: rewards: reward 'broken' raised"
     assert note in capsys.readouterr().out
 
@@ -284,15 +275,10 @@ def test_a_reward_that_fails_leaves_the_reply(capsys: pytest.CaptureFixture[str]
 def test_held_out_questions(run: Path, tmp_path: Path) -> None:
     model = source.find(str(run))
     assert held_out_questions(model, 3) == ["What is 0 + 1?", "What is 1 + 1?", "What is 2 + 1?"]
-    pairs = dpo_run(tmp_path / "dpo", steps=2)
-    (pairs / "adapter").mkdir()
-    (pairs / "adapter" / "adapter_config.json").write_text(ADAPTER)
+    pairs = with_adapter(dpo_run(tmp_path / "dpo", steps=2)).parent
     assert held_out_questions(source.find(str(pairs)), 2) == ["Question 0 ?", "Question 1 ?"]
     (pairs / "eval" / "after_replies.jsonl").write_text("{", "utf-8")
     assert held_out_questions(source.find(str(pairs)), 2) == []
-
-
-# --- what can be talked to ------------------------------------------------------------------------
 
 
 def test_sources(run: Path, tmp_path: Path) -> None:
@@ -316,9 +302,7 @@ def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:
     run = unfinished(grpo_run(tmp_path / "early", steps=3), steps=2)
     with pytest.raises(ConfigError, match=r"not finished.* again to resume it$"):
         source.find(str(run))
-    step = run / "checkpoints" / "step-000002"
-    step.mkdir(parents=True)
-    (step / "adapter_config.json").write_text(ADAPTER)
+    step = with_adapter(run, "checkpoints/step-000002")
     with pytest.raises(ConfigError, match=r"not finished.*\n.* chat .*/step-000002$"):
         source.find(str(run))
     assert source.find(str(step)).folder == run
@@ -350,9 +334,6 @@ def test_a_port_that_is_taken(ask: Ask, api: Server) -> None:
     result = ask("chat", ROOT / "assets/demo_model", "--web", "--port", port)
     assert result.returncode == 2 and f"--port {port}: the page cannot" in result.stderr
     assert "in use" in result.stderr
-
-
-# --- a server -------------------------------------------------------------------------------------
 
 
 def events(*pieces: str, reason: str | None = "stop") -> Reply:

@@ -56,9 +56,6 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-# --- one reply ------------------------------------------------------------------------------------
-
-
 def test_a_reward_is_called_as_in_training() -> None:
     seen: list[dict[str, Any]] = []
 
@@ -70,15 +67,17 @@ def test_a_reward_is_called_as_in_training() -> None:
     problem = Problem("Capital of France?", "Paris", columns={"level": 3, "tags": ["a"]})
     reply = score(problem, TEXT, 4)
     (keywords,) = seen
-    turns = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Capital of France?"},
-    ]
-    assert keywords["prompts"] == [turns]
-    assert keywords["completions"] == [[{"role": "assistant", "content": "Paris it is."}]]
-    assert keywords["completion_ids"] == [[7, 8, 9, 10, 11]]
-    assert keywords["question"] == ["Capital of France?"] and keywords["answer"] == ["Paris"]
-    assert keywords["level"] == [3] and keywords["tags"] == [["a"]]
+    turns = {"system": "Be brief.", "user": "Capital of France?"}
+    expected = {
+        "prompts": [[{"role": role, "content": text} for role, text in turns.items()]],
+        "completions": [[{"role": "assistant", "content": "Paris it is."}]],
+        "completion_ids": [[7, 8, 9, 10, 11]],
+        "question": ["Capital of France?"],
+        "answer": ["Paris"],
+        "level": [3],
+        "tags": [["a"]],
+    }
+    assert {name: keywords[name] for name in expected} == expected
     assert (reply.total_reward, reply.rewards, reply.sample) == (5.0, {"watch": 2.5}, 4)
     score(problem, Completion("x", 3, True))  # a server sends no ids, but how many there were
     assert seen[1]["completion_ids"] == [[0, 0, 0]]
@@ -107,14 +106,15 @@ def test_a_reward_that_fails_is_named() -> None:
         score(Problem("q", "a"), TEXT)
 
 
-def test_measures_have_short_names_that_differ() -> None:
-    assert measure_names({"lib/a.py:f": 1, "b.py:g": 1}) == {
-        "lib/a.py:f": "reward:f",
-        "b.py:g": "reward:g",
-    }
-    same_name = measure_names({"lib/a.py:f": 1, "b.py:f": 1})
-    assert list(same_name.values()) == ["reward:lib.a.py:f", "reward:b.py:f"]
-    assert not any("/" in name for name in same_name.values())  # it parts a set from a measure
+@pytest.mark.parametrize(
+    ("rewards", "names"),
+    [
+        (["lib/a.py:f", "b.py:g"], ["reward:f", "reward:g"]),
+        (["lib/a.py:f", "b.py:f"], ["reward:lib.a.py:f", "reward:b.py:f"]),  # no / parts a set
+    ],
+)
+def test_measures_have_short_names_that_differ(rewards: list[str], names: list[str]) -> None:
+    assert measure_names(dict.fromkeys(rewards, 1.0)) == dict(zip(rewards, names, strict=True))
 
 
 def test_rows_round_trip(tmp_path: Path) -> None:
@@ -127,12 +127,11 @@ def test_rows_round_trip(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
     assert rows_of(RewardedReply, rows, path) == replies
     assert completion_of(rows[0]) == Completion("x", 9, True)
+    with pytest.raises(DataError, match="rewards scored these replies"):
+        script.main(["--rescore", str(path)])
     write(path, {**rows[0], "rewards": {"same": "much"}})
     with pytest.raises(DataError, match=r"row 1 is not a RewardedReply: rewards\.same"):
         read_replies(path)
-
-
-# --- many replies ---------------------------------------------------------------------------------
 
 
 def side(texts: Sequence[str], tokens: Sequence[int]) -> list[Any]:
@@ -172,52 +171,34 @@ def test_several_samples_are_averaged_and_have_no_pass_at_k() -> None:
     assert list(result) == ["total_reward", "reward:same", "truncated_rate", "mean_tokens"]
 
 
-# --- data and settings ----------------------------------------------------------------------------
-
-
 def test_gold_text_passes_as_it_is(tmp_path: Path) -> None:
-    train = write(
-        tmp_path / "train.jsonl",
-        {"question": "a", "answer": "  Yes.\n#### 5 apples ", "level": 1},
-        {"question": "b", "answer": 7},
-    )
-    held_out = write(
-        tmp_path / "test.jsonl",
-        {"question": "c", "answer": "no"},
-        {"question": "d", "answer": "yes", "level": 2},
-    )
-    data = ProblemData(
-        train=Source(path=str(train)), eval=Source(path=str(held_out)), answers="text"
-    )
-    problems, scored = load_problems(data)
+    trained = {"question": "a", "answer": "  Yes.\n#### 5 apples ", "level": 1}
+    train = write(tmp_path / "train.jsonl", trained, {"question": "b", "answer": 7})
+    scored = {"question": "d", "answer": "yes", "level": 2}
+    held_out = write(tmp_path / "test.jsonl", {"question": "c", "answer": "no"}, scored)
+    sources = {"train": Source(path=str(train)), "eval": Source(path=str(held_out))}
+    problems, evaluation = load_problems(ProblemData(**sources, answers="text"))
     assert [problem.answer for problem in problems] == ["Yes.\n#### 5 apples", "7"]
     assert [problem.columns for problem in problems] == [{"level": 1}, {"level": None}]
-    assert [problem.columns for problem in scored] == [{"level": None}, {"level": 2}]
+    assert [problem.columns for problem in evaluation] == [{"level": None}, {"level": 2}]
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("answers", "row", "says"),
     [
-        ({"answer": "  \n"}, "row 2: column 'answer' is empty"),
-        ({"answer": True}, "row 2: column 'answer' should hold text"),
-        ({}, "row 2: there is no column 'answer'"),
+        ("text", {"answer": "  \n"}, "row 2: column 'answer' is empty"),
+        ("text", {"answer": True}, "row 2: column 'answer' should hold text"),
+        ("text", {}, "row 2: there is no column 'answer'"),
+        ("number", {"answer": "blue"}, r"row 2.*'blue'.*data\.answers=text.*docs/rewards\.md"),
     ],
 )
-def test_an_answer_that_is_not_text(row: dict[str, Any], says: str, tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "problems.jsonl", {"question": "a", "answer": "b"}, {"question": "c", **row}
-    )
-    with pytest.raises(DataError, match=rf"problems\.jsonl.*{re.escape(says)}"):
-        load_evaluation(Source(path=str(path)), ProblemColumns(), "text")
-
-
-def test_text_among_numbers_is_refused_with_a_hint(tmp_path: Path) -> None:
-    rows = [{"question": "a", "answer": "4"}, {"question": "b", "answer": "blue"}]
+def test_an_answer_that_cannot_be_read(
+    answers: Any, row: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    rows = ({"question": "a", "answer": "4"}, {"question": "c", **row})
     path = write(tmp_path / "problems.jsonl", *rows)
-    with pytest.raises(DataError, match=r"row 2.*'blue'.*data\.answers=text.*docs/rewards\.md"):
-        load_evaluation(Source(path=str(path)), ProblemColumns())
-    result = load_evaluation(Source(path=str(path)), ProblemColumns(), "text")
-    assert [problem.answer for problem in result] == ["4", "blue"]
+    with pytest.raises(DataError, match=rf"problems\.jsonl.*{says}"):
+        load_evaluation(Source(path=str(path)), ProblemColumns(), answers)
 
 
 @pytest.mark.parametrize("name", ["correctness", "rewards.gsm8k:correctness_reward"])
@@ -240,34 +221,18 @@ def test_a_refusal_by_the_script_comes_before_torch(tmp_path: Path) -> None:
     torch = tmp_path / "without" / "torch.py"
     torch.parent.mkdir()
     torch.write_text("raise SystemExit('torch was imported')", encoding="utf-8")
+    text, swapped = "data.answers=text", [f"data.train.path={held_out}", f"data.eval.path={train}"]
+    a, b = (f"rewards={{'mine.py:{name}': 1.0}}" for name in "ab")
     for words, says in (
         ([], "train.jsonl: row 1: column 'answer' gives no number"),
-        (["data.answers=text"], "rewards: format reads numbers, and data.answers is text"),
-        (["data.answers=text", "rewards={'mine.py:a': 1.0}"], "missing a required argument: 'hue'"),
-        (["data.answers=text", "rewards={'mine.py:b': 1.0}"], "'mine.py:b' raised KeyError: 'hue'"),
+        ([text], "rewards: format reads numbers, and data.answers is text"),
+        ([text, a], "missing a required argument: 'hue'"),
+        ([text, b], "'mine.py:b' raised KeyError: 'hue'"),
+        ([text, a, *swapped], "train.jsonl: row 1: reward 'mine.py:a' cannot be"),  # held out
     ):
         result = run_script(*command, *data, *words, cwd=tmp_path, PYTHONPATH=str(torch.parent))
         assert result.returncode == 2, result.stdout + result.stderr
         assert says in " ".join(result.stderr.split()), result.stderr
-
-
-def test_a_held_out_row_that_a_reward_cannot_read_is_reported_first(tmp_path: Path) -> None:
-    """Training rows have the column, held-out rows do not: known before anything is loaded."""
-    write(tmp_path / "train.jsonl", {"question": "a", "answer": "blue", "hue": 5})
-    write(tmp_path / "test.jsonl", {"question": "b", "answer": "red"})
-    (tmp_path / "mine.py").write_text(
-        "def a(completions, hue, **_): return [1.0] * len(completions)\n", encoding="utf-8"
-    )
-    words = ["data.train.path=train.jsonl", "data.eval.path=test.jsonl", "data.answers=text"]
-    config = ["--config", ROOT / "configs" / "grpo_demo.yaml", "--dry-run"]
-    result = run_script("grpo", *config, *words, "rewards={'mine.py:a': 1}", cwd=tmp_path)
-    message = " ".join(result.stderr.split())
-    assert (
-        result.returncode == 2 and "test.jsonl: row 1: reward 'mine.py:a' cannot be" in message
-    ), message
-
-
-# --- in the script --------------------------------------------------------------------------------
 
 
 def test_scores_of_an_interrupted_run_are_taken_from_its_replies(tmp_path: Path) -> None:
@@ -287,19 +252,14 @@ def test_a_validation_that_no_reward_can_score_is_a_fault(monkeypatch: pytest.Mo
     changes = ["data.answers=text", "rewards={'mine.py:f': 1.0}"]
     settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", changes)
     problems = [Problem("q", "Paris it is.")]
-    by = scorer(few_tokens=1.0)
-    measure, main = rewarded.validator(None, None, problems, settings, by)
-    for tokens in (5, 9):
-        replies = [Completion("Paris it is.", tokens, False)]
-        monkeypatch.setattr(rewarded.inference, "generator", lambda *_, r=replies: lambda _: r)
-        if tokens == 5:
-            assert measure()[main].value == 0.2
-            continue
-        with pytest.raises(HealthError, match=r"returned None for all 1 problems of data\.valid"):
-            measure()
-
-
-# --- the run folder -------------------------------------------------------------------------------
+    replies: list[Completion] = []
+    monkeypatch.setattr(rewarded.inference, "generator", lambda *_: lambda _: replies)
+    measure, main = rewarded.validator(None, None, problems, settings, scorer(few_tokens=1.0))
+    replies[:] = [Completion("Paris it is.", 5, False)]
+    assert measure()[main].value == 0.2
+    replies[:] = [Completion("Paris it is.", 9, False)]
+    with pytest.raises(HealthError, match=r"returned None for all 1 problems of data\.valid"):
+        measure()
 
 
 @pytest.fixture(scope="module")
@@ -346,33 +306,26 @@ def test_a_reward_has_its_own_unit_whatever_its_name(run: Path) -> None:
 
 def test_replies_are_shown_by_what_they_earned(run: Path) -> None:
     result = read_run(run)
-    shown = samples.pairs(result)
-    counts = dict(samples.flips(result))
-    up, down = (sum(cmp(result, i) == sign for i in range(60)) for sign in (1, -1))
-    assert counts == {
+    totals = [[reply.total_reward for reply in result.replies[s]] for s in ("before", "after")]
+    up, down = (
+        sum((a > b) - (a < b) == sign for b, a in zip(*totals, strict=True)) for sign in (1, -1)
+    )
+    assert up and down
+    assert dict(samples.flips(result)) == {
         "earned more after": up,
         "earned less after": down,
         "earned the same": 60 - up - down,
     }
-    assert up and down
-    marks = {samples.mark(reply)[1] for pair in shown for reply in pair}
-    assert marks <= {"total reward 2.5", "total reward -0.5"}
-    assert all(samples.mark(reply)[0] is None for pair in shown for reply in pair)
-    text = (page.write_report(run)).read_text(encoding="utf-8")
+    marks = {samples.mark(reply) for pair in samples.pairs(result) for reply in pair}
+    assert marks <= {(None, "total reward 2.5"), (None, "total reward -0.5")}
+    text = page.write_report(run).read_text(encoding="utf-8")
     assert 'class="mark">total reward 2.5<' in text and "✓ total" not in text
-
-
-def cmp(result: Any, i: int) -> int:
-    before, after = (result.replies[side][i].total_reward for side in ("before", "after"))
-    return (after > before) - (after < before)
 
 
 def test_an_unfinished_run_has_its_curve(tmp_path: Path) -> None:
     path = unfinished(text_run(tmp_path / "words", steps=3), steps=2)
-    rows = [
-        {"step": step, "measures": {"total_reward": {"value": v, "n": 9, "low": v, "high": v}}}
-        for step, v in ((0, 0.25), (2, 1.5))
-    ]
+    measures = [{"total_reward": {"value": v, "n": 9, "low": v, "high": v}} for v in (0.25, 1.5)]
+    rows = [{"step": 2 * n, "measures": measure} for n, measure in enumerate(measures)]
     write(path / "eval" / "validation.jsonl", *rows)
     (drawn,) = (plot for plot in plots.plots(read_run(path)) if plot.name == "validation")
     assert drawn.alt == "Validation: total reward from 0.25 at step 0 to 1.5 at step 2."
@@ -383,9 +336,6 @@ def test_an_export_is_checked_on_the_problems_of_its_run(run: Path) -> None:
     conversations = gate_texts(read_run(run).config)
     assert len(conversations) == 12
     assert not {turns[-1]["content"] for turns in conversations} & set(PROBLEMS)
-
-
-# --- ./run evaluate -------------------------------------------------------------------------------
 
 
 def test_a_run_is_scored_by_its_own_rewards(run: Path) -> None:
@@ -402,15 +352,6 @@ def test_a_run_is_scored_by_its_own_rewards(run: Path) -> None:
     for wrong in ("a.py:f=much", "a.py:f=nan", "a.py:f="):
         with pytest.raises(ConfigError, match=r"--rewards a\.py:f=.* is not a finite number"):
             weights_of([wrong], "x", config)
-
-
-def test_the_default_prompt_requests_a_number_only_where_answers_are_numbers() -> None:
+    # And the default prompt requests a number only where answers are numbers.
     assert prompt_of({}, "en", text=True).system is None
     assert "number" in str(prompt_of({}, "en", text=False).system)
-
-
-def test_rescore_of_replies_that_rewards_scored(tmp_path: Path) -> None:
-    reply = scorer(same=1.0)(Problem("q", "a"), TEXT)
-    path = write(tmp_path / "replies.jsonl", reply.as_row())
-    with pytest.raises(DataError, match="rewards scored these replies"):
-        script.main(["--rescore", str(path)])

@@ -22,9 +22,6 @@ def score(text: object, gold: object = "72") -> tuple[float | None, float | None
     return form, right
 
 
-# --- values -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "form", "right"),
     [
@@ -54,15 +51,12 @@ def test_a_gold_that_is_no_number_cannot_be_scored(gold: object) -> None:
         assert correctness_reward([text], answer=[gold]) == [None]
 
 
-def test_a_missing_gold_cannot_be_scored() -> None:
-    assert correctness_reward(["<answer>1</answer>"] * 3, answer=["1"]) == [2.0, None, None]
-
-
 def test_each_completion_meets_its_own_gold() -> None:
     completions = [f"<answer>{n}</answer>" for n in (1, 2, 3)]
     assert correctness_reward(completions, answer=["1", "3", "3"]) == [2.0, 0.0, 2.0]
     assert format_reward(completions) == [1.0, 1.0, 1.0]
     assert format_reward([]) == correctness_reward([], answer=[]) == []
+    assert correctness_reward(completions, answer=["1"]) == [2.0, None, None]  # without a gold
 
 
 def message(content: object, role: str = "assistant") -> dict[str, object]:
@@ -116,17 +110,11 @@ def test_trl_keywords_are_taken_and_inputs_left_alone(
     assert answer == ["72", "72"]
 
 
-# --- cheating: each text is worth what it shows, and no more --------------------------------------
-
 PROMPT = "Think, then end with one last line: <answer>NUMBER</answer>"
 CHEATS = {
     # several elements, of which one is right
     "two elements, the last right": ("<answer>71</answer>\n<answer>72</answer>", 1.0, 0.0),
-    "every number from 0 to 100": (
-        "\n".join(f"<answer>{n}</answer>" for n in range(101)),
-        1.0,
-        0.0,
-    ),
+    "0 to 100": ("\n".join(f"<answer>{n}</answer>" for n in range(101)), 1.0, 0.0),
     "elements on one line": ("<answer>71</answer><answer>72</answer>", 0.0, 0.0),
     # broken tags
     "nested": ("<answer><answer>72</answer></answer>", 0.0, 0.0),
@@ -171,8 +159,6 @@ def test_cheating_earns_nothing_it_should_not(text: str, form: float, right: flo
     assert score(text) == (form, right)
 
 
-# --- the registry -------------------------------------------------------------------------------
-
 CUSTOM = '''
 """Rewards of a user's own."""
 from dataclasses import dataclass
@@ -188,10 +174,12 @@ def short_reward(completions, **columns):
 '''
 
 
-def test_a_reward_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text(CUSTOM)
+@pytest.mark.parametrize("folder", ["", "a:b/"])
+def test_a_reward_from_a_file(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "mine.py").write_text(CUSTOM)
     monkeypatch.chdir(tmp_path)
-    for spec in (f"{tmp_path}/mine.py:short_reward", "mine.py:short_reward"):
+    for spec in (f"{tmp_path}/{folder}mine.py:short_reward", f"{folder}mine.py:short_reward"):
         reward = resolve(spec)
         assert reward.__name__ == "short_reward"
         assert reward(completions=["a", "a" * 50]) == [1.0, 0.0]
@@ -200,28 +188,18 @@ def test_a_reward_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_files_of_the_same_name_do_not_mix(tmp_path: Path) -> None:
     for folder, value in (("a", 1.0), ("b", 2.0)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(
-            f"def f(completions, **c):\n    return [{value}]"
-        )
+        (tmp_path / folder / "mine.py").write_text(f"def f(completions, **c): return [{value}]")
     rewards = [resolve(f"{tmp_path}/{folder}/mine.py:f") for folder in ("a", "b")]
     assert [reward([""]) for reward in rewards] == [[1.0], [2.0]]
     for reward in rewards:  # each is found where pickle looks for it
         assert sys.modules[reward.__module__].f is reward
 
 
-def test_a_colon_in_the_path(tmp_path: Path) -> None:
-    folder = tmp_path / "a:b"
-    folder.mkdir()
-    (folder / "mine.py").write_text(CUSTOM)
-    assert resolve(f"{folder}/mine.py:short_reward")(completions=["a"]) == [1.0]
-
-
 def test_a_reward_from_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "custom_package_for_test").mkdir()
-    (tmp_path / "custom_package_for_test" / "mine.py").write_text(CUSTOM)
+    (tmp_path / "package_for_test").mkdir()
+    (tmp_path / "package_for_test" / "mine.py").write_text(CUSTOM)
     monkeypatch.syspath_prepend(tmp_path)
-    reward = resolve("custom_package_for_test.mine:short_reward")
-    assert reward(completions=["a"]) == [1.0]
+    assert resolve("package_for_test.mine:short_reward")(completions=["a"]) == [1.0]
     assert resolve("rewards.gsm8k:format_reward") is format_reward
 
 
@@ -249,22 +227,21 @@ def test_what_cannot_be_resolved_is_explained(spec: str, output: list[str]) -> N
         assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["def f(:", "import no_such_package", "1 / 0"])
-def test_a_file_that_does_not_load_is_explained(tmp_path: Path, source: str) -> None:
-    path = tmp_path / "broken.py"
-    path.write_text(source)
-    with pytest.raises(RewardError, match=r"broken\.py failed to load: (Syntax|Module|Zero)"):
-        resolve(f"{path}:f")
-
-
-def test_a_file_that_is_not_python(tmp_path: Path) -> None:
-    path = tmp_path / "rewards.txt"
-    path.write_text("x")
-    with pytest.raises(RewardError, match="not a Python file"):
-        resolve(f"{path}:f")
-
-
-# --- the check at start-up ----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("broken.py", "def f(:", r"broken\.py failed to load: Syntax"),
+        ("broken.py", "import no_such_package", r"broken\.py failed to load: Module"),
+        ("broken.py", "1 / 0", r"broken\.py failed to load: Zero"),
+        ("rewards.txt", "x", "not a Python file"),
+    ],
+)
+def test_a_file_that_does_not_load_is_explained(
+    name: str, source: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(source)
+    with pytest.raises(RewardError, match=message):
+        resolve(f"{tmp_path / name}:f")
 
 
 def test_the_check_of_the_registered_rewards() -> None:
@@ -294,24 +271,8 @@ def test_the_sample_has_the_form_of_the_run() -> None:
     assert messages["completions"] == [[message(text)] for text in strings["completions"]]  # type: ignore[attr-defined]
 
 
-def test_a_reward_can_be_tried_on_texts_of_ones_own() -> None:
-    def longer(completions: list[list[dict[str, str]]], question: list[str], **_: object) -> object:
-        pairs = zip(completions, question, strict=True)
-        return [float(len(turns[-1]["content"]) > len(requested)) for turns, requested in pairs]
-
-    assert check_reward("mine", longer, ROW, ["a" * 99, ""]) == [1.0, 0.0]  # type: ignore[arg-type]
-
-
 async def late(completions: list[object], **columns: object) -> list[float]:
     return [0.0] * len(completions)
-
-
-def no_columns(prompts: object, completions: object) -> list[float]:
-    return [0.0] * 3
-
-
-def needs_more(completions: object, solution: object, **columns: object) -> list[float]:
-    return [0.0] * 3
 
 
 def raises(completions: object, **columns: object) -> list[float]:
@@ -322,8 +283,8 @@ def raises(completions: object, **columns: object) -> list[float]:
     ("reward", "output"),
     [
         (late, "asynchronous"),
-        (no_columns, r"\*\*columns"),
-        (needs_more, "solution"),
+        (lambda prompts, completions: [0.0] * 3, r"\*\*columns"),
+        (lambda completions, solution, **columns: [0.0] * 3, "solution"),
         (raises, r"raised KeyError: 'solution' \(.*test_rewards\.py, line \d+\)"),
         (lambda **k: None, "returned None, not a list"),
         (lambda **k: 1.0, "returned a float, not a list"),
@@ -344,7 +305,7 @@ def test_a_reward_that_breaks_the_contract_is_refused(
     assert "'mine'" in str(caught.value)
 
 
-def test_any_kind_of_number_counts() -> None:
+def test_any_kind_of_number_counts_on_texts_of_ones_own() -> None:
     class Scalar:
         """A tensor of one element, as far as Python's float() is concerned."""
 
@@ -352,7 +313,11 @@ def test_any_kind_of_number_counts() -> None:
             return 0.25
 
     values = [np.float32(0.5), True, np.int64(2), Scalar(), math.nan, np.float64("nan"), None]
-    result = check_reward("mine", lambda **_: values, ROW, ["a"] * 7)  # type: ignore[arg-type]
+
+    def reward(completions: list[list[dict[str, str]]], **_: object) -> object:
+        return [values[int(turns[-1]["content"])] for turns in completions]
+
+    result = check_reward("mine", reward, ROW, [*"0123456"])  # type: ignore[arg-type]
     assert result == [0.5, 1.0, 2.0, 0.25, None, None, None]
     assert {type(value) for value in result} == {float, type(None)}
 
