@@ -1,5 +1,6 @@
 """What tests share: where things are, running a script, models of the real shape."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.settings.command import SETTINGS
+from posttrain.settings.command import SETTINGS, load_settings
 from tests import warm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,18 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def settings_class(path: Path) -> Any:
     """The settings of the script that a config of ours is for."""
     return SETTINGS[path.stem.partition("_")[0]]
+
+
+def demo_settings(method: str, *overrides: str) -> Any:
+    """The settings of a method's demo, with some changed."""
+    return load_settings(SETTINGS[method], ROOT / "configs" / f"{method}_demo.yaml", overrides)
+
+
+def write_rows(path: Path, *rows: Any) -> Path:
+    """A JSONL file of these rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 needs_shared = pytest.mark.skipif(

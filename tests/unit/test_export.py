@@ -1,5 +1,6 @@
 """The parts of an export that need no model: targets, sources, records, room on the disk."""
 
+import itertools
 import json
 import math
 import os
@@ -62,46 +63,42 @@ def proven(tmp_path: Path) -> Record:
     return record
 
 
-def again(record: Record, base: dict[str, str] = BASE, adapter: str = "a") -> Record:
-    return Record(record.folder, base, adapter)
+def proven_again(record: Record, gate: dict[str, Any] = GATE, name: str = "merged_16bit") -> bool:
+    """By the record as it is read of the disk."""
+    return Record(record.folder, BASE, "a").proven(name, gate)
 
 
 def test_a_proven_export_stays_proven_while_nothing_changes(proven: Record) -> None:
-    assert again(proven).proven("merged_16bit", GATE)
-    assert not again(proven).proven("gguf:f16", GATE)
-    assert not again(proven).proven("merged_16bit", {**GATE, "dtype": "float16"})
-
-
-@pytest.mark.parametrize("content", [b"w3ights", b"weight", None])
-def test_changed_files_are_not_proven(proven: Record, content: bytes | None) -> None:
-    path = proven.folder / "merged_16bit" / "model.safetensors"
-    path.unlink() if content is None else path.write_bytes(content)
-    assert not again(proven).proven("merged_16bit", GATE)
-
-
-def test_exports_of_other_weights_stay_listed_as_unproven(proven: Record) -> None:
-    for other in (again(proven, adapter="retrained"), again(proven, {**BASE, "sha256": "c"})):
+    assert proven_again(proven)
+    assert not proven_again(proven, name="gguf:f16")
+    assert not proven_again(proven, {**GATE, "dtype": "float16"})
+    for base, adapter in ((BASE, "b"), ({**BASE, "sha256": "c"}, "a")):
+        other = Record(proven.folder, base, adapter)
         assert not other.proven("merged_16bit", GATE)
         assert other.content["exports"]["merged_16bit"]["stale"] == "made from other weights"
+    path = proven.folder / "merged_16bit" / "model.safetensors"
+    for content in (b"w3ights", b"weight"):
+        path.write_bytes(content)
+        assert not proven_again(proven)
+    path.unlink()
+    assert not proven_again(proven)
 
 
 def test_one_failed_check_makes_a_file_unproven(proven: Record) -> None:
     checks = [*PASSED, at_most("max_logit_difference", 3.0, 0.25)]
     assert not proven.add("merged_16bit", proven.folder / "merged_16bit", 1.0, GATE, checks)
-    assert not again(proven).proven("merged_16bit", GATE)
+    assert not proven_again(proven)
     entry = json.loads(proven.path.read_text())["exports"]["merged_16bit"]
     assert entry["proven"] is False
     assert [check["passed"] for check in entry["checks"]] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("value", "limit", "passed"),
-    [(0, 0, True), (0.25, 0.25, True), (0.3, 0.25, False), (float("nan"), 1.0, False)],
-)
-def test_a_value_passes_up_to_its_limit(value: float, limit: float, passed: bool) -> None:
-    check = at_most("name", value, limit)
-    assert check.passed is passed
-    json.dumps(check.value, allow_nan=False)
+def test_a_value_passes_up_to_its_limit() -> None:
+    values = {0.25: True, 0.3: False, float("nan"): False}
+    checks = [at_most("name", value, 0.25) for value in values]
+    assert [check.passed for check in checks] == [*values.values()]
+    assert at_most("name", 0, 0).passed
+    json.dumps([check.value for check in checks], allow_nan=False)
 
 
 @pytest.mark.parametrize("crash_at", range(5))
@@ -116,13 +113,11 @@ def test_a_crash_never_leaves_a_proven_entry_for_other_files(
         (into / "model.safetensors").write_bytes(b"new")
         return PASSED
 
-    steps = 0
+    steps = itertools.count()
 
     def crashing(real: Any) -> Any:
         def step(*arguments: Any) -> Any:
-            nonlocal steps
-            steps += 1
-            if steps > crash_at:
+            if next(steps) >= crash_at:
                 raise KeyboardInterrupt
             return real(*arguments)
 
@@ -135,13 +130,13 @@ def test_a_crash_never_leaves_a_proven_entry_for_other_files(
         with pytest.raises(KeyboardInterrupt):
             path, checks = session._in_place(final, write)
             proven.add("merged_16bit", path, 1.0, other, checks)
-    assert not again(proven).proven("merged_16bit", other)
+    assert not proven_again(proven, other)
     kept = final / "model.safetensors"
     assert not kept.exists() or kept.read_bytes() in (b"weights", b"new")
 
     path, checks = session._in_place(final, write)
     assert proven.add("merged_16bit", path, 1.0, other, checks)
-    assert again(proven).proven("merged_16bit", other)
+    assert proven_again(proven, other)
     assert [p.name for p in proven.folder.iterdir() if ".partial" in p.name] == []
 
 
@@ -158,9 +153,6 @@ def test_a_run_folder_an_adapter_of_a_run_and_a_lone_adapter(tmp_path: Path) -> 
     assert source.find(tmp_path / "lone", tmp_path / "out").output == tmp_path / "out"
     with pytest.raises(ConfigError, match=r"neither a run folder .* adapter_config.json"):
         source.find(tmp_path, None)
-
-
-def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {name: x}\n")
     with pytest.raises(ConfigError, match=r"not finished, so it has no adapter/ yet"):
         source.find(tmp_path, None)
@@ -226,19 +218,18 @@ def test_ollama_samples_as_the_run_was_scored() -> None:
 
 
 def test_a_quantised_base_is_refused_or_replaced_by_its_original(tmp_path: Path) -> None:
+    def base(name: str) -> Path:
+        adapter = make_config(tmp_path / "adapter", base_model_name_or_path=f"{tmp_path}/{name}")
+        return source.base_folder(source.Trained(adapter, tmp_path, "x", {}), None)[1]
+
     quantised = shutil.copytree(DEMO, tmp_path / "quantised")
     config = json.loads((quantised / "config.json").read_text())
     config["quantization_config"] = {"load_in_4bit": True}
     (quantised / "config.json").write_text(json.dumps(config))
-    adapter = make_config(tmp_path / "adapter", base_model_name_or_path=str(quantised))
     with pytest.raises(ConfigError, match=r"quantised weights.*--base"):
-        source.base_folder(source.Trained(adapter, tmp_path, "x", {}), None)
+        base("quantised")
     shutil.copytree(DEMO, tmp_path / "real")
-    adapter = make_config(
-        tmp_path / "adapter2", base_model_name_or_path=f"{tmp_path}/real-unsloth-bnb-4bit"
-    )
-    _, base = source.base_folder(source.Trained(adapter, tmp_path, "x", {}), None)
-    assert base == tmp_path / "real"
+    assert base("real-unsloth-bnb-4bit") == tmp_path / "real"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +309,7 @@ def test_only_the_pinned_archive_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
-    archive = tmp_path / "llama_cpp_python.tar.gz"
+    archive, quantizer = tmp_path / "llama_cpp_python.tar.gz", tmp_path / "build/bin/llama-quantize"
     archive.write_bytes(b"something else")
     with pytest.raises(ConfigError, match="is not the pinned"):
         llama_cpp.find_tree(str(archive))
@@ -328,9 +319,9 @@ def test_only_the_pinned_archive_is_unpacked(
     assert llama_cpp.find_tree(str(tmp_path)) == tmp_path
     with pytest.raises(ConfigError, match="has no llama-quantize"):
         llama_cpp.find_quantizer(tmp_path)
-    (tmp_path / "build" / "bin").mkdir(parents=True)
-    (tmp_path / "build" / "bin" / "llama-quantize").touch()
-    assert llama_cpp.find_quantizer(tmp_path).parent.name == "bin"
+    quantizer.parent.mkdir(parents=True)
+    quantizer.touch()
+    assert llama_cpp.find_quantizer(tmp_path) == quantizer
 
 
 def test_help_and_wrong_requests(ask: Ask, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,10 @@ from posttrain.run.folder import RunFolder
 from posttrain.scoring import problem_sets
 from posttrain.scoring.changed_reply import example
 from posttrain.scoring.pairs import measured, read_scores, without_system
-from posttrain.settings import DPOSettings, PairData, Prompt, Source
-from posttrain.settings.command import load_settings
-from tests.helpers import ROOT, SHARED, needs_shared
+from posttrain.settings import DPOSettings
+from tests.helpers import ROOT, demo_settings, write_rows
 
-DEMO = ROOT / "configs" / "dpo_demo.yaml"
 SYSTEM = {"role": "system", "content": "Réponds en français."}
-
-# --- pairs ----------------------------------------------------------------------------------------
 
 
 def test_length_controlled_accuracy_is_that_of_pairs_whose_shorter_reply_is_chosen() -> None:
@@ -55,32 +50,14 @@ def test_scores_are_beta_times_the_gap_between_policy_and_reference() -> None:
 
 
 def test_without_such_a_pair_it_is_not_measurable() -> None:
-    pairs = [ScoredPair(1.0, 0.0, 9, 3)] * 5
+    scores = preference.scores([ScoredPair(1.0, 0.0, 9, 3)] * 5)
     name = "length_controlled_accuracy"
-    assert measures.summarise(preference.scores(pairs))[name] == NOT_MEASURABLE
-    result = measures.compare(preference.scores(pairs), preference.scores(pairs))[name]
+    assert measures.summarise(scores)[name] == NOT_MEASURABLE
+    result = measures.compare(scores, scores)[name]
     assert result.before == result.after == Measure(None, 0, None, None)
     assert result.difference is result.low is result.high is result.p_value is None
     assert result.n == 0
     json.dumps(asdict(result), allow_nan=False)
-
-
-@needs_shared
-def test_french_pairs_whose_chosen_is_always_longer_are_not_measurable() -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer")
-    source = Source(path=str(SHARED / "french-preferences" / "preferences.json"))
-    columns = {"prompt": "instruction"}
-    settings = PairData.model_validate({"train": source, "columns": columns, "holdout": 100})
-    read = load_pair_set(settings, Prompt())
-    pairs = [*read.train, *read.held_out]
-    assert len(pairs) == 300
-    lengths = measure_lengths(pairs, tokenizer)
-    scored = [ScoredPair(1.0, 0.0, x.chosen, x.rejected) for x in lengths]
-    result = measures.summarise(preference.scores(scored))
-    assert result["length_controlled_accuracy"] == NOT_MEASURABLE
-    assert result["reward_accuracy"].n == 300
 
 
 @pytest.mark.parametrize(
@@ -100,9 +77,6 @@ def test_two_sides_must_hold_the_same() -> None:
         measures.compare({"a": [1.0]}, {"b": [1.0]})
     with pytest.raises(ValueError, match="differ in length: 1 and 2"):
         measures.compare({"a": [1.0]}, {"a": [1.0, 0.0]})
-
-
-# --- replies --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,14 +104,9 @@ def test_what_is_measured_of_a_reply() -> None:
     assert english.repetition == pytest.approx(1 - 8 / 29)
     assert (empty.in_language, empty.ended, empty.repetition) == (False, True, 0.0)
     result = measures.summarise(replies.scores([french, english, empty]))
-    assert {name: values.value for name, values in result.items()} == pytest.approx(
-        {
-            "french_share": 1 / 3,
-            "ended_share": 2 / 3,
-            "mean_tokens": 31.0,
-            "repetition_rate": (1 - 8 / 29) / 3,
-        }
-    )
+    expected = {"french_share": 1 / 3, "ended_share": 2 / 3, "mean_tokens": 31.0}
+    expected["repetition_rate"] = (1 - 8 / 29) / 3
+    assert {name: each.value for name, each in result.items()} == pytest.approx(expected)
     low, high = wilson_interval(2, 3)
     assert result["ended_share"] == Measure(2 / 3, 3, low, high)
 
@@ -153,15 +122,14 @@ def test_replies_are_measured_in_the_language_of_the_run(
     language: str, name: str, text: str, tmp_path: Path
 ) -> None:
     texts = (text, "The cat has been asleep on the sofa since this morning.")
+    replies = measure([Completion(t, 12, False) for t in texts], language)
     prompt = {"side": "before", "system": None, "earlier": [], "prompt": "?"}
-    rows = [
-        {**prompt, **vars(r)} for r in measure([Completion(t, 12, False) for t in texts], language)
-    ]
+    rows = [{**prompt, **vars(reply)} for reply in replies]
     run = RunFolder(tmp_path)
     (tmp_path / "eval").mkdir()
     for file in ("before", "before_replies", "before_replies_without_system", "before_samples"):
         run.write_rows(file, rows if file == "before_replies" else [])
-    settings = load_settings(DPOSettings, DEMO, [f"data.language={language}", "evaluation.also=[]"])
+    settings = demo_settings("dpo", f"data.language={language}", "evaluation.also=[]")
     scores = read_scores(run, settings)
     assert scores is not None
     result = scores.measures()
@@ -182,21 +150,16 @@ def test_replies_without_a_system_turn_are_a_separate_measure() -> None:
     assert result.before == Measure(0.25, 4, low, high)
     assert (result.difference, result.n) == (0.75, 4)
     assert result.p_value == pytest.approx(2 / 2**3)  # McNemar, 3 against 0
-    assert set(replies.scores(with_it, "de", without)) >= {
-        "language_share",
-        "language_share_without_system",
-    }
+    in_german = {"language_share", "language_share_without_system"}
+    assert set(replies.scores(with_it, "de", without)) >= in_german
     assert "french_share_without_system" not in replies.scores(with_it)
 
 
 def test_the_system_turn_is_left_out_wherever_it_comes_from() -> None:
-    plain = pair("Un ?")
-    with_turn = [
-        replace(p, prompt=(SYSTEM, *p.prompt)) for p in (pair("Deux ?"), pair("a", "b", "c"))
-    ]
+    plain, two, several = pair("Un ?"), pair("Deux ?"), pair("a", "b", "c")
+    with_turn = [replace(each, prompt=(SYSTEM, *each.prompt)) for each in (two, several)]
     assert without_system([plain]) == without_system([]) == []
-    stripped = without_system([with_turn[0], plain, with_turn[1]])
-    assert stripped == [pair("Deux ?"), plain, pair("a", "b", "c")]
+    assert without_system([with_turn[0], plain, with_turn[1]]) == [two, plain, several]
 
 
 def test_a_row_of_replies_holds_the_turns_before_the_last() -> None:
@@ -220,24 +183,16 @@ def test_the_change_of_replies_is_paired() -> None:
     assert result["repetition_rate"].p_value == 1.0
 
 
-# --- KL -------------------------------------------------------------------------------------------
-
-
 def test_kl_by_hand() -> None:
     """Tokens of probability 1/2 and 1/2 under the policy, 1/4 and 1 under the reference."""
     policy, reference = [math.log(0.5)] * 2, [math.log(0.25), 0.0]
     k3 = [(0.5 - 1 - math.log(0.5)), (2 - 1 - math.log(2))]
     assert kl_per_token(policy, reference) == pytest.approx(sum(k3) / 2)
-
-
-def test_a_tiny_kl_is_not_lost_to_rounding() -> None:
+    # A tiny one is not lost to rounding, and nothing has none.
     assert kl_per_token([-1.0], [-1.0 + 1e-6]) == pytest.approx(5e-13, rel=1e-3)
-
-
-@pytest.mark.parametrize(("policy", "reference"), [([], []), ([-1.0], []), ([-1.0], [-1.0, -2.0])])
-def test_kl_of_nothing(policy: list[float], reference: list[float]) -> None:
-    with pytest.raises(ValueError):
-        kl_per_token(policy, reference)
+    for left, right in (([], []), ([-1.0], []), ([-1.0], [-1.0, -2.0])):
+        with pytest.raises(ValueError):
+            kl_per_token(left, right)
 
 
 def test_kl_estimates_the_exact_divergence() -> None:
@@ -245,17 +200,8 @@ def test_kl_estimates_the_exact_divergence() -> None:
     policy, reference = [0.7, 0.2, 0.1], [0.4, 0.35, 0.25]
     exact = sum(p * math.log(p / q) for p, q in zip(policy, reference, strict=True))
     tokens = random.Random(0).choices(range(3), weights=policy, k=100_000)
-    result = kl_per_token(
-        [math.log(policy[t]) for t in tokens], [math.log(reference[t]) for t in tokens]
-    )
-    assert result == pytest.approx(exact, rel=0.02)
-
-
-# --- problem sets ---------------------------------------------------------------------------------
-
-
-def settings_with(*overrides: str) -> DPOSettings:
-    return load_settings(DPOSettings, DEMO, list(overrides))
+    sampled = ([math.log(side[token]) for token in tokens] for side in (policy, reference))
+    assert kl_per_token(*sampled) == pytest.approx(exact, rel=0.02)
 
 
 def tokenizer() -> Any:
@@ -264,23 +210,22 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(ROOT / "assets" / "demo_model")
 
 
-def write_problems(path: Path, questions: Sequence[str]) -> Path:
-    rows = [{"question": question, "answer": "#### 4"} for question in questions]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def pair(*turns: str) -> Pair:
     roles = ("user", "assistant")
     prompt = tuple({"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns))
     return Pair(prompt=prompt, chosen="oui", rejected="no")
 
 
+def sums(folder: Path, *questions: str, more: str = "max_new_tokens: 80") -> DPOSettings:
+    """Settings that score these questions too, each with the answer 4."""
+    rows = [{"question": question, "answer": "#### 4"} for question in questions]
+    path = write_rows(folder / "mgsm_fr.tsv.jsonl", *rows)
+    return demo_settings("dpo", f"evaluation.also=[{{name: a, path: '{path}', {more}}}]")
+
+
 def test_problem_sets_are_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_problems(tmp_path / "mgsm_fr.tsv.jsonl", ["2 + 2 ?", "1 + 3 ?", "4 + 0 ?"])
-    settings = settings_with(
-        f"evaluation.also=[{{name: a, path: '{path}', limit: 2, language: fr, max_new_tokens: 80}}]"
-    )
+    more = "limit: 2, language: fr, max_new_tokens: 80"
+    settings = sums(tmp_path, "2 + 2 ?", "1 + 3 ?", "4 + 0 ?", more=more)
     result = problem_sets.load(settings, [pair("Bonjour")], tokenizer())
     assert [p.question for p in result["a"]] == ["2 + 2 ?", "1 + 3 ?"]
     out = capsys.readouterr().out
@@ -288,19 +233,24 @@ def test_problem_sets_are_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "MGSM is GSM8K's test questions 0-249 translated" in out
 
 
-@pytest.mark.parametrize("turns", [("2+2?",), ("Bonjour", "Oui ?", "2 + 2 ?")])
-def test_a_question_that_is_trained_on_is_refused(tmp_path: Path, turns: tuple[str, ...]) -> None:
-    path = write_problems(tmp_path / "p.jsonl", ["1 + 3 ?", "2 + 2 ?"])
-    settings = settings_with(f"evaluation.also=[{{name: a, path: '{path}', max_new_tokens: 80}}]")
-    with pytest.raises(DataError, match=r"evaluation.also: a: 1 of 2 questions .*'2 \+ 2 \?'"):
+@pytest.mark.parametrize(
+    ("question", "turns", "message"),
+    [
+        ("2 + 2 ?", ["2+2?"], r"evaluation.also: a: 1 of 2 questions .*'2 \+ 2 \?'"),
+        (
+            "2 + 2 ?",
+            ["Bonjour", "Oui ?", "2 + 2 ?"],
+            r"evaluation.also: a: 1 of 2 questions .*'2 \+ 2 \?'",
+        ),
+        ("un " * 200, ["Bonjour"], r"a: .*row 2 takes \d+ tokens .* over the limit of 176"),
+    ],
+)
+def test_a_question_that_is_trained_on_or_leaves_no_room_is_refused(
+    question: str, turns: list[str], message: str, tmp_path: Path
+) -> None:
+    settings = sums(tmp_path, "1 + 3 ?", question)
+    with pytest.raises(DataError, match=message):
         problem_sets.load(settings, [pair("Salut"), pair(*turns)], tokenizer())
-
-
-def test_a_question_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
-    path = write_problems(tmp_path / "p.jsonl", ["1 + 3 ?", "un " * 200])
-    settings = settings_with(f"evaluation.also=[{{name: a, path: '{path}', max_new_tokens: 80}}]")
-    with pytest.raises(DataError, match=r"a: .*row 2 takes \d+ tokens .* over the limit of 176"):
-        problem_sets.load(settings, [pair("Salut")], tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -309,26 +259,20 @@ def test_a_question_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
         ("[{name: a, path: p.jsonl}]", "a: max_new_tokens = 640 leaves no room"),
         ("[{name: a, path: p, max_new_tokens: 256}]", "a: max_new_tokens = 256 leaves no room"),
         ("[{name: a/b, path: p, max_new_tokens: 9}]", "also.*name"),
-        (
-            "[{name: a, path: p, max_new_tokens: 9}, {name: a, path: q, max_new_tokens: 9}]",
-            "two sets have the same name: a, a",
-        ),
+        (f"[{', '.join(['{name: a, path: p, max_new_tokens: 9}'] * 2)}]", "the same name: a, a"),
     ],
 )
 def test_settings_of_problem_sets(also: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        settings_with(f"evaluation.also={also}")
+        demo_settings("dpo", f"evaluation.also={also}")
 
 
 def test_the_demo_holds_out_pairs_whose_shorter_reply_is_chosen() -> None:
-    settings = settings_with()
+    settings = demo_settings("dpo")
     held_out = load_pair_set(settings.data, settings.prompt).held_out
     lengths = measure_lengths(held_out, tokenizer())
     assert len(held_out) == 200
     assert sum(x.chosen < x.rejected for x in lengths) >= 50
-
-
-# --- a changed reply ------------------------------------------------------------------------------
 
 
 def reply(text: str, french: bool = True, ended: bool = True) -> MeasuredReply:
@@ -338,18 +282,15 @@ def reply(text: str, french: bool = True, ended: bool = True) -> MeasuredReply:
 def test_the_first_reply_that_changed_its_language_is_shown() -> None:
     pairs = [pair("Un ?"), pair("Deux ?"), pair("Trois ?"), pair("Quatre ?")]
     before = [reply("same"), reply("moi"), reply("me", french=False)]
-    after = [reply("same"), reply("toi"), reply("moi"), reply("moi")][:3]
-    shown = example(pairs, before, after)
+    shown = example(pairs, before, [reply("same"), reply("toi"), reply("moi")])
     assert shown.startswith("2 of 3 replies changed, 1 of them in language; the first of")
     assert "Trois ?" in shown and "Deux ?" not in shown
     assert shown.endswith("before (tokens: 1):\nme\n\nafter (tokens: 1):\nmoi")
 
 
 def test_long_replies_are_cut_to_width_and_height() -> None:
-    long = "mot " * 400 + "fin"
-    shown = example(
-        [pair("Dis\n" * 20)], [reply(long, ended=False)], [reply("x" * 300 + "\x1b[1m")]
-    )
+    before, after = reply("mot " * 400 + "fin", ended=False), reply("x" * 300 + "\x1b[1m")
+    shown = example([pair("Dis\n" * 20)], [before], [after])
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 80 and len(lines) < 32
     assert shown.count("[...]") == 2 and "\x1b" not in shown
