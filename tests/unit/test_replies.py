@@ -14,23 +14,11 @@ from posttrain.data.demonstrations import DemonstrationSet, load_demonstrations
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems, within_pass_rate
 from posttrain.data.replies import pass_rates, read_sampled
-from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, Source
-from posttrain.settings.command import load_settings
+from posttrain.settings import Source
 from posttrain.settings.data import PassRate
-from tests.helpers import ROOT
+from tests.helpers import demo_settings, write_rows
 
-CLASSES = {"sft": SFTSettings, "dpo": DPOSettings, "grpo": GRPOSettings}
 RIGHT, BARE, WRONG = "So 4.\n<answer>4</answer>", "It is 4.", "So 5.\n<answer>5</answer>"  # 3, 0, 1
-
-
-def settings(method: str, *overrides: str) -> Any:
-    return load_settings(CLASSES[method], ROOT / "configs" / f"{method}_demo.yaml", overrides)
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def sampled(folder: Path, replies: dict[str, list[tuple[str, bool]]]) -> Path:
@@ -40,18 +28,22 @@ def sampled(folder: Path, replies: dict[str, list[tuple[str, bool]]]) -> Path:
         for question, given in replies.items()
         for n, (text, cut) in enumerate(given)
     ]
-    return write(folder / "replies.jsonl", rows)
+    return write_rows(folder / "replies.jsonl", *rows)
 
 
-def learned(method_data: str, *overrides: str, system: str = "null") -> DemonstrationSet:
-    own = settings(
-        "sft",
-        f"data={method_data}",
-        f"prompt.system={system}",
-        "evaluation.every=null",
-        *overrides,
-    )
+def learned(data: str, *overrides: str, system: str = "null") -> DemonstrationSet:
+    changes = [f"data={data}", f"prompt.system={system}", "evaluation.every=null", *overrides]
+    own = demo_settings("sft", *changes)
     return load_demonstrations(own.data, own.prompt)
+
+
+USER = {"role": "user", "content": "Why?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASIDE = {"role": "user", "content": "Another?"}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 MANY = {f"What is {n} + {4 - n}?": [(RIGHT, False), (WRONG, False)] for n in range(9)}
@@ -73,31 +65,22 @@ def test_the_replies_that_earned_most_are_kept(
         assert len(rows) == len(MANY) + 2 and not any("Cut?" in str(row.prompt) for row in rows)
         assert {row.answer for row in rows} == {"4"}
         assert f"{tmp_path / 'replies.jsonl'}: row " in rows[0].where
-    kept = (
-        "kept 11 of 25 replies, to 10 questions; 12 earned below 3 or were cut, 1 repeat another, "
-    )
-    assert f"{kept}1 are beyond 2 of a question" in capsys.readouterr().out
+    kept = "kept 11 of 25 replies, to 10 questions; 12 earned below 3 or were cut, "
+    repeated = "1 repeat another, 1 are beyond 2 of a question"
+    assert kept + repeated in capsys.readouterr().out
     rows = learned(data, "data.keep={reward: 1, per_question: 9}").train
     assert {row.reply for row in rows} == {RIGHT, WRONG, longer, longest}
     with pytest.raises(DataError, match=r"no reply earned 3\.5; sample more .* data\.keep\.reward"):
         learned(data, "data.keep.reward=3.5")
 
 
-def test_replies_are_learned_without_the_examples_that_they_were_sampled_with(
-    tmp_path: Path,
-) -> None:
-    file = sampled(tmp_path, MANY)
-    data = f"{{train: {{path: {file}}}, format: replies, holdout: 2}}"
+def test_replies_are_learned_without_the_examples_of_their_sampling(tmp_path: Path) -> None:
+    data = f"{{train: {{path: {sampled(tmp_path, MANY)}}}, format: replies, holdout: 2}}"
     row = learned(data, system="'Be brief.'").train[0]
-    system = {"role": "system", "content": "Be brief."}
-    assert row.conversation == [system, row.prompt[-1]]
+    assert row.conversation == [SYSTEM, row.prompt[-1]]
     shown = learned(data, "prompt.examples=[{question: Q, answer: A}]", system="'Be brief.'").train
-    assert shown[0].conversation == [
-        system,
-        {"role": "user", "content": "Q"},
-        {"role": "assistant", "content": "A"},
-        row.prompt[-1],
-    ]
+    example = [{"role": "user", "content": "Q"}, assistant("A")]
+    assert shown[0].conversation == [SYSTEM, *example, row.prompt[-1]]
     assert row.prompt == shown[0].prompt  # by which rows are held out, with and without examples
 
 
@@ -111,7 +94,7 @@ def test_best_against_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     }
     file = sampled(tmp_path, replies)
     data = f"data={{train: {{path: {file}}}, format: replies, holdout: 3, validation: 2}}"
-    own = settings("dpo", data, "prompt.system='Be brief.'", "evaluation.every=null")
+    own = demo_settings("dpo", data, "prompt.system='Be brief.'", "evaluation.every=null")
     result = load_pair_set(own.data, own.prompt)
     assert (len(result.held_out), len(result.validation)) == (3, 2)
     pairs = {
@@ -121,106 +104,70 @@ def test_best_against_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert pairs.pop("Best cut?") == (WRONG, BARE)
     assert pairs.pop("Worst?") == (RIGHT, BARE)  # the shortest best, a complete worst
     assert pairs == dict.fromkeys(MANY, (RIGHT, WRONG))
-    assert result.train[0].prompt[0] == {"role": "system", "content": "Be brief."}
+    assert result.train[0].prompt[0] == SYSTEM
     assert "11 questions give a pair; 2 left out" in capsys.readouterr().out
     flat = sampled(tmp_path / "flat", {"Tie?": replies["Tie?"]})
-    own = settings("dpo", f"data={{train: {{path: {flat}}}, format: replies, validation: 0}}")
+    own = demo_settings("dpo", f"data={{train: {{path: {flat}}}, format: replies, validation: 0}}")
     with pytest.raises(DataError, match="no question has replies of different rewards"):
         load_pair_set(own.data, own.prompt)
 
 
 def test_problems_within_a_pass_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    demo = settings("grpo")
+    demo = demo_settings("grpo")
     problems, _ = load_problems(demo.data)
     requested = [problem.question for problem in problems[:4]]
     shares = dict(zip(requested, (0, 1, 3, 4), strict=True))
-    file = sampled(
-        tmp_path,
-        {q: [(RIGHT if n < k else BARE, False) for n in range(4)] for q, k in shares.items()},
-    )
+    replies = {q: [(RIGHT, False)] * k + [(BARE, False)] * (4 - k) for q, k in shares.items()}
+    file = sampled(tmp_path, replies)
     assert pass_rates(PassRate(replies=str(file))) == {q: k / 4 for q, k in shares.items()}
     rule = f"data.pass_rate={{replies: {file}, low: 0.25, high: 0.75}}"
-    kept = within_pass_rate(problems[:6], settings("grpo", rule).data)
-    assert [problem.question for problem in kept] == [
-        *requested[1:3],
-        *(problem.question for problem in problems[4:6]),  # without replies
-    ]
-    output = capsys.readouterr().out
-    assert (
-        "4 of 6 problems kept, 1 solved in fewer than 25% of their replies and 1 in more" in output
-    )
+    kept = within_pass_rate(problems[:6], demo_settings("grpo", rule).data)
+    assert kept == [*problems[1:3], *problems[4:6]]  # the last two have no replies
+    output = "4 of 6 problems kept, 1 solved in fewer than 25% of their replies and 1 in more"
+    assert output in capsys.readouterr().out
     with pytest.raises(DataError, match=r"data\.pass_rate leaves no problem to train on; widen it"):
-        within_pass_rate([problems[0], problems[3]], settings("grpo", rule).data)
+        within_pass_rate([problems[0], problems[3]], demo_settings("grpo", rule).data)
     assert within_pass_rate(problems, demo.data) == problems
 
 
-def test_replies_of_an_earlier_version_and_those_that_no_reward_could_score(
-    tmp_path: Path,
-) -> None:
+def test_replies_of_an_earlier_version_and_of_rewards_that_could_not_score(tmp_path: Path) -> None:
     old = score_reply(Problem("2 + 2?", "4"), Completion(RIGHT, 9, False)).as_row()
     del old["total_reward"]
     texts = [
         RewardedReply("Who?", "me", "You.", 3, 0.0, total, {"a.py:f": total}).as_row()
         for total in (None, 0.5)
     ]
-    file = write(tmp_path / "replies.jsonl", [old, *texts])
+    file = write_rows(tmp_path / "replies.jsonl", old, *texts)
     who, sums = read_sampled(Source(path=str(file)))[::-1]
     assert [row.total for row in who] == [0.5] and [row.total for row in sums] == [3.0]
-    write(file, [{"question": "2 + 2?", "reply": "4"}])
-    with pytest.raises(
-        DataError, match=r"row 1 is not a scored reply of \./run evaluate: no total"
-    ):
+    write_rows(file, {"question": "2 + 2?", "reply": "4"})
+    with pytest.raises(DataError, match=r"row 1 is not a scored reply of \./run evaluate: no tot"):
         read_sampled(Source(path=str(file)))
 
 
-# --- the other formats ----------------------------------------------------------------------------
-
-USER = {"role": "user", "content": "Why?"}
-SYSTEM = {"role": "system", "content": "Be brief."}
-ASIDE = {"role": "user", "content": "Another?"}
-SHAPES: dict[str, tuple[str, dict[str, Any], list[dict[str, str]], str]] = {
-    "columns": ("columns: {prompt: q, reply: a}", {"q": "Why?", "a": " So. "}, [USER], "So."),
-    "columns and system": (
-        "columns: {prompt: q, reply: a, system: s}",
-        {"q": "Why?", "a": "So.", "s": "Be brief."},
-        [SYSTEM, USER],
-        "So.",
-    ),
-    "messages": (
-        "format: messages",
-        {"messages": [SYSTEM, ASIDE, {"role": "assistant", "content": "No."}, USER]}
-        | {"reply": "not this"},
-        [SYSTEM, ASIDE, {"role": "assistant", "content": "No."}, USER],
-        "",
-    ),
-    "chosen": (
-        "format: chosen",
-        {"prompt": "Why?", "chosen": "So.", "rejected": "Because."},
-        [USER],
-        "So.",
-    ),
-    "chosen of orca": (
-        "format: chosen, pair_format: orca",
-        {"system": "Be brief.", "question": "Why?", "chosen": "So.", "rejected": "Because."},
-        [SYSTEM, USER],
-        "So.",
-    ),
-    "solutions": (
-        "format: solutions",
-        {"question": "Why?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### $1,024"},
-        [USER],
-        "48/2 = 24 clips.\n<answer>1024</answer>",
-    ),
-}
+ROW = {"prompt": "Why?", "reply": " So. "}
+ORCA = {"system": "Be brief.", "question": "Why?", "chosen": "So.", "rejected": "Because."}
+PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "Because."}
+TALK = [SYSTEM, ASIDE, assistant("No."), USER]
+SOLUTION = {"question": "Why?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### $1,024"}
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_every_format_gives_a_prompt_and_a_reply(name: str, tmp_path: Path) -> None:
-    data, row, prompt, reply = SHAPES[name]
-    if name == "messages":
-        row["messages"], reply = [*row["messages"], {"role": "assistant", "content": "So."}], "So."
+@pytest.mark.parametrize(
+    ("data", "row", "prompt", "reply"),
+    [
+        ("columns: {prompt: q, reply: a}", {"q": "Why?", "a": " So. "}, [USER], "So."),
+        ("columns: {system: s}", {**ROW, "s": "Be brief."}, [SYSTEM, USER], "So."),
+        ("format: messages", {"messages": [*TALK, assistant("So.")], "reply": "no"}, TALK, "So."),
+        ("format: chosen", PAIR, [USER], "So."),
+        ("format: chosen, pair_format: orca", ORCA, [SYSTEM, USER], "So."),
+        ("format: solutions", SOLUTION, [USER], "48/2 = 24 clips.\n<answer>1024</answer>"),
+    ],
+)
+def test_every_format_gives_a_prompt_and_a_reply(
+    data: str, row: Any, prompt: list[dict[str, str]], reply: str, tmp_path: Path
+) -> None:
     other = json.loads(json.dumps(row).replace("Why?", "Where?").replace("Another", "One more"))
-    file = write(tmp_path / "rows.jsonl", [row, other])
+    file = write_rows(tmp_path / "rows.jsonl", row, other)
     given = f"{{train: {{path: {file}}}, holdout: 1, {data}}}"
     result = learned(given)
     (read,) = [row for row in (*result.train, *result.held_out) if row.prompt[-1] == USER]
@@ -238,26 +185,18 @@ def test_every_format_gives_a_prompt_and_a_reply(name: str, tmp_path: Path) -> N
         ("format: messages", {"messages": [USER]}, "row 1: there is no reply to learn"),
         (
             "format: messages",
-            {"messages": [{**USER, "tool_calls": ["x"]}, {"role": "assistant", "content": "So."}]},
+            {"messages": [{**USER, "tool_calls": ["x"]}, assistant("So.")]},
             "message 1 has 'tool_calls'",
         ),
-        (
-            "format: solutions",
-            {"question": "Why?", "answer": "So, 4."},
-            "row 1: column 'answer' should end in '#### number'",
-        ),
-        (
-            "format: solutions",
-            {"question": "Why?", "answer": "So.\n#### four"},
-            "row 1: column 'answer' gives no number",
-        ),
+        ("format: solutions", {**SOLUTION, "answer": "So, 4."}, "should end in '#### number'"),
+        ("format: solutions", {**SOLUTION, "answer": "So.\n#### four"}, "gives no number"),
         ("format: replies", {"question": "Why?", "reply": "So."}, "not a scored reply"),
     ],
 )
 def test_a_row_that_cannot_be_learned_is_named(
     data: str, row: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "rows.jsonl", [row])
+    file = write_rows(tmp_path / "rows.jsonl", row)
     with pytest.raises(DataError) as caught:
         learned(f"{{train: {{path: {file}}}, holdout: 1, {data}}}")
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -268,7 +207,7 @@ def test_unusable_rows_are_left_out_where_that_is_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"prompt": f"Why {n}?", "reply": "So." if n else ""} for n in range(4)]
-    file = write(tmp_path / "rows.jsonl", rows)
+    file = write_rows(tmp_path / "rows.jsonl", *rows)
     result = learned(f"{{train: {{path: {file}}}, holdout: 1, unusable: drop}}")
     assert len(result.train) == 2
     assert "left out 1 of 4 rows: a reply is empty (1)" in capsys.readouterr().out
@@ -284,4 +223,4 @@ def test_unusable_rows_are_left_out_where_that_is_set(
 )
 def test_settings_that_cannot_work(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        settings("sft", *overrides)
+        demo_settings("sft", *overrides)
