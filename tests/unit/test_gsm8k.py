@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from scipy import stats as scipy_stats
@@ -36,9 +35,6 @@ def side(rights: Sequence[bool], name: str = "q") -> list[ScoredReply]:
     return [scored(RIGHT if r else WRONG, question=f"{name}{i}") for i, r in enumerate(rights)]
 
 
-# --- one reply ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "strict", "tagged", "lenient", "format_rate"),
     [
@@ -61,10 +57,11 @@ def test_scores(text: str, strict: int, tagged: int, lenient: int, format_rate: 
     assert result == (strict, tagged, lenient, format_rate)
 
 
-def test_gold_in_thousands() -> None:
-    assert scored("<answer>1234</answer>", gold="1,234").strict == 1
-    assert scored("<answer>1 234</answer>", gold="1,234").strict == 1
-    assert scored("<answer>1.234</answer>", gold="1,234").lenient == 0
+@pytest.mark.parametrize(("number", "right"), [("1234", 1), ("1 234", 1), ("1.234", 0)])
+def test_gold_in_thousands(number: str, right: int) -> None:
+    assert scored(f"<answer>{number}</answer>", gold="1,234").strict == right
+    with pytest.raises(ValueError, match="'many' is not a number"):
+        scored(number, gold="many")
 
 
 def test_truncation_and_tokens_are_kept_and_change_no_other_score() -> None:
@@ -74,25 +71,12 @@ def test_truncation_and_tokens_are_kept_and_change_no_other_score() -> None:
     assert replace(cut, truncated_rate=0.0) == ended
 
 
-def test_gold_that_is_not_a_number() -> None:
-    with pytest.raises(ValueError, match="'many' is not a number"):
-        scored(RIGHT, gold="many")
-
-
-def test_rows_round_trip_through_json() -> None:
+def test_rows_round_trip_through_json_and_show_a_collapse() -> None:
     for text in (RIGHT, WRONG, "a\u2028b \u0085 \x1c\n<answer>42</answer>", "", "é\t€"):
         reply = score_reply(Problem("q\u2028?", "42"), Completion(text, 7, True), sample=3)
-        row = json.loads(json.dumps(reply.as_row()))
-        assert rescore(row) == reply
-
-
-def test_a_row_shows_a_collapse() -> None:
+        assert rescore(json.loads(json.dumps(reply.as_row()))) == reply
     row = scored("  Let us see. \n<answer>1</answer><answer>2</answer>").as_row()
-    assert row["answer_elements"] == 2
-    assert row["reasoning_characters"] == len("Let us see.")
-
-
-# --- many replies ---------------------------------------------------------------------------------
+    assert (row["answer_elements"], row["reasoning_characters"]) == (2, len("Let us see."))
 
 
 def test_evaluate_answers_each_problem_once_in_order() -> None:
@@ -136,12 +120,11 @@ def test_summary_of_single_replies() -> None:
 
 
 def test_summary_does_not_depend_on_the_order_of_replies() -> None:
+    texts = [Completion(RIGHT if i % 3 else WRONG, i**3, i % 2 == 0) for i in range(20)]
     replies = [
-        score_reply(
-            Problem(f"q{i}", "42"), Completion(RIGHT if i % 3 else WRONG, i**3, i % 2 == 0), s
-        )
-        for i in range(20)
-        for s in range(3)
+        score_reply(Problem(f"q{i}", "42"), text, sample)
+        for i, text in enumerate(texts)
+        for sample in range(3)
     ]
     assert summarise(replies[::-1]) == summarise(replies)
 
@@ -184,9 +167,6 @@ def test_majority_vote(texts: list[str], right: int) -> None:
     assert report["majority_vote"].value == right
 
 
-# --- two sides ------------------------------------------------------------------------------------
-
-
 def test_equal_sides_do_not_differ() -> None:
     replies = side([True, False, True])
     comparison = compare_replies(replies, replies[::-1])
@@ -225,9 +205,6 @@ def test_sides_with_other_problems_are_not_compared() -> None:
             compare_replies(replies, other)
 
 
-# --- the files ------------------------------------------------------------------------------------
-
-
 @needs_shared
 @pytest.mark.parametrize(
     ("name", "count", "first"),
@@ -239,15 +216,3 @@ def test_problems_of_the_public_sets(name: str, count: int, first: str) -> None:
     assert len(problems) == len(lines) == count
     assert problems[0].answer == first
     assert all(scored(f"<answer>{p.answer}</answer>", gold=p.answer).strict for p in problems)
-
-
-def test_a_repeated_question_is_scored_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "p.jsonl"
-    row = {"question": "Six times seven?", "answer": "#### 42"}
-    other = {"question": "One?", "answer": "1"}
-    path.write_text("".join(json.dumps(r) + "\n" for r in (row, other, row)))
-    problems = load_problems(str(path), {})
-    assert [p.answer for p in problems] == ["42", "1"]
-    assert "1 repeated questions" in capsys.readouterr().out

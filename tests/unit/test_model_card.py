@@ -2,10 +2,8 @@
 
 import base64
 import json
-import os
 import shlex
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,72 +17,64 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
 from posttrain.export.hub import to_upload
 from posttrain.report.model_card import render_model_card
-from posttrain.settings.strict_yaml import read_yaml
+from posttrain.settings.command import load_settings
+from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 from tests.helpers import CONFIGS, ROOT, run_script, settings_class
 
 MEASURE = {
     "before": {"value": 0.02, "n": 300, "low": 0.01, "high": 0.05},
     "after": {"value": 0.98, "n": 300, "low": 0.96, "high": 0.99},
 }
-PROVEN = {
-    "path": "merged_16bit",
-    "proven": True,
-    "bytes": 10,
-    "checks": [
-        {"name": "largest logit difference", "value": 0.0012, "limit": 0.01, "passed": True}
-    ],
-}
-UNPROVEN = {
-    "path": "gguf/m-q4_k_m.gguf",
-    "proven": False,
-    "bytes": 10,
-    "checks": [{"name": "perplexity change", "value": 0.7, "limit": 0.1, "passed": False}],
-}
+
+
+def export(path: str, proven: bool, name: str, value: float, limit: float) -> dict[str, Any]:
+    check = {"name": name, "value": value, "limit": limit, "passed": proven}
+    return {"path": path, "proven": proven, "bytes": 10, "checks": [check]}
+
+
+PROVEN = export("merged_16bit", True, "largest logit difference", 0.0012, 0.01)
+UNPROVEN = export("gguf/m-q4_k_m.gguf", False, "perplexity change", 0.7, 0.1)
+BOTH = {"merged_16bit": PROVEN, "gguf:q4_k_m": UNPROVEN}
 
 
 def make_run(
     folder: Path, config: str = "grpo_demo", finished: bool = True, **changes: Any
 ) -> Path:
     """A run folder with its records, as training leaves it, around files of a few bytes."""
-    from posttrain.settings.command import load_settings
-    from posttrain.settings.strict_yaml import dump_yaml
-
     file = ROOT / "configs" / f"{config}.yaml"
     settings = load_settings(settings_class(file), file).model_dump(mode="json")
     for path, value in changes.items():
         section, key = path.split("__")
         settings[section][key] = value
-    (folder / "adapter").mkdir(parents=True)
-    (folder / "config.yaml").write_text(dump_yaml(settings), encoding="utf-8")
-    record = {
-        "versions": dict.fromkeys(("unsloth", "trl", "transformers", "torch"), "1.0"),
-        "device": "CPU",
-        "data": "f" * 64,
-        "trained": {"steps": 40, "seconds": 93.0},
+    change = {"difference": 0.96, "low": 0.94, "high": 0.98, "p_value": 1e-9, "n": 300}
+    scores = {**MEASURE, "comparison": change} if finished else {}
+    content = {
+        "environment.json": {
+            "versions": dict.fromkeys(("unsloth", "trl", "transformers", "torch"), "1.0"),
+            "device": "CPU",
+            "data": "f" * 64,
+            "trained": {"steps": 40, "seconds": 93.0},
+        },
+        "adapter/adapter_config.json": {"base_model_name_or_path": "/home/someone/models/base"},
+        **{f"eval/{name}.json": {"strict": value} for name, value in scores.items()},
     }
-    (folder / "environment.json").write_text(json.dumps(record))
-    base = {"base_model_name_or_path": "/home/someone/models/base"}
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(base))
+    for name in ("adapter", "eval"):
+        (folder / name).mkdir(parents=True)
+    for name, value in content.items():
+        (folder / name).write_text(json.dumps(value))
+    (folder / "config.yaml").write_text(dump_yaml(settings), encoding="utf-8")
     (folder / "adapter" / "README.md").write_text("peft's own card")
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    if finished:
-        (folder / "eval").mkdir()
-        change = {"difference": 0.96, "low": 0.94, "high": 0.98, "p_value": 1e-9, "n": 300}
-        for name, value in (*MEASURE.items(), ("comparison", change)):
-            (folder / "eval" / f"{name}.json").write_text(json.dumps({"strict": value}))
     return folder
 
 
-def add_exports(run: Path, **exports: dict[str, Any]) -> None:
+def add_exports(run: Path, exports: dict[str, dict[str, Any]]) -> None:
     (run / "export.json").write_text(json.dumps({"exports": exports}))
-    for export in exports.values():
-        path = run / export["path"]
-        path.parent.mkdir(exist_ok=True, parents=True)
-        if path.suffix == ".gguf":
-            path.write_bytes(b"weights")
-        else:
-            path.mkdir()
-            (path / "model.safetensors").write_bytes(b"weights")
+    for each in exports.values():
+        path = run / each["path"]
+        file = path if path.suffix else path / "model.safetensors"
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_bytes(b"weights")
 
 
 @pytest.mark.parametrize("config", [path.stem for path in CONFIGS])
@@ -103,28 +93,28 @@ def test_every_config_gets_a_card(tmp_path: Path, config: str) -> None:
     assert yaml.safe_load(body) == read_yaml(tmp_path / "run" / "config.yaml")
 
 
-def test_it_says_what_was_not_done(tmp_path: Path) -> None:
-    text = render_model_card(make_run(tmp_path / "run", finished=False))
-    assert "The evaluation after training has not been run" in text
-    assert "None yet: the folder holds the adapter alone" in text
-
-
-def test_exports_are_shown_with_their_parity(tmp_path: Path) -> None:
+def test_exports_are_shown_with_their_parity_and_only_proven_ones_uploaded(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    add_exports(run, merged_16bit=PROVEN, **{"gguf:q4_k_m": UNPROVEN})
+    add_exports(run, BOTH)
     text = render_model_card(run)
-    assert "| merged_16bit | `merged_16bit` | yes | largest logit difference: 0.0012" in text
-    assert "| **no** | perplexity change: 0.7 (at most 0.1), **failed**" in text
-    assert 'AutoModelForCausalLM.from_pretrained("merged_16bit"' in text
-    assert "### vLLM (not tested by the project)" in text
-    assert "llama-cli -m gguf/m-q4_k_m.gguf --temp 0 -sys" in text
+    for part in (
+        "| merged_16bit | `merged_16bit` | yes | largest logit difference: 0.0012",
+        "| **no** | perplexity change: 0.7 (at most 0.1), **failed**",
+        'AutoModelForCausalLM.from_pretrained("merged_16bit"',
+        "### vLLM (not tested by the project)",
+        "llama-cli -m gguf/m-q4_k_m.gguf --temp 0 -sys",
+    ):
+        assert part in text
+    assert [f.name for f in to_upload(run, ["merged_16bit"])] == ["model.safetensors"]
+    for name in ("gguf:q4_k_m", "gguf:f16"):
+        with pytest.raises(ConfigError, match=f"no proven export {name}; proven are: merged_16bit"):
+            to_upload(run, ["merged_16bit", name])
 
 
 def test_variables_of_the_chat_template_are_in_every_command(tmp_path: Path) -> None:
     variables = {"enable_thinking": False, "style": "it's"}
     run = make_run(tmp_path / "run", prompt__chat_template_kwargs=variables)
-    exports = {"merged_16bit": PROVEN, "gguf:q4_k_m": {**UNPROVEN, "proven": True}}
-    (run / "export.json").write_text(json.dumps({"exports": exports}), encoding="utf-8")
+    add_exports(run, {"merged_16bit": PROVEN, "gguf:q4_k_m": {**UNPROVEN, "proven": True}})
     text = render_model_card(run)
     assert text.count('return_dict=True, enable_thinking=False, style="it\'s"\n)') == 2
     quoted = shlex.quote(json.dumps(variables))
@@ -135,33 +125,20 @@ def test_variables_of_the_chat_template_are_in_every_command(tmp_path: Path) -> 
     assert "kwargs" not in plain.partition("## Settings")[0]
 
 
-def test_no_folder_of_this_machine_is_named(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", model__name="/home/someone/models/mine")
-    text = render_model_card(run)
-    assert "/home/someone" not in text
-    assert "`mine`" in text
-    assert "licence not known" in text
-
-
-def test_its_training_time_is_that_of_all_sessions(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
+def test_no_folder_of_this_machine_is_named_and_what_was_not_done_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", finished=False, model__name="/home/someone/models/mine")
     rows = [{"step": 1, "seconds": 600.0}, {"step": 2, "seconds": 60.0}]  # resumed in between
     append_rows(run / "metrics.jsonl", rows)
-    assert "40 steps, 11 min 00 s" in render_model_card(run)
-
-
-def test_another_folder_is_refused(tmp_path: Path) -> None:
+    text = render_model_card(run)
+    assert "/home/someone" not in text
+    for part in (
+        *("`mine`", "licence not known", "40 steps, 11 min 00 s"),
+        "The evaluation after training has not been run",
+        "None yet: the folder holds the adapter alone",
+    ):
+        assert part in text
     with pytest.raises(ConfigError, match="no run there"):
         render_model_card(tmp_path)
-
-
-def test_what_is_unproven_or_missing_is_not_uploaded(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    add_exports(run, merged_16bit=PROVEN, **{"gguf:q4_k_m": UNPROVEN})
-    assert [f.name for f in to_upload(run, ["merged_16bit"])] == ["model.safetensors"]
-    for name in ("gguf:q4_k_m", "gguf:f16"):
-        with pytest.raises(ConfigError, match=f"no proven export {name}; proven are: merged_16bit"):
-            to_upload(run, ["merged_16bit", name])
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -189,10 +166,8 @@ class Hub(BaseHTTPRequestHandler):
             self.created.append(json.loads(body))
             return {"url": where}
         if "/preupload/" in self.path:
-            files = [
-                {"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]
-            ]
-            return {"files": [{**f, "shouldIgnore": False} for f in files]}
+            how = {"uploadMode": "regular", "shouldIgnore": False}
+            return {"files": [{"path": f["path"], **how} for f in json.loads(body)["files"]]}
         if "/commit/" in self.path:
             for line in body.decode().split("\n"):
                 row = json.loads(line) if line else {}
@@ -216,32 +191,20 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def upload(run: Path, hub: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    code = (
-        "import sys; from pathlib import Path; from posttrain.export.hub import push\n"
-        "from posttrain.base.process import run_main\n"
-        "run_main(lambda: print(push(Path(sys.argv[1]), 'someone/model', sys.argv[2:])))"
-    )
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub,
-        "HF_TOKEN": "hf_sentinel",
-        "HF_HUB_OFFLINE": "0",
-    }
-    return subprocess.run(
-        [sys.executable, "-c", code, str(run), *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+SECRET = "hf_sentinel"
+
+
+def upload(run: Path, hub: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    words = (run, "--push", "someone/model", *arguments)
+    return run_script("export", *words, HF_ENDPOINT=hub, HF_TOKEN=SECRET, HF_HUB_OFFLINE="0")
 
 
 def test_the_adapter_is_uploaded_privately_with_the_card(tmp_path: Path, hub: str) -> None:
+    """Where no export is named."""
     run = make_run(tmp_path / "run")
     result = upload(run, hub)
     assert result.returncode == 0, result.stderr
+    assert f"Uploaded to {hub}/someone/model" in result.stdout
     assert Hub.created[0]["name"] == "model"
     assert Hub.created[0]["visibility"] == "private"
     assert set(Hub.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
@@ -249,17 +212,8 @@ def test_the_adapter_is_uploaded_privately_with_the_card(tmp_path: Path, hub: st
     assert b'from_pretrained("someone/model"' in Hub.files["README.md"]
     assert json.loads(Hub.files["adapter_config.json"])["base_model_name_or_path"] == "base"
     assert not list(run.glob(".push-*"))
-    assert "hf_sentinel" not in result.stdout + result.stderr
-
-
-def test_the_command_uploads_the_adapter_where_no_export_is_named(tmp_path: Path, hub: str) -> None:
-    run = make_run(tmp_path / "run")
-    environment = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_sentinel", "HF_HUB_OFFLINE": "0"}
-    result = run_script("export", run, "--push", "someone/model", **environment)
-    assert result.returncode == 0, result.stderr
-    assert f"Uploaded to {hub}/someone/model" in result.stdout
-    assert "adapter_model.safetensors" in Hub.files
-    alone = run_script("export", run / "adapter", "--push", "a/b", "--output", tmp_path / "o")
+    assert SECRET not in result.stdout + result.stderr
+    alone = upload(run / "adapter", hub, "--output", tmp_path / "o")
     assert alone.returncode == 2 and "there is no model card" in alone.stderr
 
 
@@ -269,4 +223,4 @@ def test_a_refusal_of_the_hub_is_one_line(tmp_path: Path, hub: str) -> None:
     assert result.returncode == 2
     assert "--push someone/model: the hub refuses" in result.stderr
     assert "Traceback" not in result.stderr
-    assert "hf_sentinel" not in result.stdout + result.stderr
+    assert SECRET not in result.stdout + result.stderr

@@ -53,10 +53,6 @@ def refused(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_the_demo_model_is_trusted() -> None:
-    check_model_folder(DEMO, "model.name")
-
-
 @pytest.mark.parametrize(
     ("name", "values"),
     [
@@ -74,19 +70,13 @@ def test_a_folder_that_requires_code(folder: Path, name: str, values: dict[str, 
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "x.ckpt"])
-def test_a_folder_with_nothing_but_pickled_weights(folder: Path, name: str) -> None:
-    (folder / "model.safetensors").unlink()
+def test_pickled_weights_are_left_unread_or_refused(folder: Path, name: str) -> None:
     (folder / name).write_bytes(pickle.dumps(Payload(folder / "ran")))
+    check_model_folder(folder, "model.name")  # beside safetensors
+    assert pretrained.load_tokenizer(Model(name=str(folder))).eos_token
+    (folder / "model.safetensors").unlink()
     message = refused(folder)
     assert f"only as pickles ({name})" in message and "safetensors" in message
-    assert not (folder / "ran").exists()
-
-
-def test_pickles_beside_safetensors_are_left_unread(folder: Path) -> None:
-    (folder / "training_args.bin").write_bytes(pickle.dumps(Payload(folder / "ran")))
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(folder / "ran")))
-    check_model_folder(folder, "model.name")
-    assert pretrained.load_tokenizer(Model(name=str(folder))).eos_token
     assert not (folder / "ran").exists()
 
 
@@ -115,10 +105,9 @@ def test_a_configuration_that_cannot_be_read(folder: Path, content: str) -> None
 
 def test_the_scripts_refuse_it_before_anything_heavy(ask: Ask, folder: Path) -> None:
     edit(folder / "config.json", auto_map={"AutoConfig": "evil.Config"})
-    name = f"model.name={folder}"
-    result = ask("dpo", "--config", "configs/dpo_demo.yaml", name, "--dry-run")
-    assert result.returncode == 2
-    assert "requires Python code" in result.stderr
+    words = ["--config", "configs/dpo_demo.yaml", f"model.name={folder}", "--dry-run"]
+    result = ask("dpo", *words)
+    assert result.returncode == 2 and "requires Python code" in result.stderr
 
 
 def test_a_fingerprint_changes_with_what_makes_the_model_only(folder: Path) -> None:
@@ -126,18 +115,12 @@ def test_a_fingerprint_changes_with_what_makes_the_model_only(folder: Path) -> N
     assert before == model_fingerprint(DEMO) and len(before) == 64
     (folder / "README.md").write_text("of no matter")
     assert model_fingerprint(folder) == before
-    template = folder / "chat_template.jinja"
-    kept = template.read_bytes()
-    template.write_bytes(kept.replace(b"assistant", b"model"))
-    assert model_fingerprint(folder) != before
-    template.write_bytes(kept)
-    weights = bytearray((folder / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(weights)
-    assert model_fingerprint(folder) != before
-    (folder / "model.safetensors").write_bytes((DEMO / "model.safetensors").read_bytes())
-    edit(folder / "config.json", rope_theta=5.0)
-    assert model_fingerprint(folder) != before
+    for name in ("chat_template.jinja", "model.safetensors", "config.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert model_fingerprint(folder) != before
+        (folder / name).write_bytes(content)
+    assert model_fingerprint(folder) == before
 
 
 def test_a_large_weight_file_is_known_by_its_ends_and_size(
@@ -169,15 +152,14 @@ def checkpoint(tmp_path: Path) -> Path:
     weight.sum().backward()
     optimizer.step()
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    torch.save(optimizer.state_dict(), written / "optimizer.pt")
-    torch.save(scheduler.state_dict(), written / "scheduler.pt")
-    torch.save({"scale": 65536.0, "growth_factor": 2.0}, written / "scaler.pt")
-    states = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.random.get_rng_state(),
-    }
-    torch.save(states, written / "rng_state.pth")
+    states = {"python": random.getstate(), "numpy": np.random.get_state()}
+    for name, content in {
+        "optimizer.pt": optimizer.state_dict(),
+        "scheduler.pt": scheduler.state_dict(),
+        "scaler.pt": {"scale": 65536.0, "growth_factor": 2.0},
+        "rng_state.pth": {**states, "cpu": torch.random.get_rng_state()},
+    }.items():
+        torch.save(content, written / name)
     (written / "trainer_state.json").write_text("{}")
     return store.publish(written, 5, {}, keep=2)
 
@@ -195,10 +177,6 @@ def poison(
     assert verify(checkpoint) == []
 
 
-def test_a_checkpoint_of_the_trainer_is_taken(checkpoint: Path) -> None:
-    check_checkpoint(checkpoint)
-
-
 @pytest.mark.parametrize(
     ("name", "form"),
     [
@@ -212,6 +190,7 @@ def test_a_checkpoint_of_the_trainer_is_taken(checkpoint: Path) -> None:
 def test_a_poisoned_checkpoint_executes_nothing(checkpoint: Path, name: str, form: str) -> None:
     import torch
 
+    check_checkpoint(checkpoint)
     marker = checkpoint.parent.parent / "ran"
     content = io.BytesIO()
     if form == "pickle":

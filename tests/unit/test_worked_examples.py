@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eval import Completion, PromptFormat, conversation
+from eval import Completion, conversation
 from eval.gsm8k import Problem, score_reply
 from eval.rewarded import RewardedReply
 from posttrain.base.errors import ConfigError, DataError
@@ -21,11 +21,10 @@ from posttrain.run.folder import RunFolder
 from posttrain.run.results import Exported
 from posttrain.scoring import evaluation
 from posttrain.settings import GRPOSettings
-from posttrain.settings.command import SETTINGS, load_settings
-from posttrain.settings.help import listed
+from posttrain.settings.command import load_settings
 from posttrain.train.cold_start import notice
 from scripts import dpo, evaluate, grpo, sft
-from tests.helpers import ROOT
+from tests.helpers import ROOT, demo_settings, write_rows
 from tests.runs import grpo_run
 
 QUESTION, ANSWER = "Anna has 2 pens. She buys 3.", "2 + 3 = 5.\n<answer>5</answer>"
@@ -33,18 +32,8 @@ EXAMPLES = f"prompt.examples={json.dumps([{'question': QUESTION, 'answer': ANSWE
 TURNS = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
 
 
-def settings(method: str, *overrides: str) -> Any:
-    return load_settings(SETTINGS[method], ROOT / "configs" / f"{method}_demo.yaml", overrides)
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
 def one_example(folder: Path, question: str = QUESTION) -> Path:
-    row = {"question": question, "answer": ANSWER}
-    return write(folder / "examples.jsonl", json.dumps(row) + "\n")
+    return write_rows(folder / "examples.jsonl", {"question": question, "answer": ANSWER})
 
 
 def roles(turns: Any) -> list[str]:
@@ -55,8 +44,8 @@ def test_a_file_gives_what_a_list_does(tmp_path: Path, monkeypatch: pytest.Monke
     file = one_example(tmp_path)
     monkeypatch.chdir(tmp_path)
     for given in (str(file), file.name):
-        of_file = settings("grpo", f"prompt.examples={given}")
-        assert of_file == settings("grpo", EXAMPLES)
+        of_file = demo_settings("grpo", f"prompt.examples={given}")
+        assert of_file == demo_settings("grpo", EXAMPLES)
     kept = of_file.model_dump(mode="json")["prompt"]["examples"]  # what config.yaml holds
     assert kept == [{"question": QUESTION, "answer": ANSWER}]
     turns = conversation("4 + 4?", of_file.prompt)
@@ -67,9 +56,11 @@ def test_a_file_gives_what_a_list_does(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"question": "a", "answer": "b"}\n{"question": "a"', "line 2 is not a JSON object"),
-        ("\n", "is empty; write a question and an answer on each line"),
-        (None, "there is no file"),
+        ('{"question": "a", "answer": "b"}\n{"question": "a"', "FILE: line 2 is not a JSON object"),
+        ("\n", "FILE is empty; write a question and an answer on each line"),
+        (None, "there is no file 'FILE'"),
+        ('{"question": "a", "answer": "b"}\n{"question": 4}', ".1.question: should be text, got 4"),
+        ('{"question": "a", "answer": "b"}\n{"question": 4}', ".1.answer: missing"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
@@ -77,30 +68,16 @@ def test_a_file_that_cannot_be_read_is_named(
 ) -> None:
     file = tmp_path / "examples.jsonl"
     if text is not None:
-        write(file, text)
-    with pytest.raises(ConfigError) as caught:
-        settings("sft", f"prompt.examples={file}")
-    output = str(caught.value)
-    assert output.startswith("command line: prompt.examples: ") and message in output
-    assert str(file) in output and "\n" not in output
-
-
-def test_a_row_of_a_file_that_is_not_an_example(tmp_path: Path) -> None:
-    file = write(tmp_path / "examples.jsonl", '{"question": "a", "answer": "b"}\n{"question": 4}')
-    with pytest.raises(ConfigError) as caught:
-        settings("sft", f"prompt.examples={file}")
-    assert "prompt.examples.1.question: should be text, got 4" in str(caught.value)
-    assert "prompt.examples.1.answer: missing" in str(caught.value)
-
-
-def test_help_lists_them() -> None:
-    for cls in SETTINGS.values():
-        assert "prompt.examples: " in listed(cls)
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=r"^command line: prompt\.examples") as caught:
+        demo_settings("sft", f"prompt.examples={file}")
+    assert message.replace("FILE", str(file)) in str(caught.value)
+    assert str(caught.value).count("\n") == message.startswith(".1")  # a line for each mistake
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_rows_have_them_after_their_system_turn(method: str) -> None:
-    own = settings(method, EXAMPLES)
+    own = demo_settings(method, EXAMPLES)
     load: Any = load_demonstrations if method == "sft" else load_pair_set
     result = load(own.data, own.prompt)
     for row in (result.train[0], result.held_out[0], result.validation[0]):
@@ -115,11 +92,11 @@ def test_rows_have_them_after_their_system_turn(method: str) -> None:
 def test_a_question_of_the_data_is_no_example(script: Any, side: str, tmp_path: Path) -> None:
     """It would give its answer away. Said before anything is loaded."""
     method = script.__name__.rpartition(".")[2]
-    own = settings(method)
+    own = demo_settings(method)
     if method == "grpo":
-        rows = {"held_out": own.data.eval.path}
-        path = ROOT / rows.get(side, own.data.train.path)
-        question = json.loads(path.read_text("utf-8").splitlines()[0])["question"]
+        train, held_out = load_problems(own.data)
+        problems = dict(zip(("train", "validation"), for_validation(train, own.data), strict=True))
+        question = (problems | {"held_out": held_out})[side][0].question
     else:
         load: Any = load_demonstrations if method == "sft" else load_pair_set
         question = user_turns(getattr(load(own.data, own.prompt), side))[0]
@@ -128,29 +105,25 @@ def test_a_question_of_the_data_is_no_example(script: Any, side: str, tmp_path: 
     command = ["--config", config, "--output", str(tmp_path / "run"), f"prompt.examples={file}"]
     with pytest.raises(DataError, match=r"prompt\.examples: example 1 is a question of the data"):
         script.main([*command, "--dry-run"])
-
-
-def test_other_questions_are_fine() -> None:
-    check_examples(settings("grpo", EXAMPLES).prompt.examples, ["Anna has 3 pens."])
-    check_examples([], [QUESTION])
+    check_examples(demo_settings("grpo", EXAMPLES).prompt.examples, ["Anna has 3 pens."])
 
 
 def test_a_run_with_other_examples_is_another_run(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.open(fresh=False)
-    run.describe(settings("grpo", EXAMPLES), {})
-    assert run.changed(settings("grpo", f"prompt.examples={one_example(tmp_path)}")) == []
-    (difference,) = run.changed(settings("grpo", EXAMPLES.replace("buys", "finds")))
+    run.describe(demo_settings("grpo", EXAMPLES), {})
+    assert run.changed(demo_settings("grpo", f"prompt.examples={one_example(tmp_path)}")) == []
+    (difference,) = run.changed(demo_settings("grpo", EXAMPLES.replace("buys", "finds")))
     assert "prompt.examples" in difference
     assert load_settings(GRPOSettings, run.path / "config.yaml").prompt.examples[0].answer == ANSWER
 
 
 def test_what_reads_a_run_has_its_examples(tmp_path: Path) -> None:
     run = grpo_run(tmp_path / "run")
-    RunFolder(run).describe(settings("grpo", EXAMPLES), {})
-    (run / "adapter").mkdir()
+    RunFolder(run).describe(demo_settings("grpo", EXAMPLES), {})
+
     base = {"base_model_name_or_path": str(ROOT / "assets" / "demo_model")}
-    write(run / "adapter" / "adapter_config.json", json.dumps(base))
+    write_rows(run / "adapter" / "adapter_config.json", base)
     source = find(str(run))
     assert conversation("?", source.prompt)[1:3] == TURNS
     for turns in gate_texts(source.run):
@@ -170,7 +143,7 @@ def test_an_evaluation_takes_problems_and_prompt_of_a_config(
     def prompt(examples: Any) -> Any:
         return evaluation.prompt_of(config, "en", text=False, examples=examples)
 
-    own = settings("grpo")
+    own = demo_settings("grpo")
     train, held_out = load_problems(own.data)
     training, validation = for_validation(train, own.data)
     assert evaluation.load_problems("train", config) == training and validation
@@ -187,12 +160,9 @@ def test_an_evaluation_takes_problems_and_prompt_of_a_config(
 @pytest.mark.parametrize("method", ["sft", "grpo", "dpo"])
 def test_an_evaluation_of_a_run_has_its_examples(method: str) -> None:
     """But for a DPO run, whose prompt does not request a number."""
-    config = settings(method, EXAMPLES).model_dump(mode="json")
+    config = demo_settings(method, EXAMPLES).model_dump(mode="json")
     prompt = evaluation.prompt_of(config, "en", text=False)
     assert len(prompt.examples) == (method != "dpo")
-
-
-# --- a cold start ---------------------------------------------------------------------------------
 
 
 def scored(*texts: str) -> list[Any]:
@@ -208,8 +178,8 @@ def test_replies_that_earn_nothing_are_noticed() -> None:
     assert "warning: a cold start: 0 of 4 replies earn a reward." in result
     assert "The last number is right in 50% of them." in result
     assert "grpo --config 'a b.yaml' prompt.examples=examples.jsonl" in result
-    evaluate = "evaluate --model 'my model' --config 'a b.yaml' --data train --examples"
-    assert evaluate in result and "./run sft" in result
+    assert "evaluate --model 'my model' --config 'a b.yaml' --data train --examples" in result
+    assert "./run sft" in result
 
 
 @pytest.mark.parametrize(
@@ -227,7 +197,3 @@ def test_replies_that_earn_nothing_are_noticed() -> None:
 def test_others_are_not(replies: list[Any], cold: bool) -> None:
     assert (notice(replies, "m", "c") is not None) == cold
     assert "last number" not in (notice(rewarded(0.0), "m", "c") or "")
-
-
-def test_prompts_without_settings() -> None:
-    assert roles(conversation("?", PromptFormat(None, settings("grpo", EXAMPLES).prompt.examples)))
