@@ -21,6 +21,7 @@ SHARED = next(
 )
 OFFLINE = {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 WARM = warm.Server({**os.environ, **OFFLINE})
+Capsys = pytest.CaptureFixture[str]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 

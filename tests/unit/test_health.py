@@ -1,7 +1,6 @@
 """The rules of health on streams of metrics."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,23 +8,15 @@ import pytest
 from eval import Completion
 from eval.gsm8k import Problem, score_reply
 from posttrain.run.results import HealthEvent
-from posttrain.settings.command import load_settings
 from posttrain.settings.health import PairHealth, ProblemHealth
 from posttrain.train.cold_start import WAYS_OUT, notice
 from posttrain.train.health import RuleWatcher, UpdateCheck, rules_for
-from tests.helpers import CONFIGS, settings_class
 
-HEALTHY = {
-    "frac_reward_zero_std": 0.5,
-    "completions/clipped_ratio": 0.1,
-    "completions/reasoning": 200.0,
-    "kl": 0.05,
-}
+HEALTHY = {"frac_reward_zero_std": 0.5, "completions/clipped_ratio": 0.1, "kl": 0.05}
+HEALTHY["completions/reasoning"] = 200.0
 
 
-def judge(
-    stream: list[dict[str, float]], health: Any = None, every: int = 1
-) -> list[tuple[int, str, str]]:
+def judge(stream: list[Any], health: Any = None, every: int = 1) -> list[tuple[int, str, str]]:
     health = health or ProblemHealth(patience=3)
     watcher = RuleWatcher(rules_for(health, 0.1), health.patience, health.stop_on)
     return [
@@ -38,6 +29,8 @@ def judge(
 def test_healthy_stream_says_nothing() -> None:
     assert judge([HEALTHY] * 100) == []
     assert judge([{"rewards/chosen": 0.5}, {"rewards/chosen": -9.9}] * 50, PairHealth()) == []
+    # No KL at beta 0; None where trl found no valid figure.
+    assert judge([{"reward": 0.0, "kl": None, "frac_reward_zero_std": None}] * 30) == []
 
 
 @pytest.mark.parametrize(
@@ -59,6 +52,8 @@ def test_rule_has_to_be_broken_for_long(kind: str, bad: dict[str, float]) -> Non
     assert judge([*start, *[sick] * 6], stopping) == [(6, kind, "warned"), (9, kind, "stopped")]
     again = [*start, *[sick] * 3, HEALTHY, *[sick] * 3]
     assert judge(again) == [(6, kind, "warned"), (10, kind, "warned")]
+    # A row that covers two steps counts as two.
+    assert judge([*start, *[sick] * 4], every=2) == [(10, kind, "warned")]
 
 
 FLAT = {**HEALTHY, "frac_reward_zero_std": 1.0}
@@ -99,11 +94,6 @@ def test_a_cold_start_names_the_ways_out_also_after_a_resume() -> None:
     assert WAYS_OUT in (noticed or "")
 
 
-def test_rows_that_cover_several_steps_count_as_many() -> None:
-    sick = {**HEALTHY, "frac_reward_zero_std": 1.0}
-    assert judge([sick] * 4, every=2) == [(4, "flat_groups", "warned")]
-
-
 def test_resuming_in_a_folder_without_metrics_counts_from_its_checkpoint() -> None:
     health = ProblemHealth(patience=3, stop_on=["truncated"])
     watcher = RuleWatcher(rules_for(health, 0.1), health.patience, health.stop_on)
@@ -116,12 +106,7 @@ def test_resuming_in_a_folder_without_metrics_counts_from_its_checkpoint() -> No
 
 @pytest.mark.parametrize("name", ["truncated", "reasoning"])
 def test_null_switches_a_sign_off(name: str) -> None:
-    sick = {
-        "frac_reward_zero_std": 1.0,
-        "completions/clipped_ratio": 1.0,
-        "completions/reasoning": 1.0,
-        "kl": 9.0,
-    }
+    sick = {**dict.fromkeys(HEALTHY, 1.0), "kl": 9.0}
     key = f"min_{name}" if name == "reasoning" else f"max_{name}"
     off = ProblemHealth.model_validate({"patience": 3, key: None})
     kinds = {kind for _, kind, _ in judge([*[HEALTHY] * 3, *[sick] * 9], off)}
@@ -132,19 +117,12 @@ def test_a_reward_that_scores_nothing_stops_the_run_and_is_named() -> None:
     health = ProblemHealth(patience=3)
     watcher = RuleWatcher(rules_for(health, 0.1, ["good", "mute"]), 3, health.stop_on)
     row = {**HEALTHY, "rewards/good/unscored": 0.9, "rewards/mute/unscored": 1.0}
-    events = [event for step in range(1, 10) for event in watcher.observe(step, row)]
-    assert [(event.step, event.kind, event.action) for event in events] == [
-        (3, "unscored", "warned"),
-        (6, "unscored", "stopped"),
-    ]
-    assert "the reward 'mute' could not score 100% of the completions" in events[0].message
+    warned, stopped = [event for step in range(1, 10) for event in watcher.observe(step, row)]
+    assert (warned.step, warned.kind, warned.action) == (3, "unscored", "warned")
+    assert (stopped.step, stopped.kind, stopped.action) == (6, "unscored", "stopped")
+    assert "the reward 'mute' could not score 100% of the completions" in warned.message
     off = RuleWatcher(rules_for(ProblemHealth(max_unscored=None), 0.1, ["mute"]), 3, ["unscored"])
     assert [off.observe(step, row) for step in range(1, 10)] == [[]] * 9
-
-
-def test_figures_that_are_not_logged_are_no_sign() -> None:
-    """No KL at beta 0; None where trl found no valid figure."""
-    assert judge([{"reward": 0.0, "kl": None, "frac_reward_zero_std": None}] * 30) == []  # type: ignore[list-item]
 
 
 def test_dpo_chosen_drop_is_in_nats() -> None:
@@ -166,17 +144,11 @@ def test_messages_name_figure_threshold_and_setting() -> None:
     assert (event.value, event.threshold) == (0.875, 0.5)
 
 
-def updates(*steps: tuple[list[float], float, bool, bool], **limits: Any) -> HealthEvent | None:
-    watch = UpdateCheck(limits.get("skipped", 3), limits.get("still", 2))
-    for number, (norms, rate, skipped, learnable) in enumerate(steps, 1):
-        event = watch.observe(number, norms, rate, skipped, learnable)
-        if event is not None:
-            return event
-    return None
-
-
-def test_weights_that_move_are_fine() -> None:
-    assert updates(*[([1.0, n * 1e-12], 1e-6, False, True) for n in range(50)]) is None
+def updates(*steps: Any, skipped: int | None = 3, still: int | None = 2) -> HealthEvent | None:
+    """The first event of steps: norms, learning rate, whether skipped, whether learnable."""
+    watch = UpdateCheck(skipped, still)
+    events = (watch.observe(number, *step) for number, step in enumerate(steps, 1))
+    return next((event for event in events if event is not None), None)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -196,26 +168,16 @@ def test_still_weights_count_only_where_they_should_have_moved() -> None:
         ([1.0, 0.0], 1e-6, False, False),  # no completion had an advantage
     ):
         assert updates(still, *[excused] * 50) is None
-    moved = ([1.0, 0.1], 1e-6, False, True)
-    assert updates(still, still, moved, moved, still) is None
+    moves = [([1.0, n * 1e-12], 1e-6, False, True) for n in range(50)]
+    assert updates(*moves) is updates(still, still, *moves[1:3], still) is None
     assert updates(*[still] * 50, still=None) is None
-
-
-def test_skipped_steps_count_in_a_row() -> None:
-    good = lambda n: ([1.0, float(n)], 1e-6, False, True)  # noqa: E731
+    # Skipped steps count in a row.
     skip = ([1.0, 0.0], 1e-6, True, True)
-    assert updates(skip, skip, good(1), skip, skip, good(2)) is None
+    assert updates(skip, skip, moves[1], skip, skip, moves[2]) is None
     event = updates(skip, skip, skip)
     assert event is not None and (event.step, event.kind) == (3, "skipped_steps")
     assert "bf16" in event.message
     assert updates(*[skip] * 50, skipped=None) is None
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_config_has_health_settings(path: Path) -> None:
-    health: Any = load_settings(settings_class(path), path).health
-    stops = {ProblemHealth: ["cold_start", "unscored"]}.get(type(health), [])
-    assert health.every == 10 and getattr(health, "stop_on", []) == stops
 
 
 def test_a_part_without_a_token_to_learn_from_has_a_weight() -> None:

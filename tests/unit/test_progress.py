@@ -19,12 +19,10 @@ from posttrain.base import progress
 from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
-from posttrain.settings import GRPOSettings
-from posttrain.settings.command import load_settings
 from posttrain.train import loop
 from posttrain.train.stop import StopRequest
 from posttrain.train.view import TrainingView
-from tests.helpers import ROOT
+from tests.helpers import ROOT, Capsys, demo_settings
 
 SHOWN = {"reward": "reward", "reward_std": "std"}
 TRAIN = f"""
@@ -107,24 +105,20 @@ def test_a_signal_leaves_a_usable_terminal() -> None:
     assert "\x1b[?25l" not in output
 
 
-@pytest.mark.parametrize("where", [{"COLAB_RELEASE_TAG": "x"}, {"TERM": "dumb"}])
-def test_in_a_notebook_lines_are_plain(where: dict[str, str]) -> None:
-    output, code = on_a_terminal(script(), 80, **where)
-    assert code == 0 and re.fullmatch(f"step 20/20: {STATE}\r\ndone\r\n", output)
-
-
-def test_without_a_terminal_there_is_a_line_per_state_and_no_bar() -> None:
-    result = subprocess.run(script(), capture_output=True, text=True, timeout=60)
-    assert re.fullmatch(f"step 20/20: {STATE}\ndone\n", result.stdout)
-    assert result.stderr == ""
+@pytest.mark.parametrize("where", [{"COLAB_RELEASE_TAG": "x"}, {"TERM": "dumb"}, None])
+def test_in_a_notebook_and_without_a_terminal_lines_are_plain(where: dict[str, str] | None) -> None:
+    if where is None:
+        result = subprocess.run(script(), capture_output=True, text=True, timeout=60)
+        output, code = result.stdout, result.returncode
+        assert result.stderr == ""
+    else:
+        output, code = on_a_terminal(script(), 80, **where)
+    assert code == 0 and re.fullmatch(f"step 20/20: {STATE}\r?\ndone\r?\n", output)
 
 
 @pytest.mark.parametrize(("seconds", "late"), [(1.0, []), (10.0, [47, 49, 52, 54, 56, 58])])
 def test_state_lines(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    seconds: float,
-    late: list[int],
+    monkeypatch: pytest.MonkeyPatch, capsys: Capsys, seconds: float, late: list[int]
 ) -> None:
     """At every tenth step, and where the last line is a quarter of a minute old."""
     now = [0.0]
@@ -139,6 +133,8 @@ def test_state_lines(
             view.update(step)
     lines = {int(line.split("/")[0][5:]): line for line in capsys.readouterr().out.splitlines()}
     assert list(lines) == sorted([50, 60, *late])
+    shown = ["0 s", "1 min 00 s", "1 min 05 s", "2 h 03 min"]
+    assert [progress.duration(s) for s in (0, 59.6, 65, 3600 * 2 + 189)] == shown
     rate, left = 100 / seconds, progress.duration(50 * seconds)
     assert lines[50] == f"step 50/100: reward 50, {rate:.0f} tokens/s, 1.0 GB, {left} left"
 
@@ -147,26 +143,20 @@ def test_a_step_is_shown_with_its_own_metrics(tmp_path: Path) -> None:
     """A validation is logged before the step that it follows, and may take longer than a line."""
     run, view = RunFolder(tmp_path), TrainingView(SHOWN)
     view.start(2, 0)
-    training = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml").training
+    training = demo_settings("grpo").training
     score, stop = Score("reward"), StopRequest(None)
     callback = loop.RunCallback(run, view, Clock(), stop, {}, training, score)
-    logged = [
-        (1, {"loss": 0.0, "reward": 1.0}),
-        (2, {"validation/strict": 0.5}),
-        (2, {"loss": 0.0, "reward": 2.0}),
-    ]
-    for (step, logs), shown in zip(logged, ((1, "1"), (1, "1"), (2, "2")), strict=True):
+    for step, logs, shown in (
+        (1, {"loss": 0.0, "reward": 1.0}, 1),
+        (2, {"validation/strict": 0.5}, 1),
+        (2, {"loss": 0.0, "reward": 2.0}, 2),
+    ):
         callback.on_log(None, SimpleNamespace(global_step=step), None, logs=logs)
-        assert view.step == shown[0] and view.state().startswith(f"reward {shown[1]}, ")
-
-
-def test_durations() -> None:
-    shown = ["0 s", "1 min 00 s", "1 min 05 s", "2 h 03 min"]
-    assert [progress.duration(s) for s in (0, 59.6, 65, 3600 * 2 + 189)] == shown
+        assert view.step == shown and view.state().startswith(f"reward {shown}, ")
 
 
 def test_a_bar_in_a_log_prints_its_end_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     bar = progress.progress_bar("answering", 2, leave=True)
