@@ -5,7 +5,6 @@ import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from decimal import Context, Decimal, localcontext
-from pathlib import Path
 
 import pytest
 
@@ -17,21 +16,15 @@ from rewards.answer import (
     parse_number,
 )
 from rewards.gsm8k import correctness_reward, format_reward
+from tests.helpers import SHARED, needs_shared
 
-READERS: list[Callable[[object], object]] = [
-    parse_number,
-    extract_tagged,
-    extract_last,
-    ends_with_answer,
-    count_answer_elements,
-]
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+NUMBERS: list[Callable[[object], object]] = [parse_number, extract_tagged, extract_last]
+READERS = [*NUMBERS, ends_with_answer, count_answer_elements]
 
 
 @pytest.mark.parametrize("thing", [None, 72, 7.2, True, b"72", [], ["72"], {}, object()])
 def test_what_is_not_text_holds_no_number(thing: object) -> None:
-    for read in (parse_number, extract_tagged, extract_last):
-        assert read(thing) is None
+    assert [read(thing) for read in NUMBERS] == [None] * 3
     assert ends_with_answer(thing) is False
     assert count_answer_elements(thing) == 0
 
@@ -39,11 +32,9 @@ def test_what_is_not_text_holds_no_number(thing: object) -> None:
 def test_values_are_decimals_untouched_by_the_context() -> None:
     text = "1234567890123456789012345678901234567890.123456789"
     with localcontext(Context(prec=3, traps=[])):
-        for value in (
-            parse_number(text),
-            extract_tagged(f"<answer>-{text}</answer>"),
-            extract_last(f"it is {text}."),
-        ):
+        written = (text, f"<answer>-{text}</answer>", f"it is {text}.")
+        for read, form in zip(NUMBERS, written, strict=True):
+            value = read(form)
             assert type(value) is Decimal
             assert str(value).removeprefix("-") == text
 
@@ -53,39 +44,23 @@ def test_numbers_that_floats_confuse_stay_apart() -> None:
     assert parse_number("0.1") != parse_number("0.1000000000000000055511151231257827")
 
 
-def test_opened_elements_are_counted() -> None:
-    assert count_answer_elements("none") == 0
-    assert count_answer_elements("<answer>1</answer>") == 1
-    assert count_answer_elements("<answer><answer>1</answer> and <answer>2") == 3
-    assert count_answer_elements("</answer>") == 0
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("none </answer>", 0),
+        ("<answer>1</answer>", 1),
+        ("<answer><answer>1</answer> and <answer>2", 3),
+    ],
+)
+def test_opened_elements_are_counted(text: str, count: int) -> None:
+    assert count_answer_elements(text) == count
 
 
-HOSTILE = {
-    "digits": "1",
-    "other-digits": "\u0663",
-    "opening-tags": "<answer>",
-    "elements": "<answer>1</answer>",
-    "spaces": " ",
-    "line-feeds": "\n",
-    "commas": ",",
-    "digit-comma": "1,",
-    "digit-dot": "1.",
-    "digit-space": "1 ",
-    "space-groups": " 111",
-    "groups-then-malformed": "1 111 1.1.1 ",
-    "signs": "-",
-    "currencies": "$",
-    "signed-prices": "-$1",
-    "digit-word": "1aaaaaaaaaaaaaaaa",
-    "letter-digit": "a1",
-    "exponents": "1e",
-    "latex-groups": "{,}111",
-    "latex-spaces": "111\\,",
-    "latex-powers": "^{1",
-    "apostrophes": "1'",
-    "lone-surrogates": "\ud800",
-    "all-of-it": "1 111,1.-$<answer>\u202f\n",
-}
+HOSTILE = [
+    *("1", "\u0663", "<answer>", "<answer>1</answer>", " ", "\n", ",", "1,", "1.", "1 ", " 111"),
+    *("1 111 1.1.1 ", "-", "$", "-$1", "1aaaaaaaaaaaaaaaa", "a1", "1e", "{,}111", "111\\,", "^{1"),
+    *("1'", "\ud800", "1 111,1.-$<answer>\u202f\n"),
+]
 
 
 def _inputs(piece: str, size: int) -> Iterator[str]:
@@ -96,7 +71,7 @@ def _inputs(piece: str, size: int) -> Iterator[str]:
     yield f"1{body}x"
 
 
-@pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("piece", HOSTILE, ids=ascii)
 def test_time_is_linear(piece: str) -> None:
     """Quadratic time would take minutes for each of these."""
     for text in _inputs(piece, 100_000):
@@ -133,18 +108,18 @@ def test_ten_megabytes() -> None:
 
 def _gsm8k() -> Iterator[tuple[str, str]]:
     for name in ("train", "test"):
-        with (DATA / "gsm8k" / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        with (SHARED / "gsm8k" / f"{name}.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
                 reasoning, gold = json.loads(line)["answer"].split("\n#### ")
                 yield reasoning, gold
 
 
 def _mgsm() -> Iterator[tuple[str, str]]:
-    with (DATA / "mgsm" / "mgsm_fr.tsv").open(encoding="utf-8", newline="") as lines:
+    with (SHARED / "mgsm" / "mgsm_fr.tsv").open(encoding="utf-8", newline="") as lines:
         yield from csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"the datasets are not in {DATA}")
+@needs_shared
 @pytest.mark.parametrize(("rows", "count"), [(_gsm8k, 8792), (_mgsm, 250)])
 def test_every_gold_answer_parses_and_earns_full_reward(
     rows: Callable[[], Iterator[tuple[str, str]]], count: int

@@ -39,9 +39,6 @@ def with_template(template: str) -> Any:
     return tokenizer
 
 
-# --- the date -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("day", [datetime(2027, 3, 1), datetime(2030, 12, 31)])
 def test_the_date_is_the_same_on_every_day(monkeypatch: pytest.MonkeyPatch, day: datetime) -> None:
     class Clock(datetime):
@@ -88,9 +85,6 @@ def test_the_ollama_file_says_which_date_it_carries(
     assert ("in an Ollama export too" in capsys.readouterr().out) != chosen
 
 
-# --- openings -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("template", "variables", "reply", "repeated"),
     [
@@ -133,9 +127,6 @@ def test_pairs_with_such_replies_are_refused() -> None:
     with pytest.raises(DataError, match=r"^a: row 2: a reply begins with '<think>'.* do 1 replies"):
         measure(pairs, with_template(BEGUN))
     assert len(measure(pairs, with_template(CHATML))) == 2
-
-
-# --- token ids ------------------------------------------------------------------------------------
 
 
 def test_ids_that_the_model_has_no_embedding_for() -> None:

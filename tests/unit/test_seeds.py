@@ -31,9 +31,8 @@ def simulated_runs(
     chance = random.uniform(0.3, 0.5, questions)
     luck = random.random(questions)
     before = np.tile(luck < chance, (seeds, 1)).astype(float)
-    kept = np.where(
-        random.random((seeds, questions)) < 0.7, luck, random.random((seeds, questions))
-    )
+    keep = random.random((seeds, questions)) < 0.7
+    kept = np.where(keep, luck, random.random((seeds, questions)))
     own = random.uniform(-0.1, 0.1, questions)
     after = kept < chance + effect + own + random.normal(0, spread, (seeds, 1))
     return before, after.astype(float)
@@ -51,9 +50,6 @@ def of_experiments(seeds: int, questions: int, effect: float, spread: float) -> 
 
 def coverage(result: Table, truth: float) -> float:
     return float(((result[:, 1] <= truth) & (truth <= result[:, 2])).mean())
-
-
-# --- coverage -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [20, 250])
@@ -107,9 +103,6 @@ def test_without_an_effect_one_in_twenty_is_significant(seeds: int, spread: floa
     assert ((result[:, 3] < 0.05) == ((result[:, 1] > 0) | (result[:, 2] < 0))).all()
 
 
-# --- what they are ------------------------------------------------------------------------------
-
-
 def test_the_mean_over_seeds_is_scipys() -> None:
     values = [0.48, 0.52, 0.47]
     expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
@@ -117,27 +110,29 @@ def test_the_mean_over_seeds_is_scipys() -> None:
     assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
     assert result.sd == pytest.approx(np.std(values, ddof=1))
     assert result.values == values
+    for one in ([], [0.5], [0.5, math.nan]):
+        with pytest.raises(ValueError, match="two seeds"):
+            mean_over_seeds(one)
 
 
-def test_where_questions_are_alike_it_is_the_t_interval_over_seeds() -> None:
-    """No question differs from another in what training brings: only seeds vary."""
+def test_where_questions_or_seeds_are_alike_it_is_scipys_t_interval() -> None:
+    """Over seeds where all questions gain the same, over paired questions where all seeds do."""
     changes = [0.1, 0.25, 0.13, 0.2]
-    after = [[change] * 50 for change in changes]
-    result = difference_over_seeds([[0.0] * 50] * 4, after)
-    expected = scipy_stats.ttest_1samp(changes, 0.0)
-    interval = expected.confidence_interval(0.95)
-    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
-    assert result.p_value == pytest.approx(expected.pvalue)
-
-
-def test_where_seeds_are_alike_it_is_the_paired_t_interval_over_questions() -> None:
     random = np.random.default_rng(0)
     before, after = random.random(80), random.random(80) + 0.1
-    result = difference_over_seeds([before.tolist()] * 3, [after.tolist()] * 3)
-    expected = scipy_stats.ttest_rel(after, before)
-    interval = expected.confidence_interval(0.95)
-    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
-    assert result.p_value == pytest.approx(expected.pvalue)
+    for result, expected in (
+        (
+            difference_over_seeds([[0.0] * 50] * 4, [[change] * 50 for change in changes]),
+            scipy_stats.ttest_1samp(changes, 0.0),
+        ),
+        (
+            difference_over_seeds([before.tolist()] * 3, [after.tolist()] * 3),
+            scipy_stats.ttest_rel(after, before),
+        ),
+    ):
+        interval = expected.confidence_interval(0.95)
+        assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+        assert result.p_value == pytest.approx(expected.pvalue)
 
 
 def test_questions_that_vary_less_than_the_rest_narrow_no_interval() -> None:
@@ -152,19 +147,10 @@ def test_where_nothing_varies_the_signs_of_questions_are_tested() -> None:
     assert result == SeedDifference(1.0, 1.0, 1.0, mcnemar_exact(9, 0))
     same = difference_over_seeds([[0.3] * 9] * 2, [[0.3] * 9] * 2)
     assert same == SeedDifference(0.0, 0.0, 0.0, 1.0)
-
-
-def test_a_tiny_p_value_is_given_as_the_smallest() -> None:
-    random = np.random.default_rng(2)
-    before = random.normal(0, 0.01, (3, 500))
-    result = difference_over_seeds(before.tolist(), (before + 1 + before[0]).tolist())
-    assert result.p_value == pytest.approx(SMALLEST_P)
-
-
-@pytest.mark.parametrize("values", [[], [0.5], [0.5, math.nan]])
-def test_one_seed_has_no_interval(values: list[float]) -> None:
-    with pytest.raises(ValueError, match="two seeds"):
-        mean_over_seeds(values)
+    # A tiny p-value is given as the smallest.
+    before = np.random.default_rng(2).normal(0, 0.01, (3, 500))
+    tiny = difference_over_seeds(before.tolist(), (before + 1 + before[0]).tolist())
+    assert tiny.p_value == pytest.approx(SMALLEST_P)
 
 
 @pytest.mark.parametrize(

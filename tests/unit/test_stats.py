@@ -20,8 +20,6 @@ from eval.stats import (
     wilson_interval,
 )
 
-# --- Wilson ---------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("n", [1, 2, 7, 50, 250, 1319])
 def test_wilson_agrees_with_scipy(n: int) -> None:
@@ -32,24 +30,13 @@ def test_wilson_agrees_with_scipy(n: int) -> None:
         assert 0 <= low <= successes / n <= high <= 1
 
 
-def test_wilson_at_the_size_of_gsm8k() -> None:
-    # 43.6% of GSM8K's 1,319 test questions: about 2.7 points either way
-    assert wilson_interval(575, 1319) == pytest.approx((0.4094, 0.4628), abs=1e-4)
-
-
-def test_wilson_takes_halves() -> None:
+def test_wilson_takes_halves_and_refuses_what_is_no_share() -> None:
     low, high = wilson_interval(2.5, 10)
     assert wilson_interval(2, 10)[0] < low < wilson_interval(3, 10)[0]
     assert wilson_interval(2, 10)[1] < high < wilson_interval(3, 10)[1]
-
-
-@pytest.mark.parametrize("arguments", [(0, 0), (1, 0), (-1, 5), (6, 5), (math.nan, 5), (1, -1)])
-def test_wilson_refuses(arguments: tuple[float, int]) -> None:
-    with pytest.raises(ValueError, match="successes"):
-        wilson_interval(*arguments)
-
-
-# --- paired tests ---------------------------------------------------------------------------------
+    for arguments in ((0, 0), (1, 0), (-1, 5), (6, 5), (math.nan, 5), (1, -1)):
+        with pytest.raises(ValueError, match="successes"):
+            wilson_interval(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +49,9 @@ def test_mcnemar_agrees_with_scipy(b: int, c: int) -> None:
     assert mcnemar_exact(c, b) == mcnemar_exact(b, c)
 
 
-def test_mcnemar_exact_values() -> None:
-    assert mcnemar_exact(0, 0) == 1.0
-    assert mcnemar_exact(0, 5) == 2 / 32
-    assert mcnemar_exact(1, 5) == 2 * (1 + 6) / 64
-    assert mcnemar_exact(4, 4) == 1.0
-
-
 def test_mcnemar_at_any_size() -> None:
+    assert mcnemar_exact(0, 0) == 1.0
+    assert mcnemar_exact(1, 5) == 2 * (1 + 6) / 64
     assert mcnemar_exact(0, 10_000) == 0.0  # 2**-9999 is below the smallest float
     assert mcnemar_exact(0, 1000) == 2.0**-999
     assert mcnemar_exact(5000, 5000) == 1.0
@@ -77,9 +59,6 @@ def test_mcnemar_at_any_size() -> None:
     assert mcnemar_exact(4900, 5100) == pytest.approx(expected, rel=1e-9)
     with pytest.raises(ValueError, match="negative"):
         mcnemar_exact(-1, 3)
-
-
-# --- bootstrap ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["binary", "paired", "skewed"])
@@ -90,13 +69,12 @@ def test_bootstrap_agrees_with_scipy(kind: str) -> None:
         "paired": random.choice([-1.0, 0.0, 1.0], 400, p=[0.1, 0.7, 0.2]),
         "skewed": random.lognormal(5, 1, 400),
     }[kind]
-    expected = scipy_stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=10_000,
-        rng=np.random.default_rng(1),
-    ).confidence_interval  # fmt: skip
+    rng = np.random.default_rng(1)
+    result = scipy_stats.bootstrap((values,), np.mean, method="percentile", rng=rng)
+    expected = result.confidence_interval
     width = expected.high - expected.low
     interval = bootstrap_interval(values.tolist())
-    # Two sets of 10,000 resamples differ by their own chance: about 2% of the width.
+    # Two sets of resamples differ by their own chance: about 2% of the width.
     assert interval == pytest.approx((expected.low, expected.high), abs=0.05 * width)
 
 
@@ -105,9 +83,6 @@ def test_bootstrap_is_deterministic_and_seeded() -> None:
     assert bootstrap_interval(values) == bootstrap_interval(values, seed=0)
     assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=0)
     assert bootstrap_interval(values, resamples=10) != bootstrap_interval(values, resamples=11)
-
-
-def test_bootstrap_of_values_that_are_all_equal() -> None:
     assert bootstrap_interval([0.0] * 20) == (0.0, 0.0)
     assert bootstrap_interval([3.0]) == (3.0, 3.0)
 
@@ -131,24 +106,19 @@ def test_what_has_no_mean_is_refused(values: list[float]) -> None:
             function(values)
 
 
-# --- what goes into a report ----------------------------------------------------------------------
-
-
-def test_proportion() -> None:
+def test_proportion_and_mean() -> None:
     measure = proportion([1.0, 0.0, 1.0, 1.0, 0.5])
-    low, high = wilson_interval(3.5, 5)
-    assert measure == Measure(0.7, 5, low, high)
+    assert measure == Measure(0.7, 5, *wilson_interval(3.5, 5))
+    values = [100.0, 200.0, 300.0]
+    assert mean(values) == Measure(200.0, 3, *bootstrap_interval(values))
+    # Plain numbers, which JSON takes.
+    for result in (compare([0.0, 1.0], [1.0, 1.0]), measure, mean(values)):
+        assert {type(value) for value in vars(result).values()} <= {float, int}
     assert proportion([1.0] * 10).high == 1.0
     assert proportion([0.0] * 10).low == 0.0
     for bad in ([1.5], [-0.1, 0.5]):
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
             proportion(bad)
-
-
-def test_mean() -> None:
-    measure = mean([100.0, 200.0, 300.0])
-    low, high = bootstrap_interval([100.0, 200.0, 300.0])
-    assert measure == Measure(200.0, 3, low, high)
 
 
 def test_compare() -> None:
@@ -160,6 +130,7 @@ def test_compare() -> None:
     assert result.p_value == mcnemar_exact(20, 5)
     assert 0.0 < result.low < 0.15 < result.high < 0.3
     assert compare([0.5, 0.2, 1.0], [0.5, 9.9, 0.0]).p_value == mcnemar_exact(1, 1)  # ties drop
+    assert compare([1.0, 0.0], [1.0, 0.0]) == Difference(0.0, 0.0, 0.0, 1.0, 2)
     back = compare(after, before)
     assert back.difference == -result.difference
     assert back.p_value == result.p_value
@@ -174,26 +145,15 @@ def test_compare_is_paired() -> None:
     assert result.p_value < 1e-20
 
 
-def test_compare_of_equal_scores() -> None:
-    assert compare([1.0, 0.0], [1.0, 0.0]) == Difference(0.0, 0.0, 0.0, 1.0, 2)
-
-
-def test_compare_refuses_what_is_not_paired() -> None:
-    with pytest.raises(ValueError, match="3 and 2"):
-        compare([1.0, 2.0, 3.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="finite"):
-        compare([math.nan], [1.0])
-    with pytest.raises(ValueError, match="non-empty"):
-        compare([], [])
-
-
-def test_results_are_plain_numbers() -> None:
-    """So that the report can be written as JSON."""
-    for result in (compare([0.0, 1.0], [1.0, 1.0]), proportion([1.0]), mean([1.0, 2.0])):
-        assert {type(value) for value in vars(result).values()} <= {float, int}
-
-
-# --- pass@k ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [([1.0, 2.0, 3.0], [1.0, 2.0], "3 and 2"), ([math.nan], [1.0], "finite"), ([], [], "non-empt")],
+)
+def test_compare_refuses_what_is_not_paired(
+    before: list[float], after: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(before, after)
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])

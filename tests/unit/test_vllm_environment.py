@@ -73,9 +73,6 @@ def test_trl_takes_the_vllm_of_the_lock() -> None:
         import_utils.is_vllm_available()
 
 
-# --- ./run --vllm ---------------------------------------------------------------------------------
-
-
 def with_driver(folder: Path, version: str | None) -> subprocess.CompletedProcess[str]:
     """`./run --vllm python -c ''` where nvidia-smi says so, and the environment is not there."""
     tools = folder / "tools"
@@ -107,9 +104,6 @@ def test_an_old_driver_is_refused_before_anything_is_installed(
 @pytest.mark.parametrize("version", ["580.65.06", "590.10", "[N/A]", None])
 def test_a_new_driver_or_none_is_not(tmp_path: Path, version: str | None) -> None:
     assert "it would install now" in with_driver(tmp_path, version).stderr
-
-
-# --- settings -------------------------------------------------------------------------------------
 
 
 def test_without_vllm_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
