@@ -55,11 +55,8 @@ def test_the_date_is_the_same_on_every_day(monkeypatch: pytest.MonkeyPatch, day:
         ASKED, tokenize=False, add_generation_prompt=True, **template_variables(tokenizer)
     )
     assert pinned == render(tokenizer, ASKED)  # as trl's GRPOTrainer gets them
-
-
-def test_a_server_has_todays_date() -> None:
-    today = f"Today Date: {datetime.now():%d %b %Y}"
-    assert today in render(with_template(DATED), ASKED, today=True)
+    today = f"Today Date: {datetime.now():%d %b %Y}"  # as a server has it
+    assert today in render(tokenizer, ASKED, today=True)
 
 
 def test_the_line_about_the_date() -> None:
@@ -120,10 +117,8 @@ def test_replies_that_repeat_nothing(name: str) -> None:
 def test_pairs_with_such_replies_are_refused() -> None:
     prompt = tuple(conversation("2 + 2 ?", PromptFormat()))
     fine, doubled = "4</think>4", "<think>\n4</think>4"
-    pairs = [
-        Pair(prompt, fine, "5", where="a: row 1"),
-        Pair(prompt, "4", doubled, where="a: row 2"),
-    ]
+    sides = ((fine, "5"), ("4", doubled))
+    pairs = [Pair(prompt, *side, where=f"a: row {n}") for n, side in enumerate(sides, start=1)]
     with pytest.raises(DataError, match=r"^a: row 2: a reply begins with '<think>'.* do 1 replies"):
         measure(pairs, with_template(BEGUN))
     assert len(measure(pairs, with_template(CHATML))) == 2

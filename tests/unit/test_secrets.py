@@ -29,25 +29,24 @@ VALUES = {
 DEMO = ROOT / "configs" / "dpo_demo.yaml"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("token", "hub_token", "HF_TOKEN", "hubToken", "apikey", "apiKey", "openai-api-key"),
-        *("db_password", "secret_key", "aws_access_key_id", "credentials", "use_auth_token"),
-    ],
+SECRET_NAMES = (
+    *("token", "hub_token", "HF_TOKEN", "hubToken", "apikey", "apiKey", "openai-api-key"),
+    *("db_password", "secret_key", "aws_access_key_id", "credentials", "use_auth_token"),
 )
-def test_names_of_secrets(name: str) -> None:
-    assert is_secret_name(name)
+OTHER_NAMES = (
+    *("pad_token", "max_new_tokens", "tokenizer", "key", "author", "secretary", "passes"),
+)
+OTHER_VALUES = (
+    *("Qwen/Qwen2.5-0.5B-Instruct", "hf_internal", "jpacifico/french-orca-dpo-pairs-revised"),
+    *("/hub/models--a--b/snapshots/" + WANDB + "/", "http://127.0.0.1:8080/v1", "5e-6"),
+    *("Solve the problem: the ask-for-help-desk-of-the-town costs 3.", "user@host:path/x", ""),
+    *("sk-learn-compared-with-everything-else", "hf://datasets/juletxara/mgsm/mgsm_fr.tsv"),
+)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("pad_token", "max_new_tokens", "tokenizer", "key", "author", "secretary", "passes"),
-    ],
-)
-def test_names_of_other_things(name: str) -> None:
-    assert not is_secret_name(name)
+def test_names_of_secrets() -> None:
+    assert [name for name in SECRET_NAMES if not is_secret_name(name)] == []
+    assert [name for name in OTHER_NAMES if is_secret_name(name)] == []
 
 
 def test_no_name_of_a_setting_or_trainer_argument_is_refused_but_the_hubs_token() -> None:
@@ -69,17 +68,8 @@ def test_values_that_look_like_secrets(kind: str) -> None:
         assert kind in str(kind_of_secret(f"Bearer {VALUES[kind]}"))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("Qwen/Qwen2.5-0.5B-Instruct", "hf_internal", "jpacifico/french-orca-dpo-pairs-revised"),
-        *("/hub/models--a--b/snapshots/" + WANDB + "/", "http://127.0.0.1:8080/v1", "5e-6"),
-        *("Solve the problem: the ask-for-help-desk-of-the-town costs 3.", "user@host:path/x", ""),
-        *("sk-learn-compared-with-everything-else", "hf://datasets/juletxara/mgsm/mgsm_fr.tsv"),
-    ],
-)
-def test_values_that_are_none(text: str) -> None:
-    assert kind_of_secret(text) is None
+def test_values_that_are_no_secrets() -> None:
+    assert [text for text in OTHER_VALUES if kind_of_secret(text)] == []
 
 
 def test_forty_hexadecimal_digits_are_a_commit_where_a_revision_is_asked_for() -> None:
@@ -125,36 +115,28 @@ def test_a_misspelt_number_of_tokens_gets_its_own_message() -> None:
         load_settings(DPOSettings, DEMO, ["evaluation.max_new_token=5"])
 
 
+CONFIG = ["grpo", "--config", "configs/grpo_demo.yaml"]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("words", "message"),
     [
-        ([f"training.extra.hub_token={HUB}"], "training.extra.hub_token"),
-        ([f"run.name={OPENAI}"], "run.name"),
-        ([f"--api-key={OPENAI}"], "--api-key"),
-        ([HUB], "argument 3"),
-        (["--output", f"/tmp/{HUB}"], "argument 4"),
+        ([*CONFIG, f"training.extra.hub_token={HUB}"], "error: training.extra.hub_token"),
+        ([*CONFIG, f"run.name={OPENAI}"], "error: run.name"),
+        ([*CONFIG, f"--api-key={OPENAI}"], "error: --api-key"),
+        ([*CONFIG, HUB], "error: argument 3"),
+        ([*CONFIG, "--output", f"/tmp/{HUB}"], "error: argument 4"),
+        (["evaluate", "--model", VALUES["password in a URL"]], "argument 2 holds a password in a "),
+        (["dpo", "--config", "FOLDER/mine.yaml"], "FOLDER/mine.yaml: run.hub_token: a secret has "),
     ],
 )
-def test_a_secret_on_the_command_line(ask: Ask, arguments: list[str], named: str) -> None:
-    result = ask("grpo", "--config", "configs/grpo_demo.yaml", *arguments)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith(f"error: {named}")
-    assert "HF_TOKEN" in result.stderr
-    assert not any(value in result.stderr for value in VALUES.values())
-
-
-def test_a_secret_in_a_config_file(ask: Ask, tmp_path: Path) -> None:
+def test_a_command_refuses_a_secret(
+    words: list[str], message: str, ask: Ask, tmp_path: Path
+) -> None:
     text = DEMO.read_text(encoding="utf-8").replace("run:\n", f"run:\n  hub_token: {HUB}\n")
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
-    result = ask("dpo", "--config", tmp_path / "mine.yaml")
-    assert result.returncode == 2
-    assert f"{tmp_path}/mine.yaml: run.hub_token: a secret has no place here" in result.stderr
-    assert HUB not in result.stderr
-
-
-def test_evaluate_refuses_one_too(ask: Ask) -> None:
-    result = ask("evaluate", "--model", VALUES["password in a URL"], "--data", "x")
-    assert result.returncode == 2
-    assert "argument 2 holds a password in a URL" in result.stderr
-    assert "pa55word" not in result.stderr
+    result = ask(*(word.replace("FOLDER", str(tmp_path)) for word in words))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message.replace("FOLDER", str(tmp_path)) in result.stderr
+    assert "HF_TOKEN" in result.stderr
+    assert not any(value in result.stderr for value in VALUES.values())

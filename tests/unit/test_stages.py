@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,12 @@ from posttrain.base.errors import ConfigError
 from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.prompted import user_turns
 from posttrain.scoring.provenance import trained_questions
-from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
-from posttrain.settings.command import load_settings
-from tests.helpers import ROOT
+from posttrain.settings.command import SETTINGS, load_settings
+from tests.helpers import ROOT, demo_settings
+from tests.unit.conftest import Ask
 
 DEMO = ROOT / "assets" / "demo_model"
-METHODS = {"sft": SFTSettings, "dpo": DPOSettings, "grpo": GRPOSettings}
+LORA = {"use_rslora": True, "use_dora": False}
 PLAIN = {
     "base_model_name_or_path": "assets/demo_model",
     "peft_type": "LORA",
@@ -26,10 +24,9 @@ PLAIN = {
     "lora_alpha": 8,
     "lora_dropout": 0.0,
     "target_modules": ["v_proj", "q_proj"],
-    "use_rslora": True,
-    "use_dora": False,
     "init_lora_weights": True,
     "bias": "none",
+    **LORA,
 }
 
 
@@ -42,12 +39,12 @@ def make_config(folder: Path, **changes: Any) -> Path:
 
 def make_settings(method: str, tmp_path: Path, *overrides: str) -> Any:
     """The demo's settings without a model or a LoRA, with `overrides`."""
-    demo = (ROOT / "configs" / f"{method if method != 'sft' else 'dpo'}_demo.yaml").read_text()
+    demo = (ROOT / "configs" / f"{method}_demo.yaml").read_text("utf-8")
     demo = demo.replace("  name: assets/demo_model\n", "").replace("  r: 16\n  alpha: 32\n", "")
     demo = demo.replace("lora:\n", "lora: {}\n")
     path = tmp_path / "config.yaml.txt"
     path.write_text(demo, "utf-8")
-    return load_settings(METHODS[method], path, list(overrides))
+    return load_settings(SETTINGS[method], path, list(overrides))
 
 
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
@@ -57,14 +54,8 @@ def test_settings_are_those_of_the_adapter(method: str, tmp_path: Path) -> None:
     for folder in (run, run / "adapter"):
         settings = make_settings(method, tmp_path, f"model.adapter={folder}")
         assert settings.model.name == str(DEMO) and settings.model.adapter == str(folder)
-        assert settings.lora.model_dump() == {
-            "r": 4,
-            "alpha": 8,
-            "dropout": 0.0,
-            "target_modules": ["q_proj", "v_proj"],
-            "use_rslora": True,
-            "use_dora": False,
-        }
+        given = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+        assert settings.lora.model_dump() == {**given, **LORA}
 
 
 def test_settings_that_agree_are_accepted(tmp_path: Path) -> None:
@@ -88,10 +79,7 @@ def test_settings_that_agree_are_accepted(tmp_path: Path) -> None:
     [
         ("lora.r=8", "lora.r is 8, and the adapter .* has 4; .* leave the setting out"),
         ("lora.dropout=0.1", r"lora.dropout is 0.1, and the adapter .* has 0.0;"),
-        (
-            "lora.target_modules=[q_proj]",
-            r'lora.target_modules is the list \["q_proj"\], .* "v_proj"\];',
-        ),
+        ("lora.target_modules=[q_proj]", r'lora.target_modules is .* \["q_proj"\], .* "v_proj"\];'),
         ("lora.use_rslora=false", "lora.use_rslora is false, and the adapter .* has true;"),
         ("model.name=Qwen/Qwen2.5-0.5B", "model.name is Qwen/Qwen2.5-0.5B, and the adapter"),
         ("model.adapter=outputs/no_such_run", "there is no run folder or adapter folder 'outputs"),
@@ -117,29 +105,23 @@ def test_contradictions_are_refused_by_name(override: str, message: str, tmp_pat
         ({"base_model_name_or_path": None}, "names no base model"),
         ({"base_model_name_or_path": "/no/such/model"}, "base model /no/such/model does not exist"),
         ({"r": None}, "has r .*, not a whole number"),
+        *((text, "adapter") for text in ('{"r": 4', "[]", '{"r": 4}', "\xff")),  # damaged
     ],
 )
 def test_adapters_that_cannot_be_started_from(
-    changes: dict[str, Any], message: str, tmp_path: Path
+    changes: dict[str, Any] | str, message: str, tmp_path: Path
 ) -> None:
-    adapter = make_config(tmp_path / "adapter", **changes)
+    adapter = make_config(tmp_path / "adapter", **({} if isinstance(changes, str) else changes))
+    if isinstance(changes, str):
+        (adapter / "adapter_config.json").write_text(changes, "latin-1")
     with pytest.raises(ConfigError, match=message) as refused:
         make_settings("grpo", tmp_path, f"model.adapter={adapter}")
     assert str(adapter) in str(refused.value) and "\n" not in str(refused.value)
     assert "model.adapter" in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ['{"r": 4', "[]", '{"r": 4}', "\xff"])
-def test_a_damaged_adapter_config(text: str, tmp_path: Path) -> None:
-    adapter = make_config(tmp_path / "adapter")
-    (adapter / "adapter_config.json").write_text(text, "latin-1")
-    with pytest.raises(ConfigError, match=r"model\.adapter: .*adapter") as refused:
-        make_settings("dpo", tmp_path, f"model.adapter={adapter}")
-    assert "\n" not in str(refused.value)
-
-
 def test_rows_that_chose_the_adapter_count_as_trained_on() -> None:
-    settings = load_settings(SFTSettings, ROOT / "configs" / "sft_demo.yaml")
+    settings = demo_settings("sft")
     rows = load_demonstrations(settings.data, settings.prompt)
     known = set(trained_questions(settings.model_dump(mode="json")))
     assert {*user_turns(rows.train), *user_turns(rows.validation)} == known
@@ -152,24 +134,17 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("method: dpo\n", "utf-8")
     with pytest.raises(ConfigError, match=r"is not finished, so it has no adapter/ yet; give its"):
         make_settings("dpo", tmp_path, f"model.adapter={run}")
-    make_config(run / "checkpoints" / "step-000002")
-    overrides = [f"model.adapter={run / 'checkpoints' / 'step-000002'}"]
-    assert make_settings("dpo", tmp_path, *overrides).lora.r == 4
+    step = make_config(run / "checkpoints" / "step-000002")
+    assert make_settings("dpo", tmp_path, f"model.adapter={step}").lora.r == 4
 
 
-def test_a_command_refuses_in_one_line_without_torch(tmp_path: Path) -> None:
-    """As a person sees it: exit code 2, one line, no traceback, nothing written."""
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_command_refuses_in_one_line_without_torch(
+    more: list[str], ask: Ask, tmp_path: Path
+) -> None:
     adapter = make_config(tmp_path / "adapter")
-    program = (
-        "import runpy, sys; sys.argv = sys.argv[1:]\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "finally: assert 'torch' not in sys.modules\n"
-    )
-    script = [sys.executable, "-c", program, str(ROOT / "scripts" / "grpo.py")]
-    config = ["--config", str(ROOT / "configs" / "grpo_demo.yaml")]
-    command = [*script, *config, "--output", str(tmp_path / "new"), f"model.adapter={adapter}"]
-    for more in ([], ["--dry-run"]):
-        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2 and done.stdout == ""
-        assert re.fullmatch(r"error: lora\.r is 16, and the adapter .*\n", done.stderr)
+    config = ["--config", ROOT / "configs" / "grpo_demo.yaml", "--output", tmp_path / "new"]
+    done = ask("grpo", *config, f"model.adapter={adapter}", *more)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"error: lora\.r is 16, and the adapter .*\n", done.stderr)
     assert not (tmp_path / "new").exists()
