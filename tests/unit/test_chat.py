@@ -16,7 +16,7 @@ from posttrain.chat import models, source, terminal
 from posttrain.chat.conversation import Side, Talk
 from posttrain.chat.known import NOTHING, Known, held_out_questions, load_known
 from posttrain.scoring import reward_functions
-from tests.helpers import ROOT
+from tests.helpers import ROOT, Capsys
 from tests.runs import dpo_run, grpo_run, unfinished
 from tests.unit.conftest import Ask
 from tests.unit.test_server import Reply, Server, api
@@ -121,7 +121,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, lines: Iterable[str]) -> None:
 
 
 def test_a_conversation(
-    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: Capsys, tmp_path: Path
 ) -> None:
     file = tmp_path / "talk.jsonl"
     lines = ["one?", f"/save {file}", f"/save {file}", "/system", "/system Sois bref.", "two?"]
@@ -144,7 +144,7 @@ def test_a_conversation(
 
 
 def test_each_line_is_a_separate_question(
-    talk: Talk, parrots: tuple[Parrot, Parrot], capsys: pytest.CaptureFixture[str]
+    talk: Talk, parrots: tuple[Parrot, Parrot], capsys: Capsys
 ) -> None:
     terminal.answer_lines(talk, ["\ufeffOù ?\n".encode(), b"\n", b"/reset\n"])
     replies = "before  first\nafter   second\nafter   <answer>7</answer>\n\n"
@@ -154,7 +154,7 @@ def test_each_line_is_a_separate_question(
         terminal.answer_lines(talk, [b"a\n", "Où ?".encode("latin-1")])
 
 
-def test_a_cut_reply_with_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cut_reply_with_control_characters(capsys: Capsys) -> None:
     parrot = Parrot("a\x1b[2Jb\rc\n\n", complete=False)
     terminal.answer_once(of_one(parrot.stream), "?")
     cut = "[cut after 10 tokens (--max-new-tokens, or the context is full)]"
@@ -171,7 +171,7 @@ def test_the_name_of_a_run_without_its_folder(
 
 
 def test_what_cannot_be_asked_or_saved(
-    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: Capsys, tmp_path: Path
 ) -> None:
     lines = ["/save", "/save x", "/system caf\udcc3", "caf\udcc3 ?", "café ?"]
     typed(monkeypatch, [*lines, f"/save {tmp_path}/no/such"])
@@ -183,9 +183,7 @@ def test_what_cannot_be_asked_or_saved(
     assert [row["question"] for row in talk.rows] == ["café ?"]
 
 
-def test_a_line_without_a_reply_does_not_end_the_others(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_line_without_a_reply_does_not_end_the_others(capsys: Capsys) -> None:
     def full(conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
         if conversation[-1]["content"] == "long?":
             raise ConfigError("the conversation takes 5000 tokens")
@@ -212,7 +210,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_adapter(grpo_run(tmp_path_factory.mktemp("runs") / "grpo", steps=2)).parent
 
 
-def test_rewards_of_known_questions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rewards_of_known_questions(run: Path, capsys: Capsys) -> None:
     known = load_known(source.find(str(run)))
     for question in map(first_problem, ("train", "test")):
         gold = known.gold(question)
@@ -230,9 +228,7 @@ def test_rewards_of_known_questions(run: Path, capsys: pytest.CaptureFixture[str
     assert talk.rows[-1]["rewards"] == {"reply": {"format": 1, "correctness": 2, "total": 3}}
 
 
-def test_without_the_problems_there_are_no_rewards(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_the_problems_there_are_no_rewards(run: Path, capsys: Capsys) -> None:
     model = source.find(str(run))
     model.run["data"]["train"]["path"] = "gone.jsonl"
     assert load_known(model) is NOTHING
@@ -240,7 +236,7 @@ def test_without_the_problems_there_are_no_rewards(
 
 
 def test_no_python_of_a_run_folder_is_run(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     mine = "def always(completions, **_):\n    return [1.0] * len(completions)\n"
     theirs = f"open({str(tmp_path / 'ran')!r}, 'w')\n{mine}"
@@ -262,7 +258,7 @@ def test_no_python_of_a_run_folder_is_run(
     assert known.rewards(first_problem("test"), reply, PLAIN) == {"always": 1.0, "total": 1.0}
 
 
-def test_a_reward_that_fails_leaves_the_reply(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reward_that_fails_leaves_the_reply(capsys: Capsys) -> None:
     def broken(**_: object) -> list[float]:
         raise KeyError("column")
 

@@ -28,7 +28,7 @@ from posttrain.settings.trainer_fields import config_fields
 from posttrain.train.arguments import owned_arguments
 from rewards import resolve
 from scripts.grpo import load_rewards, print_example
-from tests.helpers import ROOT, settings_class
+from tests.helpers import ROOT, Capsys, settings_class
 from tests.unit.conftest import Ask
 
 Tree = dict[str, Any]
@@ -153,9 +153,7 @@ def picky(completions, **columns):
 """
 
 
-def test_a_dry_run_calls_rewards_as_training_does(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_calls_rewards_as_training_does(tmp_path: Path, capsys: Capsys) -> None:
     """With message lists and every column of the row."""
     (tmp_path / "mine.py").write_text(REWARD, encoding="utf-8")
     name = f"{tmp_path / 'mine.py'}:level"
@@ -417,9 +415,7 @@ def test_options_and_overrides_in_any_order() -> None:
         (["configs/dpo_demo.yaml"], "write it as --config configs/dpo_demo.yaml\n"),
     ],
 )
-def test_advice_on_what_argparse_refuses(
-    words: list[str], advice: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_advice_on_what_argparse_refuses(words: list[str], advice: str, capsys: Capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(DPO, *words)
     assert caught.value.code == 2
@@ -546,7 +542,7 @@ def test_the_settings_that_people_change_most_exist() -> None:
     assert describe(DPO)["data.eval"][0].endswith("= null")  # data.eval.path is required in it only
 
 
-def test_help_of_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_word(capsys: Capsys) -> None:
     for words, name in (["all"], "run.threads"), (["patience"], "run.patience"):
         with pytest.raises(SystemExit) as left:
             parse(GRPO, "--help", *words)

@@ -26,7 +26,7 @@ from posttrain.data.sources import read_rows
 from posttrain.data.text import normalise
 from posttrain.settings import PairColumns, PairData, ProblemColumns, ProblemData, Prompt, Source
 from rewards.answer import parse_number
-from tests.helpers import ROOT, SHARED, needs_shared
+from tests.helpers import ROOT, SHARED, Capsys, needs_shared
 from tests.unit.conftest import Ask
 
 Rows = list[dict[str, Any]]
@@ -238,9 +238,7 @@ def test_a_question_that_is_scored_and_trained_on(
     assert str(caught.value).startswith(f"{evaluation}: {message.format(train=train)}")
 
 
-def test_a_question_to_score_that_is_there_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_question_to_score_that_is_there_twice(tmp_path: Path, capsys: Capsys) -> None:
     train = write(tmp_path / "train.jsonl", jsonl(PROBLEM))
     other = {"question": "b?", "answer": "1"}
     evaluation = write(tmp_path / "test.jsonl", jsonl(HELD_OUT, other, HELD_OUT, HELD_OUT))
@@ -473,9 +471,7 @@ def test_gold_answers_that_parquet_holds_as_decimals(tmp_path: Path) -> None:
     assert [parse_number(problem.answer) for problem in train] == golds
 
 
-def test_other_columns_of_a_problem_are_carried_along(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_columns_of_a_problem_are_carried_along(tmp_path: Path, capsys: Capsys) -> None:
     """For rewards: every row has those that a table can hold, as a trainer's gives them back."""
     rows = [
         {"q": "a?", "gold": "1", "level": 1, "tags": ["x"], "prompt": "?", "note": 1}
@@ -653,7 +649,7 @@ def test_a_row_over_the_limit_is_named_by_its_place_in_the_file(tmp_path: Path) 
             drop_overlong(train, lengths, 10, "error", "training pairs")
 
 
-def test_rows_over_the_limit_are_refused_or_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_over_the_limit_are_refused_or_dropped(capsys: Capsys) -> None:
     for rule in ("error", "drop"):
         assert drop_overlong(MANY[:2], [5, 10], 10, rule, "pairs") == MANY[:2]
         with pytest.raises(DataError, match=r"2 .*rows are over the limit of 10"):

@@ -22,7 +22,7 @@ from posttrain.scoring import pairs as scoring
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from scripts import doctor
-from tests.helpers import CONFIGS, ROOT, settings_class
+from tests.helpers import CONFIGS, ROOT, Capsys, settings_class
 from tests.unit.conftest import Ask
 
 T4 = "0, GPU-1, Tesla T4, 550.54.15, 15360, 3, 7.5"
@@ -43,9 +43,7 @@ class Usage(NamedTuple):
 
 
 @pytest.fixture
-def look(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Look:
+def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> Look:
     """`look(nvidia_smi_output)` -> the doctor's exit code, its JSON and its text."""
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -407,7 +405,7 @@ def test_the_terms_of_the_estimates(look: Look) -> None:
 
 
 def test_seconds_a_step_of_the_cpu_configs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capsys
 ) -> None:
     monkeypatch.setattr(trial, "SECONDS", 0.001)
     doctor.main(["--steps", "--output", str(tmp_path)])

@@ -21,7 +21,7 @@ from posttrain.run import room
 from posttrain.run.results import Check
 from posttrain.settings.export import Export, Parity
 from posttrain.train.session import after_training
-from tests.helpers import ROOT
+from tests.helpers import ROOT, Capsys
 from tests.unit.conftest import Ask
 
 DEMO = ROOT / "assets" / "demo_model"
@@ -298,7 +298,7 @@ def test_an_export_that_does_not_fit_the_disk_is_refused(
 
 
 def test_what_cannot_be_exported_after_training_is_one_message(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: Capsys
 ) -> None:
     assert after_training(tmp_path, Export()) == 0
     assert after_training(tmp_path, Export(to=["merged_16bit"])) == 2  # there is no adapter
@@ -338,9 +338,7 @@ def test_help_and_wrong_requests(ask: Ask, tmp_path: Path) -> None:
         assert (result.returncode, message in result.stderr) == (2, True), result.stderr
 
 
-def test_a_removed_limit_in_an_old_config_is_named_and_ignored(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_removed_limit_in_an_old_config_is_named_and_ignored(capsys: Capsys) -> None:
     parity = Parity.model_validate({"problems": 4, "answer_tokens": 24, "new_tokens": 24})
     assert parity == Parity(new_tokens=24)
     assert "export.parity: problems, answer_tokens: removed" in capsys.readouterr().err

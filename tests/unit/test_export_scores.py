@@ -84,11 +84,6 @@ def test_a_file_that_lost_says_so_and_what_to_take(run: Path) -> None:
         assert export_scores.TITLE in text and "q4_k_m lost 9" in text
 
 
-def test_no_file_as_good_as_the_adapter(run: Path) -> None:
-    (remark,) = export_scores.remarks(read_run(write(run, gguf_q4_k_m=scored(run, 12))))
-    assert remark.endswith("no proven file is as good as it.")
-
-
 def test_a_file_that_is_not_proven_is_not_what_to_take(run: Path) -> None:
     small = {**scored(run, 1), "proven": False}
     write(run, gguf_q8_0=scored(run, 12, size=2 * 10**6), gguf_q4_k_m=small)
@@ -101,11 +96,8 @@ def test_a_file_that_is_not_proven_is_not_what_to_take(run: Path) -> None:
 
 def test_what_4_bit_training_costs_is_a_row_of_its_own(run: Path) -> None:
     record = read_run(write(run, scored(run, 12), gguf_q8_0=scored(run, 1)))
-    assert [row.label for row in export_scores.rows(record).rows] == [
-        "adapter",
-        export_scores.ON_16_BIT,
-        "gguf:q8_0",
-    ]
+    names = [row.label for row in export_scores.rows(record).rows]
+    assert names == ["adapter", export_scores.ON_16_BIT, "gguf:q8_0"]
     (inherited,) = export_scores.remarks(record)
     assert export_scores.no_file_lost(record)[0].startswith("No file lost")
     assert "On 16-bit weights the adapter lost 12 of" in inherited
@@ -114,11 +106,8 @@ def test_what_4_bit_training_costs_is_a_row_of_its_own(run: Path) -> None:
 def test_nothing_is_shown_where_nothing_is_known(run: Path) -> None:
     assert export_scores.rows(read_run(run)).rows == [] and export_scores.text(read_run(run)) == ""
     entry = scored(run, 9)
-    write(
-        run,
-        gguf_q8_0={**entry, "stale": "made from other weights"},
-        merged_16bit={**entry, "score": 3},
-    )
+    stale = {**entry, "stale": "made from other weights"}
+    write(run, gguf_q8_0=stale, merged_16bit={**entry, "score": 3})
     assert export_scores.remarks(read_run(run)) == []
     assert export_scores.TITLE not in page.write_report(run).read_text("utf-8")
     for odd in ({"main": 3}, {"main": "strict", "measures": [1], "against_adapter": {"strict": 2}}):
@@ -135,16 +124,13 @@ def test_a_score_stays_with_the_weights_that_it_is_of(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "cut"),
+    ("text", "rest"),
     [
-        ("1+1\n<answer>2</answer>\nand on", "1+1\n<answer>2</answer>"),
-        (
-            "so <answer>2</answer>\n<answer>3</answer> x",
-            "so <answer>2</answer>\n<answer>3</answer>",
-        ),
-        ("no answer", "no answer"),
+        ("1+1\n<answer>2</answer>", "\nand on"),
+        ("so <answer>2</answer>\n<answer>3</answer>", " x"),
+        ("no answer", ""),
     ],
 )
-def test_a_servers_reply_ends_at_its_answer(text: str, cut: str) -> None:
-    reply = until_answer(Completion(text, 9, True))
-    assert (reply.text, reply.truncated) == (cut, cut == text)
+def test_a_servers_reply_ends_at_its_answer(text: str, rest: str) -> None:
+    reply = until_answer(Completion(text + rest, 9, True))
+    assert (reply.text, reply.truncated) == (text, rest == "")

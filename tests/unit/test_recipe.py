@@ -25,25 +25,23 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
 
 
-def test_a_step_and_an_epoch_of_gsm8k() -> None:
-    result = recipe(settings_of("grpo_gsm8k_16gb"), 7473)
-    assert result.step() == "32 prompts x 8 completions = 256 rollouts"
-    assert (result.steps, result.epochs, result.parts) == (233, 1.0, 1)
-    assert result.duration() == "233 (1 epoch)"
-    assert result.tokens == 233 * 256 * 640
-
-
-def test_what_does_not_fit_is_sampled_in_parts() -> None:
-    result = recipe(settings_of("grpo_gsm8k_3b_16gb"), 7473)
-    assert result.step() == "32 prompts x 8 completions = 256 rollouts, sampled in 2 parts"
-    # 467 whole generations of 16 prompts: the last step has one.
-    assert result.steps == 234
-
-
-def test_pairs_are_two_sequences() -> None:
-    result = recipe(settings_of("dpo_french_16gb"), 12_000)
-    assert (result.step(), result.steps) == ("32 pairs", 375)
-    assert result.tokens_a_step == 32 * 2 * 1024
+@pytest.mark.parametrize(
+    ("config", "overrides", "rows", "step", "steps", "tokens"),
+    [
+        ("grpo_gsm8k_16gb", [], 7473, "32 prompts x 8 completions = 256 rollouts", 233, 256 * 640),
+        # 467 complete generations of 16 prompts: the last step has one.
+        ("grpo_gsm8k_3b_16gb", [], 7473, "256 rollouts, sampled in 2 parts", 234, 256 * 640),
+        ("grpo_gsm8k_16gb", ["training.num_iterations=2"], 7473, "256 rollouts", 466, 256 * 640),
+        ("dpo_french_16gb", [], 12_000, "32 pairs", 375, 32 * 2 * 1024),
+    ],
+)
+def test_a_step_and_an_epoch(
+    config: str, overrides: list[str], rows: int, step: str, steps: int, tokens: int
+) -> None:
+    result = recipe(settings_of(config, *overrides), rows)
+    assert result.step().endswith(step)
+    assert (result.steps, result.epochs, result.tokens_a_step) == (steps, 1.0, tokens)
+    assert result.duration() == f"{steps} (1 epoch)" and result.tokens == steps * tokens
 
 
 def test_steps_that_are_given_and_data_that_is_not_counted() -> None:
@@ -53,11 +51,6 @@ def test_steps_that_are_given_and_data_that_is_not_counted() -> None:
     assert again.duration() == "500 (2.15 epochs)"
     unknown = recipe(settings_of("grpo_gsm8k_16gb"))
     assert (unknown.steps, unknown.tokens, unknown.duration()) == (None, None, "1 epoch")
-
-
-def test_rollouts_that_serve_twice() -> None:
-    twice = settings_of("grpo_gsm8k_16gb", "training.num_iterations=2")
-    assert recipe(twice, 7473).steps == 466
 
 
 def test_a_dry_run_says_it() -> None:

@@ -16,7 +16,7 @@ from posttrain.data.problems import load_problems, within_pass_rate
 from posttrain.data.replies import pass_rates, read_sampled
 from posttrain.settings import Source
 from posttrain.settings.data import PassRate
-from tests.helpers import demo_settings, write_rows
+from tests.helpers import Capsys, demo_settings, write_rows
 
 RIGHT, BARE, WRONG = "So 4.\n<answer>4</answer>", "It is 4.", "So 5.\n<answer>5</answer>"  # 3, 0, 1
 
@@ -49,9 +49,7 @@ def assistant(text: str) -> dict[str, str]:
 MANY = {f"What is {n} + {4 - n}?": [(RIGHT, False), (WRONG, False)] for n in range(9)}
 
 
-def test_the_replies_that_earned_most_are_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_replies_that_earned_most_are_kept(tmp_path: Path, capsys: Capsys) -> None:
     longer, longest = f"Well. {RIGHT}", f"Well, well. {RIGHT}"
     first = [(longest, False), (RIGHT, False), (RIGHT, False), (longer, False), (BARE, False)]
     file = sampled(tmp_path, {**MANY, "First?": [*first, ("", False)], "Cut?": [(RIGHT, True)]})
@@ -84,7 +82,7 @@ def test_replies_are_learned_without_the_examples_of_their_sampling(tmp_path: Pa
     assert row.prompt == shown[0].prompt  # by which rows are held out, with and without examples
 
 
-def test_best_against_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best_against_worst(tmp_path: Path, capsys: Capsys) -> None:
     replies = {
         **MANY,
         "Tie?": [(RIGHT, False), (f"Well. {RIGHT}", False)],
@@ -112,7 +110,7 @@ def test_best_against_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         load_pair_set(own.data, own.prompt)
 
 
-def test_problems_within_a_pass_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_problems_within_a_pass_rate(tmp_path: Path, capsys: Capsys) -> None:
     demo = demo_settings("grpo")
     problems, _ = load_problems(demo.data)
     requested = [problem.question for problem in problems[:4]]
@@ -203,9 +201,7 @@ def test_a_row_that_cannot_be_learned_is_named(
     assert "rows.jsonl" in str(caught.value)
 
 
-def test_unusable_rows_are_left_out_where_that_is_set(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_rows_are_left_out_where_that_is_set(tmp_path: Path, capsys: Capsys) -> None:
     rows = [{"prompt": f"Why {n}?", "reply": "So." if n else ""} for n in range(4)]
     file = write_rows(tmp_path / "rows.jsonl", *rows)
     result = learned(f"{{train: {{path: {file}}}, holdout: 1, unusable: drop}}")

@@ -24,9 +24,6 @@ def examples(count: int) -> settings:
     return settings(max_examples=count, derandomize=True, database=None, deadline=None)
 
 
-# --- numbers, as people write them ----------------------------------------------------------------
-
-
 @st.composite
 def written(draw: st.DrawFn) -> tuple[str, Decimal]:
     """A NUMBER of at most 64 characters in one of the grammar's conventions, and its value."""
@@ -108,8 +105,6 @@ def test_an_independent_reading_agrees(text: str) -> None:
     assert parse_number(text) == reference(text)
 
 
-# --- any text -------------------------------------------------------------------------------------
-
 TAGS = ["<answer>", "</answer>", "<answer>72</answer>", "<ANSWER>"]
 NUMBERS = ["72", "72 $.", "-3", "1,234", "1\u202f234,5", "1e3", "inf", "6*7", "\uff17"]
 SCRAPS = ["so", ".", "%", "**", " ", "\n", "\x00", "\ud800"]
@@ -152,8 +147,6 @@ def test_what_is_extracted_was_written(text: str) -> None:
     if ends_with_answer(text) and text.count("<answer>") == text.count("</answer>") == 1:
         assert tagged is not None  # a sound format is always readable
 
-
-# --- what must not change the number --------------------------------------------------------------
 
 BLANK = st.text(" \t\n\r\u00a0\u202f\u2009\u3000", max_size=4)
 PROSE = st.text("abc xyz\u00e9\u00e8 ,;:!?()*\n", max_size=20)

@@ -28,7 +28,7 @@ from posttrain.train import session
 from posttrain.train.samples import SampleRecorder
 from rewards import REWARDS
 from scripts import dpo
-from tests.helpers import CONFIGS, ROOT, settings_class
+from tests.helpers import CONFIGS, ROOT, Capsys, settings_class
 
 # Text that a model may well write and that line-based formats stumble over.
 HARD = "é\u00a0: a\nb\r\nc \u2028 d \u2029 e \u0085 f \x0b\x0c\x1c\x1d\x1e g 😀 \t \\ \" ' </a>"
@@ -52,7 +52,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-def test_a_new_folder(run: RunFolder, fresh: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_folder(run: RunFolder, fresh: bool, capsys: Capsys) -> None:
     run.open(fresh)
     assert (run.path / "eval").is_dir()
     run.metrics.write_text("kept")
@@ -80,9 +80,7 @@ def test_a_finished_run_that_is_trained_on_is_not_finished(run: RunFolder) -> No
         assert (run.path / f"{name}.previous.json").read_text() == f"{name}.json"
 
 
-def test_a_fresh_start_moves_aside_and_never_deletes(
-    run: RunFolder, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fresh_start_moves_aside_and_never_deletes(run: RunFolder, capsys: Capsys) -> None:
     for number in range(4):
         run.open(fresh=True)
         assert not run.metrics.exists()
@@ -379,9 +377,7 @@ def test_a_resumed_run_says_where_it_resumes(tmp_path: Path) -> None:
     assert "are taken again" in session.resume_note(checkpoint, shape, run, False)
 
 
-def test_training_ends_with_a_report_by_a_process(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_training_ends_with_a_report_by_a_process(tmp_path: Path, capfd: Capsys) -> None:
     """One that fails costs the run nothing but a line."""
     settings = load_settings(DPOSettings, DEMO)
     run = RunFolder(tmp_path / "run")

@@ -11,6 +11,7 @@ from eval.preference import Pair
 from eval.replies import MeasuredReply
 from eval.stats import Measure
 from posttrain.base import terminal
+from posttrain.data.report.text import render_text
 from posttrain.report import export_words
 from posttrain.report.tables import as_text, compared, summary_table
 from posttrain.run.lenient import from_json
@@ -59,17 +60,12 @@ def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
 def test_the_demos_table_is_a_table_at_80_columns() -> None:
     """Sets scored beside a run's own have a heading, so that their names cost no column."""
     measured = json.loads((ROOT / "bench/results/demo_cpu.json").read_text("utf-8"))
-    runs = [
-        compared(from_json(dict[str, Change], result), name) for name, result in measured.items()
-    ]
-    lines = as_text(runs, 80).splitlines()
+    changes = {name: from_json(dict[str, Change], result) for name, result in measured.items()}
+    lines = as_text([compared(changes[name], name) for name in changes], 80).splitlines()
     assert " ".join(lines[0].split()) == "measure before after change (95% interval) p-value"
-    headings = [line for line in lines if "(n = " in line]
-    assert headings == [
-        "grpo_demo (n = 300)",
-        "dpo_demo (n = 68 to 200)",
-        "dpo_demo, arithmetic (n = 100)",
-    ]
+    headings = ["grpo_demo (n = 300)", "dpo_demo (n = 68 to 200)"]
+    headings.append("dpo_demo, arithmetic (n = 100)")
+    assert [line for line in lines if "(n = " in line] == headings
     assert not any(line.startswith("arithmetic: ") for line in lines)
 
 
@@ -94,10 +90,7 @@ def test_the_judges_report_fits(columns: int) -> None:
 
 
 def test_the_data_report_fits(columns: int) -> None:
-    report = report_on(several(300))
-    from posttrain.data.report.text import render_text
-
-    assert widest(render_text(report)) <= columns
+    assert widest(render_text(report_on(several(300)))) <= columns
 
 
 def test_a_changed_reply_fits(columns: int) -> None:

@@ -1,8 +1,7 @@
 """Which rows are validated on, when, and which settings of it make no sense."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
 
@@ -15,17 +14,16 @@ from posttrain.data.prompted import prompt_key
 from posttrain.data.text import text_key
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import demonstrations
-from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
-from posttrain.settings.command import load_settings
-from posttrain.settings.strict_yaml import read_yaml
+from posttrain.settings import GRPOSettings
 from posttrain.train.validation import Validation
-from tests.helpers import ROOT
+from tests.helpers import demo_settings
 
-GRPO, DPO = (ROOT / "configs" / f"{name}_demo.yaml" for name in ("grpo", "dpo"))
+NOTHING = "data={train: {path: x}, eval: {path: y}}"
+NEVER = "evaluation.every=null"
 
 
 def settings(*overrides: str) -> GRPOSettings:
-    return load_settings(GRPOSettings, GRPO, overrides)
+    return cast(GRPOSettings, demo_settings("grpo", *overrides))
 
 
 @pytest.mark.parametrize(
@@ -36,30 +34,14 @@ def settings(*overrides: str) -> GRPOSettings:
             ["training.steps_per_generation=4", "training.save_steps=20"],
             "evaluation.every = 10 falls between two generations",
         ),
+        ([NOTHING, "evaluation.every=5"], "evaluation.every needs rows to validate on; set data.v"),
+        ([NOTHING, NEVER, "run.patience=2"], "run.patience needs rows to validate on"),
+        ([NOTHING, NEVER, "run.keep=best"], "run.keep = best needs rows to validate on"),
     ],
 )
 def test_settings_that_make_no_sense(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(*overrides)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"evaluation": {"every": 5}}, "evaluation.every needs rows to validate on; set data.vali"),
-        ({"run": {"patience": 2}}, "run.patience needs rows to validate on"),
-        ({"run": {"keep": "best"}}, "run.keep = best needs rows to validate on"),
-    ],
-)
-def test_nothing_to_validate_on(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    tree = read_yaml(GRPO)
-    del tree["data"]["validation"], tree["evaluation"]["every"]
-    for name, values in changes.items():
-        tree[name].update(values)
-    path = tmp_path / "config.yaml"
-    path.write_text(json.dumps(tree))
-    with pytest.raises(ConfigError, match=message):
-        load_settings(GRPOSettings, path)
 
 
 def test_rows_to_validate_on_are_no_test_rows_and_not_trained_on() -> None:
@@ -68,12 +50,14 @@ def test_rows_to_validate_on_are_no_test_rows_and_not_trained_on() -> None:
     train, validation = for_validation(problems, data)
     sides = [{text_key(p.question) for p in side} for side in (train, validation, held_out)]
     assert len(validation) == 100 and len(train) == len(problems) - 100
+    with pytest.raises(DataError, match=r"2000 rows leave none .*lower data.validation"):
+        for_validation(problems, data.model_copy(update={"validation": 5000}))
     assert not sides[0] & sides[1] and not sides[1] & sides[2] and not sides[0] & sides[2]
     # More training rows move few of those set aside.
     fewer = for_validation(problems[: len(problems) // 2], data)[1]
     assert len({p.question for p in fewer} & {p.question for p in validation}) > 30
 
-    pairs = load_settings(DPOSettings, DPO)
+    pairs = demo_settings("dpo")
     with_it = load_pair_set(pairs.data, pairs.prompt)
     without = pairs.data.model_copy(update={"validation": 0})
     plain = load_pair_set(without, pairs.prompt)
@@ -82,12 +66,6 @@ def test_rows_to_validate_on_are_no_test_rows_and_not_trained_on() -> None:
     keys = [set(map(prompt_key, side)) for side in (with_it.train, with_it.validation)]
     assert not keys[0] & keys[1] and not keys[1] & set(map(prompt_key, with_it.held_out))
     assert keys[0] | keys[1] == set(map(prompt_key, plain.train))
-
-
-def test_nothing_left_to_train_on() -> None:
-    data = settings("data.validation=5000").data
-    with pytest.raises(DataError, match=r"2000 rows leave none .*lower data.validation"):
-        for_validation(load_problems(data)[0], data)
 
 
 def validated(path: Path, values: dict[int, float], *overrides: str) -> Validation:
@@ -134,6 +112,6 @@ def test_when_a_validation_is_due(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("answer", "by"), [("4", "strict"), ("four", "reply_loss")])
 def test_replies_are_validated_by_answers_where_these_are_numbers(answer: str, by: str) -> None:
-    own = load_settings(SFTSettings, ROOT / "configs" / "sft_demo.yaml")
+    own = demo_settings("sft")
     row = Demonstration(({"role": "user", "content": "Two and two?"},), "It is four.", answer)
     assert demonstrations.validator(None, None, [row], own)[1] == by
