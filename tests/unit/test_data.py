@@ -398,12 +398,6 @@ def test_a_long_cell_of_a_csv_file(tmp_path: Path) -> None:
     assert {len(pair.chosen) for pair in (*train, *held)} == {131_073, len(PAIR["chosen"])}
 
 
-def test_a_table_of_problems_with_a_header(tmp_path: Path) -> None:
-    rows = [{"question": "a", "answer": "5"}, {"question": "b", "answer": "-6"}]
-    path = write(tmp_path / "problems.tsv", "question\tanswer\na\t5\nb\t-6\n")
-    assert [row.values for row in read_rows(Source(path=str(path)))] == rows
-
-
 def test_parquet_gives_the_same_pairs(tmp_path: Path) -> None:
     same_pairs(pairs_of(parquet(tmp_path / "good.parquet", GOOD)))
 
@@ -439,32 +433,31 @@ def test_the_other_split_of_a_folder(folder: Path) -> None:
     assert rows[1].where == f"{folder}[test]: row 2"
 
 
-@pytest.mark.parametrize(
-    ("answer", "gold"),
-    [
-        ("2", "2"),
-        ("One and one.\n#### 2", "2"),
-        ("####2", "2"),
-        ("#### 1,234", "1,234"),
-        ("#### -3", "-3"),
-        ("First #### 7\nno: #### 8", "8"),
-        ("#### 0.5", "0.5"),
-        ("#### 1\u202f234,5\n", "1\u202f234,5"),
-        ("5%", "5"),  # as in a reply's answer element
-        ("#### $1,234.50.", "1234.50"),
-        ("#### -5 €", "-5"),
-        ("4.", "4"),
-        (72, "72"),  # "a number", says data.columns.answer
-        (0.5, "0.5"),
-    ],
-)
-def test_gold_answers(answer: Any, gold: str, tmp_path: Path) -> None:
-    row = {"question": "q", "answer": answer}
-    (problem,), _ = problems_of(write(tmp_path / "problems.jsonl", jsonl(row)))
-    assert problem == Problem("q", gold)
+GOLDS = {
+    "2": "2",
+    "One and one.\n#### 2": "2",
+    "####2": "2",
+    "#### 1,234": "1,234",
+    "First #### 7\nno: #### 8": "8",
+    "#### 0.5": "0.5",
+    "#### 1\u202f234,5\n": "1\u202f234,5",
+    "5%": "5",  # as in a reply's answer element
+    "#### $1,234.50.": "1234.50",
+    "#### -5 €": "-5",
+    72: "72",  # "a number", says data.columns.answer
+    0.5: "0.5",
+}
 
 
-def test_gold_answers_that_parquet_holds_as_decimals(tmp_path: Path) -> None:
+def test_gold_answers(tmp_path: Path) -> None:
+    rows = [{"question": f"Q {n}", "answer": answer} for n, answer in enumerate(GOLDS)]
+    train, _ = problems_of(write(tmp_path / "problems.jsonl", jsonl(*rows)))
+    assert [problem.answer for problem in train] == [*GOLDS.values()]
+
+
+def test_gold_answers_of_parquet_and_of_a_table_with_a_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "problems.tsv", "question\tanswer\na\t5\nb\t-6\n")
+    assert [problem.answer for problem in problems_of(path)[0]] == ["5", "-6"]
     golds = [Decimal("69.00"), Decimal("-1234.50"), Decimal("100.00")]
     rows = [{"question": f"Q{n}", "answer": gold} for n, gold in enumerate(golds)]
     train, _ = problems_of(parquet(tmp_path / "problems.parquet", rows))
@@ -529,16 +522,12 @@ def test_a_system_cell_that_is_no_text(wrong: Any, tmp_path: Path) -> None:
 
 def test_rows_after_the_limit_are_not_read(tmp_path: Path) -> None:
     """Of a set of many gigabytes there may be no memory for them."""
-    import pyarrow
-    import pyarrow.parquet
-
     path = write(tmp_path / "pairs.jsonl", jsonl(*GOOD) + "no JSON\n")
     limit = len(GOOD)
     assert [row.values for row in read_rows(Source(path=str(path), limit=limit))] == GOOD
     with pytest.raises(DataError, match=f"row {limit + 1}: not valid JSON"):
         read_rows(Source(path=str(path), limit=limit + 1))
-    many = tmp_path / "many.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"n": list(range(2500))}), many)
+    many = parquet(tmp_path / "many.parquet", [{"n": n} for n in range(2500)])
     rows = read_rows(Source(path=str(many), limit=1500))
     assert [row.values["n"] for row in rows] == list(range(1500))
     assert rows[-1].where.endswith("many.parquet: row 1500")
@@ -549,35 +538,23 @@ def test_a_relative_path_is_also_looked_for_under_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    answers = Path("tests/unit/data_for_this_test.jsonl")
-    with pytest.raises(DataError):
-        read_rows(Source(path=str(answers)))
-    (tmp_path / answers).parent.mkdir(parents=True)
-    write(tmp_path / answers, jsonl(PAIR))
-    assert read_rows(Source(path=str(answers)))[0].values == PAIR
     assert read_rows(Source(path="assets/demo_data/preferences.jsonl"))
+    mine = tmp_path / "assets" / "demo_data" / "preferences.jsonl"
+    mine.parent.mkdir(parents=True)
+    write(mine, jsonl(PAIR))
+    assert [row.values for row in read_rows(Source(path=f"{mine.relative_to(tmp_path)}"))] == [PAIR]
 
 
 @needs_shared
 def test_real_data_passes_every_check() -> None:
-    data = ProblemData(
-        train=Source(path=str(SHARED / "gsm8k" / "train.jsonl")),
-        eval=Source(path=str(SHARED / "gsm8k" / "test.jsonl")),
-    )
-    train, evaluation = load_problems(data)
-    assert (len(train), len(evaluation)) == (7473, 1319)
-    assert train[0].answer == "72"
-    french = load_problems(
-        ProblemData(train=data.train, eval=Source(path=str(SHARED / "mgsm" / "mgsm_fr.tsv")))
-    )
-    assert [len(side) for side in french] == [7473, 250]
-    pairs = PairData(
-        train=Source(path=str(SHARED / "french-preferences" / "preferences.json")),
-        columns=PairColumns(prompt="instruction"),
-        holdout=50,
-    )
-    split = load_pair_set(pairs, Prompt())
-    trained, held = split.train, split.held_out
+    gsm8k = Source(path=str(SHARED / "gsm8k" / "train.jsonl"))
+    for name, count in (("gsm8k/test.jsonl", 1319), ("mgsm/mgsm_fr.tsv", 250)):
+        train, scored = load_problems(
+            ProblemData(train=gsm8k, eval=Source(path=str(SHARED / name)))
+        )
+        assert (len(train), len(scored), train[0].answer) == (7473, count, "72")
+    french = SHARED / "french-preferences" / "preferences.json"
+    trained, held = pairs_of(french, holdout=50, prompt="instruction")
     assert len(trained) + len(held) == 300
     assert 50 <= len(held) < 60
 
@@ -613,15 +590,12 @@ def test_no_prompt_on_both_sides() -> None:
         assert len(train) + len(held) == 400
 
 
-def test_the_order_of_rows_does_not_matter() -> None:
+def test_the_order_of_rows_does_not_matter_and_new_ones_move_few() -> None:
     _, held = hold_out(MANY, 20, "here")
     for seed in range(5):
         shuffled = random.Random(seed).sample(MANY, len(MANY))
         assert set(map(prompt_key, hold_out(shuffled, 20, "here")[1])) == set(map(prompt_key, held))
-
-
-def test_rows_added_later_move_few_others() -> None:
-    _, held = hold_out(MANY, 20, "here")
+    # Rows that are added later move few others.
     _, later = hold_out([*MANY, *(pair(f"New {i}") for i in range(20))], 20, "here")
     assert len({prompt_key(p) for p in held} - {prompt_key(p) for p in later}) <= 6
 
