@@ -12,8 +12,7 @@ from posttrain.base.errors import ConfigError, DataError
 from posttrain.base.expected import SHOULD
 from posttrain.base.files import rows_of
 from posttrain.settings import DPOSettings
-from posttrain.settings.command import load_settings
-from posttrain.settings.extra import check_extra
+from posttrain.settings.command import parse_command_line
 from tests.helpers import ROOT, run_script
 
 COMMANDS = ("grpo", "evaluate", "doctor")
@@ -23,6 +22,8 @@ PYDANTICS = re.compile(r"Input|instance|\bvalid\b|pattern|NoneType|\((int|str|fl
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("training.extra.adam_beta1=high", "adam_beta1: expected number, got the text 'high'"),
+        ("training.extra.dataset_num_proc=all", "expected integer | null, got the text 'all'"),
         ("model=", "model: should be a section, got null"),
         ("training.extra=[]", "training.extra: should be a section, got the list []"),
         ("training.bf16=yes please", "training.bf16: should be true or false, got the text 'yes "),
@@ -32,19 +33,9 @@ PYDANTICS = re.compile(r"Input|instance|\bvalid\b|pattern|NoneType|\((int|str|fl
 )
 def test_the_message_on_a_wrong_value(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [override])
+        parse_command_line(DPOSettings, "", ["--config", "configs/dpo_demo.yaml", override])
     assert words in str(caught.value)
     assert not PYDANTICS.search(str(caught.value))
-
-
-def test_an_argument_of_the_library_too() -> None:
-    training = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml").model_dump()
-    wrong = {**training["training"], "extra": {"adam_beta1": "high"}}
-    with pytest.raises(ConfigError, match=r"adam_beta1: expected number, got the text 'high'"):
-        check_extra(wrong, "trl/trainer/dpo_config.py:DPOConfig")
-    wrong["extra"] = {"dataset_num_proc": "all"}
-    with pytest.raises(ConfigError, match=r"expected integer \| null, got the text 'all'"):
-        check_extra(wrong, "trl/trainer/dpo_config.py:DPOConfig")
 
 
 def test_a_row_of_a_file_too() -> None:
