@@ -101,20 +101,16 @@ def test_rows_are_counted_by_what_became_of_them() -> None:
     assert report["tokens"]["chosen"]["max"] == 40
 
 
-def test_lengths_are_those_of_the_rendered_prompt_and_the_longer_reply_with_its_eos() -> None:
+def test_lengths_and_their_quantiles() -> None:
+    """Of the rendered prompt and the longer reply with its EOS; a quantile is one of them."""
     (lengths,) = measure_lengths([pair("un deux trois", "a b", "c d e f")], Words())
     assert lengths == Lengths(prompt=5, chosen=2, rejected=4)
     assert lengths.total == 5 + 4 + 1
-
-
-def test_quantiles_are_lengths_that_are_there() -> None:
-    lengths = [Lengths(1, n, 0) for n in range(1, 101)]
-    actual = pair_report.tokens(lengths, 100)
+    many = [Lengths(1, n, 0) for n in range(1, 101)]
+    actual = pair_report.tokens(many, 100)
     assert actual["chosen"] == {"min": 1, "median": 50, "p95": 95, "max": 100}
     assert actual["over_limit"] == {"pairs": 2, "of": 100, "share": 0.02}
-    assert pair_report.tokens(lengths[:1], 100)["chosen"] == dict.fromkeys(
-        ("min", "median", "p95", "max"), 1
-    )
+    assert set(pair_report.tokens(many[:1], 100)["chosen"].values()) == {1}
 
 
 def test_the_length_bias() -> None:
@@ -165,19 +161,21 @@ def test_copies_of_rows_and_prompts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "alike"),
+    ("texts", "first"),
     [
-        (LONG, LONG, True),
-        (LONG, LONG.replace("Lyon", "Nice"), True),
-        (LONG, f"{LONG} Merci.", True),
-        (LONG, LONG[: len(LONG) // 2], False),
-        (LONG, "Un train part de Lyon. Quand arrive-t-il ?", False),
-        ("Bonjour", "Bonsoir", False),
-        ("?", "!", False),
+        ([], []),
+        ([LONG, LONG], [0, 0]),
+        ([LONG, f"{LONG} Merci."], [0, 0]),
+        # Not the one that is more alike: a held-out row then counts as near to training.
+        ([LONG, LONG.replace("Lyon", "Nice"), LONG.replace("Lyon", "Nice") + " Merci."], [0, 0, 0]),
+        ([LONG, LONG[: len(LONG) // 2]], [0, 1]),
+        ([LONG, "Un train part de Lyon. Quand arrive-t-il ?"], [0, 1]),
+        (["Bonjour", "Bonsoir"], [0, 1]),
+        (["?", "!"], [0, 1]),
     ],
 )
-def test_near_copies(one: str, other: str, alike: bool) -> None:
-    assert copies.near_copies([normalise(one), normalise(other)]) == [0, 0 if alike else 1]
+def test_near_copies(texts: list[str], first: list[int]) -> None:
+    assert copies.near_copies([normalise(text) for text in texts]) == first
 
 
 def from_templates(rows: int, prompts: int) -> list[str]:
@@ -226,13 +224,6 @@ def test_near_copies_are_those_of_the_exact_similarity(texts: Callable[[], list[
         expected[index] = any(alike)
     assert {index: actual[index] != index for index in sample} == expected
     assert sum(expected.values()) > 50
-
-
-def test_the_first_text_that_is_nearly_copied_is_named() -> None:
-    """Also where another one is more alike: a held-out row then counts as near to training."""
-    texts = [LONG, LONG.replace("Lyon", "Nice"), LONG.replace("Lyon", "Nice") + " Merci."]
-    assert copies.near_copies([normalise(text) for text in texts]) == [0, 0, 0]
-    assert copies.near_copies([]) == []
 
 
 def test_a_copy_of_a_copy_is_one_though_it_is_no_copy_of_the_first() -> None:
@@ -323,19 +314,46 @@ def test_good_pairs_are_reported_without_a_warning() -> None:
     assert "warning" not in render_text(report)
 
 
-@pytest.mark.parametrize("longer", [192, 193])
-def test_the_warning_about_length(longer: int) -> None:
-    """80% is allowed, and one pair more is not."""
-    report = report_on([
-        Pair(p.prompt, FRENCH + (" Oui oui." if n < longer else ""), FRENCH + " !")
+def with_longer(count: int) -> list[Pair]:
+    return [
+        pair(p.prompt[0]["content"], FRENCH + (" Oui oui." if n < count else ""), FRENCH + " !")
         for n, p in enumerate(several(240))
-    ])  # fmt: skip
-    assert warned(report) == (["length bias"] if longer > 192 else [])
-    for warning in report["warnings"]:
-        assert warning["threshold"] == pair_warnings.LONGER == 0.8
-        assert warning["seen"] == 193 / 240
-        for part in ("193 of 240 pairs", "80%", "training.loss_type=[sigmoid_norm]"):
-            assert part in warning["text"]
+    ]
+
+
+def with_copies(count: int) -> list[Pair]:
+    return [*several(300), *several(300)[:count]]
+
+
+def in_english(count: int) -> list[Pair]:
+    swapped = [Pair(p.prompt, p.rejected, p.chosen) for p in several(200)[:count]]
+    return [*swapped, *several(200)[count:]]
+
+
+def too_long(count: int) -> list[Pair]:
+    long = [Pair(p.prompt, FRENCH, "word " * 50) for p in several(240)[:count]]
+    return [*long, *several(240)[count:]]
+
+
+@pytest.mark.parametrize(
+    ("make", "allowed", "limit", "about", "parts"),
+    [
+        (with_longer, 192, 1_000, "length bias", ["193 of 240 pairs", "80%", "sigmoid_norm"]),
+        (with_copies, 15, 1_000, "copies", ["16 of 316 prompts"]),
+        (in_english, 20, 1_000, "language", ["89.5%", "'fr'"]),
+        (too_long, 12, 50, "length limit", ["13 of 240 pairs", "50 tokens", "model.max_seq_len"]),
+        (lambda n: several(200 - n), 0, 1_000, "few pairs", ["only 199 pairs (threshold 200)"]),
+    ],
+)
+def test_a_warning_beyond_its_threshold(
+    make: Callable[[int], list[Pair]], allowed: int, limit: int, about: str, parts: list[str]
+) -> None:
+    """One row more than is allowed."""
+    assert warned(report_on(make(allowed), limit=limit)) == []
+    report = report_on(make(allowed + 1), limit=limit)
+    assert warned(report) == [about]
+    for part in parts:
+        assert part in report["warnings"][0]["text"]
 
 
 @pytest.mark.parametrize("part", ["prompt", "chosen", "rejected"])
@@ -351,40 +369,13 @@ def test_the_warning_about_rows_that_are_rendered_already(part: str) -> None:
     assert "special tokens" not in warned(report_on(rows[:1]))
 
 
-def test_the_warning_about_copies() -> None:
-    pairs = several(300)
-    report = report_on([*pairs, *pairs[:17]])
-    assert warned(report) == ["copies"]
-    assert "17 of 317 prompts" in report["warnings"][0]["text"]
-    assert warned(report_on([*pairs, *pairs[:15]])) == []
-
-
-@pytest.mark.parametrize(("english", "warns"), [(20, False), (21, True)])
-def test_the_warning_about_language(english: int, warns: bool) -> None:
-    swapped = [Pair(p.prompt, p.rejected, p.chosen) for p in several(200)[:english]]
-    report = report_on([*swapped, *several(200)[english:]])
-    assert ("language" in warned(report)) is warns
-    assert "language" not in warned(report_on(swapped, language="en"))
-
-
-def test_the_warning_about_pairs_that_do_not_fit() -> None:
-    pairs = several(240)
-    long = [Pair(p.prompt, FRENCH, "word " * 50) for p in pairs[:13]]
-    report = report_on([*long, *pairs[13:]], limit=50)
-    assert warned(report) == ["length limit"]
-    for part in ("13 of 240 pairs", "50 tokens", "5%", "model.max_seq_length"):
-        assert part in report["warnings"][0]["text"]
-    assert warned(report_on([*long[:12], *pairs[12:]], limit=50)) == []
-
-
-def test_the_warning_about_few_pairs() -> None:
-    (warning,) = report_on(several(199))["warnings"]
-    assert "only 199 pairs (threshold 200)" in warning["text"]
-    assert warned(report_on(several(200))) == []
-    nothing = report_on(several(3), limit=5)
-    assert nothing["rows"]["kept"] == 0
-    assert nothing["length_bias"]["length_controlled_accuracy"] == NOT_MEASURABLE
-    assert set(warned(nothing)) == {"length limit", "few pairs"}
+def test_nothing_is_left() -> None:
+    report = report_on(several(3), limit=5)
+    assert report["rows"]["kept"] == 0
+    assert report["length_bias"]["length_controlled_accuracy"] == NOT_MEASURABLE
+    assert set(warned(report)) == {"length limit", "few pairs"}
+    assert "language" not in warned(report_on(in_english(200), language="en"))
+    assert pair_warnings.LONGER == 0.8
 
 
 @needs_shared

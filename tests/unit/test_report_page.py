@@ -99,6 +99,12 @@ def test_a_finished_run_has_its_story(grpo: Path) -> None:
     assert {path.stem for path in (grpo / "plots").iterdir()} == GRPO_PLOTS
     assert shown.tags.count("svg") == len(GRPO_PLOTS)
     assert len(shown.ids) == len(set(shown.ids))
+    for path in (grpo / "plots").iterdir():
+        head = path.read_bytes()[:24]
+        assert head[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(head[16:20]) == 1008
+        assert path.stat().st_size < 200_000
+    assert not list(grpo.rglob(".*.partial"))
 
 
 def test_a_dpo_run_has_its_story(dpo: Path) -> None:
@@ -108,6 +114,14 @@ def test_a_dpo_run_has_its_story(dpo: Path) -> None:
     rows = re.findall(r"812 rows[^.]*\.[^.]*\.", shown.text)[0]
     assert re.findall(r"\d+", rows) == ["812", "800", "760", "40", "12"]
     assert {path.stem for path in (dpo / "plots").iterdir()} == DPO_PLOTS
+    # Every reply is counted in its own language.
+    chips = re.findall(r"<strong>(\d+)</strong> ([^<]+)</li>", shown.source)
+    assert chips == [
+        ("20", "another language before, right language after"),
+        ("0", "right language before, another language after"),
+        ("20", "right language both times"),
+        ("0", "another language both times"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -125,16 +139,6 @@ def test_an_sft_run_has_its_story(problems: int, words: tuple[str, ...], tmp_pat
     card = render_model_card(run)
     assert "Supervised fine-tuning, loss nll" in card
     assert "loss of held-out replies | 1.22" in card
-
-
-def test_every_reply_is_counted_in_its_own_language(dpo: Path) -> None:
-    chips = re.findall(r"<strong>(\d+)</strong> ([^<]+)</li>", written(dpo).source)
-    assert chips == [
-        ("20", "another language before, right language after"),
-        ("0", "right language before, another language after"),
-        ("20", "right language both times"),
-        ("0", "another language both times"),
-    ]
 
 
 @pytest.mark.parametrize(
@@ -224,8 +228,6 @@ def test_any_file_may_be_missing(missing: str, short: Path) -> None:
 
 
 ODD = b'{"strict": {"value": "x", "low": NaN, "n": []}, "step": {}, "exports": 3, "warnings": [1]}'
-
-
 MAY_BE_DAMAGED = [*PARTS, "health.jsonl", "export.json", "data/report.json"]
 MAY_BE_DAMAGED += ["eval/after_replies.jsonl"]
 
@@ -258,9 +260,7 @@ def test_one_file_is_enough(alone: str, title: str, dpo: Path, tmp_path: Path) -
 
 def test_a_long_run_stays_small(short: Path) -> None:
     chance = random.Random(1)
-    rows = [
-        {**grpo_metrics(s, 2000, chance), "kl": abs(chance.gauss(0, 1))} for s in range(4, 2001)
-    ]
+    rows = [grpo_metrics(step, 2000, chance) | {"kl": chance.random()} for step in range(4, 2001)]
     for row in rows[700:800]:
         row["reward"] = float("nan")
     append_rows(short / "metrics.jsonl", rows)
@@ -277,16 +277,6 @@ def test_metrics_that_are_never_a_number_get_no_plot(short: Path) -> None:
     written(short)
     names = {path.stem for path in (short / "plots").iterdir()}
     assert "truncation" not in names and "reward" in names  # its parts are still there
-
-
-def test_plots_are_png_of_a_readable_size(grpo: Path) -> None:
-    page.write_report(grpo)
-    for path in (grpo / "plots").iterdir():
-        head = path.read_bytes()[:24]
-        assert head[:8] == b"\x89PNG\r\n\x1a\n"
-        assert int.from_bytes(head[16:20]) == 1008
-        assert path.stat().st_size < 200_000
-    assert not list(grpo.rglob(".*.partial"))
 
 
 def test_names_break_between_their_parts() -> None:
@@ -356,14 +346,8 @@ def test_the_verdict(name: str, change: Any, word: str, way: str, tmp_path: Path
 
 
 def test_remarks_show_what_the_headline_hides(tmp_path: Path) -> None:
-    result = judged(
-        tmp_path / "run",
-        {
-            "strict": (0.5, 0.45, 0.55, 0.0),
-            "lenient": (0.05, 0.01, 0.09, 0.01),
-            "truncated_rate": (0.04, 0.01, 0.07, 0.01),
-        },
-    )
+    measures = {"strict": (0.5, 0.45, 0.55, 0.0), "lenient": (0.05, 0.01, 0.09, 0.01)}
+    result = judged(tmp_path / "run", {**measures, "truncated_rate": (0.04, 0.01, 0.07, 0.01)})
     assert result.word == "improved"
     assert any(remark.startswith("Most of the gain is format") for remark in result.remarks)
     assert any(remark.startswith("Got worse: truncated replies") for remark in result.remarks)
@@ -451,9 +435,6 @@ def test_replies_are_picked_by_a_rule(grpo: Path) -> None:
     for kind, count in zip(changes, counts, strict=True):
         assert kinds.count(kind) == min(count, samples.SHOWN[kind])
     assert [samples.mark(reply)[1] for reply in picked[0]] == ["wrong", "right"]
-
-
-def test_rollouts_are_spread_over_the_run(grpo: Path) -> None:
     assert [step for step, _ in samples.rollouts(read_run(grpo))] == [1, 14, 27, 40]
 
 
@@ -464,16 +445,14 @@ def test_a_long_reply_loses_its_middle() -> None:
     assert samples.shorten("short") == ("short", 0)
 
 
-def test_time_over_several_sessions_adds_up(tmp_path: Path) -> None:
-    rows = [{"step": s, "seconds": t} for s, t in ((1, 10.0), (2, 20.0), (3, 5.0), (4, 15.0))]
-    append_rows(tmp_path / "metrics.jsonl", rows)
-    assert read_run(tmp_path).seconds == 35.0
-
-
-def test_steps_are_guessed_from_epochs(tmp_path: Path) -> None:
+def test_time_over_several_sessions_adds_up_and_steps_are_guessed_from_epochs(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "config.yaml").write_text("training: {max_steps: -1, num_train_epochs: 2.0}\n")
-    append_rows(tmp_path / "metrics.jsonl", [{"step": 25, "epoch": 0.5}])
-    assert read_run(tmp_path).total_steps == 100
+    times = (10.0, 20.0, 5.0, 15.0)
+    rows = [{"step": n, "seconds": t, "epoch": n / 50} for n, t in enumerate(times, start=1)]
+    append_rows(tmp_path / "metrics.jsonl", rows)
+    assert (read_run(tmp_path).seconds, read_run(tmp_path).total_steps) == (35.0, 100)
 
 
 def test_the_moving_average_leaves_gaps_out() -> None:
@@ -495,7 +474,7 @@ def test_a_fault_in_drawing_is_one_line(short: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_next_commands_are_for_this_folder(
-    grpo: Path, inside: bool, monkeypatch: pytest.MonkeyPatch
+    grpo: Path, dpo: Path, inside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(grpo.parent if inside else ROOT)
     lines = next_steps.next_commands(grpo, read_run(grpo).config).split("\n")
@@ -507,15 +486,11 @@ def test_the_next_commands_are_for_this_folder(
         f"  {runner} export {name} --to gguf:q8_0",
         f"  {runner} evaluate --model {name}/adapter --data {data} --samples 8",
     ]
-
-
-def test_the_next_commands_of_other_runs(dpo: Path, tmp_path: Path) -> None:
-    data = "--data assets/demo_data/problems_test.jsonl --language en"
-    assert data in next_steps.next_commands(dpo, read_run(dpo).config).replace(f"{ROOT}/", "")
-    settings = (dpo / "config.yaml").read_text("utf-8")
-    (tmp_path / "config.yaml").write_text(settings.replace("problems_test", "gone"), "utf-8")
-    commands = next_steps.next_commands(tmp_path, read_run(tmp_path).config)
-    assert "--data mgsm-fr --language fr" in commands
+    config = read_run(dpo).config
+    mine = "--data assets/demo_data/problems_test.jsonl --language en"
+    assert mine in next_steps.next_commands(dpo, config).replace(f"{ROOT}/", "")
+    gone = json.loads(json.dumps(config).replace("problems_test", "gone"))
+    assert "--data mgsm-fr --language fr" in next_steps.next_commands(tmp_path, gone)
     assert "evaluate" in next_steps.next_commands(tmp_path, {})  # with no config.yaml
 
 
@@ -540,10 +515,17 @@ def test_the_commands_after_an_export(grpo: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_script_on_runs_of_all_kinds(grpo: Path, tmp_path: Path) -> None:
     early = unfinished(grpo_run(tmp_path / "early", questions=4), steps=3)
-    result = run_script("report", grpo, early, "--output", tmp_path / "compared.html")
+    trained = Path(shutil.copytree(early, tmp_path / "trained"))
+    environment = json.loads((early / "environment.json").read_text("utf-8"))
+    write(trained / "environment.json", {**environment, "trained": {"steps": 3, "seconds": 1.0}})
+    result = run_script("report", grpo, early, trained, "--output", tmp_path / "compared.html")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "strict accuracy" in result.stdout
-    assert "early: not scored yet, 3 steps are logged" in result.stdout
+    for words in (
+        "strict accuracy",
+        "early: not scored yet, 3 steps are logged",
+        "trained: not scored on the held-out data, as run.score is false",
+    ):
+        assert words in result.stdout
     for path in (grpo / "report.html", early / "report.html", tmp_path / "compared.html"):
         assert path.exists() and str(path) in result.stdout
 
@@ -558,11 +540,3 @@ def test_one_finished_run_gets_card_and_next_commands(short: Path) -> None:
     result = run_script("report", short)
     assert f"Adapter   {short / 'adapter'}" in result.stdout
     assert (short / "README.md").read_text("utf-8") == render_model_card(short)
-
-
-def test_a_trained_run_that_was_not_to_be_scored(tmp_path: Path) -> None:
-    run = unfinished(grpo_run(tmp_path / "run", questions=4), steps=3)
-    environment = json.loads((run / "environment.json").read_text("utf-8"))
-    write(run / "environment.json", {**environment, "trained": {"steps": 3, "seconds": 1.0}})
-    output = run_script("report", run).stdout
-    assert "run: not scored on the held-out data, as run.score is false" in output

@@ -111,13 +111,13 @@ def test_trl_keywords_are_taken_and_inputs_left_alone(
 
 
 PROMPT = "Think, then end with one last line: <answer>NUMBER</answer>"
+# What is a number is in answer_cases.tsv.
 CHEATS = {
     # several elements, of which one is right
     "two elements, the last right": ("<answer>71</answer>\n<answer>72</answer>", 1.0, 0.0),
     "0 to 100": ("\n".join(f"<answer>{n}</answer>" for n in range(101)), 1.0, 0.0),
     "elements on one line": ("<answer>71</answer><answer>72</answer>", 0.0, 0.0),
     # broken tags
-    "nested": ("<answer><answer>72</answer></answer>", 0.0, 0.0),
     "nested, format-shaped": ("<answer>\n<answer>72</answer>", 1.0, 0.0),
     "unclosed": ("<answer>72", 0.0, 0.0),
     "unclosed, then right": ("<answer>71\n<answer>72</answer>", 1.0, 0.0),
@@ -133,24 +133,16 @@ CHEATS = {
     "the gold with its unit in words": ("<answer>72 clips</answer>", 0.0, 0.0),
     "glued golds": ("<answer>7272</answer>", 1.0, 0.0),
     # not a number in the grammar
-    "a product": ("<answer>8*9</answer>", 0.0, 0.0),
     "code": ("<answer>__import__('os').getpid()</answer>", 0.0, 0.0),
-    "full-width digits": ("<answer>\uff17\uff12</answer>", 0.0, 0.0),
-    "an exponent": ("<answer>7.2e1</answer>", 0.0, 0.0),
-    "infinity": ("<answer>inf</answer>", 0.0, 0.0),
     "a range": ("<answer>0-100</answer>", 0.0, 0.0),
     "a megabyte of digits": (f"<answer>{'72' * 500_000}</answer>", 0.0, 0.0),
     "padded with zeros beyond the limit": (f"<answer>{'0' * 63}72</answer>", 0.0, 0.0),
     # invisible characters
-    "a NUL inside": ("<answer>7\x002</answer>", 0.0, 0.0),
     "an escape sequence": ("<answer>\x1b[1m72\x1b[0m</answer>", 0.0, 0.0),
-    "a zero-width space": ("<answer>7\u200b2</answer>", 0.0, 0.0),
     "a lone surrogate": ("<answer>72\ud800</answer>", 0.0, 0.0),
     # the prompt given back
     "the prompt": (PROMPT, 0.0, 0.0),
     "the prompt, then the answer": (f"{PROMPT}\n<answer>72</answer>", 1.0, 0.0),
-    # nothing at all
-    "an empty completion": ("", 0.0, 0.0),
 }
 
 
