@@ -26,7 +26,7 @@ PLAIN = PromptFormat()
 
 
 def with_adapter(run: Path, name: str = "adapter") -> Path:
-    """A folder of a run that holds an adapter's config."""
+
     (run / name).mkdir(parents=True, exist_ok=True)
     base = {"base_model_name_or_path": "assets/demo_model"}
     (run / name / "adapter_config.json").write_text(json.dumps(base))
@@ -93,9 +93,7 @@ def test_each_side_remembers_its_own_replies(talk: Talk, parrots: tuple[Parrot, 
     assert parrots[0].requests[2] == ([{"role": "user", "content": "three?"}], 0)
 
 
-def test_the_beginning_of_a_stopped_reply_is_remembered(
-    talk: Talk, parrots: tuple[Parrot, Parrot]
-) -> None:
+def test_a_stopped_reply_is_remembered(talk: Talk, parrots: tuple[Parrot, Parrot]) -> None:
     talk.ask("one?")
     with closing(talk.answer(talk.sides[0])) as replies:
         next(replies), next(replies)
@@ -143,9 +141,7 @@ def test_a_conversation(
     assert talk.system is None and talk.turns == {}
 
 
-def test_each_line_is_a_separate_question(
-    talk: Talk, parrots: tuple[Parrot, Parrot], capsys: Capsys
-) -> None:
+def test_each_line_is_alone(talk: Talk, parrots: tuple[Parrot, Parrot], capsys: Capsys) -> None:
     terminal.answer_lines(talk, ["\ufeffOù ?\n".encode(), b"\n", b"/reset\n"])
     replies = "before  first\nafter   second\nafter   <answer>7</answer>\n\n"
     assert capsys.readouterr().out == f"> Où ?\n{replies}> /reset\n{replies}"
@@ -159,15 +155,6 @@ def test_a_cut_reply_with_control_characters(capsys: Capsys) -> None:
     terminal.answer_once(of_one(parrot.stream), "?")
     cut = "[cut after 10 tokens (--max-new-tokens, or the context is full)]"
     assert capsys.readouterr().out == f"> ?\nreply  a[2Jbc\n       {cut}\n\n"
-
-
-def test_the_name_of_a_run_without_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "outputs" / "mine").mkdir(parents=True)
-    monkeypatch.setattr(source, "ROOT", tmp_path)
-    with pytest.raises(ConfigError, match=r"no model 'mine' here\. Did you mean '.*outputs/mine'"):
-        source.find("mine")
 
 
 def test_what_cannot_be_asked_or_saved(
@@ -206,7 +193,7 @@ def test_an_answer_ends_a_reply_where_the_run_was_scored_so() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished GRPO run on the demo's problems."""
+
     return with_adapter(grpo_run(tmp_path_factory.mktemp("runs") / "grpo", steps=2)).parent
 
 
@@ -226,13 +213,6 @@ def test_rewards_of_known_questions(run: Path, capsys: Capsys) -> None:
     note = f"       [format 1, correctness 2, total 3, right answer {gold}]\n"
     assert note in capsys.readouterr().out
     assert talk.rows[-1]["rewards"] == {"reply": {"format": 1, "correctness": 2, "total": 3}}
-
-
-def test_without_the_problems_there_are_no_rewards(run: Path, capsys: Capsys) -> None:
-    model = source.find(str(run))
-    model.run["data"]["train"]["path"] = "gone.jsonl"
-    assert load_known(model) is NOTHING
-    assert "note: replies are shown without rewards: " in capsys.readouterr().err
 
 
 def test_no_python_of_a_run_folder_is_run(
@@ -258,7 +238,12 @@ def test_no_python_of_a_run_folder_is_run(
     assert known.rewards(first_problem("test"), reply, PLAIN) == {"always": 1.0, "total": 1.0}
 
 
-def test_a_reward_that_fails_leaves_the_reply(capsys: Capsys) -> None:
+def test_without_rewards_there_is_the_reply(run: Path, capsys: Capsys) -> None:
+    model = source.find(str(run))
+    model.run["data"]["train"]["path"] = "gone.jsonl"
+    assert load_known(model) is NOTHING
+    assert "note: replies are shown without rewards: " in capsys.readouterr().err
+
     def broken(**_: object) -> list[float]:
         raise KeyError("column")
 
@@ -277,7 +262,7 @@ def test_held_out_questions(run: Path, tmp_path: Path) -> None:
     assert held_out_questions(source.find(str(pairs)), 2) == []
 
 
-def test_sources(run: Path, tmp_path: Path) -> None:
+def test_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_run = source.find(str(run))
     assert of_run.kind == "adapter" and of_run.model == str(run / "adapter")
     assert of_run.folder == run and of_run.prompt.system == of_run.run["prompt"]["system"] != ""
@@ -292,6 +277,10 @@ def test_sources(run: Path, tmp_path: Path) -> None:
     (run / "gguf" / "m.gguf").write_bytes(b"GGUF")
     gguf = source.find(str(run / "gguf" / "m.gguf"))
     assert gguf.kind == "gguf" and gguf.folder == run
+    (tmp_path / "outputs" / "mine").mkdir(parents=True)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    with pytest.raises(ConfigError, match=r"no model 'mine' here\. Did you mean '.*outputs/mine'"):
+        source.find("mine")
 
 
 def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:

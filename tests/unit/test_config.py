@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -79,40 +78,23 @@ RESOLVED = {
 }
 
 
-@cache
 def misspellings(word: str) -> list[str]:
-    """The word with each letter dropped, doubled, or swapped with the next one."""
-    words = []
-    for i in range(len(word)):
-        words.append(word[:i] + word[i + 1 :])
-        words.append(word[: i + 1] + word[i:])
-        words.append(word[:i] + word[i + 1 : i + 2] + word[i] + word[i + 2 :])
-    return [wrong for wrong in dict.fromkeys(words) if wrong not in (word, "")]
-
-
-def clear_misspellings(word: str, others: set[str]) -> list[str]:
-    """Those that no other valid name could have been meant by: `f16` may be bf16 or fp16."""
-
-    def could_mean(wrong: str, other: str) -> bool:
-        differing = sum(a != b for a, b in zip(wrong, other, strict=False))
-        one_replaced = len(wrong) == len(other) and differing == 1
-        return wrong == other or one_replaced or wrong in misspellings(other)
-
-    return [w for w in misspellings(word) if not any(could_mean(w, other) for other in others)]
+    """The word with its last letter doubled, and swapped with the one before it."""
+    wrong = [word + word[-1], word[:-2] + word[-1] + word[-2:-1]]
+    return [each for each in dict.fromkeys(wrong) if each != word]
 
 
 @pytest.mark.parametrize("cls", SETTINGS.values())
-def test_every_letter_of_every_key_misspelt(cls: type[Section], tmp_path: Path) -> None:
+def test_every_key_misspelt(cls: type[Section], tmp_path: Path) -> None:
     """All at once, beside the right keys: each wrong one must be named."""
     tree, expected = deepcopy(RESOLVED[cls]), []
     for path, _ in walk(RESOLVED[cls]):
-        others = parent_of(RESOLVED[cls], path).keys() - {path[-1]}
-        for wrong in clear_misspellings(path[-1], {*others}):
+        for wrong in misspellings(path[-1]):
             parent_of(tree, path)[wrong] = 1
             name = ".".join((*path[:-1], wrong))
             expected.append(f"{name}: unknown setting. Did you mean '{path[-1]}'?")
     assert sorted(refused(tree, cls, tmp_path)) == sorted(expected)
-    assert len(expected) > 1000
+    assert len(expected) > 200
 
 
 def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
@@ -181,7 +163,7 @@ def test_a_reward_that_fails_in_a_dry_run_is_named(tmp_path: Path) -> None:
 
 
 def wrong_values(value: Any) -> list[Any]:
-    """Values of other types than the setting's."""
+
     if isinstance(value, bool):
         return ["true", 1, ["a"]]
     if isinstance(value, str):
@@ -422,9 +404,7 @@ def test_advice_on_what_argparse_refuses(words: list[str], advice: str, capsys: 
     assert advice in capsys.readouterr().err
 
 
-def test_a_dry_run_ends_with_the_command_that_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_ends_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--config", "configs/dpo_demo.yaml", "--dry-run", "prompt.system=a b"]
     again = "dpo --config configs/dpo_demo.yaml 'prompt.system=a b'"
     assert parse(DPO, *words).verdict().endswith(f"nothing was trained. To train: ./run {again}")
@@ -475,12 +455,6 @@ def test_no_argument_that_the_scripts_set_is_ignored() -> None:
     for key in {*OWNED, *owned_arguments(RunFolder(Path()), "n", [])}:
         with pytest.raises(ConfigError, match=rf"training\.extra\.{key}: .*use "):
             check_extra({**training, "extra": {key: "x"}}, CONFIG_CLASSES[GRPO])
-
-
-@pytest.mark.parametrize("value", ["adam_beta1=[1]", "adam_beta1=true", "disable_dropout='true'"])
-def test_extra_refuses_a_value_of_another_type(value: str) -> None:
-    message = refusal(DPO, f"training.extra.{value}")
-    assert message.startswith(f"training.extra.{value.partition('=')[0]}: expected ")
 
 
 def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None:
@@ -534,12 +508,9 @@ def test_help_lists_every_setting_with_a_meaning(cls: type[Section]) -> None:
     assert entries["training.learning_rate"][0] == "training.learning_rate: number (required)"
     assert entries["lora.r"][0] == "lora.r: integer = 16"
     first = re.findall(r"^  (\S+): ", listed(cls, ""), re.MULTILINE)
-    assert 15 <= len(first) <= 25 and set(first) <= set(OFTEN)
-
-
-def test_the_settings_that_people_change_most_exist() -> None:
-    assert set(OFTEN) <= {*describe(DPO), *describe(GRPO)}
-    assert describe(DPO)["data.eval"][0].endswith("= null")  # data.eval.path is required in it only
+    assert 15 <= len(first) <= 25 and set(first) <= set(OFTEN) <= {*describe(DPO), *describe(GRPO)}
+    if cls is DPO:
+        assert entries["data.eval"][0].endswith("= null")  # data.eval.path is required in it only
 
 
 def test_help_of_a_word(capsys: Capsys) -> None:
@@ -563,7 +534,7 @@ def test_help_needs_no_heavy_imports(script: str, ask: Ask) -> None:
 
 
 def test_the_bait_catches(bait: Path) -> None:
-    """What tests of heavy imports rely on."""
+
     result = subprocess.run([sys.executable, "-c", "import torch"], env={"PYTHONPATH": str(bait)})
     assert result.returncode == 99
 

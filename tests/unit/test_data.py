@@ -228,9 +228,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         ("\n\n" + jsonl(HELD_OUT) + "oops", "row 4: not valid JSON"),
     ],
 )
-def test_a_question_that_is_scored_and_trained_on(
-    held_out: str, message: str, tmp_path: Path
-) -> None:
+def test_a_question_scored_and_trained_on(held_out: str, message: str, tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", jsonl(PROBLEM, {"question": "b?", "answer": "1"}))
     evaluation = write(tmp_path / "test.jsonl", held_out)
     with pytest.raises(DataError) as caught:
@@ -239,6 +237,10 @@ def test_a_question_that_is_scored_and_trained_on(
 
 
 def test_a_question_to_score_that_is_there_twice(tmp_path: Path, capsys: Capsys) -> None:
+    pairs = write(tmp_path / "pairs.jsonl", jsonl({**PAIR, "prompt": "c"}, PAIR))
+    same = Source(path=str(pairs))
+    with pytest.raises(DataError, match=rf"^{re.escape(str(pairs))}: .*row 1 is also trained"):
+        load_pair_set(PairData(train=same, eval=same), Prompt())
     train = write(tmp_path / "train.jsonl", jsonl(PROBLEM))
     other = {"question": "b?", "answer": "1"}
     evaluation = write(tmp_path / "test.jsonl", jsonl(HELD_OUT, other, HELD_OUT, HELD_OUT))
@@ -246,14 +248,6 @@ def test_a_question_to_score_that_is_there_twice(tmp_path: Path, capsys: Capsys)
     assert problems == [Problem("Two and two?", "4"), Problem("b?", "1")]
     output = capsys.readouterr().out
     assert output == f"{evaluation}: 2 repeated questions left out of scoring\n"
-
-
-def test_a_prompt_that_is_held_out_and_trained_on(tmp_path: Path) -> None:
-    train = write(tmp_path / "train.jsonl", jsonl(PAIR, {**PAIR, "prompt": "b"}))
-    evaluation = write(tmp_path / "test.jsonl", jsonl({**PAIR, "prompt": "c"}, PAIR))
-    data = PairData(train=Source(path=str(train)), eval=Source(path=str(evaluation)))
-    with pytest.raises(DataError, match=rf"^{re.escape(str(evaluation))}: .*row 2 is also trained"):
-        load_pair_set(data, Prompt())
 
 
 @pytest.mark.parametrize(
@@ -304,27 +298,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"a.jsonl": jsonl(PAIR), "b.jsonl": jsonl({"x": 1})}, "train", ("names don't match",)),
         ({"state.json": "{}"}, "train", ()),
         ({"dataset.py": "print('run')"}, "train", ("script",)),
+        (None, "trian", ("no split 'trian'", "Did you mean 'train'?")),  # a saved dataset
     ],
     ids=str,
 )
-def test_a_bad_folder(files: dict[str, str], split: str, says: Sequence[str], folder: Path) -> None:
-    for name, content in files.items():
+def test_a_bad_folder(files: Any, split: str, says: Sequence[str], folder: Path) -> None:
+    if files is None:
+        import datasets
+
+        datasets.DatasetDict({"train": datasets.Dataset.from_list([PAIR])}).save_to_disk(folder)
+    for name, content in (files or {}).items():
         write(folder / name, content)
     with pytest.raises(DataError) as caught:
         load_pair_set(PairData(train=Source(path=str(folder), split=split)), Prompt())
     for part in (str(folder), *says):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_split_that_a_saved_dataset_does_not_have(folder: Path) -> None:
-    import datasets
-
-    datasets.DatasetDict({"train": datasets.Dataset.from_list([PAIR])}).save_to_disk(folder)
-    with pytest.raises(DataError) as caught:
-        read_rows(Source(path=str(folder), split="trian"))
-    for part in (str(folder), "no split 'trian'", "Did you mean 'train'?"):
-        assert part in str(caught.value)
 
 
 GOOD = [
@@ -373,6 +362,7 @@ def parquet(path: Path, rows: Rows) -> Path:
         ("spaced.jsonl", jsonl(*({k: f" \n{v}\u00a0\r\n" for k, v in r.items()} for r in GOOD))),
         ("good.json", json.dumps(GOOD, ensure_ascii=False)),
         ("good.csv", csv_text(GOOD)),
+        ("long.csv", csv_text([{"more": "a" * 131_073, **row} for row in GOOD])),
         ("crlf.csv", csv_text(GOOD, "\r\n")),
         ("lines.json", jsonl(*GOOD)),
         ("list.jsonl", json.dumps(GOOD, ensure_ascii=False, indent=1)),
@@ -386,16 +376,8 @@ def parquet(path: Path, rows: Rows) -> Path:
         ("quoted_header.csv", '"a;b;c;d",' + csv_text(GOOD).replace('\n"', '\n"1","')),
     ],
 )
-def test_every_text_format_gives_the_same_pairs(
-    name: str, content: str | bytes, tmp_path: Path
-) -> None:
+def test_text_formats_give_the_same_pairs(name: str, content: str | bytes, tmp_path: Path) -> None:
     same_pairs(pairs_of(write(tmp_path / name, content)))
-
-
-def test_a_long_cell_of_a_csv_file(tmp_path: Path) -> None:
-    rows = [{**PAIR, "chosen": "a" * 131_073}, {**PAIR, "prompt": "b"}]
-    train, held = pairs_of(write(tmp_path / "long.csv", csv_text(rows)))
-    assert {len(pair.chosen) for pair in (*train, *held)} == {131_073, len(PAIR["chosen"])}
 
 
 def test_parquet_gives_the_same_pairs(tmp_path: Path) -> None:
@@ -423,14 +405,10 @@ def test_a_dataset_folder_gives_the_same_pairs(kind: str, folder: Path) -> None:
         text = {"jsonl": jsonl(*GOOD), "json": json.dumps(GOOD), "csv": csv_text(GOOD)}[kind]
         write(folder / f"train.{kind}", text)
     same_pairs(pairs_of(folder))
-
-
-def test_the_other_split_of_a_folder(folder: Path) -> None:
-    write(folder / "train.jsonl", jsonl(PAIR))
-    write(folder / "test.jsonl", jsonl(*GOOD))
-    rows = read_rows(Source(path=str(folder), split="test"))
-    assert [row.values for row in rows] == GOOD
-    assert rows[1].where == f"{folder}[test]: row 2"
+    if kind in ("jsonl", "saved splits"):
+        write(folder / "test.jsonl", jsonl(PAIR)) if kind == "jsonl" else None
+        (row,) = read_rows(Source(path=str(folder), split="test"))
+        assert (row.values, row.where) == (PAIR, f"{folder}[test]: row 1")
 
 
 GOLDS = {
@@ -573,21 +551,18 @@ def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
     assert len(held) == count
     assert [p for p in MANY if p in held] == held  # in the order of the data
     assert [p for p in MANY if p not in held] == train
+    # No prompt is on both sides.
+    twins = [pair(f"QUESTION, number: {i} !", "other") for i in range(200)]
+    train, held = hold_out([*MANY, *twins], count, "here")
+    assert {prompt_key(p) for p in train}.isdisjoint(prompt_key(p) for p in held)
+    assert count <= len(held) <= count + 1  # complete prompts, so one pair more at most
+    assert len(train) + len(held) == 400
 
 
 @pytest.mark.parametrize("count", [200, 10_000])
 def test_nothing_left_to_train_on(count: int) -> None:
     with pytest.raises(DataError, match=rf"^here: 200 rows .* {count} are .*; lower data\.holdout"):
         hold_out(MANY, count, "here")
-
-
-def test_no_prompt_on_both_sides() -> None:
-    twins = [pair(f"QUESTION, number: {i} !", "other") for i in range(200)]
-    for count in (1, 9, 60):
-        train, held = hold_out([*MANY, *twins], count, "here")
-        assert {prompt_key(p) for p in train}.isdisjoint(prompt_key(p) for p in held)
-        assert count <= len(held) <= count + 1  # whole prompts, so one pair more at most
-        assert len(train) + len(held) == 400
 
 
 def test_the_order_of_rows_does_not_matter_and_new_ones_move_few() -> None:

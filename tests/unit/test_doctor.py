@@ -1,14 +1,11 @@
 """What the doctor says of made-up machines: a stand-in nvidia-smi, other versions, full disks."""
 
-import contextlib
 import json
 import re
 import shutil
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +21,9 @@ from posttrain.settings.command import load_settings
 from scripts import doctor
 from tests.helpers import CONFIGS, ROOT, Capsys, settings_class
 from tests.unit.conftest import Ask
+from tests.unit.test_server import Server, api
+
+__all__ = ["api"]
 
 T4 = "0, GPU-1, Tesla T4, 550.54.15, 15360, 3, 7.5"
 L4 = "0, GPU-2, NVIDIA L4, 570.86.15, 23034, 4, 8.9"
@@ -213,40 +213,19 @@ def test_no_disk(
         assert finding(found, subject)["advice"]
 
 
-class Refusing(BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        self.send_error(403)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def server(answer: bool) -> Iterator[str]:
-    """The address of a server on this machine that refuses, or that never answers."""
-    if not answer:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        return
-    with HTTPServer(("127.0.0.1", 0), Refusing) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize("answer", [True, False], ids=["answers", "silent"])
-def test_the_hub(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_hub(monkeypatch: pytest.MonkeyPatch, api: Server, answers: bool) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # Unsloth sets the other
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "5e9712e1" * 5)
-    with server(answer) as url:
-        monkeypatch.setenv("HF_ENDPOINT", url.replace("http://", "http://me:pa55word@"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        # The server's answer is a refusal, which will do.
+        port = api.server_port if answers else silent.getsockname()[1]
+        monkeypatch.setenv("HF_ENDPOINT", f"http://me:pa55word@127.0.0.1:{port}")
         found = {f.subject: f for f in services.look_at_services()}
-    assert ("127.0.0.1 answers" in found["hub"].text) == answer
-    assert found["hub"].status == ("ok" if answer else "warn")
-    assert bool(found["hub"].advice) == (not answer)
+    assert ("127.0.0.1 answers" in found["hub"].text) == answers
+    assert found["hub"].status == ("ok" if answers else "warn")
+    assert bool(found["hub"].advice) == (not answers)
     assert "pa55word" not in str(found) and "5e9712e1" not in str(found)
 
 
@@ -290,12 +269,6 @@ def test_the_shape_has_the_weights_of_the_real_model(name: str, weights: int) ->
     assert shape.layer_weights + shape.embeddings + norms + others == weights
 
 
-def test_every_config_is_of_a_known_model() -> None:
-    names = {load_settings(settings_class(path), path).model.name for path in CONFIGS}
-    assert all(shape_of(name) for name in names)
-    assert names - {"assets/demo_model"} <= set(KNOWN)
-
-
 @pytest.fixture
 def qwen() -> Shape:
     found = shape_of("Qwen/Qwen2.5-0.5B-Instruct")
@@ -325,10 +298,6 @@ def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
     assert terms["merged"] == 0
     head = 512 * 151936 * 4 + 2 * 8 * 1024 * 896 * 2
     assert terms["scoring"] == pytest.approx(head / 2**30)
-    fixed = terms["weights"] + terms["adapter"] + terms["overhead"]
-    step = terms["gradients"] + terms["kept"] + max(terms["layer"], terms["logits"])
-    assert terms["peak"] == pytest.approx(fixed + max(step, terms["scoring"]))
-
     terms = estimate.estimate(grpo(), qwen)
     assert terms["logits"] == pytest.approx((512 * 151936 * 4 + 3 * 16 * 640 * 896 * 2) / 2**30)
     cache = (1024 + 512) * 24 * 2 * 128 * 2
@@ -378,9 +347,7 @@ def test_a_model_of_unknown_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert shape_of("someone/model") is None
 
 
-def test_an_estimate_over_the_card_is_a_warning(
-    look: Look, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_estimate_over_the_card_is_noted(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "PAIR_ROWS", 500)
     _, found, _ = look(T4)
     said = finding(found, "configs/dpo_french_t4.yaml")["text"]
@@ -396,9 +363,7 @@ def test_the_terms_of_the_estimates(look: Look) -> None:
         assert part in sums
 
 
-def test_seconds_a_step_of_the_cpu_configs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capsys
-) -> None:
+def test_seconds_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capsys) -> None:
     monkeypatch.setattr(trial, "SECONDS", 0.001)
     doctor.main(["--steps", "--output", str(tmp_path)])
     printed = capsys.readouterr().out

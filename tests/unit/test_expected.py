@@ -23,6 +23,8 @@ PYDANTICS = re.compile(r"Input|instance|\bvalid\b|pattern|NoneType|\((int|str|fl
     ("override", "words"),
     [
         ("training.extra.adam_beta1=high", "adam_beta1: expected number, got the text 'high'"),
+        ("training.extra.adam_beta1=true", "adam_beta1: expected number, got true"),
+        ("training.extra.disable_dropout='true'", "disable_dropout: expected "),
         ("training.extra.dataset_num_proc=all", "expected integer | null, got the text 'all'"),
         ("model=", "model: should be a section, got null"),
         ("training.extra=[]", "training.extra: should be a section, got the list []"),

@@ -16,7 +16,6 @@ from posttrain.export import gguf, llama_cpp, merge, parity, session, source
 from posttrain.export.gguf import known_pre_tokenizer
 from posttrain.export.proof import Record, at_most
 from posttrain.model.llama_server import FULL_DISTRIBUTION
-from posttrain.report import export_words
 from posttrain.run import room
 from posttrain.run.results import Check
 from posttrain.settings.export import Export, Parity
@@ -158,22 +157,6 @@ def test_a_run_folder_an_adapter_of_a_run_and_a_lone_adapter(tmp_path: Path) -> 
         source.find(tmp_path, None)
 
 
-def test_checks_are_shown_in_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    checks = [
-        at_most("weight_error", 0.4994, 0.6),
-        at_most("greedy_text", 0, 0, of=12),
-        Check("proven_gguf", "gguf:q8_0", "gguf:q8_0", True),
-        at_most("unknown name", float("nan"), 1.0),
-    ]
-    assert export_words.lines(checks) == [
-        "  ok      weights, largest error        0.5 rounding steps  at most 0.6 rounding steps",
-        "  ok      greedy replies that differ    0 of 12             none allowed",
-        "  ok      made from a proven GGUF file  gguf:q8_0",
-        "  FAILED  unknown name                  nan                 at most 1",
-    ]
-
-
 def test_the_base_is_the_requested_one_or_the_runs_or_the_adapters(tmp_path: Path) -> None:
     adapter = make_config(tmp_path / "adapter", base_model_name_or_path=str(DEMO))
     trained = source.Trained(adapter, tmp_path, "x", {})
@@ -305,9 +288,7 @@ def test_what_cannot_be_exported_after_training_is_one_message(
     assert "adapter_config.json" in capfd.readouterr().err
 
 
-def test_only_the_pinned_archive_is_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_pinned_archive_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
     archive, quantizer = tmp_path / "llama_cpp_python.tar.gz", tmp_path / "build/bin/llama-quantize"
     archive.write_bytes(b"something else")

@@ -20,8 +20,6 @@ from eval.gsm8k import (
     summarise,
 )
 from eval.stats import Measure, wilson_interval
-from posttrain.scoring.evaluation import load_problems
-from tests.helpers import SHARED, needs_shared
 
 RIGHT = "6*7=42.\n<answer>42</answer>"
 WRONG = "6*7=41.\n<answer>41</answer>"
@@ -203,16 +201,3 @@ def test_sides_with_other_problems_are_not_compared() -> None:
     for other in (replies[:2], side([True, False, True], "p"), [*replies, *side([True], "z")]):
         with pytest.raises(ValueError, match="do not answer the same problems"):
             compare_replies(replies, other)
-
-
-@needs_shared
-@pytest.mark.parametrize(
-    ("name", "count", "first"),
-    [("mgsm/mgsm_fr.tsv", 250, "18"), ("gsm8k/test.jsonl", 1319, "18")],
-)
-def test_problems_of_the_public_sets(name: str, count: int, first: str) -> None:
-    problems = load_problems(str(SHARED / name), {})
-    lines = (SHARED / name).read_text(encoding="utf-8").rstrip("\n").split("\n")
-    assert len(problems) == len(lines) == count
-    assert problems[0].answer == first
-    assert all(scored(f"<answer>{p.answer}</answer>", gold=p.answer).strict for p in problems)

@@ -29,6 +29,10 @@ def judge(stream: list[Any], health: Any = None, every: int = 1) -> list[tuple[i
 def test_healthy_stream_says_nothing() -> None:
     assert judge([HEALTHY] * 100) == []
     assert judge([{"rewards/chosen": 0.5}, {"rewards/chosen": -9.9}] * 50, PairHealth()) == []
+    # rewards/chosen is beta times the log-ratio: -10 at beta 0.1 is 100 nats.
+    dropped = [{"rewards/chosen": -10.0}] * 12
+    assert judge(dropped, PairHealth()) == [(10, "chosen_drop", "warned")]
+    assert judge(dropped, PairHealth(max_chosen_drop=None)) == []
     # No KL at beta 0; None where trl found no valid figure.
     assert judge([{"reward": 0.0, "kl": None, "frac_reward_zero_std": None}] * 30) == []
 
@@ -123,13 +127,6 @@ def test_a_reward_that_scores_nothing_stops_the_run_and_is_named() -> None:
     assert "the reward 'mute' could not score 100% of the completions" in warned.message
     off = RuleWatcher(rules_for(ProblemHealth(max_unscored=None), 0.1, ["mute"]), 3, ["unscored"])
     assert [off.observe(step, row) for step in range(1, 10)] == [[]] * 9
-
-
-def test_dpo_chosen_drop_is_in_nats() -> None:
-    """rewards/chosen is beta times the log-ratio: -10 at beta 0.1 is 100 nats."""
-    stream = [{"rewards/chosen": -10.0}] * 12
-    assert judge(stream, PairHealth()) == [(10, "chosen_drop", "warned")]
-    assert judge(stream, PairHealth(max_chosen_drop=None)) == []
 
 
 def test_messages_name_figure_threshold_and_setting() -> None:

@@ -140,6 +140,10 @@ posttrain/model/prompts.py: layers that keep the keys and values of all tokens, 
 posttrain/model/rollouts.py: a trainer's generation goes through its model's generate()
     trl/trainer/grpo_trainer.py: "unwrapped_model.generate("
     unsloth/models/rl.py: "original_generate = generating_model.generate"
+rewards/__init__.py: trl calls rewards with the keywords that the check uses
+    trl/trainer/grpo_trainer.py: "completions=completions, completion_ids=completion_ids_list"
+    trl/trainer/grpo_trainer.py: 'reward_kwargs["trainer_state"]' 'reward_kwargs["log_extra"]'
+    trl/trainer/grpo_trainer.py: "prompts=prompts, completions" 'reward_kwargs["log_metric"]'
 scripts/grpo.py: the prompts that trl renders get the variables that ours get, and our clock
     trl/trainer/grpo_trainer.py: GRPOTrainer.chat_template_kwargs "**self.chat_template_kwargs"
     transformers/utils/chat_template_utils.py: 'globals["strftime_now"]'

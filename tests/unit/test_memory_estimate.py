@@ -41,20 +41,6 @@ def test_every_phase_is_within_a_quarter(row: dict[str, Any]) -> None:
         assert size == pytest.approx(row["measured_gb"][phase], rel=0.25), phase
 
 
-def test_logits_of_whole_rows_would_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the estimate had before trl projected in chunks: tokens x vocabulary x 10 bytes."""
-    step = estimate._step
-
-    def before(settings: Any, shape: Any, device: Any, width: int) -> dict[str, float]:
-        rows = settings.training.per_device_train_batch_size
-        tokens = 2 * rows * settings.model.max_seq_length
-        return {**step(settings, shape, device, width), "logits": tokens * shape.vocab * 10}
-
-    monkeypatch.setattr(estimate, "_step", before)
-    differences = [off(row) for row in ROWS if row["script"] == "dpo"]
-    assert max(differences) > 1
-
-
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
 def test_the_head_of_a_config_has_its_estimate(path: Path) -> None:
     settings: Any = load_settings(memory.SETTINGS[path.stem.split("_")[0]], path)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from eval import Message
@@ -145,28 +147,22 @@ SHAPES: dict[str, Row] = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_row_of_each_set(kind: str, tmp_path: Path) -> None:
-    result = read(tmp_path, kind, numbered(SHAPES[kind]))
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])  # the hub keeps nearly all in the latter
+def test_a_row_of_each_set(kind: str, suffix: str, tmp_path: Path) -> None:
+    rows = numbered(SHAPES[kind])
+    if suffix == "parquet":
+        path = tmp_path / f"{kind}.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        values = {"format": kind, "train": {"path": str(path)}, "holdout": 1}
+        result = load_pair_set(PairData.model_validate(values), Prompt())
+    else:
+        result = read(tmp_path, kind, rows)
     turns, chosen, rejected = EXPECTED[kind]
     assert (result.rows, result.dropped) == (3, {})
     for number, pair in enumerate(pairs(result), start=1):
         output = [{**t, "content": t["content"].replace("{n}", str(number))} for t in turns]
         assert pair == Pair(tuple(output), chosen, rejected)
-        assert pair.where.endswith(f"{kind}.jsonl: row {number}")
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_the_same_from_parquet(kind: str, tmp_path: Path) -> None:
-    """The form in which the hub keeps nearly all of them."""
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = numbered(SHAPES[kind])
-    path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    values = {"format": kind, "train": {"path": str(path)}, "holdout": 1}
-    result = load_pair_set(PairData.model_validate(values), Prompt())
-    assert pairs(result) == pairs(read(tmp_path, kind, rows))
+        assert pair.where.endswith(f"{kind}.{suffix}: row {number}")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -184,7 +180,7 @@ def test_a_reply_that_is_no_text_and_a_column_that_is_missing(kind: str, tmp_pat
 
 
 def as_reply(kind: str, row: Row, text: str | None) -> Row:
-    """The row with another chosen reply."""
+
     column = FIRST.get(kind, "chosen")
     if isinstance(row[column], list):
         return {**row, column: [*row[column][:-1], {"role": "assistant", "content": text}]}
@@ -205,7 +201,7 @@ def test_a_pair_that_teaches_nothing(kind: str, empty: bool, tmp_path: Path) -> 
 
 
 def with_own_system(kind: str, row: Row, text: str) -> Row:
-    """The row with a system turn in it."""
+
     if kind in ("columns", "orca"):
         return {**row, "system": text}
     names = (FIRST[kind], SECOND[kind]) if kind in FIRST else ("chosen", "rejected")

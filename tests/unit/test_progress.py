@@ -155,19 +155,6 @@ def test_a_step_is_shown_with_its_own_metrics(tmp_path: Path) -> None:
         assert view.step == shown and view.state().startswith(f"reward {shown}, ")
 
 
-def test_a_bar_in_a_log_prints_its_end_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capsys
-) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
-    bar = progress.progress_bar("answering", 2, leave=True)
-    bar.delay = 0
-    for _ in range(2):
-        bar.update(1)
-    bar.close()
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split("%")[0].split()[-1] for line in lines][-2:] == ["50", "100"]
-
-
 BARS = """
 from posttrain.base import progress
 progress.LINE_EVERY = 0.0

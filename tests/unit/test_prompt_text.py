@@ -23,7 +23,7 @@ from posttrain.data.render import (
 )
 from posttrain.export.ollama import export_ollama
 from tests.families import CHATML, DATED, FAMILIES, THINKING, make_tokenizer
-from tests.helpers import ROOT
+from tests.helpers import ROOT, Capsys
 
 ASKED = conversation("Combien font 2 + 2 ?", PromptFormat("Réponds."))
 PINNED = "Today Date: 01 Jan 2026"
@@ -69,9 +69,7 @@ def test_the_line_about_the_date() -> None:
 
 
 @pytest.mark.parametrize("chosen", [True, False])
-def test_the_ollama_file_says_which_date_it_carries(
-    chosen: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_ollama_file_names_its_date(chosen: bool, tmp_path: Path, capsys: Capsys) -> None:
     tokenizer = with_template(DATED)
     set_template_variables(tokenizer, {"date_string": "26 Jul 2024"} if chosen else {})
     prompt = PromptFormat("Réponds.")

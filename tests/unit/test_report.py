@@ -52,7 +52,7 @@ def write_run(folder: Path, measures: Measures, n: int = 300) -> Path:
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal that the complete table fits."""
+
     monkeypatch.setenv("COLUMNS", "200")
 
 
@@ -159,9 +159,6 @@ def test_figures_as_json(grpo: Path, dpo: Path, tmp_path: Path) -> None:
     (grpo / "eval" / "after.json").write_text("{")
     with pytest.raises(ConfigError, match=r"no scores there to compare.*after\.json"):
         report.main(["--json", str(grpo)])
-
-
-def test_the_script_refuses_other_folders(grpo: Path, tmp_path: Path) -> None:
     result = run_script("report", grpo, tmp_path / "nowhere")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'}: no run there")

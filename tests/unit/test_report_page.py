@@ -181,9 +181,7 @@ def test_the_page_loads_nothing_and_is_small(run: str, request: pytest.FixtureRe
 
 
 @pytest.mark.parametrize("run", ["grpo", "dpo"])
-def test_pictures_take_their_colours_from_the_page_and_letters_are_of_one_size(
-    run: str, request: pytest.FixtureRequest
-) -> None:
+def test_pictures_fit_the_page(run: str, request: pytest.FixtureRequest) -> None:
     pictures = svgs(written(request.getfixturevalue(run)))
     for svg in pictures:
         assert 'role="img" aria-label="' in svg and "width=" not in svg.partition(">")[0]
@@ -445,9 +443,7 @@ def test_a_long_reply_loses_its_middle() -> None:
     assert samples.shorten("short") == ("short", 0)
 
 
-def test_time_over_several_sessions_adds_up_and_steps_are_guessed_from_epochs(
-    tmp_path: Path,
-) -> None:
+def test_time_adds_up_over_sessions_and_steps_are_guessed_from_epochs(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("training: {max_steps: -1, num_train_epochs: 2.0}\n")
     times = (10.0, 20.0, 5.0, 15.0)
     rows = [{"step": n, "seconds": t, "epoch": n / 50} for n, t in enumerate(times, start=1)]

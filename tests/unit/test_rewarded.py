@@ -192,9 +192,7 @@ def test_gold_text_passes_as_it_is(tmp_path: Path) -> None:
         ("number", {"answer": "blue"}, r"row 2.*'blue'.*data\.answers=text.*docs/rewards\.md"),
     ],
 )
-def test_an_answer_that_cannot_be_read(
-    answers: Any, row: dict[str, Any], says: str, tmp_path: Path
-) -> None:
+def test_an_unreadable_answer(answers: Any, row: dict[str, Any], says: str, tmp_path: Path) -> None:
     rows = ({"question": "a", "answer": "4"}, {"question": "c", **row})
     path = write(tmp_path / "problems.jsonl", *rows)
     with pytest.raises(DataError, match=rf"problems\.jsonl.*{says}"):

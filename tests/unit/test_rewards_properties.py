@@ -167,9 +167,7 @@ def test_tolerance_inside_the_element(
     written(), PROSE, st.sampled_from([".", " ", ", a", " \u20ac.", "%", "!", ")", "\n", "kg", ""])
 )
 @examples(1000)
-def test_the_last_number_of_a_sentence(
-    number: tuple[str, Decimal], before: str, after: str
-) -> None:
+def test_the_last_number_of_a_text(number: tuple[str, Decimal], before: str, after: str) -> None:
     text, value = number
     assert extract_last(f"{before} = {text}{after}") == value
     assert extract_last(f"{before} 17; 5 then {text}{after}") == value

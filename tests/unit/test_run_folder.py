@@ -146,14 +146,6 @@ def test_rows_are_read_up_to_damaged_lines(tmp_path: Path) -> None:
     assert jsonl_rows(path) == [{"step": 1, "text": HARD}]
 
 
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [(ValueError("\n no such thing\nand more"), "no such thing"), (OSError(), "OSError")],
-)
-def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
-    assert first_line(error) == line
-
-
 def test_scored_rows_come_back_as_they_were(run: RunFolder) -> None:
     run.open(fresh=False)
     rows = [{"reply": HARD, "tagged": 1.0}, {"reply": "", "tagged": 0.0}]
@@ -363,17 +355,15 @@ def test_a_resumed_run_writes_no_generation_twice(tmp_path: Path) -> None:
     assert [row["question"] for row in json_lines(path)] == ["q0", "q1", "q2", "q3", "q4"]
 
 
-def test_a_resumed_run_says_where_it_resumes(tmp_path: Path) -> None:
-    settings = load_settings(DPOSettings, DEMO)
-    run = RunFolder(tmp_path)
+def test_the_first_line_of_an_error_and_where_a_run_resumes(run: RunFolder) -> None:
+    assert first_line(ValueError("\n no such thing\nand more")) == "no such thing"
+    assert first_line(OSError()) == "OSError"
     checkpoint = run.path / "checkpoints" / "step-000003"
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "trainer_state.json", {"global_step": 3, "max_steps": 12})
-    shape = settings.training.model_copy(update={"max_steps": -1})
-    assert session.resume_note(checkpoint, shape, run, True) == (
-        "Resuming from step 3 of 12 (checkpoints/step-000003); the scores from before training "
-        "are kept"
-    )
+    shape = load_settings(DPOSettings, DEMO).training.model_copy(update={"max_steps": -1})
+    note = "Resuming from step 3 of 12 (checkpoints/step-000003); the scores from before training"
+    assert session.resume_note(checkpoint, shape, run, True) == f"{note} are kept"
     assert "are taken again" in session.resume_note(checkpoint, shape, run, False)
 
 

@@ -130,9 +130,7 @@ CONFIG = ["grpo", "--config", "configs/grpo_demo.yaml"]
         (["dpo", "--config", "FOLDER/mine.yaml"], "FOLDER/mine.yaml: run.hub_token: a secret has "),
     ],
 )
-def test_a_command_refuses_a_secret(
-    words: list[str], message: str, ask: Ask, tmp_path: Path
-) -> None:
+def test_a_command_refuses_them(words: list[str], message: str, ask: Ask, tmp_path: Path) -> None:
     text = DEMO.read_text(encoding="utf-8").replace("run:\n", f"run:\n  hub_token: {HUB}\n")
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     result = ask(*(word.replace("FOLDER", str(tmp_path)) for word in words))

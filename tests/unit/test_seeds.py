@@ -86,9 +86,7 @@ def long(*values: float) -> Any:
 
 @pytest.mark.parametrize("spread", [0.0, long(0.01), 0.03, long(0.08)])
 @pytest.mark.parametrize(("seeds", "questions"), [(3, 300), long(5, 300), (20, 200)])
-def test_coverage_of_the_difference_over_seeds_and_questions(
-    seeds: int, questions: int, spread: float
-) -> None:
+def test_coverage_of_the_difference_over_seeds(seeds: int, questions: int, spread: float) -> None:
     result = of_experiments(seeds, questions, effect=0.1, spread=spread)
     assert abs(result[:, 0].mean() - 0.1) < 0.005  # the simulated world is as described
     assert 0.93 <= coverage(result, 0.1) <= 0.97

@@ -108,9 +108,7 @@ def test_contradictions_are_refused_by_name(override: str, message: str, tmp_pat
         *((text, "adapter") for text in ('{"r": 4', "[]", '{"r": 4}', "\xff")),  # damaged
     ],
 )
-def test_adapters_that_cannot_be_started_from(
-    changes: dict[str, Any] | str, message: str, tmp_path: Path
-) -> None:
+def test_unusable_adapters(changes: dict[str, Any] | str, message: str, tmp_path: Path) -> None:
     adapter = make_config(tmp_path / "adapter", **({} if isinstance(changes, str) else changes))
     if isinstance(changes, str):
         (adapter / "adapter_config.json").write_text(changes, "latin-1")
@@ -139,9 +137,7 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_a_command_refuses_in_one_line_without_torch(
-    more: list[str], ask: Ask, tmp_path: Path
-) -> None:
+def test_a_command_refuses_without_torch(more: list[str], ask: Ask, tmp_path: Path) -> None:
     adapter = make_config(tmp_path / "adapter")
     config = ["--config", ROOT / "configs" / "grpo_demo.yaml", "--output", tmp_path / "new"]
     done = ask("grpo", *config, f"model.adapter={adapter}", *more)

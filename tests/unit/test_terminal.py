@@ -1,6 +1,7 @@
 """What the commands print fits the terminal: tables leave something out, stack, or wrap."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,42 +70,49 @@ def test_the_demos_table_is_a_table_at_80_columns() -> None:
     assert not any(line.startswith("arithmetic: ") for line in lines)
 
 
+def an_evaluation() -> str:
+    return summary_table(summarise({"length_controlled_accuracy": [1.0] * 1319, "pass@8": [1.0]}))
+
+
+def verdicts() -> str:
+    share = Measure(1.0, 2000, 0.9981, 1.0)
+    result = Verdicts(share, 1.2e-60, 2000, 2000, 0, 0, 0, 12, 4000, 0, 0, share, share)
+    return judge.render("some-vendor/some-model-with-a-long-name-405b-instruct", result)
+
+
+def a_changed_reply() -> str:
+    before, after = (
+        MeasuredReply(f"{word} " * 60, 60, True, word == "oui", 0.0) for word in ("yes", "oui")
+    )
+    pair = Pair(({"role": "user", "content": "Pourquoi ? " * 30},), "oui", "yes")
+    return example([pair], [before], [after])
+
+
+def the_doctor() -> str:
+    sections, figures = doctor.look(ROOT)
+    return doctor.as_text(sections, broken=False) + doctor.as_sums(figures)
+
+
+@pytest.mark.parametrize(
+    ("render", "shown"),
+    [
+        (an_evaluation, "pass@8"),
+        (verdicts, "p = 1.2e-60"),
+        (lambda: render_text(report_on(several(300))), "300"),
+        (a_changed_reply, "oui"),
+        (the_doctor, "GPU"),
+    ],
+)
+def test_what_is_printed_fits(render: Callable[[], str], shown: str, columns: int) -> None:
+    text = render()
+    assert widest(text) <= columns
+    assert shown in " ".join(text.split())
+
+
 def test_a_long_name_is_wrapped(columns: int, runs: list[Path]) -> None:
     result = read_run(runs[0]).changes()
     long = {f"{'a_set_with_a_long_name_' * 4}/{name}": result[name] for name in result}
     assert widest(as_text([compared(long, "run" * 9)])) <= columns
-
-
-def test_the_table_of_an_evaluation_fits(columns: int) -> None:
-    text = summary_table(summarise({"length_controlled_accuracy": [1.0] * 1319, "pass@8": [1.0]}))
-    assert widest(text) <= columns
-    assert "pass@8" in text
-
-
-def test_the_judges_report_fits(columns: int) -> None:
-    share = Measure(1.0, 2000, 0.9981, 1.0)
-    result = Verdicts(share, 1.2e-60, 2000, 2000, 0, 0, 0, 12, 4000, 0, 0, share, share)
-    text = judge.render("some-vendor/some-model-with-a-long-name-405b-instruct", result)
-    assert widest(text) <= columns
-    assert "p = 1.2e-60" in " ".join(text.split())
-
-
-def test_the_data_report_fits(columns: int) -> None:
-    assert widest(render_text(report_on(several(300)))) <= columns
-
-
-def test_a_changed_reply_fits(columns: int) -> None:
-    def reply(word: str) -> MeasuredReply:
-        return MeasuredReply(f"{word} " * 60, 60, True, word == "oui", 0.0)
-
-    pair = Pair(({"role": "user", "content": "Pourquoi ? " * 30},), "oui", "yes")
-    assert widest(example([pair], [reply("yes")], [reply("oui")])) <= columns
-
-
-def test_the_doctors_report_fits(columns: int, tmp_path: Path) -> None:
-    sections, figures = doctor.look(tmp_path)
-    assert widest(doctor.as_text(sections, broken=False)) <= columns
-    assert widest(doctor.as_sums(figures)) <= columns
 
 
 def test_the_checks_of_an_export_fit(columns: int) -> None:

@@ -211,9 +211,7 @@ def test_a_poisoned_checkpoint_executes_nothing(checkpoint: Path, name: str, for
         assert marker.exists()
 
 
-def test_the_base_of_an_adapter_on_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_base_of_an_adapter_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its path in the project, by the run's config if the project was moved, or on the hub."""
     project, run = tmp_path / "moved", tmp_path / "moved" / "outputs" / "run"
     shutil.copytree(DEMO, project / "assets" / "base")

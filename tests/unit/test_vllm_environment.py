@@ -88,9 +88,7 @@ def with_driver(folder: Path, version: str | None) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("version", ["570.86.15", "550.54.14", "580.42"])
-def test_an_old_driver_is_refused_before_anything_is_installed(
-    version: str, tmp_path: Path
-) -> None:
+def test_an_old_driver_is_refused_before_installation(version: str, tmp_path: Path) -> None:
     done = with_driver(tmp_path, version)
     assert done.returncode == 2
     assert f"needs NVIDIA driver 580.65 or later (CUDA 13); here is {version}" in done.stderr

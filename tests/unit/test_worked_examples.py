@@ -63,9 +63,7 @@ def test_a_file_gives_what_a_list_does(tmp_path: Path, monkeypatch: pytest.Monke
         ('{"question": "a", "answer": "b"}\n{"question": 4}', ".1.answer: missing"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(
-    text: str | None, message: str, tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_read(text: str | None, message: str, tmp_path: Path) -> None:
     file = tmp_path / "examples.jsonl"
     if text is not None:
         file.write_text(text)
