@@ -62,14 +62,12 @@ def test_gold_in_thousands(number: str, right: int) -> None:
         scored(number, gold="many")
 
 
-def test_truncation_and_tokens_are_kept_and_change_no_other_score() -> None:
-    ended = score_reply(Problem("q", "42"), Completion(RIGHT, 9, False))
-    cut = score_reply(Problem("q", "42"), Completion(RIGHT, 9, True))
-    assert (ended.truncated_rate, cut.truncated_rate, cut.tokens) == (0.0, 1.0, 9)
-    assert replace(cut, truncated_rate=0.0) == ended
 
 
 def test_rows_round_trip_through_json_and_show_a_collapse() -> None:
+    ended, cut = (score_reply(Problem("q", "42"), Completion(RIGHT, 9, c)) for c in (False, True))
+    assert (ended.truncated_rate, cut.truncated_rate, cut.tokens) == (0.0, 1.0, 9)
+    assert replace(cut, truncated_rate=0.0) == ended
     for text in (RIGHT, WRONG, "a\u2028b \u0085 \x1c\n<answer>42</answer>", "", "é\t€"):
         reply = score_reply(Problem("q\u2028?", "42"), Completion(text, 7, True), sample=3)
         assert rescore(json.loads(json.dumps(reply.as_row()))) == reply
@@ -165,8 +163,11 @@ def test_majority_vote(texts: list[str], right: int) -> None:
     assert report["majority_vote"].value == right
 
 
-def test_equal_sides_do_not_differ() -> None:
+def test_equal_sides_do_not_differ_and_others_are_not_compared() -> None:
     replies = side([True, False, True])
+    for other in (replies[:2], side([True, False, True], "p"), [*replies, *side([True], "z")]):
+        with pytest.raises(ValueError, match="do not answer the same problems"):
+            compare_replies(replies, other)
     comparison = compare_replies(replies, replies[::-1])
     assert list(comparison) == list(MEASURES)
     for values in comparison.values():
@@ -196,8 +197,3 @@ def test_a_half_is_a_mean_of_samples_only_on_the_side_that_has_several() -> None
     assert change.before.low == pytest.approx(wilson_interval(4, 4)[0])
 
 
-def test_sides_with_other_problems_are_not_compared() -> None:
-    replies = side([True, False, True])
-    for other in (replies[:2], side([True, False, True], "p"), [*replies, *side([True], "z")]):
-        with pytest.raises(ValueError, match="do not answer the same problems"):
-            compare_replies(replies, other)

@@ -96,16 +96,13 @@ def test_a_cold_start_names_the_ways_out_also_after_a_resume() -> None:
     assert WAYS_OUT in event.message
     noticed = notice([score_reply(Problem("?", "4"), Completion("5", 1, False))], "m", "c")
     assert WAYS_OUT in (noticed or "")
-
-
-def test_resuming_in_a_folder_without_metrics_counts_from_its_checkpoint() -> None:
-    health = ProblemHealth(patience=3, stop_on=["truncated"])
-    watcher = RuleWatcher(rules_for(health, 0.1), health.patience, health.stop_on)
+    # In a folder without metrics it counts from the checkpoint.
+    watcher = RuleWatcher(rules_for(health, 0.0), health.patience, health.stop_on)
     watcher.resume_after(50)
-    sick = {"completions/clipped_ratio": 1.0}
-    assert [watcher.observe(step, sick) for step in (51, 52)] == [[], []]
-    (event,) = watcher.observe(53, sick)
-    assert event.action == "warned" and event.message.startswith("for 3 steps")
+    assert [watcher.observe(step, cold) for step in (51, 52)] == [[], []]
+    assert watcher.observe(53, cold)[0].message.startswith("for 3 steps")
+
+
 
 
 @pytest.mark.parametrize("name", ["truncated", "reasoning"])

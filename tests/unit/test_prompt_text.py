@@ -104,22 +104,20 @@ def test_a_reply_that_repeats_the_end_of_its_prompt(
     assert repeated_opening(tokenizer, requested, render(tokenizer, requested), reply) == repeated
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_replies_that_repeat_nothing(name: str) -> None:
-    tokenizer = make_tokenizer(FAMILIES[name])
-    requested = conversation("Model ?", PromptFormat())
-    for reply in ("Model ?", "assistant", "model", "<answer>4</answer>", ""):
-        assert repeated_opening(tokenizer, requested, render(tokenizer, requested), reply) is None
 
 
 def test_pairs_with_such_replies_are_refused() -> None:
     prompt = tuple(conversation("2 + 2 ?", PromptFormat()))
-    fine, doubled = "4</think>4", "<think>\n4</think>4"
-    sides = ((fine, "5"), ("4", doubled))
+    sides = (("4</think>4", "5"), ("4", "<think>\n4</think>4"))
     pairs = [Pair(prompt, *side, where=f"a: row {n}") for n, side in enumerate(sides, start=1)]
     with pytest.raises(DataError, match=r"^a: row 2: a reply begins with '<think>'.* do 1 replies"):
         measure(pairs, with_template(BEGUN))
     assert len(measure(pairs, with_template(CHATML))) == 2
+    for name in FAMILIES:  # replies that repeat nothing
+        tokenizer, requested = make_tokenizer(FAMILIES[name]), conversation("M ?", PromptFormat())
+        for reply in ("M ?", "assistant", "model", "<answer>4</answer>", ""):
+            rendered = render(tokenizer, requested)
+            assert repeated_opening(tokenizer, requested, rendered, reply) is None
 
 
 def test_ids_that_the_model_has_no_embedding_for() -> None:

@@ -231,15 +231,14 @@ def test_a_file_that_does_not_load(name: str, source: str, message: str, tmp_pat
         resolve(f"{tmp_path / name}:f")
 
 
-def test_the_check_of_the_registered_rewards() -> None:
+
+
+def test_the_sample_has_the_form_of_the_run() -> None:
     assert check_reward("format", format_reward, ROW) == [0.0, 1.0, 0.0]
     right = check_reward("correctness", correctness_reward, ROW)
     assert describe("correctness", right) == "correctness: 0 to 2 on 3 sample completions"
     none = check_reward("correctness", correctness_reward, {**ROW, "answer": "unknown"})
     assert describe("c", none) == "c: nothing on 3 sample completions, 3 not scored"
-
-
-def test_the_sample_has_the_form_of_the_run() -> None:
     seen: list[dict[str, object]] = []
 
     def reward(**keywords: object) -> list[float]:
