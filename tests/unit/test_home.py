@@ -120,14 +120,6 @@ def test_a_store_of_models_that_can_only_be_read_is_read(run: Run, folder: Path)
     assert (data, hub) == (f"{spare}/.cache/huggingface/datasets", str(models))
 
 
-def test_a_name_alone_is_given_without_a_word(run: Run, folder: Path) -> None:
-    home = folder / "home"
-    home.mkdir()
-    home.chmod(0o777)
-    result = run("-c", PROGRAM, HOME=str(home))
-    assert (result.returncode, result.stderr) == (0, "")
-
-
 def test_where_nothing_can_be_written_a_line_says_what_to_set(run: Run, folder: Path) -> None:
     (folder / "temporary" / f"posttrain-home-{UID}").touch()  # somebody else was there first
     result = run("-c", PROGRAM, HOME="/nonexistent")

@@ -38,9 +38,7 @@ def test_length_controlled_accuracy_is_that_of_pairs_whose_shorter_reply_is_chos
     assert result["length_controlled_accuracy"] == Measure(0.5, 3, low, high)
     assert result["reward_accuracy"].value == pytest.approx(4.5 / 6)
     assert result["reward_margin"].value == pytest.approx(3 / 6)
-
-
-def test_scores_are_beta_times_the_gap_between_policy_and_reference() -> None:
+    # Scores are beta times the gap between policy and reference.
     (pair,) = preference.score_pairs([(-3.0, -8.0)], [(-5.0, -7.0)], [(4, 6)], beta=0.5)
     assert pair == ScoredPair(1.0, -0.5, 4, 6)
     assert (pair.reward_margin, pair.reward_accuracy) == (1.5, 1.0)
