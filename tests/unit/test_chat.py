@@ -39,7 +39,6 @@ def first_problem(name: str) -> str:
 
 
 def of_one(stream: Any, **more: Any) -> Talk:
-    """A conversation with one side, which streams so."""
     return Talk([Side("reply", stream, "")], None, **more)
 
 

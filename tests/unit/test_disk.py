@@ -32,8 +32,7 @@ def test_a_file_where_a_folder_should_be(ask: Ask, tmp_path: Path, command: str)
     run = dpo_run(tmp_path / "run")
     (tmp_path / "file").write_text("precious")
     for output in (tmp_path / "file", tmp_path / "file" / "inside"):
-        arguments = [*commands(run)[command], "--output", str(output)]
-        result = ask(command, *arguments)
+        result = ask(command, *commands(run)[command], "--output", str(output))
         assert result.returncode == 2, result.stderr
         printed = f"error: --output {output}: {tmp_path / 'file'} is a file; give a folder\n"
         assert result.stderr == printed

@@ -58,7 +58,6 @@ def test_pydantic_knows_these_errors() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_usage_names_the_command_as_it_is_typed(name: str, tmp_path: Path) -> None:
-    """From any folder."""
     for folder, typed in ((ROOT, "./run"), (tmp_path, str(ROOT / "run"))):
         usage = run_script(name, "--no-such-option", cwd=folder).stderr
         assert f"usage: {typed} {name} " in " ".join(usage.split())

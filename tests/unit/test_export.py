@@ -54,7 +54,6 @@ def test_targets_come_after_what_they_are_made_from(to: list[str], made: list[st
 
 @pytest.fixture
 def proven(tmp_path: Path) -> Record:
-    """The record of a folder that holds one proven export."""
     (tmp_path / "merged_16bit").mkdir()
     (tmp_path / "merged_16bit" / "model.safetensors").write_bytes(b"weights")
     record = Record(tmp_path, BASE, "a")

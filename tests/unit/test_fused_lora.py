@@ -39,6 +39,13 @@ def passed(layer: Any, x: Any) -> list[Any]:
     return [out.detach(), x.grad, *trained]
 
 
+def test_other_kinds_are_left_alone() -> None:
+    for kind in ("use_dora", "lora_bias"):
+        policy = adapted(**{kind: True})
+        fuse(policy)
+        assert "forward" not in vars(layer_of(policy))
+
+
 @pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}])
 def test_the_same_but_for_rounding(kind: dict[str, Any]) -> None:
     import torch
@@ -74,13 +81,6 @@ def test_in_bfloat16_it_is_as_near_to_exact_as_pefts_own() -> None:
     for mine, other, right in zip(fused, pefts, wanted, strict=True):
         error, allowed = ((each - right).norm() / right.norm() for each in (mine, other))
         assert error < 3 * allowed + 0.004  # half of a last place of bfloat16
-
-
-@pytest.mark.parametrize("kind", [{"use_dora": True}, {"lora_bias": True}])
-def test_other_kinds_are_left_alone(kind: dict[str, Any]) -> None:
-    policy = adapted(**kind)
-    fuse(policy)
-    assert "forward" not in vars(layer_of(policy))
 
 
 def test_dropout_is_that_of_the_layer() -> None:

@@ -62,8 +62,6 @@ def test_gold_in_thousands(number: str, right: int) -> None:
         scored(number, gold="many")
 
 
-
-
 def test_rows_round_trip_through_json_and_show_a_collapse() -> None:
     ended, cut = (score_reply(Problem("q", "42"), Completion(RIGHT, 9, c)) for c in (False, True))
     assert (ended.truncated_rate, cut.truncated_rate, cut.tokens) == (0.0, 1.0, 9)
@@ -195,5 +193,3 @@ def test_a_half_is_a_mean_of_samples_only_on_the_side_that_has_several() -> None
     change = compare_replies(one, two)["strict"]
     assert (change.after.low, change.after.high) == (0.5, 0.5)  # a bootstrap of equal values
     assert change.before.low == pytest.approx(wilson_interval(4, 4)[0])
-
-

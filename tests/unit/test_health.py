@@ -103,8 +103,6 @@ def test_a_cold_start_names_the_ways_out_also_after_a_resume() -> None:
     assert watcher.observe(53, cold)[0].message.startswith("for 3 steps")
 
 
-
-
 @pytest.mark.parametrize("name", ["truncated", "reasoning"])
 def test_null_switches_a_sign_off(name: str) -> None:
     sick = {**dict.fromkeys(HEALTHY, 1.0), "kl": 9.0}

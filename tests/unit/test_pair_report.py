@@ -26,8 +26,6 @@ Report = dict[str, Any]
 
 
 class Added(NamedTuple):
-    """A token that a tokenizer has beside those of its vocabulary."""
-
     content: str
     special: bool
 
@@ -66,7 +64,7 @@ def pair(prompt: str, chosen: str = FRENCH, rejected: str = ENGLISH, where: str 
 
 
 def several(count: int) -> list[Pair]:
-    """Pairs whose prompts have nothing in common."""
+
     letters = "abcdefghijklmnopqrstuvwxyz"
     return [
         pair(" ".join(letters[(i * 7 + k * k * (i + 3)) % 26] * 3 + str(i) for k in range(9)))
@@ -327,7 +325,7 @@ def too_long(count: int) -> list[Pair]:
 def test_a_warning_beyond_its_threshold(
     make: Callable[[int], list[Pair]], allowed: int, limit: int, about: str, parts: list[str]
 ) -> None:
-    """One row more than is allowed."""
+
     assert warned(report_on(make(allowed), limit=limit)) == []
     report = report_on(make(allowed + 1), limit=limit)
     assert warned(report) == [about]

@@ -104,8 +104,6 @@ def test_a_reply_that_repeats_the_end_of_its_prompt(
     assert repeated_opening(tokenizer, requested, render(tokenizer, requested), reply) == repeated
 
 
-
-
 def test_pairs_with_such_replies_are_refused() -> None:
     prompt = tuple(conversation("2 + 2 ?", PromptFormat()))
     sides = (("4</think>4", "5"), ("4", "<think>\n4</think>4"))

@@ -80,20 +80,17 @@ def test_a_rate_outside_is_noted_for_real_models_only(method: str) -> None:
         assert learning_rate_note(settings, None) is None
 
 
-def test_intervals_on_the_page_are_wilsons() -> None:
+def test_intervals_on_the_page_are_wilsons_and_configs_are_there() -> None:
     """Each score in percent with its interval, on as many questions as its benchmark has."""
+    text = PAGE.read_text(encoding="utf-8")
+    for path in CONFIGS:
+        assert path.stem.endswith(("demo", "cpu")) or f"`{path.stem}`" in text, path.stem
     scores = [
         (515 if "IFEval" in line else 1319, *numbers)
-        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        for line in text.splitlines()
         for numbers in re.findall(r"(\d+\.\d) \[(\d+\.\d), (\d+\.\d)\]", line)
     ]
     assert len(scores) == 9
     for n, score, low, high in scores:
         interval = wilson_interval(round(float(score) / 100 * n), n)
         assert [f"{100 * bound:.1f}" for bound in interval] == [low, high], score
-
-
-def test_every_config_of_a_card_is_on_the_page() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    for path in CONFIGS:
-        assert path.stem.endswith(("demo", "cpu")) or f"`{path.stem}`" in text, path.stem

@@ -42,7 +42,6 @@ def dpo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def short(tmp_path: Path) -> Path:
-    """A run of few steps and questions, to be changed."""
     return grpo_run(tmp_path / "run", steps=3, questions=4)
 
 

@@ -231,8 +231,6 @@ def test_a_file_that_does_not_load(name: str, source: str, message: str, tmp_pat
         resolve(f"{tmp_path / name}:f")
 
 
-
-
 def test_the_sample_has_the_form_of_the_run() -> None:
     assert check_reward("format", format_reward, ROW) == [0.0, 1.0, 0.0]
     right = check_reward("correctness", correctness_reward, ROW)

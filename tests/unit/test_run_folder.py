@@ -270,7 +270,6 @@ def generation(step: int, count: int = 4) -> dict[str, Any]:
 
 
 def counting(**columns: Any) -> list[float | None]:
-    """A custom reward, which cannot score the first completion."""
     return [None, *(float(i) for i in range(1, len(columns["completions"])))]
 
 

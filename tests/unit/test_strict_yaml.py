@@ -146,5 +146,3 @@ def test_unusable_files(content: str | bytes | None, message: str, tmp_path: Pat
         read_yaml(path)
     with pytest.raises(ConfigError, match=f"cannot read the config file .*{tmp_path}"):
         read_yaml(tmp_path)
-
-

@@ -56,6 +56,9 @@ def test_the_comparison_fits(columns: int, runs: list[Path]) -> None:
         text = as_text([compared(read_run(run).changes(), run.name) for run in some])
         assert widest(text) <= columns
         assert "[" in text and ("p-value" in text or "p < " in text)  # how sure it is stays
+    changes = read_run(runs[0]).changes()
+    long = {f"{'a_set_with_a_long_name_' * 4}/{name}": changes[name] for name in changes}
+    assert widest(as_text([compared(long, "run" * 9)])) <= columns
 
 
 def test_the_demos_table_is_a_table_at_80_columns() -> None:
@@ -107,12 +110,6 @@ def test_what_is_printed_fits(render: Callable[[], str], shown: str, columns: in
     text = render()
     assert widest(text) <= columns
     assert shown in " ".join(text.split())
-
-
-def test_a_long_name_is_wrapped(columns: int, runs: list[Path]) -> None:
-    result = read_run(runs[0]).changes()
-    long = {f"{'a_set_with_a_long_name_' * 4}/{name}": result[name] for name in result}
-    assert widest(as_text([compared(long, "run" * 9)])) <= columns
 
 
 def test_the_checks_of_an_export_fit(columns: int) -> None:
