@@ -26,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 READ_LATER = (
     *("POSTTRAIN_", "PYTEST_", "NO_COLOR", "COLUMNS", "TERM"),
+    "WANDB_",  # by wandb.init
     "HF_HUB_ENABLE_HF_TRANSFER",  # Unsloth sets it while it loads a model; the tests are offline
 )
 """Prefixes of variables that are read when they are used, not at import."""

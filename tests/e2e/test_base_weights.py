@@ -1,8 +1,6 @@
 """Which weights a run starts from, so that a checkpoint is not resumed on others; and how a model
 is loaded: no code and no pickle of its own."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from posttrain.base.files import model_fingerprint
 from posttrain.model import policy, pretrained
 from posttrain.settings import Model
 from tests.helpers import ROOT
+from tests.reliability.inside import succeed
 
 COMMITS = ("1" * 40, "2" * 40)
 
@@ -53,10 +52,14 @@ def test_a_hub_model_is_known_by_its_commit(hub: Path) -> None:
 
 
 def test_the_repository_that_unsloth_takes_instead_counts(hub: Path) -> None:
-    """As on a GPU, in a process of its own: importing unsloth.models patches trl for good."""
+    """As on a GPU, in another process: importing unsloth.models patches trl for good."""
     code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from posttrain.model import policy, pretrained, runtime
+from huggingface_hub import constants
+constants.HF_HUB_CACHE = {str(hub)!r}
+from posttrain.model import policy, runtime
 from posttrain.settings import Model
 from tests.e2e.test_base_weights import cache
 runtime.start(False, 1)
@@ -67,11 +70,9 @@ assert taken.startswith("unsloth/") and taken.endswith("4bit"), taken
 cache(Path({str(hub)!r}), taken, "{COMMITS[1]}")
 assert policy.base_weights(model) == f"{{taken}}@{COMMITS[1]}"
 """
-    environment = {**os.environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    (hub / "scripts").mkdir()
+    (hub / "scripts" / "taken.py").write_text(code)
+    succeed("taken", project=hub)
 
 
 def test_without_a_gpu_the_model_itself_is_taken(hub: Path) -> None:

@@ -7,36 +7,17 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import DataError
-from posttrain.data.pairs import load_pair_set
-from posttrain.data.problems import load_problems
-from posttrain.model import policy
-from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import load_settings
 from posttrain.train import batches
-from scripts import dpo, grpo
-from tests.helpers import ROOT
+from scripts import grpo
+from tests.e2e import trainers
 
-CONFIG = ROOT / "configs" / "dpo_demo.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 
 
 def build(folder: Path, strategy: str, *overrides: str, pairs: int = 40) -> Any:
-    settings = load_settings(
-        DPOSettings,
-        CONFIG,
-        [
-            f"training.train_sampling_strategy={strategy}",
-            "training.per_device_train_batch_size=4",
-            "training.max_steps=22",
-            "training.save_steps=13",
-            *overrides,
-        ],
-    )
-    some = load_pair_set(settings.data, settings.prompt).train[:pairs]
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = RunFolder(folder / "run")
-    return dpo.build_trainer(model, tokenizer, some, settings, run)[0]
+    short = ["training.per_device_train_batch_size=4", "training.max_steps=22"]
+    short += [f"training.train_sampling_strategy={strategy}", "training.save_steps=13"]
+    return trainers.build("dpo", folder, *short, *overrides, count=pairs).trainer
 
 
 def epoch_of(trainer: Any, epoch: int) -> list[Any]:
@@ -101,13 +82,9 @@ def test_grpo_draws_the_same_problems_after_a_resume_in_a_later_epoch(tmp_path: 
     few = ["training.per_device_train_batch_size=8", "training.num_generations=4"]
     few += ["training.gradient_accumulation_steps=1", "training.max_completion_length=6"]
     few += ["training.max_steps=9", "training.save_steps=6"]
-    path = ROOT / "configs" / "grpo_demo.yaml"
-    settings = load_settings(GRPOSettings, path, few)
-    problems = load_problems(settings.data)[0][:8]
     drawn: dict[str, list[str]] = {}
 
     def train(name: str, checkpoint: Path | None = None) -> list[Any]:
-        model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
         seen = drawn[name] = []
 
         def length(completions: Any, question: list[str], **_: Any) -> list[float]:
@@ -115,8 +92,7 @@ def test_grpo_draws_the_same_problems_after_a_resume_in_a_later_epoch(tmp_path: 
             return [float(len(each[0]["content"])) for each in completions]
 
         both = {"format": length, "correctness": lambda completions, **_: [0.0] * len(completions)}
-        run = RunFolder(tmp_path / name / "run")
-        trainer = grpo.build_trainer(model, tokenizer, problems, settings, both, run)[0]
+        trainer = trainers.build("grpo", tmp_path / name, *few, count=8, rewards=both).trainer
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         logged = [row for row in trainer.state.log_history if "loss" in row]
         return [(row["step"], row["loss"], row["grad_norm"], row["reward"]) for row in logged]
@@ -133,7 +109,7 @@ def test_problems_for_less_than_one_generation_are_refused() -> None:
     """trl would leave them all out, train nothing, and the run would end as a finished one."""
     given = ["training.per_device_train_batch_size=8", "training.num_generations=4"]
     given += ["training.gradient_accumulation_steps=3"]
-    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", given)
+    settings = trainers.settings_of("grpo", *given)
     grpo.check_enough(6, settings)
     with pytest.raises(DataError, match="5 problems to train on, and a generation takes 6 "):
         grpo.check_enough(5, settings)

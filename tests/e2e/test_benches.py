@@ -1,6 +1,8 @@
-"""Every benchmark that a machine without a GPU can run, in its smallest form, as a user would."""
+"""Benchmarks that a machine without a GPU can run, in their smallest form, as a user would.
 
-import json
+bench/gpu.py runs in tests/pretend_gpu and tests/gpu.
+"""
+
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import ROOT, SHARED, needs_shared
+from tests.reliability.inside import read
 
 pytestmark = pytest.mark.long  # benchmarks are tools of ours, and no command runs one
 
@@ -25,17 +28,7 @@ def bench(name: str, output: Path, *arguments: str | Path) -> Any:
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    return json.loads(output.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("side", ["stock", "project"])
-@pytest.mark.parametrize("task", ["dpo", "grpo"])
-def test_a_side_of_the_comparison(task: str, side: str, tmp_path: Path) -> None:
-    short = ["--size", "cpu", "--steps", "1", "--warmup", "1", "--work", tmp_path / "work"]
-    actual = bench("gpu", tmp_path / "gpu.json", *short, "--task", task, "--sides", side)
-    (measured,) = actual["measurements"]
-    assert measured["status"] == "ok", measured
-    assert 0 < measured["seconds_a_step"] < measured["wall_seconds"]
+    return read(output)
 
 
 @pytest.mark.timeout(1200)

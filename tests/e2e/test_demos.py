@@ -1,6 +1,5 @@
 """The two demos: the real scripts on the embedded model, as a user runs them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from tests.helpers import ROOT, run_script
 from tests.pretend_gpu import installed
+from tests.reliability.inside import read, rows, succeed
 
 CONFIGS = {name: ROOT / "configs" / f"{name}_demo.yaml" for name in ("grpo", "dpo")}
 MEASURES = (
@@ -23,23 +23,26 @@ RECORD = ["config.yaml", "environment.json", "metrics.jsonl", "adapter/adapter_m
 RECORD += ["report.html", "plots/scores.png"]
 
 
-def read(run: Path, name: str) -> Any:
-    return json.loads((run / "eval" / f"{name}.json").read_text(encoding="utf-8"))
+def scores(run: Path) -> list[Any]:
+    """Before, after and their comparison."""
+    return [read(run / "eval" / f"{name}.json") for name in ("before", "after", "comparison")]
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+WHOLE = pytest.param((), marks=pytest.mark.long, id="whole")
+PART = {
+    "grpo": ("training.max_steps=12", "data.validation=20", "evaluation.limit=100"),
+    "dpo": ("training.max_steps=30", "data.validation=20", "evaluation.replies=80", ALSO),
+}
 
 
-@pytest.mark.parametrize("steps", [12, pytest.param(40, marks=pytest.mark.long)])
-def test_grpo_demo_learns_to_compute(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize("part", [pytest.param(PART["grpo"], id="part"), WHOLE])
+def test_grpo_demo_learns_to_compute(tmp_path: Path, part: tuple[str, ...]) -> None:
     """In 12 of its 40 steps, and in all of them."""
     run = tmp_path / "grpo"
-    command = ("--config", CONFIGS["grpo"], "--output", run, f"training.max_steps={steps}")
-    result = run_script("grpo", *command)
-    assert result.returncode == 0, result.stderr
-    before, after, comparison = (read(run, name) for name in ("before", "after", "comparison"))
-    assert before["strict"]["n"] == 300
+    command = ("--config", CONFIGS["grpo"], "--output", run, *part)
+    result = succeed("grpo", *command)
+    before, after, comparison = scores(run)
+    assert before["strict"]["n"] == (100 if part else 300)
     assert before["strict"]["value"] <= 0.45
     assert after["strict"]["value"] >= 0.85
     assert comparison["strict"]["p_value"] < 1e-6
@@ -55,14 +58,13 @@ def test_grpo_demo_learns_to_compute(tmp_path: Path, steps: int) -> None:
     assert "finished run" in finished.stdout
 
 
-@pytest.mark.parametrize("steps", [30, pytest.param(60, marks=pytest.mark.long)])
-def test_dpo_demo_learns_french(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize("part", [pytest.param(PART["dpo"], id="part"), WHOLE])
+def test_dpo_demo_learns_french(tmp_path: Path, part: tuple[str, ...]) -> None:
     """In 30 of its 60 steps, and in all of them."""
     run = tmp_path / "dpo"
-    command = ("--config", CONFIGS["dpo"], "--output", run, f"training.max_steps={steps}")
-    result = run_script("dpo", *command)
-    assert result.returncode == 0, result.stderr
-    before, after, comparison = (read(run, name) for name in ("before", "after", "comparison"))
+    replies, problems = (80, 20) if part else (200, 100)
+    result = succeed("dpo", "--config", CONFIGS["dpo"], "--output", run, *part)
+    before, after, comparison = scores(run)
     assert list(before) == list(after) == list(comparison) == [*MEASURES]
     assert before["reward_accuracy"]["value"] == 0.5  # the reference prefers nothing over itself
     assert after["reward_accuracy"]["value"] >= 0.95
@@ -72,34 +74,34 @@ def test_dpo_demo_learns_french(tmp_path: Path, steps: int) -> None:
     assert 0.35 <= before["french_share"]["value"] <= 0.65
     assert after["french_share"]["value"] >= 0.95
     assert after["reward_margin"]["low"] > 0
-    assert before["kl_per_token"] == {"value": 0.0, "n": 200, "low": 0.0, "high": 0.0}
+    assert before["kl_per_token"] == {"value": 0.0, "n": replies, "low": 0.0, "high": 0.0}
     assert 0.01 < after["kl_per_token"]["low"] < after["kl_per_token"]["value"] < 1
     assert after["ended_share"]["value"] >= 0.95 and after["repetition_rate"]["value"] <= 0.05
-    assert before["arithmetic/strict"]["n"] == after["arithmetic/strict"]["n"] == 100
+    assert before["arithmetic/strict"]["n"] == after["arithmetic/strict"]["n"] == problems
     first = next(row for row in rows(run / "metrics.jsonl") if "loss" in row)
     assert abs(first["rewards/margins"]) < 1e-5  # the policy starts as its reference
     for name in RECORD:
         assert (run / name).stat().st_size > 0
-    assert_replies_are_whole(run, before, after)
+    assert_replies_are_whole(run, replies, before, after)
     out = result.stdout
-    assert "length-controlled accuracy" in out and "dpo, arithmetic (n = 100)" in out
+    assert "length-controlled accuracy" in out and f"dpo, arithmetic (n = {problems})" in out
     assert " of them in language; the first of those:" in out
     example = out[out.index(" of them in language") : out.index("\nmeasure ")]
     assert max(map(len, example.splitlines())) <= 100
 
 
-def assert_replies_are_whole(run: Path, before: Any, after: Any) -> None:
+def assert_replies_are_whole(run: Path, count: int, before: Any, after: Any) -> None:
     """What a page on the run shows and a judge reads, in the same order on both sides."""
     sides = {side: rows(run / "eval" / f"{side}_replies.jsonl") for side in ("before", "after")}
     for side, measured in (("before", before), ("after", after)):
-        assert len(sides[side]) == 200
+        assert len(sides[side]) == count
         assert all(
             row["system"] == "Tu es un assistant qui répond en français." for row in sides[side]
         )
         for name, key in (("french_share", "in_language"), ("ended_share", "ended")):
-            share = sum(row[key] for row in sides[side]) / 200
+            share = sum(row[key] for row in sides[side]) / count
             assert share == pytest.approx(measured[name]["value"])
-        tokens = sum(row["tokens"] for row in sides[side]) / 200
+        tokens = sum(row["tokens"] for row in sides[side]) / count
         assert tokens == pytest.approx(measured["mean_tokens"]["value"])
         assert all(row["text"] and row["prompt"] for row in sides[side])
     prompts = [[row["prompt"] for row in sides[side]] for side in sides]
@@ -113,8 +115,7 @@ def test_a_locale_of_ascii(tmp_path: Path, name: str) -> None:
     few = ["training.max_steps=1", "training.save_steps=1", "evaluation.limit=2"]
     demo = ("--config", ROOT / "configs" / f"{name}_demo.yaml", "--output", tmp_path / "run")
     ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    result = run_script(name, *demo, *few, **ascii)
-    assert result.returncode == 0, result.stderr[-3000:]
+    succeed(name, *demo, *few, **ascii)
 
 
 @pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
@@ -124,11 +125,9 @@ def test_without_training_nothing_changes(tmp_path: Path, name: str) -> None:
     (run / "eval").mkdir(parents=True)
     for stale in ("before", "before_replies"):
         (run / "eval" / f"{stale}.jsonl").write_text('{"of": "another run"}\n', encoding="utf-8")
-    limits = ["evaluation.limit=40"] + (["evaluation.replies=40", ALSO] if name == "dpo" else [])
-    result = run_script(
-        name, "--config", CONFIGS[name], "--output", run, "training.max_steps=0", *limits
-    )
-    assert result.returncode == 0, result.stderr
-    for measure, values in read(run, "comparison").items():
+    limits = ["evaluation.limit=20", "data.validation=8"]
+    limits += ["evaluation.replies=20", ALSO] if name == "dpo" else []
+    succeed(name, "--config", CONFIGS[name], "--output", run, "training.max_steps=0", *limits)
+    for measure, values in scores(run)[-1].items():
         assert values["difference"] == 0, measure
         assert values["p_value"] == 1

@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.pairs import load_pair_set
-from posttrain.model import policy
-from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings
-from posttrain.settings.command import load_settings
-from scripts import dpo
-from tests.helpers import ROOT
+from tests.e2e import trainers
 
-CONFIG = ROOT / "configs" / "dpo_demo.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 BETA = 0.1
 LN2 = math.log(2)
@@ -41,13 +35,9 @@ FIRST_LOSS = {
 
 def train(folder: Path, *overrides: str, steps: int = 1) -> tuple[Any, list[float]]:
     chosen = [f"training.beta={BETA}", f"training.max_steps={steps}", *overrides]
-    settings = load_settings(
-        DPOSettings, CONFIG, ["training.precompute_ref_log_probs=true", *chosen]
-    )
-    pairs = load_pair_set(settings.data, settings.prompt).train[:16]
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = RunFolder(folder / "run")
-    trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
+    trainer = trainers.build(
+        "dpo", folder, "training.precompute_ref_log_probs=true", *chosen
+    ).trainer
     trainer.train()
     return trainer, [row["loss"] for row in trainer.state.log_history if "loss" in row]
 

@@ -8,42 +8,25 @@ import pytest
 
 from eval.measures import compare
 from eval.replies import kl_per_token
-from posttrain.data.pairs import load_pair_set
-from posttrain.model import policy
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
 from posttrain.scoring import problem_sets
-from posttrain.settings import DPOSettings
-from posttrain.settings.command import load_settings
-from tests.helpers import ROOT
+from tests.e2e.trainers import load, move, plain, rows_of, settings_of
 
 # The libraries' own warnings while a model is built are not what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore")
-Loaded = tuple[Any, Any]
-
-
-def settings_with(*overrides: str) -> DPOSettings:
-    return load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", list(overrides))
 
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     """The demo policy with noise on its adapter, its tokenizer, and its like in float64."""
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    settings = settings_with()
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
+    model, tokenizer = load(settings_of("dpo"))
+    move(model)
     folder = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(folder)
-    base = AutoModelForCausalLM.from_pretrained(ROOT / settings.model.name, dtype=torch.float64)
-    return model, tokenizer, PeftModel.from_pretrained(base, folder).double().eval()
+    return model, tokenizer, plain(folder, dtype=torch.float64)
 
 
 def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, Any]) -> None:
@@ -51,8 +34,10 @@ def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, A
     import torch
 
     model, tokenizer, exact = moved
-    settings = settings_with("evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}")
-    pairs = load_pair_set(settings.data, settings.prompt).train
+    settings = settings_of(
+        "dpo", "evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}"
+    )
+    pairs = rows_of("dpo", settings)
     prompts = [list(pair.prompt) for pair in pairs[:120]]
     sampled, result = scoring.sample(model, tokenizer, prompts, settings)
     assert len({reply.text for reply in sampled}) > 60
@@ -85,11 +70,12 @@ def test_scores_are_read_back_as_they_were_taken(
     moved: tuple[Any, Any, Any], tmp_path: Path
 ) -> None:
     model, tokenizer, _ = moved
-    settings = settings_with(
+    settings = settings_of(
+        "dpo",
         "evaluation={replies: 5, batch_size: 16, also: [{name: a, "
-        "path: assets/demo_data/problems_test.jsonl, limit: 6, max_new_tokens: 60}]}"
+        "path: assets/demo_data/problems_test.jsonl, limit: 6, max_new_tokens: 60}]}",
     )
-    pairs = load_pair_set(settings.data, settings.prompt).train
+    pairs = rows_of("dpo", settings)
     problems = problem_sets.load(settings, pairs[:8], tokenizer)
     run = RunFolder(tmp_path)
     run.open(fresh=False)
@@ -121,8 +107,8 @@ def test_replies_without_the_system_turn_are_those_to_the_bare_prompts(
     taken = []
     few = "evaluation={replies: 12, batch_size: 12, also: []}"
     for name, system in (("prompted", "Réponds en français."), ("bare", "null")):
-        settings = settings_with(few, f"prompt.system={system}")
-        pairs = load_pair_set(settings.data, settings.prompt).train
+        settings = settings_of("dpo", few, f"prompt.system={system}")
+        pairs = rows_of("dpo", settings)
         run = RunFolder(tmp_path / name)
         run.open(fresh=False)
         taken.append(scoring.score(model, tokenizer, pairs[:12], {}, settings, run, "before"))
@@ -136,8 +122,8 @@ def test_replies_without_the_system_turn_are_those_to_the_bare_prompts(
 
 def test_without_replies_or_problem_sets(moved: tuple[Any, Any, Any], tmp_path: Path) -> None:
     model, tokenizer, _ = moved
-    settings = settings_with("evaluation={replies: 0, batch_size: 16, also: []}")
-    pairs = load_pair_set(settings.data, settings.prompt).train
+    settings = settings_of("dpo", "evaluation={replies: 0, batch_size: 16, also: []}")
+    pairs = rows_of("dpo", settings)
     run = RunFolder(tmp_path)
     run.open(fresh=False)
     taken = scoring.score(model, tokenizer, pairs[:4], {}, settings, run, "before")

@@ -1,4 +1,7 @@
-"""scripts/evaluate.py on the demo model, as a user runs it: stopped, started again, compared."""
+"""scripts/evaluate.py on the demo model: stopped, started again, compared.
+
+What loads no model runs in this process, the rest as a user runs it.
+"""
 
 import json
 import os
@@ -13,17 +16,22 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import DataError
+from posttrain.base.process import run_main
 from posttrain.scoring import evaluation
 from posttrain.scoring.answers import adapter_of_run
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import dump_yaml
+from scripts import evaluate
 from tests.helpers import ROOT, run_script, start_script
+from tests.reliability.inside import own_handlers, read, rows, succeed
 
+__all__ = ["own_handlers"]
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
 # The libraries' own warnings while an adapter is made are not what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore")
-LIMIT = ["--limit", "64", "--max-new-tokens", "48", "--batch-size", "4", "--dtype", "float32"]
+COUNT = 32
+LIMIT = ["--limit", str(COUNT), "--max-new-tokens", "48", "--batch-size", "4", "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +44,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def request_(model: Path) -> list[str]:
-    return ["evaluate", "--model", str(model), "--data", str(PROBLEMS), *LIMIT]
+    return ["--model", str(model), "--data", str(PROBLEMS), *LIMIT]
 
 
 @pytest.fixture(scope="module")
 def complete(request_: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an evaluation that nothing interrupted; not to be written to."""
     folder = tmp_path_factory.mktemp("complete") / "greedy"
-    result = run_script(*request_, "--output", folder)
-    assert result.returncode == 0, result.stderr
-    assert "strict accuracy" in result.stdout and "64" in result.stdout
+    result = succeed("evaluate", *request_, "--output", folder)
+    assert "strict accuracy" in result.stdout and str(COUNT) in result.stdout
     return folder
 
 
@@ -55,13 +62,8 @@ def copy(complete: Path, tmp_path: Path) -> Path:
 
 
 def measures(folder: Path) -> dict[str, Any]:
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = read(folder / "report.json")
     return dict(report["measures"])
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    text = (folder / "replies.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def lines(folder: Path) -> int:
@@ -69,27 +71,42 @@ def lines(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def refused(*arguments: str | Path, **environment: str) -> str:
-    """What the script says where it must refuse; one line, no traceback, exit code 2."""
-    result = run_script(*arguments, **environment)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stderr.strip().splitlines()[-1]
+def called(*arguments: str | Path) -> int:
+    """The exit code of the script in this process."""
+    with pytest.raises(SystemExit) as left:
+        run_main(lambda: evaluate.main([str(argument) for argument in arguments]))
+    return int(left.value.code or 0)
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def printed(capsys: Capture, *arguments: str | Path) -> str:
+    assert called(*arguments) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: Capture, *arguments: str | Path) -> str:
+    """What the script prints where it must refuse; one line, no traceback, exit code 2."""
+    assert called(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.strip().splitlines()[-1]
 
 
 # --- a whole evaluation ---------------------------------------------------------------------------
 
 
 def test_report(complete: Path, model: Path) -> None:
-    report = json.loads((complete / "report.json").read_text(encoding="utf-8"))
+    report = read(complete / "report.json")
     assert report["model"] == str(model) and report["dtype"] == "float32"
     assert report["temperature"] == 0 and report["trained_on"] == 0
-    rows = rows_of(complete)
-    assert len(rows) == 64
+    replies = rows(complete / "replies.jsonl")
+    assert len(replies) == COUNT
     for name in ("strict", "tagged", "lenient", "format_rate", "truncated_rate"):
         actual = report["measures"][name]
-        assert actual["value"] == sum(row[name] for row in rows) / 64
-        assert actual["n"] == 64 and actual["low"] <= actual["value"] <= actual["high"]
+        assert actual["value"] == sum(row[name] for row in replies) / COUNT
+        assert actual["n"] == COUNT and actual["low"] <= actual["value"] <= actual["high"]
     assert report["measures"]["format_rate"]["value"] > 0.9  # the demo model knows the form
 
 
@@ -98,7 +115,7 @@ def test_report(complete: Path, model: Path) -> None:
 
 def kill_after(replies: int, arguments: list[str], folder: Path) -> int:
     """SIGKILL the script once it has kept that many replies; returns how many there are then."""
-    process = start_script(*arguments, "--output", folder)
+    process = start_script("evaluate", *arguments, "--output", folder)
     try:
         deadline = time.monotonic() + 300
         while lines(folder) < replies:
@@ -113,8 +130,8 @@ def kill_after(replies: int, arguments: list[str], folder: Path) -> int:
 
 def points() -> Iterator[Any]:
     generator = random.Random(3)
-    others = [n for n in range(1, 49) if n != 16]
-    yield pytest.param(16, id="16")
+    others = [n for n in range(1, 25) if n != 8]
+    yield pytest.param(8, id="8")
     for replies in sorted(generator.sample(others, 3)):
         yield pytest.param(replies, id=str(replies), marks=pytest.mark.long)
 
@@ -125,12 +142,11 @@ def test_killed_evaluation_ends_in_the_same_report(
 ) -> None:
     folder = tmp_path / "killed"
     kept = kill_after(replies, request_, folder)
-    assert replies <= kept < 64
+    assert replies <= kept < COUNT
     assert not (folder / "report.json").exists()
     with open(folder / "replies.jsonl", "ab") as file:  # what a kill while writing would leave
         file.write('{"question": "half a line, half a lett\u00e9'.encode()[:-1])
-    result = run_script(*request_, "--output", folder)
-    assert result.returncode == 0, result.stderr
+    result = succeed("evaluate", *request_, "--output", folder)
     assert f"{kept} replies kept from an earlier call" in result.stdout
     assert (folder / "report.json").read_bytes() == (complete / "report.json").read_bytes()
     assert (folder / "replies.jsonl").read_bytes() == (complete / "replies.jsonl").read_bytes()
@@ -143,36 +159,36 @@ def test_part_of_a_batch_is_not_sampled_anew_on_its_own(
     """Sampled replies depend on what is in the batch; a cut-off file must end as a whole one."""
     sampled = [*request_, "--limit", "24", "--samples", "2", "--temperature", "1.2"]
     folder = tmp_path / "sampled"
-    assert run_script(*sampled, "--output", folder).returncode == 0
+    assert run_script("evaluate", *sampled, "--output", folder).returncode == 0
     report, replies = ((folder / n).read_bytes() for n in ("report.json", "replies.jsonl"))
     assert {"pass@1", "pass@2", "majority_vote"} <= set(measures(folder))
     half = replies.index(b"\n", len(replies) // 3) + 20  # into a line, in the middle of a batch
     (folder / "replies.jsonl").write_bytes(replies[:half])
     (folder / "report.json").unlink()
-    result = run_script(*sampled, "--output", folder)
-    assert result.returncode == 0, result.stderr
+    succeed("evaluate", *sampled, "--output", folder)
     assert (folder / "report.json").read_bytes() == report
     assert (folder / "replies.jsonl").read_bytes() == replies
 
 
-def test_a_finished_evaluation_loads_no_model(request_: list[str], copy: Path) -> None:
-    result = run_script(*request_, "--output", copy)
-    assert result.returncode == 0 and "Loading" not in result.stdout
-    assert "strict accuracy" in result.stdout
+def test_a_finished_evaluation_loads_no_model(
+    request_: list[str], copy: Path, capsys: Capture
+) -> None:
+    output = printed(capsys, *request_, "--output", copy)
+    assert "Loading" not in output and "strict accuracy" in output
 
 
-def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path) -> None:
-    rows = (copy / "replies.jsonl").read_text(encoding="utf-8").split("\n")
-    rows[3] = '{"question": "q"}'
-    (copy / "replies.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    output = refused(*request_, "--output", copy)
+def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path, capsys: Capture) -> None:
+    replies = (copy / "replies.jsonl").read_text(encoding="utf-8").split("\n")
+    replies[3] = '{"question": "q"}'
+    (copy / "replies.jsonl").write_text("\n".join(replies), encoding="utf-8")
+    output = refused(capsys, *request_, "--output", copy)
     assert "replies.jsonl: line 4 is not a scored reply: no 'reply'" in output
 
 
 @pytest.mark.parametrize(
     ("change", "output"),
     [
-        (["--limit", "32"], "fingerprint was"),
+        (["--limit", "16"], "fingerprint was"),
         (["--seed", "1"], "seed was 0, now 1"),
         (["--max-new-tokens", "50"], "max_new_tokens was 48, now 50"),
         (["--system", "Be brief."], "now 'Be brief.'"),
@@ -182,22 +198,22 @@ def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path) -> No
     ],
 )
 def test_another_request_into_the_same_folder_is_refused(
-    request_: list[str], copy: Path, change: list[str], output: str
+    request_: list[str], copy: Path, change: list[str], output: str, capsys: Capture
 ) -> None:
     files = {path: path.read_bytes() for path in copy.iterdir()}
-    message = refused(*request_, *change, "--output", copy)
+    message = refused(capsys, *request_, *change, "--output", copy)
     assert message.startswith(f"error: {copy} holds another evaluation") and output in message
     assert {path: path.read_bytes() for path in copy.iterdir()} == files
 
 
 def test_a_retrained_model_in_the_same_place_is_another_request(
-    request_: list[str], model: Path, copy: Path
+    request_: list[str], model: Path, copy: Path, capsys: Capture
 ) -> None:
     weights = model / "model.safetensors"
     original = weights.read_bytes()
     weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     try:
-        assert "weights was" in refused(*request_, "--output", copy)
+        assert "weights was" in refused(capsys, *request_, "--output", copy)
     finally:
         weights.write_bytes(original)
 
@@ -205,47 +221,47 @@ def test_a_retrained_model_in_the_same_place_is_another_request(
 # --- without the model ----------------------------------------------------------------------------
 
 
-def test_rescore_gives_the_same_measures_and_leaves_the_file_alone(copy: Path) -> None:
+def test_rescore_gives_the_same_measures_and_leaves_the_file_alone(
+    copy: Path, capsys: Capture
+) -> None:
     replies = copy / "replies.jsonl"
-    rows = rows_of(copy)
-    expected = run_script("evaluate", "--rescore", replies).stdout
+    original = rows(replies)
+    rescore = ["--rescore", replies]
+    expected = printed(capsys, *rescore)
     percent = f"{measures(copy)['strict']['value']:.1%}"
     assert f"strict accuracy    {percent}" in expected
-    wrong = [{**row, "strict": 0.0, "tagged": 0.0, "lenient": 0.0} for row in rows]
+    wrong = [{**row, "strict": 0.0, "tagged": 0.0, "lenient": 0.0} for row in original]
     text = "".join(json.dumps(row) + "\n" for row in wrong) + '{"question": "cut off'
     replies.write_text(text, encoding="utf-8")
-    result = run_script("evaluate", "--rescore", replies)
-    assert (result.returncode, result.stdout) == (0, expected)
+    assert printed(capsys, *rescore) == expected
     assert replies.read_text(encoding="utf-8") == text
     replies.write_text(text[: text.rindex("\n")], encoding="utf-8")  # whole, without a line end
-    assert run_script("evaluate", "--rescore", replies).stdout == expected
+    assert printed(capsys, *rescore) == expected
 
 
-def test_compare_prints_the_paired_table(complete: Path, copy: Path) -> None:
-    rows = rows_of(copy)
-    wrong = [row for row in rows if not row["strict"]]
+def test_compare_prints_the_paired_table(complete: Path, copy: Path, capsys: Capture) -> None:
+    replies = rows(copy / "replies.jsonl")
+    wrong = [row for row in replies if not row["strict"]]
     assert len(wrong) >= 8
     for row in wrong[:8]:
         row["reply"] = f"<answer>{row['answer']}</answer>"
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    text = "".join(json.dumps(row) + "\n" for row in replies)
     (copy / "replies.jsonl").write_text(text, encoding="utf-8")
-    result = run_script("evaluate", "--compare", complete / "report.json", copy / "report.json")
-    assert result.returncode == 0, result.stderr
-    (strict,) = (x for x in result.stdout.splitlines() if "strict accuracy" in x)
-    assert "+12.5 points" in strict and "(n = 64)" in result.stdout
+    output = printed(capsys, "--compare", complete / "report.json", copy / "report.json")
+    (strict,) = (x for x in output.splitlines() if "strict accuracy" in x)
+    assert "+25.0 points" in strict and f"(n = {COUNT})" in output
     assert "0.0078" in strict  # 8 of 8 changed one way: 2 / 2^8
-    assert run_script("evaluate", "--compare", complete, copy).stdout == result.stdout
-    same = run_script("evaluate", "--compare", complete, complete).stdout
-    assert "+0.0 points [+0.0, +0.0]" in same
+    assert printed(capsys, "--compare", complete, copy) == output
+    assert "+0.0 points [+0.0, +0.0]" in printed(capsys, "--compare", complete, complete)
 
     (copy / "replies.jsonl").write_text("\n".join(text.split("\n")[1:]), encoding="utf-8")
-    output = refused("evaluate", "--compare", complete, copy)
+    output = refused(capsys, "--compare", complete, copy)
     assert "do not answer the same problems" in output and str(copy) in output
     (copy / "replies.jsonl").write_text("")
-    assert "holds no replies" in refused("evaluate", "--compare", complete, copy)
-    assert "nowhere: no such report" in refused("evaluate", "--compare", complete, "nowhere")
-    assert "holds no replies" in refused("evaluate", "--rescore", copy / "replies.jsonl")
-    assert "cannot be read" in refused("evaluate", "--rescore", copy / "nothing.jsonl")
+    assert "holds no replies" in refused(capsys, "--compare", complete, copy)
+    assert "nowhere: no such report" in refused(capsys, "--compare", complete, "nowhere")
+    assert "holds no replies" in refused(capsys, "--rescore", copy / "replies.jsonl")
+    assert "cannot be read" in refused(capsys, "--rescore", copy / "nothing.jsonl")
 
 
 # --- guards ---------------------------------------------------------------------------------------
@@ -282,12 +298,10 @@ def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("which", ["adapter", "checkpoints/checkpoint-2"])
 def test_questions_that_were_trained_on_are_refused(
-    trained: Path, which: str, tmp_path: Path
+    trained: Path, which: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    output = refused(
-        *["evaluate", "--model", trained / which, "--data", PROBLEMS, "--limit", "8"],
-        *["--output", tmp_path / "out"],
-    )
+    scored = ["--model", trained / which, "--data", PROBLEMS, "--limit", "8"]
+    output = refused(capsys, *scored, "--output", tmp_path / "out")
     assert "3 of 8 questions are in" in output and "--allow-trained-on" in output
     assert not (tmp_path / "out").exists()
 
@@ -296,31 +310,19 @@ def test_override_scores_them_and_says_so(trained: Path, tmp_path: Path) -> None
     """Also what else an adapter's run decides: its system prompt and its precision."""
     folder = tmp_path / "out"
     adapter = Path(os.path.relpath(trained / "adapter", tmp_path))  # from another directory
-    result = run_script(
+    result = succeed(
         *["evaluate", "--model", f"./{adapter}/", "--data", PROBLEMS, "--limit", "8"],
         *["--max-new-tokens", "8", "--allow-trained-on", "--output", folder],
         cwd=tmp_path,
     )
-    assert result.returncode == 0, result.stderr
     assert "warning: 3 of these questions were trained on" in result.stdout
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = read(folder / "report.json")
     assert report["trained_on"] == 3
     assert (report["system"], report["dtype"], report["load_in_4bit"]) == (
         "Answer.",
         "float32",
         False,
     )
-
-
-def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.jsonl"
-    other.write_text('{"question": "Two and two?", "answer": "4"}\n', encoding="utf-8")
-    adapter = str(trained / "adapter")
-    problems = evaluation.load_problems(str(other), {})
-    assert evaluation.refuse_trained_on(adapter, str(other), problems, allow=False) == 0
-    problems = evaluation.load_problems(str(PROBLEMS), {}, limit=2)
-    with pytest.raises(DataError, match="2 of 2 questions"):
-        evaluation.refuse_trained_on(adapter, str(PROBLEMS), problems, allow=False)
 
 
 @pytest.mark.parametrize(
@@ -345,12 +347,14 @@ def test_other_questions_are_scored(trained: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_arguments(arguments: list[str], output: str, model: Path, tmp_path: Path) -> None:
+def test_bad_arguments(
+    arguments: list[str], output: str, model: Path, tmp_path: Path, capsys: Capture
+) -> None:
     given = list(arguments)
     if arguments and arguments != ["--model", "m"]:
         given += [] if "--model" in arguments else ["--model", str(model)]
         given += [] if "--data" in arguments else ["--data", str(PROBLEMS)]
-    assert output in refused("evaluate", *given, "--output", tmp_path / "out")
+    assert output in refused(capsys, *given, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.export import gguf, llama_cpp, merge, models, parity, texts
+from posttrain.export import gguf, merge, models, parity, texts
 from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import serve
 from posttrain.run.results import Check
 from posttrain.settings.export import Parity
 from tests.helpers import ROOT, make_adapter, run_script
 from tests.real.export_proof import edited, other_rope, other_template
+from tests.reliability.inside import read
 
 DEMO = ROOT / "assets" / "demo_model"
-PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
 SMALL = ["export.parity.new_tokens=24"]
 LIMIT = Parity().max_divergence_16_bit
 CHECKS = [
@@ -33,15 +33,6 @@ CHECKS = [
     *("divergence", "greedy_text"),
 ]
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def tree() -> Path:
-    """The pinned llama.cpp, for its converter alone: nothing is compiled."""
-    try:
-        return llama_cpp.find_tree(None)
-    except ConfigError as error:
-        pytest.skip(f"llama.cpp is not in the cache and cannot be fetched: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +54,7 @@ def export(adapter: Path, folder: Path, to: str, *more: str) -> subprocess.Compl
 
 
 def record(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "export.json").read_text(encoding="utf-8")))
+    return dict(read(folder / "export.json"))
 
 
 def test_every_target_is_proven_and_recorded(exported: Path, adapter: Path) -> None:
@@ -76,7 +67,7 @@ def test_every_target_is_proven_and_recorded(exported: Path, adapter: Path) -> N
         assert (exported / entry["path"]).exists()
     assert not [p for p in exported.rglob("*") if "partial" in p.name]
     merged = exported / "merged_16bit"
-    generation = json.loads((merged / "generation_config.json").read_text())
+    generation = read(merged / "generation_config.json")
     assert generation["do_sample"] is False and generation["eos_token_id"] == 2
     template = "chat_template.jinja"
     assert (merged / template).read_text() == (DEMO / template).read_text()
@@ -96,19 +87,6 @@ def test_a_failed_gate_ends_with_4_and_keeps_the_file(adapter: Path, tmp_path: P
     assert result.returncode == 4 and "UNPROVEN: merged_16bit" in result.stdout
     entry = record(tmp_path)["exports"]["merged_16bit"]
     assert entry["proven"] is False and (tmp_path / entry["path"] / "config.json").is_file()
-
-
-def test_a_gguf_file_is_scored_through_llama_cpp(exported: Path, tmp_path: Path) -> None:
-    arguments = ["--data", PROBLEMS, "--limit", "32", "--max-new-tokens", "32"]
-    scores = []
-    for number, model in enumerate((exported / "gguf").glob("*.gguf")):
-        folder = tmp_path / str(number)
-        result = run_script("evaluate", "--model", model, *arguments, "--output", folder)
-        assert result.returncode == 0, result.stderr
-        report = json.loads((folder / "report.json").read_text())
-        assert report["weights"] and report["measures"]["strict"]["n"] == 32
-        scores.append(report["measures"]["strict"]["value"])
-    assert len(scores) == 2
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +145,7 @@ def with_values(file: str, **values: Any) -> Edit:
 
     def edit(folder: Path) -> None:
         path = folder / file
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read(path)
         for name, value in values.items():
             *sections, key = name.split("__")
             inner = content

@@ -2,39 +2,35 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.export import llama_cpp, score
+from posttrain.export import score
 from posttrain.report.export_scores import TITLE
-from posttrain.settings import Export
+from scripts import export
 from tests.helpers import ROOT, run_script
+from tests.reliability import inside
+from tests.reliability.inside import read, succeed
 
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
 PARITY = "parity: {new_tokens: 24}"
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("tree")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tree() -> Path:
-    """The pinned llama.cpp, for its converter alone: nothing is compiled."""
-    try:
-        return llama_cpp.find_tree(None)
-    except ConfigError as error:
-        pytest.skip(f"llama.cpp is not in the cache and cannot be fetched: {error}")
+TO = "[merged_16bit, 'gguf:q8_0']"
 
 
-def train(method: str, folder: Path, *more: str) -> str:
+def train(method: str, folder: Path, *more: str, to: str = TO) -> str:
     """Two steps of the demo, exported and scored as its settings say; returns what it printed."""
-    result = run_script(
+    result = succeed(
         *(method, "--config", ROOT / "configs" / f"{method}_demo.yaml", "--output", folder),
         *("training.max_steps=2", "data.validation=0", "training.save_steps=2", *more),
-        f"export={{to: [merged_16bit, 'gguf:q8_0'], score: true, {PARITY}}}",
+        f"export={{to: {to}, score: true, {PARITY}}}",
     )
-    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
@@ -47,13 +43,12 @@ def grpo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def scores(run: Path) -> dict[str, Any]:
-    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
+    record = read(run / "export.json")
     return {name: entry["score"] for name, entry in record["exports"].items()}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    actual = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return sorted(actual, key=lambda row: str(row["question"]))
+    return sorted(inside.rows(path), key=lambda row: str(row["question"]))
 
 
 @pytest.mark.parametrize("target", ["merged_16bit", "gguf:q8_0"])
@@ -61,18 +56,18 @@ def test_a_score_is_that_of_an_evaluation_by_hand(
     target: str, grpo: tuple[Path, str], tmp_path: Path
 ) -> None:
     run, _ = grpo
-    entry = json.loads((run / "export.json").read_text(encoding="utf-8"))["exports"][target]
+    entry = read(run / "export.json")["exports"][target]
     by_hand = tmp_path / "by_hand"
-    result = run_script(
+    succeed(
         *("evaluate", "--model", run / entry["path"], "--data", PROBLEMS, "--limit", "16"),
         *("--max-new-tokens", "48", "--output", by_hand),
     )
-    assert result.returncode == 0, result.stderr
     kept = run / "eval" / "exports" / target.replace(":", "-") / "replies.jsonl"
     assert rows(kept) == rows(by_hand / "replies.jsonl")
-    report = json.loads((by_hand / "report.json").read_text(encoding="utf-8"))
+    report = read(by_hand / "report.json")
     score = entry["score"]
     assert score["measures"] == report["measures"] and score["n"] == 16
+    assert report["weights"]
     adapter, file = rows(run / "eval" / "after.jsonl"), rows(kept)
     pairs = [(a["strict"], b["strict"]) for a, b in zip(adapter, file, strict=True)]
     assert [a["question"] for a in adapter] == [b["question"] for b in file]
@@ -91,12 +86,20 @@ def test_it_is_shown_where_the_headline_is(grpo: tuple[Path, str]) -> None:
         assert "No file lost significantly against the adapter" in text
 
 
-def test_a_second_call_asks_nothing_again(grpo: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_second_call_asks_only_what_a_kill_left_out(
+    grpo: tuple[Path, str], tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(grpo[0], tmp_path / "moved"))
-    result = run_script("export", run, "--to", "merged_16bit,gguf:q8_0", "--score")
-    assert result.returncode == 0, result.stderr
-    assert "Loading" not in result.stdout and TITLE in result.stdout
-    assert scores(run) == scores(grpo[0])
+    cut = run / "eval" / "exports" / "gguf-q8_0" / "replies.jsonl"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    result = succeed("export", run, "--to", "merged_16bit,gguf:q8_0", "--score")
+    assert "15 replies kept" in result.stdout and TITLE in result.stdout
+    of_merged = result.stdout.partition("Scoring the files")[2].partition("gguf:q8_0")[0]
+    assert "Loading" not in of_merged
+    again, before = scores(run), scores(grpo[0])
+    for each in (again, before):
+        del each["gguf:q8_0"]["tokens_per_second"]  # of the one reply
+    assert again == before
     for path in grpo[0].glob("eval/exports/*/*"):
         assert (run / path.relative_to(grpo[0])).read_bytes() == path.read_bytes()
 
@@ -106,11 +109,11 @@ def test_answers_of_other_weights_are_not_taken_for_a_files_own(
 ) -> None:
     run = Path(shutil.copytree(grpo[0], tmp_path / "other"))
     requested = run / "eval" / "exports" / "gguf-q8_0" / "request.json"
-    request = json.loads(requested.read_text(encoding="utf-8"))
+    request = read(requested)
     requested.write_text(json.dumps(request | {"weights": "0" * 64}), encoding="utf-8")
     result = run_script("export", run, "--to", "gguf:q8_0", "--score")
     assert result.returncode == 0 and "were to another request" in result.stdout
-    assert json.loads(requested.read_text(encoding="utf-8")) == request
+    assert read(requested) == request
 
 
 @pytest.mark.long
@@ -122,11 +125,10 @@ def test_the_adapter_of_a_4_bit_policy_is_also_scored_on_16_bit_weights(
     config = (run / "config.yaml").read_text(encoding="utf-8")
     four_bit = config.replace("load_in_4bit: false", "load_in_4bit: true")
     (run / "config.yaml").write_text(four_bit, encoding="utf-8")
-    result = run_script("export", run, "--to", "merged_16bit", "--score")
-    assert result.returncode == 0, result.stderr
+    result = succeed("export", run, "--to", "merged_16bit", "--score")
     assert result.stdout.count("Loading") == 1 and "adapter on 16-bit weights" in result.stdout
-    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
-    after = json.loads((run / "eval" / "after.json").read_text(encoding="utf-8"))
+    record = read(run / "export.json")
+    after = read(run / "eval" / "after.json")
     score = record["adapter_16bit"]["score"]
     assert score["measures"]["strict"] == after["strict"]
     assert score["gained"] == score["lost"] == 0
@@ -153,8 +155,7 @@ def test_text_answers_are_scored_by_the_rewards_of_the_run(tmp_path: Path) -> No
 
     # By another reward than that of the training, both sides are scored again.
     (tmp_path / "mine.py").write_text(reward.replace("float(len(", "-float(len("))
-    again = run_script("export", run, "--to", "gguf:q8_0", "--score")
-    assert again.returncode == 0, again.stderr
+    again = succeed("export", run, "--to", "gguf:q8_0", "--score")
     assert "the rewards changed since the run" in again.stdout and "Loading" not in again.stdout
     mirrored = scores(run)["gguf:q8_0"]
     assert mirrored["measures"]["total_reward"]["value"] == pytest.approx(-total / 16)
@@ -169,12 +170,9 @@ def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
         "evaluation={limit: 12, replies: 6, max_new_tokens: 24}",
     )
     assert TITLE in output
-    adapter = [
-        json.loads(line) for line in (run / "eval" / "after_replies.jsonl").open(encoding="utf-8")
-    ]
+    adapter = inside.rows(run / "eval" / "after_replies.jsonl")
     for target in ("merged_16bit", "gguf-q8_0"):
-        path = run / "eval" / "exports" / target / "replies.jsonl"
-        replies = [json.loads(line) for line in path.open(encoding="utf-8")][:6]
+        replies = inside.rows(run / "eval" / "exports" / target / "replies.jsonl")[:6]
         actual = scores(run)[target.replace("gguf-", "gguf:")]
         french = [
             (a["in_language"], b["in_language"]) for a, b in zip(adapter, replies, strict=True)
@@ -191,8 +189,7 @@ def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
     path = run / "eval" / "exports" / "gguf-q8_0" / "replies.jsonl"
     complete = path.read_text(encoding="utf-8")
     path.write_text(complete[:-20], encoding="utf-8")
-    result = run_script("export", run, "--to", "gguf:q8_0", "--score")
-    assert result.returncode == 0, result.stderr
+    succeed("export", run, "--to", "gguf:q8_0", "--score")
     assert path.read_text(encoding="utf-8") == complete
 
     # Without replies there is nothing to compare: said before anything is exported.
@@ -205,14 +202,9 @@ def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_files_of_an_sft_run_are_scored_on_its_problems(tmp_path: Path) -> None:
     run = tmp_path / "sft"
-    result = run_script(
-        *("sft", "--config", ROOT / "configs" / "sft_demo.yaml", "--output", run),
-        *("training.max_steps=2", "training.save_steps=2", "data.validation=0"),
-        *("evaluation={limit: 24, max_new_tokens: 48}", "data.holdout=8"),
-        f"export={{to: [merged_16bit], score: true, {PARITY}}}",
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
+    few = ["evaluation={limit: 24, max_new_tokens: 48}", "data.holdout=8"]
+    train("sft", run, *few, to="[merged_16bit]")
+    record = read(run / "export.json")
     made = record["exports"]["merged_16bit"]
     assert made["proven"] and made["score"]["main"] == "strict" and made["score"]["n"] == 24
     answered = rows(run / "eval" / "after.jsonl")
@@ -232,23 +224,24 @@ def test_files_of_an_sft_run_are_scored_on_its_problems(tmp_path: Path) -> None:
     assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
 
 
-def test_what_was_not_made_is_not_scored(grpo: tuple[Path, str], tmp_path: Path) -> None:
+def test_what_was_not_made_is_not_scored(
+    grpo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after merged weights that were not proven."""
     run = Path(shutil.copytree(grpo[0], tmp_path / "run"))
-    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
+    record = read(run / "export.json")
     del record["exports"]["gguf:q8_0"]
     (run / "export.json").write_text(json.dumps(record), encoding="utf-8")
-    export = Export(to=["merged_16bit", "gguf:q8_0"], score=True)
-    assert score.in_a_process(run, ROOT / "assets" / "demo_model", export) == 0
+    given = [str(run), str(ROOT / "assets" / "demo_model"), "merged_16bit", "gguf:q8_0"]
+    monkeypatch.setattr(sys, "argv", ["score", *given])
+    assert score.main() == 0
     assert list(scores(run)) == ["merged_16bit"]
 
 
 def test_without_a_finished_run_it_is_refused(tmp_path: Path, grpo: tuple[Path, str]) -> None:
-    result = run_script(
-        *("export", grpo[0] / "adapter", "--output", tmp_path / "elsewhere"),
-        *("--to", "merged_16bit", "--score"),
-    )
-    assert result.returncode == 2 and "not a finished run folder" in result.stderr
+    given = [str(grpo[0] / "adapter"), "--output", str(tmp_path / "elsewhere")]
+    with pytest.raises(ConfigError, match="not a finished run folder"):
+        export.main([*given, "--to", "merged_16bit", "--score"])
     assert not (tmp_path / "elsewhere").exists()
     run = Path(shutil.copytree(grpo[0], tmp_path / "trained_on"))
     (run / "eval" / "comparison.json").unlink()

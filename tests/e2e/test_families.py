@@ -1,7 +1,6 @@
 """Both scripts on tiny models of several families: prompts, end tokens, scores, merged weights."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,14 @@ import pytest
 
 from eval import PromptFormat, conversation
 from posttrain.base.errors import ConfigError
-from posttrain.data.problems import load_problems
 from posttrain.data.render import render, set_template_variables
-from posttrain.export import llama_cpp
-from posttrain.model import inference, policy
-from posttrain.run.folder import RunFolder
-from posttrain.settings import Evaluation, GRPOSettings
-from posttrain.settings.command import load_settings
+from posttrain.model import inference
+from posttrain.settings import Evaluation
 from scripts import dpo, evaluate, grpo
+from tests.e2e import trainers
 from tests.families import FAMILIES, Family, make_model
-from tests.helpers import ROOT, run_script
+from tests.helpers import ROOT
+from tests.reliability.inside import read, reported_here, rows, succeed
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 DEMO = ROOT / "assets" / "demo_data"
@@ -31,14 +28,6 @@ REWARD = """
 def letters(completions, **columns):
     return [float(len(turns[-1]["content"]) % 5) for turns in completions]
 """
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -120,7 +109,8 @@ class Made:
         """What the script returns, as it is called by a user."""
         given = ["--config", str(ROOT / "configs" / f"{method}_demo.yaml")]
         given += ["--output", str(self.run(method)), *self.overrides(method), *more]
-        return MAINS[method](given)
+        with reported_here():
+            return MAINS[method](given)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -129,16 +119,16 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     make_model(request.param, folder / "model")
     actual = Made(request.param, folder, {})
     for method in MAINS:
-        with noted() as rows:
+        with noted() as read_by_it:
             assert actual.main(method) == 0
-        actual.rows[method] = rows
+        actual.rows[method] = read_by_it
     return actual
 
 
 @pytest.mark.parametrize("method", MAINS)
 def test_two_steps_and_scores(made: Made, method: str) -> None:
-    rows = rows_of(made.run(method) / "metrics.jsonl")  # validations and a summary among them
-    steps = [row for row in rows if "grad_norm" in row]
+    # Validations and a summary are among them.
+    steps = [row for row in rows(made.run(method) / "metrics.jsonl") if "grad_norm" in row]
     assert [row["step"] for row in steps] == [1, 2]
     assert max(row["grad_norm"] for row in steps) > 0
     before, after, comparison = (
@@ -175,7 +165,7 @@ def test_what_the_policy_read(made: Made, method: str) -> None:
 def test_a_reply_of_dpo_ends_as_in_the_chat_template(made: Made) -> None:
     replies = [
         pair[side]
-        for pair in rows_of(DEMO / "preferences.jsonl")[:40]
+        for pair in rows(DEMO / "preferences.jsonl")[:40]
         for side in ("chosen", "rejected")
     ]
     texts = made.texts("dpo")
@@ -190,9 +180,8 @@ def test_every_end_token_ends_a_reply(made: Made, tmp_path: Path) -> None:
     """Those of the generation settings, the tokenizer and the template; in scoring and rollouts."""
     import torch
 
-    config = ROOT / "configs" / "grpo_demo.yaml"
-    settings = load_settings(GRPOSettings, config, made.overrides("grpo"))
-    loaded, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
+    built = trainers.build("grpo", tmp_path, *made.overrides("grpo"))
+    loaded, tokenizer, trainer = built.model, built.tokenizer, built.trainer
     assert tokenizer.eos_token == made.family.reply_end
     ends = {made.family.reply_end, made.family.eos, *made.family.ends}
     ids = set(tokenizer.convert_tokens_to_ids(sorted(ends)))
@@ -205,17 +194,12 @@ def test_every_end_token_ends_a_reply(made: Made, tmp_path: Path) -> None:
         )
         assert (reply.ids, reply.truncated) == ((number,), False)
     head.bias = None
-    problems, _ = load_problems(settings.data)
-    functions = grpo.load_rewards(settings, problems[0])
-    run = RunFolder(tmp_path / "run")
-    trainer, _ = grpo.build_trainer(loaded, tokenizer, problems, settings, functions, run)
     assert set(trainer.eos_token_ids) == set(trainer.generation_config.eos_token_id) == ids
 
 
 def test_merged_weights_are_proven(made: Made, tmp_path: Path) -> None:
     requested = ["--output", tmp_path, "--to", "merged_16bit", *PARITY]
-    result = run_script("export", made.run("grpo"), *requested)
-    assert result.returncode == 0, result.stdout + result.stderr
+    succeed("export", made.run("grpo"), *requested)
     tokenizer = tokenizer_of(tmp_path / "merged_16bit")
     ends = read(tmp_path / "merged_16bit" / "generation_config.json")["eos_token_id"]
     wanted = {made.family.reply_end, *made.family.ends}
@@ -266,9 +250,9 @@ def test_evaluate_asks_with_the_variables_of_the_run(
     given = ["--model", str(adapter), "--data", str(DEMO / "problems_test.jsonl")]
     given += ["--limit", "4", "--max-new-tokens", "4", "--output", str(tmp_path)]
     other = [] if own else ["--chat-template-kwargs", "{enable_thinking: true}"]
-    with noted() as rows:
+    with noted() as read_by_it:
         assert evaluate.main([*given, *other]) == 0
-    texts = as_text(rows, tokenizer_of(adapter))
+    texts = as_text(read_by_it, tokenizer_of(adapter))
     assert any("<think>" in text for text in texts) == own
     report = read(tmp_path / "report.json")
     assert report["chat_template_kwargs"] == {"enable_thinking": not own}
@@ -289,14 +273,10 @@ def test_the_code_of_the_card_renders_the_same_prompt(qwen3: Made, method: str) 
     assert expected.endswith(ASSISTANT + THOUGHTS)
 
 
+@pytest.mark.usefixtures("tree")
 def test_llama_cpp_and_ollama_render_the_same_prompt(qwen3: Made, tmp_path: Path) -> None:
-    try:
-        llama_cpp.find_tree(None)
-    except ConfigError as error:
-        pytest.skip(f"llama.cpp is not in the cache and cannot be fetched: {error}")
     requested = ["--output", tmp_path, "--to", "gguf:f16,ollama", *PARITY]
-    result = run_script("export", qwen3.run("grpo"), *requested)
-    assert result.returncode == 0, result.stdout + result.stderr
+    succeed("export", qwen3.run("grpo"), *requested)
     (modelfile,) = tmp_path.rglob("Modelfile")
     assert f'{ASSISTANT}{THOUGHTS}"""' in modelfile.read_text(encoding="utf-8")
 

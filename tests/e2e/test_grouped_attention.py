@@ -29,11 +29,10 @@ def model(request: pytest.FixtureRequest) -> Any:
     return AutoModelForCausalLM.from_config(config).to(getattr(torch, request.param))
 
 
-def test_decoding_reads_groups_and_gives_the_same_bits(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def heads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of heads of the keys in each call of attention."""
     import torch
-    from transformers.integrations import sdpa_attention
 
     attention = torch.nn.functional.scaled_dot_product_attention
     heads: list[int] = []
@@ -43,6 +42,15 @@ def test_decoding_reads_groups_and_gives_the_same_bits(
         return attention(query, key, *arguments, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    return heads
+
+
+def test_decoding_reads_groups_and_gives_the_same_bits(
+    model: Any, heads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers.integrations import sdpa_attention
+
     ids = torch.randint(0, 97, (5, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, :7] = mask[1, :3] = 0  # padded on the left, so that there is a mask
@@ -69,18 +77,10 @@ def test_decoding_reads_groups_and_gives_the_same_bits(
     assert set(heads) == {QUERY_HEADS}
 
 
-def test_training_attends_as_transformers_does(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_attends_as_transformers_does(model: Any, heads: list[int]) -> None:
     """Gradients of shared keys are summed in an order of torch's own: left as it is upstream."""
     import torch
 
-    heads: list[int] = []
-    attention = torch.nn.functional.scaled_dot_product_attention
-
-    def watched(query: Any, key: Any, *arguments: Any, **options: Any) -> Any:
-        heads.append(key.shape[1])
-        return attention(query, key, *arguments, **options)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     ids = torch.randint(0, 97, (2, 9))
     mask = torch.ones_like(ids)
     mask[0, :4] = 0

@@ -12,16 +12,15 @@ import pytest
 
 from eval import Completion, Conversation, PromptFormat, conversation
 from eval.gsm8k import SYSTEM
-from eval.preference import Pair
-from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
-from posttrain.model import inference, policy, pretrained, runtime
+from posttrain.model import inference, pretrained, runtime
 from posttrain.model.log_probs import pair_log_probs, reply_sequences, token_log_probs
 from posttrain.model.prompts import Reader
-from posttrain.settings import DPOSettings, Evaluation, ProblemColumns, Source
-from posttrain.settings.command import load_settings
+from posttrain.settings import Evaluation, ProblemColumns, Source
 from rewards.answer import CLOSE, ends_with_answer
+from tests.e2e import trainers
+from tests.e2e.trainers import load, move, plain, rows_of, settings_of
 from tests.helpers import ROOT, make_qwen
 
 MODEL = ROOT / "assets" / "demo_model"
@@ -30,13 +29,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 Loaded = tuple[Any, Any]
 
 
-def load() -> Loaded:
+def load_demo() -> Loaded:
     return pretrained.load_for_scoring(str(MODEL), False, "float32", 512)
 
 
 @pytest.fixture(scope="module")
 def demo() -> Loaded:
-    return load()
+    return load_demo()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def rambling(requested: list[Conversation]) -> Loaded:
     """The demo model with noise on its weights, whose replies are of very different lengths."""
     import torch
 
-    model, tokenizer = load()
+    model, tokenizer = load_demo()
     trained = [weight.detach().clone() for weight in model.parameters()]
     for seed in range(1, 9):
         torch.manual_seed(seed)
@@ -112,14 +111,9 @@ def test_the_output_layer_is_not_copied_for_every_row(adapted: bool, tmp_path: P
     """In bfloat16, at the vocabulary of Qwen2.5: 19 MB a row, 622 MB for 32 rows."""
     import torch
 
-    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    name = str(make_qwen(tmp_path, MODEL, **shape, **heads))
+    name = str(make_qwen(tmp_path, MODEL, **trainers.TINY))
     if adapted:
-        demo = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
-        sizes = {"name": name, "dtype": "bfloat16", "load_in_4bit": False}
-        settings = demo.model.model_copy(update=sizes)
-        model, tokenizer = policy.load(settings, demo.lora, demo.training, verbose=False)
+        model, tokenizer = load(settings_of("dpo", f"model.name={name}", "model.dtype=bfloat16"))
     else:
         model, tokenizer = pretrained.load_for_scoring(name, False, "bfloat16", 512)
         model.requires_grad_(False)
@@ -226,7 +220,7 @@ def test_nothing_asked_nothing_answered(demo: Loaded) -> None:
 @pytest.fixture(scope="module")
 def endless() -> Loaded:
     """The demo model with another end token: it continues after its answer."""
-    model, tokenizer = load()
+    model, tokenizer = load_demo()
     tokenizer.eos_token = "<|im_start|>"
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, tokenizer
@@ -387,23 +381,12 @@ def test_a_token_of_prompt_and_reply_together_is_scored(demo: Loaded) -> None:
 
 def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> None:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
-    pairs = load_pair_set(settings.data, settings.prompt).train[:24]
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
+    settings = settings_of("dpo")
+    pairs = rows_of("dpo", settings)[:24]
+    model, tokenizer = load(settings)
     fresh = pair_log_probs(model, tokenizer, pairs, 8, reference=False)
-    exact = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)
-
-    def log_prob(pair: Pair, reply: str) -> float:
-        prompt = tokenizer.apply_chat_template(
-            list(pair.prompt), add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
-        ids = [*prompt, *tokenizer(reply)["input_ids"], tokenizer.eos_token_id]
-        with torch.no_grad():
-            log_probs = exact(torch.tensor([ids])).logits[0].log_softmax(-1)
-        return sum(float(log_probs[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
-
+    log_prob = functools.partial(trainers.log_prob, plain(dtype=torch.float64), tokenizer)
     expected = [(log_prob(p, p.chosen), log_prob(p, p.rejected)) for p in pairs]
     assert len({round(value) for pair in expected for value in pair}) > 5
 
@@ -412,11 +395,7 @@ def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> N
         return all(a == pytest.approx(b, abs=1e-3) for a, b in both)
 
     assert same(fresh, expected)  # a fresh adapter changes nothing
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
+    move(model)
     sizes = {n: pair_log_probs(model, tokenizer, pairs, n, False) for n in (1, 5, 48)}
     assert same(sizes[1], sizes[5]) and same(sizes[1], sizes[48])
     assert not same(sizes[1], expected)
@@ -441,8 +420,7 @@ def test_scoring_holds_some_logits_at_a_time() -> None:
                 self.numbers = max(self.numbers, result.numel())
             return result
 
-    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", [])
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
+    model, tokenizer = load(settings_of("dpo"))
     forward, vocabulary = model.get_base_model().forward, len(tokenizer)
     ids = torch.randint(3, vocabulary, (96, 256), generator=torch.Generator().manual_seed(0))
     sequences = [(row, 8) for row in ids.tolist()]

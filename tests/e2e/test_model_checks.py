@@ -9,12 +9,12 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.model import checks, pretrained, runtime
-from posttrain.settings import DPOSettings
-from posttrain.settings.command import load_settings
 from scripts import dpo, grpo
 from tests.e2e.test_families import as_text, noted, tokenizer_of
+from tests.e2e.trainers import load, settings_of
 from tests.families import DATED
 from tests.helpers import ROOT, make_adapter
+from tests.reliability.inside import reported_here
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 MODEL = ROOT / "assets" / "demo_model"
@@ -23,7 +23,7 @@ MAINS = {"dpo": dpo.main, "grpo": grpo.main}
 
 def check(*overrides: str) -> None:
     """check_model() on the demo's settings with `overrides`, and weights that cannot be loaded."""
-    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", list(overrides))
+    settings = settings_of("dpo", *overrides)
     runtime.start(verbose=False, threads=None)
     tokenizer = pretrained.load_tokenizer(settings.model)
     checks.check_model(settings, tokenizer)
@@ -123,7 +123,7 @@ def test_grpo_reads_one_date_in_training_and_scoring(
         "evaluation={limit: 4, max_new_tokens: 8, batch_size: 4}",
         "training.beta=0.1",  # else flat groups are left out of the training pass
     ]
-    with noted() as rows:
+    with noted() as rows, reported_here():
         assert main("grpo", tmp_path / "run", *overrides) == 0
     texts = [t for t in as_text(rows, tokenizer_of(model)) if "<|im_start|>system" in t]
     assert len(texts) > 4

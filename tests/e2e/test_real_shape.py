@@ -12,6 +12,7 @@ import pytest
 from posttrain.model.estimate import CPU, estimate
 from posttrain.model.shape import shape_of
 from posttrain.settings.command import SETTINGS, load_settings
+from tests.e2e.test_recipe import LOCAL
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 pytestmark = [needs_shared, pytest.mark.long, pytest.mark.timeout(2400)]
@@ -60,9 +61,7 @@ def test_parameter_count(model: Path, size: str) -> None:
             "dpo",
             "dpo_french_16gb",
             [
-                f"data.train.path={SHARED / 'french-preferences' / 'preferences.json'}",
-                "data.columns.prompt=instruction",
-                "data.holdout=290",  # of 300
+                *(*LOCAL["dpo"], "data.holdout=290"),  # of 300
                 "data.validation=0",
                 "training.per_device_train_batch_size=2",
                 "training.gradient_accumulation_steps=1",
@@ -73,9 +72,7 @@ def test_parameter_count(model: Path, size: str) -> None:
             "grpo",
             "grpo_gsm8k_16gb",
             [
-                f"data.train={{path: '{SHARED / 'gsm8k' / 'train.jsonl'}'}}",
-                f"data.eval={{path: '{SHARED / 'gsm8k' / 'test.jsonl'}'}}",
-                "data.validation=0",
+                *(*LOCAL["grpo"], "data.validation=0"),
                 "training.per_device_train_batch_size=4",
                 "training.gradient_accumulation_steps=1",
                 "training.num_generations=4",

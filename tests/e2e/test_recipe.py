@@ -7,17 +7,13 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.pairs import load_pair_set
-from posttrain.data.problems import load_problems
-from posttrain.model import policy
 from posttrain.model.recipe import recipe
 from posttrain.model.shape import KNOWN, shape_of
-from posttrain.run.folder import RunFolder
-from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import read_yaml
 from scripts import dpo, grpo, sft
+from tests.e2e.trainers import build
 from tests.families import THINKING
-from tests.helpers import CONFIGS, ROOT, SHARED, needs_shared
+from tests.helpers import CONFIGS, SHARED, needs_shared
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 SCRIPTS = {"dpo": dpo, "grpo": grpo, "sft": sft}
@@ -83,21 +79,6 @@ def test_every_config_passes_a_dry_run(
     assert not (tmp_path / "run").exists()
 
 
-def built(method: str, folder: Path, rows: int, *overrides: str) -> tuple[Any, Any]:
-    """The trainer of a demo on its first `rows` rows, and its settings."""
-    path = ROOT / "configs" / f"{method}_demo.yaml"
-    settings: Any = load_settings(SETTINGS[method], path, list(overrides))
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = RunFolder(folder)
-    run.open(fresh=False)
-    if method == "dpo":
-        pairs = load_pair_set(settings.data, settings.prompt).train[:rows]
-        return dpo.build_trainer(model, tokenizer, pairs, settings, run)[0], settings
-    problems = load_problems(settings.data)[0][:rows]
-    functions = grpo.load_rewards(settings, problems[0])
-    return grpo.build_trainer(model, tokenizer, problems, settings, functions, run)[0], settings
-
-
 @pytest.mark.parametrize(
     ("method", "rows", "overrides"),
     [
@@ -121,23 +102,24 @@ def test_steps_are_those_of_the_trainer(
     method: str, rows: int, overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
     more = ("training.max_steps=-1", "training.save_steps=100", *overrides)
-    trainer, settings = built(method, tmp_path / "run", rows, *more)
+    made = build(method, tmp_path, *more, count=rows)
+    trainer = made.trainer
     loader = trainer.get_train_dataloader()
     *_, steps = trainer.set_initial_training_values(trainer.args, loader)
-    assert recipe(settings, rows).steps == steps
+    assert recipe(made.settings, rows).steps == steps
 
 
 def test_rollouts_in_parts(tmp_path: Path) -> None:
     """A step that is sampled in two parts: as many completions of other prompts, all of the same
     weights, and every one learnt from."""
-    trainer, settings = built(
-        "grpo",
-        tmp_path / "run",
-        64,
-        *("training.max_steps=2", "training.save_steps=2", "training.steps_per_generation=1"),
+    made = build(
+        *("grpo", tmp_path, "training.max_steps=2", "training.save_steps=2"),
         *("training.per_device_train_batch_size=32", "training.gradient_accumulation_steps=2"),
+        "training.steps_per_generation=1",
+        count=64,
     )
-    assert recipe(settings, 64).parts == 2
+    trainer = made.trainer
+    assert recipe(made.settings, 64).parts == 2
     generations: list[tuple[int, list[Any]]] = []
     generate = trainer._generate_and_score_completions
 

@@ -57,13 +57,9 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_page_in_a_browser(
-    kind: str, width: int, scheme: str, pages: dict[str, Path], browser: Any
-) -> None:
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+def test_the_page_in_a_browser(kind: str, pages: dict[str, Path], browser: Any) -> None:
+    tab = browser.new_page()
     output: list[str] = []
     requested: list[str] = []
     tab.on("console", lambda message: output.append(message.text))
@@ -71,33 +67,32 @@ def test_the_page_in_a_browser(
     tab.on("request", lambda request: requested.append(request.url))
     address = pages[kind].as_uri()
     tab.goto(address)
-    assert output == []
-    assert [url for url in requested if url != address and not url.startswith("data:")] == []
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert tab.title() != "broken"
     sticking_out = """(width) => [...document.querySelectorAll('body *')].filter(e => {
         const box = e.getBoundingClientRect();
         return box.right > width + 1 && !e.closest('.table') && box.height > 1;
     }).map(e => e.outerHTML.slice(0, 120))"""
-    assert tab.evaluate(sticking_out, width) == []
+    for scheme in ("light", "dark"):
+        tab.emulate_media(color_scheme=scheme)
+        for width in (1280, 390):
+            tab.set_viewport_size({"width": width, "height": 900})
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            assert tab.evaluate(sticking_out, width) == []
+    assert tab.title() != "broken" and output == []
+    assert [url for url in requested if url != address and not url.startswith("data:")] == []
     tab.close()
 
 
-@pytest.mark.parametrize("width", [1280, 1000, 700, 390])
 @pytest.mark.parametrize("kind", ["grpo", "dpo", "compared"])
 def test_tables_fit_and_charts_are_alike(
-    kind: str, width: int, pages: dict[str, Path], browser: Any, tmp_path: Path
+    kind: str, pages: dict[str, Path], browser: Any, tmp_path: Path
 ) -> None:
     if kind == "compared":
         runs = [pages["grpo"].parent, pages["dpo"].parent]
         pages = {kind: write_comparison(runs, tmp_path / "compared.html")}
-    tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab = browser.new_page()
     tab.goto(pages[kind].as_uri())
     cut = "[...document.querySelectorAll('.table')].filter(e => e.scrollWidth > e.clientWidth + 1)"
-    assert tab.evaluate(f"{cut}.map(e => e.getAttribute('aria-label'))") == []
     scales = "[...document.querySelectorAll('svg')].map(e => e.getScreenCTM().a)"
-    result = tab.evaluate(scales)
-    assert max(result, default=1) - min(result, default=1) < 0.01
     close = """[...document.querySelectorAll('.changes .figure')].filter(e => {
         const range = document.createRange(); range.selectNodeContents(e);
         const next = e.nextElementSibling;
@@ -105,7 +100,12 @@ def test_tables_fit_and_charts_are_alike(
             && next.getBoundingClientRect().left + parseFloat(getComputedStyle(next).paddingLeft)
                 - range.getBoundingClientRect().right < 12;
     }).map(e => e.textContent)"""
-    assert tab.evaluate(close) == []
+    for width in (1280, 1000, 700, 390):
+        tab.set_viewport_size({"width": width, "height": 900})
+        assert tab.evaluate(f"{cut}.map(e => e.getAttribute('aria-label'))") == []
+        result = tab.evaluate(scales)
+        assert max(result, default=1) - min(result, default=1) < 0.01
+        assert tab.evaluate(close) == []
     tab.close()
 
 

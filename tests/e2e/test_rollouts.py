@@ -1,27 +1,25 @@
 """Sampling from merged weights and reading prompts once change the cost, not the result."""
 
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from posttrain.data.problems import load_problems
 from posttrain.data.render import render, token_ids
-from posttrain.model import merged, policy, rollouts
+from posttrain.model import merged, rollouts
 from posttrain.model.prompts import Reader, Rows, common_start, continue_rows
 from posttrain.run.folder import RunFolder
-from posttrain.settings import GRPOSettings
-from posttrain.settings.command import load_settings
 from posttrain.train import grpo_trainer
 from posttrain.train.arguments import build_arguments
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
 from scripts import grpo
+from tests.e2e import trainers
 from tests.helpers import ROOT
 
-CONFIG = ROOT / "configs" / "grpo_demo.yaml"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a model is built
 
 KINDS = {
@@ -33,21 +31,10 @@ KINDS = {
 }
 
 
-def settings_of(*overrides: str) -> GRPOSettings:
-    return load_settings(GRPOSettings, CONFIG, list(overrides))
-
-
 def load(*overrides: str) -> tuple[Any, Any]:
     """A policy whose adapter has an effect, and its tokenizer."""
-    import torch
-
-    settings = settings_of(*overrides)
-    loaded = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weight in loaded[0].named_parameters():
-            if "lora_B" in name:
-                weight.add_(0.05 * torch.randn_like(weight))
+    loaded = trainers.load(trainers.settings_of("grpo", *overrides))
+    trainers.move(loaded[0])
     return loaded
 
 
@@ -59,9 +46,9 @@ def loaded() -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def prompts(loaded: tuple[Any, Any]) -> list[list[int]]:
     """Twelve problems, four times each, as GRPO has them."""
-    settings = settings_of()
-    result, _ = load_problems(settings.data)
-    rows = [grpo.reward_row(problem, settings.prompt) for problem in result[:12]]
+    settings = trainers.settings_of("grpo")
+    problems = trainers.rows_of("grpo", settings)[:12]
+    rows = [grpo.reward_row(problem, settings.prompt) for problem in problems]
     tokenizer = loaded[1]
     ids = token_ids(tokenizer, [render(tokenizer, row["prompt"]) for row in rows])
     return [prompt for prompt in ids for _ in range(4)]
@@ -290,21 +277,24 @@ def test_tokens_are_those_of_the_models_own_generate(
     assert vars(model).get("generate") is own
 
 
+def passes_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shape of the token ids of each pass from now on."""
+    passes: list[tuple[int, ...]] = []
+    embed = model.get_input_embeddings()
+    forward = embed.forward
+    monkeypatch.setattr(
+        embed, "forward", lambda ids: (passes.append(tuple(ids.shape)), forward(ids))[1]
+    )
+    return passes
+
+
 def test_fewer_tokens_go_through_the_model(
     loaded: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts are read once, and completions that have ended are not continued."""
     model, tokenizer = loaded
     model.eval()
-    passes: list[tuple[int, int]] = []
-    embed = model.get_input_embeddings()
-    forward = embed.forward
-
-    def counting(ids: Any) -> Any:
-        passes.append(tuple(ids.shape))
-        return forward(ids)
-
-    monkeypatch.setattr(embed, "forward", counting)
+    passes = passes_of(model, monkeypatch)
     config = generation(tokenizer, do_sample=True, top_k=0, max_new_tokens=40)
     with rollouts.cheaper_rollouts(model, 1.0, plain=True):
         model.generate(**padded(prompts, tokenizer.pad_token_id), generation_config=config)
@@ -346,7 +336,7 @@ def test_tokens_of_another_way_of_sampling(
 def test_what_is_sampled_in_another_way_is_left_to_the_library(override: str, plain: bool) -> None:
     from trl import GRPOConfig
 
-    training = settings_of(f"training.{override}").training
+    training = trainers.settings_of("grpo", f"training.{override}").training
     arguments, _ = build_arguments(GRPOConfig, training, {"output_dir": "unused"}, verbose=True)
     assert grpo_trainer.samples_plainly(arguments) == plain
 
@@ -355,21 +345,13 @@ def test_what_prompts_share_is_read_once(
     loaded: tuple[Any, Any], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = loaded
-    tokens = 0
-    embed = model.get_input_embeddings()
-    forward = embed.forward
-
-    def counting(ids: Any) -> Any:
-        nonlocal tokens
-        tokens += ids.numel()
-        return forward(ids)
-
-    monkeypatch.setattr(embed, "forward", counting)
+    passes = passes_of(model, monkeypatch)
     rows = Reader(model, prompts, tokenizer.pad_token_id).read(prompts)
     different = [prompts[i] for i in range(0, len(prompts), 4)]
     start = common_start([tuple(p) for p in different])
     assert start > 30, "the system turn"
     longest = max(map(len, different)) - start
+    tokens = sum(map(math.prod, passes))
     assert tokens == start + len(different) * (longest - 1)
     assert tokens < 0.25 * len(prompts) * (start + longest)
     assert rows.ids.shape[0] == len(prompts)
@@ -481,21 +463,11 @@ class Trained:
     """Three steps of GRPO on the demo; what was logged, sampled and learnt."""
 
     def __init__(self, folder: Path, *overrides: str) -> None:
-        settings = settings_of(
-            *("training.max_steps=3", "training.per_device_train_batch_size=16"),
-            *("training.save_steps=100", *overrides),
-        )
-        model, tokenizer = policy.load(
-            settings.model, settings.lora, settings.training, verbose=False
-        )
-        problems, _ = load_problems(settings.data)
-        functions = grpo.load_rewards(settings, problems[0])
-        run = RunFolder(folder)
-        run.open(fresh=False)
-        self.trainer, _ = grpo.build_trainer(
-            model, tokenizer, problems[:64], settings, functions, run
-        )
-        Watch(self.trainer, settings, run, StopRequest(None))
+        short = ("training.max_steps=3", "training.per_device_train_batch_size=16")
+        given = (*short, "training.save_steps=100", *overrides)
+        built = trainers.build("grpo", folder, *given, count=64)
+        self.trainer = built.trainer
+        Watch(self.trainer, built.settings, RunFolder(folder / "run"), StopRequest(None))
         self.completions: list[Any] = []
         generate = self.trainer._generate_single_turn
 
@@ -509,7 +481,7 @@ class Trained:
         self.log = [row for row in self.trainer.state.log_history if "loss" in row]
         self.adapter = {
             name: weight.detach().clone()
-            for name, weight in model.named_parameters()
+            for name, weight in built.model.named_parameters()
             if weight.requires_grad
         }
 
@@ -568,5 +540,5 @@ def test_a_wrong_merge_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     health = ("health.patience=3", "health.stop_on=[]")  # such rollouts earn nothing
     trained = Trained(tmp_path / "wrong", "model.rollout_weights=merged", *health)
     assert all(row["sampling/sampling_logp_difference/mean"] > 0.1 for row in trained.log)
-    events = (tmp_path / "wrong" / "health.jsonl").read_text(encoding="utf-8")
+    events = (tmp_path / "wrong" / "run" / "health.jsonl").read_text(encoding="utf-8")
     assert "sampling" in events and "model.rollout_weights" in events

@@ -1,23 +1,17 @@
 """SFT runs: what has a loss, what the loss is, which step is kept, and what a run leaves behind."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval.demonstration import Demonstration
-from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.render import render
-from posttrain.model import policy
-from posttrain.run.folder import RunFolder
-from posttrain.settings import SFTSettings
-from posttrain.settings.command import load_settings
 from posttrain.train.micro_batches import NOT_SCORED
 from scripts import sft
+from tests.e2e.trainers import TINY, Built, build
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared, run_script
-from tests.reliability.inside import leave_with, own_handlers, rows
+from tests.reliability.inside import collapse, leave_with, own_handlers, read, rows, succeed
 
 __all__ = ["own_handlers"]
 CONFIG = ROOT / "configs" / "sft_demo.yaml"
@@ -27,41 +21,27 @@ EXAMPLES = f"prompt.examples={json.dumps([EXAMPLE])}"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 
 
-def build(folder: Path, *overrides: str, count: int = 8) -> tuple[Any, Any, list[Demonstration]]:
-    """The trainer of the demo on its first rows in one batch, its tokenizer and the rows."""
-    batch = f"training.per_device_train_batch_size={count}"
-    settings = load_settings(SFTSettings, CONFIG, [batch, "training.max_steps=1", *overrides])
-    some = load_demonstrations(settings.data, settings.prompt).train[:count]
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run = RunFolder(folder / "run")
-    run.open(fresh=False)
-    return sft.build_trainer(model, tokenizer, some, settings, run)[0], tokenizer, some
-
-
 @pytest.fixture(scope="module", params=["demo", pytest.param("qwen2.5", marks=needs_shared)])
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`build` with the demo's tokenizer, and with the real one of Qwen2.5."""
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """8 rows in a batch, with the demo's tokenizer, and with the real one of Qwen2.5."""
     folder = tmp_path_factory.mktemp(request.param)
-    own = [EXAMPLES]
+    own = ["training.per_device_train_batch_size=8", "training.max_steps=1", EXAMPLES]
     if request.param != "demo":
-        shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-        model = make_qwen(folder / "m", SHARED / "qwen2.5-tokenizer", **shape, **heads)
+        model = make_qwen(folder / "m", SHARED / "qwen2.5-tokenizer", **TINY)
         own += [f"model.name={model}", "model.max_seq_length=400"]
-    return build(folder, *own)
+    return build("sft", folder, *own, count=8)
 
 
 def batch_of(trainer: Any) -> dict[str, Any]:
     return dict(trainer.data_collator([trainer.train_dataset[i] for i in range(8)]))
 
 
-def test_labels_are_the_reply_and_one_end_of_sequence(built: Any) -> None:
+def test_labels_are_the_reply_and_one_end_of_sequence(built: Built) -> None:
     """Nothing of the prompt, in which a worked example is a reply too, and no newline after EOS."""
-    trainer, tokenizer, some = built
-    batch = batch_of(trainer)
+    tokenizer, batch = built.tokenizer, batch_of(built.trainer)
     lengths = set()
     for row, ids, mask, labels in zip(
-        some, batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+        built.rows, batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
     ):
         here = [int(token) for token, is_there in zip(ids, mask, strict=True) if is_there]
         scored = [int(token) for token in labels if token != NOT_SCORED]
@@ -77,12 +57,11 @@ def test_labels_are_the_reply_and_one_end_of_sequence(built: Any) -> None:
     assert len(lengths) > 1  # so that some rows are padded
 
 
-def test_the_first_loss_is_the_cross_entropy_of_the_replies(built: Any) -> None:
+def test_the_first_loss_is_the_cross_entropy_of_the_replies(built: Built) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    trainer, *_ = built
-    batch = batch_of(trainer)
+    trainer, batch = built.trainer, batch_of(built.trainer)
     base = trainer.model.peft_config["default"].base_model_name_or_path
     exact = AutoModelForCausalLM.from_pretrained(ROOT / base, dtype=torch.float64).eval()
     with torch.no_grad():
@@ -108,37 +87,17 @@ LEARNING = (
 @pytest.fixture(scope="module", params=["strict", "reply_loss"])
 def run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, Path]]:
+) -> tuple[str, Path]:
     """The measure that decides and a run whose learning rate is 100 times too high from step 6 on.
 
     With `data.problems` strict accuracy decides, else the loss of the rows set aside.
     """
-    from transformers import TrainerCallback
-
-    class Collapse(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
-            if state.global_step >= 6:
-                for group in extra["optimizer"].param_groups:
-                    group["lr"] = 100 * args.learning_rate
-
-    real = sft.build_trainer
-
-    def build_to_collapse(*given: Any) -> Any:
-        trainer, changed = real(*given)
-        trainer.add_callback(Collapse())
-        return trainer, changed
-
     folder = tmp_path_factory.mktemp("sft") / request.param
     given = [*LEARNING, EXAMPLES]
     given += ["data.problems=null"] if request.param == "reply_loss" else []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft, "build_trainer", build_to_collapse)
+    with collapse(sft, 6):
         assert leave_with("sft", folder, *given) == 0
-    yield request.param, folder
-
-
-def read(run: Path, name: str) -> Any:
-    return json.loads((run / name).read_text(encoding="utf-8"))
+    return request.param, folder
 
 
 def test_the_best_step_is_kept(run: tuple[str, Path]) -> None:
@@ -148,14 +107,14 @@ def test_the_best_step_is_kept(run: tuple[str, Path]) -> None:
     }
     assert list(actual) == [0, 3, 6, 9, 12]
     best = min(actual.values()) if by == "reply_loss" else max(actual.values())
-    kept = read(folder, "environment.json")["kept"]
+    kept = read(folder / "environment.json")["kept"]
     assert kept["by"] == by and kept["value"] == best == actual[kept["step"]]
     assert kept["step"] in (3, 6) and actual[12] != best
 
 
 def test_what_a_run_leaves_behind(run: tuple[str, Path]) -> None:
     by, folder = run
-    compared = read(folder, "eval/comparison.json")
+    compared = read(folder / "eval/comparison.json")
     loss = compared["reply_loss"]
     assert loss["difference"] < 0 and loss["n"] == 20
     assert ("strict" in compared) == (by == "strict")
@@ -176,13 +135,12 @@ def test_an_evaluation_of_a_run_asks_as_it_was_trained(
         pytest.skip("one run is enough")
     requested = ["evaluate", "--model", folder, "--data", PROBLEMS, "--limit", "20"]
     requested += ["--max-new-tokens", "80", "--batch-size", "60", "--output", tmp_path / "scored"]
-    result = run_script(*requested)
-    assert result.returncode == 0, result.stderr
-    request = read(tmp_path / "scored", "request.json")
+    succeed(*requested)
+    request = read(tmp_path / "scored" / "request.json")
     assert request["examples"] == [EXAMPLE]
     assert request["system"].startswith("Solve the problem step by step")
-    after = read(folder, "eval/after.json")
-    measured = read(tmp_path / "scored", "report.json")["measures"]
+    after = read(folder / "eval/after.json")
+    measured = read(tmp_path / "scored" / "report.json")["measures"]
     assert {name: measured[name] for name in after if name in measured} == {
         name: value for name, value in after.items() if name in measured
     }

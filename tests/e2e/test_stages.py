@@ -13,15 +13,12 @@ import pytest
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import source
 from posttrain.chat.weights import Weights
-from posttrain.data.pairs import load_pair_set
-from posttrain.data.problems import load_problems
-from posttrain.model import policy
-from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, Evaluation, GRPOSettings
-from posttrain.settings.command import load_settings
-from scripts import dpo, evaluate, grpo
+from posttrain.settings import Evaluation
+from scripts import dpo, evaluate
+from tests.e2e import trainers
+from tests.e2e.trainers import plain
 from tests.helpers import ROOT, make_adapter, run_script
-from tests.reliability.inside import leave_with, own_handlers, rows
+from tests.reliability.inside import leave_with, own_handlers, read, rows, succeed
 
 __all__ = ["own_handlers"]
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
@@ -35,8 +32,6 @@ SMALL = {
     ],
 }
 AT_EACH_STEP = "training.precompute_ref_log_probs=false"
-MAINS = {"dpo": dpo.main, "grpo": grpo.main}
-OTHER = {"dpo": "grpo", "grpo": "dpo"}
 
 
 @pytest.fixture(scope="module")
@@ -52,40 +47,12 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return runs
 
 
-def plain(adapter: Path | None, **options: Any) -> Any:
-    """The demo model, with an adapter, by transformers and peft alone."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(MODEL, **{"dtype": torch.float32, **options})
-    return (PeftModel.from_pretrained(base, adapter) if adapter else base).eval()
-
-
-def log_probabilities(model: Any, prompt: list[int], reply: list[int]) -> Any:
-    """Of each token of a reply, of shape (n,)."""
-    import torch
-
-    with torch.no_grad():
-        scores = model(torch.tensor([prompt + reply])).logits[0].float().log_softmax(-1)
-    return scores[len(prompt) - 1 : -1].gather(1, torch.tensor(reply)[:, None])[:, 0]
-
-
 def trained(method: str, folder: Path, *overrides: str) -> Any:
     """Two steps, with what the reference said of each reply: (prompt ids, reply ids, its log-
     probabilities or their sum)."""
-    kind: Any = {"dpo": DPOSettings, "grpo": GRPOSettings}[method]
-    config = ROOT / "configs" / f"{method}_demo.yaml"
-    settings = load_settings(kind, config, [*SMALL[method], *overrides])
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, verbose=False)
-    run, printed = RunFolder(folder / "run"), []
-    if method == "dpo":
-        pairs = load_pair_set(settings.data, settings.prompt).train[:16]
-        trainer, _ = dpo.build_trainer(model, tokenizer, pairs, settings, run)
-    else:
-        problems = load_problems(settings.data)[0][:16]
-        functions = grpo.load_rewards(settings, problems[0])
-        trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
+    built = trainers.build(method, folder, *SMALL[method], *overrides)
+    trainer, printed = built.trainer, []
+    if method == "grpo":
         generate = trainer._generate_and_score_completions
 
         def recorded(inputs: Any) -> Any:
@@ -103,14 +70,12 @@ def trained(method: str, folder: Path, *overrides: str) -> Any:
     if method == "dpo":  # after the last step: a reference that does not move
         for row in trainer.train_dataset.select(range(8)):
             inputs = trainer.data_collator([row])
-            now = trainer.compute_ref_log_probs(model, inputs)
+            now = trainer.compute_ref_log_probs(built.model, inputs)
             for side, value in zip(("chosen", "rejected"), now, strict=True):
                 known = row.get(f"ref_{side}_logps", float(value))
                 for each in (known, float(value)):
                     printed.append((row["prompt_ids"], row[f"{side}_ids"], each))
-    return SimpleNamespace(
-        model=model, trainer=trainer, printed=printed, log=trainer.state.log_history
-    )
+    return SimpleNamespace(model=built.model, printed=printed, log=trainer.state.log_history)
 
 
 def distance(printed: list[Any], model: Any) -> float:
@@ -119,7 +84,7 @@ def distance(printed: list[Any], model: Any) -> float:
 
     differences = []
     for prompt, reply, values in printed:
-        exact = log_probabilities(model, prompt, reply)
+        exact = trainers.token_log_probs(model, prompt, reply)
         if isinstance(values, torch.Tensor):
             differences.append(float((values - exact).abs().max()))
         else:
@@ -175,14 +140,6 @@ def test_reference_is_the_policy_as_loaded(
         assert second["kl"] > 1e-7
 
 
-def test_loss_is_the_same_with_a_precomputed_reference(tmp_path: Path) -> None:
-    start = f"model.adapter={make_adapter(MODEL, tmp_path / 'start', spread=0.05)}"
-    runs = [trained("dpo", tmp_path, start, *more).log for more in ([], [AT_EACH_STEP])]
-    for kept, now in zip(*runs, strict=True):
-        for name in ("loss", "rewards/margins", "grad_norm"):
-            assert kept.get(name, 0) == pytest.approx(now.get(name, 0), abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("method", "overrides"), [("dpo", []), ("dpo", [AT_EACH_STEP]), ("grpo", [])]
 )
@@ -216,7 +173,7 @@ def test_a_run_that_is_stopped_keeps_its_reference(
 
 def test_the_chain_is_written_down(chain: list[Path]) -> None:
     *_, second, third = chain
-    stages = [json.loads((r / "environment.json").read_text("utf-8")) for r in chain]
+    stages = [read(r / "environment.json") for r in chain]
     assert "stages" not in stages[0]
     (first_of_second,) = stages[1]["stages"]
     assert first_of_second["name"] == "stage1" and first_of_second["method"] == "grpo"
@@ -286,52 +243,36 @@ def test_commands_on_a_later_stage_and_without_the_earlier_ones(
     unseen = ["--data", str(ROOT / "assets/demo_data/problems_test.jsonl"), "--limit", "4"]
     output = ["--max-new-tokens", "40", "--output", str(tmp_path / "scores")]
     assert evaluate.main(["--model", str(runs[2] / "adapter"), *unseen, *output]) == 0
-    done = run_script("export", runs[2], "export.to=[merged_16bit]")
-    assert done.returncode == 0, done.stderr
+    succeed("export", runs[2], "export.to=[merged_16bit]")
     assert (runs[2] / "merged_16bit" / "model.safetensors").is_file()
 
 
 # --- what cannot be started from ------------------------------------------------------------------
 
 
-def other_rank(folder: Path) -> None:
-    make_adapter(MODEL, folder.parent / "other", r=4, lora_alpha=8)
-    shutil.copy(folder.parent / "other" / "adapter_model.safetensors", folder)
-
-
-def other_layers(folder: Path) -> None:
-    make_adapter(MODEL, folder.parent / "other", target_modules=["q_proj"])
+def other_weights(folder: Path, **options: Any) -> None:
+    """The weights of another adapter."""
+    make_adapter(MODEL, folder.parent / "other", **options)
     shutil.copy(folder.parent / "other" / "adapter_model.safetensors", folder)
 
 
 def other_base(folder: Path, **shape: Any) -> None:
+    """Its base model has another shape now."""
     base = shutil.copytree(MODEL, folder.parent / "base")
-    config = json.loads((base / "config.json").read_text("utf-8"))
-    (base / "config.json").write_text(json.dumps({**config, **shape}), "utf-8")
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**config, "base_model_name_or_path": str(base)}), "utf-8")
+    for path, values in (
+        (base / "config.json", shape),
+        (folder / "adapter_config.json", {"base_model_name_or_path": str(base)}),
+    ):
+        path.write_text(json.dumps({**read(path), **values}), "utf-8")
 
 
-def narrower(folder: Path) -> None:
-    other_base(folder, hidden_size=64)
-
-
-def fewer_layers(folder: Path) -> None:
-    other_base(folder, num_hidden_layers=2, layer_types=["full_attention"] * 2)
-
-
-def more_layers(folder: Path) -> None:
-    other_base(folder, num_hidden_layers=6, layer_types=["full_attention"] * 6)
+def layers(number: int) -> dict[str, Any]:
+    return {"num_hidden_layers": number, "layer_types": ["full_attention"] * number}
 
 
 def truncated(folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def no_weights(folder: Path) -> None:
-    (folder / "adapter_model.safetensors").unlink()
 
 
 def pickled(folder: Path) -> None:
@@ -342,14 +283,29 @@ def pickled(folder: Path) -> None:
     ("damage", "message"),
     [
         (truncated, "adapter_model.safetensors cannot be read"),
-        (no_weights, "adapter_model.safetensors cannot be read"),
         (pickled, "adapter_model.safetensors cannot be read"),
-        (other_rank, r"does not fit: .*_A\.weight is \[4, .* require \[16, "),
-        (other_layers, "lacks .*, which is of a layer of the base model"),
-        (narrower, "does not fit: .*; it was trained on another model"),
-        (fewer_layers, r"holds .*layers\.2.*, which is not of a layer of the base model"),
-        (more_layers, r"lacks .*layers\.4.*, which is of a layer of the base model"),
+        (
+            lambda folder: other_weights(folder, r=4, lora_alpha=8),
+            r"does not fit: .*_A\.weight is \[4, .* require \[16, ",
+        ),
+        (
+            lambda folder: other_weights(folder, target_modules=["q_proj"]),
+            "lacks .*, which is of a layer of the base model",
+        ),
+        (
+            lambda folder: other_base(folder, hidden_size=64),
+            "does not fit: .*; it was trained on another model",
+        ),
+        (
+            lambda folder: other_base(folder, **layers(2)),
+            r"holds .*layers\.2.*, which is not of a layer of the base model",
+        ),
+        (
+            lambda folder: other_base(folder, **layers(6)),
+            r"lacks .*layers\.4.*, which is of a layer of the base model",
+        ),
     ],
+    ids=["truncated", "pickled", "rank", "targets", "narrower", "fewer layers", "more layers"],
 )
 def test_weights_that_do_not_fit_are_refused_in_a_dry_run(
     damage: Callable[[Path], None], message: str, tmp_path: Path

@@ -1,7 +1,7 @@
 """Every value under `training` in YAML reaches the trainer's real configuration object.
 
-Importing the trainers takes many seconds and Unsloth patches what is imported after it, so each
-side is built in an interpreter of its own: this file, run as `python -m`, prints JSON.
+Unsloth patches what is imported after it, so the side without it is built in another interpreter:
+this file, run as `python -m`, prints JSON.
 """
 
 import copy
@@ -129,9 +129,10 @@ def plain(value: Any) -> Any:
 # --- what came out ------------------------------------------------------------------------------
 
 
-def probed(side: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def stock() -> dict[str, Any]:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.test_training_arguments", side],
+        [sys.executable, "-m", "tests.e2e.test_training_arguments"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -144,13 +145,8 @@ def probed(side: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def stock() -> dict[str, Any]:
-    return probed("stock")
-
-
-@pytest.fixture(scope="module")
 def after_unsloth() -> dict[str, Any]:
-    return probed("unsloth")
+    return dict(json.loads(json.dumps(probe("unsloth"))))
 
 
 EVERY_CONFIG = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -270,4 +266,4 @@ def test_a_value_that_the_class_refuses(
 
 
 if __name__ == "__main__":
-    print(json.dumps(probe(sys.argv[1])))
+    print(json.dumps(probe("stock")))

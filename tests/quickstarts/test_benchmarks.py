@@ -44,12 +44,6 @@ def task_of_lm_eval() -> dict[str, Any]:
     return result
 
 
-def test_there_are_commands() -> None:
-    assert len(LINES) == 7
-    assert sum("merged" in line for line in LINES) == 4
-    assert sum("gguf" in line for line in LINES) == 3
-
-
 @pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(line.split()[:3]))
 def test_the_model_is_an_export_of_a_config_and_gets_its_system_prompt(line: str) -> None:
     settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_french_16gb.yaml")
@@ -71,6 +65,7 @@ def test_the_model_is_an_export_of_a_config_and_gets_its_system_prompt(line: str
 
 
 def test_the_tasks_of_ours_are_those_that_are_asked_for() -> None:
+    assert len(LINES) == 7
     assert [path.name for path in (TASKS / "lm_eval").iterdir()] == ["ifeval_fr.yaml"]
     assert task_of_lm_eval()["task"] == "ifeval_fr"
     assert sum("--include_path docs/benchmarks/lm_eval " in line for line in LINES) == 2
@@ -94,9 +89,3 @@ def test_what_can_be_read_of_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     (turn,) = ask("Pourquoi ?", "Parce que.", gold="Car.")
     assert turn["role"] == "user" and "Pourquoi ?" in turn["content"] and "Car." in turn["content"]
     assert "référence" not in ask("Pourquoi ?", "Parce que.")[0]["content"]
-
-
-def test_versions_are_pinned_and_ours_are_not_claimed() -> None:
-    pinned = re.findall(r'"(\w+)(?:\[[\w,]+\])?(?:==|<)[\d.]+"', PAGE)
-    assert pinned == ["lm_eval", "lighteval", "litellm", "xxhash"]
-    assert "22.0, 48.2, not measured |" in PAGE and "35.0, 40.1, not measured |" in PAGE

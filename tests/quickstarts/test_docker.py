@@ -51,14 +51,6 @@ def test_nothing_heavy_or_private_gets_into_the_image() -> None:
     assert {".git", ".venv", "outputs", "wandb", "**/__pycache__"} <= set(ignored())
 
 
-def test_entry_and_volume() -> None:
-    actual = {step.word: step.rest for step in steps()}
-    assert actual["ENTRYPOINT"] == '["/app/run"]'
-    assert actual["VOLUME"] == "/app/outputs"  # where runs go: <root>/outputs
-    caches = [step.rest for step in steps() if step.word == "ENV" and "HF_HOME" in step.rest]
-    assert caches == ["HF_HOME=/app/outputs/.huggingface"]
-
-
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler, as the image has")

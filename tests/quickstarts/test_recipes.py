@@ -17,6 +17,7 @@ import pytest
 
 from tests.helpers import ROOT, copy_project, run_script
 from tests.quickstarts.pages import blocks, commands, text_of
+from tests.reliability.inside import read, rows
 
 pytestmark = pytest.mark.timeout(600)
 EXTENDING, REWARDS = (text_of(ROOT / "docs" / f"{name}.md") for name in ("extending", "rewards"))
@@ -70,8 +71,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def demo_rows(name: str, count: int) -> list[dict[str, Any]]:
-    lines = (ROOT / "assets" / "demo_data" / name).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines[:count]]
+    return rows(ROOT / "assets" / "demo_data" / name)[:count]
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +126,6 @@ def dpo(project: Path) -> Path:
     return project / "outputs" / "dpo"
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_each_command_is_a_dry_run_that_finds_nothing_wrong(project: Path) -> None:
     assert len(COMMANDS) == 3
     for command in COMMANDS:
@@ -180,8 +176,7 @@ def test_a_tracker(name: str, request: pytest.FixtureRequest) -> None:
 def test_a_measure_in_the_report(name: str, measure: str, request: pytest.FixtureRequest) -> None:
     run = request.getfixturevalue(name)
     for side in ("before", "after", "comparison"):
-        result = json.loads((run / "eval" / f"{side}.json").read_text(encoding="utf-8"))[measure]
-        assert result["n"] == 8
+        assert read(run / "eval" / f"{side}.json")[measure]["n"] == 8
     page = (run / "report.html").read_text(encoding="utf-8").lower()
     assert measure.replace("_", " ") in page
 

@@ -10,13 +10,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.helpers import ROOT, copy_project
 from tests.quickstarts.pages import blocks, commands, text_of
-from tests.quickstarts.test_recipes import rows, run, write_files, write_rows
+from tests.quickstarts.test_recipes import run, write_files, write_rows
+from tests.reliability.inside import read, rows
 
 pytestmark = pytest.mark.timeout(600)
 PAGE = text_of(ROOT / "docs" / "rewards.md")
@@ -43,13 +43,11 @@ def sentences(project: Path) -> Path:
     return project / "outputs" / "sentences"
 
 
-def scores(folder: Path, name: str) -> dict[str, Any]:
-    return dict(json.loads((folder / "eval" / f"{name}.json").read_text(encoding="utf-8")))
-
-
 @pytest.mark.long
 def test_answers_in_a_sentence_are_learnt(sentences: Path) -> None:
-    before, after, change = (scores(sentences, n) for n in ("before", "after", "comparison"))
+    before, after, change = (
+        read(sentences / "eval" / f"{name}.json") for name in ("before", "after", "comparison")
+    )
     for result in (before, after, change):
         assert list(result) == ["total_reward", "reward:words", "reward:exact", "truncated_rate"]
     for name in ("total_reward", "reward:words", "reward:exact"):
@@ -76,7 +74,7 @@ def test_evaluate_scores_by_the_rewards_of_the_run(project: Path, sentences: Pat
     output = run(project, EVALUATE)
     assert "total reward" in output and "strict" not in output
     (report,) = project.glob("outputs/eval/sentences-adapter-*/report.json")
-    result = json.loads(report.read_text(encoding="utf-8"))["measures"]
+    result = read(report)["measures"]
     assert not OF_NUMBERS & set(result) and result["total_reward"]["n"] == 50
     after = {row["question"]: row for row in rows(sentences / "eval" / "after.jsonl")}
     kept = rows(report.parent / "replies.jsonl")
@@ -97,7 +95,7 @@ def test_evaluate_scores_by_the_rewards_of_the_run(project: Path, sentences: Pat
 def test_evaluate_scores_a_model_without_a_run(project: Path, sentences: Path) -> None:
     run(project, EVALUATE_BASE)
     (report,) = project.glob("outputs/eval/assets-demo_model-*/report.json")
-    result = json.loads(report.read_text(encoding="utf-8"))
+    result = read(report)
     assert result["rewards"] == {"my_sentences.py:words": 1.0, "my_sentences.py:exact": 0.5}
     assert result["system"] is None
     assert result["measures"]["total_reward"]["value"] < 0.5

@@ -32,17 +32,10 @@ def test_skypilot_accepts_it(task: dict[str, Any]) -> None:
 
 
 def test_spot_recovery_and_a_run_folder_that_outlives_the_machine(task: dict[str, Any]) -> None:
-    assert set(task) == {
-        *("name", "resources", "envs", "workdir", "file_mounts", "setup", "run"),
-    }
-    resources = task["resources"]
-    assert set(resources) == {"accelerators", "use_spot", "disk_size", "job_recovery"}
-    assert resources["use_spot"] is True
-    assert resources["job_recovery"]["strategy"] in ("EAGER_NEXT_REGION", "FAILOVER")
-    assert resources["job_recovery"]["recover_on_exit_codes"] == [143]
-    assert task["file_mounts"]["/outputs"] == {"name": "${BUCKET}", "mode": "MOUNT_CACHED"}
+    assert task["resources"]["use_spot"] is True
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [143]
+    assert task["file_mounts"]["/outputs"]["name"] == "${BUCKET}"
     assert task["envs"]["BUCKET"] is None  # must be given; SkyPilot refuses to start without
-    assert (TASK.parent / task["workdir"]).resolve() == ROOT
 
 
 def test_its_commands_run(task: dict[str, Any], tmp_path: Path) -> None:

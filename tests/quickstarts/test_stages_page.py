@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,8 @@ from posttrain.settings.command import load_settings
 from scripts import sft
 from tests.helpers import ROOT, copy_project
 from tests.quickstarts.pages import blocks, commands, prose, text_of
-from tests.quickstarts.test_recipes import rows, run
+from tests.quickstarts.test_recipes import run
+from tests.reliability.inside import read, rows
 
 pytestmark = pytest.mark.timeout(1200)
 PAGE = text_of(ROOT / "docs" / "stages.md")
@@ -35,10 +35,6 @@ def follow(project: Path) -> Path:
     printed = [run(project, command) for command in (SAMPLE, SFT, GRPO)]
     assert "outputs/sampled: kept" in printed[1]
     return project / "outputs"
-
-
-def read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.long

@@ -1,12 +1,11 @@
 """docs/troubleshooting.md: each quoted message is what the program prints.
 
-Messages are read from the first column of the page's tables. Most symptoms are caused here without
-a card, by the function or command that gives the message; the other messages must be texts of the
-program. Links, files, commands and settings are tested for all pages in test_readme.py.
+Messages are read from the first column of the page's tables. They must be texts of the program.
+Where no other test has it, or a value is part of what is quoted, the symptom is caused here without
+a card. Links, files, commands and settings are tested for all pages in test_readme.py.
 """
 
 import ast
-import json
 import os
 import re
 import shutil
@@ -19,20 +18,15 @@ from typing import Any
 
 import pytest
 
-from eval import Completion
-from eval.gsm8k import Problem, score_reply
 from posttrain.base.disk import check_disk, disk_full_error
 from posttrain.base.errors import PostTrainError
 from posttrain.base.files import write_json
-from posttrain.data.problems import load_problems
 from posttrain.doctor import Finding
 from posttrain.doctor.installation import look_at_versions
 from posttrain.doctor.machine import look_for_gpu
 from posttrain.doctor.services import look_at_services
 from posttrain.export import llama_cpp
-from posttrain.export.ollama import turn_template
 from posttrain.export.proof import at_most
-from posttrain.export.source import Trained, base_folder
 from posttrain.export.weights import MOST_LOST
 from posttrain.model import pretrained
 from posttrain.model.device import Device, check_device
@@ -41,7 +35,6 @@ from posttrain.report import export_words
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings.command import SETTINGS, load_settings
-from posttrain.train import cold_start
 from posttrain.train.session import resume_note
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
@@ -115,58 +108,9 @@ def watched(scene: Scene, config: str, step: int = 0) -> Watch:
     return Watch(trainer, settings_of(config), run, StopRequest(None))
 
 
-def logged(scene: Scene, config: str, row: dict[str, float]) -> str:
-    """What a run prints that logs such a row in ten steps."""
-    watch = watched(scene, config)
-    for step in range(1, 11):
-        watch.trainer.state.global_step = step
-        watch.on_log(None, watch.trainer.state, None, {"loss": 0.0, **row})
-    return str(scene.printed())
-
-
-def stepped(watch: Watch, step: int, learning_rate: float) -> None:
-    """As the trainer calls back after a step."""
-    state = watch.trainer.state
-    state.global_step = step
-    optimizer = SimpleNamespace(param_groups=[{"lr": learning_rate}])
-    watch.on_pre_optimizer_step(None, state, None, optimizer=optimizer)
-    watch.on_step_end(None, state, None)
-
-
 def finding(findings: list[Finding], subject: str) -> str:
     (actual,) = (each for each in findings if each.subject == subject)
     return " ".join((actual.text, *actual.details, actual.advice))
-
-
-@causes("changed no weight")
-def _(scene: Scene) -> str:
-    watch = watched(scene, "grpo_gsm8k_16gb")
-
-    def train() -> None:
-        for step in range(1, 20):
-            stepped(watch, step, 1e-9)  # which changes no weight
-
-    return refused(train)
-
-
-@causes("a cold start: 0 of")
-def _(scene: Scene) -> str:
-    """The scores of a model that boxes its answers, and a run of which it stays so."""
-    boxed = Completion("2 + 2 is \\boxed{4}", 8, False)
-    scores = [score_reply(Problem("What is 2 + 2?", gold), boxed) for gold in ("4", "5")]
-    warned = cold_start.notice(scores, "Qwen/Qwen2.5-0.5B-Instruct", "configs/grpo_gsm8k_16gb.yaml")
-    row = {"reward": 0.0, "frac_reward_zero_std": 1.0}
-    return f"{warned} {refused(logged, scene, 'grpo_gsm8k_16gb', row)}"
-
-
-@causes("have had one reward for all completions")
-def _(scene: Scene) -> str:
-    return logged(scene, "grpo_gsm8k_16gb", {"reward": 1.0, "frac_reward_zero_std": 1.0})
-
-
-@causes("have hit the length limit")
-def _(scene: Scene) -> str:
-    return logged(scene, "grpo_gsm8k_16gb", {"completions/clipped_ratio": 1.0})
 
 
 @causes("training on the CPU")
@@ -182,30 +126,11 @@ def _(scene: Scene) -> str:
     return refused(check_vllm, requested.model)
 
 
-@causes("less likely than under the reference")
-def _(scene: Scene) -> str:
-    return logged(scene, "dpo_french_16gb", {"rewards/chosen": -20.0})
-
-
 @causes("has no chat template")
 def _(scene: Scene) -> str:
     base = shutil.copytree(DEMO_MODEL, scene.tmp / "base")
     (base / "chat_template.jinja").unlink()
     return refused(pretrained.load_tokenizer, settings_of("grpo_demo", f"model.name={base}").model)
-
-
-@causes("there is no column")
-def _(scene: Scene) -> str:
-    return refused(load_problems, settings_of("grpo_demo", "data.columns.question=questions").data)
-
-
-@causes("fp16 skipped")
-def _(scene: Scene) -> str:
-    watch = watched(scene, "grpo_gsm8k_t4")
-    watch.trainer.accelerator.optimizer_step_was_skipped = True
-    for step in range(1, 16):
-        stepped(watch, step, 1e-5)
-    return refused(stepped, watch, 16, 1e-5)
 
 
 @causes("out of memory in training")
@@ -236,26 +161,6 @@ def _(scene: Scene) -> str:
     check = at_most("learning_lost", 0.8, MOST_LOST)
     assert not check.passed
     return " ".join(export_words.advice([check.name]))
-
-
-@causes("holds quantised weights")
-def _(scene: Scene) -> str:
-    base = shutil.copytree(DEMO_MODEL, scene.tmp / "base")
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    write_json(base / "config.json", {**config, "quantization_config": {"load_in_4bit": True}})
-    adapter = scene.tmp / "adapter"
-    adapter.mkdir()
-    write_json(adapter / "adapter_config.json", {"base_model_name_or_path": str(base)})
-    return refused(base_folder, Trained(adapter, scene.tmp, "run", {}), None)
-
-
-@causes("a Modelfile cannot express")
-def _(scene: Scene) -> str:
-    tokenizer = pretrained.load_tokenizer(settings_of("grpo_demo").model)
-    tokenizer.chat_template = (
-        "{% for t in messages %}{{ messages|length }}{{ t.content }}{% endfor %}"
-    )
-    return refused(turn_template, tokenizer)
 
 
 @causes("needs a C++ compiler")

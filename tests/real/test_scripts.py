@@ -5,17 +5,14 @@ tag, near ties, large vocabularies, another chat template.
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, SHARED, needs_shared, run_script
+from tests.helpers import ROOT, SHARED, needs_shared, start_script
+from tests.reliability.inside import read, rows, succeed
+from tests.reliability.test_interruptions import wait_for
 
 pytestmark = [
     pytest.mark.long,
@@ -78,10 +75,6 @@ def arguments(method: str, model: Path, data: Path, run: Path) -> list[str]:
     ]
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 def steps_of(run: Path) -> list[tuple[int, float, float]]:
     actual = rows(run / "metrics.jsonl")
     return [(row["step"], row["loss"], row["grad_norm"]) for row in actual if "grad_norm" in row]
@@ -97,10 +90,8 @@ def trained(
     """(method, model, folder of a run that was not interrupted)."""
     method = request.param
     run = tmp_path_factory.mktemp("runs") / method
-    dry = run_script(method, *arguments(method, model, data, run), "--dry-run", timeout=1200)
-    assert dry.returncode == 0, dry.stderr
-    result = run_script(method, *arguments(method, model, data, run), timeout=3000)
-    assert result.returncode == 0, result.stdout + result.stderr
+    succeed(method, *arguments(method, model, data, run), "--dry-run", timeout=1200)
+    succeed(method, *arguments(method, model, data, run), timeout=3000)
     assert [step for step, *_ in steps_of(run)] == list(range(1, STEPS + 1))
     return method, model, run
 
@@ -112,7 +103,7 @@ def test_a_run_and_its_page(trained: tuple[str, Path, Path]) -> None:
     assert any(norm > 0 for _, _, norm in steps_of(run)) or method == "grpo"  # flat groups
     for name in ("report.html", "README.md", "adapter/adapter_model.safetensors"):
         assert (run / name).stat().st_size > 0
-    assert json.loads((run / "eval" / "comparison.json").read_text("utf-8"))
+    assert read(run / "eval" / "comparison.json")
 
 
 def test_a_killed_run_resumes_as_the_same_run(
@@ -120,16 +111,12 @@ def test_a_killed_run_resumes_as_the_same_run(
 ) -> None:
     method, model, complete = trained
     run = tmp_path / method
-    command = [sys.executable, str(ROOT / "scripts" / f"{method}.py")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([*command, *arguments(method, model, data, run)], env=environment)
-    while not (run / "checkpoints" / "step-000001" / "manifest.json").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    result = run_script(method, *arguments(method, model, data, run), timeout=3000)
-    assert result.returncode == 0, result.stdout + result.stderr
+    process = start_script(method, *arguments(method, model, data, run))
+    first = run / "checkpoints" / "step-000001" / "manifest.json"
+    wait_for(process, first.exists, seconds=3000)
+    process.kill()
+    process.communicate()
+    succeed(method, *arguments(method, model, data, run), timeout=3000)
     assert steps_of(run) == steps_of(complete)
     first, second = (
         (folder / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -140,15 +127,7 @@ def test_a_killed_run_resumes_as_the_same_run(
 
 def test_chat_answers_a_pipe(trained: tuple[str, Path, Path]) -> None:
     _, _, run = trained
-    result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "chat.py", run, "--max-new-tokens", "16"],
-        input="What is 2 + 3?\n",
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert result.returncode == 0, result.stderr
+    result = succeed("chat", run, "--max-new-tokens", "16", stdin="What is 2 + 3?\n")
     assert "before" in result.stdout and "after" in result.stdout
 
 
@@ -158,14 +137,13 @@ def test_greedy_replies_are_those_of_transformers(model: Path, data: Path, tmp_p
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     given = ["--data", str(data / "test.jsonl"), "--limit", "20", "--max-new-tokens", "40"]
-    result = run_script(
+    succeed(
         "evaluate",
         *("--model", str(model), "--dtype", "float32", "--system", SYSTEM, "--batch-size", "20"),
         *given,
         *("--output", str(tmp_path / "scored")),
         timeout=3000,
     )
-    assert result.returncode == 0, result.stderr
     replies = {row["question"]: row for row in rows(tmp_path / "scored" / "replies.jsonl")}
     assert len(replies) == 20
     tokenizer: Any = AutoTokenizer.from_pretrained(model)

@@ -4,8 +4,10 @@ What is injected is injected into the real thing: an error, a NaN or a signal at
 a training step of the demo model.
 """
 
+import contextlib
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from posttrain.base.process import run_main
+from posttrain.base import process
 from posttrain.model import policy
-from scripts import dpo, grpo, sft
-from tests.helpers import ROOT
+from posttrain.train import session
+from scripts import dpo, grpo, report, sft
+from tests.helpers import ROOT, run_script
 
 MAIN = {"dpo": dpo.main, "grpo": grpo.main, "sft": sft.main}
 SMALL = {
@@ -62,11 +65,62 @@ def arguments(name: str, run: Path, *overrides: str, config: Path | None = None)
     ]
 
 
+@contextlib.contextmanager
+def reported_here() -> Iterator[None]:
+    """Runs are reported in this process: a new one takes longer to start than a short run trains.
+
+    The runs that tests start as processes, as those of test_demos.py, report in one, as a user's.
+    """
+
+    def start(script: str, *given: str) -> int:
+        if script == "report":
+            return report.main(list(given))
+        return process.run_script(script, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "run_script", start)
+        yield
+
+
 def leave_with(name: str, run: Path, *overrides: str, config: Path | None = None) -> int:
     """The exit code of a run, given as to the command line."""
-    with pytest.raises(SystemExit) as left:
-        run_main(lambda: MAIN[name](arguments(name, run, *overrides, config=config)))
+    with reported_here(), pytest.raises(SystemExit) as left:
+        process.run_main(lambda: MAIN[name](arguments(name, run, *overrides, config=config)))
     return int(left.value.code or 0)
+
+
+@contextlib.contextmanager
+def collapse(script: Any, step: int) -> Iterator[None]:
+    """From that step on, the learning rate of a script's trainers is 100 times too high."""
+    from transformers import TrainerCallback
+
+    class Collapse(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
+            if state.global_step >= step:
+                for group in extra["optimizer"].param_groups:
+                    group["lr"] = 100 * args.learning_rate
+
+    build = script.build_trainer
+
+    def build_to_collapse(*given: Any) -> Any:
+        trainer, changed = build(*given)
+        trainer.add_callback(Collapse())
+        return trainer, changed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "build_trainer", build_to_collapse)
+        yield
+
+
+def succeed(*given: Any, **more: Any) -> subprocess.CompletedProcess[str]:
+    """`run_script`, of a command that must succeed."""
+    result = run_script(*given, **more)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

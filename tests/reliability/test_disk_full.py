@@ -10,9 +10,8 @@ import pytest
 
 from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.run.checkpoint import CheckpointStore, verify
-from tests.helpers import ROOT, run_script
-from tests.reliability.conftest import FEW
-from tests.reliability.test_interruptions import start, wait_for
+from tests.reliability.inside import succeed
+from tests.reliability.test_interruptions import arguments, start, wait_for
 
 MB = 2**20
 
@@ -104,8 +103,7 @@ def test_the_message_says_what_to_do(tmp_path: Path) -> None:
 def test_a_run_whose_disk_fills_up(disk: Path, script: str) -> None:
     """It stops with exit 2, and the same command goes on once there is room."""
     run = disk / "run"
-    more = ["training.max_steps=40", *FEW[script]]
-    process = start(script, run, *more)
+    process = start(script, run, "training.max_steps=40")
     first = run / "checkpoints" / "step-000002"
     wait_for(process, lambda: (first / "manifest.json").exists())
     leave(disk, MB)
@@ -116,10 +114,6 @@ def test_a_run_whose_disk_fills_up(disk: Path, script: str) -> None:
     assert complete == sorted((run / "checkpoints").glob("step-*")) and complete
     (disk / "ballast").unlink()
     steps = int(complete[-1].name[5:]) + 2
-    result = run_script(
-        *(script, "--config", ROOT / "configs" / f"{script}_demo.yaml", "--output", run),
-        *(f"training.max_steps={steps}", "training.save_steps=2", "run.threads=1", *FEW[script]),
-        "--resume-anyway",
-    )
-    assert result.returncode == 0, result.stderr
+    more = [f"training.max_steps={steps}", "--resume-anyway"]
+    succeed(script, *arguments(script, run, *more))
     assert (run / "adapter" / "adapter_model.safetensors").exists()

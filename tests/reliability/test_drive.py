@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT, run_script
+from tests.reliability.inside import succeed
 from tests.reliability.test_interruptions import (
     arguments,
     assert_same,
@@ -108,8 +109,7 @@ def test_a_run_on_drive_goes_on_after_a_reset(
     process.kill()
     process.communicate()
     assert "adapter_model.safetensors" in lose_newest_writes(newest, seconds=60)
-    again = run_script("grpo", *arguments("grpo", run))
-    assert again.returncode == 0, again.stderr
+    again = succeed("grpo", *arguments("grpo", run))
     assert "step-000006" in again.stdout and "step-000004" in again.stdout
     assert_same(run, complete)
     assert scores(run) == scores(complete)

@@ -1,11 +1,10 @@
 """A finished run of which more steps are wanted: the same command with a larger length."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.reliability.inside import leave_with, own_handlers, rows
+from tests.reliability.inside import leave_with, own_handlers, read, rows
 
 __all__ = ["own_handlers"]
 
@@ -50,7 +49,7 @@ def test_a_finished_run_trains_on_to_a_greater_length(
     rates = [row["learning_rate"] for row in metrics[len(first) :]]
     expected = [5e-4 * (1 - step / steps) for step in range(len(first), steps)]
     assert rates == pytest.approx(expected)
-    trained = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
+    trained = read(run / "environment.json")["trained"]
     assert trained["steps"] == steps
     assert leave_with("dpo", run, *SHORT, *longer) == 0
     assert len(rows(run / "metrics.jsonl")) >= steps

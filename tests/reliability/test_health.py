@@ -1,6 +1,5 @@
 """A real run of the demo model stops when it should, and goes on when memory is short."""
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -9,13 +8,18 @@ from typing import Any
 
 import pytest
 
+from posttrain.model import runtime
 from posttrain.run.checkpoint import verify
+from posttrain.run.folder import RunFolder
 from posttrain.train.micro_batches import (
     COMPLETION_LOSSES,
     PAIR_LOSSES,
     REPLY_LOSSES,
     scored_tokens,
 )
+from posttrain.train.stop import StopRequest
+from posttrain.train.watch import Watch
+from tests.e2e import trainers
 from tests.reliability.inside import (
     MAIN,
     NOW,
@@ -25,6 +29,7 @@ from tests.reliability.inside import (
     learning,
     leave_with,
     losses,
+    read,
     rows,
 )
 
@@ -68,7 +73,7 @@ def test_nan_loss_stops_the_same_step(
     (event,) = rows(run / "health.jsonl")
     assert (event["step"], event["kind"]) == (4, "loss_not_finite")
     assert event["action"] == "stopped"
-    stopped = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
+    stopped = read(run / "environment.json")["trained"]
     assert stopped["exit_code"] == 3 and "the loss is nan" in stopped["reason"]
     assert (run / "report.html").exists()
     assert_no_bad_checkpoint(run)
@@ -76,7 +81,7 @@ def test_nan_loss_stops_the_same_step(
 
 
 def check_batch(name: str, path: Path) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read(path)
     assert content["step"] == 4 and content["losses"] == ["NaN"]
     assert len(content["rows"]) == 16
     for row in content["rows"]:
@@ -267,11 +272,11 @@ def test_out_of_memory_in_generation_leaves_training_alone(
 ) -> None:
     run = tmp_path / "grpo"
     on_forward(out_of_memory(7, "generation", []))
-    assert leave_with("grpo", run) == 0
+    assert leave_with("grpo", run, "training.max_steps=2") == 0
     halvings = rows(run / "health.jsonl")
     assert [(e["threshold"], e["value"]) for e in halvings] == [(16, 8), (8, 4)]
     assert {e["kind"] for e in halvings} == {"out_of_memory_generation"}
-    assert len(losses(run)) == 4
+    assert len(losses(run)) == 2
     assert "rows_at_once" not in rows(run / "metrics.jsonl")[-2]
 
 
@@ -474,6 +479,7 @@ def test_what_has_a_gradient_is_not_flat(flat: tuple[Any, Any]) -> None:
         setattr(trainer, name, usual)
 
 
+@pytest.mark.long  # no script of ours evaluates so
 @BOTH
 def test_evaluation_whenever_it_is_wanted(name: str, tmp_path: Path) -> None:
     """Before training, after it, and after training again; by the trainer's methods, which the
@@ -518,68 +524,38 @@ def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
     """A watched trainer whose adapter is not fresh, and 8 rows for a training step."""
     import torch
 
-    from posttrain.data.demonstrations import load_demonstrations
-    from posttrain.data.pairs import load_pair_set
-    from posttrain.data.problems import load_problems
-    from posttrain.model import policy, runtime
-    from posttrain.run.folder import RunFolder
-    from posttrain.settings.command import SETTINGS, load_settings
-    from posttrain.train.stop import StopRequest
-    from posttrain.train.watch import Watch
-    from scripts import dpo, grpo, sft
-
     runtime.start(verbose=False, threads=1)
-    given = arguments(name, tmp_path / "run", "training.per_device_train_batch_size=8")
-    given += (
-        ["training.num_generations=4", "training.beta=0.04", "training.max_completion_length=8"]
-        if name == "grpo"
-        else []
-    )
-    given += overrides
-    settings: Any = load_settings(SETTINGS[name], Path(given[1]), given[4:])
-    run = RunFolder(tmp_path / "run")
-    run.open(fresh=False)
-    model, tokenizer = policy.load(settings.model, settings.lora, settings.training, False)
-    if name == "dpo":
-        pairs = load_pair_set(settings.data, settings.prompt).train
-        trainer, _ = dpo.build_trainer(model, tokenizer, pairs[:8], settings, run)
-        inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
-    elif name == "sft":
-        replies = load_demonstrations(settings.data, settings.prompt).train[:8]
-        trainer, _ = sft.build_trainer(model, tokenizer, replies, settings, run)
-        inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
-    else:
-        problems, _ = load_problems(settings.data)
-        functions = grpo.load_rewards(settings, problems[0])
-        trainer, _ = grpo.build_trainer(model, tokenizer, problems, settings, functions, run)
-        inputs = [trainer.train_dataset[i // 4] for i in range(8)]
+    few = arguments(name, tmp_path, "training.per_device_train_batch_size=8")[4:]
+    if name == "grpo":
+        few += ["training.num_generations=4", "training.max_completion_length=8"]
+        few += ["training.beta=0.04"]
+    count = None if name == "grpo" else 8
+    built = trainers.build(name, tmp_path, *few, *overrides, count=count)
+    trainer = built.trainer
+    trainers.move(built.model, 0.02)
     torch.manual_seed(0)
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if "lora_B" in key:
-                weight.normal_(std=0.02)
     trainer.current_gradient_accumulation_steps = 1
-    Watch(trainer, settings, run, StopRequest(None))
-    return trainer, inputs
+    Watch(trainer, built.settings, RunFolder(tmp_path / "run"), StopRequest(None))
+    taken = [trainer.train_dataset[i if count else i // 4] for i in range(8)]
+    return trainer, trainer.data_collator(taken) if count else taken
 
 
 @EVERY
-def test_batches_of_8_and_twice_4_are_the_same_run(name: str, tmp_path: Path) -> None:
-    """Per-device batch x accumulation. GRPO's rollouts are the same because both generate the 8
+def test_a_batch_of_32_and_twice_16_are_the_same_run(
+    name: str, tmp_path: Path, whole_run: dict[str, Path]
+) -> None:
+    """Per-device batch x accumulation. GRPO's rollouts are the same because both generate the 32
     completions of a step at once. DPO without sft, whose mean is over a micro-batch's tokens."""
-    shape = ["training.max_steps=4", "training.save_steps=4"]
-    shape += ["training.num_generations=4"] if name == "grpo" else []
-    shape += ["training.loss_type=[sigmoid]"] if name == "dpo" else []
-    for size, steps in ((8, 1), (4, 2)):
-        batch = [
-            f"training.per_device_train_batch_size={size}",
-            f"training.gradient_accumulation_steps={steps}",
-        ]
-        assert leave_with(name, tmp_path / f"{size}", *shape, *batch) == 0
-    eights, fours = losses(tmp_path / "8"), losses(tmp_path / "4")
-    assert len(eights) == 4 and sum(abs(loss) > 1e-3 for loss in eights) >= 2
-    for eight, four in zip(eights, fours, strict=True):
-        assert four == pytest.approx(eight, abs=1e-4)
+    once, twice = tmp_path / "once", whole_run[name]
+    loss = ["training.loss_type=[sigmoid]"] if name == "dpo" else []
+    if loss:
+        twice = tmp_path / "twice"
+        assert leave_with(name, twice, *TWO_MICRO_BATCHES, *loss) == 0
+    shape = ["training.per_device_train_batch_size=32", "training.gradient_accumulation_steps=1"]
+    assert leave_with(name, once, *TWO_MICRO_BATCHES, *shape, *loss) == 0
+    mine, theirs = losses(once), losses(twice)
+    assert len(mine) == 3 and sum(abs(loss) > 1e-3 for loss in mine) >= 2
+    assert mine == pytest.approx(theirs, abs=1e-4)
 
 
 def test_resumed_run_keeps_its_health_record_and_its_sizes(

@@ -1,9 +1,7 @@
 """Runs that are killed, stopped or out of disk lose nothing, and go on as the same run."""
 
-import json
 import random
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,6 +12,7 @@ import psutil
 import pytest
 
 from tests.helpers import ROOT, run_script, start_script
+from tests.reliability.inside import read, rows, succeed
 from tests.warm import Process
 
 STEPS = 8
@@ -46,9 +45,8 @@ def arguments(name: str, run: Path, *more: str) -> list[str]:
 
 def losses(run: Path) -> list[tuple[int, Any, Any]]:
     """(step, loss, gradient norm) of every step, unrounded."""
-    with open(run / "metrics.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in rows if "grad_norm" in r]
+    logged = rows(run / "metrics.jsonl")
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in logged if "grad_norm" in r]
 
 
 def adapter(run: Path) -> bytes:
@@ -64,9 +62,11 @@ def start(name: str, run: Path, *more: str) -> Process | subprocess.Popen[str]:
     return start_script(name, *arguments(name, run, *more))
 
 
-def wait_for(process: Process | subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+def wait_for(
+    process: Process | subprocess.Popen[str], ready: Callable[[], bool], seconds: float = 300
+) -> None:
     """Wait until `ready`, while the process runs."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + seconds
     while not ready():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -80,8 +80,7 @@ LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("sft", "dpo")]
 def complete(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(name, folder) of an uninterrupted run."""
     run = tmp_path_factory.mktemp("complete") / request.param
-    result = run_script(request.param, *arguments(request.param, run))
-    assert result.returncode == 0, result.stderr
+    succeed(request.param, *arguments(request.param, run))
     assert [step for step, *_ in losses(run)] == list(range(1, STEPS + 1))
     return request.param, run
 
@@ -94,10 +93,7 @@ def assert_same(run: Path, other: Path) -> None:
     assert losses(run) == losses(other)
     assert adapter(run) == adapter(other)
     assert validations(run) == validations(other)
-    kept, expected = (
-        json.loads((folder / "environment.json").read_text(encoding="utf-8"))["kept"]
-        for folder in (run, other)
-    )
+    kept, expected = (read(folder / "environment.json")["kept"] for folder in (run, other))
     assert kept == expected
 
 
@@ -110,8 +106,7 @@ def test_killed_run_goes_on_as_the_same_run(complete: tuple[str, Path], tmp_path
     process.kill()
     process.communicate()
     before = (run / "eval" / "before.jsonl").read_bytes()
-    result = run_script(name, *arguments(name, run))
-    assert result.returncode == 0, result.stderr
+    succeed(name, *arguments(name, run))
     assert_same(run, reference)
     assert (run / "eval" / "before.jsonl").read_bytes() == before
     assert scores(run) == scores(reference)
@@ -148,32 +143,11 @@ def wait_for_report(process: Process | subprocess.Popen[str]) -> psutil.Process:
     return actual[0]
 
 
-@pytest.mark.long  # test_signals and test_tracking have the short ones
-def test_sigterm_leaves_a_checkpoint_and_exit_143(
-    complete: tuple[str, Path], tmp_path: Path
-) -> None:
-    name, reference = complete
-    run = tmp_path / name
-    process = start(name, run)
-    wait_for(process, lambda: (run / "metrics.jsonl").exists())
-    process.send_signal(signal.SIGTERM)
-    requested = time.monotonic()
-    output = "".join(process.communicate(timeout=60))
-    assert process.returncode == 143, output
-    assert time.monotonic() - requested < 30
-    assert "SIGTERM" in output and "the same command resumes" in output
-    assert list((run / "checkpoints").glob("step-*/manifest.json"))
-    result = run_script(name, *arguments(name, run))
-    assert result.returncode == 0, result.stderr
-    assert_same(run, reference)
-
-
 @pytest.mark.long
 def test_time_limit_stops_with_exit_0(complete: tuple[str, Path], tmp_path: Path) -> None:
     name, _ = complete
     run = tmp_path / name
-    result = run_script(name, *arguments(name, run, "run.max_minutes=0.00001"))
-    assert result.returncode == 0, result.stderr
+    result = succeed(name, *arguments(name, run, "run.max_minutes=0.00001"))
     assert "run.max_minutes is over" in result.stdout
     assert not (run / "eval" / "comparison.json").exists()
     (checkpoint,) = (run / "checkpoints").glob("step-*")
@@ -208,8 +182,7 @@ def test_twenty_kills_at_random_moments(complete: tuple[str, Path], tmp_path: Pa
             time.sleep(generator.uniform(0, 6))
         process.kill()
         process.communicate()
-        result = run_script(name, *arguments(name, run))
-        assert result.returncode == 0, result.stderr
+        succeed(name, *arguments(name, run))
         assert_same(run, reference)
 
 
@@ -220,8 +193,7 @@ def test_two_fresh_runs_are_identical_and_another_seed_is_not(
     name, reference = complete
     again, other = tmp_path / "again", tmp_path / "other"
     for run, seed in ((again, 42), (other, 43)):
-        result = run_script(name, *arguments(name, run, f"training.seed={seed}"))
-        assert result.returncode == 0, result.stderr
+        succeed(name, *arguments(name, run, f"training.seed={seed}"))
     assert_same(again, reference)
     assert losses(other) != losses(reference)
 
@@ -239,7 +211,7 @@ def test_a_finished_run_is_trained_on_with_the_steps_of_now(tmp_path: Path) -> N
     resumed = [*again, "--resume", checkpoint, "--resume-anyway"]
     result = run_script("dpo", *resumed, OMP_NUM_THREADS="2")
     assert result.returncode == 0 and "Training was done" not in result.stdout, result.stderr
-    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    environment = read(run / "environment.json")
     assert environment["trained"]["steps"] == 6
     assert environment["threads"] == 1 and "on the CPU, 1 thread (" in result.stdout
     assert [step for step, *_ in losses(run)] == [1, 2, 4, 6]

@@ -3,11 +3,8 @@
 The signal is real; it is sent to this process from inside the call that it is to interrupt.
 """
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +13,19 @@ from typing import Any
 import pytest
 
 from posttrain.run.checkpoint import CheckpointStore, verify
-from tests.helpers import ROOT
-from tests.reliability.inside import NOW, OnForward, adapter, arguments, learning, leave_with, rows
+from tests.helpers import ROOT, run_script
+from tests.reliability.inside import (
+    NOW,
+    OnForward,
+    adapter,
+    arguments,
+    learning,
+    leave_with,
+    read,
+    rows,
+)
 
 Install = Callable[..., None]
-BOTH = pytest.mark.parametrize("name", ["dpo", "grpo"])
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
 
 
@@ -74,7 +79,7 @@ def interrupted(name: str, run: Path, sender: Sender, capsys: Any) -> list[str]:
     output = capsys.readouterr()
     assert "SIGTERM: writing a checkpoint; a second one stops at once" in output.out
     assert "the same command resumes from there" in output.out
-    stopped = json.loads((run / "environment.json").read_text("utf-8"))["trained"]
+    stopped = read(run / "environment.json")["trained"]
     assert (stopped["exit_code"], stopped["reason"]) == (143, "SIGTERM")
     assert (run / "report.html").stat().st_size > 0
     kept = sorted((run / "checkpoints").glob("step-*"))
@@ -191,76 +196,57 @@ def test_while_scoring(
         assert (run / "eval" / file).read_bytes() == (complete[name] / "eval" / file).read_bytes()
 
 
-TWICE = """
+PROGRAM = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
 from posttrain.run.checkpoint import CheckpointStore
 real = CheckpointStore.publish
 
 def publish(self, *given):
-    if len(self.steps()) == 1:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
+    if len(self.steps()) == {saves}:
+        {act}
     return real(self, *given)
 
 CheckpointStore.publish = publish
 from posttrain.base.process import run_main
-from scripts import dpo
-run_main(lambda: dpo.main(sys.argv[1:]))
+from scripts import {name}
+run_main(lambda: {name}.main(sys.argv[1:]))
 """
+TWICE = "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)"
+CLOSED = """\
+reader, writer = os.pipe()
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        os.close(reader)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)"""
+
+
+def interrupted_process(name: str, run: Path, saves: int, act: str) -> int:
+    """The exit code of a script that does `act` when it has saved so often and saves again."""
+    program = run.parent / "scripts" / "interrupted.py"
+    program.parent.mkdir()
+    program.write_text(PROGRAM.format(root=str(ROOT), name=name, saves=saves, act=act))
+    given = arguments(name, run)
+    return run_script("interrupted", *given, project=run.parent, timeout=300).returncode
 
 
 @pytest.mark.long
 def test_second_signal_stops_at_once(tmp_path: Path, complete: dict[str, Path]) -> None:
     """In the middle of the second save: the process is gone, the first checkpoint is whole."""
     run = tmp_path / "dpo"
-    result = subprocess.run(
-        [sys.executable, "-c", TWICE.format(root=str(ROOT)), *arguments("dpo", run)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert result.returncode == -signal.SIGTERM, result.stderr
+    assert interrupted_process("dpo", run, 1, TWICE) == -signal.SIGTERM
     (kept,) = (run / "checkpoints").glob("step-*")
     assert kept.name == "step-000002" and verify(kept) == []
     assert leave_with("dpo", run) == 0
     assert_same(run, complete["dpo"])
 
 
-CLOSED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-from posttrain.run.checkpoint import CheckpointStore
-real = CheckpointStore.publish
-
-def publish(self, *given):
-    if not self.steps():
-        reader, writer = os.pipe()
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        os.close(reader)
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)
-    return real(self, *given)
-
-CheckpointStore.publish = publish
-from posttrain.base.process import run_main
-from scripts import grpo
-run_main(lambda: grpo.main(sys.argv[1:]))
-"""
-
-
 def test_a_terminal_that_is_closed(tmp_path: Path, complete: dict[str, Path]) -> None:
     """SIGHUP, once by the shell and once by the terminal, and nobody to print to."""
     run = tmp_path / "grpo"
-    result = subprocess.run(
-        [sys.executable, "-c", CLOSED.format(root=str(ROOT)), *arguments("grpo", run)],
-        timeout=300,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )
-    assert result.returncode == 128 + signal.SIGHUP
+    assert interrupted_process("grpo", run, 0, CLOSED) == 128 + signal.SIGHUP
     (kept,) = (run / "checkpoints").glob("step-*")
     assert kept.name == "step-000002" and verify(kept) == []
     assert leave_with("grpo", run) == 0

@@ -1,16 +1,16 @@
 """A run with a W&B key and no network is complete, is resumed as the same W&B run, and keeps the
 key to itself."""
 
-import json
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import ROOT, run_script, start_script
+from tests.helpers import start_script
+from tests.reliability.inside import rows, succeed
+from tests.reliability.test_interruptions import arguments, wait_for
 from tests.wandb_files import read_offline_run
 
 KEY = "sentinel" + "0123456789abcdef" * 2
@@ -20,20 +20,12 @@ WITHOUT_NETWORK = {
     "WANDB_BASE_URL": "http://127.0.0.1:9",
     "WANDB_INIT_TIMEOUT": "2",
 }
-ARGUMENTS = {
-    "grpo": ["training.per_device_train_batch_size=32", "evaluation.limit=8"],
-    "dpo": ["training.per_device_train_batch_size=8", "evaluation={limit: 8, replies: 4}"],
-}
 
 
 def stop_after_a_step(command: list[Any], run: Path) -> tuple[int, str, str]:
     """Start a script, send it SIGTERM once it has trained a step; its exit code and output."""
     process = start_script(*command, **WITHOUT_NETWORK)
-    deadline = time.monotonic() + 300
-    while not (run / "metrics.jsonl").exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(process, (run / "metrics.jsonl").exists)
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=120)
     return process.wait(), output, errors
@@ -42,21 +34,17 @@ def stop_after_a_step(command: list[Any], run: Path) -> tuple[int, str, str]:
 @pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
 def test_key_without_network(tmp_path: Path, name: str) -> None:
     run = tmp_path / name
-    command = [
-        *(name, "--config", ROOT / "configs" / f"{name}_demo.yaml", "--output", run),
-        *("training.max_steps=8", "training.save_steps=2", "run.threads=1"),
-        *("tracking.report_to=[tensorboard]", *ARGUMENTS[name]),
-    ]
+    own = ["tracking.report_to=[tensorboard]", "training.max_steps=4"]
+    command = [name, *arguments(name, run, *own)]
     code, *stopped = stop_after_a_step(command, run)
     assert code == 143, stopped
-    finished = run_script(*command, **WITHOUT_NETWORK)
-    assert finished.returncode == 0, finished.stderr
+    finished = succeed(*command, **WITHOUT_NETWORK)
     for out, err in (stopped, (finished.stdout, finished.stderr)):
         assert out.count("W&B") == 1
         assert "W&B: no run on the server (" in out and "so its files stay here" in out
         assert "wandb" not in err
 
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = rows(run / "metrics.jsonl")
     parts = [read_offline_run(p) for p in sorted((run / "wandb").glob("offline-run-*"))]
     assert [part.exit_code for part in parts] == [143, 0]
     assert len({part.id for part in parts}) == 1
@@ -64,7 +52,7 @@ def test_key_without_network(tmp_path: Path, name: str) -> None:
     for row in (row for part in parts for row in part.history):
         logged.setdefault(row["_step"], {}).update(row)
     wanted: dict[int, dict[str, Any]] = {}
-    for row in rows:  # the last step has two: its own, and the one of the whole training
+    for row in steps:  # the last step has two: its own, and the one of the whole training
         wanted.setdefault(row["step"], {}).update(row)
     for step, row in wanted.items():
         for metric in row.keys() - {"step", "seconds"}:  # W&B has a clock of its own
@@ -87,6 +75,6 @@ def test_key_without_network(tmp_path: Path, name: str) -> None:
 
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
-    assert {event.step for event in board.Scalars("train/grad_norm")} == set(range(1, 9))
+    assert {event.step for event in board.Scalars("train/grad_norm")} == {1, 2, 3, 4}
     for path in run.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path

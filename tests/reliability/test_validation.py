@@ -1,6 +1,5 @@
 """Validation while training: the best adapter is kept, whatever happens after it or to the run."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -10,8 +9,7 @@ import pytest
 
 from posttrain.train.validation import Validation
 from scripts import grpo
-from tests.helpers import run_script
-from tests.reliability.inside import adapter, leave_with, rows
+from tests.reliability.inside import adapter, collapse, leave_with, read, rows, succeed
 
 LONG = pytest.mark.long
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
@@ -25,6 +23,7 @@ FEW = (
     *("training.max_steps=6", "training.save_steps=1", "data.validation=8"),
     "evaluation={limit: 4, max_new_tokens: 8, every: 2}",
 )
+STILL = (*FEW, "run.patience=1", "training.learning_rate=1e-12", "health.max_still_steps=9")
 
 
 def validations(run: Path) -> dict[int, float]:
@@ -35,32 +34,17 @@ def validations(run: Path) -> dict[int, float]:
 
 
 def environment(run: Path) -> Any:
-    return json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    return read(run / "environment.json")
 
 
 @LONG
 def test_a_run_that_collapses_ends_with_its_best_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """After half of its steps the learning rate is 100 times too high."""
-    from transformers import TrainerCallback
-
-    class Collapse(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, args: Any, state: Any, control: Any, **extra: Any) -> None:
-            if state.global_step >= 12:
-                for group in extra["optimizer"].param_groups:
-                    group["lr"] = 100 * args.learning_rate
-
-    build = grpo.build_trainer
-
-    def build_to_collapse(*given: Any) -> Any:
-        trainer, changed = build(*given)
-        trainer.add_callback(Collapse())
-        return trainer, changed
-
-    monkeypatch.setattr(grpo, "build_trainer", build_to_collapse)
     run = tmp_path / "run"
-    assert leave_with("grpo", run, *LEARNING) == 0
+    with collapse(grpo, 12):
+        assert leave_with("grpo", run, *LEARNING) == 0
     actual = validations(run)
     assert list(actual) == [0, 6, 12, 18, 24]
     assert actual[0] < actual[6] < actual[12] and actual[12] > 0.6
@@ -69,7 +53,7 @@ def test_a_run_that_collapses_ends_with_its_best_adapter(
     assert kept == {"step": 12, "by": "strict", "value": actual[12], "validations": 5}
     output = capfd.readouterr().out
     assert "Kept the adapter of step 12, the best of 5 validations: strict accuracy" in output
-    after = json.loads((run / "eval" / "after.json").read_text(encoding="utf-8"))
+    after = read(run / "eval" / "after.json")
     assert after["strict"]["value"] > 0.6
     page, card = ((run / name).read_text(encoding="utf-8") for name in ("report.html", "README.md"))
     assert "of step 12" in page and "best of 5 validations" in page
@@ -79,29 +63,16 @@ def test_a_run_that_collapses_ends_with_its_best_adapter(
     # The test set's figures are those of the adapter that was kept.
     data = ("--data", "assets/demo_data/problems_test.jsonl", "--limit", "40")
     requested = ("--model", run, *data, "--max-new-tokens", "80", "--output", tmp_path / "scored")
-    result = run_script("evaluate", *requested)
-    assert result.returncode == 0, result.stderr
-    report = json.loads((tmp_path / "scored" / "report.json").read_text(encoding="utf-8"))
+    succeed("evaluate", *requested)
+    report = read(tmp_path / "scored" / "report.json")
     assert {name: report["measures"][name] for name in after} == after
 
 
-def test_patience_ends_a_run_that_does_not_improve(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    still = (*FEW, "run.patience=1", "training.learning_rate=1e-12", "health.max_still_steps=9")
-    assert leave_with("grpo", run, *still) == 0
-    assert list(validations(run)) == [0, 2]
-    trained = environment(run)["trained"]
-    assert trained["steps"] == 2
-    assert trained["reason"] == "validations without a better one: 1"
-    assert (run / "eval" / "comparison.json").exists()
-    assert (run / "checkpoints" / "step-000002").exists()
-
-
-def test_a_run_killed_after_patience_ended_it_trains_no_more(
+def test_patience_ends_a_run_that_does_not_improve_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also one that was killed after it: no more is trained."""
     run = tmp_path / "run"
-    still = (*FEW, "run.patience=1", "training.learning_rate=1e-12", "health.max_still_steps=9")
     score = grpo.scoring.score
 
     def die_after(*given: Any) -> Any:
@@ -111,11 +82,15 @@ def test_a_run_killed_after_patience_ended_it_trains_no_more(
 
     with monkeypatch.context() as patched:
         patched.setattr(grpo.scoring, "score", die_after)
-        assert leave_with("grpo", run, *still) == 130
+        assert leave_with("grpo", run, *STILL) == 130
     assert not (run / "eval" / "comparison.json").exists()
-    assert leave_with("grpo", run, *still) == 0
-    assert environment(run)["trained"]["steps"] == 2
+    assert leave_with("grpo", run, *STILL) == 0
+    trained = environment(run)["trained"]
+    assert trained["steps"] == 2
+    assert trained["reason"] == "validations without a better one: 1"
     assert list(validations(run)) == [0, 2]
+    assert (run / "eval" / "comparison.json").exists()
+    assert (run / "checkpoints" / "step-000002").exists()
 
 
 @pytest.mark.parametrize("moment", [pytest.param(0, marks=LONG), 2, pytest.param(6, marks=LONG)])
@@ -152,7 +127,6 @@ def test_the_last_adapter_is_kept_where_that_is_asked_for(tmp_path: Path) -> Non
     run = tmp_path / "run"
     assert leave_with("grpo", run, *FEW, "run.keep=last") == 0
     assert environment(run)["kept"]["step"] == 6
-    assert "run.keep" in run_script("grpo", "--help", "keep").stdout  # the setting is listed
 
 
 def test_a_damaged_best_checkpoint_is_refused(

@@ -1,6 +1,5 @@
 """The configs of cards, as they are but for the model, the data and the size of a step."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from posttrain.settings.strict_yaml import read_yaml
 from tests.helpers import CONFIGS
 from tests.pretend_gpu.card import BFLOAT16
-from tests.reliability.inside import adapter, leave_with, rows
+from tests.reliability.inside import adapter, leave_with, read, rows
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.long]
 CARD = "16gb" if BFLOAT16 else "t4"
@@ -55,5 +54,5 @@ def test_card_config(config: Path, tmp_path: Path) -> None:
     weights = adapter(run)
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
     assert any(bool(weight.any()) for key, weight in weights.items() if "lora_B" in key)
-    changed = json.loads((run / "environment.json").read_text("utf-8"))["changed_arguments"]
+    changed = read(run / "environment.json")["changed_arguments"]
     assert not {"bf16", "fp16", "optim", "loss_type"} & set(changed)

@@ -1,18 +1,17 @@
 """In float32 the card gives the numbers of the machine without one."""
 
-import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.helpers import ROOT
 from tests.pretend_gpu import CARD, SITE
-from tests.reliability.inside import adapter, leave_with, rows
+from tests.reliability.inside import adapter, leave_with, read, rows
 from tests.reliability.inside import arguments as few_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -40,6 +39,36 @@ def without_card() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(p for p in path if p != str(SITE))}
 
 
+@pytest.fixture(scope="module")
+def cpu() -> warm.Server:
+    """Starts processes that have no card."""
+    return warm.Server(without_card())
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A list to which each trainer is added that trains."""
+    from posttrain.train import loop
+
+    seen: list[Any] = []
+    real = loop.train
+    monkeypatch.setattr(
+        loop, "train", lambda trainer, *rest: (seen.append(trainer), real(trainer, *rest))[1]
+    )
+    return seen
+
+
+def check_trainer(name: str, seen: list[Any], run: Path) -> None:
+    """The one trainer of a float32 run is Unsloth's."""
+    (trainer,) = seen
+    names = [kind.__name__ for kind in type(trainer).__mro__]
+    assert f"Unsloth{name.upper()}Trainer" in names and names[0] == f"Guarded{name.upper()}"
+    assert "unsloth.models.llama" in sys.modules
+    assert trainer.model.device.type == "cuda"
+    used = read(run / "environment.json")
+    assert "bf16" not in used["changed_arguments"]  # float32 was asked for and is what there is
+    assert not (trainer.args.bf16 or trainer.args.fp16)
+
+
 IN_PARTS = ["training.gradient_accumulation_steps=2", "training.steps_per_generation=1"]
 
 
@@ -52,15 +81,20 @@ IN_PARTS = ["training.gradient_accumulation_steps=2", "training.steps_per_genera
     ],
     ids=["dpo", "grpo", "sft", "grpo sampled in parts"],
 )
-def test_three_steps_and_greedy_replies(name: str, more: list[str], tmp_path: Path) -> None:
+def test_three_steps_and_greedy_replies(
+    name: str, more: list[str], cpu: warm.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the trainer that gives them is Unsloth's."""
+    trainers = noted(monkeypatch)
     here, there = tmp_path / "card", tmp_path / "cpu"
     overrides = [*STEPS, EVALUATION[name], *more]
     assert leave_with(name, here, *overrides) == 0
-    script = str(ROOT / "scripts" / f"{name}.py")
-    command = [sys.executable, script, *few_steps(name, there, *overrides)]
-    done = subprocess.run(command, env=without_card(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "No GPU here" in done.stdout
+    check_trainer(name, trainers, here)
+    command = [str(ROOT / "scripts" / f"{name}.py"), *few_steps(name, there, *overrides)]
+    process = cpu.popen(command, ROOT, without_card())
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-4000:]
+    assert "No GPU here" in output
     for mine, other in zip(steps(here), steps(there), strict=True):
         for key in SAME[name]:
             assert mine[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), (mine["step"], key)
@@ -85,7 +119,7 @@ def saved_beside_the_weights(run: Path) -> dict[str, Any]:
     one in each process.
     """
     names = ("tokenizer.json", "tokenizer_config.json", "adapter_config.json")
-    saved = {name: json.loads((run / "adapter" / name).read_text()) for name in names}
+    saved = {name: read(run / "adapter" / name) for name in names}
     saved["tokenizer_config.json"].pop("added_tokens_decoder", None)
     saved["adapter_config.json"].pop("auto_mapping")
     saved["adapter_config.json"]["target_modules"].sort()
@@ -93,5 +127,4 @@ def saved_beside_the_weights(run: Path) -> dict[str, Any]:
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [row for line in lines if "loss" in (row := json.loads(line))][:3]
+    return [row for row in rows(run / "metrics.jsonl") if "loss" in row][:3]
