@@ -306,16 +306,16 @@ def test_questions_that_were_trained_on_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_override_scores_them_and_says_so(trained: Path, tmp_path: Path) -> None:
+def test_override_scores_them_and_says_so(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     """Also what else an adapter's run decides: its system prompt and its precision."""
     folder = tmp_path / "out"
     adapter = Path(os.path.relpath(trained / "adapter", tmp_path))  # from another directory
-    result = succeed(
-        *["evaluate", "--model", f"./{adapter}/", "--data", PROBLEMS, "--limit", "8"],
-        *["--max-new-tokens", "8", "--allow-trained-on", "--output", folder],
-        cwd=tmp_path,
-    )
-    assert "warning: 3 of these questions were trained on" in result.stdout
+    monkeypatch.chdir(tmp_path)
+    given = ["--model", f"./{adapter}/", "--data", PROBLEMS, "--limit", "8"]
+    few = ["--max-new-tokens", "8", "--allow-trained-on", "--output", folder]
+    assert "warning: 3 of these questions were trained on" in printed(capsys, *given, *few)
     report = read(folder / "report.json")
     assert report["trained_on"] == 3
     assert (report["system"], report["dtype"], report["load_in_4bit"]) == (

@@ -13,11 +13,11 @@ from posttrain.base.errors import ConfigError
 from posttrain.data.render import render, set_template_variables
 from posttrain.model import inference
 from posttrain.settings import Evaluation
-from scripts import dpo, evaluate, grpo
+from scripts import dpo, evaluate, export, grpo
 from tests.e2e import trainers
 from tests.families import FAMILIES, Family, make_model
 from tests.helpers import ROOT
-from tests.reliability.inside import read, reported_here, rows, succeed
+from tests.reliability.inside import read, reported_here, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 DEMO = ROOT / "assets" / "demo_data"
@@ -198,8 +198,8 @@ def test_every_end_token_ends_a_reply(made: Made, tmp_path: Path) -> None:
 
 
 def test_merged_weights_are_proven(made: Made, tmp_path: Path) -> None:
-    requested = ["--output", tmp_path, "--to", "merged_16bit", *PARITY]
-    succeed("export", made.run("grpo"), *requested)
+    requested = ["--output", str(tmp_path), "--to", "merged_16bit", *PARITY]
+    assert export.main([str(made.run("grpo")), *requested]) == 0
     tokenizer = tokenizer_of(tmp_path / "merged_16bit")
     ends = read(tmp_path / "merged_16bit" / "generation_config.json")["eos_token_id"]
     wanted = {made.family.reply_end, *made.family.ends}
@@ -275,8 +275,8 @@ def test_the_code_of_the_card_renders_the_same_prompt(qwen3: Made, method: str) 
 
 @pytest.mark.usefixtures("tree")
 def test_llama_cpp_and_ollama_render_the_same_prompt(qwen3: Made, tmp_path: Path) -> None:
-    requested = ["--output", tmp_path, "--to", "gguf:f16,ollama", *PARITY]
-    succeed("export", qwen3.run("grpo"), *requested)
+    requested = ["--output", str(tmp_path), "--to", "gguf:f16,ollama", *PARITY]
+    assert export.main([str(qwen3.run("grpo")), *requested]) == 0
     (modelfile,) = tmp_path.rglob("Modelfile")
     assert f'{ASSISTANT}{THOUGHTS}"""' in modelfile.read_text(encoding="utf-8")
 

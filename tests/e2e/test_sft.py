@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from posttrain.base.errors import ConfigError
 from posttrain.data.render import render
 from posttrain.train.micro_batches import NOT_SCORED
-from scripts import sft
+from scripts import evaluate, sft
 from tests.e2e.trainers import TINY, Built, build
-from tests.helpers import ROOT, SHARED, make_qwen, needs_shared, run_script
-from tests.reliability.inside import collapse, leave_with, own_handlers, read, rows, succeed
+from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
+from tests.reliability.inside import collapse, leave_with, own_handlers, read, rows
 
 __all__ = ["own_handlers"]
 CONFIG = ROOT / "configs" / "sft_demo.yaml"
@@ -133,9 +134,10 @@ def test_an_evaluation_of_a_run_asks_as_it_was_trained(
     by, folder = run
     if by != "strict":
         pytest.skip("one run is enough")
-    requested = ["evaluate", "--model", folder, "--data", PROBLEMS, "--limit", "20"]
-    requested += ["--max-new-tokens", "80", "--batch-size", "60", "--output", tmp_path / "scored"]
-    succeed(*requested)
+    requested = ["--model", str(folder), "--data", str(PROBLEMS), "--limit", "20"]
+    requested += ["--max-new-tokens", "80", "--batch-size", "60"]
+    requested += ["--output", str(tmp_path / "scored")]
+    assert evaluate.main(requested) == 0
     request = read(tmp_path / "scored" / "request.json")
     assert request["examples"] == [EXAMPLE]
     assert request["system"].startswith("Solve the problem step by step")
@@ -148,9 +150,8 @@ def test_an_evaluation_of_a_run_asks_as_it_was_trained(
     # Other examples are another request, whose answers are not mixed with these.
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(EXAMPLE | {"answer": "<answer>5</answer>"}), encoding="utf-8")
-    result = run_script(*requested, "--examples", other)
-    assert result.returncode == 2 and "examples" in result.stderr, result.stderr
-    assert "Traceback" not in result.stderr
+    with pytest.raises(ConfigError, match="examples was"):
+        evaluate.main([*requested, "--examples", str(other)])
 
 
 def test_without_scores(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,11 @@ from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import source
 from posttrain.chat.weights import Weights
 from posttrain.settings import Evaluation
-from scripts import dpo, evaluate
+from scripts import dpo, evaluate, export, report
 from tests.e2e import trainers
 from tests.e2e.trainers import plain
-from tests.helpers import ROOT, make_adapter, run_script
-from tests.reliability.inside import leave_with, own_handlers, read, rows, succeed
+from tests.helpers import ROOT, make_adapter
+from tests.reliability.inside import leave_with, own_handlers, read, rows
 
 __all__ = ["own_handlers"]
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
@@ -238,12 +238,12 @@ def test_commands_on_a_later_stage_and_without_the_earlier_ones(
     for earlier in runs[:2]:
         shutil.rmtree(earlier)
     assert sides() == {name: three[name] for name in ("before", "after")}
-    assert run_script("report", runs[2]).returncode == 0
+    assert report.main([str(runs[2])]) == 0
     assert "stage1: GRPO" in (runs[2] / "report.html").read_text("utf-8")
     unseen = ["--data", str(ROOT / "assets/demo_data/problems_test.jsonl"), "--limit", "4"]
     output = ["--max-new-tokens", "40", "--output", str(tmp_path / "scores")]
     assert evaluate.main(["--model", str(runs[2] / "adapter"), *unseen, *output]) == 0
-    succeed("export", runs[2], "export.to=[merged_16bit]")
+    assert export.main([str(runs[2]), "export.to=[merged_16bit]"]) == 0
     assert (runs[2] / "merged_16bit" / "model.safetensors").is_file()
 
 
