@@ -50,18 +50,8 @@ def on_card(*arguments: str, capability: str = "8.0", timeout: float = 3000) -> 
 
 def run_tests(*targets: str, marks: str = "", capability: str = "8.0") -> None:
     """Run tests on the card: all of them pass, and none is skipped."""
-    chosen = [
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "-W",
-        "ignore",
-        "-m",
-        marks,
-    ]
+    chosen = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
+    chosen += ["-m", marks]
     printed = on_card(*chosen, *targets, capability=capability)
     assert re.search(r"^\d+ passed( |,)(?!.*skipped)", printed, re.MULTILINE), printed[-3000:]
 

@@ -187,15 +187,11 @@ def test_twenty_kills_at_random_moments(complete: tuple[str, Path], tmp_path: Pa
 
 
 @pytest.mark.long
-def test_two_fresh_runs_are_identical_and_another_seed_is_not(
-    complete: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_another_seed_is_another_run(complete: tuple[str, Path], tmp_path: Path) -> None:
+    """That the same seed gives the same run is what the other tests show."""
     name, reference = complete
-    again, other = tmp_path / "again", tmp_path / "other"
-    for run, seed in ((again, 42), (other, 43)):
-        succeed(name, *arguments(name, run, f"training.seed={seed}"))
-    assert_same(again, reference)
-    assert losses(other) != losses(reference)
+    succeed(name, *arguments(name, tmp_path / "other", "training.seed=43"))
+    assert losses(tmp_path / "other") != losses(reference)
 
 
 @pytest.mark.long  # test_extension has the short one
