@@ -11,7 +11,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.model import checks, pretrained, runtime
 from scripts import dpo, grpo
 from tests.e2e.test_families import as_text, noted, tokenizer_of
-from tests.e2e.trainers import load, settings_of
+from tests.e2e.trainers import settings_of
 from tests.families import DATED
 from tests.helpers import ROOT, make_adapter
 from tests.reliability.inside import reported_here
