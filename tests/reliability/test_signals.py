@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from posttrain.run.checkpoint import CheckpointStore, verify
+from posttrain.train.stop import StopRequest
 from tests.helpers import ROOT, run_script
 from tests.reliability.inside import (
     NOW,
@@ -251,3 +252,14 @@ def test_a_terminal_that_is_closed(tmp_path: Path, complete: dict[str, Path]) ->
     assert kept.name == "step-000002" and verify(kept) == []
     assert leave_with("grpo", run) == 0
     assert_same(run, complete["grpo"])
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        with StopRequest(None) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.wanted()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
