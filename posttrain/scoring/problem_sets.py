@@ -48,7 +48,9 @@ def _load(
     prompts = [render(tokenizer, conversation(p.question, _prompt(each))) for p in problems]
     lengths = token_lengths(tokenizer, prompts)
     limit = settings.model.max_seq_length - each.max_new_tokens
-    return drop_overlong(problems, lengths, limit, settings.data.overlong, each.name)
+    return drop_overlong(
+        problems, lengths, limit, settings.data.overlong, f"evaluation.also: {each.name}"
+    )
 
 
 def score(
