@@ -395,6 +395,7 @@ def test_the_first_table_has_the_real_model() -> None:
     [
         ("french", "french-qwen-coder", ("reward_accuracy", "mgsm_fr/lenient", "gsm8k/lenient")),
         ("smollm2_grpo", "smollm2_grpo", ("format_rate", "strict")),
+        ("own_samples", "own_samples", ("reward_accuracy", "gsm8k/lenient")),
     ],
 )
 def test_the_first_table_has_the_other_real_runs(file: str, run: str, names: list[str]) -> None:
