@@ -126,6 +126,7 @@ def dpo(project: Path) -> Path:
     return project / "outputs" / "dpo"
 
 
+@pytest.mark.long  # the runs below start the same commands
 def test_each_command_is_a_dry_run_that_finds_nothing_wrong(project: Path) -> None:
     assert len(COMMANDS) == 3
     for command in COMMANDS:
