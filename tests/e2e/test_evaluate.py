@@ -5,11 +5,9 @@ What loads no model runs in this process, the rest as a user runs it.
 
 import json
 import os
-import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,21 +126,12 @@ def kill_after(replies: int, arguments: list[str], folder: Path) -> int:
     return lines(folder)
 
 
-def points() -> Iterator[Any]:
-    generator = random.Random(3)
-    others = [n for n in range(1, 25) if n != 8]
-    yield pytest.param(8, id="8")
-    for replies in sorted(generator.sample(others, 3)):
-        yield pytest.param(replies, id=str(replies), marks=pytest.mark.long)
-
-
-@pytest.mark.parametrize("replies", list(points()))
 def test_killed_evaluation_ends_in_the_same_report(
-    replies: int, request_: list[str], complete: Path, tmp_path: Path
+    request_: list[str], complete: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    kept = kill_after(replies, request_, folder)
-    assert replies <= kept < COUNT
+    kept = kill_after(8, request_, folder)  # they are kept in batches, of which this is the first
+    assert 8 <= kept < COUNT
     assert not (folder / "report.json").exists()
     with open(folder / "replies.jsonl", "ab") as file:  # what a kill while writing would leave
         file.write('{"question": "half a line, half a lett\u00e9'.encode()[:-1])
