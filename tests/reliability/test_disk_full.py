@@ -107,9 +107,9 @@ def test_a_run_whose_disk_fills_up(disk: Path, script: str) -> None:
     first = run / "checkpoints" / "step-000002"
     wait_for(process, lambda: (first / "manifest.json").exists())
     leave(disk, MB)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2, output
-    assert "the disk is full" in output and "Traceback" not in output
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2, error
+    assert "the disk is full" in error and "Traceback" not in error
     complete = [path for path in (run / "checkpoints").glob("step-*") if verify(path) == []]
     assert complete == sorted((run / "checkpoints").glob("step-*")) and complete
     (disk / "ballast").unlink()
