@@ -174,9 +174,11 @@ def test_no_secret_is_written(both: Sealed) -> None:
 def test_no_secret_is_in_a_traceback(sealed: Callable[..., Sealed], tmp_path: Path) -> None:
     """A reward that fails in the second step: the process dies with all that Python has to say."""
     (tmp_path / "failing.py").write_text(
+        "class Gone(BaseException):  # an Exception of a reward is a message\n"
+        "    pass\n"
         "def reward(completions, answer, **columns):\n"
         "    if columns['trainer_state'].global_step == 1:\n"
-        "        raise RuntimeError('the reward gave up')\n"
+        "        raise Gone('the reward gave up')\n"
         "    return [0.0] * len(completions)\n"
     )
     rewards = f"rewards={{'{tmp_path}/failing.py:reward': 1.0}}"
