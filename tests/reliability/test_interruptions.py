@@ -209,7 +209,7 @@ def test_a_finished_run_is_trained_on_with_the_steps_of_now(tmp_path: Path) -> N
     assert result.returncode == 0 and "Training was done" not in result.stdout, result.stderr
     environment = read(run / "environment.json")
     assert environment["trained"]["steps"] == 6
-    assert environment["threads"] == 1 and "on the CPU, 1 thread (" in result.stdout
+    assert environment["threads"] == 1 and "on the CPU, 1 thread," in result.stdout
     assert [step for step, *_ in losses(run)] == [1, 2, 4, 6]
     saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
     assert saved[-2:] == ["step-000003", "step-000006"]
