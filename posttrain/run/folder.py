@@ -1,7 +1,7 @@
 """The run folder: opened, described, resumed, and finished with a comparison."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,12 @@ class RunFolder:
             )
         return True
 
-    def changed(self, settings: Section, beside: Sequence[str] = NOT_SHAPING) -> list[str]:
-        """The settings that differ in the folder's run: those that shape training or scores, or all
-        `beside` some sections."""
+    def changed(self, settings: Section) -> list[str]:
+        """The settings that shape training or scores and differ in the folder's run."""
         earlier = without_removed(read_yaml(self.path / "config.yaml"))
         now = settings.model_dump(mode="json")
         kept = (earlier.get("run") or {}).get("keep")  # which adapter the run ended with
-        for name in beside:  # exports, for one, can be added to a finished run
+        for name in NOT_SHAPING:  # exports, for one, can be added to a finished run
             earlier[name] = now[name]
         earlier["run"] = {**now["run"], "keep": kept}
         return differences("", earlier, now)

@@ -5,6 +5,7 @@ Nothing here imports torch, so that `--help` and every configuration error answe
 
 import copy
 import importlib.util
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -61,7 +62,8 @@ def parse_command_line(
     `story` is shown by --help.
 
     Raises:
-        ConfigError: a missing file or anything wrong in it, with the key's path.
+        ConfigError: a missing file or anything wrong in it, with the key's path; or a launcher
+            started several processes.
     """
     given = sys.argv[1:] if argv is None else argv
     check_arguments(given)
@@ -86,6 +88,11 @@ def parse_command_line(
     trainer = f"trl/trainer/{method}_config.py:{method.upper()}Config"
     check_extra(settings.training.model_dump(), trainer)
     check_packages(settings.tracking.report_to)
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={processes}: a run is one process on one GPU; start it without accelerate "
+            "launch or torchrun (or unset WORLD_SIZE)"
+        )
     output = args.output or ROOT / "outputs" / settings.run.name
     trains = [method, *(arg for arg in given if arg != "--dry-run")]
     return Command(

@@ -59,17 +59,8 @@ class Session(Generic[S]):
     """
 
     def __init__(self, settings_class: type[S], story: str | None, argv: list[str] | None) -> None:
-        """`story` is shown by --help.
-
-        Raises:
-            ConfigError: the request is wrong, or a launcher started several processes.
-        """
+        """`story` is shown by --help."""
         command: Command[S] = parse_command_line(settings_class, story, argv)
-        if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-            raise ConfigError(
-                f"WORLD_SIZE={processes}: a run is one process on one GPU; start it without "
-                "accelerate launch or torchrun (or unset WORLD_SIZE)"
-            )
         self.settings: S = command.settings
         self.dry_run: bool = command.dry_run
         self.config: str = str(command.config)

@@ -26,6 +26,7 @@ from posttrain.run.lenient import from_json
 from posttrain.run.results import Kept, Validated
 from posttrain.settings import TrainingSettings
 from posttrain.train.callback import Callback
+from posttrain.train.random_states import random_states
 from posttrain.train.stop import StopRequest
 
 Measures = dict[str, Measure]
@@ -75,8 +76,9 @@ class Validation(Callback):
 
     def take(self, step: int) -> dict[str, float | None]:
         """Score the policy after `step`. Returns what to log: each measure, and the seconds."""
-        clock = Clock()
+        clock, restore = Clock(), random_states()  # a reward may draw random numbers
         row = Validated(step, self._measure())
+        restore()
         append_rows(self._path, [asdict(row)])
         self.rows.append(row)
         self._rank()

@@ -1,5 +1,6 @@
 """Which rows are validated on, when, and which settings of it make no sense."""
 
+import random
 from pathlib import Path
 from typing import cast
 
@@ -75,12 +76,15 @@ def validated(path: Path, values: dict[int, float], *overrides: str) -> Validati
     left = list(values.values())
 
     def measure() -> dict[str, Measure]:
+        random.random()  # as a reward may
         value = left.pop(0)
         return {"strict": Measure(value, 10, value, value)}
 
     validation = Validation(run, settings(*overrides), measure, "strict")
     for step in values:
+        before = random.getstate()
         logged = validation.take(step)
+        assert random.getstate() == before
         assert logged["validation/strict"] == values[step] and logged["validation/seconds"] >= 0
     return validation
 
