@@ -147,18 +147,18 @@ class _Trained(Section):
     @model_validator(mode="after")
     def _validation_has_rows_and_time(self) -> Self:
         every, run = self.evaluation.every, self.run
-        if not self.data.validation:
-            if "validation" in self.data.model_fields_set:
-                return self  # switched off, whatever a config has beside it
-            needs = {
-                "evaluation.every": every,
-                "run.patience": run.patience,
-                "run.keep = best": run.keep == "best",
-            }
-            if name := next((name for name, value in needs.items() if value), None):
-                raise ValueError(
-                    f"{name} needs rows to validate on; set data.validation to their number"
-                )
+        if not self.data.validation and "validation" in self.data.model_fields_set:
+            return self  # switched off, whatever a config has beside it
+        needs = {
+            "evaluation.every": every,
+            "run.patience": run.patience,
+            "run.keep = best": run.keep == "best",
+        }
+        needed = [name for name, value in needs.items() if value]
+        if needed and not self.data.validation:
+            raise ValueError(
+                f"{needed[0]} needs rows to validate on; set data.validation to their number"
+            )
         if run.patience and not every:
             raise ValueError(
                 "run.patience needs evaluation.every, the steps between two validations"
@@ -213,16 +213,12 @@ class GRPOSettings(_Trained):
         return max(0, self.evaluation.max_new_tokens - self.training.max_completion_length)
 
     @model_validator(mode="after")
-    def _something_to_reward(self) -> Self:
+    def _rewards_and_completions(self) -> Self:
         if not any(self.rewards.values()):
             raise ValueError(
                 "rewards: every weight is 0, so no completion is better than another; give at "
                 "least one reward a weight, such as correctness: 1.0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _room_for_a_completion(self) -> Self:
         longest, limit = self.training.max_completion_length, self.model.max_seq_length
         if longest >= limit:
             raise ValueError(

@@ -110,10 +110,8 @@ def load_settings(settings_class: type[S], path: Path, overrides: Sequence[str] 
     """The settings of a YAML file with `section.key=value` overrides applied, and those of
     `model.adapter` filled in.
 
-    A relative config path is searched here first, then under the project's root.
-
-    Raises:
-        ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
+    A relative config path is searched here first, then under the project's root. Errors are those
+    of check_settings.
     """
     file = path if path.exists() else ROOT / path
     if not file.exists():
@@ -201,15 +199,11 @@ def _explain(settings_class: type[BaseModel], details: ErrorDetails) -> str:
 
 def _names_at(settings_class: type[BaseModel], location: list[str]) -> list[str]:
     """Names of the settings inside the section at `location`."""
-    current = settings_class
     for name in location:
-        if name.isdigit():  # an index of a list
-            continue
-        inner = section_of(current.model_fields[name].annotation)
-        if inner is None:
-            return []
-        current = inner
-    return list(current.model_fields)
+        if not name.isdigit():  # an index of a list
+            inner = section_of(settings_class.model_fields[name].annotation)
+            settings_class = inner or settings_class
+    return list(settings_class.model_fields)
 
 
 def check_packages(report_to: list[str]) -> None:

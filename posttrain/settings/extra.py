@@ -121,11 +121,6 @@ CHOICES = {
     ),
 }
 """Values that trl itself checks only in a training step, or never."""
-# The losses of DPO that take another divergence, as trl's DPOTrainer lists them.
-DIFFERENCE_LOSSES = (
-    *("discopop", "exo_pair", "hinge", "ipo", "robust", "sft"),
-    *("sigmoid", "sigmoid_norm"),
-)
 NESTED = {
     "generation_kwargs": {
         "max_new_tokens": "training.max_completion_length",
@@ -174,7 +169,6 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
             )
     for key, value in training["extra"].items():
         _check_argument(key, value, training, valid, name)
-    _check_together(training)
 
 
 def _check_argument(
@@ -203,20 +197,3 @@ def _check_argument(
     for inner, instead in NESTED.get(key, {}).items():
         if isinstance(value, dict) and inner in value:
             raise ConfigError(f"{where}.{inner}: write it as {instead}")
-
-
-def _check_together(training: dict[str, Any]) -> None:
-    """Check what trl refuses of several values, and only once the model is loaded."""
-    extra, losses = training["extra"], training["loss_type"]
-    divergence = extra.get("f_divergence_type", "reverse_kl")
-    if divergence != "reverse_kl" and not set(losses) <= set(DIFFERENCE_LOSSES):
-        other = ", ".join(loss for loss in losses if loss not in DIFFERENCE_LOSSES)
-        raise ConfigError(
-            f"training.extra.f_divergence_type: {other} takes none but reverse_kl; leave it out, "
-            f"or use losses of {', '.join(DIFFERENCE_LOSSES)}"
-        )
-    if extra.get("use_weighting") and {"aot", "aot_unpaired", "sft"} & set(losses):
-        raise ConfigError(
-            "training.extra.use_weighting: trl cannot weight the pairs of aot, aot_unpaired and "
-            "sft; leave it out, or use another training.loss_type"
-        )

@@ -1,6 +1,6 @@
 """Settings of `training`, under the names of trl's and transformers' configuration classes."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -59,22 +59,12 @@ class Training(Section):
         return self
 
 
-DPOLoss = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
+# The losses that take extra.f_divergence_type, as trl's DPOTrainer lists them, and the others.
+AnyDivergence = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft", "sigmoid_norm"
+]
+ReverseKL = Literal[
+    "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down"
 ]
 # The losses that read label_smoothing.
 SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
@@ -83,7 +73,7 @@ SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 class DPOTraining(Training):
     beta: float = Field(0.1, gt=0)
     """Strength of the pull towards the reference (equation 7 of arxiv.org/abs/2305.18290)."""
-    loss_type: list[DPOLoss] = Field(["sigmoid"], min_length=1)
+    loss_type: list[Literal[AnyDivergence, ReverseKL]] = Field(["sigmoid"], min_length=1)
     """Losses to combine; sigmoid is DPO's own."""
     loss_weights: list[float] | None = None
     """One weight a loss; null weighs each 1."""
@@ -112,6 +102,18 @@ class DPOTraining(Training):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} entries for "
                 f"{len(self.loss_type)} losses in loss_type"
+            )
+        divergence = self.extra.get("f_divergence_type", "reverse_kl")
+        others = [loss for loss in self.loss_type if loss in get_args(ReverseKL)]
+        if divergence != "reverse_kl" and others:
+            raise ValueError(
+                f"extra.f_divergence_type: {', '.join(others)} takes none but reverse_kl; leave it "
+                f"out, or use losses of {', '.join(get_args(AnyDivergence))}"
+            )
+        if self.extra.get("use_weighting") and {"aot", "aot_unpaired", "sft"} & {*self.loss_type}:
+            raise ValueError(
+                "extra.use_weighting: trl cannot weight the pairs of aot, aot_unpaired and sft; "
+                "leave it out, or use another training.loss_type"
             )
         return self
 
