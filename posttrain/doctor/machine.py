@@ -1,6 +1,5 @@
 """GPU and driver by nvidia-smi, processor and memory. Without torch, which is slow to import."""
 
-import csv
 import importlib.util
 import os
 import platform
@@ -34,7 +33,6 @@ class GPU:
     """Total memory in GB of 2^30; torch sees a few hundred MB less. 0 if unknown."""
     used_gb: float
     capability: float
-    """0 if unknown."""
 
     @property
     def bf16(self) -> bool:
@@ -55,10 +53,7 @@ def look_for_gpu() -> tuple[GPU | None, list[Finding]]:
     except subprocess.TimeoutExpired:
         text = f"nvidia-smi did not answer within {SECONDS:g} s"
         return None, [Finding("GPU", "fail", text, "restart the machine, or take another")]
-    except OSError as error:
-        text = f"nvidia-smi cannot be run: {error.strerror}"
-        return None, [Finding("GPU", "fail", text, "reinstall the NVIDIA driver")]
-    lines = [line for line in csv.reader(answer.stdout.splitlines(), skipinitialspace=True) if line]
+    lines = [line.split(", ") for line in answer.stdout.splitlines()]
     rows = [dict(zip(FIELDS, line, strict=True)) for line in lines if len(line) == len(FIELDS)]
     if answer.returncode or not rows:
         text = " ".join((answer.stdout + answer.stderr).split())[:200] or "it lists no GPU"
@@ -107,8 +102,6 @@ def _number(text: str) -> float:
 
 def _about(gpu: GPU, others: int) -> Finding:
     more = f"; {others} more here, a run uses one" if others else ""
-    if not gpu.capability:
-        return Finding("GPU", "warn", f"{gpu.name}, compute capability unknown{more}")
     text = f"{gpu.name}, compute capability {gpu.capability}{more}"
     if gpu.capability < OLDEST_CAPABILITY:
         oldest = f"{OLDEST_CAPABILITY} is the oldest that works"
@@ -128,8 +121,6 @@ def _memory(gpu: GPU) -> Finding:
 
 
 def _precision(gpu: GPU) -> Finding:
-    if not gpu.capability:
-        return Finding("precision", "warn", "unknown")
     if gpu.bf16:
         return Finding("precision", "ok", "bfloat16 yes, float16 yes, flash attention yes")
     text = "bfloat16 no, float16 yes, flash attention no (memory-efficient attention instead)"
@@ -158,20 +149,18 @@ def cuda_of_torch() -> str | None:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    path = Path(spec.origin).with_name("version.py")
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     match = re.search(r"^cuda\b.*=\s*'([\d.]+)'", text, re.MULTILINE)
     return match[1] if match else None
 
 
 def look_at_processor() -> list[Finding]:
     """Processor cores and memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = psutil.virtual_memory()
-    total, free = memory.total / 2**30, memory.available / 2**30
-    text = f"{total:.1f} GB, {free:.1f} GB free"
-    in_memory = Finding("memory", "ok", text)
-    if free < RAM_GB:
-        advice = f"the 0.5B model wants about {RAM_GB} GB free to load"
-        in_memory = Finding("memory", "warn", text, advice)
-    return [Finding("processor", "ok", f"{cores} cores, {platform.machine()}"), in_memory]
+    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory()
+    free = memory.available / 2**30
+    text = f"{memory.total / 2**30:.1f} GB, {free:.1f} GB free"
+    advice = f"the 0.5B model wants about {RAM_GB} GB free to load" if free < RAM_GB else ""
+    return [
+        Finding("processor", "ok", f"{cores} cores, {platform.machine()}"),
+        Finding("memory", "warn" if advice else "ok", text, advice),
+    ]

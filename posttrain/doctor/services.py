@@ -4,10 +4,10 @@ import contextlib
 import netrc
 import os
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
+
+import httpx
 
 from posttrain.doctor import Finding
 from posttrain.model.shape import model_cache
@@ -24,20 +24,14 @@ def look_at_services() -> list[Finding]:
 def _answers(url: str) -> str:
     """'' if a server answers within the time, else why not. Any answer will do, a refusal too."""
     outcome = f"no answer within {SECONDS:g} s"
-    parts = urllib.parse.urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]  # a name and password would not be understood
 
     def query() -> None:
         nonlocal outcome
         try:
-            request = urllib.request.Request(f"{parts.scheme}://{host}", method="HEAD")
-            urllib.request.urlopen(request, timeout=SECONDS).close()
+            httpx.head(url, timeout=SECONDS)
             outcome = ""
-        except urllib.error.HTTPError as error:
-            error.close()
-            outcome = ""
-        except (OSError, ValueError) as error:
-            outcome = f"not in reach ({getattr(error, 'reason', error)})"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            outcome = f"not in reach ({error})"
 
     # DNS has no time limit here; a thread that hangs is left behind.
     thread = threading.Thread(target=query, daemon=True)

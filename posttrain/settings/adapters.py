@@ -101,9 +101,6 @@ def _obstacle_to_training(config: dict[str, Any]) -> str | None:
             return f"differs from layer to layer ({key})"
     if not isinstance(config.get("target_modules"), list):
         return "names its layers by a pattern (target_modules)"
-    for key in ("r", "lora_alpha"):
-        if type(config.get(key)) is not int:
-            return f"has {key} {given(config.get(key))}, not a whole number"
     return None
 
 
@@ -132,8 +129,8 @@ def with_adapter(values: dict[str, Any]) -> dict[str, Any]:
             "model.name out, or name another adapter"
         )
     of_adapter = {
-        "r": config["r"],
-        "alpha": config["lora_alpha"],
+        "r": config.get("r"),
+        "alpha": config.get("lora_alpha"),
         "dropout": float(config.get("lora_dropout") or 0.0),
         "target_modules": sorted(config["target_modules"]),
         "use_rslora": bool(config.get("use_rslora")),
