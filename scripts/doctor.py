@@ -99,16 +99,14 @@ def together(findings: list[Finding]) -> list[Finding]:
     same: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         same.setdefault((finding.text, finding.advice), []).append(finding)
-    alone = [f for f in findings if len(same[f.text, f.advice]) < 3]
-    groups = [group for group in same.values() if len(group) >= 3]
-    return alone + [
-        replace(
-            group[0],
-            subject=f"{len(group)} more",
-            details=(", ".join(Path(finding.subject).stem for finding in group),),
-        )
-        for group in groups
-    ]
+    alone, groups = [], []
+    for group in same.values():
+        if len(group) < 3:
+            alone += group
+        else:
+            names = ", ".join(Path(finding.subject).stem for finding in group)
+            groups.append(replace(group[0], subject=f"{len(group)} more", details=(names,)))
+    return alone + groups
 
 
 def as_sums(figures: list[dict[str, Any]]) -> str:

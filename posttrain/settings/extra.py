@@ -4,6 +4,7 @@ scripts, works with what they train, and has a value that the trainer takes.
 Read from the libraries' source and from the tables below, so that no torch is needed.
 """
 
+from collections import defaultdict
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -135,16 +136,10 @@ NESTED = {
 """Keys of arguments that would override another argument, and that argument."""
 
 
-class _Types(dict[str, Any]):
-    """The names in the annotations of the config classes; an enum of theirs is text in YAML."""
-
-    def __missing__(self, name: str) -> Any:
-        return str
-
-
-TYPES = _Types(
-    Any=Any, Literal=Literal, bool=bool, int=int, float=float, str=str, list=list, dict=dict
+TYPES: dict[str, Any] = defaultdict(
+    lambda: str, Any=Any, Literal=Literal, bool=bool, int=int, float=float, list=list, dict=dict
 )
+"""The names in the annotations of the config classes; an enum of theirs is text in YAML."""
 
 
 def check_extra(training: dict[str, Any], config_class: str) -> None:

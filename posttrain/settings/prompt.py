@@ -62,8 +62,6 @@ class Prompt(Section):
         if not isinstance(values, dict):
             return values
         for name, value in values.items():
-            if not name.isidentifier():
-                raise ValueError(f"{name!r} is not the name of a variable: letters, digits and '_'")
             if name in TAKEN:
                 raise ValueError(f"{name} is for the scripts to set, not a variable of a template")
             number = isinstance(value, int | float) and math.isfinite(value)

@@ -154,17 +154,13 @@ class GRPOTraining(Training):
     """Leave completions that hit the limit out of the loss."""
 
     @model_validator(mode="after")
-    def _ratios_of_sequences(self) -> Self:
+    def _ratios_and_full_groups(self) -> Self:
         level = self.extra.get("importance_sampling_level", "token")
         if self.loss_type == "luspo" and level != "sequence":
             raise ValueError(
                 "loss_type luspo scales the loss of a sequence, so it needs the importance "
                 "ratios of sequences; set training.extra.importance_sampling_level to sequence"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _full_groups(self) -> Self:
         micro_batches = self.steps_per_generation or self.gradient_accumulation_steps
         rollouts = self.per_device_train_batch_size * micro_batches
         if rollouts % self.num_generations:
