@@ -9,12 +9,8 @@ from posttrain.base.errors import CheckpointError, ConfigError
 
 
 def check_disk(folder: Path, checkpoint_bytes: int, keep: int, export_bytes: int = 0) -> None:
-    """Check that a run will fit: the newest checkpoints and the best, one more being written, and
-    what is exported at the end.
-
-    Raises:
-        ConfigError: it will not.
-    """
+    """Raise ConfigError unless a run will fit: the newest checkpoints and the best, one more being
+    written, and what is exported at the end."""
     needed = checkpoint_bytes * (keep + 2) + export_bytes
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -37,11 +33,7 @@ def can_write(folder: Path) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder exists or can be created, and that this user can write to it.
-
-    Raises:
-        ConfigError: it is a file, is inside one, or belongs to somebody else.
-    """
+    """Raise ConfigError unless this user can write to a folder, or create it."""
     there = existing(folder)
     if not there.is_dir():
         raise ConfigError(f"--output {folder}: {there} is a file; give a folder")

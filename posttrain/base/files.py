@@ -63,11 +63,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ConfigError: it cannot be read, or holds something else.
-    """
+    """The JSON object in a file; raises ConfigError if it cannot be read or holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -80,11 +76,8 @@ def read_object(path: Path) -> dict[str, Any]:
 def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
     """All rows of a JSONL file.
 
-    With `damaged`, lines that are not a JSON object are left out and their numbers added to it. A
-    last line without an end is not counted: it is being written, or was cut off by a crash.
-
-    Raises:
-        DataError: a line is not a JSON object, and no `damaged` was given.
+    A line that is not a JSON object raises DataError; with `damaged`, it is left out and its number
+    added to that. A last line without an end is not: it is being written, or a crash cut it off.
     """
     *lines, rest = path.read_bytes().split(b"\n")  # a text may hold other line separators
     rows = []
@@ -105,11 +98,8 @@ def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, A
 
 
 def rows_of(kind: type[T], rows: Sequence[dict[str, Any]], where: Path) -> list[T]:
-    """Each row as a `kind`, which is a dataclass; other keys of a row are ignored.
-
-    Raises:
-        DataError: a row is not one; `where` is the file.
-    """
+    """Each row of the file `where` as a `kind`, which is a dataclass; other keys of a row are
+    ignored. Raises DataError if a row is not one."""
     from pydantic import TypeAdapter, ValidationError
 
     try:

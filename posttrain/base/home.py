@@ -19,9 +19,7 @@ def ensure_home() -> None:
     """Set USER, HOME and the variables of caches where what is there cannot be used; print a note.
 
     Call it before any library is imported. Models in a home that can only be read stay in use.
-
-    Raises:
-        ConfigError: no folder can be written that could take their place.
+    Raises ConfigError if no folder can be written that could take the place of another.
     """
     try:
         getpass.getuser()

@@ -24,15 +24,8 @@ _HELD: "weakref.WeakValueDictionary[Path, SoftFileLease]" = weakref.WeakValueDic
 
 
 def hold(lock: Path, folder: Path, what: str) -> "SoftFileLease":
-    """Lock a folder until the lease is released, let go of, or this process ends.
-
-    Args:
-        lock: the lock's file.
-        what: what the holder is doing there, for the message.
-
-    Raises:
-        ConfigError: another process holds it; names it, and since when.
-    """
+    """Lock a folder, by the file `lock`, until the lease is released, let go of, or this process
+    ends. Raises ConfigError if another process holds it: `what` it does there, and since when."""
     import filelock
 
     if (earlier := _HELD.pop(lock, None)) is not None:  # an earlier run in this very process

@@ -17,6 +17,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("POSTTRAIN_CACHE") or users / "posttrain").expanduser().absolute()
 
 
+def here_or_project(name: str | Path) -> Path:
+    """The file or folder of that name: in this folder, or else in the project."""
+    here = Path(name).expanduser()
+    return here if here.exists() else ROOT / name
+
+
 def shown(path: Path) -> str:
     """A path as a user here would type it: relative where it is below this folder."""
     path, here = path.absolute(), Path.cwd()

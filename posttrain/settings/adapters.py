@@ -10,7 +10,7 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.base.expected import given
 from posttrain.base.files import read_object
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import ROOT, here_or_project
 from posttrain.settings.strict_yaml import read_yaml
 
 CONFIG = "adapter_config.json"
@@ -21,20 +21,17 @@ VOCABULARY = ("embed_tokens", "lm_head", "wte")  # matrices of that size
 
 
 def find_adapter(name: str) -> Path:
-    """The adapter folder that `model.adapter` names, which may be that of its run.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for folder in (Path(name).expanduser(), ROOT / name):
-        for adapter in (folder / "adapter", folder):
-            if (adapter / CONFIG).is_file():
-                return adapter.resolve()
-        if (folder / "config.yaml").is_file():
-            raise ConfigError(
-                f"model.adapter: the run {name} is not finished, so it has no adapter/ yet; give "
-                "its training command again, or name one of its checkpoints"
-            )
+    """The adapter folder that `model.adapter` names, which may be that of its run; raises
+    ConfigError if there is none."""
+    folder = here_or_project(name)
+    for adapter in (folder / "adapter", folder):
+        if (adapter / CONFIG).is_file():
+            return adapter.resolve()
+    if (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"model.adapter: the run {name} is not finished, so it has no adapter/ yet; give "
+            "its training command again, or name one of its checkpoints"
+        )
     raise ConfigError(
         f"model.adapter: there is no run folder or adapter folder '{name}' (one with {CONFIG})"
     )
@@ -49,10 +46,8 @@ def base_of(folder: Path) -> str:
     """The base model of an adapter folder: an absolute path, or the name of a hub model.
 
     A relative path is one of the project. For an absolute one that is missing, because the project
-    was moved, the base that the config of the adapter's run names is tried.
-
-    Raises:
-        ConfigError: there is no such folder, or none is named.
+    was moved, the base that the config of the adapter's run names is tried. Raises ConfigError if
+    there is no such folder, or none is named.
     """
     recorded = read_adapter(folder).get(BASE)
     if not isinstance(recorded, str):
@@ -105,11 +100,8 @@ def _obstacle_to_training(config: dict[str, Any]) -> str | None:
 
 
 def with_adapter(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a config with those of `model.adapter` filled in: base model and LoRA.
-
-    Raises:
-        ConfigError: the adapter cannot be trained on, or a value of the config contradicts it.
-    """
+    """The values of a config with those of `model.adapter` filled in: base model and LoRA. Raises
+    ConfigError if the adapter cannot be trained on, or a value of the config contradicts it."""
     model, lora = values.get("model") or {}, values.get("lora") or {}
     if not (isinstance(model, dict) and isinstance(lora, dict)):
         return values  # reported by the validation that follows
@@ -150,11 +142,8 @@ def with_adapter(values: dict[str, Any]) -> dict[str, Any]:
 def _same_model(first: str, second: str) -> bool:
     """Whether two names are of one model: a folder, from here or from the project, or a hub name,
     of which Unsloth loads a 4-bit copy."""
-    folders = [
-        next((p.resolve() for p in (Path(n).expanduser(), ROOT / n) if p.is_dir()), None)
-        for n in (first, second)
-    ]
-    if any(folders):
+    folders = [here_or_project(name).resolve() for name in (first, second)]
+    if any(folder.is_dir() for folder in folders):
         return folders[0] == folders[1]
     names = [QUANTISED_NAME.sub("", n.split("/")[-1]).lower() for n in (first, second)]
     return names[0] == names[1]

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from posttrain.base.errors import ConfigError, did_you_mean, nearest
 from posttrain.base.expected import expected
-from posttrain.base.paths import ROOT, run_command
+from posttrain.base.paths import ROOT, here_or_project, run_command
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.adapters import with_adapter
 from posttrain.settings.extra import check_extra
@@ -59,11 +59,8 @@ def parse_command_line(
 ) -> Command[S]:
     """Read `--config FILE [section.key=value ...] [--output DIR] [--resume ...] [--dry-run]`.
 
-    `story` is shown by --help.
-
-    Raises:
-        ConfigError: a missing file or anything wrong in it, with the key's path; or a launcher
-            started several processes.
+    `story` is shown by --help. Raises ConfigError for a missing file or anything wrong in it, with
+    the key's path, and where a launcher started several processes.
     """
     given = sys.argv[1:] if argv is None else argv
     check_arguments(given)
@@ -108,12 +105,8 @@ def parse_command_line(
 
 def load_settings(settings_class: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """The settings of a YAML file with `section.key=value` overrides applied, and those of
-    `model.adapter` filled in.
-
-    A relative config path is searched here first, then under the project's root. Errors are those
-    of check_settings.
-    """
-    file = path if path.exists() else ROOT / path
+    `model.adapter` filled in; the file is in this folder or in the project."""
+    file = here_or_project(path)
     if not file.exists():
         configs = {p.stem: f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.yaml"))}
         near = nearest(path.stem, configs)
@@ -132,11 +125,8 @@ def check_settings(
     start: bool = False,
 ) -> S:
     """`values`, which came from `where`, with overrides applied, as settings. With `start`, those
-    of `model.adapter` are filled in.
-
-    Raises:
-        ConfigError: naming every offending key and, for an unknown one, the nearest valid name.
-    """
+    of `model.adapter` are filled in. The ConfigError names every offending key and, for an unknown
+    one, the nearest valid name."""
     of_file = without_removed(values)
     values = copy.deepcopy(of_file)
     for override in overrides:

@@ -144,11 +144,8 @@ TYPES: dict[str, Any] = defaultdict(
 
 def check_extra(training: dict[str, Any], config_class: str) -> None:
     """Check the values of `training` that are the libraries' own: names of optimizers and
-    schedules, and `training.extra`.
-
-    Raises:
-        ConfigError: an unknown key or value, or one that is a setting.
-    """
+    schedules, and `training.extra`. Raises ConfigError for a key or value that is unknown, or that
+    a setting is for."""
     valid, name = config_fields(config_class), config_class.split(":")[1]
     for key, source in NAMES.items():
         names = [each for each in enum_values(source) if each not in PLATEAU]

@@ -1,7 +1,6 @@
 """Settings of `prompt`: what a model reads around each row's question."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -9,7 +8,7 @@ from pydantic import Field, field_validator
 from posttrain.base.errors import DataError
 from posttrain.base.expected import given
 from posttrain.base.files import jsonl_rows
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import here_or_project
 from posttrain.settings.section import Section
 
 # The arguments of transformers' apply_chat_template, and what it renders: not for a template alone.
@@ -45,8 +44,8 @@ class Prompt(Section):
         """The rows of a file, so that a run records the examples themselves."""
         if not isinstance(value, str):
             return value
-        file = next((p for p in (Path(value).expanduser(), ROOT / value) if p.is_file()), None)
-        if file is None:
+        file = here_or_project(value)
+        if not file.is_file():
             raise ValueError(f"there is no file '{value}' (a JSONL file of question and answer)")
         try:
             rows = jsonl_rows(file)

@@ -58,11 +58,8 @@ def kind_of_secret(text: str, name: str = "") -> str | None:
 
 
 def check_values(values: Any, where: str) -> None:
-    """Refuse settings with a secret in them. `where` is the file that they come from.
-
-    Raises:
-        ConfigError: naming the key's path, not the value.
-    """
+    """Refuse settings with a secret in them, which came from the file `where`; the ConfigError
+    names the key's path, not the value."""
     for path, name, value in _leaves(values, ""):
         if is_secret_name(name) and value and isinstance(value, str):
             raise ConfigError(f"{where}: {path}: a secret has no place here; {_WHAT_TO_DO}")
@@ -73,11 +70,8 @@ def check_values(values: Any, where: str) -> None:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse a command line with a secret on it, before anything can print or keep it.
-
-    Raises:
-        ConfigError: naming the setting or the argument's place, not the value.
-    """
+    """Refuse a command line with a secret on it, before anything can print or keep it; the
+    ConfigError names the setting or the argument's place, not the value."""
     for number, argument in enumerate(arguments, start=1):
         name, equals, value = argument.partition("=")
         # A number is none: `max_new_token=5` is a slip that deserves its own message.

@@ -55,11 +55,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.v
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text. `where` names its source in errors.
-
-    Raises:
-        ConfigError: bad syntax or a duplicate key, with its line.
-    """
+    """The value of a YAML text. Raises ConfigError for bad syntax and for duplicate keys, with
+    their line in `where`."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
