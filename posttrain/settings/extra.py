@@ -160,32 +160,28 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
                 f"{did_you_mean(training[key], names)}"
             )
     for key, value in training["extra"].items():
-        _check_argument(key, value, training, valid, name)
-
-
-def _check_argument(
-    key: str, value: Any, training: dict[str, Any], valid: dict[str, str], name: str
-) -> None:
-    where = f"training.extra.{key}"
-    if key in OWNED:
-        raise ConfigError(f"{where}: the scripts set it; use {OWNED[key]}")
-    if key in training:
-        raise ConfigError(f"{where}: write it as training.{key}")
-    if reason := UNSUPPORTED.get(f"{name}.{key}") or UNSUPPORTED.get(key):
-        raise ConfigError(f"{where}: {reason}; leave it out")
-    if key in REMOVED:
-        raise ConfigError(f"{where}: trl and transformers no longer take it; {REMOVED[key]}")
-    if key not in valid:
-        raise ConfigError(f"{where}: {name} has no such argument.{did_you_mean(key, valid, 0.8)}")
-    kind = eval(valid[key], {}, TYPES)
-    try:
-        TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
-    except ValidationError:
-        raise ConfigError(f"{where}: expected {yaml_type(kind)}, got {given(value)}") from None
-    if key in CHOICES and value not in CHOICES[key]:
-        raise ConfigError(
-            f"{where}: there is no {value!r}.{did_you_mean(str(value), CHOICES[key])}"
-        )
-    for inner, instead in NESTED.get(key, {}).items():
-        if isinstance(value, dict) and inner in value:
-            raise ConfigError(f"{where}.{inner}: write it as {instead}")
+        where = f"training.extra.{key}"
+        if key in OWNED:
+            raise ConfigError(f"{where}: the scripts set it; use {OWNED[key]}")
+        if key in training:
+            raise ConfigError(f"{where}: write it as training.{key}")
+        if reason := UNSUPPORTED.get(f"{name}.{key}") or UNSUPPORTED.get(key):
+            raise ConfigError(f"{where}: {reason}; leave it out")
+        if key in REMOVED:
+            raise ConfigError(f"{where}: trl and transformers no longer take it; {REMOVED[key]}")
+        if key not in valid:
+            raise ConfigError(
+                f"{where}: {name} has no such argument.{did_you_mean(key, valid, 0.8)}"
+            )
+        kind = eval(valid[key], {}, TYPES)
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            raise ConfigError(f"{where}: expected {yaml_type(kind)}, got {given(value)}") from None
+        if key in CHOICES and value not in CHOICES[key]:
+            raise ConfigError(
+                f"{where}: there is no {value!r}.{did_you_mean(str(value), CHOICES[key])}"
+            )
+        for inner, instead in NESTED.get(key, {}).items():
+            if isinstance(value, dict) and inner in value:
+                raise ConfigError(f"{where}.{inner}: write it as {instead}")
