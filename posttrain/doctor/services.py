@@ -30,7 +30,8 @@ def _answers(url: str) -> str:
         try:
             httpx.head(url, timeout=SECONDS)
             outcome = ""
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
+            # The last two are of a proxy that httpx cannot use.
             outcome = f"not in reach ({error})"
 
     # DNS has no time limit here; a thread that hangs is left behind.
