@@ -27,12 +27,9 @@ SMALLER = {
 
 def look_at_configs(gpu: GPU | None) -> tuple[list[Finding], list[dict[str, Any]]]:
     """A finding for each config, and the same in figures for --json."""
-    findings, facts = [], []
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
-        finding, values = _look_at(path, gpu)
-        findings.append(finding)
-        facts.append({"config": finding.subject, "fits": finding.status == "ok", **values})
-    return findings, facts
+    looked = [_look_at(path, gpu) for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    facts = [{"config": f.subject, "fits": f.status == "ok", **values} for f, values in looked]
+    return [finding for finding, _ in looked], facts
 
 
 def _look_at(path: Path, gpu: GPU | None) -> tuple[Finding, dict[str, Any]]:
