@@ -66,8 +66,6 @@ AnyDivergence = Literal[
 ReverseKL = Literal[
     "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down"
 ]
-# The losses that read label_smoothing.
-SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 
 class DPOTraining(Training):
@@ -91,7 +89,8 @@ class DPOTraining(Training):
 
     @model_validator(mode="after")
     def _losses_with_what_they_take(self) -> Self:
-        if self.label_smoothing and not set(SMOOTHED) & set(self.loss_type):
+        smoothed = {"robust", "exo_pair", "aot", "aot_unpaired"}  # the losses that read it
+        if self.label_smoothing and not smoothed & {*self.loss_type}:
             raise ValueError(
                 f"label_smoothing = {self.label_smoothing:g} changes nothing with loss_type "
                 f"{', '.join(self.loss_type)}; set it to 0, or use robust, which is sigmoid with it"
