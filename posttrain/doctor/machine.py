@@ -33,6 +33,7 @@ class GPU:
     """Total memory in GB of 2^30; torch sees a few hundred MB less. 0 if unknown."""
     used_gb: float
     capability: float
+    """0 if unknown."""
 
     @property
     def bf16(self) -> bool:
@@ -53,6 +54,9 @@ def look_for_gpu() -> tuple[GPU | None, list[Finding]]:
     except subprocess.TimeoutExpired:
         text = f"nvidia-smi did not answer within {SECONDS:g} s"
         return None, [Finding("GPU", "fail", text, "restart the machine, or take another")]
+    except OSError as error:
+        text = f"nvidia-smi cannot be run: {error.strerror}"
+        return None, [Finding("GPU", "fail", text, "reinstall the NVIDIA driver")]
     lines = [line.split(", ") for line in answer.stdout.splitlines()]
     rows = [dict(zip(FIELDS, line, strict=True)) for line in lines if len(line) == len(FIELDS)]
     if answer.returncode or not rows:
@@ -102,6 +106,8 @@ def _number(text: str) -> float:
 
 def _about(gpu: GPU, others: int) -> Finding:
     more = f"; {others} more here, a run uses one" if others else ""
+    if not gpu.capability:
+        return Finding("GPU", "warn", f"{gpu.name}, compute capability unknown{more}")
     text = f"{gpu.name}, compute capability {gpu.capability}{more}"
     if gpu.capability < OLDEST_CAPABILITY:
         oldest = f"{OLDEST_CAPABILITY} is the oldest that works"
@@ -121,6 +127,8 @@ def _memory(gpu: GPU) -> Finding:
 
 
 def _precision(gpu: GPU) -> Finding:
+    if not gpu.capability:
+        return Finding("precision", "warn", "unknown")
     if gpu.bf16:
         return Finding("precision", "ok", "bfloat16 yes, float16 yes, flash attention yes")
     text = "bfloat16 no, float16 yes, flash attention no (memory-efficient attention instead)"

@@ -63,8 +63,10 @@ def check_values(values: Any, where: str) -> None:
     for path, name, value in _leaves(values, ""):
         if is_secret_name(name) and value and isinstance(value, str):
             raise ConfigError(f"{where}: {path}: a secret has no place here; {_WHAT_TO_DO}")
-        if isinstance(value, str) and (kind := kind_of_secret(value, path)):
-            raise ConfigError(f"{where}: {path} holds {kind}; {_WHAT_TO_DO}")
+        for text in (value, name):
+            if isinstance(text, str) and (kind := kind_of_secret(text, path)):
+                shown = path if text is value else (path.rpartition(".")[0] or "the top")
+                raise ConfigError(f"{where}: {shown} holds {kind}; {_WHAT_TO_DO}")
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

@@ -150,8 +150,9 @@ def test_which_of_several(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_nvidia_smi_does_not_know_and_a_card_in_use(look: Look) -> None:
-    code, found, _ = look("0, GPU-1, Some GPU, 570.86.15, [N/A], [Not Supported], 12.1")
-    assert code == 0 and finding(found, "GPU memory")["status"] == "warn"
+    code, found, _ = look("0, GPU-1, Some GPU, 570.86.15, [N/A], [Not Supported], [N/A]")
+    assert code == 0
+    assert {finding(found, s)["status"] for s in ("GPU", "GPU memory", "precision")} == {"warn"}
     memory = finding(look(T4.replace(" 3,", " 9000,"))[1], "GPU memory")
     assert memory["status"] == "warn" and "8.8 GB in use" in memory["text"]
 
