@@ -4,12 +4,11 @@ The entries of `exports` are described in run/results.py (Exported). Each is wri
 are in place, and is valid only while they have its hashes.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.files import sha256, write_json
+from posttrain.base.files import read_object, sha256, write_json
 from posttrain.run.results import Check
 
 
@@ -30,7 +29,7 @@ class Record:
         self.content: dict[str, Any] = {**weights, "exports": {}}
         if not self.path.is_file():
             return
-        earlier = json.loads(self.path.read_text(encoding="utf-8"))
+        earlier = read_object(self.path)
         if weights.items() <= earlier.items():
             self.content |= earlier
             return
