@@ -44,9 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         examples = check_settings(Prompt, {"examples": args.examples or []}, "--examples").examples
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the replies
-            sides = models.load(model, models.evaluation(model, args), stack)
+            evaluation = models.evaluation(model, args)
+            sides = models.load(model, evaluation, stack)
             known = load_known(model)
-        talk = Talk(sides, system, args.seed, known, examples)
+        talk = Talk(sides, system, args.seed, known, examples, evaluation.stop_at_answer)
         try:
             if args.web:
                 from posttrain.chat import web  # takes seconds

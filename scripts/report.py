@@ -31,15 +31,14 @@ from posttrain.run.record import Run
 def main(argv: list[str] | None = None) -> int:
     """Report; returns 1 if a page could not be drawn."""
     args = parse(argv)
+    runs = read_runs(args.runs)
     if args.json:
-        runs = read_runs(args.runs)
         if unfinished := next((run for run in runs if not run.changes()), None):
             why = " ".join(["no scores there to compare.", *unfinished.unreadable])
             raise ConfigError(f"{unfinished.path}: {why}")
         changes = {run.name: {n: asdict(c) for n, c in run.changes().items()} for run in runs}
         print(json.dumps(changes, indent=2))
         return 0
-    runs = read_runs(args.runs)
     pages = [redraw(run.path) for run in runs]
     scored = [tables.compared(run.changes(), run.name) for run in runs if run.changes()]
     if scored:

@@ -8,6 +8,7 @@ from typing import Any
 from eval import Completion, Conversation, Example, Message, PromptFormat, conversation
 from posttrain.base.errors import PostTrainError
 from posttrain.chat.known import NOTHING, TOTAL, Known
+from posttrain.scoring.answers import until_answer
 
 Stream = Callable[[Conversation, int], Generator[Completion, None, None]]
 """Replies to a conversation with a seed: yields the reply so far as it grows. Closing the generator
@@ -44,6 +45,8 @@ class Talk:
     known: Known = NOTHING
     examples: Sequence[Example] = ()
     """Worked examples, which every conversation begins with and no side shows."""
+    stop_at_answer: bool = False
+    """Whether a reply ends at its first complete answer."""
     turns: dict[str, list[Message]] = field(default_factory=dict)
     """By side: user and assistant in turn."""
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -68,8 +71,11 @@ class Talk:
         try:
             with closing(side.stream([*opening, *with_question], seed)) as stream:
                 for reply in stream:
-                    row[side.name] = reply.text
-                    yield reply
+                    shown = until_answer(reply) if self.stop_at_answer else reply
+                    row[side.name] = shown.text
+                    yield shown
+                    if shown is not reply:
+                        break
         finally:
             if row[side.name]:
                 turns[:] = [*with_question, {"role": "assistant", "content": row[side.name]}]

@@ -2,21 +2,17 @@
 
 import argparse
 import socket
-from collections.abc import Generator
-from contextlib import ExitStack, closing
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 
-from eval import Completion, Conversation
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import shown
-from posttrain.chat.conversation import Side, Stream
+from posttrain.chat.conversation import Side
 from posttrain.chat.source import Source
 from posttrain.chat.weights import Weights
 from posttrain.model import pretrained, runtime
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.server import Server, parameters
-from posttrain.scoring.answers import until_answer
 from posttrain.settings import Evaluation
 
 HOST = "127.0.0.1"  # this machine alone
@@ -64,31 +60,14 @@ def load(source: Source, evaluation: Evaluation, stack: ExitStack) -> list[Side]
             sent = {**FULL_DISTRIBUTION, **sent}
         served = Server(url, sent)
         about = name if source.kind == "gguf" else f"{served.model} at {name}"
-        sides = [Side("reply", served.stream, about)]
-    else:
-        device = runtime.start(verbose=False, threads=None)
-        print(f"Loading {name} on {device.name}")
-        weights = Weights(source, evaluation)
-        sides = [Side("reply", weights.tuned, name)]
-        if source.kind == "adapter":
-            base = str(source.run.get("model", {}).get("name") or "its base model")
-            sides = [Side("before", weights.base, base), Side("after", weights.tuned, name)]
-        if weights.start_name:
-            sides.insert(1, Side("start", weights.start, weights.start_name))
-    if evaluation.stop_at_answer:
-        return [replace(side, stream=until_answered(side.stream)) for side in sides]
+        return [Side("reply", served.stream, about)]
+    device = runtime.start(verbose=False, threads=None)
+    print(f"Loading {name} on {device.name}")
+    weights = Weights(source, evaluation)
+    if source.kind != "adapter":
+        return [Side("reply", weights.tuned, name)]
+    base = str(source.run.get("model", {}).get("name") or "its base model")
+    sides = [Side("before", weights.base, base), Side("after", weights.tuned, name)]
+    if weights.start_name:
+        sides.insert(1, Side("start", weights.start, weights.start_name))
     return sides
-
-
-def until_answered(stream: Stream) -> Stream:
-    """The same replies, each ended at its first complete answer."""
-
-    def ending(conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
-        with closing(stream(conversation, seed)) as replies:
-            for reply in replies:
-                cut = until_answer(reply)
-                yield cut
-                if cut is not reply:
-                    return
-
-    return ending

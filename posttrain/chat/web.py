@@ -121,9 +121,7 @@ class Page:
                     )
                     self._chips[side.name] = gr.HTML(elem_classes="chips", padding=False)
         if examples:
-            gr.Examples(
-                [[question] for question in examples], self._box, label="Held-out questions"
-            )
+            gr.Examples(examples, self._box, label="Held-out questions")
         with gr.Accordion("System prompt", open=False):
             system = gr.Textbox(
                 self._talk.system or "",

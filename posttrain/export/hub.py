@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from posttrain.base.errors import ConfigError, first_line
 from posttrain.base.files import read_object
@@ -23,15 +24,13 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    files = to_upload(run, exports)
-    contents: dict[str, Path | bytes] = {file.name: file for file in files}
-    for file in files:
-        if file.name == CONFIG:  # without the path of the base model on this machine
-            config = read_object(file)
-            base = config[BASE]
-            if Path(base).is_absolute() or (ROOT / base).is_dir():
-                config[BASE] = Path(base).name
-            contents[CONFIG] = json.dumps(config, indent=2).encode("utf-8")
+    contents: dict[str, Any] = {file.name: file for file in to_upload(run, exports)}
+    if CONFIG in contents:  # without the path of the base model on this machine
+        config = read_object(contents[CONFIG])
+        base = config[BASE]
+        if Path(base).is_absolute() or (ROOT / base).is_dir():
+            config[BASE] = Path(base).name
+        contents[CONFIG] = json.dumps(config, indent=2).encode("utf-8")
     contents["README.md"] = render_model_card(run, repository).encode("utf-8")
     api = HfApi()
     try:
@@ -60,10 +59,4 @@ def to_upload(run: Path, exports: list[str]) -> list[Path]:
         )
     paths = [run / recorded[name].path for name in exports] or [run / "adapter"]
     files = [f for path in paths for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    files = [file for file in files if file.name != "README.md"]  # the run's model card replaces it
-    names = [file.name for file in files]
-    if not files or len(set(names)) != len(names):
-        raise ConfigError(
-            f"--push: {', '.join(exports) or 'adapter'}: there are no files, or two with one name"
-        )
-    return files
+    return [file for file in files if file.name != "README.md"]  # the run's model card replaces it

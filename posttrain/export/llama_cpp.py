@@ -4,7 +4,6 @@ The tree comes from the source archive of llama-cpp-python, from the package ind
 configured for. Its hash is checked before anything in it runs. No git, no system packages.
 """
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -82,13 +81,12 @@ def find_quantizer(tree: Path) -> Path:
     return tree / QUANTIZER
 
 
-def run_tool(command: Sequence[str | Path], **options: str) -> str:
-    """Run a tool without standard input; returns what it printed.
+def run_tool(command: Sequence[str | Path], **variables: str) -> None:
+    """Run a tool without standard input, with these environment variables.
 
     Raises:
         ExportError: it failed; holds the end of its output.
     """
-    environment = {**os.environ, **options}
     result = subprocess.run(
         [str(part) for part in command],
         stdin=subprocess.DEVNULL,
@@ -96,13 +94,12 @@ def run_tool(command: Sequence[str | Path], **options: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=environment,
+        env={**os.environ, **variables},
         cwd=ROOT,
     )
     if result.returncode:
         end = "\n  ".join(result.stdout.strip().splitlines()[-15:])
         raise ExportError(f"{Path(command[0]).name} failed (code {result.returncode}):\n  {end}")
-    return result.stdout
 
 
 def _locked() -> FileLock:
@@ -135,9 +132,7 @@ def pip_download(pinned: Sequence[str], folder: Path, *options: str) -> None:
     """
     requirements = folder / "requirements.txt"
     requirements.write_text("\n".join(pinned) + "\n", encoding="utf-8")
-    pip: list[str | Path] = [sys.executable, "-m", "pip"]
-    if importlib.util.find_spec("pip") is None:
-        pip = [sys.executable, "-m", "uv", "tool", "run", "pip"]
+    pip = [sys.executable, "-m", "uv", "tool", "run", "pip"]  # there is none in the environment
     fixed = ["--no-deps", "--require-hashes", "--no-input", *options]
     run_tool([*pip, "download", *fixed, "-r", requirements, "-d", folder])
 

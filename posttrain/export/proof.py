@@ -4,12 +4,11 @@ The entries of `exports` are described in run/results.py (Exported). Each is wri
 are in place, and is valid only while they have its hashes.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.files import sha256, write_json
+from posttrain.base.files import read_object, sha256, write_json
 from posttrain.run.results import Check
 
 
@@ -27,16 +26,12 @@ class Record:
         self.folder = folder
         self.path = folder / "export.json"
         weights = {"base": base, "adapter_sha256": adapter_sha256}
-        self.content: dict[str, Any] = {**weights, "exports": {}}
-        if not self.path.is_file():
-            return
-        earlier = json.loads(self.path.read_text(encoding="utf-8"))
-        if weights.items() <= earlier.items():
-            self.content |= earlier
-            return
-        for entry in earlier["exports"].values():
-            entry |= {"proven": False, "stale": "made from other weights"}
-        self.content["exports"] = earlier["exports"]
+        earlier = read_object(self.path) if self.path.is_file() else {"exports": {}}
+        if not weights.items() <= earlier.items():
+            for entry in earlier["exports"].values():
+                entry |= {"proven": False, "stale": "made from other weights"}
+            earlier = {"exports": earlier["exports"]}
+        self.content: dict[str, Any] = {**weights, **earlier}
 
     def proven(self, target: str, settings: dict[str, Any]) -> bool:
         """Whether a target passed the same check before and its files are unchanged."""

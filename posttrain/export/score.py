@@ -9,7 +9,6 @@ of `adapter_16bit`: the adapter of a 4-bit policy on the 16-bit base weights, of
 made.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import model_fingerprint, write_json
+from posttrain.base.files import model_fingerprint, read_object, write_json
 from posttrain.base.lock import hold
 from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main, share_the_processor
@@ -73,7 +72,7 @@ def main() -> int:
     share_the_processor()
     lease = hold(run / ".export.lock", run, "another export is writing there")
     config = read_yaml(run / "config.yaml")
-    record = json.loads((run / "export.json").read_text(encoding="utf-8"))
+    record = read_object(run / "export.json")
     made = record["exports"]
     entries = {t: made[t] for t in targets if t in made and (run / made[t]["path"]).exists()}
     method = config.get("method", "grpo")

@@ -7,7 +7,7 @@ language, length, end and repetition.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from eval import gsm8k, measures
 from eval.gsm8k import Problem, Reply
 from eval.measures import TOTAL
 from eval.preference import Pair
-from eval.replies import PromptReply
+from eval.replies import PromptReply, scores
 from eval.rewarded import Scorer
 from posttrain.base import files
 from posttrain.base.errors import ConfigError, DataError
@@ -128,7 +128,6 @@ def _score_replies(file: File, settings: DPOSettings) -> Scored:
     adapter = pairs.read_scores(RunFolder(file.run), settings, "after")
     if adapter is None:
         raise DataError(f"{file.run}: eval/after*.jsonl are incomplete; nothing to compare with")
-    adapter = replace(adapter, pairs=[], divergence=[], problems={})
     after = file.run / "eval" / "after.jsonl"
     with_system = files.rows_of(Pair, files.jsonl_rows(after), after)[: len(adapter.replies)]
     prompts = [*with_system, *pairs.without_system(with_system)]
@@ -143,20 +142,17 @@ def _score_replies(file: File, settings: DPOSettings) -> Scored:
     speed = None
     if len(known) < len(prompts):
         claim(file.folder, request)
-        speed = _answer(file, prompts, known, settings.data.language or "fr")
+        speed = _answer(file, prompts, known, adapter.language)
         rows = ({"place": n, **vars(reply)} for n, reply in sorted(known.items()))
         files.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     replies = [known[index] for index in range(len(prompts))]
-    n = len(with_system)
-    of_file = replace(adapter, replies=replies[:n], without_system=replies[n:])
-    after_file, before_file = (
-        {name: values for name, values in side.measures().items() if values}
-        for side in (of_file, adapter)
-    )
-    main = next(iter(after_file))  # the share in the language that the run is for
-    both = list(zip(before_file[main], after_file[main], strict=True))
-    compared = measures.compare(before_file, after_file)
-    return speed, paired(main, both, measures.summarise(after_file), compared)
+    n, language = len(with_system), adapter.language
+    of_adapter = scores(adapter.replies, language, adapter.without_system)
+    of_file = scores(replies[:n], language, replies[n:])
+    main = next(iter(of_file))  # the share in the language that the run is for
+    both = list(zip(of_adapter[main], of_file[main], strict=True))
+    compared = measures.compare(of_adapter, of_file)
+    return speed, paired(main, both, measures.summarise(of_file), compared)
 
 
 def _answer(file: File, prompts: list[Pair], known: dict[int, PromptReply], language: str) -> float:

@@ -60,10 +60,9 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
     for name, actual in tensors if file.is_dir() else _from_gguf(file, base):
         if name == "lm_head.weight" and tied:
             continue
-        if name not in before:
-            worst = math.inf
-            continue
         seen.add(name)
+        if name not in before:
+            continue
         weight = before[name].get_tensor(name).float()
         expected = _expected(name.removesuffix(".weight"), weight, lora, config)
         error = actual.float() - expected

@@ -1,9 +1,6 @@
-"""Curves over steps: read from metrics, and smoothed.
+"""Curves over steps: read from metrics, and smoothed. Loads matplotlib: see drawing.py."""
 
-Loads matplotlib: see drawing.py.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +34,9 @@ def metrics(run: Run, wanted: Mapping[str, str]) -> list[Line]:
     return lines
 
 
-def floats(values: Any) -> Floats:
+def floats(values: Iterable[object]) -> Floats:
     """Any values as numbers; what is not a finite number is NaN."""
-    known = (number(value) for value in values)
-    return np.array([float("nan") if value is None else value for value in known])
+    return np.array([number(value) for value in values], dtype=np.float64)  # None becomes NaN
 
 
 def describe(title: str, lines: Sequence[Line], share: bool) -> str:
@@ -59,13 +55,12 @@ def describe(title: str, lines: Sequence[Line], share: bool) -> str:
 def draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
     """Each line as it was measured, faint, and its moving average."""
     for line, colour in zip(lines, COLOURS * 3, strict=False):
-        finite = int(np.isfinite(line.values).sum())
-        if finite < 8:
+        if np.isfinite(line.values).sum() < 8:
             axes.plot(line.steps, line.values, "o-", color=colour, ms=4, lw=1.6, label=line.label)
-            continue
-        axes.plot(line.steps, line.values, color=colour, lw=0.9, alpha=0.4)
-        smooth = moving_average(line.values)
-        axes.plot(line.steps, smooth, color=colour, lw=2.0, label=line.label)
+        else:
+            axes.plot(line.steps, line.values, color=colour, lw=0.9, alpha=0.4)
+            smooth = moving_average(line.values)
+            axes.plot(line.steps, smooth, color=colour, lw=2.0, label=line.label)
 
 
 def draw_band(axes: Axes, steps: Floats, low: Floats, high: Floats) -> None:

@@ -24,15 +24,15 @@ def from_defaults(run: Run) -> list[tuple[str, str, str]]:
     ]
 
 
-def between(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(key path, value in each run) of every setting in which runs that have it differ."""
+def between(runs: Sequence[Run]) -> list[list[str]]:
+    """Key path, then the value in each run, of every setting in which runs that have it differ."""
     values = [dict(_leaves(run.config, _defaults_of(run))) for run in runs]
     keys = dict.fromkeys(key for each in values for key in each if key != "run.name")
     rows = []
     for key in keys:
         known = [each[key] for each in values if key in each]  # DPO and GRPO do not have the same
         if any(value != known[0] for value in known):
-            rows.append((key, [_shown(each[key]) if key in each else "" for each in values]))
+            rows.append([key, *(_shown(each[key]) if key in each else "" for each in values)])
     return rows
 
 

@@ -5,7 +5,7 @@ Importing this loads matplotlib, which takes a second: only what draws may impor
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from typing import Any
@@ -131,8 +131,7 @@ def _legend(figure: Figure, axes: Axes, room: float) -> tuple[Legend | None, int
 def _make_room(figure: Figure, axes: Axes) -> None:
     """Move the axis so that its labels, whose width is only known once drawn, stay inside."""
     labels = axes.get_tightbbox()
-    if labels is None:
-        return
+    assert labels is not None  # the axes are visible
     labels, box = labels.transformed(figure.transFigure.inverted()), axes.get_position()
     left = box.x0 + max(0.0, 2 * EDGE - labels.x0)
     right = box.x1 - max(0.0, labels.x1 - (1 - EDGE))
@@ -170,14 +169,6 @@ def percent_axis(axes: Axes, which: str, top: float = 1.0) -> None:
     axis.set_major_formatter(PercentFormatter(1.0))
     axis.set_major_locator(MaxNLocator(5, steps=ROUND))
     limits(-0.025 * top, 1.025 * top)
-
-
-def rows_axis(axes: Axes, labels: Sequence[str]) -> None:
-    """A row for each label from top to bottom, numbered from 0."""
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.grid(visible=False, axis="y")
 
 
 def short(name: str, most: int = 16) -> str:

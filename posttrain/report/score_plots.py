@@ -12,11 +12,11 @@ from posttrain.report.curves import Floats, Line, describe, draw_band, draw_mark
 from posttrain.report.drawing import (
     COLOURS,
     GRID,
+    INK,
     MUTED,
     Plot,
     over_steps,
     percent_axis,
-    rows_axis,
     short,
 )
 from posttrain.run.record import Run
@@ -82,12 +82,10 @@ def scores(run: Run) -> Plot | None:
     they are the scores."""
     shown = is_reward if run.text_answers else is_share
     sides = {
-        "before": {name: each for name, each in run.before.items() if each.low is not None},
-        "after": {name: each for name, each in run.after.items() if each.low is not None},
+        side: {k: v for k, v in measured.items() if shown(k) and v.low is not None}
+        for side, measured in (("before", run.before), ("after", run.after))
     }
-    names = [
-        n for n in {**run.before, **run.after} if shown(n) and any(n in s for s in sides.values())
-    ]
+    names = [*(sides["before"] | sides["after"])]
     if not names:
         return None
 
@@ -102,17 +100,19 @@ def scores(run: Run) -> Plot | None:
                 value, np.arange(len(names)) + offset, xerr=error, fmt="o", label=side, ms=6,
                 color=colour, lw=2.2, mfc="white" if side == "before" else colour, mew=1.6,
             )  # fmt: skip
-        rows_axis(axes, [_tick_label(figures.label(name)) for name in names])
+        axes.set_yticks(range(len(names)), [_tick_label(figures.label(name)) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.grid(visible=False, axis="y")
         for row in range(1, len(names)):
             axes.axhline(row - 0.5, color=GRID, lw=0.8)
         if is_share(names[0]):
             percent_axis(axes, "x")
 
-    ends = [
-        " to ".join(figures.plain(name, m[name].value) for m in sides.values() if name in m)
-        for name in names
-    ]
-    listed = [f"{figures.label(name)} {end}" for name, end in zip(names, ends, strict=True)]
+    listed = []
+    for name in names:
+        ends = [figures.plain(name, side[name].value) for side in sides.values() if name in side]
+        listed.append(f"{figures.label(name)} {' to '.join(ends)}")
     return Plot(
         "scores",
         "Before and after",

@@ -11,11 +11,7 @@ from posttrain.run.results import Exported
 from posttrain.settings import Prompt
 
 GRADE_SCHOOL = "Tom has 3 boxes of 12 pens and gives 7 pens away. How many pens are left?"
-QUESTIONS = {
-    "SFT": GRADE_SCHOOL,
-    "DPO": "Explique en deux phrases pourquoi le ciel est bleu.",
-    "GRPO": GRADE_SCHOOL,
-}
+FRENCH = "Explique en deux phrases pourquoi le ciel est bleu."
 TRANSFORMERS = """\
 from {package} import {loader}
 from transformers import AutoTokenizer
@@ -43,7 +39,7 @@ def snippets(
     settings: Settings, exports: Mapping[str, Exported], repository: str | None
 ) -> list[Snippet]:
     """One for the adapter, and one for every way of loading each export there is."""
-    question = QUESTIONS[settings["method"].upper()]
+    question = FRENCH if settings["method"] == "dpo" else GRADE_SCHOOL
     system, limit = settings["prompt"]["system"], settings["evaluation"]["max_new_tokens"]
     turns = conversation(question, Prompt.model_validate(settings["prompt"]))
     lines = "".join(f"    {json.dumps(turn, ensure_ascii=False)},\n" for turn in turns)

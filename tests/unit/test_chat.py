@@ -12,7 +12,7 @@ import pytest
 from eval import Completion, Conversation, PromptFormat
 from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError, DataError
-from posttrain.chat import models, source, terminal
+from posttrain.chat import source, terminal
 from posttrain.chat.conversation import Side, Talk
 from posttrain.chat.known import NOTHING, Known, held_out_questions, load_known
 from posttrain.scoring import reward_functions
@@ -183,7 +183,7 @@ def test_a_line_without_a_reply_does_not_end_the_others(capsys: Capsys) -> None:
 
 def test_an_answer_ends_a_reply_where_the_run_was_scored_so() -> None:
     parrot = Parrot("so\n<answer>7</answer> and more")
-    talk = of_one(models.until_answered(parrot.stream))
+    talk = of_one(parrot.stream, stop_at_answer=True)
     talk.ask("?")
     *_, last = talk.answer(talk.sides[0])
     assert (last.text, last.truncated) == ("so\n<answer>7</answer>", False)

@@ -397,11 +397,11 @@ def test_settings_are_compared_between_runs(grpo: Path, dpo: Path) -> None:
     config["training"] = {**run.config["training"], "extra": {"top_k": 5}, "max_steps": 80}
     config["run"] = {**run.config["run"], "name": "x"}
     assert sorted(differences.between([run, replace(run, config=config)])) == [
-        ("rewards", ["{format: 1.0, correctness: 1.0}", "{correctness: 1.0}"]),
-        ("training.extra", ["{}", "{top_k: 5}"]),
-        ("training.max_steps", ["40", "80"]),
+        ["rewards", "{format: 1.0, correctness: 1.0}", "{correctness: 1.0}"],
+        ["training.extra", "{}", "{top_k: 5}"],
+        ["training.max_steps", "40", "80"],
     ]
-    keys = [key for key, _ in differences.between([run, read_run(dpo)])]
+    keys = [key for key, *_ in differences.between([run, read_run(dpo)])]
     assert "rewards" not in keys  # only GRPO has any
 
 
