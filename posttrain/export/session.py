@@ -181,18 +181,24 @@ def _in_place(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, 
     """
     final.parent.mkdir(exist_ok=True)
     for leftover in final.parent.glob(f".{final.name}.*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
+        _remove(leftover)
     partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    old = partial.with_suffix(".old")
     checks = write(partial)
     for path in [partial, *partial.rglob("*")]:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    if final.is_dir():  # which, unlike a file, a rename cannot replace
-        shutil.rmtree(final)
+    if final.exists():
+        os.replace(final, old)
     os.replace(partial, final)
     sync_folder(final.parent)
+    _remove(old)
     return final, checks
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

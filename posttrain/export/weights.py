@@ -44,6 +44,7 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
         kind: merged_16bit, f16, bf16, q8_0 or q4_k_m.
         dtype: The type that the weights were merged to.
     """
+    import torch
     from safetensors.torch import load_file
 
     config = read_adapter(adapter)
@@ -55,7 +56,7 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
     tied = read_object(base / "config.json").get("tie_word_embeddings")
     if tied:
         before.pop("lm_head.weight", None)  # a copy that is not read
-    worst, lost, change, seen = 0.0, 0.0, 0.0, set()
+    errors, lost, change, seen = [0.0], 0.0, 0.0, set()
     tensors: Tensors = ((name, made.get_tensor(name)) for name, made in _files(file).items())
     for name, actual in tensors if file.is_dir() else _from_gguf(file, base):
         if name == "lm_head.weight" and tied:
@@ -66,11 +67,12 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
         weight = before[name].get_tensor(name).float()
         expected = _expected(name.removesuffix(".weight"), weight, lora, config)
         error = actual.float() - expected
-        worst = max(worst, _error(error, expected, kind, dtype))
+        errors.append(_error(error, expected, kind, dtype))
         if expected is not weight:
             expected -= weight
             lost -= float((error * expected).sum(dtype=error.dtype))
             change += float(expected.square_().sum())
+    worst = float(torch.tensor(errors).max())  # max() of Python could lose a NaN
     if seen != set(before):
         worst = math.inf
     return [

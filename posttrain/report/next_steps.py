@@ -52,8 +52,9 @@ def _evaluate(model: Path, settings: Settings) -> str:
         data = _local(own) or (shlex.quote(str(own.get("path", ""))) if text else "gsm8k")
         data += " --samples 8" * (not text)
     else:
-        for each in section(settings, "evaluation").get("also") or []:
-            if local := _local(each):
+        also = section(settings, "evaluation").get("also")
+        for each in also if isinstance(also, list) else []:
+            if isinstance(each, dict) and (local := _local(each)):
                 data = f"{local} --language {each.get('language', 'en')}"
                 break
     return f"{run_command()} evaluate --model {_typed(model)} --data {data}"

@@ -1,6 +1,7 @@
 """Exports of an adapter on the demo model: made, proven, corrupted, killed, and scored."""
 
 import json
+import math
 import os
 import random
 import re
@@ -264,6 +265,18 @@ def test_weights_that_do_not_fit_float16_are_refused(tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter")
     with pytest.raises(ConfigError, match="does not fit float16: export with --dtype bfloat16"):
         merge_weights(base, adapter, "float16", tmp_path / "merged")
+
+
+def test_a_weight_that_is_not_a_number_is_an_error(adapter: Path, tmp_path: Path) -> None:
+    """Also of a tensor without LoRA, and before tensors that are right."""
+    from safetensors.torch import load_file, save_file
+
+    merged = merge_weights(DEMO, adapter, "float16", tmp_path / "merged")
+    tensors = load_file(merged / "model.safetensors")
+    tensors["model.layers.0.input_layernorm.weight"][3] = math.nan
+    save_file(tensors, merged / "model.safetensors")
+    error, lost = check_weights(DEMO, adapter, merged, "merged_16bit", "float16")
+    assert not error.passed and error.value == "nan" and lost.passed
 
 
 def test_an_incomplete_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
