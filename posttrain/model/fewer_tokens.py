@@ -24,10 +24,7 @@ class SharedPrompts:
         """The model's output for the completions, of which the log-probabilities are (rows,
         completion tokens); for rows without much to share the output of the model itself.
 
-        Args:
-            input_ids: prompts, padded on the left, and completions, (rows, tokens).
-            attention_mask: 0 on padding, (rows, tokens).
-            labels: the tokens to score, (rows, tokens).
+        Arguments are (rows, tokens): prompts, padded on the left, and completions.
         """
         import torch
 
@@ -72,10 +69,7 @@ class WithoutPadding:
     def __call__(self, input_ids: Any, attention_mask: Any, labels: Any, **options: Any) -> Any:
         """The model's output, of which every value of tokens is (rows, tokens - 1).
 
-        Args:
-            input_ids: chosen and then as many rejected rows, padded on the right, (rows, tokens).
-            attention_mask: 0 on padding, (rows, tokens).
-            labels: the tokens to score, (rows, tokens).
+        Arguments are (rows, tokens): chosen, then as many rejected rows, padded on the right.
         """
         import torch
 

@@ -29,11 +29,9 @@ class Draft:
 
     prompt: list[int]
     reply: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    """What the reply's tokens were sampled with, where that is noted."""
+    log_probs: list[float] = field(default_factory=list)  # of the reply's tokens, if noted
     ended: bool = False
-    row: int = 0
-    """Its row among the random numbers of a sampler."""
+    row: int = 0  # among the random numbers of a sampler
 
 
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
@@ -102,15 +100,11 @@ class Writer:
     """
 
     policy: Any
-    generate: Callable[..., Any]
-    """The model's."""
-    config: Any
-    """A GenerationConfig with the length of a complete reply."""
-    keep: bool
-    """Whether rows that are read may be kept, in batches that change with every round."""
+    generate: Callable[..., Any]  # the model's
+    config: Any  # a GenerationConfig with the length of a complete reply
+    keep: bool  # rows that are read may be kept, in batches that change with every round
     stop: "StopAtAnswer | None" = None
-    sampler: Any = None
-    """A logits processor that samples, and notes the log-probabilities (rollouts.py)."""
+    sampler: Any = None  # a logits processor that samples, and notes the log-probabilities
 
     def write(self, drafts: Sequence[Draft], size: int, bar: Any = None) -> None:
         """Complete the drafts in this order, `size` at once; `bar` counts those that have ended."""
@@ -159,7 +153,7 @@ class Writer:
         config.max_new_tokens -= min(len(draft.reply) for draft in drafts)
         if self.sampler:
             self.sampler.drafts = drafts
-        _, written = continue_rows(
+        written = continue_rows(
             self.generate,
             rows,
             generation_config=config,

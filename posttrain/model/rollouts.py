@@ -18,26 +18,25 @@ class SampledLogProbs:
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
-        self._next: Any = None
-        """Log-probabilities of the next token, (B, vocabulary)."""
+        self._next: Any = None  # log-probabilities of the next token, (B, vocabulary)
         self._noted: list[Any] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """input_ids (B, tokens so far), scores (B, vocabulary), which are returned as they are."""
-        self._note(input_ids[:, -1])
+        self._note(input_ids)
         self._next = (scores / self._temperature).log_softmax(-1)
         return scores
 
-    def _note(self, tokens: Any) -> None:
+    def _note(self, input_ids: Any) -> None:
         if self._next is not None:
-            self._noted.append(self._next.gather(1, tokens[:, None])[:, 0])
+            self._noted.append(self._next.gather(1, input_ids[:, -1:]))
 
-    def noted(self, last: Any) -> list[list[float]]:
-        """The log-probabilities of each row's new tokens; `last` (B,) are the last of these."""
+    def noted(self, input_ids: Any) -> list[list[float]]:
+        """The log-probabilities of each row's new tokens, the last of `input_ids`."""
         import torch
 
-        self._note(last)
-        log_probs: list[list[float]] = torch.stack(self._noted, 1).tolist()
+        self._note(input_ids)
+        log_probs: list[list[float]] = torch.cat(self._noted, 1).tolist()
         return log_probs
 
 
@@ -50,8 +49,7 @@ class Sampler:
 
     def __init__(self, temperature: float, count: int) -> None:
         self._temperature, self._count = temperature, count
-        self.drafts: Sequence[Draft] = ()
-        """Those of the batch, in which the log-probabilities are noted."""
+        self.drafts: Sequence[Draft] = ()  # of the batch; the log-probabilities are noted in them
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """scores (B, vocabulary) -> probabilities over random numbers, of the same shape."""
@@ -86,7 +84,7 @@ def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[l
     def at_once(**arguments: Any) -> Any:
         sampled = SampledLogProbs(temperature)
         ids = generate(logits_processor=LogitsProcessorList([sampled]), **arguments)
-        noted.extend(sampled.noted(ids[:, -1]))
+        noted.extend(sampled.noted(ids))
         return ids
 
     def in_rounds(input_ids: Any, attention_mask: Any, generation_config: Any, **_: Any) -> Any:

@@ -21,7 +21,6 @@ from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
 from posttrain.model.log_probs import reply_sequences, token_log_probs
 from posttrain.run.folder import RunFolder
-from posttrain.scoring.pairs import ROWS_AT_ONCE
 from posttrain.settings import SFTSettings
 from rewards.answer import parse_number
 
@@ -55,7 +54,7 @@ def reply_losses(
 ) -> list[float]:
     """The policy's loss on the reply of each row, in nats a token, EOS included."""
     sequences = reply_sequences(tokenizer, [(row.conversation, row.reply) for row in rows])
-    size = settings.evaluation.batch_size or ROWS_AT_ONCE
+    size = settings.evaluation.batch_size
     return losses(token_log_probs(model, tokenizer, sequences, size, False, "replies"))
 
 

@@ -24,7 +24,6 @@ from posttrain.scoring import problem_sets
 from posttrain.settings import DPOSettings
 
 T = TypeVar("T")
-ROWS_AT_ONCE = 8  # scored at once where evaluation.batch_size is null
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def pair_scorer(
 ) -> Callable[[], list[ScoredPair]]:
     """A function that scores the pairs by the policy as it then is. The reference, which does not
     change, is scored once."""
-    batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
+    batch_size = settings.evaluation.batch_size
 
     @functools.cache
     def reference() -> tuple[list[tuple[float, float]], list[tuple[int, int]]]:
@@ -161,9 +160,8 @@ def sample(
     sampled = inference.generator(model, tokenizer, evaluation, settings.training.seed)(prompts)
     read = token_ids(tokenizer, [render(tokenizer, turns) for turns in prompts])
     sequences = [([*ids, *reply.ids], len(ids)) for ids, reply in zip(read, sampled, strict=True)]
-    batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
     policy, reference = (
-        token_log_probs(model, tokenizer, sequences, batch_size, adapter_off, "samples")
+        token_log_probs(model, tokenizer, sequences, evaluation.batch_size, adapter_off, "samples")
         for adapter_off in (False, True)
     )
     return sampled, [replies.kl_per_token(*both) for both in zip(policy, reference, strict=True)]
