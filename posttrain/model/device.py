@@ -7,19 +7,15 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.settings import Model, Training
 
-ROWS_AT_ONCE = 8
-"""Rows whose log-probabilities are computed at once, where evaluation.batch_size is null."""
+ROWS_AT_ONCE = 8  # scored by their log-probabilities, where evaluation.batch_size is null
 
 
 @dataclass(frozen=True)
 class Device:
     name: str
-    memory_gb: float
-    """Memory of the GPU in units of 2^30 bytes; 0 without a GPU."""
-    bf16: bool
-    """Whether the hardware computes in bfloat16, without emulation."""
-    threads: int = 1
-    """What torch computes with on the CPU."""
+    memory_gb: float  # of the GPU, in units of 2^30 bytes; 0 without a GPU
+    bf16: bool  # the hardware computes in bfloat16, without emulation
+    threads: int = 1  # what torch computes with on the CPU
 
 
 def check_device(device: Device, model: Model, training: Training) -> str:

@@ -16,9 +16,7 @@ from weakref import WeakKeyDictionary
 
 from posttrain.model.device import free_bytes
 
-Choice = Literal["auto", "merged", "adapter"]
-SHARE = 0.25
-"""`auto` uses merged weights if they need at most this share of the free memory."""
+SHARE = 0.25  # of the free memory, which merged weights may take where the choice is `auto`
 
 
 class MergedWeights:
@@ -98,8 +96,6 @@ def _obstacle(layer: Any) -> str:
 
     if not isinstance(layer.get_base_layer(), torch.nn.Linear):
         return f"is not a linear layer ({type(layer.get_base_layer()).__name__})"
-    if len(layer.active_adapters) != 1:
-        return f"has {len(layer.active_adapters)} active adapters"
     (name,) = layer.active_adapters
     variant = layer.lora_variant.get(name)
     if layer.lora_bias[name] or not isinstance(variant, DoraLinearVariant | None):
@@ -130,7 +126,7 @@ def _empty_linear(base: Any) -> Any:
 _CHOSEN: WeakKeyDictionary[Any, tuple[MergedWeights, bool]] = WeakKeyDictionary()
 
 
-def choose_weights(policy: Any, choice: Choice, keep: bool) -> None:
+def choose_weights(policy: Any, choice: Literal["auto", "merged", "adapter"], keep: bool) -> None:
     """Decide whether the policy's replies are sampled from merged weights, and print it.
 
     `keep`: the memory stays allocated between generations, as for GRPO's rollouts.

@@ -21,20 +21,12 @@ from posttrain.base.process import share_the_processor
 from posttrain.base.processor import cores, free_cores
 from posttrain.model.device import Device
 
-LIBRARIES = (
-    *("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "torchao"),
-    "unsloth",
-)
-
 
 def start(verbose: bool, threads: int | None) -> Device:
     """Import Unsloth, which must come before trl, transformers and peft, and find the device.
 
     Without a number of `threads`, torch takes OMP_NUM_THREADS, else the cores that this process may
-    use, whatever the load: results depend on the number.
-
-    Raises:
-        ConfigError: Unsloth refuses to start here, with its message.
+    use, whatever the load: results depend on it. Raises ConfigError if Unsloth refuses to start.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "outputs" / ".unsloth_cache"))
@@ -105,7 +97,8 @@ def hush_libraries() -> None:
     """Hide the progress bars and warnings of libraries from now on."""
     import transformers
 
-    for library in LIBRARIES:
+    libraries = "transformers trl peft datasets accelerate bitsandbytes torchao unsloth"
+    for library in libraries.split():
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -39,15 +39,11 @@ class EvaluatedModel:
     """Hub name, folder of a model or adapter, GGUF file, or URL of an OpenAI-style server."""
     evaluation: Evaluation
     prompt: Prompt
-    """What precedes each question, and the variables of the chat template."""
-    precision: Mapping[str, Any] = field(default_factory=dict)
-    """`dtype` and `load_in_4bit`, as `precision` returns them."""
+    precision: Mapping[str, Any] = field(default_factory=dict)  # as `precision` returns it
     samples: int = 1
     seed: int = 0
-    patience_s: float = PATIENCE_S
-    """Seconds to wait for a server's answer."""
-    base: str | None = None
-    """The base model of an adapter, where it is not the one that the adapter names."""
+    patience_s: float = PATIENCE_S  # to wait for a server's answer
+    base: str | None = None  # of an adapter, where it is not the one that the adapter names
 
     def request(self, **more: Any) -> dict[str, Any]:
         """What its replies depend on, as in request.json; `more` replaces and adds."""
@@ -100,12 +96,8 @@ class EvaluatedModel:
         }
         server = Server(url, sent, patience_s=self.patience_s)
         count = len(conversations)
-        missing = [
-            (i, sample)
-            for sample in range(self.samples)
-            for i in range(count)
-            if (i, sample) not in done
-        ]
+        every = [(i, sample) for sample in range(self.samples) for i in range(count)]
+        missing = [each for each in every if each not in done]
         requests = [(conversations[i], self.seed + sample * count + i) for i, sample in missing]
         for number, completion in as_they_come(server.ask, requests, self._at_once):
             if self.evaluation.stop_at_answer:
