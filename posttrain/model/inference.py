@@ -17,8 +17,8 @@ from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 
 LONGEST_ANSWER = 96  # tokens: enough for an answer element of 64 characters with its tags
-# A round of a batch ends after at least so many tokens, once this share of its rows has ended: then
-# taking rows out and in saves more than it costs.
+# A round ends after at least so many tokens, once this share of its rows has ended: then taking
+# rows out and in saves more than it costs.
 KEPT_ROUND = (8, 0.25)
 READ_AGAIN_ROUND = (32, 0.5)
 
@@ -179,7 +179,7 @@ def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
 
 
 class StopAtAnswer:
-    """Finds out whether a reply ends with a complete `<answer>NUMBER</answer>`."""
+    """Whether a reply ends with a complete `<answer>NUMBER</answer>`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -195,7 +195,6 @@ class StopAtAnswer:
 def as_completion(
     tokenizer: Any, reply: list[int], ends: set[int], stop: StopAtAnswer | None
 ) -> Completion:
-    """The token ids of an ended reply -> a Completion."""
     text: str = tokenizer.decode(reply, skip_special_tokens=True)
     ended = reply[-1] in ends or (stop is not None and stop.closed(reply))
     return Completion(text=text, tokens=len(reply), truncated=not ended, ids=tuple(reply))

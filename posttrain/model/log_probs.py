@@ -11,7 +11,7 @@ from posttrain.base.progress import progress_bar
 from posttrain.data.render import render
 from posttrain.model.device import ROWS_AT_ONCE
 from posttrain.model.prompts import shared
-from posttrain.model.runtime import inference_mode
+from posttrain.model.runtime import inference_mode, restored
 
 NOT_SCORED = -100  # the label of a token without a score, in transformers and trl
 
@@ -102,12 +102,6 @@ def chunked_head(policy: Any) -> Iterator[None]:
     from trl.trainer.utils import add_fused_lm_head
 
     base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-    earlier = vars(base).get("forward")
-    add_fused_lm_head(base)
-    try:
+    with restored(vars(base), "forward"):
+        add_fused_lm_head(base)
         yield
-    finally:
-        if earlier is None:
-            del base.forward
-        else:
-            base.forward = earlier

@@ -21,11 +21,11 @@ def base_weights(model: Model) -> str:
     """The weights that a run starts from: a folder's fingerprint, or hub repository and commit, and
     then the fingerprint of `model.adapter`. Raises ConfigError if the hub cannot be reached."""
     name = pretrained.local_or_hub(model.name)
-    if model.adapter is not None:
-        start = model_fingerprint(adapters.find_adapter(model.adapter))
-        return f"{base_weights(model.model_copy(update={'adapter': None}))} + {start}"
+    start = ""
+    if model.adapter:
+        start = f" + {model_fingerprint(adapters.find_adapter(model.adapter))}"
     if Path(name).is_dir():
-        return model_fingerprint(Path(name))
+        return model_fingerprint(Path(name)) + start
     from huggingface_hub import hf_hub_download
 
     repository = runtime.hub_name(name, model.load_in_4bit)
@@ -36,7 +36,7 @@ def base_weights(model: Model) -> str:
         raise ConfigError(
             f"model.name: '{repository}' is not in reach: {first_line(error)}"
         ) from None
-    return f"{repository}@{config.parent.name}"
+    return f"{repository}@{config.parent.name}{start}"
 
 
 def load(

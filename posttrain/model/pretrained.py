@@ -15,11 +15,8 @@ CONTEXT = 4096  # tokens to load a model for, unless it takes fewer or was train
 
 
 def local_or_hub(name: str) -> str:
-    """A model folder as an absolute path, or the name of a hub model as it is.
-
-    A relative path is looked for in the current folder and in the project. Raises ConfigError if
-    there is no such folder, or if it could run code.
-    """
+    """A model folder as an absolute path, looked for in the current folder and in the project, or
+    the name of a hub model as it is. Raises ConfigError if there is no folder, or it runs code."""
     for candidate in (Path(name).expanduser(), ROOT / name):
         if candidate.is_dir():
             check_model_folder(candidate.resolve(), "model.name")
@@ -62,10 +59,7 @@ def safe_options(dtype: str) -> dict[str, Any]:
 
 def context(name: str, trained: int, base: str | None = None) -> int:
     """Tokens of prompt and reply to load a model for: `trained`, those that it was trained with,
-    CONTEXT at least, as far as its positions go.
-
-    Arguments and errors are as for load_for_scoring.
-    """
+    CONTEXT at least, as far as its positions go. Other arguments are those of load_for_scoring."""
     model = local_or_hub(name)
     if (Path(model) / adapters.CONFIG).is_file():
         model = base or adapters.base_of(Path(model))

@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain.model.inference import Draft, Writer
 from posttrain.model.merged import sampling_weights
+from posttrain.model.runtime import restored
 
 
 class SampledLogProbs:
@@ -69,16 +70,15 @@ class Sampler:
 def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[list[list[float]]]:
     """Let the policy's generate() write rollouts in the cheaper way inside of the block.
 
-    `plain`: tokens are sampled at this temperature and in no other way, so that the rows
-    of a batch may be written in rounds; on a GPU, where Unsloth's decoding takes as long for few
-    rows as for many, they are not. The list that the block gets is filled with the
-    log-probabilities that each row's new tokens were sampled with.
+    `plain`: tokens are sampled at this temperature and in no other way, so that rows may be written
+    in rounds; on a GPU, where decoding takes as long for few rows as for many, they are not. The
+    block gets a list that is filled with the log-probabilities of each row's new tokens.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
     from transformers import LogitsProcessorList
 
-    generate, earlier = policy.generate, vars(policy).get("generate")
+    generate = policy.generate
     noted: list[list[float]] = []
 
     def at_once(**arguments: Any) -> Any:
@@ -99,12 +99,6 @@ def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[l
         new = pad_sequence(replies, batch_first=True, padding_value=config.pad_token_id)
         return torch.cat([input_ids, new], 1)
 
-    policy.generate = in_rounds if plain and policy.device.type == "cpu" else at_once
-    try:
-        with sampling_weights(policy):
-            yield noted
-    finally:
-        if earlier is None:
-            del policy.generate
-        else:
-            policy.generate = earlier
+    with restored(vars(policy), "generate"), sampling_weights(policy):
+        policy.generate = in_rounds if plain and policy.device.type == "cpu" else at_once
+        yield noted

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from posttrain.base.errors import ConfigError, PostTrainError
@@ -76,9 +76,8 @@ def _share_keys_and_values() -> None:
 
     Beside a mask, transformers copies every key and value for each query head that shares it,
     because CUDA's kernels take no groups together with a mask. torch's kernel for the CPU does, and
-    gives the same numbers to the last bit. With 14 query heads on 2 of keys and values
-    (Qwen2.5-0.5B), 24 rows and 300 tokens, the copies take nine tenths of a decoding step's
-    attention.
+    gives the same numbers to the last bit. At Qwen2.5-0.5B's 14 query heads on 2 of keys and
+    values, 24 rows and 300 tokens, the copies take nine tenths of a decoding step's attention.
     """
     import torch
 
@@ -128,7 +127,7 @@ def quiet(verbose: bool) -> Iterator[None]:
 
 
 def has_gpu_modules() -> bool:
-    """Whether Unsloth trains with its own kernels: without a GPU it has no such modules."""
+    """Whether Unsloth trains with its own kernels, as it does on a GPU."""
     return "unsloth.models" in sys.modules
 
 
@@ -144,17 +143,23 @@ def full_precision(policy: Any, arguments: Any) -> Iterator[None]:
     if arguments.bf16 or arguments.fp16 or policy.dtype != torch.float32:
         yield
         return
-    variable = "UNSLOTH_MIXED_PRECISION"
-    earlier, evaluation = os.environ.get(variable), arguments.bf16_full_eval
-    os.environ[variable] = "bfloat16"
+    evaluation = arguments.bf16_full_eval
+    with restored(os.environ, "UNSLOTH_MIXED_PRECISION"):
+        os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
+        yield
+    arguments.bf16_full_eval = evaluation
+
+
+@contextlib.contextmanager
+def restored(values: MutableMapping[str, Any], name: str) -> Iterator[None]:
+    """Undo what the block does to one value: an attribute in vars(...), or a variable."""
+    earlier = values.get(name)
     try:
         yield
     finally:
-        arguments.bf16_full_eval = evaluation
-        if earlier is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = earlier
+        values.pop(name, None)
+        if earlier is not None:
+            values[name] = earlier
 
 
 def training_mode(policy: Any) -> None:

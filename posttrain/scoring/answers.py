@@ -29,6 +29,8 @@ from rewards.answer import ends_with_answer
 AT_ONCE = 8  # requests to a server of others, where evaluation.batch_size is null
 Answer = tuple[int, int, Completion]
 """The index of a conversation, the number of the sample, the reply."""
+Done = Set[tuple[int, int]]
+"""The indices and samples that need no answer."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,9 @@ class EvaluatedModel:
 
     @contextlib.contextmanager
     def answering(
-        self, conversations: Sequence[Conversation], done: Set[tuple[int, int]]
+        self, conversations: Sequence[Conversation], done: Done
     ) -> Iterator[Iterator[list[Answer]]]:
-        """The answers in batches, from a model that is loaded or served inside of the block.
-
-        `done` are the indices and samples that need none.
-        """
+        """The answers in batches, from a model that is loaded or served inside of the block."""
         if is_url(self.name):
             yield self._of_server(self.name, conversations, done)
         elif is_gguf(self.name):
@@ -86,14 +85,14 @@ class EvaluatedModel:
         return self.evaluation.batch_size or (AT_ONCE if is_url(self.name) else 1)
 
     def _of_server(
-        self, url: str, conversations: Sequence[Conversation], done: Set[tuple[int, int]]
+        self, url: str, conversations: Sequence[Conversation], done: Done
     ) -> Iterator[list[Answer]]:
         """One answer at a time, as they come."""
-        full: Mapping[str, Any] = {"top_p": 1} if self.evaluation.temperature else {}
-        sent = {
-            **(FULL_DISTRIBUTION if is_gguf(self.name) else full),  # every server knows top_p
-            **parameters(self.evaluation, self.prompt.chat_template_kwargs),
-        }
+        sent = parameters(self.evaluation, self.prompt.chat_template_kwargs)
+        if is_gguf(self.name):
+            sent |= FULL_DISTRIBUTION
+        elif self.evaluation.temperature:
+            sent["top_p"] = 1  # which every server knows
         server = Server(url, sent, patience_s=self.patience_s)
         count = len(conversations)
         every = [(i, sample) for sample in range(self.samples) for i in range(count)]
@@ -105,11 +104,7 @@ class EvaluatedModel:
             yield [(*missing[number], completion)]
 
     def _of_weights(
-        self,
-        model: Any,
-        tokenizer: Any,
-        conversations: Sequence[Conversation],
-        done: Set[tuple[int, int]],
+        self, model: Any, tokenizer: Any, conversations: Sequence[Conversation], done: Done
     ) -> Iterator[list[Answer]]:
         """Batches of several times what is generated at once. Each is answered in full or not at
         all, also where some are in `done`: below float32, and when sampling, a reply depends on its
@@ -179,7 +174,7 @@ def until_answer(completion: Completion) -> Completion:
 def collect(
     model: EvaluatedModel,
     conversations: Sequence[Conversation],
-    done: Set[tuple[int, int]],
+    done: Done,
     keep: Callable[[Sequence[Answer]], Mapping[str, str] | None],
 ) -> float:
     """Pass every answer that is not in `done` to `keep`, batch by batch.
