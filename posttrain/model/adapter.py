@@ -53,8 +53,7 @@ def has_start(policy: Any) -> bool:
 @contextlib.contextmanager
 def without_copy(policy: Any) -> Iterator[None]:
     """Build a trainer that keeps no copy of the adapter, which trl adds as its reference. Without
-    it trl scores the reference with the adapter off, which is the same for an adapter that starts
-    with no effect; for others see remember_start()."""
+    it trl scores the reference with the adapter off, see remember_start()."""
     try:
         yield
     finally:
@@ -110,8 +109,8 @@ def check_weights(folder: Path, lora: Lora, base: Any) -> None:
 
 @contextlib.contextmanager
 def with_base_path(folder: Path, base: str | None = None) -> Iterator[Path]:
-    """An adapter folder as links, with the path of its base model as it is on this machine, or that
-    of another `base`. What is not an adapter folder, as it is."""
+    """An adapter folder as links, with the path of its base model on this machine, or another
+    `base`. Other folders stay as they are."""
     if not (folder / CONFIG).is_file():
         yield folder
         return

@@ -14,8 +14,7 @@ from posttrain.model import adapter
 from posttrain.model.pretrained import local_or_hub
 from posttrain.settings import Lora, Model, TrainingSettings, adapters
 
-EMBEDDINGS = ("embed_tokens", "lm_head")
-"""Names that Unsloth takes out of target_modules: it would train these matrices in full."""
+EMBEDDINGS = ("embed_tokens", "lm_head")  # as targets, Unsloth would train them in full
 
 
 def refuse_adapter(name: str) -> None:

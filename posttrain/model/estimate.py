@@ -131,8 +131,7 @@ def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[
     saved = 6 * shape.hidden + 2 * shape.key_value + device.saved * shape.intermediate
     gradients = device.gradients * shape.intermediate
     if settings.training.gradient_checkpointing:
-        layers = shape.layers if device.layers_kept is None else device.layers_kept
-        kept, layer = layers * shape.hidden, saved + gradients
+        kept, layer = (device.layers_kept or shape.layers) * shape.hidden, saved + gradients
     else:
         kept, layer = shape.layers * saved, gradients
     return {
@@ -149,9 +148,8 @@ def _generation(settings: Settings, shape: Shape, device: Device, width: int) ->
     micro_batches = training.steps_per_generation or training.gradient_accumulation_steps
     completion = max(training.max_completion_length, settings.evaluation.max_new_tokens)
     prompt = settings.model.max_seq_length - training.max_completion_length
-    rows = max(
-        training.per_device_train_batch_size * micro_batches, settings.evaluation.batch_size or 0
-    )
+    rollouts = training.per_device_train_batch_size * micro_batches
+    rows = max(rollouts, settings.evaluation.batch_size or 0)
     a_token = shape.layers * 2 * shape.key_value * width
     reading = (3 * shape.hidden + device.reading * shape.intermediate) * width
     decoding = (prompt + completion + device.cache_growth) * a_token + shape.vocab * (width + 16)

@@ -9,8 +9,7 @@ of the French pairs makes 1.4 times the tokens.
 
 from typing import Any
 
-LEAST_TOKENS = 100
-"""Of a prompt, or of padding; to compute fewer apart from the rest saves nothing."""
+LEAST_TOKENS = 100  # of a prompt, or of padding: to compute fewer apart saves nothing
 
 
 class SharedPrompts:

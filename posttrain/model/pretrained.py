@@ -16,7 +16,8 @@ CONTEXT = 4096  # tokens to load a model for, unless it takes fewer or was train
 
 def local_or_hub(name: str) -> str:
     """A model folder as an absolute path, looked for in the current folder and in the project, or
-    the name of a hub model as it is. Raises ConfigError if there is no folder, or it runs code."""
+    the name of a hub model as it is. Raises ConfigError if there is no such folder, or if it could
+    run code."""
     for candidate in (Path(name).expanduser(), ROOT / name):
         if candidate.is_dir():
             check_model_folder(candidate.resolve(), "model.name")
@@ -113,8 +114,8 @@ def set_up_generation(policy: Any, tokenizer: Any, what: str) -> Any:
 
     Models come with sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1), which
     generate() would use wherever the caller sets none. Ours come from the YAML alone. Returns the
-    tokenizer. Raises ConfigError, which names the model as `what`, if it has no embedding for the
-    padding or end token.
+    tokenizer. Raises ConfigError if there is no embedding for the padding or end token; `what` is
+    the model, for messages.
     """
     from transformers import GenerationConfig
 

@@ -14,8 +14,7 @@ from posttrain.settings import TrainingSettings as Settings
 
 LEARNING_RATES = {"grpo": (3e-6, 4e-5), "dpo": (5e-6, 1e-5), "sft": (1e-5, 5e-4)}
 """The lowest and the highest learning rate of published runs with LoRA (docs/recipes.md)."""
-SMALL = 200_000_000
-"""Weights of a model that those runs say nothing about: theirs have 0.5 billion and more."""
+SMALL = 200_000_000  # weights; the models of those runs have 0.5 billion and more
 
 
 @dataclass(frozen=True)

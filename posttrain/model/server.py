@@ -19,8 +19,7 @@ TRIES = 4
 PATIENCE_S = 600.0  # a busy CPU server may take minutes for one long reply
 LONGEST_PAUSE_S = 60.0  # that a server may request
 KEY_VARIABLE = "OPENAI_API_KEY"
-Ask = Callable[[Conversation, int], Completion]
-"""Answers one conversation, with a seed."""
+Ask = Callable[[Conversation, int], Completion]  # answers one conversation, with a seed
 
 
 def parameters(evaluation: Evaluation, variables: Variables = NONE) -> dict[str, Any]:

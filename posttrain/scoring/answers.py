@@ -27,18 +27,15 @@ from posttrain.settings import Evaluation, Prompt
 from rewards.answer import ends_with_answer
 
 AT_ONCE = 8  # requests to a server of others, where evaluation.batch_size is null
-Answer = tuple[int, int, Completion]
-"""The index of a conversation, the number of the sample, the reply."""
-Done = Set[tuple[int, int]]
-"""The indices and samples that need no answer."""
+Answer = tuple[int, int, Completion]  # index of a conversation, number of the sample, reply
+Done = Set[tuple[int, int]]  # the indices and samples that need no answer
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
     """Which model answers, and how."""
 
-    name: str
-    """Hub name, folder of a model or adapter, GGUF file, or URL of an OpenAI-style server."""
+    name: str  # hub name, folder of a model or adapter, GGUF file, or URL of a server
     evaluation: Evaluation
     prompt: Prompt
     precision: Mapping[str, Any] = field(default_factory=dict)  # as `precision` returns it

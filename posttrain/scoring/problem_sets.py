@@ -13,8 +13,7 @@ from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
 from posttrain.settings import DPOSettings, ProblemSet
 
-Problems = dict[str, list[Problem]]
-"""The problems of each set, by its name."""
+Problems = dict[str, list[Problem]]  # by the name of their set
 
 
 def load(settings: DPOSettings, train: Sequence[Pair], tokenizer: Any) -> Problems:

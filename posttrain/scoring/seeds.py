@@ -26,11 +26,8 @@ def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings])
     questions.
 
     A measure is of the questions that could be scored with every seed, on both sides; where fewer
-    than two could, it is left out.
-
-    Raises:
-        ConfigError: a run is not finished, or was trained or scored on other data.
-        DataError: a row of its scores cannot be read.
+    than two could, it is left out. Raises ConfigError if a run is not finished, or was trained or
+    scored on other data.
     """
     for seed, folder in runs.items():
         if not RunFolder(folder).finished:
