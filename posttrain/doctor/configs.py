@@ -9,8 +9,8 @@ from posttrain.base.paths import ROOT
 from posttrain.doctor import Finding
 from posttrain.doctor.installation import VLLM
 from posttrain.doctor.machine import GPU
-from posttrain.model.device import Device, check_device
-from posttrain.model.estimate import PAIR_ROWS, estimate, phases
+from posttrain.model.device import ROWS_AT_ONCE, Device, check_device
+from posttrain.model.estimate import estimate, phases
 from posttrain.model.recipe import learning_rate_note, recipe
 from posttrain.model.shape import shape_of
 from posttrain.settings import RolloutModel, TrainingSettings
@@ -21,7 +21,7 @@ from posttrain.settings.strict_yaml import read_yaml
 SMALLER = {
     "step": "lower training.per_device_train_batch_size and raise gradient_accumulation_steps",
     "generation": "lower training.steps_per_generation or evaluation.batch_size",
-    "scoring": f"lower evaluation.batch_size, which is {PAIR_ROWS} where it is null",
+    "scoring": f"lower evaluation.batch_size, which is {ROWS_AT_ONCE} where it is null",
 }
 
 

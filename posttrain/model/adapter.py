@@ -11,16 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import follow_umask, write_text
 from posttrain.base.paths import ROOT
 from posttrain.settings import Lora
 from posttrain.settings.adapters import BASE, CONFIG, WEIGHTS, base_of
-
-_STARTED: WeakSet[Any] = WeakSet()
-"""Policies whose adapter had an effect from the start."""
 
 
 def remember_start(policy: Any) -> None:
@@ -47,19 +43,17 @@ def remember_start(policy: Any) -> None:
                 parameter.data = value
 
     policy.disable_adapter = start_in_place
-    _STARTED.add(policy)
 
 
 def has_start(policy: Any) -> bool:
-    """Whether the reference is the policy with its initial adapter, not with the adapter off."""
-    return policy in _STARTED
+    """Whether remember_start() made the reference, which is else the policy without adapter."""
+    return "disable_adapter" in vars(policy)
 
 
 @contextlib.contextmanager
 def without_copy(policy: Any) -> Iterator[None]:
     """Build a trainer that keeps no copy of the adapter, which trl adds as its reference. Without
-    it trl scores the reference with the adapter off, which is the same for an adapter that starts
-    with no effect; for others see remember_start()."""
+    it trl scores the reference with the adapter off, see remember_start()."""
     try:
         yield
     finally:
@@ -80,14 +74,8 @@ def save(policy: Any, folder: Path) -> None:
 
 
 def check_weights(folder: Path, lora: Lora, base: Any) -> None:
-    """Check that an adapter's weights are complete, of the rank and layers that its config says,
-    and of the shapes of the `base` model, which may be on the meta device.
-
-    Reads names and shapes alone.
-
-    Raises:
-        ConfigError: they are missing, damaged, or of other layers or another model.
-    """
+    """Raise ConfigError unless an adapter's weights are complete, of the rank and layers that its
+    config says, and of the shapes of the `base` model, which may be on the meta device."""
     from safetensors import SafetensorError, safe_open
 
     path = folder / WEIGHTS
@@ -121,8 +109,8 @@ def check_weights(folder: Path, lora: Lora, base: Any) -> None:
 
 @contextlib.contextmanager
 def with_base_path(folder: Path, base: str | None = None) -> Iterator[Path]:
-    """An adapter folder as links, with the path of its base model as it is on this machine, or that
-    of another `base`. What is not an adapter folder, as it is."""
+    """An adapter folder as links, with the path of its base model on this machine, or another
+    `base`. Other folders stay as they are."""
     if not (folder / CONFIG).is_file():
         yield folder
         return

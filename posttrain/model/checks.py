@@ -14,16 +14,11 @@ from posttrain.model import adapter
 from posttrain.model.pretrained import local_or_hub
 from posttrain.settings import Lora, Model, TrainingSettings, adapters
 
-EMBEDDINGS = ("embed_tokens", "lm_head")
-"""Names that Unsloth takes out of target_modules: it would train these matrices in full."""
+EMBEDDINGS = ("embed_tokens", "lm_head")  # as targets, Unsloth would train them in full
 
 
 def refuse_adapter(name: str) -> None:
-    """Check that `model.name` is not an adapter or run folder. Needs no torch.
-
-    Raises:
-        ConfigError: it is one; names the setting that trains on from it.
-    """
+    """Raise ConfigError if `model.name` is an adapter or run folder. Needs no torch."""
     for folder in (Path(name).expanduser(), ROOT / name):
         for path, shown in ((folder, name), (folder / "adapter", f"{name.rstrip('/')}/adapter")):
             if (path / adapters.CONFIG).is_file():
@@ -46,13 +41,9 @@ def _is_adapter(name: str, shown: str, folder: Path) -> ConfigError:
 
 
 def check_model(settings: TrainingSettings, tokenizer: Any) -> None:
-    """Check layers, token ids and `training.extra` against the model's architecture. After
-    runtime.start().
+    """Raise ConfigError where layers, `training.extra` or tokens do not fit the model.
 
     From now on render.token_ids refuses ids that the model has no embedding for.
-
-    Raises:
-        ConfigError: names the setting or the token that does not fit the model.
     """
     model, lora = settings.model, settings.lora
     skeleton = _skeleton(model)
@@ -89,7 +80,6 @@ def _skeleton(model: Model) -> Any:
 
 
 def _check_extra(config: Any, extra: dict[str, Any], name: str) -> None:
-    """Check the arguments of `training.extra` that need a model of some architecture."""
     if extra.get("cast_lm_head_to_fp32") and config.tie_word_embeddings:
         raise ConfigError(
             f"training.extra.cast_lm_head_to_fp32: the output layer of '{name}' is its embedding, "

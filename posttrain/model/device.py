@@ -7,32 +7,25 @@ from typing import Any
 from posttrain.base.errors import ConfigError
 from posttrain.settings import Model, Training
 
+ROWS_AT_ONCE = 8  # scored by their log-probabilities, where evaluation.batch_size is null
+
 
 @dataclass(frozen=True)
 class Device:
-    """The device that the policy will run on."""
-
     name: str
-    memory_gb: float
-    """Memory of the GPU in units of 2^30 bytes; 0 without a GPU."""
-    bf16: bool
-    """Whether the hardware computes in bfloat16, without emulation."""
-    threads: int = 1
-    """What torch computes with on the CPU."""
+    memory_gb: float  # of the GPU, in units of 2^30 bytes; 0 without a GPU
+    bf16: bool  # the hardware computes in bfloat16, without emulation
+    threads: int = 1  # what torch computes with on the CPU
 
 
 def check_device(device: Device, model: Model, training: Training) -> str:
-    """Check that the device can run this config; returns a line that names the device.
-
-    Raises:
-        ConfigError: the GPU has no bfloat16 or too little memory for this config.
-    """
+    """A line that names the device; raises ConfigError if it cannot run this config."""
     if device.memory_gb == 0:
         threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
         best = "bfloat16" if device.bf16 else "float32"
         dtype = best if model.dtype == "auto" else model.dtype
         line = f"No GPU here: training on the CPU, {threads}, in {dtype}."
-        if dtype == "bfloat16" != best:
+        if dtype == "bfloat16" and not device.bf16:
             line += (
                 "\nnote: this processor has no bfloat16 instructions and emulates them, several "
                 "times as slowly as float32; model.dtype=auto chooses what it is fast at"
@@ -53,7 +46,7 @@ def check_device(device: Device, model: Model, training: Training) -> str:
 
 
 def free_bytes(device: Any) -> int:
-    """Bytes of memory that are free on a torch device: the GPU's, or the machine's."""
+    """Bytes that are free on a torch device: the GPU's, or the machine's."""
     import psutil
     import torch
 

@@ -51,6 +51,7 @@ buffers, the cache's growth, 8-bit moments, the context, and holes in PyTorch's 
 
 from dataclasses import dataclass
 
+from posttrain.model.device import ROWS_AT_ONCE
 from posttrain.model.merged import SHARE
 from posttrain.model.shape import Shape
 from posttrain.settings import DPOSettings, GRPOSettings
@@ -58,31 +59,21 @@ from posttrain.settings import TrainingSettings as Settings
 
 GB = 2**30
 NF4_BYTES = 4.127 / 8
-PAIR_ROWS = 8  # ROWS_AT_ONCE of posttrain/scoring/pairs.py
 
 
 @dataclass(frozen=True)
 class Device:
     """In what a GPU, with Unsloth's kernels, and a CPU, with plain transformers, differ."""
 
-    saved: int
-    """Intermediate vectors of the MLP that a layer keeps for its backward pass."""
-    gradients: int
-    """Those that the backward pass adds."""
-    reading: int
-    """Those that a forward pass without gradients holds at once."""
-    layers_kept: int | None
-    """Layers whose input stays with checkpointing; None is all."""
-    head_logits: int | None
-    """Logits that the head holds at once; None is those of 512 tokens."""
-    head_bytes: int
-    """Bytes that each of them takes."""
-    cache_growth: int
-    """Tokens by which the cache of keys and values grows at once."""
-    small_moments: bool
-    """8-bit optimizers have 8-bit moments."""
-    overhead: float
-    """Bytes that are there without a model."""
+    saved: int  # intermediate vectors of the MLP that a layer keeps for its backward pass
+    gradients: int  # those that the backward pass adds
+    reading: int  # those that a forward pass without gradients holds at once
+    layers_kept: int | None  # layers whose input stays with checkpointing; None is all
+    head_logits: int | None  # logits that the head holds at once; None is those of 512 tokens
+    head_bytes: int  # bytes that each of them takes
+    cache_growth: int  # tokens by which the cache of keys and values grows at once
+    small_moments: bool  # 8-bit optimizers have 8-bit moments
+    overhead: float  # bytes that are there without a model
 
 
 GPU = Device(2, 1, 3, 3, None, 4, 512, True, 0.8 * GB)
@@ -119,12 +110,11 @@ def phases(terms: dict[str, float]) -> dict[str, float]:
 
 
 def _adapted(settings: Settings, shape: Shape) -> list[tuple[int, int]]:
-    """(in, out) of the linear layers of a block that get an adapter."""
+    """(inputs, outputs) of the linear layers of a block that get an adapter."""
     return [shape.modules()[m] for m in settings.lora.target_modules if m in shape.modules()]
 
 
 def _merged(settings: Settings, shape: Shape, width: int) -> float:
-    """The weights that stand in for the adapted layers while rollouts are sampled."""
     if not isinstance(settings, GRPOSettings) or settings.model.rollout_weights == "adapter":
         return 0.0
     needed = float(shape.layers * sum(a * b for a, b in _adapted(settings, shape)) * width)
@@ -133,7 +123,6 @@ def _merged(settings: Settings, shape: Shape, width: int) -> float:
 
 
 def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[str, float]:
-    """What forward and backward pass of a micro-batch hold."""
     rows = settings.training.per_device_train_batch_size
     sequences = 2 if isinstance(settings, DPOSettings) else 1
     tokens = scored = rows * sequences * settings.model.max_seq_length
@@ -142,8 +131,7 @@ def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[
     saved = 6 * shape.hidden + 2 * shape.key_value + device.saved * shape.intermediate
     gradients = device.gradients * shape.intermediate
     if settings.training.gradient_checkpointing:
-        layers = shape.layers if device.layers_kept is None else device.layers_kept
-        kept, layer = layers * shape.hidden, saved + gradients
+        kept, layer = (device.layers_kept or shape.layers) * shape.hidden, saved + gradients
     else:
         kept, layer = shape.layers * saved, gradients
     return {
@@ -154,16 +142,14 @@ def _step(settings: Settings, shape: Shape, device: Device, width: int) -> dict[
 
 
 def _generation(settings: Settings, shape: Shape, device: Device, width: int) -> float:
-    """Keys and values, and what is held beside them: logits, or the prompts being read."""
     if not isinstance(settings, GRPOSettings):
         return 0.0
     training = settings.training
     micro_batches = training.steps_per_generation or training.gradient_accumulation_steps
     completion = max(training.max_completion_length, settings.evaluation.max_new_tokens)
     prompt = settings.model.max_seq_length - training.max_completion_length
-    rows = max(
-        training.per_device_train_batch_size * micro_batches, settings.evaluation.batch_size or 0
-    )
+    rollouts = training.per_device_train_batch_size * micro_batches
+    rows = max(rollouts, settings.evaluation.batch_size or 0)
     a_token = shape.layers * 2 * shape.key_value * width
     reading = (3 * shape.hidden + device.reading * shape.intermediate) * width
     decoding = (prompt + completion + device.cache_growth) * a_token + shape.vocab * (width + 16)
@@ -171,10 +157,9 @@ def _generation(settings: Settings, shape: Shape, device: Device, width: int) ->
 
 
 def _scoring(settings: Settings, shape: Shape, device: Device, width: int) -> float:
-    """Held-out rows in a layer, or their logits, some at a time."""
     if isinstance(settings, GRPOSettings):
         return 0.0
-    tokens = (settings.evaluation.batch_size or PAIR_ROWS) * settings.model.max_seq_length
+    tokens = (settings.evaluation.batch_size or ROWS_AT_ONCE) * settings.model.max_seq_length
     layer = tokens * (3 * shape.hidden + device.reading * shape.intermediate) + _largest(shape)
     return max(layer * width, _head(tokens, shape, device) + 2 * tokens * shape.hidden * width)
 
@@ -185,6 +170,5 @@ def _largest(shape: Shape) -> int:
 
 
 def _head(scored: int, shape: Shape, device: Device) -> float:
-    """The logits that the head holds at once."""
     at_once = device.head_logits or 512 * shape.vocab
     return min(scored * shape.vocab, at_once) * device.head_bytes

@@ -9,8 +9,7 @@ of the French pairs makes 1.4 times the tokens.
 
 from typing import Any
 
-LEAST_TOKENS = 100
-"""Of a prompt, or of padding; to compute fewer apart from the rest saves nothing."""
+LEAST_TOKENS = 100  # of a prompt, or of padding: to compute fewer apart saves nothing
 
 
 class SharedPrompts:
@@ -24,10 +23,7 @@ class SharedPrompts:
         """The model's output for the completions, of which the log-probabilities are (rows,
         completion tokens); for rows without much to share the output of the model itself.
 
-        Args:
-            input_ids: prompts, padded on the left, and completions, (rows, tokens).
-            attention_mask: 0 on padding, (rows, tokens).
-            labels: the tokens to score, (rows, tokens).
+        Arguments are (rows, tokens): prompts, padded on the left, and completions.
         """
         import torch
 
@@ -72,10 +68,7 @@ class WithoutPadding:
     def __call__(self, input_ids: Any, attention_mask: Any, labels: Any, **options: Any) -> Any:
         """The model's output, of which every value of tokens is (rows, tokens - 1).
 
-        Args:
-            input_ids: chosen and then as many rejected rows, padded on the right, (rows, tokens).
-            attention_mask: 0 on padding, (rows, tokens).
-            labels: the tokens to score, (rows, tokens).
+        Arguments are (rows, tokens): chosen, then as many rejected rows, padded on the right.
         """
         import torch
 

@@ -17,8 +17,8 @@ from posttrain.settings import Evaluation
 from rewards.answer import ends_with_answer
 
 LONGEST_ANSWER = 96  # tokens: enough for an answer element of 64 characters with its tags
-# A round of a batch ends after at least so many tokens, once this share of its rows has ended: then
-# taking rows out and in saves more than it costs.
+# A round ends after at least so many tokens, once this share of its rows has ended: then taking
+# rows out and in saves more than it costs.
 KEPT_ROUND = (8, 0.25)
 READ_AGAIN_ROUND = (32, 0.5)
 
@@ -29,11 +29,9 @@ class Draft:
 
     prompt: list[int]
     reply: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    """What the reply's tokens were sampled with, where that is noted."""
+    log_probs: list[float] = field(default_factory=list)  # of the reply's tokens, if noted
     ended: bool = False
-    row: int = 0
-    """Its row among the random numbers of a sampler."""
+    row: int = 0  # among the random numbers of a sampler
 
 
 def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) -> Generate:
@@ -102,15 +100,11 @@ class Writer:
     """
 
     policy: Any
-    generate: Callable[..., Any]
-    """The model's."""
-    config: Any
-    """A GenerationConfig with the length of a complete reply."""
-    keep: bool
-    """Whether rows that are read may be kept, in batches that change with every round."""
+    generate: Callable[..., Any]  # the model's
+    config: Any  # a GenerationConfig with the length of a complete reply
+    keep: bool  # rows that are read may be kept, in batches that change with every round
     stop: "StopAtAnswer | None" = None
-    sampler: Any = None
-    """A logits processor that samples, and notes the log-probabilities (rollouts.py)."""
+    sampler: Any = None  # a logits processor that samples, and notes the log-probabilities
 
     def write(self, drafts: Sequence[Draft], size: int, bar: Any = None) -> None:
         """Complete the drafts in this order, `size` at once; `bar` counts those that have ended."""
@@ -159,7 +153,7 @@ class Writer:
         config.max_new_tokens -= min(len(draft.reply) for draft in drafts)
         if self.sampler:
             self.sampler.drafts = drafts
-        _, written = continue_rows(
+        written = continue_rows(
             self.generate,
             rows,
             generation_config=config,
@@ -185,7 +179,7 @@ def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
 
 
 class StopAtAnswer:
-    """Finds out whether a reply ends with a complete `<answer>NUMBER</answer>`."""
+    """Whether a reply ends with a complete `<answer>NUMBER</answer>`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -201,7 +195,6 @@ class StopAtAnswer:
 def as_completion(
     tokenizer: Any, reply: list[int], ends: set[int], stop: StopAtAnswer | None
 ) -> Completion:
-    """The token ids of an ended reply -> a Completion."""
     text: str = tokenizer.decode(reply, skip_special_tokens=True)
     ended = reply[-1] in ends or (stop is not None and stop.closed(reply))
     return Completion(text=text, tokens=len(reply), truncated=not ended, ids=tuple(reply))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.paths import is_url
 from posttrain.base.processor import cores, free_cores
 
 FULL_DISTRIBUTION = {"top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
@@ -15,12 +16,8 @@ the distribution, and Ollama's penalise repetition, which harms solutions that r
 
 
 def is_gguf(name: str) -> bool:
-    """Whether the name of a model is that of a GGUF file.
-
-    Raises:
-        ConfigError: it ends in .gguf but is not a file.
-    """
-    if not name.endswith(".gguf") or name.startswith(("http://", "https://")):
+    """Whether the name of a model is that of a GGUF file; raises ConfigError if there is none."""
+    if not name.endswith(".gguf") or is_url(name):
         return False
     if not Path(name).is_file():
         raise ConfigError(f"there is no file '{name}'")
@@ -39,9 +36,6 @@ def serve(
         keep_prompts: a request starts from what it shares with the one before. Without it, and one
             at a time, a reply depends on nothing but its request: what is computed in other parts
             is rounded differently.
-
-    Raises:
-        ConfigError: llama.cpp cannot load the file, or is not there.
     """
     try:
         import xllamacpp  # type: ignore[import-untyped]
@@ -58,10 +52,8 @@ def serve(
     parameters.cache_prompt = keep_prompts
     threads = free_cores()
     if threads < cores():
-        print(
-            f"note: other programs keep cores busy: llama.cpp uses {threads} of {cores()}",
-            file=sys.stderr,
-        )
+        note = f"note: other programs keep cores busy: llama.cpp uses {threads} of {cores()}"
+        print(note, file=sys.stderr)
     for pool in (parameters.cpuparams, parameters.cpuparams_batch):
         pool.n_threads = threads
         pool.poll = 0  # waiting threads sleep: busy waiting would take the cores from working ones

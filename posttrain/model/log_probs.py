@@ -9,19 +9,19 @@ from eval import Conversation
 from eval.preference import Pair
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render
+from posttrain.model.device import ROWS_AT_ONCE
 from posttrain.model.prompts import shared
-from posttrain.model.runtime import inference_mode
+from posttrain.model.runtime import inference_mode, restored
 
 NOT_SCORED = -100  # the label of a token without a score, in transformers and trl
 
 
 def pair_log_probs(
-    policy: Any, tokenizer: Any, pairs: Sequence[Pair], batch_size: int, reference: bool
+    policy: Any, tokenizer: Any, pairs: Sequence[Pair], batch_size: int | None, reference: bool
 ) -> list[tuple[float, float]]:
     """Log-probability of (chosen, rejected) of each pair, given the prompt, in nats.
 
-    It is the sum over the reply's tokens, EOS included. `reference` scores with the reference
-    instead of the policy.
+    It is the sum over the reply's tokens, EOS included. The rest is as for token_log_probs.
     """
     replies = [(pair.conversation, r) for pair in pairs for r in (pair.chosen, pair.rejected)]
     sequences = reply_sequences(tokenizer, replies)
@@ -47,7 +47,7 @@ def token_log_probs(
     policy: Any,
     tokenizer: Any,
     sequences: Sequence[tuple[list[int], int]],
-    batch_size: int,
+    batch_size: int | None,
     reference: bool,
     what: str,
 ) -> list[list[float]]:
@@ -58,6 +58,7 @@ def token_log_probs(
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
+    size = batch_size or ROWS_AT_ONCE
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]), reverse=True)
     scores: list[list[float]] = [[] for _ in sequences]
     # With the adapter off, or as it started (posttrain/model/adapter.py).
@@ -69,8 +70,8 @@ def token_log_probs(
         chunked_head(policy),
         progress_bar(what, len(sequences)) as bar,
     ):
-        for start_at in range(0, len(order), batch_size):
-            batch = order[start_at : start_at + batch_size]
+        for start_at in range(0, len(order), size):
+            batch = order[start_at : start_at + size]
             rows = [torch.tensor(sequences[i][0]) for i in batch]
             # (B, L), padded on the right: causal attention keeps the padding out of every score.
             ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
@@ -101,12 +102,6 @@ def chunked_head(policy: Any) -> Iterator[None]:
     from trl.trainer.utils import add_fused_lm_head
 
     base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-    earlier = vars(base).get("forward")
-    add_fused_lm_head(base)
-    try:
+    with restored(vars(base), "forward"):
+        add_fused_lm_head(base)
         yield
-    finally:
-        if earlier is None:
-            del base.forward
-        else:
-            base.forward = earlier

@@ -16,17 +16,11 @@ from weakref import WeakKeyDictionary
 
 from posttrain.model.device import free_bytes
 
-Choice = Literal["auto", "merged", "adapter"]
-SHARE = 0.25
-"""`auto` uses merged weights if they need at most this share of the free memory."""
+SHARE = 0.25  # of the free memory, which merged weights may take where the choice is `auto`
 
 
 class MergedWeights:
-    """The merged weights of one policy, and the layers that they replace.
-
-    Raises:
-        ValueError: a layer cannot be merged; names it and the reason.
-    """
+    """The merged weights of one policy, and the layers that they replace."""
 
     def __init__(self, policy: Any) -> None:
         from peft.tuners.lora import LoraLayer
@@ -37,10 +31,12 @@ class MergedWeights:
             for name, layer in parent.named_children()
             if isinstance(layer, LoraLayer)
         ]
-        for _, name, layer in self._layers:
-            if why_not := _obstacle(layer):
-                raise ValueError(f"{name} {why_not}")
         self._linears: list[Any] = []
+        obstacles = (
+            f"{name} {why}" for _, name, layer in self._layers if (why := _obstacle(layer))
+        )
+        self.obstacle = next(obstacles, None)
+        """The first layer that cannot be merged, and why; None if all can."""
 
     @property
     def bytes(self) -> int:
@@ -63,7 +59,7 @@ class MergedWeights:
             return
         if not self._linears:
             self._linears = [_empty_linear(layer.get_base_layer()) for *_, layer in self._layers]
-        device = self._linears[0].weight.device.type if self._linears else "cpu"
+        device = self._linears[0].weight.device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
             for (*_, layer), linear in zip(self._layers, self._linears, strict=True):
                 linear.weight.copy_(merged_weight(layer))
@@ -95,14 +91,11 @@ def merged_weight(layer: Any) -> Any:
 
 
 def _obstacle(layer: Any) -> str:
-    """Why a layer cannot be merged; empty if it can."""
     import torch
     from peft.tuners.lora.variants import DoraLinearVariant
 
     if not isinstance(layer.get_base_layer(), torch.nn.Linear):
         return f"is not a linear layer ({type(layer.get_base_layer()).__name__})"
-    if len(layer.active_adapters) != 1:
-        return f"has {len(layer.active_adapters)} active adapters"
     (name,) = layer.active_adapters
     variant = layer.lora_variant.get(name)
     if layer.lora_bias[name] or not isinstance(variant, DoraLinearVariant | None):
@@ -133,20 +126,19 @@ def _empty_linear(base: Any) -> Any:
 _CHOSEN: WeakKeyDictionary[Any, tuple[MergedWeights, bool]] = WeakKeyDictionary()
 
 
-def choose_weights(policy: Any, choice: Choice, keep: bool) -> None:
+def choose_weights(policy: Any, choice: Literal["auto", "merged", "adapter"], keep: bool) -> None:
     """Decide whether the policy's replies are sampled from merged weights, and print it.
 
     `keep`: the memory stays allocated between generations, as for GRPO's rollouts.
     """
     if choice == "adapter":
         return
-    try:
-        merged = MergedWeights(policy)
-    except ValueError as error:
-        print(f"note: sampling through the adapter, which cannot be merged: {error}")
+    merged = MergedWeights(policy)
+    if merged.obstacle:
+        print(f"note: sampling through the adapter, which cannot be merged: {merged.obstacle}")
         return
     needed, free = merged.bytes, free_bytes(policy.device)
-    if not needed:
+    if not needed:  # the adapter is not LoRA
         return
     size = f"{needed / 2**20:,.0f} MB"
     if choice == "auto" and needed > SHARE * free:
@@ -160,12 +152,9 @@ def choose_weights(policy: Any, choice: Choice, keep: bool) -> None:
     _CHOSEN[policy] = merged, keep
 
 
-@contextlib.contextmanager
-def sampling_weights(policy: Any) -> Iterator[None]:
+def sampling_weights(policy: Any) -> contextlib.AbstractContextManager[None]:
     """Sample from the policy's merged weights inside of the block, if that was chosen."""
     if policy not in _CHOSEN:
-        yield
-        return
+        return contextlib.nullcontext()
     merged, keep = _CHOSEN[policy]
-    with merged.in_place(keep):
-        yield
+    return merged.in_place(keep)

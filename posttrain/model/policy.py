@@ -18,19 +18,14 @@ from posttrain.settings import Lora, Model, RolloutModel, Training, adapters
 
 
 def base_weights(model: Model) -> str:
-    """The weights that a run starts from: a folder's fingerprint, or hub repository and commit.
-
-    With `model.adapter`, its fingerprint follows.
-
-    Raises:
-        ConfigError: the repository cannot be reached.
-    """
+    """The weights that a run starts from: a folder's fingerprint, or hub repository and commit, and
+    then the fingerprint of `model.adapter`. Raises ConfigError if the hub cannot be reached."""
     name = pretrained.local_or_hub(model.name)
-    if model.adapter is not None:
-        start = model_fingerprint(adapters.find_adapter(model.adapter))
-        return f"{base_weights(model.model_copy(update={'adapter': None}))} + {start}"
+    start = ""
+    if model.adapter:
+        start = f" + {model_fingerprint(adapters.find_adapter(model.adapter))}"
     if Path(name).is_dir():
-        return model_fingerprint(Path(name))
+        return model_fingerprint(Path(name)) + start
     from huggingface_hub import hf_hub_download
 
     repository = runtime.hub_name(name, model.load_in_4bit)
@@ -41,7 +36,7 @@ def base_weights(model: Model) -> str:
         raise ConfigError(
             f"model.name: '{repository}' is not in reach: {first_line(error)}"
         ) from None
-    return f"{repository}@{config.parent.name}"
+    return f"{repository}@{config.parent.name}{start}"
 
 
 def load(
@@ -70,7 +65,9 @@ def load(
             **pretrained.safe_options(model.dtype),
             **from_vllm,
         )
-        if not model.adapter:
+        if model.adapter:
+            adapter.remember_start(policy)
+        else:
             policy = runtime.unsloth().get_peft_model(
                 policy,
                 r=lora.r,
@@ -82,8 +79,6 @@ def load(
                 use_gradient_checkpointing=checkpointing,
                 random_state=training.seed,
             )
-        if model.adapter:
-            adapter.remember_start(policy)
         if not runtime.has_gpu_modules():
             fuse(policy)
     tokenizer = pretrained.set_up_generation(policy, tokenizer, f"model.name: '{model.name}'")
@@ -101,8 +96,7 @@ def fuse(policy: Any) -> None:
     more over its gradient; in bfloat16 it also converts x and the update to float32 and back. Here
     the scale and the sum are part of the product with B, as BLAS has it (C = alpha A B + C), and
     the small A and B are converted instead, as by autocast. On a GPU Unsloth's kernels do the same.
-    Layers of other kinds (DoRA, a LoRA bias, float16) stay as they are. Products are rounded to the
-    policy's type and in another order than peft's, which is all that differs.
+    Only the rounding differs from peft's. DoRA, a LoRA bias and float16 are left to peft.
     """
     import torch
     from peft.tuners.lora import LoraLayer
@@ -135,11 +129,7 @@ def _fused_forward(layer: Any, x: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def save_adapter(policy: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the adapter and the tokenizer, in safetensors and JSON.
-
-    Raises:
-        CheckpointError: the disk is full.
-    """
+    """Write the adapter and the tokenizer; raises CheckpointError if the disk is full."""
     tokenizer.padding_side = "left"  # Unsloth's trainers and modes change it
     try:
         adapter.save(policy, folder)

@@ -15,13 +15,9 @@ CONTEXT = 4096  # tokens to load a model for, unless it takes fewer or was train
 
 
 def local_or_hub(name: str) -> str:
-    """A model folder as an absolute path, or the name of a hub model as it is.
-
-    A relative path is looked for in the current folder and in the project.
-
-    Raises:
-        ConfigError: there is no such folder, or it could run code.
-    """
+    """A model folder as an absolute path, looked for in the current folder and in the project, or
+    the name of a hub model as it is. Raises ConfigError if there is no such folder, or if it could
+    run code."""
     for candidate in (Path(name).expanduser(), ROOT / name):
         if candidate.is_dir():
             check_model_folder(candidate.resolve(), "model.name")
@@ -33,11 +29,7 @@ def local_or_hub(name: str) -> str:
 
 
 def load_tokenizer(model: Model) -> Any:
-    """The model's tokenizer, with left padding.
-
-    Raises:
-        ConfigError: it is neither a model folder nor a hub model that can be reached.
-    """
+    """The model's tokenizer, with left padding; raises ConfigError if none can chat."""
     name = local_or_hub(model.name)
     from transformers import AutoTokenizer  # takes seconds
 
@@ -58,8 +50,8 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def safe_options(dtype: str) -> dict[str, Any]:
-    """Options for Unsloth to load a model with: run no Python code and read no pickle of it,
-    wherever it comes from. `auto` lets Unsloth choose the type."""
+    """Options for Unsloth to load a model with: no Python code of it is run and no pickle read.
+    `auto` lets Unsloth choose the type."""
     import torch
 
     kind = None if dtype == "auto" else getattr(torch, dtype)  # it refuses the text 'float32'
@@ -68,13 +60,7 @@ def safe_options(dtype: str) -> dict[str, Any]:
 
 def context(name: str, trained: int, base: str | None = None) -> int:
     """Tokens of prompt and reply to load a model for: `trained`, those that it was trained with,
-    CONTEXT at least, as far as its positions go.
-
-    `name` and `base` are as in load_for_scoring. After start().
-
-    Raises:
-        ConfigError: the model is not here and cannot be reached.
-    """
+    CONTEXT at least, as far as its positions go. Other arguments are those of load_for_scoring."""
     model = local_or_hub(name)
     if (Path(model) / adapters.CONFIG).is_file():
         model = base or adapters.base_of(Path(model))
@@ -102,9 +88,7 @@ def load_for_scoring(
     """The model and tokenizer of a model folder, hub model or adapter folder, to generate with.
 
     An adapter is put on `base`, where one is named, instead of the model that it names itself.
-
-    Raises:
-        ConfigError: it cannot be loaded.
+    Raises ConfigError if the model cannot be loaded.
     """
     path = Path(local_or_hub(name))
     with runtime.quiet(verbose=False), adapter.with_base_path(path, base) as folder:
@@ -130,10 +114,8 @@ def set_up_generation(policy: Any, tokenizer: Any, what: str) -> Any:
 
     Models come with sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1), which
     generate() would use wherever the caller sets none. Ours come from the YAML alone. Returns the
-    tokenizer. `what` is the model, for messages.
-
-    Raises:
-        ConfigError: the model has no embedding for the padding or end token.
+    tokenizer. Raises ConfigError if there is no embedding for the padding or end token; `what` is
+    the model, for messages.
     """
     from transformers import GenerationConfig
 

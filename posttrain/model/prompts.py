@@ -21,12 +21,9 @@ class Rows:
     Either all columns but the last are read, or none is and the cache is empty.
     """
 
-    ids: Any
-    """Token ids, (B, W)."""
-    mask: Any
-    """1 where there is a token, 0 where there is padding, (B, W)."""
-    cache: Cache
-    """Keys and values of each layer, both (B, heads, W - 1, size)."""
+    ids: Any  # (B, W)
+    mask: Any  # 1 where there is a token, 0 where there is padding, (B, W)
+    cache: Cache  # keys and values of each layer, both (B, heads, W - 1, size)
 
     def keep(self, rows: Sequence[int]) -> "Rows":
         """Only these rows, without the columns in which they all have padding."""
@@ -105,23 +102,19 @@ class Reader:
         return Rows(rows.ids, rows.mask, cache).keep(chosen)
 
 
-def continue_rows(
-    generate: Callable[..., Any], rows: Rows, **arguments: Any
-) -> tuple[Any, Rows | None]:
-    """Continue the rows with a model's generate(), which gets the other arguments.
-
-    Returns the token ids with the new ones, (B, W + n), and the rows that they make, None if
-    nothing of them was kept.
-    """
+def continue_rows(generate: Callable[..., Any], rows: Rows, **arguments: Any) -> Rows | None:
+    """The rows with the tokens that a model's generate() adds; None if nothing is kept."""
     import torch
     from transformers import DynamicCache
 
+    arguments |= {"input_ids": rows.ids, "attention_mask": rows.mask}
     if not rows.cache:
-        return generate(input_ids=rows.ids, attention_mask=rows.mask, **arguments), None
+        generate(**arguments)
+        return None
     cache = DynamicCache(rows.cache)
-    ids = generate(input_ids=rows.ids, attention_mask=rows.mask, past_key_values=cache, **arguments)
+    ids = generate(past_key_values=cache, **arguments)
     new = torch.ones_like(ids[:, rows.ids.shape[1] :])
-    return ids, Rows(ids, torch.cat([rows.mask, new], 1), _kept(cache))
+    return Rows(ids, torch.cat([rows.mask, new], 1), _kept(cache))
 
 
 def common_start(prompts: Collection[tuple[int, ...]]) -> int:

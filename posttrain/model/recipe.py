@@ -14,8 +14,7 @@ from posttrain.settings import TrainingSettings as Settings
 
 LEARNING_RATES = {"grpo": (3e-6, 4e-5), "dpo": (5e-6, 1e-5), "sft": (1e-5, 5e-4)}
 """The lowest and the highest learning rate of published runs with LoRA (docs/recipes.md)."""
-SMALL = 200_000_000
-"""Weights of a model that those runs say nothing about: theirs have 0.5 billion and more."""
+SMALL = 200_000_000  # weights; the models of those runs have 0.5 billion and more
 
 
 @dataclass(frozen=True)
@@ -24,16 +23,12 @@ class Recipe:
 
     rows_a_step: int
     """Completions (GRPO), pairs (DPO) or replies (SFT) that an optimizer step learns from."""
-    group: int
-    """Completions of one prompt; 1 for pairs."""
-    parts: int
-    """Generations of a step; 0 for pairs."""
-    length: int
-    """Tokens of a completion, or of a pair's prompt and reply, at most."""
+    group: int  # completions of one prompt; 1 for pairs
+    parts: int  # generations of a step; 0 for pairs
+    length: int  # tokens of a completion, or of a pair's prompt and reply, at most
     epochs: float | None
     steps: int | None
-    unit: str = "pairs"
-    """What a row is, where it is not a completion."""
+    unit: str = "pairs"  # what a row is, where it is not a completion
 
     @property
     def sequences(self) -> int:
@@ -51,7 +46,6 @@ class Recipe:
         return None if self.steps is None else self.steps * self.tokens_a_step
 
     def step(self) -> str:
-        """The rows of a step, described."""
         if not self.parts:
             return f"{self.rows_a_step} {self.unit}"
         sampled = f", sampled in {self.parts} parts" if self.parts > 1 else ""
@@ -116,10 +110,8 @@ def describe(settings: Settings, shape: Shape | None, rows: int) -> str:
         most = f"{sizes.tokens / 1e6:,.1f} million ({sizes.steps:,} x {times})"
         lines.append(("tokens at most", most))
     if shape is not None:
-        peak = estimate(settings, shape)["peak"]
-        lines.append(
-            ("peak memory", f"{peak:.1f} GB, estimated (the terms: ./run doctor --memory)")
-        )
+        peak = f"{estimate(settings, shape)['peak']:.1f} GB"
+        lines.append(("peak memory", f"{peak}, estimated (the terms: ./run doctor --memory)"))
     if note := learning_rate_note(settings, shape):
         lines.append(("note", note))
     return "\n".join(["\nrecipe", *(terminal.entry(*line, label_width=18) for line in lines)])

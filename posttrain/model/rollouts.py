@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain.model.inference import Draft, Writer
 from posttrain.model.merged import sampling_weights
+from posttrain.model.runtime import restored
 
 
 class SampledLogProbs:
@@ -18,26 +19,25 @@ class SampledLogProbs:
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
-        self._next: Any = None
-        """Log-probabilities of the next token, (B, vocabulary)."""
+        self._next: Any = None  # log-probabilities of the next token, (B, vocabulary)
         self._noted: list[Any] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """input_ids (B, tokens so far), scores (B, vocabulary), which are returned as they are."""
-        self._note(input_ids[:, -1])
+        self._note(input_ids)
         self._next = (scores / self._temperature).log_softmax(-1)
         return scores
 
-    def _note(self, tokens: Any) -> None:
+    def _note(self, input_ids: Any) -> None:
         if self._next is not None:
-            self._noted.append(self._next.gather(1, tokens[:, None])[:, 0])
+            self._noted.append(self._next.gather(1, input_ids[:, -1:]))
 
-    def noted(self, last: Any) -> list[list[float]]:
-        """The log-probabilities of each row's new tokens; `last` (B,) are the last of these."""
+    def noted(self, input_ids: Any) -> list[list[float]]:
+        """The log-probabilities of each row's new tokens, the last of `input_ids`."""
         import torch
 
-        self._note(last)
-        log_probs: list[list[float]] = torch.stack(self._noted, 1).tolist()
+        self._note(input_ids)
+        log_probs: list[list[float]] = torch.cat(self._noted, 1).tolist()
         return log_probs
 
 
@@ -50,8 +50,7 @@ class Sampler:
 
     def __init__(self, temperature: float, count: int) -> None:
         self._temperature, self._count = temperature, count
-        self.drafts: Sequence[Draft] = ()
-        """Those of the batch, in which the log-probabilities are noted."""
+        self.drafts: Sequence[Draft] = ()  # of the batch; the log-probabilities are noted in them
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """scores (B, vocabulary) -> probabilities over random numbers, of the same shape."""
@@ -71,22 +70,21 @@ class Sampler:
 def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[list[list[float]]]:
     """Let the policy's generate() write rollouts in the cheaper way inside of the block.
 
-    `plain`: tokens are sampled at this temperature and in no other way, so that the rows
-    of a batch may be written in rounds; on a GPU, where Unsloth's decoding takes as long for few
-    rows as for many, they are not. The list that the block gets is filled with the
-    log-probabilities that each row's new tokens were sampled with.
+    `plain`: tokens are sampled at this temperature and in no other way, so that rows may be written
+    in rounds; on a GPU, where decoding takes as long for few rows as for many, they are not. The
+    block gets a list that is filled with the log-probabilities of each row's new tokens.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
     from transformers import LogitsProcessorList
 
-    generate, earlier = policy.generate, vars(policy).get("generate")
+    generate = policy.generate
     noted: list[list[float]] = []
 
     def at_once(**arguments: Any) -> Any:
         sampled = SampledLogProbs(temperature)
         ids = generate(logits_processor=LogitsProcessorList([sampled]), **arguments)
-        noted.extend(sampled.noted(ids[:, -1]))
+        noted.extend(sampled.noted(ids))
         return ids
 
     def in_rounds(input_ids: Any, attention_mask: Any, generation_config: Any, **_: Any) -> Any:
@@ -101,12 +99,6 @@ def cheaper_rollouts(policy: Any, temperature: float, plain: bool) -> Iterator[l
         new = pad_sequence(replies, batch_first=True, padding_value=config.pad_token_id)
         return torch.cat([input_ids, new], 1)
 
-    policy.generate = in_rounds if plain and policy.device.type == "cpu" else at_once
-    try:
-        with sampling_weights(policy):
-            yield noted
-    finally:
-        if earlier is None:
-            del policy.generate
-        else:
-            policy.generate = earlier
+    with restored(vars(policy), "generate"), sampling_weights(policy):
+        policy.generate = in_rounds if plain and policy.device.type == "cpu" else at_once
+        yield noted

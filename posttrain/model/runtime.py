@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 from posttrain.base.errors import ConfigError, PostTrainError
@@ -21,20 +21,12 @@ from posttrain.base.process import share_the_processor
 from posttrain.base.processor import cores, free_cores
 from posttrain.model.device import Device
 
-LIBRARIES = (
-    *("transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "torchao"),
-    "unsloth",
-)
-
 
 def start(verbose: bool, threads: int | None) -> Device:
     """Import Unsloth, which must come before trl, transformers and peft, and find the device.
 
     Without a number of `threads`, torch takes OMP_NUM_THREADS, else the cores that this process may
-    use, whatever the load: results depend on the number.
-
-    Raises:
-        ConfigError: Unsloth refuses to start here, with its message.
+    use, whatever the load: results depend on it. Raises ConfigError if Unsloth refuses to start.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(ROOT / "outputs" / ".unsloth_cache"))
@@ -84,9 +76,8 @@ def _share_keys_and_values() -> None:
 
     Beside a mask, transformers copies every key and value for each query head that shares it,
     because CUDA's kernels take no groups together with a mask. torch's kernel for the CPU does, and
-    gives the same numbers to the last bit. With 14 query heads on 2 of keys and values
-    (Qwen2.5-0.5B), 24 rows and 300 tokens, the copies take nine tenths of a decoding step's
-    attention.
+    gives the same numbers to the last bit. At Qwen2.5-0.5B's 14 query heads on 2 of keys and
+    values, 24 rows and 300 tokens, the copies take nine tenths of a decoding step's attention.
     """
     import torch
 
@@ -105,7 +96,8 @@ def hush_libraries() -> None:
     """Hide the progress bars and warnings of libraries from now on."""
     import transformers
 
-    for library in LIBRARIES:
+    libraries = "transformers trl peft datasets accelerate bitsandbytes torchao unsloth"
+    for library in libraries.split():
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -135,7 +127,7 @@ def quiet(verbose: bool) -> Iterator[None]:
 
 
 def has_gpu_modules() -> bool:
-    """Whether Unsloth trains with its own kernels: without a GPU it has no such modules."""
+    """Whether Unsloth trains with its own kernels, as it does on a GPU."""
     return "unsloth.models" in sys.modules
 
 
@@ -151,17 +143,23 @@ def full_precision(policy: Any, arguments: Any) -> Iterator[None]:
     if arguments.bf16 or arguments.fp16 or policy.dtype != torch.float32:
         yield
         return
-    variable = "UNSLOTH_MIXED_PRECISION"
-    earlier, evaluation = os.environ.get(variable), arguments.bf16_full_eval
-    os.environ[variable] = "bfloat16"
+    evaluation = arguments.bf16_full_eval
+    with restored(os.environ, "UNSLOTH_MIXED_PRECISION"):
+        os.environ["UNSLOTH_MIXED_PRECISION"] = "bfloat16"
+        yield
+    arguments.bf16_full_eval = evaluation
+
+
+@contextlib.contextmanager
+def restored(values: MutableMapping[str, Any], name: str) -> Iterator[None]:
+    """Undo what the block does to one value: an attribute in vars(...), or a variable."""
+    earlier = values.get(name)
     try:
         yield
     finally:
-        arguments.bf16_full_eval = evaluation
-        if earlier is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = earlier
+        values.pop(name, None)
+        if earlier is not None:
+            values[name] = earlier
 
 
 def training_mode(policy: Any) -> None:

@@ -19,8 +19,7 @@ TRIES = 4
 PATIENCE_S = 600.0  # a busy CPU server may take minutes for one long reply
 LONGEST_PAUSE_S = 60.0  # that a server may request
 KEY_VARIABLE = "OPENAI_API_KEY"
-Ask = Callable[[Conversation, int], Completion]
-"""Answers one conversation, with a seed."""
+Ask = Callable[[Conversation, int], Completion]  # answers one conversation, with a seed
 
 
 def parameters(evaluation: Evaluation, variables: Variables = NONE) -> dict[str, Any]:
@@ -28,9 +27,8 @@ def parameters(evaluation: Evaluation, variables: Variables = NONE) -> dict[str,
 
     `variables` are those of the chat template, in a field that not every server knows.
     """
-    of_template = {"chat_template_kwargs": dict(variables)} if variables else {}
     sent = {"max_tokens": evaluation.max_new_tokens, "temperature": evaluation.temperature}
-    return {**sent, **of_template}
+    return {**sent, "chat_template_kwargs": dict(variables)} if variables else sent
 
 
 class Server:
@@ -42,8 +40,8 @@ class Server:
         key_variable: the environment variable that holds the key.
         patience_s: seconds to wait for an answer.
 
-    Raises:
-        ConfigError: the server cannot be reached, or lists no model.
+    Every method raises ConfigError if the server cannot be reached, refuses a request or sends
+    something else than such servers do.
     """
 
     def __init__(
@@ -63,9 +61,6 @@ class Server:
 
         A request is repeated if the server is busy, fails or takes too long: after growing pauses,
         or the pause that the server requests.
-
-        Raises:
-            ConfigError: the server cannot be reached, refuses the request or sends something else.
         """
         answer = self._request("POST", "/chat/completions", self._body(conversation, seed))
         try:
@@ -82,9 +77,6 @@ class Server:
         """The reply so far, again and again as it grows.
 
         `tokens` counts the pieces that came; most servers send a token in each.
-
-        Raises:
-            ConfigError: the server refuses the request, breaks off, or sends no events.
         """
         body = {**self._body(conversation, seed), "stream": True}
         text, tokens, reason = "", 0, ""
@@ -193,11 +185,8 @@ def as_they_come(
 ) -> Iterator[tuple[int, Completion]]:
     """Index and completion of each request, `at_once` at a time, in the order of the answers.
 
-    After an error nothing more is sent; what is under way is still yielded, and then the error is
-    raised. A signal waits for nothing.
-
-    Raises:
-        ConfigError: as `ask`.
+    After an error of `ask` nothing more is sent; what is under way is still yielded, and then the
+    error is raised. A signal waits for nothing.
     """
     over = threading.Event()
 
@@ -215,12 +204,9 @@ def as_they_come(
     indices = {pool.submit(answer, request): index for index, request in enumerate(requests)}
     try:
         for done in as_completed(indices):
-            try:
-                completion = done.result()
-            except PostTrainError as error:
+            if isinstance(error := done.exception(), PostTrainError):
                 failed = failed or error
-                continue
-            if completion is not None:
+            elif completion := done.result():
                 yield indices[done], completion
     finally:
         over.set()

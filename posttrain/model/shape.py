@@ -1,7 +1,6 @@
 """The sizes of a model, from its config.json."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,7 @@ _SIZES = (
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
 KNOWN: dict[str, dict[str, Any]] = {
-    name: {
-        "tie_word_embeddings": True,
-        **dict(zip(_SIZES, sizes, strict=False)),
-    }
+    name: {"tie_word_embeddings": True, **dict(zip(_SIZES, sizes, strict=False))}
     for name, sizes in {
         "Qwen/Qwen2.5-0.5B-Instruct": (151936, 896, 4864, 24, 14, 2),
         "Qwen/Qwen2.5-1.5B-Instruct": (151936, 1536, 8960, 28, 12, 2),
@@ -36,12 +32,9 @@ class Shape:
     hidden: int
     intermediate: int
     layers: int
-    key_value: int
-    """Width of the keys: key-value heads x their size."""
-    queries: int
-    """Width of the queries: heads x their size."""
-    tied: bool
-    """The output layer is the embedding."""
+    key_value: int  # width of the keys: key-value heads x their size
+    queries: int  # width of the queries: heads x their size
+    tied: bool  # the output layer is the embedding
 
     def modules(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of a layer's linear modules by name."""
@@ -90,8 +83,7 @@ def shape_of(name: str) -> Shape | None:
 
 
 def model_cache() -> Path:
-    """Where huggingface_hub keeps models, by its own variables."""
-    home = os.environ.get("HF_HOME") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
-    )
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    """Where huggingface_hub keeps models."""
+    from huggingface_hub import constants  # reads the environment, which ensure_home() may change
+
+    return Path(constants.HF_HUB_CACHE)

@@ -19,13 +19,10 @@ READ_BY_TORCH = (".pt", ".pth")  # optimizer, scheduler, scaler and random state
 
 
 def check_model_folder(folder: Path, where: str) -> None:
-    """Check that a local model or adapter folder runs no code and has its weights in safetensors.
+    """Raise ConfigError if a model or adapter folder requires code or has its weights in pickles.
 
     An adapter's base model is checked too if it is a local folder. `where` is the name of the
-    setting, for the message. Only JSON is read here.
-
-    Raises:
-        ConfigError: it requires code to run, or has its weights only in pickles.
+    setting, for the message.
     """
     for path in sorted(folder.glob("*config.json")):
         try:
@@ -65,13 +62,10 @@ def _requires_code(value: Any) -> str | None:
 
 
 def check_checkpoint(checkpoint: Path) -> None:
-    """Check that no file of a checkpoint can run code when the trainer loads it.
+    """Raise CheckpointError if a file of a checkpoint could run code when the trainer loads it.
 
     The trainer reads the files in the same way, but only after the model is loaded. The manifest
     does not protect against this: whoever replaces a file can write a manifest too.
-
-    Raises:
-        CheckpointError: names the file and the object in it that was refused. No code was run.
     """
     import torch
     from transformers.trainer_pt_utils import safe_globals

@@ -9,7 +9,7 @@ from posttrain.settings import Lora, Model, RolloutModel
 
 
 def check_vllm(model: Model) -> None:
-    """Check that vLLM is installed where a config requires it; raises ConfigError if not."""
+    """Raise ConfigError where a config requires vLLM and it is not installed."""
     always = isinstance(model, RolloutModel) and model.fast_inference == "always"
     if always and not _has_vllm():
         raise ConfigError(
@@ -26,8 +26,7 @@ def _has_vllm() -> bool:
 def vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
     """Arguments for loading a model whose rollouts are sampled with vLLM; empty without vLLM.
 
-    Raises:
-        ConfigError: vLLM is required and cannot be used here.
+    Raises ConfigError where a config requires vLLM and there is no GPU.
     """
     import torch
 

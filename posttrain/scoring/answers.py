@@ -27,27 +27,22 @@ from posttrain.settings import Evaluation, Prompt
 from rewards.answer import ends_with_answer
 
 AT_ONCE = 8  # requests to a server of others, where evaluation.batch_size is null
-Answer = tuple[int, int, Completion]
-"""The index of a conversation, the number of the sample, the reply."""
+Answer = tuple[int, int, Completion]  # index of a conversation, number of the sample, reply
+Done = Set[tuple[int, int]]  # the indices and samples that need no answer
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
     """Which model answers, and how."""
 
-    name: str
-    """Hub name, folder of a model or adapter, GGUF file, or URL of an OpenAI-style server."""
+    name: str  # hub name, folder of a model or adapter, GGUF file, or URL of a server
     evaluation: Evaluation
     prompt: Prompt
-    """What precedes each question, and the variables of the chat template."""
-    precision: Mapping[str, Any] = field(default_factory=dict)
-    """`dtype` and `load_in_4bit`, as `precision` returns them."""
+    precision: Mapping[str, Any] = field(default_factory=dict)  # as `precision` returns it
     samples: int = 1
     seed: int = 0
-    patience_s: float = PATIENCE_S
-    """Seconds to wait for a server's answer."""
-    base: str | None = None
-    """The base model of an adapter, where it is not the one that the adapter names."""
+    patience_s: float = PATIENCE_S  # to wait for a server's answer
+    base: str | None = None  # of an adapter, where it is not the one that the adapter names
 
     def request(self, **more: Any) -> dict[str, Any]:
         """What its replies depend on, as in request.json; `more` replaces and adds."""
@@ -64,12 +59,9 @@ class EvaluatedModel:
 
     @contextlib.contextmanager
     def answering(
-        self, conversations: Sequence[Conversation], done: Set[tuple[int, int]]
+        self, conversations: Sequence[Conversation], done: Done
     ) -> Iterator[Iterator[list[Answer]]]:
-        """The answers in batches, from a model that is loaded or served inside of the block.
-
-        `done` are the indices and samples that need none.
-        """
+        """The answers in batches, from a model that is loaded or served inside of the block."""
         if is_url(self.name):
             yield self._of_server(self.name, conversations, done)
         elif is_gguf(self.name):
@@ -90,22 +82,18 @@ class EvaluatedModel:
         return self.evaluation.batch_size or (AT_ONCE if is_url(self.name) else 1)
 
     def _of_server(
-        self, url: str, conversations: Sequence[Conversation], done: Set[tuple[int, int]]
+        self, url: str, conversations: Sequence[Conversation], done: Done
     ) -> Iterator[list[Answer]]:
         """One answer at a time, as they come."""
-        full: Mapping[str, Any] = {"top_p": 1} if self.evaluation.temperature else {}
-        sent = {
-            **(FULL_DISTRIBUTION if is_gguf(self.name) else full),  # every server knows top_p
-            **parameters(self.evaluation, self.prompt.chat_template_kwargs),
-        }
+        sent = parameters(self.evaluation, self.prompt.chat_template_kwargs)
+        if is_gguf(self.name):
+            sent |= FULL_DISTRIBUTION
+        elif self.evaluation.temperature:
+            sent["top_p"] = 1  # which every server knows
         server = Server(url, sent, patience_s=self.patience_s)
         count = len(conversations)
-        missing = [
-            (i, sample)
-            for sample in range(self.samples)
-            for i in range(count)
-            if (i, sample) not in done
-        ]
+        every = [(i, sample) for sample in range(self.samples) for i in range(count)]
+        missing = [each for each in every if each not in done]
         requests = [(conversations[i], self.seed + sample * count + i) for i, sample in missing]
         for number, completion in as_they_come(server.ask, requests, self._at_once):
             if self.evaluation.stop_at_answer:
@@ -113,11 +101,7 @@ class EvaluatedModel:
             yield [(*missing[number], completion)]
 
     def _of_weights(
-        self,
-        model: Any,
-        tokenizer: Any,
-        conversations: Sequence[Conversation],
-        done: Set[tuple[int, int]],
+        self, model: Any, tokenizer: Any, conversations: Sequence[Conversation], done: Done
     ) -> Iterator[list[Answer]]:
         """Batches of several times what is generated at once. Each is answered in full or not at
         all, also where some are in `done`: below float32, and when sampling, a reply depends on its
@@ -187,7 +171,7 @@ def until_answer(completion: Completion) -> Completion:
 def collect(
     model: EvaluatedModel,
     conversations: Sequence[Conversation],
-    done: Set[tuple[int, int]],
+    done: Done,
     keep: Callable[[Sequence[Answer]], Mapping[str, str] | None],
 ) -> float:
     """Pass every answer that is not in `done` to `keep`, batch by batch.

@@ -4,24 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval import conversation, measures
+from eval import conversation, gsm8k, measures
 from eval.demonstration import Demonstration, losses
-from eval.gsm8k import (
-    Problem,
-    ScoredReply,
-    by_problem,
-    evaluate,
-    problem_scores,
-    rescore,
-    summarise,
-)
+from eval.gsm8k import Problem, ScoredReply
 from eval.measures import headline
 from eval.stats import Measure
 from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
 from posttrain.model.log_probs import reply_sequences, token_log_probs
 from posttrain.run.folder import RunFolder
-from posttrain.scoring.pairs import ROWS_AT_ONCE
 from posttrain.settings import SFTSettings
 from rewards.answer import parse_number
 
@@ -32,14 +23,12 @@ LOSS = headline("losses")
 class Scores:
     """One side, before or after."""
 
-    losses: list[float]
-    """Of each held-out reply, in nats a token."""
-    replies: list[ScoredReply]
-    """To each problem; none where the config names no problems."""
+    losses: list[float]  # of each held-out reply, in nats a token
+    replies: list[ScoredReply]  # to each problem; none where the config names no problems
 
     def measures(self) -> measures.Scores:
         """Per measure, one score a problem or a held-out reply."""
-        answers = problem_scores(by_problem(self.replies))
+        answers = gsm8k.problem_scores(gsm8k.by_problem(self.replies))
         return {**answers, LOSS: self.losses}
 
 
@@ -55,7 +44,7 @@ def reply_losses(
 ) -> list[float]:
     """The policy's loss on the reply of each row, in nats a token, EOS included."""
     sequences = reply_sequences(tokenizer, [(row.conversation, row.reply) for row in rows])
-    size = settings.evaluation.batch_size or ROWS_AT_ONCE
+    size = settings.evaluation.batch_size
     return losses(token_log_probs(model, tokenizer, sequences, size, False, "replies"))
 
 
@@ -71,16 +60,14 @@ def score(
     """Score the policy and write what was scored to eval/SIDE*.jsonl."""
     print(f"Scoring {len(rows)} held-out replies ({side} training)")
     values = reply_losses(model, tokenizer, rows, settings)
-    run.write_rows(
-        f"{side}_losses", [{"reply": r.reply, LOSS: v} for r, v in zip(rows, values, strict=True)]
-    )
+    scored = zip(rows, values, strict=True)
+    run.write_rows(f"{side}_losses", [{"reply": row.reply, LOSS: loss} for row, loss in scored])
     replies: list[ScoredReply] = []
     if problems:
         print(f"Scoring {len(problems)} held-out problems ({side} training)")
-        generate = inference.generator(
-            model, tokenizer, settings.evaluation, settings.training.seed
-        )
-        replies = evaluate(problems, generate, settings.prompt)
+        evaluation, seed = settings.evaluation, settings.training.seed
+        generate = inference.generator(model, tokenizer, evaluation, seed)
+        replies = gsm8k.evaluate(problems, generate, settings.prompt)
     run.write_rows(side, [reply.as_row() for reply in replies])
     return Scores(values, replies)
 
@@ -90,7 +77,7 @@ def read_scores(run: RunFolder, side: str = "before") -> Scores | None:
     rows, replies = run.read_rows(f"{side}_losses"), run.read_rows(side)
     if rows is None or replies is None:
         return None
-    return Scores([row[LOSS] for row in rows], [rescore(row) for row in replies])
+    return Scores([row[LOSS] for row in rows], [gsm8k.rescore(row) for row in replies])
 
 
 def validator(
@@ -99,11 +86,7 @@ def validator(
     """A function that measures the policy on rows that were set aside, and the measure that
     decides: strict accuracy where problems are scored and the rows hold gold answers, else loss."""
     golds = {row.prompt[-1]["content"]: row.answer or "" for row in rows}
-    problems = [
-        Problem(question, gold)
-        for question, gold in golds.items()
-        if parse_number(gold) is not None
-    ]
+    problems = [Problem(q, gold) for q, gold in golds.items() if parse_number(gold) is not None]
     by_answers = settings.data.problems is not None and len(problems) > 0
     greedy = settings.evaluation.model_copy(update={"temperature": 0.0})
 
@@ -112,6 +95,7 @@ def validator(
         if not by_answers:
             return loss
         generate = inference.generator(model, tokenizer, greedy, settings.training.seed)
-        return summarise(evaluate(problems, generate, settings.prompt)) | loss
+        replies = gsm8k.evaluate(problems, generate, settings.prompt)
+        return gsm8k.summarise(replies) | loss
 
     return measure, headline("numbers" if by_answers else "losses")

@@ -30,8 +30,7 @@ Config = Mapping[str, Any]
 def config_of(model: str, data: str, config: Path | None) -> Config:
     """The settings of --config, else of the model's run; empty without either.
 
-    Raises:
-        ConfigError: `config` is not a config of GRPO, or is missing for the problems of a config.
+    Raises ConfigError if `config` is not a config of GRPO, or is missing for its problems.
     """
     if config is not None:
         return load_settings(GRPOSettings, config).model_dump(mode="json")
@@ -42,11 +41,7 @@ def config_of(model: str, data: str, config: Path | None) -> Config:
 
 def weights_of(rewards: Sequence[str], data: str, config: Config) -> dict[str, float] | None:
     """The rewards to score by and their weights: those of --rewards, else of a config with answers
-    that are text. None where answers are numbers, as in the named sets.
-
-    Raises:
-        ConfigError: a weight is not a number.
-    """
+    that are text. None where answers are numbers, as in the named sets."""
     if rewards:
         return dict(map(weighted, rewards))
     if data in SETS or config.get("data", {}).get("answers") != "text":
@@ -91,11 +86,8 @@ def prompt_of(config: Config, language: str, text: bool, **given: Any) -> Prompt
 
 
 def refuse_trained_on(model: str, data: str, problems: Sequence[Problem], allow: bool) -> int:
-    """How many of the problems the model's run, or a stage before it, trained on.
-
-    Raises:
-        DataError: some, and `allow` is false.
-    """
+    """How many of the problems the model's run, or a stage before it, trained on. Raises DataError
+    if there are some and `allow` is false."""
     trained = run_of(model)[1]
     if not trained:
         return 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from eval import Completion, Conversation, measures, preference, replies
+from eval import Completion, Conversation, Message, measures, preference, replies
 from eval.gsm8k import ScoredReply, by_problem, problem_scores, rescore
 from eval.preference import Pair, ScoredPair
 from eval.replies import PromptReply, SampledReply
@@ -24,7 +24,6 @@ from posttrain.scoring import problem_sets
 from posttrain.settings import DPOSettings
 
 T = TypeVar("T")
-ROWS_AT_ONCE = 8  # scored at once where evaluation.batch_size is null
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,12 @@ class Scores:
     """One side, before or after."""
 
     pairs: list[ScoredPair]
-    replies: list[PromptReply]
-    """One reply a prompt, as evaluation.temperature has them."""
-    without_system: list[PromptReply]
-    """The same without the prompts' system turns; none where no prompt has one."""
+    replies: list[PromptReply]  # one a prompt, as evaluation.temperature has them
+    without_system: list[PromptReply]  # the same without system turns; none if no prompt has one
     divergence: list[float]
     """KL to the reference in nats a token, of one reply a prompt sampled at temperature 1."""
     problems: dict[str, list[ScoredReply]]
-    language: str = "fr"
-    """The one that replies should be in."""
+    language: str = "fr"  # the one that replies should be in
 
     def measures(self) -> measures.Scores:
         """Per measure, one score a row; those of a problem set are called NAME/MEASURE. Without
@@ -83,13 +79,7 @@ def score(
     prompts = [pair.conversation for pair in answered]
     sampled, divergence = sample(model, tokenizer, prompts, settings)
     samples = [
-        SampledReply(
-            **_answered(side, pair),
-            text=c.text,
-            tokens=c.tokens,
-            ended=not c.truncated,
-            kl_per_token=kl,
-        )
+        SampledReply(*_answered(side, pair), c.text, c.tokens, not c.truncated, kl)
         for pair, c, kl in zip(answered, sampled, divergence, strict=True)
     ]
     run.write_rows(f"{side}_samples", map(vars, samples))
@@ -106,7 +96,7 @@ def measured(
 ) -> list[PromptReply]:
     """The completions as measured replies to the prompts of the pairs."""
     return [
-        PromptReply(**_answered(side, pair), **vars(reply))
+        PromptReply(*_answered(side, pair), **vars(reply))
         for pair, reply in zip(pairs, replies.measure(completions, language), strict=True)
     ]
 
@@ -128,7 +118,7 @@ def pair_scorer(
 ) -> Callable[[], list[ScoredPair]]:
     """A function that scores the pairs by the policy as it then is. The reference, which does not
     change, is scored once."""
-    batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
+    batch_size = settings.evaluation.batch_size
 
     @functools.cache
     def reference() -> tuple[list[tuple[float, float]], list[tuple[int, int]]]:
@@ -155,15 +145,13 @@ def sample(
     model: Any, tokenizer: Any, prompts: Sequence[Conversation], settings: DPOSettings
 ) -> tuple[list[Completion], list[float]]:
     """A reply to each prompt, sampled from the policy as it is, and its KL to the reference."""
-    evaluation = settings.evaluation.model_copy(
-        update={"temperature": 1.0, "stop_at_answer": False}
-    )
+    at_temperature_1 = {"temperature": 1.0, "stop_at_answer": False}
+    evaluation = settings.evaluation.model_copy(update=at_temperature_1)
     sampled = inference.generator(model, tokenizer, evaluation, settings.training.seed)(prompts)
     read = token_ids(tokenizer, [render(tokenizer, turns) for turns in prompts])
     sequences = [([*ids, *reply.ids], len(ids)) for ids, reply in zip(read, sampled, strict=True)]
-    batch_size = settings.evaluation.batch_size or ROWS_AT_ONCE
     policy, reference = (
-        token_log_probs(model, tokenizer, sequences, batch_size, adapter_off, "samples")
+        token_log_probs(model, tokenizer, sequences, evaluation.batch_size, adapter_off, "samples")
         for adapter_off in (False, True)
     )
     return sampled, [replies.kl_per_token(*both) for both in zip(policy, reference, strict=True)]
@@ -190,13 +178,8 @@ def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> 
     )
 
 
-def _answered(side: str, pair: Pair) -> dict[str, Any]:
+def _answered(side: str, pair: Pair) -> tuple[str, str | None, list[Message], str]:
     """The fields of an eval.replies.Answered."""
     system = [turn["content"] for turn in pair.prompt if turn["role"] == "system"]
     earlier = [turn for turn in pair.prompt[:-1] if turn["role"] != "system"]
-    return {
-        "side": side,
-        "system": "\n".join(system) or None,
-        "earlier": earlier,
-        "prompt": pair.prompt[-1]["content"],
-    }
+    return side, "\n".join(system) or None, earlier, pair.prompt[-1]["content"]

@@ -13,16 +13,12 @@ from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference
 from posttrain.settings import DPOSettings, ProblemSet
 
-Problems = dict[str, list[Problem]]
-"""The problems of each set, by its name."""
+Problems = dict[str, list[Problem]]  # by the name of their set
 
 
 def load(settings: DPOSettings, train: Sequence[Pair], tokenizer: Any) -> Problems:
-    """The problems of `evaluation.also` that fit model.max_seq_length.
-
-    Raises:
-        DataError: a row that breaks a rule, or a question that is a user turn of a training pair.
-    """
+    """The problems of `evaluation.also` that fit model.max_seq_length; raises DataError if a
+    question is a user turn of a training pair."""
     turns = user_turns(train)
     sets = settings.evaluation.also
     loaded = {each.name: _load(each, turns, tokenizer, settings) for each in sets}
@@ -47,19 +43,16 @@ def _load(
         )
     prompts = [render(tokenizer, conversation(p.question, _prompt(each))) for p in problems]
     lengths = token_lengths(tokenizer, prompts)
-    limit = settings.model.max_seq_length - each.max_new_tokens
-    return drop_overlong(
-        problems, lengths, limit, settings.data.overlong, f"evaluation.also: {each.name}"
-    )
+    limit, rule = settings.model.max_seq_length - each.max_new_tokens, settings.data.overlong
+    return drop_overlong(problems, lengths, limit, rule, f"evaluation.also: {each.name}")
 
 
 def score(
     model: Any, tokenizer: Any, each: ProblemSet, problems: list[Problem], settings: DPOSettings
 ) -> list[ScoredReply]:
     """Answer the problems greedily under the standard system prompt, and score the replies."""
-    evaluation = settings.evaluation.model_copy(
-        update={"temperature": 0.0, "max_new_tokens": each.max_new_tokens, "stop_at_answer": False}
-    )
+    own = {"temperature": 0.0, "max_new_tokens": each.max_new_tokens, "stop_at_answer": False}
+    evaluation = settings.evaluation.model_copy(update=own)
     generate = inference.generator(model, tokenizer, evaluation, settings.training.seed)
     return evaluate(problems, generate, _prompt(each))
 

@@ -33,11 +33,7 @@ def run_of(model: str) -> tuple[Path | None, dict[str, Any]]:
 
 
 def refuse_earlier_stages(adapter: str | None, questions: Iterable[str]) -> None:
-    """Check that no question that is scored was trained on by a stage before (`model.adapter`).
-
-    Raises:
-        DataError: one was.
-    """
+    """Raise DataError if a scored question was trained on by a stage before (`model.adapter`)."""
     scored = {normalise(question): question for question in questions}
     for stage, trained_on in earlier_questions(adapter):
         shared = [scored[key] for key in {normalise(q): None for q in trained_on} if key in scored]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,8 @@ def load(
     """The functions of `names`, for gold answers that are `number` or `text`.
 
     Where the settings of a run folder named them, and not the user, `run` is that folder: as with
-    models, a folder that may come from elsewhere must not run its Python.
-
-    Raises:
-        ConfigError: there is no such function, it takes numbers where answers are text, or it is in
-            `run`.
+    models, a folder that may come from elsewhere must not run its Python. Raises ConfigError where
+    a function is there, is missing, or takes numbers where answers are text.
     """
     names = list(names)
     for name in names:
@@ -60,30 +57,20 @@ def _places(name: str) -> list[Path]:
 
 
 def weighted(text: str) -> tuple[str, float]:
-    """Name and weight of `NAME=WEIGHT`; the weight is 1.0 where there is none.
-
-    Raises:
-        ConfigError: the weight is not a finite number.
-    """
+    """Name and weight of `NAME=WEIGHT`; the weight is 1.0 where there is none, else finite."""
     name, given, weight = text.rpartition("=")
     if not given:
         return text, 1.0
-    try:
-        number = float(weight)
-    except ValueError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ConfigError(f"--rewards {text}: the weight {weight!r} is not a finite number")
-    return name, number
+    with suppress(ValueError):
+        if math.isfinite(number := float(weight)):
+            return name, number
+    raise ConfigError(f"--rewards {text}: the weight {weight!r} is not a finite number")
 
 
 def tried(
     functions: Mapping[str, rewards.RewardFunction], row: Mapping[str, Any], where: str = ""
 ) -> list[str]:
-    """Call each function on one row as trl does; returns a line each, with the range seen.
-
-    Raises:
-        ConfigError: a function cannot be called so, or returns something else than numbers or None.
-    """
+    """Call each function on one row as trl does; returns a line each, with the range seen. Raises
+    ConfigError if one cannot be called so, or returns something else than numbers or None."""
     with reward_errors(where):
         return [rewards.describe(n, rewards.check_reward(n, f, row)) for n, f in functions.items()]

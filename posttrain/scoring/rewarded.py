@@ -18,11 +18,8 @@ from rewards import RewardFunction
 def scorer(
     settings: GRPOSettings, functions: Mapping[str, RewardFunction], sample: Problem
 ) -> Score[Any]:
-    """What scores a reply to a problem. The rewards are tried on `sample`, a held-out problem.
-
-    Raises:
-        ConfigError: a reward cannot score it.
-    """
+    """What scores a reply to a problem. Raises ConfigError if a reward cannot score `sample`, a
+    held-out problem."""
     if settings.data.answers == "number":
         return score_reply
     tried(functions, reward_row(sample, settings.prompt), f"{sample.where}: ")

@@ -26,17 +26,20 @@ def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings])
     questions.
 
     A measure is of the questions that could be scored with every seed, on both sides; where fewer
-    than two could, it is left out.
-
-    Raises:
-        ConfigError: a run is not finished, or was trained or scored on other data.
-        DataError: a row of its scores cannot be read.
+    than two could, it is left out. Raises ConfigError if a run is not finished, or was trained or
+    scored on other data.
     """
-    for seed, run in runs.items():
-        if not RunFolder(run).finished:
-            raise ConfigError(f"{run}: the run of seed {seed} is not finished")
-    check_same_data(list(runs.values()))
-    sides = [[_scores(run, settings_class, side) for run in runs.values()] for side in SIDES]
+    for seed, folder in runs.items():
+        if not RunFolder(folder).finished:
+            raise ConfigError(f"{folder}: the run of seed {seed} is not finished")
+    first, *others = (read_run(folder) for folder in runs.values())
+    for run in others:
+        if run.environment.data != first.environment.data:
+            raise ConfigError(
+                f"{run.path} was trained or scored on other data than {first.path}: a data file "
+                "changed in between; move the older of the two folders away and repeat"
+            )
+    sides = [[_scores(folder, settings_class, s) for folder in runs.values()] for s in SIDES]
     changes = {name: _change(name, *sides) for name in sides[0][0]}
     return Repeated(list(runs), {name: each for name, each in changes.items() if each is not None})
 
@@ -58,21 +61,6 @@ def _change(name: str, before: Sequence[Scores], after: Sequence[Scores]) -> See
     a, b = (replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high)) for mean in (a, b))
     low, high = max(-1.0, difference.low), min(1.0, difference.high)
     return SeedChange(a, b, replace(difference, low=low, high=high))
-
-
-def check_same_data(runs: Sequence[Path]) -> None:
-    """Check that runs were trained and scored on the same rows.
-
-    Raises:
-        ConfigError: they were not; names two of them.
-    """
-    first, *others = (read_run(run) for run in runs)
-    for run in others:
-        if run.environment.data != first.environment.data:
-            raise ConfigError(
-                f"{run.path} was trained or scored on other data than {first.path}: a data file "
-                "changed in between; move the older of the two folders away and repeat"
-            )
 
 
 def _scores(run: Path, settings_class: type[TrainingSettings], side: str) -> Scores:

@@ -20,9 +20,7 @@ Verdicts = dict[tuple[int, Order], Verdict | None]
 def read_comparisons(run: Path) -> list[Comparison]:
     """The replies that a DPO run wrote before and after its training, prompt by prompt.
 
-    Raises:
-        ConfigError: it wrote none, or the two sides do not belong together.
-        DataError: a row is not a reply.
+    Raises ConfigError where it wrote none, or the two sides do not belong together.
     """
     before, after = (_replies(run, side) for side in ("before", "after"))
     prompts = [[(r.system, r.earlier, r.prompt) for r in side] for side in (before, after)]
@@ -86,9 +84,6 @@ def judge_all(
 
     `request` has the language and the seed; the first verdict claims the folder for it. After an
     error nothing more is sent, but what is answered by then is kept.
-
-    Raises:
-        ConfigError: the server cannot be reached, refuses the request or sends something else.
     """
     todo, language, seed = missing(comparisons, verdicts), request["language"], request["seed"]
     requests = [(question(comparisons[index], order, language), seed) for index, order in todo]

@@ -377,9 +377,9 @@ def test_rows_leave_and_join_without_being_read_again(
 
     def go_on(rows: Rows, tokens: int) -> tuple[list[list[int]], Rows]:
         config = generation(tokenizer, max_new_tokens=tokens, min_new_tokens=tokens)
-        ids, written = continue_rows(model.generate, rows, generation_config=config)
+        written = continue_rows(model.generate, rows, generation_config=config)
         assert written is not None
-        return ids[:, rows.ids.shape[1] :].tolist(), written
+        return written.ids[:, rows.ids.shape[1] :].tolist(), written
 
     reader = Reader(model, prompts, padding)
     rows = reader.read([prompts[4 * i] for i in (0, 1, 2, 3)])

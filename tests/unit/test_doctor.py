@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from huggingface_hub import constants
 
 from posttrain.base.paths import shown
 from posttrain.doctor import installation, machine, services, trial
 from posttrain.model import estimate
 from posttrain.model.shape import KNOWN, Shape, shape_of
-from posttrain.scoring import pairs as scoring
 from posttrain.settings import DPOSettings, GRPOSettings
 from posttrain.settings.command import load_settings
 from scripts import doctor
@@ -50,9 +50,9 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> Loo
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setenv("COLUMNS", "120")  # so that no sentence looked for is wrapped
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub" / "hub"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "WANDB_API_KEY", "HF_HUB_CACHE", "NETRC"):
+    for name in ("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
 
     def run(output: str | None, code: int = 0, extra: str = "") -> tuple[int, dict[str, Any], str]:
@@ -329,11 +329,10 @@ def test_what_changes_an_estimate(qwen: Shape) -> None:
         (["training.steps_per_generation=8"], 0.5),
     ):
         assert estimate.estimate(grpo(*changes), qwen)["generation"] == factor * whole
-    assert estimate.PAIR_ROWS == scoring.ROWS_AT_ONCE
 
 
 def test_a_model_of_unknown_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert shape_of("someone/model") is None
     snapshot = tmp_path / "models--someone--model" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
@@ -344,7 +343,7 @@ def test_a_model_of_unknown_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_estimate_over_the_card_is_noted(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "PAIR_ROWS", 500)
+    monkeypatch.setattr(estimate, "ROWS_AT_ONCE", 500)
     _, found, _ = look(T4)
     said = finding(found, "configs/dpo_french_t4.yaml")["text"]
     assert "may not fit" in said and "lower evaluation.batch_size" in said
