@@ -33,11 +33,7 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     rows = read_rows(data.train)
     train = _same_columns([_problem(row, data.columns, data.answers) for row in rows])
     evaluation = load_evaluation(data.eval, data.columns, data.answers)
-    if shared := seen_in_training(evaluation, (problem.question for problem in train)):
-        raise DataError(
-            f"{shared[0].where} is also in {data.train.path}; a score on questions that were "
-            f"trained on means nothing ({quoted(shared[0].question)})"
-        )
+    _refuse_shared(evaluation, (problem.question for problem in train), data.train.path)
     return train, evaluation
 
 
@@ -50,12 +46,16 @@ def load_scored_problems(source: Source | None, trained_on: Iterable[str]) -> li
     if source is None:
         return []
     problems = load_evaluation(source, ProblemColumns())
+    _refuse_shared(problems, trained_on, "the training data")
+    return problems
+
+
+def _refuse_shared(problems: Sequence[Problem], trained_on: Iterable[str], where: str) -> None:
     if shared := seen_in_training(problems, trained_on):
         raise DataError(
-            f"{shared[0].where} is trained on, as are {len(shared)} of {len(problems)} questions "
-            f"({quoted(shared[0].question)}); a score on such questions means nothing"
+            f"{shared[0].where} is also in {where}, as are {len(shared)} of {len(problems)} "
+            f"questions ({quoted(shared[0].question)}); a score on such questions means nothing"
         )
-    return problems
 
 
 def within_pass_rate(problems: Sequence[Problem], data: ProblemData) -> list[Problem]:
@@ -95,10 +95,12 @@ def for_validation(
     Raises:
         DataError: none would be left to train on.
     """
-    if not data.validation:
-        return list(problems), []
-    keys = [text_key(problem.question) for problem in problems]
-    return set_aside(problems, keys, data.validation, data.train.path, "data.validation")
+    where = data.train.path
+    return set_aside(problems, _question_key, data.validation, where, "data.validation")
+
+
+def _question_key(problem: Problem) -> str:
+    return text_key(problem.question)
 
 
 def load_evaluation(

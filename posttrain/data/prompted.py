@@ -72,17 +72,6 @@ def prompt_key(row: Prompted) -> str:
     return text_key(next(turn["content"] for turn in row.prompt if turn["role"] == "user"))
 
 
-def hold_out(
-    rows: list[R], count: int, where: str, setting: str = "data.holdout"
-) -> tuple[list[R], list[R]]:
-    """The rows that stay, and at least `count` rows held out by the hash of their prompt.
-
-    Raises:
-        DataError: none would stay.
-    """
-    return set_aside(rows, [prompt_key(row) for row in rows], count, where, setting)
-
-
 def divided(
     read: Callable[[Source], list[R]], train: Source, held: Source | None, holdout: int, aside: int
 ) -> tuple[list[R], list[R], list[R]]:
@@ -91,17 +80,16 @@ def divided(
     Raises:
         DataError: a held-out prompt is also trained on, or none would be left to train on.
     """
-    rows, validation = read(train), list[R]()
+    rows = read(train)
     if held is None:
-        rows, held_out = hold_out(rows, holdout, train.path)
+        rows, held_out = set_aside(rows, prompt_key, holdout, train.path, "data.holdout")
     else:
         held_out = read(held)
         trained_on = set(map(prompt_key, rows))
         for row in held_out:
             if prompt_key(row) in trained_on:
                 raise DataError(f"{row.where} is also trained on")
-    if aside:
-        rows, validation = hold_out(rows, aside, train.path, "data.validation")
+    rows, validation = set_aside(rows, prompt_key, aside, train.path, "data.validation")
     return rows, held_out, validation
 
 

@@ -197,7 +197,7 @@ def without_added_tokens(tokenizer: Any) -> Iterator[None]:
 
 def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """The number of tokens of each text, on all processors. A special token counts as one."""
-    before = os.environ.get(PARALLEL)
+    before = os.environ.get(PARALLEL, "false")
     os.environ[PARALLEL] = "true"
     try:
         return [
@@ -206,9 +206,7 @@ def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
             for ids in token_ids(tokenizer, texts[start : start + AT_ONCE])
         ]
     finally:  # with threads on, tokenizers warns at each later fork
-        os.environ.pop(PARALLEL)
-        if before is not None:
-            os.environ[PARALLEL] = before
+        os.environ[PARALLEL] = before
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
