@@ -122,15 +122,12 @@ def compare(
     both; `averaged` as `summarise` takes it, for each side.
 
     Raises:
-        ValueError: the two sides have not the same measures on the same number of rows.
+        ValueError: the two sides have not the same measures.
     """
     if list(before) != list(after):
         raise ValueError(f"measures differ: {', '.join(before)} and {', '.join(after)}")
     changes = {}
     for name in before:
-        if len(before[name]) != len(after[name]):
-            lengths = f"{len(before[name])} and {len(after[name])}"
-            raise ValueError(f"scores of {name} differ in length: {lengths}")
         pairs = zip(before[name], after[name], strict=True)
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         first, second = [a for a, _ in both], [b for _, b in both]
