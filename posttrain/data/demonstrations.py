@@ -56,7 +56,7 @@ def load_demonstrations(data: ReplyData, prompt: Prompt) -> DemonstrationSet:
         check_columns(row, data.columns)
         return with_own_system(READERS[data.format](row, data.columns), row, data.columns)
 
-    return DemonstrationSet(*divided(read, data.train, data.eval, data.holdout, data.validation))
+    return DemonstrationSet(*divided(read, data))
 
 
 def _from_columns(row: Row, columns: ReplyColumns) -> Demonstration:

@@ -70,9 +70,7 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
             raise LeftOut(f"not in '{data.language}'")
         return read_pair(row, data.format, data.columns, prompt.system)
 
-    train, held_out, validation = divided(
-        read, data.train, data.eval, data.holdout, data.validation
-    )
+    train, held_out, validation = divided(read, data)
     return PairSet(train, held_out, rows, dict(dropped), questions, validation)
 
 

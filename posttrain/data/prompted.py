@@ -11,7 +11,7 @@ from posttrain.data.messages import LeftOut, UnusableRow, with_system
 from posttrain.data.render import render, token_lengths
 from posttrain.data.sources import Row
 from posttrain.data.text import normalise, set_aside, text_key
-from posttrain.settings import Prompt, Source
+from posttrain.settings import PairData, Prompt, ReplyData, Source
 
 R = TypeVar("R", bound=Prompted)
 
@@ -73,23 +73,23 @@ def prompt_key(row: Prompted) -> str:
 
 
 def divided(
-    read: Callable[[Source], list[R]], train: Source, held: Source | None, holdout: int, aside: int
+    read: Callable[[Source], list[R]], data: PairData | ReplyData
 ) -> tuple[list[R], list[R], list[R]]:
-    """Rows to train on, to hold out and to validate on (`aside` of them). No prompt is in two.
+    """Rows to train on, to hold out and to validate on. No prompt is in two.
 
     Raises:
         DataError: a held-out prompt is also trained on, or none would be left to train on.
     """
-    rows = read(train)
-    if held is None:
-        rows, held_out = set_aside(rows, prompt_key, holdout, train.path, "data.holdout")
+    rows, where = read(data.train), data.train.path
+    if data.eval is None:
+        rows, held_out = set_aside(rows, prompt_key, data.holdout, where, "data.holdout")
     else:
-        held_out = read(held)
+        held_out = read(data.eval)
         trained_on = set(map(prompt_key, rows))
         for row in held_out:
             if prompt_key(row) in trained_on:
                 raise DataError(f"{row.where} is also trained on")
-    rows, validation = set_aside(rows, prompt_key, aside, train.path, "data.validation")
+    rows, validation = set_aside(rows, prompt_key, data.validation, where, "data.validation")
     return rows, held_out, validation
 
 
