@@ -34,11 +34,8 @@ class DemonstrationSet:
 
 
 def load_demonstrations(data: ReplyData, prompt: Prompt) -> DemonstrationSet:
-    """The rows of a config. What is left out is printed.
-
-    Raises:
-        DataError: a row that breaks a rule, or too few to hold any out.
-    """
+    """The rows of a config. What is left out is printed. Raises a DataError for a row that breaks a
+    rule, or too few to hold any out."""
     if data.format == "solutions":
         print(SOLUTIONS_WARNING)
 

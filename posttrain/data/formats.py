@@ -1,9 +1,7 @@
 """Read rows of common preference datasets as pairs: one function for each `data.format`.
 
-Each returns a Pair, or raises LeftOut with the reason for leaving the row out. A malformed row
-stops the run; the message names its file, row and column. A pair's prompt has the row's own system
-turn, if it has one: `prompt.system`, where it is not null, replaces it afterwards, in every format
-alike.
+A pair's prompt has the row's own system turn, if it has one: `prompt.system`, where it is not null,
+replaces it afterwards, in every format alike.
 """
 
 import re
@@ -38,11 +36,8 @@ def read_pair(row: Row, kind: str, columns: PairColumns, system: str | None) -> 
     """The pair in a row of the format `kind`.
 
     Conversations are compared as they are with `system`, which is `prompt.system`; the pair keeps
-    the row's own system turn.
-
-    Raises:
-        LeftOut: the row holds no pair.
-        DataError: the row is malformed, or an UnusableRow.
+    the row's own system turn. Raises LeftOut where the row holds no pair, a DataError where it is
+    malformed, and an UnusableRow.
     """
     try:
         check_columns(row, columns)

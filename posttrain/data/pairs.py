@@ -39,12 +39,8 @@ class PairSet:
 
 def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
     """Pairs to train on, to hold out and to validate on. No prompt is in two of them. Left-out rows
-    are printed.
-
-    Raises:
-        DataError: a row that breaks a rule, too few pairs to hold any out, or a language that
-            cannot be detected.
-    """
+    are printed. Raises a DataError for a row that breaks a rule, too few pairs to hold any out, or
+    a language that cannot be detected."""
     if data.language is not None and not is_known(data.language):
         raise DataError(
             f"data.language: {data.language!r} cannot be detected in replies; use a code such as "
@@ -88,11 +84,7 @@ class Lengths(NamedTuple):
 
 
 def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
-    """The token lengths of each pair.
-
-    Raises:
-        DataError: replies repeat what their rendered prompt ends with.
-    """
+    """The token lengths of each pair; raises as refuse_repeated()."""
     prompts = [render(tokenizer, pair.conversation) for pair in pairs]
     refuse_repeated(
         tokenizer,

@@ -25,10 +25,8 @@ TAKEN = {
 def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     """Problems to train on and problems to score. No question is in both.
 
-    Those to train on have the same columns in every row, as a trainer needs them.
-
-    Raises:
-        DataError: a row that breaks a rule, or a question on both sides.
+    Those to train on have the same columns in every row, as a trainer needs them. Raises a
+    DataError for a row that breaks a rule, or a question on both sides.
     """
     rows = read_rows(data.train)
     train = _same_columns([_problem(row, data.columns, data.answers) for row in rows])
@@ -38,11 +36,8 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
 
 
 def load_scored_problems(source: Source | None, trained_on: Iterable[str]) -> list[Problem]:
-    """Problems to score before and after training on other rows; none without a source.
-
-    Raises:
-        DataError: a row that breaks a rule, or a question that is trained on.
-    """
+    """Problems to score before and after training on other rows; none without a source. Raises a
+    DataError for a row that breaks a rule, or a question that is trained on."""
     if source is None:
         return []
     problems = load_evaluation(source, ProblemColumns())
@@ -60,11 +55,8 @@ def _refuse_shared(problems: Sequence[Problem], trained_on: Iterable[str], where
 
 def within_pass_rate(problems: Sequence[Problem], data: ProblemData) -> list[Problem]:
     """The problems that `data.pass_rate` keeps: those that the policy solves sometimes. Prints how
-    many it leaves out, and why; problems without sampled replies are kept.
-
-    Raises:
-        DataError: none is left.
-    """
+    many it leaves out, and why; problems without sampled replies are kept. Raises a DataError where
+    none is left."""
     rule = data.pass_rate
     if rule is None:
         return list(problems)
@@ -90,11 +82,8 @@ def within_pass_rate(problems: Sequence[Problem], data: ProblemData) -> list[Pro
 def for_validation(
     problems: Sequence[Problem], data: ProblemData
 ) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on, and `data.validation` of them to score while training instead.
-
-    Raises:
-        DataError: none would be left to train on.
-    """
+    """Problems to train on, and `data.validation` of them to score while training instead; raises
+    as set_aside()."""
     where = data.train.path
     return set_aside(problems, _question_key, data.validation, where, "data.validation")
 
@@ -108,10 +97,8 @@ def load_evaluation(
 ) -> list[Problem]:
     """Problems to score. A repeated question is scored once; the number of repeats is printed.
 
-    Where answers are text, rewards read the columns: then they are the same in every row.
-
-    Raises:
-        DataError: a row that breaks a rule.
+    Where answers are text, rewards read the columns: then they are the same in every row. Raises a
+    DataError for a row that breaks a rule.
     """
     problems = [_problem(row, columns, answers) for row in read_rows(source)]
     first: dict[str, Problem] = {}
@@ -136,11 +123,7 @@ def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:
 
 
 def gold_number(solution: str, row: Row, column: str) -> str:
-    """The NUMBER that a solution in a column ends in.
-
-    Raises:
-        DataError: there is none.
-    """
+    """The NUMBER that a solution in a column ends in; raises a DataError where there is none."""
     written = solution.rpartition(GOLD_MARK)[2].strip()
     if parse_number(written) is not None:
         return written

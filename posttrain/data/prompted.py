@@ -20,11 +20,8 @@ def kept_rows(
     rows: Sequence[Row], read: Callable[[Row], R], unusable: str, where: str
 ) -> tuple[list[R], Counter[str]]:
     """What `read` makes of the rows, and the reasons for leaving out others, whose counts are
-    printed. `unusable` is data.unusable.
-
-    Raises:
-        DataError: a row is malformed, or none is left.
-    """
+    printed. `unusable` is data.unusable. Raises a DataError where a row is malformed, or none is
+    left."""
     kept: list[R] = []
     reasons: Counter[str] = Counter()
     for row in rows:
@@ -75,11 +72,8 @@ def prompt_key(row: Prompted) -> str:
 def divided(
     read: Callable[[Source], list[R]], data: PairData | ReplyData
 ) -> tuple[list[R], list[R], list[R]]:
-    """Rows to train on, to hold out and to validate on. No prompt is in two.
-
-    Raises:
-        DataError: a held-out prompt is also trained on, or none would be left to train on.
-    """
+    """Rows to train on, to hold out and to validate on. No prompt is in two: raises a DataError
+    where a held-out one is also trained on, or none would be left to train on."""
     rows, where = read(data.train), data.train.path
     if data.eval is None:
         rows, held_out = set_aside(rows, prompt_key, data.holdout, where, "data.holdout")
@@ -94,11 +88,8 @@ def divided(
 
 
 def check_examples(examples: Sequence[Example], questions: Iterable[str]) -> None:
-    """Check that no worked example is a question of the data, whose answer it would give away.
-
-    Raises:
-        DataError: one is.
-    """
+    """Raise a DataError where a worked example is a question of the data, whose answer it would
+    give away."""
     numbers = {normalise(example.question): n for n, example in enumerate(examples, start=1)}
     for question in questions if numbers else ():
         if number := numbers.get(normalise(question)):

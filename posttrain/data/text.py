@@ -35,10 +35,8 @@ def set_aside(
 ) -> tuple[list[T], list[T]]:
     """The rows that stay, and at least `count` rows set aside: those with the smallest keys.
 
-    Rows of the same key stay together. Rows added to the dataset move few of the others.
-
-    Raises:
-        DataError: none would stay; names `where` they come from and the `setting` to lower.
+    Rows of the same key stay together. Rows added to the dataset move few of the others. Raises a
+    DataError where none would stay: `where` they come from, and the `setting` to lower.
     """
     keys = [key(row) for row in rows]
     chosen = set(sorted(keys)[:count])
