@@ -86,14 +86,12 @@ class Lengths(NamedTuple):
 def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
     """The token lengths of each pair; raises as refuse_repeated()."""
     prompts = [render(tokenizer, pair.conversation) for pair in pairs]
-    refuse_repeated(
-        tokenizer,
-        (
-            (pair.where, pair.conversation, prompt, reply)
-            for pair, prompt in zip(pairs, prompts, strict=True)
-            for reply in (pair.chosen, pair.rejected)
-        ),
+    rows = (
+        (pair.where, pair.conversation, prompt, reply)
+        for pair, prompt in zip(pairs, prompts, strict=True)
+        for reply in (pair.chosen, pair.rejected)
     )
+    refuse_repeated(tokenizer, rows)
     parts = [prompts, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
     lengths = (token_lengths(tokenizer, texts) for texts in parts)
     return [Lengths(*row) for row in zip(*lengths, strict=True)]

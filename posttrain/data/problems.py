@@ -61,18 +61,15 @@ def within_pass_rate(problems: Sequence[Problem], data: ProblemData) -> list[Pro
     if rule is None:
         return list(problems)
     rates = pass_rates(rule)
-    known = [rates.get(problem.question) for problem in problems]
-    kept = [
-        problem
-        for problem, rate in zip(problems, known, strict=True)
-        if rate is None or rule.low <= rate <= rule.high
-    ]
-    seldom = sum(rate is not None and rate < rule.low for rate in known)
-    often = len(problems) - len(kept) - seldom
+    rated = [(problem, rates.get(problem.question)) for problem in problems]
+    kept = [each for each, rate in rated if rate is None or rule.low <= rate <= rule.high]
+    known = [rate for _, rate in rated if rate is not None]
+    seldom = sum(rate < rule.low for rate in known)
+    often = sum(rate > rule.high for rate in known)
     print(
         f"data.pass_rate: {len(kept)} of {len(problems)} problems kept, {seldom} solved in fewer "
         f"than {rule.low:.0%} of their replies and {often} in more than {rule.high:.0%} left out, "
-        f"{known.count(None)} without replies"
+        f"{len(rated) - len(known)} without replies"
     )
     if not kept:
         raise DataError(f"{rule.replies}: data.pass_rate leaves no problem to train on; widen it")
