@@ -21,7 +21,6 @@ class MeasuredReply:
     in_language: bool
     """It is in the language that the run wants, see data.language."""
     repetition: float
-    """See `repetition`."""
 
 
 @dataclass(frozen=True)

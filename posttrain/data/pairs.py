@@ -48,17 +48,13 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
         )
     dropped: Counter[str] = Counter()
     questions = [row.text("question") for set_ in data.check_against for row in read_rows(set_)]
-    rows = 0
 
     def read(source: Source) -> list[Pair]:
-        nonlocal rows
         if data.format == "replies":
             pairs = best_and_worst(read_sampled(source), source.path)
-            rows += len(pairs)
         else:
             pairs, reasons = kept_rows(read_rows(source), read_row, data.unusable, source.path)
             dropped.update(reasons)
-            rows += len(pairs) + reasons.total()
         return with_prompt(pairs, prompt, source.path)
 
     def read_row(row: Row) -> Pair:
@@ -67,6 +63,7 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
         return read_pair(row, data.format, data.columns, prompt.system)
 
     train, held_out, validation = divided(read, data)
+    rows = len(train) + len(held_out) + len(validation) + dropped.total()
     return PairSet(train, held_out, rows, dict(dropped), questions, validation)
 
 

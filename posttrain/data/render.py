@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from eval import Message
-from posttrain.base.errors import ConfigError, DataError, first_line, nearest, quoted
+from posttrain.base.errors import ConfigError, DataError, did_you_mean, first_line, quoted
 
 Variables = Mapping[str, bool | int | float | str]
 NONE: Variables = MappingProxyType({})
@@ -38,9 +38,8 @@ def set_template_variables(
     known = set(re.findall(r"\w+", tokenizer.get_chat_template())) if variables else set()
     for name in variables:
         if name not in known:
-            near = nearest(name, known)
-            hint = f"; did you mean '{near}'?" if near else ""
-            raise ConfigError(f"{where}: the model's chat template reads no '{name}'{hint}")
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"{where}: the model's chat template reads no '{name}'.{hint}")
     _VARIABLES[tokenizer] = variables
 
 
