@@ -20,7 +20,6 @@ from posttrain.settings import PairColumns
 
 R = TypeVar("R", bound=Prompted)
 DIFFERENT_PROMPTS = "the two sides differ before their last reply"
-NOTHING_TO_LEARN = "such a pair teaches nothing"
 # Columns that trl gives to the template or the model beside the turns.
 BESIDE_TURNS = ("tools", "functions", "documents", "chat_template_kwargs", "images", "image")
 USERS_REPLY = "the replies are the user's, not the assistant's"
@@ -161,14 +160,13 @@ def _pair(row: Row, prompt: Conversation, chosen: Reply, rejected: Reply) -> Pai
     for reply in (chosen, rejected):
         if not reply.text:
             raise UnusableRow(
-                f"{row.where}: column '{reply.column}' is empty or ends without a reply: "
-                + NOTHING_TO_LEARN,
+                f"{row.where}: column '{reply.column}' is empty or ends without a reply",
                 messages.EMPTY_REPLY,
             )
     if chosen.text == rejected.text:
         raise UnusableRow(
             f"{row.where}: columns '{chosen.column}' and '{rejected.column}' hold the same text: "
-            + NOTHING_TO_LEARN,
+            "such a pair teaches nothing",
             "the replies are equal",
         )
     return Pair(tuple(prompt), chosen.text, rejected.text, where=row.where)

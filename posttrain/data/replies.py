@@ -93,24 +93,21 @@ def best_replies(
     return kept
 
 
-def best_and_worst(groups: Iterable[Sequence[Sampled]], where: str) -> list[Pair]:
+def best_and_worst(groups: Sequence[Sequence[Sampled]], where: str) -> list[Pair]:
     """For each question, the shortest complete reply that earned most and one that earned least,
     complete if there is such. Questions without two such are left out, which is printed; raises a
     DataError where all are."""
     pairs = []
-    flat = 0
     for group in groups:
         ranked = sorted((r for r in group if r.reply), key=lambda r: (-r.total, len(r.reply)))
         best = next((row for row in ranked if row.complete), None)
         worst = min(ranked, key=lambda r: (r.total, not r.complete), default=None)
-        if best is None or worst is None or worst.total >= best.total:
-            flat += 1
-        else:
+        if best is not None and worst is not None and worst.total < best.total:
             prompt = (user_turn(best.question),)
             pairs.append(Pair(prompt, best.reply, worst.reply, where=best.where))
     print(
-        f"{where}: {len(pairs)} questions give a pair; {flat} left out, as their replies tie or "
-        "were cut"
+        f"{where}: {len(pairs)} questions give a pair; {len(groups) - len(pairs)} left out, as "
+        "their replies tie or were cut"
     )
     if not pairs:
         raise DataError(f"{where}: no question has replies of different rewards")

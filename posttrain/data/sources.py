@@ -111,6 +111,7 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
     lines = ".json" not in (path.suffix.lower(), path.with_suffix("").suffix.lower())
     with contextlib.suppress(RecursionError, ValueError):
         lines = lines or (bool(more) and isinstance(json.loads(first), dict))
+    rows: Iterable[tuple[int, Any]]
     with _open(path) as file:
         if lines and first.lstrip()[:1] != "[":
             numbered = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
