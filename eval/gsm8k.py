@@ -105,11 +105,7 @@ def read_number(reply: str) -> Decimal | None:
 
 
 def score_reply(problem: Problem, completion: Completion, sample: int = 0) -> ScoredReply:
-    """Score one reply.
-
-    Raises:
-        ValueError: the gold answer is not a number.
-    """
+    """Score one reply. Raises ValueError where the gold answer is not a number."""
     gold = parse_number(problem.answer)
     if gold is None:
         raise ValueError(f"the gold answer {problem.answer!r} is not a number")
@@ -203,11 +199,7 @@ def _majority(group: Sequence[ScoredReply]) -> float:
 
 def compare_replies(before: Sequence[Reply], after: Sequence[Reply]) -> dict[str, Change]:
     """Every measure on both sides and its paired difference, over the problems that could be scored
-    on both.
-
-    Raises:
-        ValueError: the two do not answer the same problems, or have not the same measures.
-    """
+    on both. Raises ValueError where they have not the same problems or not the same measures."""
     first, second = by_problem(before), by_problem(after)
     if [group[0].question for group in first] != [group[0].question for group in second]:
         raise ValueError("the two sides do not answer the same problems")

@@ -104,11 +104,8 @@ class Change(Difference):
 
 
 def summarise(scores: Scores, averaged: bool = False) -> dict[str, Measure]:
-    """Every measure, over the rows that could be scored.
-
-    Args:
-        averaged: a row's score is a mean over several samples, and so no longer right or wrong.
-    """
+    """Every measure, over the rows that could be scored. `averaged`: a row's score is a mean over
+    several samples, and so no longer right or wrong."""
     return {
         name: _measure(name, [value for value in values if value is not None], averaged)
         for name, values in scores.items()
@@ -119,18 +116,12 @@ def compare(
     before: Scores, after: Scores, averaged: tuple[bool, bool] = (False, False)
 ) -> dict[str, Change]:
     """Every measure on both sides and its paired difference, over the rows that could be scored on
-    both; `averaged` as `summarise` takes it, for each side.
-
-    Raises:
-        ValueError: the two sides have not the same measures on the same number of rows.
-    """
+    both; `averaged` as `summarise` takes it, for each side. Raises ValueError where the two have
+    not the same measures."""
     if list(before) != list(after):
         raise ValueError(f"measures differ: {', '.join(before)} and {', '.join(after)}")
     changes = {}
     for name in before:
-        if len(before[name]) != len(after[name]):
-            lengths = f"{len(before[name])} and {len(after[name])}"
-            raise ValueError(f"scores of {name} differ in length: {lengths}")
         pairs = zip(before[name], after[name], strict=True)
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         first, second = [a for a, _ in both], [b for _, b in both]

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from eval import Completion, Message
 from eval.language import detect
 
-NGRAM = 4  # words
-
 
 @dataclass(frozen=True)
 class MeasuredReply:
@@ -23,7 +21,6 @@ class MeasuredReply:
     in_language: bool
     """It is in the language that the run wants, see data.language."""
     repetition: float
-    """See `repetition`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def measure(completions: Sequence[Completion], language: str = "fr") -> list[Mea
     ]
 
 
-def repetition(text: str, n: int = NGRAM) -> float:
+def repetition(text: str, n: int = 4) -> float:
     """The share of a text's n-grams that repeat an earlier one: 1 - unique n-grams / n-grams.
 
     seq-rep-n of Welleck et al., 2019 (https://arxiv.org/abs/1908.04319), over words parted by
@@ -87,12 +84,7 @@ def kl_per_token(policy: Sequence[float], reference: Sequence[float]) -> float:
     Takes both models' log-probabilities of its tokens. Each token is estimated by k3 = r - 1 - ln r
     with r = reference / policy (Schulman, 2020, http://joschu.net/blog/kl-approx.html): never
     negative, and unbiased where the token was sampled from the policy itself, at temperature 1.
-
-    Raises:
-        ValueError: no token, or not one log-probability a token from each.
     """
-    if not policy:
-        raise ValueError("a reply without a token has no KL")
     ratios = [r - p for p, r in zip(policy, reference, strict=True)]
     # expm1(x) - x, not exp(x) - 1 - x, which loses small values to rounding
     return max(0.0, math.fsum(math.expm1(ratio) - ratio for ratio in ratios) / len(ratios))

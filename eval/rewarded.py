@@ -43,11 +43,8 @@ class Scorer:
     def __call__(self, problem: Problem, completion: Completion, sample: int = 0) -> RewardedReply:
         """Score one reply.
 
-        Each reward is called as in training, with the row of the problem. A server's reply
-        has the right number of token ids, each of them 0.
-
-        Raises:
-            RewardError: a reward raised, or did not return a number or None.
+        Each reward is called as in training, with the row of the problem. A server's reply has the
+        right number of token ids, each of them 0. Raises RewardError as rewards.score().
         """
         row = reward_row(problem, self.prompt)
         ids = completion.ids or [0] * completion.tokens

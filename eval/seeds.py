@@ -45,10 +45,8 @@ class SeedDifference:
 def mean_over_seeds(values: Sequence[float]) -> SeedMean:
     """Mean and 95% interval of a measure over seeds: mean +- t(n - 1) sd / sqrt(n) (Student, 1908).
 
-    The interval is for the mean over more seeds on the *same* questions.
-
-    Raises:
-        ValueError: fewer than two seeds, or a value that is not finite.
+    The interval is for the mean over more seeds on the *same* questions. Raises ValueError for
+    fewer than two seeds, or a value that is not finite.
     """
     import numpy as np
     from scipy.special import stdtrit
@@ -71,13 +69,10 @@ def difference_over_seeds(
     variance is then (MS_seed + MS_question - MS_rest) / (S Q) from the mean squares of a two-way
     table without replicates (Searle, Casella and McCulloch, Variance Components, 1992, section
     4.3). A mean square below that of the rest does not mean a negative variance: its part is then
-    taken as zero. Seeds and questions have their own degrees of freedom; the quantile
-    is that of each, weighed by the variance it stands for (Cochran, Biometrics 20, 1964).
-    Where nothing varies at all there is no width, and p is that of the sign test over questions.
-
-    Raises:
-        ValueError: fewer than two seeds or questions, rows of different lengths, or a value that
-            is not finite.
+    taken as zero. Seeds and questions have their own degrees of freedom; the quantile is that of
+    each, weighed by the variance it stands for (Cochran, Biometrics 20, 1964). Where nothing varies
+    at all there is no width, and p is that of the sign test over questions. Raises ValueError for
+    fewer than two seeds or questions, rows of different lengths, or a value that is not finite.
     """
     first, second = _table(before), _table(after)
     if first.shape != second.shape:

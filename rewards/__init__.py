@@ -45,15 +45,13 @@ def resolve(spec: str) -> RewardFunction:
     """
     if spec in REWARDS:
         return REWARDS[spec]
-    location, separator, name = spec.rpartition(":")
-    if not separator:
+    location, _, name = spec.rpartition(":")
+    if not location or not name:
         raise RewardError(
             f"no reward is called {spec!r}{_nearest(spec, REWARDS)}; registered: "
             f"{', '.join(sorted(REWARDS))}. A custom one is path/to/file.py:function or "
             "package.module:function"
         )
-    if not location or not name:
-        raise RewardError(f"{spec!r} needs a file or module before the colon and a function after")
     members = vars(_load(location))
     if name not in members:
         functions = [key for key, value in members.items() if callable(value)]

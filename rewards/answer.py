@@ -143,8 +143,7 @@ def ends_with_answer(text: object) -> bool:
     """
     if not isinstance(text, str):
         return False
-    end = len(text.rstrip(_WHITE_SPACE))
-    line = text[text.rfind("\n", 0, end) + 1 : end]
+    line = text.rstrip(_WHITE_SPACE).rpartition("\n")[2]
     if not (line.startswith(OPEN) and line.endswith(CLOSE)):
         return False
     return parse_number(line[len(OPEN) : -len(CLOSE)]) is not None

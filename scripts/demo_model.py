@@ -37,20 +37,7 @@ from posttrain.base.disk import check_folder
 from posttrain.base.process import run_main
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render
-from posttrain.demo.problems import (
-    LARGE,
-    LEADS,
-    SMALL,
-    SYSTEM_PROMPTS,
-    Manner,
-    ProblemStream,
-    Range,
-    draw_drill,
-    draw_language,
-    draw_manner,
-    draw_reply,
-    preference_row,
-)
+from posttrain.demo import problems as demo
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # ChatML as Qwen2.5 renders it, except that a conversation without a system turn gets none.
@@ -71,7 +58,7 @@ ROWS = {"problems_train": 2000, "problems_test": 320, "preferences": 800}
 
 @dataclass(frozen=True)
 class Size:
-    span: Range
+    span: demo.Range
     layers: int
     hidden: int
     heads: int
@@ -82,8 +69,8 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(SMALL, 4, 128, 4, 1024, 32, 2400, 3e-3),
-    "medium": Size(LARGE, 8, 512, 8, 2048, 256, 20_000, 6e-4),
+    "tiny": Size(demo.SMALL, 4, 128, 4, 1024, 32, 2400, 3e-3),
+    "medium": Size(demo.LARGE, 8, 512, 8, 2048, 256, 20_000, 6e-4),
 }
 
 
@@ -133,20 +120,22 @@ def build_model(size: Size, tokenizer: Any) -> Any:
     return model
 
 
-def draw_example(stream: ProblemStream, progress: float) -> tuple[str | None, str, str]:
+def draw_example(stream: demo.ProblemStream, progress: float) -> tuple[str | None, str, str]:
     """System prompt, question, reply, as the curriculum has them at this point of the training."""
     rng = stream.rng
     habit = progress >= HABIT_FROM
     drill = rng.random() < (0.0 if habit else 0.2 if progress >= STORIES_FROM else 1.0)
-    problem = draw_drill(rng, stream.span, DRILL_OPERATIONS) if drill else stream.draw()
-    manner: Manner = draw_manner(rng) if habit else rng.choice(("untagged", "tagged"))
-    reply = draw_reply(rng, problem, draw_language(rng, problem.language), manner)
+    problem = demo.draw_drill(rng, stream.span, DRILL_OPERATIONS) if drill else stream.draw()
+    manner: demo.Manner = demo.draw_manner(rng) if habit else rng.choice(("untagged", "tagged"))
+    reply = demo.draw_reply(rng, problem, demo.draw_language(rng, problem.language), manner)
     # A system prompt is a third of the tokens and teaches nothing about computing.
     plain = rng.random() < (0.0 if habit else 0.8)
-    return None if plain else rng.choice(SYSTEM_PROMPTS), problem.question, reply
+    return None if plain else rng.choice(demo.SYSTEM_PROMPTS), problem.question, reply
 
 
-def draw_batch(stream: ProblemStream, tokenizer: Any, count: int, progress: float) -> list[Any]:
+def draw_batch(
+    stream: demo.ProblemStream, tokenizer: Any, count: int, progress: float
+) -> list[Any]:
     """Token ids and labels, (count, length), padded on the right; only replies are scored."""
     import torch
 
@@ -192,9 +181,9 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
     )
-    stream = ProblemStream(seed, "train", size.span)
+    stream = demo.ProblemStream(seed, "train", size.span)
     # Open ids: digits (a guess may be any number) and the first words of replies.
-    leads = [lead for manners in LEADS.values() for lead in manners.values()]
+    leads = [lead for manners in demo.LEADS.values() for lead in manners.values()]
     firsts = [tokenizer(lead)["input_ids"][0] for lead in leads]
     open_ids = torch.tensor(firsts + tokenizer.convert_tokens_to_ids(list("0123456789"))).to(device)
     losses: list[float] = []
@@ -224,27 +213,27 @@ def train(
     return model.eval(), losses
 
 
-def write_data(folder: Path, span: Range, seed: int) -> None:
+def write_data(folder: Path, span: demo.Range, seed: int) -> None:
     """Write the three files of data."""
     folder.mkdir(parents=True, exist_ok=True)
-    learn = ProblemStream(seed + 1, "train", span).draw_unique(ROWS["problems_train"])
-    test = ProblemStream(seed, "test", span).draw_unique(ROWS["problems_test"])
-    stream = ProblemStream(seed, "preferences", span, french=1.0)
+    learn = demo.ProblemStream(seed + 1, "train", span).draw_unique(ROWS["problems_train"])
+    test = demo.ProblemStream(seed, "test", span).draw_unique(ROWS["problems_test"])
+    stream = demo.ProblemStream(seed, "preferences", span, french=1.0)
     compared = stream.draw_unique(ROWS["preferences"])
     rows = {
         "problems_train": [problem.gsm8k() for problem in learn],
         "problems_test": [problem.gsm8k() for problem in test],
-        "preferences": [preference_row(stream.rng, problem) for problem in compared],
+        "preferences": [demo.preference_row(stream.rng, problem) for problem in compared],
     }
     for name, content in rows.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in content]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def sample_texts(span: Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterator[str]:
+def sample_texts(span: demo.Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterator[str]:
     """What the tokenizer learns from: every kind of text that the training will show."""
-    stream = ProblemStream(seed, "train", span)
-    yield from (system for system in SYSTEM_PROMPTS if system)
+    stream = demo.ProblemStream(seed, "train", span)
+    yield from (system for system in demo.SYSTEM_PROMPTS if system)
     yield "system user assistant"
     for number in range(count):
         _, question, reply = draw_example(stream, progress=number / count)
@@ -253,17 +242,17 @@ def sample_texts(span: Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterat
 
 def main() -> int:
     parser = flags.parser("demo_model", __doc__)
-    help_text = "folder that gets demo_model/ and demo_data/ (default: the project's assets/)"
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "assets", metavar="DIR", help=help_text
-    )
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="default: tiny")
+    add = parser.add_argument
+    where = "folder that gets demo_model/ and demo_data/ (default: the project's assets/)"
+    add("--output", type=Path, default=ROOT / "assets", metavar="DIR", help=where)
+    add("--size", choices=SIZES, default="tiny", help="default: tiny")
     length = parser.add_mutually_exclusive_group()
-    help_text = "optimizer steps (default: that of the size)"
-    length.add_argument("--steps", type=flags.count, help=help_text)
-    help_text = "train this long instead; not reproducible to the bit"
-    length.add_argument("--minutes", type=flags.positive, help=help_text)
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    length.add_argument(
+        "--steps", type=flags.count, help="optimizer steps (default: that of the size)"
+    )
+    longer = "train this long instead; not reproducible to the bit"
+    length.add_argument("--minutes", type=flags.positive, help=longer)
+    add("--seed", type=int, default=0, help="default: 0")
     args = parser.parse_args()
     check_folder(args.output)
     import transformers

@@ -34,11 +34,8 @@ class DemonstrationSet:
 
 
 def load_demonstrations(data: ReplyData, prompt: Prompt) -> DemonstrationSet:
-    """The rows of a config. What is left out is printed.
-
-    Raises:
-        DataError: a row that breaks a rule, or too few to hold any out.
-    """
+    """The rows of a config. What is left out is printed. Raises a DataError for a row that breaks a
+    rule, or too few to hold any out."""
     if data.format == "solutions":
         print(SOLUTIONS_WARNING)
 
@@ -56,7 +53,7 @@ def load_demonstrations(data: ReplyData, prompt: Prompt) -> DemonstrationSet:
         check_columns(row, data.columns)
         return with_own_system(READERS[data.format](row, data.columns), row, data.columns)
 
-    return DemonstrationSet(*divided(read, data.train, data.eval, data.holdout, data.validation))
+    return DemonstrationSet(*divided(read, data))
 
 
 def _from_columns(row: Row, columns: ReplyColumns) -> Demonstration:

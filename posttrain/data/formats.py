@@ -1,9 +1,7 @@
 """Read rows of common preference datasets as pairs: one function for each `data.format`.
 
-Each returns a Pair, or raises LeftOut with the reason for leaving the row out. A malformed row
-stops the run; the message names its file, row and column. A pair's prompt has the row's own system
-turn, if it has one: `prompt.system`, where it is not null, replaces it afterwards, in every format
-alike.
+A pair's prompt has the row's own system turn, if it has one: `prompt.system`, where it is not null,
+replaces it afterwards, in every format alike.
 """
 
 import re
@@ -22,7 +20,6 @@ from posttrain.settings import PairColumns
 
 R = TypeVar("R", bound=Prompted)
 DIFFERENT_PROMPTS = "the two sides differ before their last reply"
-NOTHING_TO_LEARN = "such a pair teaches nothing"
 # Columns that trl gives to the template or the model beside the turns.
 BESIDE_TURNS = ("tools", "functions", "documents", "chat_template_kwargs", "images", "image")
 USERS_REPLY = "the replies are the user's, not the assistant's"
@@ -38,11 +35,8 @@ def read_pair(row: Row, kind: str, columns: PairColumns, system: str | None) -> 
     """The pair in a row of the format `kind`.
 
     Conversations are compared as they are with `system`, which is `prompt.system`; the pair keeps
-    the row's own system turn.
-
-    Raises:
-        LeftOut: the row holds no pair.
-        DataError: the row is malformed, or an UnusableRow.
+    the row's own system turn. Raises LeftOut where the row holds no pair, a DataError where it is
+    malformed, and an UnusableRow.
     """
     try:
         check_columns(row, columns)
@@ -166,14 +160,13 @@ def _pair(row: Row, prompt: Conversation, chosen: Reply, rejected: Reply) -> Pai
     for reply in (chosen, rejected):
         if not reply.text:
             raise UnusableRow(
-                f"{row.where}: column '{reply.column}' is empty or ends without a reply: "
-                + NOTHING_TO_LEARN,
+                f"{row.where}: column '{reply.column}' is empty or ends without a reply",
                 messages.EMPTY_REPLY,
             )
     if chosen.text == rejected.text:
         raise UnusableRow(
             f"{row.where}: columns '{chosen.column}' and '{rejected.column}' hold the same text: "
-            + NOTHING_TO_LEARN,
+            "such a pair teaches nothing",
             "the replies are equal",
         )
     return Pair(tuple(prompt), chosen.text, rejected.text, where=row.where)

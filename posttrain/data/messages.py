@@ -61,12 +61,8 @@ def turns(
 
     The column `until` holds the number, from 0, of the last turn that is read, with its reply. A
     message may hold only role, content and the `ignored` keys: the model would not see others.
-
-    Raises:
-        UnusableRow: a message is of a tool, an earlier reply is empty, or there is more to a
-            message than a role and a text.
-        DataError: it is not a list of messages with a known role and some text, or has no such
-            turn.
+    Raises an UnusableRow where it holds more, is of a tool, or is an earlier and empty reply; a
+    DataError without a list of messages with a known role and some text, or without such a turn.
     """
     value, what = row.value(column), f"{row.where}: column '{column}'"
     if not isinstance(value, list) or not value:

@@ -39,12 +39,8 @@ class PairSet:
 
 def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
     """Pairs to train on, to hold out and to validate on. No prompt is in two of them. Left-out rows
-    are printed.
-
-    Raises:
-        DataError: a row that breaks a rule, too few pairs to hold any out, or a language that
-            cannot be detected.
-    """
+    are printed. Raises a DataError for a row that breaks a rule, too few pairs to hold any out, or
+    a language that cannot be detected."""
     if data.language is not None and not is_known(data.language):
         raise DataError(
             f"data.language: {data.language!r} cannot be detected in replies; use a code such as "
@@ -52,17 +48,13 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
         )
     dropped: Counter[str] = Counter()
     questions = [row.text("question") for set_ in data.check_against for row in read_rows(set_)]
-    rows = 0
 
     def read(source: Source) -> list[Pair]:
-        nonlocal rows
         if data.format == "replies":
             pairs = best_and_worst(read_sampled(source), source.path)
-            rows += len(pairs)
         else:
             pairs, reasons = kept_rows(read_rows(source), read_row, data.unusable, source.path)
             dropped.update(reasons)
-            rows += len(pairs) + reasons.total()
         return with_prompt(pairs, prompt, source.path)
 
     def read_row(row: Row) -> Pair:
@@ -70,9 +62,8 @@ def load_pair_set(data: PairData, prompt: Prompt) -> PairSet:
             raise LeftOut(f"not in '{data.language}'")
         return read_pair(row, data.format, data.columns, prompt.system)
 
-    train, held_out, validation = divided(
-        read, data.train, data.eval, data.holdout, data.validation
-    )
+    train, held_out, validation = divided(read, data)
+    rows = len(train) + len(held_out) + len(validation) + dropped.total()
     return PairSet(train, held_out, rows, dict(dropped), questions, validation)
 
 
@@ -90,20 +81,14 @@ class Lengths(NamedTuple):
 
 
 def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
-    """The token lengths of each pair.
-
-    Raises:
-        DataError: replies repeat what their rendered prompt ends with.
-    """
+    """The token lengths of each pair; raises as refuse_repeated()."""
     prompts = [render(tokenizer, pair.conversation) for pair in pairs]
-    refuse_repeated(
-        tokenizer,
-        (
-            (pair.where, pair.conversation, prompt, reply)
-            for pair, prompt in zip(pairs, prompts, strict=True)
-            for reply in (pair.chosen, pair.rejected)
-        ),
+    rows = (
+        (pair.where, pair.conversation, prompt, reply)
+        for pair, prompt in zip(pairs, prompts, strict=True)
+        for reply in (pair.chosen, pair.rejected)
     )
+    refuse_repeated(tokenizer, rows)
     parts = [prompts, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
     lengths = (token_lengths(tokenizer, texts) for texts in parts)
     return [Lengths(*row) for row in zip(*lengths, strict=True)]

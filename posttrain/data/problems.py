@@ -25,62 +25,51 @@ TAKEN = {
 def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     """Problems to train on and problems to score. No question is in both.
 
-    Those to train on have the same columns in every row, as a trainer needs them.
-
-    Raises:
-        DataError: a row that breaks a rule, or a question on both sides.
+    Those to train on have the same columns in every row, as a trainer needs them. Raises a
+    DataError for a row that breaks a rule, or a question on both sides.
     """
     rows = read_rows(data.train)
     train = _same_columns([_problem(row, data.columns, data.answers) for row in rows])
     evaluation = load_evaluation(data.eval, data.columns, data.answers)
-    if shared := seen_in_training(evaluation, (problem.question for problem in train)):
-        raise DataError(
-            f"{shared[0].where} is also in {data.train.path}; a score on questions that were "
-            f"trained on means nothing ({quoted(shared[0].question)})"
-        )
+    _refuse_shared(evaluation, (problem.question for problem in train), data.train.path)
     return train, evaluation
 
 
 def load_scored_problems(source: Source | None, trained_on: Iterable[str]) -> list[Problem]:
-    """Problems to score before and after training on other rows; none without a source.
-
-    Raises:
-        DataError: a row that breaks a rule, or a question that is trained on.
-    """
+    """Problems to score before and after training on other rows; none without a source. Raises a
+    DataError for a row that breaks a rule, or a question that is trained on."""
     if source is None:
         return []
     problems = load_evaluation(source, ProblemColumns())
+    _refuse_shared(problems, trained_on, "the training data")
+    return problems
+
+
+def _refuse_shared(problems: Sequence[Problem], trained_on: Iterable[str], where: str) -> None:
     if shared := seen_in_training(problems, trained_on):
         raise DataError(
-            f"{shared[0].where} is trained on, as are {len(shared)} of {len(problems)} questions "
-            f"({quoted(shared[0].question)}); a score on such questions means nothing"
+            f"{shared[0].where} is also in {where}, as are {len(shared)} of {len(problems)} "
+            f"questions ({quoted(shared[0].question)}); a score on such questions means nothing"
         )
-    return problems
 
 
 def within_pass_rate(problems: Sequence[Problem], data: ProblemData) -> list[Problem]:
     """The problems that `data.pass_rate` keeps: those that the policy solves sometimes. Prints how
-    many it leaves out, and why; problems without sampled replies are kept.
-
-    Raises:
-        DataError: none is left.
-    """
+    many it leaves out, and why; problems without sampled replies are kept. Raises a DataError where
+    none is left."""
     rule = data.pass_rate
     if rule is None:
         return list(problems)
     rates = pass_rates(rule)
-    known = [rates.get(problem.question) for problem in problems]
-    kept = [
-        problem
-        for problem, rate in zip(problems, known, strict=True)
-        if rate is None or rule.low <= rate <= rule.high
-    ]
-    seldom = sum(rate is not None and rate < rule.low for rate in known)
-    often = len(problems) - len(kept) - seldom
+    rated = [(problem, rates.get(problem.question)) for problem in problems]
+    kept = [each for each, rate in rated if rate is None or rule.low <= rate <= rule.high]
+    known = [rate for _, rate in rated if rate is not None]
+    seldom = sum(rate < rule.low for rate in known)
+    often = sum(rate > rule.high for rate in known)
     print(
         f"data.pass_rate: {len(kept)} of {len(problems)} problems kept, {seldom} solved in fewer "
         f"than {rule.low:.0%} of their replies and {often} in more than {rule.high:.0%} left out, "
-        f"{known.count(None)} without replies"
+        f"{len(rated) - len(known)} without replies"
     )
     if not kept:
         raise DataError(f"{rule.replies}: data.pass_rate leaves no problem to train on; widen it")
@@ -90,15 +79,14 @@ def within_pass_rate(problems: Sequence[Problem], data: ProblemData) -> list[Pro
 def for_validation(
     problems: Sequence[Problem], data: ProblemData
 ) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on, and `data.validation` of them to score while training instead.
+    """Problems to train on, and `data.validation` of them to score while training instead; raises
+    as set_aside()."""
+    where = data.train.path
+    return set_aside(problems, _question_key, data.validation, where, "data.validation")
 
-    Raises:
-        DataError: none would be left to train on.
-    """
-    if not data.validation:
-        return list(problems), []
-    keys = [text_key(problem.question) for problem in problems]
-    return set_aside(problems, keys, data.validation, data.train.path, "data.validation")
+
+def _question_key(problem: Problem) -> str:
+    return text_key(problem.question)
 
 
 def load_evaluation(
@@ -106,10 +94,8 @@ def load_evaluation(
 ) -> list[Problem]:
     """Problems to score. A repeated question is scored once; the number of repeats is printed.
 
-    Where answers are text, rewards read the columns: then they are the same in every row.
-
-    Raises:
-        DataError: a row that breaks a rule.
+    Where answers are text, rewards read the columns: then they are the same in every row. Raises a
+    DataError for a row that breaks a rule.
     """
     problems = [_problem(row, columns, answers) for row in read_rows(source)]
     first: dict[str, Problem] = {}
@@ -134,11 +120,7 @@ def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:
 
 
 def gold_number(solution: str, row: Row, column: str) -> str:
-    """The NUMBER that a solution in a column ends in.
-
-    Raises:
-        DataError: there is none.
-    """
+    """The NUMBER that a solution in a column ends in; raises a DataError where there is none."""
     written = solution.rpartition(GOLD_MARK)[2].strip()
     if parse_number(written) is not None:
         return written

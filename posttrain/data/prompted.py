@@ -11,7 +11,7 @@ from posttrain.data.messages import LeftOut, UnusableRow, with_system
 from posttrain.data.render import render, token_lengths
 from posttrain.data.sources import Row
 from posttrain.data.text import normalise, set_aside, text_key
-from posttrain.settings import Prompt, Source
+from posttrain.settings import PairData, Prompt, ReplyData, Source
 
 R = TypeVar("R", bound=Prompted)
 
@@ -20,11 +20,8 @@ def kept_rows(
     rows: Sequence[Row], read: Callable[[Row], R], unusable: str, where: str
 ) -> tuple[list[R], Counter[str]]:
     """What `read` makes of the rows, and the reasons for leaving out others, whose counts are
-    printed. `unusable` is data.unusable.
-
-    Raises:
-        DataError: a row is malformed, or none is left.
-    """
+    printed. `unusable` is data.unusable. Raises a DataError where a row is malformed, or none is
+    left."""
     kept: list[R] = []
     reasons: Counter[str] = Counter()
     for row in rows:
@@ -72,45 +69,27 @@ def prompt_key(row: Prompted) -> str:
     return text_key(next(turn["content"] for turn in row.prompt if turn["role"] == "user"))
 
 
-def hold_out(
-    rows: list[R], count: int, where: str, setting: str = "data.holdout"
-) -> tuple[list[R], list[R]]:
-    """The rows that stay, and at least `count` rows held out by the hash of their prompt.
-
-    Raises:
-        DataError: none would stay.
-    """
-    return set_aside(rows, [prompt_key(row) for row in rows], count, where, setting)
-
-
 def divided(
-    read: Callable[[Source], list[R]], train: Source, held: Source | None, holdout: int, aside: int
+    read: Callable[[Source], list[R]], data: PairData | ReplyData
 ) -> tuple[list[R], list[R], list[R]]:
-    """Rows to train on, to hold out and to validate on (`aside` of them). No prompt is in two.
-
-    Raises:
-        DataError: a held-out prompt is also trained on, or none would be left to train on.
-    """
-    rows, validation = read(train), list[R]()
-    if held is None:
-        rows, held_out = hold_out(rows, holdout, train.path)
+    """Rows to train on, to hold out and to validate on. No prompt is in two: raises a DataError
+    where a held-out one is also trained on, or none would be left to train on."""
+    rows, where = read(data.train), data.train.path
+    if data.eval is None:
+        rows, held_out = set_aside(rows, prompt_key, data.holdout, where, "data.holdout")
     else:
-        held_out = read(held)
+        held_out = read(data.eval)
         trained_on = set(map(prompt_key, rows))
         for row in held_out:
             if prompt_key(row) in trained_on:
                 raise DataError(f"{row.where} is also trained on")
-    if aside:
-        rows, validation = hold_out(rows, aside, train.path, "data.validation")
+    rows, validation = set_aside(rows, prompt_key, data.validation, where, "data.validation")
     return rows, held_out, validation
 
 
 def check_examples(examples: Sequence[Example], questions: Iterable[str]) -> None:
-    """Check that no worked example is a question of the data, whose answer it would give away.
-
-    Raises:
-        DataError: one is.
-    """
+    """Raise a DataError where a worked example is a question of the data, whose answer it would
+    give away."""
     numbers = {normalise(example.question): n for n, example in enumerate(examples, start=1)}
     for question in questions if numbers else ():
         if number := numbers.get(normalise(question)):

@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from eval import Message
-from posttrain.base.errors import ConfigError, DataError, first_line, nearest, quoted
+from posttrain.base.errors import ConfigError, DataError, did_you_mean, first_line, quoted
 
 Variables = Mapping[str, bool | int | float | str]
 NONE: Variables = MappingProxyType({})
@@ -33,17 +33,13 @@ with a real clock the prompts of a run would change at midnight, and differ from
 def set_template_variables(
     tokenizer: Any, variables: Variables, where: str = "prompt.chat_template_kwargs"
 ) -> None:
-    """Let render() give the tokenizer's chat template these variables from now on.
-
-    Raises:
-        ConfigError: the template reads no variable of such a name, so it would change nothing.
-    """
+    """Let render() give the tokenizer's chat template these variables from now on. Raises a
+    ConfigError where it reads no variable of such a name, which would change nothing."""
     known = set(re.findall(r"\w+", tokenizer.get_chat_template())) if variables else set()
     for name in variables:
         if name not in known:
-            near = nearest(name, known)
-            hint = f"; did you mean '{near}'?" if near else ""
-            raise ConfigError(f"{where}: the model's chat template reads no '{name}'{hint}")
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"{where}: the model's chat template reads no '{name}'.{hint}")
     _VARIABLES[tokenizer] = variables
 
 
@@ -75,10 +71,8 @@ def render(
 ) -> str:
     """The conversation as text; with `reply` as a prompt, up to the start of the reply.
 
-    `today`: with today's date, as a server renders it, instead of that of CLOCK.
-
-    Raises:
-        ConfigError: the chat template refuses the conversation, such as one with a system turn.
+    `today`: with today's date, as a server renders it, instead of that of CLOCK. Raises a
+    ConfigError where the chat template refuses the conversation, such as one with a system turn.
     """
     from jinja2 import TemplateError
 
@@ -160,11 +154,8 @@ def repeated_opening(
 def refuse_repeated(
     tokenizer: Any, rows: Iterable[tuple[str, Sequence[Message], str, str]]
 ) -> None:
-    """Check rows of (file and number, conversation, rendered prompt, reply).
-
-    Raises:
-        DataError: replies repeat what their rendered prompt ends with.
-    """
+    """Check rows of (file and number, conversation, rendered prompt, reply). Raises a DataError
+    where replies repeat what their rendered prompt ends with."""
     openings = [(row[0], repeated_opening(tokenizer, *row[1:])) for row in rows]
     if repeated := [(where, opening) for where, opening in openings if opening]:
         where, opening = repeated[0]
@@ -197,7 +188,7 @@ def without_added_tokens(tokenizer: Any) -> Iterator[None]:
 
 def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """The number of tokens of each text, on all processors. A special token counts as one."""
-    before = os.environ.get(PARALLEL)
+    before = os.environ.get(PARALLEL, "false")
     os.environ[PARALLEL] = "true"
     try:
         return [
@@ -206,17 +197,12 @@ def token_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
             for ids in token_ids(tokenizer, texts[start : start + AT_ONCE])
         ]
     finally:  # with threads on, tokenizers warns at each later fork
-        os.environ.pop(PARALLEL)
-        if before is not None:
-            os.environ[PARALLEL] = before
+        os.environ[PARALLEL] = before
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each text, without those that the tokenizer would add around it.
-
-    Raises:
-        ConfigError: an id is beyond the embedding of the tokenizer's model (limit_token_ids).
-    """
+    """The token ids of each text, without those that the tokenizer would add around it. Raises a
+    ConfigError where one is beyond the embedding of the tokenizer's model (limit_token_ids)."""
     if not texts:
         return []
     options = {"add_special_tokens": False, "return_attention_mask": False}
@@ -232,11 +218,8 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def limit_token_ids(tokenizer: Any, rows: int, model: str) -> None:
     """Let token_ids() refuse, from now on, ids that a model with so many embeddings cannot read: it
-    would end in an IndexError in mid-run, or in a failed assertion of the GPU.
-
-    Raises:
-        ConfigError: the padding or end token is one of them. `model` names the model in messages.
-    """
+    would end in an IndexError in mid-run, or in a failed assertion of the GPU. Raises a ConfigError
+    where the padding or end token has one. `model` names the model in messages."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None and token >= rows:
             raise _beyond(tokenizer, token, rows, model, " (for padding or the end of a reply)")
@@ -255,11 +238,8 @@ def _beyond(tokenizer: Any, token: int, rows: int, model: str, where: str) -> Co
 def drop_overlong(
     rows: Sequence[Any], lengths: Sequence[int], limit: int, rule: str, what: str
 ) -> list[Any]:
-    """The rows that have at most `limit` tokens. The number of dropped rows is printed.
-
-    Raises:
-        DataError: a row is too long and `rule` is "error", or no row is left.
-    """
+    """The rows that have at most `limit` tokens. The number of dropped rows is printed. Raises a
+    DataError where a row is too long and `rule` is "error", or no row is left."""
     long = [number for number, length in enumerate(lengths, start=1) if length > limit]
     if not long:
         return list(rows)

@@ -30,11 +30,8 @@ class Sampled:
 
 
 def read_sampled(source: Source) -> list[list[Sampled]]:
-    """The scored replies of a replies.jsonl (or of its folder), grouped by question.
-
-    Raises:
-        DataError: it cannot be read, or a row is not a scored reply.
-    """
+    """The scored replies of a replies.jsonl (or of its folder), grouped by question. Raises a
+    DataError where it cannot be read, or a row is not a scored reply."""
     for folder in (Path(source.path).expanduser(), ROOT / source.path):
         if (folder / "replies.jsonl").is_file():
             source = source.model_copy(update={"path": str(folder / "replies.jsonl")})
@@ -68,11 +65,8 @@ def _sampled(row: Row) -> Sampled | None:
 def best_replies(
     groups: Iterable[Sequence[Sampled]], keep: Keep, where: str
 ) -> list[Demonstration]:
-    """The shortest different replies to each question that earned enough. Prints what was left out.
-
-    Raises:
-        DataError: none did.
-    """
+    """The shortest different replies to each question that earned enough. Prints what was left out;
+    raises a DataError where none did."""
     kept: list[Demonstration] = []
     left: Counter[str] = Counter()
     total = questions = 0
@@ -99,27 +93,21 @@ def best_replies(
     return kept
 
 
-def best_and_worst(groups: Iterable[Sequence[Sampled]], where: str) -> list[Pair]:
+def best_and_worst(groups: Sequence[Sequence[Sampled]], where: str) -> list[Pair]:
     """For each question, the shortest complete reply that earned most and one that earned least,
-    complete if there is such. Questions without two such are left out, which is printed.
-
-    Raises:
-        DataError: all are.
-    """
+    complete if there is such. Questions without two such are left out, which is printed; raises a
+    DataError where all are."""
     pairs = []
-    flat = 0
     for group in groups:
         ranked = sorted((r for r in group if r.reply), key=lambda r: (-r.total, len(r.reply)))
         best = next((row for row in ranked if row.complete), None)
         worst = min(ranked, key=lambda r: (r.total, not r.complete), default=None)
-        if best is None or worst is None or worst.total >= best.total:
-            flat += 1
-        else:
+        if best is not None and worst is not None and worst.total < best.total:
             prompt = (user_turn(best.question),)
             pairs.append(Pair(prompt, best.reply, worst.reply, where=best.where))
     print(
-        f"{where}: {len(pairs)} questions give a pair; {flat} left out, as their replies tie or "
-        "were cut"
+        f"{where}: {len(pairs)} questions give a pair; {len(groups) - len(pairs)} left out, as "
+        "their replies tie or were cut"
     )
     if not pairs:
         raise DataError(f"{where}: no question has replies of different rewards")

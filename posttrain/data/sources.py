@@ -103,12 +103,6 @@ def _open(path: Path, newline: str | None = None) -> TextIO:
     return file
 
 
-def _object(value: Any, where: str) -> Row:
-    if isinstance(value, dict):
-        return Row(value, where)
-    raise DataError(f"{where}: expected an object with columns, got {kind_of(value)}")
-
-
 def _read_json(path: Path, name: str) -> Iterator[Row]:
     """JSON Lines, a list of rows, or an object that holds one such list, whatever the suffix is."""
     with _open(path) as file:
@@ -117,31 +111,31 @@ def _read_json(path: Path, name: str) -> Iterator[Row]:
     lines = ".json" not in (path.suffix.lower(), path.with_suffix("").suffix.lower())
     with contextlib.suppress(RecursionError, ValueError):
         lines = lines or (bool(more) and isinstance(json.loads(first), dict))
-    if lines and first.lstrip()[:1] != "[":
-        yield from _read_lines(path, name)
-        return
+    rows: Iterable[tuple[int, Any]]
     with _open(path) as file:
-        values = _parsed(file.read(), name, line=True)
-    if isinstance(values, dict):
-        lists = {key: value for key, value in values.items() if isinstance(value, list)}
-        if len(lists) != 1:
-            what = f"{len(lists)} lists ({', '.join(lists)})" if lists else "no list"
-            raise DataError(
-                f"{name}: expected a list of rows, got an object with {what}; keep one list alone"
-            )
-        (values,) = lists.values()
-    if not isinstance(values, list):
-        raise DataError(f"{name}: expected a list of rows, got {kind_of(values)}")
-    for number, value in enumerate(values, start=1):
-        yield _object(value, f"{name}: row {number}")
+        if lines and first.lstrip()[:1] != "[":
+            numbered = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+            rows = ((n, _parsed(line, f"{name}: row {n}")) for n, line in numbered)
+        else:
+            rows = enumerate(_list_of_rows(_parsed(file.read(), name, line=True), name), start=1)
+        for number, value in rows:
+            where = f"{name}: row {number}"
+            if not isinstance(value, dict):
+                raise DataError(f"{where}: expected an object with columns, got {kind_of(value)}")
+            yield Row(value, where)
 
 
-def _read_lines(path: Path, name: str) -> Iterator[Row]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                where = f"{name}: row {number}"
-                yield _object(_parsed(line, where), where)
+def _list_of_rows(value: Any, name: str) -> list[Any]:
+    """The value of a file if it is a list, or the one list in it if it is an object."""
+    got = kind_of(value)
+    if isinstance(value, dict):
+        lists = {key: inner for key, inner in value.items() if isinstance(inner, list)}
+        count = f"{len(lists)} lists ({', '.join(lists)})" if lists else "no list"
+        got = f"an object with {count}; keep one list alone"
+        value = lists.popitem()[1] if len(lists) == 1 else None
+    if not isinstance(value, list):
+        raise DataError(f"{name}: expected a list of rows, got {got}")
+    return value
 
 
 def _parsed(text: str, where: str, line: bool = False) -> Any:
@@ -183,13 +177,11 @@ def _read_csv(path: Path, name: str, sign: str | None = None) -> Iterator[Row]:
 def _read_tsv(path: Path, name: str) -> Iterator[Row]:
     """Rows below a header; or MGSM's format: question, tab, answer on each line, and no header."""
     with _open(path) as file:
-        cells = file.readline().rstrip("\r\n").split("\t")
-    if len(cells) > 2 or cells == ["question", "answer"]:
-        yield from _read_csv(path, name, "\t")
-        return
-    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             cells = line.rstrip("\r\n").split("\t")
+            if number == 1 and (len(cells) > 2 or cells == ["question", "answer"]):
+                yield from _read_csv(path, name, "\t")
+                return
             if len(cells) != 2:
                 raise DataError(
                     f"{name}: row {number} has {len(cells)} cells; expected question, tab, answer, "

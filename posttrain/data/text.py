@@ -4,7 +4,7 @@ import functools
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from posttrain.base.errors import DataError
@@ -31,15 +31,14 @@ def text_key(text: str) -> str:
 
 
 def set_aside(
-    rows: Sequence[T], keys: Sequence[str], count: int, where: str, setting: str
+    rows: Sequence[T], key: Callable[[T], str], count: int, where: str, setting: str
 ) -> tuple[list[T], list[T]]:
     """The rows that stay, and at least `count` rows set aside: those with the smallest keys.
 
-    Rows of the same key stay together. Rows added to the dataset move few of the others.
-
-    Raises:
-        DataError: none would stay; names `where` they come from and the `setting` to lower.
+    Rows of the same key stay together. Rows added to the dataset move few of the others. Raises a
+    DataError where none would stay: `where` they come from, and the `setting` to lower.
     """
+    keys = [key(row) for row in rows]
     chosen = set(sorted(keys)[:count])
     kept = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
     if not kept:

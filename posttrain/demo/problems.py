@@ -92,20 +92,20 @@ STORIES = yaml.safe_load(Path(__file__).with_name("stories.yaml").read_text(enco
 
 def draw_problem(rng: random.Random, language: Language, span: Range) -> Problem:
     """A problem whose every value is an integer from 1 to the span's ceiling."""
-    while True:
+    plan = None
+    while plan is None:
         plan = _draw_plan(rng, span, rng.randint(1, span.operations))
-        if plan is not None:
-            return _story(rng, language, plan)
+    return _story(rng, language, plan)
 
 
 def draw_drill(rng: random.Random, span: Range, operations: int) -> Problem:
     """A bare calculation from left to right, "12+7-5": far more sums a token than stories."""
-    while True:
+    plan = None
+    while plan is None:
         plan = _draw_plan(rng, span, operations)
-        if plan is not None:
-            _, _, steps, answer = plan
-            rests = "".join(step.split("=")[0].lstrip("0123456789") for step in steps[1:])
-            return Problem("en", steps[0].split("=")[0] + rests, steps, answer)
+    _, _, steps, answer = plan
+    rests = "".join(step.split("=")[0].lstrip("0123456789") for step in steps[1:])
+    return Problem("en", steps[0].split("=")[0] + rests, steps, answer)
 
 
 def _draw_plan(rng: random.Random, span: Range, count: int) -> Plan | None:

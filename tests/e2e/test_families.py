@@ -231,7 +231,7 @@ def test_the_data_report_counts_and_shows_the_prompt(qwen3: Made) -> None:
 
 
 def test_a_name_that_the_template_does_not_read(qwen3: Made) -> None:
-    output = r"prompt\.chat_.*: .* reads no 'enable_thinkin'; did you mean 'enable_thinking'"
+    output = r"prompt\.chat_.*: .* reads no 'enable_thinkin'\. Did you mean 'enable_thinking'"
     with pytest.raises(ConfigError, match=output):
         qwen3.main("grpo", "prompt.chat_template_kwargs={enable_thinkin: false}", "--dry-run")
 

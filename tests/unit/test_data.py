@@ -20,10 +20,10 @@ from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
-from posttrain.data.prompted import hold_out, prompt_key
+from posttrain.data.prompted import prompt_key
 from posttrain.data.render import drop_overlong
 from posttrain.data.sources import read_rows
-from posttrain.data.text import normalise
+from posttrain.data.text import normalise, set_aside
 from posttrain.settings import PairColumns, PairData, ProblemColumns, ProblemData, Prompt, Source
 from rewards.answer import parse_number
 from tests.helpers import ROOT, SHARED, Capsys, needs_shared
@@ -540,19 +540,23 @@ def pair(prompt: str, chosen: str = "a") -> Pair:
     return Pair(({"role": "user", "content": prompt},), chosen, "b")
 
 
+def hold_out(rows: list[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
+    return set_aside(rows, prompt_key, count, "here", "data.holdout")
+
+
 MANY = [pair(f"Question number {i}") for i in range(200)]
 
 
 @pytest.mark.parametrize("count", [1, 10, 50, 199])
 def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
 
-    train, held = hold_out(MANY, count, "here")
+    train, held = hold_out(MANY, count)
     assert len(held) == count
     assert [p for p in MANY if p in held] == held  # in the order of the data
     assert [p for p in MANY if p not in held] == train
     # No prompt is on both sides.
     twins = [pair(f"QUESTION, number: {i} !", "other") for i in range(200)]
-    train, held = hold_out([*MANY, *twins], count, "here")
+    train, held = hold_out([*MANY, *twins], count)
     assert {prompt_key(p) for p in train}.isdisjoint(prompt_key(p) for p in held)
     assert count <= len(held) <= count + 1  # complete prompts, so one pair more at most
     assert len(train) + len(held) == 400
@@ -561,16 +565,16 @@ def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
 @pytest.mark.parametrize("count", [200, 10_000])
 def test_nothing_left_to_train_on(count: int) -> None:
     with pytest.raises(DataError, match=rf"^here: 200 rows .* {count} are .*; lower data\.holdout"):
-        hold_out(MANY, count, "here")
+        hold_out(MANY, count)
 
 
 def test_the_order_of_rows_does_not_matter_and_new_ones_move_few() -> None:
-    _, held = hold_out(MANY, 20, "here")
+    _, held = hold_out(MANY, 20)
     for seed in range(5):
         shuffled = random.Random(seed).sample(MANY, len(MANY))
-        assert set(map(prompt_key, hold_out(shuffled, 20, "here")[1])) == set(map(prompt_key, held))
+        assert set(map(prompt_key, hold_out(shuffled, 20)[1])) == set(map(prompt_key, held))
     # Rows that are added later move few others.
-    _, later = hold_out([*MANY, *(pair(f"New {i}") for i in range(20))], 20, "here")
+    _, later = hold_out([*MANY, *(pair(f"New {i}") for i in range(20))], 20)
     assert len({prompt_key(p) for p in held} - {prompt_key(p) for p in later}) <= 6
 
 
@@ -581,7 +585,7 @@ def test_the_hash_is_the_same_everywhere_and_for_ever() -> None:
     assert prompt_key(pair("bonjour ÇA VA")) == key
     with_system = conversation("Bonjour, ça va ?", PromptFormat("Sois bref."))
     assert prompt_key(Pair(tuple(with_system), "a", "b")) == key
-    _, held = hold_out([pair(word) for word in ("trois", "un", "quatre", "deux")], 2, "here")
+    _, held = hold_out([pair(word) for word in ("trois", "un", "quatre", "deux")], 2)
     assert [p.prompt[-1]["content"] for p in held] == ["un", "deux"]
 
 

@@ -13,7 +13,8 @@ from eval.preference import Pair
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.formats import DIFFERENT_PROMPTS, FORMATS, USERS_REPLY
 from posttrain.data.pairs import PairSet, load_pair_set
-from posttrain.data.prompted import hold_out, prompt_key
+from posttrain.data.prompted import prompt_key
+from posttrain.data.text import set_aside
 from posttrain.settings import DPOSettings, PairData, Prompt
 from posttrain.settings.command import load_settings
 from tests.helpers import ROOT
@@ -616,7 +617,7 @@ def test_branches_of_a_conversation_are_on_one_side() -> None:
         opening = [user(f"Question {number}")]
         pairs.append(Pair(tuple(opening), "a", "b"))
         pairs.append(Pair((*opening, assistant("a"), user("Continue.")), "c", "d"))
-    train, held = hold_out(pairs, 10, "here")
+    train, held = set_aside(pairs, prompt_key, 10, "here", "data.holdout")
     assert {prompt_key(p) for p in train}.isdisjoint(prompt_key(p) for p in held)
     assert {p.prompt[0]["content"] for p in train}.isdisjoint(p.prompt[0]["content"] for p in held)
     assert len(held) == 10

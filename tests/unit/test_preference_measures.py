@@ -169,8 +169,6 @@ def test_the_change_of_replies_is_paired() -> None:
     assert result["repetition_rate"].p_value == 1.0
     with pytest.raises(ValueError, match="measures differ"):
         measures.compare({"a": [1.0]}, {"b": [1.0]})
-    with pytest.raises(ValueError, match="differ in length: 1 and 2"):
-        measures.compare({"a": [1.0]}, {"a": [1.0, 0.0]})
 
 
 def test_kl_by_hand() -> None:
@@ -178,11 +176,8 @@ def test_kl_by_hand() -> None:
     policy, reference = [math.log(0.5)] * 2, [math.log(0.25), 0.0]
     k3 = [(0.5 - 1 - math.log(0.5)), (2 - 1 - math.log(2))]
     assert kl_per_token(policy, reference) == pytest.approx(sum(k3) / 2)
-    # A tiny one is not lost to rounding, and nothing has none.
+    # A tiny one is not lost to rounding.
     assert kl_per_token([-1.0], [-1.0 + 1e-6]) == pytest.approx(5e-13, rel=1e-3)
-    for left, right in (([], []), ([-1.0], []), ([-1.0], [-1.0, -2.0])):
-        with pytest.raises(ValueError):
-            kl_per_token(left, right)
 
 
 def tokenizer() -> Any:

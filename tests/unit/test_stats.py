@@ -30,13 +30,10 @@ def test_wilson_agrees_with_scipy(n: int) -> None:
         assert 0 <= low <= successes / n <= high <= 1
 
 
-def test_wilson_takes_halves_and_refuses_what_is_no_share() -> None:
+def test_wilson_takes_halves() -> None:
     low, high = wilson_interval(2.5, 10)
     assert wilson_interval(2, 10)[0] < low < wilson_interval(3, 10)[0]
     assert wilson_interval(2, 10)[1] < high < wilson_interval(3, 10)[1]
-    for arguments in ((0, 0), (1, 0), (-1, 5), (6, 5), (math.nan, 5), (1, -1)):
-        with pytest.raises(ValueError, match="successes"):
-            wilson_interval(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +54,6 @@ def test_mcnemar_at_any_size() -> None:
     assert mcnemar_exact(5000, 5000) == 1.0
     expected = scipy_stats.binomtest(4900, 10_000, 0.5).pvalue
     assert mcnemar_exact(4900, 5100) == pytest.approx(expected, rel=1e-9)
-    with pytest.raises(ValueError, match="negative"):
-        mcnemar_exact(-1, 3)
 
 
 @pytest.mark.parametrize("kind", ["binary", "paired", "skewed"])
@@ -164,6 +159,3 @@ def test_pass_at_k_limits() -> None:
     assert pass_at_k(10, 6, 5) == 1.0  # five wrong ones cannot be drawn
     assert pass_at_k(200, 50, 1) == 0.25
     assert pass_at_k(100_000, 1, 10) == pytest.approx(1e-4)
-    for arguments in [(0, 0, 1), (5, 6, 1), (5, -1, 1), (5, 1, 0), (5, 1, 6)]:
-        with pytest.raises(ValueError, match="need"):
-            pass_at_k(*arguments)
