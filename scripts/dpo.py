@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     session.open(rows)
     pair_report.write(data_report, run.path)
     model, tokenizer = session.load()
-    before = session.kept_scores(lambda: scoring.read_scores(run, settings))
+    before = session.resume.kept_scores(lambda: scoring.read_scores(run, settings))
     if settings.run.score and not before:
         before = scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
 

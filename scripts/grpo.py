@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     # The policy, scored before its first step.
     session.open(rows)
     model, tokenizer = session.load()
-    before = session.kept_scores(lambda: scoring.read_scores(run, held_out, by))
+    before = session.resume.kept_scores(lambda: scoring.read_scores(run, held_out, by))
     if settings.run.score and not before:
         before = scoring.score(model, tokenizer, held_out, settings, run, "before", by)
         if note := cold_start.notice(before, settings.model.name, session.config):

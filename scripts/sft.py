@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     # The policy, scored before its first step.
     session.open(rows)
     model, tokenizer = session.load()
-    before = session.kept_scores(lambda: scoring.read_scores(run))
+    before = session.resume.kept_scores(lambda: scoring.read_scores(run))
     if settings.run.score and not before:
         before = scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
 

@@ -184,33 +184,30 @@ def verify(path: Path) -> list[str]:
     return problems
 
 
-def changes_since(path: Path, facts: dict[str, Any]) -> list[str]:
-    """How the facts of a run differ from those of a checkpoint's run, one line each."""
-    earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
-    earlier.pop("processes", None)  # which earlier versions recorded
-    if "settings" in earlier:
-        earlier["settings"] = without_removed(earlier["settings"])
-    return differences("", earlier, facts)
-
-
 def only_length(changes: list[str]) -> bool:
     """Whether nothing differs but how long is trained."""
     return all(line.split(" was ")[0].removeprefix("settings.") in LENGTH for line in changes)
 
 
-def check_same_run(path: Path, facts: dict[str, Any]) -> None:
-    """Check that a checkpoint comes from a run with the same settings, data and versions.
+def check_same_run(path: Path, facts: dict[str, Any], anyway: bool = False) -> list[str]:
+    """How the facts of a run differ from those of a checkpoint's run, one line each.
 
     Raises:
-        ConfigError: it does not; lists every difference.
+        ConfigError: they do, and not `anyway`.
     """
-    if changed := changes_since(path, facts):
+    earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    earlier.pop("processes", None)  # which earlier versions recorded
+    if "settings" in earlier:
+        earlier["settings"] = without_removed(earlier["settings"])
+    changes = differences("", earlier, facts)
+    if changes and not anyway:
         raise ConfigError(
             f"{path} is of another run:\n         "
-            + "\n         ".join(changed)
+            + "\n         ".join(changes)
             + '\n       "--resume-anyway" resumes it nevertheless, "--resume never" starts over '
             "(the old folder is moved aside)"
         )
+    return changes
 
 
 def differences(where: str, earlier: Any, now: Any) -> list[str]:

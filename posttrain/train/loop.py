@@ -15,7 +15,7 @@ from posttrain.settings import Training, TrainingSettings
 from posttrain.train.callback import Callback
 from posttrain.train.guard import is_out_of_memory
 from posttrain.train.stop import StepAbandoned, StopRequest
-from posttrain.train.validation import Validation, last_step
+from posttrain.train.validation import Validation, Validator, last_step
 from posttrain.train.view import TrainingView
 from posttrain.train.watch import Watch
 
@@ -31,16 +31,18 @@ def train(
     shown: dict[str, str],
     checkpoint: Path | None,
     identity: dict[str, Any],
-    validation: Validation | None = None,
+    validator: Validator | None = None,
 ) -> dict[str, Any]:
     """Train from the start or from a checkpoint.
 
     `shown` maps the trainer's metric names to the labels they get in the view, the one to watch
-    first; `identity` goes into every checkpoint. Returns steps, seconds and, if it ended early, the
+    first; `identity` goes into every checkpoint; with a `validator` the policy ends as the best
+    that it found. Returns steps, seconds, which adapter validation kept and, if it ended early, the
     reason; if a signal or the time limit did that, also the exit code.
 
     Raises:
-        CheckpointError: the disk is full; the earlier checkpoints are complete.
+        CheckpointError: the disk is full, and the earlier checkpoints are complete; or the best
+            checkpoint is damaged.
         HealthError: the run was stopped for its health, or does not fit the memory.
     """
     from transformers import PrinterCallback
@@ -50,14 +52,15 @@ def train(
         print("training.max_steps is 0: nothing is trained")
         return {"steps": 0, "seconds": 0.0}
     clock = Clock()
+    if validator is not None:
+        shown = {**shown, f"validation/{validator[1]}": "validation"}
     view = TrainingView(shown, settings.health.every)
     with StopRequest(settings.run.max_minutes) as stop, view:
         trainer.remove_callback(PrinterCallback)
         score = Score(BEST_BY[settings.method])
         trainer.add_callback(RunCallback(run, view, clock, stop, identity, training, score))
         watch = Watch(trainer, settings, run, stop)
-        if validation is not None:
-            validation.attach(trainer, stop)
+        validation = Validation(run, settings, trainer, stop, *validator) if validator else None
         try:
             if checkpoint is not None and validation is not None:
                 validation.catch_up(checkpoint)
@@ -78,9 +81,11 @@ def train(
     result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
-    elif validation is not None and validation.exhausted():
-        result["reason"] = f"validations without a better one: {settings.run.patience}"
-        print(f"Training ended at step {result['steps']}; {result['reason']} (run.patience)")
+    elif validation is not None:
+        if validation.exhausted():
+            result["reason"] = f"validations without a better one: {settings.run.patience}"
+            print(f"Training ended at step {result['steps']}; {result['reason']} (run.patience)")
+        result["kept"] = validation.keep_best(result["steps"])
     return result
 
 

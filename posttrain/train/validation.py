@@ -30,6 +30,8 @@ from posttrain.train.random_states import random_states
 from posttrain.train.stop import StopRequest
 
 Measures = dict[str, Measure]
+Validator = tuple[Callable[[], Measures], str]
+"""What scores the policy as it is, and the measure whose best value decides."""
 
 
 def last_step(trainer: Any) -> int:
@@ -42,21 +44,29 @@ def last_step(trainer: Any) -> int:
 
 
 class Validation(Callback):
-    """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row."""
+    """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row.
+
+    Creating it attaches it to the trainer. The Watch comes before it: it has to see a step first.
+    """
 
     def __init__(
         self,
         run: RunFolder,
         settings: TrainingSettings,
+        trainer: Any,
+        stop: StopRequest,
         measure: Callable[[], Measures],
         by: str,
     ) -> None:
-        """`measure` scores the policy as it is; `by` is the measure whose best value decides."""
+        """`measure` and `by` are a Validator."""
         self.by = by
         self.rows: list[Validated] = []
         self._measure = measure
         self._folder = run
         self._settings = settings
+        self._trainer = trainer
+        self._stop = stop
+        trainer.add_callback(self)
         self._path = run.path / "eval" / "validation.jsonl"
 
     def begin(self, step: int) -> None:
@@ -107,11 +117,6 @@ class Validation(Callback):
             return False
         return len(values) - 1 - values.index(max(values)) >= patience
 
-    def attach(self, trainer: Any, stop: StopRequest) -> None:
-        """Take part in training. Call it after the Watch is made, which has to see a step first."""
-        self._trainer, self._stop = trainer, stop
-        trainer.add_callback(self)
-
     def catch_up(self, checkpoint: Path) -> None:
         """Make the validation of a checkpoint if a signal or a crash came before it."""
         from transformers import TrainerState
@@ -147,7 +152,7 @@ class Validation(Callback):
         control.should_save = True
         control.should_training_stop |= self.exhausted()
 
-    def keep_best(self, trainer: Any, step: int) -> dict[str, Any]:
+    def keep_best(self, step: int) -> dict[str, Any]:
         """Give the policy the adapter of its best validation, after training ended at `step`.
 
         Returns `{"step", "by", "value", "validations"}` of the adapter that the policy now has.
@@ -164,7 +169,7 @@ class Validation(Callback):
                     f"{path}, the best by validation, is damaged: {problems[0]}. run.keep=last "
                     "keeps the adapter of the last step instead"
                 )
-            trainer._load_from_checkpoint(str(path))
+            self._trainer._load_from_checkpoint(str(path))
             print(
                 f"Kept the adapter of step {kept}, the best of {len(self.rows)} validations: "
                 f"{self.describe(row)}; at step {step}: {self.describe(self.rows[-1])}"
