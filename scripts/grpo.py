@@ -32,7 +32,6 @@ from posttrain.data.render import (
     template_variables,
     token_lengths,
 )
-from posttrain.model import adapter
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -196,14 +195,13 @@ def build_trainer(
     recorder = SampleRecorder(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )
-    with adapter.without_copy(model):
-        trainer = grpo_trainer.guarded_grpo(GRPOTrainer)(
-            model=model,
-            reward_funcs=recorder.wrap(functions),
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
+    trainer = grpo_trainer.guarded_grpo(GRPOTrainer)(
+        model=model,
+        reward_funcs=recorder.wrap(functions),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
     trainer.chat_template_kwargs = template_variables(tokenizer)  # with a clock that stands still
     return trainer, report_changes(requested, trainer.args)
 

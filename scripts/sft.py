@@ -31,7 +31,6 @@ from posttrain.data.render import (
     without_added_tokens,
 )
 from posttrain.data.report.examples import show_reply
-from posttrain.model import adapter
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -101,18 +100,16 @@ def fitting(
     replies: DemonstrationSet, tokenizer: Any, settings: SFTSettings
 ) -> tuple[list[Demonstration], list[Demonstration], list[Demonstration]]:
     """The replies to train on, to score and to validate on that fit model.max_seq_length."""
+    limit, rule = settings.model.max_seq_length, settings.data.overlong
+    names = ("training rows", "held-out rows", "validation rows")
+    given = (replies.train, replies.held_out, replies.validation)
     sides = []
-    for side, what in (
-        (replies.train, "training rows"),
-        (replies.held_out, "held-out rows"),
-        (replies.validation, "validation rows"),
-    ):
+    for name, side in zip(names, given, strict=True):
         prompts = [(row, render(tokenizer, row.conversation)) for row in side]
         refuse_repeated(tokenizer, ((r.where, r.conversation, p, r.reply) for r, p in prompts))
         texts = [prompt + row.reply for row, prompt in prompts]
         lengths = [length + 1 for length in token_lengths(tokenizer, texts)]  # and EOS
-        limit, rule = settings.model.max_seq_length, settings.data.overlong
-        sides.append(drop_overlong(side, lengths, limit, rule, what))
+        sides.append(drop_overlong(side, lengths, limit, rule, name))
     texts_of = ((row.where, [row.prompt[-1]["content"], row.reply]) for row in sides[0])
     if rendered := already_rendered(tokenizer, texts_of):
         print(f"warning: training rows: {rendered['text']}")
@@ -148,7 +145,7 @@ def build_trainer(
 
     arguments, requested = trainer_arguments(settings, run)
     texts = [{"prompt": render(tokenizer, r.conversation), "completion": r.reply} for r in rows]
-    with adapter.without_copy(model), without_added_tokens(tokenizer):
+    with without_added_tokens(tokenizer):
         trainer = trainers.guarded_sft(SFTTrainer)(
             model=model,
             args=arguments,

@@ -48,14 +48,9 @@ class CheckpointStore:
     ) -> Path:
         """Make a checkpoint of the folder that the trainer wrote, then delete old checkpoints.
 
-        Args:
-            facts: identify the run; a resume compares them.
-            keep: how many of the newest checkpoints to keep, in addition to the best one. The
-                others are deleted once the new one was read back and verified.
-            score: the result of Score.take().
-
-        Raises:
-            CheckpointError: the files on the disk are not those that were written.
+        `facts` identify the run; a resume compares them. Of the newest checkpoints `keep` stay, in
+        addition to the best one by `score`, which Score.take() returned; the others are deleted
+        once the new one was read back. CheckpointError if that is not what was written.
         """
         for name in NOT_KEPT:
             (written / name).unlink(missing_ok=True)
@@ -99,19 +94,17 @@ class CheckpointStore:
         if self.values is not None:
             return self.values.get(int(path.name[5:]))
         try:
-            value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["score"]["value"]
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            return float(manifest["score"]["value"])
         except (OSError, ValueError, KeyError, TypeError):
             return None  # of an earlier version, or damaged, which a resume reports
-        return float(value) if isinstance(value, int | float) else None
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is not damaged; None if there are no checkpoints.
+        """The newest checkpoint that is not damaged; None if there are no checkpoints, and
+        CheckpointError if all are damaged.
 
         Damaged ones are printed and renamed to `step-NNNNNN.damaged`. The staging folder of a run
         that was killed is removed.
-
-        Raises:
-            CheckpointError: all checkpoints are damaged.
         """
         if self.staging.exists():
             shutil.rmtree(self.staging)
@@ -190,11 +183,8 @@ def only_length(changes: list[str]) -> bool:
 
 
 def check_same_run(path: Path, facts: dict[str, Any], anyway: bool = False) -> list[str]:
-    """How the facts of a run differ from those of a checkpoint's run, one line each.
-
-    Raises:
-        ConfigError: they do, and not `anyway`.
-    """
+    """How the facts of a run differ from those of a checkpoint's run, one line each. Raises
+    ConfigError if they do, unless `anyway`."""
     earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
     earlier.pop("processes", None)  # which earlier versions recorded
     if "settings" in earlier:

@@ -31,16 +31,12 @@ Values = dict[str, list[float]]
 
 
 def precompute(trainer: Any) -> None:
-    """Add the reference log-probabilities to each row of a DPOTrainer, from disk if they are there.
+    """Add the reference log-probabilities to each row of a DPOTrainer that was built without
+    precompute_ref_log_probs, from disk if they are there. Raises as `compute`.
 
     They are computed in training mode, as the policy's are in training. On a GPU Unsloth leaves a
     new trainer in inference mode, which pads and attends differently: in 16 bits a reply's
     log-probability then differs by up to 0.15 nats.
-
-    The trainer must have been built without precompute_ref_log_probs.
-
-    Raises:
-        DataError: the reference gives a reply a log-probability that is not finite.
     """
     runtime.training_mode(trainer.model)
     basis = json.dumps(depends_on(trainer), sort_keys=True)
@@ -61,10 +57,7 @@ def precompute(trainer: Any) -> None:
 
 
 def depends_on(trainer: Any) -> dict[str, Any]:
-    """Everything that the numbers depend on.
-
-    The token ids represent the dataset, the system prompt, the tokenizer and its chat template.
-    """
+    """Everything that the numbers depend on; token ids stand for rows, prompts and tokenizer."""
     model, args = trainer.model, trainer.args
     config = {k: v for k, v in model.config.to_dict().items() if k not in VOLATILE}
     columns = (trainer.train_dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
@@ -105,11 +98,8 @@ def _weights_digest(policy: Any) -> str:
 
 
 def compute(trainer: Any) -> Values:
-    """Score every row with trl's own code. Sorted by length, so that there is little padding.
-
-    Raises:
-        DataError: a log-probability is not finite.
-    """
+    """Score every row with trl's own code, sorted by length, so that there is little padding.
+    Raises DataError for a log-probability that is not finite."""
     args, rows = trainer.args, trainer.train_dataset
     size = args.precompute_ref_batch_size or args.per_device_train_batch_size
     lengths = pair_lengths(rows)

@@ -25,12 +25,8 @@ class Resume:
         self._changes: list[str] = []
 
     def check(self, identity: dict[str, Any], anyway: bool) -> None:
-        """Check that the checkpoint can be trusted and, unless `anyway`, is of the run with this
-        identity.
-
-        Raises:
-            ConfigError: it is not; lists every difference.
-        """
+        """Raise ConfigError if the checkpoint cannot be trusted or, unless `anyway`, is of a run
+        with another identity; lists every difference."""
         if self.checkpoint:
             trust.check_checkpoint(self.checkpoint)
             self._changes = check_same_run(self.checkpoint, identity, anyway)

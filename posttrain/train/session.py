@@ -44,12 +44,8 @@ TRACKER_FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "trackio": "TRACKIO
 
 
 class Session(Generic[S]):
-    """One run of a training script.
-
-    Raises:
-        ConfigError: the command line, the config or the run folder is not fit for a run.
-        CheckpointError: every checkpoint of the run folder is damaged.
-    """
+    """One run of a training script. Raises ConfigError if command line, config or run folder are
+    not fit for a run, CheckpointError if every checkpoint of the folder is damaged."""
 
     def __init__(self, settings_class: type[S], story: str | None, argv: list[str] | None) -> None:
         """`story` is shown by --help."""
@@ -98,11 +94,8 @@ class Session(Generic[S]):
         return 0
 
     def start(self) -> Any:
-        """Start Unsloth and check that the device can run this config; returns the tokenizer.
-
-        Raises:
-            ConfigError: it cannot, or the tokenizer is not in reach, or the model does not fit it.
-        """
+        """Start Unsloth; returns the tokenizer. Raises ConfigError if the device cannot run this
+        config, the tokenizer is not in reach, or the model does not fit the settings."""
         settings = self.settings
         checks.refuse_adapter(settings.model.name)
         pretrained.local_or_hub(settings.model.name)  # refused before anything heavy is loaded
@@ -126,11 +119,8 @@ class Session(Generic[S]):
         return tokenizer
 
     def open(self, rows: Sequence[Any]) -> None:
-        """Open the run folder and start W&B; `rows` are all that is trained and scored on.
-
-        Raises:
-            CheckpointError: the checkpoint is of other settings, data, weights or versions.
-        """
+        """Open the run folder and start W&B; `rows` are all that is trained and scored on. Raises
+        ConfigError if the checkpoint is of other settings, data, weights or versions."""
         self._identify(rows)
         self.run.open(fresh=self._command.resume == "never")
         self.run.describe(self.settings, self._facts)
@@ -145,11 +135,8 @@ class Session(Generic[S]):
         self.resume.check(self._identity, self._command.resume_anyway)
 
     def load(self) -> tuple[Any, Any]:
-        """The policy and its tokenizer.
-
-        Raises:
-            ConfigError: the model cannot be loaded, or the disk is too full for what will be saved.
-        """
+        """The policy and its tokenizer. Raises ConfigError if the model cannot be loaded, or the
+        disk is too full for what will be saved."""
         settings = self.settings
         start = f" with {settings.model.adapter}" if settings.model.adapter else ""
         print(f"Loading {settings.model.name}{start}")

@@ -129,11 +129,8 @@ class Validation(Callback):
             self.run(state)
 
     def run(self, state: Any) -> None:
-        """Make a validation and log it as the trainer logs its metrics.
-
-        Raises:
-            StepAbandoned: a signal came meanwhile.
-        """
+        """Make a validation and log it as the trainer logs its metrics. Raises StepAbandoned if a
+        signal comes meanwhile."""
         trainer = self._trainer
         with self._stop.interruptible(self._settings.training.safe_to_save(state.global_step)):
             logs = self.take(state.global_step)
@@ -153,13 +150,8 @@ class Validation(Callback):
         control.should_training_stop |= self.exhausted()
 
     def keep_best(self, step: int) -> dict[str, Any]:
-        """Give the policy the adapter of its best validation, after training ended at `step`.
-
-        Returns `{"step", "by", "value", "validations"}` of the adapter that the policy now has.
-
-        Raises:
-            CheckpointError: the best checkpoint is damaged.
-        """
+        """Give the policy the adapter of its best validation, after training ended at `step`; as
+        `kept` of environment.json. Raises CheckpointError if the best checkpoint is damaged."""
         path = None if self._settings.run.keep == "last" else self._folder.checkpoints.best()
         kept = step if path is None else int(path.name[5:])
         row = next(row for row in self.rows if row.step == kept)
