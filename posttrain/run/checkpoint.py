@@ -69,9 +69,8 @@ class CheckpointStore:
             shutil.rmtree(target)
         os.rename(written, target)
         sync_folder(self.folder)
-        problems = verify(target)
-        if problems:
-            raise CheckpointError(f"{target} did not survive being written: {problems[0]}")
+        if problem := verify(target):
+            raise CheckpointError(f"{target} did not survive being written: {problem}")
         best = self.best()
         for old in self.steps()[:-keep]:
             if old != best:
@@ -110,10 +109,10 @@ class CheckpointStore:
             shutil.rmtree(self.staging)
         checkpoints = self.steps()
         for path in reversed(checkpoints):
-            problems = verify(path)
-            if not problems:
+            problem = verify(path)
+            if problem is None:
                 return path
-            _set_aside(path, "damaged", f"is damaged ({problems[0]})")
+            _set_aside(path, "damaged", f"is damaged ({problem})")
         if checkpoints:
             raise CheckpointError(
                 f"{self.folder}: all {len(checkpoints)} checkpoints are damaged and were set "
@@ -157,24 +156,24 @@ class Score:
         return {"metric": self.metric, "value": mean, "logged": len(values)}
 
 
-def verify(path: Path) -> list[str]:
-    """The problems of a checkpoint folder; empty if every file matches the manifest."""
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder; None if every file matches the manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        expected = dict(manifest["files"])
-        step = int(manifest["step"])
+        expected, step = dict(manifest["files"]), int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{MANIFEST} cannot be read: {error}"]
-    problems = []
+        return f"{MANIFEST} cannot be read: {error}"
     if path.name != f"step-{step:06d}":
-        problems.append(f"{MANIFEST} is of step {step}")
+        return f"{MANIFEST} is of step {step}"
     present = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - {MANIFEST}
-    problems += [f"{name} is missing" for name in sorted(expected.keys() - present)]
-    problems += [f"{name} does not belong there" for name in sorted(present - expected.keys())]
-    for name in sorted(expected.keys() & present):
+    for name in sorted(expected.keys() | present):
+        if name not in present:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} does not belong there"
         if _identity(path / name) != expected[name]:
-            problems.append(f"{name} is not what was written")
-    return problems
+            return f"{name} is not what was written"
+    return None
 
 
 def only_length(changes: list[str]) -> bool:

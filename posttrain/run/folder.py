@@ -97,10 +97,10 @@ class RunFolder:
             return None
         if resume == "auto":
             return self.checkpoints.newest()
-        problems = verify(Path(resume).absolute())
-        if problems:
-            raise ConfigError(f"--resume {resume}: not a complete checkpoint: {problems[0]}")
-        return Path(resume).absolute()
+        path = Path(resume).absolute()
+        if problem := verify(path):
+            raise ConfigError(f"--resume {resume}: not a complete checkpoint: {problem}")
+        return path
 
     def open(self, fresh: bool) -> None:
         """Make the folder; with `fresh`, one that is already there is moved aside, not deleted.

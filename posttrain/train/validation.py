@@ -156,9 +156,9 @@ class Validation(Callback):
         kept = step if path is None else int(path.name[5:])
         row = next(row for row in self.rows if row.step == kept)
         if path is not None and kept != step:
-            if problems := verify(path):
+            if problem := verify(path):
                 raise CheckpointError(
-                    f"{path}, the best by validation, is damaged: {problems[0]}. run.keep=last "
+                    f"{path}, the best by validation, is damaged: {problem}. run.keep=last "
                     "keeps the adapter of the last step instead"
                 )
             self._trainer._load_from_checkpoint(str(path))
