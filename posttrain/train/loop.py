@@ -36,8 +36,8 @@ def train(
     """Train from the start or from a checkpoint.
 
     `shown` maps the trainer's metric names to the labels they get in the view, the one to watch
-    first; `identity` goes into every checkpoint; with a `validator` the policy ends as it
-    was at its best. Returns steps, seconds, which adapter validation kept and, if it ended early, the
+    first; `identity` goes into every checkpoint; with a `validator` the policy ends as it was at
+    its best. Returns steps, seconds, which adapter validation kept and, if it ended early, the
     reason; if a signal or the time limit did that, also the exit code.
 
     Raises:
