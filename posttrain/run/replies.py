@@ -25,10 +25,7 @@ def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], Reply
 
 
 def score_again(
-    folder: Path,
-    done: dict[tuple[str, int], Reply],
-    problems: Sequence[Problem],
-    score: Score[Any],
+    folder: Path, done: dict[tuple[str, int], Reply], problems: Sequence[Problem], score: Score[Any]
 ) -> None:
     """Score the replies of an earlier call by the rewards of now, in `done` and on disk."""
     by_question = {problem.question: problem for problem in problems}

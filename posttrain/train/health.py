@@ -171,13 +171,8 @@ class UpdateCheck:
     def observe(
         self, step: int, norms: list[float], learning_rate: float, skipped: bool, learnable: bool
     ) -> HealthEvent | None:
-        """The event that stops the run after this step, or None.
-
-        Args:
-            norms: the norm of every trainable tensor after the step.
-            skipped: whether the loss scaler skipped the step.
-            learnable: whether the step had anything to learn from.
-        """
+        """The event that stops the run after this step, or None. `norms` are those of the trained
+        tensors; the loss scaler `skipped` the step; it is `learnable` if it had a gradient."""
 
         def stop(kind: str, value: int, limit: int, message: str) -> HealthEvent:
             return HealthEvent(step, kind, message, float(value), float(limit), "stopped")

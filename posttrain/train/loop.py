@@ -60,7 +60,7 @@ def train(
         score = Score(BEST_BY[settings.method])
         trainer.add_callback(RunCallback(run, view, clock, stop, identity, training, score))
         watch = Watch(trainer, settings, run, stop)
-        validation = Validation(run, settings, trainer, stop, *validator) if validator else None
+        validation = Validation(validator, trainer, settings, run, stop) if validator else None
         try:
             if checkpoint is not None and validation is not None:
                 validation.catch_up(checkpoint)

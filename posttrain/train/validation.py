@@ -51,17 +51,14 @@ class Validation(Callback):
 
     def __init__(
         self,
-        run: RunFolder,
-        settings: TrainingSettings,
+        validator: Validator,
         trainer: Any,
+        settings: TrainingSettings,
+        run: RunFolder,
         stop: StopRequest,
-        measure: Callable[[], Measures],
-        by: str,
     ) -> None:
-        """`measure` and `by` are a Validator."""
-        self.by = by
+        self._measure, self.by = validator
         self.rows: list[Validated] = []
-        self._measure = measure
         self._folder = run
         self._settings = settings
         self._trainer = trainer

@@ -83,8 +83,8 @@ def validated(path: Path, values: dict[int, float], *overrides: str) -> Validati
         return {"strict": Measure(value, 10, value, value)}
 
     trainer = SimpleNamespace(add_callback=lambda _: None)
-    own = settings(*overrides)
-    validation = Validation(run, own, trainer, StopRequest(None), measure, "strict")
+    own, stop = settings(*overrides), StopRequest(None)
+    validation = Validation((measure, "strict"), trainer, own, run, stop)
     for step in values:
         before = random.getstate()
         logged = validation.take(step)
