@@ -4,7 +4,7 @@
     start       start Unsloth, check the device
     open        the run folder, described, and W&B
     load        the policy
-    resume      the scores of an interrupted run, which are not repeated
+    resume      its kept_scores: those of an interrupted run, which are not taken again
     train       from the start or from the checkpoint, up to the adapter on the disk
     finish      comparison, report, export; if run.score is false, end_unscored
 
@@ -175,9 +175,9 @@ class Session(Generic[S]):
             self.run.amend({"trained": {**done, **stopped}})
             report(self.run.path)
             raise
+        self._facts |= {"changed_arguments": changed, "trained": result}
         if "kept" in result:
             self._facts["kept"] = result.pop("kept")
-        self._facts |= {"changed_arguments": changed, "trained": result}
         if "exit_code" not in result:
             policy.save_adapter(*self._policy, self.run.adapter)
             return None
