@@ -94,11 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     # Training, with the problems to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
     measures = scoring.validator(model, tokenizer, validation, settings, by)
-    stopped = session.train(trainer, changed, PROGRESS, measures if validation else None)
-    if stopped is not None:
-        return stopped
-    if before is None or not settings.run.score:
-        return session.end_unscored()
+    ended = session.train(trainer, changed, PROGRESS, measures if validation else None)
+    if ended is not None or before is None:  # stopped early, or not to be scored
+        return ended or 0
 
     # The same problems after the last step.
     after = scoring.score(model, tokenizer, held_out, settings, run, "after", by)

@@ -74,11 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     # Training, with the rows to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train, settings, run)
     validator = scoring.validator(model, tokenizer, validation, settings) if validation else None
-    stopped = session.train(trainer, changed, PROGRESS, validator)
-    if stopped is not None:
-        return stopped
-    if before is None or not settings.run.score:
-        return session.end_unscored()
+    ended = session.train(trainer, changed, PROGRESS, validator)
+    if ended is not None or before is None:  # stopped early, or not to be scored
+        return ended or 0
 
     # The same rows and problems after the last step.
     after = scoring.score(model, tokenizer, held_out, problems, settings, run, "after")

@@ -6,7 +6,7 @@
     load        the policy
     resume      its kept_scores: those of an interrupted run, which are not taken again
     train       from the start or from the checkpoint, up to the adapter on the disk
-    finish      comparison, report, export; if run.score is false, end_unscored
+    finish      comparison, report, export
 
 Between these steps a script has its data, rewards, trainer and scores.
 """
@@ -157,7 +157,8 @@ class Session(Generic[S]):
         shown: dict[str, str],
         validator: Validator | None,
     ) -> int | None:
-        """Train and save the adapter. Returns None, or the exit code of a run that ended early.
+        """Train and save the adapter. Returns None if the policy is to be scored now, or the exit
+        code of a run that stopped early or is not to be scored (run.score).
 
         `changed` are the arguments that a library changed; `shown` and `validator` are those of
         loop.train, which also says what is raised.
@@ -180,18 +181,16 @@ class Session(Generic[S]):
             self._facts["kept"] = result.pop("kept")
         if "exit_code" not in result:
             policy.save_adapter(*self._policy, self.run.adapter)
-            return None
+            if self.settings.run.score:
+                return None
+            self.run.describe(self.settings, self._facts)
+            return self._close(0)
         self.run.amend(self._facts)
         print(
             f"Stopped at step {result['steps']} ({result['reason']}). Everything is in "
             f"{self.run.path}; the same command resumes from there"
         )
         return self._close(result["exit_code"])
-
-    def end_unscored(self) -> int:
-        """End a run that is not to be scored (run.score); returns the exit code."""
-        self.run.describe(self.settings, self._facts)
-        return self._close(0)
 
     def _close(self, exit_code: int) -> int:
         report(self.run.path)
