@@ -62,19 +62,11 @@ def train(
         watch = Watch(trainer, settings, run, stop)
         validation = Validation(validator, trainer, settings, run, stop) if validator else None
         try:
-            if checkpoint is not None and validation is not None:
-                validation.catch_up(checkpoint)
-            if checkpoint is None or not _is_done(trainer, checkpoint, validation):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except StepAbandoned:
-            watch.save_last_step()
-        except HealthError:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):  # where no smaller part can help
-                watch.no_room("training", None)
-            if is_disk_full(error, run.path):
-                raise disk_full_error(run.path) from error
+            _fit(trainer, run, checkpoint, watch, validation)
+        except HealthError as error:
+            ended = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+            reason = str(error).split("\n")[0]
+            run.amend({"trained": {**ended, "exit_code": error.exit_code, "reason": reason}})
             raise
         finally:
             shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
@@ -87,6 +79,31 @@ def train(
             print(f"Training ended at step {result['steps']}; {result['reason']} (run.patience)")
         result["kept"] = validation.keep_best(result["steps"])
     return result
+
+
+def _fit(
+    trainer: Any,
+    run: RunFolder,
+    checkpoint: Path | None,
+    watch: Watch,
+    validation: Validation | None,
+) -> None:
+    """Train up to the last step or a signal; raises as `train`."""
+    try:
+        if checkpoint is not None and validation is not None:
+            validation.catch_up(checkpoint)
+        if checkpoint is None or not _is_done(trainer, checkpoint, validation):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except StepAbandoned:
+        watch.save_last_step()
+    except HealthError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):  # where no smaller part can help
+            watch.no_room("training", None)
+        if is_disk_full(error, run.path):
+            raise disk_full_error(run.path) from error
+        raise
 
 
 def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> bool:

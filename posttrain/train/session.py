@@ -23,7 +23,6 @@ from posttrain.data.prompted import cost_of_examples
 from posttrain.data.render import clock_note, set_template_variables
 from posttrain.model import checks, policy, pretrained, runtime, vllm
 from posttrain.model.device import check_device
-from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import chain_of
 from posttrain.run.room import disk_bytes, in_order
@@ -44,11 +43,10 @@ TRACKER_FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "trackio": "TRACKIO
 
 
 class Session(Generic[S]):
-    """One run of a training script. Raises ConfigError if command line, config or run folder are
-    not fit for a run, CheckpointError if every checkpoint of the folder is damaged."""
+    """One run of a training script, whose `story` --help shows. Raises ConfigError if command line,
+    config or run folder are not fit for one, CheckpointError if every checkpoint is damaged."""
 
     def __init__(self, settings_class: type[S], story: str | None, argv: list[str] | None) -> None:
-        """`story` is shown by --help."""
         command: Command[S] = parse_command_line(settings_class, story, argv)
         self._command = command
         self.settings: S = command.settings
@@ -81,8 +79,8 @@ class Session(Generic[S]):
         return export(path, self.settings.export) if finished else 0
 
     def end_dry_run(self, rows: Sequence[Any]) -> int:
-        """Print how to train, or why an earlier run in the folder prevents it; returns the exit
-        code. `rows` as for open."""
+        """Print how to train, or why an earlier run prevents it; returns the exit code. `rows` as
+        for open."""
         refused = ""
         try:
             self._is_done()  # refuses a finished run of other settings
@@ -164,16 +162,10 @@ class Session(Generic[S]):
         loop.train, which also says what is raised.
         """
         trainer.add_callback(self._wandb)
-        clock = Clock()
+        start = self.resume.checkpoint, self._identity
         try:
-            result = loop.train(
-                *(trainer, self.settings, self.run, shown),
-                *(self.resume.checkpoint, self._identity, validator),
-            )
-        except HealthError as error:
-            done = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
-            stopped = {"exit_code": error.exit_code, "reason": str(error).split("\n")[0]}
-            self.run.amend({"trained": {**done, **stopped}})
+            result = loop.train(trainer, self.settings, self.run, shown, *start, validator)
+        except HealthError:
             report(self.run.path)
             raise
         self._facts |= {"changed_arguments": changed, "trained": result}

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic_core import to_json
 
@@ -109,7 +109,7 @@ class Watch(Callback):
         step = self.trainer.state.global_step + 1
         self.record(HealthEvent(step, f"out_of_memory_{what}", message, fewer, rows, "halved"))
 
-    def no_room(self, what: str, rows: int | None) -> NoReturn:
+    def no_room(self, what: str, rows: int | None) -> None:
         """Raise HealthError: memory ran out, and smaller parts cannot help."""
         model, training = self.settings.model, self.settings.training
         advice = []
@@ -129,7 +129,6 @@ class Watch(Callback):
         )
         step = self.trainer.state.global_step + 1
         self.record(HealthEvent(step, f"out_of_memory_{what}", message, rows, None, "stopped"))
-        raise AssertionError  # record() raised
 
     def _count(self, what: str, rows: int) -> str:
         units = {"sft": ("reply", "replies"), "dpo": ("pair", "pairs")}
