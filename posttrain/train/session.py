@@ -48,7 +48,7 @@ class Session(Generic[S]):
 
     def __init__(self, settings_class: type[S], story: str | None, argv: list[str] | None) -> None:
         command: Command[S] = parse_command_line(settings_class, story, argv)
-        self._command = command
+        self._command: Command[S] = command
         self.settings: S = command.settings
         self.dry_run = command.dry_run
         self.config = str(command.config)
