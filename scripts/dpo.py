@@ -24,7 +24,6 @@ from posttrain.data.prompted import check_examples, user_turns
 from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text
-from posttrain.model import adapter
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -71,18 +70,16 @@ def main(argv: list[str] | None = None) -> int:
     session.open(rows)
     pair_report.write(data_report, run.path)
     model, tokenizer = session.load()
-    before = session.kept_scores(lambda: scoring.read_scores(run, settings))
+    before = session.resume.kept_scores(lambda: scoring.read_scores(run, settings))
     if settings.run.score and not before:
         before = scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
 
     # Training, with the pairs to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_pairs, settings, run)
     validator = scoring.validator(model, tokenizer, validation, settings) if validation else None
-    stopped = session.train(trainer, changed, PROGRESS, validator)
-    if stopped is not None:
-        return stopped
-    if before is None or not settings.run.score:
-        return session.end_unscored()
+    ended = session.train(trainer, changed, PROGRESS, validator)
+    if ended is not None or before is None:  # stopped early, or not to be scored
+        return ended or 0
 
     # The same pairs, prompts and problems after the last step.
     after = scoring.score(model, tokenizer, held_out, problems, settings, run, "after")
@@ -104,15 +101,11 @@ def fitting(
     pairs: PairSet, lengths: list[list[Lengths]], settings: DPOSettings
 ) -> tuple[list[Pair], list[Pair], list[Pair]]:
     """The pairs to train on, to score and to validate on that fit model.max_seq_length."""
-    sides = (
-        (pairs.train, "training pairs"),
-        (pairs.held_out, "held-out pairs"),
-        (pairs.validation, "validation pairs"),
-    )
     limit, rule = settings.model.max_seq_length, settings.data.overlong
+    sides = {"training": pairs.train, "held-out": pairs.held_out, "validation": pairs.validation}
     train, held_out, validation = (
-        drop_overlong(side, [length.total for length in measured], limit, rule, what)
-        for (side, what), measured in zip(sides, lengths, strict=True)
+        drop_overlong(side, [length.total for length in measured], limit, rule, f"{name} pairs")
+        for (name, side), measured in zip(sides.items(), lengths, strict=True)
     )
     held_out = held_out[: settings.evaluation.limit]
     counts = f"{len(train)} pairs to train on, {len(held_out)} held out"
@@ -158,7 +151,7 @@ def build_trainer(
     from trl import DPOTrainer
 
     arguments, requested = trainer_arguments(settings, run)
-    with adapter.without_copy(model), without_added_tokens(tokenizer):
+    with without_added_tokens(tokenizer):
         trainer = trainers.guarded_dpo(DPOTrainer)(
             model=model,
             args=arguments,

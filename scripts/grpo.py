@@ -32,7 +32,6 @@ from posttrain.data.render import (
     template_variables,
     token_lengths,
 )
-from posttrain.model import adapter
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     # The policy, scored before its first step.
     session.open(rows)
     model, tokenizer = session.load()
-    before = session.kept_scores(lambda: scoring.read_scores(run, held_out, by))
+    before = session.resume.kept_scores(lambda: scoring.read_scores(run, held_out, by))
     if settings.run.score and not before:
         before = scoring.score(model, tokenizer, held_out, settings, run, "before", by)
         if note := cold_start.notice(before, settings.model.name, session.config):
@@ -95,11 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     # Training, with the problems to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train_problems, settings, functions, run)
     measures = scoring.validator(model, tokenizer, validation, settings, by)
-    stopped = session.train(trainer, changed, PROGRESS, measures if validation else None)
-    if stopped is not None:
-        return stopped
-    if before is None or not settings.run.score:
-        return session.end_unscored()
+    ended = session.train(trainer, changed, PROGRESS, measures if validation else None)
+    if ended is not None or before is None:  # stopped early, or not to be scored
+        return ended or 0
 
     # The same problems after the last step.
     after = scoring.score(model, tokenizer, held_out, settings, run, "after", by)
@@ -196,14 +193,13 @@ def build_trainer(
     recorder = SampleRecorder(
         run.samples, settings.tracking.samples, settings.training.num_generations
     )
-    with adapter.without_copy(model):
-        trainer = grpo_trainer.guarded_grpo(GRPOTrainer)(
-            model=model,
-            reward_funcs=recorder.wrap(functions),
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
+    trainer = grpo_trainer.guarded_grpo(GRPOTrainer)(
+        model=model,
+        reward_funcs=recorder.wrap(functions),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
     trainer.chat_template_kwargs = template_variables(tokenizer)  # with a clock that stands still
     return trainer, report_changes(requested, trainer.args)
 

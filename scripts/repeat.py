@@ -40,33 +40,23 @@ class RepeatArgs:
     """The command line."""
 
     method: str
-    seeds: list[int]
     config: Path
-    overrides: list[str]
     output: Path
     name: str
     """Of the runs together; `run.name` of the config."""
+    overrides: dict[int, list[str]]
+    """By seed: those of its run."""
+    settings: dict[int, Any]
+    """By seed: those of its run, of the class of the method."""
     dry_run: bool
 
     def run(self, seed: int) -> Path:
         return self.output / f"seed-{seed}"
 
-    def own(self, seed: int) -> list[str]:
-        """The overrides of one seed's run."""
-        return [*self.overrides, f"training.seed={seed}", f"run.name={self.name}-seed-{seed}"]
-
-    def settings(self, seed: int) -> Any:
-        """The settings of one seed's run, of the class of its method."""
-        return load_settings(SETTINGS[self.method], self.config, self.own(seed))
-
 
 def parse(argv: list[str] | None) -> RepeatArgs:
-    """The command line.
-
-    Raises:
-        ConfigError: the seeds are not whole numbers, fewer than two, or also given as a setting; or
-            a setting is wrong.
-    """
+    """The command line. Raises ConfigError if the seeds are not whole numbers, fewer than two, or
+    also given as a setting, or if a setting of one of the runs is wrong."""
     parser = flags.parser("repeat", __doc__)
     add = parser.add_argument
     add("method", choices=sorted(SETTINGS))
@@ -84,14 +74,18 @@ def parse(argv: list[str] | None) -> RepeatArgs:
         raise ConfigError(f"--seeds {given.seeds}: one seed has no spread; give two or more")
     if any(override.startswith("training.seed=") for override in given.overrides):
         raise ConfigError("training.seed: each run has its own; give them as --seeds")
-    settings: Any = load_settings(SETTINGS[given.method], given.config, given.overrides)
+    settings_class, config = SETTINGS[given.method], given.config
+    settings: Any = load_settings(settings_class, config, given.overrides)
     if not settings.run.score:
         raise ConfigError("run.score: a repeat compares scores; leave it at true")
-    name: str = settings.run.name
+    name = settings.run.name
+    overrides = {
+        seed: [*given.overrides, f"training.seed={seed}", f"run.name={name}-seed-{seed}"]
+        for seed in seeds
+    }
+    of_runs = {seed: load_settings(settings_class, config, own) for seed, own in overrides.items()}
     output = (given.output or ROOT / "outputs" / f"{name}_seeds").absolute()
-    return RepeatArgs(
-        given.method, seeds, given.config, given.overrides, output, name, given.dry_run
-    )
+    return RepeatArgs(given.method, config, output, name, overrides, of_runs, given.dry_run)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,16 +95,14 @@ def main(argv: list[str] | None = None) -> int:
     An export that is not proven (4) ends a run but not the repeat, which then ends with that code.
     """
     args = parse(argv)
-    for seed in args.seeds:  # a fault in one of them is refused before any is trained
-        args.settings(seed)
     if args.dry_run:
-        checked = train(args, args.seeds[0], "--dry-run")
-        runs = len(args.seeds)
+        checked = train(args, next(iter(args.settings)), "--dry-run")
+        runs = len(args.settings)
         print(f"This is the first of {runs} runs; the same command without --dry-run trains all")
         return checked
     unproven = 0
-    for seed in args.seeds:
-        run, settings = RunFolder(args.run(seed)), args.settings(seed)
+    for seed, settings in args.settings.items():
+        run = RunFolder(args.run(seed))
         if run.is_done(settings, "auto", start_over(run.path)) and not settings.export.to:
             print(f"Seed {seed}: finished, in {shown(run.path)}")
             continue
@@ -132,9 +124,9 @@ def train(args: RepeatArgs, seed: int, *options: str) -> int:
     command = [
         *(sys.executable, str(ROOT / "scripts" / f"{args.method}.py")),
         *("--config", str(args.config), "--output", str(args.run(seed)), *options),
-        *args.own(seed),
+        *args.overrides[seed],
     ]
-    environment = {"WANDB_RUN_GROUP": args.name, **os.environ}  # wandb.init reads it
+    env = {"WANDB_RUN_GROUP": args.name, **os.environ}  # wandb.init reads it
     received: list[int] = []
     running: subprocess.Popen[bytes] | None = None
 
@@ -149,9 +141,7 @@ def train(args: RepeatArgs, seed: int, *options: str) -> int:
         if signal.getsignal(number) != signal.SIG_IGN  # under nohup SIGHUP stays ignored
     }
     try:
-        running = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, process_group=0, env=environment
-        )
+        running = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, env=env)
         if received:  # while it started
             running.send_signal(received[0])
         code = running.wait()
@@ -181,10 +171,11 @@ def stopped_early(args: RepeatArgs, seed: int, code: int) -> int:
 
 def report(args: RepeatArgs) -> None:
     """Write seeds.json and report.html, and print the table and the verdict."""
-    from posttrain.report import page
+    from posttrain.report import page  # it loads matplotlib
 
-    paths = {seed: args.run(seed) for seed in args.seeds}
-    repeated = over_seeds(paths, type(args.settings(args.seeds[0])))
+    paths = {seed: args.run(seed) for seed in args.settings}
+    settings_class: Any = SETTINGS[args.method]
+    repeated = over_seeds(paths, settings_class)
     write_json(args.output / "seeds.json", asdict(repeated))
     written = page.write_seeds(args.output, repeated, list(paths.values()))
     runs = [read_run(path) for path in paths.values()]

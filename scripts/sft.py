@@ -31,7 +31,6 @@ from posttrain.data.render import (
     without_added_tokens,
 )
 from posttrain.data.report.examples import show_reply
-from posttrain.model import adapter
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -68,18 +67,16 @@ def main(argv: list[str] | None = None) -> int:
     # The policy, scored before its first step.
     session.open(rows)
     model, tokenizer = session.load()
-    before = session.kept_scores(lambda: scoring.read_scores(run))
+    before = session.resume.kept_scores(lambda: scoring.read_scores(run))
     if settings.run.score and not before:
         before = scoring.score(model, tokenizer, held_out, problems, settings, run, "before")
 
     # Training, with the rows to validate on scored now and then.
     trainer, changed = build_trainer(model, tokenizer, train, settings, run)
     validator = scoring.validator(model, tokenizer, validation, settings) if validation else None
-    stopped = session.train(trainer, changed, PROGRESS, validator)
-    if stopped is not None:
-        return stopped
-    if before is None or not settings.run.score:
-        return session.end_unscored()
+    ended = session.train(trainer, changed, PROGRESS, validator)
+    if ended is not None or before is None:  # stopped early, or not to be scored
+        return ended or 0
 
     # The same rows and problems after the last step.
     after = scoring.score(model, tokenizer, held_out, problems, settings, run, "after")
@@ -101,18 +98,16 @@ def fitting(
     replies: DemonstrationSet, tokenizer: Any, settings: SFTSettings
 ) -> tuple[list[Demonstration], list[Demonstration], list[Demonstration]]:
     """The replies to train on, to score and to validate on that fit model.max_seq_length."""
+    limit, rule = settings.model.max_seq_length, settings.data.overlong
+    names = ("training rows", "held-out rows", "validation rows")
+    given = (replies.train, replies.held_out, replies.validation)
     sides = []
-    for side, what in (
-        (replies.train, "training rows"),
-        (replies.held_out, "held-out rows"),
-        (replies.validation, "validation rows"),
-    ):
+    for name, side in zip(names, given, strict=True):
         prompts = [(row, render(tokenizer, row.conversation)) for row in side]
         refuse_repeated(tokenizer, ((r.where, r.conversation, p, r.reply) for r, p in prompts))
         texts = [prompt + row.reply for row, prompt in prompts]
         lengths = [length + 1 for length in token_lengths(tokenizer, texts)]  # and EOS
-        limit, rule = settings.model.max_seq_length, settings.data.overlong
-        sides.append(drop_overlong(side, lengths, limit, rule, what))
+        sides.append(drop_overlong(side, lengths, limit, rule, name))
     texts_of = ((row.where, [row.prompt[-1]["content"], row.reply]) for row in sides[0])
     if rendered := already_rendered(tokenizer, texts_of):
         print(f"warning: training rows: {rendered['text']}")
@@ -148,7 +143,7 @@ def build_trainer(
 
     arguments, requested = trainer_arguments(settings, run)
     texts = [{"prompt": render(tokenizer, r.conversation), "completion": r.reply} for r in rows]
-    with adapter.without_copy(model), without_added_tokens(tokenizer):
+    with without_added_tokens(tokenizer):
         trainer = trainers.guarded_sft(SFTTrainer)(
             model=model,
             args=arguments,

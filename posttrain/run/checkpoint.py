@@ -48,14 +48,9 @@ class CheckpointStore:
     ) -> Path:
         """Make a checkpoint of the folder that the trainer wrote, then delete old checkpoints.
 
-        Args:
-            facts: identify the run; a resume compares them.
-            keep: how many of the newest checkpoints to keep, in addition to the best one. The
-                others are deleted once the new one was read back and verified.
-            score: the result of Score.take().
-
-        Raises:
-            CheckpointError: the files on the disk are not those that were written.
+        `facts` identify the run; a resume compares them. Of the newest checkpoints `keep` stay, in
+        addition to the best one by `score`, which Score.take() returned; the others are deleted
+        once the new one was read back. CheckpointError if that is not what was written.
         """
         for name in NOT_KEPT:
             (written / name).unlink(missing_ok=True)
@@ -74,9 +69,8 @@ class CheckpointStore:
             shutil.rmtree(target)
         os.rename(written, target)
         sync_folder(self.folder)
-        problems = verify(target)
-        if problems:
-            raise CheckpointError(f"{target} did not survive being written: {problems[0]}")
+        if problem := verify(target):
+            raise CheckpointError(f"{target} did not survive being written: {problem}")
         best = self.best()
         for old in self.steps()[:-keep]:
             if old != best:
@@ -99,28 +93,26 @@ class CheckpointStore:
         if self.values is not None:
             return self.values.get(int(path.name[5:]))
         try:
-            value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["score"]["value"]
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            return float(manifest["score"]["value"])
         except (OSError, ValueError, KeyError, TypeError):
             return None  # of an earlier version, or damaged, which a resume reports
-        return float(value) if isinstance(value, int | float) else None
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is not damaged; None if there are no checkpoints.
+        """The newest checkpoint that is not damaged; None if there are no checkpoints, and
+        CheckpointError if all are damaged.
 
         Damaged ones are printed and renamed to `step-NNNNNN.damaged`. The staging folder of a run
         that was killed is removed.
-
-        Raises:
-            CheckpointError: all checkpoints are damaged.
         """
         if self.staging.exists():
             shutil.rmtree(self.staging)
         checkpoints = self.steps()
         for path in reversed(checkpoints):
-            problems = verify(path)
-            if not problems:
+            problem = verify(path)
+            if problem is None:
                 return path
-            _set_aside(path, "damaged", f"is damaged ({problems[0]})")
+            _set_aside(path, "damaged", f"is damaged ({problem})")
         if checkpoints:
             raise CheckpointError(
                 f"{self.folder}: all {len(checkpoints)} checkpoints are damaged and were set "
@@ -164,33 +156,24 @@ class Score:
         return {"metric": self.metric, "value": mean, "logged": len(values)}
 
 
-def verify(path: Path) -> list[str]:
-    """The problems of a checkpoint folder; empty if every file matches the manifest."""
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder; None if every file matches the manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        expected = dict(manifest["files"])
-        step = int(manifest["step"])
+        expected, step = dict(manifest["files"]), int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{MANIFEST} cannot be read: {error}"]
-    problems = []
+        return f"{MANIFEST} cannot be read: {error}"
     if path.name != f"step-{step:06d}":
-        problems.append(f"{MANIFEST} is of step {step}")
+        return f"{MANIFEST} is of step {step}"
     present = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - {MANIFEST}
-    problems += [f"{name} is missing" for name in sorted(expected.keys() - present)]
-    problems += [f"{name} does not belong there" for name in sorted(present - expected.keys())]
-    for name in sorted(expected.keys() & present):
+    for name in sorted(expected.keys() | present):
+        if name not in present:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} does not belong there"
         if _identity(path / name) != expected[name]:
-            problems.append(f"{name} is not what was written")
-    return problems
-
-
-def changes_since(path: Path, facts: dict[str, Any]) -> list[str]:
-    """How the facts of a run differ from those of a checkpoint's run, one line each."""
-    earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
-    earlier.pop("processes", None)  # which earlier versions recorded
-    if "settings" in earlier:
-        earlier["settings"] = without_removed(earlier["settings"])
-    return differences("", earlier, facts)
+            return f"{name} is not what was written"
+    return None
 
 
 def only_length(changes: list[str]) -> bool:
@@ -198,19 +181,22 @@ def only_length(changes: list[str]) -> bool:
     return all(line.split(" was ")[0].removeprefix("settings.") in LENGTH for line in changes)
 
 
-def check_same_run(path: Path, facts: dict[str, Any]) -> None:
-    """Check that a checkpoint comes from a run with the same settings, data and versions.
-
-    Raises:
-        ConfigError: it does not; lists every difference.
-    """
-    if changed := changes_since(path, facts):
+def check_same_run(path: Path, facts: dict[str, Any], anyway: bool = False) -> list[str]:
+    """How the facts of a run differ from those of a checkpoint's run, one line each. Raises
+    ConfigError if they do, unless `anyway`."""
+    earlier = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    earlier.pop("processes", None)  # which earlier versions recorded
+    if "settings" in earlier:
+        earlier["settings"] = without_removed(earlier["settings"])
+    changes = differences("", earlier, facts)
+    if changes and not anyway:
         raise ConfigError(
             f"{path} is of another run:\n         "
-            + "\n         ".join(changed)
+            + "\n         ".join(changes)
             + '\n       "--resume-anyway" resumes it nevertheless, "--resume never" starts over '
             "(the old folder is moved aside)"
         )
+    return changes
 
 
 def differences(where: str, earlier: Any, now: Any) -> list[str]:

@@ -25,13 +25,12 @@ STARTED = datetime.now().astimezone().isoformat(timespec="seconds")
 
 def environment() -> dict[str, Any]:
     """What would be needed to repeat the run elsewhere: versions, commit, machine."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "started": STARTED,
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "git": git_commit(),
     }
 

@@ -34,13 +34,8 @@ class RunFolder:
         self.health = self.path / "health.jsonl"
 
     def lock(self) -> None:
-        """Keep other runs out of this folder, as long as this object is there.
-
-        The lock is beside the folder, which `--resume never` moves aside.
-
-        Raises:
-            ConfigError: another run is writing to it; says which process, since when.
-        """
+        """Keep other runs out of this folder, as long as this object is there; ConfigError if one
+        is writing to it. The lock is beside the folder, which `--resume never` moves aside."""
         where = self.path.resolve()
         check_folder(where)
         where.parent.mkdir(parents=True, exist_ok=True)
@@ -69,12 +64,8 @@ class RunFolder:
         self, settings: Section, resume: str, or_else: str = START_OVER, anyway: bool = False
     ) -> bool:
         """Whether the folder holds this run, finished, which `--resume auto` leaves as it is; where
-        `run.score` is false, trained is enough. `anyway`: a run of other settings is not done.
-
-        Raises:
-            ConfigError: it does, but of other settings; `or_else` is what to do beside giving
-                another folder.
-        """
+        `run.score` is false, trained is enough. A finished run of other settings is not done if
+        `anyway`, else a ConfigError: give another folder, or do what `or_else` says."""
         score = settings.model_dump(mode="json")["run"]["score"]
         if resume != "auto" or not (self.finished if score else self.trained):
             return False
@@ -100,20 +91,16 @@ class RunFolder:
         return differences("", earlier, now)
 
     def checkpoint(self, resume: str) -> Path | None:
-        """The checkpoint to resume from, for `--resume auto|never|PATH`.
-
-        Raises:
-            ConfigError: the path is not a checkpoint.
-            CheckpointError: every checkpoint is damaged.
-        """
+        """The checkpoint to resume from, for `--resume auto|never|PATH`. Raises ConfigError if the
+        path is not a checkpoint, CheckpointError if every checkpoint is damaged."""
         if resume == "never":
             return None
         if resume == "auto":
             return self.checkpoints.newest()
-        problems = verify(Path(resume).absolute())
-        if problems:
-            raise ConfigError(f"--resume {resume}: not a complete checkpoint: {problems[0]}")
-        return Path(resume).absolute()
+        path = Path(resume).absolute()
+        if problem := verify(path):
+            raise ConfigError(f"--resume {resume}: not a complete checkpoint: {problem}")
+        return path
 
     def open(self, fresh: bool) -> None:
         """Make the folder; with `fresh`, one that is already there is moved aside, not deleted.

@@ -21,12 +21,8 @@ T = TypeVar("T")
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Several run folders. Where two have the same name, as those of a repeat, which are all called
-    seed-N, the folder around is part of the name, or else the complete path.
-
-    Raises:
-        ConfigError: as `read_run`.
-    """
+    """Several run folders; raises as `read_run`. Where two have the same name, as those of a
+    repeat, all called seed-N, the folder around is part of the name, or else the complete path."""
     runs = [read_run(path) for path in paths]
     for parts in (1, 2, None):
         labels = [str(Path(*run.path.parts[-parts if parts else 0 :])) for run in runs]
@@ -36,11 +32,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def read_run(path: Path) -> Run:
-    """A run folder.
-
-    Raises:
-        ConfigError: it holds nothing of a run.
-    """
+    """A run folder; ConfigError if it holds nothing of a run."""
     path = path.resolve()
     if not any((path / name).exists() for name in TRACES):
         raise ConfigError(f"{path}: no run there (it holds none of {', '.join(TRACES)})")

@@ -25,10 +25,7 @@ def resume(folder: Path, request: dict[str, Any]) -> dict[tuple[str, int], Reply
 
 
 def score_again(
-    folder: Path,
-    done: dict[tuple[str, int], Reply],
-    problems: Sequence[Problem],
-    score: Score[Any],
+    folder: Path, done: dict[tuple[str, int], Reply], problems: Sequence[Problem], score: Score[Any]
 ) -> None:
     """Score the replies of an earlier call by the rewards of now, in `done` and on disk."""
     by_question = {problem.question: problem for problem in problems}
@@ -46,11 +43,7 @@ def claim(folder: Path, request: dict[str, Any]) -> None:
 
 
 def check_request(folder: Path, request: dict[str, Any]) -> None:
-    """Check that the folder is not that of another request.
-
-    Raises:
-        ConfigError: it is.
-    """
+    """Raise ConfigError if the folder is that of another request."""
     if changed := _changed(folder, request):
         raise ConfigError(
             f"{folder} holds another evaluation ({'; '.join(changed)}); give another --output or "
@@ -90,11 +83,8 @@ def _shown(value: Any) -> str:
 
 def read_replies(path: Path) -> list[Reply]:
     """The replies in a file, scored afresh; those that rewards scored have their scores of then, as
-    rewards may read more than a reply. A last line that was cut off is left out.
-
-    Raises:
-        DataError: another line is not a reply.
-    """
+    rewards may read more than a reply. A last line that was cut off is left out; raises DataError
+    for another that is not a reply."""
     damaged: list[int] = []
     try:
         rows = jsonl_rows(path, damaged)

@@ -157,14 +157,9 @@ def paired(
     measured: dict[str, Measure],
     compared: dict[str, Change],
 ) -> FileScore:
-    """The score of a file against its model.
-
-    Args:
-        pairs: the scores of model and file on each row; a row that one could not score is not
-            counted.
-        measured: the file's measures.
-        compared: `eval.measures.compare` of model and file.
-    """
+    """The score of a file against its model: `pairs` are the scores of model and file on each row,
+    of which one without a score is not counted, `measured` the file's measures, and `compared` is
+    `eval.measures.compare` of model and file."""
     known = [(a, b) for a, b in pairs if a is not None and b is not None]
     return FileScore(
         main=main,

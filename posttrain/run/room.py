@@ -26,11 +26,8 @@ def in_order(to: Sequence[str]) -> list[str]:
 
 
 def merged_dtype(requested: str, to: Sequence[str]) -> str:
-    """The type of the merged weights, from `export.dtype`.
-
-    Raises:
-        ConfigError: a GGUF of another 16-bit type would round them a second time.
-    """
+    """The type of the merged weights, from `export.dtype`; ConfigError if a GGUF of another 16-bit
+    type would round them a second time."""
     if requested == "float16" and "gguf:bf16" in to:
         raise ConfigError(
             "gguf:bf16 would round float16 weights a second time: use gguf:f16, or --dtype bfloat16"
@@ -50,11 +47,7 @@ def disk_bytes(weights: int, targets: Sequence[str]) -> float:
 
 
 def check_room(base: Path, output: Path, targets: list[str]) -> None:
-    """Compare what the targets need with what is free.
-
-    Raises:
-        ConfigError: not enough disk or memory, with the figures.
-    """
+    """Raise ConfigError if disk or memory are not enough for the targets, with the figures."""
     from safetensors import safe_open
 
     weights = 0

@@ -21,11 +21,7 @@ REFUSALS = (
 
 @contextlib.contextmanager
 def refused_by(name: str) -> Iterator[None]:
-    """An error of a library about its arguments becomes a ConfigError of one line.
-
-    Raises:
-        ConfigError: what `name`, a class of the library, refuses.
-    """
+    """What `name`, a class of a library, refuses of its arguments becomes a ConfigError."""
     try:
         yield
     except REFUSALS as error:
@@ -36,13 +32,9 @@ def refused_by(name: str) -> Iterator[None]:
 def build_arguments(
     config_class: Any, training: Training, owned: dict[str, Any], verbose: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """The trainer's config object, and all arguments that were requested.
-
-    What the trainer later makes of them, such as the optimizer, is tried out here without a model.
-
-    Raises:
-        ConfigError: a library refuses a value.
-    """
+    """The trainer's config object, and all arguments that were requested. Raises ConfigError for a
+    value that a library refuses, which may be later: what the trainer makes of them, such as the
+    optimizer, is tried out here without a model."""
     requested = {**training.model_dump(exclude={"extra"}), **owned, **training.extra}
     with runtime.quiet(verbose), refused_by(config_class.__name__):
         arguments = config_class(**requested)
@@ -65,13 +57,8 @@ def _try_out(arguments: Any) -> None:
     else:
         optimizer = torch.optim.SGD(weights, arguments.learning_rate)
     steps = max(arguments.max_steps, 1)
-    get_scheduler(
-        arguments.lr_scheduler_type,
-        optimizer,
-        arguments.get_warmup_steps(steps),
-        steps,
-        arguments.lr_scheduler_kwargs,
-    )
+    kind, warmup = arguments.lr_scheduler_type, arguments.get_warmup_steps(steps)
+    get_scheduler(kind, optimizer, warmup, steps, arguments.lr_scheduler_kwargs)
     names = ("num_workers", "prefetch_factor", "persistent_workers", "multiprocessing_context")
     DataLoader([0], **{name: getattr(arguments, f"dataloader_{name}") for name in names})
     if getattr(arguments, "activation_offloading", False) and not torch.cuda.is_available():

@@ -12,11 +12,7 @@ def pair_lengths(rows: Any) -> list[int]:
 
 
 def check_full_batches(trainer: Any, pairs: int) -> None:
-    """Check that trl has dropped no pair and will cut none. It does both without a message.
-
-    Raises:
-        DataError: a pair is longer than the limit.
-    """
+    """Raise DataError if trl has dropped a pair or will cut one. It does both without a message."""
     lengths, limit = pair_lengths(trainer.train_dataset), trainer.args.max_length
     long = sum(length > limit for length in lengths) + pairs - len(lengths)
     if long:
@@ -35,14 +31,10 @@ def grouped_by_length(rows: Any, args: Any) -> Any:
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    return ordered_by_epoch(
-        LengthGroupedSampler(
-            args.per_device_train_batch_size * args.gradient_accumulation_steps,
-            lengths=pair_lengths(rows),
-            generator=torch.Generator(),
-        ),
-        args.seed if args.data_seed is None else args.data_seed,
-    )
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    lengths, generator = pair_lengths(rows), torch.Generator()
+    sampler = LengthGroupedSampler(size, lengths=lengths, generator=generator)
+    return ordered_by_epoch(sampler, args.seed if args.data_seed is None else args.data_seed)
 
 
 def ordered_by_epoch(sampler: Any, seed: int) -> Any:

@@ -7,12 +7,7 @@ from posttrain.model.merged import sampling_weights
 from posttrain.model.rollouts import cheaper_rollouts
 from posttrain.train.batches import ordered_by_epoch
 from posttrain.train.guard import guarded, is_out_of_memory
-from posttrain.train.micro_batches import (
-    COMPLETION_LOSSES,
-    Batch,
-    Part,
-    split_completions,
-)
+from posttrain.train.micro_batches import COMPLETION_LOSSES, Batch, Part, split_completions
 
 
 def samples_plainly(arguments: Any) -> bool:

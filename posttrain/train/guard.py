@@ -9,7 +9,7 @@ those of the micro-batch; a metric is the mean over the parts.
 import copy
 from typing import Any
 
-from posttrain.model import runtime
+from posttrain.model import adapter, runtime
 from posttrain.train.arguments import refused_by
 from posttrain.train.micro_batches import Batch, Part
 
@@ -44,7 +44,8 @@ def guarded(trainer_class: Any) -> Any:
         _tokens: int  # trl's count of them before it
 
         def __init__(self, model: Any, args: Any, **others: Any) -> None:
-            with runtime.full_precision(model, args), refused_by(trainer_class.__name__):
+            refused = refused_by(trainer_class.__name__)
+            with adapter.without_copy(model), runtime.full_precision(model, args), refused:
                 super().__init__(model=model, args=args, **others)
 
         def create_model_card(self, *arguments: Any, **options: Any) -> None:

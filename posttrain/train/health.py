@@ -16,8 +16,8 @@ from posttrain.train.cold_start import WAYS_OUT
 
 Row = Mapping[str, Any]
 """The metrics of a step as the trainer logs them, or their mean since it last logged."""
-Measure = Callable[[int, Row], float | None]
-"""(number of steps in the row, row) -> the value to judge; None if the row has none."""
+Measure = Callable[[float, int, Row], float | None]
+"""(a metric of the row, number of steps in the row, row) -> the value to judge, None if unknown."""
 
 
 MESSAGES = {
@@ -54,10 +54,11 @@ class Rule:
     """A limit for a metric. A metric that stays beyond its limit gives a warning."""
 
     kind: str
-    measure: Measure
+    metric: str
     limit: float | None
     """Values at or above it break the rule, those of "reasoning" below it. None: the rule is off.
     """
+    measure: Measure = lambda value, *_: value
     reward: str = ""
     broken_steps: int = 0
     """For how many steps in a row it has been broken."""
@@ -66,21 +67,20 @@ class Rule:
 def rules_for(health: Health, beta: float, rewards: Iterable[str] = ()) -> list[Rule]:
     """The rules that these settings switch on, on the metrics that trl and the rewards log."""
     if isinstance(health, PairHealth):
-        drop = _logged("rewards/chosen", -1 / beta)
-        return [Rule("chosen_drop", drop, health.max_chosen_drop)]
+        limit = health.max_chosen_drop
+        return [Rule("chosen_drop", "rewards/chosen", limit, lambda drop, *_: drop * (-1 / beta))]
     if not isinstance(health, ProblemHealth):
         return []
-    reasoning = _share_of_the_first("completions/reasoning", health.patience)
-    apart = _logged("sampling/sampling_logp_difference/mean")
+    reasoning = _share_of_the_first(health.patience)
     return [
-        Rule("cold_start", _cold_start(), 1.0),
-        Rule("flat_groups", _logged("frac_reward_zero_std"), health.max_flat_groups),
-        Rule("truncated", _logged("completions/clipped_ratio"), health.max_truncated),
-        Rule("reasoning", reasoning, health.min_reasoning),
-        Rule("kl", _logged("kl"), health.max_kl),
-        Rule("sampling", apart, health.max_sampling_difference),
+        Rule("cold_start", "frac_reward_zero_std", 1.0, _cold_start()),
+        Rule("flat_groups", "frac_reward_zero_std", health.max_flat_groups),
+        Rule("truncated", "completions/clipped_ratio", health.max_truncated),
+        Rule("reasoning", "completions/reasoning", health.min_reasoning, reasoning),
+        Rule("kl", "kl", health.max_kl),
+        Rule("sampling", "sampling/sampling_logp_difference/mean", health.max_sampling_difference),
         *(
-            Rule("unscored", _logged(f"rewards/{name}/unscored"), health.max_unscored, name)
+            Rule("unscored", f"rewards/{name}/unscored", health.max_unscored, reward=name)
             for name in rewards
         ),
     ]
@@ -91,38 +91,27 @@ def _cold_start() -> Measure:
     below it the lowest mean that the run has seen. Flat above 0 may as well be the highest."""
     lowest = 0.0
 
-    def measure(_: int, row: Row) -> float | None:
+    def measure(flat: float, _: int, row: Row) -> float | None:
         nonlocal lowest
-        flat, reward = row.get("frac_reward_zero_std"), row.get("reward")
-        if flat is None or reward is None:
+        reward = row.get("reward")
+        if reward is None:
             return None
         lowest = min(lowest, float(reward))
-        return float(float(flat) >= 1 and float(reward) <= lowest)
+        return float(flat >= 1 and float(reward) <= lowest)
 
     return measure
 
 
-def _logged(name: str, factor: float = 1.0) -> Measure:
-    def measure(_: int, row: Row) -> float | None:
-        value = row.get(name)
-        return None if value is None else float(value) * factor
-
-    return measure
-
-
-def _share_of_the_first(name: str, steps: int) -> Measure:
+def _share_of_the_first(steps: int) -> Measure:
     """The metric divided by its mean over the first `steps` steps; None until these are over."""
     total, seen = 0.0, 0
 
-    def measure(new_steps: int, row: Row) -> float | None:
+    def measure(value: float, new_steps: int, _: Row) -> float | None:
         nonlocal total, seen
-        value = row.get(name)
-        if value is None:
-            return None
         if seen < steps:
-            total, seen = total + new_steps * float(value), seen + new_steps
+            total, seen = total + new_steps * value, seen + new_steps
             return None
-        return float(value) * seen / total if total > 0 else None
+        return value * seen / total if total > 0 else None
 
     return measure
 
@@ -145,7 +134,8 @@ class RuleWatcher:
         new_steps, self._last_step = step - self._last_step, step
         events = []
         for rule in self._rules:
-            value = rule.measure(new_steps, row)
+            logged = row.get(rule.metric)
+            value = None if logged is None else rule.measure(float(logged), new_steps, row)
             if value is None or rule.limit is None:
                 continue
             broken = value < rule.limit if rule.kind == "reasoning" else value >= rule.limit
@@ -181,13 +171,8 @@ class UpdateCheck:
     def observe(
         self, step: int, norms: list[float], learning_rate: float, skipped: bool, learnable: bool
     ) -> HealthEvent | None:
-        """The event that stops the run after this step, or None.
-
-        Args:
-            norms: the norm of every trainable tensor after the step.
-            skipped: whether the loss scaler skipped the step.
-            learnable: whether the step had anything to learn from.
-        """
+        """The event that stops the run after this step, or None. `norms` are those of the trained
+        tensors; the loss scaler `skipped` the step; it is `learnable` if it had a gradient."""
 
         def stop(kind: str, value: int, limit: int, message: str) -> HealthEvent:
             return HealthEvent(step, kind, message, float(value), float(limit), "stopped")

@@ -15,7 +15,7 @@ from posttrain.settings import Training, TrainingSettings
 from posttrain.train.callback import Callback
 from posttrain.train.guard import is_out_of_memory
 from posttrain.train.stop import StepAbandoned, StopRequest
-from posttrain.train.validation import Validation, last_step
+from posttrain.train.validation import Validation, Validator, last_step
 from posttrain.train.view import TrainingView
 from posttrain.train.watch import Watch
 
@@ -31,16 +31,18 @@ def train(
     shown: dict[str, str],
     checkpoint: Path | None,
     identity: dict[str, Any],
-    validation: Validation | None = None,
+    validator: Validator | None = None,
 ) -> dict[str, Any]:
     """Train from the start or from a checkpoint.
 
     `shown` maps the trainer's metric names to the labels they get in the view, the one to watch
-    first; `identity` goes into every checkpoint. Returns steps, seconds and, if it ended early, the
+    first; `identity` goes into every checkpoint; with a `validator` the policy ends as it was at
+    its best. Returns steps, seconds, which adapter validation kept and, if it ended early, the
     reason; if a signal or the time limit did that, also the exit code.
 
     Raises:
-        CheckpointError: the disk is full; the earlier checkpoints are complete.
+        CheckpointError: the disk is full, and the earlier checkpoints are complete; or the best
+            checkpoint is damaged.
         HealthError: the run was stopped for its health, or does not fit the memory.
     """
     from transformers import PrinterCallback
@@ -50,38 +52,58 @@ def train(
         print("training.max_steps is 0: nothing is trained")
         return {"steps": 0, "seconds": 0.0}
     clock = Clock()
+    if validator is not None:
+        shown = {**shown, f"validation/{validator[1]}": "validation"}
     view = TrainingView(shown, settings.health.every)
     with StopRequest(settings.run.max_minutes) as stop, view:
         trainer.remove_callback(PrinterCallback)
         score = Score(BEST_BY[settings.method])
         trainer.add_callback(RunCallback(run, view, clock, stop, identity, training, score))
         watch = Watch(trainer, settings, run, stop)
-        if validation is not None:
-            validation.attach(trainer, stop)
+        validation = Validation(validator, trainer, settings, run, stop) if validator else None
         try:
-            if checkpoint is not None and validation is not None:
-                validation.catch_up(checkpoint)
-            if checkpoint is None or not _is_done(trainer, checkpoint, validation):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except StepAbandoned:
-            watch.save_last_step()
-        except HealthError:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error):  # where no smaller part can help
-                watch.no_room("training", None)
-            if is_disk_full(error, run.path):
-                raise disk_full_error(run.path) from error
+            _fit(trainer, run, checkpoint, watch, validation)
+        except HealthError as error:
+            ended = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
+            reason = str(error).split("\n")[0]
+            run.amend({"trained": {**ended, "exit_code": error.exit_code, "reason": reason}})
             raise
         finally:
             shutil.rmtree(run.checkpoints.staging, ignore_errors=True)
     result = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
     if stop.exit_code is not None:
         result |= {"exit_code": stop.exit_code, "reason": stop.reason}
-    elif validation is not None and validation.exhausted():
-        result["reason"] = f"validations without a better one: {settings.run.patience}"
-        print(f"Training ended at step {result['steps']}; {result['reason']} (run.patience)")
+    elif validation is not None:
+        if validation.exhausted():
+            result["reason"] = f"validations without a better one: {settings.run.patience}"
+            print(f"Training ended at step {result['steps']}; {result['reason']} (run.patience)")
+        result["kept"] = validation.keep_best(result["steps"])
     return result
+
+
+def _fit(
+    trainer: Any,
+    run: RunFolder,
+    checkpoint: Path | None,
+    watch: Watch,
+    validation: Validation | None,
+) -> None:
+    """Train up to the last step or a signal; raises as `train`."""
+    try:
+        if checkpoint is not None and validation is not None:
+            validation.catch_up(checkpoint)
+        if checkpoint is None or not _is_done(trainer, checkpoint, validation):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except StepAbandoned:
+        watch.save_last_step()
+    except HealthError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):  # where no smaller part can help
+            watch.no_room("training", None)
+        if is_disk_full(error, run.path):
+            raise disk_full_error(run.path) from error
+        raise
 
 
 def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> bool:

@@ -5,15 +5,15 @@ row, an SFT micro-batch one prompt and reply. All are dictionaries of tensors wi
 first dimension.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 Batch = dict[str, Any]
 NOT_SCORED = -100  # the label of a token without a loss, in transformers and trl
 
-# The losses that can be divided, and what each is a mean over, as Part.counts names it. No other is
-# divided: aot sorts the pairs of a micro-batch, and a loss that a later trl adds may mix rows too.
+# The losses that can be divided, and what each is a mean over. No other is divided: aot sorts the
+# pairs of a micro-batch, and a loss that a later trl adds may mix rows too.
 PAIR_LOSSES = {
     **dict.fromkeys(("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust"), "pairs"),
     **dict.fromkeys(("bco_pair", "sppo_hard", "apo_zero", "apo_down"), "pairs"),
@@ -34,8 +34,6 @@ class Part:
     """Some rows of a micro-batch, and their weight in its loss."""
 
     inputs: Batch
-    counts: dict[str, int] = field(default_factory=dict)
-    """How many there are of what losses are means over; empty if it is all rows."""
     weight: float = 1.0
     """Factor of the part's loss."""
     loss_weights: list[float] = field(default_factory=list)
@@ -55,42 +53,33 @@ def scored_tokens(batch: Batch) -> int:
 def split_pairs(
     batch: Batch, rows: int, loss_types: list[str], loss_weights: list[float]
 ) -> list[Part]:
-    """Split into parts of at most `rows` pairs.
-
-    Raises:
-        KeyError: a loss is not in PAIR_LOSSES.
-    """
-    parts = []
-    for inputs in _cut(batch, rows, pair_count(batch)):
-        pairs = pair_count(inputs)
-        tokens = inputs["completion_mask"][:, 1:].sum(1).tolist()  # that are scored, of each reply
-        parts.append(Part(inputs, {"pairs": pairs, "chosen tokens": sum(tokens[:pairs])}))
+    """Parts of at most `rows` pairs; KeyError if a loss is not in PAIR_LOSSES."""
+    parts = [Part(inputs) for inputs in _cut(batch, rows, pair_count(batch))]
+    pairs = [pair_count(part.inputs) for part in parts]
+    masks = [part.inputs["completion_mask"][:, 1:] for part in parts]  # of what is scored
+    tokens = [int(mask[:count].sum()) for mask, count in zip(masks, pairs, strict=True)]
+    shares = {"pairs": _shares(pairs), "chosen tokens": _shares(tokens)}
     for loss, weight in zip(loss_types, loss_weights, strict=True):
-        for part, share in zip(parts, _shares(parts, PAIR_LOSSES[loss]), strict=True):
+        for part, share in zip(parts, shares[PAIR_LOSSES[loss]], strict=True):
             part.loss_weights.append(weight * share)
     return parts
 
 
 def split_completions(batch: Batch, rows: int, loss_type: str) -> list[Part]:
-    """Split into parts of at most `rows` completions.
-
-    Raises:
-        KeyError: the loss is not in COMPLETION_LOSSES.
-    """
-    parts = []
-    for inputs in _cut(batch, rows, len(batch["completion_ids"])):
-        tokens = inputs["completion_mask"].sum(1).tolist()
-        parts.append(Part(inputs, {"completions": len(tokens), "tokens": sum(tokens)}))
+    """Parts of at most `rows` completions; KeyError if the loss is not in COMPLETION_LOSSES."""
+    parts = [Part(inputs) for inputs in _cut(batch, rows, len(batch["completion_ids"]))]
     if (over := COMPLETION_LOSSES[loss_type]) != "generation":
-        for part, share in zip(parts, _shares(parts, over), strict=True):
+        masks = [part.inputs["completion_mask"] for part in parts]
+        counts = [len(mask) if over == "completions" else int(mask.sum()) for mask in masks]
+        for part, share in zip(parts, _shares(counts), strict=True):
             # It may hold nothing but completions that were cut and are masked for that.
             part.weight = max(share, 1e-9)
     return parts
 
 
 def split_replies(batch: Batch, rows: int) -> list[Part]:
-    """Split an SFT micro-batch into parts of at most `rows` rows. Their losses are sums over tokens
-    with one divisor, so they need no weight."""
+    """Parts of at most `rows` rows of an SFT micro-batch. Their losses are sums over tokens with
+    one divisor, so they need no weight."""
     return [Part(inputs) for inputs in _cut(batch, rows, len(batch["input_ids"]))]
 
 
@@ -111,6 +100,6 @@ def _cut(batch: Batch, rows: int, count: int) -> Iterator[Batch]:
         yield part
 
 
-def _shares(parts: Sequence[Part], of: str) -> list[float]:
-    total = max(sum(part.counts[of] for part in parts), 1)
-    return [part.counts[of] / total for part in parts]
+def _shares(counts: list[int]) -> list[float]:
+    total = max(sum(counts), 1)
+    return [count / total for count in counts]

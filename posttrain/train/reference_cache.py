@@ -31,22 +31,18 @@ Values = dict[str, list[float]]
 
 
 def precompute(trainer: Any) -> None:
-    """Add the reference log-probabilities to each row of a DPOTrainer, from disk if they are there.
+    """Add the reference log-probabilities to each row of a DPOTrainer that was built without
+    precompute_ref_log_probs, from disk if they are there. Raises as `compute`.
 
     They are computed in training mode, as the policy's are in training. On a GPU Unsloth leaves a
     new trainer in inference mode, which pads and attends differently: in 16 bits a reply's
     log-probability then differs by up to 0.15 nats.
-
-    The trainer must have been built without precompute_ref_log_probs.
-
-    Raises:
-        DataError: the reference gives a reply a log-probability that is not finite.
     """
     runtime.training_mode(trainer.model)
     basis = json.dumps(depends_on(trainer), sort_keys=True)
     path = cache_folder() / "reference" / f"{_digest(basis)}.json"
     rows = trainer.train_dataset
-    values = read(path, len(rows))
+    values = read(path)
     if values is not None:
         print(f"Reference log-probabilities: {path}")
     else:
@@ -61,10 +57,7 @@ def precompute(trainer: Any) -> None:
 
 
 def depends_on(trainer: Any) -> dict[str, Any]:
-    """Everything that the numbers depend on.
-
-    The token ids represent the dataset, the system prompt, the tokenizer and its chat template.
-    """
+    """Everything that the numbers depend on; token ids stand for rows, prompts and tokenizer."""
     model, args = trainer.model, trainer.args
     config = {k: v for k, v in model.config.to_dict().items() if k not in VOLATILE}
     columns = (trainer.train_dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
@@ -105,11 +98,8 @@ def _weights_digest(policy: Any) -> str:
 
 
 def compute(trainer: Any) -> Values:
-    """Score every row with trl's own code. Sorted by length, so that there is little padding.
-
-    Raises:
-        DataError: a log-probability is not finite.
-    """
+    """Score every row with trl's own code, sorted by length, so that there is little padding.
+    Raises DataError for a log-probability that is not finite."""
     args, rows = trainer.args, trainer.train_dataset
     size = args.precompute_ref_batch_size or args.per_device_train_batch_size
     lengths = pair_lengths(rows)
@@ -146,15 +136,14 @@ def write(path: Path, values: Values) -> bool:
     return True
 
 
-def read(path: Path, rows: int) -> Values | None:
+def read(path: Path) -> Values | None:
     """The numbers in a file; None if there is no file, or if it is damaged, which is printed."""
+    if not path.exists():
+        return None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if not path.exists():
-            return None
         content = json.loads(path.read_text(encoding="utf-8"))
         values: Values = content["values"]
-        intact = content["sha256"] == _checksum(values)
-        if intact and all(len(column) == rows for column in values.values()):
+        if content["sha256"] == _checksum(values):
             return values
     print(f"note: {path} is damaged; its numbers are computed again")
     return None

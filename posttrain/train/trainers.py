@@ -3,19 +3,10 @@
 from typing import Any
 
 from posttrain.model.fewer_tokens import WithoutPadding
+from posttrain.train import micro_batches
 from posttrain.train.batches import grouped_by_length
 from posttrain.train.guard import guarded
-from posttrain.train.micro_batches import (
-    NOT_SCORED,
-    PAIR_LOSSES,
-    REPLY_LOSSES,
-    Batch,
-    Part,
-    pair_count,
-    scored_tokens,
-    split_pairs,
-    split_replies,
-)
+from posttrain.train.micro_batches import Batch, Part, pair_count
 
 
 def guarded_sft(trainer_class: Any) -> Any:
@@ -26,15 +17,16 @@ def guarded_sft(trainer_class: Any) -> Any:
             return len(batch["input_ids"])
 
         def split(self, batch: Batch, rows: int) -> list[Part]:
-            return split_replies(batch, rows)
+            return micro_batches.split_replies(batch, rows)
 
         def divisible(self) -> bool:
             """Whether the loss is a sum over tokens."""
-            return self.args.loss_type in REPLY_LOSSES and not self.aux_loss_enabled
+            return self.args.loss_type in micro_batches.REPLY_LOSSES and not self.aux_loss_enabled
 
         def rows_as_text(self, batch: Batch) -> list[dict[str, Any]]:
             """Prompt and reply of each row."""
-            decode, reply = self.processing_class.decode, batch["labels"] != NOT_SCORED
+            decode = self.processing_class.decode
+            reply = batch["labels"] != micro_batches.NOT_SCORED
             read = batch["attention_mask"].bool() if "attention_mask" in batch else True
             return [
                 {"prompt": decode(ids[before]), "reply": decode(ids[after])}
@@ -46,7 +38,7 @@ def guarded_sft(trainer_class: Any) -> Any:
             counted, of the micro-batch."""
             divided = self._batch is not None and len(self._parts) > 1
             if divided and options.get("num_items_in_batch") is None:
-                options["num_items_in_batch"] = scored_tokens(self._batch)
+                options["num_items_in_batch"] = micro_batches.scored_tokens(self._batch)
             return super().compute_loss(model, inputs, **options)
 
     return GuardedSFT
@@ -67,11 +59,11 @@ def guarded_dpo(trainer_class: Any) -> Any:
             return pair_count(batch)
 
         def split(self, batch: Batch, rows: int) -> list[Part]:
-            return split_pairs(batch, rows, self.loss_types, self.loss_weights)
+            return micro_batches.split_pairs(batch, rows, self.loss_types, self.loss_weights)
 
         def divisible(self) -> bool:
             """Whether the loss is a sum over pairs or tokens. Weighted, sft mixes both."""
-            return set(self.loss_types) <= set(PAIR_LOSSES) and not (
+            return set(self.loss_types) <= set(micro_batches.PAIR_LOSSES) and not (
                 ("sft" in self.loss_types and self.use_weighting) or self.aux_loss_enabled
             )
 

@@ -30,6 +30,8 @@ from posttrain.train.random_states import random_states
 from posttrain.train.stop import StopRequest
 
 Measures = dict[str, Measure]
+Validator = tuple[Callable[[], Measures], str]
+"""What scores the policy as it is, and the measure whose best value decides."""
 
 
 def last_step(trainer: Any) -> int:
@@ -42,21 +44,26 @@ def last_step(trainer: Any) -> int:
 
 
 class Validation(Callback):
-    """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row."""
+    """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row.
+
+    Creating it attaches it to the trainer. The Watch comes before it: it has to see a step first.
+    """
 
     def __init__(
         self,
-        run: RunFolder,
+        validator: Validator,
+        trainer: Any,
         settings: TrainingSettings,
-        measure: Callable[[], Measures],
-        by: str,
+        run: RunFolder,
+        stop: StopRequest,
     ) -> None:
-        """`measure` scores the policy as it is; `by` is the measure whose best value decides."""
-        self.by = by
+        self._measure, self.by = validator
         self.rows: list[Validated] = []
-        self._measure = measure
         self._folder = run
         self._settings = settings
+        self._trainer = trainer
+        self._stop = stop
+        trainer.add_callback(self)
         self._path = run.path / "eval" / "validation.jsonl"
 
     def begin(self, step: int) -> None:
@@ -107,11 +114,6 @@ class Validation(Callback):
             return False
         return len(values) - 1 - values.index(max(values)) >= patience
 
-    def attach(self, trainer: Any, stop: StopRequest) -> None:
-        """Take part in training. Call it after the Watch is made, which has to see a step first."""
-        self._trainer, self._stop = trainer, stop
-        trainer.add_callback(self)
-
     def catch_up(self, checkpoint: Path) -> None:
         """Make the validation of a checkpoint if a signal or a crash came before it."""
         from transformers import TrainerState
@@ -124,11 +126,8 @@ class Validation(Callback):
             self.run(state)
 
     def run(self, state: Any) -> None:
-        """Make a validation and log it as the trainer logs its metrics.
-
-        Raises:
-            StepAbandoned: a signal came meanwhile.
-        """
+        """Make a validation and log it as the trainer logs its metrics. Raises StepAbandoned if a
+        signal comes meanwhile."""
         trainer = self._trainer
         with self._stop.interruptible(self._settings.training.safe_to_save(state.global_step)):
             logs = self.take(state.global_step)
@@ -147,24 +146,19 @@ class Validation(Callback):
         control.should_save = True
         control.should_training_stop |= self.exhausted()
 
-    def keep_best(self, trainer: Any, step: int) -> dict[str, Any]:
-        """Give the policy the adapter of its best validation, after training ended at `step`.
-
-        Returns `{"step", "by", "value", "validations"}` of the adapter that the policy now has.
-
-        Raises:
-            CheckpointError: the best checkpoint is damaged.
-        """
+    def keep_best(self, step: int) -> dict[str, Any]:
+        """Give the policy the adapter of its best validation, after training ended at `step`; as
+        `kept` of environment.json. Raises CheckpointError if the best checkpoint is damaged."""
         path = None if self._settings.run.keep == "last" else self._folder.checkpoints.best()
         kept = step if path is None else int(path.name[5:])
         row = next(row for row in self.rows if row.step == kept)
         if path is not None and kept != step:
-            if problems := verify(path):
+            if problem := verify(path):
                 raise CheckpointError(
-                    f"{path}, the best by validation, is damaged: {problems[0]}. run.keep=last "
+                    f"{path}, the best by validation, is damaged: {problem}. run.keep=last "
                     "keeps the adapter of the last step instead"
                 )
-            trainer._load_from_checkpoint(str(path))
+            self._trainer._load_from_checkpoint(str(path))
             print(
                 f"Kept the adapter of step {kept}, the best of {len(self.rows)} validations: "
                 f"{self.describe(row)}; at step {step}: {self.describe(self.rows[-1])}"

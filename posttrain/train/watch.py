@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic_core import to_json
 
@@ -95,12 +95,8 @@ class Watch(Callback):
             self.record(HealthEvent(number, "loss_not_finite", message, action="stopped"))
 
     def halve(self, what: str, rows: int, divisible: bool = True) -> None:
-        """Have the trainer try half of `rows` at once, with which memory ran out.
-
-        Raises:
-            HealthError: that cannot help: a single row, or a loss that is not a sum over rows
-                (`divisible`).
-        """
+        """Have the trainer try half of `rows` at once, with which memory ran out. HealthError where
+        that cannot help: for a single row, or a loss that is not a sum over rows (`divisible`)."""
         free_memory()
         if rows == 1 or not divisible:
             self.no_room(what, rows)
@@ -113,12 +109,8 @@ class Watch(Callback):
         step = self.trainer.state.global_step + 1
         self.record(HealthEvent(step, f"out_of_memory_{what}", message, fewer, rows, "halved"))
 
-    def no_room(self, what: str, rows: int | None) -> NoReturn:
-        """Stop the run: memory ran out and smaller parts cannot help.
-
-        Raises:
-            HealthError: always.
-        """
+    def no_room(self, what: str, rows: int | None) -> None:
+        """Raise HealthError: memory ran out, and smaller parts cannot help."""
         model, training = self.settings.model, self.settings.training
         advice = []
         if rows is not None and rows > 1:
@@ -137,7 +129,6 @@ class Watch(Callback):
         )
         step = self.trainer.state.global_step + 1
         self.record(HealthEvent(step, f"out_of_memory_{what}", message, rows, None, "stopped"))
-        raise AssertionError  # record() raised
 
     def _count(self, what: str, rows: int) -> str:
         units = {"sft": ("reply", "replies"), "dpo": ("pair", "pairs")}
@@ -187,11 +178,7 @@ class Watch(Callback):
     # Act on events.
 
     def record(self, event: HealthEvent) -> None:
-        """Write an event to health.jsonl and print it.
-
-        Raises:
-            HealthError: it stops the run.
-        """
+        """Write an event to health.jsonl and print it, or raise HealthError if it stops the run."""
         append_rows(self.run.health, [asdict(event)])
         if event.action != "stopped":
             label = "warning" if event.action == "warned" else "note"

@@ -163,13 +163,7 @@ def other_number(text: str) -> str:
     return json.dumps(values)
 
 
-def one_too_few(text: str) -> str:
-    result = json.loads(text)
-    values = {name: column[1:] for name, column in result["values"].items()}
-    return json.dumps({**result, "values": values, "sha256": reference_cache._checksum(values)})
-
-
-@pytest.mark.parametrize("damage", [cut, other_number, one_too_few, lambda _: "", lambda _: "[]"])
+@pytest.mark.parametrize("damage", [cut, other_number, lambda _: "", lambda _: "[]"])
 def test_damaged_file_is_computed_again_with_a_note(
     build: Build, cache: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[str], str]
 ) -> None:

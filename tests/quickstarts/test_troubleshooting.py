@@ -35,7 +35,7 @@ from posttrain.report import export_words
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings.command import SETTINGS, load_settings
-from posttrain.train.session import resume_note
+from posttrain.train.resume import resuming_from
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
 from scripts import dpo
@@ -176,7 +176,7 @@ def _(scene: Scene) -> str:
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "trainer_state.json", {"global_step": 50, "max_steps": 225})
     training = settings_of("grpo_gsm8k_16gb").training
-    return resume_note(checkpoint, training, run, scored=True)
+    return resuming_from(checkpoint, training, run)
 
 
 @causes("is a finished run of other settings")

@@ -18,7 +18,7 @@ import pytest
 
 from posttrain.base import process
 from posttrain.model import policy
-from posttrain.train import session
+from posttrain.train import after_training
 from scripts import dpo, grpo, report, sft
 from tests.helpers import ROOT, run_script
 
@@ -78,7 +78,7 @@ def reported_here() -> Iterator[None]:
         return process.run_script(script, *given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "run_script", start)
+        patch.setattr(after_training, "run_script", start)
         yield
 
 

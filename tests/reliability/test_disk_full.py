@@ -86,10 +86,10 @@ def test_ten_offsets_of_a_save(disk: Path) -> None:
         (disk / "ballast").unlink()
         assert store.newest() == good
         assert [path.name for path in store.folder.iterdir()] == [good.name]
-        intact += verify(good) == []
+        intact += verify(good) is None
     assert intact == 10
     assert full == [True] * 10
-    assert verify(save(store, 2)) == [] and not good.exists()
+    assert verify(save(store, 2)) is None and not good.exists()
 
 
 def test_the_message_says_what_to_do(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_run_whose_disk_fills_up(disk: Path, script: str) -> None:
     _, error = process.communicate(timeout=120)
     assert process.returncode == 2, error
     assert "the disk is full" in error and "Traceback" not in error
-    complete = [path for path in (run / "checkpoints").glob("step-*") if verify(path) == []]
+    complete = [path for path in (run / "checkpoints").glob("step-*") if verify(path) is None]
     assert complete == sorted((run / "checkpoints").glob("step-*")) and complete
     (disk / "ballast").unlink()
     steps = int(complete[-1].name[5:]) + 2

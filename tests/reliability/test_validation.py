@@ -136,10 +136,10 @@ def test_a_damaged_best_checkpoint_is_refused(
     run = tmp_path / "run"
     keep_best = Validation.keep_best
 
-    def damage(self: Validation, trainer: Any, step: int) -> Any:
+    def damage(self: Validation, step: int) -> Any:
         self._folder.checkpoints.values = {2: 1.0, 4: 0.0, 6: 0.0}
         (run / "checkpoints" / "step-000002" / "adapter_model.safetensors").write_bytes(b"")
-        return keep_best(self, trainer, step)
+        return keep_best(self, step)
 
     monkeypatch.setattr(Validation, "keep_best", damage)
     keep = ("training.save_total_limit=9",)

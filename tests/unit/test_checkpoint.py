@@ -58,13 +58,13 @@ def names(store: CheckpointStore) -> list[str]:
 def test_a_published_checkpoint_verifies_and_holds_no_pickle(store: CheckpointStore) -> None:
     path = write(store, 5)
     assert path.name == "step-000005"
-    assert verify(path) == []
+    assert verify(path) is None
     assert not (path / "training_args.bin").exists()
     assert json.loads((path / "manifest.json").read_text())["files"].keys() == FILES.keys()
     (path / "extra.pt").write_bytes(b"")
-    assert verify(path) == ["extra.pt does not belong there"]
+    assert verify(path) == "extra.pt does not belong there"
     (path / "extra.pt").unlink()
-    assert verify(path.rename(path.with_name("step-000006"))) == ["manifest.json is of step 5"]
+    assert verify(path.rename(path.with_name("step-000006"))) == "manifest.json is of step 5"
 
 
 def test_rotation_keeps_the_newest(store: CheckpointStore) -> None:
@@ -79,7 +79,7 @@ def test_rotation_keeps_the_best_besides(store: CheckpointStore) -> None:
         write(store, step, score=score)
     assert names(store) == ["step-000010", "step-000020", "step-000025"]
     best = store.best()
-    assert best == store.folder / "step-000010" and verify(best) == []
+    assert best == store.folder / "step-000010" and verify(best) is None
     assert store.newest() == store.folder / "step-000025"
     write(store, 30, score=2.5)  # the newer of two equal ones
     assert store.best() == store.folder / "step-000030"
@@ -127,7 +127,7 @@ def test_the_old_one_stays_when_the_new_one_does_not_verify(
     monkeypatch.setattr(checkpoint.os, "rename", rename_and_damage)
     with pytest.raises(CheckpointError, match=r"optimizer\.pt is not what was written"):
         write(store, 10, keep=1)
-    assert verify(old) == []
+    assert verify(old) is None
 
 
 def truncate(path: Path) -> None:
@@ -182,7 +182,7 @@ write(store, 10, keep=1)
     assert result.returncode in (0, 9), result.stderr
     newest = CheckpointStore(tmp_path).newest()
     assert newest is not None and newest.name in ("step-000005", "step-000010")
-    assert verify(newest) == []
+    assert verify(newest) is None
 
 
 def test_another_run_is_refused_with_every_difference(store: CheckpointStore) -> None:
@@ -266,7 +266,7 @@ def test_a_checkpoint_of_an_earlier_version_has_settings_that_were_removed(tmp_p
     for value, changes in ((False, 0), (True, 1)):
         earlier = {"settings": {"model": {"name": "m", "decode_graphs": value}}}
         (tmp_path / "manifest.json").write_text(json.dumps({"facts": earlier}), "utf-8")
-        assert len(checkpoint.changes_since(tmp_path, facts)) == changes
+        assert len(check_same_run(tmp_path, facts, anyway=True)) == changes
 
 
 def test_a_finished_run_is_left_alone_but_not_mistaken_for_another(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from posttrain.model.llama_server import FULL_DISTRIBUTION
 from posttrain.run import room
 from posttrain.run.results import Check
 from posttrain.settings.export import Export, Parity
-from posttrain.train.session import after_training
+from posttrain.train.after_training import export
 from tests.helpers import ROOT, Capsys
 from tests.unit.conftest import Ask
 
@@ -281,8 +281,8 @@ def test_an_export_that_does_not_fit_the_disk_is_refused(
 def test_what_cannot_be_exported_after_training_is_one_message(
     tmp_path: Path, capfd: Capsys
 ) -> None:
-    assert after_training(tmp_path, Export()) == 0
-    assert after_training(tmp_path, Export(to=["merged_16bit"])) == 2  # there is no adapter
+    assert export(tmp_path, Export()) == 0
+    assert export(tmp_path, Export(to=["merged_16bit"])) == 2  # there is no adapter
     assert "adapter_config.json" in capfd.readouterr().err
 
 

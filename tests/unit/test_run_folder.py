@@ -24,7 +24,8 @@ from posttrain.run.folder import RunFolder
 from posttrain.run.reading import read_run
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
-from posttrain.train import session
+from posttrain.train.after_training import report
+from posttrain.train.resume import Resume
 from posttrain.train.samples import SampleRecorder
 from rewards import REWARDS
 from scripts import dpo
@@ -348,16 +349,22 @@ def test_a_resumed_run_writes_no_generation_twice(tmp_path: Path) -> None:
     assert [row["question"] for row in json_lines(path)] == ["q0", "q1", "q2", "q3", "q4"]
 
 
-def test_the_first_line_of_an_error_and_where_a_run_resumes(run: RunFolder) -> None:
+def test_where_a_run_resumes(run: RunFolder, capsys: Capsys) -> None:
+    written = run.checkpoints.staging / "checkpoint-3"
+    written.mkdir(parents=True)
+    write_json(written / "trainer_state.json", {"global_step": 3, "max_steps": 12})
+    run.checkpoints.publish(written, 3, {}, keep=1)
+    resume = Resume(run, load_settings(DPOSettings, DEMO, ["training.max_steps=-1"]), "auto")
+    note = "Resuming from step 3 of 12 (checkpoints/step-000003); the scores from before training"
+    assert resume.kept_scores(lambda: 7) == 7
+    assert capsys.readouterr().out == f"{note} are kept\n"
+    assert resume.kept_scores(lambda: None) is None
+    assert capsys.readouterr().out == f"{note} are taken again\n"
+
+
+def test_the_first_line_of_an_error() -> None:
     assert first_line(ValueError("\n no such thing\nand more")) == "no such thing"
     assert first_line(OSError()) == "OSError"
-    checkpoint = run.path / "checkpoints" / "step-000003"
-    checkpoint.mkdir(parents=True)
-    write_json(checkpoint / "trainer_state.json", {"global_step": 3, "max_steps": 12})
-    shape = load_settings(DPOSettings, DEMO).training.model_copy(update={"max_steps": -1})
-    note = "Resuming from step 3 of 12 (checkpoints/step-000003); the scores from before training"
-    assert session.resume_note(checkpoint, shape, run, True) == f"{note} are kept"
-    assert "are taken again" in session.resume_note(checkpoint, shape, run, False)
 
 
 def test_training_ends_with_a_report_by_a_process(tmp_path: Path, capfd: Capsys) -> None:
@@ -366,11 +373,11 @@ def test_training_ends_with_a_report_by_a_process(tmp_path: Path, capfd: Capsys)
     run = RunFolder(tmp_path / "run")
     run.open(fresh=False)
     run.describe(settings, {"device": "CPU"})
-    session.report(run.path)
+    report(run.path)
     assert (run.path / "report.html").stat().st_size > 0
     out = capfd.readouterr().out
     assert out.startswith("run: not scored yet, 0 steps are logged\nReport    ")
-    session.report(tmp_path / "nowhere")
+    report(tmp_path / "nowhere")
     out, error = capfd.readouterr()
     assert "no run there" in error and "Traceback" not in error
     assert out.startswith("note: the report is not complete (exit code 2); ")

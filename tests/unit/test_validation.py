@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -16,6 +17,7 @@ from posttrain.data.text import text_key
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import demonstrations
 from posttrain.settings import GRPOSettings
+from posttrain.train.stop import StopRequest
 from posttrain.train.validation import Validation
 from tests.helpers import demo_settings
 
@@ -80,7 +82,9 @@ def validated(path: Path, values: dict[int, float], *overrides: str) -> Validati
         value = left.pop(0)
         return {"strict": Measure(value, 10, value, value)}
 
-    validation = Validation(run, settings(*overrides), measure, "strict")
+    trainer = SimpleNamespace(add_callback=lambda _: None)
+    own, stop = settings(*overrides), StopRequest(None)
+    validation = Validation((measure, "strict"), trainer, own, run, stop)
     for step in values:
         before = random.getstate()
         logged = validation.take(step)
