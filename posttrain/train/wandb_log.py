@@ -125,6 +125,7 @@ class WandbLog(Callback):
         if not known.exists():
             known.parent.mkdir(exist_ok=True)
             write_text(known, f"{secrets.token_hex(4)}\n")
+        waits = os.environ.get("WANDB_INIT_TIMEOUT", START_SECONDS) if mode == "online" else 60
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "posttrain"),
             name=self._settings["run"]["name"],
@@ -137,7 +138,7 @@ class WandbLog(Callback):
                 silent=True,
                 console="off",
                 disable_git=True,  # a remote's address may hold a password
-                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", START_SECONDS)),
+                init_timeout=float(waits),
                 finish_timeout=FINISH_SECONDS,
             ),
         )
