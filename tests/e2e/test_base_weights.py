@@ -51,6 +51,7 @@ def test_a_hub_model_is_known_by_its_commit(hub: Path) -> None:
     assert policy.base_weights(pinned) == f"someone/model@{COMMITS[0]}"
 
 
+@pytest.mark.long  # changes with the pinned Unsloth alone
 def test_the_repository_that_unsloth_takes_instead_counts(hub: Path) -> None:
     """As on a GPU, in another process: importing unsloth.models patches trl for good."""
     code = f"""

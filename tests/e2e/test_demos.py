@@ -30,8 +30,8 @@ def scores(run: Path) -> list[Any]:
 
 WHOLE = pytest.param((), marks=pytest.mark.long, id="whole")
 PART = {
-    "grpo": ("training.max_steps=12", "data.validation=20", "evaluation.limit=100"),
-    "dpo": ("training.max_steps=30", "data.validation=20", "evaluation.replies=80", ALSO),
+    "grpo": ("training.max_steps=12", "data.validation=20", "evaluation.limit=60"),
+    "dpo": ("training.max_steps=30", "data.validation=20", "evaluation.replies=40", ALSO),
 }
 
 
@@ -42,7 +42,7 @@ def test_grpo_demo_learns_to_compute(tmp_path: Path, part: tuple[str, ...]) -> N
     command = ("--config", CONFIGS["grpo"], "--output", run, *part)
     result = succeed("grpo", *command)
     before, after, comparison = scores(run)
-    assert before["strict"]["n"] == (100 if part else 300)
+    assert before["strict"]["n"] == (60 if part else 300)
     assert before["strict"]["value"] <= 0.45
     assert after["strict"]["value"] >= 0.85
     assert comparison["strict"]["p_value"] < 1e-6
@@ -62,7 +62,7 @@ def test_grpo_demo_learns_to_compute(tmp_path: Path, part: tuple[str, ...]) -> N
 def test_dpo_demo_learns_french(tmp_path: Path, part: tuple[str, ...]) -> None:
     """In 30 of its 60 steps, and in all of them."""
     run = tmp_path / "dpo"
-    replies, problems = (80, 20) if part else (200, 100)
+    replies, problems = (40, 20) if part else (200, 100)
     result = succeed("dpo", "--config", CONFIGS["dpo"], "--output", run, *part)
     before, after, comparison = scores(run)
     assert list(before) == list(after) == list(comparison) == [*MEASURES]
@@ -118,7 +118,8 @@ def test_a_locale_of_ascii(tmp_path: Path, name: str) -> None:
     succeed(name, *demo, *few, **ascii)
 
 
-@pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["grpo", "dpo"])
 def test_without_training_nothing_changes(tmp_path: Path, name: str) -> None:
     """Nor are scores believed that stand in the folder without a checkpoint of the same run."""
     run = tmp_path / name

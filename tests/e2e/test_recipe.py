@@ -58,8 +58,18 @@ def card_config(path: Path, folder: Path) -> list[str]:
     return [f"model.name={model}", *LOCAL[read_yaml(path)["method"]]]
 
 
+VARIANTS = ("1.5b", "16bit", "3b", "smollm2")  # of a config with the same data
+
+
 @needs_shared
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.long if variant else (), id=path.stem)
+        for path in CONFIGS
+        for variant in [any(name in path.stem for name in VARIANTS)]
+    ],
+)
 def test_every_config_passes_a_dry_run(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

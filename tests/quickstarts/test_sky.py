@@ -38,6 +38,7 @@ def test_spot_recovery_and_a_run_folder_that_outlives_the_machine(task: dict[str
     assert task["envs"]["BUCKET"] is None  # must be given; SkyPilot refuses to start without
 
 
+@pytest.mark.long  # the script that it starts is that of every other test
 def test_its_commands_run(task: dict[str, Any], tmp_path: Path) -> None:
     """`setup` and `run` as a shell would take them, up to the model (--dry-run)."""
     commands = task["run"].replace("/outputs/", f"{shlex.quote(str(tmp_path))}/")

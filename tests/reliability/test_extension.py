@@ -15,9 +15,10 @@ SHORT = ("training.per_device_train_batch_size=34",)  # 3 steps an epoch
     ("short", "longer"),
     [
         (["training.max_steps=2"], ["training.max_steps=4"]),
-        (
+        pytest.param(
             ["training.max_steps=-1", "training.num_train_epochs=1"],
             ["training.max_steps=-1", "training.num_train_epochs=2"],
+            marks=pytest.mark.long,
         ),
     ],
 )

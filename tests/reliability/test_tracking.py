@@ -31,7 +31,8 @@ def stop_after_a_step(command: list[Any], run: Path) -> tuple[int, str, str]:
     return process.wait(), output, errors
 
 
-@pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
+@pytest.mark.long  # tests/unit/test_tracking_choice.py has a server that is not there, in seconds
+@pytest.mark.parametrize("name", ["grpo", "dpo"])
 def test_key_without_network(tmp_path: Path, name: str) -> None:
     run = tmp_path / name
     own = ["tracking.report_to=[tensorboard]", "training.max_steps=4"]
