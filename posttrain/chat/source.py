@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.base.errors import ConfigError, did_you_mean
-from posttrain.base.paths import ROOT, is_url, run_command, shown
+from posttrain.base.paths import ROOT, here_or_project, is_url, run_command, shown
 from posttrain.model.llama_server import is_gguf
 from posttrain.model.trust import check_model_folder
 from posttrain.run.checkpoint import CheckpointStore
@@ -49,13 +49,11 @@ def find(name: str) -> Source:
     """
     if is_url(name):
         return Source("url", name, {})
-    places = (Path(name).expanduser().absolute(), ROOT / name)
-    path = next((p for p in places if p.exists()), None)
+    path = here_or_project(name).absolute()
     if name.endswith(".gguf"):
-        path = path or Path(name)
-        is_gguf(str(path))  # raises if there is no such file
+        is_gguf(str(path) if path.exists() else name)  # raises if there is no such file
         return _of_run("gguf", path)
-    if path is None or not path.is_dir():
+    if not path.is_dir():
         _refuse_path(name)
         return Source("model", name, {})
     for folder in (path / "adapter", path):

@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from eval.demonstration import Demonstration
 from eval.preference import Pair
 from posttrain.base.errors import DataError
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import here_or_project
 from posttrain.data.messages import user_turn
 from posttrain.data.sources import Row, read_rows
 from posttrain.settings.data import Keep, PassRate, Source
@@ -32,10 +31,8 @@ class Sampled:
 def read_sampled(source: Source) -> list[list[Sampled]]:
     """The scored replies of a replies.jsonl (or of its folder), grouped by question. Raises a
     DataError where it cannot be read, or a row is not a scored reply."""
-    for folder in (Path(source.path).expanduser(), ROOT / source.path):
-        if (folder / "replies.jsonl").is_file():
-            source = source.model_copy(update={"path": str(folder / "replies.jsonl")})
-            break
+    if (inside := here_or_project(source.path) / "replies.jsonl").is_file():
+        source = source.model_copy(update={"path": str(inside)})
     rows = [_sampled(row) for row in read_rows(source)]
     known = sorted((row for row in rows if row is not None), key=lambda row: row.question)
     return [list(group) for _, group in groupby(known, key=lambda row: row.question)]

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from posttrain.base.errors import DataError, did_you_mean, first_line
 from posttrain.base.expected import given, kind_of
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import ROOT, here_or_project
 from posttrain.settings import Source
 
 HUB_FILE = "hf://datasets/"
@@ -62,9 +62,7 @@ def checked_text(value: Any, what: str, may_be_empty: bool = False) -> str:
 def read_rows(source: Source) -> list[Row]:
     """All rows of a local file, dataset folder or hub dataset. Raises a DataError without any."""
     hub_file = source.path.startswith(HUB_FILE)
-    path = _hub_file(source) if hub_file else Path(source.path).expanduser()
-    if not path.exists() and (ROOT / path).exists():  # an absolute path stays as it is
-        path = ROOT / path
+    path = _hub_file(source) if hub_file else here_or_project(source.path)
     kind = path.with_suffix("").suffix if path.suffix.lower() == GZIP else path.suffix
     reader = _READERS.get(kind.lower())
     if path.is_file():
@@ -88,7 +86,8 @@ def read_rows(source: Source) -> list[Row]:
         rows = _from_datasets(source, path)
     elif reader is not None or source.path.startswith((".", "/", "~")):
         folders = dict.fromkeys((str(Path.cwd()), str(ROOT)))
-        searched = "" if path.is_absolute() else f" (looked in {' and '.join(folders)})"
+        absolute = Path(source.path).expanduser().is_absolute()
+        searched = "" if absolute else f" (looked in {' and '.join(folders)})"
         raise DataError(f"{source.path}: no such file{searched}")
     else:
         rows = _from_hub(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError, did_you_mean, first_line
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import here_or_project
 from posttrain.data.render import limit_token_ids
 from posttrain.model import adapter
 from posttrain.model.pretrained import local_or_hub
@@ -19,17 +19,15 @@ EMBEDDINGS = ("embed_tokens", "lm_head")  # as targets, Unsloth would train them
 
 def refuse_adapter(name: str) -> None:
     """Raise ConfigError if `model.name` is an adapter or run folder. Needs no torch."""
-    for folder in (Path(name).expanduser(), ROOT / name):
-        for path, shown in ((folder, name), (folder / "adapter", f"{name.rstrip('/')}/adapter")):
-            if (path / adapters.CONFIG).is_file():
-                raise _is_adapter(name, shown, path)
-        if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-            raise ConfigError(
-                f"model.name: '{name}' is a run folder without an adapter: its training is not "
-                "finished. Run its training command again to finish it, or name a model"
-            )
-        if folder.is_dir():
-            return
+    folder = here_or_project(name)
+    for path, shown in ((folder, name), (folder / "adapter", f"{name.rstrip('/')}/adapter")):
+        if (path / adapters.CONFIG).is_file():
+            raise _is_adapter(name, shown, path)
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"model.name: '{name}' is a run folder without an adapter: its training is not "
+            "finished. Run its training command again to finish it, or name a model"
+        )
 
 
 def _is_adapter(name: str, shown: str, folder: Path) -> ConfigError:

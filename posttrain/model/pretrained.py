@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError, first_line
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import ROOT, here_or_project
 from posttrain.data.render import end_of_reply, limit_token_ids
 from posttrain.model import adapter, runtime
 from posttrain.model.merged import choose_weights
@@ -18,10 +18,9 @@ def local_or_hub(name: str) -> str:
     """A model folder as an absolute path, looked for in the current folder and in the project, or
     the name of a hub model as it is. Raises ConfigError if there is no such folder, or if it could
     run code."""
-    for candidate in (Path(name).expanduser(), ROOT / name):
-        if candidate.is_dir():
-            check_model_folder(candidate.resolve(), "model.name")
-            return str(candidate.resolve())
+    if (folder := here_or_project(name).resolve()).is_dir():
+        check_model_folder(folder, "model.name")
+        return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         places = " and ".join(dict.fromkeys((str(Path.cwd()), str(ROOT))))
         raise ConfigError(f"model.name: there is no folder '{name}' (looked in {places})")

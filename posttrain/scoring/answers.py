@@ -14,7 +14,7 @@ from eval.figures import label, plain
 from eval.gsm8k import Problem, Reply, Score
 from eval.measures import headline
 from posttrain.base.files import append_rows, model_fingerprint, sha256
-from posttrain.base.paths import ROOT, is_url
+from posttrain.base.paths import here_or_project, is_url
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import clock_note, set_template_variables
 from posttrain.model import inference, pretrained, runtime
@@ -132,10 +132,8 @@ class EvaluatedModel:
 
 def adapter_of_run(model: str) -> str:
     """The adapter's folder, where the named model is a run folder that has one."""
-    for folder in (Path(model).expanduser(), ROOT / model):
-        if (folder / "adapter" / "adapter_config.json").is_file():
-            return str(folder / "adapter")
-    return model
+    adapter = here_or_project(model) / "adapter"
+    return str(adapter) if (adapter / "adapter_config.json").is_file() else model
 
 
 def weights_fingerprint(model: str) -> str | None:
