@@ -23,9 +23,9 @@ from eval import figures
 from eval.judge import INSTRUCTIONS, ORDERS, Verdicts, summarise
 from eval.stats import Measure
 from posttrain.base import flags
-from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
+from posttrain.base.lock import hold_beside
 from posttrain.base.paths import is_url
 from posttrain.base.process import run_main
 from posttrain.base.terminal import entry, prose_width
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     comparisons = comparisons[: args.limit]
     folder = args.output or folder_for(args.run / "judge" / slug, request)
-    check_folder(folder)
+    lease = hold_beside(folder, "another judge is writing there")
     check_request(folder, request)
     path = folder / VERDICTS
     verdicts = read_verdicts(path)
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     of_each = [{o: verdicts.get((i, o)) for o in ORDERS} for i in range(len(comparisons))]
     result = summarise(comparisons, of_each)
     write_json(folder / "report.json", {"url": args.url, **request, **asdict(result)})
+    lease.release()
     print(f"\n{render(args.model, result)}\n\nVerdicts and report: {folder}")
     if result.unparsable_verdicts > UNREADABLE * result.verdicts:
         print(

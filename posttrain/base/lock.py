@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +51,15 @@ def hold(lock: Path, folder: Path, what: str) -> "SoftFileLease":
     _HELD[lock] = lease
     atexit.register(_release, weakref.ref(lease))
     return lease
+
+
+def hold_beside(folder: Path, what: str) -> "SoftFileLease":
+    """Lock a folder that may not exist yet, or be moved aside: the lock is beside it. Raises
+    ConfigError as hold(), or if this user cannot write there."""
+    where = folder.resolve()
+    check_folder(where)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    return hold(where.with_name(f".{where.name}.lock"), folder, what)
 
 
 def _release(reference: "weakref.ref[SoftFileLease]") -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.measures import Change
-from posttrain.base.disk import check_folder
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, write_json, write_text
-from posttrain.base.lock import hold
+from posttrain.base.lock import hold_beside
 from posttrain.base.processor import cores
 from posttrain.run.checkpoint import CheckpointStore, differences, only_length, verify
 from posttrain.run.environment import environment
@@ -35,12 +34,8 @@ class RunFolder:
 
     def lock(self) -> None:
         """Keep other runs out of this folder, as long as this object is there; ConfigError if one
-        is writing to it. The lock is beside the folder, which `--resume never` moves aside."""
-        where = self.path.resolve()
-        check_folder(where)
-        where.parent.mkdir(parents=True, exist_ok=True)
-        lock = where.with_name(f".{where.name}.lock")
-        self._lease = hold(lock, self.path, "another run is writing there")
+        is writing to it."""
+        self._lease = hold_beside(self.path, "another run is writing there")
 
     @property
     def finished(self) -> bool:

@@ -100,7 +100,7 @@ def test_a_lock_that_is_let_go_of_is_gone(tmp_path: Path) -> None:
         assert not (tmp_path / "lock").exists()
 
 
-def test_a_training_script_refuses_before_anything_heavy(ask: Ask, tmp_path: Path) -> None:
+def test_a_script_refuses_before_anything_heavy(ask: Ask, tmp_path: Path) -> None:
     held = lock.hold(tmp_path / ".run.lock", tmp_path / "run", "another run is writing there")
     demo = ("--config", ROOT / "configs" / "dpo_demo.yaml", "--output", tmp_path / "run")
     for resume in ("auto", "never"):
@@ -108,6 +108,11 @@ def test_a_training_script_refuses_before_anything_heavy(ask: Ask, tmp_path: Pat
         assert result.returncode == 2
         assert re.search(rf"another run is writing there \(process {os.getpid()}, ", result.stderr)
         assert not (tmp_path / "run").exists()
+    data = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
+    model = ("--model", ROOT / "assets" / "demo_model", "--data", data)
+    result = ask("evaluate", *model, "--output", tmp_path / "run")
+    assert result.returncode == 2
+    assert re.search(rf"another evaluation is writing there \(process {os.getpid()}", result.stderr)
     result = ask("dpo", *demo, "--help")
     assert result.returncode == 0
     held.release()
