@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import is_url
@@ -13,6 +14,10 @@ from posttrain.base.processor import cores, free_cores
 FULL_DISTRIBUTION = {"top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
 """Sampling at a temperature and nothing else, as adapters are sampled; llama.cpp's own defaults cut
 the distribution, and Ollama's penalise repetition, which harms solutions that repeat a number."""
+
+_RUNNING: list[Any] = []
+"""Servers end with their block, but after an error or a signal with the process: to end one waits
+for the replies that are under way, which nobody reads any more, for ever."""
 
 
 def is_gguf(name: str) -> bool:
@@ -63,8 +68,8 @@ def serve(
         server = xllamacpp.Server(parameters)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"llama.cpp cannot load {gguf}: {error}") from None
-    try:
-        yield str(server.listening_address)
-    finally:
-        del server
-        gc.collect()
+    _RUNNING.append(server)
+    yield str(server.listening_address)
+    _RUNNING.remove(server)
+    del server
+    gc.collect()

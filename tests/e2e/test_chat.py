@@ -26,10 +26,11 @@ from posttrain.chat import source
 from posttrain.chat.conversation import Side, Talk
 from posttrain.chat.known import load_known
 from posttrain.chat.weights import Weights, text_so_far
-from posttrain.export import gguf, llama_cpp
+from posttrain.export import gguf
 from posttrain.model import adapter, inference, pretrained
 from posttrain.settings import Evaluation
-from tests.helpers import ROOT, make_adapter, run_script
+from tests.helpers import ROOT, make_adapter, run_script, start_script
+from tests.reliability.test_interruptions import wait_for
 from tests.runs import grpo_run
 
 DEMO = ROOT / "assets" / "demo_model"
@@ -219,13 +220,28 @@ def test_ctrl_c_stops_a_reply_and_then_leaves(run: Path, tmp_path: Path) -> None
 # --- other sources --------------------------------------------------------------------------------
 
 
-def test_a_gguf_file_and_a_server(tmp_path: Path) -> None:
-    try:
-        tree = llama_cpp.find_tree(None)
-    except ConfigError as error:
-        pytest.skip(f"llama.cpp is not in the cache and cannot be fetched: {error}")
-    file = tmp_path / "demo.gguf"
-    gguf.write_gguf(DEMO, "f16", file, "demo", str(tree))
+@pytest.fixture(scope="module")
+def file(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model as a GGUF file."""
+    path = tmp_path_factory.mktemp("gguf") / "demo.gguf"
+    gguf.write_gguf(DEMO, "f16", path, "demo", str(tree))
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_for_no_reply_of_llama_cpp(
+    file: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """llama.cpp's server would wait for replies that nobody reads any more."""
+    data = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
+    command = ("evaluate", "--model", file, "--data", data, "--output", tmp_path / "out")
+    process = start_script(*command, "--batch-size", "8", *RAMBLING)
+    wait_for(process, (tmp_path / "out" / "replies.jsonl").exists)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 128 + number
+
+
+def test_a_gguf_file_and_a_server(file: Path, tmp_path: Path) -> None:
     result = chat(file, "--question", QUESTION)
     assert result.returncode == 0, result.stderr
     head, *lines = result.stdout.rstrip().splitlines()
