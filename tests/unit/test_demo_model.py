@@ -6,18 +6,14 @@ import math
 import operator
 import random
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval import Completion, Conversation, Generate, PromptFormat
-from eval.gsm8k import SYSTEM, Problem, evaluate
 from eval.language import detect
-from posttrain.data.render import render
 from posttrain.demo import problems as demo_problems
-from posttrain.demo.problems import DPO_SYSTEM, LEADS, ProblemStream, split_of
+from posttrain.demo.problems import LEADS, ProblemStream, split_of
 from scripts import demo_model
 from tests.helpers import ROOT
 
@@ -189,56 +185,3 @@ def test_a_few_steps_reduce_the_loss_and_repeat_themselves(name: str) -> None:
     assert sum(losses[-2:]) < sum(losses[:2]) - 1.0
     if name == "tiny":
         assert demo_model.train(size, tokenizer, seed=0, steps=6)[1] == losses
-
-
-def generator(model: Any, tokenizer: Any, sample: bool, lead: str = "") -> Generate:
-    """A generate function for `eval`, greedy or sampled; every reply starts with the lead."""
-    import torch
-
-    how = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
-
-    def generate(conversations: Sequence[Conversation]) -> list[Completion]:
-        replies: list[Completion] = []
-        for start in range(0, len(conversations), 100):
-            inputs = tokenizer(
-                [render(tokenizer, turns) + lead for turns in conversations[start : start + 100]],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-            ).to(model.device)
-            with torch.no_grad():
-                output = model.generate(**inputs, max_new_tokens=96, **how)
-            for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
-                ended = tokenizer.eos_token_id in ids
-                length = ids.index(tokenizer.eos_token_id) + 1 if ended else len(ids)
-                text = tokenizer.decode(ids[:length], skip_special_tokens=True)
-                replies.append(Completion(lead + text, length, not ended))
-        return replies
-
-    return generate
-
-
-@pytest.mark.parametrize("language", ["en", "fr"])
-def test_the_model_guesses_but_computes_after_the_lead(
-    model: Any, tokenizer: Any, language: demo_problems.Language
-) -> None:
-    rows = [row for row in read("problems_test") if detect(row["question"]) == language][:40]
-    problems = [Problem(row["question"], row["answer"].split("#### ")[1]) for row in rows]
-    system = SYSTEM[language]
-    greedy = evaluate(problems, generator(model, tokenizer, sample=False), PromptFormat(system))
-    assert sum(manner_of(row.reply)[1] == "guess" for row in greedy) >= 36
-    assert sum(row.strict for row in greedy) <= 16
-    assert not any(row.truncated_rate for row in greedy)
-    lead = LEADS[language]["tagged"]
-    forced = generator(model, tokenizer, sample=False, lead=lead)
-    assert sum(row.strict for row in evaluate(problems, forced, PromptFormat(system))) >= 36
-
-
-def test_the_model_answers_french_in_both_languages(model: Any, tokenizer: Any) -> None:
-    import torch
-
-    torch.manual_seed(0)
-    problems = [Problem(row["prompt"], "0") for row in read("preferences")[:150]]
-    sample = generator(model, tokenizer, sample=True)
-    replies = [row.reply for row in evaluate(problems, sample, PromptFormat(DPO_SYSTEM))]
-    assert 0.35 < sum(detect(reply) == "fr" for reply in replies) / len(replies) < 0.65
