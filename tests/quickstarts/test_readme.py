@@ -408,6 +408,20 @@ def test_the_first_table_has_the_other_real_runs(file: str, run: str, names: lis
         assert line(name, what, sides, change) in text_of(README)
 
 
+def test_the_page_on_evaluation_has_the_untrained_models() -> None:
+    page = text_of(ROOT / "docs" / "evaluation.md")
+    results = json.loads(COLD_START.with_name("untrained.json").read_text(encoding="utf-8"))
+    models = {"smollm2": "SmolLM2-135M-Instruct", "qwen-coder": "Qwen2.5-Coder-0.5B-Instruct"}
+    for name, model in models.items():
+        measured = [results[f"{name}-{by}"]["measures"] for by in ("transformers", "llama.cpp")]
+        assert all(each["strict"]["value"] == 0 and each["strict"]["n"] == 400 for each in measured)
+        lenient = [
+            [100 * each["lenient"][k] for k in ("value", "low", "high")] for each in measured
+        ]
+        cells = ["{:.1f}% [{:.1f}, {:.1f}]".format(*values) for values in lenient]
+        assert f"| {model} | {' | '.join(cells)} |" in page
+
+
 def test_the_page_on_stages_has_the_real_model() -> None:
     page = text_of(ROOT / "docs" / "stages.md").partition("<!-- real results -->")[2]
     results = json.loads(COLD_START.read_text(encoding="utf-8"))
