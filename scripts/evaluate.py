@@ -31,7 +31,7 @@ from eval.rewarded import RewardedReply, Scorer, reward_row
 from posttrain.base import flags
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint, write_json
-from posttrain.base.lock import hold_beside
+from posttrain.base.lock import locked
 from posttrain.base.paths import is_url, shown
 from posttrain.base.process import run_main
 from posttrain.data.prompted import check_examples
@@ -107,16 +107,15 @@ def evaluate(args: argparse.Namespace) -> None:
     folder = args.output or folder_for(
         evaluation.default_folder(args.model, args.data, args.config), request
     )
-    lease = hold_beside(folder, "another evaluation is writing there")
-    done = resume(folder, request)
-    if weights and done:
-        with reward_functions.reward_errors():
-            score_again(folder, done, problems, score)
-    answer_all(model, problems, request, folder, done, score)
-    measured = gsm8k.summarise(list(done.values()))
-    measures = {name: asdict(measure) for name, measure in measured.items()}
-    write_json(folder / "report.json", {**request, "measures": measures})
-    lease.release()
+    with locked(folder, "another evaluation is writing there"):
+        done = resume(folder, request)
+        if weights and done:
+            with reward_functions.reward_errors():
+                score_again(folder, done, problems, score)
+        answer_all(model, problems, request, folder, done, score)
+        measured = gsm8k.summarise(list(done.values()))
+        measures = {name: asdict(measure) for name, measure in measured.items()}
+        write_json(folder / "report.json", {**request, "measures": measures})
     print(f"\n{tables.summary_table(measured)}\n\nKept in {shown(folder)}")
     if overlap:
         print(f"warning: {overlap} of these questions were trained on")

@@ -25,7 +25,7 @@ from eval.stats import Measure
 from posttrain.base import flags
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import fingerprint, write_json
-from posttrain.base.lock import hold_beside
+from posttrain.base.lock import locked
 from posttrain.base.paths import is_url
 from posttrain.base.process import run_main
 from posttrain.base.terminal import entry, prose_width
@@ -52,24 +52,23 @@ def main(argv: list[str] | None = None) -> int:
     }
     comparisons = comparisons[: args.limit]
     folder = args.output or folder_for(args.run / "judge" / slug, request)
-    lease = hold_beside(folder, "another judge is writing there")
-    check_request(folder, request)
-    path = folder / VERDICTS
-    verdicts = read_verdicts(path)
-    left = len(missing(comparisons, verdicts))
-    print(
-        f"{len(comparisons)} prompts, {len(verdicts)} verdicts kept from an earlier call, "
-        f"{left} to request"
-    )
-    if left:
-        sent = {"max_tokens": args.max_tokens, "temperature": args.temperature}
-        server = Server(args.url, sent, args.model, args.key_variable, args.timeout)
-        judge_all(comparisons, verdicts, server.ask, folder, request, args.at_once)
-    claim(folder, request)  # without a request there is no folder yet
-    of_each = [{o: verdicts.get((i, o)) for o in ORDERS} for i in range(len(comparisons))]
-    result = summarise(comparisons, of_each)
-    write_json(folder / "report.json", {"url": args.url, **request, **asdict(result)})
-    lease.release()
+    with locked(folder, "another judge is writing there"):
+        check_request(folder, request)
+        path = folder / VERDICTS
+        verdicts = read_verdicts(path)
+        left = len(missing(comparisons, verdicts))
+        print(
+            f"{len(comparisons)} prompts, {len(verdicts)} verdicts kept from an earlier call, "
+            f"{left} to request"
+        )
+        if left:
+            sent = {"max_tokens": args.max_tokens, "temperature": args.temperature}
+            server = Server(args.url, sent, args.model, args.key_variable, args.timeout)
+            judge_all(comparisons, verdicts, server.ask, folder, request, args.at_once)
+        claim(folder, request)  # without a request there is no folder yet
+        of_each = [{o: verdicts.get((i, o)) for o in ORDERS} for i in range(len(comparisons))]
+        result = summarise(comparisons, of_each)
+        write_json(folder / "report.json", {"url": args.url, **request, **asdict(result)})
     print(f"\n{render(args.model, result)}\n\nVerdicts and report: {folder}")
     if result.unparsable_verdicts > UNREADABLE * result.verdicts:
         print(

@@ -5,10 +5,12 @@ a process of this machine that is dead, and from any other after a minute withou
 """
 
 import atexit
+import contextlib
 import os
 import socket
 import sys
 import weakref
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +62,16 @@ def hold_beside(folder: Path, what: str) -> "SoftFileLease":
     check_folder(where)
     where.parent.mkdir(parents=True, exist_ok=True)
     return hold(where.with_name(f".{where.name}.lock"), folder, what)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Lock a folder inside of the block; as hold_beside()."""
+    lease = hold_beside(folder, what)
+    try:
+        yield
+    finally:  # also for a signal, after which a process may end without its atexit functions
+        lease.release()
 
 
 def _release(reference: "weakref.ref[SoftFileLease]") -> None:

@@ -78,6 +78,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping at the top of a YAML file; an empty file is an empty mapping."""
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"no config file at '{path}'") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config file '{path}': {error}") from None
     value = parse_yaml(text, str(path))

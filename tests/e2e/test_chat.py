@@ -239,6 +239,7 @@ def test_a_signal_waits_for_no_reply_of_llama_cpp(
     wait_for(process, (tmp_path / "out" / "replies.jsonl").exists)
     process.send_signal(number)
     assert process.wait(timeout=20) == 128 + number
+    assert not (tmp_path / ".out.lock").exists()
 
 
 def test_a_gguf_file_and_a_server(file: Path, tmp_path: Path) -> None:

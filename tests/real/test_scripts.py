@@ -5,6 +5,7 @@ tag, near ties, large vocabularies, another chat template.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def arguments(method: str, model: Path, data: Path, run: Path) -> list[str]:
     test = f"{{path: {data / 'test.jsonl'}, limit: 6}}"
     config = {"grpo": "grpo_gsm8k_cpu", "dpo": "dpo_french_cpu", "sft": "sft_demo"}[method]
     batch = {"grpo": 8, "dpo": 4, "sft": 8}[method]
+    # In bfloat16 a reply's log-probability by SmolLM2 differs by half a nat with its padding.
+    dtype = "float32" if "smollm2" in model.name else "bfloat16"
     own = {
         "grpo": [
             *(f"data.train={source}", f"data.eval={test}", "data.validation=4"),
@@ -67,7 +70,8 @@ def arguments(method: str, model: Path, data: Path, run: Path) -> list[str]:
     }[method]
     return [
         *("--config", str(ROOT / "configs" / f"{config}.yaml"), "--output", str(run)),
-        *(f"model.name={model}", "model.max_seq_length=512", "run.threads=1"),
+        *(f"model.name={model}", f"model.dtype={dtype}", "model.max_seq_length=512"),
+        "run.threads=1",
         *(f"training.max_steps={STEPS}", "training.save_steps=1", "health.max_still_steps=null"),
         *(f"training.per_device_train_batch_size={batch}", "training.warmup_steps=0"),
         *("training.gradient_accumulation_steps=1", "evaluation.every=1"),
@@ -97,9 +101,10 @@ def trained(
 
 
 def test_a_run_and_its_page(trained: tuple[str, Path, Path]) -> None:
-    method, _, run = trained
+    method, model, run = trained
     if method == "dpo":
-        assert steps_of(run)[0][1] == pytest.approx(0.693147, abs=2e-3)  # ln 2, in bfloat16
+        near = 1e-5 if "smollm2" in model.name else 2e-3  # in bfloat16
+        assert steps_of(run)[0][1] == pytest.approx(math.log(2), abs=near)
     assert any(norm > 0 for _, _, norm in steps_of(run)) or method == "grpo"  # flat groups
     for name in ("report.html", "README.md", "adapter/adapter_model.safetensors"):
         assert (run / name).stat().st_size > 0

@@ -357,7 +357,7 @@ def test_a_wrong_url_leaves_nothing_behind(api: Server, run: Path, no_pauses: li
     arguments = [str(run), "--model", "org/the judge", "--url"]
     with pytest.raises(ConfigError, match="no answer from"):
         judge.main([*arguments, "http://127.0.0.1:9"])
-    assert all(p.suffix == ".lock" for p in (run / "judge").iterdir())  # gone with the process
+    assert not any((run / "judge").iterdir())
     assert judge.main([*arguments, api.url]) == 0
     before = len(api.bodies)
     assert judge.main([*arguments, f"{api.url}/v1"]) == 0  # the same judge under another address
