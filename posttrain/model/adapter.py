@@ -57,7 +57,7 @@ def without_copy(policy: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if "ref" in policy.peft_config:
+        if "ref" in getattr(policy, "peft_config", ()):  # a model may have no adapter
             policy.delete_adapter("ref")
 
 
