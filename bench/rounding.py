@@ -73,11 +73,12 @@ def measure(base: Path, spread: float, folder: Path) -> dict[str, Any]:
 def main() -> int:
     command = parser(__doc__)
     command.add_argument("--tokenizer", type=Path, required=True, help="folder of Qwen2.5's")
+    command.add_argument("--spread", type=float, action="append", help="of B (default: four)")
     arguments = command.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         base = make_qwen(Path(name) / "base", arguments.tokenizer)
-        for spread in SPREADS:
+        for spread in arguments.spread or SPREADS:
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(measure(base, spread, Path(folder)))
             print(json.dumps(rows[-1]), flush=True)

@@ -1,7 +1,6 @@
 """Tiny models of several families: random weights, the demo model's words, a chat template of each
 kind, and end tokens where each family has them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,5 +189,4 @@ def make_model(name: str, folder: Path) -> Path:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == ends
     return folder

@@ -28,6 +28,8 @@ READ_LATER = (
     *("POSTTRAIN_", "PYTEST_", "NO_COLOR", "COLUMNS", "TERM"),
     "WANDB_",  # by wandb.init
     "HF_HUB_ENABLE_HF_TRANSFER",  # Unsloth sets it while it loads a model; the tests are offline
+    # The scripts set them, also where a test calls their main() in its own process.
+    *("HF_DATASETS_DISABLE_PROGRESS_BARS", "GRADIO_ANALYTICS_ENABLED", "NO_PROXY", "no_proxy"),
 )
 """Prefixes of variables that are read when they are used, not at import."""
 

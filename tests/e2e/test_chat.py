@@ -28,6 +28,7 @@ from posttrain.chat.known import load_known
 from posttrain.chat.weights import Weights, text_so_far
 from posttrain.export import gguf
 from posttrain.model import adapter, inference, pretrained
+from posttrain.model.llama_server import serve
 from posttrain.settings import Evaluation
 from tests.helpers import ROOT, make_adapter, run_script, start_script
 from tests.reliability.test_interruptions import wait_for
@@ -247,21 +248,15 @@ def test_a_gguf_file_and_a_server(file: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     head, *lines = result.stdout.rstrip().splitlines()
     assert head == f"> {QUESTION}" and lines and all(line.startswith("reply  ") for line in lines)
-    from posttrain.model.llama_server import serve
-
     with serve(file) as url:
         assert chat(url, "--question", QUESTION).stdout == result.stdout
-    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
-    result = chat(tmp_path / "broken.gguf", "--question", "?")
-    assert result.returncode == 2 and "llama.cpp cannot load" in result.stderr
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(ConfigError, match=r"llama\.cpp cannot load"), serve(broken):
+        pass
 
 
-def test_nobody_there() -> None:
-    result = run_script("chat", "http://127.0.0.1:9", "--question", "?")
-    assert result.returncode == 2 and "is a server running there?" in result.stderr
-
-
-def test_a_base_model_that_is_gone(run: Path, tmp_path: Path) -> None:
+def test_a_base_model_that_is_gone(tmp_path: Path) -> None:
     lost = tmp_path / "adapter"
     lost.mkdir()
     (lost / adapter.CONFIG).write_text(json.dumps({adapter.BASE: "/no/such/model"}))
@@ -303,25 +298,24 @@ def served(run: Path) -> Iterator[Served]:
     from playwright.sync_api import sync_playwright
 
     port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "chat.py", run, "--web", "--port", str(port)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line == f"Open http://127.0.0.1:{port}/ in a browser; Ctrl-C ends it.\n"
+    process = start_script("chat", run, "--web", "--port", str(port))
+
+    def answers() -> bool:
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_for(process, answers)
+    url = f"http://127.0.0.1:{port}/"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
         )
-        yield Served(line.split()[1], [], [], browser)
+        yield Served(url, [], [], browser)
         browser.close()
-    process.stdout.close()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert output.strip() == f"Open {url} in a browser; Ctrl-C ends it."
 
 
 def texts(tab: Any, side: int) -> list[str]:

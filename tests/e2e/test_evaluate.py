@@ -6,8 +6,6 @@ What loads no model runs in this process, the rest as a user runs it.
 import json
 import os
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,13 @@ import pytest
 from posttrain.base.errors import DataError
 from posttrain.base.process import run_main
 from posttrain.scoring import evaluation
-from posttrain.scoring.answers import adapter_of_run
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import dump_yaml
 from scripts import evaluate
-from tests.helpers import ROOT, run_script, start_script
+from tests.helpers import ROOT, Capsys, make_adapter, run_script, start_script
 from tests.reliability.inside import own_handlers, read, rows, succeed
+from tests.reliability.test_interruptions import wait_for
 
 __all__ = ["own_handlers"]
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
@@ -76,15 +74,12 @@ def called(*arguments: str | Path) -> int:
     return int(left.value.code or 0)
 
 
-Capture = pytest.CaptureFixture[str]
-
-
-def printed(capsys: Capture, *arguments: str | Path) -> str:
+def printed(capsys: Capsys, *arguments: str | Path) -> str:
     assert called(*arguments) == 0
     return capsys.readouterr().out
 
 
-def refused(capsys: Capture, *arguments: str | Path) -> str:
+def refused(capsys: Capsys, *arguments: str | Path) -> str:
     """What the script prints where it must refuse; one line, no traceback, exit code 2."""
     assert called(*arguments) == 2
     error = capsys.readouterr().err
@@ -111,26 +106,15 @@ def test_report(complete: Path, model: Path) -> None:
 # --- interrupted ----------------------------------------------------------------------------------
 
 
-def kill_after(replies: int, arguments: list[str], folder: Path) -> int:
-    """SIGKILL the script once it has kept that many replies; returns how many there are then."""
-    process = start_script("evaluate", *arguments, "--output", folder)
-    try:
-        deadline = time.monotonic() + 300
-        while lines(folder) < replies:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    return lines(folder)
-
-
 def test_killed_evaluation_ends_in_the_same_report(
     request_: list[str], complete: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
-    kept = kill_after(8, request_, folder)  # they are kept in batches, of which this is the first
+    process = start_script("evaluate", *request_, "--output", folder)
+    wait_for(process, lambda: lines(folder) >= 8)  # they are kept in batches: this is the first
+    process.kill()
+    process.wait()
+    kept = lines(folder)
     assert 8 <= kept < COUNT
     assert not (folder / "report.json").exists()
     with open(folder / "replies.jsonl", "ab") as file:  # what a kill while writing would leave
@@ -159,13 +143,13 @@ def test_part_of_a_batch_is_not_sampled_anew_on_its_own(
 
 
 def test_a_finished_evaluation_loads_no_model(
-    request_: list[str], copy: Path, capsys: Capture
+    request_: list[str], copy: Path, capsys: Capsys
 ) -> None:
     output = printed(capsys, *request_, "--output", copy)
     assert "Loading" not in output and "strict accuracy" in output
 
 
-def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path, capsys: Capture) -> None:
+def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path, capsys: Capsys) -> None:
     replies = (copy / "replies.jsonl").read_text(encoding="utf-8").split("\n")
     replies[3] = '{"question": "q"}'
     (copy / "replies.jsonl").write_text("\n".join(replies), encoding="utf-8")
@@ -186,7 +170,7 @@ def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path, capsy
     ],
 )
 def test_another_request_into_the_same_folder_is_refused(
-    request_: list[str], copy: Path, change: list[str], output: str, capsys: Capture
+    request_: list[str], copy: Path, change: list[str], output: str, capsys: Capsys
 ) -> None:
     files = {path: path.read_bytes() for path in copy.iterdir()}
     message = refused(capsys, *request_, *change, "--output", copy)
@@ -195,7 +179,7 @@ def test_another_request_into_the_same_folder_is_refused(
 
 
 def test_a_retrained_model_in_the_same_place_is_another_request(
-    request_: list[str], model: Path, copy: Path, capsys: Capture
+    request_: list[str], model: Path, copy: Path, capsys: Capsys
 ) -> None:
     weights = model / "model.safetensors"
     original = weights.read_bytes()
@@ -210,7 +194,7 @@ def test_a_retrained_model_in_the_same_place_is_another_request(
 
 
 def test_rescore_gives_the_same_measures_and_leaves_the_file_alone(
-    copy: Path, capsys: Capture
+    copy: Path, capsys: Capsys
 ) -> None:
     replies = copy / "replies.jsonl"
     original = rows(replies)
@@ -227,7 +211,7 @@ def test_rescore_gives_the_same_measures_and_leaves_the_file_alone(
     assert printed(capsys, *rescore) == expected
 
 
-def test_compare_prints_the_paired_table(complete: Path, copy: Path, capsys: Capture) -> None:
+def test_compare_prints_the_paired_table(complete: Path, copy: Path, capsys: Capsys) -> None:
     replies = rows(copy / "replies.jsonl")
     wrong = [row for row in replies if not row["strict"]]
     assert len(wrong) >= 8
@@ -258,9 +242,6 @@ def test_compare_prints_the_paired_table(complete: Path, copy: Path, capsys: Cap
 @pytest.fixture(scope="module")
 def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as scripts/grpo.py leaves it, whose training file shares 3 test questions."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     run = tmp_path_factory.mktemp("run")
     tests = PROBLEMS.read_text(encoding="utf-8").split("\n")[:3]
     shared = [json.loads(line) for line in tests]
@@ -275,18 +256,14 @@ def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
     (run / "config.yaml").write_text(dump_yaml(settings.model_dump()), encoding="utf-8")
-    base = AutoModelForCausalLM.from_pretrained(model)
-    adapter = run / "adapter"
-    get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(adapter)
-    AutoTokenizer.from_pretrained(model).save_pretrained(adapter)
-    checkpoint = run / "checkpoints" / "checkpoint-2"
-    shutil.copytree(adapter, checkpoint)
+    adapter = make_adapter(model, run / "adapter")
+    shutil.copytree(adapter, run / "checkpoints" / "checkpoint-2")
     return run
 
 
 @pytest.mark.parametrize("which", ["adapter", "checkpoints/checkpoint-2"])
 def test_questions_that_were_trained_on_are_refused(
-    trained: Path, which: str, tmp_path: Path, capsys: Capture
+    trained: Path, which: str, tmp_path: Path, capsys: Capsys
 ) -> None:
     scored = ["--model", trained / which, "--data", PROBLEMS, "--limit", "8"]
     output = refused(capsys, *scored, "--output", tmp_path / "out")
@@ -295,7 +272,7 @@ def test_questions_that_were_trained_on_are_refused(
 
 
 def test_override_scores_them_and_says_so(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     """Also what else an adapter's run decides: its system prompt and its precision."""
     folder = tmp_path / "out"
@@ -319,13 +296,10 @@ def test_override_scores_them_and_says_so(
         ([], "--model and --data are needed"),
         (["--model", "m"], "--model and --data are needed"),
         (["--samples", "0"], "--samples: must be at least 1, got 0"),
-        (["--limit", "-3"], "--limit: must be at least 1, got -3"),
-        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["--samples", "4", "--temperature", "0"], "greedy replies are alike"),
         (["--temperature", "-1"], "--temperature: must be 0 or more, got -1"),
         (["--temperature", "nan"], "--temperature: must be 0 or more, got nan"),
         (["--language", "de"], "invalid choice: 'de'"),
-        (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--model", "./nowhere"], "there is no folder './nowhere'"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         pytest.param(
@@ -336,7 +310,7 @@ def test_override_scores_them_and_says_so(
     ],
 )
 def test_bad_arguments(
-    arguments: list[str], output: str, model: Path, tmp_path: Path, capsys: Capture
+    arguments: list[str], output: str, model: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
     given = list(arguments)
     if arguments and arguments != ["--model", "m"]:
@@ -344,13 +318,6 @@ def test_bad_arguments(
         given += [] if "--data" in arguments else ["--data", str(PROBLEMS)]
     assert output in refused(capsys, *given, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_run_folder_stands_for_its_adapter(tmp_path: Path) -> None:
-    assert adapter_of_run(str(tmp_path)) == str(tmp_path)
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert adapter_of_run(str(tmp_path)) == str(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(

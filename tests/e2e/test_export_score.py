@@ -8,38 +8,61 @@ from typing import Any
 
 import pytest
 
+from posttrain.base import process
 from posttrain.base.errors import ConfigError
 from posttrain.export import score
 from posttrain.report.export_scores import TITLE
-from scripts import export
-from tests.helpers import ROOT, run_script
+from scripts import evaluate, export
+from tests.helpers import ROOT, Capsys, run_script
 from tests.reliability import inside
-from tests.reliability.inside import read, succeed
+from tests.reliability.inside import leave_with, own_handlers, read, succeed
 
+__all__ = ["own_handlers"]
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
 PARITY = "parity: {new_tokens: 24}"
+TO = "[merged_16bit, 'gguf:q8_0']"
+COUNT = 12
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("tree")]
 
 
-TO = "[merged_16bit, 'gguf:q8_0']"
-
-
 def train(method: str, folder: Path, *more: str, to: str = TO) -> str:
-    """Two steps of the demo, exported and scored as its settings say; returns what it printed."""
-    result = succeed(
-        *(method, "--config", ROOT / "configs" / f"{method}_demo.yaml", "--output", folder),
-        *("training.max_steps=2", "data.validation=0", "training.save_steps=2", *more),
-        f"export={{to: {to}, score: true, {PARITY}}}",
-    )
-    return result.stdout
+    """Two steps of the demo, exported and scored as its settings say; returns what that printed.
+
+    The export starts in a fork that has imported the libraries, and its scoring as a user's."""
+    printed: list[str] = []
+
+    def start(script: str, *given: str) -> int:
+        result = run_script(script, *given)
+        printed.append(result.stdout)
+        return result.returncode
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "run_script", start)
+        exports = f"export={{to: {to}, score: true, {PARITY}}}"
+        assert leave_with(method, folder, "training.max_steps=2", *more, exports) == 0, printed
+    return printed[-1]
 
 
 @pytest.fixture(scope="module")
 def grpo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A GRPO run with two scored files and what it printed; not to be written to."""
     folder = tmp_path_factory.mktemp("runs") / "grpo"
-    few = ["training.per_device_train_batch_size=16", "training.max_completion_length=48"]
-    return folder, train("grpo", folder, *few, "evaluation={limit: 16, max_new_tokens: 48}")
+    few = [
+        "training.max_completion_length=48",
+        f"evaluation={{limit: {COUNT}, max_new_tokens: 48}}",
+    ]
+    return folder, train("grpo", folder, *few)
+
+
+def score_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> tuple[dict[str, Any], str]:
+    """The scores of both files, and what their command printed."""
+    base = str(ROOT / "assets" / "demo_model")
+    argv = ["score", str(run), base, "merged_16bit", "gguf:q8_0"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert score.main() == 0
+    return scores(run), capsys.readouterr().out
 
 
 def scores(run: Path) -> dict[str, Any]:
@@ -58,15 +81,13 @@ def test_a_score_is_that_of_an_evaluation_by_hand(
     run, _ = grpo
     entry = read(run / "export.json")["exports"][target]
     by_hand = tmp_path / "by_hand"
-    succeed(
-        *("evaluate", "--model", run / entry["path"], "--data", PROBLEMS, "--limit", "16"),
-        *("--max-new-tokens", "48", "--output", by_hand),
-    )
+    given = ["--model", str(run / entry["path"]), "--data", str(PROBLEMS), "--limit", str(COUNT)]
+    assert evaluate.main([*given, "--max-new-tokens", "48", "--output", str(by_hand)]) == 0
     kept = run / "eval" / "exports" / target.replace(":", "-") / "replies.jsonl"
     assert rows(kept) == rows(by_hand / "replies.jsonl")
     report = read(by_hand / "report.json")
     score = entry["score"]
-    assert score["measures"] == report["measures"] and score["n"] == 16
+    assert score["measures"] == report["measures"] and score["n"] == COUNT
     assert report["weights"]
     adapter, file = rows(run / "eval" / "after.jsonl"), rows(kept)
     pairs = [(a["strict"], b["strict"]) for a, b in zip(adapter, file, strict=True)]
@@ -86,34 +107,24 @@ def test_it_is_shown_where_the_headline_is(grpo: tuple[Path, str]) -> None:
         assert "No file lost significantly against the adapter" in text
 
 
-def test_a_second_call_asks_only_what_a_kill_left_out(
-    grpo: tuple[Path, str], tmp_path: Path
+def test_what_a_kill_left_out_or_other_weights_answered_is_asked_again(
+    grpo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     run = Path(shutil.copytree(grpo[0], tmp_path / "moved"))
     cut = run / "eval" / "exports" / "gguf-q8_0" / "replies.jsonl"
     cut.write_bytes(cut.read_bytes()[:-20])
-    result = succeed("export", run, "--to", "merged_16bit,gguf:q8_0", "--score")
-    assert "15 replies kept" in result.stdout and TITLE in result.stdout
-    of_merged = result.stdout.partition("Scoring the files")[2].partition("gguf:q8_0")[0]
-    assert "Loading" not in of_merged
-    again, before = scores(run), scores(grpo[0])
-    for each in (again, before):
-        del each["gguf:q8_0"]["tokens_per_second"]  # of the one reply
+    requested = run / "eval" / "exports" / "merged_16bit" / "request.json"
+    requested.write_text(json.dumps(read(requested) | {"weights": "0" * 64}), encoding="utf-8")
+    again, output = score_again(run, monkeypatch, capsys)
+    of_merged, _, of_gguf = output.partition("gguf:q8_0")
+    assert "were to another request" in of_merged
+    assert f"{COUNT - 1} replies kept" in of_gguf and TITLE in of_gguf
+    before = scores(grpo[0])
+    for each in (*again.values(), *before.values()):
+        del each["tokens_per_second"]
     assert again == before
     for path in grpo[0].glob("eval/exports/*/*"):
         assert (run / path.relative_to(grpo[0])).read_bytes() == path.read_bytes()
-
-
-def test_answers_of_other_weights_are_not_taken_for_a_files_own(
-    grpo: tuple[Path, str], tmp_path: Path
-) -> None:
-    run = Path(shutil.copytree(grpo[0], tmp_path / "other"))
-    requested = run / "eval" / "exports" / "gguf-q8_0" / "request.json"
-    request = read(requested)
-    requested.write_text(json.dumps(request | {"weights": "0" * 64}), encoding="utf-8")
-    result = run_script("export", run, "--to", "gguf:q8_0", "--score")
-    assert result.returncode == 0 and "were to another request" in result.stdout
-    assert read(requested) == request
 
 
 @pytest.mark.long
@@ -144,7 +155,6 @@ def test_text_answers_are_scored_by_the_rewards_of_the_run(tmp_path: Path) -> No
     run = tmp_path / "text"
     train(
         *("grpo", run, "data.answers=text", f"rewards={{'{tmp_path}/mine.py:long': 0.5}}"),
-        *("training.per_device_train_batch_size=16", "training.max_completion_length=24"),
         *("evaluation={limit: 16, max_new_tokens: 24}", "health.stop_on=[]"),
     )
     score = scores(run)["gguf:q8_0"]
@@ -165,10 +175,8 @@ def test_text_answers_are_scored_by_the_rewards_of_the_run(tmp_path: Path) -> No
 @pytest.mark.long
 def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
     run = tmp_path / "dpo"
-    output = train(
-        *("dpo", run, "training.per_device_train_batch_size=8", "data.holdout=12"),
-        "evaluation={limit: 12, replies: 6, max_new_tokens: 24}",
-    )
+    few = "evaluation={limit: 12, replies: 6, max_new_tokens: 24}"
+    output = train("dpo", run, "data.holdout=12", few)
     assert TITLE in output
     adapter = inside.rows(run / "eval" / "after_replies.jsonl")
     for target in ("merged_16bit", "gguf-q8_0"):
@@ -202,8 +210,7 @@ def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_files_of_an_sft_run_are_scored_on_its_problems(tmp_path: Path) -> None:
     run = tmp_path / "sft"
-    few = ["evaluation={limit: 24, max_new_tokens: 48}", "data.holdout=8"]
-    train("sft", run, *few, to="[merged_16bit]")
+    train("sft", run, "evaluation={limit: 24, max_new_tokens: 48}", to="[merged_16bit]")
     record = read(run / "export.json")
     made = record["exports"]["merged_16bit"]
     assert made["proven"] and made["score"]["main"] == "strict" and made["score"]["n"] == 24
@@ -224,18 +231,16 @@ def test_files_of_an_sft_run_are_scored_on_its_problems(tmp_path: Path) -> None:
     assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
 
 
-def test_what_was_not_made_is_not_scored(
-    grpo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_was_not_made_is_not_scored_and_what_was_scored_is_not_loaded(
+    grpo: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     """As after merged weights that were not proven."""
     run = Path(shutil.copytree(grpo[0], tmp_path / "run"))
     record = read(run / "export.json")
     del record["exports"]["gguf:q8_0"]
     (run / "export.json").write_text(json.dumps(record), encoding="utf-8")
-    given = [str(run), str(ROOT / "assets" / "demo_model"), "merged_16bit", "gguf:q8_0"]
-    monkeypatch.setattr(sys, "argv", ["score", *given])
-    assert score.main() == 0
-    assert list(scores(run)) == ["merged_16bit"]
+    result, output = score_again(run, monkeypatch, capsys)
+    assert list(result) == ["merged_16bit"] and "Loading" not in output
 
 
 def test_without_a_finished_run_it_is_refused(tmp_path: Path, grpo: tuple[Path, str]) -> None:

@@ -13,6 +13,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.data.render import render, set_template_variables
 from posttrain.model import inference
 from posttrain.settings import Evaluation
+from posttrain.train import session
 from scripts import dpo, evaluate, export, grpo
 from tests.e2e import trainers
 from tests.families import FAMILIES, Family, make_model
@@ -109,7 +110,9 @@ class Made:
         """What the script returns, as it is called by a user."""
         given = ["--config", str(ROOT / "configs" / f"{method}_demo.yaml")]
         given += ["--output", str(self.run(method)), *self.overrides(method), *more]
-        with reported_here():
+        with reported_here(), pytest.MonkeyPatch.context() as patch:
+            if self.name != "qwen3":  # whose card is read
+                patch.setattr(session, "report", lambda run: None)
             return MAINS[method](given)
 
 
@@ -214,11 +217,6 @@ def qwen3(made: Made) -> Made:
     if made.name != "qwen3":
         pytest.skip("only Qwen3's template has a variable")
     return made
-
-
-def test_a_dry_run_shows_the_prompt(qwen3: Made, capsys: pytest.CaptureFixture[str]) -> None:
-    assert qwen3.main("grpo", "--dry-run") == 0
-    assert ASSISTANT + THOUGHTS in capsys.readouterr().out
 
 
 def test_the_data_report_counts_and_shows_the_prompt(qwen3: Made) -> None:

@@ -20,30 +20,23 @@ KINDS = {
 }
 
 
-class Trained:
+def distance(first: Any, second: Any) -> float:
+    return float((first - second).abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_starts_as_the_base_model_and_is_saved_for_it(tmp_path: Path, kind: str) -> None:
     """Two steps of DPO on 16 pairs."""
+    import torch
 
-    def __init__(self, folder: Path, *overrides: str) -> None:
-        short = ("training.max_steps=2", "training.loss_type=[sigmoid]", "training.save_steps=1")
-        at_each_step = "training.precompute_ref_log_probs=false"
-        built = trainers.build("dpo", folder, *short, at_each_step, *overrides)
-        self.pairs, self.model, self.tokenizer = built.rows, built.model, built.tokenizer
-        self.start = self.logits(self.model)
-        with self.model.disable_adapter():
-            self.reference = self.logits(self.model)
-        built.trainer.train()
-        log = built.trainer.state.log_history
-        self.losses = [row["loss"] for row in log if "loss" in row]
-        policy.save_adapter(self.model, self.tokenizer, folder / "adapter")
-        self.trained = self.logits(self.model)
-        with self.model.disable_adapter():
-            self.reference_after = self.logits(self.model)
+    short = ("training.max_steps=2", "training.loss_type=[sigmoid]", "training.save_steps=1")
+    at_each_step = "training.precompute_ref_log_probs=false"
+    built = trainers.build("dpo", tmp_path, *short, at_each_step, *KINDS[kind])
+    model, tokenizer = built.model, built.tokenizer
+    texts = [render(tokenizer, pair.prompt) + pair.chosen for pair in built.rows[:4]]
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
-    def logits(self, model: Any) -> Any:
-        import torch
-
-        texts = [render(self.tokenizer, p.prompt) + p.chosen for p in self.pairs[:4]]
-        rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    def logits(model: Any) -> Any:
         training = model.training
         model.eval()
         with torch.no_grad():
@@ -51,21 +44,15 @@ class Trained:
         model.train(training)
         return torch.cat(result)
 
-
-def distance(first: Any, second: Any) -> float:
-    return float((first - second).abs().max())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_starts_as_the_base_model_and_is_saved_for_it(tmp_path: Path, kind: str) -> None:
-    trained = Trained(tmp_path, *KINDS[kind])
-    original = trained.logits(plain())
-    assert distance(trained.start, original) < 1e-4
-    assert distance(trained.reference, original) < 1e-4
-    assert distance(trained.reference_after, original) < 1e-4
-    assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-4)
-    assert trained.losses[1] < trained.losses[0] - 1e-3
-    assert distance(trained.trained, original) > 1e-2
-    loaded = plain(tmp_path / "adapter")
-    assert distance(trained.logits(loaded), trained.trained) < 1e-4
-    assert list(trained.model.peft_config) == ["default"]
+    original = logits(plain())
+    assert distance(logits(model), original) < 1e-4
+    built.trainer.train()
+    losses = [row["loss"] for row in built.trainer.state.log_history if "loss" in row]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert losses[1] < losses[0] - 1e-3
+    policy.save_adapter(model, tokenizer, tmp_path / "adapter")
+    assert distance(logits(model), original) > 1e-2
+    assert distance(logits(plain(tmp_path / "adapter")), logits(model)) < 1e-4
+    with model.disable_adapter():
+        assert distance(logits(model), original) < 1e-4
+    assert list(model.peft_config) == ["default"]

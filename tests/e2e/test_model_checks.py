@@ -18,7 +18,7 @@ from tests.reliability.inside import reported_here
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 MODEL = ROOT / "assets" / "demo_model"
-MAINS = {"dpo": dpo.main, "grpo": grpo.main}
+MAINS = {"dpo": dpo.main, "grpo": grpo.main}  # what both share is tried with one of them
 
 
 def check(*overrides: str) -> None:
@@ -38,7 +38,6 @@ def main(method: str, output: Path, *overrides: str) -> int:
     ("targets", "message"),
     [
         ("[q_proj, v_prj]", "has no layer 'v_prj'. Did you mean 'v_proj'?"),
-        ("[self_attn.q_prj]", "no layer 'self_attn.q_prj'. Did you mean 'self_attn.q_proj'?"),
         ("[attn.q_proj]", "no layer 'attn.q_proj'. Did you mean 'self_attn.q_proj'?"),
         ("[proj]", "has no layer 'proj'."),  # peft matches what stands between dots
         ("[all-linear]", "has no layer 'all-linear'. Valid: down_proj, embed_tokens, gate_proj"),
@@ -57,27 +56,25 @@ def test_ends_of_names_that_peft_matches(name: str) -> None:
     check(f"lora.target_modules=[{name}]")
 
 
-@pytest.mark.parametrize("method", MAINS)
-def test_a_dry_run_refuses_a_layer_that_is_not_there(method: str, tmp_path: Path) -> None:
+def test_a_dry_run_refuses_a_layer_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'v_proj'"):
-        main(method, tmp_path / "run", "lora.target_modules=[v_prj]", "--dry-run")
+        main("grpo", tmp_path / "run", "lora.target_modules=[v_prj]", "--dry-run")
 
 
-@pytest.mark.parametrize("method", MAINS)
-def test_adapters_and_runs_are_refused_as_models(method: str, tmp_path: Path) -> None:
+def test_adapters_and_runs_are_refused_as_models(tmp_path: Path) -> None:
     run = tmp_path / "run"
     make_adapter(MODEL, run / "adapter")
-    (run / "config.yaml").write_text(f"method: {method}\n")
+    (run / "config.yaml").write_text("method: dpo\n")
     for folder, kind in ((run, "a run folder with an"), (run / "adapter", "an")):
         message = (
             f"^model.name: '{folder}' is {kind} adapter, not a model. To train on from it, set "
             rf"model.adapter: {run / 'adapter'} \(its base model is {MODEL}\)$"
         )
         with pytest.raises(ConfigError, match=message):
-            main(method, tmp_path / "new", f"model.name={folder}", "--dry-run")
+            main("dpo", tmp_path / "new", f"model.name={folder}", "--dry-run")
     shutil.rmtree(run / "adapter")
     with pytest.raises(ConfigError, match="its training is not finished"):
-        main(method, tmp_path / "new", f"model.name={run}", "--dry-run")
+        main("dpo", tmp_path / "new", f"model.name={run}", "--dry-run")
     assert not (tmp_path / "new").exists()
 
 

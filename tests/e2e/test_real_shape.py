@@ -9,32 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.model.estimate import CPU, estimate
-from posttrain.model.shape import shape_of
-from posttrain.settings.command import SETTINGS, load_settings
+from posttrain.model.shape import KNOWN
 from tests.e2e.test_recipe import LOCAL
 from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 pytestmark = [needs_shared, pytest.mark.long, pytest.mark.timeout(2400)]
 
-# Number of parameters, and what differs from the 0.5B.
-SHAPES: dict[str, tuple[int, dict[str, int]]] = {
-    "0.5b": (494_032_768, {}),
-    "1.5b": (
-        1_543_714_304,
-        {
-            "hidden_size": 1536,
-            "intermediate_size": 8960,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 12,
-        },
-    ),
-}
-MOST = {"0.5b": 8, "1.5b": 14}
-"""GB that a script may take."""
+SIZES = {"0.5B": (494_032_768, 8), "1.5B": (1_543_714_304, 14)}
+"""Parameters of Qwen2.5, and GB that a script may take."""
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=SIZES)
 def size(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -42,8 +27,9 @@ def size(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(size: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"qwen2.5-{size}-random")
-    shape = SHAPES[size][1]
-    return make_qwen(folder, SHARED / "qwen2.5-tokenizer", large=bool(shape), **shape)
+    shape = dict(KNOWN[f"Qwen/Qwen2.5-{size}-Instruct"])
+    del shape["tie_word_embeddings"]  # make_qwen's are
+    return make_qwen(folder, SHARED / "qwen2.5-tokenizer", large=size == "1.5B", **shape)
 
 
 def test_parameter_count(model: Path, size: str) -> None:
@@ -51,7 +37,7 @@ def test_parameter_count(model: Path, size: str) -> None:
 
     with safe_open(model / "model.safetensors", "pt") as weights:
         shapes = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118
-    assert sum(math.prod(shape) for shape in shapes) == SHAPES[size][0]
+    assert sum(math.prod(shape) for shape in shapes) == SIZES[size][0]
 
 
 @pytest.mark.parametrize(
@@ -83,13 +69,7 @@ def test_parameter_count(model: Path, size: str) -> None:
     ],
 )
 def test_one_step(
-    tmp_path: Path,
-    model: Path,
-    size: str,
-    name: str,
-    config: str,
-    overrides: list[str],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, model: Path, size: str, name: str, config: str, overrides: list[str]
 ) -> None:
     run = tmp_path / name
     script, yaml = ROOT / "scripts" / f"{name}.py", ROOT / "configs" / f"{config}.yaml"
@@ -107,12 +87,4 @@ def test_one_step(
     assert process.returncode == 0, log.read_text(encoding="utf-8")
     step = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert step["step"] == 1
-    peak = usage.ru_maxrss / 2**20
-    settings = load_settings(SETTINGS[name], yaml, [f"model.name={model}", *overrides])
-    shape = shape_of(str(model))
-    assert shape is not None
-    estimated = estimate(settings, shape, CPU)["peak"]
-    with capsys.disabled():
-        print(f"\n{name} at the {size} shape: {step['seconds']:.0f} s a step, peak {peak:.2f} GB")
-        print(f"the doctor's estimate for this CPU, without loading: {estimated:.2f} GB")
-    assert peak < MOST[size]
+    assert usage.ru_maxrss / 2**20 < SIZES[size][1]

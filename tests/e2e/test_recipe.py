@@ -58,7 +58,7 @@ def card_config(path: Path, folder: Path) -> list[str]:
     return [f"model.name={model}", *LOCAL[read_yaml(path)["method"]]]
 
 
-VARIANTS = ("1.5b", "16bit", "3b", "smollm2")  # of a config with the same data
+VARIANTS = ("1.5b", "16bit", "3b", "smollm2", "t4")  # of a config with the same data
 
 
 @needs_shared

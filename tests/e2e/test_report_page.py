@@ -41,8 +41,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     checks = [{"name": HOSTILE, "value": 0.1, "limit": 0.2, "passed": True}]
     export = {"path": HOSTILE, "proven": True, "bytes": 10**9, "checks": checks}
     write(runs["full"] / "export.json", {"exports": {"merged_16bit": export}})
-    compared = write_comparison(list(runs.values()), folder / "compared.html")
-    return {**{kind: write_report(run) for kind, run in runs.items()}, "comparison": compared}
+    return {
+        **{kind: write_report(run) for kind, run in runs.items()},
+        "comparison": write_comparison(list(runs.values()), folder / "compared.html"),
+        "of two": write_comparison([runs["grpo"], runs["dpo"]], folder / "of_two.html"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +85,8 @@ def test_the_page_in_a_browser(kind: str, pages: dict[str, Path], browser: Any) 
     tab.close()
 
 
-@pytest.mark.parametrize("kind", ["grpo", "dpo", "compared"])
-def test_tables_fit_and_charts_are_alike(
-    kind: str, pages: dict[str, Path], browser: Any, tmp_path: Path
-) -> None:
-    if kind == "compared":
-        runs = [pages["grpo"].parent, pages["dpo"].parent]
-        pages = {kind: write_comparison(runs, tmp_path / "compared.html")}
+@pytest.mark.parametrize("kind", ["grpo", "dpo", "of two"])
+def test_tables_fit_and_charts_are_alike(kind: str, pages: dict[str, Path], browser: Any) -> None:
     tab = browser.new_page()
     tab.goto(pages[kind].as_uri())
     cut = "[...document.querySelectorAll('.table')].filter(e => e.scrollWidth > e.clientWidth + 1)"

@@ -95,6 +95,7 @@ def distance(printed: list[Any], model: Any) -> float:
 # Overrides, and how near log-probabilities are: the mean of a reply's tokens, and any token.
 # trl trains the adapter of 4-bit weights in bfloat16, which processors round differently. In 16
 # bits fused LoRA layers round otherwise than peft's, and are as near to float32 (test_fused_lora).
+LONG = pytest.mark.long
 KINDS = {
     "float32": ([], 1e-5, 1e-5),
     "4 bits": (["model.load_in_4bit=true"], 0.02, 0.2),
@@ -103,8 +104,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("way", ["dpo", "dpo at each step", "grpo"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        *((kind, way) for kind in KINDS for way in ("dpo", "grpo")),
+        ("float32", "dpo at each step"),
+        *(pytest.param(k, "dpo at each step", marks=LONG) for k in KINDS if k != "float32"),
+    ],
+)
 def test_reference_is_the_policy_as_loaded(
     kind: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,11 +207,11 @@ def test_rows_that_an_earlier_stage_trained_on_are_not_held_out(
             f"evaluation.also=[{{name: arithmetic, path: {seen}, limit: 50, max_new_tokens: 80}}]"
         ],
     }[method]
-    for start, stage in ((chain[0], "stage1"), (chain[1], "stage1")):
+    for start in chain[:2]:
         given = [*SMALL[method], *held, f"model.adapter={start}", "--dry-run"]
         assert leave_with(method, tmp_path / "run", *given) == 2
         error = capsys.readouterr().err
-        assert "of the held-out questions were trained on by " + stage in error
+        assert "of the held-out questions were trained on by stage1" in error
         assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -250,9 +257,9 @@ def test_commands_on_a_later_stage_and_without_the_earlier_ones(
 # --- what cannot be started from ------------------------------------------------------------------
 
 
-def other_weights(folder: Path, **options: Any) -> None:
+def other_rank(folder: Path) -> None:
     """The weights of another adapter."""
-    make_adapter(MODEL, folder.parent / "other", **options)
+    make_adapter(MODEL, folder.parent / "other", r=4, lora_alpha=8)
     shutil.copy(folder.parent / "other" / "adapter_model.safetensors", folder)
 
 
@@ -284,14 +291,7 @@ def pickled(folder: Path) -> None:
     [
         (truncated, "adapter_model.safetensors cannot be read"),
         (pickled, "adapter_model.safetensors cannot be read"),
-        (
-            lambda folder: other_weights(folder, r=4, lora_alpha=8),
-            r"does not fit: .*_A\.weight is \[4, .* require \[16, ",
-        ),
-        (
-            lambda folder: other_weights(folder, target_modules=["q_proj"]),
-            "lacks .*, which is of a layer of the base model",
-        ),
+        (other_rank, r"does not fit: .*_A\.weight is \[4, .* require \[16, "),
         (
             lambda folder: other_base(folder, hidden_size=64),
             "does not fit: .*; it was trained on another model",
@@ -305,7 +305,7 @@ def pickled(folder: Path) -> None:
             r"lacks .*layers\.4.*, which is of a layer of the base model",
         ),
     ],
-    ids=["truncated", "pickled", "rank", "targets", "narrower", "fewer layers", "more layers"],
+    ids=["truncated", "pickled", "rank", "narrower", "fewer layers", "more layers"],
 )
 def test_weights_that_do_not_fit_are_refused_in_a_dry_run(
     damage: Callable[[Path], None], message: str, tmp_path: Path

@@ -1,31 +1,26 @@
-"""Every value under `training` in YAML reaches the trainer's real configuration object.
-
-Unsloth patches what is imported after it, so the side without it is built in another interpreter:
-this file, run as `python -m`, prints JSON.
-"""
+"""Every value under `training` in YAML reaches the trainer's configuration object as the scripts
+build it, after Unsloth has patched its class; what is changed there is reported."""
 
 import copy
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.model import runtime
 from posttrain.run.folder import RunFolder
-from posttrain.settings import DPOSettings, SFTSettings
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import read_yaml
 from posttrain.settings.trainer_fields import config_fields
-from posttrain.train.arguments import build_arguments, changes, owned_arguments
+from posttrain.train.arguments import changes
+from scripts import dpo, grpo, sft
 from tests.helpers import CONFIGS, ROOT, settings_class
 
-# Also asked for, beside what the YAML says: `training.extra` must arrive in the same way.
+SCRIPTS = {"dpo": dpo, "grpo": grpo, "sft": sft}
+# Requested beside what the YAML says: `training.extra` must arrive in the same way.
 EXTRA = {"adam_beta1": 0.85, "adam_epsilon": 1e-7, "dataloader_drop_last": True}
 # Values that the libraries refuse, and what of them is in the message.
 REFUSED = {
@@ -37,78 +32,7 @@ REFUSED = {
     "extra.dataloader_prefetch_factor=2": "dataloader_prefetch_factor",
     "extra.dataloader_persistent_workers=true": "persistent_workers",
 }
-
-
-def settings_for(path: Path, *overrides: str) -> Any:
-    cls = settings_class(path)
-    return load_settings(cls, path, [f"training.{override}" for override in overrides])
-
-
-# --- in an interpreter of its own ---------------------------------------------------------------
-
-
-def build(settings: Any) -> tuple[Any, dict[str, Any]]:
-    """The configuration object and what it was asked for, as the scripts build them."""
-    from trl import DPOConfig, GRPOConfig, SFTConfig
-
-    run = RunFolder(ROOT / "outputs" / "unused")
-    owned = owned_arguments(run, settings.run.name, settings.tracking.report_to)
-    if isinstance(settings, DPOSettings):
-        owned["max_length"] = settings.model.max_seq_length
-        return build_arguments(DPOConfig, settings.training, owned, verbose=False)
-    if isinstance(settings, SFTSettings):
-        owned["max_length"] = settings.model.max_seq_length
-        return build_arguments(SFTConfig, settings.training, owned, verbose=False)
-    owned["reward_weights"] = list(settings.rewards.values())
-    return build_arguments(GRPOConfig, settings.training, owned, verbose=False)
-
-
-def probe(side: str) -> dict[str, Any]:
-    """What the real classes make of every config, with stock trl or after Unsloth."""
-    if side == "unsloth":
-        runtime.start(verbose=False, threads=1)
-    import torch
-    from trl import DPOConfig, GRPOConfig
-
-    # Without a GPU transformers refuses bf16, except with use_cpu; after Unsloth even without it.
-    on_cpu = not torch.cuda.is_available()
-    overrides = ["extra.use_cpu=true"] if on_cpu and side == "stock" else []
-    extra = [f"extra.{name}={json.dumps(value)}" for name, value in EXTRA.items()]
-    actual: dict[str, Any] = {
-        "unsloth": "unsloth" in sys.modules,
-        "on_cpu": on_cpu,
-        "fields": {
-            cls.__name__: sorted(field.name for field in dataclasses.fields(cls))
-            for cls in (DPOConfig, GRPOConfig)
-        },
-        "configs": {},
-        "refused": {},
-    }
-    for path in CONFIGS:
-        arguments, requested = build(settings_for(path, *overrides, *extra))
-        actual["configs"][path.stem] = {
-            "asked": requested,
-            "used": {name: plain(getattr(arguments, name, None)) for name in requested},
-            "changes": changes(requested, arguments),
-            "planted": planted(arguments, requested),
-            "warmup": [arguments.get_warmup_steps(steps) for steps in (100, 1000)],
-        }
-    for override in REFUSED:
-        try:
-            build(settings_for(CONFIGS[0], *overrides, override))
-        except ConfigError as error:
-            actual["refused"][override] = str(error)
-    return actual
-
-
-def planted(arguments: Any, requested: dict[str, Any]) -> dict[str, Any]:
-    """The changes that are found when some values are swapped for others behind our back."""
-    swapped = copy.copy(arguments)
-    for name, value in PLANTED.items():
-        setattr(swapped, name, value)
-    return changes(requested, swapped)
-
-
+# Values that a library could put there instead.
 PLANTED = {
     "learning_rate": 5e-5,
     "per_device_train_batch_size": 3,
@@ -121,149 +45,91 @@ PLANTED = {
 }
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it; an enum member stands for its name."""
-    return getattr(value, "value", value)
-
-
-# --- what came out ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def stock() -> dict[str, Any]:
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.test_training_arguments"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert result.returncode == 0, result.stderr
-    actual: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return actual
-
-
-@pytest.fixture(scope="module")
-def after_unsloth() -> dict[str, Any]:
-    return dict(json.loads(json.dumps(probe("unsloth"))))
-
-
-EVERY_CONFIG = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-
-
-def same(requested: Any, used: Any) -> bool:
-    """Equal, but for the two forms that transformers turns around."""
-    return (requested == used and type(requested) is type(used)) or (requested, used) == (
-        "none",
-        [],
-    )
-
-
-def differences(config: dict[str, Any]) -> set[str]:
-    """Arguments that were asked for and came out otherwise; null asks for nothing."""
-    requested, used = config["asked"], config["used"]
-    return {
-        name
-        for name in requested
-        if requested[name] is not None and not same(requested[name], used[name])
-    }
-
-
-def test_the_two_sides_are_what_they_say(
-    stock: dict[str, Any], after_unsloth: dict[str, Any]
-) -> None:
-    assert (stock["unsloth"], after_unsloth["unsloth"]) == (False, True)
-
-
-@EVERY_CONFIG
-def test_every_training_value_of_the_yaml_reaches_the_trainer(
-    path: Path, stock: dict[str, Any]
-) -> None:
-    """Read off the file itself, so that the settings classes cannot hide a change either."""
+def build(path: Path, *overrides: str) -> Any:
+    """What a config says, its settings, the arguments that are requested and their object."""
+    given = [f"training.{override}" for override in overrides]
+    settings = load_settings(settings_class(path), path, given)
     written = read_yaml(path)
-    used = stock["configs"][path.stem]["used"]
-    assert {name: used[name] for name in written["training"]} == written["training"]
-    assert {name: used[name] for name in EXTRA} == EXTRA
-    if "rewards" not in written:
-        assert used["max_length"] == written["model"]["max_seq_length"]
-    else:
-        assert used["reward_weights"] == list(written["rewards"].values())
-    assert used["run_name"] == written["run"]["name"]
-    assert used["report_to"] == []
+    run = RunFolder(ROOT / "outputs" / "unused")
+    arguments, requested = SCRIPTS[written["method"]].trainer_arguments(settings, run)
+    return SimpleNamespace(
+        written=written, settings=settings, requested=requested, arguments=arguments
+    )
 
 
-@EVERY_CONFIG
-def test_every_default_of_ours_reaches_the_trainer_too(path: Path, stock: dict[str, Any]) -> None:
-    config = stock["configs"][path.stem]
-    assert differences(config) == set()
-    assert config["changes"] == {}
-    settings = settings_for(path).training.model_dump(exclude={"extra"})
-    assert settings.items() <= config["asked"].items()
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
+def built(request: pytest.FixtureRequest) -> Any:
+    return build(request.param, *(f"extra.{k}={json.dumps(v)}" for k, v in EXTRA.items()))
 
 
-@EVERY_CONFIG
-def test_after_unsloth_every_difference_is_reported(
-    path: Path, after_unsloth: dict[str, Any]
-) -> None:
-    config = after_unsloth["configs"][path.stem]
-    assert set(config["changes"]) == differences(config)
-    for name, change in config["changes"].items():
-        assert change["asked"] == config["asked"][name]
-        assert change["used"] == config["used"][name]
-    if after_unsloth["on_cpu"]:
-        # No 8-bit optimizer and no float16 there.
-        assert set(config["changes"]) <= {"optim", "bf16", "fp16"}
+def test_every_value_reaches_the_trainer_or_is_reported(built: Any) -> None:
+    """Read off the file itself, so that the settings classes cannot hide a change either."""
+    import torch
 
-
-@EVERY_CONFIG
-@pytest.mark.parametrize("side", ["stock", "after_unsloth"])
-def test_a_change_behind_our_back_is_found(
-    path: Path, side: str, request: pytest.FixtureRequest
-) -> None:
-    config = request.getfixturevalue(side)["configs"][path.stem]
-    expected = {
-        name: {"asked": config["asked"][name], "used": value}
-        for name, value in PLANTED.items()
-        if name in config["asked"] and config["asked"][name] != value
+    written, requested = built.written, built.requested
+    wanted = {
+        **requested,
+        **built.settings.training.model_dump(exclude={"extra"}),
+        **written["training"],
+        **EXTRA,
+        "run_name": written["run"]["name"],
+        "report_to": [],
     }
-    actual = {name: config["planted"][name] for name in config["planted"] if name in PLANTED}
-    assert actual == expected
+    if "rewards" in written:
+        wanted["reward_weights"] = list(written["rewards"].values())
+    else:
+        wanted["max_length"] = written["model"]["max_seq_length"]
+    if "precompute_ref_log_probs" in wanted:
+        wanted["precompute_ref_log_probs"] = False  # posttrain/train/reference_cache.py does it
+    used = {name: getattr(built.arguments, name) for name in wanted}
+    used = {name: getattr(value, "value", value) for name, value in used.items()}  # of an enum
+    different = {
+        name: {"asked": value, "used": used[name]}
+        for name, value in wanted.items()
+        if value is not None and used[name] != value  # null lets the library choose
+    }
+    assert changes(requested, built.arguments) == different
+    if not torch.cuda.is_available():
+        # No 8-bit optimizer and no float16 there.
+        assert set(different) <= {"optim", "bf16", "fp16"}
+
+
+def test_a_change_behind_our_back_is_found(built: Any) -> None:
+    swapped = copy.copy(built.arguments)
+    for name, value in PLANTED.items():
+        setattr(swapped, name, value)
+    expected = {
+        name: {"asked": built.requested[name], "used": value}
+        for name, value in PLANTED.items()
+        if name in built.requested and built.requested[name] != value
+    }
     assert len(expected) >= 7
-    assert set(config["planted"]) - set(PLANTED) == set(config["changes"])
+    expected = {**changes(built.requested, built.arguments), **expected}
+    assert changes(built.requested, swapped) == expected
 
 
-@EVERY_CONFIG
-def test_warm_up_is_a_share_of_all_steps_or_a_number_of_them(
-    path: Path, stock: dict[str, Any]
-) -> None:
-    requested = settings_for(path).training.warmup_steps
+def test_warm_up_is_a_share_of_all_steps_or_a_number_of_them(built: Any) -> None:
+    requested = built.settings.training.warmup_steps
     expected = [requested * 100, requested * 1000] if requested < 1 else [requested, requested]
-    assert stock["configs"][path.stem]["warmup"] == pytest.approx(expected)
+    actual = [built.arguments.get_warmup_steps(steps) for steps in (100, 1000)]
+    assert actual == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("side", ["stock", "after_unsloth"])
-def test_the_names_that_extra_is_checked_against(side: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("method", SCRIPTS)
+def test_the_names_that_extra_is_checked_against(method: str) -> None:
     """They are read from the source, because importing the classes takes too long."""
-    fields = request.getfixturevalue(side)["fields"]
-    for name in ("DPOConfig", "GRPOConfig"):
-        source = f"trl/trainer/{name.removesuffix('Config').lower()}_config.py:{name}"
-        known = set(config_fields(source))
-        if side == "stock":
-            assert known == set(fields[name])
-        else:  # Unsloth may add arguments of its own
-            assert known <= set(fields[name])
+    import trl
+
+    name = f"{method.upper()}Config"
+    patched = getattr(trl, name)
+    own = next(kind for kind in patched.__mro__ if kind.__module__.startswith("trl."))
+    known = set(config_fields(f"trl/trainer/{method}_config.py:{name}"))
+    assert known == {field.name for field in dataclasses.fields(own)}
+    assert known <= {field.name for field in dataclasses.fields(patched)}
 
 
 @pytest.mark.parametrize("override", REFUSED)
-@pytest.mark.parametrize("side", ["stock", "after_unsloth"])
-def test_a_value_that_the_class_refuses(
-    override: str, side: str, request: pytest.FixtureRequest
-) -> None:
-    message = request.getfixturevalue(side)["refused"][override]
-    assert message.startswith("training: DPOConfig refuses it: ")
-    assert REFUSED[override] in message and "\n" not in message
-
-
-if __name__ == "__main__":
-    print(json.dumps(probe("stock")))
+def test_a_value_that_the_class_refuses(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"^training: DPOConfig refuses it: ") as refused:
+        build(CONFIGS[0], override)
+    assert REFUSED[override] in str(refused.value) and "\n" not in str(refused.value)

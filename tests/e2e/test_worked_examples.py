@@ -8,13 +8,12 @@ import pytest
 
 from posttrain.base.errors import DataError
 from scripts import dpo, grpo, sft
+from tests.e2e.test_sft import EXAMPLE, EXAMPLES
 from tests.e2e.trainers import build
 from tests.helpers import ROOT
 from tests.reliability.inside import own_handlers, rows
 
 __all__ = ["own_handlers"]
-EXAMPLE = {"question": "Anna has 2 pens. She buys 3.", "answer": "2 + 3 = 5.\n<answer>5</answer>"}
-EXAMPLES = f"prompt.examples={json.dumps([EXAMPLE])}"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 
 
@@ -53,16 +52,6 @@ def test_rewards_and_samples_of_grpo_see_the_reply_alone(tmp_path: Path) -> None
     samples = rows(tmp_path / "run" / "samples.jsonl")
     assert {row["question"] for row in samples} <= requested and samples
     assert not any(EXAMPLE["question"] in row["completion"] for row in samples)
-
-
-def test_pairs_of_dpo_are_prompted_with_them(tmp_path: Path) -> None:
-    built = build("dpo", tmp_path, EXAMPLES, count=4)
-    tokenizer = built.tokenizer
-    for row, pair in zip(built.trainer.train_dataset, built.rows, strict=True):
-        prompt = tokenizer.decode(row["prompt_ids"])
-        question = pair.prompt[-1]["content"]
-        assert prompt.index(EXAMPLE["answer"]) < prompt.index(question)
-        assert EXAMPLE["answer"] not in tokenizer.decode(row["chosen_ids"])
 
 
 @pytest.mark.parametrize("script", [sft, dpo, grpo], ids=lambda script: script.__name__)

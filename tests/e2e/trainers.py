@@ -10,9 +10,8 @@ from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
-from posttrain.settings.command import SETTINGS, load_settings
 from scripts import dpo, grpo, sft
-from tests.helpers import ROOT
+from tests.helpers import ROOT, demo_settings
 
 TINY = {
     "hidden_size": 64,
@@ -34,9 +33,7 @@ class Built:
     """What it trains on: pairs, problems or demonstrations."""
 
 
-def settings_of(method: str, *overrides: str) -> Any:
-    path = ROOT / "configs" / f"{method}_demo.yaml"
-    return load_settings(SETTINGS[method], path, list(overrides))
+settings_of = demo_settings
 
 
 def load(settings: Any) -> tuple[Any, Any]:

@@ -19,10 +19,7 @@ def test_grpo_improves_a_mid_size_model(tmp_path: Path) -> None:
     script = str(ROOT / "scripts" / "demo_model.py")
     chosen = ["--size", "medium", "--minutes", MINUTES, "--output", str(tmp_path)]
     made = subprocess.run(
-        [sys.executable, script, *chosen],
-        capture_output=True,
-        text=True,
-        timeout=2400,
+        [sys.executable, script, *chosen], capture_output=True, text=True, timeout=2400
     )
     assert made.returncode == 0, made.stderr[-4000:]
     rows, run = tmp_path / "demo_data", tmp_path / "run"

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(__file__).parent / "site"
 CARD = "PRETEND_GPU"
 """Environment variable with the card's compute capability: 8.0, or 7.5 for a T4."""
+OUTSIDE = "PRETEND_GPU_OUTSIDE"
+"""Environment variable with the socket of a tests.warm server that has no card."""
 
 
 def installed() -> bool:

@@ -6,14 +6,7 @@ import time
 from types import FunctionType
 from typing import Any
 
-from tests.pretend_gpu.card import (
-    BFLOAT16,
-    CAPABILITY,
-    FREE,
-    MEMORY,
-    NAME,
-    PROPERTIES,
-)
+from tests.pretend_gpu.card import BFLOAT16, CAPABILITY, FREE, MEMORY, NAME, PROPERTIES
 from tests.pretend_gpu.hooks import after_import, put
 
 

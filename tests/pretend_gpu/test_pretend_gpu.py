@@ -15,8 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.helpers import ROOT
-from tests.pretend_gpu import environment, hooks
+from tests.helpers import ROOT, WARM
+from tests.pretend_gpu import OUTSIDE, environment, hooks
 
 INSIDE = "tests/pretend_gpu/inside"
 # tests/gpu/test_learning.py is not among them: it pre-trains a model for minutes of a GPU's time.
@@ -35,6 +35,8 @@ def on_card(*arguments: str, capability: str = "8.0", timeout: float = 3000) -> 
     own = environment(capability)
     own["UNSLOTH_COMPILE_LOCATION"] += worker
     own.pop("PYTEST_CURRENT_TEST", None)
+    WARM.start()
+    own[OUTSIDE] = str(WARM.path)
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

@@ -408,6 +408,10 @@ def test_the_first_table_has_the_other_real_runs(file: str, run: str, names: lis
         assert line(name, what, sides, change) in text_of(README)
 
 
+def interval(share: dict[str, float]) -> str:
+    return "{:.1f}% [{:.1f}, {:.1f}]".format(*(100 * share[k] for k in ("value", "low", "high")))
+
+
 def test_the_page_on_evaluation_has_the_untrained_models() -> None:
     page = text_of(ROOT / "docs" / "evaluation.md")
     results = json.loads(COLD_START.with_name("untrained.json").read_text(encoding="utf-8"))
@@ -415,10 +419,7 @@ def test_the_page_on_evaluation_has_the_untrained_models() -> None:
     for name, model in models.items():
         measured = [results[f"{name}-{by}"]["measures"] for by in ("transformers", "llama.cpp")]
         assert all(each["strict"]["value"] == 0 and each["strict"]["n"] == 400 for each in measured)
-        lenient = [
-            [100 * each["lenient"][k] for k in ("value", "low", "high")] for each in measured
-        ]
-        cells = ["{:.1f}% [{:.1f}, {:.1f}]".format(*values) for values in lenient]
+        cells = [interval(each["lenient"]) for each in measured]
         assert f"| {model} | {' | '.join(cells)} |" in page
 
 
@@ -428,13 +429,8 @@ def test_the_page_on_stages_has_the_real_model() -> None:
     for name in ("format_rate", "strict", "lenient"):
         sides = [results["sft"][name]["before"], results["sft"][name]["after"]]
         sides.append(results["all_stages"][name]["after"])
-        cells = [
-            "{:.1f}% [{:.1f}, {:.1f}]".format(
-                *(100 * side[key] for key in ("value", "low", "high"))
-            )
-            for side in sides
-        ]
-        assert f"| {figures.label(name)} | {' | '.join(cells)} |" in page
+        cells = " | ".join(interval(side) for side in sides)
+        assert f"| {figures.label(name)} | {cells} |" in page
     assert f"| {results['sft']['strict']['before']['n']} problems |" in page
     kept = results["sampled"]["kept"] - results["sft"]["reply_loss"]["before"]["n"]
     assert f"on {kept} own answers" in page

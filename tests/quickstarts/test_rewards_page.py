@@ -7,15 +7,15 @@ a sentence, which the demo model learns to end with.
 import importlib.util
 import json
 import re
-import subprocess
-import sys
+import runpy
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, copy_project
+from tests.helpers import ROOT, copy_project, write_rows
 from tests.quickstarts.pages import blocks, commands, text_of
-from tests.quickstarts.test_recipes import run, write_files, write_rows
+from tests.quickstarts.test_recipes import run, write_files
 from tests.reliability.inside import read, rows
 
 pytestmark = pytest.mark.timeout(600)
@@ -31,7 +31,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = copy_project(tmp_path_factory.mktemp("rewards") / "project")
     write_files(PAGE, copy)
     (row,) = (json.loads(block) for block in blocks(PAGE, "json") if "frac" in block)
-    write_rows(copy / "my_fractions.jsonl", [row])
+    write_rows(copy / "my_fractions.jsonl", row)
     return copy
 
 
@@ -107,15 +107,13 @@ def test_the_first_command_shows_what_replies_would_earn(project: Path) -> None:
 
 def test_the_punishment_of_overlong_replies_is_trls_and_dapos(project: Path) -> None:
     assert "+ my_lengths.py:overlong 0 = 3" in run(project, OVERLONG)
-    compared = """
-import my_lengths
-from trl.rewards import get_soft_overlong_punishment
-ids = [[0] * length for length in range(121)]
-theirs = get_soft_overlong_punishment(my_lengths.LONGEST, my_lengths.MARGIN)(ids)
-ours = my_lengths.overlong(ids)
-assert ours == theirs and min(ours) == -1 and max(ours) == 0, (ours, theirs)
-"""
-    subprocess.run([sys.executable, "-c", compared], cwd=project, check=True)
+    file = distribution("trl").locate_file("trl/rewards/other_rewards.py")  # imports nothing of trl
+    theirs = runpy.run_path(str(file))["get_soft_overlong_punishment"]
+    mine = runpy.run_path(str(project / "my_lengths.py"))
+    ids = [[0] * length for length in range(121)]
+    ours = mine["overlong"](ids)
+    assert ours == theirs(mine["LONGEST"], mine["MARGIN"])(ids)
+    assert min(ours) == -1 and max(ours) == 0
 
 
 @pytest.mark.skipif(HAS_MATH_VERIFY, reason="math_verify is installed")
@@ -123,17 +121,3 @@ def test_without_math_verify_it_is_said_how_to_install_it(project: Path) -> None
     output = run(project, MATH, code=2)
     assert "math_verify is not installed: .venv/bin/uv pip install --python .venv" in output
     assert "Traceback" not in output
-
-
-@pytest.mark.skipif(not HAS_MATH_VERIFY, reason="math_verify is not installed: it is no part of us")
-def test_with_math_verify_values_are_compared(project: Path) -> None:
-    assert "earns my_math.py:same_value 1 = 1" in run(project, MATH)
-    compared = r"""
-from my_math import same_value
-said = ["It is 5/6", r"So $\frac{10}{12}$.", r"\boxed{5/6}", "0.5", "", "no idea"]
-replies = [[{"role": "assistant", "content": text}] for text in said]
-found = same_value(replies, [r"\frac{5}{6}"] * len(said))
-assert found == [1, 1, 1, 0, 0, 0], found
-assert same_value(replies[:1], [""]) == [None]
-"""
-    subprocess.run([sys.executable, "-c", compared], cwd=project, check=True)

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +20,8 @@ import pytest
 from posttrain.base.disk import check_disk, disk_full_error
 from posttrain.base.errors import PostTrainError
 from posttrain.base.files import write_json
+from posttrain.data.sources import read_rows
 from posttrain.doctor import Finding
-from posttrain.doctor.installation import look_at_versions
 from posttrain.doctor.machine import look_for_gpu
 from posttrain.doctor.services import look_at_services
 from posttrain.export import llama_cpp
@@ -34,8 +33,8 @@ from posttrain.model.vllm import check_vllm
 from posttrain.report import export_words
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
+from posttrain.settings import Source
 from posttrain.settings.command import SETTINGS, load_settings
-from posttrain.train.resume import resuming_from
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
 from scripts import dpo
@@ -169,16 +168,6 @@ def _(scene: Scene) -> str:
     return refused(llama_cpp._build, scene.tmp)
 
 
-@causes("from step")
-def _(scene: Scene) -> str:
-    run = RunFolder(scene.tmp)
-    checkpoint = run.checkpoints.folder / "step-000050"
-    checkpoint.mkdir(parents=True)
-    write_json(checkpoint / "trainer_state.json", {"global_step": 50, "max_steps": 225})
-    training = settings_of("grpo_gsm8k_16gb").training
-    return resuming_from(checkpoint, training, run)
-
-
 @causes("is a finished run of other settings")
 def _(scene: Scene) -> str:
     def facts(rate: float) -> dict[str, Any]:
@@ -205,19 +194,16 @@ def _(scene: Scene) -> str:
 
 @causes("not in reach")
 def _(scene: Scene) -> str:
-    code = (
-        "from posttrain.data.sources import read_rows; from posttrain.settings import Source\n"
-        "read_rows(Source(path='openai/gsm8k', subset='main'))"
-    )
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scene.tmp)}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True
-    )
+    import datasets
+    from huggingface_hub import constants
+
+    for module in (datasets.config, constants):  # which read the variable at their import
+        scene.patch.setattr(module, "HF_HUB_OFFLINE", True)
+    dataset = refused(read_rows, Source(path="owner/no_such_data"))
     scene.patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WANDB_API_KEY"):
         scene.patch.delenv(name, raising=False)
-    return f"{result.stderr} {finding(look_at_services(), 'hub')}"
+    return f"{dataset} {finding(look_at_services(), 'hub')}"
 
 
 @causes("the disk is full")
@@ -225,15 +211,6 @@ def _(scene: Scene) -> str:
     """The second as tests/reliability/test_disk_full.py has it of a run on a disk that is full."""
     free = shutil.disk_usage(scene.tmp).free
     return f"{refused(check_disk, scene.tmp, free, 2)} {disk_full_error(scene.tmp)}"
-
-
-@causes(", locked")
-def _(scene: Scene) -> str:
-    info = scene.tmp / "trl-0.0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: trl\nVersion: 0.0.1\n")
-    scene.patch.syspath_prepend(str(scene.tmp))
-    return finding(look_at_versions(), "packages")
 
 
 @causes("this is Windows")
@@ -252,15 +229,15 @@ def _(scene: Scene) -> str:
 # --- the page -----------------------------------------------------------------------------------
 
 
-def texts_of_the_program() -> list[str]:
+def texts_of_the_program() -> set[str]:
     """Every string of the program, with … for each value that is put into it."""
-    texts = [(ROOT / "run").read_text(encoding="utf-8")]
+    texts = {(ROOT / "run").read_text(encoding="utf-8")}
     for wing in ("eval", "posttrain", "scripts"):
         for path in (ROOT / wing).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 parts = node.values if isinstance(node, ast.JoinedStr) else [node]
                 constants = [p.value if isinstance(p, ast.Constant) else "…" for p in parts]
-                texts.append("".join(map(str, constants)))
+                texts.add("".join(map(str, constants)))
     return texts
 
 
@@ -272,10 +249,7 @@ def test_a_row_has_a_cause_and_a_fix() -> None:
 
 @pytest.mark.parametrize("words", list(CAUSES))
 def test_a_quoted_message_is_given(
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     printed = lambda: capsys.readouterr().out  # noqa: E731
     output = CAUSES[words](Scene(tmp=tmp_path, patch=monkeypatch, printed=printed))

@@ -40,19 +40,6 @@ for name, use in {
     except OSError as error:
         print(name, error.errno)
 """
-RENAMES = """
-import os, sys, threading
-os.chdir(sys.argv[1])
-for name in "ab":
-    open(name, "w").close()
-mover = threading.Thread(target=os.replace, args=("a", "b"))
-mover.start()
-gone = False
-while mover.is_alive():
-    gone = gone or not os.path.lexists("b")  # which may be a link to the other
-mover.join()
-print(gone, os.path.exists("b"))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +63,6 @@ def test_the_folder_behaves_so(drive: dict[str, str], tmp_path: Path) -> None:
         *(f"chmod {denied}", f"fsync of a folder {errno.EINVAL}"),
     ]
     assert refused(tmp_path) == "link 17\n"  # the symlink of the line before is there
-    for folder, gap in ((drive["DRIVE_FOLDER"], True), (str(tmp_path), False)):
-        command = [sys.executable, "-c", RENAMES, folder]
-        output = subprocess.check_output(command, text=True, env={**os.environ, **drive})
-        assert output.split() == [str(gap), "True"]
 
 
 def lose_newest_writes(folder: Path, seconds: float) -> list[str]:
@@ -119,5 +102,5 @@ def test_a_run_on_drive_goes_on_after_a_reset(
     assert third.returncode == 0 and "is a finished run" in third.stdout
     assert losses(run) == rows
     made = run_script("export", run, "--to", "merged_16bit", "export.parity.new_tokens=16")
-    assert made.returncode in (0, 4), made.stderr  # 4: eight steps may change too little
+    assert made.returncode in (0, 4), made.stderr  # 4: so few steps may change too little
     assert (run / "merged_16bit" / "model.safetensors").is_file()

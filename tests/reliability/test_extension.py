@@ -1,12 +1,11 @@
-"""A finished run of which more steps are wanted: the same command with a larger length."""
+"""A finished run of which more steps are wanted: the same command with a larger length. And one
+that was killed before its report: the same command makes it."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.reliability.inside import leave_with, own_handlers, read, rows
-
-__all__ = ["own_handlers"]
+from tests.reliability.inside import leave_unreported, leave_with, read, rows
 
 SHORT = ("training.per_device_train_batch_size=34",)  # 3 steps an epoch
 
@@ -25,20 +24,24 @@ SHORT = ("training.per_device_train_batch_size=34",)  # 3 steps an epoch
 def test_a_finished_run_trains_on_to_a_greater_length(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], short: list[str], longer: list[str]
 ) -> None:
+    import torch
+
     run = tmp_path / "run"
-    assert leave_with("dpo", run, *SHORT, *short) == 0
+    assert leave_unreported("dpo", run, *SHORT, *short) == 0
     before = (run / "eval" / "before.jsonl").read_bytes()
     first = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
     steps = 2 * len(first)
     capsys.readouterr()
-    assert leave_with("dpo", run, *SHORT, *longer, "--dry-run") == 0
+    assert leave_unreported("dpo", run, *SHORT, *longer, "--dry-run") == 0
     shown = capsys.readouterr().out
     assert "that command will be refused" in shown
-    assert leave_with("dpo", run, *SHORT, *longer) == 2
+    assert leave_unreported("dpo", run, *SHORT, *longer) == 2
     refused = capsys.readouterr().err
     for text in (shown, refused):
         assert "--resume-anyway to train on to the new length" in text
-    assert leave_with("dpo", run, *SHORT, *longer, "--resume-anyway") == 0
+    torch.set_num_threads(2)
+    anyway = ("--resume-anyway", "run.threads=null")
+    assert leave_unreported("dpo", run, *SHORT, *longer, *anyway) == 0
     printed = capsys.readouterr().out
     assert "the scores from before training are kept" in printed
     assert "follows the linear schedule of the new settings" in printed
@@ -50,7 +53,11 @@ def test_a_finished_run_trains_on_to_a_greater_length(
     rates = [row["learning_rate"] for row in metrics[len(first) :]]
     expected = [5e-4 * (1 - step / steps) for step in range(len(first), steps)]
     assert rates == pytest.approx(expected)
-    trained = read(run / "environment.json")["trained"]
-    assert trained["steps"] == steps
+    environment = read(run / "environment.json")
+    assert environment["trained"]["steps"] == steps
+    assert environment["threads"] == 1  # those of the first start, on which sums depend
+    assert not (run / "report.html").exists()
     assert leave_with("dpo", run, *SHORT, *longer) == 0
-    assert len(rows(run / "metrics.jsonl")) >= steps
+    assert "is a finished run" in capsys.readouterr().out
+    assert (run / "report.html").exists() and (run / "README.md").exists()
+    assert len([row for row in rows(run / "metrics.jsonl") if "loss" in row]) == steps

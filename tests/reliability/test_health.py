@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.reliability.inside import (
     adapter,
     arguments,
     learning,
+    leave_unreported,
     leave_with,
     losses,
     read,
@@ -34,10 +36,17 @@ from tests.reliability.inside import (
 )
 
 Install = Callable[..., None]
-BOTH = pytest.mark.parametrize("name", ["dpo", "grpo"])
 EVERY = pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
 GRPO_QUICK = pytest.mark.parametrize("name", ["grpo", pytest.param("dpo", marks=pytest.mark.long)])
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
+FEW_ROWS = {name: ["data.train.limit=100"] for name in ("sft", "grpo")} | {
+    "dpo": ["data.train.limit=110", "data.holdout=8"]
+}
+
+
+def leave(name: str, run: Path, *overrides: str) -> int:
+    """The exit code of a run on few rows, without the scores and the report."""
+    return leave_unreported(name, run, "run.score=false", *FEW_ROWS[name], *overrides)
 
 
 def newest(run: Path) -> Path:
@@ -109,7 +118,7 @@ def test_nan_gradient_stops_before_the_checkpoint(
             states.register_hook(lambda gradient: gradient * math.nan)
 
     on_forward(inject)
-    assert leave_with(name, run) == 3
+    assert leave(name, run) == 3
     (event,) = rows(run / "health.jsonl")
     assert (event["step"], event["kind"]) == (4, "weights_not_finite")
     assert (run / "health" / "step-000004" / "batch.json").exists()
@@ -122,7 +131,7 @@ def test_weights_that_do_not_move_stop_the_run(tmp_path: Path, on_forward: Insta
     on_forward(
         lambda _, states: states.detach().requires_grad_() if learning() else None, last=True
     )
-    assert leave_with("dpo", run, "health.max_still_steps=2") == 3
+    assert leave("dpo", run, "health.max_still_steps=2") == 3
     (event,) = rows(run / "health.jsonl")
     assert (event["step"], event["kind"], event["value"]) == (3, "still_weights", 2)
 
@@ -136,7 +145,7 @@ def test_cut_completions_that_are_masked_have_nothing_to_learn_from(tmp_path: Pa
     run = tmp_path / "run"
     masked = ["training.mask_truncated_completions=true", "training.max_completion_length=3"]
     reward = f"rewards={{'{tmp_path / 'long.py'}:long': 1}}"
-    assert leave_with("grpo", run, "health.max_still_steps=2", reward, *masked) == 0
+    assert leave("grpo", run, "health.max_still_steps=2", reward, *masked) == 0
     logged = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
     assert [(row["loss"], row["grad_norm"]) for row in logged] == [(0, 0)] * 4
     assert all(row["completions/clipped_ratio"] == 1 and row["reward_std"] > 0 for row in logged)
@@ -147,7 +156,7 @@ def test_sign_warns_then_stops_where_asked(
 ) -> None:
     run = tmp_path / "grpo"
     signs = ["health.patience=1", "health.max_truncated=0.01", "training.max_completion_length=4"]
-    assert leave_with("grpo", run, *signs, "health.stop_on=[truncated]") == 3
+    assert leave("grpo", run, *signs, "health.stop_on=[truncated]") == 3
     warned, stopped = (e for e in rows(run / "health.jsonl") if e["kind"] == "truncated")
     assert (warned["step"], warned["action"]) == (1, "warned")
     assert (stopped["step"], stopped["action"]) == (2, "stopped")
@@ -184,11 +193,11 @@ def assert_close(run: Path, other: Path) -> None:
         assert float((weights[key] - others[key]).abs().max()) < 1e-5, key
 
 
-TWO_MICRO_BATCHES = [
-    "training.gradient_accumulation_steps=2",
-    "training.max_steps=3",
-    "training.save_steps=3",
-]
+def in_two(name: str) -> list[str]:
+    """Steps of two micro-batches; of DPO without sft, whose mean is over a micro-batch's tokens."""
+    loss = ["training.loss_type=[sigmoid]"] if name == "dpo" else []
+    steps = ["training.max_steps=3", "training.save_steps=3"]
+    return ["training.gradient_accumulation_steps=2", *steps, *loss]
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +205,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of every training script with memory enough."""
     folder = tmp_path_factory.mktemp("complete")
     for name in MAIN:
-        assert leave_with(name, folder / name, *TWO_MICRO_BATCHES) == 0
+        assert leave(name, folder / name, *in_two(name)) == 0
     return {name: folder / name for name in MAIN}
 
 
@@ -211,10 +220,7 @@ def wild(completions, trainer_state, **columns):
     ("value", "output"),
     [
         ("1 / 0", r"step 3: reward '.*wild.py:wild' raised ZeroDivisionError: .*, line 4\)"),
-        (
-            "[None] * len(completions)",
-            "step 4: for 2 steps the reward '.*wild' could not score",
-        ),
+        ("[None] * len(completions)", "step 4: for 2 steps the reward '.*wild' could not score"),
     ],
 )
 def test_a_reward_that_goes_wild_stops_the_run(
@@ -223,7 +229,7 @@ def test_a_reward_that_goes_wild_stops_the_run(
     """Not with a traceback, and with its checkpoint whole."""
     (tmp_path / "wild.py").write_text(WILD.format(value))
     rewards = f"rewards={{format: 1, '{tmp_path / 'wild.py'}:wild': 1}}"
-    assert leave_with("grpo", tmp_path / "run", "health.patience=1", rewards) == 3
+    assert leave("grpo", tmp_path / "run", "health.patience=1", rewards) == 3
     assert re.search(output, capsys.readouterr().err)
     assert_no_bad_checkpoint(tmp_path / "run")
 
@@ -249,7 +255,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     run, failed = tmp_path / name, list[int]()
     pair = 2 if name == "dpo" else 1  # rows of the model
     on_forward(out_of_memory(5 * pair, where, failed))
-    assert leave_with(name, run, *TWO_MICRO_BATCHES) == 0
+    assert leave(name, run, *in_two(name)) == 0
     halvings = rows(run / "health.jsonl")
     assert [(e["threshold"], e["value"]) for e in halvings] == [(16, 8), (8, 4)]
     assert {(e["step"], e["kind"], e["action"]) for e in halvings} == {
@@ -272,7 +278,7 @@ def test_out_of_memory_in_generation_leaves_training_alone(
 ) -> None:
     run = tmp_path / "grpo"
     on_forward(out_of_memory(7, "generation", []))
-    assert leave_with("grpo", run, "training.max_steps=2") == 0
+    assert leave("grpo", run, "training.max_steps=2") == 0
     halvings = rows(run / "health.jsonl")
     assert [(e["threshold"], e["value"]) for e in halvings] == [(16, 8), (8, 4)]
     assert {e["kind"] for e in halvings} == {"out_of_memory_generation"}
@@ -285,7 +291,7 @@ def test_out_of_memory_in_scoring_is_sized_by_itself(tmp_path: Path, on_forward:
     """The reference is scored at beta above 0, after a generation and without a gradient."""
     run, failed = tmp_path / "grpo", list[int]()
     on_forward(out_of_memory(4, "scoring", failed))
-    assert leave_with("grpo", run, "training.beta=0.04") == 0
+    assert leave("grpo", run, "training.beta=0.04") == 0
     halvings = rows(run / "health.jsonl")
     assert {e["kind"] for e in halvings} == {"out_of_memory_scoring"}
     assert [e["value"] for e in halvings] == [8, 4] and set(failed) == {16, 8}
@@ -299,7 +305,7 @@ def test_no_room_for_one_row_stops_with_what_would_fit(
     run = tmp_path / name
     on_forward(out_of_memory(0, "forward", [], first=1))
     small = "training.per_device_train_batch_size=" + ("2" if name == "dpo" else "8")
-    assert leave_with(name, run, small) == 3
+    assert leave(name, run, small) == 3
     assert rows(run / "health.jsonl")[-1]["action"] == "stopped"
     output = capsys.readouterr().err
     assert "at once, and smaller parts cannot help" in output
@@ -308,60 +314,54 @@ def test_no_room_for_one_row_stops_with_what_would_fit(
     assert ("training.max_completion_length below 24" in output) == (name == "grpo")
 
 
-@BOTH
-def test_parts_add_up_for_every_loss(name: str, tmp_path: Path) -> None:
-    """Loss and gradient of a micro-batch of 8 in parts of 3, 3 and 2 are those of all 8. GRPO's
-    rows are off-policy, so that some tokens are clipped."""
+def assert_parts_add_up(trainer: Any, inputs: Any, tokens: Any = None) -> None:
+    """Loss and gradient of a micro-batch of 8 in parts of 3, 3 and 2 are those of all 8."""
     import torch
 
-    trainer, inputs = build(name, tmp_path)
-    cases = [(loss_type, "") for loss_type in PAIR_LOSSES]
-    if name == "grpo":
-        make_off_policy(trainer)
-        cases = [(loss_type, "token") for loss_type in COMPLETION_LOSSES]
-        cases += [("luspo", "sequence"), ("grpo", "sequence"), ("cispo", "sequence")]
-    for loss_type, level in cases:
-        if name == "dpo":
-            trainer.loss_types, trainer.loss_weights = [loss_type, "sft"], [0.7, 0.3]
-            trainer.label_smoothing = 0.1
-        else:
-            trainer.loss_type = trainer.args.loss_type = loss_type  # Unsloth reads the second
-            trainer.importance_sampling_level = level
-        assert trainer.divisible()
-        results = []
-        for trainer.rows_at_once in (None, 3):
-            torch.manual_seed(1)
-            trainer.model.zero_grad()
-            loss = trainer.training_step(trainer.model, inputs, None)
-            weights = [p for p in trainer.model.parameters() if p.requires_grad]
-            results.append((float(loss), [p.grad.clone() for p in weights]))
-        (complete, gradient), (parts, others) = results
-        assert complete != 0 and parts == pytest.approx(complete, rel=1e-4, abs=1e-6), loss_type
-        largest = max(float(g.abs().max()) for g in gradient)
-        assert largest > 0
-        for mine, theirs in zip(gradient, others, strict=True):
-            assert float((mine - theirs).abs().max()) < 1e-4 * largest, loss_type
+    assert trainer.divisible()
+    results = []
+    for trainer.rows_at_once in (None, 3):
+        torch.manual_seed(1)
+        trainer.model.zero_grad()
+        loss = trainer.training_step(trainer.model, copy(inputs), tokens)
+        results.append((float(loss), [weight.grad.clone() for weight in trainer.watch.weights]))
+    assert [trainer.count(part.inputs) for part in trainer._parts] == [3, 3, 2]
+    (complete, gradient), (parts, others) = results
+    assert complete != 0 and parts == pytest.approx(complete, rel=1e-4, abs=1e-6)
+    largest = max(float(g.abs().max()) for g in gradient)
+    assert largest > 0
+    for mine, theirs in zip(gradient, others, strict=True):
+        assert float((mine - theirs).abs().max()) < 1e-4 * largest
+
+
+def test_parts_of_pairs_add_up(tmp_path: Path) -> None:
+    """Four sums of losses, each with every fourth of all."""
+    trainer, inputs = build("dpo", tmp_path)
+    trainer.label_smoothing = 0.1
+    for first in range(4):
+        trainer.loss_types = [*list(PAIR_LOSSES)[first::4], "sft"]
+        trainer.loss_weights = [0.7] * (len(trainer.loss_types) - 1) + [0.3]
+        assert_parts_add_up(trainer, inputs)
+
+
+def test_parts_of_completions_add_up(tmp_path: Path) -> None:
+    """They are off-policy, so that some tokens are clipped."""
+    trainer, inputs = build("grpo", tmp_path)
+    batch = off_policy(trainer, inputs)
+    trainer._generate_and_score_completions = lambda _: dict(batch)
+    cases = [(loss_type, "token") for loss_type in COMPLETION_LOSSES]
+    for loss_type, level in [*cases, *((each, "sequence") for each in ("luspo", "grpo", "cispo"))]:
+        trainer.loss_type = trainer.args.loss_type = loss_type  # Unsloth reads the second
+        trainer.importance_sampling_level = level
+        assert_parts_add_up(trainer, inputs)
 
 
 @pytest.mark.parametrize("loss", REPLY_LOSSES)
-@pytest.mark.parametrize("counted", [True, False])
-def test_parts_of_replies_add_up(loss: str, counted: bool, tmp_path: Path) -> None:
-    """With the tokens of a step counted, as transformers does, and without."""
+def test_parts_of_replies_add_up(loss: str, tmp_path: Path) -> None:
+    """With the tokens of a step of two micro-batches counted, as transformers does, and without."""
     trainer, inputs = build("sft", tmp_path, f"training.loss_type={loss}")
-    assert trainer.divisible()
-    tokens = 2 * scored_tokens(inputs) if counted else None  # of two micro-batches
-    results = []
-    for trainer.rows_at_once in (None, 3):
-        trainer.model.zero_grad()
-        total = trainer.training_step(trainer.model, dict(inputs), tokens)
-        weights = [p for p in trainer.model.parameters() if p.requires_grad]
-        results.append((float(total), [p.grad.clone() for p in weights]))
-    assert [trainer.count(part.inputs) for part in trainer._parts] == [3, 3, 2]
-    (complete, gradient), (parts, others) = results
-    assert complete > 0 and parts == pytest.approx(complete, abs=1e-6)
-    assert max(float(g.abs().max()) for g in gradient) > 1e-3
-    for mine, theirs in zip(gradient, others, strict=True):
-        assert float((mine - theirs).abs().max()) < 1e-6
+    for tokens in (2 * scored_tokens(inputs), None):
+        assert_parts_add_up(trainer, inputs, tokens)
 
 
 def test_a_loss_of_which_the_rows_do_not_add_up_is_not_divided(tmp_path: Path) -> None:
@@ -374,30 +374,25 @@ def test_a_loss_of_which_the_rows_do_not_add_up_is_not_divided(tmp_path: Path) -
     assert not trainer.divisible()
 
 
-def make_off_policy(trainer: Any) -> None:
-    """Rollouts of 8 completions of 1 to 8 tokens get other advantages and old log-probabilities."""
+def off_policy(trainer: Any, inputs: Any) -> dict[str, Any]:
+    """A rollout of 8 completions of 1 to 8 tokens with other advantages and log-probabilities."""
     import torch
 
-    generate = trainer._generate_and_score_completions
-
-    def off_policy(inputs: Any) -> Any:
-        batch = generate(inputs)
-        columns = torch.arange(batch["completion_ids"].shape[1]).to(batch["completion_ids"].device)
-        lengths = torch.arange(1, 9).to(columns.device)
-        batch["completion_mask"] = batch["completion_mask"] * (columns < lengths[:, None])
-        padding = trainer.processing_class.pad_token_id  # Unsloth makes the mask again from it
-        batch["completion_ids"][batch["completion_mask"] == 0] = padding
-        parts = [
-            torch.cat([batch[f"prompt_{key}"], batch[f"completion_{key}"]], 1)
-            for key in ("ids", "mask")
-        ]
-        with torch.no_grad():
-            old = trainer._get_per_token_logps_and_entropies(trainer.model, *parts, len(columns))[0]
-        shift = torch.linspace(-1, 1, old.numel()).view(*reversed(old.shape)).T.to(old.device)
-        advantages = torch.linspace(-1, 1, 8).to(old.device)
-        return {**batch, "old_per_token_logps": old + shift, "advantages": advantages}
-
-    trainer._generate_and_score_completions = off_policy
+    batch = trainer._generate_and_score_completions(inputs)
+    columns = torch.arange(batch["completion_ids"].shape[1]).to(batch["completion_ids"].device)
+    lengths = torch.arange(1, 9).to(columns.device)
+    batch["completion_mask"] = batch["completion_mask"] * (columns < lengths[:, None])
+    padding = trainer.processing_class.pad_token_id  # Unsloth makes the mask again from it
+    batch["completion_ids"][batch["completion_mask"] == 0] = padding
+    parts = [
+        torch.cat([batch[f"prompt_{key}"], batch[f"completion_{key}"]], 1)
+        for key in ("ids", "mask")
+    ]
+    with torch.no_grad():
+        old = trainer._get_per_token_logps_and_entropies(trainer.model, *parts, len(columns))[0]
+    shift = torch.linspace(-1, 1, old.numel()).view(*reversed(old.shape)).T.to(old.device)
+    advantages = torch.linspace(-1, 1, 8).to(old.device)
+    return {**batch, "old_per_token_logps": old + shift, "advantages": advantages}
 
 
 @pytest.mark.parametrize("loss_type", COMPLETION_LOSSES)
@@ -479,53 +474,13 @@ def test_what_has_a_gradient_is_not_flat(flat: tuple[Any, Any]) -> None:
         setattr(trainer, name, usual)
 
 
-@pytest.mark.long  # no script of ours evaluates so
-@BOTH
-def test_evaluation_whenever_it_is_wanted(name: str, tmp_path: Path) -> None:
-    """Before training, after it, and after training again; by the trainer's methods, which the
-    scripts do not use."""
-    counted = "training.extra.include_num_input_tokens_seen=all"
-    shape = ["training.max_steps=1", "training.save_steps=1"]
-    # transformers groups the rows of an evaluation by a column that trl removes.
-    shape += ["training.train_sampling_strategy=random"] if name == "dpo" else []
-    trainer, _ = build(name, tmp_path, *shape, counted)
-    del trainer.current_gradient_accumulation_steps  # training sets it
-    scored = trainer.train_dataset.select(range(8))
-    some = scored.remove_columns([name for name in scored.column_names if name.startswith("ref_")])
-    watch, trainer.watch = trainer.watch, None
-    losses = [trainer.evaluate(some)["eval_loss"]]
-    trainer.watch = watch
-    for _ in range(2):
-        losses.append(trainer.evaluate(some)["eval_loss"])
-        losses.append(trainer.predict(scored).metrics["test_loss"])
-        trainer.log({"loss": 1.0})
-        trainer.train()
-    assert all(map(math.isfinite, losses))
-    if name == "dpo":
-        assert losses[1] == losses[2] == losses[0] != losses[3]
-        sides = ("prompt_ids", "prompt_ids", "chosen_ids", "rejected_ids")
-        tokens = sum(len(row[side]) for row in trainer.train_dataset for side in sides)
-        assert trainer.state.num_input_tokens_seen == tokens
-
-
-def test_a_state_line_shows_the_metrics_of_its_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "dpo"
-    shape = ["training.max_steps=3", "training.save_steps=3", "health.every=1"]
-    assert leave_with("dpo", run, *shape) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for step, row in enumerate((r for r in rows(run / "metrics.jsonl") if "loss" in r), 1):
-        line = next(line for line in lines if line.startswith(f"step {step}/3: "))
-        assert re.search(rf"margin {row['rewards/margins']:.3g}[ ,]", line)
-
-
 def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
     """A watched trainer whose adapter is not fresh, and 8 rows for a training step."""
     import torch
 
     runtime.start(verbose=False, threads=1)
     few = arguments(name, tmp_path, "training.per_device_train_batch_size=8")[4:]
+    few += FEW_ROWS[name]
     if name == "grpo":
         few += ["training.num_generations=4", "training.max_completion_length=8"]
         few += ["training.beta=0.04"]
@@ -545,26 +500,34 @@ def test_a_batch_of_32_and_twice_16_are_the_same_run(
     name: str, tmp_path: Path, whole_run: dict[str, Path]
 ) -> None:
     """Per-device batch x accumulation. GRPO's rollouts are the same because both generate the 32
-    completions of a step at once. DPO without sft, whose mean is over a micro-batch's tokens."""
-    once, twice = tmp_path / "once", whole_run[name]
-    loss = ["training.loss_type=[sigmoid]"] if name == "dpo" else []
-    if loss:
-        twice = tmp_path / "twice"
-        assert leave_with(name, twice, *TWO_MICRO_BATCHES, *loss) == 0
+    completions of a step at once."""
+    once = tmp_path / "once"
     shape = ["training.per_device_train_batch_size=32", "training.gradient_accumulation_steps=1"]
-    assert leave_with(name, once, *TWO_MICRO_BATCHES, *shape, *loss) == 0
-    mine, theirs = losses(once), losses(twice)
+    assert leave(name, once, *in_two(name), *shape) == 0
+    mine, theirs = losses(once), losses(whole_run[name])
     assert len(mine) == 3 and sum(abs(loss) > 1e-3 for loss in mine) >= 2
     assert mine == pytest.approx(theirs, abs=1e-4)
 
 
 def test_resumed_run_keeps_its_health_record_and_its_sizes(
-    tmp_path: Path, on_forward: Install
+    tmp_path: Path, on_forward: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The run of other settings is refused, and state lines show the metrics of their steps."""
     run, failed = tmp_path / "dpo", list[int]()
     on_forward(out_of_memory(16, "forward", failed))
-    assert leave_with("dpo", run, "training.max_steps=4", "run.max_minutes=0.00001") == 0
+    assert leave("dpo", run, "health.every=1", "run.max_minutes=0.00001") == 0
     assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-000001"]
-    assert leave_with("dpo", run) == 0
+    assert not (run / "adapter").exists()
+    assert leave("dpo", run, "training.learning_rate=0.1") == 2
+    printed = capsys.readouterr()
+    assert "run.max_minutes is over" in printed.out
+    assert "settings.training.learning_rate was" in printed.err
+    assert leave("dpo", run, "health.every=1") == 0
     assert [row["step"] for row in rows(run / "health.jsonl")] == [2]
     assert set(failed) == {32}
+    lines = (printed.out + capsys.readouterr().out).splitlines()
+    metrics = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
+    assert len(metrics) == 4
+    for row in metrics:
+        line = next(line for line in lines if line.startswith(f"step {row['step']}/4: "))
+        assert re.search(rf"margin {row['rewards/margins']:.3g}[ ,]", line)

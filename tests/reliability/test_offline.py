@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import ROOT, run_script
-from tests.reliability.inside import read, rows
+from tests.helpers import ROOT
+from tests.reliability.inside import arguments, leave_with, read, rows
 from tests.unit.test_trust import Payload, poison
+from tests.wandb_files import read_offline_run
 
 SECRETS = {
     "HF_TOKEN": "hf_" + "SentinelHub9" * 3,
@@ -55,12 +57,9 @@ for script, *arguments in json.loads(sys.argv[1]):
         if left.code:
             raise
 """
-FEW = {
-    "grpo": ["training.per_device_train_batch_size=16", "evaluation.limit=4"],
-    "dpo": ["training.per_device_train_batch_size=8", "evaluation={limit: 8, replies: 2}"],
-}
-# The plain DPO run, and GRPO with W&B's own files beside ours.
-RUNS = (("dpo",), ("grpo", "tracking.report_to=[wandb]"))
+FEW = ("training.max_steps=2", "training.save_steps=1")
+# The plain DPO run, and GRPO with files of trackers beside ours.
+RUNS = (("dpo",), ("grpo", "tracking.report_to=[wandb, tensorboard]"))
 RECORD = [
     *("config.yaml", "environment.json", "metrics.jsonl"),
     *(f"eval/{name}.json" for name in ("before", "after", "comparison")),
@@ -70,14 +69,6 @@ RECORD = [
 ]
 BEST_BY = {"dpo": "rewards/accuracies", "grpo": "reward"}
 MORE = {"dpo": ["data/report.json"], "grpo": ["samples.jsonl"]}
-
-
-def arguments(script: str, run: Path, *overrides: str) -> list[str]:
-    return [
-        *("--config", str(ROOT / "configs" / f"{script}_demo.yaml"), "--output", str(run)),
-        *("training.max_steps=2", "training.save_steps=1", "run.threads=1", *FEW[script]),
-        *overrides,
-    ]
 
 
 @dataclass(frozen=True)
@@ -126,7 +117,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Sealed]:
         for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "WANDB_DIR"):
             environment.pop(name, None)
         commands = [
-            [str(ROOT / "scripts" / f"{name}.py"), *arguments(name, home / name, *overrides)]
+            [str(ROOT / "scripts" / f"{name}.py"), *arguments(name, home / name, *FEW, *overrides)]
             for name, *overrides in runs
         ]
         result = subprocess.run(
@@ -170,6 +161,20 @@ def test_no_secret_is_written(both: Sealed) -> None:
     assert any(path.name.endswith(".wandb") for path in both.home.rglob("*"))
 
 
+def test_trackers_have_every_step(both: Sealed) -> None:
+    run = both.home / "grpo"
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    tracked = read_offline_run(folder)
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    losses = {row["step"]: row["loss"] for row in rows(run / "metrics.jsonl") if "loss" in row}
+    logged = {row["_step"]: row["loss"] for row in tracked.history if "loss" in row}
+    shown = {event.step: event.value for event in board.Scalars("train/loss")}
+    assert logged == pytest.approx(losses) and shown == pytest.approx(losses)
+    assert tracked.exit_code == 0
+    assert {"model", "report"} <= {artifact.type for artifact in tracked.artifacts.values()}
+
+
 @pytest.mark.long
 def test_no_secret_is_in_a_traceback(sealed: Callable[..., Sealed], tmp_path: Path) -> None:
     """A reward that fails in the second step: the process dies with all that Python has to say."""
@@ -188,24 +193,6 @@ def test_no_secret_is_in_a_traceback(sealed: Callable[..., Sealed], tmp_path: Pa
     run.assert_no_secret()
 
 
-def test_the_trainer_loads_everything_with_weights_only() -> None:
-    """What check_checkpoint proves is what the installed transformers then does."""
-    import ast
-
-    import transformers
-
-    path = Path(transformers.__file__).parent / "trainer.py"
-    calls = [
-        node
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
-    ]
-    assert len(calls) >= 5
-    for call in calls:
-        output = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert output.get("weights_only") == "True", f"line {call.lineno}"
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -213,7 +200,9 @@ def test_the_trainer_loads_everything_with_weights_only() -> None:
         *(pytest.param(n, marks=pytest.mark.long) for n in ("rng_state.pth", "training_args.bin")),
     ],
 )
-def test_a_poisoned_checkpoint(both: Sealed, tmp_path: Path, name: str) -> None:
+def test_a_poisoned_checkpoint(
+    both: Sealed, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     """Exit 2, and nothing of it ran."""
     import torch
 
@@ -224,8 +213,6 @@ def test_a_poisoned_checkpoint(both: Sealed, tmp_path: Path, name: str) -> None:
     earlier = read(checkpoint / "manifest.json")["facts"]
     torch.save({"state": Payload(marker)}, tmp_path / "payload")
     poison(checkpoint, name, (tmp_path / "payload").read_bytes(), step=2, facts=earlier)
-    result = run_script("dpo", *arguments("dpo", run))
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert f"step-000002/{name}: refused" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert leave_with("dpo", run, *FEW) == 2
+    assert f"step-000002/{name}: refused" in capsys.readouterr().err
     assert not marker.exists()

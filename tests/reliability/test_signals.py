@@ -5,6 +5,7 @@ The signal is real; it is sent to this process from inside the call that it is t
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.reliability.inside import (
     adapter,
     arguments,
     learning,
+    leave_unreported,
     leave_with,
     read,
     rows,
@@ -55,7 +57,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs that nothing interrupts."""
     folder = tmp_path_factory.mktemp("complete")
     for name in ("dpo", "grpo"):
-        assert leave_with(name, folder / name) == 0
+        assert leave_unreported(name, folder / name) == 0
     return {name: folder / name for name in ("dpo", "grpo")}
 
 
@@ -119,19 +121,13 @@ def test_in_the_middle_of_a_step(
     on_forward(sender.hook(at))
     assert interrupted(name, run, sender, capsys)[-1] == "step-000003"
     assert sender.passes_after == 0
-    assert leave_with(name, run) == 0
+    assert leave_unreported(name, run) == 0
     assert_same(run, complete[name])
 
 
-@pytest.mark.parametrize(
-    ("name", "moment"),
-    [
-        ("grpo", "sealing"),
-        pytest.param("dpo", "writing", marks=pytest.mark.long),
-        pytest.param("grpo", "writing", marks=pytest.mark.long),
-        pytest.param("dpo", "sealing", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long  # test_a_terminal_that_is_closed is the short one
+@pytest.mark.parametrize("name", ["grpo", "dpo"])
+@pytest.mark.parametrize("moment", ["sealing", "writing"])
 def test_while_a_checkpoint_is_saved(
     name: str,
     moment: str,
@@ -155,7 +151,7 @@ def test_while_a_checkpoint_is_saved(
     monkeypatch.setattr(owner, method, interrupting)
     assert interrupted(name, run, sender, capsys) == ["step-000002"]
     assert len(rows(run / "metrics.jsonl")) <= 3
-    assert leave_with(name, run) == 0
+    assert leave_unreported(name, run) == 0
     assert_same(run, complete[name])
 
 
@@ -184,73 +180,76 @@ def test_while_scoring(
             sender.send()
 
     on_forward(sender.hook(at))
-    assert leave_with(name, run) == 143
+    assert leave_unreported(name, run) == 143
     output = capsys.readouterr().err
     assert "stopped by SIGTERM; what is on the disk is complete" in output
     assert "Traceback" not in output
     assert not (run / "eval" / f"{side}.jsonl").exists()
     learned = NOW.micro_batches
-    assert leave_with(name, run) == 0
+    assert leave_unreported(name, run) == 0
     assert NOW.micro_batches - learned == (4 if side == "before" else 0)
     assert_same(run, complete[name])
     for file in ("before.jsonl", "comparison.json"):
         assert (run / "eval" / file).read_bytes() == (complete[name] / "eval" / file).read_bytes()
 
 
-PROGRAM = """
+TWICE = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
 from posttrain.run.checkpoint import CheckpointStore
 real = CheckpointStore.publish
 
 def publish(self, *given):
-    if len(self.steps()) == {saves}:
-        {act}
+    for _ in range(2 * len(self.steps())):
+        os.kill(os.getpid(), signal.SIGTERM)
     return real(self, *given)
 
 CheckpointStore.publish = publish
 from posttrain.base.process import run_main
-from scripts import {name}
-run_main(lambda: {name}.main(sys.argv[1:]))
+from scripts import dpo
+run_main(lambda: dpo.main(sys.argv[1:]))
 """
-TWICE = "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)"
-CLOSED = """\
-reader, writer = os.pipe()
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        os.close(reader)
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)"""
-
-
-def interrupted_process(name: str, run: Path, saves: int, act: str) -> int:
-    """The exit code of a script that does `act` when it has saved so often and saves again."""
-    program = run.parent / "scripts" / "interrupted.py"
-    program.parent.mkdir()
-    program.write_text(PROGRAM.format(root=str(ROOT), name=name, saves=saves, act=act))
-    given = arguments(name, run)
-    return run_script("interrupted", *given, project=run.parent, timeout=300).returncode
 
 
 @pytest.mark.long
 def test_second_signal_stops_at_once(tmp_path: Path, complete: dict[str, Path]) -> None:
     """In the middle of the second save: the process is gone, the first checkpoint is whole."""
-    run = tmp_path / "dpo"
-    assert interrupted_process("dpo", run, 1, TWICE) == -signal.SIGTERM
+    run, program = tmp_path / "dpo", tmp_path / "scripts" / "twice.py"
+    program.parent.mkdir()
+    program.write_text(TWICE.format(root=str(ROOT)))
+    result = run_script("twice", *arguments("dpo", run), project=tmp_path, timeout=300)
+    assert result.returncode == -signal.SIGTERM
     (kept,) = (run / "checkpoints").glob("step-*")
     assert kept.name == "step-000002" and verify(kept) is None
-    assert leave_with("dpo", run) == 0
+    assert leave_unreported("dpo", run) == 0
     assert_same(run, complete["dpo"])
 
 
-def test_a_terminal_that_is_closed(tmp_path: Path, complete: dict[str, Path]) -> None:
-    """SIGHUP, once by the shell and once by the terminal, and nobody to print to."""
-    run = tmp_path / "grpo"
-    assert interrupted_process("grpo", run, 0, CLOSED) == 128 + signal.SIGHUP
+def test_a_terminal_that_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete: dict[str, Path]
+) -> None:
+    """While a checkpoint is saved: SIGHUP, once by the shell and once by the terminal, and nobody
+    to print to. The checkpoint is finished, and no step is begun."""
+    run, publish = tmp_path / "grpo", CheckpointStore.publish
+    reader, writer = os.pipe()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
+
+    def closing(*given: Any) -> Any:
+        os.close(reader)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        return publish(*given)
+
+    with monkeypatch.context() as patch, os.fdopen(writer, "w") as terminal:
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "stderr", terminal)
+        patch.setattr(CheckpointStore, "publish", closing)
+        assert leave_unreported("grpo", run) == 128 + signal.SIGHUP
+        for stream in (sys.stdout, sys.stderr):  # the run's own
+            stream.flush()
     (kept,) = (run / "checkpoints").glob("step-*")
-    assert kept.name == "step-000002" and verify(kept) is None
-    assert leave_with("grpo", run) == 0
+    assert kept.name == "step-000002" and verify(kept) is None and len(steps(run)) == 2
+    assert leave_unreported("grpo", run) == 0
     assert_same(run, complete["grpo"])
 
 

@@ -25,7 +25,8 @@ def bait(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ask(bait: Path, tmp_path_factory: pytest.TempPathFactory) -> Ask:
-    """`ask("grpo", *arguments)` -> what scripts/grpo.py answered, offline and behind the bait.
+    """`ask("grpo", *arguments, NAME=value)` -> what scripts/grpo.py answered, offline and behind
+    the bait.
 
     Nothing here measures seconds, which a busy machine would fail: these imports are what is slow.
     """
@@ -36,13 +37,16 @@ def ask(bait: Path, tmp_path_factory: pytest.TempPathFactory) -> Ask:
         "PYTHONPATH": str(bait),
     }
 
-    def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(
+        script: str, *arguments: str | Path, cwd: Path | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, ROOT / "scripts" / f"{script}.py", *arguments],
             capture_output=True,
             text=True,
             timeout=120,
-            env=environment,
+            cwd=cwd,
+            env={**environment, **variables},
         )
 
     return run

@@ -41,16 +41,9 @@ def test_values_are_decimals_untouched_by_the_context() -> None:
             assert str(value).removeprefix("-") == text
 
 
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("none </answer>", 0),
-        ("<answer>1</answer>", 1),
-        ("<answer><answer>1</answer> and <answer>2", 3),
-    ],
-)
-def test_opened_elements_are_counted(text: str, count: int) -> None:
-    assert count_answer_elements(text) == count
+def test_opened_elements_are_counted() -> None:
+    texts = ("none </answer>", "<answer>1</answer>", "<answer><answer>1</answer> and <answer>2")
+    assert [count_answer_elements(text) for text in texts] == [0, 1, 3]
 
 
 HOSTILE = [
@@ -119,13 +112,6 @@ def test_every_gold_answer_parses_and_earns_full_reward(
     form = format_reward(completions, answer=golds)
     right = correctness_reward(completions, answer=golds)
     assert {(f, r) for f, r in zip(form, right, strict=True)} == {(1.0, 2.0)}
-
-    french = [
-        f"{r}\n<answer>{v:,}</answer>".replace(",", "\u202f")
-        for (r, _), v in zip(pairs, values, strict=True)
-        if v is not None
-    ]
-    assert set(correctness_reward(french, answer=golds)) == {2.0}
 
     wrong = [
         f"{reasoning}\n<answer>{value - 1 if value else 1}</answer>"

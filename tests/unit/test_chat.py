@@ -26,7 +26,6 @@ PLAIN = PromptFormat()
 
 
 def with_adapter(run: Path, name: str = "adapter") -> Path:
-
     (run / name).mkdir(parents=True, exist_ok=True)
     base = {"base_model_name_or_path": "assets/demo_model"}
     (run / name / "adapter_config.json").write_text(json.dumps(base))
@@ -192,7 +191,6 @@ def test_an_answer_ends_a_reply_where_the_run_was_scored_so() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-
     return with_adapter(grpo_run(tmp_path_factory.mktemp("runs") / "grpo", steps=2)).parent
 
 
@@ -278,8 +276,14 @@ def test_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert gguf.kind == "gguf" and gguf.folder == run
     (tmp_path / "outputs" / "mine").mkdir(parents=True)
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    with pytest.raises(ConfigError, match=r"no model 'mine' here\. Did you mean '.*outputs/mine'"):
-        source.find("mine")
+    for name, message in (
+        ("mine", r"no model 'mine' here\. Did you mean '.*outputs/mine'"),
+        ("outputs/no_such_run", "there is no folder 'outputs/no_such_run'."),
+        ("no_such.gguf", "there is no file 'no_such.gguf'"),
+        (str(ROOT / "docs"), "holds no model: there is no adapter_config.json, config.json or ad"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            source.find(name)
 
 
 def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:
@@ -295,29 +299,21 @@ def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["outputs/no_such_run"], "there is no folder 'outputs/no_such_run'."),
         (["assets/demo_modle"], "Did you mean 'assets/demo_model'?"),
-        (["no_such.gguf"], "there is no file 'no_such.gguf'"),
-        (["docs"], "docs holds no model: there is no adapter_config.json, config.json or adapter/"),
         (["assets/demo_model", "--temperature", "-1"], "--temperature: must be 0 or more, got -1"),
         (["assets/demo_model", "--question", " "], "--question needs a text"),
         (["assets/demo_model", "--web", "--port", "70000"], "--port 70000: the page cannot be"),
+        (["assets/demo_model", "--web", "--port", "TAKEN"], "in use"),
     ],
 )
 def test_refusals_before_anything_is_loaded(
-    ask: Ask, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    ask: Ask, api: Server, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    result = ask("chat", *arguments)
+    port = str(api.server_address[1])
+    given = (port if word == "TAKEN" else word for word in arguments)
+    result = ask("chat", *given, cwd=ROOT)
     assert result.returncode == 2 and message in result.stderr, result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_a_port_that_is_taken(ask: Ask, api: Server) -> None:
-    port = str(api.server_address[1])
-    result = ask("chat", ROOT / "assets/demo_model", "--web", "--port", port)
-    assert result.returncode == 2 and f"--port {port}: the page cannot" in result.stderr
-    assert "in use" in result.stderr
 
 
 def events(*pieces: str, reason: str | None = "stop") -> Reply:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from eval.gsm8k import Problem
-from eval.rewarded import reward_row
 from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, Source
@@ -96,13 +95,10 @@ def test_every_key_misspelt(cls: type[Section], tmp_path: Path) -> None:
     assert len(expected) > 200
 
 
-@pytest.mark.parametrize("reward", ["format", "correctness"])
-def test_a_misspelt_reward(reward: str, tmp_path: Path) -> None:
-    for wrong in misspellings(reward):
-        settings = load({**TREES[GRPO], "rewards": {wrong: 1.0}}, GRPO, tmp_path)
-        with pytest.raises(ConfigError, match=rf"^rewards\b.*'{wrong}'") as caught:
-            load_rewards(settings, Problem("1 + 1?", "2"))
-        assert f"did you mean '{reward}'" in str(caught.value)
+def test_a_misspelt_reward(tmp_path: Path) -> None:
+    settings = load({**TREES[GRPO], "rewards": {"formatt": 1.0}}, GRPO, tmp_path)
+    with pytest.raises(ConfigError, match=r"^rewards\b.*'formatt'.*did you mean 'format'"):
+        load_rewards(settings, Problem("1 + 1?", "2"))
 
 
 class Template:
@@ -113,10 +109,8 @@ class Template:
 
 
 REWARD = """
-seen = []
-
 def level(completions, question, answer, level, **columns):
-    seen.append((completions, question, answer, level))
+    assert question == ["1 + 1?"] * 3 and answer == ["2"] * 3 and level == [0] * 3
     return [float(turns[-1]["content"].count(answer[0]) > level[0]) for turns in completions]
 
 def picky(completions, **columns):
@@ -130,17 +124,9 @@ def test_a_dry_run_calls_rewards_as_training_does(tmp_path: Path, capsys: Capsys
     name = f"{tmp_path / 'mine.py'}:level"
     settings = load({**TREES[GRPO], "rewards": {name: 0.5, "format": 1.0}}, GRPO, tmp_path)
     problem = Problem("1 + 1?", "2", columns={"level": 0})
-    row = reward_row(problem, settings.prompt)
-    assert [turn["role"] for turn in row.pop("prompt")] == ["system", "user"]
-    assert row == {"question": "1 + 1?", "answer": "2", "level": 0}
-    functions = load_rewards(settings, problem)
-    print_example(problem, Template(), settings, functions)
+    print_example(problem, Template(), settings, load_rewards(settings, problem))
     output = capsys.readouterr().out
     assert f"completion 'It is 2.' earns 0.5 x {name} 1 + format 0 = 0.5" in output
-    tried, shown = functions[name].__globals__["seen"]  # type: ignore[attr-defined]
-    for completions, *columns in (tried, shown):
-        assert all(turns[-1]["role"] == "assistant" for turns in completions)
-        assert columns == [["1 + 1?"] * 3, ["2"] * 3, [0] * 3]
 
 
 def test_a_reward_that_fails_in_a_dry_run_is_named(tmp_path: Path) -> None:
@@ -152,7 +138,6 @@ def test_a_reward_that_fails_in_a_dry_run_is_named(tmp_path: Path) -> None:
 
 
 def wrong_values(value: Any) -> list[Any]:
-
     if isinstance(value, bool):
         return ["true", 1, ["a"]]
     if isinstance(value, str):
@@ -200,7 +185,6 @@ def test_a_section_of_another_type(wrong: Any, tmp_path: Path) -> None:
         ("lora.target_modules=[]", "lora.target_modules: should have 1 or more entries"),
         ("training.learning_rate=0", "training.learning_rate: should be above 0"),
         ("training.learning_rate=.nan", "training.learning_rate: should be a finite number"),
-        ("training.learning_rate=1e400", "training.learning_rate: "),
         ("rewards.format=.inf", "rewards.format: "),
         ("training.num_generations=7", "training: .* 128 is not a multiple of num_generations = 7"),
         ("training.steps_per_generation=3", "training: save_steps x gradient_accumulation_steps "),
@@ -222,20 +206,6 @@ def test_a_value_out_of_range(override: str, message: str) -> None:
         load_settings(GRPO, DEMOS[GRPO], [override])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["training.bf16=true", "training.fp16=true"], "training: bf16 and fp16 are both true"),
-        (["training.loss_weights=[1, 2, 3]"], "training: loss_weights has 3 entries for 2 losses"),
-        (["training.loss_type=[exo_pair]"], "training: loss_type exo_pair needs label_smoothing"),
-        (["training.label_smoothing=0.1"], "changes nothing with loss_type sigmoid, sft; set it"),
-    ],
-)
-def test_pair_settings_that_cannot_work(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_settings(DPO, DEMOS[DPO], overrides)
-
-
 def test_arguments_of_a_chat_template_that_the_scripts_set() -> None:
     """All arguments of apply_chat_template, and what it gives each template besides."""
     from transformers import PreTrainedTokenizerBase
@@ -250,13 +220,9 @@ def test_arguments_of_a_chat_template_that_the_scripts_set() -> None:
         ("data.eval={path: held.csv, limit: 3}", Source(path="held.csv", limit=3)),
         ("training.learning_rate=5e-6", 5e-6),
         ("training.learning_rate=1", 1),
-        ("training.max_steps=-1", -1),
-        ("training.extra.adam_beta1=0.8", 0.8),
-        ("lora.use_rslora=true", True),
         ("lora.target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
         ("data.train.limit=null", None),
         ("data.train.limit=", None),
-        ("prompt.system='Réponds : a=b'", "Réponds : a=b"),
         ("prompt.system=a=b", "a=b"),
         ("prompt.chat_template_kwargs={a: 1.5, b: '2', c_3: 2}", {"a": 1.5, "b": "2", "c_3": 2}),
         ("prompt.system='5'", "5"),
@@ -299,16 +265,11 @@ def test_a_setting_of_an_earlier_version(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("training.learning_rate", "'training.learning_rate' is not of the form section.key=value"),
-        ("=5", "'=5' is not of the form"),
         ("training..seed=5", "'training..seed=5' is not of the form"),
-        ("model.name.x=5", "'model.name.x=5': 'name' is not a section"),
         ("training.beta.x.y=5", "'training.beta.x.y=5': 'beta' is not a section"),
         ("trainig.seed=5", "trainig: unknown setting. Did you mean 'training'?"),
-        ("data.train.pth=x", "data.train.pth: unknown setting. Did you mean 'path'?"),
-        ("training.seed=five", "training.seed: should be a whole number, got the text 'five'"),
         ("prompt.system=Réponds : a=b", "prompt.system: should be text, got the object"),
         ("training.loss_type=[a", "override training.loss_type: line 1: not valid YAML"),
-        ("lora={r: 1, r: 2}", "override lora: line 1: the key 'r' is given twice"),
         ("training.seed=", "training.seed: should be a whole number, got null"),
     ],
 )
@@ -382,7 +343,6 @@ def test_options_and_overrides_in_any_order() -> None:
     ("words", "advice"),
     [
         (["--config", "x.yaml", "--max_steps", "4"], "given as training.max_steps=VALUE, "),
-        (["--config", "x.yaml", "--max-steps=4"], "given as training.max_steps=VALUE, "),
         (["--config", "x.yaml", "--nothing"], "given as section.key=value, and --help all lists"),
         (["configs/dpo_demo.yaml"], "write it as --config configs/dpo_demo.yaml\n"),
     ],
@@ -402,9 +362,6 @@ def test_a_dry_run_ends_with_the_command(tmp_path: Path, monkeypatch: pytest.Mon
     assert parse(DPO, *words).command == f"{ROOT / 'run'} {again}"
 
 
-FIELDS = {cls: config_fields(name) for cls, name in CONFIG_CLASSES.items()}
-
-
 def refusal(cls: Any, *overrides: str) -> str:
     """The command line's message on a demo config with overrides, which it has to refuse."""
     with pytest.raises(ConfigError) as caught:
@@ -422,33 +379,28 @@ def test_extra_is_checked_against_the_trainer(cls: type[Section]) -> None:
     assert refusal(cls, "training.extra.adam_bta1=0.8") == (
         f"training.extra.adam_bta1: {name} has no such argument. Did you mean 'adam_beta1'?"
     )
-
-
-def test_extra_knows_one_trainers_arguments_from_the_others() -> None:
     only_dpo = "training.extra.f_divergence_type=js_divergence"
-    parse(DPO, "--config", str(DEMOS[DPO]), only_dpo)
-    assert "f_divergence_type: GRPOConfig has no" in refusal(GRPO, only_dpo)
+    if cls is DPO:
+        parse(cls, "--config", str(DEMOS[cls]), only_dpo)
+    else:
+        assert f"f_divergence_type: {name} has no" in refusal(cls, only_dpo)
 
 
 @pytest.mark.parametrize("cls", SETTINGS.values())
 def test_extra_refuses_what_is_a_setting(cls: type[Section]) -> None:
     training = RESOLVED[cls]["training"]
-    for key in training.keys() - {"extra"}:
-        with pytest.raises(ConfigError) as caught:
-            check_extra({**training, "extra": {key: 1}}, CONFIG_CLASSES[cls])
-        assert str(caught.value) == f"training.extra.{key}: write it as training.{key}"
+    assert not training.keys() & OWNED.keys()  # which are looked for first
+    with pytest.raises(ConfigError, match=r"^training\.extra\.seed: write it as training\.seed$"):
+        check_extra({**training, "extra": {"seed": 1}}, CONFIG_CLASSES[cls])
 
 
-def test_no_argument_that_the_scripts_set_is_ignored() -> None:
-    """build_arguments lets the scripts' values win; a user's must not vanish silently."""
-    training = RESOLVED[GRPO]["training"]
-    for key in {*OWNED, *owned_arguments(RunFolder(Path()), "n", [])}:
-        with pytest.raises(ConfigError, match=rf"training\.extra\.{key}: .*use "):
-            check_extra({**training, "extra": {key: "x"}}, CONFIG_CLASSES[GRPO])
+def test_every_argument_that_the_scripts_set_is_refused() -> None:
+    """In build_arguments a user's value would replace it."""
+    assert owned_arguments(RunFolder(Path()), "n", []).keys() <= OWNED.keys()
 
 
 def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None:
-    known = set().union(*FIELDS.values())
+    known = set().union(*map(config_fields, CONFIG_CLASSES.values()))
     for table in (OWNED, UNSUPPORTED, CHOICES, NESTED):
         assert {key.rpartition(".")[2] for key in table} <= known
     assert REMOVED.keys() & known == {"max_completion_length", "vllm_importance_sampling_cap"}
@@ -462,7 +414,6 @@ def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None
         (SFT, ["extra.packing=true"], "a row is one prompt and its reply"),
         (GRPO, ["extra.remove_unused_columns=true"], "the rewards read"),
         (DPO, ["extra.max_prompt_length=5"], "trl and transformers no longer take it; prompts are"),
-        (DPO, ["extra.max_tokens=5"], "has no such argument."),
         (GRPO, ["lr_scheduler_type=reduce_lr_on_plateau"], "use another schedule"),
         (GRPO, ["lr_scheduler_type=cosin"], "Did you mean 'cosine'?"),
         (DPO, ["optim=adamw_torchh"], "Did you mean 'adamw_torch'?"),
@@ -477,6 +428,10 @@ def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None
         (GRPO, ["extra.generation_kwargs={max_new_tokens: 9}"], "training.max_completion_length"),
         (GRPO, ["extra.accelerator_config={split_batches: true}"], "per_device_train_batch_size"),
         (DPO, ["extra.debug=5"], "expected text | list of text, got 5"),
+        (DPO, ["bf16=true", "fp16=true"], "bf16 and fp16 are both true"),
+        (DPO, ["loss_weights=[1, 2, 3]"], "has 3 entries for 2 losses"),
+        (DPO, ["loss_type=[exo_pair]"], "exo_pair needs label_smoothing"),
+        (DPO, ["label_smoothing=0.1"], "changes nothing with loss_type sigmoid, sft; set it"),
     ],
 )
 def test_what_a_trainer_would_refuse_later_is_refused_at_once(
@@ -524,7 +479,6 @@ def test_help_needs_no_heavy_imports(script: str, ask: Ask) -> None:
 
 
 def test_the_bait_catches(bait: Path) -> None:
-
     result = subprocess.run([sys.executable, "-c", "import torch"], env={"PYTHONPATH": str(bait)})
     assert result.returncode == 99
 
@@ -533,7 +487,6 @@ def test_the_bait_catches(bait: Path) -> None:
     ("words", "expected"),
     [
         (["--config", "MINE"], ["mine.yaml", "training.lerning_rate", "Did you mean 'learning_"]),
-        (["--config", "configs/grpo_dem.yaml"], ["'configs/grpo_dem.yaml'", "grpo_demo.yaml"]),
         (["--config", "DEMO", "training.extra.adam_bet1=1"], ["Did you mean 'adam_beta1'?"]),
         ([], ["--config", "usage:"]),
         (["--config", "DEMO", "--resume", "FOLDER"], ["--resume ", "not a complete checkpoint"]),

@@ -80,7 +80,6 @@ TEXT_WANTED = "should hold text"
 UNREADABLE = [
     # nothing in it
     Bad("pairs.json", "", ("line 1", "not valid JSON")),
-    Bad("pairs.json", "[]", ("contains no rows",)),
     Bad("pairs.jsonl", "", ("contains no rows",)),
     Bad("pairs.csv", "prompt,chosen,rejected\n", ("contains no rows",)),
     # not the format
@@ -91,17 +90,13 @@ UNREADABLE = [
     Bad("pairs.json", json.dumps([PAIR, PAIR, None]), ("row 3", "object", "got null")),
     Bad("pairs.json", "[" * 100_000, ("JSON",)),
     Bad("pairs.json", '[{"prompt": ' + "9" * 5000 + "}]", ("JSON",)),
-    Bad("pairs.jsonl", jsonl(PAIR, [1, 2]), ("row 2", "object", "got a list")),
-    Bad("pairs.jsonl", jsonl(PAIR) + "[" * 100_000, ("row 2", "JSON")),
     Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e,f,g\n", ("row 2", "more cells")),
     Bad("pairs.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ("'chosen'",)),
-    Bad("problems.tsv", "a\t1\nb\n", ("row 2", "1 cells", "question, tab, answer")),
     Bad("problems.tsv", "a\t1\nb\t2\tc\n", ("row 2", "3 cells", "question, tab, answer")),
     Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"PAR1", ("Parquet",)),
     # not the encoding
     Bad("pairs.jsonl", jsonl({**PAIR, "prompt": "é"}).encode("latin-1"), ("not UTF-8", "byte")),
     Bad("pairs.json", json.dumps([PAIR]).encode("utf-16"), ("not UTF-8", "byte")),
-    Bad("pairs.csv", "prompt,chosen,rejected\né,b,c\n".encode("latin-1"), ("not UTF-8", "byte")),
     # not a known kind of file
     Bad("pairs.txt", jsonl(PAIR), ("'.txt'", ".jsonl", ".csv")),
     Bad("pairs.txt.gz", b"\x1f\x8b", ("'.gz'", ".jsonl", "with .gz after it")),
@@ -110,10 +105,8 @@ UNREADABLE = [
 ]
 BAD_PAIRS = [
     bad_row(("'chosen'", TEXT_WANTED, "null"), chosen=None),
-    bad_row(("'chosen'", "empty"), chosen=""),
     bad_row(("'chosen'", "empty"), chosen="\u00a0\u202f\u2003"),
     bad_row(("'chosen'", TEXT_WANTED, "got 7"), chosen=7),
-    bad_row(("'chosen'", "'rejected'", "same"), chosen="Yes."),
     bad_row(("'chosen'", "'rejected'", "same"), chosen="\u00a0Yes."),
     # Half of a surrogate pair: JSON can write it, but no tokenizer takes it.
     Bad("pairs.jsonl", jsonl(PAIR) + json.dumps({**PAIR, "chosen": "\ud83d"}), ("row 2", "half")),
@@ -145,13 +138,11 @@ GOLDS_WITHOUT_A_NUMBER = (
 )
 BAD_PROBLEMS = [
     *(bad_gold(answer, "no number") for answer in GOLDS_WITHOUT_A_NUMBER),
-    bad_gold("", "empty"),
     bad_gold(None, TEXT_WANTED, "null"),
-    bad_gold(True),
+    bad_gold(True, TEXT_WANTED),
     bad_gold(["5"], TEXT_WANTED, "the list"),
     bad_gold(float("inf")),
     Bad("problems.jsonl", jsonl(PROBLEM, {**PROBLEM, "question": " "}), ("row 2", "'question'")),
-    Bad("problems.jsonl", jsonl({"problem": "a", "answer": "5"}), ("row 1", "'question'")),
     Bad(
         "problems.jsonl",
         jsonl({"question": "a", "anwser": "5"}),
@@ -174,7 +165,7 @@ def to_score(path: Path) -> Any:
         *((rows_of, bad) for bad in UNREADABLE),
         *((pairs_of, bad) for bad in BAD_PAIRS),
         *((problems_of, bad) for bad in BAD_PROBLEMS),
-        *((to_score, bad) for bad in (UNREADABLE[2], BAD_PROBLEMS[0])),
+        (to_score, BAD_PROBLEMS[0]),
     ],
     ids=lambda value: str(value) if isinstance(value, Bad) else value.__name__,
 )
@@ -189,24 +180,16 @@ def test_malformed_data(load: Callable[[Path], Any], bad: Bad, tmp_path: Path) -
         assert part in message.removeprefix(str(path))
 
 
-@pytest.mark.parametrize(
-    ("path", "here", "place"),
-    [
-        ("nothing.csv", False, "looked in {here} and {root}"),
-        ("nothing.csv", True, "(looked in {root})"),
-        ("./no/such/folder/", False, "looked in"),
-        ("/nowhere/nothing.csv", False, ""),
-    ],
-)
 def test_a_missing_file_and_where_it_was_looked_for(
-    path: str, here: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relative path in two places, an absolute one in none but its own."""
-    monkeypatch.chdir(ROOT if here else tmp_path)
-    with pytest.raises(DataError, match=rf"^{re.escape(path)}: no such file") as caught:
-        read_rows(Source(path=path))
-    assert place.format(here=tmp_path, root=ROOT) in str(caught.value)
-    assert place or "looked in" not in str(caught.value)
+    both = f" (looked in {tmp_path} and {ROOT})"
+    monkeypatch.chdir(tmp_path)
+    for path, places in ("nothing.csv", both), ("./no/folder/", both), ("/nowhere/at_all", ""):
+        with pytest.raises(DataError) as caught:
+            read_rows(Source(path=path))
+        assert str(caught.value) == f"{path}: no such file{places}"
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
@@ -265,16 +248,8 @@ def test_a_question_to_score_that_is_there_twice(tmp_path: Path, capsys: Capsys)
         ("maïs", "mais", False),
     ],
 )
-def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, copy: bool, tmp_path: Path) -> None:
+def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, copy: bool) -> None:
     assert (normalise(one) == normalise(other)) == copy
-    train = write(tmp_path / "train.jsonl", jsonl({"question": one, "answer": "1"}))
-    evaluation = write(tmp_path / "test.jsonl", jsonl({"question": other, "answer": "2"}))
-    if copy:
-        with pytest.raises(DataError, match="row 1 is also in"):
-            problems_of(train, evaluation)
-    else:
-        actual = problems_of(train, evaluation)
-        assert [[problem.question for problem in side] for side in actual] == [[one], [other]]
 
 
 @pytest.fixture
@@ -355,8 +330,6 @@ def parquet(path: Path, rows: Rows) -> Path:
     ("name", "content"),
     [
         ("good.jsonl", jsonl(*GOOD)),
-        ("bom.jsonl", "\ufeff" + jsonl(*GOOD)),
-        ("crlf.jsonl", jsonl(*GOOD).replace("\n", "\r\n")),
         ("blank_lines.jsonl", "\n" + jsonl(*GOOD).replace("}\n", "}\n\n  \n")),
         ("spaced.jsonl", jsonl(*({k: f" \n{v}\u00a0\r\n" for k, v in r.items()} for r in GOOD))),
         ("good.json", json.dumps(GOOD, ensure_ascii=False)),
@@ -379,10 +352,6 @@ def test_text_formats_give_the_same_pairs(name: str, content: str | bytes, tmp_p
     same_pairs(pairs_of(write(tmp_path / name, content)))
 
 
-def test_parquet_gives_the_same_pairs(tmp_path: Path) -> None:
-    same_pairs(pairs_of(parquet(tmp_path / "good.parquet", GOOD)))
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "saved", "saved splits"])
 @pytest.mark.filterwarnings(
     # The datasets library leaves CSV files for the garbage collector to close.
@@ -393,7 +362,7 @@ def test_a_dataset_folder_gives_the_same_pairs(kind: str, folder: Path) -> None:
     import datasets
 
     if kind == "parquet":
-        parquet(folder / "train.parquet", GOOD)
+        same_pairs(pairs_of(parquet(folder / "train.parquet", GOOD)))
     elif kind == "saved":
         datasets.Dataset.from_list(GOOD).save_to_disk(folder)
     elif kind == "saved splits":
@@ -464,29 +433,6 @@ def test_other_columns_of_a_problem_are_carried_along(tmp_path: Path, capsys: Ca
     assert fingerprint(problems) != fingerprint([Problem("a?", "1"), Problem("b?", "2")])
 
 
-@pytest.mark.parametrize("empty", ["", None, "  \n"])
-@pytest.mark.parametrize("system", [None, "Réponds."])
-def test_a_system_column_and_its_empty_cells(
-    empty: str | None, system: str | None, tmp_path: Path
-) -> None:
-    """prompt.system replaces them; the other columns are mapped too."""
-    rows = [
-        {"q": "Bonjour ?", "best": "a", "worst": "b", "sys": "Sois bref."},
-        {"q": "Et ?", "best": "a", "worst": "b", "sys": empty},
-    ]
-    path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
-    columns = PairColumns(prompt="q", chosen="best", rejected="worst", system="sys")
-    data = PairData(train=Source(path=str(path)), holdout=1, columns=columns)
-    pairs = load_pair_set(data, Prompt(system=system))
-    read = [*pairs.train, *pairs.held_out]
-    assert {(pair.chosen, pair.rejected) for pair in read} == {("a", "b")}
-    turns = {p.prompt[-1]["content"]: [turn["content"] for turn in p.prompt[:-1]] for p in read}
-    if system is None:
-        assert turns == {"Bonjour ?": ["Sois bref."], "Et ?": []}
-    else:
-        assert turns == {"Bonjour ?": [system], "Et ?": [system]}
-
-
 @pytest.mark.parametrize("wrong", [3, False, []])
 def test_a_system_cell_that_is_no_text(wrong: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", jsonl({**PAIR, "sys": "a"}, {**PAIR, "sys": wrong}))
@@ -549,7 +495,6 @@ MANY = [pair(f"Question number {i}") for i in range(200)]
 
 @pytest.mark.parametrize("count", [1, 10, 50, 199])
 def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
-
     train, held = hold_out(MANY, count)
     assert len(held) == count
     assert [p for p in MANY if p in held] == held  # in the order of the data
@@ -562,10 +507,9 @@ def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
     assert len(train) + len(held) == 400
 
 
-@pytest.mark.parametrize("count", [200, 10_000])
-def test_nothing_left_to_train_on(count: int) -> None:
-    with pytest.raises(DataError, match=rf"^here: 200 rows .* {count} are .*; lower data\.holdout"):
-        hold_out(MANY, count)
+def test_nothing_left_to_train_on() -> None:
+    with pytest.raises(DataError, match=r"^here: 200 rows .* 200 are .*; lower data\.holdout"):
+        hold_out(MANY, 200)
 
 
 def test_the_order_of_rows_does_not_matter_and_new_ones_move_few() -> None:
@@ -628,8 +572,8 @@ def test_the_fingerprint_tells_data_apart() -> None:
 @pytest.mark.parametrize(
     ("script", "bad"),
     [
-        *(("dpo", bad) for bad in (UNREADABLE[7], BAD_PAIRS[0], BAD_PAIRS[-2])),
-        *(("grpo", bad) for bad in (UNREADABLE[2], BAD_PROBLEMS[0], BAD_PROBLEMS[-1])),
+        ("dpo", BAD_PAIRS[0]),
+        ("grpo", BAD_PROBLEMS[-1]),
         ("dpo", Bad("someone/pairs", "", ("[train]: neither a local file or folder nor",))),
     ],
     ids=str,

@@ -1,4 +1,7 @@
-"""Whether the machine can run a config: one line that names it, or one with what to change."""
+"""Whether the machine can run a config: one line that names it, or one with what to change.
+
+Which configs fit which card is in test_doctor.py.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,6 @@ T4 = Device("Tesla T4", 14.58, bf16=False)
 L4 = Device("NVIDIA L4", 22.03, bf16=True)
 LAPTOP = Device("NVIDIA GeForce RTX 4060 Laptop GPU", 7.65, bf16=True)
 P4 = Device("Tesla P4", 7.43, bf16=False)
-ALL = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
 def settings(path: Path, *overrides: str) -> Any:
@@ -44,12 +46,16 @@ def has_t4(path: Path) -> bool:
     return bool(settings(path).model.name == "Qwen/Qwen2.5-0.5B-Instruct")
 
 
-@ALL
-def test_what_fits(path: Path) -> None:
-    assert "No GPU" in line(Device("CPU", 0.0, bf16=False), path)
-    assert "NVIDIA L4 (22 GB)" in line(L4, path)
-    need = settings(path).model.min_gpu_memory_gb
-    line(Device("Made to measure", need or 1.0, bf16=True), path)
+def test_every_config() -> None:
+    for path in CONFIGS:
+        assert "No GPU" in line(Device("CPU", 0.0, bf16=False), path)
+        assert "NVIDIA L4 (22 GB)" in line(L4, path)
+        model = settings(path).model
+        line(Device("Made to measure", model.min_gpu_memory_gb or 1.0, bf16=True), path)
+        other = model.config_without_bf16
+        assert (other is not None) == (path.stem.endswith("16gb") and has_t4(path)), path
+        if other is not None:
+            line(T4, ROOT / other)
 
 
 def test_an_old_card() -> None:
@@ -74,15 +80,6 @@ def test_a_config_for_bfloat16(path: Path) -> None:
     # The base weights would be computed in bfloat16.
     message = refused(T4, path, "training.bf16=false", "training.fp16=true")
     assert "which model.dtype needs" in message
-
-
-@ALL
-def test_the_config_without_bfloat16_exists_and_is_another(path: Path) -> None:
-    named = settings(path).model.config_without_bf16
-    assert (named is not None) == (path.stem.endswith("16gb") and has_t4(path))
-    if named is not None:
-        assert ROOT / named != path
-        line(T4, ROOT / named)
 
 
 def test_number_type_of_a_processor() -> None:

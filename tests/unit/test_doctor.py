@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -34,12 +34,6 @@ BROKEN = (
     "Make sure that the latest NVIDIA driver is installed and running."
 )
 Look = Callable[..., tuple[int, dict[str, Any], str]]
-
-
-class Usage(NamedTuple):
-    total: int
-    used: int
-    free: int
 
 
 @pytest.fixture
@@ -110,8 +104,8 @@ def test_what_fits(card: str | None, fits: set[str], expected: list[str], look: 
         assert part in text
     assert text.count("needs a GPU") == (card is None)
     assert len(installation.locked()) > 100
-    statuses = {finding(found, subject)["status"] for subject in ("GPU", "packages")}
-    assert statuses == ({"ok"} if card else {"ok", "warn"})
+    assert finding(found, "packages")["status"] == "ok"
+    assert finding(found, "GPU")["status"] == ("ok" if card else "warn")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +194,7 @@ def test_a_missing_package_and_one_for_another_system(
 def test_no_disk(
     look: Look, monkeypatch: pytest.MonkeyPatch, free: float, code: int, status: str
 ) -> None:
-    usage = Usage(10**12, 0, int(free * 2**30))
+    usage = shutil.disk_usage("/")._replace(free=int(free * 2**30))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     left, found, _ = look(None)
     assert left == code
@@ -280,33 +274,21 @@ def grpo(*overrides: str) -> GRPOSettings:
     return load_settings(GRPOSettings, ROOT / "configs" / "grpo_gsm8k_16gb.yaml", overrides)
 
 
-def test_an_estimate_is_the_sum_that_it_says(qwen: Shape) -> None:
-    """The figures of the docstring, computed apart; sizes in GB of 2^30 bytes."""
+def test_an_estimate_by_hand(qwen: Shape) -> None:
+    """What bench/memory.py, on a CPU, does not measure; sizes in GB of 2^30 bytes."""
     terms = estimate.estimate(dpo(), qwen)
     # r 16: 24 layers x 16 x (896+896 + 2 (896+128) + 896+896 + 3 (896+4864)); 4 bytes + 2 moments
     assert terms["adapter"] == pytest.approx(24 * 16 * 22912 * 6 / 2**30)
-    assert terms["gradients"] == pytest.approx(24 * 16 * 22912 * 4 / 2**30)
     tokens = 2 * 4 * 1024
     assert terms["kept"] == pytest.approx(tokens * 3 * 896 * 2 / 2**30)
     inside = 6 * 896 + 2 * 128 + 3 * 4864
     assert terms["layer"] == pytest.approx((tokens * inside + 896 * 4864) * 2 / 2**30)
-    assert terms["logits"] == pytest.approx((512 * 151936 * 4 + 3 * tokens * 896 * 2) / 2**30)
     assert terms["merged"] == 0
-    head = 512 * 151936 * 4 + 2 * 8 * 1024 * 896 * 2
-    assert terms["scoring"] == pytest.approx(head / 2**30)
     terms = estimate.estimate(grpo(), qwen)
-    assert terms["logits"] == pytest.approx((512 * 151936 * 4 + 3 * 16 * 640 * 896 * 2) / 2**30)
-    cache = (1024 + 512) * 24 * 2 * 128 * 2
-    assert terms["generation"] == pytest.approx(256 * (cache + 151936 * (2 + 16)) / 2**30)
-    assert terms["scoring"] == 0
     merged = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864) * 2 / 2**30
     assert terms["merged"] == pytest.approx(merged)
-    fixed = terms["weights"] + terms["adapter"] + terms["overhead"] + merged
-    step = terms["gradients"] + terms["kept"] + max(terms["layer"], terms["logits"])
-    assert terms["peak"] == pytest.approx(fixed + max(step, terms["generation"]))
-    assert estimate.estimate(grpo("model.rollout_weights=adapter"), qwen)["merged"] == 0
-    little = f"model.min_gpu_memory_gb={4 * merged - 0.01}"
-    assert estimate.estimate(grpo(little), qwen)["merged"] == 0
+    for override in ("rollout_weights=adapter", f"min_gpu_memory_gb={4 * merged - 0.01}"):
+        assert estimate.estimate(grpo(f"model.{override}"), qwen)["merged"] == 0
 
 
 def test_what_changes_an_estimate(qwen: Shape) -> None:
@@ -316,10 +298,6 @@ def test_what_changes_an_estimate(qwen: Shape) -> None:
     assert more["weights"] == pytest.approx((qwen.layer_weights + qwen.embeddings) * 2 / 2**30)
     assert more["kept"] + more["layer"] > 10 * (terms["kept"] + terms["layer"])
     assert more["logits"] == terms["logits"]
-    on_cpu = estimate.estimate(dpo(), qwen, estimate.CPU)
-    assert on_cpu["kept"] == pytest.approx(terms["kept"] * 24 / 3)
-    layer = 8 * 1024 * (3 * 896 + 4 * 4864) + 896 * 4864  # more than the head's chunks there
-    assert on_cpu["scoring"] == pytest.approx(layer * 2 / 2**30)
     fewer = estimate.estimate(dpo("evaluation.batch_size=2"), qwen)
     less = 2 * 6 * 1024 * 896 * 2 / 2**30
     assert fewer["scoring"] == pytest.approx(terms["scoring"] - less)

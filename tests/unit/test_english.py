@@ -105,9 +105,6 @@ def test_plain_english(texts: Callable[[], Iterator[Text]]) -> None:
     [
         ("It tells how.", True),
         ("The run goes\non from there.", True),
-        ("a folder of its own", True),
-        ("Trained anew, the file is no model.", True),
-        ("It stops by itself.", True),
         ("There is no KL term by default. It is not on, and resumes", False),
         (without_code("`goes on` [a](found.md)"), False),
     ],

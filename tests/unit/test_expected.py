@@ -13,9 +13,9 @@ from posttrain.base.expected import SHOULD
 from posttrain.base.files import rows_of
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import parse_command_line
-from tests.helpers import ROOT, run_script
+from tests.helpers import ROOT
+from tests.unit.conftest import Ask
 
-COMMANDS = ("grpo", "evaluate", "doctor")
 PYDANTICS = re.compile(r"Input|instance|\bvalid\b|pattern|NoneType|\((int|str|float|bool|list)\)")
 
 
@@ -23,11 +23,8 @@ PYDANTICS = re.compile(r"Input|instance|\bvalid\b|pattern|NoneType|\((int|str|fl
     ("override", "words"),
     [
         ("training.extra.adam_beta1=high", "adam_beta1: expected number, got the text 'high'"),
-        ("training.extra.adam_beta1=true", "adam_beta1: expected number, got true"),
-        ("training.extra.disable_dropout='true'", "disable_dropout: expected "),
         ("training.extra.dataset_num_proc=all", "expected integer | null, got the text 'all'"),
         ("model=", "model: should be a section, got null"),
-        ("training.extra=[]", "training.extra: should be a section, got the list []"),
         ("training.bf16=yes please", "training.bf16: should be true or false, got the text 'yes "),
         ("training.loss_type=ipo", "training.loss_type: should be a list, such as [a, b], got the"),
         ("evaluation.also=[{path: x, name: ''}]", "evaluation.also.0.name: should be letters,"),
@@ -56,9 +53,9 @@ def test_pydantic_knows_these_errors() -> None:
     assert set(SHOULD) <= set(get_args(ErrorType))
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_usage_names_the_command_as_it_is_typed(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["grpo", "evaluate", "doctor"])
+def test_usage_names_the_command_as_it_is_typed(name: str, ask: Ask, tmp_path: Path) -> None:
     for folder, typed in ((ROOT, "./run"), (tmp_path, str(ROOT / "run"))):
-        usage = run_script(name, "--no-such-option", cwd=folder).stderr
+        usage = ask(name, "--no-such-option", cwd=folder).stderr
         assert f"usage: {typed} {name} " in " ".join(usage.split())
         assert f"{name}.py" not in usage

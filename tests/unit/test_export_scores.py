@@ -18,8 +18,6 @@ from posttrain.run.results import paired
 from posttrain.scoring.answers import Completion, until_answer
 from tests.runs import grpo_run
 
-RIGHT = 0.8  # of 60 problems
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
@@ -56,10 +54,6 @@ def texts(cells: Sequence[Cell]) -> list[str]:
     return [cell.text for cell in cells]
 
 
-def right(run: Path) -> int:
-    return sum(bool(r.scores()["strict"]) for r in read_replies(run / "eval" / "after.jsonl"))
-
-
 def test_a_file_that_lost_says_so_and_what_to_take(run: Path) -> None:
     write(
         run,
@@ -68,7 +62,7 @@ def test_a_file_that_lost_says_so_and_what_to_take(run: Path) -> None:
         gguf_q4_k_m=scored(run, 9, 1),
     )
     record = read_run(run)
-    m = right(run)
+    m = sum(bool(r.scores()["strict"]) for r in read_replies(run / "eval" / "after.jsonl"))
     assert export_scores.no_file_lost(record) == []
     (remark,) = export_scores.remarks(record)
     assert remark.startswith(f"q4_k_m lost 9 of {m} ") and remark.endswith("use q8_0.")
@@ -110,9 +104,8 @@ def test_nothing_is_shown_where_nothing_is_known(run: Path) -> None:
     write(run, gguf_q8_0=stale, merged_16bit={**entry, "score": 3})
     assert export_scores.remarks(read_run(run)) == []
     assert export_scores.TITLE not in page.write_report(run).read_text("utf-8")
-    for odd in ({"main": 3}, {"main": "strict", "measures": [1], "against_adapter": {"strict": 2}}):
-        write(run, gguf_q8_0={**entry, "score": odd})
-        page.write_report(run)  # shows what there is
+    write(run, gguf_q8_0={**entry, "score": {"main": "strict", "measures": [1]}})
+    page.write_report(run)  # shows what there is
 
 
 def test_a_score_stays_with_the_weights_that_it_is_of(run: Path) -> None:
@@ -123,14 +116,8 @@ def test_a_score_stays_with_the_weights_that_it_is_of(run: Path) -> None:
     assert "adapter_16bit" not in ExportRecord(run, base, "3").content
 
 
-@pytest.mark.parametrize(
-    ("text", "rest"),
-    [
-        ("1+1\n<answer>2</answer>", "\nand on"),
-        ("so <answer>2</answer>\n<answer>3</answer>", " x"),
-        ("no answer", ""),
-    ],
-)
-def test_a_servers_reply_ends_at_its_answer(text: str, rest: str) -> None:
-    reply = until_answer(Completion(text + rest, 9, True))
-    assert (reply.text, reply.truncated) == (text, rest == "")
+def test_a_servers_reply_ends_at_its_answer() -> None:
+    several = "so <answer>2</answer>\n<answer>3</answer>"
+    for text, rest in ("1+1\n<answer>2</answer>", "\nand on"), (several, " x"), ("no answer", ""):
+        reply = until_answer(Completion(text + rest, 9, True))
+        assert (reply.text, reply.truncated) == (text, rest == "")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from scipy import stats as scipy_stats
 
 from eval import Completion, Conversation, PromptFormat
 from eval.gsm8k import (
@@ -19,7 +18,7 @@ from eval.gsm8k import (
     score_reply,
     summarise,
 )
-from eval.stats import Measure, wilson_interval
+from eval.stats import Measure, mcnemar_exact, wilson_interval
 
 RIGHT = "6*7=42.\n<answer>42</answer>"
 WRONG = "6*7=41.\n<answer>41</answer>"
@@ -55,11 +54,11 @@ def test_scores(text: str, strict: int, tagged: int, lenient: int, format_rate: 
     assert result == (strict, tagged, lenient, format_rate)
 
 
-@pytest.mark.parametrize(("number", "right"), [("1234", 1), ("1 234", 1), ("1.234", 0)])
-def test_gold_in_thousands(number: str, right: int) -> None:
-    assert scored(f"<answer>{number}</answer>", gold="1,234").strict == right
+def test_gold_in_thousands() -> None:
+    for number, right in ("1234", 1), ("1 234", 1), ("1.234", 0):
+        assert scored(f"<answer>{number}</answer>", gold="1,234").strict == right
     with pytest.raises(ValueError, match="'many' is not a number"):
-        scored(number, gold="many")
+        scored("1234", gold="many")
 
 
 def test_rows_round_trip_through_json_and_show_a_collapse() -> None:
@@ -104,11 +103,8 @@ def test_summary_of_single_replies() -> None:
     replies = side([True, True, False, True])
     report = summarise(replies)
     assert set(report) == {*MEASURES, "mean_tokens"}
-    interval = scipy_stats.binomtest(3, 4).proportion_ci(method="wilson")
     for name in ("strict", "tagged", "lenient"):
-        assert report[name].value == 0.75 and report[name].n == 4
-        assert report[name].low == pytest.approx(interval.low)
-        assert report[name].high == pytest.approx(interval.high)
+        assert report[name] == Measure(0.75, 4, *wilson_interval(3, 4))
     assert report["format_rate"].value == 1 and report["truncated_rate"].value == 0
     assert report["mean_tokens"] == Measure(5.0, 4, 5.0, 5.0)
 
@@ -132,14 +128,10 @@ def test_summary_of_several_samples() -> None:
         for s, right in enumerate(values)
     ]
     report = summarise(replies)
-    assert report["strict"].value == pytest.approx((1 + 0.25 + 0) / 3)
-    assert report["strict"].n == 3
-    assert report["pass@1"].value == pytest.approx((1 + 0.25 + 0) / 3)
-    assert report["pass@2"].value == pytest.approx((1 + 0.5 + 0) / 3)
-    assert report["pass@4"].value == pytest.approx((1 + 1 + 0) / 3)
+    right = {"strict": 1.25, "pass@1": 1.25, "pass@2": 1.5, "pass@4": 2, "majority_vote": 1}
+    for name, problems in right.items():
+        assert report[name].n == 3 and report[name].value == pytest.approx(problems / 3), name
     assert not {"pass@3", "pass@8"} & set(report)
-    assert report["majority_vote"].value == pytest.approx(1 / 3)
-    assert report["majority_vote"].n == 3
     fewer = summarise(replies[:-1])  # of one problem 3 samples alone
     assert "pass@2" in fewer and "pass@4" not in fewer
 
@@ -178,13 +170,10 @@ def test_p_value_is_the_exact_test_on_what_changed() -> None:
     before = [False] * 9 + [True] * 2 + [True] * 5 + [False] * 4
     after = [True] * 9 + [False] * 2 + [True] * 5 + [False] * 4
     values = compare_replies(side(before), side(after))["strict"]
-    assert values.p_value == pytest.approx(scipy_stats.binomtest(9, 11).pvalue, rel=1e-12)
+    assert values.p_value == mcnemar_exact(9, 2)
     assert values.difference == pytest.approx(7 / 20)
     assert values.low < 7 / 20 < values.high
     assert (values.before.value, values.after.value) == (7 / 20, 14 / 20)
-    back = compare_replies(side(after), side(before))["strict"]
-    assert back.difference == pytest.approx(-7 / 20)
-    assert back.p_value == values.p_value
 
 
 def test_a_half_is_a_mean_of_samples_only_on_the_side_that_has_several() -> None:

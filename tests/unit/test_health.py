@@ -103,13 +103,12 @@ def test_a_cold_start_names_the_ways_out_also_after_a_resume() -> None:
     assert watcher.observe(53, cold)[0].message.startswith("for 3 steps")
 
 
-@pytest.mark.parametrize("name", ["truncated", "reasoning"])
-def test_null_switches_a_sign_off(name: str) -> None:
+def test_null_switches_a_sign_off() -> None:
     sick = {**dict.fromkeys(HEALTHY, 1.0), "kl": 9.0}
-    key = f"min_{name}" if name == "reasoning" else f"max_{name}"
-    off = ProblemHealth.model_validate({"patience": 3, key: None})
-    kinds = {kind for _, kind, _ in judge([*[HEALTHY] * 3, *[sick] * 9], off)}
-    assert kinds == {"flat_groups", "truncated", "reasoning", "kl"} - {name}
+    for name in ("max_truncated", "min_reasoning"):
+        off = ProblemHealth.model_validate({"patience": 3, name: None})
+        kinds = {kind for _, kind, _ in judge([*[HEALTHY] * 3, *[sick] * 9], off)}
+        assert kinds == {"flat_groups", "truncated", "reasoning", "kl"} - {name[4:]}
 
 
 def test_a_reward_that_scores_nothing_stops_the_run_and_is_named() -> None:
@@ -129,10 +128,8 @@ def test_messages_name_figure_threshold_and_setting() -> None:
     watcher = RuleWatcher(rules_for(health, 0.0), 2, [])
     row = {**HEALTHY, "completions/clipped_ratio": 0.875}
     (event,) = [*watcher.observe(1, row), *watcher.observe(2, row)]
-    assert event.message == (
-        "for 2 steps 88% of the completions have hit the length limit (health.max_truncated = "
-        "50%): raise training.max_completion_length"
-    )
+    assert event.message.startswith("for 2 steps 88% of ")
+    assert "(health.max_truncated = 50%): raise training.max_completion_length" in event.message
     assert (event.value, event.threshold) == (0.875, 0.5)
 
 

@@ -38,7 +38,10 @@ ALONE = {
 
 
 def arrows(text: str = ARROWS) -> dict[str, set[str]]:
-    """All that each wing may import: where its arrows lead, and where theirs do."""
+    """All that each wing may import: where its arrows lead, and where theirs do.
+
+    A circle in the table is a RecursionError, so no circle of imports is allowed either.
+    """
     direct: dict[str, set[str]] = {}
     for line in text.strip().splitlines():
         wing, targets = line.split(" -> ")
@@ -88,7 +91,6 @@ def faults(root: Path) -> list[str]:
     """Everything in the folders of the house that breaks a rule, one sentence each."""
     allowed = arrows()
     result: list[str] = []
-    folders: dict[str, set[str]] = {}
     houses = ("rewards", "eval", LIBRARY, "scripts")
     modules = [
         p.relative_to(root) for house in houses for p in sorted((root / house).rglob("*.py"))
@@ -116,9 +118,7 @@ def faults(root: Path) -> list[str]:
                 result.append(
                     f"{where}: imports {target}, and no arrow goes from {wing} to {other}"
                 )
-            if top in houses and other != wing:
-                folders.setdefault(wing, set()).add(other)
-    return result + circles(folders)
+    return result
 
 
 def reached(root: Path, start: Path) -> set[Path]:
@@ -132,24 +132,6 @@ def reached(root: Path, start: Path) -> set[Path]:
             left += [folder / "__init__.py" for folder in module.parents]
             left += [target for _, target in imported(root, module) if isinstance(target, Path)]
     return seen
-
-
-def circles(folders: dict[str, set[str]]) -> list[str]:
-    """`a -> b -> a`, for folders that import one another, at once or over others."""
-    result = []
-    done: set[str] = set()
-
-    def visit(folder: str, path: tuple[str, ...]) -> None:
-        if folder in path:
-            result.append(" -> ".join((*path[path.index(folder) :], folder)) + ": a circle")
-        elif folder not in done:
-            for target in sorted(folders.get(folder, ())):
-                visit(target, (*path, folder))
-            done.add(folder)
-
-    for folder in sorted(folders):
-        visit(folder, ())
-    return result
 
 
 def test_the_house() -> None:
@@ -167,11 +149,6 @@ def test_how_much_there_is_to_read_of_grpo() -> None:
     assert sum(len((ROOT / m).read_text("utf-8").splitlines()) for m in modules) <= MOST_LINES
 
 
-def test_every_wing_has_arrows_and_every_arrow_a_wing() -> None:
-    wings = {wing_of(p.relative_to(ROOT)) for p in (ROOT / LIBRARY).rglob("*.py")} - {""}
-    assert wings | {"rewards", "eval", "scripts"} == set(arrows())
-
-
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A small house with nothing wrong in it."""
@@ -185,22 +162,16 @@ def house(tmp_path: Path) -> Path:
         "posttrain/data/__init__.py": "",
         "posttrain/data/pairs.py": "import eval\nfrom posttrain import settings\n",
         "posttrain/data/report/__init__.py": "from posttrain.data import pairs\n",
-        "posttrain/report/__init__.py": "",
         "posttrain/model/__init__.py": "",
         "posttrain/model/policy.py": "from posttrain.model import runtime\n",
         "posttrain/model/runtime.py": "def load():\n    import unsloth\n",
         "scripts/__init__.py": "",
         "scripts/dpo.py": "from posttrain.model import policy\n",
-        "scripts/grpo.py": "",
         "tests/helpers.py": "",
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     return tmp_path
-
-
-def test_a_house_with_nothing_wrong(house: Path) -> None:
-    assert faults(house) == []
 
 
 @pytest.mark.parametrize(
@@ -211,27 +182,23 @@ def test_a_house_with_nothing_wrong(house: Path) -> None:
         ("posttrain/base/new.py", "from ..model.policy import load", "from base to model"),
         ("posttrain/base/new.py", "from .. import model", "from base to model"),
         ("posttrain/base/new.py", "def f():\n    import eval", "from base to eval"),
-        ("posttrain/data/new.py", "import posttrain.report", "from data to report"),
-        ("posttrain/report/new.py", "import posttrain.data.pairs", "from report to data"),
         ("posttrain/data/new.py", "from posttrain.data import report", "from data to data/report"),
         ("rewards/new.py", "from posttrain.base.paths import Path", "from rewards to base"),
-        ("eval/new.py", "from posttrain.base import paths", "from eval to base"),
         ("posttrain/model/new.py", "from scripts import dpo", "scripts/dpo.py, a script"),
-        ("posttrain/model/new.py", "import scripts.dpo", "scripts/dpo.py, a script"),
         ("scripts/new.py", "from scripts.dpo import main", "scripts/dpo.py, a script"),
         ("posttrain/model/new.py", "from tests import helpers", "tests/helpers.py, a test"),
         ("posttrain/model/new.py", "from unsloth import x", "imports unsloth"),
-        ("posttrain/model/new.py", "from tqdm.auto import tqdm", "imports tqdm"),
         ("scripts/new.py", "importlib.import_module('unsloth.models')", "imports unsloth"),
         ("posttrain/new.py", "", "posttrain/new.py: a loose module"),
         ("posttrain/attic/new.py", "", "the wing 'attic' has no arrows"),
     ],
 )
 def test_what_is_wrong_is_found(house: Path, module: str, text: str, fault: str) -> None:
+    assert faults(house) == []
     (house / module).parent.mkdir(exist_ok=True)
     (house / module).write_text(text + "\n")
-    assert any(fault in result for result in faults(house)), faults(house)
-    assert all(result.startswith(module) or "circle" in result for result in faults(house))
+    results = faults(house)
+    assert results and all(each.startswith(module) and fault in each for each in results)
 
 
 def test_what_a_script_reaches(house: Path) -> None:
@@ -243,12 +210,3 @@ def test_what_a_script_reaches(house: Path) -> None:
     }
     (house / "posttrain/model/policy.py").write_text("def f():\n    from .. import data\n")
     assert Path("posttrain/data/__init__.py") in reached(house, Path("scripts/dpo.py"))
-
-
-def test_a_circle_of_folders_is_found(house: Path) -> None:
-    (house / "posttrain/settings/new.py").write_text("import posttrain.data.pairs\n")
-    assert "data -> settings -> data: a circle" in faults(house)
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [
-        "a -> b -> c -> a: a circle"
-    ]
-    assert circles({"a": {"b", "c"}, "b": {"c"}}) == []

@@ -186,14 +186,8 @@ def read_table(table: str) -> Iterator[Joint]:
 
 JOINTS = list(read_table(TABLE))
 LIBRARIES = (
-    "accelerate",
-    "bitsandbytes",
-    "peft",
-    "torch",
-    "transformers",
-    "trl",
-    "unsloth",
-    "wandb",
+    *("accelerate", "bitsandbytes", "peft", "torch"),
+    *("transformers", "trl", "unsloth", "wandb"),
 )
 # What their documentation describes: attributes of a Trainer, and modules to import from.
 DOCUMENTED = {

@@ -1,11 +1,7 @@
 """The judge: its prompt, how its verdicts are read and counted, and a real server."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,8 @@ from eval.replies import MeasuredReply, PromptReply
 from eval.stats import NOT_MEASURABLE, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from scripts import judge
-from tests.helpers import ROOT
+from tests.helpers import Capsys
+from tests.unit.conftest import Ask
 from tests.unit.test_server import Reply, Server, api, choice, no_pauses
 
 __all__ = ["api", "no_pauses"]
@@ -50,10 +47,8 @@ def test_the_replies_change_places(language: str) -> None:
     assert sorted(texts[0]) == sorted(texts[1]) and "before" not in texts[0]
 
 
-def test_instructions_are_in_their_language_and_name_three_verdicts() -> None:
-    for language, text in INSTRUCTIONS.items():
-        assert detect(text) == language
-    assert parse_verdict("Verdict : égalité") == parse_verdict("Verdict: tie") == "tie"
+def test_instructions_are_in_their_language() -> None:
+    assert [detect(text) for text in INSTRUCTIONS.values()] == [*INSTRUCTIONS]
 
 
 def test_without_a_system_turn() -> None:
@@ -67,12 +62,10 @@ def test_without_a_system_turn() -> None:
 @pytest.mark.parametrize(
     ("reply", "verdict"),
     [
-        ("Verdict: A", "A"),
         ("The second is in French.\n\nVerdict: B\n", "B"),
         ("Verdict: tie", "tie"),
         ("Les deux se valent.\nVerdict : égalité.", "tie"),
-        ("Verdict : « B »", "B"),
-        ("**Verdict:** `B`", "B"),
+        ("**Verdict :** « `B` »", "B"),
         ("### Verdict: [[A]]", "A"),
         ("A", "A"),
         ("Verdict: Reply B", "B"),
@@ -94,22 +87,13 @@ def given(before_first: Verdict | None, after_first: Verdict | None) -> Given:
     return {"before_first": before_first, "after_first": after_first}
 
 
-@pytest.mark.parametrize(
-    ("before_first", "after_first", "score"),
-    [
-        ("B", "A", 1.0),  # after is preferred wherever it stands
-        ("A", "B", 0.0),
-        ("A", "A", 0.5),  # whatever stands first
-        ("tie", "tie", 0.5),
-        ("B", "tie", 0.5),
-        (None, "A", None),
-        ("B", None, None),
-    ],
-)
-def test_outcomes(
-    before_first: Verdict | None, after_first: Verdict | None, score: float | None
-) -> None:
-    assert outcome(given(before_first, after_first)) == score
+def test_outcomes() -> None:
+    """After wins where it is preferred in both orders, as does before; all else is a tie."""
+    won, lost = outcome(given("B", "A")), outcome(given("A", "B"))
+    assert (won, lost) == (1.0, 0.0)
+    ties = given("A", "A"), given("tie", "tie"), given("B", "tie")
+    assert [outcome(each) for each in ties] == [0.5] * 3
+    assert outcome(given(None, "A")) is outcome(given("B", None)) is None
 
 
 def test_the_report_by_hand() -> None:
@@ -182,19 +166,13 @@ def replies_in(body: dict[str, Any]) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def prefers(better: Callable[[str], float]) -> Callable[[dict[str, Any], int], Reply]:
-    def plan(body: dict[str, Any], number: int) -> Reply:
-        a, b = map(better, replies_in(body))
-        verdict = "A" if a > b else "B" if b > a else "égalité"
-        return choice(f"Voici pourquoi.\n\nVerdict : {verdict}")
-
-    return plan
+def french_judge(body: dict[str, Any], number: int) -> Reply:
+    a, b = (detect(text) == "fr" for text in replies_in(body))
+    verdict = "A" if a > b else "B" if b > a else "égalité"
+    return choice(f"Voici pourquoi.\n\nVerdict : {verdict}")
 
 
-french_judge = prefers(lambda text: float(detect(text) == "fr"))
-
-
-def ask(run: Path, api: Server, *more: str | Path) -> dict[str, Any]:
+def judged(run: Path, api: Server, *more: str | Path) -> dict[str, Any]:
     assert (
         judge.main([str(run), "--url", api.url, "--model", "org/the judge", *map(str, more)]) == 0
     )
@@ -203,11 +181,9 @@ def ask(run: Path, api: Server, *more: str | Path) -> dict[str, Any]:
     return report
 
 
-def test_a_judge_that_wants_french(
-    api: Server, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_judge_that_wants_french(api: Server, run: Path, capsys: Capsys) -> None:
     api.plan = french_judge
-    report = ask(run, api)
+    report = judged(run, api)
     assert (report["wins"], report["ties"], report["losses"]) == (6, 2, 2)
     assert report["win_rate"]["value"] == 0.7 and report["win_rate"]["n"] == 10
     assert (report["win_rate"]["low"], report["win_rate"]["high"]) == wilson_interval(7, 10)
@@ -238,31 +214,27 @@ def test_a_judge_that_wants_french(
     assert set(json.loads(rows[0])) == {"comparison", "order", "verdict", "reply"}
 
 
-def test_replies_that_all_stayed_the_same(
-    api: Server, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_replies_that_all_stayed_the_same(api: Server, run: Path, capsys: Capsys) -> None:
     """As after a run of a few steps: nothing is requested, and there is a report."""
     before = (run / "eval" / "before_replies.jsonl").read_bytes()
     (run / "eval" / "after_replies.jsonl").write_bytes(before)
-    report = ask(run, api)
+    report = judged(run, api)
     assert not api.bodies and "0 to request" in capsys.readouterr().out
     assert (report["wins"], report["ties"], report["identical_replies"]) == (0, 10, 10)
 
 
 def test_a_judge_that_always_prefers_a_decides_nothing(api: Server, run: Path) -> None:
     api.plan = lambda *_: choice("Verdict: A")
-    report = ask(run, api)
+    report = judged(run, api)
     assert (report["wins"], report["ties"], report["losses"]) == (0, 10, 0)
     assert report["win_rate"]["value"] == 0.5 and report["p_value"] == 1.0
     assert report["first_is_preferred"]["value"] == 1.0
     assert report["consistency"]["value"] == 0.0 and report["inconsistent"] == 8
 
 
-def test_a_judge_that_answers_garbage(
-    api: Server, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_judge_that_answers_garbage(api: Server, run: Path, capsys: Capsys) -> None:
     api.plan = lambda *_: choice("As a language model, I like both.")
-    report = ask(run, api, "--limit", "8")
+    report = judged(run, api, "--limit", "8")
     assert report["win_rate"] == vars(NOT_MEASURABLE)
     assert (report["unparsable_verdicts"], report["verdicts"], report["left_out"]) == (16, 16, 8)
     out = capsys.readouterr().out
@@ -270,35 +242,24 @@ def test_a_judge_that_answers_garbage(
     assert "warning: over 5% of the verdicts cannot be read" in out
 
 
-def test_garbage_now_and_then_leaves_those_prompts_out(api: Server, run: Path) -> None:
-    def plan(body: dict[str, Any], number: int) -> Reply:
-        garbage = "fait-il ? 3" in body["messages"][1]["content"]
-        return choice(None) if garbage else french_judge(body, number)
-
-    api.plan = plan
-    report = ask(run, api)
-    assert (report["unparsable_verdicts"], report["left_out"]) == (2, 1)
-    assert report["win_rate"]["n"] == 9 and report["wins"] == 5
-
-
 def test_the_same_command_resumes(
-    api: Server, run: Path, no_pauses: list[float], capsys: pytest.CaptureFixture[str]
+    api: Server, run: Path, no_pauses: list[float], capsys: Capsys
 ) -> None:
     path = run / "judge" / "org-the-judge" / "verdicts.jsonl"
     api.plan = lambda body, n: french_judge(body, n) if n < 5 else (402, "no credit left")
     with pytest.raises(ConfigError, match="status 402: no credit left"):
-        ask(run, api, "--at-once", "1")
+        judged(run, api, "--at-once", "1")
     assert len(path.read_text("utf-8").splitlines()) == 5
     with open(path, "a", encoding="utf-8") as file:
         file.write('{"comparison": 4, "ord')  # the crash came while a verdict was written
     api.plan = french_judge
     before = len(api.bodies)
-    report = ask(run, api)
+    report = judged(run, api)
     assert (report["wins"], report["ties"], report["losses"]) == (6, 2, 2)
     assert len(api.bodies) - before == 11
     assert "5 verdicts kept from an earlier call, 11 to request" in capsys.readouterr().out
     assert len(path.read_text("utf-8").splitlines()) == 16
-    assert ask(run, api) == report and len(api.bodies) - before == 11
+    assert judged(run, api) == report and len(api.bodies) - before == 11
 
 
 def test_what_is_under_way_when_another_fails_is_kept(api: Server, run: Path) -> None:
@@ -318,37 +279,37 @@ def test_what_is_under_way_when_another_fails_is_kept(api: Server, run: Path) ->
 
     api.plan = plan
     with pytest.raises(ConfigError, match="bad request"):
-        ask(run, api, "--at-once", "3")
+        judged(run, api, "--at-once", "3")
     path = run / "judge" / "org-the-judge" / "verdicts.jsonl"
     assert len(path.read_text("utf-8").splitlines()) == len(api.bodies) - 1 < 8
 
 
 def test_more_prompts_later(api: Server, run: Path) -> None:
     api.plan = french_judge
-    assert ask(run, api, "--limit", "3")["comparisons"] == 3
-    assert ask(run, api)["comparisons"] == 10
+    assert judged(run, api, "--limit", "3")["comparisons"] == 3
+    assert judged(run, api)["comparisons"] == 10
     assert len(api.bodies) == 16
-    assert ask(run, api, "--limit", "3")["wins"] == 3 and len(api.bodies) == 16
+    assert judged(run, api, "--limit", "3")["wins"] == 3 and len(api.bodies) == 16
 
 
 def test_another_request_is_another_folder(
-    api: Server, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    api: Server, run: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
     api.plan = french_judge
-    ask(run, api)
+    judged(run, api)
     first = run / "judge" / "org-the-judge"
     replies = run / "eval" / "after_replies.jsonl"
     replies.write_text(replies.read_text("utf-8").replace("beau", "froid"), "utf-8")
     for _ in range(2):  # the second time nothing is requested
-        ask(run, api)
+        judged(run, api)
     assert "replies was " in capsys.readouterr().out
     before = len(api.bodies)
-    ask(run, api)
+    judged(run, api)
     assert len(api.bodies) == before
     assert (first.with_name("org-the-judge-2") / "report.json").exists()
     with pytest.raises(ConfigError, match=r"language was 'fr', now 'en'; .*give another --output"):
-        ask(run, api, "--language", "en", "--output", first)
-    ask(run, api, "--output", tmp_path / "other")
+        judged(run, api, "--language", "en", "--output", first)
+    judged(run, api, "--output", tmp_path / "other")
     assert (tmp_path / "other" / "report.json").exists()
 
 
@@ -369,22 +330,22 @@ def test_a_wrong_url_leaves_nothing_behind(api: Server, run: Path, no_pauses: li
 
 def test_a_run_without_replies(api: Server, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no finished DPO run there .*before_replies.jsonl"):
-        ask(tmp_path / "nowhere", api)
+        judged(tmp_path / "nowhere", api)
     after = run / "eval" / "after_replies.jsonl"
     text = after.read_text("utf-8")
     after.write_text(text.split("\n", 1)[1], "utf-8")
     with pytest.raises(ConfigError, match="not to the same prompts"):
-        ask(run, api)
+        judged(run, api)
     after.write_text('{"prompt": "?"}\n', "utf-8")
     with pytest.raises(DataError, match="row 1 is not a PromptReply: side: is missing"):
-        ask(run, api)
+        judged(run, api)
     after.write_text("half a li", "utf-8")
     with pytest.raises(DataError, match="not a JSON object"):
-        ask(run, api)
+        judged(run, api)
     for side in ("before", "after"):
         (run / "eval" / f"{side}_replies.jsonl").write_text("", "utf-8")
     with pytest.raises(ConfigError, match=r"evaluation\.replies was 0"):
-        ask(run, api)
+        judged(run, api)
     assert api.seen == []
 
 
@@ -393,7 +354,7 @@ def test_a_line_that_is_no_verdict(api: Server, run: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "verdicts.jsonl").write_text('{"comparison": 0}\n', "utf-8")
     with pytest.raises(DataError, match="line 1 is not a verdict"):
-        ask(run, api)
+        judged(run, api)
 
 
 @pytest.mark.parametrize(
@@ -403,12 +364,9 @@ def test_a_line_that_is_no_verdict(api: Server, run: Path) -> None:
         (["--url", "https://me:secret@host"], "must hold no password"),
         (["--limit", "0"], "--limit: must be at least 1, got 0"),
         (["--timeout", "nan"], "--timeout: must be above 0"),
-        (["--temperature", "-1"], "--temperature: must be 0 or more"),
     ],
 )
-def test_bad_arguments(
-    arguments: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments(arguments: list[str], message: str, run: Path, capsys: Capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         judge.main([str(run), "--url", "http://127.0.0.1:9", "--model", "m", *arguments])
     assert caught.value.code == 2
@@ -419,23 +377,10 @@ def test_bad_arguments(
 # --- the script and the key -----------------------------------------------------------------------
 
 
-def script(
-    bait: Path, *arguments: str | Path, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """scripts/judge.py, where importing torch ends with code 99."""
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / "judge.py", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": str(bait), **environment},
-    )
-
-
-def test_the_key_is_sent_and_written_nowhere(api: Server, run: Path, bait: Path) -> None:
+def test_the_key_is_sent_and_written_nowhere(api: Server, run: Path, ask: Ask) -> None:
     api.plan = french_judge
     arguments = (run, "--url", f"{api.url}/v1/", "--model", "m", "--key-variable", "MY_KEY")
-    result = script(bait, *arguments, MY_KEY=KEY)
+    result = ask("judge", *arguments, MY_KEY=KEY)
     assert result.returncode == 0, result.stderr
     assert {header for _, header in api.seen} == {f"Bearer {KEY}"}
     assert "win rate of after" in result.stdout
@@ -443,12 +388,12 @@ def test_the_key_is_sent_and_written_nowhere(api: Server, run: Path, bait: Path)
     assert KEY not in written + result.stdout + result.stderr
 
 
-def test_a_key_that_is_refused_or_missing(api: Server, run: Path, bait: Path) -> None:
+def test_a_key_that_is_refused_or_missing(api: Server, run: Path, ask: Ask) -> None:
     api.plan = lambda *_: (401, f"Incorrect API key provided: {KEY}")
     arguments = (run, "--url", api.url, "--model", "m")
-    result = script(bait, *arguments, OPENAI_API_KEY=KEY)
+    result = ask("judge", *arguments, OPENAI_API_KEY=KEY)
     assert result.returncode == 2 and result.stderr.count("error: ") == 1
     assert "Incorrect API key provided: [key]" in result.stderr and KEY not in result.stderr
-    result = script(bait, *arguments, "--key-variable", "NO_SUCH_KEY")
+    result = ask("judge", *arguments, "--key-variable", "NO_SUCH_KEY")
     assert result.returncode == 2
     assert "error: --key-variable: the environment has no NO_SUCH_KEY" in result.stderr

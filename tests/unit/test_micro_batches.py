@@ -9,7 +9,6 @@ import pytest
 from posttrain.train import micro_batches
 
 NOT_DIVISIBLE = {"aot", "aot_unpaired"}
-TRAINERS = pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
 
 
 def compute_loss(name: str) -> ast.FunctionDef:
@@ -28,7 +27,7 @@ def texts(node: ast.AST) -> set[str]:
     return {text for text in values if isinstance(text, str)}
 
 
-@TRAINERS
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
 def test_every_loss_of_trl_is_known(name: str) -> None:
     """One more in a later trl is not divided until it is in the table."""
     compared = [

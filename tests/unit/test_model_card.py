@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,11 +20,8 @@ from posttrain.report.model_card import render_model_card
 from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 from tests.helpers import CONFIGS, ROOT, run_script, settings_class
-
-MEASURE = {
-    "before": {"value": 0.02, "n": 300, "low": 0.01, "high": 0.05},
-    "after": {"value": 0.98, "n": 300, "low": 0.96, "high": 0.99},
-}
+from tests.runs import grpo_run
+from tests.unit.test_server import Handler
 
 
 def export(path: str, proven: bool, name: str, value: float, limit: float) -> dict[str, Any]:
@@ -34,35 +31,20 @@ def export(path: str, proven: bool, name: str, value: float, limit: float) -> di
 
 PROVEN = export("merged_16bit", True, "largest logit difference", 0.0012, 0.01)
 UNPROVEN = export("gguf/m-q4_k_m.gguf", False, "perplexity change", 0.7, 0.1)
-BOTH = {"merged_16bit": PROVEN, "gguf:q4_k_m": UNPROVEN}
 
 
-def make_run(
-    folder: Path, config: str = "grpo_demo", finished: bool = True, **changes: Any
-) -> Path:
-    """A run folder with its records, as training leaves it, around files of a few bytes."""
+def make_run(folder: Path, config: str = "grpo_demo", **changes: Any) -> Path:
+    """A finished run with these settings, around an adapter of a few bytes."""
+    grpo_run(folder, steps=2)
     file = ROOT / "configs" / f"{config}.yaml"
     settings = load_settings(settings_class(file), file).model_dump(mode="json")
     for path, value in changes.items():
         section, key = path.split("__")
         settings[section][key] = value
-    change = {"difference": 0.96, "low": 0.94, "high": 0.98, "p_value": 1e-9, "n": 300}
-    scores = {**MEASURE, "comparison": change} if finished else {}
-    content = {
-        "environment.json": {
-            "versions": dict.fromkeys(("unsloth", "trl", "transformers", "torch"), "1.0"),
-            "device": "CPU",
-            "data": "f" * 64,
-            "trained": {"steps": 40, "seconds": 93.0},
-        },
-        "adapter/adapter_config.json": {"base_model_name_or_path": "/home/someone/models/base"},
-        **{f"eval/{name}.json": {"strict": value} for name, value in scores.items()},
-    }
-    for name in ("adapter", "eval"):
-        (folder / name).mkdir(parents=True)
-    for name, value in content.items():
-        (folder / name).write_text(json.dumps(value))
     (folder / "config.yaml").write_text(dump_yaml(settings), encoding="utf-8")
+    base = {"base_model_name_or_path": "/home/someone/models/base"}
+    (folder / "adapter").mkdir(exist_ok=True)
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(base))
     (folder / "adapter" / "README.md").write_text("peft's own card")
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     return folder
@@ -86,7 +68,7 @@ def test_every_config_gets_a_card(tmp_path: Path, config: str) -> None:
         assert (front["license"], front["license_name"]) == ("other", "qwen-research")
     else:
         assert front["license"] == "apache-2.0" and "license_name" not in front
-    assert "| strict accuracy | 2.0% [1.0%, 5.0%] | 98.0% [96.0%, 99.0%] | +96.0 points" in text
+    assert "| strict accuracy | 10.0% [4.7%, 20.1%] | 75.0% [62.8%, 84.2%] | +65.0 points" in text
     assert "< 1e-6" in text
     assert "licence not known" not in text
     body = text.split("```yaml\n")[1].split("```")[0]
@@ -95,7 +77,7 @@ def test_every_config_gets_a_card(tmp_path: Path, config: str) -> None:
 
 def test_exports_are_shown_with_their_parity_and_only_proven_ones_uploaded(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    add_exports(run, BOTH)
+    add_exports(run, {"merged_16bit": PROVEN, "gguf:q4_k_m": UNPROVEN})
     text = render_model_card(run)
     for part in (
         "| merged_16bit | `merged_16bit` | yes | largest logit difference: 0.0012",
@@ -126,13 +108,15 @@ def test_variables_of_the_chat_template_are_in_every_command(tmp_path: Path) -> 
 
 
 def test_no_folder_of_this_machine_is_named_and_what_was_not_done_is(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", finished=False, model__name="/home/someone/models/mine")
+    run = make_run(tmp_path / "run", model__name="/home/someone/models/mine")
+    for name in ("metrics.jsonl", "eval/before.json", "eval/after.json", "eval/comparison.json"):
+        (run / name).unlink()
     rows = [{"step": 1, "seconds": 600.0}, {"step": 2, "seconds": 60.0}]  # resumed in between
     append_rows(run / "metrics.jsonl", rows)
     text = render_model_card(run)
     assert "/home/someone" not in text
     for part in (
-        *("`mine`", "licence not known", "40 steps, 11 min 00 s"),
+        *("`mine`", "licence not known", "2 steps, 11 min 00 s"),
         "The evaluation after training has not been run",
         "None yet: the folder holds the adapter alone",
     ):
@@ -141,24 +125,23 @@ def test_no_folder_of_this_machine_is_named_and_what_was_not_done_is(tmp_path: P
         render_model_card(tmp_path)
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Handler):
     """The part of the hub's API that an upload of small files uses."""
 
     created: ClassVar[list[dict[str, Any]]] = []
     files: ClassVar[dict[str, bytes]] = {}
     refuse: ClassVar[bool] = False
 
+    def do_GET(self) -> None:
+        self.send(404, "")
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        status, answer = 200, self._answer(body)
+        answer = self._answer(body)
         if self.refuse:
-            status, answer = 401, {"error": "Invalid username or password."}
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+            self.send(401, {"error": "Invalid username or password."})
+        else:
+            self.send(200, answer, {"Content-Type": "application/json"})
 
     def _answer(self, body: bytes) -> Any:
         where = f"http://{self.headers['Host']}/someone/model"
@@ -175,9 +158,6 @@ class Hub(BaseHTTPRequestHandler):
                     self.files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
             return {"commitUrl": f"{where}/commit/abc", "commitOid": "abc"}
         return {"errors": [], "warnings": []}
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from posttrain.data.formats import DIFFERENT_PROMPTS, FORMATS, USERS_REPLY
 from posttrain.data.pairs import PairSet, load_pair_set
 from posttrain.data.prompted import prompt_key
 from posttrain.data.text import set_aside
-from posttrain.settings import DPOSettings, PairData, Prompt
-from posttrain.settings.command import load_settings
-from tests.helpers import ROOT
+from posttrain.settings import PairData, Prompt
+from tests.helpers import Capsys, demo_settings, write_rows
 
 Row = dict[str, Any]
 
@@ -38,8 +37,7 @@ def read(
     folder: Path, kind: str, rows: list[Row], prompt: Prompt | None = None, **settings: Any
 ) -> PairSet:
     """The rows as a config of that format would read them, with a row of its own held out."""
-    path = folder / f"{kind}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = write_rows(folder / f"{kind}.jsonl", *rows)
     values = {"format": kind, "train": {"path": str(path)}, "holdout": 1, **settings}
     return load_pair_set(PairData.model_validate(values), prompt or Prompt())
 
@@ -54,20 +52,12 @@ def numbered(row: Row, count: int = 3) -> list[Row]:
     return [json.loads(text.replace("{n}", str(number))) for number in range(1, count + 1)]
 
 
-ORCA = {
-    "system": "Vous êtes un assistant.",
-    "question": "Où est l'eau {n} ?",
-    "chosen": "Dans la carafe.",
-    "rejected": "In the jug.",
-}
+ORCA = {"system": "Sois clair.", "question": "Où {n} ?", "chosen": "Ici.", "rejected": "Here."}
 ULTRAFEEDBACK = {
     "prompt": "Écris un poème {n}.",
-    "prompt_id": "9f1c",
     "chosen": [user("Écris un poème {n}."), assistant("Ô vent.")],
     "rejected": [user("Écris un poème {n}."), assistant("O wind.")],
     "messages": [user("Écris un poème {n}."), assistant("Ô vent.")],
-    "score_chosen": 8.5,
-    "score_rejected": 4.0,
 }
 CONVERSATIONAL = {
     "prompt": [user("Bonjour {n}"), assistant("Bonjour !"), user("Et demain ?")],
@@ -77,7 +67,7 @@ CONVERSATIONAL = {
 OASST = {
     "lang": "fr",
     "parent_id": "6ab2",
-    "prompt": "prompter: Salut {n}\nassistant: Oui ?\nDites.\nprompter: Quelle heure ?",
+    "prompt": "prompter: Salut {n}\nassistant: Oui ?\nDites.\nprompter: Et ?",
     "chosen": "Midi.",
     "rejected": "Noon.",
 }
@@ -90,29 +80,21 @@ ARENA = {
 
 def as_turn(row: Row, turn: int, choice: str | None) -> Row:
     """A row as compar:IA's export writes it: utils/dataset/compute.py of betagouv/ComparIA."""
-    output = {}
-    for side in ("a", "b"):
-        complete = [
+    conversations = {
+        f"full_conversation_{side}": [
             {**message, "user_content": message["content"], "reasoning_content": None}
             if message["role"] == "user"
             else {**message, "user_content": None, "reasoning_content": "Hm."}
             for message in row[f"conversation_{side}"]
         ]
-        output[f"full_conversation_{side}"] = complete
-        output[f"response_{side}"] = complete[2 * turn : 2 * turn + 2]
+        for side in "ab"
+    }
     return {
-        "response_id": f"{turn}-{{n}}",
         "choice": choice,
-        "response_a": output["response_a"],
-        "response_b": output["response_b"],
-        "web_search_results": None,
         "turn": turn,
-        "comparison_id": "c-{n}",
         "model_a": "ministral",
         "model_b": "phi",
-        "timestamp": "2025-05-01T12:00:00",
-        "full_conversation_a": output["full_conversation_a"],
-        "full_conversation_b": output["full_conversation_b"],
+        **conversations,
         "metadata": {"tokens_a": 3, "mode": "random", "languages": ["fr", "en"]},
     }
 
@@ -121,18 +103,10 @@ FIRST = {"comparia": "conversation_a", "comparia_turns": "full_conversation_a"}
 SECOND = {"comparia": "conversation_b", "comparia_turns": "full_conversation_b"}
 EXPECTED = {
     "columns": ((user("Où ? {n}"),), "Là.", "There."),
-    "orca": (
-        (system("Vous êtes un assistant."), user("Où est l'eau {n} ?")),
-        "Dans la carafe.",
-        "In the jug.",
-    ),
+    "orca": ((system("Sois clair."), user("Où {n} ?")), "Ici.", "Here."),
     "messages": ((user("Écris un poème {n}."),), "Ô vent.", "O wind."),
     "conversational": (tuple(CONVERSATIONAL["prompt"]), "Il pleut.", "It rains."),
-    "oasst": (
-        (user("Salut {n}"), assistant("Oui ?\nDites."), user("Quelle heure ?")),
-        "Midi.",
-        "Noon.",
-    ),
+    "oasst": ((user("Salut {n}"), assistant("Oui ?\nDites."), user("Et ?")), "Midi.", "Noon."),
     "comparia": ((user("Qui es-tu {n} ?"),), "Un modèle.", "A model."),
     "comparia_turns": ((user("Qui es-tu {n} ?"),), "Un modèle.", "A model."),
 }
@@ -148,22 +122,18 @@ SHAPES: dict[str, Row] = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])  # the hub keeps nearly all in the latter
-def test_a_row_of_each_set(kind: str, suffix: str, tmp_path: Path) -> None:
+def test_a_row_of_each_set(kind: str, tmp_path: Path) -> None:
     rows = numbered(SHAPES[kind])
-    if suffix == "parquet":
-        path = tmp_path / f"{kind}.parquet"
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-        values = {"format": kind, "train": {"path": str(path)}, "holdout": 1}
-        result = load_pair_set(PairData.model_validate(values), Prompt())
-    else:
-        result = read(tmp_path, kind, rows)
+    result = read(tmp_path, kind, rows)
     turns, chosen, rejected = EXPECTED[kind]
     assert (result.rows, result.dropped) == (3, {})
     for number, pair in enumerate(pairs(result), start=1):
         output = [{**t, "content": t["content"].replace("{n}", str(number))} for t in turns]
         assert pair == Pair(tuple(output), chosen, rejected)
-        assert pair.where.endswith(f"{kind}.{suffix}: row {number}")
+        assert pair.where.endswith(f"{kind}.jsonl: row {number}")
+    parquet = tmp_path / f"{kind}.parquet"  # as the hub keeps nearly all
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
+    assert pairs(read(tmp_path, kind, rows, train={"path": str(parquet)})) == pairs(result)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -180,20 +150,16 @@ def test_a_reply_that_is_no_text_and_a_column_that_is_missing(kind: str, tmp_pat
         read(tmp_path, kind, rows)
 
 
-def as_reply(kind: str, row: Row, text: str | None) -> Row:
-
-    column = FIRST.get(kind, "chosen")
-    if isinstance(row[column], list):
-        return {**row, column: [*row[column][:-1], {"role": "assistant", "content": text}]}
-    return {**row, column: text}
-
-
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("empty", [True, False])
 def test_a_pair_that_teaches_nothing(kind: str, empty: bool, tmp_path: Path) -> None:
     rows = numbered(SHAPES[kind])
     text = " \n" if empty else f" {EXPECTED[kind][2]}"
-    rows[1] = as_reply(kind, rows[1], text)
+    column = FIRST.get(kind, "chosen")
+    if isinstance(rows[1][column], list):
+        rows[1][column][-1]["content"] = text
+    else:
+        rows[1][column] = text
     with pytest.raises(DataError, match=r"row 2: columns? '\w+' .*set data\.unusable=drop"):
         read(tmp_path, kind, rows)
     result = read(tmp_path, kind, rows, unusable="drop")
@@ -202,7 +168,6 @@ def test_a_pair_that_teaches_nothing(kind: str, empty: bool, tmp_path: Path) -> 
 
 
 def with_own_system(kind: str, row: Row, text: str) -> Row:
-
     if kind in ("columns", "orca"):
         return {**row, "system": text}
     names = (FIRST[kind], SECOND[kind]) if kind in FIRST else ("chosen", "rejected")
@@ -213,7 +178,7 @@ def with_own_system(kind: str, row: Row, text: str) -> Row:
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "oasst"])
 @pytest.mark.parametrize("given", [None, "", "Réponds."])
 def test_one_rule_for_the_rows_own_system_turns(
-    kind: str, given: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, given: str | None, tmp_path: Path, capsys: Capsys
 ) -> None:
     """Used where prompt.system is null, replaced where it is not, and counted in both cases."""
     plain = {key: value for key, value in SHAPES[kind].items() if key != "system"}
@@ -268,19 +233,14 @@ def test_a_prompt_of_text_and_replies_of_messages(tmp_path: Path) -> None:
     assert pairs(result) == pairs(read(tmp_path, "messages", numbered(ULTRAFEEDBACK)))
 
 
-@pytest.mark.parametrize(
-    ("given", "opening"), [(None, ["Sois bref."]), ("Réponds.", ["Réponds."]), ("", [])]
-)
-def test_several_shared_turns(given: str | None, opening: list[str], tmp_path: Path) -> None:
+def test_several_shared_turns(tmp_path: Path) -> None:
     turns = [system("Sois bref."), user("a {n}"), assistant("b"), user("c")]
     row = {"chosen": [*turns, assistant("Oui.")], "rejected": [*turns, assistant("Yes.")]}
-    first = pairs(read(tmp_path, "messages", numbered(row), Prompt(system=given)))[0]
-    assert [turn["content"] for turn in first.prompt] == [*opening, "a 1", "b", "c"]
+    first = pairs(read(tmp_path, "messages", numbered(row)))[0]
+    assert [turn["content"] for turn in first.prompt] == ["Sois bref.", "a 1", "b", "c"]
 
 
-def test_sides_that_part_early_are_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sides_that_part_early_are_counted(tmp_path: Path, capsys: Capsys) -> None:
     rows = numbered(ULTRAFEEDBACK, 4)
     rows[0]["rejected"][0] = user("Écris autre chose.")
     result = read(tmp_path, "messages", rows)
@@ -291,7 +251,6 @@ def test_sides_that_part_early_are_counted(
 
 BAD_MESSAGES: list[tuple[Any, str]] = [
     (None, "should hold a list of messages, got null"),
-    ("text", "should hold a list of messages, got text"),
     ([], "should hold a list of messages, got none"),
     (["text"], "message 1 should have a role and a content"),
     ([{"role": "user"}], "message 1 should have a role and a content"),
@@ -299,35 +258,28 @@ BAD_MESSAGES: list[tuple[Any, str]] = [
     ([user("a"), system("b")], "message 2 has the role 'system', which only the first message"),
     ([{"from": "human", "value": "a"}], "rename from and value, human and gpt to user and assist"),
     ([user(" "), assistant("b")], "message 1 is empty"),
-    ([user("a"), assistant(""), user("b"), assistant("c")], "message 2 is empty"),
     ([{"role": "user", "content": None}, assistant("b")], "message 1 should hold text, got null"),
-    ([{"role": "user", "content": [{"text": "a"}]}, assistant("b")], "should hold text, got the "),
     ([user("a\ud83d"), assistant("b")], "message 1 contains half a surrogate pair"),
     ([user("a")], "is empty or ends without a reply"),
 ]
 
 
-@pytest.mark.parametrize("kind", ["messages", "comparia"])
 @pytest.mark.parametrize(("value", "says"), BAD_MESSAGES, ids=str)
-def test_malformed_messages(kind: str, value: Any, says: str, tmp_path: Path) -> None:
-    rows = numbered(SHAPES[kind])
-    column = FIRST.get(kind, "chosen")
-    rows[1][column] = value
+def test_malformed_messages(value: Any, says: str, tmp_path: Path) -> None:
+    rows = numbered(ULTRAFEEDBACK)
+    rows[1]["chosen"] = value
     if "ends without" in says:  # or the two sides would part before their last reply
-        rows[1][SECOND.get(kind, "rejected")][0] = user("a")
+        rows[1]["rejected"][0] = user("a")
     with pytest.raises(DataError) as caught:
-        read(tmp_path, kind, rows)
-    assert str(caught.value).startswith(f"{tmp_path}/{kind}.jsonl: row 2: column '{column}'")
+        read(tmp_path, "messages", rows)
+    assert str(caught.value).startswith(f"{tmp_path}/messages.jsonl: row 2: column 'chosen'")
     assert says in str(caught.value)
 
 
 CALL = [{"type": "function", "function": {"name": "weather", "arguments": "{}"}}]
 CARRIED: list[tuple[Row, str]] = [
     ({"tool_calls": CALL}, "has 'tool_calls'"),
-    ({"content": None, "tool_calls": CALL}, "has 'tool_calls'"),
-    ({"function_call": {"name": "weather"}}, "has 'function_call'"),
     ({"reasoning_content": "Hm."}, "has 'reasoning_content'"),
-    ({"name": "Léa"}, "has 'name'"),
     ({"weight": 1}, "has 'weight'"),
     ({"content": [{"type": "text", "text": "a"}] * 2}, "should hold text, got the list"),
     ({"content": [{"type": "image", "image": "a.png"}]}, "should hold text, got the list"),
@@ -405,9 +357,7 @@ def test_a_conversational_row_in_another_form(
         read(tmp_path, "conversational", rows)
 
 
-def test_other_languages_are_left_out_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_languages_are_left_out_and_counted(tmp_path: Path, capsys: Capsys) -> None:
     rows = numbered(OASST, 5)
     rows[1]["lang"], rows[3]["lang"] = "en", "pt-BR"
     result = read(tmp_path, "oasst", rows, language="fr")
@@ -441,14 +391,8 @@ def test_the_language_filter_takes_other_formats_and_columns(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "turns"),
     [
-        *(
-            (text, [text])
-            for text in (
-                "Quelle heure ?",
-                "assistant: est un mot. Et toi ?",
-                "Lis ceci.\nprompter: a\nassistant: b",
-            )
-        ),
+        ("assistant: est un mot. Et toi ?", ["assistant: est un mot. Et toi ?"]),
+        ("Lis ceci.\nprompter: a\nassistant: b", ["Lis ceci.\nprompter: a\nassistant: b"]),
         ("prompter: a", ["a"]),
         ("prompter: a\nassistant: b\nprompter: c", ["a", "b", "c"]),
     ],
@@ -485,14 +429,13 @@ def test_the_side_that_was_chosen(choice: str, chosen: str, tmp_path: Path) -> N
 
 
 def test_ties_are_left_out_and_counted(tmp_path: Path) -> None:
-    rows = numbered(ARENA, 10)
-    for row, choice in zip(
-        rows[3:], ("tie", "both_good", "both_bad", "tie (bothbad)", None, "", None), strict=True
-    ):
+    rows = numbered(ARENA, 11)
+    choices = ("tie", "both_good", "both_bad", "tie (bothbad)", None, "", "idk", None)
+    for row, choice in zip(rows[3:], choices, strict=True):
         row["choice"] = choice
-    rows[9]["both_equal"] = True
+    rows[10]["both_equal"] = True
     result = read(tmp_path, "comparia", rows)
-    assert (result.rows, result.dropped) == (10, {"a tie": 5, "no vote": 2})
+    assert (result.rows, result.dropped) == (11, {"a tie": 5, "no vote": 3})
 
 
 @pytest.mark.parametrize("choice", ["claude", "A", True])
@@ -503,39 +446,33 @@ def test_a_choice_that_names_no_side(choice: Any, tmp_path: Path) -> None:
         read(tmp_path, "comparia", rows)
 
 
-LONGER = {
-    "full_conversation_a": [user("a {n}"), assistant("Oui."), user("b"), assistant("Non.")],
-    "full_conversation_b": [user("a {n}"), assistant("Yes."), user("b"), assistant("No.")],
+SEVERAL = {
+    "conversation_a": [user("a {n}"), assistant("Oui."), user("b"), assistant("Non.")],
+    "conversation_b": [user("a {n}"), assistant("Yes."), user("b"), assistant("No.")],
     "choice": "b_better",
 }
-FULL = {"first": "full_conversation_a", "second": "full_conversation_b"}
 
 
 def test_a_vote_after_the_models_have_parted(tmp_path: Path) -> None:
-    rows = [*numbered(LONGER), *numbered(LONGER)]
+    rows = [*numbered(SEVERAL), *numbered(SEVERAL)]
     for row in rows[:3]:
-        row["full_conversation_b"][1] = assistant("Oui.")
-    result = read(tmp_path, "comparia", rows, columns=FULL)
+        row["conversation_b"][1] = assistant("Oui.")
+    result = read(tmp_path, "comparia", rows)
     assert result.dropped == {DIFFERENT_PROMPTS: 3}
     assert pairs(result)[0].prompt == (user("a 1"), assistant("Oui."), user("b"))
 
 
 def test_a_vote_about_an_earlier_reply(tmp_path: Path) -> None:
-    rows = [{**row, "turn": 0} for row in numbered(LONGER)]
-    result = read(tmp_path, "comparia", rows, columns={**FULL, "turn": "turn"})
+    rows = [{**row, "turn": 0} for row in numbered(SEVERAL)]
+    result = read(tmp_path, "comparia", rows, columns={"turn": "turn"})
     assert pairs(result)[0] == Pair((user("a 1"),), "Yes.", "Oui.")
     for wrong in (2, -1, "0", None, True, 0.0):
         rows[1]["turn"] = wrong
         with pytest.raises(DataError, match=r"row 2: column 'turn' should count one of 2 turns"):
-            read(tmp_path, "comparia", rows, columns={**FULL, "turn": "turn"})
+            read(tmp_path, "comparia", rows, columns={"turn": "turn"})
 
 
 # --- a row for each turn ------------------------------------------------------------------------
-
-SEVERAL = {
-    "conversation_a": [user("a {n}"), assistant("Oui."), user("b"), assistant("Non.")],
-    "conversation_b": [user("a {n}"), assistant("Yes."), user("b"), assistant("No.")],
-}
 
 
 def test_a_vote_on_each_turn_of_a_conversation(tmp_path: Path) -> None:
@@ -548,15 +485,6 @@ def test_a_vote_on_each_turn_of_a_conversation(tmp_path: Path) -> None:
     result = read(tmp_path, "comparia_turns", rows)
     assert (result.rows, result.dropped) == (6, {DIFFERENT_PROMPTS: 3})
     assert pairs(result) == [Pair((user(f"a {n}"),), "Yes.", "Oui.") for n in (1, 2, 3)]
-
-
-def test_turns_without_a_preference_are_left_out_and_counted(tmp_path: Path) -> None:
-    choices = ("a_better", "both_good", None, "b_better", "both_bad", "idk", "a_better")
-    rows = [as_turn(ARENA, 0, choice) for choice in choices]
-    for number, row in enumerate(rows):
-        row["full_conversation_a"][0] = row["full_conversation_b"][0] = user(f"Qui {number} ?")
-    result = read(tmp_path, "comparia_turns", rows)
-    assert (result.rows, result.dropped) == (7, {"a tie": 2, "no vote": 2})
 
 
 def test_turns_are_filtered_by_the_languages_that_they_list(tmp_path: Path) -> None:
@@ -625,9 +553,8 @@ def test_branches_of_a_conversation_are_on_one_side() -> None:
 
 def test_pairs_of_their_own_to_hold_out_are_counted_too(tmp_path: Path) -> None:
     rows = numbered(ARENA, 4)
-    held = tmp_path / "held.jsonl"
     ties = [{**row, "choice": "tie"} for row in rows[2:3]]
-    held.write_text("".join(json.dumps(row) + "\n" for row in [*rows[3:], *ties]), "utf-8")
+    held = write_rows(tmp_path / "held.jsonl", *rows[3:], *ties)
     result = read(tmp_path, "comparia", [*rows[:2], *ties], eval={"path": str(held)})
     assert (result.rows, result.dropped) == (5, {"a tie": 2})
     assert (len(result.train), len(result.held_out)) == (2, 1)
@@ -635,4 +562,4 @@ def test_pairs_of_their_own_to_hold_out_are_counted_too(tmp_path: Path) -> None:
 
 def test_a_format_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"data\.format: should be 'columns', 'orca', "):
-        load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml", ["data.format=ocra"])
+        demo_settings("dpo", "data.format=ocra")

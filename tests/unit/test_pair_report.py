@@ -14,7 +14,6 @@ from posttrain.data.pairs import Lengths, PairSet, load_pair_set
 from posttrain.data.pairs import measure as measure_lengths
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import copies
-from posttrain.data.report import warnings as pair_warnings
 from posttrain.data.report.build import NOT_MEASURABLE
 from posttrain.data.report.examples import token_texts
 from posttrain.data.report.text import render_text, render_warnings
@@ -64,7 +63,6 @@ def pair(prompt: str, chosen: str = FRENCH, rejected: str = ENGLISH, where: str 
 
 
 def several(count: int) -> list[Pair]:
-
     letters = "abcdefghijklmnopqrstuvwxyz"
     return [
         pair(" ".join(letters[(i * 7 + k * k * (i + 3)) % 26] * 3 + str(i) for k in range(9)))
@@ -160,14 +158,12 @@ def test_copies_of_rows_and_prompts() -> None:
 @pytest.mark.parametrize(
     ("texts", "first"),
     [
-        ([], []),
         ([LONG, LONG], [0, 0]),
         ([LONG, f"{LONG} Merci."], [0, 0]),
         # Not the one that is more alike: a held-out row then counts as near to training.
         ([LONG, LONG.replace("Lyon", "Nice"), LONG.replace("Lyon", "Nice") + " Merci."], [0, 0, 0]),
         ([LONG, LONG[: len(LONG) // 2]], [0, 1]),
         ([LONG, "Un train part de Lyon. Quand arrive-t-il ?"], [0, 1]),
-        (["Bonjour", "Bonsoir"], [0, 1]),
         (["?", "!"], [0, 1]),
     ],
 )
@@ -282,15 +278,6 @@ def test_the_real_tokenizer_splits_no_character() -> None:
     assert "".join(token_texts(tokenizer, ids))  # half a character is still shown
 
 
-def test_good_pairs_are_reported_without_a_warning() -> None:
-    pairs = several(240)
-    short = [Pair(p.prompt, FRENCH, ENGLISH * 2) for p in pairs[:120]]
-    report = report_on([*short, *pairs[120:200]], pairs[200:])
-    assert report["warnings"] == []
-    assert render_warnings(report) == ""
-    assert "warning" not in render_text(report)
-
-
 def with_longer(count: int) -> list[Pair]:
     return [
         pair(p.prompt[0]["content"], FRENCH + (" Oui oui." if n < count else ""), FRENCH + " !")
@@ -325,8 +312,9 @@ def too_long(count: int) -> list[Pair]:
 def test_a_warning_beyond_its_threshold(
     make: Callable[[int], list[Pair]], allowed: int, limit: int, about: str, parts: list[str]
 ) -> None:
-
-    assert warned(report_on(make(allowed), limit=limit)) == []
+    good = report_on(make(allowed), limit=limit)
+    assert good["warnings"] == [] and render_warnings(good) == ""
+    assert "warning" not in render_text(good)
     report = report_on(make(allowed + 1), limit=limit)
     assert warned(report) == [about]
     for part in parts:
@@ -352,7 +340,6 @@ def test_nothing_is_left() -> None:
     assert report["length_bias"]["length_controlled_accuracy"] == NOT_MEASURABLE
     assert set(warned(report)) == {"length limit", "few pairs"}
     assert "language" not in warned(report_on(in_english(200), language="en"))
-    assert pair_warnings.LONGER == 0.8
 
 
 @needs_shared
@@ -379,10 +366,7 @@ def test_the_public_french_pairs() -> None:
     assert report["languages"]["chosen"]["fr"] >= 295
     assert report["evaluation_questions"]["questions"] == 1319 + 250
     assert report["evaluation_questions"]["pairs"] == 0
-    text = render_text(report)
-    assert "300 of 300, 100.0%" in text
-    assert "accuracy not measurable" in text
-    assert "warning: chosen is longer in 300 of 300 pairs (threshold 80%)" in text
+    assert "warning: chosen is longer in 300 of 300 pairs (threshold 80%)" in render_text(report)
 
 
 def test_a_dry_run_prints_the_report_without_weights(tmp_path: Path) -> None:

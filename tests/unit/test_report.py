@@ -17,7 +17,7 @@ from posttrain.report.tables import as_markdown, as_text, compared, summary_tabl
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import read_run, read_runs
 from scripts import report
-from tests.helpers import run_script
+from tests.helpers import Capsys, run_script
 
 Measures = dict[str, tuple[tuple[float, float, float], tuple[float, float, float], Any]]
 
@@ -52,7 +52,6 @@ def write_run(folder: Path, measures: Measures, n: int = 300) -> Path:
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-
     monkeypatch.setenv("COLUMNS", "200")
 
 
@@ -144,14 +143,14 @@ def test_not_measurable_in_every_output(tmp_path: Path) -> None:
     ]
 
 
-def test_figures_as_json(grpo: Path, dpo: Path, tmp_path: Path) -> None:
+def test_figures_as_json(grpo: Path, dpo: Path, tmp_path: Path, capsys: Capsys) -> None:
     RunFolder(tmp_path / "none").open(fresh=False)
     nothing = compare({"length_controlled_accuracy": []}, {"length_controlled_accuracy": []})
     RunFolder(tmp_path / "none").write_comparison(nothing)
     runs = [grpo, dpo, tmp_path / "none"]
-    result = run_script("report", "--json", *runs)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert json.loads(result.stdout) == {run.name: as_json(read_run(run).changes()) for run in runs}
+    assert report.main(["--json", *map(str, runs)]) == 0
+    expected = {run.name: as_json(read_run(run).changes()) for run in runs}
+    assert json.loads(capsys.readouterr().out) == expected
     (grpo / "eval" / "after.json").write_text("{")
     with pytest.raises(ConfigError, match=r"no scores there to compare.*after\.json"):
         report.main(["--json", str(grpo)])

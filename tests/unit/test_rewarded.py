@@ -30,10 +30,11 @@ from posttrain.settings import GRPOSettings, ProblemColumns, ProblemData, Source
 from posttrain.settings.command import load_settings
 from rewards import RewardError
 from scripts import evaluate as script
-from tests.helpers import ROOT, run_script
+from tests.helpers import ROOT, write_rows
 from tests.runs import text_run, unfinished
+from tests.unit.conftest import Ask
 
-OF_NUMBERS = re.compile(r"strict|tagged|lenient|majority|pass@|format.rate", re.IGNORECASE)
+OF_NUMBERS = re.compile(r"strict\b|tagged|lenient|majority|pass@|format.rate", re.IGNORECASE)
 TEXT = Completion("Paris it is.", 5, False, (7, 8, 9, 10, 11))
 
 
@@ -49,11 +50,6 @@ def few_tokens(completion_ids: Any, **columns: Any) -> list[float | None]:
 def scorer(**weights: float) -> Scorer:
     functions = {"same": same, "few_tokens": few_tokens}
     return Scorer({name: functions[name] for name in weights}, weights, PromptFormat("Be brief."))
-
-
-def write(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def test_a_reward_is_called_as_in_training() -> None:
@@ -122,14 +118,14 @@ def test_rows_round_trip(tmp_path: Path) -> None:
     replies = [
         score(Problem("q\u2028", "Paris it is."), Completion("x", 9, True), n) for n in (0, 1)
     ]
-    path = write(tmp_path / "replies.jsonl", *(reply.as_row() for reply in replies))
+    path = write_rows(tmp_path / "replies.jsonl", *(reply.as_row() for reply in replies))
     assert read_replies(path) == replies
     rows = [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
     assert rows_of(RewardedReply, rows, path) == replies
     assert completion_of(rows[0]) == Completion("x", 9, True)
     with pytest.raises(DataError, match="rewards scored these replies"):
         script.main(["--rescore", str(path)])
-    write(path, {**rows[0], "rewards": {"same": "much"}})
+    write_rows(path, {**rows[0], "rewards": {"same": "much"}})
     with pytest.raises(DataError, match=r"row 1 is not a RewardedReply: rewards\.same"):
         read_replies(path)
 
@@ -173,9 +169,9 @@ def test_several_samples_are_averaged_and_have_no_pass_at_k() -> None:
 
 def test_gold_text_passes_as_it_is(tmp_path: Path) -> None:
     trained = {"question": "a", "answer": "  Yes.\n#### 5 apples ", "level": 1}
-    train = write(tmp_path / "train.jsonl", trained, {"question": "b", "answer": 7})
+    train = write_rows(tmp_path / "train.jsonl", trained, {"question": "b", "answer": 7})
     scored = {"question": "d", "answer": "yes", "level": 2}
-    held_out = write(tmp_path / "test.jsonl", {"question": "c", "answer": "no"}, scored)
+    held_out = write_rows(tmp_path / "test.jsonl", {"question": "c", "answer": "no"}, scored)
     sources = {"train": Source(path=str(train)), "eval": Source(path=str(held_out))}
     problems, evaluation = load_problems(ProblemData(**sources, answers="text"))
     assert [problem.answer for problem in problems] == ["Yes.\n#### 5 apples", "7"]
@@ -194,7 +190,7 @@ def test_gold_text_passes_as_it_is(tmp_path: Path) -> None:
 )
 def test_an_unreadable_answer(answers: Any, row: dict[str, Any], says: str, tmp_path: Path) -> None:
     rows = ({"question": "a", "answer": "4"}, {"question": "c", **row})
-    path = write(tmp_path / "problems.jsonl", *rows)
+    path = write_rows(tmp_path / "problems.jsonl", *rows)
     with pytest.raises(DataError, match=rf"problems\.jsonl.*{says}"):
         load_evaluation(Source(path=str(path)), ProblemColumns(), answers)
 
@@ -206,31 +202,18 @@ def test_rewards_of_numbers_are_refused(name: str) -> None:
     assert reward_functions.load([name], "number").keys() == {name}
 
 
-def test_a_refusal_by_the_script_comes_before_torch(tmp_path: Path) -> None:
-    train = write(tmp_path / "train.jsonl", {"question": "a", "answer": "blue"})
-    held_out = write(tmp_path / "test.jsonl", {"question": "b", "answer": "red", "hue": 5})
-    (tmp_path / "mine.py").write_text(
-        "def a(completions, hue, **_): return [1.0] * len(completions)\n"
-        "def b(completions, **columns): return [columns['hue'][0]] * len(completions)\n",
-        encoding="utf-8",
+def test_a_refusal_by_the_script_comes_before_torch(ask: Ask, tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "train.jsonl", {"question": "a", "answer": "blue", "hue": 5})
+    held_out = write_rows(tmp_path / "test.jsonl", {"question": "b", "answer": "red"})
+    (tmp_path / "mine.py").write_text("def f(completions, hue, **_): return [1.0] * 3\n")
+    result = ask(
+        *("grpo", "--config", ROOT / "configs" / "grpo_demo.yaml", "--dry-run"),
+        *("--output", tmp_path / "out", f"data.train.path={train}", f"data.eval.path={held_out}"),
+        *("data.answers=text", "rewards={'mine.py:f': 1.0}"),
+        cwd=tmp_path,
     )
-    command = ["grpo", "--config", ROOT / "configs" / "grpo_demo.yaml", "--dry-run"]
-    data = [f"data.train.path={train}", f"data.eval.path={held_out}", "--output", tmp_path / "out"]
-    torch = tmp_path / "without" / "torch.py"
-    torch.parent.mkdir()
-    torch.write_text("raise SystemExit('torch was imported')", encoding="utf-8")
-    text, swapped = "data.answers=text", [f"data.train.path={held_out}", f"data.eval.path={train}"]
-    a, b = (f"rewards={{'mine.py:{name}': 1.0}}" for name in "ab")
-    for words, says in (
-        ([], "train.jsonl: row 1: column 'answer' gives no number"),
-        ([text], "rewards: format reads numbers, and data.answers is text"),
-        ([text, a], "missing a required argument: 'hue'"),
-        ([text, b], "'mine.py:b' raised KeyError: 'hue'"),
-        ([text, a, *swapped], "train.jsonl: row 1: reward 'mine.py:a' cannot be"),  # held out
-    ):
-        result = run_script(*command, *data, *words, cwd=tmp_path, PYTHONPATH=str(torch.parent))
-        assert result.returncode == 2, result.stdout + result.stderr
-        assert says in " ".join(result.stderr.split()), result.stderr
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "test.jsonl: row 1: reward 'mine.py:f' cannot be" in " ".join(result.stderr.split())
 
 
 def test_scores_of_an_interrupted_run_are_taken_from_its_replies(tmp_path: Path) -> None:
@@ -324,7 +307,7 @@ def test_an_unfinished_run_has_its_curve(tmp_path: Path) -> None:
     path = unfinished(text_run(tmp_path / "words", steps=3), steps=2)
     measures = [{"total_reward": {"value": v, "n": 9, "low": v, "high": v}} for v in (0.25, 1.5)]
     rows = [{"step": 2 * n, "measures": measure} for n, measure in enumerate(measures)]
-    write(path / "eval" / "validation.jsonl", *rows)
+    write_rows(path / "eval" / "validation.jsonl", *rows)
     (drawn,) = (plot for plot in plots.plots(read_run(path)) if plot.name == "validation")
     assert drawn.alt == "Validation: total reward from 0.25 at step 0 to 1.5 at step 2."
     assert "60 problems, never trained on" in str(page_data.facts(read_run(path)))

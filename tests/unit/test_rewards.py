@@ -27,11 +27,8 @@ def score(text: object, gold: object = "72") -> tuple[float | None, float | None
         ("48 + 24 = 72\n<answer>72</answer>", 1.0, 2.0),
         ("48 + 24 = 73\n<answer>73</answer>", 1.0, 0.0),
         ("It is <answer>72</answer>.", 0.0, 2.0),
-        ("It is 72.", 0.0, 0.0),
-        ("<answer>72.00</answer>", 1.0, 2.0),
         ("<answer>-72</answer>", 1.0, 0.0),
         ("<answer>72 $.</answer>", 0.0, 2.0),
-        ("<answer>72%</answer>", 0.0, 2.0),
     ],
 )
 def test_the_two_rewards_are_independent(text: str, form: float, right: float) -> None:
@@ -44,7 +41,7 @@ def test_gold_and_answer_may_be_written_differently(gold: str) -> None:
         assert score(f"<answer>{written}</answer>", gold)[1] == 2.0
 
 
-@pytest.mark.parametrize("gold", ["", "x", "6*7", "#### 72", " 72", "$72", "inf", None, 72, ["72"]])
+@pytest.mark.parametrize("gold", ["", "1,234.", "1 234,", "6*7", "#### 72", " 72", "$72", None, 72])
 def test_a_gold_that_is_no_number_cannot_be_scored(gold: object) -> None:
     for text in ("<answer>72</answer>", "", str(gold), f"<answer>{gold}</answer>"):
         assert correctness_reward([text], answer=[gold]) == [None]
@@ -108,33 +105,21 @@ def test_trl_keywords_are_taken(reward: Callable[..., list[float | None]]) -> No
 
 
 PROMPT = "Think, then end with one last line: <answer>NUMBER</answer>"
-# What is a number is in answer_cases.tsv.
+# What is a number, and an element, is in answer_cases.tsv.
 CHEATS = {
     # several elements, of which one is right
     "two elements, the last right": ("<answer>71</answer>\n<answer>72</answer>", 1.0, 0.0),
     "0 to 100": ("\n".join(f"<answer>{n}</answer>" for n in range(101)), 1.0, 0.0),
-    "elements on one line": ("<answer>71</answer><answer>72</answer>", 0.0, 0.0),
     # broken tags
     "nested, format-shaped": ("<answer>\n<answer>72</answer>", 1.0, 0.0),
-    "unclosed": ("<answer>72", 0.0, 0.0),
     "unclosed, then right": ("<answer>71\n<answer>72</answer>", 1.0, 0.0),
-    "wrong way round": ("</answer>72<answer>", 0.0, 0.0),
-    "attributes": ("<answer value=72>72</answer>", 0.0, 0.0),
     # the right place is the last line, and nothing follows it
     "in the reasoning only": ("So <answer>72</answer>, I think.\nDone.", 0.0, 2.0),
     "a retraction after it": ("<answer>72</answer>\nNo, 73.", 0.0, 2.0),
-    # nothing, or more than a number, inside
-    "empty": ("<answer></answer>", 0.0, 0.0),
+    # more or less than a number inside
     "the gold among others": ("<answer>70 71 72 73</answer>", 0.0, 0.0),
-    "the gold twice": ("<answer>72 72</answer>", 0.0, 0.0),
-    "the gold with its unit in words": ("<answer>72 clips</answer>", 0.0, 0.0),
-    "glued golds": ("<answer>7272</answer>", 1.0, 0.0),
-    # not a number in the grammar
     "code": ("<answer>__import__('os').getpid()</answer>", 0.0, 0.0),
-    "a range": ("<answer>0-100</answer>", 0.0, 0.0),
     "a megabyte of digits": (f"<answer>{'72' * 500_000}</answer>", 0.0, 0.0),
-    "padded with zeros beyond the limit": (f"<answer>{'0' * 63}72</answer>", 0.0, 0.0),
-    # invisible characters
     "an escape sequence": ("<answer>\x1b[1m72\x1b[0m</answer>", 0.0, 0.0),
     "a lone surrogate": ("<answer>72\ud800</answer>", 0.0, 0.0),
     # the prompt given back
@@ -197,9 +182,7 @@ def test_a_reward_from_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ("formt", ["formt", "did you mean 'format'?"]),
         ("zzz", ["registered: correctness, format", "path/to/file.py:function"]),
-        ("", ["registered: correctness, format"]),
         ("mine.py", ["path/to/file.py:function"]),
-        (":f", ["path/to/file.py:function"]),
         ("rewards.gsm8k:", ["path/to/file.py:function"]),
         ("absent.py:f", ["no reward file", "absent.py"]),
         ("folder/absent:f", ["no reward file"]),
@@ -220,7 +203,6 @@ def test_what_cannot_be_resolved_is_explained(spec: str, output: list[str]) -> N
     ("name", "source", "message"),
     [
         ("broken.py", "def f(:", r"broken\.py failed to load: Syntax"),
-        ("broken.py", "import no_such_package", r"broken\.py failed to load: Module"),
         ("broken.py", "1 / 0", r"broken\.py failed to load: Zero"),
         ("rewards.txt", "x", "not a Python file"),
     ],
@@ -272,11 +254,9 @@ def raises(completions: object, **columns: object) -> list[float]:
         (raises, r"raised KeyError: 'solution' \(.*test_rewards\.py, line \d+\)"),
         (lambda **k: None, "returned None, not a list"),
         (lambda **k: 1.0, "returned a float, not a list"),
-        (lambda **k: (x for x in (1.0, 2.0, 3.0)), "returned a generator"),
         (lambda **k: [1.0], "returned 1 value for 3 completions"),
         (lambda **k: [1.0] * 4, "returned 4 values for 3 completions"),
         (lambda **k: [1.0, "1", 0.0], r"returned '1' \(a str\) for completion 2, which begins 'I"),
-        (lambda **k: [1.0, [1.0], 0.0], r"returned \[1.0\] \(a list\) for completion 2"),
         (lambda **k: [np.zeros(2), 0.0, 0.0], r"\(a ndarray\) for completion 1"),
         (lambda **k: [0.0, 0.0, float("-inf")], "returned -inf .a float. for completion 3"),
     ],

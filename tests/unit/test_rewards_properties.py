@@ -1,4 +1,4 @@
-"""Properties of the grammar and the rewards over generated strings, 4,000 in all."""
+"""Properties of the grammar and the rewards over generated strings."""
 
 import re
 from decimal import Decimal
@@ -51,17 +51,6 @@ def test_every_convention_is_read(number: tuple[str, Decimal]) -> None:
     assert extract_tagged(f"<answer>{text}</answer>") == value
     assert extract_last(text) == value
     assert ends_with_answer(f"<answer>{text}</answer>")
-
-
-@given(written())
-@examples(300)
-def test_latex_is_read_in_free_text_alone(number: tuple[str, Decimal]) -> None:
-    text, value = number
-    latex = re.sub(f"[{SPACES}]", r"\\,", re.sub("[.,]", r"{\g<0>}", text))
-    assert extract_last(f"the total is ${latex}$.") == value
-    assert extract_last(f"\\boxed{{{latex}\\%}}") == value
-    element = extract_tagged(f"<answer>{latex}</answer>")
-    assert element == (value if latex == text else None)
 
 
 def reference(text: str) -> Decimal | None:
@@ -146,41 +135,3 @@ def test_what_is_extracted_was_written(text: str) -> None:
             assert digits in re.sub(r"[^0-9]", "", text)
     if ends_with_answer(text) and text.count("<answer>") == text.count("</answer>") == 1:
         assert tagged is not None  # a sound format is always readable
-
-
-BLANK = st.text(" \t\n\r\u00a0\u202f\u2009\u3000", max_size=4)
-PROSE = st.text("abc xyz\u00e9\u00e8 ,;:!?()*\n", max_size=20)
-
-
-@given(written(), BLANK, BLANK, st.sampled_from(["", "$", "\u20ac", "\u00a3", "%"]), st.booleans())
-@examples(300)
-def test_tolerance_inside_the_element(
-    number: tuple[str, Decimal], before: str, after: str, unit: str, stop: bool
-) -> None:
-    text, value = number
-    end = "." if stop else ""
-    assert extract_tagged(f"<answer>{before}{text}{after}{unit}{end}{after}</answer>") == value
-    assert extract_tagged(f"<answer>{unit}{before}{text}{end}{after}</answer>") == value
-
-
-@given(
-    written(), PROSE, st.sampled_from([".", " ", ", a", " \u20ac.", "%", "!", ")", "\n", "kg", ""])
-)
-@examples(300)
-def test_the_last_number_of_a_text(number: tuple[str, Decimal], before: str, after: str) -> None:
-    text, value = number
-    assert extract_last(f"{before} = {text}{after}") == value
-    assert extract_last(f"{before} 17; 5 then {text}{after}") == value
-
-
-@given(written(), written())
-@examples(250)
-def test_correct_means_equal(first: tuple[str, Decimal], second: tuple[str, Decimal]) -> None:
-    (text, value), (gold, expected) = first, second
-    reward = correctness_reward([f"<answer>{text}</answer>"], answer=[gold])
-    assert reward == [2.0 if value == expected else 0.0]
-    assert correctness_reward([f"<answer>{gold}</answer>"], answer=[gold]) == [2.0]
-    opposite = gold[1:] if gold[0] in SIGNS[1:] else "-" + gold.removeprefix("+")
-    assert correctness_reward([f"<answer>{opposite}</answer>"], answer=[gold]) == [
-        0.0 if expected else 2.0
-    ]

@@ -39,6 +39,8 @@ def test_arguments_and_exit_codes_pass_through(tmp_path: Path) -> None:
     result = run("python", "-c", code, "a b", "*", "--x=1", cwd=tmp_path)
     assert result.returncode == 7
     assert result.stdout == "['a b', '*', '--x=1']\n"
+    result = run("python", "-c", "", cwd=tmp_path)  # nothing is installed again
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     result = run("grpo", "--config", "nowhere.yaml", cwd=tmp_path)
     assert result.returncode == 2 and "nowhere.yaml" in result.stderr
 
@@ -49,7 +51,7 @@ def test_works_through_a_link(tmp_path: Path) -> None:
     assert result.returncode == 5
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.4, 0.8])
+@pytest.mark.parametrize("delay", [0.05, 0.2, 0.8])
 def test_an_early_interrupt_leaves_no_traceback(tmp_path: Path, delay: float) -> None:
     command = [ROOT / "run", "doctor", "--help"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as started:
@@ -57,8 +59,3 @@ def test_an_early_interrupt_leaves_no_traceback(tmp_path: Path, delay: float) ->
         started.send_signal(signal.SIGINT)
         _, output = started.communicate(timeout=60)
     assert "Traceback" not in output and "KeyboardInterrupt" not in output
-
-
-def test_a_second_call_installs_nothing(tmp_path: Path) -> None:
-    result = run("python", "-c", "", cwd=tmp_path)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

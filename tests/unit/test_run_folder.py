@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from eval import Completion
-from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
-from posttrain.base.errors import ConfigError, DataError, first_line
+from posttrain.base.errors import DataError, first_line
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until, write_json, write_text
 from posttrain.base.processor import cores
 from posttrain.run.environment import PACKAGES, git_commit
@@ -28,7 +26,6 @@ from posttrain.train.after_training import report
 from posttrain.train.resume import Resume
 from posttrain.train.samples import SampleRecorder
 from rewards import REWARDS
-from scripts import dpo
 from tests.helpers import CONFIGS, ROOT, Capsys, settings_class
 
 # Text that a model may well write and that line-based formats stumble over.
@@ -100,8 +97,6 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path: Path) -> None:
     row = {"nan": math.nan, "inf": math.inf, "minus": -math.inf, "big": 1e308, "int": 3, "no": None}
     append_rows(path, [row])
     assert json_lines(path) == [{**row, "nan": None, "inf": None, "minus": None}]
-    for word in ("NaN", "Infinity"):
-        assert word not in path.read_text()
 
 
 def test_rows_after_a_step_are_dropped(tmp_path: Path) -> None:
@@ -166,28 +161,15 @@ def test_a_file_is_replaced_or_untouched(write: Any, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
-def test_a_comparison_of_problems_is_read_back(run: RunFolder) -> None:
-    run.open(fresh=False)
-    answers = [f"so\n<answer>{i}</answer>" for i in range(5)] + ["5"]
-    before, after = (
-        [score_reply(Problem(f"q{i}", str(i)), Completion(t, 5, False)) for i, t in enumerate(side)]
-        for side in (["no idea"] * 6, answers)
-    )
-    comparison = compare_replies(before, after)
-    assert not run.finished
-    run.write_comparison(comparison)
-    assert run.finished
-    assert read_run(run.path).changes() == comparison
-    assert comparison["strict"].after.value == 5 / 6
-
-
-def test_a_comparison_of_pairs_is_read_back(run: RunFolder) -> None:
+def test_a_comparison_is_read_back(run: RunFolder) -> None:
     run.open(fresh=False)
     before = scores([ScoredPair(0.0, 0.0, 7, 5)] * 4)
     after = scores([ScoredPair(1.5, -0.25, 7, 5)] * 4)
     comparison = compare(before, after)
     assert comparison["length_controlled_accuracy"].after.value is None
+    assert not run.finished
     run.write_comparison(comparison)
+    assert run.finished
     assert read_run(run.path).changes() == comparison
     measure, change = {"value", "n", "low", "high"}, {"difference", "low", "high", "p_value", "n"}
     files = {p.stem: json.loads(p.read_text()) for p in (run.path / "eval").iterdir()}
@@ -242,7 +224,6 @@ def test_the_environment(run: RunFolder) -> None:
 
     record = described(device="CPU", data="abc")
     assert record["versions"] == {name: importlib.metadata.version(name) for name in PACKAGES}
-    assert {"unsloth", "trl", "transformers", "torch", "peft", "bitsandbytes"} <= set(PACKAGES)
     assert record["python"] == platform.python_version()
     assert record["git"] == git_commit()
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", git_commit() or "0" * 40)
@@ -381,9 +362,3 @@ def test_training_ends_with_a_report_by_a_process(tmp_path: Path, capfd: Capsys)
     out, error = capfd.readouterr()
     assert "no run there" in error and "Traceback" not in error
     assert out.startswith("note: the report is not complete (exit code 2); ")
-
-
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")  # as accelerate launch and torchrun set it
-    with pytest.raises(ConfigError, match="one process on one GPU; start it without"):
-        dpo.main(["--config", str(ROOT / "configs" / "dpo_demo.yaml"), "--dry-run"])

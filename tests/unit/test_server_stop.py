@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +21,28 @@ ANSWERED = 5
 PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
 
 
-@pytest.fixture
-def silent(api: Server) -> Callable[[Callable[[dict[str, Any], int], Reply]], threading.Event]:
-    """Let the server answer some requests by a plan, and of the others send only the headers."""
-
-    def after_some(plan: Callable[[dict[str, Any], int], Reply]) -> threading.Event:
-        reached = threading.Event()
-
-        def planned(body: dict[str, Any], number: int) -> Reply:
-            if number < ANSWERED:
-                return plan(body, number)
-            reached.set()
-            return 200, "", {"X-Hang": "1"}
-
-        api.plan = planned
-        return reached
-
-    return after_some
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("command", ["evaluate", "judge"])
+@pytest.mark.parametrize(
+    ("command", "number"), [("evaluate", signal.SIGINT), ("judge", signal.SIGTERM)]
+)
 def test_a_signal_ends_it(
-    api: Server, run: Path, tmp_path: Path, silent: Any, command: str, number: signal.Signals
+    api: Server, run: Path, tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
-    output = tmp_path / "output"
+    """The server answers some requests, and of the others sends only the headers."""
+    output, reached = tmp_path / "output", threading.Event()
+
+    def plan(body: dict[str, Any], number: int) -> Reply:
+        if number < ANSWERED:
+            judging = command == "judge"
+            return french_judge(body, number) if judging else choice("<answer>1</answer>")
+        reached.set()
+        return 200, "", {"X-Hang": "1"}
+
+    api.plan = plan
     if command == "judge":
-        reached, kept = silent(french_judge), "verdicts.jsonl"
+        kept = "verdicts.jsonl"
         words = ["judge", run, "--url", api.url, "--model", "m", "--at-once", "2"]
     else:
-        reached, kept = silent(lambda *_: choice("<answer>1</answer>")), "replies.jsonl"
+        kept = "replies.jsonl"
         words = ["evaluate", "--model", api.url, "--data", PROBLEMS, "--batch-size", "2"]
     script = str(ROOT / "scripts" / f"{words[0]}.py")
     started = subprocess.Popen(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from posttrain.base.errors import ConfigError
 from posttrain.settings.strict_yaml import parse_yaml, read_yaml
@@ -14,15 +13,12 @@ from posttrain.settings.strict_yaml import parse_yaml, read_yaml
 @pytest.mark.parametrize(
     ("texts", "value"),
     [
-        (["5e-6"], 5e-6),
-        (["1.0E-5"], 1e-5),
+        (["5e-6", "5.0E-6"], 5e-6),
         (["1.e5"], 1e5),
         (["-2e+3"], -2000.0),
         (["-.5"], -0.5),
-        ([".5"], 0.5),
         ([".5e1"], 5.0),
         (["1."], 1.0),
-        (["-0.0"], -0.0),
         (["-3"], -3),
         (["+3"], 3),
         (["1_000"], 1000),
@@ -58,16 +54,9 @@ def test_quoted_text_stays_text(text: str) -> None:
     assert parse_yaml(f"'{text}'", "here") == parse_yaml(f'"{text}"', "here") == text
 
 
-def test_what_pyyaml_itself_would_do() -> None:
-    """The two habits of PyYAML that make this module necessary; it can go when they are gone."""
-    assert yaml.safe_load("5e-6") == "5e-6"
-    assert yaml.safe_load("a: 1\na: 2") == {"a": 2}
-
-
 @pytest.mark.parametrize(
     ("text", "key", "second", "first"),
     [
-        ("a: 1\nb: 2\na: 3\n", "a", 3, 1),
         ("a:\n  b:\n    c: {d: 1}\n    c: {d: 1}\n", "c", 4, 3),
         ("x: 1\na: {b: 1, c: 2, b: 3}\n", "b", 2, 2),
         ("a:\n  - b: 1\n    b: 2\n", "b", 3, 2),
@@ -95,9 +84,7 @@ def test_a_key_that_is_not_text(key: str) -> None:
         ("a: [1, 2\n", 2),
         ("a: 1\nb: c: d\n", 2),
         ("a:\n\tb: 1\n", 2),
-        ("a: 1\nb: 'open\n", 3),
         ("a: *nothing\n", 1),
-        ("a:\n  b: 1\n c: 2\n", 3),
         ("a: 1\n---\nb: 2\n", 2),
         ("a: 1\nb: !!python/object/apply:os.getcwd []\n", 2),
     ],
@@ -134,8 +121,6 @@ def test_files_from_any_system(content: str, tree: dict[str, Any], tmp_path: Pat
     [
         ("- a\n- b\n", "PATH: expected sections at the top, got a list"),
         ("text\n", "PATH: expected sections at the top, got text"),
-        ("3\n", "PATH: expected sections at the top, got a number"),
-        ("a: é\n".encode("latin-1"), "cannot read the config file .*PATH.*utf-8"),
         (b"a: 1\nb: \xff\n", "cannot read the config file .*PATH.*utf-8"),
         (None, "no config file at 'PATH'"),
     ],

@@ -8,8 +8,6 @@ import pytest
 
 from eval.judge import Verdicts
 from eval.measures import Change, summarise
-from eval.preference import Pair
-from eval.replies import MeasuredReply
 from eval.stats import Measure
 from posttrain.base import terminal
 from posttrain.data.report.text import render_text
@@ -18,7 +16,6 @@ from posttrain.report.tables import as_text, compared, summary_table
 from posttrain.run.lenient import from_json
 from posttrain.run.reading import read_run
 from posttrain.run.results import Check
-from posttrain.scoring.changed_reply import example
 from scripts import doctor, judge
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_run
@@ -83,14 +80,6 @@ def verdicts() -> str:
     return judge.render("some-vendor/some-model-with-a-long-name-405b-instruct", result)
 
 
-def a_changed_reply() -> str:
-    before, after = (
-        MeasuredReply(f"{word} " * 60, 60, True, word == "oui", 0.0) for word in ("yes", "oui")
-    )
-    pair = Pair(({"role": "user", "content": "Pourquoi ? " * 30},), "oui", "yes")
-    return example([pair], [before], [after])
-
-
 def the_doctor() -> str:
     sections, figures = doctor.look(ROOT)
     return doctor.as_text(sections, broken=False) + doctor.as_sums(figures)
@@ -102,7 +91,6 @@ def the_doctor() -> str:
         (an_evaluation, "pass@8"),
         (verdicts, "p = 1.2e-60"),
         (lambda: render_text(report_on(several(300))), "300"),
-        (a_changed_reply, "oui"),
         (the_doctor, "GPU"),
     ],
 )

@@ -24,7 +24,7 @@ from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.train.cold_start import notice
 from scripts import dpo, evaluate, grpo, sft
-from tests.helpers import ROOT, demo_settings, write_rows
+from tests.helpers import ROOT, Capsys, demo_settings, write_rows
 from tests.runs import grpo_run
 
 QUESTION, ANSWER = "Anna has 2 pens. She buys 3.", "2 + 3 = 5.\n<answer>5</answer>"
@@ -132,7 +132,7 @@ def test_what_reads_a_run_has_its_examples(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_takes_problems_and_prompt_of_a_config(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capsys
 ) -> None:
     """Its training problems are without those that it validates on, which a run never trains on."""
     config = evaluation.config_of("unused", "eval", ROOT / "configs" / "grpo_demo.yaml")

@@ -10,8 +10,8 @@ import pytest
 
 from tests import warm
 from tests.helpers import ROOT
-from tests.pretend_gpu import CARD, SITE
-from tests.reliability.inside import adapter, leave_with, read, rows
+from tests.pretend_gpu import CARD, OUTSIDE, SITE
+from tests.reliability.inside import adapter, leave_unreported, read, rows
 from tests.reliability.inside import arguments as few_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -22,9 +22,9 @@ SAME = {
     "grpo": ("loss", "grad_norm", "reward", "reward_std", "completions/mean_length", "num_tokens"),
 }
 EVALUATION = {
-    "dpo": "evaluation={limit: 16, replies: 8, max_new_tokens: 40, temperature: 0.0}",
-    "grpo": "evaluation={limit: 16, max_new_tokens: 60}",
-    "sft": "evaluation={limit: 16, max_new_tokens: 60}",
+    "dpo": "evaluation={limit: 8, replies: 8, max_new_tokens: 40, temperature: 0.0}",
+    "grpo": "evaluation={limit: 8, max_new_tokens: 40}",
+    "sft": "evaluation={limit: 8, max_new_tokens: 40}",
 }
 
 
@@ -41,8 +41,10 @@ def without_card() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cpu() -> warm.Server:
-    """Starts processes that have no card."""
-    return warm.Server(without_card())
+    """Starts processes that have no card; where there is one of the tests outside, by that."""
+    server = warm.Server(without_card())
+    server.path = Path(os.environ[OUTSIDE]) if OUTSIDE in os.environ else None
+    return server
 
 
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -88,7 +90,7 @@ def test_three_steps_and_greedy_replies(
     trainers = noted(monkeypatch)
     here, there = tmp_path / "card", tmp_path / "cpu"
     overrides = [*STEPS, EVALUATION[name], *more]
-    assert leave_with(name, here, *overrides) == 0
+    assert leave_unreported(name, here, *overrides) == 0
     check_trainer(name, trainers, here)
     command = [str(ROOT / "scripts" / f"{name}.py"), *few_steps(name, there, *overrides)]
     process = cpu.popen(command, ROOT, without_card())

@@ -8,23 +8,16 @@ import pytest
 
 from tests.helpers import ROOT, make_adapter
 from tests.pretend_gpu.card import BFLOAT16
-from tests.reliability.inside import adapter, arguments, leave_with, losses, rows
+from tests.reliability.inside import adapter, arguments, leave_unreported, losses, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
 BOTH = pytest.mark.parametrize("name", ["dpo", "grpo"])
 HALF = (
     ["model.dtype=bfloat16", "training.bf16=true"]
     if BFLOAT16
-    else [
-        "model.dtype=float16",
-        "training.fp16=true",
-    ]
+    else ["model.dtype=float16", "training.fp16=true"]
 )
-PRECISIONS = {
-    "float32": [],
-    "16bit": HALF,
-    "4bit": [*HALF, "model.load_in_4bit=true"],
-}
+PRECISIONS = {"float32": [], "16bit": HALF, "4bit": [*HALF, "model.load_in_4bit=true"]}
 
 
 def trained(name: str, run: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -34,7 +27,7 @@ def trained(name: str, run: Path, *overrides: str) -> list[dict[str, Any]]:
         "training.save_steps=2",
         "training.per_device_train_batch_size=8",
     ]
-    assert leave_with(name, run, *small, *overrides) == 0
+    assert leave_unreported(name, run, *small, *overrides) == 0
     result = [row for row in rows(run / "metrics.jsonl") if "grad_norm" in row]
     assert [row["step"] for row in result] == [1, 2]
     assert all(math.isfinite(row["loss"]) for row in result)
@@ -129,7 +122,7 @@ def test_kinds_of_adapter(kind: str, name: str, tmp_path: Path) -> None:
 def test_ways_of_grpo(overrides: list[str], tmp_path: Path) -> None:
     run = tmp_path / "grpo"
     steps = ["training.max_steps=4", "training.save_steps=4"]
-    assert leave_with("grpo", run, *steps, *overrides) == 0
+    assert leave_unreported("grpo", run, *steps, *overrides) == 0
     assert len(losses(run)) == 4 and all(math.isfinite(loss) for loss in losses(run))
     kl = [row["kl"] for row in rows(run / "metrics.jsonl") if "kl" in row]
     assert ("training.beta=0.04" in overrides) == any(value > 0 for value in kl)
