@@ -46,6 +46,14 @@ class HealthError(PostTrainError):
     exit_code = 3
 
 
+def hub_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What libraries raise where the hub is out of reach or a file cannot be read, and `more`; a
+    dropped connection is an error of httpx, and no OSError."""
+    import httpx
+
+    return httpx.HTTPError, OSError, *more
+
+
 def nearest(word: str, valid: Iterable[str], cutoff: float | None = None) -> str | None:
     """The valid name that `word` may be a slip of, None where none is like it; `cutoff` is how
     alike they have to be, up to 1."""

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from posttrain.base.errors import DataError, did_you_mean, first_line
+from posttrain.base.errors import DataError, did_you_mean, first_line, hub_errors
 from posttrain.base.expected import given, kind_of
 from posttrain.base.paths import ROOT, here_or_project
 from posttrain.settings import Source
@@ -261,7 +261,7 @@ def _hub_file(source: Source) -> Path:
         return Path(
             hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=revision)
         )
-    except (OSError, ValueError) as error:
+    except hub_errors(ValueError) as error:
         raise DataError(f"{source.path}: not in reach on the hub: {first_line(error)}") from None
 
 
@@ -272,7 +272,7 @@ def _from_hub(source: Source) -> list[Row]:
         loaded = datasets.load_dataset(
             source.path, source.subset, split=source.split, revision=source.revision
         )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except hub_errors(ValueError, datasets.exceptions.DatasetsError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise DataError(
             f"{source.path}[{source.split}]: neither a local file or folder nor a dataset "

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.errors import ConfigError, first_line, hub_errors
 from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT
 from posttrain.report.model_card import render_model_card
@@ -22,7 +22,6 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
         ConfigError: an export is missing or was not proven, or the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     contents: dict[str, Any] = {file.name: file for file in to_upload(run, exports)}
     if CONFIG in contents:  # without the path of the base model on this machine
@@ -37,9 +36,10 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
         url = api.create_repo(repository, private=private, exist_ok=True)
         operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
         api.create_commit(url.repo_id, operations, commit_message="Upload of a trained model")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except hub_errors(ValueError) as error:
         raise ConfigError(
-            f"--push {repository}: the hub refuses: {first_line(error)} (is HF_TOKEN set?)"
+            f"--push {repository}: the hub refuses, or is out of reach: {first_line(error)} (is "
+            "HF_TOKEN set?)"
         ) from None
     return str(url)
 

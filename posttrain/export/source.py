@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.errors import ConfigError, first_line, hub_errors
 from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT
 from posttrain.model.pretrained import local_or_hub
@@ -83,7 +83,7 @@ def _fetch(name: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
-    except (OSError, ValueError) as error:
+    except hub_errors(ValueError) as error:
         raise ConfigError(
             f"the base model '{name}' is out of reach: {first_line(error)}; pass a folder or "
             "another name with 16-bit weights as --base (export.base)"

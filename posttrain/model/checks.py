@@ -7,7 +7,7 @@ fraction of a second: its layers and the rows of its embedding are those of the 
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError, did_you_mean, first_line
+from posttrain.base.errors import ConfigError, did_you_mean, first_line, hub_errors
 from posttrain.base.paths import here_or_project
 from posttrain.data.render import limit_token_ids
 from posttrain.model import adapter
@@ -64,7 +64,7 @@ def _skeleton(model: Model) -> Any:
     name = local_or_hub(model.name)
     try:
         config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except hub_errors(ValueError) as error:
         if path := find_adapter_config_file(name, revision=model.revision):
             raise _is_adapter(model.name, model.name, Path(path).parent) from None
         raise ConfigError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.disk import disk_full_error, is_disk_full
-from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.errors import ConfigError, first_line, hub_errors
 from posttrain.base.files import model_fingerprint
 from posttrain.model import adapter, pretrained, runtime
 from posttrain.model.merged import choose_weights, compute_type
@@ -32,7 +32,7 @@ def base_weights(model: Model) -> str:
     revision = model.revision if repository.lower() == name.lower() else None
     try:
         config = Path(hf_hub_download(repository, "config.json", revision=revision))
-    except (OSError, ValueError) as error:
+    except hub_errors(ValueError) as error:
         raise ConfigError(
             f"model.name: '{repository}' is not in reach: {first_line(error)}"
         ) from None
@@ -56,15 +56,18 @@ def load(
     start = adapters.find_adapter(model.adapter) if model.adapter else Path(name)
     longest = pretrained.up_to_positions(name, model.revision, model.max_seq_length + beyond)
     with runtime.quiet(verbose), adapter.with_base_path(start, name) as folder:
-        policy, tokenizer = runtime.unsloth().from_pretrained(
-            str(folder),
-            max_seq_length=max(model.max_seq_length, longest),
-            load_in_4bit=model.load_in_4bit,
-            revision=model.revision,
-            use_gradient_checkpointing=checkpointing,
-            **pretrained.safe_options(model.dtype),
-            **from_vllm,
-        )
+        try:
+            policy, tokenizer = runtime.unsloth().from_pretrained(
+                str(folder),
+                max_seq_length=max(model.max_seq_length, longest),
+                load_in_4bit=model.load_in_4bit,
+                revision=model.revision,
+                use_gradient_checkpointing=checkpointing,
+                **pretrained.safe_options(model.dtype),
+                **from_vllm,
+            )
+        except hub_errors() as error:
+            raise ConfigError(f"model.name: cannot load '{name}': {first_line(error)}") from error
         if model.adapter:
             adapter.remember_start(policy)
         else:

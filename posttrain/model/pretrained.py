@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.errors import ConfigError, first_line, hub_errors
 from posttrain.base.paths import ROOT, here_or_project
 from posttrain.data.render import end_of_reply, limit_token_ids
 from posttrain.model import adapter, runtime
@@ -36,7 +36,7 @@ def load_tokenizer(model: Model) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=model.revision, padding_side="left", trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except hub_errors(ValueError) as error:
         raise ConfigError(
             f"model.name: cannot load the tokenizer of '{name}': {first_line(error)}"
         ) from None
@@ -65,7 +65,7 @@ def context(name: str, trained: int, base: str | None = None) -> int:
         model = base or adapters.base_of(Path(model))
     try:
         return up_to_positions(model, None, max(trained, CONTEXT))
-    except (OSError, ValueError) as error:
+    except hub_errors(ValueError) as error:
         raise ConfigError(
             f"cannot load the model '{model}': {first_line(error)} It is not a folder here; "
             "check the name, or the connection to the hub"
@@ -98,7 +98,7 @@ def load_for_scoring(
                 load_in_4bit=load_in_4bit,
                 **safe_options(dtype),
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except hub_errors(ValueError, RuntimeError) as error:
             raise ConfigError(f"cannot load the model '{name}': {first_line(error)}") from None
     if not tokenizer.chat_template:
         raise ConfigError(f"the model '{name}' has no chat template; use an instruct model")

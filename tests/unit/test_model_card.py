@@ -197,10 +197,11 @@ def test_the_adapter_is_uploaded_privately_with_the_card(tmp_path: Path, hub: st
     assert alone.returncode == 2 and "there is no model card" in alone.stderr
 
 
-def test_a_refusal_of_the_hub_is_one_line(tmp_path: Path, hub: str) -> None:
+@pytest.mark.parametrize("away", [False, True], ids=["refuses", "is out of reach"])
+def test_a_hub_that_is_of_no_use_is_one_line(tmp_path: Path, hub: str, away: bool) -> None:
     Hub.refuse = True
-    result = upload(make_run(tmp_path / "run"), hub)
+    result = upload(make_run(tmp_path / "run"), "http://127.0.0.1:9" if away else hub)
     assert result.returncode == 2
-    assert "--push someone/model: the hub refuses" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert "--push someone/model: the hub refuses, or is out of reach: " in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert SECRET not in result.stdout + result.stderr
