@@ -394,6 +394,7 @@ def test_the_first_table_has_the_real_model() -> None:
     ("file", "run", "names"),
     [
         ("french", "french-qwen-coder", ("reward_accuracy", "mgsm_fr/lenient", "gsm8k/lenient")),
+        ("smollm2_french", "french-smollm2", ("reward_accuracy",)),
         ("smollm2_grpo", "smollm2_grpo", ("format_rate", "strict")),
         ("own_samples", "own_samples", ("reward_accuracy", "gsm8k/lenient")),
     ],
