@@ -26,6 +26,11 @@ MOST_LOST = 0.25
 LEVELS = {"q8_0": 127, "q4_k_m": 15}
 """Steps from 0 to the largest weight of a block, and from the smallest to the largest."""
 BLOCK = 32  # weights in a row that are quantised together
+NUMBERS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "rms_norm_eps", "rope_theta"),
+)
+"""Numbers in a model's config that it computes with."""
 LORA_TENSOR = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?$")
 Tensors = Iterator[tuple[str, Any]]
 
@@ -34,7 +39,8 @@ def check_weights(base: Path, adapter: Path, file: Path, kind: str, dtype: str) 
     """Compare the weights of a file with W + scale B A, in float32.
 
     - `weight_error`: the largest error of a weight, in steps of the type; in a quantised type, the
-      root mean square of a row of a matrix. Infinite if a tensor is missing or unexpected.
+      root mean square of a row of a matrix. Infinite if a tensor is missing or unexpected, or one
+      of NUMBERS differs in a GGUF file's header.
     - `learning_lost`: the share of the change from W that is lost: 0 if none, 1 if the file holds
       W, or if the change was added twice. It is the error's projection on the change, which
       rounding, being the same in all directions, hardly moves.
@@ -109,10 +115,12 @@ def _files(folder: Path) -> dict[str, Any]:
 
 
 def _from_gguf(path: Path, base: Path) -> Tensors:
-    """The tensors of a GGUF file, dequantised, with the names and layout of transformers."""
+    """The tensors of a GGUF file, dequantised, with the names and layout of transformers, after
+    the names of those NUMBERS in its header that are not the base's."""
     import torch
     from gguf import MODEL_ARCH_NAMES, GGUFReader, dequantize, get_tensor_name_map
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
     config = AutoConfig.from_pretrained(base)
@@ -120,6 +128,14 @@ def _from_gguf(path: Path, base: Path) -> Tensors:
         skeleton = AutoModelForCausalLM.from_config(config)
     reader = GGUFReader(path)
     architecture = reader.fields["general.architecture"].contents()
+    numbers = {**config.to_dict(), **(config.to_dict().get("rope_parameters") or {})}
+    for entry, name in GGUF_CONFIG_MAPPING.get(architecture, {}).items():
+        field, expected = reader.fields.get(f"{architecture}.{entry}"), numbers.get(name)
+        if name not in NUMBERS or field is None or expected is None:
+            continue
+        stored = field.contents()
+        if isinstance(stored, int | float) and not math.isclose(stored, expected, rel_tol=1e-6):
+            yield name, None  # as an unexpected tensor
     layout = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
     kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
     table = get_tensor_name_map(kind, config.num_hidden_layers)

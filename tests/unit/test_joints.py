@@ -159,6 +159,8 @@ posttrain/export/merge.py: which layers an adapter changes
 posttrain/export/weights.py: the layout of the tensors of a GGUF file
     transformers/modeling_gguf_pytorch_utils.py: TENSOR_PROCESSORS TensorProcessor
     transformers/modeling_gguf_pytorch_utils.py: LlamaTensorProcessor.process
+posttrain/export/weights.py: which entry of a GGUF file's header is which number of a config
+    transformers/integrations/ggml.py: GGUF_CONFIG_MAPPING
 posttrain/export/weights.py: alpha_pattern as peft reads it
     peft/utils/other.py: get_pattern_key(pattern_keys, key_to_match)
 """
