@@ -149,8 +149,7 @@ def make_tokenizer(family: Family) -> Any:
             additional_special_tokens=list(tokens),
         )
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{family.bos} $A",
-            special_tokens=[(family.bos, tokenizer.bos_token_id)],
+            single=f"{family.bos} $A", special_tokens=[(family.bos, tokenizer.bos_token_id)]
         )
     tokenizer.chat_template = family.template
     tokenizer.model_max_length = 512

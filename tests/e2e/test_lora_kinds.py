@@ -13,11 +13,7 @@ from tests.e2e.trainers import plain
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 
-KINDS = {
-    "default": [],
-    "rslora": ["lora.use_rslora=true"],
-    "dora": ["lora.use_dora=true"],
-}
+KINDS = {"default": [], "rslora": ["lora.use_rslora=true"], "dora": ["lora.use_dora=true"]}
 
 
 def distance(first: Any, second: Any) -> float:

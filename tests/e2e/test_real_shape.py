@@ -1,7 +1,6 @@
 """Both scripts at exact shapes of Qwen2.5, 0.5B and 1.5B, 4-bit on the CPU, on real text (long)."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
 
 pytestmark = [needs_shared, pytest.mark.long, pytest.mark.timeout(2400)]
 
-SIZES = {"0.5B": (494_032_768, 8), "1.5B": (1_543_714_304, 14)}
-"""Parameters of Qwen2.5, and GB that a script may take."""
+SIZES = {"0.5B": 8, "1.5B": 14}
+"""GB that a script may take at the shape of a Qwen2.5."""
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -30,14 +29,6 @@ def model(size: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = dict(KNOWN[f"Qwen/Qwen2.5-{size}-Instruct"])
     del shape["tie_word_embeddings"]  # make_qwen's are
     return make_qwen(folder, SHARED / "qwen2.5-tokenizer", large=size == "1.5B", **shape)
-
-
-def test_parameter_count(model: Path, size: str) -> None:
-    from safetensors import safe_open
-
-    with safe_open(model / "model.safetensors", "pt") as weights:
-        shapes = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118
-    assert sum(math.prod(shape) for shape in shapes) == SIZES[size][0]
 
 
 @pytest.mark.parametrize(
@@ -87,4 +78,4 @@ def test_one_step(
     assert process.returncode == 0, log.read_text(encoding="utf-8")
     step = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert step["step"] == 1
-    assert usage.ru_maxrss / 2**20 < SIZES[size][1]
+    assert usage.ru_maxrss / 2**20 < SIZES[size]

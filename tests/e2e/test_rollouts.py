@@ -249,10 +249,7 @@ def test_an_adapter_that_cannot_be_merged(capsys: pytest.CaptureFixture[str]) ->
     [(1.0, {"top_k": 0}), (0.7, {"top_k": 0}), (1.0, {"top_p": 0.9, "repetition_penalty": 1.2})],
 )
 def test_tokens_are_those_of_the_models_own_generate(
-    loaded: tuple[Any, Any],
-    prompts: list[list[int]],
-    temperature: float,
-    options: dict[str, Any],
+    loaded: tuple[Any, Any], prompts: list[list[int]], temperature: float, options: dict[str, Any]
 ) -> None:
     """Whole prompts in one batch, sampled by transformers, its random numbers the same."""
     import torch

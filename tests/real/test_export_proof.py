@@ -8,11 +8,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.export.llama_cpp import find_quantizer, find_tree
 from tests.real.export_proof import KINDS, Bench, faults_of
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(7200),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(7200), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -114,15 +114,6 @@ def test_golds_follow_from_the_steps_and_the_steps_from_the_question() -> None:
         assert re.findall(r"\d+", row["question"]) == used
 
 
-def test_problems_are_in_both_languages_with_one_step_and_two() -> None:
-    rows = read("problems_test")
-    french = sum(detect(row["question"]) == "fr" for row in rows)
-    english = sum(detect(row["question"]) == "en" for row in rows)
-    assert french + english >= 0.98 * len(rows) and min(french, english) > 0.4 * len(rows)
-    two = sum(len(STEP.findall(row["answer"])) == 2 for row in rows)
-    assert 0.3 * len(rows) < two < 0.7 * len(rows)
-
-
 def test_pairs_differ_in_language_and_in_nothing_else(tokenizer: Any) -> None:
     rows = read("preferences")
     manners: dict[str, list[str]] = {"chosen": [], "rejected": []}

@@ -139,7 +139,7 @@ def test_not_measurable_in_every_output(tmp_path: Path) -> None:
     measured = {name: change.after for name, change in comparison.items()}
     assert cells(summary_table(measured).splitlines()[-1])[1:] == ["not measurable", "0"]
     assert cells(comparison_table([run]).splitlines()[-1]) == [
-        *("run", "length-controlled accuracy", "not measurable", "not measurable", "-", "-", "0"),
+        *("run", "length-controlled accuracy", "not measurable", "not measurable", "-", "-", "0")
     ]
 
 
