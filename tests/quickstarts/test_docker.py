@@ -88,8 +88,9 @@ def test_the_steps_as_a_script(tmp_path: Path) -> None:
             here = here / step.rest
             inside(".").mkdir(parents=True, exist_ok=True)
         elif step.word == "ENV":
-            name, value = step.rest.split("=", 1)
-            environment[name] = value.replace("/app", str(inside("/app")))
+            given = dict(each.split("=", 1) for each in shlex.split(step.rest))
+            given.pop("UV_CACHE_DIR", None)  # a mount of the build; here uv has its usual one
+            environment |= {k: v.replace("/app", str(inside("/app"))) for k, v in given.items()}
         elif step.word == "COPY":
             *sources, target = step.rest.split()
             for source in sources:
