@@ -1,4 +1,4 @@
-"""The SkyPilot task, without SkyPilot, which is no dependency of the project."""
+"""The SkyPilot task, without SkyPilot, which the project does not depend on."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""A repeat that is stopped goes on; that a run does as if it had not been, other tests show."""
+"""A stopped repeat resumes; other tests show that its runs resume bit for bit."""
 
 import json
 import signal

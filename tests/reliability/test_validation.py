@@ -110,7 +110,7 @@ def before_the_end(complete: Path, run: Path) -> Path:
 def test_the_adapter_that_is_kept(
     complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The best one by validation, as is said of it; the last one where that is asked for."""
+    """The best by validation, as output, page and card show; the last with run.keep=last."""
     best, last = (before_the_end(complete, tmp_path / name) for name in ("best", "last"))
     assert leave_with("grpo", best, *FEW) == 0
     expected = {"step": 4, "by": "strict", "value": 1.0, "validations": 4}
