@@ -20,10 +20,11 @@ from eval.measures import compare
 from eval.preference import Pair
 from posttrain.base.process import run_main
 from posttrain.data.pairs import Lengths, PairSet, load_pair_set, measure
-from posttrain.data.prompted import check_examples, user_turns
+from posttrain.data.prompted import user_turns
 from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text
+from posttrain.data.text import check_examples
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         return session.end_dry_run(rows)
 
     # The policy, scored before its first step.
-    session.open(rows)
+    session.open(rows, user_turns([*train_pairs, *validation]))
     pair_report.write(data_report, run.path)
     model, tokenizer = session.load()
     before = session.resume.kept_scores(lambda: scoring.read_scores(run, settings))

@@ -34,7 +34,7 @@ from posttrain.base.files import fingerprint, write_json
 from posttrain.base.lock import locked
 from posttrain.base.paths import is_url, shown
 from posttrain.base.process import run_main
-from posttrain.data.prompted import check_examples
+from posttrain.data.text import check_examples
 from posttrain.model.server import PATIENCE_S, Server
 from posttrain.report import tables
 from posttrain.run.replies import folder_for, read_replies, resume, score_again

@@ -24,7 +24,6 @@ from eval.rewarded import reward_row
 from posttrain.base.errors import DataError
 from posttrain.base.process import run_main
 from posttrain.data.problems import for_validation, load_problems, within_pass_rate
-from posttrain.data.prompted import check_examples
 from posttrain.data.render import (
     already_rendered,
     drop_overlong,
@@ -32,6 +31,7 @@ from posttrain.data.render import (
     template_variables,
     token_lengths,
 )
+from posttrain.data.text import check_examples
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         return session.end_dry_run(rows)
 
     # The policy, scored before its first step.
-    session.open(rows)
+    session.open(rows, (problem.question for problem in [*train_problems, *validation]))
     model, tokenizer = session.load()
     before = session.resume.kept_scores(lambda: scoring.read_scores(run, held_out, by))
     if settings.run.score and not before:

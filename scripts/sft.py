@@ -21,7 +21,7 @@ from eval.measures import compare
 from posttrain.base.process import run_main
 from posttrain.data.demonstrations import DemonstrationSet, load_demonstrations
 from posttrain.data.problems import load_scored_problems
-from posttrain.data.prompted import check_examples, user_turns
+from posttrain.data.prompted import user_turns
 from posttrain.data.render import (
     already_rendered,
     drop_overlong,
@@ -31,6 +31,7 @@ from posttrain.data.render import (
     without_added_tokens,
 )
 from posttrain.data.report.examples import show_reply
+from posttrain.data.text import check_examples
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         return session.end_dry_run(rows)
 
     # The policy, scored before its first step.
-    session.open(rows)
+    session.open(rows, user_turns([*train, *validation]))
     model, tokenizer = session.load()
     before = session.resume.kept_scores(lambda: scoring.read_scores(run))
     if settings.run.score and not before:

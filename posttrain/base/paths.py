@@ -4,6 +4,8 @@ import os
 import shlex
 from pathlib import Path
 
+from posttrain.base.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the project."""
 
@@ -31,6 +33,15 @@ def shown(path: Path) -> str:
 
 def is_url(name: str) -> bool:
     return name.startswith(("http://", "https://"))
+
+
+def is_gguf(name: str) -> bool:
+    """Whether the name of a model is that of a GGUF file; raises ConfigError if there is none."""
+    if not name.endswith(".gguf") or is_url(name):
+        return False
+    if not Path(name).is_file():
+        raise ConfigError(f"there is no file '{name}'")
+    return True
 
 
 def run_command() -> str:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.base.errors import ConfigError, did_you_mean
-from posttrain.base.paths import ROOT, here_or_project, is_url, run_command, shown
-from posttrain.model.llama_server import is_gguf
+from posttrain.base.paths import ROOT, here_or_project, is_gguf, is_url, run_command, shown
 from posttrain.model.trust import check_model_folder
 from posttrain.run.checkpoint import CheckpointStore
 from posttrain.scoring.provenance import run_of

@@ -1,6 +1,8 @@
 """Read rows of a dataset as demonstrations for SFT: a prompt and the reply to learn."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from eval import Message
@@ -10,10 +12,10 @@ from posttrain.data.formats import check_columns, read_pair, with_own_system
 from posttrain.data.messages import EMPTY_REPLY, UnusableRow, exchange, user_turn
 from posttrain.data.problems import GOLD_MARK, gold_number
 from posttrain.data.prompted import divided, kept_rows, with_prompt
-from posttrain.data.replies import best_replies, read_sampled
+from posttrain.data.replies import Sampled, read_sampled
 from posttrain.data.sources import Row, read_rows
 from posttrain.settings import Prompt, ReplyData, Source
-from posttrain.settings.data import ReplyColumns
+from posttrain.settings.data import Keep, ReplyColumns
 from rewards.answer import CLOSE, OPEN
 
 CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, as in 48/2 = <<48/2=24>>24
@@ -92,3 +94,34 @@ def _checked(
     if not reply:
         raise UnusableRow(f"{row.where}: there is no reply to learn", EMPTY_REPLY)
     return Demonstration(prompt, reply, answer, where=row.where)
+
+
+def best_replies(
+    groups: Iterable[Sequence[Sampled]], keep: Keep, where: str
+) -> list[Demonstration]:
+    """The shortest different replies to each question that earned enough. Prints what was left out;
+    raises a DataError where none did."""
+    kept: list[Demonstration] = []
+    left: Counter[str] = Counter()
+    total = questions = 0
+    for group in groups:
+        total += len(group)
+        earned = [row for row in group if row.total >= keep.reward and row.complete and row.reply]
+        different = {row.reply: row for row in sorted(earned, key=lambda r: len(r.reply))}
+        best = list(different.values())[: keep.per_question]
+        kept += [
+            Demonstration((user_turn(row.question),), row.reply, row.answer, where=row.where)
+            for row in best
+        ]
+        questions += bool(best)
+        left[f"earned below {keep.reward:g} or were cut"] += len(group) - len(earned)
+        left["repeat another"] += len(earned) - len(different)
+        left[f"are beyond {keep.per_question} of a question"] += len(different) - len(best)
+    why = ", ".join(f"{count} {reason}" for reason, count in left.items() if count)
+    print(f"{where}: kept {len(kept)} of {total} replies, to {questions} questions; {why or 'all'}")
+    if not kept:
+        raise DataError(
+            f"{where}: no reply earned {keep.reward:g}; sample more (--samples), with worked "
+            "examples (--examples), or lower data.keep.reward"
+        )
+    return kept

@@ -13,10 +13,10 @@ from eval.language import is_known
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.data.formats import languages, read_pair
-from posttrain.data.messages import LeftOut
+from posttrain.data.messages import LeftOut, user_turn
 from posttrain.data.prompted import divided, kept_rows, with_prompt
 from posttrain.data.render import refuse_repeated, render, token_lengths
-from posttrain.data.replies import best_and_worst, read_sampled
+from posttrain.data.replies import Sampled, read_sampled
 from posttrain.data.sources import Row, read_rows
 from posttrain.settings import PairData, Prompt, Source
 
@@ -92,3 +92,24 @@ def measure(pairs: Sequence[Pair], tokenizer: Any) -> list[Lengths]:
     parts = [prompts, [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
     lengths = (token_lengths(tokenizer, texts) for texts in parts)
     return [Lengths(*row) for row in zip(*lengths, strict=True)]
+
+
+def best_and_worst(groups: Sequence[Sequence[Sampled]], where: str) -> list[Pair]:
+    """For each question, the shortest complete reply that earned most and one that earned least,
+    complete if there is such. Questions without two such are left out, which is printed; raises a
+    DataError where all are."""
+    pairs = []
+    for group in groups:
+        ranked = sorted((r for r in group if r.reply), key=lambda r: (-r.total, len(r.reply)))
+        best = next((row for row in ranked if row.complete), None)
+        worst = min(ranked, key=lambda r: (r.total, not r.complete), default=None)
+        if best is not None and worst is not None and worst.total < best.total:
+            prompt = (user_turn(best.question),)
+            pairs.append(Pair(prompt, best.reply, worst.reply, where=best.where))
+    print(
+        f"{where}: {len(pairs)} questions give a pair; {len(groups) - len(pairs)} left out, as "
+        "their replies tie or were cut"
+    )
+    if not pairs:
+        raise DataError(f"{where}: no question has replies of different rewards")
+    return pairs

@@ -1,16 +1,15 @@
-"""Prompts: what completes and splits pairs and demonstrations, and the worked examples of all."""
+"""What completes and splits the prompts of pairs and demonstrations."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from eval import Example, Prompted, PromptFormat, PromptLike, conversation, example_turns
-from posttrain.base.errors import DataError, quoted
+from eval import Prompted, example_turns
+from posttrain.base.errors import DataError
 from posttrain.data.messages import LeftOut, UnusableRow, with_system
-from posttrain.data.render import render, token_lengths
 from posttrain.data.sources import Row
-from posttrain.data.text import normalise, set_aside, text_key
+from posttrain.data.text import set_aside, text_key
 from posttrain.settings import PairData, Prompt, ReplyData, Source
 
 R = TypeVar("R", bound=Prompted)
@@ -85,24 +84,3 @@ def divided(
                 raise DataError(f"{row.where} is also trained on")
     rows, validation = set_aside(rows, prompt_key, data.validation, where, "data.validation")
     return rows, held_out, validation
-
-
-def check_examples(examples: Sequence[Example], questions: Iterable[str]) -> None:
-    """Raise a DataError where a worked example is a question of the data, whose answer it would
-    give away."""
-    numbers = {normalise(example.question): n for n, example in enumerate(examples, start=1)}
-    for question in questions if numbers else ():
-        if number := numbers.get(normalise(question)):
-            raise DataError(
-                f"prompt.examples: example {number} is a question of the data "
-                f"({quoted(question)}); write another example, or remove the row"
-            )
-
-
-def cost_of_examples(tokenizer: Any, prompt: PromptLike) -> str:
-    """`prompt.examples: 2 worked examples, 180 tokens a prompt`."""
-    prompts = [conversation("?", each) for each in (prompt, PromptFormat(prompt.system))]
-    with_them, without = token_lengths(tokenizer, [render(tokenizer, each) for each in prompts])
-    count = len(prompt.examples)
-    what = "1 worked example" if count == 1 else f"{count} worked examples"
-    return f"prompt.examples: {what}, {with_them - without} tokens a prompt"

@@ -4,10 +4,11 @@ import functools
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from posttrain.base.errors import DataError
+from eval import Example
+from posttrain.base.errors import DataError, quoted
 
 T = TypeVar("T")
 
@@ -47,3 +48,15 @@ def set_aside(
             f"{setting}"
         )
     return kept, [row for row, key in zip(rows, keys, strict=True) if key in chosen]
+
+
+def check_examples(examples: Sequence[Example], questions: Iterable[str]) -> None:
+    """Raise a DataError where a worked example is a question of the data, whose answer it would
+    give away."""
+    numbers = {normalise(example.question): n for n, example in enumerate(examples, start=1)}
+    for question in questions if numbers else ():
+        if number := numbers.get(normalise(question)):
+            raise DataError(
+                f"prompt.examples: example {number} is a question of the data "
+                f"({quoted(question)}); write another example, or remove the row"
+            )

@@ -7,9 +7,10 @@ fraction of a second: its layers and the rows of its embedding are those of the 
 from pathlib import Path
 from typing import Any
 
+from eval import PromptFormat, PromptLike, conversation
 from posttrain.base.errors import ConfigError, did_you_mean, first_line, hub_errors
 from posttrain.base.paths import here_or_project
-from posttrain.data.render import limit_token_ids
+from posttrain.data.render import limit_token_ids, render, token_lengths
 from posttrain.model import adapter
 from posttrain.model.pretrained import local_or_hub
 from posttrain.settings import Lora, Model, TrainingSettings, adapters
@@ -123,3 +124,12 @@ def _check_layers(skeleton: Any, lora: Lora, name: str) -> None:
                 f"lora.target_modules: '{target}' takes no LoRA, it is a {kind}; "
                 f"name layers inside it: {', '.join(sorted(inside)) or 'it has none'}"
             )
+
+
+def cost_of_examples(tokenizer: Any, prompt: PromptLike) -> str:
+    """`prompt.examples: 2 worked examples, 180 tokens a prompt`."""
+    prompts = [conversation("?", each) for each in (prompt, PromptFormat(prompt.system))]
+    with_them, without = token_lengths(tokenizer, [render(tokenizer, each) for each in prompts])
+    count = len(prompt.examples)
+    what = "1 worked example" if count == 1 else f"{count} worked examples"
+    return f"prompt.examples: {what}, {with_them - without} tokens a prompt"

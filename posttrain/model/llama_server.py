@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from posttrain.base.paths import is_url
 from posttrain.base.processor import cores, free_cores
 
 FULL_DISTRIBUTION = {"top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1}
@@ -18,15 +17,6 @@ the distribution, and Ollama's penalise repetition, which harms solutions that r
 _RUNNING: list[Any] = []
 """Servers end with their block, but after an error or a signal with the process: to end one waits
 for the replies that are under way, which nobody reads any more, for ever."""
-
-
-def is_gguf(name: str) -> bool:
-    """Whether the name of a model is that of a GGUF file; raises ConfigError if there is none."""
-    if not name.endswith(".gguf") or is_url(name):
-        return False
-    if not Path(name).is_file():
-        raise ConfigError(f"there is no file '{name}'")
-    return True
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from eval.figures import label, plain
 from eval.gsm8k import Problem, Reply, Score
 from eval.measures import headline
 from posttrain.base.files import append_rows, model_fingerprint, sha256
-from posttrain.base.paths import here_or_project, is_url
+from posttrain.base.paths import here_or_project, is_gguf, is_url
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import clock_note, set_template_variables
 from posttrain.model import inference, pretrained, runtime
-from posttrain.model.llama_server import FULL_DISTRIBUTION, is_gguf, serve
+from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.server import PATIENCE_S, Server, as_they_come, parameters
 from posttrain.run.replies import claim
 from posttrain.scoring import reward_functions

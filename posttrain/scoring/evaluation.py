@@ -9,9 +9,10 @@ from typing import Any
 from eval.gsm8k import SYSTEM, Problem
 from posttrain.base.errors import ConfigError, DataError, quoted
 from posttrain.base.paths import ROOT
-from posttrain.data.problems import for_validation, load_evaluation, seen_in_training
+from posttrain.data.problems import for_validation, load_evaluation
 from posttrain.data.problems import load_problems as load_both
-from posttrain.scoring.provenance import earlier_questions, run_of, trained_questions
+from posttrain.data.text import text_key
+from posttrain.scoring.provenance import earlier_stages, run_of, trained_on
 from posttrain.scoring.reward_functions import weighted
 from posttrain.settings import GRPOSettings, ProblemColumns, ProblemData, Prompt, Source
 from posttrain.settings.command import check_settings, load_settings
@@ -88,16 +89,16 @@ def prompt_of(config: Config, language: str, text: bool, **given: Any) -> Prompt
 def refuse_trained_on(model: str, data: str, problems: Sequence[Problem], allow: bool) -> int:
     """How many of the problems the model's run, or a stage before it, trained on. Raises DataError
     if there are some and `allow` is false."""
-    trained = run_of(model)[1]
-    if not trained:
+    run, settings = run_of(model)
+    if run is None:
         return 0
-    before = [q for _, turns in earlier_questions(trained["model"].get("adapter")) for q in turns]
-    shared = seen_in_training(problems, [*trained_questions(trained), *before])
+    stages = [(run.name, trained_on(run)), *earlier_stages(settings["model"].get("adapter"))]
+    seen = set().union(*(keys for _, keys in stages))
+    shared = [problem for problem in problems if text_key(problem.question) in seen]
     if shared and not allow:
         raise DataError(
-            f"{data}: {len(shared)} of {len(problems)} questions are in "
-            f"{trained['data']['train']['path']}{' or the data of earlier stages' * bool(before)}, "
-            f"which {model} was trained on, such as {quoted(shared[0].question)}. "
+            f"{data}: {len(shared)} of {len(problems)} questions were trained on by "
+            f"{' or '.join(name for name, _ in stages)}, such as {quoted(shared[0].question)}. "
             "--allow-trained-on scores them and notes it in the report"
         )
     return len(shared)

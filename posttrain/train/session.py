@@ -12,15 +12,15 @@ Between these steps a script has its data, rewards, trainer and scores.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from eval.measures import Change
 from posttrain.base.disk import check_disk
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import fingerprint
-from posttrain.data.prompted import cost_of_examples
 from posttrain.data.render import clock_note, set_template_variables
+from posttrain.data.text import text_key
 from posttrain.model import checks, policy, pretrained, runtime, vllm
 from posttrain.model.device import check_device
 from posttrain.run.folder import RunFolder
@@ -110,17 +110,19 @@ class Session(Generic[S]):
         tokenizer = pretrained.load_tokenizer(settings.model)
         set_template_variables(tokenizer, settings.prompt.chat_template_kwargs)
         if settings.prompt.examples:
-            print(cost_of_examples(tokenizer, settings.prompt))
+            print(checks.cost_of_examples(tokenizer, settings.prompt))
         checks.check_model(settings, tokenizer)
         if note := clock_note(tokenizer):
             print(note)
         return tokenizer
 
-    def open(self, rows: Sequence[Any]) -> None:
-        """Open the run folder and start W&B; `rows` are all that is trained and scored on. Raises
-        ConfigError if the checkpoint is of other settings, data, weights or versions."""
+    def open(self, rows: Sequence[Any], questions: Iterable[str]) -> None:
+        """Open the run folder and start W&B; `rows` are all that is trained and scored on, and
+        `questions` those trained or validated on. Raises ConfigError if the checkpoint is of other
+        settings, data, weights or versions."""
         self._identify(rows)
         self.run.open(fresh=self._command.resume == "never")
+        self.run.write_trained_on(map(text_key, questions))
         self.run.describe(self.settings, self._facts)
         self._wandb = WandbLog(self.run, self.settings)
         self._wandb.start(self._facts)

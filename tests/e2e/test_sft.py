@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
+from posttrain.data.demonstrations import load_demonstrations
+from posttrain.data.prompted import user_turns
 from posttrain.data.render import render
+from posttrain.data.text import text_key
+from posttrain.run.folder import RunFolder
 from posttrain.train.micro_batches import NOT_SCORED
 from scripts import evaluate, sft
 from tests.e2e.trainers import TINY, Built, build
-from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
+from tests.helpers import ROOT, SHARED, demo_settings, make_qwen, needs_shared
 from tests.reliability.inside import collapse, leave_with, own_handlers, read, rows
 
 __all__ = ["own_handlers"]
@@ -126,6 +130,18 @@ def test_what_a_run_leaves_behind(run: tuple[str, Path]) -> None:
     assert json.dumps(EXAMPLE["question"])[1:-1] in card  # in the code that asks the model
     assert list((folder / "plots").glob("*.png"))
     assert "examples:" in (folder / "config.yaml").read_text("utf-8")
+
+
+def test_rows_that_chose_the_adapter_count_as_trained_on(run: tuple[str, Path]) -> None:
+    _, folder = run
+    settings = demo_settings("sft", *LEARNING)
+    replies = load_demonstrations(settings.data, settings.prompt)
+    train, held_out, validation = (
+        {text_key(turn) for turn in user_turns(side)}
+        for side in (replies.train, replies.held_out, replies.validation)
+    )
+    assert RunFolder(folder).trained_on() == train | validation
+    assert validation and not held_out & (train | validation)
 
 
 def test_an_evaluation_of_a_run_asks_as_it_was_trained(

@@ -13,7 +13,12 @@ import pytest
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import source
 from posttrain.chat.weights import Weights
+from posttrain.data.prompted import user_turns
+from posttrain.data.text import text_key
+from posttrain.run.folder import RunFolder
 from posttrain.settings import Evaluation
+from posttrain.settings.command import SETTINGS
+from posttrain.settings.strict_yaml import read_yaml
 from scripts import dpo, evaluate, export, report
 from tests.e2e import trainers
 from tests.e2e.trainers import plain
@@ -195,6 +200,15 @@ def test_the_chain_is_written_down(chain: list[Path]) -> None:
     assert "| earlier stage | stage1: GRPO, 2 steps; " in (second / "README.md").read_text("utf-8")
 
 
+def test_what_was_trained_on_is_recorded(chain: list[Path]) -> None:
+    for method, run in zip(("grpo", "dpo"), chain, strict=False):
+        given = SETTINGS[method].model_validate(read_yaml(run / "config.yaml"))
+        rows = trainers.rows_of(method, given)
+        questions = user_turns(rows) if method == "dpo" else [row.question for row in rows]
+        recorded = RunFolder(run).trained_on()
+        assert recorded and {text_key(question) for question in questions} == recorded
+
+
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
 def test_rows_that_an_earlier_stage_trained_on_are_not_held_out(
     method: str, chain: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -240,7 +254,9 @@ def test_commands_on_a_later_stage_and_without_the_earlier_ones(
     assert three["start"] == answered(runs[1]) != three["before"] == answered(None)
     assert three["after"] == answered(runs[2])
     seen = ["--data", str(ROOT / "assets/demo_data/problems_train.jsonl"), "--limit", "8"]
-    with pytest.raises(DataError, match=r"or the data of earlier stages, which .* was trained on"):
+    with pytest.raises(
+        DataError, match=r"8 of 8 questions were trained on by stage2 or stage1, such"
+    ):
         evaluate.main(["--model", str(chain[1] / "adapter"), *seen])
     for earlier in runs[:2]:
         shutil.rmtree(earlier)

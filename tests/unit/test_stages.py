@@ -2,18 +2,19 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from posttrain.base.errors import ConfigError
-from posttrain.data.demonstrations import load_demonstrations
-from posttrain.data.prompted import user_turns
-from posttrain.scoring.provenance import trained_questions
+from posttrain.base.errors import ConfigError, DataError
+from posttrain.data.text import text_key
+from posttrain.run.folder import RunFolder
+from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings.command import SETTINGS, load_settings
-from posttrain.settings.strict_yaml import read_yaml
-from tests.helpers import ROOT, demo_settings, write_rows
+from posttrain.settings.strict_yaml import dump_yaml, read_yaml
+from tests.helpers import ROOT, write_rows
 from tests.unit.conftest import Ask
 
 DEMO = ROOT / "assets" / "demo_model"
@@ -29,6 +30,14 @@ PLAIN = {
     "bias": "none",
     **LORA,
 }
+
+
+def make_run(folder: Path, start: Path | None = None) -> RunFolder:
+    """A run folder with its settings and its adapter's config alone; `start` is model.adapter."""
+    make_config(folder / "adapter")
+    settings = {"model": {"adapter": start and str(start)}, "data": {}, "training": {}}
+    (folder / "config.yaml").write_text(dump_yaml(settings), "utf-8")
+    return RunFolder(folder)
 
 
 def make_config(folder: Path, **changes: Any) -> Path:
@@ -116,12 +125,24 @@ def test_unusable_adapters(changes: dict[str, Any] | str, message: str, tmp_path
     assert "model.adapter" in str(refused.value)
 
 
-def test_rows_that_chose_the_adapter_count_as_trained_on() -> None:
-    settings = demo_settings("sft")
-    rows = load_demonstrations(settings.data, settings.prompt)
-    known = set(trained_questions(settings.model_dump(mode="json")))
-    assert {*user_turns(rows.train), *user_turns(rows.validation)} == known
-    assert rows.validation and not known & set(user_turns(rows.held_out))
+def test_held_out_questions_of_earlier_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their text apart from spelling; a stage that kept no record of its own is printed."""
+    first = make_run(tmp_path / "first")
+    second = make_run(tmp_path / "second", first.path)
+    first.write_trained_on(map(text_key, ["How many pens?", "Two or three?"]))
+    adapter = str(second.path / "adapter")
+    with pytest.raises(
+        DataError, match=r"1 of the held-out .* by first, .* such as 'How many PENS"
+    ):
+        refuse_earlier_stages(adapter, ["How many PENS ?", "How many cups?"])
+    note = f"note: {second.path} has no trained_on.txt, so what it was trained on is unknown\n"
+    assert capsys.readouterr().out == note
+    refuse_earlier_stages(adapter, ["How many cups?"])
+    shutil.rmtree(first.path)
+    refuse_earlier_stages(adapter, ["How many pens?"])
+    assert f"note: {first.path} has no run folder here" in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:

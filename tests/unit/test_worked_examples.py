@@ -14,7 +14,8 @@ from posttrain.chat.source import find
 from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import for_validation, load_problems
-from posttrain.data.prompted import check_examples, user_turns
+from posttrain.data.prompted import user_turns
+from posttrain.data.text import check_examples
 from posttrain.export.texts import gate_texts
 from posttrain.report.snippets import snippets
 from posttrain.run.folder import RunFolder
