@@ -9,9 +9,11 @@
 | own_samples | DPO of Qwen-Coder on its own right and wrong replies to easy GSM8K problems |
 | smollm2_grpo | configs/grpo_gsm8k_smollm2_cpu.yaml on easy GSM8K problems |
 | smollm2_french | DPO of SmolLM2 on the same pairs |
+| seconds | 4 steps of each config for a CPU; run nothing beside it |
 
 Data, runs and EXPERIMENT.json go into FOLDER; the commands resume where they were stopped. With one
-thread an experiment takes half an hour to an hour. The easy problems are those of cold_start.py.
+thread an experiment takes a quarter of an hour to an hour. Easy problems are those of
+cold_start.py.
 """
 
 import argparse
@@ -19,7 +21,9 @@ import json
 import os
 import platform
 import subprocess
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.helpers import ROOT, SHARED
@@ -104,6 +108,37 @@ def smollm2_grpo(folder: Path) -> list[list[str]]:
     ]
 
 
+def seconds(folder: Path) -> list[list[str]]:
+    """A few steps of the four configs for a CPU, neither scored nor validated."""
+    pairs = SHARED / "french-preferences" / "preferences.json"
+    data = {
+        "grpo": [
+            f"data.train={{path: {folder / 'train.jsonl'}}}",
+            f"data.eval={{path: {folder / 'test.jsonl'}}}",
+        ],
+        "dpo": [
+            f"data.train={{path: {pairs}, limit: 60}}",
+            "data.columns={prompt: instruction, chosen: chosen, rejected: rejected}",
+            *("data.holdout=10", "evaluation.also=[]"),
+        ],
+    }
+    short = [
+        "data.validation=0",
+        "evaluation.every=null",
+        "run.score=false",
+        "training.max_steps=4",
+    ]
+    return [
+        [*_train(method, config, model, folder / f"seconds-{config}"), *data[method], *short]
+        for method, config, model in (
+            ("grpo", "grpo_gsm8k_cpu", QWEN),
+            ("dpo", "dpo_french_cpu", QWEN),
+            ("grpo", "grpo_gsm8k_smollm2_cpu", SMOL),
+            ("dpo", "dpo_french_smollm2_cpu", SMOL),
+        )
+    ]
+
+
 def _train(method: str, config: str, model: str, run: Path) -> list[str]:
     path = ROOT / "configs" / f"{config}.yaml"
     own = [f"model.name={weights.folder(model)}", "run.threads=1"]
@@ -116,6 +151,7 @@ EXPERIMENTS = {
     "own_samples": own_samples,
     "smollm2_grpo": smollm2_grpo,
     "smollm2_french": lambda folder: french(folder, SMOL),
+    "seconds": seconds,
 }
 
 
@@ -132,6 +168,18 @@ def measured(output: Path) -> dict[str, Any]:
     kept = ("reward", "rewards/margins", "frac_reward_zero_std", "loss")
     rows = [json.loads(r) for r in (output / "metrics.jsonl").read_text("utf-8").splitlines()]
     steps = [{k: row[k] for k in ("step", *kept) if k in row} for row in rows if "loss" in row]
+    if not (output / "eval" / "comparison.json").exists():
+        ends = [row["seconds"] for row in rows if "loss" in row]
+        each = [
+            round(end - start, 1) for start, end in pairwise(ends)
+        ]  # of the steps but the first
+        return {
+            "seconds_a_step": median(each),
+            "each": each,
+            "tokens_a_reply": [row.get("completions/mean_length") for row in rows if "loss" in row],
+            "peak_memory": environment.get("peak_memory"),
+            "versions": environment["versions"],
+        }
     return {
         "before": read("eval/before.json"),
         "after": read("eval/after.json"),
@@ -158,9 +206,10 @@ def main() -> None:
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
     }
     for command in EXPERIMENTS[args.experiment](folder):
+        load = os.getloadavg()[0]
         subprocess.run([str(ROOT / "run"), *command], check=True)
         output = Path(command[command.index("--output") + 1])
-        results[output.name] = measured(output)
+        results[output.name] = {**measured(output), "load_before": round(load, 2)}
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{args.experiment}.json").write_text(text, encoding="utf-8")
 
