@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         short = [line for line in lines if len(line) < 400][:40]
         (folder / f"{name}.jsonl").write_text("\n".join(short), encoding="utf-8")
     pairs = json.loads((SHARED / "french-preferences" / "preferences.json").read_text("utf-8"))
-    short_pairs = sorted(pairs, key=lambda row: len(row["chosen"]))[:60]
+    short_pairs = sorted(pairs, key=lambda row: len(row["chosen"]))[:24]
     (folder / "pairs.json").write_text(json.dumps(short_pairs), encoding="utf-8")
     return folder
 
