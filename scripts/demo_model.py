@@ -8,12 +8,12 @@ the first token of the reply, so reinforcement (GRPO) and preference pairs (DPO)
 to find and a million parameters are enough to find it with. This is pre-training, so it is plain
 PyTorch and transformers: no Unsloth, no trl.
 
-Writes OUTPUT/demo_model (model, tokenizer) and OUTPUT/demo_data (problems_train.jsonl and
+Writes DIR/demo_model (model, tokenizer) and DIR/demo_data (problems_train.jsonl and
 problems_test.jsonl in GSM8K's form, preferences.jsonl). The questions of the test and of the pairs
 are in no other file and were never shown in this training.
 
-    python scripts/demo_model.py                              # rebuilds assets/, minutes on 2 cores
-    python scripts/demo_model.py --size medium --output /tmp/medium   # 26 M parameters, for a GPU
+    ./run demo_model                                      # rebuilds assets/, minutes on 2 cores
+    ./run demo_model --size medium --output /tmp/medium   # 26 M parameters, for a GPU
 """
 
 import json

@@ -6,7 +6,7 @@ on problems whose answer is text, by rewards of your own.
     ./run evaluate --model outputs/grpo_gsm8k_16gb/gguf/grpo_gsm8k_16gb-q8_0.gguf --data gsm8k
     ./run evaluate --model http://127.0.0.1:8080 --data problems.jsonl --samples 8 --temperature 0.8
     ./run evaluate --model outputs/mine --data answers.jsonl --rewards my_rewards.py:same_words
-    ./run evaluate --model Qwen/Qwen2.5-0.5B-Instruct --config configs/grpo_gsm8k_16gb.yaml \
+    ./run evaluate --model Qwen/Qwen2.5-0.5B-Instruct --config configs/grpo_gsm8k_16gb.yaml \\
         --data train --examples examples.jsonl --samples 8 --limit 500    # for data.format: replies
     ./run evaluate --compare outputs/eval/a/report.json outputs/eval/b/report.json
     ./run evaluate --rescore outputs/eval/a/replies.jsonl

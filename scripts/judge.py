@@ -88,7 +88,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--language", choices=sorted(INSTRUCTIONS), default="fr", help="of the judge's task")
     add("--limit", type=flags.count, help="only the first prompts")
     add("--key-variable", default=KEY_VARIABLE, metavar="NAME", help="variable that holds the key")
-    add("--at-once", type=flags.count, default=8, help="requests side by side")
+    add("--at-once", type=flags.count, default=8, help="concurrent requests")
     add("--timeout", type=flags.positive, default=120.0, help="seconds to wait, each try")
     add("--temperature", type=flags.not_negative, default=0.0)
     add("--max-tokens", type=flags.count, default=512, help="of the judge's reason and verdict")

@@ -60,10 +60,10 @@ def parse(argv: list[str] | None) -> RepeatArgs:
     parser = flags.parser("repeat", __doc__)
     add = parser.add_argument
     add("method", choices=sorted(SETTINGS))
-    add("--seeds", required=True, metavar="N,N,...", help="two or more; best three")
+    add("--seeds", required=True, metavar="N,N,...", help="at least two; three are better")
     add("--config", required=True, type=Path, help="a YAML file of configs/")
     add("--output", type=Path, help="folder (default: outputs/<run.name>_seeds)")
-    add("--dry-run", action="store_true", help="check everything up to the model, then stop")
+    add("--dry-run", action="store_true", help="check everything short of loading the model")
     add("overrides", nargs="*", metavar="section.key=value")
     given: argparse.Namespace = parser.parse_intermixed_args(argv)
     try:

@@ -29,6 +29,9 @@ def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
     DataError for a row that breaks a rule, or a question on both sides.
     """
     rows = read_rows(data.train)
+    own = {data.columns.question, data.columns.answer}
+    if taken := sorted(({name for row in rows for name in row.values} & TAKEN) - own):
+        print(f"{data.train.path}: columns that rewards cannot read by their name: {taken}")
     train = _same_columns([_problem(row, data.columns, data.answers) for row in rows])
     evaluation = load_evaluation(data.eval, data.columns, data.answers)
     _refuse_shared(evaluation, (problem.question for problem in train), data.train.path)

@@ -4,6 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
 from posttrain.doctor import Finding
@@ -63,8 +65,12 @@ def _why_not(
     model = settings.model
     if isinstance(model, RolloutModel) and model.fast_inference == "always" and not VLLM:
         return "samples with vLLM: for ./run --vllm"
+    if gpu is None and model.min_gpu_memory_gb:
+        return "needs a GPU"
     if gpu is None:
-        return None if model.min_gpu_memory_gb == 0 else "needs a GPU"
+        memory = psutil.virtual_memory().total / 2**30
+        short = terms is not None and terms["peak"] > memory
+        return f"may not fit: the estimate is over the {memory:.1f} GB of memory" if short else None
     device = Device(gpu.name, gpu.memory_gb or float("inf"), gpu.bf16)
     try:
         check_device(device, model, settings.training)

@@ -13,7 +13,7 @@ from typing import Any
 
 from eval import gsm8k, measures
 from eval.gsm8k import Problem, Reply
-from eval.measures import TOTAL
+from eval.measures import headline
 from eval.preference import Pair
 from eval.replies import PromptReply, scores
 from eval.rewarded import Scorer
@@ -93,7 +93,7 @@ def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> Scored:
             print("  the rewards changed since the run: its answers are scored again, here alone")
     speed = answer_all(file.model, problems, request, file.folder, done, score)
     replies: list[Reply] = [done[problem.question, 0] for problem in problems]
-    main = "strict" if weights is None else TOTAL
+    main = headline("numbers" if weights is None else "rewards")
     of_adapter = {reply.question: reply.scores()[main] for reply in adapter}
     both = [(of_adapter[reply.question], reply.scores()[main]) for reply in replies]
     compared = gsm8k.compare_replies(adapter, replies)

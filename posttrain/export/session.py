@@ -25,7 +25,7 @@ from posttrain.model.runtime import hush_libraries
 from posttrain.report import export_words, next_steps
 from posttrain.run.results import Check
 from posttrain.run.room import MERGED, check_room, in_order, merged_dtype
-from posttrain.settings import Export, Prompt
+from posttrain.settings import Evaluation, Export, Prompt
 
 
 def export(trained: Trained, settings: Export) -> int:
@@ -169,9 +169,11 @@ class Exports:
 
 def sampling(run: dict[str, Any]) -> dict[str, float]:
     """Ollama's parameters for the sampling with which the run was scored; greedy without a run."""
-    temperature = (run.get("evaluation") or {}).get("temperature", 0.0)
-    matters = FULL_DISTRIBUTION if temperature else ["repeat_penalty"]
-    return {"temperature": temperature, **{name: FULL_DISTRIBUTION[name] for name in matters}}
+    scored = run.get("evaluation") or {}
+    decoding = {name: scored[name] for name in Evaluation().decoding if name in scored}
+    sampled = Evaluation(**decoding).sampling
+    plain = FULL_DISTRIBUTION if sampled else {"repeat_penalty": 1}
+    return {"temperature": 0.0, **plain, **sampled}
 
 
 def _in_place(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, list[Check]]:

@@ -80,14 +80,12 @@ def generation_config(policy: Any, tokenizer: Any, evaluation: Evaluation) -> An
     """How replies are sampled and end, as transformers' GenerationConfig."""
     from transformers import GenerationConfig
 
-    sampling: dict[str, Any] = {"do_sample": False}
-    if evaluation.temperature > 0:
-        sampling = {"do_sample": True, "top_k": 0, "temperature": evaluation.temperature}
+    sampled = {"do_sample": True, "top_k": 0, **evaluation.sampling}
     return GenerationConfig(
         max_new_tokens=evaluation.max_new_tokens,
         eos_token_id=sorted(end_tokens(policy.generation_config, tokenizer)),
         pad_token_id=tokenizer.pad_token_id,
-        **sampling,
+        **(sampled if evaluation.sampling else {"do_sample": False}),
     )
 
 

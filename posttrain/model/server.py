@@ -27,7 +27,7 @@ def parameters(evaluation: Evaluation, variables: Variables = NONE) -> dict[str,
 
     `variables` are those of the chat template, in a field that not every server knows.
     """
-    sent = {"max_tokens": evaluation.max_new_tokens, "temperature": evaluation.temperature}
+    sent = {"max_tokens": evaluation.max_new_tokens, "temperature": 0.0, **evaluation.sampling}
     return {**sent, "chat_template_kwargs": dict(variables)} if variables else sent
 
 

@@ -87,9 +87,7 @@ class EvaluatedModel:
         """One answer at a time, as they come."""
         sent = parameters(self.evaluation, self.prompt.chat_template_kwargs)
         if is_gguf(self.name):
-            sent |= FULL_DISTRIBUTION
-        elif self.evaluation.temperature:
-            sent["top_p"] = 1  # which every server knows
+            sent = {**FULL_DISTRIBUTION, **sent}
         server = Server(url, sent, patience_s=self.patience_s)
         count = len(conversations)
         every = [(i, sample) for sample in range(self.samples) for i in range(count)]

@@ -145,8 +145,7 @@ def sample(
     model: Any, tokenizer: Any, prompts: Sequence[Conversation], settings: DPOSettings
 ) -> tuple[list[Completion], list[float]]:
     """A reply to each prompt, sampled from the policy as it is, and its KL to the reference."""
-    at_temperature_1 = {"temperature": 1.0, "stop_at_answer": False}
-    evaluation = settings.evaluation.model_copy(update=at_temperature_1)
+    evaluation = settings.evaluation.from_the_policy()
     sampled = inference.generator(model, tokenizer, evaluation, settings.training.seed)(prompts)
     read = token_ids(tokenizer, [render(tokenizer, turns) for turns in prompts])
     sequences = [([*ids, *reply.ids], len(ids)) for ids, reply in zip(read, sampled, strict=True)]

@@ -66,6 +66,11 @@ class Evaluation(Section):
     after the last step only."""
 
     @property
+    def sampling(self) -> dict[str, float]:
+        """How a token is drawn, by names that transformers and servers share; empty if greedily."""
+        return {"temperature": self.temperature, "top_p": 1.0} if self.temperature else {}
+
+    @property
     def decoding(self) -> dict[str, bool | int | float]:
         """What a reply depends on beside model, prompt and seed, as in request.json."""
         return {
@@ -73,6 +78,10 @@ class Evaluation(Section):
             "max_new_tokens": self.max_new_tokens,
             "stop_at_answer": self.stop_at_answer,
         }
+
+    def from_the_policy(self) -> Self:
+        """The same with replies drawn from the policy's own distribution."""
+        return self.model_copy(update={"temperature": 1.0, "stop_at_answer": False})
 
 
 class PairEvaluation(Evaluation):

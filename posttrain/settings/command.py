@@ -78,7 +78,7 @@ def parse_command_line(
     )
     help_text = "resume even if settings, data or versions differ from the checkpoint's"
     add("--resume-anyway", action="store_true", help=help_text)
-    add("--dry-run", action="store_true", help="check everything up to the model, then stop")
+    add("--dry-run", action="store_true", help="check everything short of loading the model")
     add("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args(argv)
     settings: Any = load_settings(settings_class, args.config, args.overrides)

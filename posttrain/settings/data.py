@@ -104,9 +104,9 @@ class PairData(_FormatColumns):
     columns: PairColumns = PairColumns()
     """Which columns of the dataset hold what."""
     language: str | None = None
-    """Leave out, and count, rows that `columns.language` gives another language, such as fr. How
-    many replies are in it is then measured, as language_share; null and fr: as french_share.
-    *_share_without_system is the same without a system turn."""
+    """Keep only the rows whose `columns.language` is this, such as fr; the others are dropped and
+    counted. The share of replies in it is then measured, as language_share; null and fr: as
+    french_share. *_share_without_system is the same without a system turn."""
     unusable: Literal["error", "drop"] = "error"
     """What to do with a row that teaches nothing (equal replies, an empty one) or holds more than
     text in turns (tool calls, images): refuse the run, or leave out and count the row."""

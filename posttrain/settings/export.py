@@ -27,7 +27,7 @@ class Parity(Section):
     max_divergence_q8_0: float = Field(0.03, gt=0)
     """GGUF of 8 bits."""
     max_divergence_q4_k_m: float = Field(0.3, gt=0)
-    """GGUF of 4 bits: a model this small feels them."""
+    """GGUF of 4 bits, in which small models lose more."""
     new_tokens: int = Field(64, ge=1)
     """Length of the replies that are compared."""
 

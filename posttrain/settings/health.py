@@ -50,7 +50,8 @@ class ProblemHealth(Health):
     """Warn where a reward cannot score this share of the completions; null never warns."""
     max_sampling_difference: float | None = Field(0.1, gt=0)
     """Warn where the log-probability that a token was sampled with and the one that is trained on
-    differ by so many nats or more in the mean; null never warns. 16 bits make some thousandths."""
+    differ by so many nats or more in the mean; null never warns. 16-bit arithmetic
+    alone gives some thousandths."""
     stop_on: list[
         Literal["cold_start", "flat_groups", "truncated", "reasoning", "kl", "unscored", "sampling"]
     ] = Field(["cold_start", "unscored"])

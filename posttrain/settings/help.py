@@ -110,9 +110,12 @@ def describe(settings_class: type[BaseModel], prefix: str = "") -> dict[str, tup
         inner = section_of(field.annotation)
         meaning = " ".join((field.description or "").split())
         if inner is not None and get_origin(field.annotation) is not list:
-            if field.annotation is not inner:
+            optional = field.annotation is not inner
+            if optional:
                 entries[path] = f"{path}: section = null", meaning
-            entries |= describe(inner, f"{path}.")
+            for name, (head, text) in describe(inner, f"{path}.").items():
+                needed = f"(required with {path})" if optional else "(required)"
+                entries[name] = head.replace("(required)", needed), text
         else:
             default = "(required)" if field.is_required() else f"= {_yaml(field.default)}"
             entries[path] = f"{path}: {yaml_type(field.annotation)} {default}", meaning

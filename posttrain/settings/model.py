@@ -32,9 +32,9 @@ class RolloutModel(Model):
     """A model that also samples the completions that it learns from."""
 
     rollout_weights: Literal["auto", "merged", "adapter"] = "auto"
-    """What rollouts are sampled from. merged: base and adapter merged for the time, rounded once to
-    the type that the base computes in, one product a layer where the adapter makes three. auto:
-    merged where that needs at most a quarter of the free memory."""
+    """What rollouts are sampled from. merged: base and adapter merged while sampling, rounded once to
+    the type that the base computes in: one matmul per layer instead of three. auto: merged where
+    that needs at most a quarter of the free memory."""
     fast_inference: Literal["never", "auto", "always"] = "never"
     """Sample rollouts with vLLM, in the environment of ./run --vllm; auto: where it is installed
     and there is a GPU. Not yet proven on one."""

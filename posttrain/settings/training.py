@@ -42,7 +42,7 @@ class Training(Section):
     """Optimizer steps between two checkpoints."""
     save_total_limit: int = Field(2, ge=1)
     """Newest checkpoints kept; the best one by validation, or without any by training reward,
-    accuracy or loss, is kept besides."""
+    accuracy or loss, is kept in addition."""
     seed: int = Field(42, ge=0)
     """Seed of everything random in the run."""
     extra: dict[str, Any] = Field({})

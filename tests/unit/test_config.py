@@ -448,7 +448,7 @@ def test_help_lists_every_setting_with_a_meaning(cls: type[Section]) -> None:
     leaves = {".".join(p) for p, v in walk(RESOLVED[cls]) if not isinstance(v, dict)}
     assert leaves - {"data.eval", "data.pass_rate"} <= entries.keys()
     for path, (head, meaning) in entries.items():
-        assert re.fullmatch(rf"{path}: .+ (\(required\)|= .+)", head)
+        assert re.fullmatch(rf"{path}: .+ (\(required( with \S+)?\)|= .+)", head)
         assert len(meaning) > 10, head
     assert entries["training.learning_rate"][0] == "training.learning_rate: number (required)"
     assert entries["lora.r"][0] == "lora.r: integer = 16"

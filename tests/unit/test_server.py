@@ -152,6 +152,7 @@ def test_what_a_request_holds(api: Server) -> None:
         "messages": conversation("Say 1", PromptFormat("Be brief.")),
         "max_tokens": 77,
         "temperature": 0.5,
+        "top_p": 1.0,
         "seed": 10,
     }
     assert api.bodies[1]["seed"] == 11
