@@ -87,7 +87,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--share",
         action="store_true",
-        help="--web through a public link of gradio.live, for Colab: anyone with the link can use it",
+        help="--web through a public link of gradio.live, for Colab: anyone with it can ask",
     )
     check_arguments(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)

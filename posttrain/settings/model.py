@@ -32,8 +32,8 @@ class RolloutModel(Model):
     """A model that also samples the completions that it learns from."""
 
     rollout_weights: Literal["auto", "merged", "adapter"] = "auto"
-    """What rollouts are sampled from. merged: base and adapter merged while sampling, rounded once to
-    the type that the base computes in: one matmul per layer instead of three. auto: merged where
+    """What rollouts are sampled from. merged: base and adapter merged while sampling, rounded once
+    to the type that the base computes in: one matmul per layer instead of three. auto: merged where
     that needs at most a quarter of the free memory."""
     fast_inference: Literal["never", "auto", "always"] = "never"
     """Sample rollouts with vLLM, in the environment of ./run --vllm; auto: where it is installed

@@ -465,9 +465,8 @@ def test_other_figures_are_those_of_the_committed_results() -> None:
     )
     assert {*solved} == {296, 297} and "296 or 297 of 300" in text
     for output in (
-        "{:.1f} times the pairs a second of `trl dpo`, with the pass that scores it, and {:.1f} times".format(
-            *faster
-        ),
+        "{:.1f} times the pairs a second of `trl dpo`".format(*faster),
+        "with the pass that scores it, and {1:.1f} times".format(*faster),
         "{:.1f} times as fast as with stock trl by GRPO and {:.2f} times by DPO".format(*rates),
         "in {:.0%} and {:.0%} of the memory".format(*shares),
         "takes back {:.0%} of what the adapter changes in the logits, float16 {:.0%}".format(*lost),
