@@ -25,13 +25,13 @@ from posttrain.data.render import drop_overlong, render, without_added_tokens
 from posttrain.data.report import build as pair_report
 from posttrain.data.report import text as pair_report_text
 from posttrain.data.text import check_examples
+from posttrain.model.provenance import refuse_earlier_stages
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
 from posttrain.scoring import problem_sets
 from posttrain.scoring.changed_reply import example
-from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings import DPOSettings
 from posttrain.train import batches, reference_cache, trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(pair_report_text.render_warnings(data_report), end="")
     train_pairs, held_out, validation = fitting(pairs, lengths, settings)
-    problems = problem_sets.load(settings, train_pairs, tokenizer)
+    problems = problem_sets.load(settings, [*train_pairs, *validation], tokenizer)
     questions = (problem.question for each in problems.values() for problem in each)
-    refuse_earlier_stages(settings.model.adapter, [*user_turns(held_out), *questions])
+    refuse_earlier_stages(settings.model, [*user_turns(held_out), *questions])
     rows = [*train_pairs, *held_out, *problems.items(), *validation]
     if session.dry_run:
         print(describe(settings, shape_of(settings.model.name), len(train_pairs)))

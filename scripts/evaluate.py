@@ -35,6 +35,7 @@ from posttrain.base.lock import locked
 from posttrain.base.paths import is_url, shown
 from posttrain.base.process import run_main
 from posttrain.data.text import check_examples
+from posttrain.model.provenance import run_of
 from posttrain.model.server import PATIENCE_S, Server
 from posttrain.report import tables
 from posttrain.run.replies import folder_for, read_replies, resume, score_again
@@ -46,7 +47,6 @@ from posttrain.scoring.answers import (
     precision,
     weights_fingerprint,
 )
-from posttrain.scoring.provenance import run_of
 from posttrain.settings import Evaluation, Model, Prompt
 from posttrain.settings.secrets import check_arguments
 from posttrain.settings.strict_yaml import parse_yaml

@@ -32,12 +32,12 @@ from posttrain.data.render import (
     token_lengths,
 )
 from posttrain.data.text import check_examples
+from posttrain.model.provenance import refuse_earlier_stages
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import reward_functions
 from posttrain.scoring import rewarded as scoring
-from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings import GRPOSettings
 from posttrain.train import cold_start, grpo_trainer
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     # Problems and rewards, checked before anything heavy is loaded.
     train_problems, held_out = load_problems(settings.data)
     check_examples(settings.prompt.examples, (p.question for p in [*train_problems, *held_out]))
-    refuse_earlier_stages(settings.model.adapter, (problem.question for problem in held_out))
+    refuse_earlier_stages(settings.model, (problem.question for problem in held_out))
     functions = load_rewards(settings, train_problems[0])
     by = scoring.scorer(settings, functions, held_out[0])
     tokenizer = session.start()

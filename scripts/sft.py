@@ -32,11 +32,11 @@ from posttrain.data.render import (
 )
 from posttrain.data.report.examples import show_reply
 from posttrain.data.text import check_examples
+from posttrain.model.provenance import refuse_earlier_stages
 from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import demonstrations as scoring
-from posttrain.scoring.provenance import refuse_earlier_stages
 from posttrain.settings import SFTSettings
 from posttrain.train import trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
@@ -86,12 +86,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_problems(settings: SFTSettings, replies: DemonstrationSet) -> list[Problem]:
     """The problems of data.problems, none of which may be trained on or be a worked example."""
-    problems = load_scored_problems(settings.data.problems, user_turns(replies.train))
+    others = user_turns([*replies.train, *replies.validation])
+    problems = load_scored_problems(settings.data.problems, others)
     problems = problems[: settings.evaluation.limit]
     held_out = [*user_turns(replies.held_out), *(problem.question for problem in problems)]
-    others = user_turns([*replies.train, *replies.validation])
     check_examples(settings.prompt.examples, [*others, *held_out])
-    refuse_earlier_stages(settings.model.adapter, held_out)
+    refuse_earlier_stages(settings.model, held_out)
     return problems
 
 

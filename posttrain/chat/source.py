@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from posttrain.base.errors import ConfigError, did_you_mean
 from posttrain.base.paths import ROOT, here_or_project, is_gguf, is_url, run_command, shown
+from posttrain.model.provenance import run_of
 from posttrain.model.trust import check_model_folder
 from posttrain.run.checkpoint import CheckpointStore
-from posttrain.scoring.provenance import run_of
 from posttrain.settings import Prompt, adapters
 from posttrain.settings.command import check_settings
 

@@ -21,6 +21,7 @@ from posttrain.export.source import Trained, base_folder
 from posttrain.export.texts import gate_texts
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.pretrained import end_tokens
+from posttrain.model.provenance import record_of, write_record
 from posttrain.model.runtime import hush_libraries
 from posttrain.report import export_words, next_steps
 from posttrain.run.results import Check
@@ -42,6 +43,8 @@ def export(trained: Trained, settings: Export) -> int:
     check_folder(trained.output)
     trained.output.mkdir(parents=True, exist_ok=True)
     lease = hold(trained.output / ".export.lock", trained.output, "another export is writing there")
+    if trained.output != trained.adapter.parent and (known := record_of(str(trained.adapter))):
+        write_record(trained.output, known)
     hush_libraries()
     exports = Exports(trained, settings, name, base)
     for target in exports.wanted:

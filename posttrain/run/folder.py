@@ -141,16 +141,6 @@ class RunFolder:
             "versions": environment()["versions"],
         }
 
-    def write_trained_on(self, keys: Iterable[str]) -> None:
-        """Write trained_on.txt: the keys (data.text.text_key) of the questions, one on a line."""
-        text = "".join(f"{key}\n" for key in sorted(set(keys)))
-        write_text(self.path / "trained_on.txt", text)
-
-    def trained_on(self) -> set[str] | None:
-        """The keys of the questions that were trained or validated on; None if not recorded."""
-        path = self.path / "trained_on.txt"
-        return set(path.read_text("utf-8").split()) if path.is_file() else None
-
     def write_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
         """Write eval/NAME.jsonl, replacing it."""
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -19,10 +19,10 @@ from posttrain.base.progress import progress_bar
 from posttrain.data.render import clock_note, set_template_variables
 from posttrain.model import inference, pretrained, runtime
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
+from posttrain.model.provenance import run_of
 from posttrain.model.server import PATIENCE_S, Server, as_they_come, parameters
 from posttrain.run.replies import claim
 from posttrain.scoring import reward_functions
-from posttrain.scoring.provenance import run_of
 from posttrain.settings import Evaluation, Prompt
 from rewards.answer import ends_with_answer
 

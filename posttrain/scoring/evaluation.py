@@ -11,8 +11,7 @@ from posttrain.base.errors import ConfigError, DataError, quoted
 from posttrain.base.paths import ROOT
 from posttrain.data.problems import for_validation, load_evaluation
 from posttrain.data.problems import load_problems as load_both
-from posttrain.data.text import text_key
-from posttrain.scoring.provenance import earlier_stages, run_of, trained_on
+from posttrain.model.provenance import record_of, run_of
 from posttrain.scoring.reward_functions import weighted
 from posttrain.settings import GRPOSettings, ProblemColumns, ProblemData, Prompt, Source
 from posttrain.settings.command import check_settings, load_settings
@@ -86,22 +85,22 @@ def prompt_of(config: Config, language: str, text: bool, **given: Any) -> Prompt
     return check_settings(Prompt, values | given, options or "the prompt of the config or the run")
 
 
-def refuse_trained_on(model: str, data: str, problems: Sequence[Problem], allow: bool) -> int:
-    """How many of the problems the model's run, or a stage before it, trained on. Raises DataError
-    if there are some and `allow` is false."""
-    run, settings = run_of(model)
-    if run is None:
+def refuse_trained_on(
+    model: str, data: str, problems: Sequence[Problem], allow: bool
+) -> int | None:
+    """How many of the problems the model was trained on, in its run or a stage before it; None
+    where that is not known. Raises DataError if there are some and `allow` is false."""
+    record = record_of(model)
+    if record is None:
         return 0
-    stages = [(run.name, trained_on(run)), *earlier_stages(settings["model"].get("adapter"))]
-    seen = set().union(*(keys for _, keys in stages))
-    shared = [problem for problem in problems if text_key(problem.question) in seen]
+    shared = record.shared(problem.question for problem in problems)
     if shared and not allow:
         raise DataError(
-            f"{data}: {len(shared)} of {len(problems)} questions were trained on by "
-            f"{' or '.join(name for name, _ in stages)}, such as {quoted(shared[0].question)}. "
-            "--allow-trained-on scores them and notes it in the report"
+            f"{data}: {len(shared)} of {len(problems)} questions were trained on by {model} or a "
+            f"stage before it, such as {quoted(shared[0])}. --allow-trained-on scores them and "
+            "notes it in the report"
         )
-    return len(shared)
+    return None if record.unknown else len(shared)
 
 
 def default_folder(model: str, data: str, config: Path | None = None) -> Path:

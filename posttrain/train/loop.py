@@ -92,7 +92,9 @@ def _fit(
     try:
         if checkpoint is not None and validation is not None:
             validation.catch_up(checkpoint)
-        if checkpoint is None or not _is_done(trainer, checkpoint, validation):
+        if checkpoint is not None and _is_done(trainer, checkpoint, validation):
+            _drop_later(run, trainer.state.global_step)
+        else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except StepAbandoned:
         watch.save_last_step()
@@ -116,6 +118,13 @@ def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> b
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state.global_step = step
     return True
+
+
+def _drop_later(run: RunFolder, step: int) -> None:
+    """Drop what the run wrote after the step that it resumes from: another future is made now."""
+    for path in (run.metrics, run.samples, run.health):
+        keep_rows_until(path, step)
+    run.checkpoints.set_aside_after(step)
 
 
 def _follow_schedule(scheduler: Any, optimizer: Any, peak: float) -> None:
@@ -143,9 +152,7 @@ class RunCallback(Callback):
     score: Score
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        for path in (self.run.metrics, self.run.samples, self.run.health):
-            keep_rows_until(path, state.global_step)
-        self.run.checkpoints.set_aside_after(state.global_step)
+        _drop_later(self.run, state.global_step)
         # A resumed run has the checkpoint's intervals, not those of its settings.
         state.compute_steps(args, state.max_steps)
         if state.global_step:

@@ -19,10 +19,12 @@ from eval.measures import Change
 from posttrain.base.disk import check_disk
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import fingerprint
+from posttrain.base.paths import here_or_project
 from posttrain.data.render import clock_note, set_template_variables
 from posttrain.data.text import text_key
 from posttrain.model import checks, policy, pretrained, runtime, vllm
 from posttrain.model.device import check_device
+from posttrain.model.provenance import TrainedOn, record_before, record_of, write_record
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import chain_of
 from posttrain.run.room import disk_bytes, in_order
@@ -57,6 +59,7 @@ class Session(Generic[S]):
         """The folder holds this very run, finished."""
         if self.done:
             return
+        self._refuse_its_own_folder()
         if not command.dry_run or command.output.exists():
             self.run.lock()  # also to look for its checkpoints, which sets damaged ones aside
         self.resume = Resume(self.run, self.settings, command.resume)
@@ -64,6 +67,16 @@ class Session(Generic[S]):
         for name, variable in TRACKER_FOLDERS.items():  # before the integrations are imported
             if name in self.settings.tracking.report_to:
                 os.environ.setdefault(variable, str(self.run.path / name))
+
+    def _refuse_its_own_folder(self) -> None:
+        """Raise ConfigError if a run would move aside what it starts from."""
+        model = self.settings.model
+        start = here_or_project(model.adapter or model.name).resolve()
+        if self._command.resume == "never" and start.is_relative_to(self.run.path.resolve()):
+            raise ConfigError(
+                f"{self.run.path} holds what this run starts from, and --resume never would move "
+                "it aside; give another --output"
+            )
 
     def _is_done(self) -> bool:
         resume, anyway = self._command.resume, self._command.resume_anyway
@@ -121,8 +134,11 @@ class Session(Generic[S]):
         `questions` those trained or validated on. Raises ConfigError if the checkpoint is of other
         settings, data, weights or versions."""
         self._identify(rows)
+        record = TrainedOn(set(map(text_key, questions))) | record_before(self.settings.model)
+        if checkpoint := self.resume.checkpoint:  # its run may have had other rows
+            record |= record_of(str(checkpoint))
         self.run.open(fresh=self._command.resume == "never")
-        self.run.write_trained_on(map(text_key, questions))
+        write_record(self.run.path, record)
         self.run.describe(self.settings, self._facts)
         self._wandb = WandbLog(self.run, self.settings)
         self._wandb.start(self._facts)

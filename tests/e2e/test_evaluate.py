@@ -13,6 +13,8 @@ import pytest
 
 from posttrain.base.errors import DataError
 from posttrain.base.process import run_main
+from posttrain.data.text import text_key
+from posttrain.model.provenance import TrainedOn, write_record
 from posttrain.scoring import evaluation
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
@@ -246,12 +248,9 @@ def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tests = PROBLEMS.read_text(encoding="utf-8").split("\n")[:3]
     shared = [json.loads(line) for line in tests]
     shared[0]["question"] = shared[0]["question"].upper().replace(" ", "  ")
-    train = (ROOT / "assets" / "demo_data" / "problems_train.jsonl").read_text(encoding="utf-8")
-    own = "".join(json.dumps(row) + "\n" for row in shared)
-    (run / "train.jsonl").write_text(train + own, encoding="utf-8")
+    write_record(run, TrainedOn({text_key(row["question"]) for row in shared}))
     overrides = [
         f"model.name={model}",
-        f"data.train.path={run / 'train.jsonl'}",
         "prompt.system=Answer.",
     ]
     settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
@@ -267,7 +266,7 @@ def test_questions_that_were_trained_on_are_refused(
 ) -> None:
     scored = ["--model", trained / which, "--data", PROBLEMS, "--limit", "8"]
     output = refused(capsys, *scored, "--output", tmp_path / "out")
-    assert "3 of 8 questions are in" in output and "--allow-trained-on" in output
+    assert "3 of 8 questions were trained on by" in output and "--allow-trained-on" in output
     assert not (tmp_path / "out").exists()
 
 

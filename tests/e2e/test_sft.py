@@ -11,7 +11,7 @@ from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.prompted import user_turns
 from posttrain.data.render import render
 from posttrain.data.text import text_key
-from posttrain.run.folder import RunFolder
+from posttrain.model.provenance import read_record
 from posttrain.train.micro_batches import NOT_SCORED
 from scripts import evaluate, sft
 from tests.e2e.trainers import TINY, Built, build
@@ -140,7 +140,8 @@ def test_rows_that_chose_the_adapter_count_as_trained_on(run: tuple[str, Path]) 
         {text_key(turn) for turn in user_turns(side)}
         for side in (replies.train, replies.held_out, replies.validation)
     )
-    assert RunFolder(folder).trained_on() == train | validation
+    record = read_record(folder)
+    assert record and record.questions == train | validation and not record.unknown
     assert validation and not held_out & (train | validation)
 
 

@@ -2,16 +2,17 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.text import text_key
-from posttrain.run.folder import RunFolder
-from posttrain.scoring.provenance import refuse_earlier_stages
+from posttrain.model.provenance import TrainedOn, read_record, refuse_earlier_stages, write_record
+from posttrain.scoring.evaluation import refuse_trained_on
+from posttrain.settings import Model
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 from tests.helpers import ROOT, write_rows
@@ -32,12 +33,12 @@ PLAIN = {
 }
 
 
-def make_run(folder: Path, start: Path | None = None) -> RunFolder:
-    """A run folder with its settings and its adapter's config alone; `start` is model.adapter."""
+def make_run(folder: Path) -> Path:
+    """A run folder with its settings and its adapter's config alone."""
     make_config(folder / "adapter")
-    settings = {"model": {"adapter": start and str(start)}, "data": {}, "training": {}}
+    settings: dict[str, Any] = {"model": {}, "data": {}, "training": {}}
     (folder / "config.yaml").write_text(dump_yaml(settings), "utf-8")
-    return RunFolder(folder)
+    return folder
 
 
 def make_config(folder: Path, **changes: Any) -> Path:
@@ -128,21 +129,66 @@ def test_unusable_adapters(changes: dict[str, Any] | str, message: str, tmp_path
 def test_held_out_questions_of_earlier_stages(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By their text apart from spelling; a stage that kept no record of its own is printed."""
-    first = make_run(tmp_path / "first")
-    second = make_run(tmp_path / "second", first.path)
-    first.write_trained_on(map(text_key, ["How many pens?", "Two or three?"]))
-    adapter = str(second.path / "adapter")
-    with pytest.raises(
-        DataError, match=r"1 of the held-out .* by first, .* such as 'How many PENS"
+    """By their text apart from spelling, from the adapter or from merged weights of the run."""
+    run = make_run(tmp_path / "run")
+    write_record(run, TrainedOn({text_key("How many pens?"), text_key("Two or three?")}))
+    merged = run / "merged_16bit"
+    merged.mkdir()
+    for start in (
+        Model(name="base", adapter=str(run)),
+        Model(name="base", adapter=str(run / "adapter")),
+        Model(name=str(merged)),
     ):
-        refuse_earlier_stages(adapter, ["How many PENS ?", "How many cups?"])
-    note = f"note: {second.path} has no trained_on.txt, so what it was trained on is unknown\n"
-    assert capsys.readouterr().out == note
-    refuse_earlier_stages(adapter, ["How many cups?"])
-    shutil.rmtree(first.path)
-    refuse_earlier_stages(adapter, ["How many pens?"])
-    assert f"note: {first.path} has no run folder here" in capsys.readouterr().out
+        with pytest.raises(DataError, match=r"^1 of the held-out .* such as 'How many PENS \?'; "):
+            refuse_earlier_stages(start, ["How many PENS ?", "How many cups?"])
+        refuse_earlier_stages(start, ["How many cups?"])
+    refuse_earlier_stages(Model(name="someone/model"), ["How many pens?"])
+    assert capsys.readouterr().out == ""
+    (run / "trained_on.json").unlink()
+    make_config(tmp_path / "alone")
+    for unknown, name in ((run, "run"), (tmp_path / "alone", tmp_path / "alone")):
+        refuse_earlier_stages(Model(name="base", adapter=str(unknown)), ["How many pens?"])
+        note = f"note: {name} has no trained_on.json, so what it was trained on is unknown\n"
+        assert capsys.readouterr().out == note
+
+
+def test_records_of_stages_add_up(tmp_path: Path) -> None:
+    first, second = TrainedOn({"a"}, ["stage1"]), TrainedOn({"b"}, ["stage1", "stage0"])
+    assert first | second | None == TrainedOn({"a", "b"}, ["stage1", "stage0"])
+    write_record(tmp_path, first | second)
+    assert read_record(tmp_path) == first | second
+    path = tmp_path / "trained_on.json"
+    complete = path.read_bytes()
+    for damaged in (b"", complete[:-5], b"\xff\xfe", b"[]", b"{}", b'{"questions": [1]}'):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"trained_on\.json is damaged, .*; delete it to score"):
+            read_record(tmp_path)
+
+
+def test_what_is_not_known_is_not_zero(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    problems = [Problem("How many pens?", "1"), Problem("How many cups?", "2")]
+
+    def overlap(model: Path | str, allow: bool = False) -> int | None:
+        return refuse_trained_on(str(model), "data", problems, allow)
+
+    assert overlap("someone/model") == 0
+    assert overlap(run / "adapter") is None
+    write_record(run, TrainedOn({text_key("How many pens?")}))
+    with pytest.raises(
+        DataError, match=r"^data: 1 of 2 questions were trained on by .*/adapter or"
+    ):
+        overlap(run / "adapter")
+    assert overlap(run / "adapter", allow=True) == 1
+
+
+def test_a_run_may_not_move_aside_what_it_starts_from(ask: Ask, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    config = ["--config", ROOT / "configs" / "dpo_demo.yaml", "--output", run]
+    done = ask("dpo", *config, f"model.adapter={run}", "lora={}", "--resume", "never")
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: {run} holds what this run starts from.*\n", done.stderr)
+    assert (run / "adapter").is_dir()
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
