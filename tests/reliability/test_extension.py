@@ -61,3 +61,12 @@ def test_a_finished_run_trains_on_to_a_greater_length(
     assert "is a finished run" in capsys.readouterr().out
     assert (run / "report.html").exists() and (run / "README.md").exists()
     assert len([row for row in rows(run / "metrics.jsonl") if "loss" in row]) == steps
+    if steps != 4:
+        return
+    # And back to the step before, after which nothing is left to train.
+    step = run / "checkpoints" / "step-000002"
+    back = ("--resume", str(step), "--resume-anyway")
+    assert leave_unreported("dpo", run, *SHORT, *short, *back) == 0
+    assert "Training was already done at step 2" in capsys.readouterr().out
+    assert {path.name for path in step.parent.glob("step-*")} == {step.name, "step-000004.later"}
+    assert [row for row in rows(run / "metrics.jsonl") if "loss" in row] == first
