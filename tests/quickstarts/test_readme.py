@@ -104,7 +104,7 @@ NOT_RUN_HERE = {
 # Files that the reader makes or a run leaves, and what a cloud has.
 NOT_OF_THE_PROJECT = re.compile(
     r"(my_|A/|B/|step-NNN|~/|\$|/workspace)|^(examples|replies|report|config|environment|export|metrics|"
-    r"samples|health|before|after|comparison|seeds|validation)\.\w+$|^(health|checkpoints|data|eval|adapter|gguf|"
+    r"samples|health|before|after|comparison|seeds|validation|trained_on)\.\w+$|^(health|checkpoints|data|eval|adapter|gguf|"
     r"merged_16bit|plots|wandb|outputs)/"
 )
 
