@@ -103,9 +103,10 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_dim * width
 
 
-def dpo_flops(shape: Shape, lengths: Sequence[tuple[int, int]]) -> float:
-    """FLOPs of a step over sequences of (tokens, tokens of the reply): policy and reference."""
-    return sum(shape.train(n, k) + shape.forward(n, k) for n, k in lengths)
+def dpo_flops(shape: Shape, lengths: Sequence[tuple[int, int]], precomputed: bool) -> float:
+    """FLOPs of a step over sequences of (tokens, tokens of the reply): the policy, and the
+    reference unless its log-probabilities are precomputed."""
+    return sum(shape.train(n, k) + (not precomputed) * shape.forward(n, k) for n, k in lengths)
 
 
 def grpo_flops(shape: Shape, lengths: Sequence[tuple[int, int]]) -> tuple[float, float]:

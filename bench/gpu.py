@@ -80,8 +80,6 @@ CUTS = {
         "training.per_device_train_batch_size=16",
         "training.gradient_accumulation_steps=1",
         "training.max_completion_length=96",
-        # Not the real rewards: where a group is flat, this project skips its training passes.
-        f"rewards={{'{ROOT}/bench/spread.py:length': 1.0}}",
     ],
     ("real", "dpo"): ["training.gradient_accumulation_steps=2"],
 }
@@ -129,6 +127,8 @@ def data_overrides(task: str, size: str, folder: Path | None, model: Path | None
     if task == "grpo":
         return [
             *cut,
+            # Not the real rewards: where a group is flat, this project skips its training passes.
+            f"rewards={{'{ROOT}/bench/spread.py:length': 1.0}}",
             f"model.name={model}",
             f"data.train={{path: '{folder}/gsm8k/train.jsonl'}}",
             f"data.eval={{path: '{folder}/gsm8k/test.jsonl'}}",

@@ -219,7 +219,9 @@ def throughput(
             for n, k in zip(complete.sum(1), reply.sum(1), strict=True)
         ]
         padded = sum(complete.numel() for complete, _ in measured)
-        tokens, flops = sum(n for n, _ in lengths), devices.dpo_flops(shape, lengths)
+        precomputed = t.precompute_ref_log_probs
+        tokens = sum(n for n, _ in lengths)
+        flops = devices.dpo_flops(shape, lengths, precomputed)
         return {
             "pairs_a_second": round(rows / seconds, 3),
             "tokens_a_second": round(tokens / seconds, 1),

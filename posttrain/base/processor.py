@@ -32,6 +32,11 @@ def free_cores(seconds: float = 0.5) -> int:
     return max(1, min(cores(), round(idle)))
 
 
+def computes_in_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16, by Linux's list of its flags."""
+    return any(flag in _text(Path("/proc/cpuinfo")) for flag in ("avx512_bf16", "amx_bf16"))
+
+
 def cgroup_limit(membership: Path, root: Path) -> float:
     """The cores that a control group may use, by its limit and those above it; infinity without.
 

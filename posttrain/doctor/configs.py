@@ -12,7 +12,8 @@ from posttrain.doctor import Finding
 from posttrain.doctor.installation import VLLM
 from posttrain.doctor.machine import GPU
 from posttrain.model.device import ROWS_AT_ONCE, Device, check_device
-from posttrain.model.estimate import estimate, phases
+from posttrain.model.estimate import GPU as GPU_SUM
+from posttrain.model.estimate import estimate, phases, this_cpu
 from posttrain.model.recipe import learning_rate_note, recipe
 from posttrain.model.shape import shape_of
 from posttrain.settings import RolloutModel, TrainingSettings
@@ -44,7 +45,7 @@ def _look_at(path: Path, gpu: GPU | None) -> tuple[Finding, dict[str, Any]]:
     except ConfigError as error:
         return Finding(name, "fail", "cannot be read", str(error)), {"why": str(error)}
     shape = shape_of(settings.model.name)
-    terms = None if shape is None else estimate(settings, shape)
+    terms = None if shape is None else estimate(settings, shape, GPU_SUM if gpu else this_cpu())
     sizes = recipe(settings)
     figures = {**asdict(sizes), "tokens_a_step": sizes.tokens_a_step}
     why = _why_not(settings, gpu, terms)

@@ -34,13 +34,21 @@ def remember_start(policy: Any) -> None:
     def start_in_place() -> Iterator[None]:
         parameters = [(p, start[name]) for name, p in policy.named_parameters() if name in start]
         trained = [parameter.data for parameter, _ in parameters]
+        dropouts = [
+            m for name, m in policy.named_modules() if name.endswith("lora_dropout.default")
+        ]
+        training = [dropout.training for dropout in dropouts]
         for parameter, value in parameters:
             parameter.data = value.to(parameter)
         try:
+            for dropout in dropouts:  # a reference is not random
+                dropout.eval()
             yield
         finally:
             for (parameter, _), value in zip(parameters, trained, strict=True):
                 parameter.data = value
+            for dropout, mode in zip(dropouts, training, strict=True):
+                dropout.train(mode)
 
     policy.disable_adapter = start_in_place
 

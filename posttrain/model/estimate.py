@@ -49,8 +49,9 @@ which are counted. No CPU can check the terms of a GPU alone: the layers offload
 buffers, the cache's growth, 8-bit moments, the context, and holes in PyTorch's pool of memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from posttrain.base.processor import computes_in_bfloat16
 from posttrain.model.device import ROWS_AT_ONCE
 from posttrain.model.merged import SHARE
 from posttrain.model.shape import Shape
@@ -74,16 +75,22 @@ class Device:
     cache_growth: int  # tokens by which the cache of keys and values grows at once
     small_moments: bool  # 8-bit optimizers have 8-bit moments
     overhead: float  # bytes that are there without a model
+    auto: int = 2  # bytes of a weight with model.dtype=auto
 
 
 GPU = Device(2, 1, 3, 3, None, 4, 512, True, 0.8 * GB)
 CPU = Device(4, 2, 4, None, 2 * 2**24, 8, 0, False, 1.0 * GB)
 
 
+def this_cpu() -> Device:
+    """CPU with the number type that model.dtype=auto takes on this one."""
+    return replace(CPU, auto=2 if computes_in_bfloat16() else 4)
+
+
 def estimate(settings: Settings, shape: Shape, device: Device = GPU) -> dict[str, float]:
     """The terms of the sum above, in GB of 2^30 bytes, after their `peak`."""
     training = settings.training
-    width = 4 if settings.model.dtype == "float32" else 2
+    width = {"float32": 4, "auto": device.auto}.get(settings.model.dtype, 2)
     layer_bytes = NF4_BYTES if settings.model.load_in_4bit else width
     lora = shape.layers * settings.lora.r * sum(a + b for a, b in _adapted(settings, shape))
     moments = 2 if "8bit" in training.optim and device.small_moments else 8

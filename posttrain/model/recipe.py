@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from posttrain.base import terminal
-from posttrain.model.estimate import estimate
+from posttrain.model.estimate import GPU, estimate, this_cpu
 from posttrain.model.shape import Shape
 from posttrain.settings import GRPOSettings, SFTSettings
 from posttrain.settings import TrainingSettings as Settings
@@ -110,7 +110,11 @@ def describe(settings: Settings, shape: Shape | None, rows: int) -> str:
         most = f"{sizes.tokens / 1e6:,.1f} million ({sizes.steps:,} x {times})"
         lines.append(("tokens at most", most))
     if shape is not None:
-        peak = f"{estimate(settings, shape)['peak']:.1f} GB"
+        import torch
+
+        on_gpu = settings.model.min_gpu_memory_gb or torch.cuda.is_available()
+        device = GPU if on_gpu else this_cpu()
+        peak = f"{estimate(settings, shape, device)['peak']:.1f} GB"
         lines.append(("peak memory", f"{peak}, estimated (the terms: ./run doctor --memory)"))
     if note := learning_rate_note(settings, shape):
         lines.append(("note", note))

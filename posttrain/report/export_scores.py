@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from eval import figures
 from eval.measures import direction, kind
-from eval.stats import Measure
+from eval.stats import Difference, Measure
 from posttrain.base import terminal
 from posttrain.report import tables
 from posttrain.report.export_words import size
@@ -23,7 +23,8 @@ def rows(run: Run) -> Table:
     """The adapter, then what was scored; no row where nothing was."""
     scores = _scores(run)
     main = next((score.main for score in scores.values()), "")
-    language = next((name for name in LANGUAGES if name in run.after), "")  # of DPO alone
+    of_dpo = (name for name in LANGUAGES if name in run.after and name != main)
+    language = next(of_dpo, "")
     heads = ["file", figures.label(main), "gained / lost", "p-value", "size", "tokens/s"]
     heads += [figures.label(language)] if language else []
 
@@ -65,12 +66,9 @@ def remarks(run: Run) -> list[str]:
         short = name.removeprefix("gguf:")
         if _lost(score):
             sentences.append(f"{short} {_losses(run, score)}; {use}.")
-        if kind(score.main).heads != "pairs":  # on problems the main measure is all
-            continue
         sentences += [
             f"{short}: {figures.label(other)} got worse, {figures.change(other, change)}."
-            for other, change in score.against_adapter.items()
-            if other != score.main and direction(other, change) < 0
+            for other, change in _worse(score)
         ]
     if on_16_bit and _lost(on_16_bit):
         sentences.append(
@@ -83,7 +81,7 @@ def remarks(run: Run) -> list[str]:
 def no_file_lost(run: Run) -> list[str]:
     """That none of the files that were scored lost significantly; empty where one did."""
     files = [score for name, score in _scores(run).items() if name != ON_16_BIT]
-    if not files or any(map(_lost, files)):
+    if not files or any(_lost(score) or _worse(score) for score in files):
         return []
     return ["No file lost significantly against the adapter (p < 0.05)."]
 
@@ -117,12 +115,22 @@ def _lost(score: FileScore) -> bool:
     return change.difference < 0 and score.p_value < ALPHA
 
 
+def _worse(score: FileScore) -> list[tuple[str, Difference]]:
+    """The other measures of replies to prompts that got worse; on problems the main one is all."""
+    if kind(score.main).of == "problems":
+        return []
+    others = [
+        (name, change) for name, change in score.against_adapter.items() if name != score.main
+    ]
+    return [(name, change) for name, change in others if direction(name, change) < 0]
+
+
 def _losses(run: Run, score: FileScore) -> str:
     """`lost 12 of 296 questions that the adapter answers`."""
     if score.right is None:
         return f"earns less than the adapter on {score.lost} of {score.n} questions"
-    right = "pairs that the adapter orders right"
-    if run.method != "DPO":
-        right = "questions that the adapter answers"
+    right = "questions that the adapter answers"
+    if run.method == "DPO":
+        right = "prompts that the adapter answers in the right language"
     gained = f" (and gained {score.gained})" * bool(score.gained)
     return f"lost {score.lost} of {score.right} {right}{gained}"

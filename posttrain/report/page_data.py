@@ -104,8 +104,11 @@ def _kept(run: Run) -> tuple[str, str]:
         return "", ""
     seconds = sum(number(row.get("validation/seconds")) or 0.0 for row in run.metrics)
     share = f" ({seconds / run.seconds:.0%} of the training time)" if run.seconds else ""
-    best = f"{figures.label(kept.by)} {figures.plain(kept.by, kept.value)}"
-    return f"of step {kept.step}", f"{best}, best of {kept.validations} validations{share}"
+    value = f"{figures.label(kept.by)} {figures.plain(kept.by, kept.value)}"
+    if kept.before is not None:
+        value += f" (before training {figures.plain(kept.by, kept.before)})"
+    which = "best" if kept.best else "last"
+    return f"of step {kept.step}", f"{value}, {which} of {kept.validations} validations{share}"
 
 
 def _batch(run: Run) -> str:

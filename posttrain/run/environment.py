@@ -51,10 +51,10 @@ def git_commit() -> str | None:
 
 
 class Clock:
-    """Seconds since the run started, for metrics."""
+    """Seconds since a run started, for metrics; `before` is what it took before it was resumed."""
 
-    def __init__(self) -> None:
-        self._start = time.monotonic()
+    def __init__(self, before: float = 0.0) -> None:
+        self._start = time.monotonic() - before
 
     def seconds(self) -> float:
         return round(time.monotonic() - self._start, 3)

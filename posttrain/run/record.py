@@ -94,9 +94,9 @@ class Run:
         if isinstance(steps, int) and steps >= 0:
             return steps
         epochs = number(training.get("num_train_epochs"))
-        last: Logged = next((row for row in reversed(self.metrics) if "step" in row), {})
+        last: Logged = next((row for row in reversed(self.metrics) if row.get("epoch")), {})
         step, epoch = number(last.get("step")), number(last.get("epoch"))
-        return math.ceil(step * epochs / epoch) if step and epochs and epoch else None
+        return math.ceil(step * epochs / epoch - 1e-6) if step and epochs and epoch else None
 
     @property
     def seconds(self) -> float:

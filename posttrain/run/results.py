@@ -32,6 +32,10 @@ class Kept:
     """The measure that decided."""
     value: float | None = None
     validations: int = 0
+    best: bool = True
+    """It had the best validation; else it is that of the last step (run.keep=last)."""
+    before: float | None = None
+    """The value before training, where that was better."""
 
 
 @dataclass(frozen=True)

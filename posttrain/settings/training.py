@@ -168,6 +168,13 @@ class GRPOTraining(Training):
                 f"gradient_accumulation_steps) = {rollouts} is not a multiple of "
                 f"num_generations = {self.num_generations}; groups would be torn apart"
             )
+        steps = self.gradient_accumulation_steps
+        if micro_batches % steps and steps % micro_batches:
+            raise ValueError(
+                f"steps_per_generation = {micro_batches} neither divides "
+                f"gradient_accumulation_steps = {steps} nor is a multiple of it: a generation "
+                "could end in the middle of a step, where no checkpoint can be taken"
+            )
         if not self.safe_to_save(self.save_steps):
             raise ValueError(
                 "save_steps x gradient_accumulation_steps must be a multiple of "

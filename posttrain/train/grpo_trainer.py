@@ -123,6 +123,8 @@ def guarded_grpo(trainer_class: Any) -> Any:
                 self.current_gradient_accumulation_steps = steps
 
         def _before_next_part(self) -> None:
+            if self._step % self.current_gradient_accumulation_steps == 0:  # trl took the time
+                self._current_train_step_time = self._metrics["train"]["step_time"].pop()
             self._step -= 1  # trl counts micro-batches in training_step
 
         def _calculate_rewards(self, *arguments: Any) -> Any:

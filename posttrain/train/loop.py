@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import HealthError
-from posttrain.base.files import append_rows, keep_rows_until
+from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until
 from posttrain.run.checkpoint import Score
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
@@ -51,7 +51,7 @@ def train(
     if training.max_steps == 0:  # transformers would read 0 as "no limit" and train for an epoch
         print("training.max_steps is 0: nothing is trained")
         return {"steps": 0, "seconds": 0.0}
-    clock = Clock()
+    clock = Clock(_seconds_until(run, checkpoint))
     if validator is not None:
         shown = {**shown, f"validation/{validator[1]}": "validation"}
     view = TrainingView(shown, settings.health.every)
@@ -118,6 +118,16 @@ def _is_done(trainer: Any, checkpoint: Path, validation: Validation | None) -> b
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state.global_step = step
     return True
+
+
+def _seconds_until(run: RunFolder, checkpoint: Path | None) -> float:
+    """Seconds of training up to the checkpoint that a run resumes from, by its metrics."""
+    if checkpoint is None or not run.metrics.exists():
+        return 0.0
+    rows = [
+        row for row in jsonl_rows(run.metrics, []) if row.get("step", 0) <= int(checkpoint.name[5:])
+    ]
+    return float(rows[-1].get("seconds", 0.0)) if rows else 0.0
 
 
 def _drop_later(run: RunFolder, step: int) -> None:

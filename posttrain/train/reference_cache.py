@@ -87,7 +87,8 @@ def _weights_digest(policy: Any) -> str:
     with_adapter = adapter.has_start(policy)
     if with_adapter:
         lora = policy.peft_config["default"]
-        digest.update(f"{lora.r} {lora.lora_alpha} {lora.use_rslora} {lora.use_dora}".encode())
+        kind = f"{lora.r} {lora.lora_alpha} {lora.use_rslora} {lora.use_dora} no dropout"
+        digest.update(kind.encode())
     for name, value in sorted(policy.state_dict().items()):
         if "lora_" in name and not with_adapter:
             continue

@@ -27,7 +27,7 @@ from posttrain.run.results import Kept, Validated
 from posttrain.settings import TrainingSettings
 from posttrain.train.callback import Callback
 from posttrain.train.random_states import random_states
-from posttrain.train.stop import StopRequest
+from posttrain.train.stop import StepAbandoned, StopRequest
 
 Measures = dict[str, Measure]
 Validator = tuple[Callable[[], Measures], str]
@@ -84,8 +84,10 @@ class Validation(Callback):
     def take(self, step: int) -> dict[str, float | None]:
         """Score the policy after `step`. Returns what to log: each measure, and the seconds."""
         clock, restore = Clock(), random_states()  # a reward may draw random numbers
-        row = Validated(step, self._measure())
-        restore()
+        try:
+            row = Validated(step, self._measure())
+        finally:
+            restore()
         append_rows(self._path, [asdict(row)])
         self.rows.append(row)
         self._rank()
@@ -142,8 +144,12 @@ class Validation(Callback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._stop.decided or not self.due(state.global_step, state.max_steps):
             return
-        self.run(state)
         control.should_save = True
+        try:
+            self.run(state)
+        except StepAbandoned:  # the step itself has ended: it is logged and saved
+            control.should_training_stop = True
+            return
         control.should_training_stop |= self.exhausted()
 
     def keep_best(self, step: int) -> dict[str, Any]:
@@ -163,4 +169,10 @@ class Validation(Callback):
                 f"Kept the adapter of step {kept}, the best of {len(self.rows)} validations: "
                 f"{self.describe(row)}; at step {step}: {self.describe(self.rows[-1])}"
             )
-        return asdict(Kept(kept, self.by, row.measures[self.by].value, len(self.rows)))
+        first, value = self.rows[0], row.measures[self.by].value
+        before = first.measures[self.by].value
+        if first.step or first is row or self._rating(first) <= self._rating(row):
+            before = None
+        else:
+            print(f"warning: before training the same rows had {self.describe(first)}")
+        return asdict(Kept(kept, self.by, value, len(self.rows), path is not None, before))

@@ -429,6 +429,11 @@ def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None
         (GRPO, ["extra.accelerator_config={split_batches: true}"], "per_device_train_batch_size"),
         (DPO, ["extra.debug=5"], "expected text | list of text, got 5"),
         (DPO, ["bf16=true", "fp16=true"], "bf16 and fp16 are both true"),
+        (
+            GRPO,
+            ["steps_per_generation=2", "gradient_accumulation_steps=3"],
+            "= 2 neither divides gradient_accumulation_steps = 3 nor is a multiple of it",
+        ),
         (DPO, ["loss_weights=[1, 2, 3]"], "has 3 entries for 2 losses"),
         (DPO, ["loss_type=[exo_pair]"], "exo_pair needs label_smoothing"),
         (DPO, ["label_smoothing=0.1"], "changes nothing with loss_type sigmoid, sft; set it"),

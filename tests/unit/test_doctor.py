@@ -6,9 +6,12 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from huggingface_hub import constants
 
@@ -38,7 +41,8 @@ Look = Callable[..., tuple[int, dict[str, Any], str]]
 
 @pytest.fixture
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> Look:
-    """`look(nvidia_smi_output)` -> the doctor's exit code, its JSON and its text."""
+    """`look(nvidia_smi_output)` -> the doctor's exit code, its JSON and its text, with 64 GB."""
+    memory = SimpleNamespace(total=64 * 2**30, available=60 * 2**30)
     tools = tmp_path / "tools"
     tools.mkdir()
     monkeypatch.setenv("PATH", str(tools))
@@ -46,6 +50,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> Loo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub" / "hub"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     for name in ("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
 
@@ -77,6 +82,23 @@ def fitting(found: dict[str, Any]) -> set[str]:
 
 def all_of(*kinds: str) -> set[str]:
     return {path.stem for path in CONFIGS if path.stem.endswith(kinds)}
+
+
+def test_a_cpu_with_too_little_memory(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum is that of a CPU, in the number type that it computes in."""
+    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_gsm8k_cpu.yaml")
+    shape = shape_of("Qwen/Qwen2.5-0.5B-Instruct")
+    assert shape is not None
+    for bf16 in (True, False):
+        monkeypatch.setattr(estimate, "computes_in_bfloat16", lambda bf16=bf16: bf16)
+        _, found, _ = look(None)
+        (row,) = (r for r in found["memory"] if r["config"].endswith("/grpo_gsm8k_cpu.yaml"))
+        cpu = replace(estimate.CPU, auto=2 if bf16 else 4)
+        assert row["estimated_gb"] == estimate.estimate(settings, shape, cpu) and row["fits"]
+    small = SimpleNamespace(total=12 * 2**30, available=8 * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: small)
+    text = look(None)[2]
+    assert "may not fit: the estimate is over the 12.0 GB of memory" in text
 
 
 @pytest.mark.parametrize(

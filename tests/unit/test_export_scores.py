@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from eval import measures
 from eval.gsm8k import Problem, compare_replies, score_reply, summarise
+from eval.replies import measure, scores
 from posttrain.export.proof import Record as ExportRecord
 from posttrain.report import export_scores, model_card, page
 from posttrain.report.tables import Cell
@@ -16,7 +18,7 @@ from posttrain.run.reading import read_run
 from posttrain.run.replies import read_replies
 from posttrain.run.results import paired
 from posttrain.scoring.answers import Completion, until_answer
-from tests.runs import grpo_run
+from tests.runs import dpo_run, grpo_run
 
 
 @pytest.fixture
@@ -95,6 +97,30 @@ def test_what_4_bit_training_costs_is_a_row_of_its_own(run: Path) -> None:
     (inherited,) = export_scores.remarks(record)
     assert export_scores.no_file_lost(record)[0].startswith("No file lost")
     assert "On 16-bit weights the adapter lost 12 of" in inherited
+
+
+def test_a_file_of_a_dpo_run_that_never_ends(tmp_path: Path) -> None:
+    """Its replies are in French, as the adapter's, which is the main measure and not all."""
+    run = dpo_run(tmp_path / "run", steps=2, pairs=60)
+
+    def scored_replies(french: int, ended: bool) -> dict[str, Any]:
+        texts = ["Oui, bien sûr."] * french + ["Yes, of course."] * (60 - french)
+        replies = measure([Completion(text, 10, not ended) for text in texts])
+        adapter = measure([Completion("Oui, bien sûr.", 10, False)] * 60)
+        values, expected = scores(replies), scores(adapter)
+        pairs = list(zip(expected["french_share"], values["french_share"], strict=True))
+        compared = measures.compare(expected, values)
+        score = paired("french_share", pairs, measures.summarise(values), compared)
+        return {"path": "x", "proven": True, "bytes": 1, "checks": [], "score": asdict(score)}
+
+    record = read_run(write(run, gguf_q8_0=scored_replies(60, ended=False)))
+    assert export_scores.remarks(record)[0].startswith("q8_0: replies ended by EOS got worse, -100")
+    assert export_scores.no_file_lost(record) == []
+    heads = [column.head for column in export_scores.rows(record).columns]
+    assert len(set(heads)) == len(heads)
+    record = read_run(write(run, gguf_q4_k_m=scored_replies(40, ended=True)))
+    (remark,) = export_scores.remarks(record)
+    assert remark.startswith("q4_k_m lost 20 of 60 prompts that the adapter answers in the right")
 
 
 def test_nothing_is_shown_where_nothing_is_known(run: Path) -> None:

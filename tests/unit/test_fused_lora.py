@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from posttrain.model.adapter import remember_start
 from posttrain.model.policy import fuse
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, on import
@@ -85,3 +86,15 @@ def test_in_bfloat16_it_is_as_near_to_exact_as_pefts_own() -> None:
     for mine, other, right in zip(fused, pefts, wanted, strict=True):
         error, allowed = ((each - right).norm() / right.norm() for each in (mine, other))
         assert error < 3 * allowed + 0.004  # half of a last place of bfloat16
+
+
+def test_a_reference_with_dropout_is_not_random() -> None:
+    import torch
+
+    policy = adapted(lora_dropout=0.5).train()
+    remember_start(policy)
+    x = torch.randn(3, 5, 12)
+    with policy.disable_adapter():
+        first, second = policy(x), policy(x)
+    assert torch.equal(first, second)
+    assert not torch.equal(policy(x), policy(x))  # the policy has its dropout back

@@ -434,7 +434,12 @@ def test_time_adds_up_over_sessions_and_steps_are_guessed_from_epochs(tmp_path: 
     times = (10.0, 20.0, 5.0, 15.0)
     rows = [{"step": n, "seconds": t, "epoch": n / 50} for n, t in enumerate(times, start=1)]
     append_rows(tmp_path / "metrics.jsonl", rows)
+    append_rows(tmp_path / "metrics.jsonl", [{"step": 4, "validation/strict": 0.5}])
     assert (read_run(tmp_path).seconds, read_run(tmp_path).total_steps) == (35.0, 100)
+    (tmp_path / "metrics.jsonl").unlink()
+    for step in range(1, 117):  # of 116 steps an epoch, as trainers round it
+        append_rows(tmp_path / "metrics.jsonl", [{"step": step, "epoch": step / 116}])
+        assert read_run(tmp_path).total_steps == 232
 
 
 def test_the_moving_average_leaves_gaps_out() -> None:
