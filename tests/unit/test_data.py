@@ -19,14 +19,15 @@ from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint
 from posttrain.data.pairs import load_pair_set
-from posttrain.data.problems import load_problems
+from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.prompted import prompt_key
 from posttrain.data.render import drop_overlong
 from posttrain.data.sources import read_rows
 from posttrain.data.text import normalise, set_aside
+from posttrain.scoring import evaluation as scored
 from posttrain.settings import PairColumns, PairData, ProblemColumns, ProblemData, Prompt, Source
 from rewards.answer import parse_number
-from tests.helpers import ROOT, SHARED, Capsys, needs_shared
+from tests.helpers import ROOT, SHARED, Capsys, demo_settings, needs_shared
 from tests.unit.conftest import Ask
 
 Rows = list[dict[str, Any]]
@@ -230,6 +231,13 @@ def test_a_question_to_score_that_is_there_twice(tmp_path: Path, capsys: Capsys)
     assert problems == [Problem("Two and two?", "4"), Problem("b?", "1")]
     output = capsys.readouterr().out
     assert output == f"{evaluation}: 2 repeated questions left out of scoring\n"
+    write(train, jsonl(PROBLEM, other, PROBLEM, other, PROBLEM))
+    config = demo_settings("grpo", f"data.train.path={train}", "data.validation=0")
+    once = scored.load_problems("train", config.model_dump(mode="json"))
+    assert once == [Problem("1 + 1 ?", "2"), Problem("b?", "1")]
+    more = [*once, *once, Problem("c?", "1"), Problem("c?", "1")]
+    kept, validation = for_validation(more, config.data.model_copy(update={"validation": 3}))
+    assert (len(validation), len(kept)) == (2, 2)
 
 
 @pytest.mark.parametrize(
