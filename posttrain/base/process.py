@@ -19,8 +19,11 @@ from posttrain.base.errors import PostTrainError
 from posttrain.base.home import ensure_home
 from posttrain.base.paths import ROOT
 
-# Errors of a folder where this user cannot write, or of a file where a folder should be.
-NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+# Errors of a folder where this user cannot write, of a file where a folder should be, of a name.
+NOT_ALLOWED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    errno.ENAMETOOLONG,
+}
 
 
 class _Unheard(io.FileIO):

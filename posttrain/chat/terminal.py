@@ -1,14 +1,15 @@
 """The chat in a terminal, and answers to questions from a pipe."""
 
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from pathlib import Path
 
 from eval import Completion
 from posttrain.base.errors import DataError, PostTrainError, did_you_mean
 from posttrain.base.files import append_rows
+from posttrain.base.paths import expanded
 from posttrain.chat.conversation import Side, Talk, not_utf8
 
 PROMPT = "> "
@@ -149,10 +150,10 @@ def _system(talk: Talk, text: str) -> None:
 
 
 def _save(talk: Talk, name: str) -> None:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not name or not talk.rows:
         print("/save FILE: name a file" if not name else "There is no question to save yet.")
-    elif path.exists():
+    elif os.path.exists(path):
         print(f"{path} exists already; give another name.")
     else:
         try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.paths import ROOT
+from posttrain.base.paths import ROOT, expanded
 
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -62,7 +62,7 @@ class Shape:
 def shape_of(name: str) -> Shape | None:
     """The shape of a local or cached model, None where its config.json is not at hand."""
     cached = model_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
-    places = [Path(name).expanduser(), ROOT / name, *sorted(cached.glob("*"))[-1:]]
+    places = [expanded(name), ROOT / name, *sorted(cached.glob("*"))[-1:]]
     configs = (place / "config.json" for place in places)
     path = next((path for path in configs if path.is_file()), None)
     values = json.loads(path.read_text(encoding="utf-8")) if path else KNOWN.get(name, {})

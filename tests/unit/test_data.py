@@ -187,7 +187,8 @@ def test_a_missing_file_and_where_it_was_looked_for(
     """A relative path in two places, an absolute one in none but its own."""
     both = f" (looked in {tmp_path} and {ROOT})"
     monkeypatch.chdir(tmp_path)
-    for path, places in ("nothing.csv", both), ("./no/folder/", both), ("/nowhere/at_all", ""):
+    relative = ((path, both) for path in ("nothing.csv", "./no/folder/", "~nosuchuser/x.csv"))
+    for path, places in *relative, ("/nowhere/at_all", ""):
         with pytest.raises(DataError) as caught:
             read_rows(Source(path=path))
         assert str(caught.value) == f"{path}: no such file{places}"
