@@ -4,6 +4,7 @@ scripts, works with what they train, and has a value that the trainer takes.
 Read from the libraries' source and from the tables below, so that no torch is needed.
 """
 
+import json
 from collections import defaultdict
 from typing import Any, Literal
 
@@ -178,6 +179,12 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
             TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
             raise ConfigError(f"{where}: expected {yaml_type(kind)}, got {given(value)}") from None
+        try:
+            json.dumps(value, allow_nan=False, default=str)
+        except ValueError:
+            raise ConfigError(
+                f"{where}: no checkpoint can hold {given(value)}; give a finite number"
+            ) from None
         if key in CHOICES and value not in CHOICES[key]:
             raise ConfigError(
                 f"{where}: there is no {value!r}.{did_you_mean(str(value), CHOICES[key])}"
