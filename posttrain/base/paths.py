@@ -16,23 +16,19 @@ def cache_folder() -> Path:
     $POSTTRAIN_CACHE, else `posttrain` in the user's cache folder.
     """
     users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return expanded(os.environ.get("POSTTRAIN_CACHE") or users / "posttrain").absolute()
-
-
-def expanded(name: str | Path) -> Path:
-    """The path with its `~`; `~nobody` stays as it is, for whoever misses a file of that name."""
-    return Path(os.path.expanduser(name))
+    cache = os.environ.get("POSTTRAIN_CACHE") or users / "posttrain"
+    return Path(os.path.expanduser(cache)).absolute()
 
 
 def here_or_project(name: str | Path) -> Path:
     """The file or folder of that name: in this folder, or else in the project. Raises ConfigError
     for what can be no name of one, such as the content of a file."""
-    here = expanded(name)
+    here = Path(os.path.expanduser(name))  # pathlib's raises for `~nobody`, which is a name too
     try:
         return here if here.exists() else ROOT / name
     except OSError as error:
-        reason = f"{quoted(str(name))} cannot be opened: {str(error.strerror).lower()}"
-        raise ConfigError(f"{reason}; name a file or a folder") from None
+        reason = f"cannot be opened ({str(error.strerror).lower()})"
+        raise ConfigError(f"{quoted(str(name))} {reason}; name a file or a folder") from None
 
 
 def shown(path: Path) -> str:

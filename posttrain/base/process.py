@@ -19,11 +19,8 @@ from posttrain.base.errors import PostTrainError
 from posttrain.base.home import ensure_home
 from posttrain.base.paths import ROOT
 
-# Errors of a folder where this user cannot write, of a file where a folder should be, of a name.
-NOT_ALLOWED = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-    errno.ENAMETOOLONG,
-}
+# Errors of a folder where this user cannot write, or of a file where a folder should be.
+NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
 class _Unheard(io.FileIO):
@@ -114,7 +111,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except PostTrainError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        if error.errno in NOT_ALLOWED and error.filename:
+        if error.errno in {*NOT_ALLOWED, errno.ENAMETOOLONG} and error.filename:
             _fail(
                 f"{error.filename}: {str(error.strerror).lower()}; name another folder (--output, "
                 "POSTTRAIN_CACHE or HF_HOME), or see who owns this one"

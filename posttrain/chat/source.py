@@ -1,20 +1,13 @@
 """What to talk to: a run, an adapter, a model, a GGUF file or a server; read without torch."""
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.base.errors import ConfigError, did_you_mean
-from posttrain.base.paths import (
-    ROOT,
-    expanded,
-    here_or_project,
-    is_gguf,
-    is_url,
-    run_command,
-    shown,
-)
+from posttrain.base.paths import ROOT, here_or_project, is_gguf, is_url, run_command, shown
 from posttrain.model.trust import check_model_folder
 from posttrain.run.checkpoint import CheckpointStore
 from posttrain.scoring.provenance import run_of
@@ -83,7 +76,7 @@ def _refuse_path(name: str) -> None:
     parts = Path(name).parts or ("",)
     is_path = name.startswith((".", "/", "~", "outputs/")) or len(parts) > 2
     if is_path or (len(parts) == 2 and any(Path(p, parts[0]).is_dir() for p in (".", ROOT))):
-        parent = expanded(name).parent
+        parent = Path(os.path.expanduser(name)).parent
         beside = [shown(p) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
         raise ConfigError(
             f"there is no folder '{name}'.{did_you_mean(name, beside)} Give a run folder, an "

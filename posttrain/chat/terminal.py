@@ -5,11 +5,11 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from pathlib import Path
 
 from eval import Completion
 from posttrain.base.errors import DataError, PostTrainError, did_you_mean
 from posttrain.base.files import append_rows
-from posttrain.base.paths import expanded
 from posttrain.chat.conversation import Side, Talk, not_utf8
 
 PROMPT = "> "
@@ -150,7 +150,7 @@ def _system(talk: Talk, text: str) -> None:
 
 
 def _save(talk: Talk, name: str) -> None:
-    path = expanded(name)
+    path = Path(os.path.expanduser(name))
     if not name or not talk.rows:
         print("/save FILE: name a file" if not name else "There is no question to save yet.")
     elif os.path.exists(path):

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from posttrain.base.errors import DataError, did_you_mean, first_line, hub_errors
 from posttrain.base.expected import given, kind_of
-from posttrain.base.paths import ROOT, expanded, here_or_project
+from posttrain.base.paths import ROOT, here_or_project
 from posttrain.settings import Source
 
 HUB_FILE = "hf://datasets/"
@@ -86,7 +86,7 @@ def read_rows(source: Source) -> list[Row]:
         rows = _from_datasets(source, path)
     elif reader is not None or source.path.startswith((".", "/", "~")):
         folders = dict.fromkeys((str(Path.cwd()), str(ROOT)))
-        absolute = expanded(source.path).is_absolute()
+        absolute = os.path.isabs(os.path.expanduser(source.path))
         searched = "" if absolute else f" (looked in {' and '.join(folders)})"
         raise DataError(f"{source.path}: no such file{searched}")
     else:

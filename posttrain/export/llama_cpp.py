@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from posttrain.base.errors import ConfigError, ExportError
 from posttrain.base.files import sha256
-from posttrain.base.paths import ROOT, cache_folder, expanded
+from posttrain.base.paths import ROOT, cache_folder
 
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -47,7 +47,7 @@ def find_tree(requested: str | None) -> Path:
     Raises:
         ConfigError: the folder is not a llama.cpp tree, or the archive is missing or another one.
     """
-    named = expanded(requested).absolute() if requested else None
+    named = Path(os.path.expanduser(requested)).absolute() if requested else None
     if named and not named.is_file():
         if not (named / CONVERTER).is_file():
             raise ConfigError(f"{named} is not a llama.cpp tree: there is no {CONVERTER} in it")

@@ -41,12 +41,9 @@ def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings])
             )
     sides = [[_scores(folder, settings_class, s) for folder in runs.values()] for s in SIDES]
     changes = {name: _change(name, *sides) for name in sides[0][0]}
-    known = {name: change for name, change in changes.items() if change is not None}
-    if not known:
-        raise DataError(
-            f"{first.path.parent}: fewer than two held-out questions could be scored with every "
-            "seed, so that no interval can be given; score more of them"
-        )
+    if not (known := {name: each for name, each in changes.items() if each is not None}):
+        why = "fewer than two held-out questions could be scored with every seed; score more"
+        raise DataError(f"{first.path.parent}: {why}")
     return Repeated(list(runs), known)
 
 

@@ -182,9 +182,7 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
         try:
             json.dumps(value, allow_nan=False, default=str)
         except ValueError:
-            raise ConfigError(
-                f"{where}: no checkpoint can hold {given(value)}; give a finite number"
-            ) from None
+            raise ConfigError(f"{where}: needs finite numbers, got {given(value)}") from None
         if key in CHOICES and value not in CHOICES[key]:
             raise ConfigError(
                 f"{where}: there is no {value!r}.{did_you_mean(str(value), CHOICES[key])}"

@@ -305,7 +305,7 @@ def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:
         (["assets/demo_model", "--question", " "], "--question needs a text"),
         (["assets/demo_model", "--seed", "5000000000"], "--seed: must be a whole number below"),
         (["~nosuchuser/x"], "there is no folder '~nosuchuser/x'."),
-        (["x" * 300], "xxx…' cannot be opened: file name too long; name a file or a folder"),
+        (["x" * 300], "xxx…' cannot be opened (file name too long); name a file or a folder"),
         (["assets/demo_model", "--examples", f"{{{'x' * 300}}}"], "--examples: examples: '{xxxx"),
         (["assets/demo_model", "--web", "--port", "70000"], "--port 70000: the page cannot be"),
         (["assets/demo_model", "--web", "--port", "TAKEN"], "in use"),
