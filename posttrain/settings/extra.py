@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from posttrain.base.errors import ConfigError, did_you_mean
 from posttrain.base.expected import given
@@ -177,12 +177,9 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
         kind = eval(valid[key], {}, TYPES)
         try:
             TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError:
-            raise ConfigError(f"{where}: expected {yaml_type(kind)}, got {given(value)}") from None
-        try:
-            json.dumps(value, allow_nan=False, default=str)
+            json.dumps(value, allow_nan=False, default=str)  # as every checkpoint has to
         except ValueError:
-            raise ConfigError(f"{where}: needs finite numbers, got {given(value)}") from None
+            raise ConfigError(f"{where}: expected {yaml_type(kind)}, got {given(value)}") from None
         if key in CHOICES and value not in CHOICES[key]:
             raise ConfigError(
                 f"{where}: there is no {value!r}.{did_you_mean(str(value), CHOICES[key])}"
