@@ -67,9 +67,9 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+        raise ConfigError(f"{path} cannot be read ({error}); restore it from a copy") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} should hold an object, got {given(value)}")
+        raise ConfigError(f"{path} should hold an object, got {given(value)}; restore it")
     return value
 
 

@@ -95,6 +95,7 @@ UNREADABLE = [
     Bad("pairs.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ("'chosen'",)),
     Bad("problems.tsv", "a\t1\nb\t2\tc\n", ("row 2", "3 cells", "question, tab, answer")),
     Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"PAR1", ("Parquet",)),
+    Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"\x32\0\0\0PAR1", ("thrift",)),
     # not the encoding
     Bad("pairs.jsonl", jsonl({**PAIR, "prompt": "é"}).encode("latin-1"), ("not UTF-8", "byte")),
     Bad("pairs.json", json.dumps([PAIR]).encode("utf-16"), ("not UTF-8", "byte")),
