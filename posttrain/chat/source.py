@@ -10,6 +10,7 @@ from posttrain.base.errors import ConfigError, did_you_mean
 from posttrain.base.paths import ROOT, here_or_project, is_gguf, is_url, run_command, shown
 from posttrain.model.trust import check_model_folder
 from posttrain.run.checkpoint import CheckpointStore
+from posttrain.run.record import number, section
 from posttrain.scoring.provenance import run_of
 from posttrain.settings import Prompt, adapters
 from posttrain.settings.command import check_settings
@@ -33,12 +34,12 @@ class Source:
     @property
     def trained_length(self) -> int:
         """Tokens of prompt and reply that the run was trained with; 0 without one."""
-        return int((self.run.get("model") or {}).get("max_seq_length", 0))
+        return int(number(section(self.run, "model").get("max_seq_length")) or 0)
 
     @property
     def prompt(self) -> Prompt:
         """The run's system prompt, worked examples and variables of the chat template."""
-        return check_settings(Prompt, dict(self.run.get("prompt") or {}), f"{self.folder}: prompt")
+        return check_settings(Prompt, dict(section(self.run, "prompt")), f"{self.folder}: prompt")
 
 
 def find(name: str) -> Source:

@@ -16,6 +16,7 @@ from posttrain.chat import source, terminal
 from posttrain.chat.conversation import Side, Talk
 from posttrain.chat.known import NOTHING, Known, held_out_questions, load_known
 from posttrain.scoring import reward_functions
+from posttrain.settings import Prompt
 from tests.helpers import ROOT, Capsys
 from tests.runs import dpo_run, grpo_run, unfinished
 from tests.unit.conftest import Ask
@@ -275,6 +276,8 @@ def test_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (run / "gguf" / "m.gguf").write_bytes(b"GGUF")
     gguf = source.find(str(run / "gguf" / "m.gguf"))
     assert gguf.kind == "gguf" and gguf.folder == run
+    odd = source.Source("model", "x", {"model": "gpt2", "prompt": "Be brief."})
+    assert (odd.trained_length, odd.prompt) == (0, Prompt())
     (tmp_path / "outputs" / "mine").mkdir(parents=True)
     monkeypatch.setattr(source, "ROOT", tmp_path)
     for name, message in (

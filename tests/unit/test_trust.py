@@ -228,8 +228,10 @@ def test_the_base_of_an_adapter_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert base("assets/base") == there
     assert base("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
     gone = "/old/place/assets/base"
-    with pytest.raises(ConfigError, match=f"its base model {gone} does not exist"):
-        base(gone)
+    for other in ("", "model: gpt2", "model:"):  # a config.yaml of another tool
+        (run / "config.yaml").write_text(other)
+        with pytest.raises(ConfigError, match=f"its base model {gone} does not exist"):
+            base(gone)
     (run / "config.yaml").write_text("model: {name: assets/base}\n")
     assert base(gone) == there
     checkpoint = shutil.copytree(run / "adapter", run / "checkpoints" / "step-000005")
