@@ -17,8 +17,8 @@ class Completion:
     """One generated reply."""
 
     text: str
-    tokens: int
-    """Generated tokens, the end-of-sequence token included."""
+    tokens: int | None
+    """Generated tokens, the end-of-sequence token included; None where a server counts none."""
     truncated: bool
     """True if the length limit, not the model, ended it."""
     ids: tuple[int, ...] = field(default=(), compare=False, repr=False)

@@ -50,7 +50,7 @@ class Reply:
     question: str
     answer: str
     reply: str
-    tokens: int
+    tokens: int | None
     truncated_rate: float
     """1.0 if the length limit ended the reply."""
     sample: int = field(default=0, kw_only=True)
@@ -173,7 +173,8 @@ def summarise(replies: Sequence[Reply]) -> dict[str, Measure]:
     """
     groups = by_problem(replies)
     several = len(groups) < len(replies)
-    more = {"mean_tokens": [sum(r.tokens for r in group) / len(group) for group in groups]}
+    lengths = [[r.tokens for r in group if r.tokens is not None] for group in groups]
+    more = {"mean_tokens": [sum(each) / len(each) for each in lengths if each]}
     numbers = [[r for r in group if isinstance(r, ScoredReply)] for group in groups]
     if several and numbers[0]:
         more |= _sampled(numbers)

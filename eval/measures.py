@@ -134,7 +134,10 @@ def compare(
 def _measure(name: str, values: Sequence[float], averaged: bool) -> Measure:
     if not values:
         return NOT_MEASURABLE
-    wilson = kind(name).binary and not averaged and set(values) <= {0.0, 0.5, 1.0}
+    known, different = kind(name), set(values)
+    wilson = known.binary and not averaged and different <= {0.0, 0.5, 1.0}
+    # A bootstrap of shares that are all 0 or all 1 would have no width, however few they are.
+    wilson = wilson or (known.unit == "share" and different in ({0.0}, {1.0}))
     return stats.proportion(values) if wilson else stats.mean(values)
 
 

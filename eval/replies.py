@@ -58,7 +58,7 @@ def measure(completions: Sequence[Completion], language: str = "fr") -> list[Mea
     return [
         MeasuredReply(
             c.text,
-            c.tokens,
+            c.tokens or 0,
             not c.truncated,
             detect(c.text, language) == language,
             repetition(c.text),

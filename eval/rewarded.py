@@ -43,11 +43,11 @@ class Scorer:
     def __call__(self, problem: Problem, completion: Completion, sample: int = 0) -> RewardedReply:
         """Score one reply.
 
-        Each reward is called as in training, with the row of the problem. A server's reply has the
-        right number of token ids, each of them 0. Raises RewardError as rewards.score().
+        Each reward is called as in training, with the row of the problem. A server's reply has as
+        many token ids as the server counts, each of them 0. Raises RewardError as rewards.score().
         """
         row = reward_row(problem, self.prompt)
-        ids = completion.ids or [0] * completion.tokens
+        ids = completion.ids or [0] * (completion.tokens or 0)
         keywords = trl_keywords(row, [completion.text], [ids])
         rewards = {name: call(name, f, keywords)[0] for name, f in self.functions.items()}
         earned = [self.weights[n] * value for n, value in rewards.items() if value is not None]

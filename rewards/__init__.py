@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -184,8 +185,8 @@ def _load(location: str) -> ModuleType:
         except Exception as error:
             kind = type(error).__name__
             raise RewardError(f"{location} failed to import: {kind}: {error}") from error
-    path = Path(location).expanduser().resolve()
-    if not path.is_file():
+    path = Path(os.path.expanduser(location)).resolve()
+    if not os.path.isfile(path):
         raise RewardError(f"no reward file {path}")
     # Each path has its own name, the same in every process.
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

@@ -81,7 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--examples", metavar="FILE", help="other worked examples, in JSON lines ('' for none)")
     add("--temperature", type=flags.not_negative, default=0.0, help="0 (the default) is greedy")
     add("--max-new-tokens", type=flags.count, help="longest reply (default: the run's, else 512)")
-    add("--seed", type=int, default=0, help="of sampled replies")
+    add("--seed", type=flags.seed, default=0, help="of sampled replies")
     add("--web", action="store_true", help="in the browser, on this machine alone")
     add("--port", type=flags.count, default=7860, help="of --web (default: 7860)")
     add(

@@ -252,7 +252,7 @@ def main() -> int:
     )
     longer = "train this long instead; not reproducible to the bit"
     length.add_argument("--minutes", type=flags.positive, help=longer)
-    add("--seed", type=int, default=0, help="default: 0")
+    add("--seed", type=flags.seed, default=0, help="default: 0")
     args = parser.parse_args()
     check_folder(args.output)
     import transformers

@@ -188,7 +188,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "the best that the device has); only in float32 are replies the same at any batch size",
     )
     add("--timeout", type=flags.positive, default=PATIENCE_S, help="seconds to wait for a server")
-    add("--seed", type=int, default=0)
+    add("--seed", type=flags.seed, default=0)
     add("--output", type=Path, help="folder (default: outputs/eval/MODEL-DATA, -2 and so on)")
     add("--allow-trained-on", action="store_true", help="score questions that were trained on")
     compare = "paired comparison of two reports (report.json or its folder)"

@@ -92,7 +92,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--timeout", type=flags.positive, default=120.0, help="seconds to wait, each try")
     add("--temperature", type=flags.not_negative, default=0.0)
     add("--max-tokens", type=flags.count, default=512, help="of the judge's reason and verdict")
-    add("--seed", type=int, default=0)
+    add("--seed", type=flags.seed, default=0)
     add("--output", type=Path, help="folder (default: RUN/judge/MODEL)")
     args = parser.parse_args(argv)
     if not is_url(args.url):

@@ -78,6 +78,8 @@ def parse(argv: list[str] | None) -> RepeatArgs:
     settings: Any = load_settings(settings_class, config, given.overrides)
     if not settings.run.score:
         raise ConfigError("run.score: a repeat compares scores; leave it at true")
+    if settings.evaluation.limit == 1:
+        raise ConfigError("evaluation.limit: one question has no spread; score two or more")
     name = settings.run.name
     overrides = {
         seed: [*given.overrides, f"training.seed={seed}", f"run.name={name}-seed-{seed}"]

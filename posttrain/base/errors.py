@@ -50,8 +50,9 @@ def hub_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """What libraries raise where the hub is out of reach or a file cannot be read, and `more`; a
     dropped connection is an error of httpx, and no OSError."""
     import httpx
+    from safetensors import SafetensorError
 
-    return httpx.HTTPError, OSError, *more
+    return httpx.HTTPError, OSError, SafetensorError, *more
 
 
 def nearest(word: str, valid: Iterable[str], cutoff: float | None = None) -> str | None:

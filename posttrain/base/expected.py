@@ -18,7 +18,7 @@ SHOULD = {
     "int_from_float": "be a whole number",
     "int_type": "be a whole number",
     "less_than": "be below {lt:g}",
-    "less_than_equal": "be {le:g} or less",
+    "less_than_equal": "be {le:.10g} or less",
     "list_type": "be a list, such as [a, b]",
     "model_attributes_type": "be a section",
     "model_type": "be a section",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.errors import ConfigError, DataError, first_line
 from posttrain.base.expected import expected, given
 
 # What makes a model behave as it does: weights, configuration, tokenizer, chat template.
@@ -67,10 +67,24 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+        raise ConfigError(f"{path} cannot be read ({error}); restore it from a copy") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} should hold an object, got {given(value)}")
+        raise ConfigError(f"{path} should hold an object, got {given(value)}; restore it")
     return value
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of each tensor of a safetensors file; ConfigError if it is not a complete one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({first_line(error)}); copy it again from where it was made "
+            "(git lfs pull, if git has left a pointer there)"
+        ) from None
 
 
 def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:

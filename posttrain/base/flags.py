@@ -20,14 +20,20 @@ def count(text: str) -> int:
     return int(_checked(text, text.isdecimal() and int(text) >= 1, "at least 1"))
 
 
+def seed(text: str) -> int:
+    """A seed that every library takes."""
+    fits = text.isdecimal() and int(text) < 2**32
+    return int(_checked(text, fits, f"a whole number below {2**32}, 0 or more"))
+
+
 def positive(text: str) -> float:
     """A finite number above 0."""
-    return _checked(text, 0 < _number(text) < math.inf, "above 0")
+    return float(_checked(text, 0 < _number(text) < math.inf, "above 0"))
 
 
 def not_negative(text: str) -> float:
     """A finite number, 0 or more."""
-    return _checked(text, 0 <= _number(text) < math.inf, "0 or more")
+    return float(_checked(text, 0 <= _number(text) < math.inf, "0 or more"))
 
 
 def _number(text: str) -> float:
@@ -37,7 +43,7 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _checked(text: str, fits: bool, should: str) -> float:
+def _checked(text: str, fits: bool, should: str) -> str:
     if not fits:
         raise argparse.ArgumentTypeError(f"must be {should}, got {text}")
-    return float(text)
+    return text

@@ -4,7 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
-from posttrain.base.errors import ConfigError
+from posttrain.base.errors import ConfigError, quoted
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the project."""
@@ -16,13 +16,19 @@ def cache_folder() -> Path:
     $POSTTRAIN_CACHE, else `posttrain` in the user's cache folder.
     """
     users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(os.environ.get("POSTTRAIN_CACHE") or users / "posttrain").expanduser().absolute()
+    cache = os.environ.get("POSTTRAIN_CACHE") or users / "posttrain"
+    return Path(os.path.expanduser(cache)).absolute()
 
 
 def here_or_project(name: str | Path) -> Path:
-    """The file or folder of that name: in this folder, or else in the project."""
-    here = Path(name).expanduser()
-    return here if here.exists() else ROOT / name
+    """The file or folder of that name: in this folder, or else in the project. Raises ConfigError
+    for what can be no name of one, such as the content of a file."""
+    here = Path(os.path.expanduser(name))  # pathlib's raises for `~nobody`, which is a name too
+    try:
+        return here if here.exists() else ROOT / name
+    except OSError as error:
+        reason = f"cannot be opened ({str(error.strerror).lower()})"
+        raise ConfigError(f"{quoted(str(name))} {reason}; name a file or a folder") from None
 
 
 def shown(path: Path) -> str:
@@ -39,7 +45,7 @@ def is_gguf(name: str) -> bool:
     """Whether the name of a model is that of a GGUF file; raises ConfigError if there is none."""
     if not name.endswith(".gguf") or is_url(name):
         return False
-    if not Path(name).is_file():
+    if not os.path.isfile(name):
         raise ConfigError(f"there is no file '{name}'")
     return True
 

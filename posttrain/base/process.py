@@ -111,7 +111,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except PostTrainError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        if error.errno in NOT_ALLOWED and error.filename:
+        if error.errno in {*NOT_ALLOWED, errno.ENAMETOOLONG} and error.filename:
             _fail(
                 f"{error.filename}: {str(error.strerror).lower()}; name another folder (--output, "
                 "POSTTRAIN_CACHE or HF_HOME), or see who owns this one"

@@ -1,5 +1,6 @@
 """What to talk to: a run, an adapter, a model, a GGUF file or a server; read without torch."""
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from posttrain.base.paths import ROOT, here_or_project, is_gguf, is_url, run_com
 from posttrain.model.provenance import run_of
 from posttrain.model.trust import check_model_folder
 from posttrain.run.checkpoint import CheckpointStore
+from posttrain.run.record import number, section
 from posttrain.settings import Prompt, adapters
 from posttrain.settings.command import check_settings
 
@@ -32,12 +34,12 @@ class Source:
     @property
     def trained_length(self) -> int:
         """Tokens of prompt and reply that the run was trained with; 0 without one."""
-        return int((self.run.get("model") or {}).get("max_seq_length", 0))
+        return int(number(section(self.run, "model").get("max_seq_length")) or 0)
 
     @property
     def prompt(self) -> Prompt:
         """The run's system prompt, worked examples and variables of the chat template."""
-        return check_settings(Prompt, dict(self.run.get("prompt") or {}), f"{self.folder}: prompt")
+        return check_settings(Prompt, dict(section(self.run, "prompt")), f"{self.folder}: prompt")
 
 
 def find(name: str) -> Source:
@@ -75,7 +77,7 @@ def _refuse_path(name: str) -> None:
     parts = Path(name).parts or ("",)
     is_path = name.startswith((".", "/", "~", "outputs/")) or len(parts) > 2
     if is_path or (len(parts) == 2 and any(Path(p, parts[0]).is_dir() for p in (".", ROOT))):
-        parent = Path(name).expanduser().parent
+        parent = Path(os.path.expanduser(name)).parent
         beside = [shown(p) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
         raise ConfigError(
             f"there is no folder '{name}'.{did_you_mean(name, beside)} Give a run folder, an "

@@ -1,5 +1,6 @@
 """The chat in a terminal, and answers to questions from a pipe."""
 
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -149,10 +150,10 @@ def _system(talk: Talk, text: str) -> None:
 
 
 def _save(talk: Talk, name: str) -> None:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not name or not talk.rows:
         print("/save FILE: name a file" if not name else "There is no question to save yet.")
-    elif path.exists():
+    elif os.path.exists(path):
         print(f"{path} exists already; give another name.")
     else:
         try:

@@ -44,7 +44,8 @@ class Weights:
         start = source.run.get("model", {}).get("adapter") if source.kind == "adapter" else None
         if start:
             with contextlib.suppress(ConfigError):
-                self._model.load_adapter(str(find_adapter(start)), START)
+                pretrained.check_files(folder := find_adapter(start))
+                self._model.load_adapter(str(folder), START)
                 self.start_name = start
         self.tuned = functools.partial(self._stream, contextlib.nullcontext)
         self.base = functools.partial(self._stream, lambda: self._model.disable_adapter())

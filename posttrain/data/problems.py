@@ -82,10 +82,11 @@ def within_pass_rate(problems: Sequence[Problem], data: ProblemData) -> list[Pro
 def for_validation(
     problems: Sequence[Problem], data: ProblemData
 ) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on, and `data.validation` of them to score while training instead; raises
-    as set_aside()."""
+    """Problems to train on, and `data.validation` of them to score while training instead, a
+    repeated question once; raises as set_aside()."""
     where = data.train.path
-    return set_aside(problems, _question_key, data.validation, where, "data.validation")
+    train, rest = set_aside(problems, _question_key, data.validation, where, "data.validation")
+    return train, without_repeats(rest, where)
 
 
 def _question_key(problem: Problem) -> str:
@@ -101,12 +102,18 @@ def load_evaluation(
     DataError for a row that breaks a rule.
     """
     problems = [_problem(row, columns, answers) for row in read_rows(source)]
+    problems = without_repeats(problems, source.path)
+    return _same_columns(problems) if answers == "text" else problems
+
+
+def without_repeats(problems: Sequence[Problem], where: str) -> list[Problem]:
+    """The first problem with each question; prints how many of those from `where` it leaves out."""
     first: dict[str, Problem] = {}
     for problem in problems:
         first.setdefault(problem.question, problem)
     if repeated := len(problems) - len(first):
-        print(f"{source.path}: {repeated} repeated questions left out of scoring")
-    return _same_columns([*first.values()]) if answers == "text" else [*first.values()]
+        print(f"{where}: {repeated} repeated questions left out of scoring")
+    return [*first.values()]
 
 
 def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:

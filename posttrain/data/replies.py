@@ -36,19 +36,23 @@ def read_sampled(source: Source) -> list[list[Sampled]]:
 def _sampled(row: Row) -> Sampled | None:
     """The row's reply; None for one that no reward could score."""
     values = row.values
-    if "total_reward" in values:
-        total = values["total_reward"]
-    elif {"format_rate", "tagged"} <= values.keys():
-        total = FORMAT_REWARD * values["format_rate"] + CORRECTNESS_REWARD * values["tagged"]
-    else:
-        raise DataError(f"{row.where} is not a scored reply of ./run evaluate: no total_reward")
+    try:
+        if "total_reward" in values:
+            total = values["total_reward"]
+        elif {"format_rate", "tagged"} <= values.keys():
+            total = FORMAT_REWARD * values["format_rate"] + CORRECTNESS_REWARD * values["tagged"]
+        else:
+            raise DataError(f"{row.where} is not a scored reply of ./run evaluate: no total_reward")
+        total = None if total is None else float(total)
+    except (TypeError, ValueError):
+        raise DataError(f"{row.where}: what the reply earned is not a number") from None
     if total is None:
         return None
     return Sampled(
         question=row.text("question"),
         answer=row.text("answer"),
         reply=row.text("reply", may_be_empty=True),
-        total=float(total),
+        total=total,
         complete=not values.get("truncated_rate"),
         where=row.where,
     )

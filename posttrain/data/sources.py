@@ -81,12 +81,13 @@ def read_rows(source: Source) -> list[Row]:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{source.path}: not a complete gzip file: {error}") from None
         except OSError as error:
-            raise DataError(f"{source.path}: cannot be read: {error.strerror}") from None
+            reason = error.strerror or first_line(error)  # pyarrow's, of a damaged file
+            raise DataError(f"{source.path}: cannot be read: {reason}") from None
     elif path.is_dir():
         rows = _from_datasets(source, path)
     elif reader is not None or source.path.startswith((".", "/", "~")):
         folders = dict.fromkeys((str(Path.cwd()), str(ROOT)))
-        absolute = Path(source.path).expanduser().is_absolute()
+        absolute = os.path.isabs(os.path.expanduser(source.path))
         searched = "" if absolute else f" (looked in {' and '.join(folders)})"
         raise DataError(f"{source.path}: no such file{searched}")
     else:

@@ -59,7 +59,8 @@ def _hub() -> Finding:
 
 
 def _hub_token() -> Finding:
-    file = Path(os.environ.get("HF_TOKEN_PATH") or model_cache().parent / "token").expanduser()
+    named = os.environ.get("HF_TOKEN_PATH") or model_cache().parent / "token"
+    file = Path(os.path.expanduser(named))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(name):
             return Finding("hub token", "ok", f"set, in {name}")
@@ -71,7 +72,7 @@ def _hub_token() -> Finding:
 def _wandb() -> Finding:
     if os.environ.get("WANDB_API_KEY"):
         return Finding("W&B", "ok", "key set, in WANDB_API_KEY")
-    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    file = os.path.expanduser(os.environ.get("NETRC") or "~/.netrc")
     host = _host(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     with contextlib.suppress(netrc.NetrcParseError, OSError):
         if netrc.netrc(file).authenticators(host):

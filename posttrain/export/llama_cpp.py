@@ -47,7 +47,7 @@ def find_tree(requested: str | None) -> Path:
     Raises:
         ConfigError: the folder is not a llama.cpp tree, or the archive is missing or another one.
     """
-    named = Path(requested).expanduser().absolute() if requested else None
+    named = Path(os.path.expanduser(requested)).absolute() if requested else None
     if named and not named.is_file():
         if not (named / CONVERTER).is_file():
             raise ConfigError(f"{named} is not a llama.cpp tree: there is no {CONVERTER} in it")

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import follow_umask, read_object
-from posttrain.model.pretrained import end_at_replies, end_tokens, save_tokenizer
+from posttrain.model.pretrained import check_files, end_at_replies, end_tokens, save_tokenizer
 from posttrain.settings.adapters import WEIGHTS, obstacle, read_adapter
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -33,6 +33,7 @@ def check_adapter(adapter: Path, base: Path) -> None:
         raise ConfigError(
             f"{adapter} {reason}; an export merges LoRA, rsLoRA and DoRA on linear layers"
         )
+    check_files(adapter)
 
 
 def put_adapter(model: Any, adapter: Path) -> Any:
@@ -46,8 +47,7 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     from peft.tuners.lora import LoraLayer
     from safetensors import safe_open
 
-    if not (adapter / WEIGHTS).is_file():
-        raise ConfigError(f"{adapter} has no {WEIGHTS}")
+    check_files(adapter)
     try:
         model = PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.files import read_object, sha256, write_json
+from posttrain.run.record import section
 from posttrain.run.results import Check
 
 
@@ -26,17 +27,19 @@ class Record:
         self.folder = folder
         self.path = folder / "export.json"
         weights = {"base": base, "adapter_sha256": adapter_sha256}
-        earlier = read_object(self.path) if self.path.is_file() else {"exports": {}}
+        earlier = read_object(self.path) if self.path.is_file() else {}
+        made = section(earlier, "exports").items()
+        exports = {t: e for t, e in made if isinstance(e, dict) and e.keys() >= {"path", "files"}}
         if not weights.items() <= earlier.items():
-            for entry in earlier["exports"].values():
+            for entry in exports.values():
                 entry |= {"proven": False, "stale": "made from other weights"}
-            earlier = {"exports": earlier["exports"]}
-        self.content: dict[str, Any] = {**weights, **earlier}
+            earlier = {}
+        self.content: dict[str, Any] = {**weights, **earlier, "exports": exports}
 
     def proven(self, target: str, settings: dict[str, Any]) -> bool:
         """Whether a target passed the same check before and its files are unchanged."""
         entry = self.content["exports"].get(target)
-        if not entry or not entry["proven"] or entry.get("settings") != settings:
+        if not entry or not entry.get("proven") or entry.get("settings") != settings:
             return False
         return bool(entry["files"].items() <= _files(self.folder / entry["path"]).items())
 

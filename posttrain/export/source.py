@@ -48,6 +48,7 @@ def find(path: Path, output: Path | None) -> Trained:
         )
     config = adapter.parent / "config.yaml"
     run = read_yaml(config) if adapter.name == "adapter" and config.is_file() else {}
+    run = run if isinstance(run.get("model"), dict) else {}  # a config.yaml of something else
     folder = adapter.parent if run else adapter
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name)
     default = folder if run else ROOT / "outputs" / "export" / name

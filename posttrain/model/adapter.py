@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import follow_umask, write_text
+from posttrain.base.files import follow_umask, tensor_shapes, write_text
 from posttrain.base.paths import ROOT
 from posttrain.settings import Lora
 from posttrain.settings.adapters import BASE, CONFIG, WEIGHTS, base_of
@@ -84,17 +84,12 @@ def save(policy: Any, folder: Path) -> None:
 def check_weights(folder: Path, lora: Lora, base: Any) -> None:
     """Raise ConfigError unless an adapter's weights are complete, of the rank and layers that its
     config says, and of the shapes of the `base` model, which may be on the meta device."""
-    from safetensors import SafetensorError, safe_open
-
     path = folder / WEIGHTS
     try:
-        with safe_open(path, "np") as file:
-            names = [name for name in file.keys() if ".lora_A." in name or ".lora_B." in name]  # noqa: SIM118
-            held = {name: file.get_slice(name).get_shape() for name in names}
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"model.adapter: {path} cannot be read ({error}); copy it again from where it was made"
-        ) from None
+        shapes = tensor_shapes(path)
+    except ConfigError as error:
+        raise ConfigError(f"model.adapter: {error}") from None
+    held = {n: shape for n, shape in shapes.items() if ".lora_A." in n or ".lora_B." in n}
     targets = tuple(f".{target}" for target in lora.target_modules)
     expected = {}
     for name, layer in base.named_modules():

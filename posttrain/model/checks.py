@@ -12,7 +12,7 @@ from posttrain.base.errors import ConfigError, did_you_mean, first_line, hub_err
 from posttrain.base.paths import here_or_project
 from posttrain.data.render import limit_token_ids, render, token_lengths
 from posttrain.model import adapter
-from posttrain.model.pretrained import local_or_hub
+from posttrain.model.pretrained import check_files, local_or_hub
 from posttrain.settings import Lora, Model, TrainingSettings, adapters
 
 EMBEDDINGS = ("embed_tokens", "lm_head")  # as targets, Unsloth would train them in full
@@ -46,6 +46,7 @@ def check_model(settings: TrainingSettings, tokenizer: Any) -> None:
     """
     model, lora = settings.model, settings.lora
     skeleton = _skeleton(model)
+    check_files(Path(local_or_hub(model.name)))
     if skeleton is None:
         return
     if model.adapter:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError, first_line, hub_errors
+from posttrain.base.files import tensor_shapes
 from posttrain.base.paths import ROOT, here_or_project
 from posttrain.data.render import end_of_reply, limit_token_ids
 from posttrain.model import adapter, runtime
@@ -25,6 +26,14 @@ def local_or_hub(name: str) -> str:
         places = " and ".join(dict.fromkeys((str(Path.cwd()), str(ROOT))))
         raise ConfigError(f"model.name: there is no folder '{name}' (looked in {places})")
     return name
+
+
+def check_files(folder: Path) -> None:
+    """Raise ConfigError if weights in a model or adapter folder cannot be read, or an adapter has
+    none; what is not a folder here passes."""
+    is_adapter = (folder / adapters.CONFIG).is_file()
+    for path in [folder / adapters.WEIGHTS] if is_adapter else folder.glob("model*.safetensors"):
+        tensor_shapes(path)
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -90,6 +99,9 @@ def load_for_scoring(
     Raises ConfigError if the model cannot be loaded.
     """
     path = Path(local_or_hub(name))
+    check_files(path)
+    if (path / adapters.CONFIG).is_file():
+        check_files(Path(base or adapters.base_of(path)))
     with runtime.quiet(verbose=False), adapter.with_base_path(path, base) as folder:
         try:
             model, tokenizer = runtime.unsloth().from_pretrained(

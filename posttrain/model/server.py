@@ -70,8 +70,9 @@ class Server:
         except (KeyError, IndexError, TypeError):
             short = str(answer)[:200]
             raise ConfigError(f"{self._url} answered without a choice: {short}") from None
-        tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
-        return Completion(text=text, tokens=tokens, truncated=truncated)
+        usage = answer.get("usage")
+        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        return Completion(text, tokens if isinstance(tokens, int) else None, truncated)
 
     def stream(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
         """The reply so far, again and again as it grows.

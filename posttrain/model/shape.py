@@ -1,6 +1,7 @@
 """The sizes of a model, from its config.json."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Shape:
 def shape_of(name: str) -> Shape | None:
     """The shape of a local or cached model, None where its config.json is not at hand."""
     cached = model_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
-    places = [Path(name).expanduser(), ROOT / name, *sorted(cached.glob("*"))[-1:]]
+    places = [Path(os.path.expanduser(name)), ROOT / name, *sorted(cached.glob("*"))[-1:]]
     configs = (place / "config.json" for place in places)
     path = next((path for path in configs if path.is_file()), None)
     values = json.loads(path.read_text(encoding="utf-8")) if path else KNOWN.get(name, {})

@@ -55,7 +55,8 @@ def stages(run: Run) -> list[str]:
 def _stage(stage: Stage) -> str:
     if not stage.method:
         return f"{stage.name}: an adapter without its run (fingerprint {stage.adapter[:12]})"
-    trained = f"{stage.name}: {stage.method.upper()}, {stage.steps} steps"
+    steps = "" if stage.steps is None else f", {stage.steps} steps"
+    trained = f"{stage.name}: {stage.method.upper()}{steps}"
     if not (main := stage.measure):
         return trained
     before, after = (figures.plain(main, side.value) for side in (stage.before, stage.after))

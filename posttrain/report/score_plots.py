@@ -53,9 +53,9 @@ def validation(run: Run) -> Plot | None:
 def reply_length(run: Run) -> Plot | None:
     """How long the replies to the held-out prompts are, before and after."""
     shown = {
-        side: np.array([reply.tokens for reply in replies])
+        side: np.array(lengths)
         for side, replies in run.replies.items()
-        if replies
+        if (lengths := [reply.tokens for reply in replies if reply.tokens is not None])
     }
     if not shown:
         return None

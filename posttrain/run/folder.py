@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.measures import Change
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import jsonl_rows, write_json, write_text
+from posttrain.base.files import jsonl_rows, read_object, write_json, write_text
 from posttrain.base.lock import hold_beside
 from posttrain.base.processor import cores
 from posttrain.run.checkpoint import CheckpointStore, differences, only_length, verify
@@ -161,5 +161,4 @@ class RunFolder:
 def _environment(folder: Path) -> dict[str, Any]:
     """environment.json; empty where it was not written yet."""
     path = folder / "environment.json"
-    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return content
+    return read_object(path) if path.exists() else {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.gsm8k import Problem, Reply, Score, completion_of, rescore
 from eval.rewarded import RewardedReply
+from posttrain.base import files
 from posttrain.base.errors import ConfigError, DataError, quoted
 from posttrain.base.files import cut_off_half_line, jsonl_rows, rows_of, write_json, write_text
 
@@ -69,7 +70,7 @@ def _changed(folder: Path, request: dict[str, Any]) -> list[str]:
     path = folder / "request.json"
     if not path.exists():
         return []
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = files.read_object(path)
     return [
         f"{k} was {_shown(earlier.get(k))}, now {_shown(v)}"
         for k, v in request.items()
@@ -95,10 +96,9 @@ def read_replies(path: Path) -> list[Reply]:
     if rows and "rewards" in rows[0]:
         return list(rows_of(RewardedReply, rows, path))
     replies: list[Reply] = []
-    for number, row in enumerate(rows, start=1):
+    for number, reply in enumerate(rows_of(Reply, rows, path), start=1):
         try:
-            replies.append(rescore(row))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise DataError(f"{path}: line {number} is not a scored reply: {reason}") from None
+            replies.append(rescore(reply.as_row()))
+        except ValueError as error:  # the gold answer
+            raise DataError(f"{path}: row {number} is not a scored reply: {error}") from None
     return replies

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.files import tensor_shapes
 
 MERGED = "merged_16bit"
 # Bytes a weight takes: blocks of 32 weights in 8 bits with a 16-bit scale; about 5 bits a weight.
@@ -48,13 +49,8 @@ def disk_bytes(weights: int, targets: Sequence[str]) -> float:
 
 def check_room(base: Path, output: Path, targets: list[str]) -> None:
     """Raise ConfigError if disk or memory are not enough for the targets, with the figures."""
-    from safetensors import safe_open
-
-    weights = 0
-    for shard in base.glob("model*.safetensors"):
-        with safe_open(shard, "pt") as file:
-            names = list(file.keys())
-            weights += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    shards = [tensor_shapes(path) for path in base.glob("model*.safetensors")]
+    weights = sum(math.prod(shape) for shard in shards for shape in shard.values())
     if not weights:
         raise ConfigError(f"{base} holds no model*.safetensors")
     disk = disk_bytes(weights, targets)

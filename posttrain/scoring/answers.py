@@ -182,7 +182,7 @@ def collect(
     ):
         started = time.monotonic()
         for batch in batches:
-            tokens += sum(completion.tokens for *_, completion in batch)
+            tokens += sum(completion.tokens or 0 for *_, completion in batch)
             new = [answer for answer in batch if answer[:2] not in done]
             bar.set_postfix(keep(new), refresh=False)
             bar.update(len(new))

@@ -9,7 +9,7 @@ from typing import Any
 from eval.gsm8k import SYSTEM, Problem
 from posttrain.base.errors import ConfigError, DataError, quoted
 from posttrain.base.paths import ROOT
-from posttrain.data.problems import for_validation, load_evaluation
+from posttrain.data.problems import for_validation, load_evaluation, without_repeats
 from posttrain.data.problems import load_problems as load_both
 from posttrain.model.provenance import record_of, run_of
 from posttrain.scoring.reward_functions import weighted
@@ -59,7 +59,10 @@ def load_problems(
     if data in OWN:
         section = ProblemData.model_validate(config["data"])
         train, held_out = load_both(section)
-        return (for_validation(train, section)[0] if data == "train" else held_out)[:limit]
+        if data == "eval":
+            return held_out[:limit]
+        train, _ = for_validation(train, section)
+        return without_repeats(train, section.train.path)[:limit]
     source = SETS.get(data, Source(path=data, split="test")).model_copy(update={"limit": limit})
     grpo = config.get("method") == "grpo"
     own = own or (grpo and _same_file(data, config["data"]["eval"]["path"]))

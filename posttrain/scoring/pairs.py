@@ -79,7 +79,7 @@ def score(
     prompts = [pair.conversation for pair in answered]
     sampled, divergence = sample(model, tokenizer, prompts, settings)
     samples = [
-        SampledReply(*_answered(side, pair), c.text, c.tokens, not c.truncated, kl)
+        SampledReply(*_answered(side, pair), c.text, c.tokens or 0, not c.truncated, kl)
         for pair, c, kl in zip(answered, sampled, divergence, strict=True)
     ]
     run.write_rows(f"{side}_samples", map(vars, samples))

@@ -27,7 +27,7 @@ def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings])
 
     A measure is of the questions that could be scored with every seed, on both sides; where fewer
     than two could, it is left out. Raises ConfigError if a run is not finished, or was trained or
-    scored on other data.
+    scored on other data, DataError if every measure is left out.
     """
     for seed, folder in runs.items():
         if not RunFolder(folder).finished:
@@ -41,7 +41,10 @@ def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings])
             )
     sides = [[_scores(folder, settings_class, s) for folder in runs.values()] for s in SIDES]
     changes = {name: _change(name, *sides) for name in sides[0][0]}
-    return Repeated(list(runs), {name: each for name, each in changes.items() if each is not None})
+    if not (known := {name: each for name, each in changes.items() if each is not None}):
+        why = "fewer than two held-out questions could be scored with every seed; score more"
+        raise DataError(f"{first.path.parent}: {why}")
+    return Repeated(list(runs), known)
 
 
 def _change(name: str, before: Sequence[Scores], after: Sequence[Scores]) -> SeedChange | None:

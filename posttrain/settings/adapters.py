@@ -55,8 +55,8 @@ def base_of(folder: Path) -> str:
     names = [recorded]
     for parent in list(folder.absolute().parents)[:3]:
         if (parent / "config.yaml").is_file():
-            model = read_yaml(parent / "config.yaml").get("model") or {}
-            names += [model["name"]] if "name" in model else []
+            model = read_yaml(parent / "config.yaml").get("model")
+            names += [str(model["name"])] if isinstance(model, dict) and model.get("name") else []
     for name in names:
         if (ROOT / name).is_dir():
             return str(ROOT / name)

@@ -4,10 +4,11 @@ scripts, works with what they train, and has a value that the trainer takes.
 Read from the libraries' source and from the tables below, so that no torch is needed.
 """
 
+import json
 from collections import defaultdict
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from posttrain.base.errors import ConfigError, did_you_mean
 from posttrain.base.expected import given
@@ -176,7 +177,8 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
         kind = eval(valid[key], {}, TYPES)
         try:
             TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError:
+            json.dumps(value, allow_nan=False, default=str)  # as every checkpoint has to
+        except ValueError:
             raise ConfigError(f"{where}: expected {yaml_type(kind)}, got {given(value)}") from None
         if key in CHOICES and value not in CHOICES[key]:
             raise ConfigError(

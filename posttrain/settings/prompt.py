@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from posttrain.base.errors import DataError
+from posttrain.base.errors import DataError, PostTrainError
 from posttrain.base.expected import given
 from posttrain.base.files import jsonl_rows
 from posttrain.base.paths import here_or_project
@@ -44,12 +44,12 @@ class Prompt(Section):
         """The rows of a file, so that a run records the examples themselves."""
         if not isinstance(value, str):
             return value
-        file = here_or_project(value)
-        if not file.is_file():
-            raise ValueError(f"there is no file '{value}' (a JSONL file of question and answer)")
         try:
+            file = here_or_project(value)
+            if not file.is_file():
+                raise DataError(f"there is no file '{value}' (a JSONL file of question and answer)")
             rows = jsonl_rows(file)
-        except DataError as error:
+        except PostTrainError as error:
             raise ValueError(str(error)) from None
         if not rows:
             raise ValueError(f"{file} is empty; write a question and an answer on each line")

@@ -11,15 +11,23 @@ from typing import Any
 
 import yaml
 
-from posttrain.base.errors import ConfigError, first_line
+from posttrain.base.errors import ConfigError, first_line, quoted
 from posttrain.base.expected import kind_of
 
-_INT = re.compile(r"[-+]?[0-9][0-9_]*\Z")
+_INT = re.compile(r"[-+]?[0-9]+(_[0-9]+)*\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads YAML 1.2 floats."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = True) -> Any:
+        try:  # always deep: PyYAML then refuses an alias inside of what it stands for
+            return super().construct_object(node, deep=True)
+        except (AttributeError, KeyError, ValueError):  # !!int x, !!timestamp x, 5,000 digits
+            line, kind = node.start_mark.line + 1, node.tag.rpartition(":")[2]
+            what = f"{quoted(str(node.value))} cannot be read as {kind}"
+            raise ConfigError(f"line {line}: not valid YAML: {what}") from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Any, int] = {}
@@ -47,9 +55,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# An integer also matches _FLOAT; resolvers are tried in order.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 for _class in (_Loader, _Dumper):
+    # An integer also matches _FLOAT; resolvers are tried in order.
+    _class.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
@@ -65,6 +73,8 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: {line}not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
         raise ConfigError(f"{where}: not valid YAML: {first_line(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: lists or sections inside of others are too deep") from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

@@ -43,7 +43,7 @@ class Training(Section):
     save_total_limit: int = Field(2, ge=1)
     """Newest checkpoints kept; the best one by validation, or without any by training reward,
     accuracy or loss, is kept in addition."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**32 - 1)
     """Seed of everything random in the run."""
     extra: dict[str, Any] = Field({})
     """Any other argument of the trainer's configuration class."""

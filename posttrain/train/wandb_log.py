@@ -41,7 +41,7 @@ def choose(requested: bool) -> tuple[Literal["off", "offline", "online"], str]:
     """
     requested = requested or os.environ.get("WANDB_MODE") == "offline"
     names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    netrc = any(Path(name).expanduser().exists() for name in names)
+    netrc = any(os.path.exists(os.path.expanduser(name)) for name in names)
     hints = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
     if not (requested or any(map(os.environ.get, hints)) or netrc):
         return "off", ""

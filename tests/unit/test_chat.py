@@ -16,6 +16,7 @@ from posttrain.chat import source, terminal
 from posttrain.chat.conversation import Side, Talk
 from posttrain.chat.known import NOTHING, Known, held_out_questions, load_known
 from posttrain.scoring import reward_functions
+from posttrain.settings import Prompt
 from tests.helpers import ROOT, Capsys
 from tests.runs import dpo_run, grpo_run, unfinished
 from tests.unit.conftest import Ask
@@ -159,12 +160,13 @@ def test_what_cannot_be_asked_or_saved(
     talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: Capsys, tmp_path: Path
 ) -> None:
     lines = ["/save", "/save x", "/system caf\udcc3", "caf\udcc3 ?", "café ?"]
-    typed(monkeypatch, [*lines, f"/save {tmp_path}/no/such"])
+    places = (f"{tmp_path}/no/such", "~nosuchuser/x", "x" * 300)
+    typed(monkeypatch, [*lines, *(f"/save {place}" for place in places)])
     terminal.converse(talk)  # until the end of the input
     output = capsys.readouterr()
     for part in ("name a file", "no question to save yet", "error: that is not UTF-8"):
         assert part in output.out
-    assert "No such file or directory" in output.err
+    assert output.err.count("No such file or directory") == 2 and "too long" in output.err
     assert [row["question"] for row in talk.rows] == ["café ?"]
 
 
@@ -274,6 +276,8 @@ def test_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (run / "gguf" / "m.gguf").write_bytes(b"GGUF")
     gguf = source.find(str(run / "gguf" / "m.gguf"))
     assert gguf.kind == "gguf" and gguf.folder == run
+    odd = source.Source("model", "x", {"model": "gpt2", "prompt": "Be brief."})
+    assert (odd.trained_length, odd.prompt) == (0, Prompt())
     (tmp_path / "outputs" / "mine").mkdir(parents=True)
     monkeypatch.setattr(source, "ROOT", tmp_path)
     for name, message in (
@@ -302,6 +306,10 @@ def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:
         (["assets/demo_modle"], "Did you mean 'assets/demo_model'?"),
         (["assets/demo_model", "--temperature", "-1"], "--temperature: must be 0 or more, got -1"),
         (["assets/demo_model", "--question", " "], "--question needs a text"),
+        (["assets/demo_model", "--seed", "5000000000"], "--seed: must be a whole number below"),
+        (["~nosuchuser/x"], "there is no folder '~nosuchuser/x'."),
+        (["x" * 300], "xxx…' cannot be opened (file name too long); name a file or a folder"),
+        (["assets/demo_model", "--examples", f"{{{'x' * 300}}}"], "--examples: examples: '{xxxx"),
         (["assets/demo_model", "--web", "--port", "70000"], "--port 70000: the page cannot be"),
         (["assets/demo_model", "--web", "--port", "TAKEN"], "in use"),
     ],

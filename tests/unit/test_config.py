@@ -186,6 +186,7 @@ def test_a_section_of_another_type(wrong: Any, tmp_path: Path) -> None:
         ("training.learning_rate=0", "training.learning_rate: should be above 0"),
         ("training.learning_rate=.nan", "training.learning_rate: should be a finite number"),
         ("rewards.format=.inf", "rewards.format: "),
+        ("training.seed=5000000000", "training.seed: should be 4294967295 or less, got 5000000000"),
         ("training.num_generations=7", "training: .* 128 is not a multiple of num_generations = 7"),
         ("training.steps_per_generation=3", "training: save_steps x gradient_accumulation_steps "),
         ("training.num_iterations=7", "training: save_steps x gradient_accumulation_steps "),
@@ -319,6 +320,7 @@ def test_a_config_of_the_working_folder_comes_first(
         ("configs/grpo_dem.yaml", "Did you mean 'configs/grpo_demo.yaml'?"),
         ("grpo_demo", "Did you mean 'configs/grpo_demo.yaml'?"),
         ("configs/nope.yaml", "Valid: configs/dpo_demo.yaml, "),
+        ("~nosuchuser/x.yaml", "Valid: configs/dpo_demo.yaml, "),
     ],
 )
 def test_a_missing_config(path: str, hint: str) -> None:
@@ -428,6 +430,8 @@ def test_the_tables_of_extra_name_arguments_of_the_installed_libraries() -> None
         (GRPO, ["extra.generation_kwargs={max_new_tokens: 9}"], "training.max_completion_length"),
         (GRPO, ["extra.accelerator_config={split_batches: true}"], "per_device_train_batch_size"),
         (DPO, ["extra.debug=5"], "expected text | list of text, got 5"),
+        (DPO, ["extra.adam_epsilon=.inf"], "expected number, got Infinity"),
+        (SFT, ["extra.lr_scheduler_kwargs={a: [.nan]}"], ', got the object {"a": [NaN]}'),
         (DPO, ["bf16=true", "fp16=true"], "bf16 and fp16 are both true"),
         (
             GRPO,

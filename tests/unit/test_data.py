@@ -19,14 +19,15 @@ from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint
 from posttrain.data.pairs import load_pair_set
-from posttrain.data.problems import load_problems
+from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.prompted import prompt_key
 from posttrain.data.render import drop_overlong
 from posttrain.data.sources import read_rows
 from posttrain.data.text import normalise, set_aside
+from posttrain.scoring import evaluation as scored
 from posttrain.settings import PairColumns, PairData, ProblemColumns, ProblemData, Prompt, Source
 from rewards.answer import parse_number
-from tests.helpers import ROOT, SHARED, Capsys, needs_shared
+from tests.helpers import ROOT, SHARED, Capsys, demo_settings, needs_shared
 from tests.unit.conftest import Ask
 
 Rows = list[dict[str, Any]]
@@ -94,6 +95,7 @@ UNREADABLE = [
     Bad("pairs.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ("'chosen'",)),
     Bad("problems.tsv", "a\t1\nb\t2\tc\n", ("row 2", "3 cells", "question, tab, answer")),
     Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"PAR1", ("Parquet",)),
+    Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"\x32\0\0\0PAR1", ("thrift",)),
     # not the encoding
     Bad("pairs.jsonl", jsonl({**PAIR, "prompt": "é"}).encode("latin-1"), ("not UTF-8", "byte")),
     Bad("pairs.json", json.dumps([PAIR]).encode("utf-16"), ("not UTF-8", "byte")),
@@ -186,7 +188,8 @@ def test_a_missing_file_and_where_it_was_looked_for(
     """A relative path in two places, an absolute one in none but its own."""
     both = f" (looked in {tmp_path} and {ROOT})"
     monkeypatch.chdir(tmp_path)
-    for path, places in ("nothing.csv", both), ("./no/folder/", both), ("/nowhere/at_all", ""):
+    relative = ((path, both) for path in ("nothing.csv", "./no/folder/", "~nosuchuser/x.csv"))
+    for path, places in *relative, ("/nowhere/at_all", ""):
         with pytest.raises(DataError) as caught:
             read_rows(Source(path=path))
         assert str(caught.value) == f"{path}: no such file{places}"
@@ -230,6 +233,13 @@ def test_a_question_to_score_that_is_there_twice(tmp_path: Path, capsys: Capsys)
     assert problems == [Problem("Two and two?", "4"), Problem("b?", "1")]
     output = capsys.readouterr().out
     assert output == f"{evaluation}: 2 repeated questions left out of scoring\n"
+    write(train, jsonl(PROBLEM, other, PROBLEM, other, PROBLEM))
+    config = demo_settings("grpo", f"data.train.path={train}", "data.validation=0")
+    once = scored.load_problems("train", config.model_dump(mode="json"))
+    assert once == [Problem("1 + 1 ?", "2"), Problem("b?", "1")]
+    more = [*once, *once, Problem("c?", "1"), Problem("c?", "1")]
+    kept, validation = for_validation(more, config.data.model_copy(update={"validation": 3}))
+    assert (len(validation), len(kept)) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_the_system_refuses_is_one_line(ask: Ask, tmp_path: Path) -> None:
     """Where nothing detected it before: /sys takes no folders, not even from root."""
-    arguments = ["--config", str(CONFIGS[0]), "--output", "/sys/kernel/run"]
-    result = ask("dpo" if "dpo" in CONFIGS[0].name else "grpo", *arguments)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert result.stderr.startswith("error: ") and "/sys/kernel" in result.stderr
+    for output in ("/sys/kernel/run", f"/tmp/{'x' * 300}"):
+        arguments = ["--config", str(CONFIGS[0]), "--output", output]
+        result = ask("dpo" if "dpo" in CONFIGS[0].name else "grpo", *arguments)
+        assert result.returncode == 2 and result.stderr.count("\n") == 1
+        assert result.stderr.startswith("error: ") and output[:11] in result.stderr

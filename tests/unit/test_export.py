@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
+from posttrain.base.files import write_json
 from posttrain.export import gguf, llama_cpp, merge, parity, session, source
 from posttrain.export.gguf import known_pre_tokenizer
 from posttrain.export.proof import Record, at_most
@@ -70,6 +71,12 @@ def test_a_proven_export_stays_proven_while_nothing_changes(proven: Record) -> N
         assert not proven_again(proven)
     path.unlink()
     assert not proven_again(proven)
+
+
+@pytest.mark.parametrize("exports", [{}, {"exports": []}, {"exports": {"a": 3, "b": {}}}])
+def test_a_damaged_record_proves_nothing(proven: Record, exports: dict[str, Any]) -> None:
+    write_json(proven.path, exports)
+    assert not proven_again(proven) and Record(proven.folder, BASE, "a").content["exports"] == {}
 
 
 def test_one_failed_check_makes_a_file_unproven(proven: Record) -> None:
@@ -136,6 +143,11 @@ def test_a_run_folder_an_adapter_of_a_run_and_a_lone_adapter(tmp_path: Path) -> 
         assert (trained.adapter, trained.output, trained.name) == (run / "adapter", run, "my-run")
         assert trained.run == {"model": {"name": "x"}}
     lone = source.find(make_config(tmp_path / "lone"), None)
+    for other in ("model: gpt2", "model:"):  # a config.yaml of another tool
+        (tmp_path / "config.yaml").write_text(other)
+        assert source.find(make_config(tmp_path / "adapter"), None).run == {}
+    shutil.rmtree(tmp_path / "adapter")
+    (tmp_path / "config.yaml").unlink()
     assert (lone.output, lone.run) == (ROOT / "outputs" / "export" / "lone", {})
     assert source.find(tmp_path / "lone", tmp_path / "out").output == tmp_path / "out"
     with pytest.raises(ConfigError, match=r"neither a run folder .* adapter_config.json"):

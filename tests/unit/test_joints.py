@@ -68,6 +68,7 @@ posttrain/train/grpo_trainer.py: generation that is out of memory is cut into fe
     trl/trainer/grpo_trainer.py: GRPOTrainer.use_transformers_continuous_batching
 posttrain/train/grpo_trainer.py: log-probabilities of sampling and training are compared
     trl/trainer/grpo_trainer.py: GRPOTrainer.temperature GRPOTrainer._metrics
+    trl/trainer/grpo_trainer.py: GRPOTrainer._current_train_step_time
     trl/trainer/grpo_trainer.py: "sampling/sampling_logp_difference/mean"
 posttrain/train/grpo_trainer.py: scoring that is out of memory is cut into fewer rows
     trl/trainer/grpo_trainer.py: GRPOTrainer._get_per_token_logps_and_entropies(model, input_ids)

@@ -180,6 +180,10 @@ def test_runs_that_cannot_be_compared(three: dict[int, Path]) -> None:
     (three[3] / "eval" / "after.jsonl").unlink()
     with pytest.raises(DataError, match="each question after training are missing"):
         over_seeds(three, GRPOSettings)
+    for run in three.values():
+        with_answers(run, [1])
+    with pytest.raises(DataError, match="fewer than two held-out questions could be scored"):
+        over_seeds(three, GRPOSettings)
     RunFolder(three[2]).amend({"data": "f" * 64})
     with pytest.raises(ConfigError, match="seed-2 was trained or scored on other data"):
         over_seeds(three, GRPOSettings)
@@ -195,6 +199,7 @@ def test_runs_that_cannot_be_compared(three: dict[int, Path]) -> None:
         (["--seeds", "1,x"], "whole numbers"),
         (["--seeds", "1,2", "training.seed=3"], "--seeds"),
         (["--seeds", "1,-2"], "training.seed"),
+        (["--seeds", "1,2", "evaluation.limit=1"], "evaluation.limit: one question"),
     ],
 )
 def test_what_is_wrong_on_the_command_line(given: list[str], message: str) -> None:

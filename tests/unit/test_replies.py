@@ -14,6 +14,7 @@ from posttrain.data.demonstrations import DemonstrationSet, load_demonstrations
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import load_problems, within_pass_rate
 from posttrain.data.replies import pass_rates, read_sampled
+from posttrain.run.replies import folder_for, read_replies
 from posttrain.settings import Source
 from posttrain.settings.data import PassRate
 from tests.helpers import Capsys, demo_settings, write_rows
@@ -142,6 +143,23 @@ def test_replies_of_an_earlier_version_and_of_rewards_that_could_not_score(tmp_p
     write_rows(file, {"question": "2 + 2?", "reply": "4"})
     with pytest.raises(DataError, match=r"row 1 is not a scored reply of \./run evaluate: no tot"):
         read_sampled(Source(path=str(file)))
+    for odd in ({"total_reward": "abc"}, {"format_rate": None, "tagged": 1.0}):
+        write_rows(file, {"question": "2 + 2?", "reply": "4", **odd})
+        with pytest.raises(DataError, match="row 1: what the reply earned is not a number"):
+            read_sampled(Source(path=str(file)))
+
+
+def test_an_evaluation_that_was_damaged_is_one_line(tmp_path: Path) -> None:
+    row = score_reply(Problem("2 + 2?", "4"), Completion(RIGHT, None, False)).as_row()
+    assert read_replies(write_rows(tmp_path / "replies.jsonl", row))[0].tokens is None
+    for name, odd in ("tokens", "x"), ("sample", None), ("question", None), ("answer", "many"):
+        file = write_rows(tmp_path / "replies.jsonl", row, {**row, name: odd})
+        with pytest.raises(DataError, match=rf"^{file}: row 2 is not a (Reply: {name}|scored)"):
+            read_replies(file)
+    for content in ("", "[1]"):
+        (tmp_path / "request.json").write_text(content)
+        with pytest.raises(ConfigError, match=f"^{tmp_path}/request.json .*; restore it"):
+            folder_for(tmp_path, {})
 
 
 ROW = {"prompt": "Why?", "reply": " So. "}

@@ -15,12 +15,13 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
-from posttrain.report import differences, drawing, next_steps, page, plots, samples
+from posttrain.report import differences, drawing, next_steps, page, page_data, plots, samples
 from posttrain.report.curves import moving_average
 from posttrain.report.model_card import render_model_card
 from posttrain.report.tables import compared
 from posttrain.report.verdict import Verdict, verdict
 from posttrain.run.reading import read_run, read_runs
+from posttrain.run.results import Stage
 from scripts import report
 from tests.helpers import ROOT, Capsys, run_script
 from tests.runs import dpo_run, grpo_metrics, grpo_run, sft_run, unfinished, write
@@ -440,6 +441,13 @@ def test_time_adds_up_over_sessions_and_steps_are_guessed_from_epochs(tmp_path: 
     for step in range(1, 117):  # of 116 steps an epoch, as trainers round it
         append_rows(tmp_path / "metrics.jsonl", [{"step": step, "epoch": step / 116}])
         assert read_run(tmp_path).total_steps == 232
+
+
+def test_steps_of_a_stage_that_are_not_known_are_left_out(short: Path) -> None:
+    run = read_run(short)
+    stages = [Stage("warm_up", method="sft", steps=steps) for steps in (None, 0)]
+    run = replace(run, environment=replace(run.environment, stages=stages))
+    assert page_data.stages(run) == ["warm_up: SFT", "warm_up: SFT, 0 steps"]
 
 
 def test_the_moving_average_leaves_gaps_out() -> None:

@@ -186,6 +186,8 @@ def test_a_reward_from_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("rewards.gsm8k:", ["path/to/file.py:function"]),
         ("absent.py:f", ["no reward file", "absent.py"]),
         ("folder/absent:f", ["no reward file"]),
+        ("~nosuchuser/x.py:f", ["no reward file"]),
+        (f"{'x' * 300}.py:f", ["no reward file"]),
         (".:f", ["failed to import"]),
         ("no_such_package:f", ["no_such_package", "ModuleNotFoundError"]),
         ("rewards.gsm8k:formatreward", ["no function", "did you mean 'format_reward'?"]),

@@ -14,7 +14,7 @@ import pytest
 
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
-from posttrain.base.errors import DataError, first_line
+from posttrain.base.errors import ConfigError, DataError, first_line
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until, write_json, write_text
 from posttrain.base.processor import cores
 from posttrain.run.environment import PACKAGES, git_commit
@@ -75,6 +75,11 @@ def test_a_finished_run_that_is_trained_on_is_not_finished(run: RunFolder) -> No
         write_text(run.path / "environment.json", damaged)
         assert run.finished and run.trained
     run.open(fresh=False)
+    for damaged in ("", "[1]"):
+        write_text(run.path / "environment.json", damaged)
+        for read in (lambda: run.trained, run.threads, lambda: run.amend({})):
+            with pytest.raises(ConfigError, match=f"^{run.path}/environment.json .*; restore it"):
+                read()
     assert not run.finished and not (run.path / "export.json").exists()
     for name in ("eval/comparison", "export"):
         assert (run.path / f"{name}.previous.json").read_text() == f"{name}.json"

@@ -174,8 +174,9 @@ def test_length_is_what_truncated_means(api: Server) -> None:
 
 
 def test_url_with_v1_and_a_server_without_token_counts(api: Server) -> None:
-    api.plan = lambda *_: (200, {k: v for k, v in choice("7")[1].items() if k != "usage"})
-    assert ask(f"{api.url}/v1/", ["Say 7"]) == [Completion("7", 0, False)]
+    for usage in (None, [], {}, {"completion_tokens": None}):
+        api.plan = lambda *_, usage=usage: (200, {**choice("7")[1], "usage": usage})
+        assert ask(f"{api.url}/v1/", ["Say 7"]) == [Completion("7", None, False)]
 
 
 def wait(text: str) -> Reply:
@@ -320,6 +321,10 @@ def test_script_end_to_end(api: Server, run: Run, tmp_path: Path) -> None:
     again = run(api.url)
     assert again.returncode == 0 and len(api.bodies) == 10  # nothing was requested twice
     assert report(tmp_path) == written
+    rows = [{**json.loads(line), "tokens": None} for line in replies.read_text().splitlines()]
+    write_rows(replies, *rows[:-1], {**rows[-1], "tokens": 3})
+    assert run(api.url).returncode == 0 and len(api.bodies) == 10
+    assert report(tmp_path)["measures"]["mean_tokens"]["n"] == 1
     api.models = (200, {"data": [{"id": "bigger"}]})
     another = run(api.url)
     assert another.returncode == 2 and len(api.bodies) == 10

@@ -92,6 +92,7 @@ def test_settings_that_agree_are_accepted(tmp_path: Path) -> None:
         ("lora.use_rslora=false", "lora.use_rslora is false, and the adapter .* has true;"),
         ("model.name=Qwen/Qwen2.5-0.5B", "model.name is Qwen/Qwen2.5-0.5B, and the adapter"),
         ("model.adapter=outputs/no_such_run", "there is no run folder or adapter folder 'outputs"),
+        ("model.adapter=~nosuchuser/x", "there is no run folder or adapter folder '~nosuchuser/x'"),
     ],
 )
 def test_contradictions_are_refused_by_name(override: str, message: str, tmp_path: Path) -> None:

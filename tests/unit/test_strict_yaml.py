@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import ConfigError
-from posttrain.settings.strict_yaml import parse_yaml, read_yaml
+from posttrain.settings.strict_yaml import dump_yaml, parse_yaml, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_values(texts: list[str], value: Any) -> None:
     [
         *("q_proj", "1.2.3", "5e-6x", "e5", "1e", "1e-", "--3", "+", "é", "1:30", "12:30:45"),
         # Dates are text: no setting is a date, and an impossible one must not end in a traceback.
-        *("2024-01-01", "2024-13-45"),
+        *("2024-01-01", "2024-13-45", "2024_11_", "1__0"),
     ],
 )
 def test_plain_text(text: str) -> None:
@@ -52,6 +52,11 @@ def test_plain_text(text: str) -> None:
 @pytest.mark.parametrize("text", ["5e-6", "3", "yes", "null", "", " a "])
 def test_quoted_text_stays_text(text: str) -> None:
     assert parse_yaml(f"'{text}'", "here") == parse_yaml(f'"{text}"', "here") == text
+
+
+@pytest.mark.parametrize("text", ["09_12", "08_", "08", "010", "1_000", "9" * 5000, "1:30", "5e-6"])
+def test_what_is_dumped_is_read_back(text: str) -> None:
+    assert parse_yaml(dump_yaml({"name": text}), "here") == {"name": text}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +92,8 @@ def test_a_key_that_is_not_text(key: str) -> None:
         ("a: *nothing\n", 1),
         ("a: 1\n---\nb: 2\n", 2),
         ("a: 1\nb: !!python/object/apply:os.getcwd []\n", 2),
+        *((f"a: 1\nb: {value}\n", 2) for value in ("!!int abc", "!!bool abc", "9" * 5000)),
+        *((f"a: 1\nb: {value}\n", 2) for value in ("!!timestamp abc", "&x [*x]", "&x {b: *x}")),
     ],
 )
 def test_bad_syntax_names_the_line(text: str, line: int) -> None:
@@ -121,6 +128,7 @@ def test_files_from_any_system(content: str, tree: dict[str, Any], tmp_path: Pat
     [
         ("- a\n- b\n", "PATH: expected sections at the top, got a list"),
         ("text\n", "PATH: expected sections at the top, got text"),
+        ("a: " + "[" * 5000, "PATH: lists or sections inside of others are too deep"),
         (b"a: 1\nb: \xff\n", "cannot read the config file .*PATH.*utf-8"),
         (None, "no config file at 'PATH'"),
     ],

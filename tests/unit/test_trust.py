@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
-from posttrain.base.errors import CheckpointError, ConfigError
+from posttrain.base.errors import CheckpointError, ConfigError, hub_errors
 from posttrain.base.files import model_fingerprint
+from posttrain.export import merge
 from posttrain.model import adapter, pretrained
 from posttrain.model.trust import check_checkpoint, check_model_folder
+from posttrain.run import room
 from posttrain.run.checkpoint import CheckpointStore, verify
 from posttrain.settings import Model, adapters
 from tests.helpers import ROOT
@@ -225,8 +228,10 @@ def test_the_base_of_an_adapter_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert base("assets/base") == there
     assert base("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
     gone = "/old/place/assets/base"
-    with pytest.raises(ConfigError, match=f"its base model {gone} does not exist"):
-        base(gone)
+    for other in ("", "model: gpt2", "model:"):  # a config.yaml of another tool
+        (run / "config.yaml").write_text(other)
+        with pytest.raises(ConfigError, match=f"its base model {gone} does not exist"):
+            base(gone)
     (run / "config.yaml").write_text("model: {name: assets/base}\n")
     assert base(gone) == there
     checkpoint = shutil.copytree(run / "adapter", run / "checkpoints" / "step-000005")
@@ -239,3 +244,32 @@ def test_the_base_of_an_adapter_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
         config = json.loads((actual / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == there
         assert (actual / "weights").read_text() == "as they are"
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3613320\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 99, POINTER, "cut"])
+def test_weights_that_cannot_be_read_are_named(folder: Path, content: Any, tmp_path: Path) -> None:
+    """A model's and an adapter's, wherever they are loaded, before anything heavy is."""
+    weights, trained = folder / "model.safetensors", tmp_path / "adapter"
+    of_adapter = trained / "adapter_model.safetensors"
+    trained.mkdir()
+    edit(trained / "adapter_config.json", base_model_name_or_path=str(folder), peft_type="LORA")
+    shutil.copy(weights, of_adapter)
+    reads = {
+        weights: lambda: room.check_room(folder, tmp_path, []),
+        of_adapter: lambda: merge.check_adapter(trained, folder),
+    }
+    for path, read in reads.items():
+        read()
+        original = path.read_bytes()
+        path.write_bytes(original[:-9] if isinstance(content, str) else content)
+        for each in (read, lambda: pretrained.load_for_scoring(str(trained), False, "float32", 64)):
+            with pytest.raises(ConfigError, match=f"^{path} cannot be read .*; copy it again"):
+                each()
+        path.write_bytes(original)
+    of_adapter.unlink()
+    with pytest.raises(ConfigError, match=f"^{of_adapter} cannot be read .No such file"):
+        reads[of_adapter]()
+    assert SafetensorError in hub_errors()
