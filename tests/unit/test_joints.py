@@ -49,6 +49,7 @@ posttrain/train/grpo_trainer.py: whether and how a loss of GRPO is a sum over co
     trl/trainer/grpo_trainer.py: GRPOTrainer.loss_type GRPOTrainer.aux_loss_enabled
     trl/trainer/grpo_trainer.py: GRPOTrainer.top_entropy_quantile
     trl/trainer/grpo_trainer.py: GRPOTrainer._entropy_bonus_enabled GRPOTrainer._step
+    trl/trainer/grpo_trainer.py: GRPOTrainer._current_train_step_time
     trl/trainer/grpo_trainer.py: GRPOTrainer.compute_loss(model, inputs, return_outputs)
     trl/trainer/grpo_trainer.py: "self.current_gradient_accumulation_steps"
     transformers/trainer.py: Trainer.current_gradient_accumulation_steps
