@@ -58,7 +58,11 @@ def remarks(run: Run) -> list[str]:
     """A sentence on each file that lost significantly, and on what 4-bit training cost."""
     scores = _scores(run)
     on_16_bit = scores.pop(ON_16_BIT, None)
-    sound = [name for name, s in scores.items() if not _lost(s) and run.exports[name].proven]
+    sound = [
+        name
+        for name, score in scores.items()
+        if not (_lost(score) or _worse(score)) and run.exports[name].proven
+    ]
     smallest = min(sound, key=lambda name: run.exports[name].bytes or 0.0, default=None)
     use = f"use {smallest.removeprefix('gguf:')}" if smallest else "no proven file is as good as it"
     sentences = []

@@ -118,9 +118,11 @@ def test_a_file_of_a_dpo_run_that_never_ends(tmp_path: Path) -> None:
     assert export_scores.no_file_lost(record) == []
     heads = [column.head for column in export_scores.rows(record).columns]
     assert len(set(heads)) == len(heads)
-    record = read_run(write(run, gguf_q4_k_m=scored_replies(40, ended=True)))
-    (remark,) = export_scores.remarks(record)
+    lost = scored_replies(40, ended=True)
+    record = read_run(write(run, gguf_q8_0=scored_replies(60, ended=False), gguf_q4_k_m=lost))
+    remark = export_scores.remarks(record)[-1]
     assert remark.startswith("q4_k_m lost 20 of 60 prompts that the adapter answers in the right")
+    assert remark.endswith("; no proven file is as good as it.")
 
 
 def test_nothing_is_shown_where_nothing_is_known(run: Path) -> None:
