@@ -141,17 +141,6 @@ def test_rows_are_read_up_to_damaged_lines(tmp_path: Path) -> None:
     assert jsonl_rows(path) == [{"step": 1, "text": HARD}]
 
 
-def test_scored_rows_come_back_as_they_were(run: RunFolder) -> None:
-    run.open(fresh=False)
-    rows = [{"reply": HARD, "tagged": 1.0}, {"reply": "", "tagged": 0.0}]
-    assert run.read_rows("before") is None
-    run.write_rows("before", rows)
-    assert run.read_rows("before") == rows
-    assert json_lines(run.path / "eval" / "before.jsonl") == rows
-    run.write_rows("before", [])
-    assert run.read_rows("before") == []
-
-
 @pytest.mark.parametrize("write", [write_text, write_json])
 def test_a_file_is_replaced_or_untouched(write: Any, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
@@ -321,18 +310,6 @@ def test_a_sample_row(tmp_path: Path) -> None:
     assert rows[0]["reward/counting"] is None
     assert rows[0]["reward/correctness"] == 0.0
     assert rows[3]["completion"] == HARD
-
-
-def test_a_resumed_run_writes_no_generation_twice(tmp_path: Path) -> None:
-    """A checkpoint at step 2 is taken before the generation that the third step learns from."""
-    path = tmp_path / "samples.jsonl"
-    (function,) = SampleRecorder(path, 1, 4).wrap({"counting": counting})
-    for steps_done in range(4):
-        function(**generation(steps_done))
-    keep_rows_until(path, 2)
-    for steps_done in range(2, 5):
-        function(**generation(steps_done))
-    assert [row["question"] for row in json_lines(path)] == ["q0", "q1", "q2", "q3", "q4"]
 
 
 def test_where_a_run_resumes(run: RunFolder, capsys: Capsys) -> None:
