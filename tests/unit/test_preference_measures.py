@@ -1,8 +1,7 @@
 """What DPO's evaluation measures, against cases worked out by hand."""
 
-import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 
 from eval import Completion, measures, preference, replies
 from eval.preference import Pair, ScoredPair
-from eval.replies import MeasuredReply, kl_per_token, measure, repetition
-from eval.stats import NOT_MEASURABLE, Difference, Measure, wilson_interval
+from eval.replies import MeasuredReply, kl_per_token, measure
+from eval.stats import Difference, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import problem_sets
@@ -44,17 +43,6 @@ def test_length_controlled_accuracy_is_that_of_pairs_whose_shorter_reply_is_chos
     assert (pair.reward_margin, pair.reward_accuracy) == (1.5, 1.0)
 
 
-def test_without_such_a_pair_it_is_not_measurable() -> None:
-    scores = preference.scores([ScoredPair(1.0, 0.0, 9, 3)] * 5)
-    name = "length_controlled_accuracy"
-    assert measures.summarise(scores)[name] == NOT_MEASURABLE
-    result = measures.compare(scores, scores)[name]
-    assert result.before == result.after == Measure(None, 0, None, None)
-    assert result.difference is result.low is result.high is result.p_value is None
-    assert result.n == 0
-    json.dumps(asdict(result), allow_nan=False)
-
-
 @pytest.mark.parametrize(
     ("low", "high", "p", "way"),
     [(0.1, 0.3, 0.049, 1), (-0.3, -0.1, 0.01, -1), (0.1, 0.3, 0.05, 0), (-0.1, 0.3, 0.01, 0)],
@@ -63,18 +51,6 @@ def test_a_change_beyond_chance_has_both(low: float, high: float, p: float, way:
     change = Difference(0.1, low, high, p, 60)
     names = ("strict", "truncated_rate", "mean_tokens")
     assert [measures.direction(name, change) for name in names] == [way, -way, 0]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("un deux trois", 0.0),  # no 4-gram at all
-        ("a b c d a b c d", 1 / 5),  # abcd bcda cdab dabc abcd
-        ("a a a a a a a", 3 / 4),  # aaaa four times
-    ],
-)
-def test_repetition(text: str, expected: float) -> None:
-    assert repetition(text) == pytest.approx(expected)
 
 
 def test_what_is_measured_of_a_reply() -> None:
