@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -98,17 +97,14 @@ UNREADABLE = [
     Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"\x32\0\0\0PAR1", ("thrift",)),
     # not the encoding
     Bad("pairs.jsonl", jsonl({**PAIR, "prompt": "é"}).encode("latin-1"), ("not UTF-8", "byte")),
-    Bad("pairs.json", json.dumps([PAIR]).encode("utf-16"), ("not UTF-8", "byte")),
     # not a known kind of file
     Bad("pairs.txt", jsonl(PAIR), ("'.txt'", ".jsonl", ".csv")),
     Bad("pairs.txt.gz", b"\x1f\x8b", ("'.gz'", ".jsonl", "with .gz after it")),
     Bad("pairs.csv.gz", gzip.compress(b"a,b\n", mtime=0)[:-9], ("not a complete gzip file",)),
-    Bad("pairs", jsonl(PAIR), ("use .json, .jsonl, ", ".csv, ", ".parquet")),
 ]
 BAD_PAIRS = [
     bad_row(("'chosen'", TEXT_WANTED, "null"), chosen=None),
     bad_row(("'chosen'", "empty"), chosen="\u00a0\u202f\u2003"),
-    bad_row(("'chosen'", TEXT_WANTED, "got 7"), chosen=7),
     bad_row(("'chosen'", "'rejected'", "same"), chosen="\u00a0Yes."),
     # Half of a surrogate pair: JSON can write it, but no tokenizer takes it.
     Bad("pairs.jsonl", jsonl(PAIR) + json.dumps({**PAIR, "chosen": "\ud83d"}), ("row 2", "half")),
@@ -116,11 +112,6 @@ BAD_PAIRS = [
         "pairs.jsonl",
         jsonl(PAIR, {"prompt": "b", "chosn": "x", "rejected": "y"}),
         ("row 2", "no column 'chosen'", "Did you mean 'chosn'?", "data.columns"),
-    ),
-    Bad(
-        "pairs.jsonl",
-        jsonl({"question": "b", "best": "x", "worst": "y"}),
-        ("row 1", "no column 'prompt'", "best, question, worst", "data.columns"),
     ),
     Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e\n", ("row 2", "'rejected'")),
     Bad("pairs.csv", 'prompt,chosen,rejected\na,b,c\n"d\ne", ,f\n', ("row 2", "'chosen'", "empty")),
@@ -145,11 +136,6 @@ BAD_PROBLEMS = [
     bad_gold(["5"], TEXT_WANTED, "the list"),
     bad_gold(float("inf")),
     Bad("problems.jsonl", jsonl(PROBLEM, {**PROBLEM, "question": " "}), ("row 2", "'question'")),
-    Bad(
-        "problems.jsonl",
-        jsonl({"question": "a", "anwser": "5"}),
-        ("row 1", "no column 'answer'", "Did you mean 'anwser'?"),
-    ),
 ]
 
 
@@ -193,15 +179,6 @@ def test_a_missing_file_and_where_it_was_looked_for(
         with pytest.raises(DataError) as caught:
             read_rows(Source(path=path))
         assert str(caught.value) == f"{path}: no such file{places}"
-
-
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "secret.jsonl", jsonl(PAIR))
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        pytest.skip("this user may read every file")
-    with pytest.raises(DataError, match=re.escape(str(path))):
-        read_rows(Source(path=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -515,11 +492,6 @@ def test_the_count_is_kept_and_nothing_is_lost(count: int) -> None:
     assert {prompt_key(p) for p in train}.isdisjoint(prompt_key(p) for p in held)
     assert count <= len(held) <= count + 1  # complete prompts, so one pair more at most
     assert len(train) + len(held) == 400
-
-
-def test_nothing_left_to_train_on() -> None:
-    with pytest.raises(DataError, match=r"^here: 200 rows .* 200 are .*; lower data\.holdout"):
-        hold_out(MANY, 200)
 
 
 def test_the_order_of_rows_does_not_matter_and_new_ones_move_few() -> None:
