@@ -233,22 +233,6 @@ def test_a_prompt_of_text_and_replies_of_messages(tmp_path: Path) -> None:
     assert pairs(result) == pairs(read(tmp_path, "messages", numbered(ULTRAFEEDBACK)))
 
 
-def test_several_shared_turns(tmp_path: Path) -> None:
-    turns = [system("Sois bref."), user("a {n}"), assistant("b"), user("c")]
-    row = {"chosen": [*turns, assistant("Oui.")], "rejected": [*turns, assistant("Yes.")]}
-    first = pairs(read(tmp_path, "messages", numbered(row)))[0]
-    assert [turn["content"] for turn in first.prompt] == ["Sois bref.", "a 1", "b", "c"]
-
-
-def test_sides_that_part_early_are_counted(tmp_path: Path, capsys: Capsys) -> None:
-    rows = numbered(ULTRAFEEDBACK, 4)
-    rows[0]["rejected"][0] = user("Écris autre chose.")
-    result = read(tmp_path, "messages", rows)
-    assert (result.dropped, len(pairs(result))) == ({DIFFERENT_PROMPTS: 1}, 3)
-    output = f"messages.jsonl: left out 1 of 4 rows: {DIFFERENT_PROMPTS} (1)\n"
-    assert capsys.readouterr().out.endswith(output)
-
-
 BAD_MESSAGES: list[tuple[Any, str]] = [
     (None, "should hold a list of messages, got null"),
     ([], "should hold a list of messages, got none"),
