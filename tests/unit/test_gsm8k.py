@@ -18,7 +18,7 @@ from eval.gsm8k import (
     score_reply,
     summarise,
 )
-from eval.stats import Measure, mcnemar_exact, wilson_interval
+from eval.stats import Measure, wilson_interval
 
 RIGHT = "6*7=42.\n<answer>42</answer>"
 WRONG = "6*7=41.\n<answer>41</answer>"
@@ -109,16 +109,6 @@ def test_summary_of_single_replies() -> None:
     assert report["mean_tokens"] == Measure(5.0, 4, 5.0, 5.0)
 
 
-def test_summary_does_not_depend_on_the_order_of_replies() -> None:
-    texts = [Completion(RIGHT if i % 3 else WRONG, i**3, i % 2 == 0) for i in range(20)]
-    replies = [
-        score_reply(Problem(f"q{i}", "42"), text, sample)
-        for i, text in enumerate(texts)
-        for sample in range(3)
-    ]
-    assert summarise(replies[::-1]) == summarise(replies)
-
-
 def test_summary_of_several_samples() -> None:
     """Right of 4: 4, 1, 0. pass@2 of the second is 1 - C(3,2)/C(4,2) = 1/2."""
     rights = {"a": [1, 1, 1, 1], "b": [0, 0, 1, 0], "c": [0, 0, 0, 0]}
@@ -164,16 +154,6 @@ def test_equal_sides_do_not_differ_and_others_are_not_compared() -> None:
         assert (values.difference, values.low, values.high) == (0, 0, 0)
         assert values.p_value == 1
         assert values.before == values.after
-
-
-def test_p_value_is_the_exact_test_on_what_changed() -> None:
-    before = [False] * 9 + [True] * 2 + [True] * 5 + [False] * 4
-    after = [True] * 9 + [False] * 2 + [True] * 5 + [False] * 4
-    values = compare_replies(side(before), side(after))["strict"]
-    assert values.p_value == mcnemar_exact(9, 2)
-    assert values.difference == pytest.approx(7 / 20)
-    assert values.low < 7 / 20 < values.high
-    assert (values.before.value, values.after.value) == (7 / 20, 14 / 20)
 
 
 def test_a_half_is_a_mean_of_samples_only_on_the_side_that_has_several() -> None:
