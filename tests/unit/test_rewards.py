@@ -4,12 +4,11 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rewards import REWARDS, RewardError, check_reward, describe, resolve
+from rewards import RewardError, check_reward, describe, resolve
 from rewards.gsm8k import correctness_reward, format_reward
 
 ROW = {"prompt": [{"role": "user", "content": "48 + 24?"}], "answer": "72", "question": "48 + 24?"}
@@ -81,27 +80,6 @@ GOOD, BAD = "<answer>72</answer>", "<answer>73</answer>"
 )
 def test_forms_of_completion(completion: object, expected: tuple[float, float]) -> None:
     assert score(completion) == expected
-
-
-@pytest.mark.parametrize("reward", REWARDS.values())
-def test_trl_keywords_are_taken(reward: Callable[..., list[float | None]]) -> None:
-    completions = [[message(GOOD)], [message(BAD)]]
-    answer = ["72", "72"]
-    values = reward(
-        prompts=[ROW["prompt"]] * 2,
-        completions=completions,
-        completion_ids=[[1, 2], [3]],
-        answer=answer,
-        question=["?", "?"],
-        trainer_state=SimpleNamespace(global_step=3),
-        log_extra=lambda column, values: None,
-        log_metric=lambda name, value: None,
-        environments=[None, None],
-    )
-    assert len(values) == 2
-    assert all(type(value) is float for value in values)
-    assert completions == [[message(GOOD)], [message(BAD)]]
-    assert answer == ["72", "72"]
 
 
 PROMPT = "Think, then end with one last line: <answer>NUMBER</answer>"
