@@ -156,7 +156,7 @@ def test_a_line_that_is_no_reply_is_named(request_: list[str], copy: Path, capsy
     replies[3] = '{"question": "q"}'
     (copy / "replies.jsonl").write_text("\n".join(replies), encoding="utf-8")
     output = refused(capsys, *request_, "--output", copy)
-    assert "replies.jsonl: row 4 is not a Reply: reply: is missing" in output
+    assert "replies.jsonl: row 4 is not a Reply: answer: is missing" in output
 
 
 @pytest.mark.parametrize(
