@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from posttrain.base.processor import computes_in_bfloat16
 from tests.helpers import ROOT, SHARED
 from tests.real import weights
 from tests.real.cold_start import EXAMPLE, problems
@@ -191,6 +192,14 @@ def measured(output: Path) -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """Its name in Linux's list, and whether it computes in bfloat16."""
+    cpus = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
+    return f"{name}, {'with' if computes_in_bfloat16() else 'without'} bfloat16"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", choices=EXPERIMENTS)
@@ -203,7 +212,7 @@ def main() -> None:
     (folder / "examples.jsonl").write_text(json.dumps(EXAMPLE) + "\n", encoding="utf-8")
     results: dict[str, Any] = {
         "command": f"./run python -m tests.real.measure {args.experiment} FOLDER",
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "machine": f"{os.cpu_count()} CPU cores, {processor()}",
     }
     for command in EXPERIMENTS[args.experiment](folder):
         load = os.getloadavg()[0]

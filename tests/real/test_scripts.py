@@ -6,6 +6,9 @@ tag, near ties, large vocabularies, another chat template.
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +170,31 @@ def test_greedy_replies_are_those_of_transformers(model: Path, data: Path, tmp_p
         if text != row["reply"]:
             differing.append((text, row["reply"]))
     assert not differing
+
+
+@pytest.mark.parametrize("method", ["grpo", "dpo"])
+def test_two_steps_on_the_pretended_card(
+    method: str, model: Path, data: Path, tmp_path: Path
+) -> None:
+    """Unsloth's GPU code, on weights in 4 bits and in bfloat16, with rewards that differ."""
+    run = tmp_path / method
+    own = [f"rewards={{'{ROOT}/bench/spread.py:length': 1.0}}"] if method == "grpo" else []
+    card = [
+        *("model.load_in_4bit=true", "model.dtype=auto", "training.bf16=true", "run.score=false"),
+        *("training.max_steps=2", "data.validation=0", "evaluation.every=null", *own),
+    ]
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.pretend_gpu", f"scripts/{method}.py"),
+            *(*arguments(method, model, data, run), *card),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "UNSLOTH_COMPILE_LOCATION": str(tmp_path / "c")},
+        check=True,
+        timeout=1500,
+    )
+    (_, first, norm), (_, second, _) = steps_of(run)
+    assert norm > 0 and math.isfinite(second)
+    if method == "dpo":
+        assert first == pytest.approx(math.log(2), abs=1e-2)
+    assert read(run / "environment.json")["device"].startswith("Pretended card")
