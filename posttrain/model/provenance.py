@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from posttrain.base.errors import ConfigError, DataError, quoted
 from posttrain.base.files import read_object, write_json
-from posttrain.base.paths import here_or_project
+from posttrain.base.paths import here_or_project, is_url
 from posttrain.data.text import text_key
 from posttrain.settings import Model
 from posttrain.settings.adapters import find_adapter
@@ -87,6 +87,8 @@ def record_of(model: str) -> TrainedOn | None:
 
 def _around(model: str) -> list[Path]:
     """The two folders around a local model; none around a hub's or a server's."""
+    if is_url(model):
+        return []
     at = here_or_project(model).resolve()
     return list(at.parents)[:2] if at.exists() else []
 

@@ -13,6 +13,7 @@ import pytest
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import source
 from posttrain.chat.weights import Weights
+from posttrain.data.pairs import load_pair_set
 from posttrain.data.prompted import user_turns
 from posttrain.data.text import text_key
 from posttrain.model.provenance import read_record
@@ -22,7 +23,7 @@ from posttrain.settings.strict_yaml import read_yaml
 from scripts import dpo, evaluate, export, report
 from tests.e2e import trainers
 from tests.e2e.trainers import plain
-from tests.helpers import ROOT, make_adapter
+from tests.helpers import ROOT, demo_settings, make_adapter, write_rows
 from tests.reliability.inside import leave_with, own_handlers, read, rows
 
 __all__ = ["own_handlers"]
@@ -266,8 +267,24 @@ def test_commands_on_a_later_stage_and_without_the_earlier_ones(
     unseen = ["--data", str(ROOT / "assets/demo_data/problems_test.jsonl"), "--limit", "4"]
     output = ["--max-new-tokens", "40", "--output", str(tmp_path / "scores")]
     assert evaluate.main(["--model", str(runs[2] / "adapter"), *unseen, *output]) == 0
-    assert export.main([str(runs[2]), "export.to=[merged_16bit]"]) == 0
-    assert (runs[2] / "merged_16bit" / "model.safetensors").is_file()
+    elsewhere = tmp_path / "elsewhere"
+    given = [str(runs[2]), "export.to=[merged_16bit]", "--output", str(elsewhere)]
+    assert export.main(given) == 0
+    assert (elsewhere / "merged_16bit" / "model.safetensors").is_file()
+    with pytest.raises(DataError, match=r"8 of 8 questions were trained on by .*/merged_16bit"):
+        evaluate.main(["--model", str(elsewhere / "merged_16bit"), *seen])
+
+
+def test_pairs_that_choose_the_checkpoint_are_no_questions_to_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = demo_settings("dpo", "data.validation=20")
+    question = user_turns(load_pair_set(settings.data, settings.prompt).validation)[0]
+    path = write_rows(tmp_path / "problems.jsonl", {"question": question, "answer": "7"})
+    also = f"evaluation.also=[{{name: own, path: {path}, max_new_tokens: 40}}]"
+    given = ["--config", str(ROOT / "configs" / "dpo_demo.yaml"), "data.validation=20", also]
+    with pytest.raises(DataError, match=r"evaluation\.also: own: 1 of 1 questions are prompts of"):
+        dpo.main([*given, "--output", str(tmp_path / "run"), "--dry-run"])
 
 
 # --- what cannot be started from ------------------------------------------------------------------

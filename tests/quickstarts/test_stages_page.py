@@ -11,7 +11,7 @@ from posttrain.data.demonstrations import load_demonstrations
 from posttrain.settings import SFTSettings
 from posttrain.settings.command import load_settings
 from scripts import sft
-from tests.helpers import ROOT, copy_project
+from tests.helpers import ROOT, copy_project, write_rows
 from tests.quickstarts.pages import blocks, commands, prose, text_of
 from tests.quickstarts.test_recipes import run
 from tests.reliability.inside import read, rows
@@ -75,3 +75,14 @@ def test_a_worked_example_may_not_be_validated_on() -> None:
     example = f"prompt.examples={json.dumps([{'question': question, 'answer': '7'}])}"
     with pytest.raises(DataError, match=r"prompt\.examples: example 1 is a question of the data"):
         sft.load_problems(load_settings(SFTSettings, config, [example]), replies)
+
+
+def test_rows_that_choose_the_checkpoint_are_not_scored(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "sft_demo.yaml"
+    settings = load_settings(SFTSettings, config)
+    replies = load_demonstrations(settings.data, settings.prompt)
+    question = replies.validation[0].prompt[-1]["content"]
+    problems = write_rows(tmp_path / "problems.jsonl", {"question": question, "answer": "7"})
+    settings = load_settings(SFTSettings, config, [f"data.problems={{path: {problems}}}"])
+    with pytest.raises(DataError, match=r"problems\.jsonl: row 1 is also in the training data"):
+        sft.load_problems(settings, replies)

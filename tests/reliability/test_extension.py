@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.model.provenance import read_record
 from tests.reliability.inside import leave_unreported, leave_with, read, rows
 
 SHORT = ("training.per_device_train_batch_size=34",)  # 3 steps an epoch
@@ -66,7 +67,9 @@ def test_a_finished_run_trains_on_to_a_greater_length(
     # And back to the step before, after which nothing is left to train.
     step = run / "checkpoints" / "step-000002"
     back = ("--resume", str(step), "--resume-anyway")
-    assert leave_unreported("dpo", run, *SHORT, *short, *back) == 0
+    record = read_record(run)
+    assert leave_unreported("dpo", run, *SHORT, *short, *back, "data.train.limit=280") == 0
+    assert record and read_record(run) == record  # of the rows that it learned from before, too
     assert "Training was already done at step 2" in capsys.readouterr().out
     assert {path.name for path in step.parent.glob("step-*")} == {step.name, "step-000004.later"}
     assert [row for row in rows(run / "metrics.jsonl") if "loss" in row] == first

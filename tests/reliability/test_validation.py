@@ -134,6 +134,16 @@ def test_the_adapter_that_is_kept(
     kept_last = environment(last)["kept"]
     assert kept_last["step"] == 6 and not kept_last["best"]
 
+    worse = before_the_end(complete, tmp_path / "worse")
+    taken = rows(worse / "eval" / "validation.jsonl")
+    for row in taken:
+        row["measures"]["strict"]["value"] = {0: 0.5, 4: 0.25}.get(row["step"], 0.0)
+    write_rows(worse / "eval" / "validation.jsonl", *taken)
+    capsys.readouterr()
+    assert leave_unreported("grpo", worse, *FEW) == 0
+    assert environment(worse)["kept"] == {**expected, "value": 0.25, "best": True, "before": 0.5}
+    assert "warning: before training the same rows had strict acc" in capsys.readouterr().out
+
 
 def test_a_damaged_best_checkpoint_is_refused(
     complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
