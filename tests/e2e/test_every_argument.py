@@ -207,7 +207,7 @@ def outcome(method: str, argv: list[str]) -> tuple[str, str]:
         return ("refused" if error.exit_code == 2 else "traceback"), str(error)
     except SystemExit as error:  # argparse
         return "traceback", f"exit {error.code}"
-    except Exception:
+    except Exception:  # whatever it is, a user would see this traceback: it is what is counted
         return "traceback", traceback.format_exc()
     return ("fine", "") if code == 0 else ("traceback", f"exit code {code}")
 
