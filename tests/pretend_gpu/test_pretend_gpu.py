@@ -19,8 +19,9 @@ from tests.helpers import ROOT, WARM
 from tests.pretend_gpu import OUTSIDE, environment, hooks
 
 INSIDE = "tests/pretend_gpu/inside"
-# tests/gpu/test_learning.py is not among them: it pre-trains a model for minutes of a GPU's time.
-REAL = ("generation", "resume", "scripts", "trainers")
+# Not test_learning.py, which pre-trains a model for minutes of a GPU's time, nor test_scripts.py,
+# whose configs inside/test_configs.py tries on a small model.
+REAL = ("generation", "resume", "trainers")
 QUICK = "not long"
 long = pytest.mark.long
 
