@@ -110,7 +110,7 @@ def quiet(verbose: bool) -> Iterator[None]:
     if verbose:
         yield
         return
-    held, failed = io.StringIO(), True
+    held = io.StringIO()
     try:
         with (
             contextlib.redirect_stdout(held),
@@ -119,13 +119,11 @@ def quiet(verbose: bool) -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
-        failed = False
     except PostTrainError:  # its message says what is wrong
-        failed = False
         raise
-    finally:
-        if failed:
-            sys.stderr.write(held.getvalue())
+    except BaseException:
+        sys.stderr.write(held.getvalue())
+        raise
 
 
 def has_gpu_modules() -> bool:

@@ -15,7 +15,6 @@ from posttrain.base.files import read_object
 from posttrain.settings.adapters import base_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-READ_BY_TORCH = (".pt", ".pth")  # optimizer, scheduler, scaler and random states of a checkpoint
 
 
 def check_model_folder(folder: Path, where: str) -> None:
@@ -72,7 +71,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 
     for path in sorted(p for p in checkpoint.rglob("*") if p.suffix in PICKLES):
         reason = "no checkpoint of this project has such a file"
-        if path.suffix in READ_BY_TORCH:
+        if path.suffix in (".pt", ".pth"):  # optimizer, scheduler, scaler and random states
             try:
                 with safe_globals():
                     torch.load(path, map_location="cpu", weights_only=True)
