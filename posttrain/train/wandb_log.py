@@ -28,10 +28,8 @@ from posttrain.settings.section import Section
 from posttrain.train.callback import Callback
 
 TABLE_ROWS = 1000
-START_SECONDS = 20.0
-"""How long to wait for the server before W&B goes offline, unless WANDB_INIT_TIMEOUT says."""
-FINISH_SECONDS = 300.0
-"""How long the end of a run may wait for uploads; what is missing then is still on disk."""
+START_SECONDS = 20.0  # to wait for the server, unless WANDB_INIT_TIMEOUT is set; then it is offline
+FINISH_SECONDS = 300.0  # to wait for uploads at the end; what is missing then is still on disk
 
 
 def choose(requested: bool) -> tuple[Literal["off", "offline", "online"], str]:
