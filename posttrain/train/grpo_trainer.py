@@ -5,8 +5,7 @@ from typing import Any
 from posttrain.model.fewer_tokens import SharedPrompts, can_share
 from posttrain.model.merged import sampling_weights
 from posttrain.model.rollouts import cheaper_rollouts
-from posttrain.train.batches import ordered_by_epoch
-from posttrain.train.guard import guarded, is_out_of_memory
+from posttrain.train.guard import guarded, is_out_of_memory, ordered_by_epoch
 from posttrain.train.micro_batches import COMPLETION_LOSSES, Batch, Part, split_completions
 
 

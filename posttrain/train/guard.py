@@ -26,6 +26,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def ordered_by_epoch(sampler: Any, seed: int) -> Any:
+    """The sampler, whose order now depends on the seed and the epoch alone, not on the epochs
+    before, which a resumed run does not draw."""
+    sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(seed + epoch)
+    return sampler
+
+
 def guarded(trainer_class: Any) -> Any:
     """The part of the subclass that all trainers share. How a micro-batch is divided differs: see
     trainers.py and grpo_trainer.py."""

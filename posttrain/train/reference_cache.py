@@ -19,7 +19,7 @@ from posttrain.base.paths import cache_folder
 from posttrain.base.progress import progress_bar
 from posttrain.model import adapter, runtime
 from posttrain.run.environment import Clock
-from posttrain.train.batches import pair_lengths
+from posttrain.train.trainers import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")
 # Entries of the model's config that do not change what it computes.

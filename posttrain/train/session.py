@@ -218,8 +218,8 @@ class Session(Generic[S]):
         return export(self.run.path, self.settings.export)
 
 
-# Commands that read the run folder, as a person would, in separate processes: neither a fault in one
-# nor a kill of it costs the run anything.
+# Commands that read the run folder, as a person would. Each is a separate process, so that neither
+# a fault in it nor a kill costs the run anything.
 
 
 def report(run: Path) -> None:
