@@ -38,10 +38,8 @@ def _is_adapter(name: str, shown: str, folder: Path) -> ConfigError:
 
 
 def check_model(settings: TrainingSettings, tokenizer: Any) -> None:
-    """Raise ConfigError where layers, `training.extra` or tokens do not fit the model.
-
-    From now on render.token_ids refuses ids that the model has no embedding for.
-    """
+    """Raise ConfigError where layers, `training.extra` or tokens do not fit the model. From now on
+    render.token_ids refuses ids that the model has no embedding for."""
     model, lora = settings.model, settings.lora
     skeleton = _skeleton(model)
     check_files(Path(local_or_hub(model.name)))

@@ -66,10 +66,8 @@ class WithoutPadding:
         self.model = model
 
     def __call__(self, input_ids: Any, attention_mask: Any, labels: Any, **options: Any) -> Any:
-        """The model's output, of which every value of tokens is (rows, tokens - 1).
-
-        Arguments are (rows, tokens): chosen, then as many rejected rows, padded on the right.
-        """
+        """The model's output, of which every value of tokens is (rows, tokens - 1). Arguments are
+        (rows, tokens): chosen, then as many rejected rows, padded on the right."""
         import torch
         from torch.nn.functional import pad
 

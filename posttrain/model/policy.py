@@ -57,9 +57,7 @@ def _has_vllm() -> bool:
 
 def vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
     """Arguments for loading a model whose rollouts are sampled with vLLM; empty without vLLM.
-
-    Raises ConfigError where a config requires vLLM and there is no GPU.
-    """
+    Raises ConfigError where a config requires vLLM and there is no GPU."""
     import torch
 
     if not isinstance(model, RolloutModel) or model.fast_inference == "never":
@@ -82,10 +80,8 @@ def load(
     model: Model, lora: Lora, training: Training, verbose: bool, beyond: int = 0
 ) -> tuple[Any, Any]:
     """The policy, a PeftModel with a new adapter or that of `model.adapter`, and its tokenizer.
-
-    `beyond` is how many tokens a prompt and a reply that are scored may be longer than
-    `model.max_seq_length`: on a GPU Unsloth silently cuts what is longer than its limit.
-    """
+    What is scored may be `beyond` tokens longer than `model.max_seq_length`: on a GPU Unsloth
+    silently cuts what is longer than its limit."""
     from transformers import set_seed
 
     set_seed(training.seed)

@@ -91,11 +91,9 @@ def up_to_positions(name: str, revision: str | None, wanted: int) -> int:
 def load_for_scoring(
     name: str, load_in_4bit: bool, dtype: str, max_seq_length: int, base: str | None = None
 ) -> tuple[Any, Any]:
-    """The model and tokenizer of a model folder, hub model or adapter folder, to generate with.
-
-    An adapter is put on `base`, where one is named, instead of the model that it names itself.
-    Raises ConfigError if the model cannot be loaded.
-    """
+    """The model and tokenizer of a model folder, hub model or adapter folder, to generate with. An
+    adapter is put on `base`, where one is named, instead of the model that it names itself. Raises
+    ConfigError if the model cannot be loaded."""
     path = Path(local_or_hub(name))
     check_files(path)
     if (path / adapters.CONFIG).is_file():
@@ -152,11 +150,8 @@ def _contiguous(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def end_at_replies(tokenizer: Any) -> None:
-    """Make the token that the chat template ends a reply with the tokenizer's end of sequence.
-
-    trl puts that token after a reply in DPO. In Gemma, for one, it is that of a document,
-    which the model does not write after a turn.
-    """
+    """Make the token that the chat template ends a reply with the tokenizer's end of sequence,
+    which trl puts after a reply in DPO. Gemma's own, for one, ends a document and not a turn."""
     tokenizer.eos_token = end_of_reply(tokenizer) or tokenizer.eos_token
 
 

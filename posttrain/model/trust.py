@@ -1,9 +1,8 @@
 """Check that a model folder or a checkpoint holds tensors and plain values, and no code.
 
-Reading a pickle can run any code, and a model folder can have Python files run. So
-weights are read from safetensors only, remote code is never run, and the few files of a checkpoint
-that torch has to read are read with `weights_only=True`, which creates only objects of a short list
-of types.
+Reading a pickle can run any code, and a model folder can have Python files run. So weights are read
+from safetensors only, remote code is never run, and the few files of a checkpoint that torch has to
+read are read with `weights_only=True`, which creates only objects of a few types.
 """
 
 import re
@@ -18,11 +17,8 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def check_model_folder(folder: Path, where: str) -> None:
-    """Raise ConfigError if a model or adapter folder requires code or has its weights in pickles.
-
-    An adapter's base model is checked too if it is a local folder. `where` is the name of the
-    setting, for the message.
-    """
+    """Raise ConfigError, about the setting `where`, if a model or adapter folder, or the folder of
+    an adapter's base model, requires code or has its weights in pickles."""
     for path in sorted(folder.glob("*config.json")):
         try:
             key = _requires_code(read_object(path))

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 
 class Callback:
-    """A TrainerCallback, of which transformers needs only the methods.
-
-    Its class is not imported: Unsloth has to come before transformers.
-    """
+    """A TrainerCallback, of which transformers needs only the methods. Its class is not imported:
+    Unsloth has to come before transformers."""
 
     if not TYPE_CHECKING:
 

@@ -1,8 +1,7 @@
 """The rules that judge the health of a run: they read metrics and return events. No torch here.
 
 A fault stops the run at once: a loss or weight that is not a finite number, fp16 that skips every
-step, weights that do not change. A metric out of its range first gives a warning, because it may
-come back.
+step, weights that do not change. A metric out of range may come back, so it first gives a warning.
 """
 
 import math

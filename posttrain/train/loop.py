@@ -177,10 +177,9 @@ class RunCallback(Callback):
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        written = self.run.checkpoints.staging / f"checkpoint-{state.global_step}"
-        keep = self.training.save_total_limit
-        step, best_by = state.global_step, self.score.take()
-        self.run.checkpoints.publish(written, step, self.identity, keep, best_by)
+        step, keep = state.global_step, self.training.save_total_limit
+        written = self.run.checkpoints.staging / f"checkpoint-{step}"
+        self.run.checkpoints.publish(written, step, self.identity, keep, self.score.take())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         row = {"step": state.global_step, "seconds": self.clock.seconds(), **logs}

@@ -40,8 +40,7 @@ from posttrain.train.resume import Resume
 from posttrain.train.validation import Validator
 from posttrain.train.wandb_log import WandbLog
 
-# A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
-BYTES_A_WEIGHT = 16
+BYTES_A_WEIGHT = 16  # in fp32, with two AdamW moments, and room for the tokenizer and the rest
 S = TypeVar("S", SFTSettings, DPOSettings, GRPOSettings)
 # Where transformers' integrations keep their files, unless the user's environment names a folder.
 TRACKER_FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "trackio": "TRACKIO_DIR"}
@@ -230,10 +229,8 @@ def report(run: Path) -> None:
 
 
 def export(run: Path, settings: Export) -> int:
-    """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate.
-
-    This process has Unsloth's patches in transformers and peft; an export has to load without them.
-    """
+    """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate. Not
+    in this process, whose transformers and peft Unsloth has patched: it has to load without that."""
     if not settings.to:
         return 0
     if "torch" in sys.modules:  # it keeps the memory of the largest step, which the gate needs

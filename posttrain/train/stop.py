@@ -9,10 +9,8 @@ from typing import Any
 
 
 class StepAbandoned(BaseException):
-    """Ends a training step in the middle, because a signal came; a resumed run repeats the step.
-
-    It is not an Exception, so that no library catches it.
-    """
+    """Ends a training step in the middle, because a signal came; a resumed run repeats the step. It
+    is not an Exception, so that no library catches it."""
 
 
 class StopRequest:

@@ -66,10 +66,8 @@ def check_full_batches(trainer: Any, pairs: int) -> None:
 
 def grouped_by_length(rows: Any, args: Any) -> Any:
     """A sampler that puts rows of similar length in a batch, in an order that a resume keeps.
-
-    transformers' own cannot be used directly: it reads a column that trl removes, and its RNG is
-    in a resumed run not what it was at the start of the epoch.
-    """
+    transformers' own reads a column that trl removes, and its RNG is in a resumed run not what it
+    was at the start of the epoch."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 

@@ -43,10 +43,8 @@ def last_step(trainer: Any) -> int:
 
 
 class Validation(Callback):
-    """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row.
-
-    Creating it attaches it to the trainer. The Watch comes before it: it has to see a step first.
-    """
+    """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row. Creating
+    it attaches it to the trainer, after the Watch, which has to see a step first."""
 
     def __init__(
         self,

@@ -34,9 +34,7 @@ FINISH_SECONDS = 300.0  # to wait for uploads at the end; what is missing then i
 
 def choose(requested: bool) -> tuple[Literal["off", "offline", "online"], str]:
     """Whether and how W&B takes part, and why, decided before it starts so that it never prompts.
-
-    `requested`: the settings name wandb. The client is imported only where a key may be.
-    """
+    `requested`: the settings name wandb. The client is imported only where a key may be."""
     requested = requested or os.environ.get("WANDB_MODE") == "offline"
     names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     netrc = any(os.path.exists(os.path.expanduser(name)) for name in names)
@@ -92,10 +90,8 @@ class WandbLog(Callback):
 
     @harmless
     def start(self, facts: Mapping[str, Any]) -> None:
-        """Open a run, or the one that the run folder names, if W&B is on.
-
-        `facts` are shown as its environment; `data` among them is the fingerprint of the data.
-        """
+        """Open a run, or the one that the run folder names, if W&B is on. `facts` are shown as its
+        environment; `data` among them is the fingerprint of the data."""
         os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours replaces its own
         mode, why = choose("wandb" in self._settings["tracking"]["report_to"])
         self.active = mode != "off"

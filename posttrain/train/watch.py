@@ -138,8 +138,7 @@ class Watch(Callback):
     # Called by transformers.
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Read what was recorded up to the checkpoint: metrics for the rules, and the batch sizes
-        that fit the memory."""
+        """Read metrics up to the checkpoint, for the rules, and the batch sizes that fit memory."""
         for row in _read(self.run.metrics):
             if "loss" in row:
                 self.rules.observe(row["step"], row)
