@@ -62,7 +62,7 @@ def train(
         watch = Watch(trainer, settings, run, stop)
         validation = Validation(validator, trainer, settings, run, stop) if validator else None
         try:
-            _fit(trainer, run, checkpoint, watch, validation)
+            _fit(watch, checkpoint, validation)
         except HealthError as error:
             ended = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
             reason = str(error).split("\n")[0]
@@ -81,14 +81,9 @@ def train(
     return result
 
 
-def _fit(
-    trainer: Any,
-    run: RunFolder,
-    checkpoint: Path | None,
-    watch: Watch,
-    validation: Validation | None,
-) -> None:
+def _fit(watch: Watch, checkpoint: Path | None, validation: Validation | None) -> None:
     """Train up to the last step or a signal; raises as `train`."""
+    trainer, run = watch.trainer, watch.run
     try:
         if checkpoint is not None and validation is not None:
             validation.catch_up(checkpoint)

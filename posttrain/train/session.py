@@ -230,7 +230,7 @@ def report(run: Path) -> None:
 
 def export(run: Path, settings: Export) -> int:
     """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate. Not
-    in this process, whose transformers and peft Unsloth has patched: it has to load without that."""
+    in this process, whose transformers and peft Unsloth has patched: it has to load without."""
     if not settings.to:
         return 0
     if "torch" in sys.modules:  # it keeps the memory of the largest step, which the gate needs
