@@ -31,7 +31,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
     unsloth = any(kind.__name__.startswith("Unsloth") for kind in trainer_class.__mro__)
 
     class GuardedGRPO(guarded(trainer_class)):  # type: ignore[misc]
-        prompts_at_once: int | None = None  # to generate for; None is all
+        prompts_at_once: int | None = None  # to generate for at once; None is all
         scored_at_once: int | None = None  # completions, without a gradient; None is trl's own size
         current_gradient_accumulation_steps: float
         _sampled: list[list[float]]  # log-probabilities of the sampled tokens; empty if unknown

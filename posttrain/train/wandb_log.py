@@ -28,7 +28,7 @@ from posttrain.settings.section import Section
 from posttrain.train.callback import Callback
 
 TABLE_ROWS = 1000
-START_SECONDS = 20.0  # to wait for the server, unless WANDB_INIT_TIMEOUT is set; then it is offline
+START_SECONDS = 20.0  # until W&B goes offline without an answer, unless WANDB_INIT_TIMEOUT says
 FINISH_SECONDS = 300.0  # to wait for uploads at the end; what is missing then is still on disk
 
 
