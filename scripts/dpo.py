@@ -33,7 +33,7 @@ from posttrain.scoring import pairs as scoring
 from posttrain.scoring import problem_sets
 from posttrain.scoring.changed_reply import example
 from posttrain.settings import DPOSettings
-from posttrain.train import batches, reference_cache, trainers
+from posttrain.train import reference_cache, trainers
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.session import Session
 
@@ -159,7 +159,7 @@ def build_trainer(
             train_dataset=Dataset.from_list(trainer_rows(pairs, tokenizer)),
             processing_class=tokenizer,
         )
-    batches.check_full_batches(trainer, len(pairs))
+    trainers.check_full_batches(trainer, len(pairs))
     if settings.training.precompute_ref_log_probs:
         reference_cache.precompute(trainer)
     return trainer, report_changes(requested, trainer.args)

@@ -39,7 +39,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.scoring import reward_functions
 from posttrain.scoring import rewarded as scoring
 from posttrain.settings import GRPOSettings
-from posttrain.train import cold_start, grpo_trainer
+from posttrain.train import grpo_trainer, health
 from posttrain.train.arguments import build_arguments, owned_arguments, report_changes
 from posttrain.train.samples import SampleRecorder
 from posttrain.train.session import Session
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     before = session.resume.kept_scores(lambda: scoring.read_scores(run, held_out, by))
     if settings.run.score and not before:
         before = scoring.score(model, tokenizer, held_out, settings, run, "before", by)
-        if note := cold_start.notice(before, settings.model.name, session.config):
+        if note := health.cold_start_note(before, settings.model.name, session.config):
             print(note)
 
     # Training, with the problems to validate on scored now and then.

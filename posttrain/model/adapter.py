@@ -1,8 +1,7 @@
 """LoRA adapters: which reference a run has, saving, and checking one that is to be trained on.
 
 A new adapter has no effect (B = 0), so the reference is the policy with its adapter off. A run with
-`model.adapter` starts from an adapter that an earlier stage trained; its reference is the policy
-with that adapter as it was.
+`model.adapter` starts from an earlier stage's adapter; its reference has that adapter as it was.
 """
 
 import contextlib
@@ -24,30 +23,26 @@ def remember_start(policy: Any) -> None:
     in their place wherever the adapter is to be off.
 
     trl and Unsloth turn the adapter off to score the reference, so this serves them too. trl's own
-    way, a second adapter, would be saved beside the first in every checkpoint, and transformers
-    then restores only the second.
+    way, a second adapter, would be saved in every checkpoint, and alone restored by transformers.
     """
     parameters = policy.named_parameters()
     start = {name: p.detach().clone() for name, p in parameters if "lora_" in name}
 
     @contextlib.contextmanager
     def start_in_place() -> Iterator[None]:
-        parameters = [(p, start[name]) for name, p in policy.named_parameters() if name in start]
-        trained = [parameter.data for parameter, _ in parameters]
-        dropouts = [
-            m for name, m in policy.named_modules() if name.endswith("lora_dropout.default")
-        ]
-        training = [dropout.training for dropout in dropouts]
-        for parameter, value in parameters:
-            parameter.data = value.to(parameter)
+        trained = [(name, p, p.data) for name, p in policy.named_parameters() if name in start]
+        layers = policy.named_modules()
+        dropouts = [(m, m.training) for name, m in layers if name.endswith("lora_dropout.default")]
+        for name, parameter, _ in trained:
+            parameter.data = start[name].to(parameter)
         try:
-            for dropout in dropouts:  # a reference is not random
+            for dropout, _ in dropouts:  # a reference is not random
                 dropout.eval()
             yield
         finally:
-            for (parameter, _), value in zip(parameters, trained, strict=True):
+            for _, parameter, value in trained:
                 parameter.data = value
-            for dropout, mode in zip(dropouts, training, strict=True):
+            for dropout, mode in dropouts:
                 dropout.train(mode)
 
     policy.disable_adapter = start_in_place

@@ -15,8 +15,6 @@ from posttrain.model import adapter
 from posttrain.model.pretrained import check_files, local_or_hub
 from posttrain.settings import Lora, Model, TrainingSettings, adapters
 
-EMBEDDINGS = ("embed_tokens", "lm_head")  # as targets, Unsloth would train them in full
-
 
 def refuse_adapter(name: str) -> None:
     """Raise ConfigError if `model.name` is an adapter or run folder. Needs no torch."""
@@ -40,10 +38,8 @@ def _is_adapter(name: str, shown: str, folder: Path) -> ConfigError:
 
 
 def check_model(settings: TrainingSettings, tokenizer: Any) -> None:
-    """Raise ConfigError where layers, `training.extra` or tokens do not fit the model.
-
-    From now on render.token_ids refuses ids that the model has no embedding for.
-    """
+    """Raise ConfigError where layers, `training.extra` or tokens do not fit the model. From now on
+    render.token_ids refuses ids that the model has no embedding for."""
     model, lora = settings.model, settings.lora
     skeleton = _skeleton(model)
     check_files(Path(local_or_hub(model.name)))
@@ -94,10 +90,9 @@ def _check_extra(config: Any, extra: dict[str, Any], name: str) -> None:
 
 def _check_layers(skeleton: Any, lora: Lora, name: str) -> None:
     """Check lora.target_modules as peft matches them: a layer's name or its end after a dot."""
-    import torch
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    nn = torch.nn
     takes_lora = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
     modules = {name: module for name, module in skeleton.named_modules() if name}
     layers = {name for name, module in modules.items() if isinstance(module, takes_lora)}
@@ -105,7 +100,7 @@ def _check_layers(skeleton: Any, lora: Lora, name: str) -> None:
     if "gate_up_proj" in parameters:  # experts of a mixture, in one parameter
         parameters |= {"gate_proj", "up_proj"}
     for target in lora.target_modules:
-        if target.rpartition(".")[2] in EMBEDDINGS:
+        if target.rpartition(".")[2] in ("embed_tokens", "lm_head"):
             raise ConfigError(
                 f"lora.target_modules: {target} has a row a token of the vocabulary and would be "
                 "trained in full, without LoRA, which nothing here exports; leave it out"

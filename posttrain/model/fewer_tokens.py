@@ -66,11 +66,10 @@ class WithoutPadding:
         self.model = model
 
     def __call__(self, input_ids: Any, attention_mask: Any, labels: Any, **options: Any) -> Any:
-        """The model's output, of which every value of tokens is (rows, tokens - 1).
-
-        Arguments are (rows, tokens): chosen, then as many rejected rows, padded on the right.
-        """
+        """The model's output, of which every value of tokens is (rows, tokens - 1). Arguments are
+        (rows, tokens): chosen, then as many rejected rows, padded on the right."""
         import torch
+        from torch.nn.functional import pad
 
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         if options.keys() - {"fused_lm_head", "use_cache"}:  # images, or experts to balance
@@ -86,11 +85,8 @@ class WithoutPadding:
 
         def joined(name: str) -> Any:
             """A value of every token but the first, with zeros where there is padding."""
-            narrow = [output[name] for output in outputs]
-            wide = [narrow[0].new_zeros(len(each), labels.shape[1] - 1) for each in narrow]
-            for each, into in zip(narrow, wide, strict=True):
-                into[:, : each.shape[1]] = each
-            return torch.cat(wide)
+            narrow, wide = [output[name] for output in outputs], labels.shape[1] - 1
+            return torch.cat([pad(each, (0, wide - each.shape[1])) for each in narrow])
 
         of_tokens = [name for name, value in outputs[0].items() if value.ndim == 2]
         return type(outputs[0])(**{name: joined(name) for name in of_tokens})

@@ -21,6 +21,7 @@ LONGEST_ANSWER = 96  # tokens: enough for an answer element of 64 characters wit
 # rows out and in saves more than it costs.
 KEPT_ROUND = (8, 0.25)
 READ_AGAIN_ROUND = (32, 0.5)
+Stop = Callable[[list[int]], bool]  # whether a reply, as token ids, ends before its end token
 
 
 @dataclass
@@ -43,7 +44,7 @@ def generator(policy: Any, tokenizer: Any, evaluation: Evaluation, seed: int) ->
     import torch
 
     config = generation_config(policy, tokenizer, evaluation)
-    stop = StopAtAnswer(tokenizer) if evaluation.stop_at_answer else None
+    stop = at_answers(tokenizer) if evaluation.stop_at_answer else None
     size = evaluation.batch_size or batch_that_fits(policy, evaluation)
     # What is sampled for a row depends on the rows beside it, so these change as seldom as can be.
     keep = evaluation.temperature == 0
@@ -91,17 +92,15 @@ def generation_config(policy: Any, tokenizer: Any, evaluation: Evaluation) -> An
 
 @dataclass
 class Writer:
-    """Writes drafts with a model's generate(), in rounds.
-
-    Once enough of a batch has ended, the next drafts replace those rows; where what was read cannot
-    be kept (prompts.py), unfinished replies are continued last.
-    """
+    """Writes drafts with a model's generate(), in rounds: once enough of a batch has ended, the
+    next drafts replace those rows; where what was read cannot be kept (prompts.py), unfinished
+    replies are continued last."""
 
     policy: Any
     generate: Callable[..., Any]  # the model's
     config: Any  # a GenerationConfig with the length of a complete reply
     keep: bool  # rows that are read may be kept, in batches that change with every round
-    stop: "StopAtAnswer | None" = None
+    stop: Stop | None = None
     sampler: Any = None  # a logits processor that samples, and notes the log-probabilities
 
     def write(self, drafts: Sequence[Draft], size: int, bar: Any = None) -> None:
@@ -140,7 +139,7 @@ class Writer:
                 if not draft.ended:
                     draft.reply.append(token)
                     full = len(draft.reply) == self.config.max_new_tokens
-                    answered = self.stop is not None and self.stop.closed(draft.reply)
+                    answered = self.stop is not None and self.stop(draft.reply)
                     draft.ended = end or full or answered
             ended = [draft.ended for draft in drafts]
             if input_ids.shape[1] - width >= shortest and sum(ended) >= enough * len(ended):
@@ -176,23 +175,20 @@ def batch_that_fits(policy: Any, evaluation: Evaluation) -> int:
     return int(2 ** min(8, max(0, int(free / 2 / (cache + logits)).bit_length() - 1)))
 
 
-class StopAtAnswer:
-    """Whether a reply ends with a complete `<answer>NUMBER</answer>`."""
+def at_answers(tokenizer: Any) -> Stop:
+    """Stops a reply that ends with a complete `<answer>NUMBER</answer>`."""
+    # Tokens that may close the element: decoding after every other would take long.
+    closing = {token for text, token in tokenizer.get_vocab().items() if ">" in text}
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        # Tokens that may close the element: decoding after every other would take long.
-        self._closing = {token for text, token in tokenizer.get_vocab().items() if ">" in text}
+    def stop(reply: list[int]) -> bool:
+        return reply[-1] in closing and ends_with_answer(tokenizer.decode(reply[-LONGEST_ANSWER:]))
 
-    def closed(self, reply: Sequence[int]) -> bool:
-        return reply[-1] in self._closing and ends_with_answer(
-            self._tokenizer.decode(reply[-LONGEST_ANSWER:])
-        )
+    return stop
 
 
 def as_completion(
-    tokenizer: Any, reply: list[int], ends: set[int], stop: StopAtAnswer | None
+    tokenizer: Any, reply: list[int], ends: set[int], stop: Stop | None
 ) -> Completion:
     text: str = tokenizer.decode(reply, skip_special_tokens=True)
-    ended = reply[-1] in ends or (stop is not None and stop.closed(reply))
+    ended = reply[-1] in ends or (stop is not None and stop(reply))
     return Completion(text=text, tokens=len(reply), truncated=not ended, ids=tuple(reply))

@@ -28,9 +28,8 @@ def serve(
     Args:
         context: tokens of prompt and reply that one request may take.
         parallel: requests answered at the same time.
-        keep_prompts: a request starts from what it shares with the one before. Without it, and one
-            at a time, a reply depends on nothing but its request: what is computed in other parts
-            is rounded differently.
+        keep_prompts: a request starts from what it shares with the one before, which rounds
+            differently. Without it, and one at a time, a reply depends on its request alone.
     """
     try:
         import xllamacpp  # type: ignore[import-untyped]

@@ -19,10 +19,8 @@ NOT_SCORED = -100  # the label of a token without a score, in transformers and t
 def pair_log_probs(
     policy: Any, tokenizer: Any, pairs: Sequence[Pair], batch_size: int | None, reference: bool
 ) -> list[tuple[float, float]]:
-    """Log-probability of (chosen, rejected) of each pair, given the prompt, in nats.
-
-    It is the sum over the reply's tokens, EOS included. The rest is as for token_log_probs.
-    """
+    """Log-probability of (chosen, rejected) of each pair, given the prompt, in nats: the sum over
+    the reply's tokens, EOS included. The rest is as for token_log_probs."""
     replies = [(pair.conversation, r) for pair in pairs for r in (pair.chosen, pair.rejected)]
     sequences = reply_sequences(tokenizer, replies)
     scores = token_log_probs(policy, tokenizer, sequences, batch_size, reference, "pairs")
@@ -51,10 +49,8 @@ def token_log_probs(
     reference: bool,
     what: str,
 ) -> list[list[float]]:
-    """Log-probability, in nats, of each token of each sequence but its first `n`.
-
-    `sequences` holds (ids, n). `reference` scores with the reference instead of the policy.
-    """
+    """Log-probability, in nats, of each token of each sequence, given as (ids, n), but its first n.
+    `reference` scores with the reference instead of the policy."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -94,9 +90,8 @@ def token_log_probs(
 def chunked_head(policy: Any) -> Iterator[None]:
     """Let the policy score labels by trl's fused head inside of the block, as in training.
 
-    It computes the logits of scored tokens only, some at a time. A batch of complete rows has
-    logits that take more memory than all the rest: 8 rows of 1,024 tokens x 151,936 words x 2 bytes
-    are 2.5 GB.
+    It computes the logits of scored tokens only, some at a time. Those of a complete batch take
+    more memory than all the rest: 8 rows x 1,024 tokens x 151,936 words x 2 bytes are 2.5 GB.
     """
     from peft import PeftModel
     from trl.trainer.utils import add_fused_lm_head

@@ -48,10 +48,8 @@ class MergedWeights:
 
     @contextlib.contextmanager
     def in_place(self, keep: bool) -> Iterator[None]:
-        """Merge, and replace the LoRA layers by merged ones inside of the block.
-
-        `keep` keeps their memory, at the same addresses, for the next time.
-        """
+        """Merge, and replace the LoRA layers by merged ones inside of the block. `keep` keeps their
+        memory, at the same addresses, for the next time."""
         import torch
 
         if any(layer.disable_adapters for *_, layer in self._layers):  # the reference is in use
@@ -127,10 +125,8 @@ _CHOSEN: WeakKeyDictionary[Any, tuple[MergedWeights, bool]] = WeakKeyDictionary(
 
 
 def choose_weights(policy: Any, choice: Literal["auto", "merged", "adapter"], keep: bool) -> None:
-    """Decide whether the policy's replies are sampled from merged weights, and print it.
-
-    `keep`: the memory stays allocated between generations, as for GRPO's rollouts.
-    """
+    """Decide whether the policy's replies are sampled from merged weights, and print it. `keep`:
+    their memory stays allocated between generations, as for GRPO's rollouts."""
     if choice == "adapter":
         return
     merged = MergedWeights(policy)

@@ -1,9 +1,10 @@
-"""Load the policy for training, and save what was trained.
+"""Load the policy for training, with vLLM for its rollouts or without, and save what was trained.
 
 The policy is the base model plus a LoRA adapter; the reference is the policy as loaded: the same
 weights with the adapter off or, where that started with an effect, as it was then.
 """
 
+import importlib.metadata
 import types
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import ConfigError, first_line, hub_errors
 from posttrain.base.files import model_fingerprint
+from posttrain.base.paths import run_command
 from posttrain.model import adapter, pretrained, runtime
 from posttrain.model.merged import choose_weights, compute_type
-from posttrain.model.vllm import vllm_arguments
 from posttrain.settings import Lora, Model, RolloutModel, Training, adapters
 
 
@@ -39,14 +40,48 @@ def base_weights(model: Model) -> str:
     return f"{repository}@{config.parent.name}{start}"
 
 
+def check_vllm(model: Model) -> None:
+    """Raise ConfigError where a config requires vLLM and it is not installed."""
+    always = isinstance(model, RolloutModel) and model.fast_inference == "always"
+    if always and not _has_vllm():
+        raise ConfigError(
+            f"model.fast_inference = always: this environment has no vLLM. {run_command()} --vllm "
+            "grpo ... makes one that has and trains in it; auto or never train without"
+        )
+
+
+def _has_vllm() -> bool:
+    """Whether vLLM is installed. Not by its import, which Unsloth hides where it cannot work."""
+    return any(importlib.metadata.distributions(name="vllm"))
+
+
+def vllm_arguments(model: Model, lora: Lora) -> dict[str, Any]:
+    """Arguments for loading a model whose rollouts are sampled with vLLM; empty without vLLM.
+    Raises ConfigError where a config requires vLLM and there is no GPU."""
+    import torch
+
+    if not isinstance(model, RolloutModel) or model.fast_inference == "never":
+        return {}
+    if not (_has_vllm() and torch.cuda.is_available()):
+        if model.fast_inference == "auto":
+            return {}
+        raise ConfigError(
+            "model.fast_inference = always: vLLM needs a GPU, and there is none; use auto or never"
+        )
+    rank = max(8, 1 << (lora.r - 1).bit_length())  # vLLM takes powers of two
+    return {
+        "fast_inference": True,
+        "max_lora_rank": rank,
+        "gpu_memory_utilization": model.gpu_memory_utilization,
+    }
+
+
 def load(
     model: Model, lora: Lora, training: Training, verbose: bool, beyond: int = 0
 ) -> tuple[Any, Any]:
     """The policy, a PeftModel with a new adapter or that of `model.adapter`, and its tokenizer.
-
-    `beyond` is how many tokens a prompt and a reply that are scored may be longer than
-    `model.max_seq_length`: on a GPU Unsloth silently cuts what is longer than its limit.
-    """
+    What is scored may be `beyond` tokens longer than `model.max_seq_length`: on a GPU Unsloth
+    silently cuts what is longer than its limit."""
     from transformers import set_seed
 
     set_seed(training.seed)

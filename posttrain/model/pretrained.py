@@ -16,9 +16,8 @@ CONTEXT = 4096  # tokens to load a model for, unless it takes fewer or was train
 
 
 def local_or_hub(name: str) -> str:
-    """A model folder as an absolute path, looked for in the current folder and in the project, or
-    the name of a hub model as it is. Raises ConfigError if there is no such folder, or if it could
-    run code."""
+    """The absolute path of a model folder here or in the project, or the name of a hub model as it
+    is. Raises ConfigError if there is no such folder, or if it could run code."""
     if (folder := here_or_project(name).resolve()).is_dir():
         check_model_folder(folder, "model.name")
         return str(folder)
@@ -82,8 +81,7 @@ def context(name: str, trained: int, base: str | None = None) -> int:
 
 
 def up_to_positions(name: str, revision: str | None, wanted: int) -> int:
-    """`wanted` tokens, or the model's positions where these are fewer: Unsloth would
-    stretch them silently."""
+    """`wanted` tokens, or the model's positions if fewer: Unsloth would silently stretch them."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).to_dict()
@@ -93,11 +91,9 @@ def up_to_positions(name: str, revision: str | None, wanted: int) -> int:
 def load_for_scoring(
     name: str, load_in_4bit: bool, dtype: str, max_seq_length: int, base: str | None = None
 ) -> tuple[Any, Any]:
-    """The model and tokenizer of a model folder, hub model or adapter folder, to generate with.
-
-    An adapter is put on `base`, where one is named, instead of the model that it names itself.
-    Raises ConfigError if the model cannot be loaded.
-    """
+    """The model and tokenizer of a model folder, hub model or adapter folder, to generate with. An
+    adapter is put on `base`, where one is named, instead of the model that it names itself. Raises
+    ConfigError if the model cannot be loaded."""
     path = Path(local_or_hub(name))
     check_files(path)
     if (path / adapters.CONFIG).is_file():
@@ -125,8 +121,7 @@ def set_up_generation(policy: Any, tokenizer: Any, what: str) -> Any:
 
     Models come with sampling settings (Qwen2.5: temperature 0.7, repetition penalty 1.1), which
     generate() would use wherever the caller sets none. Ours come from the YAML alone. Returns the
-    tokenizer. Raises ConfigError if there is no embedding for the padding or end token; `what` is
-    the model, for messages.
+    tokenizer. Raises ConfigError, about `what`, without an embedding for the padding or end token.
     """
     from transformers import GenerationConfig
 
@@ -155,11 +150,8 @@ def _contiguous(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def end_at_replies(tokenizer: Any) -> None:
-    """Make the token that the chat template ends a reply with the tokenizer's end of sequence.
-
-    trl puts that token after a reply in DPO. In Gemma, for one, it is that of a document,
-    which the model does not write after a turn.
-    """
+    """Make the token that the chat template ends a reply with the tokenizer's end of sequence,
+    which trl puts after a reply in DPO. Gemma's own, for one, ends a document and not a turn."""
     tokenizer.eos_token = end_of_reply(tokenizer) or tokenizer.eos_token
 
 

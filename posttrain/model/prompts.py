@@ -16,10 +16,8 @@ SHORTEST_START = 8  # tokens: a shorter beginning is read again, which costs les
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of W columns. Padding is on the left of a row, or within it.
-
-    Either all columns but the last are read, or none is and the cache is empty.
-    """
+    """Rows of W columns, with padding on the left of a row or within it. Either all columns but the
+    last are read, or none is and the cache is empty."""
 
     ids: Any  # (B, W)
     mask: Any  # 1 where there is a token, 0 where there is padding, (B, W)
@@ -61,11 +59,9 @@ class Rows:
 
 
 class Reader:
-    """Reads prompts of at least two tokens up to their last token.
-
-    Nothing is read yet where it could not be kept: on a GPU, where Unsloth decodes with its
-    cache, and where a layer sees only the last columns, of which padding would take some.
-    """
+    """Reads prompts of at least two tokens up to their last token; nothing yet where it could not
+    be kept: on a GPU, where Unsloth decodes with its cache, and where a layer sees only the last
+    columns, of which padding would take some."""
 
     def __init__(self, policy: Any, prompts: Sequence[Sequence[int]], padding: int) -> None:
         """`prompts` are all that will be read, `padding` is the id to pad with."""

@@ -26,10 +26,8 @@ RECORD = "trained_on.json"
 class TrainedOn:
     """What a model was trained and validated on."""
 
-    questions: set[str]
-    """Their keys (data.text.text_key)."""
-    unknown: list[str] = field(default_factory=list)
-    """Stages that left no record."""
+    questions: set[str]  # their keys (data.text.text_key)
+    unknown: list[str] = field(default_factory=list)  # stages that left no record
 
     def __or__(self, other: "TrainedOn | None") -> "TrainedOn":
         if other is None:
@@ -66,8 +64,7 @@ def read_record(folder: Path) -> TrainedOn | None:
 
 
 def run_of(model: str) -> tuple[Path | None, dict[str, Any]]:
-    """The run whose adapter, export or checkpoint this folder is: its folder and settings, if there
-    is one."""
+    """Folder and settings of the run whose adapter, export or checkpoint this is, if of any."""
     for folder in _around(model):
         path = folder / "config.yaml"
         settings = read_yaml(path) if path.is_file() else {}

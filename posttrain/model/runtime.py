@@ -110,7 +110,7 @@ def quiet(verbose: bool) -> Iterator[None]:
     if verbose:
         yield
         return
-    held, failed = io.StringIO(), True
+    held = io.StringIO()
     try:
         with (
             contextlib.redirect_stdout(held),
@@ -119,13 +119,11 @@ def quiet(verbose: bool) -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
-        failed = False
     except PostTrainError:  # its message says what is wrong
-        failed = False
         raise
-    finally:
-        if failed:
-            sys.stderr.write(held.getvalue())
+    except BaseException:
+        sys.stderr.write(held.getvalue())
+        raise
 
 
 def has_gpu_modules() -> bool:
@@ -136,10 +134,8 @@ def has_gpu_modules() -> bool:
 @contextlib.contextmanager
 def full_precision(policy: Any, arguments: Any) -> Iterator[None]:
     """Keep a float32 policy in float32 while its trainer is built, if bf16 and fp16 are both off.
-
-    On a GPU Unsloth's trainers would switch mixed precision on. They do not if this variable is
-    "bfloat16", by which they take the precision of the weights as right.
-    """
+    On a GPU Unsloth's trainers would switch mixed precision on, unless this variable is "bfloat16",
+    by which they take the precision of the weights as right."""
     import torch
 
     if arguments.bf16 or arguments.fp16 or policy.dtype != torch.float32:

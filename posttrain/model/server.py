@@ -23,10 +23,8 @@ Ask = Callable[[Conversation, int], Completion]  # answers one conversation, wit
 
 
 def parameters(evaluation: Evaluation, variables: Variables = NONE) -> dict[str, Any]:
-    """The fields of a request that say how a reply is generated.
-
-    `variables` are those of the chat template, in a field that not every server knows.
-    """
+    """The fields of a request that say how a reply is generated; `variables` are those of the chat
+    template, in a field that not every server knows."""
     sent = {"max_tokens": evaluation.max_new_tokens, "temperature": 0.0, **evaluation.sampling}
     return {**sent, "chat_template_kwargs": dict(variables)} if variables else sent
 
@@ -57,11 +55,8 @@ class Server:
         self.model = model or self._first_model()
 
     def ask(self, conversation: Conversation, seed: int) -> Completion:
-        """The reply to one conversation.
-
-        A request is repeated if the server is busy, fails or takes too long: after growing pauses,
-        or the pause that the server requests.
-        """
+        """The reply to one conversation. A request is repeated if the server is busy, fails or
+        takes too long: after growing pauses, or the pause that the server requests."""
         answer = self._request("POST", "/chat/completions", self._body(conversation, seed))
         try:
             choice = answer["choices"][0]
@@ -75,10 +70,8 @@ class Server:
         return Completion(text, tokens if isinstance(tokens, int) else None, truncated)
 
     def stream(self, conversation: Conversation, seed: int) -> Generator[Completion, None, None]:
-        """The reply so far, again and again as it grows.
-
-        `tokens` counts the pieces that came; most servers send a token in each.
-        """
+        """The reply so far, again and again as it grows. `tokens` counts the pieces that came; most
+        servers send a token in each."""
         body = {**self._body(conversation, seed), "stream": True}
         text, tokens, reason = "", 0, ""
         try:
@@ -143,10 +136,8 @@ class Server:
         return text.replace(key, "[key]") if key else text
 
     def _choices(self, response: httpx.Response) -> Iterator[dict[str, Any]]:
-        """The first choice of every event; events without one, such as the usage, are skipped.
-
-        See https://html.spec.whatwg.org/multipage/server-sent-events.html for the lines.
-        """
+        """The first choice of every event; those without one, such as the usage, are skipped. Lines
+        are as in https://html.spec.whatwg.org/multipage/server-sent-events.html."""
         for line in response.iter_lines():
             field, _, value = line.partition(":")
             value = value.removeprefix(" ")
@@ -166,8 +157,7 @@ class Server:
 
 
 def _client(url: str, key_variable: str, patience_s: float) -> httpx.Client:
-    base = url.rstrip("/")
-    base = base if base.endswith("/v1") else f"{base}/v1"
+    base = url.rstrip("/").removesuffix("/v1") + "/v1"
     key = os.environ.get(key_variable, "").strip()
     if not (key.isascii() and key.isprintable()):  # an HTTP library's message would show the key
         raise ConfigError(f"{key_variable} holds a character that no key has, such as a line break")
@@ -184,11 +174,9 @@ def _client(url: str, key_variable: str, patience_s: float) -> httpx.Client:
 def as_they_come(
     ask: Ask, requests: Sequence[tuple[Conversation, int]], at_once: int
 ) -> Iterator[tuple[int, Completion]]:
-    """Index and completion of each request, `at_once` at a time, in the order of the answers.
-
-    After an error of `ask` nothing more is sent; what is under way is still yielded, and then the
-    error is raised. A signal waits for nothing.
-    """
+    """Index and completion of each request, `at_once` at a time, in the order of the answers. After
+    an error of `ask` nothing more is sent; what is under way is still yielded, and then the error
+    is raised. A signal waits for nothing."""
     over = threading.Event()
 
     def answer(request: tuple[Conversation, int]) -> Completion | None:

@@ -64,8 +64,7 @@ def shape_of(name: str) -> Shape | None:
     """The shape of a local or cached model, None where its config.json is not at hand."""
     cached = model_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
     places = [Path(os.path.expanduser(name)), ROOT / name, *sorted(cached.glob("*"))[-1:]]
-    configs = (place / "config.json" for place in places)
-    path = next((path for path in configs if path.is_file()), None)
+    path = next((p / "config.json" for p in places if (p / "config.json").is_file()), None)
     values = json.loads(path.read_text(encoding="utf-8")) if path else KNOWN.get(name, {})
     try:
         hidden, heads = values["hidden_size"], values["num_attention_heads"]

@@ -1,9 +1,8 @@
 """Check that a model folder or a checkpoint holds tensors and plain values, and no code.
 
-Reading a pickle can run any code, and a model folder can have Python files run. So
-weights are read from safetensors only, remote code is never run, and the few files of a checkpoint
-that torch has to read are read with `weights_only=True`, which creates only objects of a short list
-of types.
+Reading a pickle can run any code, and a model folder can have Python files run. So weights are read
+from safetensors only, remote code is never run, and the few files of a checkpoint that torch has to
+read are read with `weights_only=True`, which creates only objects of a few types.
 """
 
 import re
@@ -15,15 +14,11 @@ from posttrain.base.files import read_object
 from posttrain.settings.adapters import base_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-READ_BY_TORCH = (".pt", ".pth")  # optimizer, scheduler, scaler and random states of a checkpoint
 
 
 def check_model_folder(folder: Path, where: str) -> None:
-    """Raise ConfigError if a model or adapter folder requires code or has its weights in pickles.
-
-    An adapter's base model is checked too if it is a local folder. `where` is the name of the
-    setting, for the message.
-    """
+    """Raise ConfigError, about the setting `where`, if a model or adapter folder, or the folder of
+    an adapter's base model, requires code or has its weights in pickles."""
     for path in sorted(folder.glob("*config.json")):
         try:
             key = _requires_code(read_object(path))
@@ -72,7 +67,7 @@ def check_checkpoint(checkpoint: Path) -> None:
 
     for path in sorted(p for p in checkpoint.rglob("*") if p.suffix in PICKLES):
         reason = "no checkpoint of this project has such a file"
-        if path.suffix in READ_BY_TORCH:
+        if path.suffix in (".pt", ".pth"):  # optimizer, scheduler, scaler and random states
             try:
                 with safe_globals():
                     torch.load(path, map_location="cpu", weights_only=True)

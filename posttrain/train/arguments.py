@@ -95,11 +95,8 @@ def owned_arguments(run: RunFolder, name: str, report_to: Sequence[str]) -> dict
 
 
 def changes(requested: dict[str, Any], arguments: Any) -> dict[str, dict[str, Any]]:
-    """Arguments whose value in the trainer is not the requested one: `{name: {asked, used}}`, both
-    as JSON has them.
-
-    trl and Unsloth change some without a message (precision, optimizer, batch size).
-    """
+    """Arguments that trl or Unsloth changed, which they do without a message (precision, optimizer,
+    batch size): `{name: {asked, used}}`, both as JSON has them."""
     changed = {}
     for name, value in requested.items():
         wanted, used = _as_json(value), _as_json(getattr(arguments, name, None))

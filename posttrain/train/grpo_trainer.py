@@ -5,8 +5,7 @@ from typing import Any
 from posttrain.model.fewer_tokens import SharedPrompts, can_share
 from posttrain.model.merged import sampling_weights
 from posttrain.model.rollouts import cheaper_rollouts
-from posttrain.train.batches import ordered_by_epoch
-from posttrain.train.guard import guarded, is_out_of_memory
+from posttrain.train.guard import guarded, is_out_of_memory, ordered_by_epoch
 from posttrain.train.micro_batches import COMPLETION_LOSSES, Batch, Part, split_completions
 
 
@@ -24,23 +23,18 @@ CLIP_RATIOS = {
     *("clip_ratio/region_mean", "clip_ratio/low_mean", "clip_ratio/high_mean"),
     *("clip_ratio/low_min", "clip_ratio/high_max"),
 }
-ONE_COMPLETION_OF = 32
-"""Of so many completions, one is scored to see how far sampling is from training."""
+ONE_COMPLETION_OF = 32  # of so many, one is scored to see how far sampling is from training
 
 
 def guarded_grpo(trainer_class: Any) -> Any:
-    """The guarded subclass of a GRPOTrainer. Generation, scoring and training each find their own
-    batch size."""
+    """The guarded subclass, whose generation, scoring and training each find a batch size."""
     unsloth = any(kind.__name__.startswith("Unsloth") for kind in trainer_class.__mro__)
 
     class GuardedGRPO(guarded(trainer_class)):  # type: ignore[misc]
-        prompts_at_once: int | None = None
-        """How many prompts to generate for at once; None is all of them."""
-        scored_at_once: int | None = None
-        """How many completions to score at once without a gradient; None is trl's own size."""
+        prompts_at_once: int | None = None  # to generate for at once; None is all
+        scored_at_once: int | None = None  # completions, without a gradient; None is trl's own size
         current_gradient_accumulation_steps: float
-        _sampled: list[list[float]]
-        """Log-probabilities that the completions' tokens were sampled with; empty if unknown."""
+        _sampled: list[list[float]]  # log-probabilities of the sampled tokens; empty if unknown
 
         def _get_train_sampler(self, *rows: Any) -> Any:
             sampler = super()._get_train_sampler(*rows)
@@ -69,8 +63,7 @@ def guarded_grpo(trainer_class: Any) -> Any:
             return CLIP_RATIOS if self.loss_type in clipped else set()
 
         def _is_flat(self, batch: Batch) -> bool:
-            """Whether a micro-batch has a gradient of 0, because no advantage is other than 0 and
-            nothing else is in the loss."""
+            """Whether its gradient is 0: all advantages are 0 and nothing else is in the loss."""
             return (
                 self.beta == 0
                 and not self._entropy_bonus_enabled

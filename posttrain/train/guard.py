@@ -26,15 +26,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def ordered_by_epoch(sampler: Any, seed: int) -> Any:
+    """The sampler, whose order now depends on the seed and the epoch alone, not on the epochs
+    before, which a resumed run does not draw."""
+    sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(seed + epoch)
+    return sampler
+
+
 def guarded(trainer_class: Any) -> Any:
     """The part of the subclass that all trainers share. How a micro-batch is divided differs: see
     trainers.py and grpo_trainer.py."""
 
     class Guarded(trainer_class):  # type: ignore[misc]  # known only at run time
-        watch: Any = None
-        """The posttrain.train.watch.Watch to report to; None switches all of this off."""
-        rows_at_once: int | None = None
-        """How many rows of a micro-batch fit the memory; None is all of them."""
+        watch: Any = None  # the watch.Watch to report to; None switches all of this off
+        rows_at_once: int | None = None  # rows of a micro-batch that fit the memory; None is all
         _stepping = False  # in a training step, not in an evaluation
         _batch: Batch | None = None  # the current micro-batch, once it is prepared
         _parts: list[Part]

@@ -1,25 +1,30 @@
 """The rules that judge the health of a run: they read metrics and return events. No torch here.
 
 A fault stops the run at once: a loss or weight that is not a finite number, fp16 that skips every
-step, weights that do not change. A metric out of its range first gives a warning, because it may
-come back.
+step, weights that do not change. A metric out of range may come back, so it first gives a warning.
 """
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from eval.gsm8k import ScoredReply
+from posttrain.base.paths import run_command
 from posttrain.run.results import HealthEvent
 from posttrain.settings.health import Health, PairHealth, ProblemHealth
-from posttrain.train.cold_start import WAYS_OUT
 
 Row = Mapping[str, Any]
 """The metrics of a step as the trainer logs them, or their mean since it last logged."""
 Measure = Callable[[float, int, Row], float | None]
 """(a metric of the row, number of steps in the row, row) -> the value to judge, None if unknown."""
 
-
+WAYS_OUT = (
+    "GRPO learns only from completions that earn more than others of their group. Give worked "
+    "examples in the prompt (prompt.examples), or first train on the model's own right answers "
+    "(./run sft; docs/stages.md)"
+)
 MESSAGES = {
     "chosen_drop": "the chosen replies have been less likely than under the reference, by "
     "{value:.0f} nats a reply (health.max_chosen_drop = {limit:g}): the policy makes both replies "
@@ -55,13 +60,10 @@ class Rule:
 
     kind: str
     metric: str
-    limit: float | None
-    """Values at or above it break the rule, those of "reasoning" below it. None: the rule is off.
-    """
+    limit: float | None  # which values at or above break, of "reasoning" those below; None is off
     measure: Measure = lambda value, *_: value
     reward: str = ""
-    broken_steps: int = 0
-    """For how many steps in a row it has been broken."""
+    broken_steps: int = 0  # for how many steps in a row it has been broken
 
 
 def rules_for(health: Health, beta: float, rewards: Iterable[str] = ()) -> list[Rule]:
@@ -203,3 +205,23 @@ class UpdateCheck:
             )
             return stop("still_weights", self._unchanged, self._max_still, message)
         return None
+
+
+def cold_start_note(replies: Sequence[Any], model: str, config: str) -> str | None:
+    """The message if no reply before training earned a reward; else None. `model` and `config` are
+    as the user named them, for the commands."""
+    earned = [reply.as_row()["total_reward"] or 0.0 for reply in replies]
+    if not replies or earned[0] > 0 or any(total != earned[0] for total in earned):
+        return None  # where rewards differ, one reply earns more than another
+    count = len(replies)
+    right = ""
+    if isinstance(replies[0], ScoredReply):
+        lenient = sum(reply.lenient for reply in replies)
+        right = f" The last number is right in {lenient / count:.0%} of them."
+    run, config = run_command(), shlex.quote(config)
+    return (
+        f"\nwarning: a cold start: 0 of {count} replies earn a reward.{right} {WAYS_OUT}:\n"
+        f"  {run} grpo --config {config} prompt.examples=examples.jsonl\n"
+        f"  {run} evaluate --model {shlex.quote(model)} --config {config} --data train "
+        "--examples examples.jsonl --samples 8"
+    )

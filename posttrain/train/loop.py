@@ -62,7 +62,7 @@ def train(
         watch = Watch(trainer, settings, run, stop)
         validation = Validation(validator, trainer, settings, run, stop) if validator else None
         try:
-            _fit(trainer, run, checkpoint, watch, validation)
+            _fit(watch, checkpoint, validation)
         except HealthError as error:
             ended = {"steps": trainer.state.global_step, "seconds": clock.seconds()}
             reason = str(error).split("\n")[0]
@@ -81,14 +81,9 @@ def train(
     return result
 
 
-def _fit(
-    trainer: Any,
-    run: RunFolder,
-    checkpoint: Path | None,
-    watch: Watch,
-    validation: Validation | None,
-) -> None:
+def _fit(watch: Watch, checkpoint: Path | None, validation: Validation | None) -> None:
     """Train up to the last step or a signal; raises as `train`."""
+    trainer, run = watch.trainer, watch.run
     try:
         if checkpoint is not None and validation is not None:
             validation.catch_up(checkpoint)
@@ -177,10 +172,9 @@ class RunCallback(Callback):
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        written = self.run.checkpoints.staging / f"checkpoint-{state.global_step}"
-        keep = self.training.save_total_limit
-        step, best_by = state.global_step, self.score.take()
-        self.run.checkpoints.publish(written, step, self.identity, keep, best_by)
+        step, keep = state.global_step, self.training.save_total_limit
+        written = self.run.checkpoints.staging / f"checkpoint-{step}"
+        self.run.checkpoints.publish(written, step, self.identity, keep, self.score.take())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         row = {"step": state.global_step, "seconds": self.clock.seconds(), **logs}

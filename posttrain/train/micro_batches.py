@@ -1,8 +1,7 @@
 """Split micro-batches of trl's trainers into parts whose losses add up.
 
-A DPO micro-batch stacks B chosen rows on B rejected ones; a GRPO micro-batch holds one completion a
-row, an SFT micro-batch one prompt and reply. All are dictionaries of tensors with the rows in the
-first dimension.
+A micro-batch is a dictionary of tensors with the rows in the first dimension: in DPO B chosen rows
+stacked on B rejected ones, in GRPO one completion a row, in SFT one prompt and reply.
 """
 
 from collections.abc import Iterator
@@ -34,8 +33,7 @@ class Part:
     """Some rows of a micro-batch, and their weight in its loss."""
 
     inputs: Batch
-    weight: float = 1.0
-    """Factor of the part's loss."""
+    weight: float = 1.0  # factor of the part's loss
     loss_weights: list[float] = field(default_factory=list)
     """DPO only: the weight of each loss in training.loss_type; empty for the trainer's own."""
 

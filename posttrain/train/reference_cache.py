@@ -19,7 +19,7 @@ from posttrain.base.paths import cache_folder
 from posttrain.base.progress import progress_bar
 from posttrain.model import adapter, runtime
 from posttrain.run.environment import Clock
-from posttrain.train.batches import pair_lengths
+from posttrain.train.trainers import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")
 # Entries of the model's config that do not change what it computes.
@@ -39,8 +39,7 @@ def precompute(trainer: Any) -> None:
     log-probability then differs by up to 0.15 nats.
     """
     runtime.training_mode(trainer.model)
-    basis = json.dumps(depends_on(trainer), sort_keys=True)
-    path = cache_folder() / "reference" / f"{_digest(basis)}.json"
+    path = cache_folder() / "reference" / f"{_digest(depends_on(trainer))}.json"
     rows = trainer.train_dataset
     values = read(path)
     if values is not None:
@@ -64,7 +63,7 @@ def depends_on(trainer: Any) -> dict[str, Any]:
     return {
         "rows": fingerprint(list(zip(*columns, strict=True))),
         "weights": _weights_digest(model),
-        "config": _digest(json.dumps(config, sort_keys=True, default=str)),
+        "config": _digest(config),
         "truncation": [args.max_length, args.truncation_mode],
         "ld_alpha": args.ld_alpha,
         "precision": [str(model.dtype), trainer.accelerator.mixed_precision],
@@ -74,7 +73,8 @@ def depends_on(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _digest(text: str) -> str:
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
@@ -130,7 +130,7 @@ def write(path: Path, values: Values) -> bool:
     """Write the numbers to a file; prints a note and returns False if that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"sha256": _checksum(values), "values": values})
+        write_json(path, {"sha256": _digest(values), "values": values})
     except OSError as error:
         print(f"note: reference log-probabilities are not kept for the next run: {error}")
         return False
@@ -144,11 +144,7 @@ def read(path: Path) -> Values | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(path.read_text(encoding="utf-8"))
         values: Values = content["values"]
-        if content["sha256"] == _checksum(values):
+        if content["sha256"] == _digest(values):
             return values
     print(f"note: {path} is damaged; its numbers are computed again")
     return None
-
-
-def _checksum(values: Values) -> str:
-    return _digest(json.dumps(values, sort_keys=True))

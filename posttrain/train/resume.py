@@ -32,10 +32,8 @@ class Resume:
             self._changes = check_same_run(self.checkpoint, identity, anyway)
 
     def kept_scores(self, read: Callable[[], T | None]) -> T | None:
-        """What `read` returns of the scores that an interrupted run took before its first step.
-
-        There are none from the start, or on resuming with other settings than the length.
-        """
+        """What `read` returns of the scores that an interrupted run took before its first step;
+        None from the start, or on resuming with other settings than the length."""
         if self.checkpoint is None:
             return None
         scores = read() if only_length(self._changes) else None

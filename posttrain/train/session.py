@@ -11,34 +11,36 @@
 Between these steps a script has its data, rewards, trainer and scores.
 """
 
+import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from eval.measures import Change
 from posttrain.base.disk import check_disk
 from posttrain.base.errors import ConfigError, HealthError
 from posttrain.base.files import fingerprint
-from posttrain.base.paths import here_or_project
+from posttrain.base.paths import here_or_project, run_command, shown
+from posttrain.base.process import run_script
 from posttrain.data.render import clock_note, set_template_variables
 from posttrain.data.text import text_key
-from posttrain.model import checks, policy, pretrained, runtime, vllm
-from posttrain.model.device import check_device
+from posttrain.model import checks, policy, pretrained, runtime
+from posttrain.model.device import check_device, free_memory
 from posttrain.model.provenance import TrainedOn, record_before, record_of, write_record
 from posttrain.run.folder import RunFolder
 from posttrain.run.reading import chain_of
 from posttrain.run.room import disk_bytes, in_order
-from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
+from posttrain.settings import DPOSettings, Export, GRPOSettings, SFTSettings
 from posttrain.settings.adapters import find_adapter
 from posttrain.settings.command import Command, parse_command_line
 from posttrain.train import loop
-from posttrain.train.after_training import export, report
 from posttrain.train.resume import Resume
 from posttrain.train.validation import Validator
 from posttrain.train.wandb_log import WandbLog
 
-# A LoRA weight in fp32, its two AdamW moments, and room for the tokenizer and the rest.
-BYTES_A_WEIGHT = 16
+BYTES_A_WEIGHT = 16  # in fp32, with two AdamW moments, and room for the tokenizer and the rest
 S = TypeVar("S", SFTSettings, DPOSettings, GRPOSettings)
 # Where transformers' integrations keep their files, unless the user's environment names a folder.
 TRACKER_FOLDERS = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "trackio": "TRACKIO_DIR"}
@@ -55,8 +57,7 @@ class Session(Generic[S]):
         self.dry_run = command.dry_run
         self.config = str(command.config)
         self.run = RunFolder(command.output)
-        self.done = not command.dry_run and self._is_done()
-        """The folder holds this very run, finished."""
+        self.done = not command.dry_run and self._is_done()  # the folder holds this run, finished
         if self.done:
             return
         self._refuse_its_own_folder()
@@ -92,8 +93,7 @@ class Session(Generic[S]):
         return export(path, self.settings.export) if finished else 0
 
     def end_dry_run(self, rows: Sequence[Any]) -> int:
-        """Print how to train, or why an earlier run prevents it; returns the exit code. `rows` as
-        for open."""
+        """Print how to train, or why that is refused; returns the exit code. `rows` as for open."""
         refused = ""
         try:
             self._is_done()  # refuses a finished run of other settings
@@ -113,7 +113,7 @@ class Session(Generic[S]):
         if settings.model.adapter:
             chain = chain_of(find_adapter(settings.model.adapter))
             self._facts["stages"] = [stage.as_json() for stage in chain]
-        vllm.check_vllm(settings.model)
+        policy.check_vllm(settings.model)
         threads = settings.run.threads
         if threads is None and self.resume.checkpoint:
             threads = self.run.threads()
@@ -215,3 +215,25 @@ class Session(Generic[S]):
         report(self.run.path)
         self._wandb.finish()
         return export(self.run.path, self.settings.export)
+
+
+# Commands that read the run folder, as a person would. Each is a separate process, so that neither
+# a fault in it nor a kill costs the run anything.
+
+
+def report(run: Path) -> None:
+    """Write card, plots and page of a run, and print its table."""
+    if code := run_script("report", str(run)):
+        again = f"{run_command()} report {shown(run)}"
+        print(f"note: the report is not complete (exit code {code}); {again} makes it")
+
+
+def export(run: Path, settings: Export) -> int:
+    """Export what `export.to` names; returns the exit code, 4 if a file failed its parity gate. Not
+    in this process, whose transformers and peft Unsloth has patched: it has to load without."""
+    if not settings.to:
+        return 0
+    if "torch" in sys.modules:  # it keeps the memory of the largest step, which the gate needs
+        free_memory()
+    print("\nExporting")
+    return run_script("export", str(run), f"export={json.dumps(settings.model_dump(mode='json'))}")

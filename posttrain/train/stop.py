@@ -9,11 +9,8 @@ from typing import Any
 
 
 class StepAbandoned(BaseException):
-    """Ends a training step in the middle, because a signal came. The step is lost.
-
-    It is raised only in a step that a resumed run repeats. It is not an Exception, so that no
-    library catches it.
-    """
+    """Ends a training step in the middle, because a signal came; a resumed run repeats the step. It
+    is not an Exception, so that no library catches it."""
 
 
 class StopRequest:
@@ -24,11 +21,9 @@ class StopRequest:
     """
 
     def __init__(self, max_minutes: float | None) -> None:
-        self.exit_code: int | None = None
-        """The exit code of the process once the run has to stop, else None."""
+        self.exit_code: int | None = None  # of the process, once the run has to stop
         self.reason = ""
-        self.decided = False
-        """The run had to stop when `wanted` was last called."""
+        self.decided = False  # the run had to stop when `wanted` was last called
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._old_handlers: dict[int, Any] = {}
         self._interruptible = False

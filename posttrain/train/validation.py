@@ -25,8 +25,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.run.lenient import from_json
 from posttrain.run.results import Kept, Validated
 from posttrain.settings import TrainingSettings
-from posttrain.train.callback import Callback
-from posttrain.train.random_states import random_states
+from posttrain.train.callback import Callback, random_states
 from posttrain.train.stop import StepAbandoned, StopRequest
 
 Measures = dict[str, Measure]
@@ -44,10 +43,8 @@ def last_step(trainer: Any) -> int:
 
 
 class Validation(Callback):
-    """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row.
-
-    Creating it attaches it to the trainer. The Watch comes before it: it has to see a step first.
-    """
+    """The validations of one run, in eval/validation.jsonl: `{"step", "measures"}` a row. Creating
+    it attaches it to the trainer, after the Watch, which has to see a step first."""
 
     def __init__(
         self,
@@ -128,8 +125,7 @@ class Validation(Callback):
             self.run(state)
 
     def run(self, state: Any) -> None:
-        """Make a validation and log it as the trainer logs its metrics. Raises StepAbandoned if a
-        signal comes meanwhile."""
+        """Make a validation and log it as a trainer's metrics; StepAbandoned if a signal comes."""
         trainer = self._trainer
         with self._stop.interruptible(self._settings.training.safe_to_save(state.global_step)):
             logs = self.take(state.global_step)

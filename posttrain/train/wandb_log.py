@@ -28,17 +28,13 @@ from posttrain.settings.section import Section
 from posttrain.train.callback import Callback
 
 TABLE_ROWS = 1000
-START_SECONDS = 20.0
-"""How long to wait for the server before W&B goes offline, unless WANDB_INIT_TIMEOUT says."""
-FINISH_SECONDS = 300.0
-"""How long the end of a run may wait for uploads; what is missing then is still on disk."""
+START_SECONDS = 20.0  # until W&B goes offline without an answer, unless WANDB_INIT_TIMEOUT says
+FINISH_SECONDS = 300.0  # to wait for uploads at the end; what is missing then is still on disk
 
 
 def choose(requested: bool) -> tuple[Literal["off", "offline", "online"], str]:
     """Whether and how W&B takes part, and why, decided before it starts so that it never prompts.
-
-    `requested`: the settings name wandb. The client is imported only where a key may be.
-    """
+    `requested`: the settings name wandb. The client is imported only where a key may be."""
     requested = requested or os.environ.get("WANDB_MODE") == "offline"
     names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     netrc = any(os.path.exists(os.path.expanduser(name)) for name in names)
@@ -94,10 +90,8 @@ class WandbLog(Callback):
 
     @harmless
     def start(self, facts: Mapping[str, Any]) -> None:
-        """Open a run, or the one that the run folder names, if W&B is on.
-
-        `facts` are shown as its environment; `data` among them is the fingerprint of the data.
-        """
+        """Open a run, or the one that the run folder names, if W&B is on. `facts` are shown as its
+        environment; `data` among them is the fingerprint of the data."""
         os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours replaces its own
         mode, why = choose("wandb" in self._settings["tracking"]["report_to"])
         self.active = mode != "off"

@@ -21,9 +21,8 @@ from posttrain.model.device import free_memory
 from posttrain.run.folder import RunFolder
 from posttrain.run.results import HealthEvent
 from posttrain.settings import GRPOSettings, GRPOTraining, TrainingSettings
-from posttrain.train.callback import Callback
+from posttrain.train.callback import Callback, random_states
 from posttrain.train.health import RuleWatcher, UpdateCheck, rules_for
-from posttrain.train.random_states import random_states
 from posttrain.train.stop import StopRequest
 
 SIZES = {  # kind of event -> the attribute of the trainer that it halves
@@ -65,8 +64,7 @@ class Watch(Callback):
     # Called by the trainer.
 
     def interruptible(self, step: int) -> AbstractContextManager[None]:
-        """Let a signal end the step after `step` at once, not after a long generation, if a run can
-        resume from `step`."""
+        """Let a signal end the step after `step` at once, if a run can resume from `step`."""
         return self.stop.interruptible(step > 0 and self.settings.training.safe_to_save(step))
 
     def after_micro_batch(self, loss: Any, batch: Any, is_last: bool) -> None:
@@ -140,8 +138,7 @@ class Watch(Callback):
     # Called by transformers.
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Read what was recorded up to the checkpoint: metrics for the rules, and the batch sizes
-        that fit the memory."""
+        """Read metrics up to the checkpoint, for the rules, and the batch sizes that fit memory."""
         for row in _read(self.run.metrics):
             if "loss" in row:
                 self.rules.observe(row["step"], row)
@@ -194,8 +191,7 @@ class Watch(Callback):
         raise HealthError(f"step {event.step}: {event.message}\n       {advice}")
 
     def _write_batches(self, step: int, batches: list[Any], losses: list[float]) -> Path:
-        """Write the rows of a step for a person to read, one a line. NaN and infinity become text,
-        because JSON has no such numbers."""
+        """Write a step's rows for a person to read, one a line. NaN and infinity become text."""
 
         def text(value: Any) -> str:
             return to_json(value, inf_nan_mode="strings").decode()

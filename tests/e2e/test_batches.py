@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import DataError
-from posttrain.train import batches
+from posttrain.train.trainers import pair_lengths
 from scripts import grpo
 from tests.e2e import trainers
 
@@ -41,7 +41,7 @@ def test_less_padding_and_every_pair_once_an_epoch(tmp_path: Path) -> None:
         assert sum(map(padding, first)) < 0.75 * sum(map(padding, second))
         rows = sorted(itertools.chain.from_iterable(map(keys, first)))
         assert rows == sorted(itertools.chain.from_iterable(map(keys, second)))
-    lengths = batches.pair_lengths(grouped.train_dataset)
+    lengths = pair_lengths(grouped.train_dataset)
     assert max(lengths) == epoch_of(grouped, 0)[0]["input_ids"].shape[1]  # no memory shock later
 
 

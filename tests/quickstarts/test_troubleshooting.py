@@ -29,7 +29,7 @@ from posttrain.export.proof import at_most
 from posttrain.export.weights import MOST_LOST
 from posttrain.model import pretrained
 from posttrain.model.device import Device, check_device
-from posttrain.model.vllm import check_vllm
+from posttrain.model.policy import check_vllm
 from posttrain.report import export_words
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder

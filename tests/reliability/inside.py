@@ -18,7 +18,7 @@ import pytest
 
 from posttrain.base import process
 from posttrain.model import policy
-from posttrain.train import after_training
+from posttrain.train import session
 from scripts import dpo, grpo, report, sft
 from tests.helpers import ROOT, run_script
 
@@ -79,7 +79,7 @@ def reported_here(reported: bool = True) -> Iterator[None]:
         return process.run_script(script, *given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(after_training, "run_script", start)
+        patch.setattr(session, "run_script", start)
         yield
 
 

@@ -19,7 +19,7 @@ from posttrain.model.llama_server import FULL_DISTRIBUTION
 from posttrain.run import room
 from posttrain.run.results import Check
 from posttrain.settings.export import Export, Parity
-from posttrain.train.after_training import export
+from posttrain.train.session import export
 from tests.helpers import ROOT, Capsys
 from tests.unit.conftest import Ask
 

@@ -9,8 +9,7 @@ from eval import Completion
 from eval.gsm8k import Problem, score_reply
 from posttrain.run.results import HealthEvent
 from posttrain.settings.health import PairHealth, ProblemHealth
-from posttrain.train.cold_start import WAYS_OUT, notice
-from posttrain.train.health import RuleWatcher, UpdateCheck, rules_for
+from posttrain.train.health import WAYS_OUT, RuleWatcher, UpdateCheck, cold_start_note, rules_for
 
 HEALTHY = {"frac_reward_zero_std": 0.5, "completions/clipped_ratio": 0.1, "kl": 0.05}
 HEALTHY["completions/reasoning"] = 200.0
@@ -94,7 +93,7 @@ def test_a_cold_start_names_the_ways_out_also_after_a_resume() -> None:
     assert (event.kind, event.action) == ("cold_start", "stopped")
     assert event.message.startswith("for 3 steps every completion has had the lowest")
     assert WAYS_OUT in event.message
-    noticed = notice([score_reply(Problem("?", "4"), Completion("5", 1, False))], "m", "c")
+    noticed = cold_start_note([score_reply(Problem("?", "4"), Completion("5", 1, False))], "m", "c")
     assert WAYS_OUT in (noticed or "")
     # In a folder without metrics it counts from the checkpoint.
     watcher = RuleWatcher(rules_for(health, 0.0), health.patience, health.stop_on)

@@ -82,7 +82,7 @@ posttrain/train/trainers.py: the rows of a micro-batch, to write it as text
 posttrain/train/grpo_trainer.py: the rows of a micro-batch, to write it as text
     trl/trainer/grpo_trainer.py: "prompt_ids" "prompt_mask" "completion_ids" "completion_mask"
     trl/trainer/grpo_trainer.py: "advantages"
-posttrain/train/batches.py: batches of like length
+posttrain/train/trainers.py: batches of like length
     transformers/trainer_pt_utils.py: LengthGroupedSampler
     trl/trainer/dpo_trainer.py: "prompt_ids" "chosen_ids" "rejected_ids"
 posttrain/train/reference_cache.py: the reference is scored once, by trl's own step, and kept

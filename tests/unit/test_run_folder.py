@@ -22,9 +22,9 @@ from posttrain.run.folder import RunFolder
 from posttrain.run.reading import read_run
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
-from posttrain.train.after_training import report
 from posttrain.train.resume import Resume
 from posttrain.train.samples import SampleRecorder
+from posttrain.train.session import report
 from rewards import REWARDS
 from tests.helpers import CONFIGS, ROOT, Capsys, settings_class
 

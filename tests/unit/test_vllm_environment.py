@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from posttrain.base.errors import ConfigError
 from posttrain.doctor import configs, installation, machine
-from posttrain.model import vllm
+from posttrain.model import policy
 from posttrain.settings import Lora, RolloutModel
 from tests.helpers import ROOT, copy_project
 
@@ -97,23 +97,23 @@ def test_a_new_driver_or_none_is_not(tmp_path: Path, version: str | None) -> Non
 
 def test_without_vllm_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = RolloutModel(name="x", fast_inference="always")
-    monkeypatch.setattr(vllm, "_has_vllm", lambda: False)
+    monkeypatch.setattr(policy, "_has_vllm", lambda: False)
     with pytest.raises(ConfigError, match=r"/run --vllm grpo"):
-        vllm.check_vllm(model)
-    vllm.check_vllm(model.model_copy(update={"fast_inference": "never"}))
-    monkeypatch.setattr(vllm, "_has_vllm", lambda: True)
-    vllm.check_vllm(model)
+        policy.check_vllm(model)
+    policy.check_vllm(model.model_copy(update={"fast_inference": "never"}))
+    monkeypatch.setattr(policy, "_has_vllm", lambda: True)
+    policy.check_vllm(model)
 
 
 def test_without_a_gpu_vllm_is_left_out_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(vllm, "_has_vllm", lambda: True)
+    monkeypatch.setattr(policy, "_has_vllm", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     auto = RolloutModel(name="x", fast_inference="auto")
-    assert vllm.vllm_arguments(auto, Lora()) == {}
+    assert policy.vllm_arguments(auto, Lora()) == {}
     with pytest.raises(ConfigError, match=r"fast_inference = always: vLLM needs a GPU"):
-        vllm.vllm_arguments(auto.model_copy(update={"fast_inference": "always"}), Lora())
+        policy.vllm_arguments(auto.model_copy(update={"fast_inference": "always"}), Lora())
 
 
 def test_the_doctor_says_which_environment_a_config_asks_for(

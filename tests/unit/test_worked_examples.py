@@ -23,7 +23,7 @@ from posttrain.run.results import Exported
 from posttrain.scoring import evaluation
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings
-from posttrain.train.cold_start import notice
+from posttrain.train.health import cold_start_note
 from scripts import dpo, evaluate, grpo, sft
 from tests.helpers import ROOT, Capsys, demo_settings, write_rows
 from tests.runs import grpo_run
@@ -173,7 +173,7 @@ def rewarded(*totals: float | None) -> list[Any]:
 
 
 def test_replies_that_earn_nothing_are_noticed() -> None:
-    result = notice(scored("It is 4.", "5", "4", "four"), "my model", "a b.yaml") or ""
+    result = cold_start_note(scored("It is 4.", "5", "4", "four"), "my model", "a b.yaml") or ""
     assert "warning: a cold start: 0 of 4 replies earn a reward." in result
     assert "The last number is right in 50% of them." in result
     assert "grpo --config 'a b.yaml' prompt.examples=examples.jsonl" in result
@@ -194,5 +194,5 @@ def test_replies_that_earn_nothing_are_noticed() -> None:
     ],
 )
 def test_others_are_not(replies: list[Any], cold: bool) -> None:
-    assert (notice(replies, "m", "c") is not None) == cold
-    assert "last number" not in (notice(rewarded(0.0), "m", "c") or "")
+    assert (cold_start_note(replies, "m", "c") is not None) == cold
+    assert "last number" not in (cold_start_note(rewarded(0.0), "m", "c") or "")
