@@ -77,10 +77,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Train and score what is missing, then report; returns the exit code, that of a run that ended
-    early.
-
-    An export that is not proven (4) ends a run but not the repeat, which then ends with that code.
-    """
+    early. A run whose export is not proven (4) does not end the repeat, which then ends with that
+    code."""
     args = parse(argv)
     if args.dry_run:
         checked = train(args, next(iter(args.settings)), "--dry-run")
@@ -103,11 +101,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(args: argparse.Namespace, seed: int, *options: str) -> int:
-    """Run the training script for one seed, passing signals to it; returns its exit code.
-
-    It has its own process group: a Ctrl-C, which the terminal sends to a group, would reach
-    it twice, and the second one ends a run without a checkpoint.
-    """
+    """Run the training script for one seed, passing signals to it; returns its exit code. It has
+    its own process group: a Ctrl-C, which the terminal sends to a group, would reach it twice, and
+    the second one ends a run without a checkpoint."""
     command = [
         *(sys.executable, str(ROOT / "scripts" / f"{args.method}.py")),
         *("--config", str(args.config), "--output", str(args.folders[seed]), *options),

@@ -23,11 +23,9 @@ TAKEN = {
 
 
 def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on and problems to score. No question is in both.
-
-    Those to train on have the same columns in every row, as a trainer needs them. Raises a
-    DataError for a row that breaks a rule, or a question on both sides.
-    """
+    """Problems to train on, with the same columns in every row, as a trainer needs them, and
+    problems to score. Raises a DataError for a row that breaks a rule, or a question on both
+    sides."""
     rows = read_rows(data.train)
     own = {data.columns.question, data.columns.answer}
     if taken := sorted(({name for row in rows for name in row.values} & TAKEN) - own):
@@ -96,11 +94,9 @@ def _question_key(problem: Problem) -> str:
 def load_evaluation(
     source: Source, columns: ProblemColumns, answers: Answers = "number"
 ) -> list[Problem]:
-    """Problems to score. A repeated question is scored once; the number of repeats is printed.
-
-    Where answers are text, rewards read the columns: then they are the same in every row. Raises a
-    DataError for a row that breaks a rule.
-    """
+    """Problems to score, a repeated question once; the number of repeats is printed. Where answers
+    are text, rewards read the columns: then they are the same in every row. Raises a DataError for
+    a row that breaks a rule."""
     problems = [_problem(row, columns, answers) for row in read_rows(source)]
     problems = without_repeats(problems, source.path)
     return _same_columns(problems) if answers == "text" else problems

@@ -46,10 +46,8 @@ class Row:
 
 
 def checked_text(value: Any, what: str, may_be_empty: bool = False) -> str:
-    """`value` without white space at its ends; `what` names it in an error message.
-
-    Raises a DataError where it is not text, has half a surrogate pair, or is empty and may not be.
-    """
+    """`value` without white space at its ends; `what` names it in an error message. Raises a
+    DataError where it is not text, has half a surrogate pair, or is empty and may not be."""
     if not isinstance(value, str):
         raise DataError(f"{what} should hold text, got {given(value)}")
     if not value.strip() and not may_be_empty:

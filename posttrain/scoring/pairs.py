@@ -149,9 +149,7 @@ def measured(
 
 def without_system(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs without their system turns, be they of the config or the row; none if none has one.
-
-    A chat template may then add its own.
-    """
+    A chat template may then add its own."""
     bare = [
         replace(pair, prompt=tuple(turn for turn in pair.prompt if turn["role"] != "system"))
         for pair in pairs

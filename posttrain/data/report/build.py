@@ -40,10 +40,8 @@ def build(
     limit: int,
     language: str = "fr",
 ) -> dict[str, Any]:
-    """The data report, as JSON, for `lengths` of `pair_set.train` and `pair_set.held_out`.
-
-    A pair over `limit` tokens counts as dropped, and only its length is reported.
-    """
+    """The data report, as JSON, for `lengths` of `pair_set.train` and `pair_set.held_out`. A pair
+    over `limit` tokens counts as dropped, and only its length is reported."""
     pairs, measured = [*pair_set.train, *pair_set.held_out], [*lengths[0], *lengths[1]]
     fits = [length.total <= limit for length in measured]
     kept = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
@@ -102,11 +100,9 @@ def _quantiles(values: Sequence[int]) -> dict[str, int]:
 
 
 def length_bias(lengths: Sequence[Lengths], train: int) -> dict[str, Any]:
-    """How often the longer reply is the chosen one. The pairs after the first `train` are held out.
-
-    Length-controlled accuracy is the accuracy on held-out pairs whose chosen reply is the shorter
-    one. Without such pairs it cannot be measured.
-    """
+    """How often the longer reply is the chosen one. The pairs after the first `train` are held out:
+    length-controlled accuracy is that on those whose chosen reply is the shorter one, and cannot be
+    measured without such pairs."""
     if not lengths:
         return {"pairs": 0, "length_controlled_accuracy": NOT_MEASURABLE}
     longer = [(x.chosen > x.rejected) - (x.chosen < x.rejected) for x in lengths]  # or -1: shorter

@@ -14,10 +14,8 @@ def render_examples(
     pairs: Sequence[Pair], lengths: Sequence[int], tokenizer: Any
 ) -> list[dict[str, Any]]:
     """The shortest pair, the one of median length and the longest, in that order, each as
-    `{"where", "masked": [text of each token], "chosen": [...], "rejected": [...]}`.
-
-    The masked tokens are those of the prompt: they get no loss. Both replies end with one EOS.
-    """
+    `{"where", "masked": [text of each token], "chosen": [...], "rejected": [...]}`. The masked
+    tokens are those of the prompt: they get no loss. Both replies end with one EOS."""
     order = sorted(range(len(pairs)), key=lengths.__getitem__)
     chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1]] if order else [])
     examples = []
