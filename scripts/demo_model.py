@@ -243,11 +243,10 @@ def main() -> int:
     add("--output", type=Path, default=ROOT / "assets", metavar="DIR", help=where)
     add("--size", choices=SIZES, default="tiny", help="default: tiny")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument(
-        "--steps", type=flags.count, help="optimizer steps (default: that of the size)"
-    )
-    longer = "train this long instead; not reproducible to the bit"
-    length.add_argument("--minutes", type=flags.positive, help=longer)
+    steps = "optimizer steps (default: that of the size)"
+    length.add_argument("--steps", type=flags.count, help=steps)
+    minutes = "train this long instead; not reproducible to the bit"
+    length.add_argument("--minutes", type=flags.positive, help=minutes)
     add("--seed", type=flags.seed, default=0, help="default: 0")
     args = parser.parse_args()
     check_folder(args.output)

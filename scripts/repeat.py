@@ -76,9 +76,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train and score what is missing, then report; returns the exit code, that of a run that ended
-    early. A run whose export is not proven (4) does not end the repeat, which then ends with that
-    code."""
+    """Train and score what is missing, then report; returns the exit code: that of a run that ended
+    early, or of an unproven export (4), after which the other seeds are trained all the same."""
     args = parse(argv)
     if args.dry_run:
         checked = train(args, next(iter(args.settings)), "--dry-run")

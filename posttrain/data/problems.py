@@ -83,12 +83,10 @@ def for_validation(
     """Problems to train on, and `data.validation` of them to score while training instead, a
     repeated question once; raises as set_aside()."""
     where = data.train.path
-    train, rest = set_aside(problems, _question_key, data.validation, where, "data.validation")
+    train, rest = set_aside(
+        problems, lambda p: text_key(p.question), data.validation, where, "data.validation"
+    )
     return train, without_repeats(rest, where)
-
-
-def _question_key(problem: Problem) -> str:
-    return text_key(problem.question)
 
 
 def load_evaluation(

@@ -255,11 +255,9 @@ def _hub_file(source: Source) -> Path:
     owner, name, file = (*source.path.removeprefix(HUB_FILE).split("/", 2), "", "")[:3]
     if not (owner and name and file):
         raise DataError(f"{source.path}: expected {HUB_FILE}OWNER/NAME/FILE")
+    repo = f"{owner}/{name}"
     try:
-        revision = source.revision
-        return Path(
-            hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=revision)
-        )
+        return Path(hf_hub_download(repo, file, repo_type="dataset", revision=source.revision))
     except hub_errors(ValueError) as error:
         raise DataError(f"{source.path}: not in reach on the hub: {first_line(error)}") from None
 

@@ -22,8 +22,7 @@ def render_examples(
     for pair in (pairs[index] for index in chosen):
         parts = _divided(tokenizer, pair.conversation, pair.chosen, pair.rejected)
         masked, good, bad = (token_texts(tokenizer, ids) for ids in parts)
-        example = {"where": pair.where, "masked": masked, "chosen": good, "rejected": bad}
-        examples.append(example)
+        examples.append({"where": pair.where, "masked": masked, "chosen": good, "rejected": bad})
     return examples
 
 
