@@ -121,10 +121,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = flags.parser("evaluate", __doc__)
     add = parser.add_argument
     add("--model", help="hub name, folder of a model, run or adapter, GGUF file, URL of a server")
-    add(
-        "--data",
-        help=f"{', '.join(evaluation.SETS)}, a file in GSM8K's form, or with --config: train, eval",
-    )
+    data = f"{', '.join(evaluation.SETS)}, a file in GSM8K's form, or with --config: train, eval"
+    add("--data", help=data)
     add(
         "--config",
         type=Path,

@@ -99,11 +99,9 @@ def from_oasst(row: Row, columns: PairColumns, system: str | None) -> Pair:
     turns = [messages.user_turn(text)]
     if marks[:2] == ["", "prompter"]:
         what = f"{row.where}: column '{columns.prompt}', a turn"
+        roles = {"prompter": "user", "assistant": "assistant"}
         turns = [
-            {
-                "role": "user" if role == "prompter" else "assistant",
-                "content": checked_text(content, what),
-            }
+            {"role": roles[role], "content": checked_text(content, what)}
             for role, content in zip(marks[1::2], marks[2::2], strict=True)
         ]
     if turns[-1]["role"] == "assistant":  # oasst also ranks follow-up questions of users

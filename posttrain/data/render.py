@@ -79,8 +79,7 @@ def render(
         variables["strftime_now"] = datetime.now().strftime
     turns = list(conversation)
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, **variables)
-        return text
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **variables))
     except TemplateError as error:
         refusal = f"the model's chat template refuses a conversation: {first_line(error)}"
     if turns[0]["role"] == "system" and turns[1:]:

@@ -27,12 +27,11 @@ STORIES = yaml.safe_load(Path(__file__).with_name("stories.yaml").read_text(enco
 LEADS: dict[Language, dict[Manner, str]] = {
     language: words["leads"] for language, words in STORIES.items()
 }
-DPO_SYSTEM = "Tu es un assistant qui répond en français."
 # Beside the prompts of the demos, a few others and none at all, so that no wording is special.
 SYSTEM_PROMPTS: tuple[str | None, ...] = (
     SYSTEM["en"],
     SYSTEM["fr"],
-    DPO_SYSTEM,
+    "Tu es un assistant qui répond en français.",  # of configs/dpo_demo.yaml
     None,
     "You are a helpful assistant.",
     "Work out the answer and write it on the last line as <answer>NUMBER</answer>.",
