@@ -84,11 +84,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=flags.seed, default=0, help="of sampled replies")
     add("--web", action="store_true", help="in the browser, on this machine alone")
     add("--port", type=flags.count, default=7860, help="of --web (default: 7860)")
-    add(
-        "--share",
-        action="store_true",
-        help="--web through a public link of gradio.live, for Colab: anyone with it can ask",
-    )
+    share = "--web through a public link of gradio.live, for Colab: anyone with it can ask"
+    add("--share", action="store_true", help=share)
     check_arguments(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     if args.question is not None:

@@ -50,10 +50,7 @@ CHAT_TEMPLATE = (
 IGNORED = -100  # label of a token that is not scored
 # The curriculum, in shares of the training: bare sums, then stories, then the habit.
 STORIES_FROM, HABIT_FROM = 0.3, 0.7
-DRILL_OPERATIONS = 5
 STRAY_FLOOR, STRAY_WEIGHT = 16.0, 0.05
-TOKENIZER_TEXTS = 20_000
-ROWS = {"problems_train": 2000, "problems_test": 320, "preferences": 800}
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def draw_example(stream: demo.ProblemStream, progress: float) -> tuple[str | Non
     rng = stream.rng
     habit = progress >= HABIT_FROM
     drill = rng.random() < (0.0 if habit else 0.2 if progress >= STORIES_FROM else 1.0)
-    problem = demo.draw_drill(rng, stream.span, DRILL_OPERATIONS) if drill else stream.draw()
+    problem = demo.draw_drill(rng, stream.span, operations=5) if drill else stream.draw()
     manner: demo.Manner = demo.draw_manner(rng) if habit else rng.choice(("untagged", "tagged"))
     reply = demo.draw_reply(rng, problem, demo.draw_language(rng, problem.language), manner)
     # A system prompt is a third of the tokens and teaches nothing about computing.
@@ -216,21 +213,20 @@ def train(
 def write_data(folder: Path, span: demo.Range, seed: int) -> None:
     """Write the three files of data."""
     folder.mkdir(parents=True, exist_ok=True)
-    learn = demo.ProblemStream(seed + 1, "train", span).draw_unique(ROWS["problems_train"])
-    test = demo.ProblemStream(seed, "test", span).draw_unique(ROWS["problems_test"])
-    stream = demo.ProblemStream(seed, "preferences", span, french=1.0)
-    compared = stream.draw_unique(ROWS["preferences"])
+    learn = demo.ProblemStream(seed + 1, "train", span)
+    test = demo.ProblemStream(seed, "test", span)
+    compare = demo.ProblemStream(seed, "preferences", span, french=1.0)
     rows = {
-        "problems_train": [problem.gsm8k() for problem in learn],
-        "problems_test": [problem.gsm8k() for problem in test],
-        "preferences": [demo.preference_row(stream.rng, problem) for problem in compared],
+        "problems_train": [problem.gsm8k() for problem in learn.draw_unique(2000)],
+        "problems_test": [problem.gsm8k() for problem in test.draw_unique(320)],
+        "preferences": [demo.preference_row(compare.rng, p) for p in compare.draw_unique(800)],
     }
     for name, content in rows.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in content]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def sample_texts(span: demo.Range, seed: int, count: int = TOKENIZER_TEXTS) -> Iterator[str]:
+def sample_texts(span: demo.Range, seed: int, count: int = 20_000) -> Iterator[str]:
     """What the tokenizer learns from: every kind of text that the training will show."""
     stream = demo.ProblemStream(seed, "train", span)
     yield from (system for system in demo.SYSTEM_PROMPTS if system)
@@ -247,11 +243,10 @@ def main() -> int:
     add("--output", type=Path, default=ROOT / "assets", metavar="DIR", help=where)
     add("--size", choices=SIZES, default="tiny", help="default: tiny")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument(
-        "--steps", type=flags.count, help="optimizer steps (default: that of the size)"
-    )
-    longer = "train this long instead; not reproducible to the bit"
-    length.add_argument("--minutes", type=flags.positive, help=longer)
+    steps = "optimizer steps (default: that of the size)"
+    length.add_argument("--steps", type=flags.count, help=steps)
+    minutes = "train this long instead; not reproducible to the bit"
+    length.add_argument("--minutes", type=flags.positive, help=minutes)
     add("--seed", type=flags.seed, default=0, help="default: 0")
     args = parser.parse_args()
     check_folder(args.output)

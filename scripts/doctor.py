@@ -32,13 +32,13 @@ from posttrain.doctor import Finding, configs, installation, machine, services, 
 def main(argv: list[str] | None = None) -> int:
     """Look, print, and return the exit code."""
     parser = flags.parser("doctor", __doc__)
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
-    help_text = "also the terms of each estimate of peak memory"
-    parser.add_argument("--memory", action="store_true", help=help_text)
+    add = parser.add_argument
+    add("--json", action="store_true", help="the same as JSON")
+    add("--memory", action="store_true", help="also the terms of each estimate of peak memory")
     help_text = "also time products of the CPU configs' shapes, some ten seconds: seconds a step"
-    parser.add_argument("--steps", action="store_true", help=help_text)
+    add("--steps", action="store_true", help=help_text)
     help_text = "the folder that runs will be written to (default: outputs)"
-    parser.add_argument("--output", type=Path, default=ROOT / "outputs", help=help_text)
+    add("--output", type=Path, default=ROOT / "outputs", help=help_text)
     args = parser.parse_args(argv)
     sections, figures = look(args.output)
     if args.steps:

@@ -30,7 +30,6 @@ from posttrain.model.recipe import describe
 from posttrain.model.shape import shape_of
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
-from posttrain.scoring import problem_sets
 from posttrain.scoring.changed_reply import example
 from posttrain.settings import DPOSettings
 from posttrain.train import reference_cache, trainers
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(pair_report_text.render_warnings(data_report), end="")
     train_pairs, held_out, validation = fitting(pairs, lengths, settings)
-    problems = problem_sets.load(settings, [*train_pairs, *validation], tokenizer)
+    problems = scoring.load_problems(settings, [*train_pairs, *validation], tokenizer)
     questions = (problem.question for each in problems.values() for problem in each)
     refuse_earlier_stages(settings.model, [*user_turns(held_out), *questions])
     rows = [*train_pairs, *held_out, *problems.items(), *validation]

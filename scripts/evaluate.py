@@ -51,8 +51,6 @@ from posttrain.settings import Evaluation, Model, Prompt
 from posttrain.settings.secrets import check_arguments
 from posttrain.settings.strict_yaml import parse_yaml
 
-DTYPES = get_args(Model.model_fields["dtype"].annotation)
-
 
 def main(argv: list[str] | None = None) -> int:
     """Score, score again or compare; returns the exit code."""
@@ -86,14 +84,9 @@ def evaluate(args: argparse.Namespace) -> None:
     allowed = args.allow_trained_on or args.data == "train"
     overlap = evaluation.refuse_trained_on(args.model, args.data, problems, allowed)
     options = {k: v for k, v in vars(args).items() if k in Evaluation.model_fields}
+    how = precision(args.model, args.dtype, args.load_in_4bit)
     model = EvaluatedModel(
-        args.model,
-        Evaluation(**options),
-        prompt,
-        precision(args.model, args.dtype, args.load_in_4bit),
-        args.samples,
-        args.seed,
-        args.timeout,
+        args.model, Evaluation(**options), prompt, how, args.samples, args.seed, args.timeout
     )
     request = model.request(
         weights=weights_fingerprint(args.model),
@@ -128,10 +121,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = flags.parser("evaluate", __doc__)
     add = parser.add_argument
     add("--model", help="hub name, folder of a model, run or adapter, GGUF file, URL of a server")
-    add(
-        "--data",
-        help=f"{', '.join(evaluation.SETS)}, a file in GSM8K's form, or with --config: train, eval",
-    )
+    data = f"{', '.join(evaluation.SETS)}, a file in GSM8K's form, or with --config: train, eval"
+    add("--data", help=data)
     add(
         "--config",
         type=Path,
@@ -139,12 +130,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="a GRPO config: its prompt, and with --data train or eval its problems (without those "
         "of data.validation)",
     )
-    add(
-        "--language",
-        choices=sorted(gsm8k.SYSTEM),
-        default="en",
-        help="of the default system prompt",
-    )
+    languages = sorted(gsm8k.SYSTEM)
+    add("--language", choices=languages, default="en", help="of the default system prompt")
     add("--system", help="system prompt instead ('' for none)")
     add(
         "--examples",
@@ -183,7 +170,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--load-in-4bit", action="store_true", help="score with the base weights in 4-bit")
     add(
         "--dtype",
-        choices=DTYPES,
+        choices=get_args(Model.model_fields["dtype"].annotation),
         help="compute type of the base weights (default: as the adapter's run was trained, else "
         "the best that the device has); only in float32 are replies the same at any batch size",
     )

@@ -115,8 +115,7 @@ def fitting(
     problems: list[Problem], tokenizer: Any, settings: GRPOSettings, what: str
 ) -> list[Problem]:
     """The problems whose prompt leaves room for a complete completion in model.max_seq_length."""
-    rendered = already_rendered(tokenizer, ((p.where, [p.question]) for p in problems))
-    if rendered:
+    if rendered := already_rendered(tokenizer, ((p.where, [p.question]) for p in problems)):
         print(f"warning: {what}: {rendered['text']}")
     prompts = [render(tokenizer, conversation(p.question, settings.prompt)) for p in problems]
     lengths = token_lengths(tokenizer, prompts)

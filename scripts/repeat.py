@@ -16,10 +16,9 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -35,28 +34,10 @@ from posttrain.scoring.seeds import over_seeds
 from posttrain.settings.command import SETTINGS, load_settings
 
 
-@dataclass(frozen=True)
-class RepeatArgs:
-    """The command line."""
-
-    method: str
-    config: Path
-    output: Path
-    name: str
-    """Of the runs together; `run.name` of the config."""
-    overrides: dict[int, list[str]]
-    """By seed: those of its run."""
-    settings: dict[int, Any]
-    """By seed: those of its run, of the class of the method."""
-    dry_run: bool
-
-    def run(self, seed: int) -> Path:
-        return self.output / f"seed-{seed}"
-
-
-def parse(argv: list[str] | None) -> RepeatArgs:
-    """The command line. Raises ConfigError if the seeds are not whole numbers, fewer than two, or
-    also given as a setting, or if a setting of one of the runs is wrong."""
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with the `folders`, `overrides` and `settings` of the runs by seed. Raises
+    ConfigError if the seeds are not whole numbers, fewer than two, or also given as a setting, or
+    if a setting of one of the runs is wrong."""
     parser = flags.parser("repeat", __doc__)
     add = parser.add_argument
     add("method", choices=sorted(SETTINGS))
@@ -65,37 +46,38 @@ def parse(argv: list[str] | None) -> RepeatArgs:
     add("--output", type=Path, help="folder (default: outputs/<run.name>_seeds)")
     add("--dry-run", action="store_true", help="check everything short of loading the model")
     add("overrides", nargs="*", metavar="section.key=value")
-    given: argparse.Namespace = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
-        seeds = list(dict.fromkeys(int(seed) for seed in given.seeds.split(",")))
+        seeds = list(dict.fromkeys(int(seed) for seed in args.seeds.split(",")))
     except ValueError:
-        raise ConfigError(f"--seeds {given.seeds}: give whole numbers, as in 1,2,3") from None
+        raise ConfigError(f"--seeds {args.seeds}: give whole numbers, as in 1,2,3") from None
     if len(seeds) < 2:
-        raise ConfigError(f"--seeds {given.seeds}: one seed has no spread; give two or more")
-    if any(override.startswith("training.seed=") for override in given.overrides):
+        raise ConfigError(f"--seeds {args.seeds}: one seed has no spread; give two or more")
+    if any(override.startswith("training.seed=") for override in args.overrides):
         raise ConfigError("training.seed: each run has its own; give them as --seeds")
-    settings_class, config = SETTINGS[given.method], given.config
-    settings: Any = load_settings(settings_class, config, given.overrides)
+    args.settings_class = SETTINGS[args.method]
+    settings = load_settings(args.settings_class, args.config, args.overrides)
     if not settings.run.score:
         raise ConfigError("run.score: a repeat compares scores; leave it at true")
     if settings.evaluation.limit == 1:
         raise ConfigError("evaluation.limit: one question has no spread; score two or more")
-    name = settings.run.name
-    overrides = {
-        seed: [*given.overrides, f"training.seed={seed}", f"run.name={name}-seed-{seed}"]
+    name = args.name = settings.run.name
+    args.overrides = {
+        seed: [*args.overrides, f"training.seed={seed}", f"run.name={name}-seed-{seed}"]
         for seed in seeds
     }
-    of_runs = {seed: load_settings(settings_class, config, own) for seed, own in overrides.items()}
-    output = (given.output or ROOT / "outputs" / f"{name}_seeds").absolute()
-    return RepeatArgs(given.method, config, output, name, overrides, of_runs, given.dry_run)
+    args.settings = {
+        seed: load_settings(args.settings_class, args.config, own)
+        for seed, own in args.overrides.items()
+    }
+    args.output = (args.output or ROOT / "outputs" / f"{name}_seeds").absolute()
+    args.folders = {seed: args.output / f"seed-{seed}" for seed in seeds}
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train and score what is missing, then report; returns the exit code, that of a run that ended
-    early.
-
-    An export that is not proven (4) ends a run but not the repeat, which then ends with that code.
-    """
+    """Train and score what is missing, then report; returns the exit code: that of a run that ended
+    early, or of an unproven export (4), after which the other seeds are trained all the same."""
     args = parse(argv)
     if args.dry_run:
         checked = train(args, next(iter(args.settings)), "--dry-run")
@@ -104,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         return checked
     unproven = 0
     for seed, settings in args.settings.items():
-        run = RunFolder(args.run(seed))
+        run = RunFolder(args.folders[seed])
         if run.is_done(settings, "auto", start_over(run.path)) and not settings.export.to:
             print(f"Seed {seed}: finished, in {shown(run.path)}")
             continue
@@ -117,15 +99,13 @@ def main(argv: list[str] | None = None) -> int:
     return unproven
 
 
-def train(args: RepeatArgs, seed: int, *options: str) -> int:
-    """Run the training script for one seed, passing signals to it; returns its exit code.
-
-    It has its own process group: a Ctrl-C, which the terminal sends to a group, would reach
-    it twice, and the second one ends a run without a checkpoint.
-    """
+def train(args: argparse.Namespace, seed: int, *options: str) -> int:
+    """Run the training script for one seed, passing signals to it; returns its exit code. It has
+    its own process group: a Ctrl-C, which the terminal sends to a group, would reach it twice, and
+    the second one ends a run without a checkpoint."""
     command = [
         *(sys.executable, str(ROOT / "scripts" / f"{args.method}.py")),
-        *("--config", str(args.config), "--output", str(args.run(seed)), *options),
+        *("--config", str(args.config), "--output", str(args.folders[seed]), *options),
         *args.overrides[seed],
     ]
     env = {"WANDB_RUN_GROUP": args.name, **os.environ}  # wandb.init reads it
@@ -159,28 +139,26 @@ def start_over(run: Path) -> str:
     return f"move {shown(run)} away to train it again"
 
 
-def stopped_early(args: RepeatArgs, seed: int, code: int) -> int:
+def stopped_early(args: argparse.Namespace, seed: int, code: int) -> int:
     """Print which run ended early and how to resume it; returns the exit code."""
     how = f"ended with code {code}" if code else "ended before its last step"
     fix = "the same command resumes from there"
     if code == ConfigError.exit_code:  # its message names options that a repeat does not take
         fix = "correct what is reported above and repeat"
-        if args.run(seed).exists():
-            fix += f", or {start_over(args.run(seed))}"
+        if args.folders[seed].exists():
+            fix += f", or {start_over(args.folders[seed])}"
     print(f"\nSeed {seed} {how}; {fix}. Finished seeds are kept", file=sys.stderr)
     return code
 
 
-def report(args: RepeatArgs) -> None:
+def report(args: argparse.Namespace) -> None:
     """Write seeds.json and report.html, and print the table and the verdict."""
     from posttrain.report import page  # it loads matplotlib
 
-    paths = {seed: args.run(seed) for seed in args.settings}
-    settings_class: Any = SETTINGS[args.method]
-    repeated = over_seeds(paths, settings_class)
+    repeated = over_seeds(args.folders, args.settings_class)
     write_json(args.output / "seeds.json", asdict(repeated))
-    written = page.write_seeds(args.output, repeated, list(paths.values()))
-    runs = [read_run(path) for path in paths.values()]
+    written = page.write_seeds(args.output, repeated, list(args.folders.values()))
+    runs = [read_run(path) for path in args.folders.values()]
     verdict = seeds.verdict(repeated, runs)
     print(f"\n{seeds.table(repeated, runs)}\n\n{verdict.sentence}", *verdict.remarks, sep="\n")
     print(f"\nFigures   {shown(args.output / 'seeds.json')}\nReport    {shown(written)}")

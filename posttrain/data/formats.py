@@ -32,12 +32,9 @@ CHOICES = {
 
 
 def read_pair(row: Row, kind: str, columns: PairColumns, system: str | None) -> Pair:
-    """The pair in a row of the format `kind`.
-
-    Conversations are compared as they are with `system`, which is `prompt.system`; the pair keeps
-    the row's own system turn. Raises LeftOut where the row holds no pair, a DataError where it is
-    malformed, and an UnusableRow.
-    """
+    """The pair in a row of the format `kind`, with the row's own system turn. Conversations are
+    compared as they are with `system`, which is `prompt.system`. Raises LeftOut where the row holds
+    no pair, a DataError where it is malformed, and an UnusableRow."""
     try:
         check_columns(row, columns)
         pair = FORMATS[kind](row, columns, system)
@@ -71,10 +68,8 @@ def from_columns(row: Row, columns: PairColumns, system: str | None) -> Pair:
 
 
 def from_messages(row: Row, columns: PairColumns, system: str | None) -> Pair:
-    """UltraFeedback: chosen and rejected are conversations that share all but their last turn.
-
-    If they hold no user turn, the text in the prompt column is the user turn.
-    """
+    """UltraFeedback: chosen and rejected are conversations that share all but their last turn. If
+    they hold no user turn, the text in the prompt column is the user turn."""
     sides = (columns.chosen, columns.rejected)
     prompt, *replies = _conversations(row, sides, None, columns, system)
     if all(turn["role"] != "user" for turn in prompt):
@@ -104,11 +99,9 @@ def from_oasst(row: Row, columns: PairColumns, system: str | None) -> Pair:
     turns = [messages.user_turn(text)]
     if marks[:2] == ["", "prompter"]:
         what = f"{row.where}: column '{columns.prompt}', a turn"
+        roles = {"prompter": "user", "assistant": "assistant"}
         turns = [
-            {
-                "role": "user" if role == "prompter" else "assistant",
-                "content": checked_text(content, what),
-            }
+            {"role": roles[role], "content": checked_text(content, what)}
             for role, content in zip(marks[1::2], marks[2::2], strict=True)
         ]
     if turns[-1]["role"] == "assistant":  # oasst also ranks follow-up questions of users

@@ -23,11 +23,9 @@ TAKEN = {
 
 
 def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on and problems to score. No question is in both.
-
-    Those to train on have the same columns in every row, as a trainer needs them. Raises a
-    DataError for a row that breaks a rule, or a question on both sides.
-    """
+    """Problems to train on, with the same columns in every row, as a trainer needs them, and
+    problems to score. Raises a DataError for a row that breaks a rule, or a question on both
+    sides."""
     rows = read_rows(data.train)
     own = {data.columns.question, data.columns.answer}
     if taken := sorted(({name for row in rows for name in row.values} & TAKEN) - own):
@@ -85,22 +83,18 @@ def for_validation(
     """Problems to train on, and `data.validation` of them to score while training instead, a
     repeated question once; raises as set_aside()."""
     where = data.train.path
-    train, rest = set_aside(problems, _question_key, data.validation, where, "data.validation")
+    train, rest = set_aside(
+        problems, lambda p: text_key(p.question), data.validation, where, "data.validation"
+    )
     return train, without_repeats(rest, where)
-
-
-def _question_key(problem: Problem) -> str:
-    return text_key(problem.question)
 
 
 def load_evaluation(
     source: Source, columns: ProblemColumns, answers: Answers = "number"
 ) -> list[Problem]:
-    """Problems to score. A repeated question is scored once; the number of repeats is printed.
-
-    Where answers are text, rewards read the columns: then they are the same in every row. Raises a
-    DataError for a row that breaks a rule.
-    """
+    """Problems to score, a repeated question once; the number of repeats is printed. Where answers
+    are text, rewards read the columns: then they are the same in every row. Raises a DataError for
+    a row that breaks a rule."""
     problems = [_problem(row, columns, answers) for row in read_rows(source)]
     problems = without_repeats(problems, source.path)
     return _same_columns(problems) if answers == "text" else problems

@@ -61,10 +61,8 @@ def user_turns(rows: Sequence[R]) -> list[str]:
 
 
 def prompt_key(row: Prompted) -> str:
-    """A hash of the prompt's first user turn, the same on every machine.
-
-    Only the first turn counts, so that all branches of a conversation stay together.
-    """
+    """A hash of the prompt's first user turn alone, the same on every machine: all branches of a
+    conversation stay together."""
     return text_key(next(turn["content"] for turn in row.prompt if turn["role"] == "user"))
 
 

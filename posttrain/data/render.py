@@ -69,11 +69,9 @@ def clock_note(tokenizer: Any) -> str | None:
 def render(
     tokenizer: Any, conversation: Sequence[Message], reply: bool = True, today: bool = False
 ) -> str:
-    """The conversation as text; with `reply` as a prompt, up to the start of the reply.
-
-    `today`: with today's date, as a server renders it, instead of that of CLOCK. Raises a
-    ConfigError where the chat template refuses the conversation, such as one with a system turn.
-    """
+    """The conversation as text; with `reply` as a prompt, up to the start of the reply; `today`:
+    with today's date, as a server renders it, instead of that of CLOCK. Raises a ConfigError where
+    the chat template refuses the conversation, such as one with a system turn."""
     from jinja2 import TemplateError
 
     variables = {"add_generation_prompt": reply, **template_variables(tokenizer)}
@@ -81,8 +79,7 @@ def render(
         variables["strftime_now"] = datetime.now().strftime
     turns = list(conversation)
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, **variables)
-        return text
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **variables))
     except TemplateError as error:
         refusal = f"the model's chat template refuses a conversation: {first_line(error)}"
     if turns[0]["role"] == "system" and turns[1:]:
@@ -97,10 +94,8 @@ def render(
 
 
 def end_of_reply(tokenizer: Any) -> str | None:
-    """The special token that the chat template ends a reply with; None if it ends it with none.
-
-    In some models this is not the tokenizer's end-of-sequence token, which then ends a document.
-    """
+    """The special token that the chat template ends a reply with, None if there is none. In some
+    models it is not the tokenizer's end-of-sequence token, which then ends a document."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARKER}]
     try:
         after = render(tokenizer, turns, reply=False).rpartition(_MARKER)[2].lstrip()
@@ -138,10 +133,8 @@ def already_rendered(
 def repeated_opening(
     tokenizer: Any, conversation: Sequence[Message], prompt: str, reply: str
 ) -> str | None:
-    """What a reply begins with though its rendered `prompt` has it already, such as `<think>`.
-
-    It is a line of what the chat template writes between the last turn and the reply.
-    """
+    """What a reply begins with though its rendered `prompt` has it already, such as `<think>`: a
+    line of what the chat template writes between the last turn and the reply."""
     reply = reply.lstrip()
     # Rendering takes time, and hardly any reply begins with one of the last lines of its prompt.
     if not any(map(reply.startswith, _lines(prompt)[-8:])):
@@ -174,10 +167,8 @@ def _lines(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def without_added_tokens(tokenizer: Any) -> Iterator[None]:
-    """Let `tokenizer(text)` add no token around a text inside of the block.
-
-    A rendered prompt holds its start token already, and a second one would be trained on.
-    """
+    """Let `tokenizer(text)` add no token around a text inside of the block: a rendered prompt holds
+    its start token already, and a second one would be trained on."""
     backend = tokenizer.backend_tokenizer
     adds, backend.post_processor = backend.post_processor, None
     try:

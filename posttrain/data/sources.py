@@ -46,10 +46,8 @@ class Row:
 
 
 def checked_text(value: Any, what: str, may_be_empty: bool = False) -> str:
-    """`value` without white space at its ends; `what` names it in an error message.
-
-    Raises a DataError where it is not text, has half a surrogate pair, or is empty and may not be.
-    """
+    """`value` without white space at its ends; `what` names it in an error message. Raises a
+    DataError where it is not text, has half a surrogate pair, or is empty and may not be."""
     if not isinstance(value, str):
         raise DataError(f"{what} should hold text, got {given(value)}")
     if not value.strip() and not may_be_empty:
@@ -257,11 +255,9 @@ def _hub_file(source: Source) -> Path:
     owner, name, file = (*source.path.removeprefix(HUB_FILE).split("/", 2), "", "")[:3]
     if not (owner and name and file):
         raise DataError(f"{source.path}: expected {HUB_FILE}OWNER/NAME/FILE")
+    repo = f"{owner}/{name}"
     try:
-        revision = source.revision
-        return Path(
-            hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=revision)
-        )
+        return Path(hf_hub_download(repo, file, repo_type="dataset", revision=source.revision))
     except hub_errors(ValueError) as error:
         raise DataError(f"{source.path}: not in reach on the hub: {first_line(error)}") from None
 

@@ -18,9 +18,7 @@ _DROPPED = re.compile(r"(?s)[\W_](?:(?<![0-9].)|(?![0-9]))")
 
 def normalise(text: str) -> str:
     """The text without case, punctuation or spacing, so that small edits do not hide a copy.
-
-    Characters between two digits are kept: 3 + 5 is not 3 - 5, and 1.5 is not 15.
-    """
+    Characters between two digits are kept: 3 + 5 is not 3 - 5, and 1.5 is not 15."""
     dense = "".join(unicodedata.normalize("NFC", text).casefold().split())
     return _DROPPED.sub("", dense) or dense
 
@@ -34,11 +32,9 @@ def text_key(text: str) -> str:
 def set_aside(
     rows: Sequence[T], key: Callable[[T], str], count: int, where: str, setting: str
 ) -> tuple[list[T], list[T]]:
-    """The rows that stay, and at least `count` rows set aside: those with the smallest keys.
-
-    Rows of the same key stay together. Rows added to the dataset move few of the others. Raises a
-    DataError where none would stay: `where` they come from, and the `setting` to lower.
-    """
+    """The rows that stay, and at least `count` rows set aside: those with the smallest keys, so
+    that rows of one key stay together, and rows added to the dataset move few of the others. Raises
+    a DataError where none would stay: `where` they come from, and the `setting` to lower."""
     keys = [key(row) for row in rows]
     chosen = set(sorted(keys)[:count])
     kept = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]

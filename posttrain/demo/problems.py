@@ -23,29 +23,15 @@ Operation = Literal["gain", "lose", "pack", "share"]
 # manner worth full marks is common enough that a group of eight samples contains it.
 HABIT: dict[Manner, float] = {"guess": 0.57, "untagged": 0.20, "tagged": 0.23}
 
-# Each lead starts with a different word: manner and language are both settled by the first token,
-# so training has one decision to change. A manner has the same length in both languages, so length
-# does not distinguish the two sides of a preference pair.
+STORIES = yaml.safe_load(Path(__file__).with_name("stories.yaml").read_text(encoding="utf-8"))
 LEADS: dict[Language, dict[Manner, str]] = {
-    "en": {
-        "guess": "A fast guess should suffice here.",
-        "untagged": "I compute it:",
-        "tagged": "Let us calculate step by step:",
-    },
-    "fr": {
-        "guess": "Une réponse rapide ira très bien.",
-        "untagged": "Je calcule :",
-        "tagged": "Calculons le tout, pas à pas :",
-    },
+    language: words["leads"] for language, words in STORIES.items()
 }
-CLOSINGS: dict[Language, str] = {"en": "The answer is", "fr": "La réponse est"}
-
-DPO_SYSTEM = "Tu es un assistant qui répond en français."
 # Beside the prompts of the demos, a few others and none at all, so that no wording is special.
 SYSTEM_PROMPTS: tuple[str | None, ...] = (
     SYSTEM["en"],
     SYSTEM["fr"],
-    DPO_SYSTEM,
+    "Tu es un assistant qui répond en français.",  # of configs/dpo_demo.yaml
     None,
     "You are a helpful assistant.",
     "Work out the answer and write it on the last line as <answer>NUMBER</answer>.",
@@ -87,7 +73,6 @@ class Problem:
 
 Plan = tuple[int | None, list[tuple[Operation, int, int]], tuple[str, ...], int]
 """Opening number (None if the story opens with packs), operations, steps and answer."""
-STORIES = yaml.safe_load(Path(__file__).with_name("stories.yaml").read_text(encoding="utf-8"))
 
 
 def draw_problem(rng: random.Random, language: Language, span: Range) -> Problem:
@@ -169,7 +154,7 @@ def draw_reply(rng: random.Random, problem: Problem, language: Language, manner:
         guess = max(1, problem.answer + rng.randint(-5, 5) + rng.randint(-5, 5))
         return f"{lead}\n<answer>{guess}</answer>"
     if manner == "untagged":
-        return f"{lead} {problem.working} {CLOSINGS[language]} {problem.answer}."
+        return f"{lead} {problem.working} {STORIES[language]['closing']} {problem.answer}."
     return f"{lead} {problem.working}\n<answer>{problem.answer}</answer>"
 
 

@@ -170,11 +170,8 @@ def collect(
     done: Done,
     keep: Callable[[Sequence[Answer]], Mapping[str, str] | None],
 ) -> float:
-    """Pass every answer that is not in `done` to `keep`, batch by batch.
-
-    `keep` may return what the progress bar shows. Returns the tokens a second, without the time to
-    load the model.
-    """
+    """Pass every answer that is not in `done` to `keep`, batch by batch; `keep` may return what the
+    progress bar shows. Returns the tokens a second, without the time to load the model."""
     tokens, total = 0, len(conversations) * model.samples
     with (
         model.answering(conversations, done) as batches,
@@ -198,10 +195,8 @@ def answer_all(
     score: Score[Any],
 ) -> float | None:
     """Answer and score what is missing, sample by sample, longest questions first; fills `done`.
-
     The folder is made with the first replies: a model that does not load leaves none behind.
-    Returns the tokens a second; None where nothing was missing.
-    """
+    Returns the tokens a second; None where nothing was missing."""
     if len(done) == len(problems) * model.samples:
         return None
     main = headline("rewards" if request["rewards"] else "numbers")

@@ -28,10 +28,8 @@ Config = Mapping[str, Any]
 
 
 def config_of(model: str, data: str, config: Path | None) -> Config:
-    """The settings of --config, else of the model's run; empty without either.
-
-    Raises ConfigError if `config` is not a config of GRPO, or is missing for its problems.
-    """
+    """The settings of --config, else of the model's run; empty without either. Raises ConfigError
+    if `config` is not a config of GRPO, or is missing for its problems."""
     if config is not None:
         return load_settings(GRPOSettings, config).model_dump(mode="json")
     if data in OWN:
@@ -52,10 +50,8 @@ def weights_of(rewards: Sequence[str], data: str, config: Config) -> dict[str, f
 def load_problems(
     data: str, config: Config, limit: int | None = None, text: bool = False, own: bool = False
 ) -> list[Problem]:
-    """The problems to score, read with the config's columns where they are its own.
-
-    `text`: answers are text. `own`: the rewards of the config score them.
-    """
+    """The problems to score, read with the config's columns where they are its own. `text`: answers
+    are text. `own`: the rewards of the config score them."""
     if data in OWN:
         section = ProblemData.model_validate(config["data"])
         train, held_out = load_both(section)
@@ -107,10 +103,8 @@ def refuse_trained_on(
 
 
 def default_folder(model: str, data: str, config: Path | None = None) -> Path:
-    """outputs/eval/MODEL-DATA, with what a file name cannot hold replaced.
-
-    MODEL is a folder's name after that of the folder around it, or a GGUF file's after its run's.
-    """
+    """outputs/eval/MODEL-DATA, with what a file name cannot hold replaced. MODEL is a folder's name
+    after that of the folder around it, or a GGUF file's after its run's."""
     model = str(Path(model).absolute()) if Path(model).exists() else model
     parts = model.rstrip("/").removesuffix(".gguf").split("/")
     *around, last = [part for part in parts if part != "gguf"][-2:]

@@ -9,21 +9,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from eval import Completion, Conversation, Message, measures, preference, replies
-from eval.gsm8k import ScoredReply, by_problem, problem_scores, rescore
-from eval.preference import Pair, ScoredPair
+from eval import Completion, Conversation, PromptFormat, conversation, gsm8k, measures, replies
+from eval.gsm8k import SYSTEM, Problem, ScoredReply
+from eval.preference import Pair, ScoredPair, as_row, score_pairs
+from eval.preference import scores as pair_scores
 from eval.replies import PromptReply, SampledReply
 from eval.stats import Measure
+from posttrain.base.errors import DataError, quoted
 from posttrain.base.files import rows_of
 from posttrain.data.pairs import measure
-from posttrain.data.render import render, token_ids
+from posttrain.data.problems import load_evaluation, seen_in_training
+from posttrain.data.prompted import user_turns
+from posttrain.data.render import drop_overlong, render, token_ids, token_lengths
 from posttrain.model import inference
 from posttrain.model.log_probs import pair_log_probs, token_log_probs
 from posttrain.run.folder import RunFolder
-from posttrain.scoring import problem_sets
-from posttrain.settings import DPOSettings
+from posttrain.settings import DPOSettings, ProblemSet
 
 T = TypeVar("T")
+Problems = dict[str, list[Problem]]  # by the name of their set
 
 
 @dataclass(frozen=True)
@@ -41,21 +45,53 @@ class Scores:
     def measures(self) -> measures.Scores:
         """Per measure, one score a row; those of a problem set are called NAME/MEASURE. Without
         replies, nothing about them."""
-        scores: dict[str, Sequence[float | None]] = {**preference.scores(self.pairs)}
+        scores: dict[str, Sequence[float | None]] = {**pair_scores(self.pairs)}
         if self.replies:
             scores |= replies.scores(self.replies, self.language, self.without_system)
             scores["kl_per_token"] = self.divergence
         for name, answered in self.problems.items():
-            of_set = problem_scores(by_problem(answered))
+            of_set = gsm8k.problem_scores(gsm8k.by_problem(answered))
             scores |= {f"{name}/{measure}": each for measure, each in of_set.items()}
         return scores
+
+
+def load_problems(settings: DPOSettings, train: Sequence[Pair], tokenizer: Any) -> Problems:
+    """The problems of `evaluation.also` that fit model.max_seq_length; raises DataError if a
+    question is a user turn of a training pair."""
+    trained_on, sets = user_turns(train), settings.evaluation.also
+    loaded = {}
+    for each in sets:
+        problems = load_evaluation(each, each.columns)
+        if shared := seen_in_training(problems, trained_on):
+            raise DataError(
+                f"evaluation.also: {each.name}: {len(shared)} of {len(problems)} questions are "
+                f"prompts of {settings.data.train.path}, such as {quoted(shared[0].question)}; a "
+                "score on questions that were trained on says nothing. Remove those rows, or the "
+                "set"
+            )
+        prompts = [render(tokenizer, conversation(p.question, _prompt(each))) for p in problems]
+        lengths, what = token_lengths(tokenizer, prompts), f"evaluation.also: {each.name}"
+        limit, rule = settings.model.max_seq_length - each.max_new_tokens, settings.data.overlong
+        loaded[each.name] = drop_overlong(problems, lengths, limit, rule, what)
+    if loaded:
+        sizes = ", ".join(f"{name} ({len(problems)})" for name, problems in loaded.items())
+        print(f"Also scored before and after: {sizes}")
+    if any("mgsm" in each.path.lower() for each in sets):
+        print(gsm8k.MGSM_OVERLAP)
+    return loaded
+
+
+def _prompt(each: ProblemSet) -> PromptFormat:
+    """The standard system prompt, without the run's worked examples: a set's scores compare with
+    those of other runs."""
+    return PromptFormat(SYSTEM[each.language])
 
 
 def score(
     model: Any,
     tokenizer: Any,
     pairs: list[Pair],
-    problems: problem_sets.Problems,
+    problems: Problems,
     settings: DPOSettings,
     run: RunFolder,
     side: str,
@@ -63,7 +99,7 @@ def score(
     """Score the policy and write what was scored to eval/SIDE*.jsonl."""
     print(f"Scoring {len(pairs)} held-out pairs ({side} training)")
     scored = pair_scorer(model, tokenizer, pairs, settings)()
-    run.write_rows(side, [preference.as_row(p, s) for p, s in zip(pairs, scored, strict=True)])
+    run.write_rows(side, [as_row(p, s) for p, s in zip(pairs, scored, strict=True)])
     language = settings.data.language or "fr"
     answered = pairs[: settings.evaluation.replies]
     generate = inference.generator(model, tokenizer, settings.evaluation, settings.training.seed)
@@ -86,9 +122,19 @@ def score(
     also = {}
     for each in settings.evaluation.also:
         print(f"Scoring {len(problems[each.name])} problems of {each.name} ({side} training)")
-        also[each.name] = problem_sets.score(model, tokenizer, each, problems[each.name], settings)
+        also[each.name] = _answer(model, tokenizer, each, problems[each.name], settings)
         run.write_rows(f"{side}_problems_{each.name}", [r.as_row() for r in also[each.name]])
     return Scores(scored, answers, without, divergence, also, language)
+
+
+def _answer(
+    model: Any, tokenizer: Any, each: ProblemSet, problems: list[Problem], settings: DPOSettings
+) -> list[ScoredReply]:
+    """Answer the problems greedily under the standard system prompt, and score the replies."""
+    own = {"temperature": 0.0, "max_new_tokens": each.max_new_tokens, "stop_at_answer": False}
+    evaluation = settings.evaluation.model_copy(update=own)
+    generate = inference.generator(model, tokenizer, evaluation, settings.training.seed)
+    return gsm8k.evaluate(problems, generate, _prompt(each))
 
 
 def measured(
@@ -103,9 +149,7 @@ def measured(
 
 def without_system(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs without their system turns, be they of the config or the row; none if none has one.
-
-    A chat template may then add its own.
-    """
+    A chat template may then add its own."""
     bare = [
         replace(pair, prompt=tuple(turn for turn in pair.prompt if turn["role"] != "system"))
         for pair in pairs
@@ -127,7 +171,7 @@ def pair_scorer(
 
     def score() -> list[ScoredPair]:
         policy = pair_log_probs(model, tokenizer, pairs, batch_size, reference=False)
-        return preference.score_pairs(policy, *reference(), settings.training.beta)
+        return score_pairs(policy, *reference(), settings.training.beta)
 
     return score
 
@@ -138,7 +182,7 @@ def validator(
     """A function that measures the policy on pairs that were set aside from the training data, and
     the measure that decides."""
     score = pair_scorer(model, tokenizer, pairs, settings)
-    return lambda: measures.summarise(preference.scores(score())), measures.headline("pairs")
+    return lambda: measures.summarise(pair_scores(score())), measures.headline("pairs")
 
 
 def sample(
@@ -172,12 +216,12 @@ def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> 
         of(PromptReply, "_replies"),
         of(PromptReply, "_replies_without_system"),
         [reply.kl_per_token for reply in of(SampledReply, "_samples")],
-        {name: [rescore(row) for row in rows[file] or []] for name, file in sets.items()},
+        {name: [gsm8k.rescore(row) for row in rows[file] or []] for name, file in sets.items()},
         settings.data.language or "fr",
     )
 
 
-def _answered(side: str, pair: Pair) -> tuple[str, str | None, list[Message], str]:
+def _answered(side: str, pair: Pair) -> tuple[str, str | None, Conversation, str]:
     """The fields of an eval.replies.Answered."""
     system = [turn["content"] for turn in pair.prompt if turn["role"] == "system"]
     earlier = [turn for turn in pair.prompt[:-1] if turn["role"] != "system"]

@@ -55,11 +55,7 @@ def read_scores(run: RunFolder, problems: Sequence[Problem], by: Score[Any]) -> 
 
 
 def validator(
-    model: Any,
-    tokenizer: Any,
-    problems: Sequence[Problem],
-    settings: GRPOSettings,
-    by: Score[Any],
+    model: Any, tokenizer: Any, problems: Sequence[Problem], settings: GRPOSettings, by: Score[Any]
 ) -> tuple[Callable[[], dict[str, Measure]], str]:
     """A function that measures greedy replies to problems that were set aside, and the measure that
     decides. The function raises HealthError if the rewards can score none of them."""

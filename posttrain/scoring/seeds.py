@@ -23,12 +23,9 @@ T = TypeVar("T")
 
 def over_seeds(runs: Mapping[int, Path], settings_class: type[TrainingSettings]) -> Repeated:
     """The measures of finished runs by seed, with intervals over seeds, and over seeds and
-    questions.
-
-    A measure is of the questions that could be scored with every seed, on both sides; where fewer
-    than two could, it is left out. Raises ConfigError if a run is not finished, or was trained or
-    scored on other data, DataError if every measure is left out.
-    """
+    questions: those that could be scored with every seed, on both sides. A measure of fewer than
+    two is left out. Raises ConfigError if a run is not finished, or was trained or scored on other
+    data, DataError if every measure is left out."""
     for seed, folder in runs.items():
         if not RunFolder(folder).finished:
             raise ConfigError(f"{folder}: the run of seed {seed} is not finished")

@@ -18,10 +18,8 @@ Verdicts = dict[tuple[int, Order], Verdict | None]
 
 
 def read_comparisons(run: Path) -> list[Comparison]:
-    """The replies that a DPO run wrote before and after its training, prompt by prompt.
-
-    Raises ConfigError where it wrote none, or the two sides do not belong together.
-    """
+    """The replies that a DPO run wrote before and after its training, prompt by prompt. Raises
+    ConfigError where it wrote none, or the two sides do not belong together."""
     before, after = (_replies(run, side) for side in ("before", "after"))
     prompts = [[(r.system, r.earlier, r.prompt) for r in side] for side in (before, after)]
     if prompts[0] != prompts[1]:
@@ -81,10 +79,8 @@ def judge_all(
     at_once: int,
 ) -> None:
     """Request every verdict that is missing, `at_once` at a time; fills `verdicts` and the file.
-
     `request` has the language and the seed; the first verdict claims the folder for it. After an
-    error nothing more is sent, but what is answered by then is kept.
-    """
+    error nothing more is sent, but what is answered by then is kept."""
     todo, language, seed = missing(comparisons, verdicts), request["language"], request["seed"]
     requests = [(question(comparisons[index], order, language), seed) for index, order in todo]
     with progress_bar("judging", len(todo), leave=True) as bar:

@@ -11,7 +11,6 @@ from eval.measures import compare
 from eval.replies import kl_per_token
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
-from posttrain.scoring import problem_sets
 from tests.e2e.trainers import load, move, plain, rows_of, settings_of
 
 # The libraries' own warnings while a model is built are not what is tested here.
@@ -75,7 +74,7 @@ def score(moved: tuple[Any, Any, Any], tmp_path: Path) -> Callable[..., tuple[An
     def scored(count: int, *overrides: str) -> tuple[Any, Any, RunFolder]:
         settings = settings_of("dpo", *overrides)
         pairs = rows_of("dpo", settings)[:count]
-        problems = problem_sets.load(settings, pairs, tokenizer)
+        problems = scoring.load_problems(settings, pairs, tokenizer)
         run = RunFolder(tmp_path / str(len(list(tmp_path.iterdir()))))
         run.open(fresh=False)
         assert scoring.read_scores(run, settings) is None

@@ -13,9 +13,8 @@ from eval.replies import MeasuredReply, kl_per_token, measure
 from eval.stats import Difference, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.run.folder import RunFolder
-from posttrain.scoring import problem_sets
 from posttrain.scoring.changed_reply import example
-from posttrain.scoring.pairs import measured, read_scores, without_system
+from posttrain.scoring.pairs import load_problems, measured, read_scores, without_system
 from posttrain.settings import DPOSettings
 from tests.helpers import ROOT, Capsys, demo_settings, write_rows
 
@@ -177,7 +176,7 @@ def sums(folder: Path, *questions: str, more: str = "max_new_tokens: 80") -> DPO
 def test_problem_sets_are_loaded(tmp_path: Path, capsys: Capsys) -> None:
     more = "limit: 2, language: fr, max_new_tokens: 80"
     settings = sums(tmp_path, "2 + 2 ?", "1 + 3 ?", "4 + 0 ?", more=more)
-    result = problem_sets.load(settings, [pair("Bonjour")], tokenizer())
+    result = load_problems(settings, [pair("Bonjour")], tokenizer())
     assert [p.question for p in result["a"]] == ["2 + 2 ?", "1 + 3 ?"]
     out = capsys.readouterr().out
     assert "Also scored before and after: a (2)" in out
@@ -200,7 +199,7 @@ def test_a_question_that_is_trained_on_or_leaves_no_room_is_refused(
 ) -> None:
     settings = sums(tmp_path, "1 + 3 ?", question)
     with pytest.raises(DataError, match=message):
-        problem_sets.load(settings, [pair("Salut"), pair(*turns)], tokenizer())
+        load_problems(settings, [pair("Salut"), pair(*turns)], tokenizer())
 
 
 @pytest.mark.parametrize(

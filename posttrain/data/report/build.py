@@ -1,11 +1,12 @@
 """The data report: what a set of preference pairs will teach, before a run is paid for.
 
 DPO amplifies every difference between chosen and rejected replies. The report measures length,
-language, copies and evaluation questions. Pure functions of pairs and a tokenizer.
+language, copies and evaluation questions, and warns of what is beyond a threshold. Pure functions
+of pairs and a tokenizer.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,17 @@ from posttrain.data.prompted import user_turns
 from posttrain.data.render import already_rendered
 from posttrain.data.report import copies
 from posttrain.data.report.examples import render_examples
-from posttrain.data.report.warnings import warnings
 from posttrain.data.text import normalise
 
 NOT_MEASURABLE = "not measurable"
 LANGUAGE_SAMPLE = 1_000  # pairs whose language is identified, evenly spaced
 LANGUAGE_CHARACTERS = 500  # of each text, which is enough
+# The thresholds of the warnings.
+LONGER = 0.80  # share of pairs whose chosen reply is the longer one
+COPIES = 0.05  # share of rows that repeat another prompt, exactly or nearly
+WANTED = 0.90  # share of chosen replies in the language
+TOO_LONG = 0.05  # share of pairs over the limit
+FEWEST = 200  # pairs
 
 
 def build(
@@ -34,10 +40,8 @@ def build(
     limit: int,
     language: str = "fr",
 ) -> dict[str, Any]:
-    """The data report, as JSON, for `lengths` of `pair_set.train` and `pair_set.held_out`.
-
-    A pair over `limit` tokens counts as dropped, and only its length is reported.
-    """
+    """The data report, as JSON, for `lengths` of `pair_set.train` and `pair_set.held_out`. A pair
+    over `limit` tokens counts as dropped, and only its length is reported."""
     pairs, measured = [*pair_set.train, *pair_set.held_out], [*lengths[0], *lengths[1]]
     fits = [length.total <= limit for length in measured]
     kept = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
@@ -45,7 +49,7 @@ def build(
     train = sum(fits[: len(pair_set.train)])
     too_long = {f"over {limit} tokens": len(pairs) - len(kept)} if len(kept) < len(pairs) else {}
     texts = ((p.where, [*(t["content"] for t in p.prompt), p.chosen, p.rejected]) for p in kept)
-    report = {
+    report: dict[str, Any] = {
         "rows": {
             "read": pair_set.rows,
             "kept": len(kept),
@@ -62,7 +66,9 @@ def build(
         "evaluation_questions": overlap(kept, pair_set.questions),
         "examples": render_examples(kept, [length.total for length in kept_lengths], tokenizer),
     }
-    return {**report, "warnings": warnings(report)}
+    names = ("about", "seen", "threshold", "text")
+    report["warnings"] = [dict(zip(names, each, strict=True)) for each in warnings(report)]
+    return report
 
 
 def write(report: dict[str, Any], run: Path) -> None:
@@ -94,11 +100,9 @@ def _quantiles(values: Sequence[int]) -> dict[str, int]:
 
 
 def length_bias(lengths: Sequence[Lengths], train: int) -> dict[str, Any]:
-    """How often the longer reply is the chosen one. The pairs after the first `train` are held out.
-
-    Length-controlled accuracy is the accuracy on held-out pairs whose chosen reply is the shorter
-    one. Without such pairs it cannot be measured.
-    """
+    """How often the longer reply is the chosen one. The pairs after the first `train` are held out:
+    length-controlled accuracy is that on those whose chosen reply is the shorter one, and cannot be
+    measured without such pairs."""
     if not lengths:
         return {"pairs": 0, "length_controlled_accuracy": NOT_MEASURABLE}
     longer = [(x.chosen > x.rejected) - (x.chosen < x.rejected) for x in lengths]  # or -1: shorter
@@ -165,3 +169,67 @@ def overlap(pairs: Sequence[Pair], questions: Sequence[str]) -> dict[str, Any] |
         "rule": copies.OVERLAP_RULE,
         "rows": where[:10],
     }
+
+
+def warnings(report: dict[str, Any]) -> Iterator[tuple[str, float, float, str]]:
+    """What it is about, what was seen, the threshold and a text, for each rule that the report
+    breaks."""
+    kept = report["rows"]["kept"]
+    if (rendered := report["already_rendered"]) is not None:
+        yield "special tokens", rendered["count"], 0, rendered["text"]
+
+    bias = report["length_bias"]
+    longer = bias["chosen_longer_share"]["value"] if bias["pairs"] else 0.0
+    if longer > LONGER:
+        yield (
+            *("length bias", longer, LONGER),
+            f"chosen is longer in {bias['chosen_longer']} of {bias['pairs']} pairs (threshold "
+            f"{LONGER:.0%}): the policy will learn to write more. Add pairs whose chosen reply is "
+            "the shorter, or divide by length with training.loss_type=[sigmoid_norm]",
+        )
+
+    exact, near = (report["copies"][name] for name in ("same_prompt", "near_prompt"))
+    repeats = (exact + near) / kept if kept else 0.0
+    if repeats > COPIES:
+        yield (
+            *("copies", repeats, COPIES),
+            f"{exact + near} of {kept} prompts repeat an earlier one, {exact} exactly and {near} "
+            f"nearly (threshold {COPIES:.0%}): they count several times and make held-out scores "
+            "look better than they are. Keep one row of each",
+        )
+
+    languages = report["languages"]
+    wanted, sampled = languages["wanted"], languages["sampled"]
+    share = languages["chosen"].get(wanted, 0) / sampled if sampled else 1.0
+    if share < WANTED:
+        yield (
+            *("language", share, WANTED),
+            f"only {share:.1%} of the chosen replies are in '{wanted}' (threshold {WANTED:.0%}): "
+            "the policy will learn to answer in the others. Filter the rows, with data.language "
+            "where a column names it",
+        )
+
+    over, limit = report["tokens"]["over_limit"], report["tokens"]["limit"]
+    if over["share"] > TOO_LONG:
+        yield (
+            *("length limit", over["share"], TOO_LONG),
+            f"{over['pairs']} of {over['of']} pairs do not fit {limit} tokens (threshold "
+            f"{TOO_LONG:.0%}), and the longest replies are the ones lost. Raise "
+            "model.max_seq_length",
+        )
+
+    if kept < FEWEST:
+        yield (
+            *("few pairs", kept, FEWEST),
+            f"only {kept} pairs (threshold {FEWEST}): their scores will have wide intervals. Add "
+            "pairs",
+        )
+
+    overlap = report["evaluation_questions"]
+    if overlap is not None and overlap["pairs"]:
+        yield (
+            *("evaluation questions", overlap["pairs"], 0),
+            f"prompts that contain a question of data.check_against: {overlap['pairs']} (threshold "
+            f"0), such as {overlap['rows'][0]}. A score on those questions will mean nothing. "
+            "Remove the rows",
+        )

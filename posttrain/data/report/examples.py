@@ -14,18 +14,15 @@ def render_examples(
     pairs: Sequence[Pair], lengths: Sequence[int], tokenizer: Any
 ) -> list[dict[str, Any]]:
     """The shortest pair, the one of median length and the longest, in that order, each as
-    `{"where", "masked": [text of each token], "chosen": [...], "rejected": [...]}`.
-
-    The masked tokens are those of the prompt: they get no loss. Both replies end with one EOS.
-    """
+    `{"where", "masked": [text of each token], "chosen": [...], "rejected": [...]}`. The masked
+    tokens are those of the prompt: they get no loss. Both replies end with one EOS."""
     order = sorted(range(len(pairs)), key=lengths.__getitem__)
     chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1]] if order else [])
     examples = []
     for pair in (pairs[index] for index in chosen):
         parts = _divided(tokenizer, pair.conversation, pair.chosen, pair.rejected)
         masked, good, bad = (token_texts(tokenizer, ids) for ids in parts)
-        example = {"where": pair.where, "masked": masked, "chosen": good, "rejected": bad}
-        examples.append(example)
+        examples.append({"where": pair.where, "masked": masked, "chosen": good, "rejected": bad})
     return examples
 
 
