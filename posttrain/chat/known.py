@@ -37,10 +37,7 @@ class Known:
         self, question: str, reply: Completion, prompt: PromptLike
     ) -> dict[str, float | None]:
         """Each reward before its weight, and their weighted total; empty for another question.
-
-        Raises:
-            ConfigError: a reward raised, or did not return a number.
-        """
+        Raises ConfigError if a reward raised, or did not return a number."""
         problem = self.problems.get(_key(question))
         if problem is None:
             return {}

@@ -19,11 +19,7 @@ HOST = "127.0.0.1"  # this machine alone
 
 
 def check_port(port: int) -> None:
-    """Check that the page can be served on a port.
-
-    Raises:
-        ConfigError: it is out of range, or another program uses it.
-    """
+    """Raise ConfigError unless the page can be served on a port: it is in range and free."""
     try:
         socket.create_server((HOST, port)).close()
     except (OSError, OverflowError) as error:
@@ -46,10 +42,7 @@ def evaluation(source: Source, args: argparse.Namespace) -> Evaluation:
 
 def load(source: Source, evaluation: Evaluation, stack: ExitStack) -> list[Side]:
     """The sides of a chat with this model. The server of a GGUF file runs until `stack` closes.
-
-    Raises:
-        ConfigError: it cannot be loaded, or the server cannot be reached.
-    """
+    Raises ConfigError if it cannot be loaded, or the server cannot be reached."""
     name = shown(Path(source.model)) if Path(source.model).exists() else source.model
     if source.kind in ("url", "gguf"):
         url, sent = source.model, parameters(evaluation, source.prompt.chat_template_kwargs)

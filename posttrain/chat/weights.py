@@ -24,14 +24,11 @@ INCOMPLETE = "\ufffd"  # what the first bytes of a character decode to
 
 
 class Weights:
-    """A model in memory. It generates one reply at a time.
-
-    Raises:
-        ConfigError: it cannot be loaded.
-    """
+    """A model in memory. It generates one reply at a time."""
 
     def __init__(self, source: Source, evaluation: Evaluation) -> None:
-        """An adapter's base is loaded as it was for its training. After runtime.start()."""
+        """An adapter's base is loaded as it was for its training. Call it after runtime.start();
+        raises ConfigError if the model cannot be loaded."""
         self._context = pretrained.context(source.model, source.trained_length)
         self._model, self._tokenizer = pretrained.load_for_scoring(
             source.model, max_seq_length=self._context, **precision(source.model)
@@ -66,11 +63,8 @@ class Weights:
         """Closing the generator ends the reply after the current token.
 
         Tokens are generated in a thread, so that a signal can end the wait for them, while changes
-        to the model for one reply are always undone.
-
-        Raises:
-            ConfigError: there is no room for a reply.
-            HealthError: the conversation does not fit the memory.
+        to the model for one reply are always undone. Raises ConfigError if there is no room for a
+        reply, and HealthError if the conversation does not fit the memory.
         """
         (prompt,) = token_ids(self._tokenizer, [render(self._tokenizer, conversation)])
         room = self._context - len(prompt)

@@ -32,9 +32,8 @@ from posttrain.settings import Evaluation, Export, Prompt
 def export(trained: Trained, settings: Export) -> int:
     """Make, prove and record what `settings.to` names; returns 0, or 4 if a file is unproven.
 
-    Raises:
-        ConfigError: nothing is requested, or there is no 16-bit base, room or llama.cpp.
-        ExportError: a tool failed.
+    Raises ConfigError if nothing is requested, or there is no 16-bit base, room or llama.cpp, and
+    ExportError if a tool failed.
     """
     if not settings.to:
         raise ConfigError("nothing to export: pass --to merged_16bit,gguf:q8_0 (export.to)")

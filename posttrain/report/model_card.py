@@ -35,14 +35,9 @@ VERSIONS = ("unsloth", "trl", "transformers", "torch")
 
 
 def render_model_card(path: Path, repository: str | None = None) -> str:
-    """The text of the card.
+    """The text of the card of a run folder; raises ConfigError if the folder is not a run's.
 
-    Args:
-        path: A run folder with at least config.yaml and environment.json.
-        repository: Name on the hub that the snippets load from; the folder's files without it.
-
-    Raises:
-        ConfigError: the folder is not a run's.
+    The snippets load from `repository`, a name on the hub, or without it from the folder's files.
     """
     import jinja2
 
