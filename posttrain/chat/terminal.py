@@ -22,11 +22,9 @@ Ctrl-C stops a reply, and leaves where no reply is being written."""
 
 
 def answer_lines(talk: Talk, lines: Iterable[bytes]) -> None:
-    """Answer each line as a separate question, also after one that could not be answered.
-
-    Raises DataError if a line is not UTF-8, and at the end the PostTrainError of the last question
-    that was not answered.
-    """
+    """Answer each line as a separate question, also after one that could not be answered. Raises
+    DataError if a line is not UTF-8, and at the end the PostTrainError of the last question that
+    was not answered."""
     failure: PostTrainError | None = None
     for number, line in enumerate(lines, start=1):
         try:

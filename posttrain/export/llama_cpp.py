@@ -58,11 +58,9 @@ def find_tree(requested: str | None) -> Path:
 
 
 def find_quantizer(tree: Path) -> Path:
-    """The llama-quantize of a tree. In the pinned tree it is built if it is missing.
-
-    Raises ConfigError if the user's tree does not have it, or there is no C++ compiler, and
-    ExportError if the build failed.
-    """
+    """The llama-quantize of a tree. In the pinned tree it is built if it is missing. Raises
+    ConfigError if the user's tree does not have it, or there is no C++ compiler, and ExportError if
+    the build failed."""
     for folder in (tree, tree / "build" / "bin"):
         if (folder / QUANTIZER).is_file():
             return folder / QUANTIZER

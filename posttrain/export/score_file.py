@@ -63,9 +63,6 @@ def score_file(file: File, settings: Any) -> Scored:
     return _score_problems(file, settings)
 
 
-# --- problems -------------------------------------------------------------------------------------
-
-
 def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> Scored:
     adapter = read_replies(file.run / "eval" / "after.jsonl")
     problems = held_out(settings, adapter)
@@ -113,9 +110,6 @@ def held_out(settings: SFTSettings | GRPOSettings, answered: Sequence[Reply]) ->
             "answered are no longer in the run's data; files cannot be compared with it"
         )
     return kept
-
-
-# --- replies --------------------------------------------------------------------------------------
 
 
 def _score_replies(file: File, settings: DPOSettings) -> Scored:

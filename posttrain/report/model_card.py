@@ -53,10 +53,8 @@ print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :], skip_special_to
 
 
 def render_model_card(path: Path, repository: str | None = None) -> str:
-    """The text of the card of a run folder; raises ConfigError if the folder is not a run's.
-
-    The snippets load from `repository`, a name on the hub, or without it from the folder's files.
-    """
+    """The text of a run folder's card, whose snippets load from `repository`, a name on the hub, or
+    without it from the folder's files. Raises ConfigError if the folder is not a run's."""
     import jinja2
 
     run = read_run(path)
