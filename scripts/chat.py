@@ -22,8 +22,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from posttrain.base import flags
 from posttrain.base.process import run_main
 from posttrain.chat import models, source, terminal
-from posttrain.chat.conversation import Talk, not_utf8
-from posttrain.chat.known import held_out_questions, load_known
+from posttrain.chat.conversation import Talk, held_out_questions, load_known, not_utf8
 from posttrain.settings import Prompt
 from posttrain.settings.command import check_settings
 from posttrain.settings.secrets import check_arguments

@@ -26,7 +26,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from posttrain.base import flags, terminal
 from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main
-from posttrain.doctor import Finding, configs, installation, machine, services, trial
+from posttrain.doctor import Finding, configs, installation, machine, services
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sections, figures = look(args.output)
     if args.steps:
-        sections["seconds a step on this CPU, estimated"] = trial.look_at_steps()
+        sections["seconds a step on this CPU, estimated"] = configs.look_at_steps()
     broken = any(f.status == "fail" for findings in sections.values() for f in findings)
     if args.json:
         print(as_json(sections, figures, broken))

@@ -43,11 +43,8 @@ class Source:
 
 
 def find(name: str) -> Source:
-    """The model that `name` means: a path in this folder or the project, a hub name or a URL.
-
-    Raises:
-        ConfigError: there is none; names what is missing and what to do.
-    """
+    """The model that `name` means: a path in this folder or the project, a hub name or a URL;
+    raises ConfigError if there is none."""
     if is_url(name):
         return Source("url", name, {})
     path = here_or_project(name).absolute()

@@ -22,12 +22,9 @@ Ctrl-C stops a reply, and leaves where no reply is being written."""
 
 
 def answer_lines(talk: Talk, lines: Iterable[bytes]) -> None:
-    """Answer each line as a separate question, also after one that could not be answered.
-
-    Raises:
-        DataError: a line is not UTF-8.
-        PostTrainError: at the end, why the last unanswered question was not answered.
-    """
+    """Answer each line as a separate question, also after one that could not be answered. Raises
+    DataError if a line is not UTF-8, and at the end the PostTrainError of the last question that
+    was not answered."""
     failure: PostTrainError | None = None
     for number, line in enumerate(lines, start=1):
         try:
@@ -47,11 +44,8 @@ def answer_lines(talk: Talk, lines: Iterable[bytes]) -> None:
 
 
 def answer_once(talk: Talk, question: str) -> None:
-    """Print a question and the replies to it, with the side's name before each of their lines.
-
-    Raises:
-        PostTrainError: it cannot be answered.
-    """
+    """Print a question and the replies to it, with the side's name before each of their lines;
+    raises PostTrainError if it cannot be answered."""
     talk.turns.clear()
     talk.ask(question)
     print(f"{PROMPT}{question}")

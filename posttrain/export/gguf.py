@@ -34,12 +34,9 @@ def known_pre_tokenizer(model: Path) -> str | None:
 
 
 def write_gguf(merged: Path, kind: str, into: Path, name: str, llama_cpp: str | None) -> None:
-    """Write the GGUF file `into`: f16, bf16 and q8_0 directly, q4_k_m from a 16-bit file.
-
-    Raises:
-        ConfigError: llama.cpp cannot be fetched, or does not know the tokenizer or architecture.
-        ExportError: a tool failed.
-    """
+    """Write the GGUF file `into`: f16, bf16 and q8_0 directly, q4_k_m from a 16-bit file. Raises
+    ConfigError if llama.cpp cannot be fetched, or does not know the tokenizer or the architecture,
+    and ExportError if a tool failed."""
     tree = find_tree(llama_cpp)
     if kind != "q4_k_m":
         _convert(tree, merged, kind, into, name)

@@ -16,10 +16,8 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
     """Upload exports of a run, by their names in export.json, or its adapter if none is named, with
     the model card; returns the URL of the repository.
 
-    It is OWNER/NAME on the hub, created if it does not exist, then `private` or not.
-
-    Raises:
-        ConfigError: an export is missing or was not proven, or the hub refuses.
+    It is OWNER/NAME on the hub, created if it does not exist, then `private` or not. Raises
+    ConfigError if an export is missing or was not proven, or the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -45,11 +43,8 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
 
 
 def to_upload(run: Path, exports: list[str]) -> list[Path]:
-    """The files that a push uploads, each to the top folder of the repository.
-
-    Raises:
-        ConfigError: an export is missing or was not proven.
-    """
+    """The files that a push uploads, each to the top folder of the repository; raises ConfigError
+    if an export is missing or was not proven."""
     recorded = read_run(run).exports
     proven = sorted(name for name, entry in recorded.items() if entry.proven)
     if missing := [name for name in exports if name not in proven]:

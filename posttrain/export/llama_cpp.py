@@ -43,10 +43,7 @@ def cached_tree() -> Path:
 
 def find_tree(requested: str | None) -> Path:
     """The llama.cpp tree that the user names, else the pinned one, which is fetched if needed.
-
-    Raises:
-        ConfigError: the folder is not a llama.cpp tree, or the archive is missing or another one.
-    """
+    Raises ConfigError if the folder is not one, or the archive is missing or not the pinned one."""
     named = Path(os.path.expanduser(requested)).absolute() if requested else None
     if named and not named.is_file():
         if not (named / CONVERTER).is_file():
@@ -61,12 +58,9 @@ def find_tree(requested: str | None) -> Path:
 
 
 def find_quantizer(tree: Path) -> Path:
-    """The llama-quantize of a tree. In the pinned tree it is built if it is missing.
-
-    Raises:
-        ConfigError: the user's tree does not have it, or there is no C++ compiler.
-        ExportError: the build failed.
-    """
+    """The llama-quantize of a tree. In the pinned tree it is built if it is missing. Raises
+    ConfigError if the user's tree does not have it, or there is no C++ compiler, and ExportError if
+    the build failed."""
     for folder in (tree, tree / "build" / "bin"):
         if (folder / QUANTIZER).is_file():
             return folder / QUANTIZER
@@ -82,11 +76,8 @@ def find_quantizer(tree: Path) -> Path:
 
 
 def run_tool(command: Sequence[str | Path], **variables: str) -> None:
-    """Run a tool without standard input, with these environment variables.
-
-    Raises:
-        ExportError: it failed; holds the end of its output.
-    """
+    """Run a tool without standard input, with these environment variables; raises ExportError with
+    the end of its output if it failed."""
     result = subprocess.run(
         [str(part) for part in command],
         stdin=subprocess.DEVNULL,
@@ -126,9 +117,7 @@ def pip_download(pinned: Sequence[str], folder: Path, *options: str) -> None:
     """Download packages, installing none, with pip, which knows this machine's package index.
 
     `pinned` are lines of a requirements file with their hashes, `options` those of `pip download`.
-
-    Raises:
-        ExportError: pip failed, or a hash differs; holds the end of pip's output.
+    Raises ExportError with the end of pip's output if it failed, or a hash differs.
     """
     requirements = folder / "requirements.txt"
     requirements.write_text("\n".join(pinned) + "\n", encoding="utf-8")

@@ -23,11 +23,7 @@ def stored_dtype(base: Path) -> str:
 
 
 def check_adapter(adapter: Path, base: Path) -> None:
-    """Check that an adapter can be merged exactly.
-
-    Raises:
-        ConfigError: it is not LoRA, or changes more than linear layers.
-    """
+    """Raise ConfigError unless an adapter can be merged exactly: it is LoRA on linear layers."""
     tied = read_object(base / "config.json").get("tie_word_embeddings")
     if reason := obstacle(read_adapter(adapter), bool(tied)):
         raise ConfigError(
@@ -37,11 +33,8 @@ def check_adapter(adapter: Path, base: Path) -> None:
 
 
 def put_adapter(model: Any, adapter: Path) -> Any:
-    """A float32 model with the adapter, not merged.
-
-    Raises:
-        ConfigError: the adapter does not fit the model, or part of it is missing.
-    """
+    """A float32 model with the adapter, not merged; raises ConfigError if the adapter does not fit
+    the model, or part of it is missing."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
@@ -69,13 +62,11 @@ def put_adapter(model: Any, adapter: Path) -> Any:
 
 def merge(model: Any, base: Path, adapter: Path, dtype: str, into: Path) -> None:
     """Write the merged model with its tokenizer, chat template and greedy generation settings.
+    Raises ConfigError if a weight does not fit the type.
 
     Args:
         model: The base in float32 with the adapter, as put_adapter returns it; it is used up.
         dtype: float16 or bfloat16; float32 is for measuring what rounding costs.
-
-    Raises:
-        ConfigError: a weight does not fit the type.
     """
     import torch
 

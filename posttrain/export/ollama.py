@@ -66,11 +66,8 @@ def _escaped(text: str) -> str:
 
 
 def turn_template(tokenizer: Any) -> TurnTemplate:
-    """The tokenizer's chat template as fixed text around each turn.
-
-    Raises:
-        ConfigError: the chat template does more than that.
-    """
+    """The tokenizer's chat template as fixed text around each turn; raises ConfigError if the chat
+    template does more than that."""
     # A private-use character marks the contents: no template holds it.
     system, question, reply, further = (
         {"role": role, "content": f"\ue000{index}\ue000"}
@@ -144,11 +141,8 @@ def modelfile(
     stops: Sequence[str],
     parameters: Mapping[str, float],
 ) -> str:
-    """The text of a Modelfile.
-
-    Raises:
-        ConfigError: a text of it holds three quotes, which end a text there.
-    """
+    """The text of a Modelfile; raises ConfigError if a text of it holds three quotes, which end a
+    text there."""
     texts = [("TEMPLATE", template), *([("SYSTEM", prompt.system)] if prompt.system else [])]
     texts += [(f"MESSAGE {t['role']}", t["content"]) for t in example_turns(prompt.examples)]
     for name, text in texts:
@@ -171,10 +165,8 @@ def export_ollama(
     as the tokenizer does.
 
     Without a system prompt, that of the chat template is written. `ends` are the texts of tokens
-    that end a reply, besides the tokenizer's EOS; `parameters` are Ollama's of sampling.
-
-    Raises:
-        ConfigError: the chat template or the system prompt cannot be written in a Modelfile.
+    that end a reply, besides the tokenizer's EOS; `parameters` are Ollama's of sampling. Raises
+    ConfigError if the chat template or the system prompt cannot be written in a Modelfile.
     """
     template = turn_template(tokenizer)
     if note := clock_note(tokenizer):

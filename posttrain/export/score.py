@@ -60,9 +60,8 @@ def in_a_process(run: Path, base: Path, settings: Export) -> int:
     command = [sys.executable, "-m", "posttrain.export.score", str(run), str(base), *targets]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     print("\nScoring the files on the held-out rows", flush=True)
-    code = subprocess.run(
-        command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}
-    ).returncode
+    environment = {**os.environ, "PYTHONPATH": path}
+    code = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment).returncode
     return code if code >= 0 else 128 - code
 
 

@@ -56,17 +56,11 @@ class File:
 
 
 def score_file(file: File, settings: Any) -> Scored:
-    """Answer what is missing, and compare with the adapter's answers.
-
-    Raises:
-        DataError: the adapter's answers are incomplete, or no longer in the data.
-    """
+    """Answer what is missing, and compare with the adapter's answers; raises DataError if those are
+    incomplete, or no longer in the data."""
     if isinstance(settings, DPOSettings):
         return _score_replies(file, settings)
     return _score_problems(file, settings)
-
-
-# --- problems -------------------------------------------------------------------------------------
 
 
 def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> Scored:
@@ -101,11 +95,8 @@ def _score_problems(file: File, settings: SFTSettings | GRPOSettings) -> Scored:
 
 
 def held_out(settings: SFTSettings | GRPOSettings, answered: Sequence[Reply]) -> list[Problem]:
-    """The problems that the adapter answered, in the order of the data.
-
-    Raises:
-        DataError: some are no longer in the data.
-    """
+    """The problems that the adapter answered, in the order of the data; raises DataError if some
+    are no longer in it."""
     if isinstance(settings, GRPOSettings):
         data = settings.data
         problems = load_evaluation(data.eval, data.columns, data.answers)
@@ -119,9 +110,6 @@ def held_out(settings: SFTSettings | GRPOSettings, answered: Sequence[Reply]) ->
             "answered are no longer in the run's data; files cannot be compared with it"
         )
     return kept
-
-
-# --- replies --------------------------------------------------------------------------------------
 
 
 def _score_replies(file: File, settings: DPOSettings) -> Scored:

@@ -31,11 +31,8 @@ from posttrain.settings import Evaluation, Export, Prompt
 
 def export(trained: Trained, settings: Export) -> int:
     """Make, prove and record what `settings.to` names; returns 0, or 4 if a file is unproven.
-
-    Raises:
-        ConfigError: nothing is requested, or there is no 16-bit base, room or llama.cpp.
-        ExportError: a tool failed.
-    """
+    Raises ConfigError if nothing is requested, or there is no 16-bit base, room or llama.cpp, and
+    ExportError if a tool failed."""
     if not settings.to:
         raise ConfigError("nothing to export: pass --to merged_16bit,gguf:q8_0 (export.to)")
     name, base = base_folder(trained, settings.base)
@@ -96,14 +93,13 @@ class Exports:
     @cached_property
     def known(self) -> parity.Known:
         """The reference. The adapter's model is not kept."""
-        return self._reference(self._adapter())
+        return self._adapter()[1]
 
-    def _adapter(self) -> models.TorchModel:
-        return models.adapter_model(self.base, self.trained.adapter, self._variables)
-
-    def _reference(self, adapter: models.TorchModel) -> parity.Known:
+    def _adapter(self) -> tuple[models.TorchModel, parity.Known]:
+        """The adapter's model, and the reference that it gives."""
+        model = models.adapter_model(self.base, self.trained.adapter, self._variables)
         conversations = gate_texts(self.trained.run)
-        return parity.reference(adapter, conversations, self.settings.parity.new_tokens)
+        return model, parity.reference(model, conversations, self.settings.parity.new_tokens)
 
     def make(self, target: str) -> bool:
         """Make, check and record one target; returns whether it is proven."""
@@ -129,8 +125,7 @@ class Exports:
 
     def _merged(self) -> tuple[Path, list[Check]]:
         def write(into: Path) -> list[Check]:
-            adapter = self._adapter()
-            self.known = self._reference(adapter)
+            adapter, self.known = self._adapter()
             merge.merge(adapter.model, self.base, self.trained.adapter, self.dtype, into)
             del adapter  # frees its memory before the merged model is loaded
             return self._checks(into, MERGED, models.merged_model(into, self._variables))
@@ -180,10 +175,8 @@ def sampling(run: dict[str, Any]) -> dict[str, float]:
 
 
 def _in_place(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, list[Check]]:
-    """Write and check a file or folder under a temporary name, then rename it.
-
-    The name holds the process id, because a tool of an earlier, killed export may still write.
-    """
+    """Write and check a file or folder under a temporary name, then rename it. The name holds the
+    process id, because a tool of an earlier, killed export may still write."""
     final.parent.mkdir(exist_ok=True)
     for leftover in final.parent.glob(f".{final.name}.*"):
         _remove(leftover)

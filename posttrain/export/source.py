@@ -29,11 +29,8 @@ class Trained:
 
 
 def find(path: Path, output: Path | None) -> Trained:
-    """The adapter in a run folder, or in an adapter folder.
-
-    Raises:
-        ConfigError: the path is neither of them, or the run is not finished.
-    """
+    """The adapter in a run folder, or in an adapter folder; raises ConfigError if the path is
+    neither of them, or the run is not finished."""
     path = path.absolute()
     adapter = path / "adapter" if (path / "adapter" / CONFIG).is_file() else path
     if not (adapter / CONFIG).is_file():
@@ -56,11 +53,8 @@ def find(path: Path, output: Path | None) -> Trained:
 
 
 def base_folder(trained: Trained, requested: str | None) -> tuple[str, Path]:
-    """Name and folder of the base model in 16 or 32 bits, downloaded from the hub if needed.
-
-    Raises:
-        ConfigError: it cannot be reached, or holds quantised weights.
-    """
+    """Name and folder of the base model in 16 or 32 bits, downloaded from the hub if needed. Raises
+    ConfigError if it cannot be reached, or holds quantised weights."""
     model = trained.run.get("model", {})
     name = requested or model.get("name") or read_adapter(trained.adapter).get(BASE)
     if not name:

@@ -153,20 +153,17 @@ def _from_gguf(path: Path, base: Path) -> Tensors:
 
 def _expected(module: str, weight: Any, lora: dict[str, Any], config: dict[str, Any]) -> Any:
     """W + scale B A in float32; DoRA (arXiv 2402.09353) scales its rows to their magnitude."""
+    from peft.utils.other import get_pattern_key
+
     if f"{module}.lora_A" not in lora:
         return weight
     down, up = lora[f"{module}.lora_A"], lora[f"{module}.lora_B"]
     rank = down.shape[0]
-    scale = _alpha(module, config) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    patterns = config.get("alpha_pattern") or {}
+    alpha = float(patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"]))
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     merged = weight + scale * (up @ down)
     magnitude = lora.get(f"{module}.lora_magnitude_vector")
     if magnitude is not None:
         merged *= (magnitude.flatten() / merged.norm(dim=1))[:, None]
     return merged
-
-
-def _alpha(module: str, config: dict[str, Any]) -> float:
-    from peft.utils.other import get_pattern_key
-
-    patterns = config.get("alpha_pattern") or {}
-    return float(patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"]))

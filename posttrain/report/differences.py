@@ -12,10 +12,8 @@ from posttrain.settings.command import SETTINGS
 
 
 def from_defaults(run: Run) -> list[tuple[str, str, str]]:
-    """(key path, value, default) of every setting that is not at its default.
-
-    A setting without a default is always there, with an empty one.
-    """
+    """(key path, value, default) of every setting that is not at its default; a setting without a
+    default is always there, with an empty one."""
     defaults = _defaults_of(run)
     return [
         (key, _shown(value), _shown(defaults[key]) if key in defaults else "")

@@ -23,8 +23,7 @@ def rows(run: Run) -> Table:
     """The adapter, then what was scored; no row where nothing was."""
     scores = _scores(run)
     main = next((score.main for score in scores.values()), "")
-    of_dpo = (name for name in LANGUAGES if name in run.after and name != main)
-    language = next(of_dpo, "")
+    language = next((name for name in LANGUAGES if name in run.after and name != main), "")
     heads = ["file", figures.label(main), "gained / lost", "p-value", "size", "tokens/s"]
     heads += [figures.label(language)] if language else []
 

@@ -1,20 +1,24 @@
 """The model card: a run folder's README.md, for those who use the model."""
 
+import json
 import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval import figures
+from eval import conversation, figures
 from eval.measures import kind
 from posttrain.base.errors import ConfigError
 from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
 from posttrain.report import export_scores, page_data, tables
 from posttrain.report.export_words import check_cells
-from posttrain.report.snippets import snippets
 from posttrain.run.reading import read_run
-from posttrain.run.record import Run
-from posttrain.run.results import Check
+from posttrain.run.record import Run, Settings
+from posttrain.run.results import Check, Exported
+from posttrain.settings import Prompt
 from posttrain.settings.strict_yaml import dump_yaml
 
 # Licences of what the configs name, as their pages on the hub state them.
@@ -32,18 +36,25 @@ LICENCES = {
 }
 UNKNOWN = "licence not known here; see its source"
 VERSIONS = ("unsloth", "trl", "transformers", "torch")
+GRADE_SCHOOL = "Tom has 3 boxes of 12 pens and gives 7 pens away. How many pens are left?"
+FRENCH = "Explique en deux phrases pourquoi le ciel est bleu."
+TRANSFORMERS = """\
+from {package} import {loader}
+from transformers import AutoTokenizer
+
+model = {loader}.from_pretrained("{folder}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+turns = {turns}
+prompt = tokenizer.apply_chat_template(
+    turns, add_generation_prompt=True, return_tensors="pt", return_dict=True{variables}
+)
+reply = model.generate(**prompt, max_new_tokens={limit}, do_sample=False)
+print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 
 def render_model_card(path: Path, repository: str | None = None) -> str:
-    """The text of the card.
-
-    Args:
-        path: A run folder with at least config.yaml and environment.json.
-        repository: Name on the hub that the snippets load from; the folder's files without it.
-
-    Raises:
-        ConfigError: the folder is not a run's.
-    """
+    """The text of a run folder's card, whose snippets load from `repository`, a name on the hub, or
+    without it from the folder's files. Raises ConfigError if the folder is not a run's."""
     import jinja2
 
     run = read_run(path)
@@ -63,14 +74,11 @@ def render_model_card(path: Path, repository: str | None = None) -> str:
         base_in_project=not Path(base).is_absolute() and (ROOT / base).is_dir(),
         data=_source(data),
         settings=settings,
-        training=settings["training"],
         figures=figures,
         kind=kind,
         duration=duration(run.seconds),  # of all its sessions
         versions=", ".join(f"{k} {versions[k]}" for k in VERSIONS if k in versions),
         stages=page_data.stages(run),
-        examples=settings["prompt"].get("examples"),  # none in earlier runs
-        variables=settings["prompt"].get("chat_template_kwargs"),  # none in earlier runs
         table=tables.as_markdown(tables.compared(run.changes())),
         export_scores=export_scores,
         files=tables.as_markdown(export_scores.rows(run)),
@@ -126,3 +134,58 @@ def _check(check: Check) -> str:
     name, value, limit = check_cells(check)
     limit = f" ({limit})" if limit else ""
     return f"{name}: {value}{limit}{'' if check.passed else ', **failed**'}"
+
+
+@dataclass(frozen=True)
+class Snippet:
+    title: str
+    language: str
+    code: str
+    tested: bool = False
+    """The project's tests run this very text."""
+
+
+def snippets(
+    settings: Settings, exports: Mapping[str, Exported], repository: str | None
+) -> list[Snippet]:
+    """How the model is loaded: one for the adapter, one for every way of loading each export."""
+    question = FRENCH if settings["method"] == "dpo" else GRADE_SCHOOL
+    system, limit = settings["prompt"]["system"], settings["evaluation"]["max_new_tokens"]
+    turns = conversation(question, Prompt.model_validate(settings["prompt"]))
+    lines = "".join(f"    {json.dumps(turn, ensure_ascii=False)},\n" for turn in turns)
+    variables = settings["prompt"].get("chat_template_kwargs") or {}  # none in earlier runs
+    named = "".join(f", {name}={value!r}" for name, value in variables.items())
+    option = f"chat-template-kwargs {shlex.quote(json.dumps(variables))} " if variables else ""
+
+    def transformers(title: str, loader: str, folder: str) -> Snippet:
+        package = "peft" if "Peft" in loader else "transformers"
+        code = TRANSFORMERS.format(
+            package=package,
+            loader=loader,
+            folder=repository or folder,
+            turns=f"[\n{lines}]",
+            variables=named,
+            limit=limit,
+        )
+        return Snippet(title, "python", code, tested=True)
+
+    listed = [transformers("transformers and peft", "AutoPeftModelForCausalLM", "adapter")]
+    for name, export in exports.items():
+        path = shlex.quote(export.path)
+        if name == "merged_16bit":
+            title = "transformers, merged weights"
+            listed.append(transformers(title, "AutoModelForCausalLM", export.path))
+            code = f"vllm serve {option and f'--default-{option}'}"
+            listed.append(Snippet("vLLM", "bash", code + shlex.quote(repository or export.path)))
+        elif name.startswith("gguf:"):
+            code = f"llama-cli -m {path} --temp 0 {option and f'--{option}'}"
+            code += f"-sys {shlex.quote(system)} " if system else ""
+            code += f"-p {shlex.quote(question)}"
+            if len(turns) > 2:  # llama-cli takes no earlier turns
+                code = f"# without the worked examples of training\n{code}"
+            listed.append(Snippet(f"llama.cpp, {name[5:]}", "bash", code))
+        elif name == "ollama":
+            model = settings["run"]["name"].lower()
+            code = f"ollama create {model} -f {path}\nollama run {model}"
+            listed.append(Snippet("Ollama", "bash", code))
+    return listed

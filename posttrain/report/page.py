@@ -59,11 +59,8 @@ PAGES.globals |= {
 
 
 def write_report(path: Path) -> Path:
-    """Draw report.html and plots/*.png of a run folder, finished or not; returns the page.
-
-    Raises:
-        ConfigError: it holds nothing of a run.
-    """
+    """Draw report.html and plots/*.png of a run folder, finished or not; returns the page. Raises
+    ConfigError if it holds nothing of a run."""
     run = read_run(path)
     drawn = plots.plots(run)
     (run.path / "plots").mkdir(exist_ok=True)

@@ -25,15 +25,11 @@ def changes(run: Run) -> tables.Table:
 def facts(run: Run) -> list[tuple[str, str, str]]:
     """What was trained on what: (label, value, detail)."""
     pace = f"{run.seconds / max(1, run.steps):.2g} s a step"
-    fingerprint = run.environment.data[:12]
+    data, fingerprint = source(section(run.section("data"), "train")), run.environment.data[:12]
     lines = [
         ("Model", str(run.section("model").get("name", "")), _adapter(run)),
         *(("Started from", stage, "") for stage in stages(run)),
-        (
-            "Trained on",
-            source(section(run.section("data"), "train")),
-            f"fingerprint {fingerprint}" if fingerprint else "",
-        ),
+        ("Trained on", data, f"fingerprint {fingerprint}" if fingerprint else ""),
         ("Scored on", *_held_out(run)),
         ("Steps", _steps(run), _batch(run)),
         ("Adapter", *_kept(run)),
@@ -151,10 +147,8 @@ def rows_report(run: Run) -> tuple[str, list[str]] | None:
 
 
 def chat_command(run: Run) -> str | None:
-    """The command that talks to the run, as it is typed in the project; None without an adapter.
-
-    Of a run elsewhere only the name is shown: the page may be passed on.
-    """
+    """The command that talks to the run, as it is typed in the project; None without an adapter. Of
+    a run elsewhere only the name is shown: the page may be passed on."""
     if not (run.path / "adapter" / "adapter_config.json").is_file():
         return None
     inside = run.path.is_relative_to(ROOT)

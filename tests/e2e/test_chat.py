@@ -23,9 +23,8 @@ import pytest
 from eval import PromptFormat, conversation
 from posttrain.base.errors import ConfigError
 from posttrain.chat import source
-from posttrain.chat.conversation import Side, Talk
-from posttrain.chat.known import load_known
-from posttrain.chat.weights import Weights, text_so_far
+from posttrain.chat.conversation import Side, Talk, load_known
+from posttrain.chat.models import Weights, text_so_far
 from posttrain.export import gguf
 from posttrain.model import adapter, inference, pretrained
 from posttrain.model.llama_server import serve

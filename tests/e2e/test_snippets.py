@@ -8,7 +8,7 @@ import pytest
 
 from posttrain.export.merge import merge
 from posttrain.export.models import adapter_model
-from posttrain.report.snippets import snippets
+from posttrain.report.model_card import snippets
 from posttrain.run.results import Exported
 from posttrain.settings import GRPOSettings
 from posttrain.settings.command import load_settings

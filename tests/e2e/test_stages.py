@@ -12,7 +12,7 @@ import pytest
 
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import source
-from posttrain.chat.weights import Weights
+from posttrain.chat.models import Weights
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.prompted import user_turns
 from posttrain.data.text import text_key

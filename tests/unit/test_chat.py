@@ -13,8 +13,7 @@ from eval import Completion, Conversation, PromptFormat
 from eval.gsm8k import Problem
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import source, terminal
-from posttrain.chat.conversation import Side, Talk
-from posttrain.chat.known import NOTHING, Known, held_out_questions, load_known
+from posttrain.chat.conversation import NOTHING, Known, Side, Talk, held_out_questions, load_known
 from posttrain.scoring import reward_functions
 from posttrain.settings import Prompt
 from tests.helpers import ROOT, Capsys

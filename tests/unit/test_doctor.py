@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from posttrain.base.paths import shown
-from posttrain.doctor import installation, machine, services, trial
+from posttrain.doctor import configs, installation, machine, services
 from posttrain.model import estimate
 from posttrain.model.shape import KNOWN, Shape, shape_of
 from posttrain.settings import DPOSettings, GRPOSettings
@@ -359,7 +359,7 @@ def test_the_terms_of_the_estimates(look: Look) -> None:
 
 
 def test_seconds_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capsys) -> None:
-    monkeypatch.setattr(trial, "SECONDS", 0.001)
+    monkeypatch.setattr(configs, "SECONDS", 0.001)
     doctor.main(["--steps", "--output", str(tmp_path)])
     printed = capsys.readouterr().out
     lines = re.findall(r"configs/(\S+_cpu)\.yaml +about (\d+) s a step, (\d+) steps in", printed)
@@ -370,23 +370,23 @@ def test_seconds_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys:
 
 def test_the_products_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a second a product of 1 weight: counted by hand for 2 layers of 1 weight a module."""
-    monkeypatch.setattr(trial, "product_seconds", lambda shape, rows, dtype: float(rows))
+    monkeypatch.setattr(configs, "product_seconds", lambda shape, rows, dtype: float(rows))
     shape = Shape(vocab=3, hidden=1, intermediate=1, layers=2, key_value=1, queries=1, tied=True)
 
     def seconds(config: str, *overrides: str) -> float:
         path = ROOT / "configs" / config
         settings = load_settings(settings_class(path), path, overrides)
-        return trial.seconds_a_step(settings, shape)
+        return configs.seconds_a_step(settings, shape)
 
     twice = "training.gradient_accumulation_steps=2"
     dpo = seconds("dpo_french_cpu.yaml", "training.per_device_train_batch_size=1", twice)
-    tokens = 2 * 2 * trial.TOKENS
-    assert dpo == trial.OVERHEAD * tokens * (2 * 14 + 3 * 3)
+    tokens = 2 * 2 * configs.TOKENS
+    assert dpo == configs.OVERHEAD * tokens * (2 * 14 + 3 * 3)
     small = ["training.per_device_train_batch_size=8", "training.max_completion_length=10"]
     grpo = seconds("grpo_gsm8k_cpu.yaml", *small, twice)
-    read, trained, scored = 2 * trial.TOKENS, 2 * 2 * trial.TOKENS + 160, 160
+    read, trained, scored = 2 * configs.TOKENS, 2 * 2 * configs.TOKENS + 160, 160
     products = (2 * trained + read) * 14 + 3 * scored * 3
-    assert grpo == trial.OVERHEAD * (products + 10 * 16 * (14 + 3))
+    assert grpo == configs.OVERHEAD * (products + 10 * 16 * (14 + 3))
 
 
 def test_it_answers_without_torch(ask: Ask) -> None:

@@ -17,7 +17,7 @@ from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.prompted import user_turns
 from posttrain.data.text import check_examples
 from posttrain.export.texts import gate_texts
-from posttrain.report.snippets import snippets
+from posttrain.report.model_card import snippets
 from posttrain.run.folder import RunFolder
 from posttrain.run.results import Exported
 from posttrain.scoring import evaluation
