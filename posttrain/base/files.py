@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.base.errors import ConfigError, DataError, first_line
-from posttrain.base.expected import expected, given
+from posttrain.base.errors import ConfigError, DataError, expected, first_line, given
 
 # What makes a model behave as it does: weights, configuration, tokenizer, chat template.
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}

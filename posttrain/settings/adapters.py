@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError
-from posttrain.base.expected import given
+from posttrain.base.errors import ConfigError, given
 from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT, here_or_project
 from posttrain.settings.strict_yaml import read_yaml

@@ -16,8 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from posttrain.base.errors import ConfigError, did_you_mean, nearest
-from posttrain.base.expected import expected
+from posttrain.base.errors import ConfigError, did_you_mean, expected, nearest
 from posttrain.base.paths import ROOT, here_or_project, run_command
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.adapters import with_adapter

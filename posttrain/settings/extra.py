@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
-from posttrain.base.errors import ConfigError, did_you_mean
-from posttrain.base.expected import given
+from posttrain.base.errors import ConfigError, did_you_mean, given
 from posttrain.settings.help import yaml_type
 from posttrain.settings.trainer_fields import config_fields, enum_values
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from posttrain.base.errors import DataError, PostTrainError
-from posttrain.base.expected import given
+from posttrain.base.errors import DataError, PostTrainError, given
 from posttrain.base.files import jsonl_rows
 from posttrain.base.paths import here_or_project
 from posttrain.settings.section import Section
