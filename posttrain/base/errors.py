@@ -101,9 +101,9 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def quoted(text: str, limit: int = 60) -> str:
+def quoted(text: str) -> str:
     """The beginning of a text in quotation marks, with an ellipsis where it was cut."""
-    return repr(text if len(text) <= limit else f"{text[:limit]}…")
+    return repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
 
 
 def expected(details: Mapping[str, Any]) -> str:

@@ -12,8 +12,7 @@ from posttrain.base.progress import duration
 from posttrain.report import export_scores, page_data, tables
 from posttrain.report.export_words import check_cells
 from posttrain.report.snippets import snippets
-from posttrain.run.reading import read_run
-from posttrain.run.record import Run
+from posttrain.run.record import Run, read_run
 from posttrain.run.results import Check
 from posttrain.settings.strict_yaml import dump_yaml
 

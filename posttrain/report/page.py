@@ -22,8 +22,7 @@ from posttrain.report import (
     seeds,
 )
 from posttrain.report.verdict import capital, verdict
-from posttrain.run.reading import read_run, read_runs
-from posttrain.run.record import Run
+from posttrain.run.record import Run, read_run, read_runs
 from posttrain.run.repeated import Repeated
 
 PAGES = Environment(

@@ -11,7 +11,7 @@ from eval.replies import PromptReply
 from eval.seeds import difference_over_seeds, mean_over_seeds
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run
+from posttrain.run.record import read_run
 from posttrain.run.repeated import Repeated, SeedChange
 from posttrain.scoring import demonstrations, pairs
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, TrainingSettings

@@ -22,8 +22,7 @@ from posttrain.base.progress import say
 from posttrain.run.checkpoint import verify
 from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
-from posttrain.run.lenient import from_json
-from posttrain.run.results import Kept, Validated
+from posttrain.run.results import Kept, Validated, from_json
 from posttrain.settings import TrainingSettings
 from posttrain.train.callback import Callback
 from posttrain.train.random_states import random_states

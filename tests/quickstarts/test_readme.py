@@ -25,7 +25,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
 from posttrain.report import seeds
 from posttrain.report.tables import as_text, compared
-from posttrain.run.lenient import from_json
+from posttrain.run.results import from_json
 from posttrain.settings.command import SETTINGS, parse_command_line
 from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import parse_yaml

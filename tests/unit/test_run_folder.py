@@ -19,7 +19,7 @@ from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until, write
 from posttrain.base.processor import cores
 from posttrain.run.environment import PACKAGES, git_commit
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run
+from posttrain.run.record import read_run
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.train.after_training import report
