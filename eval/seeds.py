@@ -42,6 +42,24 @@ class SeedDifference:
     p_value: float
 
 
+@dataclass(frozen=True)
+class SeedChange:
+    """A measure over seeds: each side's mean and t interval, and the difference, whose interval is
+    over seeds and questions."""
+
+    before: SeedMean
+    after: SeedMean
+    difference: SeedDifference
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What a repeat over seeds writes: seeds.json."""
+
+    seeds: list[int]
+    measures: dict[str, SeedChange]
+
+
 def mean_over_seeds(values: Sequence[float]) -> SeedMean:
     """Mean and 95% interval of a measure over seeds: mean +- t(n - 1) sd / sqrt(n) (Student, 1908).
 

@@ -27,9 +27,9 @@ from posttrain.report import seeds
 from posttrain.report.tables import as_text, compared
 from posttrain.run.results import from_json
 from posttrain.settings.command import SETTINGS, parse_command_line
+from posttrain.settings.extra import config_fields
 from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import parse_yaml
-from posttrain.settings.trainer_fields import config_fields
 from tests.helpers import ROOT, copy_project
 from tests.quickstarts.pages import (
     DOCS,
