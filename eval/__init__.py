@@ -25,6 +25,20 @@ class Completion:
     """The generated token ids; empty where a server wrote the reply."""
 
 
+@dataclass(frozen=True)
+class MeasuredReply:
+    """One reply to one prompt."""
+
+    text: str
+    tokens: int
+    """Generated tokens, the end-of-sequence token included."""
+    ended: bool
+    """The policy ended it with EOS; False where the length limit did."""
+    in_language: bool
+    """It is in the language that the run wants, see data.language."""
+    repetition: float
+
+
 Generate = Callable[[Sequence[Conversation]], list[Completion]]
 """Answers each conversation (ending in a user turn) once, in order."""
 

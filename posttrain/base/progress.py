@@ -1,10 +1,11 @@
-"""Progress: a bar on a terminal that can redraw it, elsewhere plain lines; and durations.
+"""Progress: a bar on a terminal that can redraw it, elsewhere plain lines; a clock; durations.
 
 Only this module imports tqdm, so that no pipe or log file gets cursor codes.
 """
 
 import os
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
@@ -67,6 +68,16 @@ def say(line: str) -> None:
     """Print a line on stdout, above the progress bar if there is one."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
+
+
+class Clock:
+    """Seconds since a run started, for metrics; `before` is what it took before it was resumed."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._start = time.monotonic() - before
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._start, 3)
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,13 @@
 """The run folder: opened, described, resumed, and finished with a comparison."""
 
+import importlib.metadata
 import json
+import platform
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +15,23 @@ from eval.measures import Change
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, read_object, write_json, write_text
 from posttrain.base.lock import hold_beside
+from posttrain.base.paths import ROOT
 from posttrain.base.processor import cores
 from posttrain.run.checkpoint import CheckpointStore, differences, only_length, verify
-from posttrain.run.environment import environment
 from posttrain.settings.section import Section, without_removed
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
+PACKAGES = (
+    "unsloth",
+    "unsloth_zoo",
+    "trl",
+    "transformers",
+    "torch",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+)
+STARTED = datetime.now().astimezone().isoformat(timespec="seconds")
 # What shapes neither training nor scores; the method shows in the sections that do.
 NOT_SHAPING = ("method", "run", "tracking", "health", "export")
 START_OVER = '"--resume never" to start over (the old folder is moved aside)'
@@ -162,3 +178,30 @@ def _environment(folder: Path) -> dict[str, Any]:
     """environment.json; empty where it was not written yet."""
     path = folder / "environment.json"
     return read_object(path) if path.exists() else {}
+
+
+def environment() -> dict[str, Any]:
+    """What would be needed to repeat the run elsewhere: versions, commit, machine."""
+    return {
+        "started": STARTED,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The project's commit, `-dirty` when files differ from it; None outside a git checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -10,12 +10,19 @@ from typing import Any, TypeVar
 
 from eval.gsm8k import ScoredReply
 from eval.measures import Change, Judged, headline
-from eval.replies import PromptReply
 from eval.rewarded import RewardedReply
 from eval.stats import Difference, Measure
 from posttrain.base.errors import ConfigError, PostTrainError
 from posttrain.base.files import jsonl_rows, model_fingerprint, read_object, rows_of
-from posttrain.run.results import Environment, Exported, HealthEvent, Stage, Validated, from_json
+from posttrain.run.results import (
+    Environment,
+    Exported,
+    HealthEvent,
+    PromptReply,
+    Stage,
+    Validated,
+    from_json,
+)
 from posttrain.settings.strict_yaml import read_yaml
 
 TRACES = ("config.yaml", "environment.json", "metrics.jsonl", "eval")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from eval import MeasuredReply, Message
 from eval.measures import Change, kind
 from eval.stats import NOT_MEASURABLE, Difference, Measure
 
@@ -160,6 +161,36 @@ class Exported:
     stale: str = ""
     """Why it is not of the adapter that is there now."""
     score: FileScore | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a reply answers."""
+
+    side: str
+    """`before` or `after` training."""
+    system: str | None
+    earlier: list[Message]
+    """The turns before the last one, without the system's."""
+    prompt: str
+    """The last user turn."""
+
+
+@dataclass(frozen=True)
+class PromptReply(MeasuredReply, Answered):
+    """A row of eval/SIDE_replies.jsonl, or of SIDE_replies_without_system.jsonl: a reply as
+    evaluation.temperature has it."""
+
+
+@dataclass(frozen=True)
+class SampledReply(Answered):
+    """A row of eval/SIDE_samples.jsonl: a reply sampled at temperature 1."""
+
+    text: str
+    tokens: int
+    ended: bool
+    kl_per_token: float
+    """To the reference, in nats."""
 
 
 def paired(

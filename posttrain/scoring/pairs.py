@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from eval import Completion, Conversation, Message, measures, preference, replies
 from eval.gsm8k import ScoredReply, by_problem, problem_scores, rescore
 from eval.preference import Pair, ScoredPair
-from eval.replies import PromptReply, SampledReply
 from eval.stats import Measure
 from posttrain.base.files import rows_of
 from posttrain.data.pairs import measure
@@ -20,6 +19,7 @@ from posttrain.data.render import render, token_ids
 from posttrain.model import inference
 from posttrain.model.log_probs import pair_log_probs, token_log_probs
 from posttrain.run.folder import RunFolder
+from posttrain.run.results import PromptReply, SampledReply
 from posttrain.scoring import problem_sets
 from posttrain.settings import DPOSettings
 
@@ -178,7 +178,7 @@ def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> 
 
 
 def _answered(side: str, pair: Pair) -> tuple[str, str | None, list[Message], str]:
-    """The fields of an eval.replies.Answered."""
+    """The fields of a posttrain.run.results.Answered."""
     system = [turn["content"] for turn in pair.prompt if turn["role"] == "system"]
     earlier = [turn for turn in pair.prompt[:-1] if turn["role"] != "system"]
     return side, "\n".join(system) or None, earlier, pair.prompt[-1]["content"]
