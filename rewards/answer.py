@@ -44,9 +44,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _COMMAS_GROUP = str.maketrans({",": None, "\u2212": "-"})
-_COMMA_IS_DECIMAL = str.maketrans(
-    {**dict.fromkeys(_GROUPING_SPACES), ",": ".", "\u2212": "-"},
-)
+_COMMA_IS_DECIMAL = str.maketrans({**dict.fromkeys(_GROUPING_SPACES), ",": ".", "\u2212": "-"})
 
 # What stands between digits that are one number or none: in 1'000 and 70~000 too.
 _JOINTS = ".,'\u2019~"

@@ -151,17 +151,14 @@ def keep_rows_until(path: Path, step: int) -> None:
 
 def cut_off_half_line(path: Path) -> None:
     """Remove a last line that has no end, which a crash left."""
-    complete = path.read_bytes().rfind(b"\n") + 1
-    with open(path, "r+b") as file:
-        file.truncate(complete)
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def fingerprint(values: Sequence[Any]) -> str:
     """SHA-256 over rows, to compare the data of two runs."""
     digest = hashlib.sha256()
     for value in values:
-        digest.update(repr(value).encode("utf-8"))
-        digest.update(b"\n")
+        digest.update(f"{value!r}\n".encode())
     return digest.hexdigest()
 
 
@@ -177,10 +174,8 @@ def model_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.suffix in CONTENT and p.is_file()):
         size = path.stat().st_size
-        digest.update(f"{path.name} ".encode())
-        digest.update(
-            (sha256(path) if size <= _HASHED_IN_FULL else _in_part(path, size)).encode() + b"\n"
-        )
+        content = sha256(path) if size <= _HASHED_IN_FULL else _in_part(path, size)
+        digest.update(f"{path.name} {content}\n".encode())
     return digest.hexdigest()
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TextIO
 
+from posttrain.base.disk import ensure_home
 from posttrain.base.errors import PostTrainError
-from posttrain.base.home import ensure_home
 from posttrain.base.paths import ROOT
 
 # Errors of a folder where this user cannot write, or of a file where a folder should be.

@@ -22,14 +22,8 @@ from posttrain.settings.section import Section, without_removed
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
 PACKAGES = (
-    "unsloth",
-    "unsloth_zoo",
-    "trl",
-    "transformers",
-    "torch",
-    "peft",
-    "bitsandbytes",
-    "datasets",
+    *("unsloth", "unsloth_zoo", "trl", "transformers"),
+    *("torch", "peft", "bitsandbytes", "datasets"),
 )
 STARTED = datetime.now().astimezone().isoformat(timespec="seconds")
 # What shapes neither training nor scores; the method shows in the sections that do.

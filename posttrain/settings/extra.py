@@ -191,21 +191,22 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
                 raise ConfigError(f"{where}.{inner}: write it as {instead}")
 
 
-def _classes(relative: str, *names: str) -> list[ast.ClassDef]:
-    """Classes of a library's file `package/file.py`."""
-    package, _, rest = relative.partition("/")
+def _body(source: str) -> list[ast.stmt]:
+    """What a class of an installed library consists of, `package/file.py:Name`."""
+    file, name = source.split(":")
+    package, _, rest = file.partition("/")
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.origin is not None
     tree = ast.parse((Path(spec.origin).parent / rest).read_text(encoding="utf-8"))
-    return [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name in names]
+    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    return classes[name]
 
 
 def enum_values(source: str) -> list[str]:
     """The values of an Enum, `package/file.py:Name`."""
-    (definition,) = _classes(*source.split(":"))
     return [
         str(item.value.value)
-        for item in definition.body
+        for item in _body(source)
         if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
     ]
 
@@ -219,7 +220,6 @@ def config_fields(config_class: str) -> dict[str, str]:
     return {
         item.target.id: ast.unparse(item.annotation)
         for source in (config_class, *parents)
-        for definition in _classes(*source.split(":"))
-        for item in definition.body
+        for item in _body(source)
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }

@@ -63,8 +63,7 @@ class Lora(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 is what Unsloth's fast path is written for."""
     target_modules: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        min_length=1,
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
     )
     """The linear layers that get an adapter, each by its name or by the end of it after a dot."""
     use_rslora: bool = False
