@@ -102,3 +102,12 @@ class Prompted:
         """The prompt as the model reads it: worked examples follow its system turn."""
         own = int(self.prompt[0]["role"] == "system")
         return [*self.prompt[:own], *self.examples, *self.prompt[own:]]
+
+
+@dataclass(frozen=True)
+class Demonstration(Prompted):
+    """A prompt and the reply that a model should learn to give."""
+
+    reply: str
+    answer: str | None = None
+    """The gold number of the question, where the row holds it."""

@@ -1,5 +1,5 @@
 """What replies are like: language (by py3langid, which ships its model), length, how they end,
-repetition, and how far their distribution moved from the reference."""
+repetition, how likely a policy finds them, and how far it moved from the reference."""
 
 import functools
 import math
@@ -74,16 +74,20 @@ def kl_per_token(policy: Sequence[float], reference: Sequence[float]) -> float:
     return max(0.0, math.fsum(math.expm1(ratio) - ratio for ratio in ratios) / len(ratios))
 
 
+def losses(log_probs: Sequence[Sequence[float]]) -> list[float]:
+    """The loss of each reply in nats: minus the mean of the log-probabilities of its tokens, the
+    end-of-sequence token included."""
+    return [-sum(tokens) / len(tokens) for tokens in log_probs]
+
+
 def scores(
     replies: Sequence[MeasuredReply],
     language: str = "fr",
     without_system: Sequence[MeasuredReply] = (),
 ) -> dict[str, list[float]]:
-    """Per measure, one score a reply; `language` is the one that they were measured by.
-
-    `without_system` are replies to the same prompts without their system turns. Only their language
-    is scored: which a prompt that names a language hides.
-    """
+    """Per measure, one score a reply; `language` is the one that they were measured by. Of
+    `without_system`, replies to the same prompts without their system turns, only the language is
+    scored: a prompt that names one hides it."""
     share = "french_share" if language == "fr" else "language_share"
     shares = {share: [float(reply.in_language) for reply in replies]}
     if without_system:

@@ -61,11 +61,9 @@ class Repeated:
 
 
 def mean_over_seeds(values: Sequence[float]) -> SeedMean:
-    """Mean and 95% interval of a measure over seeds: mean +- t(n - 1) sd / sqrt(n) (Student, 1908).
-
-    The interval is for the mean over more seeds on the *same* questions. Raises ValueError for
-    fewer than two seeds, or a value that is not finite.
-    """
+    """Mean and 95% interval of a measure over seeds: mean +- t(n - 1) sd / sqrt(n) (Student, 1908),
+    for the mean over more seeds on the *same* questions. Raises ValueError for fewer than two
+    seeds, or a value that is not finite."""
     import numpy as np
     from scipy.special import stdtrit
 

@@ -55,11 +55,8 @@ def disk_full_error(folder: Path) -> CheckpointError:
 
 
 def is_disk_full(error: Exception, folder: Path) -> bool:
-    """Whether a save failed for want of space.
-
-    torch and safetensors wrap the system's error; torch then fails again on closing its
-    half-written archive, with another message.
-    """
+    """Whether a save failed for want of space. torch and safetensors wrap the system's error; torch
+    then fails again on closing its half-written archive, with another message."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     message = str(error).lower()

@@ -87,11 +87,9 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
-    """All rows of a JSONL file.
-
-    A line that is not a JSON object raises DataError; with `damaged`, it is left out and its number
-    added to that. A last line without an end is not: it is being written, or a crash cut it off.
-    """
+    """All rows of a JSONL file. A line that is not a JSON object raises DataError; with `damaged`,
+    it is left out and its number added to that, unless it is a last line without an end, which is
+    being written or was cut off by a crash."""
     *lines, rest = path.read_bytes().split(b"\n")  # a text may hold other line separators
     rows = []
     for number, line in enumerate([*lines, rest], start=1):

@@ -44,9 +44,7 @@ def progress_bar(
     what: str, total: int | None, initial: int = 0, leave: bool = False, in_logs: bool = True
 ) -> Any:
     """A tqdm bar that stays quiet for the first two seconds; with `leave` its end stays visible.
-
-    One may run inside another: on a terminal it is drawn below it, `in_logs` both print lines.
-    """
+    One may run inside another: on a terminal it is drawn below it, `in_logs` both print lines."""
     redraw = can_redraw()
     return tqdm(
         desc=what,

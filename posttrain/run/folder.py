@@ -57,12 +57,12 @@ class RunFolder:
         """Nothing is left to train and the adapter is saved, whether or not it was scored."""
         if self.finished:
             return True
-        trained = _environment(self.path).get("trained")
+        trained = _recorded(self.path).get("trained")
         return trained is not None and "exit_code" not in trained
 
     def threads(self) -> int | None:
         """CPU threads that the run was started with, where they were recorded and are here."""
-        recorded = _environment(self.path).get("threads")
+        recorded = _recorded(self.path).get("threads")
         return recorded if isinstance(recorded, int) and 0 < recorded <= cores() else None
 
     def is_done(
@@ -108,11 +108,9 @@ class RunFolder:
         return path
 
     def open(self, fresh: bool) -> None:
-        """Make the folder; with `fresh`, one that is already there is moved aside, not deleted.
-
-        So are the results of a finished run that `--resume PATH` trains on: until it is finished
-        again, it has no comparison, and no exports of its weights.
-        """
+        """Make the folder; with `fresh`, one that is already there is moved aside, not deleted. So
+        are the results of a finished run that `--resume PATH` trains on: until it is finished
+        again, it has no comparison, and no exports of its weights."""
         if fresh and self.path.exists():
             number = 1
             while (aside := self.path.with_name(f"{self.path.name}.previous-{number}")).exists():
@@ -129,13 +127,12 @@ class RunFolder:
 
     def describe(self, settings: Section, facts: dict[str, Any]) -> None:
         """Write config.yaml (resolved) and environment.json (`facts` are added to it)."""
-        values = settings.model_dump(mode="json")
-        write_text(self.path / "config.yaml", dump_yaml(values))
+        write_text(self.path / "config.yaml", dump_yaml(settings.model_dump(mode="json")))
         write_json(self.path / "environment.json", {**environment(), **facts})
 
     def amend(self, facts: dict[str, Any]) -> None:
         """Add facts to environment.json, such as why a run stopped."""
-        write_json(self.path / "environment.json", {**_environment(self.path), **facts})
+        write_json(self.path / "environment.json", {**_recorded(self.path), **facts})
 
     def identity(self, settings: Section, facts: dict[str, Any]) -> dict[str, Any]:
         """What must be the same for a checkpoint, and the scores taken before it, to be of this
@@ -168,7 +165,7 @@ class RunFolder:
             write_json(self.path / "eval" / f"{name}.json", content)
 
 
-def _environment(folder: Path) -> dict[str, Any]:
+def _recorded(folder: Path) -> dict[str, Any]:
     """environment.json; empty where it was not written yet."""
     path = folder / "environment.json"
     return read_object(path) if path.exists() else {}

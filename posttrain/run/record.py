@@ -135,10 +135,8 @@ class Run:
         return section(self.config, name)
 
     def changes(self) -> dict[str, Change]:
-        """The measures that were compared, the headline first.
-
-        Where what the run sets out to raise was not measured, the first that was is the headline.
-        """
+        """The measures that were compared, the headline first: what the run sets out to raise, or
+        where that was not measured, the first that was."""
         changes = {
             name: Change(**vars(change), before=self.before[name], after=self.after[name])
             for name, change in self.comparison.items()

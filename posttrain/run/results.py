@@ -49,9 +49,7 @@ class Kept:
 @dataclass(frozen=True)
 class Stage:
     """An entry of `stages` in environment.json: an earlier run whose adapter this one started from.
-
-    Of an adapter without its run only name and fingerprint are known.
-    """
+    Of an adapter without its run only name and fingerprint are known."""
 
     name: str = "an adapter"
     adapter: str = ""

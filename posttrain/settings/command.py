@@ -56,11 +56,8 @@ class Command(Generic[S]):
 def parse_command_line(
     settings_class: type[S], story: str | None, argv: list[str] | None = None
 ) -> Command[S]:
-    """Read `--config FILE [section.key=value ...] [--output DIR] [--resume ...] [--dry-run]`.
-
-    `story` is shown by --help. Raises ConfigError for a missing file or anything wrong in it, with
-    the key's path, and where a launcher started several processes.
-    """
+    """Read the command line, of which --help shows `story`. Raises ConfigError for a missing file
+    or anything wrong in it, with the key's path, and where a launcher started several processes."""
     given = sys.argv[1:] if argv is None else argv
     check_arguments(given)
     method = settings_class.model_fields["method"].default
