@@ -27,7 +27,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class MeasuredReply:
-    """One reply to one prompt."""
+    """One reply to one prompt, as eval/replies.py measures it."""
 
     text: str
     tokens: int
