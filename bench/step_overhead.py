@@ -44,8 +44,7 @@ from bench.lengths import force_lengths, recorded_lengths
 from bench.sides import Spec, build_project, load_rows, trl_trainer
 from bench.watch import Clock
 from posttrain.model import adapter, policy, pretrained, runtime
-from posttrain.run.environment import git_commit
-from posttrain.run.folder import RunFolder
+from posttrain.run.folder import RunFolder, git_commit
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.train.wandb_log import WandbLog
 

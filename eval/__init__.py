@@ -25,6 +25,20 @@ class Completion:
     """The generated token ids; empty where a server wrote the reply."""
 
 
+@dataclass(frozen=True)
+class MeasuredReply:
+    """One reply to one prompt, as eval/replies.py measures it."""
+
+    text: str
+    tokens: int
+    """Generated tokens, the end-of-sequence token included."""
+    ended: bool
+    """The policy ended it with EOS; False where the length limit did."""
+    in_language: bool
+    """It is in the language that the run wants, see data.language."""
+    repetition: float
+
+
 Generate = Callable[[Sequence[Conversation]], list[Completion]]
 """Answers each conversation (ending in a user turn) once, in order."""
 
@@ -88,3 +102,12 @@ class Prompted:
         """The prompt as the model reads it: worked examples follow its system turn."""
         own = int(self.prompt[0]["role"] == "system")
         return [*self.prompt[:own], *self.examples, *self.prompt[own:]]
+
+
+@dataclass(frozen=True)
+class Demonstration(Prompted):
+    """A prompt and the reply that a model should learn to give."""
+
+    reply: str
+    answer: str | None = None
+    """The gold number of the question, where the row holds it."""

@@ -166,11 +166,8 @@ def problem_scores(groups: Sequence[Sequence[Reply]]) -> dict[str, list[float | 
 
 
 def summarise(replies: Sequence[Reply]) -> dict[str, Measure]:
-    """Every measure of the replies, over the problems that could be scored.
-
-    With several samples a problem, also pass@k and majority vote on the tagged and lenient rules,
-    where answers are numbers.
-    """
+    """Every measure of the replies, over the problems that could be scored; with several samples a
+    problem whose answer is a number, also pass@k (tagged) and the majority vote (lenient)."""
     groups = by_problem(replies)
     several = len(groups) < len(replies)
     lengths = [[r.tokens for r in group if r.tokens is not None] for group in groups]
@@ -191,11 +188,10 @@ def _sampled(groups: Sequence[Sequence[ScoredReply]]) -> dict[str, list[float]]:
 
 def _majority(group: Sequence[ScoredReply]) -> float:
     """1.0 if the most frequent number among the samples is right; a tie goes to the earliest."""
-    read = [read_number(reply.reply) for reply in group]
-    numbers = [number for number in read if number is not None]
-    if not numbers:
-        return 0.0
-    return float(Counter(numbers).most_common(1)[0][0] == parse_number(group[0].answer))
+    numbers = Counter(read_number(reply.reply) for reply in group)
+    del numbers[None]  # replies without a number have no vote
+    most = [number for number, _ in numbers.most_common(1)]
+    return float(most == [parse_number(group[0].answer)])
 
 
 def compare_replies(before: Sequence[Reply], after: Sequence[Reply]) -> dict[str, Change]:

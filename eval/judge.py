@@ -77,10 +77,8 @@ def question(compared: Comparison, order: Order, language: str) -> Conversation:
 
 
 def parse_verdict(reply: str) -> Verdict | None:
-    """The verdict in the last line of a judge's reply that is not empty; None if it holds none.
-
-    Markdown, quotes and a full stop around it do not matter, nor whether "Verdict" is there.
-    """
+    """The verdict in the last line of a judge's reply that is not empty, with or without "Verdict",
+    Markdown, quotes and a full stop around it; None if it holds none."""
     lines = [" ".join(line.translate(_BLANK).split()) for line in reply.splitlines()]
     match = _VERDICT.fullmatch(next((line for line in reversed(lines) if line), ""))
     if match is None:
@@ -90,10 +88,8 @@ def parse_verdict(reply: str) -> Verdict | None:
 
 
 def outcome(verdicts: Mapping[Order, Verdict | None]) -> float | None:
-    """1.0 if the reply after training wins in both orders, 0.0 if the one before does, else 0.5.
-
-    None where a verdict is missing: nothing is known then.
-    """
+    """1.0 if the reply after training wins in both orders, 0.0 if the one before does, else 0.5;
+    None where a verdict is missing."""
     first, second = (verdicts[order] for order in ORDERS)
     if first is None or second is None:
         return None
@@ -128,11 +124,8 @@ class Verdicts:
 def summarise(
     compared: Sequence[Comparison], verdicts: Sequence[Mapping[Order, Verdict | None]]
 ) -> Verdicts:
-    """Sum up the verdicts on the comparisons, in the same order.
-
-    The interval is over prompts, since replies to the same prompt are not independent: a
-    prompt's score is the mean over its comparisons.
-    """
+    """Sum up the verdicts on the comparisons, in the same order. The interval is over prompts, as
+    replies to one are not independent: a prompt's score is the mean over its comparisons."""
     by_prompt: dict[tuple[str | None, str], list[float]] = {}
     outcomes: list[float] = []
     for each, given in zip(compared, verdicts, strict=True):

@@ -142,10 +142,8 @@ def _measure(name: str, values: Sequence[float], averaged: bool) -> Measure:
 
 
 def direction(name: str, change: Difference) -> int:
-    """1 where a change is an improvement beyond chance, -1 where it is a loss, else 0.
-
-    Beyond chance: p < 0.05 and a 95% interval that leaves out zero.
-    """
+    """1 where a change is an improvement beyond chance, -1 where it is a loss, else 0. Beyond
+    chance: p < 0.05 and a 95% interval that leaves out zero."""
     low, high, p = change.low, change.high, change.p_value
     if low is None or high is None or p is None or p >= 0.05 or low <= 0 <= high:
         return 0

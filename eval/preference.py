@@ -34,10 +34,8 @@ class ScoredPair:
 
     @property
     def reward_accuracy(self) -> float:
-        """1.0 if chosen is preferred, 0.0 if rejected is, 0.5 if neither.
-
-        The reference itself scores every pair 0 and 0, and so 0.5: it has learned no preference.
-        """
+        """1.0 if chosen is preferred, 0.0 if rejected is, 0.5 if neither, as by the reference
+        itself, whose rewards are all 0: it has learned no preference."""
         return 0.5 if self.reward_margin == 0 else float(self.reward_margin > 0)
 
 
@@ -56,11 +54,9 @@ def score_pairs(
 
 
 def scores(pairs: Sequence[ScoredPair]) -> dict[str, list[float]]:
-    """Per measure, one score a pair.
-
-    The length-controlled accuracy is that of the pairs whose chosen reply is the shorter, in
-    tokens: preferring the longer reply gets none of them right. There may be no such pair.
-    """
+    """Per measure, one score a pair. The length-controlled accuracy is that of the pairs whose
+    chosen reply is the shorter, in tokens: preferring the longer reply gets none of them right.
+    There may be no such pair."""
     return {
         "reward_accuracy": [pair.reward_accuracy for pair in pairs],
         "length_controlled_accuracy": [

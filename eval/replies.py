@@ -1,56 +1,40 @@
-"""What replies are like: language, length, how they end, repetition, and how far their distribution
-moved from the reference."""
+"""What replies are like: language (by py3langid, which ships its model), length, how they end,
+repetition, how likely a policy finds them, and how far it moved from the reference."""
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from eval import Completion, Message
-from eval.language import detect
+from eval import Completion, MeasuredReply
 
-
-@dataclass(frozen=True)
-class MeasuredReply:
-    """One reply to one prompt."""
-
-    text: str
-    tokens: int
-    """Generated tokens, the end-of-sequence token included."""
-    ended: bool
-    """The policy ended it with EOS; False where the length limit did."""
-    in_language: bool
-    """It is in the language that the run wants, see data.language."""
-    repetition: float
+# Naming the candidates makes short replies far more reliable than all 97 languages would be.
+CANDIDATES = ("fr", "en", "es", "de", "it", "pt", "nl")
 
 
-@dataclass(frozen=True)
-class Answered:
-    """What a reply answers."""
+@functools.cache
+def _identifier(wanted: str):  # type: ignore[no-untyped-def]  # py3langid has no type information
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    side: str
-    """`before` or `after` training."""
-    system: str | None
-    earlier: list[Message]
-    """The turns before the last one, without the system's."""
-    prompt: str
-    """The last user turn."""
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages(sorted({*CANDIDATES, wanted}))
+    return identifier
 
 
-@dataclass(frozen=True)
-class PromptReply(MeasuredReply, Answered):
-    """A row of eval/SIDE_replies.jsonl, or of SIDE_replies_without_system.jsonl: a reply as
-    evaluation.temperature has it."""
+def is_known(language: str) -> bool:
+    """Whether `language` is the ISO 639 code of a language that is detected, such as fr."""
+    if language in CANDIDATES:
+        return True
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return language in LanguageIdentifier.from_model_file(MODEL_FILE).labels
 
 
-@dataclass(frozen=True)
-class SampledReply(Answered):
-    """A row of eval/SIDE_samples.jsonl: a reply sampled at temperature 1."""
-
-    text: str
-    tokens: int
-    ended: bool
-    kl_per_token: float
-    """To the reference, in nats."""
+def detect(text: str, wanted: str = "fr") -> str | None:
+    """ISO 639 code of the text's language among CANDIDATES and `wanted`, None without letters."""
+    if not any(character.isalpha() for character in text):
+        return None
+    language, _ = _identifier(wanted).classify(text)
+    return str(language)
 
 
 def measure(completions: Sequence[Completion], language: str = "fr") -> list[MeasuredReply]:
@@ -90,16 +74,20 @@ def kl_per_token(policy: Sequence[float], reference: Sequence[float]) -> float:
     return max(0.0, math.fsum(math.expm1(ratio) - ratio for ratio in ratios) / len(ratios))
 
 
+def losses(log_probs: Sequence[Sequence[float]]) -> list[float]:
+    """The loss of each reply in nats: minus the mean of the log-probabilities of its tokens, the
+    end-of-sequence token included."""
+    return [-sum(tokens) / len(tokens) for tokens in log_probs]
+
+
 def scores(
     replies: Sequence[MeasuredReply],
     language: str = "fr",
     without_system: Sequence[MeasuredReply] = (),
 ) -> dict[str, list[float]]:
-    """Per measure, one score a reply; `language` is the one that they were measured by.
-
-    `without_system` are replies to the same prompts without their system turns. Only their language
-    is scored: which a prompt that names a language hides.
-    """
+    """Per measure, one score a reply; `language` is the one that they were measured by. Of
+    `without_system`, replies to the same prompts without their system turns, only the language is
+    scored: a prompt that names one hides it."""
     share = "french_share" if language == "fr" else "language_share"
     shares = {share: [float(reply.in_language) for reply in replies]}
     if without_system:

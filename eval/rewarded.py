@@ -41,11 +41,9 @@ class Scorer:
     """What precedes each question in the prompts that the replies answer."""
 
     def __call__(self, problem: Problem, completion: Completion, sample: int = 0) -> RewardedReply:
-        """Score one reply.
-
-        Each reward is called as in training, with the row of the problem. A server's reply has as
-        many token ids as the server counts, each of them 0. Raises RewardError as rewards.score().
-        """
+        """Score one reply by each reward, called as in training, with the row of the problem. A
+        server's reply has as many token ids as the server counts, each of them 0. Raises
+        RewardError as rewards.score()."""
         row = reward_row(problem, self.prompt)
         ids = completion.ids or [0] * (completion.tokens or 0)
         keywords = trl_keywords(row, [completion.text], [ids])
@@ -62,11 +60,8 @@ def reward_row(problem: Problem, prompt: PromptLike) -> dict[str, Any]:
 
 
 def measure_names(rewards: Mapping[str, Any]) -> dict[str, str]:
-    """The measure of each reward: `reward:brief` for `my_rewards.py:brief`.
-
-    Where two functions have the same name, their files stay in it. A slash would part the name of a
-    problem set from that of a measure.
-    """
+    """The measure of each reward: `reward:brief` for `my_rewards.py:brief`, with the file where two
+    functions have the same name. A slash would part a problem set from a measure."""
     short = [name.rpartition(":")[2] for name in rewards]
     if len(set(short)) < len(short):
         short = [name.replace("/", ".") for name in rewards]

@@ -42,12 +42,28 @@ class SeedDifference:
     p_value: float
 
 
-def mean_over_seeds(values: Sequence[float]) -> SeedMean:
-    """Mean and 95% interval of a measure over seeds: mean +- t(n - 1) sd / sqrt(n) (Student, 1908).
+@dataclass(frozen=True)
+class SeedChange:
+    """A measure over seeds: each side's mean and t interval, and the difference, whose interval is
+    over seeds and questions."""
 
-    The interval is for the mean over more seeds on the *same* questions. Raises ValueError for
-    fewer than two seeds, or a value that is not finite.
-    """
+    before: SeedMean
+    after: SeedMean
+    difference: SeedDifference
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What a repeat over seeds writes: seeds.json."""
+
+    seeds: list[int]
+    measures: dict[str, SeedChange]
+
+
+def mean_over_seeds(values: Sequence[float]) -> SeedMean:
+    """Mean and 95% interval of a measure over seeds: mean +- t(n - 1) sd / sqrt(n) (Student, 1908),
+    for the mean over more seeds on the *same* questions. Raises ValueError for fewer than two
+    seeds, or a value that is not finite."""
     import numpy as np
     from scipy.special import stdtrit
 

@@ -45,9 +45,7 @@ NOT_MEASURABLE = Measure()
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """The score interval of a proportion (Wilson, 1927): sound near 0 and 1 and for few questions.
-
-    `successes` is in [0, n] and may be fractional, where a tie counts one half.
-    """
+    `successes` is in [0, n] and may be fractional, where a tie counts one half."""
     z = NormalDist().inv_cdf(1 - TAIL)
     p = successes / n
     centre = p + z * z / (2 * n)
@@ -76,11 +74,8 @@ def mcnemar_exact(b: int, c: int) -> float:
 def bootstrap_interval(
     values: Sequence[float], resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean (Efron, 1979), given paired differences or
-    plain values.
-
-    The same seed gives the same interval. Values that are all equal give one of no width.
-    """
+    """The percentile bootstrap interval of the mean (Efron, 1979) of paired differences or plain
+    values. The same seed gives the same interval; values that are all equal, one of no width."""
     import numpy as np  # late: it takes longer to load than a wrong key takes to find
 
     array = _finite(values)

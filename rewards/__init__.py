@@ -41,9 +41,7 @@ class RewardError(ValueError):
 
 def resolve(spec: str) -> RewardFunction:
     """The reward function that `spec` names; see the module's docstring for its three forms.
-
-    Loading a file or a module runs it. Raises RewardError where nothing callable is there.
-    """
+    Loading a file or a module runs it. Raises RewardError where nothing callable is there."""
     if spec in REWARDS:
         return REWARDS[spec]
     location, _, name = spec.rpartition(":")
@@ -151,11 +149,8 @@ def _a(value: object) -> str:
 def trl_keywords(
     row: Mapping[str, object], texts: Sequence[str], ids: Sequence[Sequence[int]] | None = None
 ) -> dict[str, object]:
-    """The keywords trl 1.15 calls a reward with, for completions of one row.
-
-    `ids` are the token ids of each completion, by default one 0. The trainer's state is that of the
-    first step.
-    """
+    """The keywords trl 1.15 calls a reward with, for completions of one row. `ids` are the token
+    ids of each completion, by default one 0. The trainer's state is that of the first step."""
     prompt = row.get("prompt", "")
     completions: list[object] = list(texts)
     count = len(completions)

@@ -44,9 +44,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _COMMAS_GROUP = str.maketrans({",": None, "\u2212": "-"})
-_COMMA_IS_DECIMAL = str.maketrans(
-    {**dict.fromkeys(_GROUPING_SPACES), ",": ".", "\u2212": "-"},
-)
+_COMMA_IS_DECIMAL = str.maketrans({**dict.fromkeys(_GROUPING_SPACES), ",": ".", "\u2212": "-"})
 
 # What stands between digits that are one number or none: in 1'000 and 70~000 too.
 _JOINTS = ".,'\u2019~"
@@ -137,10 +135,8 @@ def extract_last(text: object) -> Decimal | None:
 
 
 def ends_with_answer(text: object) -> bool:
-    """Whether the last line, trailing white space dropped, is exactly `<answer>NUMBER</answer>`.
-
-    Strict: no white space before the element, and no tolerance inside it. Lines end at a line feed.
-    """
+    """Whether the last line, trailing white space dropped, is exactly `<answer>NUMBER</answer>`: no
+    white space before the element, and no tolerance inside it. Lines end at a line feed."""
     if not isinstance(text, str):
         return False
     line = text.rstrip(_WHITE_SPACE).rpartition("\n")[2]

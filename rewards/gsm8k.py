@@ -23,9 +23,7 @@ def format_reward(
     completions: Sequence[object], answer: object = None, **columns: object
 ) -> list[float | None]:
     """1.0 if the last line is exactly `<answer>NUMBER</answer>`, else 0.0, whatever the number.
-
-    White space after it is dropped first; `answer` and the other columns are not read.
-    """
+    White space after it is dropped first; `answer` and the other columns are not read."""
     return [FORMAT_REWARD if ends_with_answer(_text(c)) else 0.0 for c in completions]
 
 

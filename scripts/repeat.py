@@ -29,7 +29,7 @@ from posttrain.base.paths import ROOT, shown
 from posttrain.base.process import run_main
 from posttrain.report import seeds
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run
+from posttrain.run.record import read_run
 from posttrain.scoring.seeds import over_seeds
 from posttrain.settings.command import SETTINGS, load_settings
 

@@ -24,8 +24,7 @@ from posttrain.base.process import run_main
 from posttrain.report import next_steps, tables
 from posttrain.report.redraw import redraw
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_runs
-from posttrain.run.record import Run
+from posttrain.run.record import Run, read_runs
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.demonstration import Demonstration
+from eval import Demonstration
 from eval.gsm8k import Problem
 from eval.measures import compare
 from posttrain.base.process import run_main

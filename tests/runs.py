@@ -11,11 +11,12 @@ from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.measures import compare
 from eval.preference import Pair, ScoredPair, as_row
 from eval.preference import scores as pair_scores
-from eval.replies import PromptReply, measure
+from eval.replies import measure
 from eval.replies import scores as reply_scores
 from eval.rewarded import Scorer
 from posttrain.base.files import append_rows
 from posttrain.run.folder import RunFolder
+from posttrain.run.results import PromptReply
 from posttrain.scoring import demonstrations
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.command import load_settings

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.base.errors import ConfigError, DataError, first_line
-from posttrain.base.expected import expected, given
+from posttrain.base.errors import ConfigError, DataError, expected, first_line, given
 
 # What makes a model behave as it does: weights, configuration, tokenizer, chat template.
 CONTENT = {".safetensors", ".json", ".jinja", ".model", ".txt"}
@@ -88,11 +87,9 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def jsonl_rows(path: Path, damaged: list[int] | None = None) -> list[dict[str, Any]]:
-    """All rows of a JSONL file.
-
-    A line that is not a JSON object raises DataError; with `damaged`, it is left out and its number
-    added to that. A last line without an end is not: it is being written, or a crash cut it off.
-    """
+    """All rows of a JSONL file. A line that is not a JSON object raises DataError; with `damaged`,
+    it is left out and its number added to that, unless it is a last line without an end, which is
+    being written or was cut off by a crash."""
     *lines, rest = path.read_bytes().split(b"\n")  # a text may hold other line separators
     rows = []
     for number, line in enumerate([*lines, rest], start=1):
@@ -152,17 +149,14 @@ def keep_rows_until(path: Path, step: int) -> None:
 
 def cut_off_half_line(path: Path) -> None:
     """Remove a last line that has no end, which a crash left."""
-    complete = path.read_bytes().rfind(b"\n") + 1
-    with open(path, "r+b") as file:
-        file.truncate(complete)
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def fingerprint(values: Sequence[Any]) -> str:
     """SHA-256 over rows, to compare the data of two runs."""
     digest = hashlib.sha256()
     for value in values:
-        digest.update(repr(value).encode("utf-8"))
-        digest.update(b"\n")
+        digest.update(f"{value!r}\n".encode())
     return digest.hexdigest()
 
 
@@ -178,10 +172,8 @@ def model_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.suffix in CONTENT and p.is_file()):
         size = path.stat().st_size
-        digest.update(f"{path.name} ".encode())
-        digest.update(
-            (sha256(path) if size <= _HASHED_IN_FULL else _in_part(path, size)).encode() + b"\n"
-        )
+        content = sha256(path) if size <= _HASHED_IN_FULL else _in_part(path, size)
+        digest.update(f"{path.name} {content}\n".encode())
     return digest.hexdigest()
 
 

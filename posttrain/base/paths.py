@@ -11,10 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def cache_folder() -> Path:
-    """Where what one run may leave for the next is kept.
-
-    $POSTTRAIN_CACHE, else `posttrain` in the user's cache folder.
-    """
+    """Where what one run may leave for the next is kept: $POSTTRAIN_CACHE, else `posttrain` in the
+    user's cache folder."""
     users = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     cache = os.environ.get("POSTTRAIN_CACHE") or users / "posttrain"
     return Path(os.path.expanduser(cache)).absolute()

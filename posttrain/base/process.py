@@ -15,8 +15,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TextIO
 
+from posttrain.base.disk import ensure_home
 from posttrain.base.errors import PostTrainError
-from posttrain.base.home import ensure_home
 from posttrain.base.paths import ROOT
 
 # Errors of a folder where this user cannot write, or of a file where a folder should be.
@@ -39,10 +39,8 @@ class _Unheard(io.FileIO):
 
 
 def run_script(name: str, *arguments: str) -> int:
-    """Run scripts/NAME.py as a separate process, with nothing to read; returns its exit code.
-
-    It inherits the environment and the terminal. Ended by a signal: 128 + its number.
-    """
+    """Run scripts/NAME.py in a process with this environment and terminal, but nothing to read;
+    returns its exit code, 128 + the number of a signal that ended it."""
     sys.stdout.flush()  # what was printed before comes first
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
     # Unsloth sets this one, and huggingface_hub warns that it has no effect.
@@ -52,11 +50,9 @@ def run_script(name: str, *arguments: str) -> int:
 
 
 def share_the_processor() -> None:
-    """Let threads that wait for each other do so for microseconds, and then sleep.
-
-    Call it before torch is imported. Waiting for longer made single steps of the demo take thirty
-    times as long beside other programs; not waiting at all made every step take twice as long.
-    """
+    """Let threads that wait for each other do so for microseconds, and then sleep; call it before
+    torch is imported. Waiting for longer made single steps of the demo take thirty times as long
+    beside other programs; not waiting at all made every step take twice as long."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
@@ -95,11 +91,9 @@ class Terminated(BaseException):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run `main` and leave the process with its exit code; a PostTrainError becomes one message.
-
-    A signal does too, wherever it comes; while training, StopRequest first sees to a checkpoint. A
-    second signal ends the process at once.
-    """
+    """Run `main` and leave the process with its exit code. A PostTrainError becomes one message; so
+    does a signal, wherever it comes, but while training StopRequest first sees to a checkpoint. A
+    second signal ends the process at once."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _on_sigterm)
     outlive_readers()

@@ -8,11 +8,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """Physical cores that this process may use: by affinity, and by its container's limit.
-
-    This depends on the machine and not on what runs on it: sums of floats, and so results, depend
-    on the number of threads.
-    """
+    """Physical cores that this process may use: by affinity, and by its container's limit. Not by
+    what else runs: sums of floats, and so results, depend on the number of threads."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0))
@@ -21,10 +18,8 @@ def cores() -> int:
 
 
 def free_cores(seconds: float = 0.5) -> int:
-    """Those of cores() that other programs left idle during the next `seconds`; at least 1.
-
-    Call it while this process computes nothing.
-    """
+    """Those of cores() that other programs left idle during the next `seconds`; at least 1. Call it
+    while this process computes nothing."""
     import psutil
 
     used = psutil.cpu_percent(seconds, percpu=True)
@@ -39,9 +34,7 @@ def computes_in_bfloat16() -> bool:
 
 def cgroup_limit(membership: Path, root: Path) -> float:
     """The cores that a control group may use, by its limit and those above it; infinity without.
-
-    `membership` is the process's file /proc/PID/cgroup, `root` where version 1 or 2 is mounted.
-    """
+    `membership` is the process's file /proc/PID/cgroup, `root` where version 1 or 2 is mounted."""
     lowest = math.inf
     for line in _text(membership).splitlines():
         _, controllers, path = line.split(":", 2)

@@ -1,10 +1,11 @@
-"""Progress: a bar on a terminal that can redraw it, elsewhere plain lines; and durations.
+"""Progress: a bar on a terminal that can redraw it, elsewhere plain lines; a clock; durations.
 
 Only this module imports tqdm, so that no pipe or log file gets cursor codes.
 """
 
 import os
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
@@ -43,9 +44,7 @@ def progress_bar(
     what: str, total: int | None, initial: int = 0, leave: bool = False, in_logs: bool = True
 ) -> Any:
     """A tqdm bar that stays quiet for the first two seconds; with `leave` its end stays visible.
-
-    One may run inside another: on a terminal it is drawn below it, `in_logs` both print lines.
-    """
+    One may run inside another: on a terminal it is drawn below it, `in_logs` both print lines."""
     redraw = can_redraw()
     return tqdm(
         desc=what,
@@ -67,6 +66,16 @@ def say(line: str) -> None:
     """Print a line on stdout, above the progress bar if there is one."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
+
+
+class Clock:
+    """Seconds since a run started, for metrics; `before` is what it took before it was resumed."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._start = time.monotonic() - before
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._start, 3)
 
 
 def duration(seconds: float) -> str:

@@ -8,10 +8,8 @@ PROSE = 100  # columns; longer lines of text are hard to read, however wide the 
 
 
 def width() -> int:
-    """Columns of the terminal, or $COLUMNS where it is set; 80 where neither is known, 40 at least.
-
-    80 too where the output goes to a file: it will be read on some terminal.
-    """
+    """Columns of the terminal, or $COLUMNS where it is set; 40 at least. 80 where neither is known,
+    as of a file: it will be read on some terminal."""
     return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 

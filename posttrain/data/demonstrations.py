@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from eval import Message
-from eval.demonstration import Demonstration
+from eval import Demonstration, Message
 from posttrain.base.errors import DataError
 from posttrain.data.formats import check_columns, read_pair, with_own_system
 from posttrain.data.messages import EMPTY_REPLY, UnusableRow, exchange, user_turn

@@ -11,8 +11,7 @@ from typing import TypeVar
 
 from eval import Conversation, Prompted
 from eval.preference import Pair
-from posttrain.base.errors import DataError, quoted
-from posttrain.base.expected import given
+from posttrain.base.errors import DataError, given, quoted
 from posttrain.data import messages
 from posttrain.data.messages import LeftOut, Reply, UnusableRow
 from posttrain.data.sources import Row, checked_text

@@ -4,8 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from eval import Conversation, Message
-from posttrain.base.errors import DataError
-from posttrain.base.expected import given, kind_of
+from posttrain.base.errors import DataError, given, kind_of
 from posttrain.data.sources import Row, checked_text
 
 ROLES = ("system", "user", "assistant")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from eval.language import is_known
 from eval.preference import Pair
+from eval.replies import is_known
 from posttrain.base.errors import DataError
 from posttrain.data.formats import languages, read_pair
 from posttrain.data.messages import LeftOut, user_turn

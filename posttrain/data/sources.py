@@ -13,8 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from posttrain.base.errors import DataError, did_you_mean, first_line, hub_errors
-from posttrain.base.expected import given, kind_of
+from posttrain.base.errors import DataError, did_you_mean, first_line, given, hub_errors, kind_of
 from posttrain.base.paths import ROOT, here_or_project
 from posttrain.settings import Source
 

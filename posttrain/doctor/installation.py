@@ -14,7 +14,7 @@ from posttrain.base.disk import can_write, existing
 from posttrain.base.paths import ROOT, shown
 from posttrain.doctor import Finding, Status
 from posttrain.model.shape import model_cache
-from posttrain.run.environment import PACKAGES
+from posttrain.run.folder import PACKAGES
 
 VLLM = Path(sys.prefix).name.startswith(".venv-vllm")
 """Whether this is the environment of ./run --vllm."""

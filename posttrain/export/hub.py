@@ -8,7 +8,7 @@ from posttrain.base.errors import ConfigError, first_line, hub_errors
 from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT
 from posttrain.report.model_card import render_model_card
-from posttrain.run.reading import read_run
+from posttrain.run.record import read_run
 from posttrain.settings.adapters import BASE, CONFIG
 
 

@@ -23,7 +23,7 @@ from posttrain.base.paths import ROOT
 from posttrain.base.process import run_main, share_the_processor
 from posttrain.export.score_file import File, score_file
 from posttrain.report import export_scores
-from posttrain.run.reading import read_run
+from posttrain.run.record import read_run
 from posttrain.run.room import MERGED, in_order
 from posttrain.scoring.answers import EvaluatedModel, precision, weights_fingerprint
 from posttrain.settings import Evaluation, Export

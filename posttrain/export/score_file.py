@@ -15,14 +15,14 @@ from eval import gsm8k, measures
 from eval.gsm8k import Problem, Reply
 from eval.measures import headline
 from eval.preference import Pair
-from eval.replies import PromptReply, scores
+from eval.replies import scores
 from eval.rewarded import Scorer
 from posttrain.base import files
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.problems import load_evaluation, load_scored_problems
 from posttrain.run.folder import RunFolder
 from posttrain.run.replies import check_request, claim, read_replies, resume, score_again
-from posttrain.run.results import FileScore, paired
+from posttrain.run.results import FileScore, PromptReply, paired
 from posttrain.scoring import pairs, reward_functions
 from posttrain.scoring.answers import Answer, EvaluatedModel, answer_all, collect
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings

@@ -15,8 +15,7 @@ from posttrain.base.paths import ROOT
 from posttrain.base.progress import duration
 from posttrain.report import export_scores, page_data, tables
 from posttrain.report.export_words import check_cells
-from posttrain.run.reading import read_run
-from posttrain.run.record import Run, Settings
+from posttrain.run.record import Run, Settings, read_run
 from posttrain.run.results import Check, Exported
 from posttrain.settings import Prompt
 from posttrain.settings.strict_yaml import dump_yaml

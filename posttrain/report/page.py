@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from eval.seeds import Repeated
 from posttrain.base.files import write_bytes, write_text
 from posttrain.report import (
     differences,
@@ -22,9 +23,7 @@ from posttrain.report import (
     seeds,
 )
 from posttrain.report.verdict import capital, verdict
-from posttrain.run.reading import read_run, read_runs
-from posttrain.run.record import Run
-from posttrain.run.repeated import Repeated
+from posttrain.run.record import Run, read_run, read_runs
 
 PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),

@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-from eval.replies import PromptReply
 from eval.rewarded import RewardedReply
 from posttrain.run.record import Logged, Run, Scored, number
+from posttrain.run.results import PromptReply
 
 # How many to show of (right before, right after), or by rewards (no worse before, no worse after):
 # the first of each kind, in the file's order.

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 from eval import figures
 from eval.measures import Change, direction, is_share, kind
-from eval.seeds import SeedMean
+from eval.seeds import Repeated, SeedMean
 from eval.stats import Measure
 from posttrain.report import tables
 from posttrain.report.tables import Cell, Column, Row, Table, as_text
 from posttrain.report.verdict import WORDS, Verdict, capital, judged, losses
 from posttrain.run.record import Run
-from posttrain.run.repeated import Repeated
 
 SEEDS = (
     Column("measure"),

@@ -99,12 +99,9 @@ class CheckpointStore:
             return None  # of an earlier version, or damaged, which a resume reports
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is not damaged; None if there are no checkpoints, and
-        CheckpointError if all are damaged.
-
-        Damaged ones are printed and renamed to `step-NNNNNN.damaged`. The staging folder of a run
-        that was killed is removed.
-        """
+        """The newest checkpoint that is not damaged; None if there is none at all, CheckpointError
+        if all are damaged. Damaged ones are printed and renamed to `step-NNNNNN.damaged`; the
+        staging folder of a run that was killed is removed."""
         if self.staging.exists():
             shutil.rmtree(self.staging)
         checkpoints = self.steps()
@@ -145,10 +142,8 @@ class Score:
             self._values.append(-float(value) if self.metric.startswith("-") else float(value))
 
     def take(self) -> dict[str, Any] | None:
-        """`{"metric", "value", "logged"}` for a manifest, None if nothing was logged; then reset.
-
-        `logged` is the number of values in the mean.
-        """
+        """`{"metric", "value", "logged"}` for a manifest, the last of them the number of values in
+        the mean; None if nothing was logged. Then reset."""
         values, self._values = self._values, []
         if not values:
             return None

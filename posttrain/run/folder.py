@@ -1,8 +1,13 @@
 """The run folder: opened, described, resumed, and finished with a comparison."""
 
+import importlib.metadata
 import json
+import platform
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +15,17 @@ from eval.measures import Change
 from posttrain.base.errors import ConfigError
 from posttrain.base.files import jsonl_rows, read_object, write_json, write_text
 from posttrain.base.lock import hold_beside
+from posttrain.base.paths import ROOT
 from posttrain.base.processor import cores
 from posttrain.run.checkpoint import CheckpointStore, differences, only_length, verify
-from posttrain.run.environment import environment
 from posttrain.settings.section import Section, without_removed
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
+PACKAGES = (
+    *("unsloth", "unsloth_zoo", "trl", "transformers"),
+    *("torch", "peft", "bitsandbytes", "datasets"),
+)
+STARTED = datetime.now().astimezone().isoformat(timespec="seconds")
 # What shapes neither training nor scores; the method shows in the sections that do.
 NOT_SHAPING = ("method", "run", "tracking", "health", "export")
 START_OVER = '"--resume never" to start over (the old folder is moved aside)'
@@ -47,12 +57,12 @@ class RunFolder:
         """Nothing is left to train and the adapter is saved, whether or not it was scored."""
         if self.finished:
             return True
-        trained = _environment(self.path).get("trained")
+        trained = _recorded(self.path).get("trained")
         return trained is not None and "exit_code" not in trained
 
     def threads(self) -> int | None:
         """CPU threads that the run was started with, where they were recorded and are here."""
-        recorded = _environment(self.path).get("threads")
+        recorded = _recorded(self.path).get("threads")
         return recorded if isinstance(recorded, int) and 0 < recorded <= cores() else None
 
     def is_done(
@@ -98,11 +108,9 @@ class RunFolder:
         return path
 
     def open(self, fresh: bool) -> None:
-        """Make the folder; with `fresh`, one that is already there is moved aside, not deleted.
-
-        So are the results of a finished run that `--resume PATH` trains on: until it is finished
-        again, it has no comparison, and no exports of its weights.
-        """
+        """Make the folder; with `fresh`, one that is already there is moved aside, not deleted. So
+        are the results of a finished run that `--resume PATH` trains on: until it is finished
+        again, it has no comparison, and no exports of its weights."""
         if fresh and self.path.exists():
             number = 1
             while (aside := self.path.with_name(f"{self.path.name}.previous-{number}")).exists():
@@ -119,13 +127,12 @@ class RunFolder:
 
     def describe(self, settings: Section, facts: dict[str, Any]) -> None:
         """Write config.yaml (resolved) and environment.json (`facts` are added to it)."""
-        values = settings.model_dump(mode="json")
-        write_text(self.path / "config.yaml", dump_yaml(values))
+        write_text(self.path / "config.yaml", dump_yaml(settings.model_dump(mode="json")))
         write_json(self.path / "environment.json", {**environment(), **facts})
 
     def amend(self, facts: dict[str, Any]) -> None:
         """Add facts to environment.json, such as why a run stopped."""
-        write_json(self.path / "environment.json", {**_environment(self.path), **facts})
+        write_json(self.path / "environment.json", {**_recorded(self.path), **facts})
 
     def identity(self, settings: Section, facts: dict[str, Any]) -> dict[str, Any]:
         """What must be the same for a checkpoint, and the scores taken before it, to be of this
@@ -158,7 +165,34 @@ class RunFolder:
             write_json(self.path / "eval" / f"{name}.json", content)
 
 
-def _environment(folder: Path) -> dict[str, Any]:
+def _recorded(folder: Path) -> dict[str, Any]:
     """environment.json; empty where it was not written yet."""
     path = folder / "environment.json"
     return read_object(path) if path.exists() else {}
+
+
+def environment() -> dict[str, Any]:
+    """What would be needed to repeat the run elsewhere: versions, commit, machine."""
+    return {
+        "started": STARTED,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The project's commit, `-dirty` when files differ from it; None outside a git checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -1,15 +1,23 @@
 """What the JSON files of a run folder hold, for whoever writes and whoever reads them.
 
-`Measure`, `Difference` and `Change` are those of eval. Every field has a default, so that a folder
-of an earlier version, or one with a damaged file, can be read (lenient.py).
+`Measure`, `Difference` and `Change` are those of eval. Every field has a default, so that
+`from_json` can read a folder of an earlier version, or one with a damaged file.
 """
 
-from collections.abc import Sequence
+import copy
+import functools
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from eval import MeasuredReply, Message
 from eval.measures import Change, kind
 from eval.stats import NOT_MEASURABLE, Difference, Measure
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,7 @@ class Kept:
 @dataclass(frozen=True)
 class Stage:
     """An entry of `stages` in environment.json: an earlier run whose adapter this one started from.
-
-    Of an adapter without its run only name and fingerprint are known.
-    """
+    Of an adapter without its run only name and fingerprint are known."""
 
     name: str = "an adapter"
     adapter: str = ""
@@ -155,6 +161,36 @@ class Exported:
     score: FileScore | None = None
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What a reply answers."""
+
+    side: str
+    """`before` or `after` training."""
+    system: str | None
+    earlier: list[Message]
+    """The turns before the last one, without the system's."""
+    prompt: str
+    """The last user turn."""
+
+
+@dataclass(frozen=True)
+class PromptReply(MeasuredReply, Answered):
+    """A row of eval/SIDE_replies.jsonl, or of SIDE_replies_without_system.jsonl: a reply as
+    evaluation.temperature has it."""
+
+
+@dataclass(frozen=True)
+class SampledReply(Answered):
+    """A row of eval/SIDE_samples.jsonl: a reply sampled at temperature 1."""
+
+    text: str
+    tokens: int
+    ended: bool
+    kl_per_token: float
+    """To the reference, in nats."""
+
+
 def paired(
     main: str,
     pairs: Sequence[tuple[float | None, float | None]],
@@ -175,3 +211,29 @@ def paired(
         measures=measured,
         against_adapter={name: each.alone for name, each in compared.items()},
     )
+
+
+def from_json(kind: type[T], values: object) -> T:
+    """A `kind`, a dataclass whose fields have defaults or a dict of such, from a JSON object.
+
+    A field that is missing, or whose value is of another type or not finite, keeps its default; a
+    list or mapping loses the entries that do not fit. Anything but an object gives the defaults.
+    """
+    fitting = [copy.deepcopy(values) if isinstance(values, Mapping) else {}]
+    while True:
+        try:
+            text = json.dumps(fitting, ensure_ascii=False).encode("utf-8", "replace")
+            result: T = _adapter(kind).validate_json(text)[0]  # type: ignore[arg-type]  # hashable
+            return result
+        except ValidationError as error:
+            for each in reversed(error.errors()):
+                *path, last = each["loc"]
+                inner: Any = fitting
+                for key in path:
+                    inner = inner[key]
+                del inner[last]
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[list[Any]]:
+    return TypeAdapter(list[kind], config=ConfigDict(strict=True, allow_inf_nan=False))

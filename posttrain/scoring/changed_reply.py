@@ -3,8 +3,8 @@
 import textwrap
 from collections.abc import Sequence
 
+from eval import MeasuredReply
 from eval.preference import Pair
-from eval.replies import MeasuredReply
 from posttrain.base.terminal import prose_width
 
 LINES = 8  # of a reply

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval import conversation, gsm8k, measures
-from eval.demonstration import Demonstration, losses
+from eval import Demonstration, conversation, gsm8k, measures
 from eval.gsm8k import Problem, ScoredReply
 from eval.measures import headline
+from eval.replies import losses
 from eval.stats import Measure
 from posttrain.data.render import drop_overlong, render, token_lengths
 from posttrain.model import inference

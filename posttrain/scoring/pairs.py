@@ -13,7 +13,6 @@ from eval import Completion, Conversation, PromptFormat, conversation, gsm8k, me
 from eval.gsm8k import SYSTEM, Problem, ScoredReply
 from eval.preference import Pair, ScoredPair, as_row, score_pairs
 from eval.preference import scores as pair_scores
-from eval.replies import PromptReply, SampledReply
 from eval.stats import Measure
 from posttrain.base.errors import DataError, quoted
 from posttrain.base.files import rows_of
@@ -24,6 +23,7 @@ from posttrain.data.render import drop_overlong, render, token_ids, token_length
 from posttrain.model import inference
 from posttrain.model.log_probs import pair_log_probs, token_log_probs
 from posttrain.run.folder import RunFolder
+from posttrain.run.results import PromptReply, SampledReply
 from posttrain.settings import DPOSettings, ProblemSet
 
 T = TypeVar("T")
@@ -222,7 +222,7 @@ def read_scores(run: RunFolder, settings: DPOSettings, side: str = "before") -> 
 
 
 def _answered(side: str, pair: Pair) -> tuple[str, str | None, Conversation, str]:
-    """The fields of an eval.replies.Answered."""
+    """The fields of a posttrain.run.results.Answered."""
     system = [turn["content"] for turn in pair.prompt if turn["role"] == "system"]
     earlier = [turn for turn in pair.prompt[:-1] if turn["role"] != "system"]
     return side, "\n".join(system) or None, earlier, pair.prompt[-1]["content"]

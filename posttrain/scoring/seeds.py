@@ -7,12 +7,11 @@ from typing import TypeVar
 
 from eval.gsm8k import by_problem, problem_scores
 from eval.measures import Scores, is_share
-from eval.replies import PromptReply
-from eval.seeds import difference_over_seeds, mean_over_seeds
+from eval.seeds import Repeated, SeedChange, difference_over_seeds, mean_over_seeds
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run
-from posttrain.run.repeated import Repeated, SeedChange
+from posttrain.run.record import read_run
+from posttrain.run.results import PromptReply
 from posttrain.scoring import demonstrations, pairs
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, TrainingSettings
 from posttrain.settings.command import load_settings

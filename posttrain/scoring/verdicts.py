@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge import ORDERS, Comparison, Order, Verdict, parse_verdict, question
-from eval.replies import Answered, PromptReply
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.base.files import append_rows, cut_off_half_line, jsonl_rows, rows_of
 from posttrain.base.progress import progress_bar
 from posttrain.model.server import Ask, as_they_come
 from posttrain.run.replies import claim
+from posttrain.run.results import Answered, PromptReply
 
 VERDICTS = "verdicts.jsonl"
 Verdicts = dict[tuple[int, Order], Verdict | None]

@@ -21,8 +21,7 @@ from posttrain.settings.data import (
 )
 from posttrain.settings.export import Export
 from posttrain.settings.health import Health, PairHealth, ProblemHealth
-from posttrain.settings.model import Lora, Model, RolloutModel
-from posttrain.settings.prompt import Prompt
+from posttrain.settings.model import Lora, Model, Prompt, RolloutModel
 from posttrain.settings.section import Section
 from posttrain.settings.training import DPOTraining, GRPOTraining, SFTTraining, Training
 

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.errors import ConfigError
-from posttrain.base.expected import given
+from posttrain.base.errors import ConfigError, given
 from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT, here_or_project
 from posttrain.settings.strict_yaml import read_yaml
@@ -43,12 +42,10 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def base_of(folder: Path) -> str:
-    """The base model of an adapter folder: an absolute path, or the name of a hub model.
-
-    A relative path is one of the project. For an absolute one that is missing, because the project
-    was moved, the base that the config of the adapter's run names is tried. Raises ConfigError if
-    there is no such folder, or none is named.
-    """
+    """The base model of an adapter folder: an absolute path, or the name of a hub model. A relative
+    path is one of the project. For an absolute one that is missing, because the project was moved,
+    the base that the config of the adapter's run names is tried. Raises ConfigError if there is no
+    such folder, or none is named."""
     recorded = read_adapter(folder).get(BASE)
     if not isinstance(recorded, str):
         raise ConfigError(f"{folder / CONFIG} names no base model ({BASE})")

@@ -16,8 +16,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from posttrain.base.errors import ConfigError, did_you_mean, nearest
-from posttrain.base.expected import expected
+from posttrain.base.errors import ConfigError, did_you_mean, expected, nearest
 from posttrain.base.paths import ROOT, here_or_project, run_command
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.adapters import with_adapter
@@ -57,11 +56,8 @@ class Command(Generic[S]):
 def parse_command_line(
     settings_class: type[S], story: str | None, argv: list[str] | None = None
 ) -> Command[S]:
-    """Read `--config FILE [section.key=value ...] [--output DIR] [--resume ...] [--dry-run]`.
-
-    `story` is shown by --help. Raises ConfigError for a missing file or anything wrong in it, with
-    the key's path, and where a launcher started several processes.
-    """
+    """Read the command line, of which --help shows `story`. Raises ConfigError for a missing file
+    or anything wrong in it, with the key's path, and where a launcher started several processes."""
     given = sys.argv[1:] if argv is None else argv
     check_arguments(given)
     method = settings_class.model_fields["method"].default

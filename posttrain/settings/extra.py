@@ -1,19 +1,21 @@
 """What `training.extra` may hold: any argument of the trainer's config class that is not set by the
 scripts, works with what they train, and has a value that the trainer takes.
 
-Read from the libraries' source and from the tables below, so that no torch is needed.
+Read from the libraries' source and from the tables below: importing the classes takes torch and
+many seconds.
 """
 
+import ast
+import importlib.util
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
-from posttrain.base.errors import ConfigError, did_you_mean
-from posttrain.base.expected import given
+from posttrain.base.errors import ConfigError, did_you_mean, given
 from posttrain.settings.help import yaml_type
-from posttrain.settings.trainer_fields import config_fields, enum_values
 
 
 def _by_name(names: dict[str, str]) -> dict[str, str]:
@@ -187,3 +189,37 @@ def check_extra(training: dict[str, Any], config_class: str) -> None:
         for inner, instead in NESTED.get(key, {}).items():
             if isinstance(value, dict) and inner in value:
                 raise ConfigError(f"{where}.{inner}: write it as {instead}")
+
+
+def _body(source: str) -> list[ast.stmt]:
+    """What a class of an installed library consists of, `package/file.py:Name`."""
+    file, name = source.split(":")
+    package, _, rest = file.partition("/")
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / rest).read_text(encoding="utf-8"))
+    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+    return classes[name]
+
+
+def enum_values(source: str) -> list[str]:
+    """The values of an Enum, `package/file.py:Name`."""
+    return [
+        str(item.value.value)
+        for item in _body(source)
+        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+    ]
+
+
+def config_fields(config_class: str) -> dict[str, str]:
+    """Names and types of the fields of a trl config class and its parents, from their source."""
+    parents = (
+        "trl/trainer/base_config.py:_BaseConfig",
+        "transformers/training_args.py:TrainingArguments",
+    )
+    return {
+        item.target.id: ast.unparse(item.annotation)
+        for source in (config_class, *parents)
+        for item in _body(source)
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }

@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from posttrain.base.errors import ConfigError, first_line, quoted
-from posttrain.base.expected import kind_of
+from posttrain.base.errors import ConfigError, first_line, kind_of, quoted
 
 _INT = re.compile(r"[-+]?[0-9]+(_[0-9]+)*\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")

@@ -8,8 +8,8 @@ from typing import Any
 from posttrain.base.disk import disk_full_error, is_disk_full
 from posttrain.base.errors import HealthError
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until
+from posttrain.base.progress import Clock
 from posttrain.run.checkpoint import Score
-from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.settings import Training, TrainingSettings
 from posttrain.train.callback import Callback

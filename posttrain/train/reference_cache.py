@@ -16,9 +16,8 @@ from typing import Any
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint, write_json
 from posttrain.base.paths import cache_folder
-from posttrain.base.progress import progress_bar
+from posttrain.base.progress import Clock, progress_bar
 from posttrain.model import adapter, runtime
-from posttrain.run.environment import Clock
 from posttrain.train.trainers import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")

@@ -30,7 +30,7 @@ from posttrain.model import checks, policy, pretrained, runtime
 from posttrain.model.device import check_device, free_memory
 from posttrain.model.provenance import TrainedOn, record_before, record_of, write_record
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import chain_of
+from posttrain.run.record import chain_of
 from posttrain.run.room import disk_bytes, in_order
 from posttrain.settings import DPOSettings, Export, GRPOSettings, SFTSettings
 from posttrain.settings.adapters import find_adapter

@@ -18,12 +18,10 @@ from eval.measures import kind
 from eval.stats import Measure
 from posttrain.base.errors import CheckpointError
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until
-from posttrain.base.progress import say
+from posttrain.base.progress import Clock, say
 from posttrain.run.checkpoint import verify
-from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
-from posttrain.run.lenient import from_json
-from posttrain.run.results import Kept, Validated
+from posttrain.run.results import Kept, Validated, from_json
 from posttrain.settings import TrainingSettings
 from posttrain.train.callback import Callback, random_states
 from posttrain.train.stop import StepAbandoned, StopRequest

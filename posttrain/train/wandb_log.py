@@ -21,9 +21,8 @@ from typing import Any, Literal
 from posttrain.base.errors import first_line
 from posttrain.base.files import jsonl_rows, not_finite, write_text
 from posttrain.base.paths import run_command
-from posttrain.run.environment import environment
-from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run
+from posttrain.run.folder import RunFolder, environment
+from posttrain.run.record import read_run
 from posttrain.settings.section import Section
 from posttrain.train.callback import Callback
 

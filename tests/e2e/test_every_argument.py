@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import PostTrainError
-from posttrain.settings.trainer_fields import config_fields
+from posttrain.settings.extra import config_fields
 from posttrain.settings.training import DPOTraining, GRPOTraining, SFTTraining
 from tests.helpers import ROOT
 

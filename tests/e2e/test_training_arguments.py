@@ -13,8 +13,8 @@ import pytest
 from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
 from posttrain.settings.command import load_settings
+from posttrain.settings.extra import config_fields
 from posttrain.settings.strict_yaml import read_yaml
-from posttrain.settings.trainer_fields import config_fields
 from posttrain.train.arguments import changes
 from scripts import dpo, grpo, sft
 from tests.helpers import CONFIGS, ROOT, settings_class

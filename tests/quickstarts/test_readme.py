@@ -25,11 +25,11 @@ from posttrain.base.errors import ConfigError
 from posttrain.model.llama_server import serve
 from posttrain.report import seeds
 from posttrain.report.tables import as_text, compared
-from posttrain.run.lenient import from_json
+from posttrain.run.results import from_json
 from posttrain.settings.command import SETTINGS, parse_command_line
+from posttrain.settings.extra import config_fields
 from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import parse_yaml
-from posttrain.settings.trainer_fields import config_fields
 from tests.helpers import ROOT, copy_project
 from tests.quickstarts.pages import (
     DOCS,

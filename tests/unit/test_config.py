@@ -17,12 +17,19 @@ from posttrain.base.errors import ConfigError
 from posttrain.run.folder import RunFolder
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings, Source
 from posttrain.settings.command import SETTINGS, load_settings, parse_command_line
-from posttrain.settings.extra import CHOICES, NESTED, OWNED, REMOVED, UNSUPPORTED, check_extra
+from posttrain.settings.extra import (
+    CHOICES,
+    NESTED,
+    OWNED,
+    REMOVED,
+    UNSUPPORTED,
+    check_extra,
+    config_fields,
+)
 from posttrain.settings.help import OFTEN, describe, listed
-from posttrain.settings.prompt import TAKEN
+from posttrain.settings.model import TAKEN
 from posttrain.settings.section import FORMER, Section
 from posttrain.settings.strict_yaml import read_yaml
-from posttrain.settings.trainer_fields import config_fields
 from posttrain.train.arguments import owned_arguments
 from rewards import resolve
 from scripts.grpo import load_rewards, print_example

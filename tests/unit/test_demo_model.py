@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from eval.language import detect
+from eval.replies import detect
 from posttrain.demo import problems as demo_problems
 from posttrain.demo.problems import LEADS, ProblemStream, split_of
 from scripts import demo_model

@@ -8,8 +8,7 @@ from typing import get_args
 import pytest
 from pydantic_core.core_schema import ErrorType
 
-from posttrain.base.errors import ConfigError, DataError
-from posttrain.base.expected import SHOULD
+from posttrain.base.errors import SHOULD, ConfigError, DataError
 from posttrain.base.files import rows_of
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import parse_command_line

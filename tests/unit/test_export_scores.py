@@ -14,7 +14,7 @@ from eval.replies import measure, scores
 from posttrain.export.proof import Record as ExportRecord
 from posttrain.report import export_scores, model_card, page
 from posttrain.report.tables import Cell
-from posttrain.run.reading import read_run
+from posttrain.run.record import read_run
 from posttrain.run.replies import read_replies
 from posttrain.run.results import paired
 from posttrain.scoring.answers import Completion, until_answer

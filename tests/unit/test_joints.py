@@ -105,7 +105,7 @@ posttrain/train/watch.py: the norms of all weights in one call
     torch/_C/_VariableFunctions.pyi: _foreach_norm
 posttrain/train/wandb_log.py: whether a key is there and valid, without a question
     wandb/sdk/lib/wbauth/__init__.py: authenticate_session
-posttrain/settings/trainer_fields.py: the fields of a config class are read from its source
+posttrain/settings/extra.py: the fields of a config class are read from its source
     trl/trainer/base_config.py: _BaseConfig
     transformers/training_args.py: TrainingArguments
 posttrain/model/runtime.py: float32 stays float32 on a GPU

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from eval import MeasuredReply
 from eval.judge import (
     INSTRUCTIONS,
     ORDERS,
@@ -18,10 +19,10 @@ from eval.judge import (
     question,
     summarise,
 )
-from eval.language import detect
-from eval.replies import MeasuredReply, PromptReply
+from eval.replies import detect
 from eval.stats import NOT_MEASURABLE, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
+from posttrain.run.results import PromptReply
 from scripts import judge
 from tests.helpers import Capsys
 from tests.unit.conftest import Ask

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from eval import Completion, measures, preference, replies
+from eval import Completion, MeasuredReply, measures, preference, replies
 from eval.preference import Pair, ScoredPair
-from eval.replies import MeasuredReply, kl_per_token, measure
+from eval.replies import kl_per_token, measure
 from eval.stats import Difference, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.run.folder import RunFolder

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from posttrain.base import progress
+from posttrain.base.progress import Clock
 from posttrain.run.checkpoint import Score
-from posttrain.run.environment import Clock
 from posttrain.run.folder import RunFolder
 from posttrain.train import loop
 from posttrain.train.stop import StopRequest

@@ -18,7 +18,7 @@ from eval.seeds import difference_over_seeds, mean_over_seeds
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.report import page, seeds
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run
+from posttrain.run.record import read_run
 from posttrain.scoring.seeds import over_seeds
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from posttrain.settings.command import load_settings

@@ -15,7 +15,7 @@ from posttrain.base.errors import ConfigError
 from posttrain.report.page import PAGES
 from posttrain.report.tables import as_markdown, as_text, compared, summary_table
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run, read_runs
+from posttrain.run.record import read_run, read_runs
 from scripts import report
 from tests.helpers import Capsys, run_script
 

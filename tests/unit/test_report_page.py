@@ -20,7 +20,7 @@ from posttrain.report.curves import moving_average
 from posttrain.report.model_card import render_model_card
 from posttrain.report.tables import compared
 from posttrain.report.verdict import Verdict, verdict
-from posttrain.run.reading import read_run, read_runs
+from posttrain.run.record import read_run, read_runs
 from posttrain.run.results import Stage
 from scripts import report
 from tests.helpers import ROOT, Capsys, run_script

@@ -22,7 +22,7 @@ from posttrain.report.model_card import render_model_card
 from posttrain.report.tables import as_markdown, compared
 from posttrain.report.verdict import verdict
 from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run
+from posttrain.run.record import read_run
 from posttrain.run.replies import read_replies
 from posttrain.scoring import reward_functions, rewarded
 from posttrain.scoring.evaluation import config_of, prompt_of, weights_of

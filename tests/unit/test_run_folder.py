@@ -17,9 +17,8 @@ from eval.preference import ScoredPair, scores
 from posttrain.base.errors import ConfigError, DataError, first_line
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until, write_json, write_text
 from posttrain.base.processor import cores
-from posttrain.run.environment import PACKAGES, git_commit
-from posttrain.run.folder import RunFolder
-from posttrain.run.reading import read_run
+from posttrain.run.folder import PACKAGES, RunFolder, git_commit
+from posttrain.run.record import read_run
 from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.train.resume import Resume

@@ -4,8 +4,15 @@ import json
 from dataclasses import asdict
 
 from eval.stats import Difference, Measure
-from posttrain.run.lenient import from_json
-from posttrain.run.results import Environment, Exported, FileScore, Stage, Trained, Validated
+from posttrain.run.results import (
+    Environment,
+    Exported,
+    FileScore,
+    Stage,
+    Trained,
+    Validated,
+    from_json,
+)
 
 
 def test_a_field_that_does_not_fit_keeps_its_default_and_nothing_else_is_lost() -> None:

@@ -47,8 +47,8 @@ def test_names_of_secrets() -> None:
 
 
 def test_no_name_of_a_setting_or_trainer_argument_is_refused_but_the_hubs_token() -> None:
+    from posttrain.settings.extra import config_fields
     from posttrain.settings.help import describe
-    from posttrain.settings.trainer_fields import config_fields
 
     paths = {*describe(DPOSettings), *describe(GRPOSettings)}
     names = [path.rpartition(".")[2] for path in paths]

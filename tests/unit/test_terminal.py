@@ -13,9 +13,8 @@ from posttrain.base import terminal
 from posttrain.data.report.text import render_text
 from posttrain.report import export_words
 from posttrain.report.tables import as_text, compared, summary_table
-from posttrain.run.lenient import from_json
-from posttrain.run.reading import read_run
-from posttrain.run.results import Check
+from posttrain.run.record import read_run
+from posttrain.run.results import Check, from_json
 from scripts import doctor, judge
 from tests.helpers import ROOT
 from tests.runs import dpo_run, grpo_run

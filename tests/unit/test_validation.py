@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from eval.demonstration import Demonstration
+from eval import Demonstration
 from eval.stats import Measure
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.data.pairs import load_pair_set

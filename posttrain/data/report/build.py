@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.language import detect
 from eval.preference import Pair
+from eval.replies import detect
 from eval.stats import proportion
 from posttrain.base.files import write_json
 from posttrain.data.pairs import Lengths, PairSet
