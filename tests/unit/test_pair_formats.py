@@ -10,13 +10,13 @@ import pytest
 
 from eval import Message
 from eval.preference import Pair
-from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.errors import DataError
 from posttrain.data.formats import DIFFERENT_PROMPTS, FORMATS, USERS_REPLY
 from posttrain.data.pairs import PairSet, load_pair_set
 from posttrain.data.prompted import prompt_key
 from posttrain.data.text import set_aside
 from posttrain.settings import PairData, Prompt
-from tests.helpers import Capsys, demo_settings, write_rows
+from tests.helpers import Capsys, write_rows
 
 Row = dict[str, Any]
 
@@ -542,8 +542,3 @@ def test_pairs_of_their_own_to_hold_out_are_counted_too(tmp_path: Path) -> None:
     result = read(tmp_path, "comparia", [*rows[:2], *ties], eval={"path": str(held)})
     assert (result.rows, result.dropped) == (5, {"a tie": 2})
     assert (len(result.train), len(result.held_out)) == (2, 1)
-
-
-def test_a_format_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"data\.format: should be 'columns', 'orca', "):
-        demo_settings("dpo", "data.format=ocra")

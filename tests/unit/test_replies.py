@@ -222,15 +222,3 @@ def test_unusable_rows_are_left_out_where_that_is_set(tmp_path: Path, capsys: Ca
     result = learned(f"{{train: {{path: {file}}}, holdout: 1, unusable: drop}}")
     assert len(result.train) == 2
     assert "left out 1 of 4 rows: a reply is empty (1)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["data.pair_format=replies"], r"data\.pair_format: should be 'columns'"),
-        (["export.score=true", "data.problems=null"], r"export\.score compares answers to data\."),
-    ],
-)
-def test_settings_that_cannot_work(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        demo_settings("sft", *overrides)
