@@ -179,6 +179,9 @@ def test_a_missing_file_and_where_it_was_looked_for(
         with pytest.raises(DataError) as caught:
             read_rows(Source(path=path))
         assert str(caught.value) == f"{path}: no such file{places}"
+    for path in ("hf://datasets/owner", "hf://datasets/owner/name", "hf://datasets/"):
+        with pytest.raises(DataError, match="expected hf://datasets/OWNER/NAME/FILE"):
+            read_rows(Source(path=path))
 
 
 @pytest.mark.parametrize(
@@ -382,13 +385,10 @@ GOLDS = {
 }
 
 
-def test_gold_answers(tmp_path: Path) -> None:
+def test_gold_answers_of_jsonl_of_parquet_and_of_a_table_with_a_header(tmp_path: Path) -> None:
     rows = [{"question": f"Q {n}", "answer": answer} for n, answer in enumerate(GOLDS)]
     train, _ = problems_of(write(tmp_path / "problems.jsonl", jsonl(*rows)))
     assert [problem.answer for problem in train] == [*GOLDS.values()]
-
-
-def test_gold_answers_of_parquet_and_of_a_table_with_a_header(tmp_path: Path) -> None:
     path = write(tmp_path / "problems.tsv", "question\tanswer\na\t5\nb\t-6\n")
     assert [problem.answer for problem in problems_of(path)[0]] == ["5", "-6"]
     golds = [Decimal("69.00"), Decimal("-1234.50"), Decimal("100.00")]
@@ -511,6 +511,9 @@ def test_the_hash_is_the_same_everywhere_and_for_ever() -> None:
     assert prompt_key(pair("bonjour ÇA VA")) == key
     with_system = conversation("Bonjour, ça va ?", PromptFormat("Sois bref."))
     assert prompt_key(Pair(tuple(with_system), "a", "b")) == key
+    # Or a reply that is held out would stand in the prompt of another branch, trained on.
+    more = {"role": "user", "content": "Continue."}
+    assert prompt_key(Pair((*with_system, more), "c", "d")) == key
     _, held = hold_out([pair(word) for word in ("trois", "un", "quatre", "deux")], 2)
     assert [p.prompt[-1]["content"] for p in held] == ["un", "deux"]
 
@@ -579,9 +582,3 @@ def test_a_script_refuses_bad_data_before_anything_is_loaded(
     for part in (f"error: {path}", *bad.says):
         assert part in result.stderr
     assert ("HF_HUB_OFFLINE is set" in result.stderr) == on_the_hub
-
-
-def test_a_hub_file_needs_owner_name_and_file() -> None:
-    for path in ("hf://datasets/owner", "hf://datasets/owner/name", "hf://datasets/"):
-        with pytest.raises(DataError, match="expected hf://datasets/OWNER/NAME/FILE"):
-            read_rows(Source(path=path))
