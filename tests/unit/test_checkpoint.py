@@ -20,6 +20,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.settings import GRPOTraining
 from posttrain.train.stop import StopRequest
 from tests.helpers import ROOT, Capsys, demo_settings
+from tests.unit.conftest import write_file
 
 FACTS = {
     "settings": {"training": {"seed": 42, "beta": 0.1}},
@@ -44,9 +45,7 @@ def write(store: CheckpointStore, step: int, keep: int = 2, score: float | None 
     """Publish a checkpoint of a few files, as the trainer leaves them."""
     written = store.staging / f"checkpoint-{step}"
     for name, content in {**FILES, "training_args.bin": b"pickle"}.items():
-        path = written / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content + str(step).encode())
+        write_file(written / name, content + str(step).encode())
     kept = None if score is None else {"metric": "reward", "value": score, "logged": 1}
     return store.publish(written, step, FACTS, keep, kept)
 
@@ -208,8 +207,7 @@ def test_another_run_is_refused_with_every_difference(store: CheckpointStore) ->
 
 def test_checkpoint_of_choice(tmp_path: Path, store: CheckpointStore) -> None:
     run = RunFolder(tmp_path)
-    (store.staging / "checkpoint-5").mkdir(parents=True)  # half written
-    (store.staging / "checkpoint-5" / "optimizer.pt").write_bytes(b"half")
+    write_file(store.staging / "checkpoint-5" / "optimizer.pt", b"half")
     assert run.checkpoint("auto") is store.newest() is None
     assert [*store.folder.iterdir()] == []
     path = write(store, 5)

@@ -27,7 +27,7 @@ from posttrain.train.arguments import owned_arguments
 from rewards import resolve
 from scripts.grpo import load_rewards, print_example
 from tests.helpers import ROOT, Capsys, demo_settings, settings_class
-from tests.unit.conftest import Ask
+from tests.unit.conftest import Ask, write_file
 
 Tree = dict[str, Any]
 KeyPath = tuple[str, ...]
@@ -320,9 +320,8 @@ def test_a_config_of_the_working_folder_comes_first(
     monkeypatch.chdir(tmp_path)
     name = Path("configs/grpo_demo.yaml")
     assert load_settings(GRPO, name).run.name == "grpo_demo"  # the project's
-    (tmp_path / "configs").mkdir()
     mine = DEMOS[GRPO].read_text("utf-8").replace("name: grpo_demo", "name: mine")
-    (tmp_path / name).write_text(mine, encoding="utf-8")
+    write_file(tmp_path / name, mine)
     assert load_settings(GRPO, name).run.name == "mine"
 
 

@@ -15,6 +15,7 @@ from posttrain.data.render import set_template_variables
 from posttrain.export.ollama import default_system, export_ollama, modelfile, turn_template
 from tests.families import FAMILIES, make_tokenizer
 from tests.helpers import ROOT, SHARED, needs_shared
+from tests.unit.test_prompt_text import with_template
 
 TOKENIZERS = [
     ROOT / "assets" / "demo_model",
@@ -61,12 +62,6 @@ func main() {
 
 def tokenizer_of(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
-
-
-def with_template(template: str) -> Any:
-    tokenizer = tokenizer_of(ROOT / "assets" / "demo_model")
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def rendered(tokenizer: Any, turns: Any) -> str:

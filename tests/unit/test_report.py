@@ -18,6 +18,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.run.reading import read_run, read_runs
 from scripts import report
 from tests.helpers import Capsys, run_script
+from tests.unit.conftest import write_file
 
 Measures = dict[str, tuple[tuple[float, float, float], tuple[float, float, float], Any]]
 
@@ -37,7 +38,6 @@ DPO: Measures = {
 
 
 def write_run(folder: Path, measures: Measures, n: int = 300) -> Path:
-    (folder / "eval").mkdir(parents=True)
     files: dict[str, dict[str, Any]] = {"before": {}, "after": {}, "comparison": {}}
     for name, (before, after, change) in measures.items():
         for side, values in (("before", before), ("after", after)):
@@ -46,7 +46,7 @@ def write_run(folder: Path, measures: Measures, n: int = 300) -> Path:
         keys = ("difference", "low", "high", "p_value")
         files["comparison"][name] = {**dict(zip(keys, change, strict=True)), "n": n}
     for name, content in files.items():
-        (folder / "eval" / f"{name}.json").write_text(json.dumps(content), "utf-8")
+        write_file(folder / "eval" / f"{name}.json", json.dumps(content))
     return folder
 
 

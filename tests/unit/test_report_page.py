@@ -25,6 +25,7 @@ from posttrain.run.results import Stage
 from scripts import report
 from tests.helpers import ROOT, Capsys, run_script
 from tests.runs import dpo_run, grpo_metrics, grpo_run, sft_run, unfinished, write
+from tests.unit.conftest import make_config, write_file
 from tests.unit.test_report import write_run
 
 HOSTILE = '<script>alert(1)</script><img src="http://example.org/x.png"></pre>&lt; '
@@ -70,10 +71,6 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
             assert self._open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attributes)
-        self.handle_endtag(tag)
 
     def handle_data(self, data: str) -> None:
         if self._open[-1:] != ["style"]:
@@ -226,8 +223,7 @@ def test_any_file_may_be_missing_or_damaged(name: str, content: bytes | None, sh
         (short / name).unlink(missing_ok=True)
         assert "Could not be read" not in written(short).text
     else:
-        (short / name).parent.mkdir(exist_ok=True)
-        (short / name).write_bytes(content)
+        write_file(short / name, content)
         page.render(read_run(short), [])
 
 
@@ -243,8 +239,7 @@ def test_a_damaged_file_is_named(short: Path, tmp_path: Path) -> None:
 
 def test_one_file_is_enough(dpo: Path, tmp_path: Path) -> None:
     for alone, title in (("metrics.jsonl", "Training report"), ("config.yaml", "DPO report")):
-        (tmp_path / alone).mkdir()
-        shutil.copy(dpo / alone, tmp_path / alone)
+        write_file(tmp_path / alone / alone, (dpo / alone).read_bytes())
         assert title in written(tmp_path / alone).text
 
 
@@ -477,8 +472,7 @@ def test_the_next_commands_are_for_this_folder(
 def test_the_page_says_how_to_ask_the_model(tmp_path: Path) -> None:
     run = grpo_run(tmp_path / "some run", steps=2)
     assert "ask" not in written(run).ids  # no adapter yet
-    (run / "adapter").mkdir()
-    (run / "adapter" / "adapter_config.json").write_text("{}", "utf-8")
+    make_config(run / "adapter")
     shown = written(run)
     assert "ask" in shown.ids and "./run chat 'some run'" in shown.text
     assert str(tmp_path) not in shown.text

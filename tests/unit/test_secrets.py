@@ -6,9 +6,8 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import load_settings
 from posttrain.settings.secrets import check_arguments, check_values, is_secret_name, kind_of_secret
-from tests.helpers import ROOT
+from tests.helpers import ROOT, demo_settings
 from tests.unit.conftest import Ask
 
 # Made up here; each has the form of the real thing.
@@ -99,7 +98,7 @@ def test_the_value_of_a_secret_variable_is_known_whatever_its_form(
 )
 def test_overrides(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_settings(DPOSettings, DEMO, [override])
+        demo_settings("dpo", override)
     message = str(caught.value)
     assert "environment variable" in message
     assert "abc" not in message.replace("abcdef", "")
@@ -109,7 +108,7 @@ def test_overrides(override: str) -> None:
 def test_a_misspelt_number_of_tokens_gets_its_own_message() -> None:
     check_arguments(["evaluation.max_new_token=5"])
     with pytest.raises(ConfigError, match="Did you mean 'max_new_tokens'"):
-        load_settings(DPOSettings, DEMO, ["evaluation.max_new_token=5"])
+        demo_settings("dpo", "evaluation.max_new_token=5")
 
 
 CONFIG = ["grpo", "--config", "configs/grpo_demo.yaml"]

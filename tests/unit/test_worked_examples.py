@@ -27,6 +27,7 @@ from posttrain.train.cold_start import notice
 from scripts import dpo, evaluate, grpo, sft
 from tests.helpers import ROOT, Capsys, demo_settings, write_rows
 from tests.runs import grpo_run
+from tests.unit.conftest import make_config
 
 QUESTION, ANSWER = "Anna has 2 pens. She buys 3.", "2 + 3 = 5.\n<answer>5</answer>"
 EXAMPLES = f"prompt.examples={json.dumps([{'question': QUESTION, 'answer': ANSWER}])}"
@@ -120,9 +121,7 @@ def test_a_run_with_other_examples_is_another_run(tmp_path: Path) -> None:
 def test_what_reads_a_run_has_its_examples(tmp_path: Path) -> None:
     run = grpo_run(tmp_path / "run")
     RunFolder(run).describe(demo_settings("grpo", EXAMPLES), {})
-
-    base = {"base_model_name_or_path": str(ROOT / "assets" / "demo_model")}
-    write_rows(run / "adapter" / "adapter_config.json", base)
+    make_config(run / "adapter")
     source = find(str(run))
     assert conversation("?", source.prompt)[1:3] == TURNS
     for turns in gate_texts(source.run):
