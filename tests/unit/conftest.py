@@ -1,4 +1,5 @@
-"""Running the project's commands as a user would, where nothing heavy may be imported."""
+"""What unit tests share: files, adapters and settings, and the project's commands as a user runs
+them, where nothing heavy may be imported."""
 
 import json
 import os

@@ -17,7 +17,6 @@ from posttrain.base.errors import CheckpointError, ConfigError
 from posttrain.run import checkpoint
 from posttrain.run.checkpoint import CheckpointStore, Score, check_same_run, verify
 from posttrain.run.folder import RunFolder
-from posttrain.settings import GRPOTraining
 from posttrain.train.stop import StopRequest
 from tests.helpers import ROOT, Capsys, demo_settings
 from tests.unit.conftest import write_file
@@ -252,13 +251,8 @@ def test_signals(number: signal.Signals, code: int, capsys: Capsys) -> None:
 
 def test_safe_points() -> None:
     """With rollouts for two optimizer steps, only every second step can be saved."""
-    training = GRPOTraining(
-        learning_rate=1e-3,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=2,
-        steps_per_generation=4,
-        save_steps=2,
-    )
+    sizes = {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    training = demo_settings("grpo").training.model_copy(update=sizes)
     assert [training.safe_to_save(step) for step in (1, 2, 3, 4)] == [False, True, False, True]
 
 

@@ -28,6 +28,7 @@ from posttrain.settings import PairColumns, PairData, ProblemColumns, ProblemDat
 from rewards.answer import parse_number
 from tests.helpers import ROOT, SHARED, Capsys, demo_settings, needs_shared
 from tests.unit.conftest import Ask, write_file
+from tests.unit.test_pair_report import pair
 
 Rows = list[dict[str, Any]]
 
@@ -461,10 +462,6 @@ def test_real_data_passes_every_check() -> None:
     trained, held = pairs_of(french, holdout=50, prompt="instruction")
     assert len(trained) + len(held) == 300
     assert 50 <= len(held) < 60
-
-
-def pair(prompt: str, chosen: str = "a") -> Pair:
-    return Pair(({"role": "user", "content": prompt},), chosen, "b")
 
 
 def hold_out(rows: list[Pair], count: int) -> tuple[list[Pair], list[Pair]]:

@@ -32,8 +32,9 @@ KEY = "sk-judge-2718281828"
 Given = dict[Order, Verdict | None]
 
 
-@pytest.mark.parametrize("language", ["en", "fr"])
+@pytest.mark.parametrize("language", INSTRUCTIONS)
 def test_the_replies_change_places(language: str) -> None:
+    assert detect(INSTRUCTIONS[language]) == language
     compared = Comparison("Quel temps ?", "It rains.", "Il pleut.", "Réponds en français.")
     first, second = (question(compared, order, language) for order in ORDERS)
     assert first[0] == second[0] == {"role": "system", "content": INSTRUCTIONS[language]}
@@ -45,10 +46,6 @@ def test_the_replies_change_places(language: str) -> None:
     assert sorted(texts[0]) == sorted(texts[1]) and "before" not in texts[0]
     text = question(Comparison("Hi", "a", "b"), "before_first", language)[1]["content"]
     assert text.startswith("[Message]\nHi\n[/Message]")  # without a system turn
-
-
-def test_instructions_are_in_their_language() -> None:
-    assert [detect(text) for text in INSTRUCTIONS.values()] == [*INSTRUCTIONS]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +290,11 @@ def test_a_wrong_url_leaves_nothing_behind(api: Server, run: Path, no_pauses: li
     assert len(api.bodies) == before
 
 
-def test_a_run_without_replies(api: Server, run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_judged(api: Server, run: Path, tmp_path: Path) -> None:
+    verdicts = write_rows(run / "judge" / "org-the-judge" / "verdicts.jsonl", {"comparison": 0})
+    with pytest.raises(DataError, match="line 1 is not a verdict"):
+        judged(run, api)
+    verdicts.unlink()
     with pytest.raises(ConfigError, match=r"no finished DPO run there .*before_replies.jsonl"):
         judged(tmp_path / "nowhere", api)
     after = run / "eval" / "after_replies.jsonl"
@@ -312,12 +313,6 @@ def test_a_run_without_replies(api: Server, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.replies was 0"):
         judged(run, api)
     assert api.seen == []
-
-
-def test_a_line_that_is_no_verdict(api: Server, run: Path) -> None:
-    write_rows(run / "judge" / "org-the-judge" / "verdicts.jsonl", {"comparison": 0})
-    with pytest.raises(DataError, match="line 1 is not a verdict"):
-        judged(run, api)
 
 
 @pytest.mark.parametrize(

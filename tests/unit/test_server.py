@@ -184,18 +184,14 @@ def test_url_with_v1_and_a_server_without_token_counts(api: Server) -> None:
         assert ask(f"{api.url}/v1/", ["Say 7"]) == [Completion("7", None, False)]
 
 
-def wait(text: str) -> Reply:
-    return 429, "slow down", {"Retry-After": text}
-
-
 @pytest.mark.parametrize(
     ("failure", "pauses"),
     [
         ((500, "oops"), [0.5, 1.0, 2.0]),
         ((0, ""), [0.5, 1.0, 2.0]),
-        (wait("7"), [7.0, 7.0, 7.0]),
-        (wait("86400"), [60.0, 60.0, 60.0]),
-        (wait("Wed, 21 Oct 2026 07:28:00 GMT"), [0.5, 1.0, 2.0]),
+        ((429, "slow", {"Retry-After": "7"}), [7.0, 7.0, 7.0]),
+        ((429, "slow", {"Retry-After": "86400"}), [60.0, 60.0, 60.0]),
+        ((429, "slow", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}), [0.5, 1.0, 2.0]),
     ],
 )
 def test_a_failure_that_passes_is_tried_again(
@@ -207,9 +203,6 @@ def test_a_failure_that_passes_is_tried_again(
     assert no_pauses == pauses
 
 
-NO_CHOICE = "answered without a choice"
-
-
 @pytest.mark.parametrize(
     ("failure", "message", "tries"),
     [
@@ -217,8 +210,8 @@ NO_CHOICE = "answered without a choice"
         ((200, "<html>"), "no answer from URL: .*not JSON", server.TRIES),
         ((0, ""), "no answer from URL: .*disconnected", server.TRIES),
         ((400, "too large"), "refused the request: status 400.*too large", 1),
-        ((200, {"choices": [{"text": "7"}]}), NO_CHOICE, 1),
-        ((200, None), NO_CHOICE, 1),
+        ((200, {"choices": [{"text": "7"}]}), "answered without a choice", 1),
+        ((200, None), "answered without a choice", 1),
     ],
 )
 def test_a_failure_that_stays(

@@ -38,8 +38,7 @@ def make_settings(method: str, tmp_path: Path, *overrides: str) -> Any:
 
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
 def test_settings_are_those_of_the_adapter(method: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    make_config(run / "adapter")
+    run = make_config(tmp_path / "run" / "adapter").parent
     for folder in (run, run / "adapter"):
         settings = make_settings(method, tmp_path, f"model.adapter={folder}")
         assert settings.model.name == str(DEMO) and settings.model.adapter == str(folder)

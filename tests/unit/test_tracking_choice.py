@@ -57,16 +57,14 @@ def refusing() -> Iterator[str]:
         yield url
 
 
-def test_off_without_a_key_and_offline_where_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mode_by_request_variable_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(requested=False)[0] == "off"
     mode, why = choose(requested=True)
     assert mode == "offline" and "WANDB_API_KEY" in why
     wandb.teardown()
     monkeypatch.setenv("WANDB_MODE", "offline")  # to upload the files from elsewhere
     assert choose(requested=False) == ("offline", "WANDB_MODE is offline")
-
-
-def test_key_and_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb.teardown()
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     for given, mode in (("online", "online"), ("disabled", "off"), ("offline", "offline")):
         monkeypatch.setenv("WANDB_MODE", given)

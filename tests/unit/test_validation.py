@@ -3,7 +3,6 @@
 import random
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
@@ -16,18 +15,13 @@ from posttrain.data.prompted import prompt_key
 from posttrain.data.text import text_key
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import demonstrations
-from posttrain.settings import GRPOSettings
 from posttrain.train.stop import StopRequest
 from posttrain.train.validation import Validation
 from tests.helpers import demo_settings
 
 
-def settings(*overrides: str) -> GRPOSettings:
-    return cast(GRPOSettings, demo_settings("grpo", *overrides))
-
-
 def test_rows_to_validate_on_are_no_test_rows_and_not_trained_on() -> None:
-    data = settings().data
+    data = demo_settings("grpo").data
     problems, held_out = load_problems(data)
     train, validation = for_validation(problems, data)
     sides = [{text_key(p.question) for p in side} for side in (train, validation, held_out)]
@@ -62,7 +56,7 @@ def validated(path: Path, values: dict[int, float], *overrides: str) -> Validati
         return {"strict": Measure(value, 10, value, value)}
 
     trainer = SimpleNamespace(add_callback=lambda _: None)
-    own, stop = settings(*overrides), StopRequest(None)
+    own, stop = demo_settings("grpo", *overrides), StopRequest(None)
     validation = Validation((measure, "strict"), trainer, own, run, stop)
     for step in values:
         before = random.getstate()
