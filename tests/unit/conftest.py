@@ -1,17 +1,53 @@
-"""Running the project's commands as a user would, where nothing heavy may be imported."""
+"""What unit tests share: files, adapters and settings, and the project's commands as a user runs
+them, where nothing heavy may be imported."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT
+from posttrain.settings.command import load_settings
+from tests.helpers import ROOT, settings_class
 
 Ask = Callable[..., subprocess.CompletedProcess[str]]
 HEAVY = ("torch", "unsloth", "peft", "matplotlib", "jinja2", "wandb")
+ADAPTER = {
+    "base_model_name_or_path": "assets/demo_model",
+    "peft_type": "LORA",
+    "r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "target_modules": ["v_proj", "q_proj"],
+    "init_lora_weights": True,
+    "bias": "none",
+    "use_rslora": True,
+    "use_dora": False,
+}
+
+
+def make_config(folder: Path, **changes: Any) -> Path:
+    """A folder with an adapter's config alone: ADAPTER with `changes`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({**ADAPTER, **changes}), "utf-8")
+    return folder
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """A file with this content, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return path
+
+
+def settings_of(config: str, *overrides: str) -> Any:
+    """The settings of a config of ours, by its name, with some changed."""
+    path = ROOT / "configs" / f"{config}.yaml"
+    return load_settings(settings_class(path), path, overrides)
 
 
 @pytest.fixture(scope="session")

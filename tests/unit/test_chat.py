@@ -18,18 +18,11 @@ from posttrain.scoring import reward_functions
 from posttrain.settings import Prompt
 from tests.helpers import ROOT, Capsys
 from tests.runs import dpo_run, grpo_run, unfinished
-from tests.unit.conftest import Ask
+from tests.unit.conftest import Ask, make_config, write_file
 from tests.unit.test_server import Reply, Server, api
 
 __all__ = ["api"]
 PLAIN = PromptFormat()
-
-
-def with_adapter(run: Path, name: str = "adapter") -> Path:
-    (run / name).mkdir(parents=True, exist_ok=True)
-    base = {"base_model_name_or_path": "assets/demo_model"}
-    (run / name / "adapter_config.json").write_text(json.dumps(base))
-    return run / name
 
 
 def first_problem(name: str) -> str:
@@ -192,7 +185,8 @@ def test_an_answer_ends_a_reply_where_the_run_was_scored_so() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return with_adapter(grpo_run(tmp_path_factory.mktemp("runs") / "grpo", steps=2)).parent
+    run = grpo_run(tmp_path_factory.mktemp("runs") / "grpo", steps=2)
+    return make_config(run / "adapter").parent
 
 
 def test_rewards_of_known_questions(run: Path, capsys: Capsys) -> None:
@@ -254,7 +248,7 @@ def test_without_rewards_there_is_the_reply(run: Path, capsys: Capsys) -> None:
 def test_held_out_questions(run: Path, tmp_path: Path) -> None:
     model = source.find(str(run))
     assert held_out_questions(model, 3) == ["What is 0 + 1?", "What is 1 + 1?", "What is 2 + 1?"]
-    pairs = with_adapter(dpo_run(tmp_path / "dpo", steps=2)).parent
+    pairs = make_config(dpo_run(tmp_path / "dpo", steps=2) / "adapter").parent
     assert held_out_questions(source.find(str(pairs)), 2) == ["Question 0 ?", "Question 1 ?"]
     (pairs / "eval" / "after_replies.jsonl").write_text("{", "utf-8")
     assert held_out_questions(source.find(str(pairs)), 2) == []
@@ -271,9 +265,7 @@ def test_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (alone.kind, alone.run, alone.folder, alone.prompt.system) == ("model", {}, None, None)
     assert source.find("Qwen/Qwen2.5-0.5B-Instruct").model == "Qwen/Qwen2.5-0.5B-Instruct"
     assert source.find("http://127.0.0.1:1/x.gguf").kind == "url"
-    (run / "gguf").mkdir(exist_ok=True)
-    (run / "gguf" / "m.gguf").write_bytes(b"GGUF")
-    gguf = source.find(str(run / "gguf" / "m.gguf"))
+    gguf = source.find(str(write_file(run / "gguf" / "m.gguf", b"GGUF")))
     assert gguf.kind == "gguf" and gguf.folder == run
     odd = source.Source("model", "x", {"model": "gpt2", "prompt": "Be brief."})
     assert (odd.trained_length, odd.prompt) == (0, Prompt())
@@ -293,7 +285,7 @@ def test_an_unfinished_run_names_its_checkpoint(tmp_path: Path) -> None:
     run = unfinished(grpo_run(tmp_path / "early", steps=3), steps=2)
     with pytest.raises(ConfigError, match=r"not finished.* again to resume it$"):
         source.find(str(run))
-    step = with_adapter(run, "checkpoints/step-000002")
+    step = make_config(run / "checkpoints/step-000002")
     with pytest.raises(ConfigError, match=r"not finished.*\n.* chat .*/step-000002$"):
         source.find(str(run))
     assert source.find(str(step)).folder == run

@@ -17,9 +17,9 @@ from posttrain.base.errors import CheckpointError, ConfigError
 from posttrain.run import checkpoint
 from posttrain.run.checkpoint import CheckpointStore, Score, check_same_run, verify
 from posttrain.run.folder import RunFolder
-from posttrain.settings import GRPOTraining
 from posttrain.train.stop import StopRequest
 from tests.helpers import ROOT, Capsys, demo_settings
+from tests.unit.conftest import write_file
 
 FACTS = {
     "settings": {"training": {"seed": 42, "beta": 0.1}},
@@ -44,9 +44,7 @@ def write(store: CheckpointStore, step: int, keep: int = 2, score: float | None 
     """Publish a checkpoint of a few files, as the trainer leaves them."""
     written = store.staging / f"checkpoint-{step}"
     for name, content in {**FILES, "training_args.bin": b"pickle"}.items():
-        path = written / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content + str(step).encode())
+        write_file(written / name, content + str(step).encode())
     kept = None if score is None else {"metric": "reward", "value": score, "logged": 1}
     return store.publish(written, step, FACTS, keep, kept)
 
@@ -208,8 +206,7 @@ def test_another_run_is_refused_with_every_difference(store: CheckpointStore) ->
 
 def test_checkpoint_of_choice(tmp_path: Path, store: CheckpointStore) -> None:
     run = RunFolder(tmp_path)
-    (store.staging / "checkpoint-5").mkdir(parents=True)  # half written
-    (store.staging / "checkpoint-5" / "optimizer.pt").write_bytes(b"half")
+    write_file(store.staging / "checkpoint-5" / "optimizer.pt", b"half")
     assert run.checkpoint("auto") is store.newest() is None
     assert [*store.folder.iterdir()] == []
     path = write(store, 5)
@@ -254,13 +251,8 @@ def test_signals(number: signal.Signals, code: int, capsys: Capsys) -> None:
 
 def test_safe_points() -> None:
     """With rollouts for two optimizer steps, only every second step can be saved."""
-    training = GRPOTraining(
-        learning_rate=1e-3,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=2,
-        steps_per_generation=4,
-        save_steps=2,
-    )
+    sizes = {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    training = demo_settings("grpo").training.model_copy(update=sizes)
     assert [training.safe_to_save(step) for step in (1, 2, 3, 4)] == [False, True, False, True]
 
 

@@ -33,8 +33,8 @@ from posttrain.settings.strict_yaml import read_yaml
 from posttrain.train.arguments import owned_arguments
 from rewards import resolve
 from scripts.grpo import load_rewards, print_example
-from tests.helpers import ROOT, Capsys, settings_class
-from tests.unit.conftest import Ask
+from tests.helpers import ROOT, Capsys, demo_settings, settings_class
+from tests.unit.conftest import Ask, write_file
 
 Tree = dict[str, Any]
 KeyPath = tuple[str, ...]
@@ -102,12 +102,6 @@ def test_every_key_misspelt(cls: type[Section], tmp_path: Path) -> None:
     assert len(expected) > 200
 
 
-def test_a_misspelt_reward(tmp_path: Path) -> None:
-    settings = load({**TREES[GRPO], "rewards": {"formatt": 1.0}}, GRPO, tmp_path)
-    with pytest.raises(ConfigError, match=r"^rewards\b.*'formatt'.*did you mean 'format'"):
-        load_rewards(settings, Problem("1 + 1?", "2"))
-
-
 class Template:
     """As much of a tokenizer as a prompt needs."""
 
@@ -126,22 +120,22 @@ def picky(completions, **columns):
 
 
 def test_a_dry_run_calls_rewards_as_training_does(tmp_path: Path, capsys: Capsys) -> None:
-    """With message lists and every column of the row."""
+    """With message lists and every column of the row; one that fails is named."""
     (tmp_path / "mine.py").write_text(REWARD, encoding="utf-8")
-    name = f"{tmp_path / 'mine.py'}:level"
-    settings = load({**TREES[GRPO], "rewards": {name: 0.5, "format": 1.0}}, GRPO, tmp_path)
+    level, picky = (f"{tmp_path / 'mine.py'}:{name}" for name in ("level", "picky"))
     problem = Problem("1 + 1?", "2", columns={"level": 0})
+
+    def with_rewards(**weights: float) -> Any:
+        return load({**TREES[GRPO], "rewards": weights}, GRPO, tmp_path)
+
+    settings = with_rewards(**{level: 0.5, "format": 1.0})
     print_example(problem, Template(), settings, load_rewards(settings, problem))
     output = capsys.readouterr().out
-    assert f"completion 'It is 2.' earns 0.5 x {name} 1 + format 0 = 0.5" in output
-
-
-def test_a_reward_that_fails_in_a_dry_run_is_named(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(REWARD, encoding="utf-8")
-    name = f"{tmp_path / 'mine.py'}:picky"
-    settings = load({**TREES[GRPO], "rewards": {name: 1.0}}, GRPO, tmp_path)
+    assert f"completion 'It is 2.' earns 0.5 x {level} 1 + format 0 = 0.5" in output
     with pytest.raises(ConfigError, match=r"^rewards: .*picky' returned 'much'"):
-        print_example(Problem("1 + 1?", "2"), Template(), settings, {name: resolve(name)})
+        print_example(problem, Template(), with_rewards(**{picky: 1}), {picky: resolve(picky)})
+    with pytest.raises(ConfigError, match=r"^rewards\b.*'formatt'.*did you mean 'format'"):
+        load_rewards(with_rewards(formatt=1.0), problem)
 
 
 def wrong_values(value: Any) -> list[Any]:
@@ -183,9 +177,11 @@ def test_a_section_of_another_type(wrong: Any, tmp_path: Path) -> None:
     assert "model: missing" in "".join(refused(others, DPO, tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+NEVER, UNKNOWN = "evaluation.every=null", "data={train: {path: x}, eval: {path: y}}"
+SET = "name: a, path: p"
+REFUSED = {
+    # Overrides of a method's demo, and what the message says.
+    "grpo": [
         ("model.max_seq_length=8", "model.max_seq_length: should be 16 or more, got 8"),
         ("model.dtype=float8", "model.dtype: should be 'auto', 'float32', 'bfloat16' or 'float16'"),
         ("lora.dropout=1", "lora.dropout: should be below 1, got 1"),
@@ -207,11 +203,44 @@ def test_a_section_of_another_type(wrong: Any, tmp_path: Path) -> None:
         ("run.name=../up", "run.name: should be letters, digits, .* got the text .../up."),
         ("lora.zzzzzz=1", r"lora\.zzzzzz: unknown setting\. Valid: "),
         ("training.zzzzzz=1", r"training\.zzzzzz: unknown setting\. --help all lists"),
+        (NEVER, "run.patience=2", "run.patience needs evaluation.every"),
+        (
+            *("training.steps_per_generation=4", "training.save_steps=20"),
+            "evaluation.every = 10 falls between two generations",
+        ),
+        (UNKNOWN, "evaluation.every=5", "evaluation.every needs rows to validate on; set data.v"),
+        (UNKNOWN, NEVER, "run.patience=2", "run.patience needs rows to validate on"),
+        (UNKNOWN, NEVER, "run.keep=best", "run.keep = best needs rows to validate on"),
+        ("tracking.report_to=[tensorbord]", r"tracking\.report_to\.0.*'tensorboard'"),
     ],
+    "dpo": [
+        ("data.format=ocra", r"data\.format: should be 'columns', 'orca', "),
+        (f"evaluation.also=[{{{SET}, max_new_tokens: 256}}]", "a: max_new_tokens = 256 leaves no "),
+        ("evaluation.also=[{name: a/b, path: p, max_new_tokens: 9}]", "also.*name"),
+        (f"evaluation.also=[{', '.join([f'{{{SET}, max_new_tokens: 9}}'] * 2)}]", "name: a, a"),
+        # Not of the form of an override.
+        ("training.learning_rate", "'training.learning_rate' is not of the form section.key=value"),
+        ("training..seed=5", "'training..seed=5' is not of the form"),
+        ("training.beta.x.y=5", "'training.beta.x.y=5': 'beta' is not a section"),
+        ("trainig.seed=5", r"trainig: unknown setting\. Did you mean 'training'\?"),
+        ("prompt.system=Réponds : a=b", "prompt.system: should be text, got the object"),
+        ("training.loss_type=[a", "override training.loss_type: line 1: not valid YAML"),
+        ("training.seed=", "training.seed: should be a whole number, got null"),
+    ],
+    "sft": [
+        ("data.pair_format=replies", r"data\.pair_format: should be 'columns'"),
+        ("export.score=true", "data.problems=null", r"export\.score compares answers to data\."),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "case"), [(method, case) for method in REFUSED for case in REFUSED[method]], ids=str
 )
-def test_a_value_out_of_range(override: str, message: str) -> None:
+def test_settings_that_are_refused(method: str, case: tuple[str, ...]) -> None:
+    *overrides, message = case
     with pytest.raises(ConfigError, match=message):
-        load_settings(GRPO, DEMOS[GRPO], [override])
+        demo_settings(method, *overrides)
 
 
 def test_arguments_of_a_chat_template_that_the_scripts_set() -> None:
@@ -269,23 +298,6 @@ def test_a_setting_of_an_earlier_version(tmp_path: Path) -> None:
             load_settings(GRPO, DEMOS[GRPO], [f"{path}=true"])
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("training.learning_rate", "'training.learning_rate' is not of the form section.key=value"),
-        ("training..seed=5", "'training..seed=5' is not of the form"),
-        ("training.beta.x.y=5", "'training.beta.x.y=5': 'beta' is not a section"),
-        ("trainig.seed=5", "trainig: unknown setting. Did you mean 'training'?"),
-        ("prompt.system=Réponds : a=b", "prompt.system: should be text, got the object"),
-        ("training.loss_type=[a", "override training.loss_type: line 1: not valid YAML"),
-        ("training.seed=", "training.seed: should be a whole number, got null"),
-    ],
-)
-def test_an_override_that_cannot_be_applied(override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        load_settings(DPO, DEMOS[DPO], [override])
-
-
 def test_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     """Nor the file's mistake on an override."""
     mine = tmp_path / "mine.yaml"
@@ -315,9 +327,8 @@ def test_a_config_of_the_working_folder_comes_first(
     monkeypatch.chdir(tmp_path)
     name = Path("configs/grpo_demo.yaml")
     assert load_settings(GRPO, name).run.name == "grpo_demo"  # the project's
-    (tmp_path / "configs").mkdir()
     mine = DEMOS[GRPO].read_text("utf-8").replace("name: grpo_demo", "name: mine")
-    (tmp_path / name).write_text(mine, encoding="utf-8")
+    write_file(tmp_path / name, mine)
     assert load_settings(GRPO, name).run.name == "mine"
 
 

@@ -27,7 +27,8 @@ from posttrain.scoring import evaluation as scored
 from posttrain.settings import PairColumns, PairData, ProblemColumns, ProblemData, Prompt, Source
 from rewards.answer import parse_number
 from tests.helpers import ROOT, SHARED, Capsys, demo_settings, needs_shared
-from tests.unit.conftest import Ask
+from tests.unit.conftest import Ask, write_file
+from tests.unit.test_pair_report import pair
 
 Rows = list[dict[str, Any]]
 
@@ -40,11 +41,6 @@ def jsonl(*rows: Any) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    return path
-
-
 def pairs_of(path: Path, holdout: int = 1, **columns: str) -> tuple[list[Pair], list[Pair]]:
     data = PairData(train=Source(path=str(path)), holdout=holdout, columns=PairColumns(**columns))
     pairs = load_pair_set(data, Prompt(system="Réponds."))
@@ -53,7 +49,7 @@ def pairs_of(path: Path, holdout: int = 1, **columns: str) -> tuple[list[Pair], 
 
 def problems_of(path: Path, evaluation: Path | None = None) -> tuple[list[Problem], list[Problem]]:
     if evaluation is None:
-        evaluation = write(path.parent / "held_out.jsonl", jsonl(HELD_OUT))
+        evaluation = write_file(path.parent / "held_out.jsonl", jsonl(HELD_OUT))
     return load_problems(
         ProblemData(train=Source(path=str(path)), eval=Source(path=str(evaluation)))
     )
@@ -144,7 +140,7 @@ def rows_of(path: Path) -> Any:
 
 
 def to_score(path: Path) -> Any:
-    return problems_of(write(path.with_name("train.jsonl"), jsonl(PROBLEM)), path)
+    return problems_of(write_file(path.with_name("train.jsonl"), jsonl(PROBLEM)), path)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +154,7 @@ def to_score(path: Path) -> Any:
     ids=lambda value: str(value) if isinstance(value, Bad) else value.__name__,
 )
 def test_malformed_data(load: Callable[[Path], Any], bad: Bad, tmp_path: Path) -> None:
-    path = write(tmp_path / bad.name, bad.content)
+    path = write_file(tmp_path / bad.name, bad.content)
     with pytest.raises(DataError) as caught:
         load(path)
     assert caught.value.exit_code == 2
@@ -179,6 +175,9 @@ def test_a_missing_file_and_where_it_was_looked_for(
         with pytest.raises(DataError) as caught:
             read_rows(Source(path=path))
         assert str(caught.value) == f"{path}: no such file{places}"
+    for path in ("hf://datasets/owner", "hf://datasets/owner/name", "hf://datasets/"):
+        with pytest.raises(DataError, match="expected hf://datasets/OWNER/NAME/FILE"):
+            read_rows(Source(path=path))
 
 
 @pytest.mark.parametrize(
@@ -191,26 +190,26 @@ def test_a_missing_file_and_where_it_was_looked_for(
     ],
 )
 def test_a_question_scored_and_trained_on(held_out: str, message: str, tmp_path: Path) -> None:
-    train = write(tmp_path / "train.jsonl", jsonl(PROBLEM, {"question": "b?", "answer": "1"}))
-    evaluation = write(tmp_path / "test.jsonl", held_out)
+    train = write_file(tmp_path / "train.jsonl", jsonl(PROBLEM, {"question": "b?", "answer": "1"}))
+    evaluation = write_file(tmp_path / "test.jsonl", held_out)
     with pytest.raises(DataError) as caught:
         problems_of(train, evaluation)
     assert str(caught.value).startswith(f"{evaluation}: {message.format(train=train)}")
 
 
 def test_a_question_to_score_that_is_there_twice(tmp_path: Path, capsys: Capsys) -> None:
-    pairs = write(tmp_path / "pairs.jsonl", jsonl({**PAIR, "prompt": "c"}, PAIR))
+    pairs = write_file(tmp_path / "pairs.jsonl", jsonl({**PAIR, "prompt": "c"}, PAIR))
     same = Source(path=str(pairs))
     with pytest.raises(DataError, match=rf"^{re.escape(str(pairs))}: .*row 1 is also trained"):
         load_pair_set(PairData(train=same, eval=same), Prompt())
-    train = write(tmp_path / "train.jsonl", jsonl(PROBLEM))
+    train = write_file(tmp_path / "train.jsonl", jsonl(PROBLEM))
     other = {"question": "b?", "answer": "1"}
-    evaluation = write(tmp_path / "test.jsonl", jsonl(HELD_OUT, other, HELD_OUT, HELD_OUT))
+    evaluation = write_file(tmp_path / "test.jsonl", jsonl(HELD_OUT, other, HELD_OUT, HELD_OUT))
     _, problems = problems_of(train, evaluation)
     assert problems == [Problem("Two and two?", "4"), Problem("b?", "1")]
     output = capsys.readouterr().out
     assert output == f"{evaluation}: 2 repeated questions left out of scoring\n"
-    write(train, jsonl(PROBLEM, other, PROBLEM, other, PROBLEM))
+    write_file(train, jsonl(PROBLEM, other, PROBLEM, other, PROBLEM))
     config = demo_settings("grpo", f"data.train.path={train}", "data.validation=0")
     once = scored.load_problems("train", config.model_dump(mode="json"))
     assert once == [Problem("1 + 1 ?", "2"), Problem("b?", "1")]
@@ -269,7 +268,7 @@ def test_a_bad_folder(files: Any, split: str, says: Sequence[str], folder: Path)
 
         datasets.DatasetDict({"train": datasets.Dataset.from_list([PAIR])}).save_to_disk(folder)
     for name, content in (files or {}).items():
-        write(folder / name, content)
+        write_file(folder / name, content)
     with pytest.raises(DataError) as caught:
         load_pair_set(PairData(train=Source(path=str(folder), split=split)), Prompt())
     for part in (str(folder), *says):
@@ -336,7 +335,7 @@ def parquet(path: Path, rows: Rows) -> Path:
     ],
 )
 def test_text_formats_give_the_same_pairs(name: str, content: str | bytes, tmp_path: Path) -> None:
-    same_pairs(pairs_of(write(tmp_path / name, content)))
+    same_pairs(pairs_of(write_file(tmp_path / name, content)))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "saved", "saved splits"])
@@ -358,10 +357,10 @@ def test_a_dataset_folder_gives_the_same_pairs(kind: str, folder: Path) -> None:
         datasets.DatasetDict(splits).save_to_disk(folder)
     else:
         text = {"jsonl": jsonl(*GOOD), "json": json.dumps(GOOD), "csv": csv_text(GOOD)}[kind]
-        write(folder / f"train.{kind}", text)
+        write_file(folder / f"train.{kind}", text)
     same_pairs(pairs_of(folder))
     if kind in ("jsonl", "saved splits"):
-        write(folder / "test.jsonl", jsonl(PAIR)) if kind == "jsonl" else None
+        write_file(folder / "test.jsonl", jsonl(PAIR)) if kind == "jsonl" else None
         (row,) = read_rows(Source(path=str(folder), split="test"))
         assert (row.values, row.where) == (PAIR, f"{folder}[test]: row 1")
 
@@ -382,14 +381,11 @@ GOLDS = {
 }
 
 
-def test_gold_answers(tmp_path: Path) -> None:
+def test_gold_answers_of_jsonl_of_parquet_and_of_a_table_with_a_header(tmp_path: Path) -> None:
     rows = [{"question": f"Q {n}", "answer": answer} for n, answer in enumerate(GOLDS)]
-    train, _ = problems_of(write(tmp_path / "problems.jsonl", jsonl(*rows)))
+    train, _ = problems_of(write_file(tmp_path / "problems.jsonl", jsonl(*rows)))
     assert [problem.answer for problem in train] == [*GOLDS.values()]
-
-
-def test_gold_answers_of_parquet_and_of_a_table_with_a_header(tmp_path: Path) -> None:
-    path = write(tmp_path / "problems.tsv", "question\tanswer\na\t5\nb\t-6\n")
+    path = write_file(tmp_path / "problems.tsv", "question\tanswer\na\t5\nb\t-6\n")
     assert [problem.answer for problem in problems_of(path)[0]] == ["5", "-6"]
     golds = [Decimal("69.00"), Decimal("-1234.50"), Decimal("100.00")]
     rows = [{"question": f"Q{n}", "answer": gold} for n, gold in enumerate(golds)]
@@ -404,8 +400,8 @@ def test_other_columns_of_a_problem_are_carried_along(tmp_path: Path, capsys: Ca
         | {"answer": "elsewhere"},
         {"q": "b?", "gold": "2", "level": 2.5, "note": "two"},
     ]
-    train = write(tmp_path / "train.jsonl", jsonl(*rows))
-    held_out = write(tmp_path / "test.jsonl", jsonl({"q": "c?", "gold": "3", "level": 3}))
+    train = write_file(tmp_path / "train.jsonl", jsonl(*rows))
+    held_out = write_file(tmp_path / "test.jsonl", jsonl({"q": "c?", "gold": "3", "level": 3}))
     columns = ProblemColumns(question="q", answer="gold")
     data = ProblemData(
         train=Source(path=str(train)), eval=Source(path=str(held_out)), columns=columns
@@ -422,7 +418,7 @@ def test_other_columns_of_a_problem_are_carried_along(tmp_path: Path, capsys: Ca
 
 @pytest.mark.parametrize("wrong", [3, False, []])
 def test_a_system_cell_that_is_no_text(wrong: Any, tmp_path: Path) -> None:
-    path = write(tmp_path / "pairs.jsonl", jsonl({**PAIR, "sys": "a"}, {**PAIR, "sys": wrong}))
+    path = write_file(tmp_path / "pairs.jsonl", jsonl({**PAIR, "sys": "a"}, {**PAIR, "sys": wrong}))
     with pytest.raises(DataError, match=r"pairs\.jsonl: row 2: column 'sys' should hold text"):
         pairs_of(path, system="sys")
     # Or a misspelt name would silently train every pair on prompt.system.
@@ -432,7 +428,7 @@ def test_a_system_cell_that_is_no_text(wrong: Any, tmp_path: Path) -> None:
 
 def test_rows_after_the_limit_are_not_read(tmp_path: Path) -> None:
     """Of a set of many gigabytes there may be no memory for them."""
-    path = write(tmp_path / "pairs.jsonl", jsonl(*GOOD) + "no JSON\n")
+    path = write_file(tmp_path / "pairs.jsonl", jsonl(*GOOD) + "no JSON\n")
     limit = len(GOOD)
     assert [row.values for row in read_rows(Source(path=str(path), limit=limit))] == GOOD
     with pytest.raises(DataError, match=f"row {limit + 1}: not valid JSON"):
@@ -450,8 +446,7 @@ def test_a_relative_path_is_also_looked_for_under_the_project(
     monkeypatch.chdir(tmp_path)
     assert read_rows(Source(path="assets/demo_data/preferences.jsonl"))
     mine = tmp_path / "assets" / "demo_data" / "preferences.jsonl"
-    mine.parent.mkdir(parents=True)
-    write(mine, jsonl(PAIR))
+    write_file(mine, jsonl(PAIR))
     assert [row.values for row in read_rows(Source(path=f"{mine.relative_to(tmp_path)}"))] == [PAIR]
 
 
@@ -467,10 +462,6 @@ def test_real_data_passes_every_check() -> None:
     trained, held = pairs_of(french, holdout=50, prompt="instruction")
     assert len(trained) + len(held) == 300
     assert 50 <= len(held) < 60
-
-
-def pair(prompt: str, chosen: str = "a") -> Pair:
-    return Pair(({"role": "user", "content": prompt},), chosen, "b")
 
 
 def hold_out(rows: list[Pair], count: int) -> tuple[list[Pair], list[Pair]]:
@@ -511,6 +502,9 @@ def test_the_hash_is_the_same_everywhere_and_for_ever() -> None:
     assert prompt_key(pair("bonjour ÇA VA")) == key
     with_system = conversation("Bonjour, ça va ?", PromptFormat("Sois bref."))
     assert prompt_key(Pair(tuple(with_system), "a", "b")) == key
+    # Or a reply that is held out would stand in the prompt of another branch, trained on.
+    more = {"role": "user", "content": "Continue."}
+    assert prompt_key(Pair((*with_system, more), "c", "d")) == key
     _, held = hold_out([pair(word) for word in ("trois", "un", "quatre", "deux")], 2)
     assert [p.prompt[-1]["content"] for p in held] == ["un", "deux"]
 
@@ -518,7 +512,7 @@ def test_the_hash_is_the_same_everywhere_and_for_ever() -> None:
 def test_a_row_over_the_limit_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
     """Not by its place among those left for training: nobody could find it there."""
     rows = [{**PAIR, "prompt": text} for text in ("trois", "un", "quatre", "deux")]
-    path = write(tmp_path / "pairs.jsonl", jsonl(*rows))
+    path = write_file(tmp_path / "pairs.jsonl", jsonl(*rows))
     train, _ = pairs_of(path)
     for long in train:
         lengths = [11 if p is long else 5 for p in train]
@@ -565,8 +559,8 @@ def test_a_script_refuses_bad_data_before_anything_is_loaded(
 ) -> None:
     """And a name on the hub, where HF_HUB_OFFLINE is set."""
     on_the_hub = "/" in bad.name
-    path = bad.name if on_the_hub else str(write(tmp_path / bad.name, bad.content))
-    evaluation = write(tmp_path / "held_out.jsonl", jsonl(HELD_OUT))
+    path = bad.name if on_the_hub else str(write_file(tmp_path / bad.name, bad.content))
+    evaluation = write_file(tmp_path / "held_out.jsonl", jsonl(HELD_OUT))
     result = ask(
         script,
         *("--config", ROOT / "configs" / f"{script}_demo.yaml", "--output", tmp_path / "run"),
@@ -579,9 +573,3 @@ def test_a_script_refuses_bad_data_before_anything_is_loaded(
     for part in (f"error: {path}", *bad.says):
         assert part in result.stderr
     assert ("HF_HUB_OFFLINE is set" in result.stderr) == on_the_hub
-
-
-def test_a_hub_file_needs_owner_name_and_file() -> None:
-    for path in ("hf://datasets/owner", "hf://datasets/owner/name", "hf://datasets/"):
-        with pytest.raises(DataError, match="expected hf://datasets/OWNER/NAME/FILE"):
-            read_rows(Source(path=path))

@@ -4,14 +4,13 @@ Which configs fit which card is in test_doctor.py.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.model.device import Device, check_device
-from posttrain.settings.command import load_settings
-from tests.helpers import CONFIGS, ROOT, settings_class
+from tests.helpers import CONFIGS, ROOT
+from tests.unit.conftest import settings_of
 
 T4 = Device("Tesla T4", 14.58, bf16=False)
 L4 = Device("NVIDIA L4", 22.03, bf16=True)
@@ -19,13 +18,9 @@ LAPTOP = Device("NVIDIA GeForce RTX 4060 Laptop GPU", 7.65, bf16=True)
 P4 = Device("Tesla P4", 7.43, bf16=False)
 
 
-def settings(path: Path, *overrides: str) -> Any:
-    return load_settings(settings_class(path), path, overrides)
-
-
 def line(device: Device, path: Path, *overrides: str) -> str:
     """The line printed where a device can run a config."""
-    given = settings(path, *overrides)
+    given = settings_of(path.stem, *overrides)
     return check_device(device, given.model, given.training)
 
 
@@ -43,14 +38,14 @@ def by_kind(kind: str) -> list[Path]:
 
 def has_t4(path: Path) -> bool:
     """Whether a config for bfloat16 is of the size that has one for a T4 too."""
-    return bool(settings(path).model.name == "Qwen/Qwen2.5-0.5B-Instruct")
+    return bool(settings_of(path.stem).model.name == "Qwen/Qwen2.5-0.5B-Instruct")
 
 
 def test_every_config() -> None:
     for path in CONFIGS:
         assert "No GPU" in line(Device("CPU", 0.0, bf16=False), path)
         assert "NVIDIA L4 (22 GB)" in line(L4, path)
-        model = settings(path).model
+        model = settings_of(path.stem).model
         line(Device("Made to measure", model.min_gpu_memory_gb or 1.0, bf16=True), path)
         other = model.config_without_bf16
         assert (other is not None) == (path.stem.endswith("16gb") and has_t4(path)), path
@@ -74,7 +69,7 @@ def test_a_config_for_bfloat16(path: Path) -> None:
     assert "has no bfloat16, which training.bf16 needs" in message
     named = f"use configs/{path.stem.replace('16bit_', '').replace('16gb', 't4')}.yaml"
     assert (named in message) == ("use configs" in message) == has_t4(path)
-    assert f"needs {settings(path).model.min_gpu_memory_gb:g} GB" in refused(LAPTOP, path)
+    assert f"needs {settings_of(path.stem).model.min_gpu_memory_gb:g} GB" in refused(LAPTOP, path)
     # The config without bfloat16 needs as much memory, so it is not named where that lacks.
     assert "use configs" not in refused(P4, path)
     # The base weights would be computed in bfloat16.

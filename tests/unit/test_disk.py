@@ -15,23 +15,20 @@ from tests.runs import dpo_run
 from tests.unit.conftest import Ask
 
 DEMO = ROOT / "assets"
-
-
-def commands(run: Path) -> dict[str, list[str]]:
-    test = str(DEMO / "demo_data" / "problems_test.jsonl")
-    return {
-        "dpo": ["--config", str(ROOT / "configs" / "dpo_demo.yaml")],
-        "evaluate": ["--model", str(DEMO / "demo_model"), "--data", test],
-        "judge": [str(run), "--url", "http://127.0.0.1:9", "--model", "m"],
-    }
+PROBLEMS = DEMO / "demo_data" / "problems_test.jsonl"
 
 
 @pytest.mark.parametrize("command", ["dpo", "evaluate", "judge"])
 def test_a_file_where_a_folder_should_be(ask: Ask, tmp_path: Path, command: str) -> None:
     run = dpo_run(tmp_path / "run")
+    words: dict[str, list[str | Path]] = {
+        "dpo": ["--config", ROOT / "configs" / "dpo_demo.yaml"],
+        "evaluate": ["--model", DEMO / "demo_model", "--data", PROBLEMS],
+        "judge": [run, "--url", "http://127.0.0.1:9", "--model", "m"],
+    }
     (tmp_path / "file").write_text("precious")
     output = tmp_path / "file" / "inside"
-    result = ask(command, *commands(run)[command], "--output", str(output))
+    result = ask(command, *words[command], "--output", output)
     printed = f"error: --output {output}: {tmp_path / 'file'} is a file; give a folder\n"
     assert (result.returncode, result.stderr) == (2, printed)
     assert (tmp_path / "file").read_text() == "precious"

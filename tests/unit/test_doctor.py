@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,9 @@ from posttrain.base.paths import shown
 from posttrain.doctor import configs, installation, machine, services
 from posttrain.model import estimate
 from posttrain.model.shape import KNOWN, Shape, shape_of
-from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import load_settings
 from scripts import doctor
-from tests.helpers import CONFIGS, ROOT, Capsys, settings_class
-from tests.unit.conftest import Ask
+from tests.helpers import CONFIGS, ROOT, Capsys
+from tests.unit.conftest import Ask, settings_of, write_file
 from tests.unit.test_server import Server, api
 
 __all__ = ["api"]
@@ -86,7 +85,7 @@ def all_of(*kinds: str) -> set[str]:
 
 def test_a_cpu_with_too_little_memory(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sum is that of a CPU, in the number type that it computes in."""
-    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_gsm8k_cpu.yaml")
+    settings = settings_of("grpo_gsm8k_cpu")
     shape = shape_of("Qwen/Qwen2.5-0.5B-Instruct")
     assert shape is not None
     for bf16 in (True, False):
@@ -184,9 +183,8 @@ def test_a_torch_without_cuda(look: Look, monkeypatch: pytest.MonkeyPatch) -> No
 def test_another_version(
     look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: str
 ) -> None:
-    info = tmp_path / f"{name}-0.0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.1\n")
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0.1\n"
+    write_file(tmp_path / f"{name}-0.0.1.dist-info" / "METADATA", metadata)
     monkeypatch.syspath_prepend(str(tmp_path))
     code, found, text = look(None)
     assert code == (2 if status == "fail" else 0)
@@ -244,8 +242,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, api: Server, answers: bool) ->
 def test_tokens_are_reported_and_never_shown(
     look: Look, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "hub").mkdir()
-    (tmp_path / "hub" / "token").write_text("hf_InTheFile99999999999999")
+    write_file(tmp_path / "hub" / "token", "hf_InTheFile99999999999999")
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password InTheNetrc77\n")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setattr(services, "_answers", lambda url: pytest.fail(f"called {url}"))
@@ -281,23 +278,14 @@ def test_the_shape_has_the_weights_of_the_real_model(name: str, weights: int) ->
     assert shape.layer_weights + shape.embeddings + norms + others == weights
 
 
-@pytest.fixture
-def qwen() -> Shape:
-    found = shape_of("Qwen/Qwen2.5-0.5B-Instruct")
-    assert found is not None
-    return found
+dpo = partial(settings_of, "dpo_french_16gb")
+grpo = partial(settings_of, "grpo_gsm8k_16gb")
 
 
-def dpo(*overrides: str) -> DPOSettings:
-    return load_settings(DPOSettings, ROOT / "configs" / "dpo_french_16gb.yaml", overrides)
-
-
-def grpo(*overrides: str) -> GRPOSettings:
-    return load_settings(GRPOSettings, ROOT / "configs" / "grpo_gsm8k_16gb.yaml", overrides)
-
-
-def test_an_estimate_by_hand(qwen: Shape) -> None:
+def test_an_estimate_by_hand_and_what_changes_it() -> None:
     """What bench/memory.py, on a CPU, does not measure; sizes in GB of 2^30 bytes."""
+    qwen = shape_of("Qwen/Qwen2.5-0.5B-Instruct")
+    assert qwen is not None
     terms = estimate.estimate(dpo(), qwen)
     # r 16: 24 layers x 16 x (896+896 + 2 (896+128) + 896+896 + 3 (896+4864)); 4 bytes + 2 moments
     assert terms["adapter"] == pytest.approx(24 * 16 * 22912 * 6 / 2**30)
@@ -306,15 +294,6 @@ def test_an_estimate_by_hand(qwen: Shape) -> None:
     inside = 6 * 896 + 2 * 128 + 3 * 4864
     assert terms["layer"] == pytest.approx((tokens * inside + 896 * 4864) * 2 / 2**30)
     assert terms["merged"] == 0
-    terms = estimate.estimate(grpo(), qwen)
-    merged = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864) * 2 / 2**30
-    assert terms["merged"] == pytest.approx(merged)
-    for override in ("rollout_weights=adapter", f"min_gpu_memory_gb={4 * merged - 0.01}"):
-        assert estimate.estimate(grpo(f"model.{override}"), qwen)["merged"] == 0
-
-
-def test_what_changes_an_estimate(qwen: Shape) -> None:
-    terms = estimate.estimate(dpo(), qwen)
     plain = dpo("model.load_in_4bit=false", "training.gradient_checkpointing=false")
     more = estimate.estimate(plain, qwen)
     assert more["weights"] == pytest.approx((qwen.layer_weights + qwen.embeddings) * 2 / 2**30)
@@ -323,12 +302,17 @@ def test_what_changes_an_estimate(qwen: Shape) -> None:
     fewer = estimate.estimate(dpo("evaluation.batch_size=2"), qwen)
     less = 2 * 6 * 1024 * 896 * 2 / 2**30
     assert fewer["scoring"] == pytest.approx(terms["scoring"] - less)
-    whole = estimate.estimate(grpo(), qwen)["generation"]
+    of_grpo = estimate.estimate(grpo(), qwen)
+    merged = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864) * 2 / 2**30
+    assert of_grpo["merged"] == pytest.approx(merged)
+    for override in ("rollout_weights=adapter", f"min_gpu_memory_gb={4 * merged - 0.01}"):
+        assert estimate.estimate(grpo(f"model.{override}"), qwen)["merged"] == 0
     for changes, factor in (
         (["training.steps_per_generation=64", "training.save_steps=20"], 4),
         (["training.steps_per_generation=8"], 0.5),
     ):
-        assert estimate.estimate(grpo(*changes), qwen)["generation"] == factor * whole
+        generation = estimate.estimate(grpo(*changes), qwen)["generation"]
+        assert generation == factor * of_grpo["generation"]
 
 
 def test_a_model_of_unknown_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,20 +357,16 @@ def test_the_products_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "product_seconds", lambda shape, rows, dtype: float(rows))
     shape = Shape(vocab=3, hidden=1, intermediate=1, layers=2, key_value=1, queries=1, tied=True)
 
-    def seconds(config: str, *overrides: str) -> float:
-        path = ROOT / "configs" / config
-        settings = load_settings(settings_class(path), path, overrides)
-        return configs.seconds_a_step(settings, shape)
-
     twice = "training.gradient_accumulation_steps=2"
-    dpo = seconds("dpo_french_cpu.yaml", "training.per_device_train_batch_size=1", twice)
+    own = settings_of("dpo_french_cpu", "training.per_device_train_batch_size=1", twice)
     tokens = 2 * 2 * configs.TOKENS
-    assert dpo == configs.OVERHEAD * tokens * (2 * 14 + 3 * 3)
+    assert configs.seconds_a_step(own, shape) == configs.OVERHEAD * tokens * (2 * 14 + 3 * 3)
     small = ["training.per_device_train_batch_size=8", "training.max_completion_length=10"]
-    grpo = seconds("grpo_gsm8k_cpu.yaml", *small, twice)
+    own = settings_of("grpo_gsm8k_cpu", *small, twice)
     read, trained, scored = 2 * configs.TOKENS, 2 * 2 * configs.TOKENS + 160, 160
     products = (2 * trained + read) * 14 + 3 * scored * 3
-    assert grpo == configs.OVERHEAD * (products + 10 * 16 * (14 + 3))
+    expected = configs.OVERHEAD * (products + 10 * 16 * (14 + 3))
+    assert configs.seconds_a_step(own, shape) == expected
 
 
 def test_it_answers_without_torch(ask: Ask) -> None:

@@ -21,19 +21,12 @@ from posttrain.run.results import Check
 from posttrain.settings.export import Export, Parity
 from posttrain.train.session import export
 from tests.helpers import ROOT, Capsys
-from tests.unit.conftest import Ask
+from tests.unit.conftest import Ask, make_config, write_file
 
 DEMO = ROOT / "assets" / "demo_model"
 BASE = {"name": "base", "dtype": "bfloat16", "sha256": "b"}
 GATE = {"dtype": "bfloat16", "parity": {}}
 PASSED = [Check("tokenisation", 0, 0, True)]
-
-
-def make_config(folder: Path, **values: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"peft_type": "LORA", "target_modules": ["q_proj"], **values}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def test_targets_come_after_what_they_are_made_from() -> None:
@@ -45,8 +38,7 @@ def test_targets_come_after_what_they_are_made_from() -> None:
 
 @pytest.fixture
 def proven(tmp_path: Path) -> Record:
-    (tmp_path / "merged_16bit").mkdir()
-    (tmp_path / "merged_16bit" / "model.safetensors").write_bytes(b"weights")
+    write_file(tmp_path / "merged_16bit" / "model.safetensors", b"weights")
     record = Record(tmp_path, BASE, "a")
     assert record.add("merged_16bit", tmp_path / "merged_16bit", 1.0, GATE, PASSED)
     return record
@@ -103,8 +95,7 @@ def test_a_crash_never_leaves_a_proven_entry_for_other_files(
     final = proven.folder / "merged_16bit"
 
     def write(into: Path) -> list[Check]:
-        into.mkdir()
-        (into / "model.safetensors").write_bytes(b"new")
+        write_file(into / "model.safetensors", b"new")
         return PASSED
 
     steps = itertools.count()
@@ -216,15 +207,10 @@ def test_a_quantised_base_is_refused_or_replaced_by_its_original(tmp_path: Path)
 
 
 def test_what_cannot_be_merged_exactly_is_refused(tmp_path: Path) -> None:
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"peft_type": "LOHA"}, "LOHA"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "changes lm_head .tied"),
-        ({"init_lora_weights": "pissa"}, "holds a part of the base weights"),
-    ]
-    for values, message in cases:
-        with pytest.raises(ConfigError, match=message):
-            merge.check_adapter(make_config(tmp_path, **values), DEMO)
+    """As where a run starts from an adapter: test_stages.py has every kind."""
+    adapter = make_config(tmp_path, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ConfigError, match=r"changes lm_head .tied.*; an export merges LoRA"):
+        merge.check_adapter(adapter, DEMO)
 
 
 def test_tokens_that_are_not_listed_are_one_outcome_of_a_divergence() -> None:
@@ -296,9 +282,7 @@ def test_only_the_pinned_archive_is_used(tmp_path: Path, monkeypatch: pytest.Mon
     assert llama_cpp.find_tree(str(tmp_path)) == tmp_path
     with pytest.raises(ConfigError, match="has no llama-quantize"):
         llama_cpp.find_quantizer(tmp_path)
-    quantizer.parent.mkdir(parents=True)
-    quantizer.touch()
-    assert llama_cpp.find_quantizer(tmp_path) == quantizer
+    assert llama_cpp.find_quantizer(tmp_path) == write_file(quantizer, "")
 
 
 def test_help_and_wrong_requests(ask: Ask, tmp_path: Path) -> None:

@@ -162,9 +162,7 @@ def test_a_half_is_a_mean_of_samples_only_on_the_side_that_has_several() -> None
     change = compare_replies(one, two)["strict"]
     assert (change.after.low, change.after.high) == (0.5, 0.5)  # a bootstrap of equal values
     assert change.before.low == pytest.approx(wilson_interval(4, 4)[0])
-
-
-def test_an_interval_of_samples_that_are_all_right_or_all_wrong_has_a_width() -> None:
+    # Samples that are all right, or all wrong, have an interval with a width.
     for text, total in (RIGHT, 4), (WRONG, 0):
         report = summarise([scored(text, question=q, sample=s) for q in "abcd" for s in (0, 1)])
         for name in ("strict", "pass@2", "majority_vote"):

@@ -28,8 +28,9 @@ posttrain/train/guard.py: a micro-batch is trained on in parts that fit the memo
 posttrain/train/guard.py: a failed attempt leaves no metrics
     trl/trainer/dpo_trainer.py: DPOTrainer._metrics
     trl/trainer/grpo_trainer.py: GRPOTrainer._metrics
-posttrain/train/guard.py: tokens are counted once
+posttrain/train/guard.py: tokens are counted once, and kept in a checkpoint, where trl does not
     transformers/trainer.py: Trainer._track_num_input_tokens(inputs)
+    trl/trainer/dpo_trainer.py: DPOTrainer._total_train_tokens
 posttrain/train/guard.py: trl's model card of a checkpoint is not written
     trl/trainer/dpo_trainer.py: "self.create_model_card(model_name=model_name)"
     trl/trainer/grpo_trainer.py: "self.create_model_card(model_name=model_name)"
@@ -41,8 +42,6 @@ posttrain/train/trainers.py: whether and how a loss of DPO is a sum over pairs
     trl/trainer/dpo_trainer.py: DPOTrainer.loss_types DPOTrainer.loss_weights
     trl/trainer/dpo_trainer.py: DPOTrainer.use_weighting DPOTrainer.aux_loss_enabled
     trl/trainer/dpo_trainer.py: DPOTrainer.compute_loss(model, inputs, return_outputs)
-posttrain/train/guard.py: the count of tokens, which trl leaves out of a checkpoint
-    trl/trainer/dpo_trainer.py: DPOTrainer._total_train_tokens
 posttrain/train/trainers.py: batches of like length, the same ones after a resume
     transformers/trainer.py: Trainer._get_train_sampler(train_dataset)
 posttrain/train/grpo_trainer.py: whether and how a loss of GRPO is a sum over completions
@@ -63,8 +62,7 @@ posttrain/train/grpo_trainer.py: the rows of a bad step are written with their r
     trl/trainer/grpo_trainer.py: GRPOTrainer._calculate_rewards GRPOTrainer.reward_func_names
     unsloth/models/rl_replacements.py: grpo_trainer__generate_and_score_completions
 posttrain/train/grpo_trainer.py: generation that is out of memory is cut into fewer prompts
-    trl/trainer/grpo_trainer.py: GRPOTrainer._generate_single_turn(prompt_ids)
-    trl/trainer/grpo_trainer.py: GRPOTrainer.use_vllm
+    trl/trainer/grpo_trainer.py: GRPOTrainer._generate_single_turn(prompt_ids) GRPOTrainer.use_vllm
     unsloth/models/rl_replacements.py: grpo_trainer__generate_single_turn
     trl/trainer/grpo_trainer.py: GRPOTrainer.use_transformers_continuous_batching
 posttrain/train/grpo_trainer.py: log-probabilities of sampling and training are compared
@@ -117,11 +115,9 @@ posttrain/model/runtime.py: the 4-bit repository that is loaded in place of the 
     unsloth/models/loader_utils.py: get_model_name(model_name, load_in_4bit)
 posttrain/model/pretrained.py: a saved tokenizer says nothing of how it was read
     transformers/tokenization_utils_base.py: PreTrainedTokenizerBase.init_kwargs
-posttrain/model/adapter.py: the copy of the adapter that trl adds is removed
-    trl/trainer/dpo_trainer.py: 'add_adapter("ref"'
+posttrain/model/adapter.py: the copy that trl adds for the reference is removed or replaced
+    trl/trainer/dpo_trainer.py: 'add_adapter("ref"' 'adapter_name="ref"'
     trl/trainer/grpo_trainer.py: 'add_adapter("ref"'
-posttrain/model/adapter.py: trl takes an adapter of this name for the reference
-    trl/trainer/dpo_trainer.py: 'adapter_name="ref"'
 posttrain/model/merged.py: the layers that an adapter changes, their base weights, and DoRA's
     peft/tuners/lora/__init__.py: LoraLayer
     peft/tuners/lora/layer.py: LoraLayer.lora_variant LoraLayer.lora_bias

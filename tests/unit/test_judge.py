@@ -24,7 +24,7 @@ from eval.stats import NOT_MEASURABLE, Measure, wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.run.results import PromptReply
 from scripts import judge
-from tests.helpers import Capsys
+from tests.helpers import Capsys, write_rows
 from tests.unit.conftest import Ask
 from tests.unit.test_server import Reply, Server, api, choice, no_pauses
 
@@ -32,11 +32,10 @@ __all__ = ["api", "no_pauses"]
 KEY = "sk-judge-2718281828"
 Given = dict[Order, Verdict | None]
 
-# --- the prompt -----------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize("language", ["en", "fr"])
+@pytest.mark.parametrize("language", INSTRUCTIONS)
 def test_the_replies_change_places(language: str) -> None:
+    assert detect(INSTRUCTIONS[language]) == language
     compared = Comparison("Quel temps ?", "It rains.", "Il pleut.", "Réponds en français.")
     first, second = (question(compared, order, language) for order in ORDERS)
     assert first[0] == second[0] == {"role": "system", "content": INSTRUCTIONS[language]}
@@ -46,18 +45,8 @@ def test_the_replies_change_places(language: str) -> None:
     assert texts[0].index("It rains.") < texts[0].index("Il pleut.")
     assert texts[1].index("Il pleut.") < texts[1].index("It rains.")
     assert sorted(texts[0]) == sorted(texts[1]) and "before" not in texts[0]
-
-
-def test_instructions_are_in_their_language() -> None:
-    assert [detect(text) for text in INSTRUCTIONS.values()] == [*INSTRUCTIONS]
-
-
-def test_without_a_system_turn() -> None:
-    text = question(Comparison("Hi", "a", "b"), "before_first", "en")[1]["content"]
-    assert text.startswith("[Message]\nHi\n[/Message]")
-
-
-# --- what it answers ------------------------------------------------------------------------------
+    text = question(Comparison("Hi", "a", "b"), "before_first", language)[1]["content"]
+    assert text.startswith("[Message]\nHi\n[/Message]")  # without a system turn
 
 
 @pytest.mark.parametrize(
@@ -131,9 +120,6 @@ def test_replies_to_the_same_prompt_count_once() -> None:
     assert result.p_value == 0.625
 
 
-# --- a server -------------------------------------------------------------------------------------
-
-
 FRENCH = "Il fait très beau aujourd'hui dans toute la ville."
 ENGLISH = "The weather is very nice today in all of the city, I would say."
 
@@ -142,7 +128,6 @@ ENGLISH = "The weather is very nice today in all of the city, I would say."
 def run(tmp_path: Path) -> Path:
     """Ten prompts: after training, 6 replies turned French, 2 English, and 2 stayed as they are."""
     folder = tmp_path / "run"
-    (folder / "eval").mkdir(parents=True)
     sides: dict[str, list[dict[str, Any]]] = {"before": [], "after": []}
     for i in range(10):
         before, after = (
@@ -155,8 +140,7 @@ def run(tmp_path: Path) -> Path:
             answered = side, "Réponds en français.", earlier, prompt
             sides[side].append(vars(PromptReply(*answered, **vars(reply))))
     for side, rows in sides.items():
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "eval" / f"{side}_replies.jsonl").write_text(lines, encoding="utf-8")
+        write_rows(folder / "eval" / f"{side}_replies.jsonl", *rows)
     return folder
 
 
@@ -194,19 +178,9 @@ def test_a_judge_that_wants_french(api: Server, run: Path, capsys: Capsys) -> No
     body = api.bodies[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("org/the judge", 0.0, 512)
     assert {path for path, _ in api.seen} == {"/v1/chat/completions"}
-    (first,) = {b["messages"][1]["content"] for b in api.bodies if "Bonjour" in str(b)} & {
-        question(
-            Comparison(
-                "user: Bonjour\n\nuser: Quel temps fait-il ? 0",
-                ENGLISH,
-                FRENCH,
-                "Réponds en français.",
-            ),
-            "before_first",
-            "fr",
-        )[1]["content"]
-    }
-    assert replies_in({"messages": [{}, {"content": first}]}) == (ENGLISH, FRENCH)
+    prompt = "user: Bonjour\n\nuser: Quel temps fait-il ? 0"
+    compared = Comparison(prompt, ENGLISH, FRENCH, "Réponds en français.")
+    assert question(compared, "before_first", "fr") in [body["messages"] for body in api.bodies]
     out = capsys.readouterr().out
     assert "10 prompts, 0 verdicts kept from an earlier call, 16 to request" in out
     assert "win rate of after       70.0% [" in out and "6, 2, 2" in out
@@ -317,10 +291,11 @@ def test_a_wrong_url_leaves_nothing_behind(api: Server, run: Path, no_pauses: li
     assert len(api.bodies) == before
 
 
-# --- what is refused ------------------------------------------------------------------------------
-
-
-def test_a_run_without_replies(api: Server, run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_judged(api: Server, run: Path, tmp_path: Path) -> None:
+    verdicts = write_rows(run / "judge" / "org-the-judge" / "verdicts.jsonl", {"comparison": 0})
+    with pytest.raises(DataError, match="line 1 is not a verdict"):
+        judged(run, api)
+    verdicts.unlink()
     with pytest.raises(ConfigError, match=r"no finished DPO run there .*before_replies.jsonl"):
         judged(tmp_path / "nowhere", api)
     after = run / "eval" / "after_replies.jsonl"
@@ -341,14 +316,6 @@ def test_a_run_without_replies(api: Server, run: Path, tmp_path: Path) -> None:
     assert api.seen == []
 
 
-def test_a_line_that_is_no_verdict(api: Server, run: Path) -> None:
-    folder = run / "judge" / "org-the-judge"
-    folder.mkdir(parents=True)
-    (folder / "verdicts.jsonl").write_text('{"comparison": 0}\n', "utf-8")
-    with pytest.raises(DataError, match="line 1 is not a verdict"):
-        judged(run, api)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -364,9 +331,6 @@ def test_bad_arguments(arguments: list[str], message: str, run: Path, capsys: Ca
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "secret" not in error
-
-
-# --- the script and the key -----------------------------------------------------------------------
 
 
 def test_the_key_is_sent_and_written_nowhere(api: Server, run: Path, ask: Ask) -> None:

@@ -73,13 +73,9 @@ def test_a_killed_holder_has_lost_it_at_once(
 
 
 @pytest.mark.parametrize("holder", ["elsewhere"], indirect=True)
-def test_a_live_holder_on_another_machine_keeps_it(holder: int, tmp_path: Path) -> None:
+def test_a_holder_on_another_machine_keeps_it_while_it_lives(holder: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"process {holder} on elsewhere\)"):
         hold(tmp_path)
-
-
-@pytest.mark.parametrize("holder", ["elsewhere"], indirect=True)
-def test_another_machine_that_gives_no_sign_of_life_loses_it(holder: int, tmp_path: Path) -> None:
     os.kill(holder, signal.SIGSTOP)
     assert lock.LEASE < lock.PATIENCE + lock.LEASE / 2 < hold(tmp_path) + lock.LEASE
 

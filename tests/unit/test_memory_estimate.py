@@ -11,8 +11,8 @@ import pytest
 from bench import memory
 from posttrain.model import estimate
 from posttrain.model.shape import shape_of
-from posttrain.settings.command import load_settings
 from tests.helpers import CONFIGS, ROOT, needs_shared
+from tests.unit.conftest import settings_of
 
 ROWS: list[dict[str, Any]] = json.loads(memory.RESULT.read_text(encoding="utf-8"))["points"]
 CARDS = [path for path in CONFIGS if not path.stem.endswith(("demo", "cpu"))]
@@ -34,7 +34,7 @@ def test_every_phase_is_within_a_quarter(row: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
 def test_the_head_of_a_config_has_its_estimate(path: Path) -> None:
-    settings: Any = load_settings(memory.SETTINGS[path.stem.split("_")[0]], path)
+    settings = settings_of(path.stem)
     shape = shape_of(settings.model.name)
     assert shape is not None
     terms = estimate.estimate(settings, shape)

@@ -4,7 +4,6 @@ import base64
 import json
 import shlex
 import subprocess
-import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -17,11 +16,11 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import append_rows
 from posttrain.export.hub import to_upload
 from posttrain.report.model_card import render_model_card
-from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
-from tests.helpers import CONFIGS, ROOT, run_script, settings_class
+from tests.helpers import CONFIGS, run_script
 from tests.runs import grpo_run
-from tests.unit.test_server import Handler
+from tests.unit.conftest import make_config, settings_of, write_file
+from tests.unit.test_server import Handler, serving
 
 
 def export(path: str, proven: bool, name: str, value: float, limit: float) -> dict[str, Any]:
@@ -36,17 +35,14 @@ UNPROVEN = export("gguf/m-q4_k_m.gguf", False, "perplexity change", 0.7, 0.1)
 def make_run(folder: Path, config: str = "grpo_demo", **changes: Any) -> Path:
     """A finished run with these settings, around an adapter of a few bytes."""
     grpo_run(folder, steps=2)
-    file = ROOT / "configs" / f"{config}.yaml"
-    settings = load_settings(settings_class(file), file).model_dump(mode="json")
+    settings = settings_of(config).model_dump(mode="json")
     for path, value in changes.items():
         section, key = path.split("__")
         settings[section][key] = value
     (folder / "config.yaml").write_text(dump_yaml(settings), encoding="utf-8")
-    base = {"base_model_name_or_path": "/home/someone/models/base"}
-    (folder / "adapter").mkdir(exist_ok=True)
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(base))
-    (folder / "adapter" / "README.md").write_text("peft's own card")
-    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    adapter = make_config(folder / "adapter", base_model_name_or_path="/home/someone/models/base")
+    (adapter / "README.md").write_text("peft's own card")
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
     return folder
 
 
@@ -54,9 +50,7 @@ def add_exports(run: Path, exports: dict[str, dict[str, Any]]) -> None:
     (run / "export.json").write_text(json.dumps({"exports": exports}))
     for each in exports.values():
         path = run / each["path"]
-        file = path if path.suffix else path / "model.safetensors"
-        file.parent.mkdir(exist_ok=True, parents=True)
-        file.write_bytes(b"weights")
+        write_file(path if path.suffix else path / "model.safetensors", b"weights")
 
 
 @pytest.mark.parametrize("config", [path.stem for path in CONFIGS])
@@ -163,12 +157,8 @@ class Hub(Handler):
 @pytest.fixture
 def hub() -> Iterator[str]:
     Hub.created, Hub.files, Hub.refuse = [], {}, False
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Hub)) as url:
+        yield url
 
 
 SECRET = "hf_sentinel"

@@ -15,6 +15,7 @@ from posttrain.data.render import set_template_variables
 from posttrain.export.ollama import default_system, export_ollama, modelfile, turn_template
 from tests.families import FAMILIES, make_tokenizer
 from tests.helpers import ROOT, SHARED, needs_shared
+from tests.unit.test_prompt_text import with_template
 
 TOKENIZERS = [
     ROOT / "assets" / "demo_model",
@@ -59,23 +60,13 @@ func main() {
 """
 
 
-def tokenizer_of(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def with_template(template: str) -> Any:
-    tokenizer = tokenizer_of(ROOT / "assets" / "demo_model")
-    tokenizer.chat_template = template
-    return tokenizer
-
-
 def rendered(tokenizer: Any, turns: Any) -> str:
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 @pytest.mark.parametrize("folder", TOKENIZERS)
 def test_turns_are_rendered_as_by_the_tokenizer(folder: Path) -> None:
-    tokenizer = tokenizer_of(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     template = turn_template(tokenizer)
     for turns in CONVERSATIONS:
         assert template.render(turns) == rendered(tokenizer, turns)
@@ -108,7 +99,7 @@ def test_families(name: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("go") is None, reason="Go is not installed")
 @pytest.mark.parametrize("folder", TOKENIZERS)
 def test_go_renders_it_as_the_tokenizer_does(folder: Path, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     (tmp_path / "render.go").write_text(RENDER, encoding="utf-8")
     given = {"Template": turn_template(tokenizer).as_go(), "Conversations": CONVERSATIONS}
     result = subprocess.run(
@@ -123,7 +114,7 @@ def test_go_renders_it_as_the_tokenizer_does(folder: Path, tmp_path: Path) -> No
 
 @needs_shared
 def test_the_system_prompt_of_qwens_template(tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(SHARED / "qwen2.5-tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen2.5-tokenizer")
     system = default_system(tokenizer)
     assert system is not None and system.startswith("You are Qwen")
     question = {"role": "user", "content": "?"}
@@ -131,7 +122,7 @@ def test_the_system_prompt_of_qwens_template(tmp_path: Path) -> None:
     assert rendered(tokenizer, with_system) == rendered(tokenizer, [question])
     path, _ = exported(tmp_path, tokenizer)
     assert f'SYSTEM """{system}"""' in path.read_text(encoding="utf-8")  # Ollama would add none
-    assert default_system(tokenizer_of(ROOT / "assets" / "demo_model")) is None
+    assert default_system(AutoTokenizer.from_pretrained(ROOT / "assets" / "demo_model")) is None
 
 
 def test_what_a_modelfile_cannot_express_is_refused(tmp_path: Path) -> None:
@@ -152,7 +143,7 @@ def test_what_a_modelfile_cannot_express_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_modelfile(tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(ROOT / "assets" / "demo_model")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets" / "demo_model")
     more = {"temperature": 0, "num_ctx": 256}
     path, check = exported(tmp_path, tokenizer, SYSTEM, stops=["<|end|>"], **more)
     lines = path.read_text(encoding="utf-8").split("\n")

@@ -10,13 +10,11 @@ import pytest
 
 from eval import Message
 from eval.preference import Pair
-from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.errors import DataError
 from posttrain.data.formats import DIFFERENT_PROMPTS, FORMATS, USERS_REPLY
 from posttrain.data.pairs import PairSet, load_pair_set
-from posttrain.data.prompted import prompt_key
-from posttrain.data.text import set_aside
 from posttrain.settings import PairData, Prompt
-from tests.helpers import Capsys, demo_settings, write_rows
+from tests.helpers import Capsys, write_rows
 
 Row = dict[str, Any]
 
@@ -233,7 +231,7 @@ def test_a_prompt_of_text_and_replies_of_messages(tmp_path: Path) -> None:
     assert pairs(result) == pairs(read(tmp_path, "messages", numbered(ULTRAFEEDBACK)))
 
 
-BAD_MESSAGES: list[tuple[Any, str]] = [
+BAD_MESSAGES: list[tuple[Any, str]] = [  # in column 'chosen'
     (None, "should hold a list of messages, got null"),
     ([], "should hold a list of messages, got none"),
     (["text"], "message 1 should have a role and a content"),
@@ -248,15 +246,23 @@ BAD_MESSAGES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "says"), BAD_MESSAGES, ids=str)
-def test_malformed_messages(value: Any, says: str, tmp_path: Path) -> None:
-    rows = numbered(ULTRAFEEDBACK)
-    rows[1]["chosen"] = value
+@pytest.mark.parametrize(
+    ("kind", "column", "value", "says"),
+    [
+        *(("messages", "chosen", value, says) for value, says in BAD_MESSAGES),
+        ("conversational", "chosen", [user("a"), assistant("b")], "got 2; data.format=messages "),
+        *(("comparia", "choice", value, "should hold") for value in ("claude", "A", True)),
+    ],
+    ids=str,
+)
+def test_a_malformed_cell(kind: str, column: str, value: Any, says: str, tmp_path: Path) -> None:
+    rows = numbered({**SHAPES[kind], "model_a_name": "x", "model_b_name": "y"})
+    rows[1][column] = value
     if "ends without" in says:  # or the two sides would part before their last reply
         rows[1]["rejected"][0] = user("a")
     with pytest.raises(DataError) as caught:
-        read(tmp_path, "messages", rows)
-    assert str(caught.value).startswith(f"{tmp_path}/messages.jsonl: row 2: column 'chosen'")
+        read(tmp_path, kind, rows)
+    assert str(caught.value).startswith(f"{tmp_path}/{kind}.jsonl: row 2: column '{column}'")
     assert says in str(caught.value)
 
 
@@ -325,19 +331,9 @@ def test_rows_of_another_format_are_recognised(kind: str, other: str, tmp_path: 
         read(tmp_path, kind, numbered(SHAPES[other]))
 
 
-@pytest.mark.parametrize(
-    ("column", "turns", "message"),
-    [
-        ("prompt", [user("a"), assistant("Hm.")], "the prompt should end in a turn of the user"),
-        ("chosen", [user("a"), assistant("b")], r"column 'chosen' .* got 2; data\.format=messages"),
-    ],
-)
-def test_a_conversational_row_in_another_form(
-    column: str, turns: list[Message], message: str, tmp_path: Path
-) -> None:
-    rows = numbered(CONVERSATIONAL)
-    rows[1][column] = turns
-    with pytest.raises(DataError, match=f"row 2: {message}"):
+def test_a_prompt_that_ends_in_a_reply(tmp_path: Path) -> None:
+    rows = numbered({**CONVERSATIONAL, "prompt": [user("{n}"), assistant("Hm.")]})
+    with pytest.raises(DataError, match="row 1: the prompt should end in a turn of the user"):
         read(tmp_path, "conversational", rows)
 
 
@@ -349,18 +345,10 @@ def test_other_languages_are_left_out_and_counted(tmp_path: Path, capsys: Capsys
     assert len(pairs(result)) == 3
     assert "left out 2 of 5 rows: not in 'fr' (2)" in capsys.readouterr().out
     assert len(pairs(read(tmp_path, "oasst", rows))) == 5
-
-
-@pytest.mark.parametrize(
-    ("language", "message"),
-    [
-        ("de", r"no row is left of 3: not in 'de' \(3\)"),
-        ("french", r"data\.language: 'french' .*; use a code such as fr"),
-    ],
-)
-def test_no_row_in_the_language(language: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=message):
-        read(tmp_path, "oasst", numbered(OASST), language=language)
+    with pytest.raises(DataError, match=r"no row is left of 5: not in 'de' \(5\)"):
+        read(tmp_path, "oasst", rows, language="de")
+    with pytest.raises(DataError, match=r"data\.language: 'french' .*; use a code such as fr"):
+        read(tmp_path, "oasst", rows, language="french")
 
 
 def test_the_language_filter_takes_other_formats_and_columns(tmp_path: Path) -> None:
@@ -394,9 +382,6 @@ def test_what_users_said_next_is_no_reply(tmp_path: Path) -> None:
     assert read(tmp_path, "oasst", rows).dropped == {USERS_REPLY: 1}
 
 
-# --- arenas -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("choice", "chosen"),
     [
@@ -420,14 +405,6 @@ def test_ties_are_left_out_and_counted(tmp_path: Path) -> None:
     rows[10]["both_equal"] = True
     result = read(tmp_path, "comparia", rows)
     assert (result.rows, result.dropped) == (11, {"a tie": 5, "no vote": 3})
-
-
-@pytest.mark.parametrize("choice", ["claude", "A", True])
-def test_a_choice_that_names_no_side(choice: Any, tmp_path: Path) -> None:
-    rows = numbered({**ARENA, "model_a_name": "x", "model_b_name": "y"})
-    rows[1]["choice"] = choice
-    with pytest.raises(DataError, match="row 2: column 'choice' should hold"):
-        read(tmp_path, "comparia", rows)
 
 
 SEVERAL = {
@@ -454,9 +431,6 @@ def test_a_vote_about_an_earlier_reply(tmp_path: Path) -> None:
         rows[1]["turn"] = wrong
         with pytest.raises(DataError, match=r"row 2: column 'turn' should count one of 2 turns"):
             read(tmp_path, "comparia", rows, columns={"turn": "turn"})
-
-
-# --- a row for each turn ------------------------------------------------------------------------
 
 
 def test_a_vote_on_each_turn_of_a_conversation(tmp_path: Path) -> None:
@@ -486,24 +460,20 @@ def test_turns_are_filtered_by_the_languages_that_they_list(tmp_path: Path) -> N
     assert len(pairs(read(tmp_path, "comparia_turns", rows))) == 5
 
 
-def test_a_turn_that_one_model_left_without_a_reply(tmp_path: Path) -> None:
+def test_a_turn_that_one_model_left_without_a_reply_and_an_empty_one(tmp_path: Path) -> None:
     """It is the turn of the user that is counted, or the reply to another one would be taken."""
-    rows = numbered(as_turn(SEVERAL, 0, "b_better"), 4)
+    rows = numbered(as_turn(SEVERAL, 0, "b_better"), 4) + numbered(as_turn(SEVERAL, 1, "b_better"))
     del rows[1]["full_conversation_a"][1]
-    with pytest.raises(DataError, match="row 2: column 'full_conversation_a' is empty or ends"):
-        read(tmp_path, "comparia_turns", rows)
-    result = read(tmp_path, "comparia_turns", rows, unusable="drop")
-    assert (result.dropped, len(pairs(result))) == ({"a reply is empty": 1}, 3)
-
-
-def test_an_earlier_reply_that_is_empty(tmp_path: Path) -> None:
-    rows = numbered(as_turn(SEVERAL, 0, "b_better"), 3) + numbered(as_turn(SEVERAL, 1, "b_better"))
-    for row in rows[3:]:
+    for row in rows[4:]:
         row["full_conversation_a"][1] = row["full_conversation_b"][1] = assistant("")
-    with pytest.raises(DataError, match="row 4: column 'full_conversation_b', message 2 is empty"):
-        read(tmp_path, "comparia_turns", rows)
+    for given, says in (
+        (rows, "row 2: column 'full_conversation_a' is empty or ends"),
+        (rows[4:], "row 1: column 'full_conversation_b', message 2 is empty"),
+    ):
+        with pytest.raises(DataError, match=says):
+            read(tmp_path, "comparia_turns", given)
     result = read(tmp_path, "comparia_turns", rows, unusable="drop")
-    assert (result.dropped, len(pairs(result))) == ({"a reply is empty": 3}, 3)
+    assert (result.dropped, len(pairs(result))) == ({"a reply is empty": 4}, 3)
 
 
 def test_what_comes_after_the_turn_is_not_read(tmp_path: Path) -> None:
@@ -522,19 +492,6 @@ def test_models_with_different_system_turns(tmp_path: Path) -> None:
     assert len(pairs(read(tmp_path, "comparia_turns", rows, Prompt(system="Réponds.")))) == 4
 
 
-def test_branches_of_a_conversation_are_on_one_side() -> None:
-    """A reply that is held out would otherwise stand in a prompt that is trained on."""
-    pairs = []
-    for number in range(40):
-        opening = [user(f"Question {number}")]
-        pairs.append(Pair(tuple(opening), "a", "b"))
-        pairs.append(Pair((*opening, assistant("a"), user("Continue.")), "c", "d"))
-    train, held = set_aside(pairs, prompt_key, 10, "here", "data.holdout")
-    assert {prompt_key(p) for p in train}.isdisjoint(prompt_key(p) for p in held)
-    assert {p.prompt[0]["content"] for p in train}.isdisjoint(p.prompt[0]["content"] for p in held)
-    assert len(held) == 10
-
-
 def test_pairs_of_their_own_to_hold_out_are_counted_too(tmp_path: Path) -> None:
     rows = numbered(ARENA, 4)
     ties = [{**row, "choice": "tie"} for row in rows[2:3]]
@@ -542,8 +499,3 @@ def test_pairs_of_their_own_to_hold_out_are_counted_too(tmp_path: Path) -> None:
     result = read(tmp_path, "comparia", [*rows[:2], *ties], eval={"path": str(held)})
     assert (result.rows, result.dropped) == (5, {"a tie": 2})
     assert (len(result.train), len(result.held_out)) == (2, 1)
-
-
-def test_a_format_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"data\.format: should be 'columns', 'orca', "):
-        demo_settings("dpo", "data.format=ocra")

@@ -5,7 +5,8 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -24,19 +25,14 @@ from tests.helpers import ROOT, SHARED, needs_shared, run_script
 Report = dict[str, Any]
 
 
-class Added(NamedTuple):
-    content: str
-    special: bool
-
-
 class Words:
     """A tokenizer whose tokens are words, with a template of one word a role."""
 
     eos_token = "<eos>"
     added_tokens_decoder: ClassVar = {
-        1: Added("<user>", True),
-        2: Added("<eos>", True),
-        3: Added("<think>", False),
+        1: SimpleNamespace(content="<user>", special=True),
+        2: SimpleNamespace(content="<eos>", special=True),
+        3: SimpleNamespace(content="<think>", special=False),
     }
 
     def apply_chat_template(self, turns: Sequence[dict[str, str]], **_: Any) -> str:

@@ -11,7 +11,7 @@ from eval import Completion, MeasuredReply, measures, preference, replies
 from eval.preference import Pair, ScoredPair
 from eval.replies import kl_per_token, measure
 from eval.stats import Difference, Measure, wilson_interval
-from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.errors import DataError
 from posttrain.run.folder import RunFolder
 from posttrain.scoring.changed_reply import example
 from posttrain.scoring.pairs import load_problems, measured, read_scores, without_system
@@ -200,19 +200,6 @@ def test_a_question_that_is_trained_on_or_leaves_no_room_is_refused(
     settings = sums(tmp_path, "1 + 3 ?", question)
     with pytest.raises(DataError, match=message):
         load_problems(settings, [pair("Salut"), pair(*turns)], tokenizer())
-
-
-@pytest.mark.parametrize(
-    ("also", "message"),
-    [
-        ("[{name: a, path: p, max_new_tokens: 256}]", "a: max_new_tokens = 256 leaves no room"),
-        ("[{name: a/b, path: p, max_new_tokens: 9}]", "also.*name"),
-        (f"[{', '.join(['{name: a, path: p, max_new_tokens: 9}'] * 2)}]", "the same name: a, a"),
-    ],
-)
-def test_settings_of_problem_sets(also: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        demo_settings("dpo", f"evaluation.also={also}")
 
 
 def reply(text: str, french: bool = True, ended: bool = True) -> MeasuredReply:

@@ -11,6 +11,7 @@ import pytest
 from posttrain.base import processor
 from posttrain.model import runtime
 from tests.helpers import Capsys
+from tests.unit.conftest import write_file
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,7 @@ def test_the_limit_of_a_container(
     """Files as the kernel writes them: docs.kernel.org, cgroup-v1/cpu and cgroup-v2."""
     root = tmp_path / "cgroup"
     for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
+        write_file(root / name, content)
     (tmp_path / "membership").write_text(membership)
     assert processor.cgroup_limit(tmp_path / "membership", root) == limit
 

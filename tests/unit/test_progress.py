@@ -23,6 +23,7 @@ from posttrain.train import loop
 from posttrain.train.stop import StopRequest
 from posttrain.train.view import TrainingView
 from tests.helpers import ROOT, Capsys, demo_settings
+from tests.unit.conftest import write_file
 
 SHOWN = {"reward": "reward", "reward_std": "std"}
 TRAIN = f"""
@@ -182,8 +183,7 @@ def test_bars_inside_bars_write_no_cursor_codes_to_a_pipe() -> None:
 
 
 def test_a_dataset_is_read_without_a_bar_into_a_pipe(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "rows.csv").write_text("question,answer\n1 + 1?,2\n", encoding="utf-8")
+    write_file(tmp_path / "data" / "rows.csv", "question,answer\n1 + 1?,2\n")
     program = f"""
 from posttrain.base.process import run_main
 from posttrain.data.sources import read_rows

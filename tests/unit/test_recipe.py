@@ -2,22 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from eval.stats import wilson_interval
 from posttrain.model.recipe import LEARNING_RATES, describe, learning_rate_note, recipe
 from posttrain.model.shape import shape_of
-from posttrain.settings.command import SETTINGS, load_settings
 from tests.helpers import CONFIGS, ROOT
+from tests.unit.conftest import settings_of
 
 PAGE = ROOT / "docs" / "recipes.md"
-
-
-def settings_of(name: str, *overrides: str) -> Any:
-    path = ROOT / "configs" / f"{name}.yaml"
-    return load_settings(SETTINGS[name.split("_")[0]], path, list(overrides))
 
 
 @pytest.fixture(autouse=True)

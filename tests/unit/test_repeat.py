@@ -21,10 +21,10 @@ from posttrain.run.folder import RunFolder
 from posttrain.run.record import read_run
 from posttrain.scoring.seeds import over_seeds
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
-from posttrain.settings.command import load_settings
 from scripts import repeat
-from tests.helpers import ROOT, Capsys
+from tests.helpers import ROOT, Capsys, demo_settings
 from tests.runs import dpo_run, grpo_run, sft_run, text_run
+from tests.unit.conftest import write_file
 
 CONFIG = ["--config", str(ROOT / "configs" / "grpo_demo.yaml")]
 
@@ -209,12 +209,12 @@ def test_what_is_wrong_on_the_command_line(given: list[str], message: str) -> No
 
 def test_each_seed_is_a_separate_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A script in the place of the real one writes down its arguments and its group's name."""
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "grpo.py").write_text(
+    write_file(
+        tmp_path / "scripts" / "grpo.py",
         "import os, sys\n"
         "words = [*sys.argv[5:], os.environ['WANDB_RUN_GROUP']]\n"
         "open(sys.argv[4] + '.args', 'w').write(' '.join(words))\n"
-        "sys.exit(3 if sys.argv[4].endswith('5') else 0)\n"
+        "sys.exit(3 if sys.argv[4].endswith('5') else 0)\n",
     )
     monkeypatch.setattr(repeat, "ROOT", tmp_path)
     monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
@@ -232,11 +232,9 @@ def test_finished_seeds_are_left_and_reported(
     """Only for an export is the script started again; one that is not proven ends nothing else."""
     for seed in (1, 2):
         own = [*export, f"training.seed={seed}", f"run.name=grpo_demo-seed-{seed}"]
-        settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", own)
         run = RunFolder(grpo_run(tmp_path / f"seed-{seed}"))
-        run.describe(settings, {"data": "0" * 64})
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "grpo.py").write_text("import sys\nsys.exit(4)\n")
+        run.describe(demo_settings("grpo", *own), {"data": "0" * 64})
+    write_file(tmp_path / "scripts" / "grpo.py", "import sys\nsys.exit(4)\n")
     monkeypatch.setattr(repeat, "ROOT", tmp_path)
     args = ["grpo", "--seeds", "1,2", *CONFIG, "--output", str(tmp_path), *export]
     assert repeat.main(args) == code
@@ -253,8 +251,8 @@ def test_finished_seeds_are_left_and_reported(
 def test_a_signal_reaches_the_run_once(tmp_path: Path, number: signal.Signals) -> None:
     """The run counts its signals for a moment, as one that writes a checkpoint would."""
     heard, ready = tmp_path / "heard", tmp_path / "ready"
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "grpo.py").write_text(
+    write_file(
+        tmp_path / "scripts" / "grpo.py",
         "import os, signal, sys, time\n"
         "heard = []\n"
         "for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
@@ -264,7 +262,7 @@ def test_a_signal_reaches_the_run_once(tmp_path: Path, number: signal.Signals) -
         "    time.sleep(0.01)\n"
         "time.sleep(0.3)\n"
         f"open({str(heard)!r}, 'w').write(str(heard))\n"
-        "sys.exit(128 + heard[0])\n"
+        "sys.exit(128 + heard[0])\n",
     )
     command = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})

@@ -18,6 +18,7 @@ from posttrain.run.replies import folder_for, read_replies
 from posttrain.settings import Source
 from posttrain.settings.data import PassRate
 from tests.helpers import Capsys, demo_settings, write_rows
+from tests.unit.test_pair_formats import assistant
 
 RIGHT, BARE, WRONG = "So 4.\n<answer>4</answer>", "It is 4.", "So 5.\n<answer>5</answer>"  # 3, 0, 1
 
@@ -42,10 +43,6 @@ USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASIDE = {"role": "user", "content": "Another?"}
 CALL = {**USER, "tool_calls": ["x"]}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
 
 
 MANY = {f"What is {n} + {4 - n}?": [(RIGHT, False), (WRONG, False)] for n in range(9)}
@@ -162,7 +159,6 @@ def test_an_evaluation_that_was_damaged_is_one_line(tmp_path: Path) -> None:
             folder_for(tmp_path, {})
 
 
-ROW = {"prompt": "Why?", "reply": " So. "}
 ORCA = {"system": "Be brief.", "question": "Why?", "chosen": "So.", "rejected": "Because."}
 PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "Because."}
 TALK = [SYSTEM, ASIDE, assistant("No."), USER]
@@ -173,7 +169,7 @@ SOLUTION = {"question": "Why?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### $1,
     ("data", "row", "prompt", "reply"),
     [
         ("columns: {prompt: q, reply: a}", {"q": "Why?", "a": " So. "}, [USER], "So."),
-        ("columns: {system: s}", {**ROW, "s": "Be brief."}, [SYSTEM, USER], "So."),
+        ("columns: {system: s}", {**PAIR, "reply": "So.", "s": "Be brief."}, [SYSTEM, USER], "So."),
         ("format: messages", {"messages": [*TALK, assistant("So.")], "reply": "no"}, TALK, "So."),
         ("format: chosen", PAIR, [USER], "So."),
         ("format: chosen, pair_format: orca", ORCA, [SYSTEM, USER], "So."),
@@ -222,15 +218,3 @@ def test_unusable_rows_are_left_out_where_that_is_set(tmp_path: Path, capsys: Ca
     result = learned(f"{{train: {{path: {file}}}, holdout: 1, unusable: drop}}")
     assert len(result.train) == 2
     assert "left out 1 of 4 rows: a reply is empty (1)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["data.pair_format=replies"], r"data\.pair_format: should be 'columns'"),
-        (["export.score=true", "data.problems=null"], r"export\.score compares answers to data\."),
-    ],
-)
-def test_settings_that_cannot_work(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        demo_settings("sft", *overrides)

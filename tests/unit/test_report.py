@@ -18,6 +18,7 @@ from posttrain.run.folder import RunFolder
 from posttrain.run.record import read_run, read_runs
 from scripts import report
 from tests.helpers import Capsys, run_script
+from tests.unit.conftest import write_file
 
 Measures = dict[str, tuple[tuple[float, float, float], tuple[float, float, float], Any]]
 
@@ -37,7 +38,6 @@ DPO: Measures = {
 
 
 def write_run(folder: Path, measures: Measures, n: int = 300) -> Path:
-    (folder / "eval").mkdir(parents=True)
     files: dict[str, dict[str, Any]] = {"before": {}, "after": {}, "comparison": {}}
     for name, (before, after, change) in measures.items():
         for side, values in (("before", before), ("after", after)):
@@ -46,7 +46,7 @@ def write_run(folder: Path, measures: Measures, n: int = 300) -> Path:
         keys = ("difference", "low", "high", "p_value")
         files["comparison"][name] = {**dict(zip(keys, change, strict=True)), "n": n}
     for name, content in files.items():
-        (folder / "eval" / f"{name}.json").write_text(json.dumps(content), "utf-8")
+        write_file(folder / "eval" / f"{name}.json", json.dumps(content))
     return folder
 
 
@@ -63,10 +63,6 @@ def grpo(tmp_path: Path) -> Path:
 @pytest.fixture
 def dpo(tmp_path: Path) -> Path:
     return write_run(tmp_path / "dpo_demo", DPO, n=200)
-
-
-def as_json(changes: dict[str, Change]) -> dict[str, Any]:
-    return {name: asdict(change) for name, change in changes.items()}
 
 
 def comparison_table(paths: list[Path], width: int | None = None) -> str:
@@ -149,8 +145,8 @@ def test_figures_as_json(grpo: Path, dpo: Path, tmp_path: Path, capsys: Capsys) 
     RunFolder(tmp_path / "none").write_comparison(nothing)
     runs = [grpo, dpo, tmp_path / "none"]
     assert report.main(["--json", *map(str, runs)]) == 0
-    expected = {run.name: as_json(read_run(run).changes()) for run in runs}
-    assert json.loads(capsys.readouterr().out) == expected
+    expected = {run.name: read_run(run).changes() for run in runs}
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected, default=asdict))
     (grpo / "eval" / "after.json").write_text("{")
     with pytest.raises(ConfigError, match=r"no scores there to compare.*after\.json"):
         report.main(["--json", str(grpo)])

@@ -25,6 +25,8 @@ from posttrain.run.results import Stage
 from scripts import report
 from tests.helpers import ROOT, Capsys, run_script
 from tests.runs import dpo_run, grpo_metrics, grpo_run, sft_run, unfinished, write
+from tests.unit.conftest import make_config, write_file
+from tests.unit.test_report import write_run
 
 HOSTILE = '<script>alert(1)</script><img src="http://example.org/x.png"></pre>&lt; '
 GRPO_PLOTS = {"reward", "spread", "completion_length", "truncation", "scores"}
@@ -69,10 +71,6 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
             assert self._open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attributes)
-        self.handle_endtag(tag)
 
     def handle_data(self, data: str) -> None:
         if self._open[-1:] != ["style"]:
@@ -172,18 +170,14 @@ def test_the_headline_comes_first_wherever_it_was_written(dpo: Path, tmp_path: P
 
 @pytest.mark.parametrize("run", ["grpo", "dpo"])
 def test_the_page_loads_nothing_and_is_small(run: str, request: pytest.FixtureRequest) -> None:
+    """And its pictures fit it."""
     shown = written(request.getfixturevalue(run))
     assert {"script", "img", "iframe", "object"} & {*shown.tags} == set()
     assert {*shown.links} <= {"data:,", *(f"#{name}" for name in shown.ids)}
     assert not re.findall(r"@import|url\((?!#)", shown.source)
     assert "default-src 'none'" in shown.source and '<html lang="en">' in shown.source
     assert len(shown.source) < 200_000
-
-
-@pytest.mark.parametrize("run", ["grpo", "dpo"])
-def test_pictures_fit_the_page(run: str, request: pytest.FixtureRequest) -> None:
-    source = written(request.getfixturevalue(run)).source
-    pictures = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
+    pictures = re.findall(r"<svg.*?</svg>", shown.source, flags=re.DOTALL)
     for svg in pictures:
         assert 'role="img" aria-label="' in svg and "width=" not in svg.partition(">")[0]
         assert "var(--series-1)" in svg and "font-family" not in svg and "<style" not in svg
@@ -218,25 +212,19 @@ def test_a_run_while_it_trains(tmp_path: Path) -> None:
 
 PARTS = ["config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "eval/before.json"]
 PARTS += ["eval/after.json", "eval/comparison.json", "eval/before.jsonl", "eval/after.jsonl"]
-
-
-@pytest.mark.parametrize("missing", PARTS)
-def test_any_file_may_be_missing(missing: str, short: Path) -> None:
-    (short / missing).unlink()
-    assert "Could not be read" not in written(short).text
-
-
+PARTS += ["health.jsonl", "export.json", "data/report.json", "eval/after_replies.jsonl"]
 ODD = b'{"strict": {"value": "x", "low": NaN, "n": []}, "step": {}, "exports": 3, "warnings": [1]}'
-MAY_BE_DAMAGED = [*PARTS, "health.jsonl", "export.json", "data/report.json"]
-MAY_BE_DAMAGED += ["eval/after_replies.jsonl"]
 
 
-@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff\xfe", ODD])
-@pytest.mark.parametrize("damaged", MAY_BE_DAMAGED)
-def test_any_file_may_be_damaged(damaged: str, content: bytes, short: Path) -> None:
-    (short / damaged).parent.mkdir(exist_ok=True)
-    (short / damaged).write_bytes(content)
-    page.render(read_run(short), [])
+@pytest.mark.parametrize("content", [None, b"[1]", b"{", b"\xff\xfe", ODD])
+@pytest.mark.parametrize("name", PARTS)
+def test_any_file_may_be_missing_or_damaged(name: str, content: bytes | None, short: Path) -> None:
+    if content is None:
+        (short / name).unlink(missing_ok=True)
+        assert "Could not be read" not in written(short).text
+    else:
+        write_file(short / name, content)
+        page.render(read_run(short), [])
 
 
 def test_a_damaged_file_is_named(short: Path, tmp_path: Path) -> None:
@@ -249,12 +237,10 @@ def test_a_damaged_file_is_named(short: Path, tmp_path: Path) -> None:
         page.write_report(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("alone", "title"), [("config.yaml", "DPO report"), ("metrics.jsonl", "Training report")]
-)
-def test_one_file_is_enough(alone: str, title: str, dpo: Path, tmp_path: Path) -> None:
-    (tmp_path / alone).write_bytes((dpo / alone).read_bytes())
-    assert title in written(tmp_path).text
+def test_one_file_is_enough(dpo: Path, tmp_path: Path) -> None:
+    for alone, title in (("metrics.jsonl", "Training report"), ("config.yaml", "DPO report")):
+        write_file(tmp_path / alone / alone, (dpo / alone).read_bytes())
+        assert title in written(tmp_path / alone).text
 
 
 def test_a_long_run_stays_small(short: Path) -> None:
@@ -313,15 +299,10 @@ def test_nothing_of_a_plot_is_cut_off(titled: bool, grpo: Path, dpo: Path, tmp_p
             assert not legend.get_window_extent().overlaps(axes.get_window_extent()), plot.name
 
 
-def judged(path: Path, measures: dict[str, tuple[float, float, float, float]]) -> Verdict:
-    sides = {name: {"value": 0.5, "n": 100, "low": 0.4, "high": 0.6} for name in measures}
-    (path / "eval").mkdir(parents=True)
-    write(path / "eval" / "before.json", sides)
-    write(path / "eval" / "after.json", sides)
-    keys = ("difference", "low", "high", "p_value")
-    changes = {name: dict(zip(keys, v, strict=True)) | {"n": 100} for name, v in measures.items()}
-    write(path / "eval" / "comparison.json", changes)
-    return verdict(read_run(path))
+def judged(path: Path, **changes: tuple[float, float, float, float]) -> Verdict:
+    side = (0.5, 0.4, 0.6)
+    run = write_run(path, {name: (side, side, change) for name, change in changes.items()})
+    return verdict(read_run(run))
 
 
 BETTER, WORSE = (0.1, 0.05, 0.15, 0.001), (-0.1, -0.15, -0.05, 0.001)
@@ -338,13 +319,14 @@ BETTER, WORSE = (0.1, 0.05, 0.15, 0.001), (-0.1, -0.15, -0.05, 0.001)
     ],
 )
 def test_the_verdict(name: str, change: Any, word: str, way: str, tmp_path: Path) -> None:
-    result = judged(tmp_path / "run", {name: change})
+    result = judged(tmp_path / "run", **{name: change})
     assert result.word == word and way in result.sentence
 
 
 def test_remarks_show_what_the_headline_hides(tmp_path: Path) -> None:
-    measures = {"strict": (0.5, 0.45, 0.55, 0.0), "lenient": (0.05, 0.01, 0.09, 0.01)}
-    result = judged(tmp_path / "run", {**measures, "truncated_rate": (0.04, 0.01, 0.07, 0.01)})
+    more, cut = (0.05, 0.01, 0.09, 0.01), (0.04, 0.01, 0.07, 0.01)
+    strict = (0.5, 0.45, 0.55, 0.0)
+    result = judged(tmp_path / "run", strict=strict, lenient=more, truncated_rate=cut)
     assert result.word == "improved"
     assert any(remark.startswith("Most of the gain is format") for remark in result.remarks)
     assert any(remark.startswith("Got worse: truncated replies") for remark in result.remarks)
@@ -490,8 +472,7 @@ def test_the_next_commands_are_for_this_folder(
 def test_the_page_says_how_to_ask_the_model(tmp_path: Path) -> None:
     run = grpo_run(tmp_path / "some run", steps=2)
     assert "ask" not in written(run).ids  # no adapter yet
-    (run / "adapter").mkdir()
-    (run / "adapter" / "adapter_config.json").write_text("{}", "utf-8")
+    make_config(run / "adapter")
     shown = written(run)
     assert "ask" in shown.ids and "./run chat 'some run'" in shown.text
     assert str(tmp_path) not in shown.text

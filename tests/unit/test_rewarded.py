@@ -26,13 +26,12 @@ from posttrain.run.record import read_run
 from posttrain.run.replies import read_replies
 from posttrain.scoring import reward_functions, rewarded
 from posttrain.scoring.evaluation import config_of, prompt_of, weights_of
-from posttrain.settings import GRPOSettings, ProblemColumns, ProblemData, Source
-from posttrain.settings.command import load_settings
+from posttrain.settings import ProblemColumns, ProblemData, Source
 from rewards import RewardError
 from scripts import evaluate as script
-from tests.helpers import ROOT, write_rows
+from tests.helpers import ROOT, demo_settings, write_rows
 from tests.runs import text_run, unfinished
-from tests.unit.conftest import Ask
+from tests.unit.conftest import Ask, make_config
 
 OF_NUMBERS = re.compile(r"strict\b|tagged|lenient|majority|pass@|format.rate", re.IGNORECASE)
 TEXT = Completion("Paris it is.", 5, False, (7, 8, 9, 10, 11))
@@ -231,7 +230,7 @@ def test_scores_of_an_interrupted_run_are_taken_from_its_replies(tmp_path: Path)
 
 def test_a_validation_that_no_reward_can_score_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ["data.answers=text", "rewards={'mine.py:f': 1.0}"]
-    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", changes)
+    settings = demo_settings("grpo", *changes)
     problems = [Problem("q", "Paris it is.")]
     replies: list[Completion] = []
     monkeypatch.setattr(rewarded.inference, "generator", lambda *_: lambda _: replies)
@@ -320,11 +319,7 @@ def test_an_export_is_checked_on_the_problems_of_its_run(run: Path) -> None:
 
 
 def test_a_run_is_scored_by_its_own_rewards(run: Path) -> None:
-    adapter = run / "adapter"
-    adapter.mkdir(exist_ok=True)
-    base = {"base_model_name_or_path": str(ROOT / "assets" / "demo_model")}
-    (adapter / "adapter_config.json").write_text(json.dumps(base), encoding="utf-8")
-    config = config_of(str(adapter), "mine.jsonl", None)
+    config = config_of(str(make_config(run / "adapter")), "mine.jsonl", None)
     own = {"my_rewards.py:same": 1.0, "my_rewards.py:brief_rate": 0.5}
     assert weights_of((), "mine.jsonl", config) == own
     assert weights_of((), "gsm8k", config) is None  # whose answers are numbers

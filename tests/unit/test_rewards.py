@@ -1,4 +1,4 @@
-"""The two rewards, attempts to cheat them, and the registry."""
+"""The two rewards and the registry; attempts to cheat the rewards are in answer_cases.tsv."""
 
 import math
 import sys
@@ -10,6 +10,7 @@ import pytest
 
 from rewards import RewardError, check_reward, describe, resolve
 from rewards.gsm8k import correctness_reward, format_reward
+from tests.unit.conftest import write_file
 
 ROW = {"prompt": [{"role": "user", "content": "48 + 24?"}], "answer": "72", "question": "48 + 24?"}
 
@@ -28,6 +29,7 @@ def score(text: object, gold: object = "72") -> tuple[float | None, float | None
         ("It is <answer>72</answer>.", 0.0, 2.0),
         ("<answer>-72</answer>", 1.0, 0.0),
         ("<answer>72 $.</answer>", 0.0, 2.0),
+        ("<answer>71</answer>\n<answer>72</answer>", 1.0, 0.0),
     ],
 )
 def test_the_two_rewards_are_independent(text: str, form: float, right: float) -> None:
@@ -82,35 +84,6 @@ def test_forms_of_completion(completion: object, expected: tuple[float, float]) 
     assert score(completion) == expected
 
 
-PROMPT = "Think, then end with one last line: <answer>NUMBER</answer>"
-# What is a number, and an element, is in answer_cases.tsv.
-CHEATS = {
-    # several elements, of which one is right
-    "two elements, the last right": ("<answer>71</answer>\n<answer>72</answer>", 1.0, 0.0),
-    "0 to 100": ("\n".join(f"<answer>{n}</answer>" for n in range(101)), 1.0, 0.0),
-    # broken tags
-    "nested, format-shaped": ("<answer>\n<answer>72</answer>", 1.0, 0.0),
-    "unclosed, then right": ("<answer>71\n<answer>72</answer>", 1.0, 0.0),
-    # the right place is the last line, and nothing follows it
-    "in the reasoning only": ("So <answer>72</answer>, I think.\nDone.", 0.0, 2.0),
-    "a retraction after it": ("<answer>72</answer>\nNo, 73.", 0.0, 2.0),
-    # more or less than a number inside
-    "the gold among others": ("<answer>70 71 72 73</answer>", 0.0, 0.0),
-    "code": ("<answer>__import__('os').getpid()</answer>", 0.0, 0.0),
-    "a megabyte of digits": (f"<answer>{'72' * 500_000}</answer>", 0.0, 0.0),
-    "an escape sequence": ("<answer>\x1b[1m72\x1b[0m</answer>", 0.0, 0.0),
-    "a lone surrogate": ("<answer>72\ud800</answer>", 0.0, 0.0),
-    # the prompt given back
-    "the prompt": (PROMPT, 0.0, 0.0),
-    "the prompt, then the answer": (f"{PROMPT}\n<answer>72</answer>", 1.0, 0.0),
-}
-
-
-@pytest.mark.parametrize(("text", "form", "right"), CHEATS.values(), ids=CHEATS)
-def test_cheating_earns_nothing_it_should_not(text: str, form: float, right: float) -> None:
-    assert score(text) == (form, right)
-
-
 CUSTOM = '''
 """Rewards of a user's own."""
 from dataclasses import dataclass
@@ -128,8 +101,7 @@ def short_reward(completions, **columns):
 
 @pytest.mark.parametrize("folder", ["", "a:b/"])
 def test_a_reward_from_a_file(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / folder).mkdir(exist_ok=True)
-    (tmp_path / folder / "mine.py").write_text(CUSTOM)
+    write_file(tmp_path / folder / "mine.py", CUSTOM)
     monkeypatch.chdir(tmp_path)
     for spec in (f"{tmp_path}/{folder}mine.py:short_reward", f"{folder}mine.py:short_reward"):
         reward = resolve(spec)
@@ -139,8 +111,7 @@ def test_a_reward_from_a_file(folder: str, tmp_path: Path, monkeypatch: pytest.M
 
 def test_files_of_the_same_name_do_not_mix(tmp_path: Path) -> None:
     for folder, value in (("a", 1.0), ("b", 2.0)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(f"def f(completions, **c): return [{value}]")
+        write_file(tmp_path / folder / "mine.py", f"def f(completions, **c): return [{value}]")
     rewards = [resolve(f"{tmp_path}/{folder}/mine.py:f") for folder in ("a", "b")]
     assert [reward([""]) for reward in rewards] == [[1.0], [2.0]]
     for reward in rewards:  # each is found where pickle looks for it
@@ -148,8 +119,7 @@ def test_files_of_the_same_name_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_a_reward_from_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "package_for_test").mkdir()
-    (tmp_path / "package_for_test" / "mine.py").write_text(CUSTOM)
+    write_file(tmp_path / "package_for_test" / "mine.py", CUSTOM)
     monkeypatch.syspath_prepend(tmp_path)
     assert resolve("package_for_test.mine:short_reward")(completions=["a"]) == [1.0]
     assert resolve("rewards.gsm8k:format_reward") is format_reward

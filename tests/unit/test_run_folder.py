@@ -19,13 +19,12 @@ from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until, write
 from posttrain.base.processor import cores
 from posttrain.run.folder import PACKAGES, RunFolder, git_commit
 from posttrain.run.record import read_run
-from posttrain.settings import DPOSettings
 from posttrain.settings.command import load_settings
 from posttrain.train.resume import Resume
 from posttrain.train.samples import SampleRecorder
 from posttrain.train.session import report
 from rewards import REWARDS
-from tests.helpers import CONFIGS, ROOT, Capsys, settings_class
+from tests.helpers import CONFIGS, ROOT, Capsys, demo_settings, settings_class
 
 # Text that a model may well write and that line-based formats stumble over.
 HARD = "é\u00a0: a\nb\r\nc \u2028 d \u2029 e \u0085 f \x0b\x0c\x1c\x1d\x1e g 😀 \t \\ \" ' </a>"
@@ -170,39 +169,31 @@ def test_a_comparison_is_read_back(run: RunFolder) -> None:
     assert fields == {"before": measure, "after": measure, "comparison": change}
 
 
-def resolved(path: Path, run: RunFolder, *overrides: str) -> tuple[Any, Any]:
-    """Settings, and what is read of the config.yaml that a run writes of them."""
-    settings = load_settings(settings_class(path), path, overrides)
-    run.open(fresh=False)
-    run.describe(settings, {})
-    return settings, load_settings(settings_class(path), run.path / "config.yaml")
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_resolved_config_gives_the_same_settings(path: Path, run: RunFolder) -> None:
-    settings, again = resolved(path, run)
-    assert again == settings
+OVERRIDES = [
+    "training.learning_rate=1e-30",
+    "training.learning_rate=0.30000000000000004",
+    "training.extra.adam_epsilon=1e-8",
+    "training.extra={adam_beta1: 0.8, optim_args: 'a=b', lr_scheduler_kwargs: {num_cycles: 2}}",
+    *(f"prompt.system='{text}'" for text in LIKE_YAML),
+    f"prompt.system={json.dumps(HARD, ensure_ascii=True)}",
+    "prompt.system=null",
+    "run.name='0x1'",
+    "data.columns.prompt='7'",
+    "lora.target_modules=['1e1', 'no']",
+    "data.train={path: a.csv, limit: 3}",
+]
 
 
 @pytest.mark.parametrize(
-    "override",
-    [
-        "training.learning_rate=1e-30",
-        "training.learning_rate=0.30000000000000004",
-        "training.extra.adam_epsilon=1e-8",
-        "training.extra={adam_beta1: 0.8, optim_args: 'a=b', lr_scheduler_kwargs: {num_cycles: 2}}",
-        *(f"prompt.system='{text}'" for text in LIKE_YAML),
-        f"prompt.system={json.dumps(HARD, ensure_ascii=True)}",
-        "prompt.system=null",
-        "run.name='0x1'",
-        "data.columns.prompt='7'",
-        "lora.target_modules=['1e1', 'no']",
-        "data.train={path: a.csv, limit: 3}",
-    ],
+    ("path", "overrides"), [*((path, []) for path in CONFIGS), *((DEMO, [o]) for o in OVERRIDES)]
 )
-def test_any_value_survives_the_resolved_config(override: str, run: RunFolder) -> None:
-    settings, again = resolved(DEMO, run, override)
-    assert again == settings
+def test_the_resolved_config_gives_the_same_settings(
+    path: Path, overrides: list[str], run: RunFolder
+) -> None:
+    settings = load_settings(settings_class(path), path, overrides)
+    run.open(fresh=False)
+    run.describe(settings, {})
+    assert load_settings(settings_class(path), run.path / "config.yaml") == settings
 
 
 def test_the_environment(run: RunFolder) -> None:
@@ -210,7 +201,7 @@ def test_the_environment(run: RunFolder) -> None:
     run.open(fresh=False)
 
     def described(**facts: Any) -> dict[str, Any]:
-        run.describe(load_settings(DPOSettings, DEMO), facts)
+        run.describe(demo_settings("dpo"), facts)
         record: dict[str, Any] = json.loads((run.path / "environment.json").read_text("utf-8"))
         assert facts.items() <= record.items()
         return record
@@ -316,7 +307,7 @@ def test_where_a_run_resumes(run: RunFolder, capsys: Capsys) -> None:
     written.mkdir(parents=True)
     write_json(written / "trainer_state.json", {"global_step": 3, "max_steps": 12})
     run.checkpoints.publish(written, 3, {}, keep=1)
-    resume = Resume(run, load_settings(DPOSettings, DEMO, ["training.max_steps=-1"]), "auto")
+    resume = Resume(run, demo_settings("dpo", "training.max_steps=-1"), "auto")
     note = "Resuming from step 3 of 12 (checkpoints/step-000003); the scores from before training"
     assert resume.kept_scores(lambda: 7) == 7
     assert capsys.readouterr().out == f"{note} are kept\n"
@@ -331,10 +322,9 @@ def test_the_first_line_of_an_error() -> None:
 
 def test_training_ends_with_a_report_by_a_process(tmp_path: Path, capfd: Capsys) -> None:
     """One that fails costs the run nothing but a line."""
-    settings = load_settings(DPOSettings, DEMO)
     run = RunFolder(tmp_path / "run")
     run.open(fresh=False)
-    run.describe(settings, {"device": "CPU"})
+    run.describe(demo_settings("dpo"), {"device": "CPU"})
     report(run.path)
     assert (run.path / "report.html").stat().st_size > 0
     out = capfd.readouterr().out

@@ -6,9 +6,8 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.settings import DPOSettings, GRPOSettings
-from posttrain.settings.command import load_settings
 from posttrain.settings.secrets import check_arguments, check_values, is_secret_name, kind_of_secret
-from tests.helpers import ROOT
+from tests.helpers import ROOT, demo_settings
 from tests.unit.conftest import Ask
 
 # Made up here; each has the form of the real thing.
@@ -59,13 +58,10 @@ def test_no_name_of_a_setting_or_trainer_argument_is_refused_but_the_hubs_token(
 
 
 @pytest.mark.parametrize("kind", VALUES)
-def test_values_that_look_like_secrets(kind: str) -> None:
+def test_values_that_look_like_secrets_and_others(kind: str) -> None:
     assert kind in str(kind_of_secret(VALUES[kind]))
     if kind != "W&B key":  # 40 digits within a text are a commit as a rule
         assert kind in str(kind_of_secret(f"Bearer {VALUES[kind]}"))
-
-
-def test_values_that_are_no_secrets() -> None:
     assert [text for text in OTHER_VALUES if kind_of_secret(text)] == []
 
 
@@ -99,7 +95,7 @@ def test_the_value_of_a_secret_variable_is_known_whatever_its_form(
 )
 def test_overrides(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_settings(DPOSettings, DEMO, [override])
+        demo_settings("dpo", override)
     message = str(caught.value)
     assert "environment variable" in message
     assert "abc" not in message.replace("abcdef", "")
@@ -109,7 +105,7 @@ def test_overrides(override: str) -> None:
 def test_a_misspelt_number_of_tokens_gets_its_own_message() -> None:
     check_arguments(["evaluation.max_new_token=5"])
     with pytest.raises(ConfigError, match="Did you mean 'max_new_tokens'"):
-        load_settings(DPOSettings, DEMO, ["evaluation.max_new_token=5"])
+        demo_settings("dpo", "evaluation.max_new_token=5")
 
 
 CONFIG = ["grpo", "--config", "configs/grpo_demo.yaml"]

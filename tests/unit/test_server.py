@@ -6,7 +6,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     plan: Plan
     models: Reply
+    url: str
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -50,10 +52,6 @@ class Server(ThreadingHTTPServer):
         self.seen: list[tuple[str, str | None]] = []
         self.lock = threading.Lock()
         self.busy = self.most_busy = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed is expected."""
@@ -103,16 +101,23 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+@contextmanager
+def serving(server: HTTPServer) -> Iterator[str]:
+    """The server's address, which answers until the end of the `with`."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     served = Server()
-    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with serving(served) as served.url:
+        yield served
 
 
 @pytest.fixture
@@ -179,18 +184,14 @@ def test_url_with_v1_and_a_server_without_token_counts(api: Server) -> None:
         assert ask(f"{api.url}/v1/", ["Say 7"]) == [Completion("7", None, False)]
 
 
-def wait(text: str) -> Reply:
-    return 429, "slow down", {"Retry-After": text}
-
-
 @pytest.mark.parametrize(
     ("failure", "pauses"),
     [
         ((500, "oops"), [0.5, 1.0, 2.0]),
         ((0, ""), [0.5, 1.0, 2.0]),
-        (wait("7"), [7.0, 7.0, 7.0]),
-        (wait("86400"), [60.0, 60.0, 60.0]),
-        (wait("Wed, 21 Oct 2026 07:28:00 GMT"), [0.5, 1.0, 2.0]),
+        ((429, "slow", {"Retry-After": "7"}), [7.0, 7.0, 7.0]),
+        ((429, "slow", {"Retry-After": "86400"}), [60.0, 60.0, 60.0]),
+        ((429, "slow", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}), [0.5, 1.0, 2.0]),
     ],
 )
 def test_a_failure_that_passes_is_tried_again(
@@ -202,9 +203,6 @@ def test_a_failure_that_passes_is_tried_again(
     assert no_pauses == pauses
 
 
-NO_CHOICE = "answered without a choice"
-
-
 @pytest.mark.parametrize(
     ("failure", "message", "tries"),
     [
@@ -212,8 +210,8 @@ NO_CHOICE = "answered without a choice"
         ((200, "<html>"), "no answer from URL: .*not JSON", server.TRIES),
         ((0, ""), "no answer from URL: .*disconnected", server.TRIES),
         ((400, "too large"), "refused the request: status 400.*too large", 1),
-        ((200, {"choices": [{"text": "7"}]}), NO_CHOICE, 1),
-        ((200, None), NO_CHOICE, 1),
+        ((200, {"choices": [{"text": "7"}]}), "answered without a choice", 1),
+        ((200, None), "answered without a choice", 1),
     ],
 )
 def test_a_failure_that_stays(
@@ -281,10 +279,12 @@ def run(ask: Ask, tmp_path: Path) -> Run:
     ]
     problems = write_rows(tmp_path / "sums.jsonl", *sums)
 
-    def run(url: str, *arguments: str | Path, **environment: str) -> Any:
+    def run(url: str, *arguments: str | Path, code: int = 0, **environment: str) -> Any:
         data = [] if "--data" in arguments else ["--data", problems]
         words = ["--model", url, "--output", tmp_path / "out", *data, *arguments]
-        return ask("evaluate", *words, **environment)
+        result = ask("evaluate", *words, **environment)
+        assert result.returncode == code, result.stderr
+        return result
 
     return run
 
@@ -304,7 +304,6 @@ def add(body: dict[str, Any], number: int) -> Reply:
 def test_script_end_to_end(api: Server, run: Run, tmp_path: Path) -> None:
     api.plan = add
     result = run(api.url, OPENAI_API_KEY=KEY)
-    assert result.returncode == 0, result.stderr
     written = report(tmp_path)
     values = {name: measure["value"] for name, measure in written["measures"].items()}
     shares = {"strict": 0.5, "tagged": 0.5, "lenient": 1.0, "format_rate": 0.5}
@@ -318,17 +317,15 @@ def test_script_end_to_end(api: Server, run: Run, tmp_path: Path) -> None:
     kept = "".join(p.read_text() for p in replies.parent.iterdir()) + result.stdout + result.stderr
     assert KEY not in kept and ("/v1/models", f"Bearer {KEY}") in api.seen
 
-    again = run(api.url)
-    assert again.returncode == 0 and len(api.bodies) == 10  # nothing was requested twice
+    run(api.url)
     assert report(tmp_path) == written
     rows = [{**json.loads(line), "tokens": None} for line in replies.read_text().splitlines()]
     write_rows(replies, *rows[:-1], {**rows[-1], "tokens": 3})
-    assert run(api.url).returncode == 0 and len(api.bodies) == 10
+    run(api.url)
     assert report(tmp_path)["measures"]["mean_tokens"]["n"] == 1
     api.models = (200, {"data": [{"id": "bigger"}]})
-    another = run(api.url)
-    assert another.returncode == 2 and len(api.bodies) == 10
-    assert "served was 'tiny', now 'bigger'" in another.stderr
+    assert "served was 'tiny', now 'bigger'" in run(api.url, code=2).stderr
+    assert len(api.bodies) == 10  # nothing was requested twice
 
 
 def test_script_warns_that_mgsm_overlaps_with_gsm8k(api: Server, run: Run, tmp_path: Path) -> None:
@@ -336,7 +333,6 @@ def test_script_warns_that_mgsm_overlaps_with_gsm8k(api: Server, run: Run, tmp_p
     data = tmp_path / "mgsm_fr.tsv"
     data.write_text("Combien font 1 et 4?\t5\n", encoding="utf-8")
     result = run(api.url, "--data", data, "--language", "fr")
-    assert result.returncode == 0, result.stderr
     assert "MGSM is GSM8K's test questions 0-249 translated" in result.stdout
     assert api.bodies[0]["messages"][0]["content"].startswith("Résous le problème")
 
@@ -349,8 +345,7 @@ def test_script_takes_samples(api: Server, run: Run, tmp_path: Path) -> None:
         return right if body["seed"] % 2 == 0 else choice("<answer>0</answer>")
 
     api.plan = plan
-    result = run(api.url, "--samples", "4", "--limit", "3")
-    assert result.returncode == 0, result.stderr
+    run(api.url, "--samples", "4", "--limit", "3")
     assert {(body["temperature"], body["top_p"]) for body in api.bodies} == {(0.8, 1)}
     assert len(api.bodies) == 12
     measures = report(tmp_path)["measures"]
@@ -362,14 +357,13 @@ def test_script_takes_samples(api: Server, run: Run, tmp_path: Path) -> None:
 def test_script_resumes_where_a_server_failed(api: Server, run: Run, tmp_path: Path) -> None:
     replies = tmp_path / "out" / "replies.jsonl"
     api.plan = lambda body, number: add(body, number) if number < 6 else (400, "out of credit")
-    stopped = run(api.url, "--batch-size", "1")
-    assert stopped.returncode == 2
+    stopped = run(api.url, "--batch-size", "1", code=2)
     assert stopped.stderr.startswith("error: ") and "out of credit" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     kept = replies.read_text().splitlines()
     assert 0 < len(kept) < 10
     assert not (tmp_path / "out" / "report.json").exists()
     api.plan = add
-    assert run(api.url, "--batch-size", "1").returncode == 0
+    run(api.url, "--batch-size", "1")
     assert replies.read_text().splitlines()[: len(kept)] == kept
     assert report(tmp_path)["measures"]["lenient"]["value"] == 1.0

@@ -1,6 +1,5 @@
 """Settings of a run that starts from an adapter, and what cannot be started from. No torch."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,9 @@ from posttrain.settings import Model
 from posttrain.settings.command import SETTINGS, load_settings
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 from tests.helpers import ROOT, write_rows
-from tests.unit.conftest import Ask
+from tests.unit.conftest import Ask, make_config, write_file
 
 DEMO = ROOT / "assets" / "demo_model"
-LORA = {"use_rslora": True, "use_dora": False}
-PLAIN = {
-    "base_model_name_or_path": "assets/demo_model",
-    "peft_type": "LORA",
-    "r": 4,
-    "lora_alpha": 8,
-    "lora_dropout": 0.0,
-    "target_modules": ["v_proj", "q_proj"],
-    "init_lora_weights": True,
-    "bias": "none",
-    **LORA,
-}
 
 
 def make_run(folder: Path) -> Path:
@@ -38,13 +25,6 @@ def make_run(folder: Path) -> Path:
     make_config(folder / "adapter")
     settings: dict[str, Any] = {"model": {}, "data": {}, "training": {}}
     (folder / "config.yaml").write_text(dump_yaml(settings), "utf-8")
-    return folder
-
-
-def make_config(folder: Path, **changes: Any) -> Path:
-    """A folder with an adapter's config alone, which is all that settings depend on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps({**PLAIN, **changes}), "utf-8")
     return folder
 
 
@@ -58,13 +38,12 @@ def make_settings(method: str, tmp_path: Path, *overrides: str) -> Any:
 
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
 def test_settings_are_those_of_the_adapter(method: str, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    make_config(run / "adapter")
+    run = make_config(tmp_path / "run" / "adapter").parent
     for folder in (run, run / "adapter"):
         settings = make_settings(method, tmp_path, f"model.adapter={folder}")
         assert settings.model.name == str(DEMO) and settings.model.adapter == str(folder)
         given = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
-        assert settings.lora.model_dump() == {**given, **LORA}
+        assert settings.lora.model_dump() == {**given, "use_rslora": True, "use_dora": False}
 
 
 def test_settings_that_agree_are_accepted(tmp_path: Path) -> None:
@@ -193,19 +172,8 @@ def test_a_run_may_not_move_aside_what_it_starts_from(ask: Ask, tmp_path: Path) 
 
 
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text("method: dpo\n", "utf-8")
+    run = write_file(tmp_path / "run" / "config.yaml", "method: dpo\n").parent
     with pytest.raises(ConfigError, match=r"is not finished, so it has no adapter/ yet; give its"):
         make_settings("dpo", tmp_path, f"model.adapter={run}")
     step = make_config(run / "checkpoints" / "step-000002")
     assert make_settings("dpo", tmp_path, f"model.adapter={step}").lora.r == 4
-
-
-def test_a_command_refuses_without_torch(ask: Ask, tmp_path: Path) -> None:
-    adapter = make_config(tmp_path / "adapter")
-    config = ["--config", ROOT / "configs" / "grpo_demo.yaml", "--output", tmp_path / "new"]
-    done = ask("grpo", *config, f"model.adapter={adapter}")
-    assert done.returncode == 2 and done.stdout == ""
-    assert re.fullmatch(r"error: lora\.r is 16, and the adapter .*\n", done.stderr)
-    assert not (tmp_path / "new").exists()

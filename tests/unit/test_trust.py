@@ -20,7 +20,7 @@ from posttrain.run import room
 from posttrain.run.checkpoint import CheckpointStore, verify
 from posttrain.settings import Model, adapters
 from tests.helpers import ROOT
-from tests.unit.conftest import Ask
+from tests.unit.conftest import Ask, make_config
 
 DEMO = ROOT / "assets" / "demo_model"
 
@@ -84,9 +84,7 @@ def test_pickled_weights_are_left_unread_or_refused(folder: Path, name: str) -> 
 
 
 def test_adapters(folder: Path, tmp_path: Path) -> None:
-    trained = tmp_path / "adapter"
-    trained.mkdir()
-    edit(trained / "adapter_config.json", base_model_name_or_path=str(folder), peft_type="LORA")
+    trained = make_config(tmp_path / "adapter", base_model_name_or_path=str(folder))
     (trained / "adapter_model.safetensors").write_bytes(b"")
     check_model_folder(trained, "--model")
     (trained / "adapter_model.safetensors").rename(trained / "adapter_model.bin")
@@ -217,13 +215,11 @@ def test_the_base_of_an_adapter_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """By its path in the project, by the run's config if the project was moved, or on the hub."""
     project, run = tmp_path / "moved", tmp_path / "moved" / "outputs" / "run"
     shutil.copytree(DEMO, project / "assets" / "base")
-    (run / "adapter").mkdir(parents=True)
     monkeypatch.setattr(adapters, "ROOT", project)
     there = str(project / "assets" / "base")
 
     def base(name: str | None) -> str:
-        edit(run / "adapter" / "adapter_config.json", base_model_name_or_path=name)
-        return adapters.base_of(run / "adapter")
+        return adapters.base_of(make_config(run / "adapter", base_model_name_or_path=name))
 
     assert base("assets/base") == there
     assert base("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
@@ -238,7 +234,7 @@ def test_the_base_of_an_adapter_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert adapters.base_of(checkpoint) == there
     with pytest.raises(ConfigError, match="names no base model"):
         base(None)
-    edit(run / "adapter" / "adapter_config.json", base_model_name_or_path="assets/base")
+    make_config(run / "adapter", base_model_name_or_path="assets/base")
     (run / "adapter" / "weights").write_text("as they are")
     with adapter.with_base_path(run / "adapter") as actual:
         config = json.loads((actual / "adapter_config.json").read_text())
@@ -252,10 +248,8 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 36133
 @pytest.mark.parametrize("content", [b"", b"garbage" * 99, POINTER, "cut"])
 def test_weights_that_cannot_be_read_are_named(folder: Path, content: Any, tmp_path: Path) -> None:
     """A model's and an adapter's, wherever they are loaded, before anything heavy is."""
-    weights, trained = folder / "model.safetensors", tmp_path / "adapter"
-    of_adapter = trained / "adapter_model.safetensors"
-    trained.mkdir()
-    edit(trained / "adapter_config.json", base_model_name_or_path=str(folder), peft_type="LORA")
+    trained = make_config(tmp_path / "adapter", base_model_name_or_path=str(folder))
+    weights, of_adapter = folder / "model.safetensors", trained / "adapter_model.safetensors"
     shutil.copy(weights, of_adapter)
     reads = {
         weights: lambda: room.check_room(folder, tmp_path, []),

@@ -1,54 +1,27 @@
-"""Which rows are validated on, when, and which settings of it make no sense."""
+"""Which rows are validated on, and when."""
 
 import random
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
 from eval import Demonstration
 from eval.stats import Measure
-from posttrain.base.errors import ConfigError, DataError
+from posttrain.base.errors import DataError
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.problems import for_validation, load_problems
 from posttrain.data.prompted import prompt_key
 from posttrain.data.text import text_key
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import demonstrations
-from posttrain.settings import GRPOSettings
 from posttrain.train.stop import StopRequest
 from posttrain.train.validation import Validation
 from tests.helpers import demo_settings
 
-NOTHING = "data={train: {path: x}, eval: {path: y}}"
-NEVER = "evaluation.every=null"
-
-
-def settings(*overrides: str) -> GRPOSettings:
-    return cast(GRPOSettings, demo_settings("grpo", *overrides))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["evaluation.every=null", "run.patience=2"], "run.patience needs evaluation.every"),
-        (
-            ["training.steps_per_generation=4", "training.save_steps=20"],
-            "evaluation.every = 10 falls between two generations",
-        ),
-        ([NOTHING, "evaluation.every=5"], "evaluation.every needs rows to validate on; set data.v"),
-        ([NOTHING, NEVER, "run.patience=2"], "run.patience needs rows to validate on"),
-        ([NOTHING, NEVER, "run.keep=best"], "run.keep = best needs rows to validate on"),
-    ],
-)
-def test_settings_that_make_no_sense(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        settings(*overrides)
-
 
 def test_rows_to_validate_on_are_no_test_rows_and_not_trained_on() -> None:
-    data = settings().data
+    data = demo_settings("grpo").data
     problems, held_out = load_problems(data)
     train, validation = for_validation(problems, data)
     sides = [{text_key(p.question) for p in side} for side in (train, validation, held_out)]
@@ -83,7 +56,7 @@ def validated(path: Path, values: dict[int, float], *overrides: str) -> Validati
         return {"strict": Measure(value, 10, value, value)}
 
     trainer = SimpleNamespace(add_callback=lambda _: None)
-    own, stop = settings(*overrides), StopRequest(None)
+    own, stop = demo_settings("grpo", *overrides), StopRequest(None)
     validation = Validation((measure, "strict"), trainer, own, run, stop)
     for step in values:
         before = random.getstate()

@@ -16,6 +16,7 @@ from posttrain.doctor import configs, installation, machine
 from posttrain.model import policy
 from posttrain.settings import Lora, RolloutModel
 from tests.helpers import ROOT, copy_project
+from tests.unit.conftest import write_file
 
 IN = ROOT / "requirements-vllm.in"
 
@@ -120,10 +121,8 @@ def test_the_doctor_says_which_environment_a_config_asks_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (ROOT / "configs" / "grpo_gsm8k_t4.yaml").read_text(encoding="utf-8")
-    path = tmp_path / "configs" / "grpo.yaml"
-    path.parent.mkdir()
-    more = "\n  fast_inference: always"
-    path.write_text(re.sub(r"(?m)^(  name: Qwen.*)$", rf"\1{more}", text), encoding="utf-8")
+    always = re.sub(r"(?m)^(  name: Qwen.*)$", r"\1\n  fast_inference: always", text)
+    write_file(tmp_path / "configs" / "grpo.yaml", always)
     monkeypatch.setattr(configs, "ROOT", tmp_path)
     t4 = machine.GPU("Tesla T4", "580.65.06", 15.0, 0.0, 7.5)
     (finding,), _ = configs.look_at_configs(t4)

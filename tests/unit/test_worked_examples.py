@@ -27,6 +27,7 @@ from posttrain.train.health import cold_start_note
 from scripts import dpo, evaluate, grpo, sft
 from tests.helpers import ROOT, Capsys, demo_settings, write_rows
 from tests.runs import grpo_run
+from tests.unit.conftest import make_config
 
 QUESTION, ANSWER = "Anna has 2 pens. She buys 3.", "2 + 3 = 5.\n<answer>5</answer>"
 EXAMPLES = f"prompt.examples={json.dumps([{'question': QUESTION, 'answer': ANSWER}])}"
@@ -120,9 +121,7 @@ def test_a_run_with_other_examples_is_another_run(tmp_path: Path) -> None:
 def test_what_reads_a_run_has_its_examples(tmp_path: Path) -> None:
     run = grpo_run(tmp_path / "run")
     RunFolder(run).describe(demo_settings("grpo", EXAMPLES), {})
-
-    base = {"base_model_name_or_path": str(ROOT / "assets" / "demo_model")}
-    write_rows(run / "adapter" / "adapter_config.json", base)
+    make_config(run / "adapter")
     source = find(str(run))
     assert conversation("?", source.prompt)[1:3] == TURNS
     for turns in gate_texts(source.run):
@@ -156,12 +155,11 @@ def test_an_evaluation_takes_problems_and_prompt_of_a_config(
         evaluate.main(["--model", "assets/demo_model", "--data", "train"])
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "dpo"])
-def test_an_evaluation_of_a_run_has_its_examples(method: str) -> None:
+def test_an_evaluation_of_a_run_has_its_examples() -> None:
     """But for a DPO run, whose prompt does not request a number."""
-    config = demo_settings(method, EXAMPLES).model_dump(mode="json")
-    prompt = evaluation.prompt_of(config, "en", text=False)
-    assert len(prompt.examples) == (method != "dpo")
+    for method, count in (("sft", 1), ("grpo", 1), ("dpo", 0)):
+        config = demo_settings(method, EXAMPLES).model_dump(mode="json")
+        assert len(evaluation.prompt_of(config, "en", text=False).examples) == count
 
 
 def scored(*texts: str) -> list[Any]:
