@@ -19,6 +19,8 @@ SHARED = next(
     (path for path in (ROOT.parent / "shared" / "data", ROOT / ".gpu" / "data") if path.is_dir()),
     ROOT.parent / "shared" / "data",
 )
+DEMO_MODEL = ROOT / "assets" / "demo_model"
+DEMO_DATA = ROOT / "assets" / "demo_data"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 WARM = warm.Server({**os.environ, **OFFLINE})
 Capsys = pytest.CaptureFixture[str]
@@ -33,6 +35,20 @@ def settings_class(path: Path) -> Any:
 def demo_settings(method: str, *overrides: str) -> Any:
     """The settings of a method's demo, with some changed."""
     return load_settings(SETTINGS[method], ROOT / "configs" / f"{method}_demo.yaml", overrides)
+
+
+def demo_command(method: str, output: Path, *more: str) -> list[str]:
+    """The arguments of a method's script for its demo, with more of them."""
+    config = ROOT / "configs" / f"{method}_demo.yaml"
+    return ["--config", str(config), "--output", str(output), *more]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_rows(path: Path, *rows: Any) -> Path:

@@ -14,9 +14,6 @@ from posttrain.scoring import pairs as scoring
 from posttrain.scoring import problem_sets
 from tests.e2e.trainers import load, move, plain, rows_of, settings_of
 
-# The libraries' own warnings while a model is built are not what is tested here.
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:

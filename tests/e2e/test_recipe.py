@@ -15,7 +15,6 @@ from tests.e2e.trainers import build
 from tests.families import THINKING
 from tests.helpers import CONFIGS, SHARED, needs_shared
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 SCRIPTS = {"dpo": dpo, "grpo": grpo, "sft": sft}
 LOCAL = {
     "grpo": [

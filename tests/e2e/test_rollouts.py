@@ -10,16 +10,11 @@ import pytest
 from posttrain.data.render import render, token_ids
 from posttrain.model import merged, rollouts
 from posttrain.model.prompts import Reader, Rows, common_start, continue_rows
-from posttrain.run.folder import RunFolder
 from posttrain.train import grpo_trainer
 from posttrain.train.arguments import build_arguments
-from posttrain.train.stop import StopRequest
-from posttrain.train.watch import Watch
 from scripts import grpo
 from tests.e2e import trainers
-from tests.helpers import ROOT
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a model is built
+from tests.helpers import DEMO_MODEL, Capsys
 
 KINDS = {
     "lora": [],
@@ -209,7 +204,7 @@ def test_the_reference_is_not_merged(loaded: tuple[Any, Any], prompts: list[list
 
 
 def test_auto_leaves_the_memory_to_what_needs_it(
-    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     model, _ = loaded
     needed = merged.MergedWeights(model).bytes
@@ -230,11 +225,11 @@ def test_auto_leaves_the_memory_to_what_needs_it(
         assert ("note: sampling through the adapter" in output) == (not used and choice == "auto")
 
 
-def test_an_adapter_that_cannot_be_merged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_that_cannot_be_merged(capsys: Capsys) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(ROOT / "assets" / "demo_model")
+    base = AutoModelForCausalLM.from_pretrained(DEMO_MODEL)
     model = get_peft_model(base, LoraConfig(target_modules=["embed_tokens", "q_proj"]))
     merged.choose_weights(model, "merged", keep=True)
     assert "cannot be merged: embed_tokens is not a linear layer" in capsys.readouterr().out
@@ -440,7 +435,7 @@ class Trained:
         given = (*short, "training.save_steps=100", *overrides)
         built = trainers.build("grpo", folder, *given, count=64)
         self.trainer = built.trainer
-        Watch(self.trainer, built.settings, RunFolder(folder / "run"), StopRequest(None))
+        built.watch()
         self.completions: list[Any] = []
         generate = self.trainer._generate_single_turn
 
@@ -451,7 +446,7 @@ class Trained:
 
         self.trainer._generate_single_turn = recording
         self.trainer.train()
-        self.log = [row for row in self.trainer.state.log_history if "loss" in row]
+        self.log = trainers.logged(self.trainer)
         self.adapter = {
             name: weight.detach().clone()
             for name, weight in built.model.named_parameters()

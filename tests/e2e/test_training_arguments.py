@@ -19,6 +19,7 @@ from posttrain.train.arguments import changes
 from scripts import dpo, grpo, sft
 from tests.helpers import CONFIGS, ROOT, settings_class
 
+pytestmark = pytest.mark.filterwarnings("error")
 SCRIPTS = {"dpo": dpo, "grpo": grpo, "sft": sft}
 # Requested beside what the YAML says: `training.extra` must arrive in the same way.
 EXTRA = {"adam_beta1": 0.85, "adam_epsilon": 1e-7, "dataloader_drop_last": True}

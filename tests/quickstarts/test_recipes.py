@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, copy_project, run_script, write_rows
+from tests.helpers import ROOT, copy_project, read, rows, run_script, write_rows
 from tests.quickstarts.pages import blocks, commands, text_of
-from tests.reliability.inside import read, rows
 
 pytestmark = pytest.mark.timeout(600)
 EXTENDING, REWARDS = (text_of(ROOT / "docs" / f"{name}.md") for name in ("extending", "rewards"))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, start_script
-from tests.reliability.inside import leave_with, read, rows, succeed
+from tests.helpers import demo_command, read, start_script
+from tests.reliability.inside import leave_with, steps, succeed
 from tests.warm import Process
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
@@ -35,18 +35,15 @@ SMALL = {
 
 def arguments(name: str, run: Path, *more: str) -> list[str]:
     """A run of a few steps that is deterministic: fp32, one thread."""
-    return [
-        *("--config", str(ROOT / "configs" / f"{name}_demo.yaml"), "--output", str(run)),
-        *(f"training.max_steps={STEPS}", "training.save_steps=2", "run.threads=1"),
-        *("data.validation=8", *SMALL[name]),
-        *more,
-    ]
+    return demo_command(
+        *(name, run, f"training.max_steps={STEPS}", "training.save_steps=2", "run.threads=1"),
+        *("data.validation=8", *SMALL[name], *more),
+    )
 
 
 def losses(run: Path) -> list[tuple[int, Any, Any]]:
     """(step, loss, gradient norm) of every step, unrounded."""
-    logged = rows(run / "metrics.jsonl")
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in logged if "grad_norm" in r]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in steps(run)]
 
 
 def adapter(run: Path) -> bytes:

@@ -10,8 +10,8 @@ import pytest
 
 from posttrain.train.validation import Validation
 from scripts import grpo
-from tests.helpers import write_rows
-from tests.reliability.inside import adapter, leave_unreported, leave_with, read, rows
+from tests.helpers import Capsys, read, rows, write_rows
+from tests.reliability.inside import adapter, leave_unreported, leave_with
 
 LONG = pytest.mark.long
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
@@ -112,9 +112,7 @@ def before_the_end(complete: Path, run: Path) -> Path:
     return run
 
 
-def test_the_adapter_that_is_kept(
-    complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_adapter_that_is_kept(complete: Path, tmp_path: Path, capsys: Capsys) -> None:
     """The best by validation, as output, page and card show; the last with run.keep=last."""
     best, last = (before_the_end(complete, tmp_path / name) for name in ("best", "last"))
     assert leave_with("grpo", best, *FEW) == 0
@@ -146,7 +144,7 @@ def test_the_adapter_that_is_kept(
 
 
 def test_a_damaged_best_checkpoint_is_refused(
-    complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    complete: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
     """Not scored and exported as if nothing were wrong."""
     run = before_the_end(complete, tmp_path / "run")
