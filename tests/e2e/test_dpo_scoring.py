@@ -32,11 +32,9 @@ def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, A
     import torch
 
     model, tokenizer, exact = moved
-    settings = settings_of(
-        "dpo", "evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}"
-    )
-    pairs = rows_of("dpo", settings)
-    prompts = [list(pair.prompt) for pair in pairs[:80]]
+    how = "evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}"
+    settings = settings_of("dpo", how)
+    prompts = [list(pair.prompt) for pair in rows_of("dpo", settings)[:80]]
     sampled, result = scoring.sample(model, tokenizer, prompts, settings)
     assert len({reply.text for reply in sampled}) > 40
     complete = []
