@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from posttrain.model.shape import KNOWN
 from posttrain.settings.command import SETTINGS, load_settings
 from tests import warm
 
@@ -127,22 +128,12 @@ def make_qwen(folder: Path, tokenizer: Path, large: bool = False, **shape: int) 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    sizes = {
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        **shape,
-    }
     config = AutoConfig.for_model(
         "qwen3" if "head_dim" in shape else "qwen2",
-        **sizes,
+        **{**KNOWN["Qwen/Qwen2.5-0.5B-Instruct"], **shape},
+        max_position_embeddings=32768,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
         bos_token_id=151643,
         eos_token_id=151645,
         dtype="bfloat16",

@@ -21,8 +21,7 @@ SIZES = {"0.5B": 8, "1.5B": 14}
 
 
 def random_model(size: str, folder: Path) -> Path:
-    shape = dict(KNOWN[f"Qwen/Qwen2.5-{size}-Instruct"])
-    del shape["tie_word_embeddings"]  # make_qwen's are
+    shape = KNOWN[f"Qwen/Qwen2.5-{size}-Instruct"]
     return make_qwen(folder, SHARED / "qwen2.5-tokenizer", large=size == "1.5B", **shape)
 
 

@@ -83,11 +83,7 @@ def test_nan_loss_stops_the_same_step(
     assert stopped["exit_code"] == 3 and "the loss is nan" in stopped["reason"]
     assert (run / "report.html").exists()
     assert_no_bad_checkpoint(run)
-    check_batch(name, batch)
-
-
-def check_batch(name: str, path: Path) -> None:
-    content = read(path)
+    content = read(batch)
     assert content["step"] == 4 and content["losses"] == ["NaN"]
     assert len(content["rows"]) == 16
     for row in content["rows"]:

@@ -88,16 +88,12 @@ def complete(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, run
 
 
-def validations(run: Path) -> bytes:
-    return (run / "eval" / "validation.jsonl").read_bytes()
-
-
 def assert_same(run: Path, other: Path) -> None:
     assert losses(run) == losses(other)
     assert adapter(run) == adapter(other)
-    assert validations(run) == validations(other)
-    kept, expected = (read(folder / "environment.json")["kept"] for folder in (run, other))
-    assert kept == expected
+    validations, kept = "eval/validation.jsonl", "environment.json"
+    assert (run / validations).read_bytes() == (other / validations).read_bytes()
+    assert read(run / kept)["kept"] == read(other / kept)["kept"]
 
 
 def test_killed_run_goes_on_as_the_same_run(complete: tuple[str, Path], tmp_path: Path) -> None:
