@@ -1,4 +1,4 @@
-"""Unsloth has to be imported before trl and transformers, once for all tests of this folder."""
+"""What the tests of this folder share. Unsloth has to be imported before trl and transformers."""
 
 import os
 from collections.abc import Iterator

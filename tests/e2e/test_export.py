@@ -100,10 +100,9 @@ def checks_of(
     adapter: Path,
     kind: str,
     base: Path = DEMO_MODEL,
-    dtype: str = "",
+    dtype: str = "float16",
 ) -> dict[str, Check]:
     """All that an export checks, by name."""
-    dtype = dtype or "float16"
     sums = check_weights(base, adapter, file, kind, dtype)
     if file.is_dir():
         actual = parity.check_model(models.merged_model(file), known, LIMIT)

@@ -280,26 +280,25 @@ def test_commands_on_a_later_stage_and_without_the_earlier_ones(
 
 
 @pytest.mark.parametrize(
-    ("method", "load", "scored", "message"),
+    ("method", "scored", "message"),
     [
         (
-            *(
-                "dpo",
-                load_pair_set,
-                "evaluation.also=[{name: own, path: PATH, max_new_tokens: 40}]",
-            ),
+            "dpo",
+            "evaluation.also=[{name: own, path: PATH, max_new_tokens: 40}]",
             r"evaluation\.also: own: 1 of 1 questions are prompts of",
         ),
         (
-            *("sft", load_demonstrations, "data.problems={path: PATH}"),
+            "sft",
+            "data.problems={path: PATH}",
             r"problems\.jsonl: row 1 is also in the training data",
         ),
     ],
     ids=["dpo", "sft"],
 )
 def test_rows_that_choose_the_checkpoint_are_no_questions_to_score(
-    method: str, load: Any, scored: str, message: str, tmp_path: Path
+    method: str, scored: str, message: str, tmp_path: Path
 ) -> None:
+    load: Any = {"dpo": load_pair_set, "sft": load_demonstrations}[method]
     settings = demo_settings(method, "data.validation=20")
     question = user_turns(load(settings.data, settings.prompt).validation)[0]
     path = write_rows(tmp_path / "problems.jsonl", {"question": question, "answer": "7"})
