@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import ROOT
+from tests.helpers import DEMO_MODEL
 
 CHATML = """\
 {%- for turn in messages -%}
@@ -136,7 +136,7 @@ def make_tokenizer(family: Family) -> Any:
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    known = AutoTokenizer.from_pretrained(ROOT / "assets" / "demo_model")
+    known = AutoTokenizer.from_pretrained(DEMO_MODEL)
     if "<|im_end|>" in family.ends:
         tokenizer = known
     else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from posttrain.model.shape import KNOWN
 from posttrain.settings.command import SETTINGS, load_settings
 from tests import warm
 
@@ -19,6 +20,8 @@ SHARED = next(
     (path for path in (ROOT.parent / "shared" / "data", ROOT / ".gpu" / "data") if path.is_dir()),
     ROOT.parent / "shared" / "data",
 )
+DEMO_MODEL = ROOT / "assets" / "demo_model"
+DEMO_DATA = ROOT / "assets" / "demo_data"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 WARM = warm.Server({**os.environ, **OFFLINE})
 Capsys = pytest.CaptureFixture[str]
@@ -33,6 +36,20 @@ def settings_class(path: Path) -> Any:
 def demo_settings(method: str, *overrides: str) -> Any:
     """The settings of a method's demo, with some changed."""
     return load_settings(SETTINGS[method], ROOT / "configs" / f"{method}_demo.yaml", overrides)
+
+
+def demo_command(method: str, output: Path, *more: str) -> list[str]:
+    """The arguments of a method's script for its demo, with more of them."""
+    config = ROOT / "configs" / f"{method}_demo.yaml"
+    return ["--config", str(config), "--output", str(output), *more]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_rows(path: Path, *rows: Any) -> Path:
@@ -111,22 +128,12 @@ def make_qwen(folder: Path, tokenizer: Path, large: bool = False, **shape: int) 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    sizes = {
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        **shape,
-    }
     config = AutoConfig.for_model(
         "qwen3" if "head_dim" in shape else "qwen2",
-        **sizes,
+        **{**KNOWN["Qwen/Qwen2.5-0.5B-Instruct"], **shape},
+        max_position_embeddings=32768,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
         bos_token_id=151643,
         eos_token_id=151645,
         dtype="bfloat16",

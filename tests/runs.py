@@ -18,12 +18,19 @@ from posttrain.base.files import append_rows
 from posttrain.run.folder import RunFolder
 from posttrain.run.results import PromptReply
 from posttrain.scoring import demonstrations
-from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
-from posttrain.settings.command import load_settings
-from tests.helpers import ROOT
+from tests.helpers import demo_settings, read
 
 FACTS = {"device": "CPU", "data": "0123456789abcdef" * 4}
 CHANGED = {"optim": {"asked": "adamw_8bit", "used": "adamw_torch"}}
+
+
+def opened(path: Path, settings: Any, steps: int, seconds: float, **facts: Any) -> RunFolder:
+    """The folder of a run that has trained, each step for so many seconds."""
+    run = RunFolder(path)
+    run.open(fresh=False)
+    trained = {"steps": steps, "seconds": seconds * steps}
+    run.describe(settings, {**FACTS, **facts, "trained": trained})
+    return run
 
 
 def grpo_run(
@@ -31,11 +38,7 @@ def grpo_run(
 ) -> Path:
     """A finished GRPO run: about a fifth right before, `gain` more after; `hostile` is in texts."""
     chance = random.Random(0)
-    run = RunFolder(path)
-    run.open(fresh=False)
-    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml")
-    trained = {"steps": steps, "seconds": 2.5 * steps}
-    run.describe(settings, {**FACTS, "changed_arguments": CHANGED, "trained": trained})
+    run = opened(path, demo_settings("grpo"), steps, 2.5, changed_arguments=CHANGED)
     for step in range(1, steps + 1):
         append_rows(run.metrics, [grpo_metrics(step, steps, chance)])
         sample = {
@@ -65,13 +68,9 @@ def grpo_run(
 def text_run(path: Path, steps: int = 2, questions: int = 60) -> Path:
     """A finished GRPO run on answers that are text: two rewards of one's own, both higher after;
     one of them can score no reply to the last question."""
-    run = RunFolder(path)
-    run.open(fresh=False)
     rewards = {"my_rewards.py:same": 1.0, "my_rewards.py:brief_rate": 0.5}
-    changes = ["data.answers=text", f"rewards={json.dumps(rewards)}"]
-    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", changes)
-    trained = {"steps": steps, "seconds": 2.5 * steps}
-    run.describe(settings, {**FACTS, "changed_arguments": {}, "trained": trained})
+    settings = demo_settings("grpo", "data.answers=text", f"rewards={json.dumps(rewards)}")
+    run = opened(path, settings, steps, 2.5, changed_arguments={})
     rows = [{"step": n, "seconds": 2.5 * n, "reward": 0.1 * n} for n in range(1, steps + 1)]
     append_rows(run.metrics, rows)
 
@@ -123,10 +122,7 @@ def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
     """A finished DPO run: half of the replies in French before, all after; more problems than
     pairs, scored beside them, that no training changed."""
     chance = random.Random(0)
-    run = RunFolder(path)
-    run.open(fresh=False)
-    settings = load_settings(DPOSettings, ROOT / "configs" / "dpo_demo.yaml")
-    run.describe(settings, {**FACTS, "trained": {"steps": steps, "seconds": 0.3 * steps}})
+    run = opened(path, demo_settings("dpo"), steps, 0.3)
     for step in range(1, steps + 1):
         margin = step / steps + chance.gauss(0, 0.05)
         row = {
@@ -147,14 +143,12 @@ def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
             for i in range(pairs)
         ]
         replies = measure([Completion(t, 10 + i % 7, False) for i, t in enumerate(texts)])
-        held_out = [
-            Pair(({"role": "user", "content": f"Question {i} ?"},), "Oui.", "Yes.")
-            for i in range(pairs)
-        ]
+        questions = [f"Question {i} ?" for i in range(pairs)]
+        held_out = [Pair(({"role": "user", "content": q},), "Oui.", "Yes.") for q in questions]
         run.write_rows(side, [as_row(p, s) for p, s in zip(held_out, scored, strict=True)])
         rows = [
-            PromptReply(side, None, [], f"Question {i} ?", **vars(reply))
-            for i, reply in enumerate(replies)
+            PromptReply(side, None, [], question, **vars(reply))
+            for question, reply in zip(questions, replies, strict=True)
         ]
         run.write_rows(f"{side}_replies", map(vars, rows))
         sides.append({**pair_scores(scored), **reply_scores(replies)})
@@ -176,11 +170,8 @@ def dpo_run(path: Path, steps: int = 60, pairs: int = 40) -> Path:
 def sft_run(path: Path, steps: int = 20, problems: int = 40, loss: float = 0.3) -> Path:
     """A finished SFT run: held-out replies at a loss of 1.2 before and about `loss` after; of its
     problems, where it has any, a fifth right before and most after."""
-    run = RunFolder(path)
-    run.open(fresh=False)
-    given = [] if problems else ["data.problems=null"]
-    settings = load_settings(SFTSettings, ROOT / "configs" / "sft_demo.yaml", given)
-    run.describe(settings, {**FACTS, "trained": {"steps": steps, "seconds": 1.5 * steps}})
+    given = () if problems else ("data.problems=null",)
+    run = opened(path, demo_settings("sft", *given), steps, 1.5)
     for step in range(1, steps + 1):
         row = {"step": step, "seconds": 1.5 * step, "loss": loss + 0.9 / step, "entropy": 0.4}
         append_rows(run.metrics, [{**row, "mean_token_accuracy": 1 - 0.5 / step}])
@@ -208,7 +199,7 @@ def unfinished(path: Path, steps: int) -> Path:
         (path / name).unlink()
     lines = (path / "metrics.jsonl").read_text("utf-8").splitlines()
     (path / "metrics.jsonl").write_text("\n".join([*lines[:steps], lines[steps][:20]]), "utf-8")
-    environment = json.loads((path / "environment.json").read_text("utf-8"))
+    environment = read(path / "environment.json")
     del environment["trained"]
     write(path / "environment.json", environment)
     return path

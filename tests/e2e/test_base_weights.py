@@ -11,9 +11,10 @@ from posttrain.base.errors import ConfigError
 from posttrain.base.files import model_fingerprint
 from posttrain.model import policy, pretrained
 from posttrain.settings import Model
-from tests.helpers import ROOT
+from tests.helpers import DEMO_MODEL, ROOT
 from tests.reliability.inside import succeed
 
+pytestmark = pytest.mark.filterwarnings("error")
 COMMITS = ("1" * 40, "2" * 40)
 
 
@@ -38,8 +39,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_is_known_by_its_content() -> None:
-    model = Model(name="assets/demo_model")
-    assert policy.base_weights(model) == model_fingerprint(ROOT / "assets" / "demo_model")
+    assert policy.base_weights(Model(name="assets/demo_model")) == model_fingerprint(DEMO_MODEL)
 
 
 def test_a_hub_model_is_known_by_its_commit(hub: Path) -> None:

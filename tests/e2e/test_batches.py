@@ -11,8 +11,6 @@ from posttrain.train.trainers import pair_lengths
 from scripts import grpo
 from tests.e2e import trainers
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
-
 
 def build(folder: Path, strategy: str, *overrides: str, pairs: int = 40) -> Any:
     short = ["training.per_device_train_batch_size=4", "training.max_steps=22"]
@@ -65,16 +63,11 @@ def test_run_resumed_in_a_later_epoch_is_the_same_run(tmp_path: Path) -> None:
     resumed = build(tmp_path / "resumed", "group_by_length")
     checkpoint = tmp_path / "complete" / "run" / "checkpoints" / ".staging" / "checkpoint-13"
     resumed.train(resume_from_checkpoint=str(checkpoint))
-    logs = [
-        [
-            (row["step"], row["loss"], row["grad_norm"])
-            for row in trainer.state.log_history
-            if "loss" in row
-        ]
+    kept, log = (
+        [(row["step"], row["loss"], row["grad_norm"]) for row in trainers.logged(trainer)]
         for trainer in (complete, resumed)
-    ]
-    assert len(logs[0]) == 22
-    assert logs[0] == logs[1]
+    )
+    assert len(kept) == 22 and log == kept
 
 
 def test_grpo_draws_the_same_problems_after_a_resume_in_a_later_epoch(tmp_path: Path) -> None:
@@ -94,8 +87,8 @@ def test_grpo_draws_the_same_problems_after_a_resume_in_a_later_epoch(tmp_path: 
         both = {"format": length, "correctness": lambda completions, **_: [0.0] * len(completions)}
         trainer = trainers.build("grpo", tmp_path / name, *few, count=8, rewards=both).trainer
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        logged = [row for row in trainer.state.log_history if "loss" in row]
-        return [(row["step"], row["loss"], row["grad_norm"], row["reward"]) for row in logged]
+        names = ("step", "loss", "grad_norm", "reward")
+        return [tuple(row[name] for name in names) for row in trainers.logged(trainer)]
 
     complete = train("complete")
     saved = tmp_path / "complete" / "run" / "checkpoints" / ".staging" / "checkpoint-6"

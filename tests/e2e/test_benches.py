@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, SHARED, needs_shared
-from tests.reliability.inside import read
+from tests.helpers import ROOT, SHARED, needs_shared, read
 
 pytestmark = pytest.mark.long  # benchmarks are tools of ours, and no command runs one
 

@@ -29,18 +29,12 @@ from posttrain.export import gguf
 from posttrain.model import adapter, inference, pretrained
 from posttrain.model.llama_server import serve
 from posttrain.settings import Evaluation
-from tests.helpers import ROOT, make_adapter, run_script, start_script
+from tests.helpers import DEMO_DATA, DEMO_MODEL, ROOT, make_adapter, rows, start_script, write_rows
+from tests.reliability.inside import succeed
 from tests.reliability.test_interruptions import wait_for
 from tests.runs import grpo_run
 
-DEMO = ROOT / "assets" / "demo_model"
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-# The libraries' own warnings are not what is tested here.
-pytestmark = pytest.mark.filterwarnings("ignore")
-PROBLEMS = [
-    json.loads(line)
-    for line in (ROOT / "assets/demo_data/problems_test.jsonl").read_text("utf-8").splitlines()[:6]
-]
+PROBLEMS = rows(DEMO_DATA / "problems_test.jsonl")[:6]
 QUESTION, GOLD = PROBLEMS[0]["question"], PROBLEMS[0]["answer"].split()[-1]
 MESSAGE = ".user.message, .bot.message"
 RAMBLING = ("--temperature", "100", "--max-new-tokens", "900")  # nearly every token is as likely
@@ -50,9 +44,9 @@ RAMBLING = ("--temperature", "100", "--max-new-tokens", "900")  # nearly every t
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished GRPO run with an adapter that changes every reply."""
     path = grpo_run(tmp_path_factory.mktemp("runs") / "tiny", steps=2)
-    make_adapter(DEMO, path / "adapter", spread=0.1)
-    rows = [json.dumps({"question": row["question"]}) for row in PROBLEMS]
-    (path / "eval" / "after.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
+    make_adapter(DEMO_MODEL, path / "adapter", spread=0.1)
+    questions = ({"question": row["question"]} for row in PROBLEMS)
+    write_rows(path / "eval" / "after.jsonl", *questions)
     return path
 
 
@@ -68,7 +62,7 @@ def test_replies_are_those_that_were_scored(run: Path, weights: Weights) -> None
     """With the adapter on and off, token by token as in batches that are scored."""
     system = source.find(str(run)).prompt.system
     requested = [conversation(problem["question"], PromptFormat(system)) for problem in PROBLEMS]
-    for side, folder in ((weights.base, DEMO), (weights.tuned, run / "adapter")):
+    for side, folder in ((weights.base, DEMO_MODEL), (weights.tuned, run / "adapter")):
         loaded = pretrained.load_for_scoring(str(folder), False, "float32", 256)
         expected = inference.generator(*loaded, Evaluation(max_new_tokens=48), 0)(requested)
         for each, complete in zip(requested, expected, strict=True):
@@ -102,7 +96,7 @@ def test_sampling_follows_its_seed(run: Path) -> None:
 def test_characters_come_whole() -> None:
     from transformers import AutoTokenizer
 
-    tokenizer, text = AutoTokenizer.from_pretrained(DEMO), "Élève : 👩‍🚀🙂 à\u202f3 €"
+    tokenizer, text = AutoTokenizer.from_pretrained(DEMO_MODEL), "Élève : 👩‍🚀🙂 à\u202f3 €"
     ids = tokenizer(text)["input_ids"]
     shown = [text_so_far(tokenizer, ids[:end]) for end in range(1, len(ids) + 1)]
     assert len(ids) > len(text)  # most of these take several tokens
@@ -119,13 +113,9 @@ def test_a_conversation_that_is_too_long_is_refused(weights: Weights) -> None:
 # --- a pipe, and one question ---------------------------------------------------------------------
 
 
-def chat(*arguments: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
-    return run_script("chat", *arguments, stdin=given)
-
-
 def test_a_pipe(run: Path, weights: Weights) -> None:
-    result = chat(run, "--max-new-tokens", "48", given=f"{QUESTION}\n\nEt après ?\n")
-    assert result.returncode == 0, result.stderr
+    given = f"{QUESTION}\n\nEt après ?\n"
+    result = succeed("chat", run, "--max-new-tokens", "48", stdin=given)
     expected = ""
     prompt = PromptFormat(source.find(str(run)).prompt.system)
     known = load_known(source.find(str(run)))
@@ -212,7 +202,7 @@ def test_ctrl_c_stops_a_reply_and_then_leaves(run: Path, tmp_path: Path) -> None
     time.sleep(1.0)  # until readline waits for a key: a signal just before is seen at the next one
     terminal.ctrl_c()
     assert terminal.ends() == 130
-    first, second = map(json.loads, file.read_text("utf-8").splitlines())
+    first, second = rows(file)
     assert (first["question"], second["question"]) == ("Who?", "And why?")
     assert all(len(row[side]) >= 20 for row in (first, second) for side in ("before", "after"))
 
@@ -224,7 +214,7 @@ def test_ctrl_c_stops_a_reply_and_then_leaves(run: Path, tmp_path: Path) -> None
 def file(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model as a GGUF file."""
     path = tmp_path_factory.mktemp("gguf") / "demo.gguf"
-    gguf.write_gguf(DEMO, "f16", path, "demo", str(tree))
+    gguf.write_gguf(DEMO_MODEL, "f16", path, "demo", str(tree))
     return path
 
 
@@ -233,22 +223,21 @@ def test_a_signal_waits_for_no_reply_of_llama_cpp(
     file: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     """llama.cpp's server would wait for replies that nobody reads any more."""
-    data = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
-    command = ("evaluate", "--model", file, "--data", data, "--output", tmp_path / "out")
+    output, data = tmp_path / "out", DEMO_DATA / "problems_test.jsonl"
+    command = ("evaluate", "--model", file, "--data", data, "--output", output)
     process = start_script(*command, "--batch-size", "8", *RAMBLING)
-    wait_for(process, (tmp_path / "out" / "replies.jsonl").exists)
+    wait_for(process, (output / "replies.jsonl").exists)
     process.send_signal(number)
     assert process.wait(timeout=20) == 128 + number
     assert not (tmp_path / ".out.lock").exists()
 
 
 def test_a_gguf_file_and_a_server(file: Path, tmp_path: Path) -> None:
-    result = chat(file, "--question", QUESTION)
-    assert result.returncode == 0, result.stderr
+    result = succeed("chat", file, "--question", QUESTION)
     head, *lines = result.stdout.rstrip().splitlines()
     assert head == f"> {QUESTION}" and lines and all(line.startswith("reply  ") for line in lines)
     with serve(file) as url:
-        assert chat(url, "--question", QUESTION).stdout == result.stdout
+        assert succeed("chat", url, "--question", QUESTION).stdout == result.stdout
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(ConfigError, match=r"llama\.cpp cannot load"), serve(broken):
@@ -290,12 +279,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def served(run: Path) -> Iterator[Served]:
+def served(run: Path, browser: Any) -> Iterator[Served]:
     """The page of greedy replies, asked for as a user does."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"no Chromium at {CHROMIUM}; name one in $CHROMIUM")
-    from playwright.sync_api import sync_playwright
-
     port = free_port()
     process = start_script("chat", run, "--web", "--port", str(port))
 
@@ -305,12 +290,7 @@ def served(run: Path) -> Iterator[Served]:
 
     wait_for(process, answers)
     url = f"http://127.0.0.1:{port}/"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield Served(url, [], [], browser)
-        browser.close()
+    yield Served(url, [], [], browser)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, run_script
+from tests.helpers import demo_command, read, rows
 from tests.pretend_gpu import installed
-from tests.reliability.inside import read, rows, succeed
+from tests.reliability.inside import steps, succeed
 
-CONFIGS = {name: ROOT / "configs" / f"{name}_demo.yaml" for name in ("grpo", "dpo")}
 MEASURES = (
     *("reward_accuracy", "length_controlled_accuracy", "reward_margin"),
     *("french_share", "french_share_without_system", "ended_share", "mean_tokens"),
@@ -39,8 +38,7 @@ PART = {
 def test_grpo_demo_learns_to_compute(tmp_path: Path, part: tuple[str, ...]) -> None:
     """In 10 of its 40 steps, and in all of them."""
     run = tmp_path / "grpo"
-    command = ("--config", CONFIGS["grpo"], "--output", run, *part)
-    result = succeed("grpo", *command)
+    result = succeed("grpo", *demo_command("grpo", run, *part))
     before, after, comparison = scores(run)
     assert before["strict"]["n"] == (40 if part else 300)
     assert before["strict"]["value"] <= 0.45
@@ -53,8 +51,7 @@ def test_grpo_demo_learns_to_compute(tmp_path: Path, part: tuple[str, ...]) -> N
     assert {"completion", "answer", "reward/format", "reward/correctness"} <= set(sample)
     assert ("Training on Pretended card" if installed() else "No GPU here") in result.stdout
     assert "strict accuracy" in result.stdout
-    finished = run_script("grpo", *command)
-    assert finished.returncode == 0
+    finished = succeed("grpo", *demo_command("grpo", run, *part))
     assert "finished run" in finished.stdout
 
 
@@ -63,7 +60,7 @@ def test_dpo_demo_learns_french(tmp_path: Path, part: tuple[str, ...]) -> None:
     """In 30 of its 60 steps, and in all of them."""
     run = tmp_path / "dpo"
     replies, problems = (40, 20) if part else (200, 100)
-    result = succeed("dpo", "--config", CONFIGS["dpo"], "--output", run, *part)
+    result = succeed("dpo", *demo_command("dpo", run, *part))
     before, after, comparison = scores(run)
     assert list(before) == list(after) == list(comparison) == [*MEASURES]
     assert before["reward_accuracy"]["value"] == 0.5  # the reference prefers nothing over itself
@@ -78,7 +75,7 @@ def test_dpo_demo_learns_french(tmp_path: Path, part: tuple[str, ...]) -> None:
     assert 0.01 < after["kl_per_token"]["low"] < after["kl_per_token"]["value"] < 1
     assert after["ended_share"]["value"] >= 0.95 and after["repetition_rate"]["value"] <= 0.05
     assert before["arithmetic/strict"]["n"] == after["arithmetic/strict"]["n"] == problems
-    first = next(row for row in rows(run / "metrics.jsonl") if "loss" in row)
+    first = steps(run)[0]
     assert abs(first["rewards/margins"]) < 1e-5  # the policy starts as its reference
     for name in RECORD:
         assert (run / name).stat().st_size > 0
@@ -92,19 +89,17 @@ def test_dpo_demo_learns_french(tmp_path: Path, part: tuple[str, ...]) -> None:
 
 def assert_replies_are_whole(run: Path, count: int, before: Any, after: Any) -> None:
     """What a page on the run shows and a judge reads, in the same order on both sides."""
-    sides = {side: rows(run / "eval" / f"{side}_replies.jsonl") for side in ("before", "after")}
+    prompts = []
+    names = {"french_share": "in_language", "ended_share": "ended", "mean_tokens": "tokens"}
     for side, measured in (("before", before), ("after", after)):
-        assert len(sides[side]) == count
-        assert all(
-            row["system"] == "Tu es un assistant qui répond en français." for row in sides[side]
-        )
-        for name, key in (("french_share", "in_language"), ("ended_share", "ended")):
-            share = sum(row[key] for row in sides[side]) / count
-            assert share == pytest.approx(measured[name]["value"])
-        tokens = sum(row["tokens"] for row in sides[side]) / count
-        assert tokens == pytest.approx(measured["mean_tokens"]["value"])
-        assert all(row["text"] and row["prompt"] for row in sides[side])
-    prompts = [[row["prompt"] for row in sides[side]] for side in sides]
+        replies = rows(run / "eval" / f"{side}_replies.jsonl")
+        assert len(replies) == count
+        for name, key in names.items():
+            mean = sum(row[key] for row in replies) / count
+            assert mean == pytest.approx(measured[name]["value"])
+        assert {row["system"] for row in replies} == {"Tu es un assistant qui répond en français."}
+        assert all(row["text"] and row["prompt"] for row in replies)
+        prompts.append([row["prompt"] for row in replies])
     assert prompts[0] == prompts[1]
 
 
@@ -113,9 +108,8 @@ def assert_replies_are_whole(run: Path, count: int, before: Any, after: Any) -> 
 def test_a_locale_of_ascii(tmp_path: Path, name: str) -> None:
     """trl reads the template of its model card in the locale's encoding."""
     few = ["training.max_steps=1", "training.save_steps=1", "evaluation.limit=2"]
-    demo = ("--config", ROOT / "configs" / f"{name}_demo.yaml", "--output", tmp_path / "run")
     ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    succeed(name, *demo, *few, **ascii)
+    succeed(name, *demo_command(name, tmp_path / "run", *few), **ascii)
 
 
 @pytest.mark.long
@@ -126,9 +120,9 @@ def test_without_training_nothing_changes(tmp_path: Path, name: str) -> None:
     (run / "eval").mkdir(parents=True)
     for stale in ("before", "before_replies"):
         (run / "eval" / f"{stale}.jsonl").write_text('{"of": "another run"}\n', encoding="utf-8")
-    limits = ["evaluation.limit=20", "data.validation=8"]
-    limits += ["evaluation.replies=20", ALSO] if name == "dpo" else []
-    succeed(name, "--config", CONFIGS[name], "--output", run, "training.max_steps=0", *limits)
+    given = ["training.max_steps=0", "evaluation.limit=20", "data.validation=8"]
+    given += ["evaluation.replies=20", ALSO] if name == "dpo" else []
+    succeed(name, *demo_command(name, run, *given))
     for measure, values in scores(run)[-1].items():
         assert values["difference"] == 0, measure
         assert values["p_value"] == 1

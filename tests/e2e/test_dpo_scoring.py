@@ -13,9 +13,6 @@ from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
 from tests.e2e.trainers import load, move, plain, rows_of, settings_of
 
-# The libraries' own warnings while a model is built are not what is tested here.
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
@@ -34,11 +31,9 @@ def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, A
     import torch
 
     model, tokenizer, exact = moved
-    settings = settings_of(
-        "dpo", "evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}"
-    )
-    pairs = rows_of("dpo", settings)
-    prompts = [list(pair.prompt) for pair in pairs[:80]]
+    how = "evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}"
+    settings = settings_of("dpo", how)
+    prompts = [list(pair.prompt) for pair in rows_of("dpo", settings)[:80]]
     sampled, result = scoring.sample(model, tokenizer, prompts, settings)
     assert len({reply.text for reply in sampled}) > 40
     complete = []

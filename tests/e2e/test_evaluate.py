@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,18 +15,24 @@ from posttrain.base.process import run_main
 from posttrain.data.text import text_key
 from posttrain.model.provenance import TrainedOn, write_record
 from posttrain.scoring import evaluation
-from posttrain.settings import GRPOSettings
-from posttrain.settings.command import load_settings
 from posttrain.settings.strict_yaml import dump_yaml
 from scripts import evaluate
-from tests.helpers import ROOT, Capsys, make_adapter, run_script, start_script
-from tests.reliability.inside import own_handlers, read, rows, succeed
+from tests.helpers import (
+    DEMO_DATA,
+    DEMO_MODEL,
+    ROOT,
+    Capsys,
+    demo_settings,
+    make_adapter,
+    read,
+    rows,
+    start_script,
+    write_rows,
+)
+from tests.reliability.inside import succeed
 from tests.reliability.test_interruptions import wait_for
 
-__all__ = ["own_handlers"]
-PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
-# The libraries' own warnings while an adapter is made are not what is tested here.
-pytestmark = pytest.mark.filterwarnings("ignore")
+PROBLEMS = DEMO_DATA / "problems_test.jsonl"
 COUNT = 32
 LIMIT = ["--limit", str(COUNT), "--max-new-tokens", "48", "--batch-size", "4", "--dtype", "float32"]
 
@@ -36,8 +41,7 @@ LIMIT = ["--limit", str(COUNT), "--max-new-tokens", "48", "--batch-size", "4", "
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model in a folder of its own: with no run's config.yaml near it."""
     folder = tmp_path_factory.mktemp("models") / "nested" / "demo_model"
-    shutil.copytree(ROOT / "assets" / "demo_model", folder)
-    return folder
+    return Path(shutil.copytree(DEMO_MODEL, folder))
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +61,6 @@ def complete(request_: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def copy(complete: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(complete, tmp_path / "copy"))
-
-
-def measures(folder: Path) -> dict[str, Any]:
-    report = read(folder / "report.json")
-    return dict(report["measures"])
 
 
 def lines(folder: Path) -> int:
@@ -133,9 +132,9 @@ def test_part_of_a_batch_is_not_sampled_anew_on_its_own(
     """Sampled replies depend on what is in the batch; a cut-off file must end as a whole one."""
     sampled = [*request_, "--limit", "24", "--samples", "2", "--temperature", "1.2"]
     folder = tmp_path / "sampled"
-    assert run_script("evaluate", *sampled, "--output", folder).returncode == 0
+    succeed("evaluate", *sampled, "--output", folder)
     report, replies = ((folder / n).read_bytes() for n in ("report.json", "replies.jsonl"))
-    assert {"pass@1", "pass@2", "majority_vote"} <= set(measures(folder))
+    assert {"pass@1", "pass@2", "majority_vote"} <= set(json.loads(report)["measures"])
     kept = b"".join(replies.splitlines(True)[:20])  # 16 are one batch, 8 the next
     (folder / "replies.jsonl").write_bytes(kept + b'{"question": "half a li')
     (folder / "report.json").unlink()
@@ -202,10 +201,10 @@ def test_rescore_gives_the_same_measures_and_leaves_the_file_alone(
     original = rows(replies)
     rescore = ["--rescore", replies]
     expected = printed(capsys, *rescore)
-    percent = f"{measures(copy)['strict']['value']:.1%}"
-    assert f"strict accuracy    {percent}" in expected
+    strict = read(copy / "report.json")["measures"]["strict"]["value"]
+    assert f"strict accuracy    {strict:.1%}" in expected
     wrong = [{**row, "strict": 0.0, "tagged": 0.0, "lenient": 0.0} for row in original]
-    text = "".join(json.dumps(row) + "\n" for row in wrong) + '{"question": "cut off'
+    text = write_rows(replies, *wrong).read_text("utf-8") + '{"question": "cut off'
     replies.write_text(text, encoding="utf-8")
     assert printed(capsys, *rescore) == expected
     assert replies.read_text(encoding="utf-8") == text
@@ -219,8 +218,7 @@ def test_compare_prints_the_paired_table(complete: Path, copy: Path, capsys: Cap
     assert len(wrong) >= 8
     for row in wrong[:8]:
         row["reply"] = f"<answer>{row['answer']}</answer>"
-    text = "".join(json.dumps(row) + "\n" for row in replies)
-    (copy / "replies.jsonl").write_text(text, encoding="utf-8")
+    write_rows(copy / "replies.jsonl", *replies)
     output = printed(capsys, "--compare", complete / "report.json", copy / "report.json")
     (strict,) = (x for x in output.splitlines() if "strict accuracy" in x)
     assert "+25.0 points" in strict and f"(n = {COUNT})" in output
@@ -228,7 +226,7 @@ def test_compare_prints_the_paired_table(complete: Path, copy: Path, capsys: Cap
     assert printed(capsys, "--compare", complete, copy) == output
     assert "+0.0 points [+0.0, +0.0]" in printed(capsys, "--compare", complete, complete)
 
-    (copy / "replies.jsonl").write_text("\n".join(text.split("\n")[1:]), encoding="utf-8")
+    write_rows(copy / "replies.jsonl", *replies[1:])
     output = refused(capsys, "--compare", complete, copy)
     assert "do not answer the same problems" in output and str(copy) in output
     (copy / "replies.jsonl").write_text("")
@@ -245,15 +243,10 @@ def test_compare_prints_the_paired_table(complete: Path, copy: Path, capsys: Cap
 def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as scripts/grpo.py leaves it, whose training file shares 3 test questions."""
     run = tmp_path_factory.mktemp("run")
-    tests = PROBLEMS.read_text(encoding="utf-8").split("\n")[:3]
-    shared = [json.loads(line) for line in tests]
+    shared = rows(PROBLEMS)[:3]
     shared[0]["question"] = shared[0]["question"].upper().replace(" ", "  ")
     write_record(run, TrainedOn({text_key(row["question"]) for row in shared}))
-    overrides = [
-        f"model.name={model}",
-        "prompt.system=Answer.",
-    ]
-    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
+    settings = demo_settings("grpo", f"model.name={model}", "prompt.system=Answer.")
     (run / "config.yaml").write_text(dump_yaml(settings.model_dump()), encoding="utf-8")
     adapter = make_adapter(model, run / "adapter")
     shutil.copytree(adapter, run / "checkpoints" / "checkpoint-2")
@@ -280,13 +273,8 @@ def test_override_scores_them_and_says_so(
     given = ["--model", f"./{adapter}/", "--data", PROBLEMS, "--limit", "8"]
     few = ["--max-new-tokens", "8", "--allow-trained-on", "--output", folder]
     assert "warning: 3 of these questions were trained on" in printed(capsys, *given, *few)
-    report = read(folder / "report.json")
-    assert report["trained_on"] == 3
-    assert (report["system"], report["dtype"], report["load_in_4bit"]) == (
-        "Answer.",
-        "float32",
-        False,
-    )
+    expected = {"trained_on": 3, "system": "Answer.", "dtype": "float32", "load_in_4bit": False}
+    assert read(folder / "report.json").items() >= expected.items()
 
 
 @pytest.mark.parametrize(
@@ -334,13 +322,12 @@ def test_the_default_folder_is_named_after_model_and_data(model: str, name: str)
 
 def test_a_runs_own_problems_are_read_by_its_columns(tmp_path: Path) -> None:
     """As the command that a run names next does; another file has the usual ones."""
-    mine, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
-    mine.write_text(json.dumps({"problem": "What is 2 + 2?", "solution": "4"}) + "\n", "utf-8")
-    other.write_text(json.dumps({"question": "What is 3 + 3?", "answer": "6"}) + "\n", "utf-8")
+    mine = write_rows(tmp_path / "mine.jsonl", {"problem": "What is 2 + 2?", "solution": "4"})
+    other = write_rows(tmp_path / "other.jsonl", {"question": "What is 3 + 3?", "answer": "6"})
     run = tmp_path / "run"
     (run / "adapter").mkdir(parents=True)
-    overrides = [f"data.eval.path={mine}", "data.columns={question: problem, answer: solution}"]
-    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", overrides)
+    columns = "data.columns={question: problem, answer: solution}"
+    settings = demo_settings("grpo", f"data.eval.path={mine}", columns)
     (run / "config.yaml").write_text(dump_yaml(settings.model_dump()), encoding="utf-8")
     config = evaluation.config_of(str(run / "adapter"), str(mine), None)
     for path, answer in ((mine, "4"), (other, "6")):

@@ -22,36 +22,33 @@ from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import serve
 from posttrain.run.results import Check
 from posttrain.settings.export import Parity
-from tests.helpers import ROOT, make_adapter, run_script
+from tests.helpers import DEMO_MODEL, ROOT, make_adapter, read, run_script
 from tests.real.export_proof import edited, other_rope, other_template
-from tests.reliability.inside import read
+from tests.reliability.inside import succeed
 
-DEMO = ROOT / "assets" / "demo_model"
-SMALL = ["export.parity.new_tokens=24"]
+SMALL = "export.parity.new_tokens=24"
 LIMIT = Parity().max_divergence_16_bit
 CHECKS = [
     *("weight_error", "learning_lost", "chat_template", "tokenisation"),
     *("divergence", "greedy_text"),
 ]
-pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(DEMO, tmp_path_factory.mktemp("adapters") / "tiny", spread=0.02)
+    return make_adapter(DEMO_MODEL, tmp_path_factory.mktemp("adapters") / "tiny", spread=0.02)
 
 
 @pytest.fixture(scope="module")
 def exported(adapter: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with merged weights and f16, each proven; not to be written to."""
     folder = tmp_path_factory.mktemp("exported")
-    result = export(adapter, folder, "merged_16bit,gguf:f16")
-    assert result.returncode == 0, result.stdout + result.stderr
+    succeed(*command(adapter, folder, "merged_16bit,gguf:f16"))
     return folder
 
 
-def export(adapter: Path, folder: Path, to: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return run_script("export", adapter, "--output", folder, "--to", to, *SMALL, *more)
+def command(adapter: Path, folder: Path, to: str) -> list[str]:
+    return ["export", str(adapter), "--output", str(folder), "--to", to, SMALL]
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -60,7 +57,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 def test_every_target_is_proven_and_recorded(exported: Path, adapter: Path) -> None:
     actual = record(exported)
-    assert actual["base"]["name"] == str(DEMO) and actual["base"]["dtype"] == "float32"
+    assert actual["base"]["name"] == str(DEMO_MODEL) and actual["base"]["dtype"] == "float32"
     assert list(actual["exports"]) == ["merged_16bit", "gguf:f16"]
     for target in actual["exports"]:
         entry = actual["exports"][target]
@@ -71,13 +68,13 @@ def test_every_target_is_proven_and_recorded(exported: Path, adapter: Path) -> N
     generation = read(merged / "generation_config.json")
     assert generation["do_sample"] is False and generation["eos_token_id"] == 2
     template = "chat_template.jinja"
-    assert (merged / template).read_text() == (DEMO / template).read_text()
+    assert (merged / template).read_text() == (DEMO_MODEL / template).read_text()
 
 
 def test_a_second_call_leaves_what_is_proven(exported: Path, adapter: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in exported.rglob("*") if p.is_file()}
-    result = export(adapter, exported, "merged_16bit,gguf:f16")
-    assert result.returncode == 0 and result.stdout.count("proven already") == 2
+    result = succeed(*command(adapter, exported, "merged_16bit,gguf:f16"))
+    assert result.stdout.count("proven already") == 2
     changed = [p.name for p, t in before.items() if p.stat().st_mtime_ns != t]
     assert changed in ([], [".export.lock"])
 
@@ -87,7 +84,7 @@ def known(adapter: Path) -> parity.Known:
     return reference(adapter)
 
 
-def reference(adapter: Path, base: Path = DEMO) -> parity.Known:
+def reference(adapter: Path, base: Path = DEMO_MODEL) -> parity.Known:
     """What the adapter on its base says."""
     return parity.reference(models.adapter_model(base, adapter), texts.gate_texts({}), 24)
 
@@ -98,10 +95,14 @@ def merge_weights(base: Path, adapter: Path, dtype: str, into: Path) -> Path:
 
 
 def checks_of(
-    file: Path, known: parity.Known, adapter: Path, kind: str, base: Path = DEMO, dtype: str = ""
+    file: Path,
+    known: parity.Known,
+    adapter: Path,
+    kind: str,
+    base: Path = DEMO_MODEL,
+    dtype: str = "float16",
 ) -> dict[str, Check]:
     """All that an export checks, by name."""
-    dtype = dtype or "float16"
     sums = check_weights(base, adapter, file, kind, dtype)
     if file.is_dir():
         actual = parity.check_model(models.merged_model(file), known, LIMIT)
@@ -184,7 +185,7 @@ def test_a_fault_in_merged_weights_is_caught_by_its_check(
     wrong = shutil.copytree(adapter, tmp_path / "adapter")
     if of_adapter:
         of_adapter(wrong)
-    merged = merge_weights(DEMO, wrong, "float16", tmp_path / "merged")
+    merged = merge_weights(DEMO_MODEL, wrong, "float16", tmp_path / "merged")
     if of_merged:
         of_merged(merged)
     checks = checks_of(merged, known, adapter, "merged_16bit")
@@ -196,11 +197,11 @@ def test_a_fault_in_merged_weights_is_caught_by_its_check(
 
 @pytest.mark.parametrize("options", [{"use_rslora": True}, {"use_dora": True}, {"r": 4}])
 def test_kinds_of_lora_merge_to_what_they_compute(options: dict[str, Any], tmp_path: Path) -> None:
-    adapter = make_adapter(DEMO, tmp_path / "adapter", spread=0.02, **options)
-    exact = models.merged_model(merge_weights(DEMO, adapter, "float32", tmp_path / "merged"))
+    adapter = make_adapter(DEMO_MODEL, tmp_path / "adapter", spread=0.02, **options)
+    exact = models.merged_model(merge_weights(DEMO_MODEL, adapter, "float32", tmp_path / "merged"))
     checks = parity.check_model(exact, reference(adapter), 1e-7)
-    rounded = merge_weights(DEMO, adapter, "bfloat16", tmp_path / "rounded")
-    checks += check_weights(DEMO, adapter, rounded, "merged_16bit", "bfloat16")
+    rounded = merge_weights(DEMO_MODEL, adapter, "bfloat16", tmp_path / "rounded")
+    checks += check_weights(DEMO_MODEL, adapter, rounded, "merged_16bit", "bfloat16")
     assert all(check.passed for check in checks), checks
 
 
@@ -209,12 +210,12 @@ def other_base(folder: Path, dtype: str, down_proj: float = 1.0) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=getattr(torch, dtype))
     for name, weight in model.named_parameters():
         if "down_proj" in name:
             weight.data *= down_proj
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(DEMO_MODEL).save_pretrained(folder)
     return folder
 
 
@@ -235,7 +236,7 @@ def test_activations_that_do_not_fit_float16_are_noticed(tmp_path: Path) -> None
     """The export ends with code 4 and keeps the file, which is unproven."""
     base = other_base(tmp_path / "base", "float32", down_proj=1e4)
     adapter = make_adapter(base, tmp_path / "adapter", spread=0.02)
-    result = export(adapter, tmp_path, "merged_16bit")
+    result = run_script(*command(adapter, tmp_path, "merged_16bit"))
     assert result.returncode == 4 and "UNPROVEN: merged_16bit" in result.stdout
     assert "FAILED  divergence" in result.stdout and "--dtype bfloat16" in result.stdout
     entry = record(tmp_path)["exports"]["merged_16bit"]
@@ -259,15 +260,15 @@ def test_a_weight_that_is_missing_or_not_a_number_is_an_error(
     """Also of a tensor without LoRA, and before tensors that are right."""
     from safetensors.torch import load_file, save_file
 
-    merged = merge_weights(DEMO, adapter, "float16", tmp_path / "merged")
+    merged = merge_weights(DEMO_MODEL, adapter, "float16", tmp_path / "merged")
     file = merged / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     save_file({k: v for k, v in tensors.items() if k != "model.norm.weight"}, file)
-    error, lost = check_weights(DEMO, adapter, merged, "merged_16bit", "float16")
+    error, lost = check_weights(DEMO_MODEL, adapter, merged, "merged_16bit", "float16")
     assert not error.passed and lost.passed
     tensors["model.layers.0.input_layernorm.weight"][3] = math.nan
     save_file(tensors, file)
-    error, lost = check_weights(DEMO, adapter, merged, "merged_16bit", "float16")
+    error, lost = check_weights(DEMO_MODEL, adapter, merged, "merged_16bit", "float16")
     assert not error.passed and error.value == "nan" and lost.passed
 
 
@@ -280,7 +281,7 @@ def test_an_incomplete_adapter_is_refused(adapter: Path, tmp_path: Path) -> None
     weights.pop(next(name for name in weights if "layers.2" in name))
     save_file(weights, wrong / "adapter_model.safetensors")
     with pytest.raises(ConfigError, match=r"1 tensors are in only one of them.*layers\.2"):
-        models.adapter_model(DEMO, wrong)
+        models.adapter_model(DEMO_MODEL, wrong)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def test_a_fault_in_a_gguf_file_is_caught_by_its_check(
 
 
 def test_an_unknown_tokenizer_is_refused_in_plain_words(tree: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(DEMO, tmp_path / "model")
+    model = shutil.copytree(DEMO_MODEL, tmp_path / "model")
     tokenizer = (model / "tokenizer.json").read_text(encoding="utf-8")
     (model / "tokenizer.json").write_text(tokenizer.replace('"NFC"', '"NFKC"'))
     with pytest.raises(ConfigError, match="does not know this tokenizer"):
@@ -328,24 +329,25 @@ def test_killed_at_random_points_it_ends_as_if_never_killed(
     to = "merged_16bit,gguf:f16,gguf:q4_k_m"
     for name in ("first", "complete"):  # the first builds llama-quantize
         started = time.monotonic()
-        result = export(adapter, tmp_path / name, to)
-        assert result.returncode == 0, result.stdout + result.stderr
+        succeed(*command(adapter, tmp_path / name, to))
         seconds = time.monotonic() - started
     expected = {name: e["files"] for name, e in record(tmp_path / "complete")["exports"].items()}
     chance = random.Random(0)
-    script = [sys.executable, str(ROOT / "scripts" / "export.py"), str(adapter)]
     for number in range(6):
         folder = tmp_path / str(number)
-        command = [*script, "--output", str(folder), "--to", to, *SMALL]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        name, *given = command(adapter, folder, to)
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "scripts" / f"{name}.py", *given],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         time.sleep(chance.uniform(0.3, 1.0) * seconds)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         done = record(folder)["exports"] if (folder / "export.json").exists() else {}
         written = {name: entry["files"] for name, entry in done.items()}
         assert written == {name: expected[name] for name in done}
-        result = export(adapter, folder, to)
-        assert result.returncode == 0, result.stdout + result.stderr
+        result = succeed(*command(adapter, folder, to))
         assert result.stdout.count("proven already") == len(done)
         actual = {name: e["files"] for name, e in record(folder)["exports"].items()}
         assert actual == expected

@@ -13,16 +13,13 @@ from posttrain.base.errors import ConfigError
 from posttrain.export import score
 from posttrain.report.export_scores import TITLE
 from scripts import evaluate, export
-from tests.helpers import ROOT, Capsys, run_script
-from tests.reliability import inside
-from tests.reliability.inside import leave_with, own_handlers, read, succeed
+from tests.helpers import DEMO_DATA, DEMO_MODEL, Capsys, read, rows, run_script
+from tests.reliability.inside import leave_with, succeed
 
-__all__ = ["own_handlers"]
-PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
 PARITY = "parity: {new_tokens: 24}"
 TO = "[merged_16bit, 'gguf:q8_0']"
 COUNT = 12
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("tree")]
+pytestmark = pytest.mark.usefixtures("tree")
 
 
 def train(method: str, folder: Path, *more: str, to: str = TO) -> str:
@@ -47,19 +44,15 @@ def train(method: str, folder: Path, *more: str, to: str = TO) -> str:
 def grpo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A GRPO run with two scored files and what it printed; not to be written to."""
     folder = tmp_path_factory.mktemp("runs") / "grpo"
-    few = [
-        "training.max_completion_length=48",
-        f"evaluation={{limit: {COUNT}, max_new_tokens: 48}}",
-    ]
-    return folder, train("grpo", folder, *few)
+    few = f"evaluation={{limit: {COUNT}, max_new_tokens: 48}}"
+    return folder, train("grpo", folder, "training.max_completion_length=48", few)
 
 
 def score_again(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> tuple[dict[str, Any], str]:
     """The scores of both files, and what their command printed."""
-    base = str(ROOT / "assets" / "demo_model")
-    argv = ["score", str(run), base, "merged_16bit", "gguf:q8_0"]
+    argv = ["score", str(run), str(DEMO_MODEL), "merged_16bit", "gguf:q8_0"]
     monkeypatch.setattr(sys, "argv", argv)
     assert score.main() == 0
     return scores(run), capsys.readouterr().out
@@ -70,8 +63,8 @@ def scores(run: Path) -> dict[str, Any]:
     return {name: entry["score"] for name, entry in record["exports"].items()}
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return sorted(inside.rows(path), key=lambda row: str(row["question"]))
+def by_question(path: Path) -> list[dict[str, Any]]:
+    return sorted(rows(path), key=lambda row: str(row["question"]))
 
 
 @pytest.mark.parametrize("target", ["merged_16bit", "gguf:q8_0"])
@@ -81,15 +74,16 @@ def test_a_score_is_that_of_an_evaluation_by_hand(
     run, _ = grpo
     entry = read(run / "export.json")["exports"][target]
     by_hand = tmp_path / "by_hand"
-    given = ["--model", str(run / entry["path"]), "--data", str(PROBLEMS), "--limit", str(COUNT)]
+    given = ["--model", str(run / entry["path"]), "--limit", str(COUNT)]
+    given += ["--data", str(DEMO_DATA / "problems_test.jsonl")]
     assert evaluate.main([*given, "--max-new-tokens", "48", "--output", str(by_hand)]) == 0
     kept = run / "eval" / "exports" / target.replace(":", "-") / "replies.jsonl"
-    assert rows(kept) == rows(by_hand / "replies.jsonl")
+    assert by_question(kept) == by_question(by_hand / "replies.jsonl")
     report = read(by_hand / "report.json")
     score = entry["score"]
     assert score["measures"] == report["measures"] and score["n"] == COUNT
     assert report["weights"]
-    adapter, file = rows(run / "eval" / "after.jsonl"), rows(kept)
+    adapter, file = by_question(run / "eval" / "after.jsonl"), by_question(kept)
     pairs = [(a["strict"], b["strict"]) for a, b in zip(adapter, file, strict=True)]
     assert [a["question"] for a in adapter] == [b["question"] for b in file]
     assert score["gained"] == sum(b > a for a, b in pairs)
@@ -99,10 +93,8 @@ def test_a_score_is_that_of_an_evaluation_by_hand(
 
 def test_it_is_shown_where_the_headline_is(grpo: tuple[Path, str]) -> None:
     run, output = grpo
-    for text in (
-        output,
-        *((run / name).read_text("utf-8") for name in ("report.html", "README.md")),
-    ):
+    page, card = ((run / name).read_text("utf-8") for name in ("report.html", "README.md"))
+    for text in (output, page, card):
         assert TITLE in text and "gguf:q8_0" in text
         assert "No file lost significantly against the adapter" in text
 
@@ -143,8 +135,8 @@ def test_the_adapter_of_a_4_bit_policy_is_also_scored_on_16_bit_weights(
     score = record["adapter_16bit"]["score"]
     assert score["measures"]["strict"] == after["strict"]
     assert score["gained"] == score["lost"] == 0
-    again = run_script("export", run, "--to", "merged_16bit", "--score")
-    assert again.returncode == 0 and "Loading" not in again.stdout
+    again = succeed("export", run, "--to", "merged_16bit", "--score")
+    assert "Loading" not in again.stdout
 
 
 @pytest.mark.long
@@ -178,9 +170,9 @@ def test_files_of_a_dpo_run_are_scored_by_their_replies(tmp_path: Path) -> None:
     few = "evaluation={limit: 12, replies: 6, max_new_tokens: 24}"
     output = train("dpo", run, "data.holdout=12", few)
     assert TITLE in output
-    adapter = inside.rows(run / "eval" / "after_replies.jsonl")
+    adapter = rows(run / "eval" / "after_replies.jsonl")
     for target in ("merged_16bit", "gguf-q8_0"):
-        replies = inside.rows(run / "eval" / "exports" / target / "replies.jsonl")[:6]
+        replies = rows(run / "eval" / "exports" / target / "replies.jsonl")[:6]
         actual = scores(run)[target.replace("gguf-", "gguf:")]
         french = [
             (a["in_language"], b["in_language"]) for a, b in zip(adapter, replies, strict=True)

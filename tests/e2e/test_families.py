@@ -14,15 +14,13 @@ from posttrain.data.render import render, set_template_variables
 from posttrain.model import inference
 from posttrain.settings import Evaluation
 from posttrain.train import session
-from scripts import dpo, evaluate, export, grpo
+from scripts import evaluate, export
 from tests.e2e import trainers
 from tests.families import FAMILIES, Family, make_model
-from tests.helpers import ROOT
-from tests.reliability.inside import read, reported_here, rows
+from tests.helpers import DEMO_DATA, demo_command, read, rows
+from tests.reliability.inside import MAIN, reported_here, steps
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
-DEMO = ROOT / "assets" / "demo_data"
-MAINS = {"grpo": grpo.main, "dpo": dpo.main}
+METHODS = ("grpo", "dpo")
 ASSISTANT, THOUGHTS = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n"
 PARITY = ["export.parity.new_tokens=8"]
 REWARD = """
@@ -108,12 +106,11 @@ class Made:
 
     def main(self, method: str, *more: str) -> int:
         """What the script returns, as it is called by a user."""
-        given = ["--config", str(ROOT / "configs" / f"{method}_demo.yaml")]
-        given += ["--output", str(self.run(method)), *self.overrides(method), *more]
+        given = demo_command(method, self.run(method), *self.overrides(method), *more)
         with reported_here(), pytest.MonkeyPatch.context() as patch:
             if self.name != "qwen3":  # whose card is read
                 patch.setattr(session, "report", lambda run: None)
-            return MAINS[method](given)
+            return MAIN[method](given)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -121,19 +118,18 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     make_model(request.param, folder / "model")
     actual = Made(request.param, folder, {})
-    for method in MAINS:
+    for method in METHODS:
         with noted() as read_by_it:
             assert actual.main(method) == 0
         actual.rows[method] = read_by_it
     return actual
 
 
-@pytest.mark.parametrize("method", MAINS)
+@pytest.mark.parametrize("method", METHODS)
 def test_two_steps_and_scores(made: Made, method: str) -> None:
-    # Validations and a summary are among them.
-    steps = [row for row in rows(made.run(method) / "metrics.jsonl") if "grad_norm" in row]
-    assert [row["step"] for row in steps] == [1, 2]
-    assert max(row["grad_norm"] for row in steps) > 0
+    trained = steps(made.run(method))
+    assert [row["step"] for row in trained] == [1, 2]
+    assert max(row["grad_norm"] for row in trained) > 0
     before, after, comparison = (
         read(made.run(method) / "eval" / f"{name}.json")
         for name in ("before", "after", "comparison")
@@ -142,13 +138,13 @@ def test_two_steps_and_scores(made: Made, method: str) -> None:
     if method == "grpo":
         assert {measure["n"] for measure in before.values()} == {4}
     else:
-        assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+        assert trained[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
         assert before["reward_margin"]["value"] == pytest.approx(0, abs=1e-5)
         assert before["kl_per_token"]["value"] == pytest.approx(0, abs=1e-6)
         assert after["kl_per_token"]["value"] > 0
 
 
-@pytest.mark.parametrize("method", MAINS)
+@pytest.mark.parametrize("method", METHODS)
 def test_what_the_policy_read(made: Made, method: str) -> None:
     """In rollouts, training and scoring: one start token, and no thoughts for Qwen3. What all
     prompts begin with may be read by itself, and several rows as one (by Unsloth on a GPU)."""
@@ -168,7 +164,7 @@ def test_what_the_policy_read(made: Made, method: str) -> None:
 def test_a_reply_of_dpo_ends_as_in_the_chat_template(made: Made) -> None:
     replies = [
         pair[side]
-        for pair in rows(DEMO / "preferences.jsonl")[:40]
+        for pair in rows(DEMO_DATA / "preferences.jsonl")[:40]
         for side in ("chosen", "rejected")
     ]
     texts = made.texts("dpo")
@@ -234,7 +230,7 @@ def test_a_name_that_the_template_does_not_read(qwen3: Made) -> None:
         qwen3.main("grpo", "prompt.chat_template_kwargs={enable_thinkin: false}", "--dry-run")
 
 
-@pytest.mark.parametrize("method", MAINS)
+@pytest.mark.parametrize("method", METHODS)
 def test_another_value_is_another_run(qwen3: Made, method: str) -> None:
     with pytest.raises(ConfigError, match="enable_thinking was False, now True"):
         qwen3.main(method, "prompt.chat_template_kwargs.enable_thinking=true")
@@ -245,7 +241,7 @@ def test_evaluate_asks_with_the_variables_of_the_run(
     qwen3: Made, own: bool, tmp_path: Path
 ) -> None:
     adapter = qwen3.run("grpo") / "adapter"
-    given = ["--model", str(adapter), "--data", str(DEMO / "problems_test.jsonl")]
+    given = ["--model", str(adapter), "--data", str(DEMO_DATA / "problems_test.jsonl")]
     given += ["--limit", "4", "--max-new-tokens", "4", "--output", str(tmp_path)]
     other = [] if own else ["--chat-template-kwargs", "{enable_thinking: true}"]
     with noted() as read_by_it:
@@ -256,7 +252,7 @@ def test_evaluate_asks_with_the_variables_of_the_run(
     assert report["chat_template_kwargs"] == {"enable_thinking": not own}
 
 
-@pytest.mark.parametrize("method", MAINS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_code_of_the_card_renders_the_same_prompt(qwen3: Made, method: str) -> None:
     card = (qwen3.run(method) / "README.md").read_text(encoding="utf-8")
     assert '```json\n{"enable_thinking": false}\n```' in card
@@ -282,7 +278,7 @@ def test_llama_cpp_and_ollama_render_the_same_prompt(qwen3: Made, tmp_path: Path
 # --- a template without system turns --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", MAINS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_system_turn_that_the_template_refuses(made: Made, method: str) -> None:
     if made.name != "gemma":
         pytest.skip("only Gemma's template takes no system turn")

@@ -6,13 +6,9 @@ from typing import Any
 import pytest
 
 from posttrain.model.fewer_tokens import SharedPrompts, WithoutPadding, can_share
-from posttrain.run.folder import RunFolder
-from posttrain.train.stop import StopRequest
-from posttrain.train.watch import Watch
 from tests.e2e import trainers
-from tests.helpers import ROOT
+from tests.helpers import DEMO_MODEL
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
 PROMPT, COMPLETION, ROWS = 120, 40, 8
 
 
@@ -24,7 +20,7 @@ def model() -> Any:
     from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
-    base = AutoModelForCausalLM.from_pretrained(ROOT / "assets" / "demo_model", dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     add_fused_lm_head(base, 1.0, outputs=("log_probs", "entropy"))
     torch.manual_seed(0)
     targets = ["q_proj", "v_proj", "down_proj"]
@@ -158,9 +154,8 @@ def test_a_run_trains_over_fewer_tokens(
     losses = []
     for least in (8, 10_000):
         monkeypatch.setattr("posttrain.model.fewer_tokens.LEAST_TOKENS", least)
-        folder = tmp_path / str(least)
-        built = trainers.build(method, folder, *given)
-        Watch(built.trainer, built.settings, RunFolder(folder / "run"), StopRequest(None))
+        built = trainers.build(method, tmp_path / str(least), *given)
+        built.watch()
         built.trainer.train()
-        losses.append([row["loss"] for row in built.trainer.state.log_history if "loss" in row])
+        losses.append([row["loss"] for row in trainers.logged(built.trainer)])
     assert used and len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], abs=1e-5)

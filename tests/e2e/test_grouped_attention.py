@@ -6,7 +6,6 @@ import pytest
 
 from posttrain.model import runtime
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 KEY_HEADS, QUERY_HEADS = 2, 6
 
 

@@ -10,27 +10,22 @@ from typing import Any
 
 import pytest
 
-from eval import Completion, Conversation, PromptFormat, conversation
-from eval.gsm8k import SYSTEM
-from posttrain.data.problems import load_evaluation
+from eval import Completion, Conversation
 from posttrain.data.render import render
 from posttrain.model import inference, pretrained, runtime
 from posttrain.model.log_probs import pair_log_probs, reply_sequences, token_log_probs
 from posttrain.model.prompts import Reader
-from posttrain.settings import Evaluation, ProblemColumns, Source
+from posttrain.settings import Evaluation
 from rewards.answer import CLOSE, ends_with_answer
 from tests.e2e import trainers
 from tests.e2e.trainers import load, move, plain, rows_of, settings_of
-from tests.helpers import ROOT, make_qwen
+from tests.helpers import DEMO_MODEL, Capsys, make_qwen
 
-MODEL = ROOT / "assets" / "demo_model"
-# The libraries' own warnings while a model is built are not what is tested here.
-pytestmark = pytest.mark.filterwarnings("ignore")
 Loaded = tuple[Any, Any]
 
 
 def load_demo() -> Loaded:
-    return pretrained.load_for_scoring(str(MODEL), False, "float32", 512)
+    return pretrained.load_for_scoring(str(DEMO_MODEL), False, "float32", 512)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +35,7 @@ def demo() -> Loaded:
 
 @pytest.fixture(scope="module")
 def requested() -> list[Conversation]:
-    source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=48)
-    problems = load_evaluation(source, ProblemColumns())
-    return [conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems]
+    return trainers.requests(48)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +104,7 @@ def test_the_output_layer_is_not_copied_for_every_row(adapted: bool, tmp_path: P
     """In bfloat16, at the vocabulary of Qwen2.5: 19 MB a row, 622 MB for 32 rows."""
     import torch
 
-    name = str(make_qwen(tmp_path, MODEL, **trainers.TINY))
+    name = str(make_qwen(tmp_path, DEMO_MODEL, **trainers.TINY))
     if adapted:
         model, tokenizer = load(settings_of("dpo", f"model.name={name}", "model.dtype=bfloat16"))
     else:
@@ -283,10 +276,7 @@ def with_memory_for(rows: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> l
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(
-    rambling: Loaded,
-    requested: list[Conversation],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    rambling: Loaded, requested: list[Conversation], monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     expected = answer(rambling, requested)
     sizes = with_memory_for(8, rambling[0], monkeypatch)

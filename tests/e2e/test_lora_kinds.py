@@ -11,8 +11,6 @@ from posttrain.model import policy
 from tests.e2e import trainers
 from tests.e2e.trainers import plain
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
-
 KINDS = {"default": [], "rslora": ["lora.use_rslora=true"], "dora": ["lora.use_dora=true"]}
 
 
@@ -43,7 +41,7 @@ def test_starts_as_the_base_model_and_is_saved_for_it(tmp_path: Path, kind: str)
     original = logits(plain())
     assert distance(logits(model), original) < 1e-4
     built.trainer.train()
-    losses = [row["loss"] for row in built.trainer.state.log_history if "loss" in row]
+    losses = [row["loss"] for row in trainers.logged(built.trainer)]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
     assert losses[1] < losses[0] - 1e-3
     policy.save_adapter(model, tokenizer, tmp_path / "adapter")

@@ -9,16 +9,13 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.model import checks, pretrained, runtime
-from scripts import dpo, grpo
 from tests.e2e.test_families import as_text, noted, tokenizer_of
 from tests.e2e.trainers import settings_of
 from tests.families import DATED
-from tests.helpers import ROOT, make_adapter
-from tests.reliability.inside import reported_here
+from tests.helpers import DEMO_MODEL, Capsys, demo_command, make_adapter
+from tests.reliability.inside import MAIN, reported_here
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
-MODEL = ROOT / "assets" / "demo_model"
-MAINS = {"dpo": dpo.main, "grpo": grpo.main}  # what both share is tried with one of them
+METHODS = ("dpo", "grpo")  # what both share is tried with one of them
 
 
 def check(*overrides: str) -> None:
@@ -30,8 +27,7 @@ def check(*overrides: str) -> None:
 
 
 def main(method: str, output: Path, *overrides: str) -> int:
-    config = str(ROOT / "configs" / f"{method}_demo.yaml")
-    return MAINS[method](["--config", config, "--output", str(output), *overrides])
+    return MAIN[method](demo_command(method, output, *overrides))
 
 
 @pytest.mark.parametrize(
@@ -63,12 +59,12 @@ def test_a_dry_run_refuses_a_layer_that_is_not_there(tmp_path: Path) -> None:
 
 def test_adapters_and_runs_are_refused_as_models(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    make_adapter(MODEL, run / "adapter")
+    make_adapter(DEMO_MODEL, run / "adapter")
     (run / "config.yaml").write_text("method: dpo\n")
     for folder, kind in ((run, "a run folder with an"), (run / "adapter", "an")):
         message = (
             f"^model.name: '{folder}' is {kind} adapter, not a model. To train on from it, set "
-            rf"model.adapter: {run / 'adapter'} \(its base model is {MODEL}\)$"
+            rf"model.adapter: {run / 'adapter'} \(its base model is {DEMO_MODEL}\)$"
         )
         with pytest.raises(ConfigError, match=message):
             main("dpo", tmp_path / "new", f"model.name={folder}", "--dry-run")
@@ -80,21 +76,21 @@ def test_adapters_and_runs_are_refused_as_models(tmp_path: Path) -> None:
 
 def test_a_folder_with_a_tokenizer_alone(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(MODEL / name, tmp_path)
+        shutil.copy(DEMO_MODEL / name, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.name: cannot read the config of "):
         check(f"model.name={tmp_path}")
 
 
 def make_model(folder: Path, change: Any) -> Path:
     """The demo model with a tokenizer that `change` changed."""
-    shutil.copytree(MODEL, folder)
-    tokenizer = tokenizer_of(MODEL)
+    shutil.copytree(DEMO_MODEL, folder)
+    tokenizer = tokenizer_of(DEMO_MODEL)
     change(tokenizer)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("method", MAINS)
+@pytest.mark.parametrize("method", METHODS)
 def test_ids_beyond_the_embedding_are_refused_in_a_dry_run(method: str, tmp_path: Path) -> None:
     padded = make_model(
         tmp_path / "padded", lambda t: t.add_special_tokens({"pad_token": "<|padding|>"})
@@ -108,9 +104,7 @@ def test_ids_beyond_the_embedding_are_refused_in_a_dry_run(method: str, tmp_path
         main(method, tmp_path / "run", name, "prompt.system=Réponds <extra>.", "--dry-run")
 
 
-def test_grpo_reads_one_date_in_training_and_scoring(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_grpo_reads_one_date_in_training_and_scoring(tmp_path: Path, capsys: Capsys) -> None:
     """trl renders the prompts that are trained on, and this project those that are scored."""
     model = make_model(tmp_path / "model", lambda t: setattr(t, "chat_template", DATED))
     overrides = [

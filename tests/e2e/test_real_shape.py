@@ -1,7 +1,7 @@
-"""Both scripts at exact shapes of Qwen2.5, 0.5B and 1.5B, 4-bit on the CPU, on real text (long)."""
+"""Scripts and exports at exact shapes of Qwen2.5 on the CPU, on real text (long)."""
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +9,24 @@ from pathlib import Path
 import pytest
 
 from posttrain.base.processor import computes_in_bfloat16
+from posttrain.export.llama_cpp import cached_tree
+from posttrain.export.models import LlamaCpp
+from posttrain.model.llama_server import serve
 from posttrain.model.shape import KNOWN
 from tests.e2e.test_recipe import LOCAL
-from tests.helpers import ROOT, SHARED, make_qwen, needs_shared
+from tests.helpers import ROOT, SHARED, make_adapter, make_qwen, needs_shared, read, rows
 
-pytestmark = [needs_shared, pytest.mark.long, pytest.mark.timeout(2400)]
-
+pytestmark = [needs_shared, pytest.mark.long, pytest.mark.timeout(3600)]
 SIZES = {"0.5B": 8, "1.5B": 14}
 """GB that a script may take at the shape of a Qwen2.5."""
+
+
+def random_model(size: str, folder: Path) -> Path:
+    shape = KNOWN[f"Qwen/Qwen2.5-{size}-Instruct"]
+    return make_qwen(folder, SHARED / "qwen2.5-tokenizer", large=size == "1.5B", **shape)
+
+
+# --- a step of training, of a model in 4 bits -----------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -26,10 +36,7 @@ def size(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def model(size: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(f"qwen2.5-{size}-random")
-    shape = dict(KNOWN[f"Qwen/Qwen2.5-{size}-Instruct"])
-    del shape["tie_word_embeddings"]  # make_qwen's are
-    return make_qwen(folder, SHARED / "qwen2.5-tokenizer", large=size == "1.5B", **shape)
+    return random_model(size, tmp_path_factory.mktemp(f"qwen2.5-{size}-random"))
 
 
 @pytest.mark.parametrize(
@@ -40,9 +47,7 @@ def model(size: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "dpo_french_16gb",
             [
                 *(*LOCAL["dpo"], "data.holdout=290"),  # of 300
-                "data.validation=0",
                 "training.per_device_train_batch_size=2",
-                "training.gradient_accumulation_steps=1",
                 "evaluation={limit: 2, replies: 1, max_new_tokens: 8, batch_size: 2, also: []}",
             ],
         ),
@@ -50,11 +55,8 @@ def model(size: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "grpo",
             "grpo_gsm8k_16gb",
             [
-                *(*LOCAL["grpo"], "data.validation=0"),
-                "training.per_device_train_batch_size=4",
-                "training.gradient_accumulation_steps=1",
-                "training.num_generations=4",
-                "training.max_completion_length=32",
+                *(*LOCAL["grpo"], "training.per_device_train_batch_size=4"),
+                *("training.num_generations=4", "training.max_completion_length=32"),
                 "evaluation={limit: 2, max_new_tokens: 8}",
             ],
         ),
@@ -63,15 +65,15 @@ def model(size: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_step(
     tmp_path: Path, model: Path, size: str, name: str, config: str, overrides: list[str]
 ) -> None:
-    run = tmp_path / name
+    run, log = tmp_path / name, tmp_path / "log"
     script, yaml = ROOT / "scripts" / f"{name}.py", ROOT / "configs" / f"{config}.yaml"
     command = [sys.executable, script, "--config", yaml, "--output", run, f"model.name={model}"]
+    command += ["training.max_steps=1", "training.gradient_accumulation_steps=1"]
     if not computes_in_bfloat16():  # emulated, a step takes a quarter of an hour
         command += ["model.dtype=float32", "training.bf16=false"]
-    log = tmp_path / "log"
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            [*map(str, command), "training.max_steps=1", *overrides],
+            [*map(str, command), *overrides, "data.validation=0"],
             stdout=file,
             stderr=file,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -79,6 +81,79 @@ def test_one_step(
         _, status, usage = os.wait4(process.pid, 0)  # the peak memory of this process alone
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, log.read_text(encoding="utf-8")
-    step = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
-    assert step["step"] == 1
+    assert rows(run / "metrics.jsonl")[0]["step"] == 1
     assert usage.ru_maxrss / 2**20 < SIZES[size]
+
+
+# --- exports --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model("0.5B", tmp_path_factory.mktemp("models") / "qwen2.5-0.5b-random")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(base, tmp_path_factory.mktemp("adapters") / "random")
+
+
+@pytest.fixture(scope="module")
+def exported(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Merged, q8_0 and q4_k_m, by the command with its standard input closed."""
+    folder = tmp_path_factory.mktemp("exported")
+    to = "merged_16bit,gguf:q8_0,gguf:q4_k_m"
+    command = [ROOT / "scripts" / "export.py", adapter, "--output", folder, "--to", to]
+    result = subprocess.run(
+        [sys.executable, *command, "export.parity.new_tokens=16"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_export_is_unattended_and_proven(exported: Path) -> None:
+    exports = read(exported / "export.json")["exports"]
+    assert all(entry["proven"] for entry in exports.values())
+    assert (cached_tree() / "llama-quantize").is_file()
+    sizes = [exports[target]["bytes"] for target in ("merged_16bit", "gguf:q8_0", "gguf:q4_k_m")]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_llama_cpp_tokenises_as_the_tokenizer_does(exported: Path) -> None:
+    """100 English and 100 French texts: GSM8K questions and French instructions."""
+    from transformers import AutoTokenizer
+
+    pairs = read(SHARED / "french-preferences" / "preferences.json")
+    strings = [row["question"] for row in rows(SHARED / "gsm8k" / "test.jsonl")[:100]]
+    strings += [pair["chosen"] for pair in pairs[:100]]
+    tokenizer = AutoTokenizer.from_pretrained(exported / "merged_16bit")
+    (file,) = (exported / "gguf").glob("*-q8_0.gguf")
+    with serve(file, context=512) as url:
+        actual = [LlamaCpp(url).tokenize(text) for text in strings]
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in strings]
+    assert len(actual) == 200 and actual == expected
+
+
+def test_peak_memory_of_a_merge(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """Under four times the 16-bit weights, the libraries themselves included: the base in float32,
+    as every check of an export needs it, and the pages of its file that are read.
+
+    The kernel's high-water mark: getrusage would hand on that of the process that started this one.
+    """
+    program = (
+        "import re, sys; from pathlib import Path; "
+        "from posttrain.export.merge import merge; "
+        "from posttrain.export.models import adapter_model; "
+        "base, adapter, into = map(Path, sys.argv[1:]); "
+        "merge(adapter_model(base, adapter).model, base, adapter, 'bfloat16', into); "
+        "status = Path('/proc/self/status').read_text(); "
+        "print('PEAK', 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]))"
+    )
+    command = [sys.executable, "-c", program, base, adapter, tmp_path / "merged"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    (peak,) = re.findall(r"PEAK (\d+)", result.stdout)
+    weights = (tmp_path / "merged" / "model.safetensors").stat().st_size
+    assert int(peak) < 4 * weights, f"{int(peak) / weights:.2f} times the weights"

@@ -10,13 +10,11 @@ import pytest
 from posttrain.model.recipe import recipe
 from posttrain.model.shape import KNOWN, shape_of
 from posttrain.settings.strict_yaml import read_yaml
-from scripts import dpo, grpo, sft
 from tests.e2e.trainers import build
 from tests.families import THINKING
-from tests.helpers import CONFIGS, SHARED, needs_shared
+from tests.helpers import CONFIGS, SHARED, Capsys, needs_shared
+from tests.reliability.inside import MAIN
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
-SCRIPTS = {"dpo": dpo, "grpo": grpo, "sft": sft}
 LOCAL = {
     "grpo": [
         f"data.train={{path: '{SHARED / 'gsm8k' / 'train.jsonl'}'}}",
@@ -70,13 +68,11 @@ VARIANTS = ("1.5b", "16bit", "3b", "smollm2", "t4")  # of a config with the same
         for variant in [any(name in path.stem for name in VARIANTS)]
     ],
 )
-def test_every_config_passes_a_dry_run(
-    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_config_passes_a_dry_run(path: Path, tmp_path: Path, capsys: Capsys) -> None:
     own = [] if "demo" in path.stem else card_config(path, tmp_path)
     method = read_yaml(path)["method"]
     command = ["--config", str(path), "--dry-run", "--output", str(tmp_path / "run"), *own]
-    assert SCRIPTS[method].main(command) == 0
+    assert MAIN[method](command) == 0
     output = capsys.readouterr().out
     assert "nothing was trained" in output
     assert re.search(r"\n  peak memory +\d+\.\d GB, estimated", output)

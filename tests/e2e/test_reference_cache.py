@@ -14,12 +14,11 @@ from posttrain.base.errors import DataError
 from posttrain.run.folder import RunFolder
 from posttrain.train import reference_cache, trainers
 from scripts import dpo
+from tests.e2e import trainers
 from tests.e2e.trainers import load, rows_of, settings_of
-from tests.helpers import ROOT, Capsys
+from tests.helpers import DEMO_MODEL, Capsys, read
 
-MODEL = ROOT / "assets" / "demo_model"
 PAIRS = 32
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 Build = Callable[..., Any]
 
 
@@ -43,9 +42,9 @@ def build(tmp_path: Path) -> Build:
 
 def losses(trainer: Any) -> list[tuple[float, float]]:
     trainer.train()
-    rows = [row for row in trainer.state.log_history if "loss" in row]
+    rows = [(row["loss"], row["grad_norm"]) for row in trainers.logged(trainer)]
     assert len(rows) == 2
-    return [(row["loss"], row["grad_norm"]) for row in rows]
+    return rows
 
 
 def columns(trainer: Any) -> list[list[float]]:
@@ -74,18 +73,13 @@ def test_cached_computed_and_per_step_losses_are_the_same(
 def test_numbers_are_those_of_the_base_model(build: Build) -> None:
     """Summed log-probability of reply and EOS, from an independent float64 model."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    trainer = build()
-    exact = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)
-    for number, row in enumerate(trainer.train_dataset.select(range(8))):
+    exact = trainers.plain(dtype=torch.float64)
+    for number, row in enumerate(build().train_dataset.select(range(8))):
         for side in ("chosen", "rejected"):
-            ids = row["prompt_ids"] + row[f"{side}_ids"]
-            with torch.no_grad():
-                scores = exact(torch.tensor([ids])).logits[0].log_softmax(-1)
-            places = range(len(row["prompt_ids"]), len(ids))
-            expected = sum(float(scores[i - 1, ids[i]]) for i in places)
-            assert row[f"ref_{side}_logps"] == pytest.approx(expected, abs=1e-4), number
+            scores = trainers.token_log_probs(exact, row["prompt_ids"], row[f"{side}_ids"])
+            expected = pytest.approx(float(scores.sum()), abs=1e-4)
+            assert row[f"ref_{side}_logps"] == expected, number
 
 
 def with_another_word(pairs: list[Pair]) -> list[Pair]:
@@ -117,13 +111,13 @@ def test_another_row_template_model_or_limit_is_another_file(
     build("training.ld_alpha=0.5")
     expect_new("LD-DPO's alpha")
 
-    template = shutil.copytree(MODEL, tmp_path / "template")
+    template = shutil.copytree(DEMO_MODEL, tmp_path / "template")
     jinja = template / "chat_template.jinja"
     jinja.write_text(jinja.read_text().replace("<|im_start|>", "<|im_start|> "))
     build(f"model.name={template}")
     expect_new("the chat template")
 
-    moved = shutil.copytree(MODEL, tmp_path / "moved")
+    moved = shutil.copytree(DEMO_MODEL, tmp_path / "moved")
     build(f"model.name={moved}")
     expect_new("the folder alone", new=False)
     weights = load_file(moved / "model.safetensors")
@@ -133,7 +127,7 @@ def test_another_row_template_model_or_limit_is_another_file(
     build(f"model.name={moved}")
     expect_new("one bit of a weight")
 
-    settings = json.loads((moved / "config.json").read_text())
+    settings = read(moved / "config.json")
     settings["rms_norm_eps"] *= 2
     (moved / "config.json").write_text(json.dumps(settings))
     build(f"model.name={moved}")

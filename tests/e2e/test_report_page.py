@@ -1,7 +1,5 @@
 """report.html in headless Chromium: no sideways scrolling, no console error, no request."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,7 @@ from posttrain.base.files import append_rows
 from posttrain.report.page import write_comparison, write_report
 from tests.runs import dpo_run, grpo_run, unfinished, write
 
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}; name one in $CHROMIUM"
-)
+pytestmark = pytest.mark.filterwarnings("error")
 HOSTILE = "<script>document.title = 'broken'</script><img src=http://127.0.0.1:9/x> " + "x" * 300
 KINDS = ["grpo", "dpo", "unfinished", "full", "config only", "comparison"]
 
@@ -46,18 +41,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "comparison": write_comparison(list(runs.values()), folder / "compared.html"),
         "of two": write_comparison([runs["grpo"], runs["dpo"]], folder / "of_two.html"),
     }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

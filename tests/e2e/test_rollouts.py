@@ -1,5 +1,6 @@
 """Sampling from merged weights and reading prompts once change the cost, not the result."""
 
+import contextlib
 import copy
 import math
 from pathlib import Path
@@ -10,16 +11,11 @@ import pytest
 from posttrain.data.render import render, token_ids
 from posttrain.model import merged, rollouts
 from posttrain.model.prompts import Reader, Rows, common_start, continue_rows
-from posttrain.run.folder import RunFolder
 from posttrain.train import grpo_trainer
 from posttrain.train.arguments import build_arguments
-from posttrain.train.stop import StopRequest
-from posttrain.train.watch import Watch
 from scripts import grpo
 from tests.e2e import trainers
-from tests.helpers import ROOT
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a model is built
+from tests.helpers import DEMO_MODEL, Capsys
 
 KINDS = {
     "lora": [],
@@ -42,15 +38,18 @@ def loaded() -> tuple[Any, Any]:
     return load()
 
 
+def prompts_of(tokenizer: Any, problems: int, times: int) -> list[list[int]]:
+    """Problems, so many times each, as GRPO has them."""
+    settings = trainers.settings_of("grpo")
+    chosen = trainers.rows_of("grpo", settings)[:problems]
+    rows = [grpo.reward_row(problem, settings.prompt) for problem in chosen]
+    ids = token_ids(tokenizer, [render(tokenizer, row["prompt"]) for row in rows])
+    return [prompt for prompt in ids for _ in range(times)]
+
+
 @pytest.fixture(scope="module")
 def prompts(loaded: tuple[Any, Any]) -> list[list[int]]:
-    """Twelve problems, four times each, as GRPO has them."""
-    settings = trainers.settings_of("grpo")
-    problems = trainers.rows_of("grpo", settings)[:12]
-    rows = [grpo.reward_row(problem, settings.prompt) for problem in problems]
-    tokenizer = loaded[1]
-    ids = token_ids(tokenizer, [render(tokenizer, row["prompt"]) for row in rows])
-    return [prompt for prompt in ids for _ in range(4)]
+    return prompts_of(loaded[1], 12, 4)
 
 
 def padded(prompts: list[list[int]], padding: int) -> dict[str, Any]:
@@ -137,16 +136,14 @@ def test_layers_weights_and_modes_are_as_before(loaded: tuple[Any, Any]) -> None
     model.train()
     layers = lora_layers(model)
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    for error in (None, KeyboardInterrupt(), torch.OutOfMemoryError("full")):
-        try:
-            with merged.sampling_weights(model):
-                assert not lora_layers(model)
-                model.eval()
-                model.train()
-                if error is not None:
-                    raise error
-        except (KeyboardInterrupt, torch.OutOfMemoryError):
-            pass
+    for error in (None, KeyboardInterrupt, torch.OutOfMemoryError):
+        expected = pytest.raises(error) if error else contextlib.nullcontext()
+        with expected, merged.sampling_weights(model):
+            assert not lora_layers(model)
+            model.eval()
+            model.train()
+            if error:
+                raise error
         again = lora_layers(model)
         assert list(again) == list(layers)
         assert all(again[name] is layer for name, layer in layers.items())
@@ -209,7 +206,7 @@ def test_the_reference_is_not_merged(loaded: tuple[Any, Any], prompts: list[list
 
 
 def test_auto_leaves_the_memory_to_what_needs_it(
-    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     model, _ = loaded
     needed = merged.MergedWeights(model).bytes
@@ -230,11 +227,11 @@ def test_auto_leaves_the_memory_to_what_needs_it(
         assert ("note: sampling through the adapter" in output) == (not used and choice == "auto")
 
 
-def test_an_adapter_that_cannot_be_merged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_that_cannot_be_merged(capsys: Capsys) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(ROOT / "assets" / "demo_model")
+    base = AutoModelForCausalLM.from_pretrained(DEMO_MODEL)
     model = get_peft_model(base, LoraConfig(target_modules=["embed_tokens", "q_proj"]))
     merged.choose_weights(model, "merged", keep=True)
     assert "cannot be merged: embed_tokens is not a linear layer" in capsys.readouterr().out
@@ -440,7 +437,7 @@ class Trained:
         given = (*short, "training.save_steps=100", *overrides)
         built = trainers.build("grpo", folder, *given, count=64)
         self.trainer = built.trainer
-        Watch(self.trainer, built.settings, RunFolder(folder / "run"), StopRequest(None))
+        built.watch()
         self.completions: list[Any] = []
         generate = self.trainer._generate_single_turn
 
@@ -451,7 +448,7 @@ class Trained:
 
         self.trainer._generate_single_turn = recording
         self.trainer.train()
-        self.log = [row for row in self.trainer.state.log_history if "loss" in row]
+        self.log = trainers.logged(self.trainer)
         self.adapter = {
             name: weight.detach().clone()
             for name, weight in built.model.named_parameters()

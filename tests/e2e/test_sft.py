@@ -14,16 +14,24 @@ from posttrain.data.text import text_key
 from posttrain.model.provenance import read_record
 from posttrain.train.micro_batches import NOT_SCORED
 from scripts import evaluate, sft
-from tests.e2e.trainers import TINY, Built, build
-from tests.helpers import ROOT, SHARED, demo_settings, make_qwen, needs_shared
-from tests.reliability.inside import collapse, leave_with, own_handlers, read, rows
+from tests.e2e.trainers import TINY, Built, build, logged
+from tests.helpers import (
+    DEMO_DATA,
+    ROOT,
+    SHARED,
+    Capsys,
+    demo_command,
+    demo_settings,
+    make_qwen,
+    needs_shared,
+    read,
+    rows,
+)
+from tests.reliability.inside import collapse, leave_with
 
-__all__ = ["own_handlers"]
-CONFIG = ROOT / "configs" / "sft_demo.yaml"
-PROBLEMS = ROOT / "assets" / "demo_data" / "problems_test.jsonl"
+PROBLEMS = DEMO_DATA / "problems_test.jsonl"
 EXAMPLE = {"question": "Anna has 2 pens. She buys 3.", "answer": "2 + 3 = 5.\n<answer>5</answer>"}
 EXAMPLES = f"prompt.examples={json.dumps([EXAMPLE])}"
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
 
 
 @pytest.fixture(scope="module", params=["demo", pytest.param("qwen2.5", marks=needs_shared)])
@@ -48,17 +56,17 @@ def test_labels_are_the_reply_and_one_end_of_sequence(built: Built) -> None:
     for row, ids, mask, labels in zip(
         built.rows, batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
     ):
-        here = [int(token) for token, is_there in zip(ids, mask, strict=True) if is_there]
-        scored = [int(token) for token in labels if token != NOT_SCORED]
-        prompt = tokenizer(render(tokenizer, row.conversation), add_special_tokens=False)
-        reply = tokenizer(row.reply, add_special_tokens=False)["input_ids"]
-        assert scored == [*reply, tokenizer.eos_token_id]
-        assert here == [*prompt["input_ids"], *scored]
-        assert labels[: len(prompt["input_ids"])].eq(NOT_SCORED).all()
-        assert labels[len(prompt["input_ids"]) : len(here)].tolist() == scored
+        prompt, reply = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (render(tokenizer, row.conversation), row.reply)
+        )
+        scored = [*reply, tokenizer.eos_token_id]
+        padding = [NOT_SCORED] * (len(ids) - len(prompt) - len(scored))
+        assert ids[mask.bool()].tolist() == [*prompt, *scored]
+        assert labels.tolist() == [*[NOT_SCORED] * len(prompt), *scored, *padding]
         assert tokenizer.decode(scored) == row.reply + tokenizer.eos_token
-        assert EXAMPLE["answer"] in tokenizer.decode(prompt["input_ids"])
-        lengths.add(len(here))
+        assert EXAMPLE["answer"] in tokenizer.decode(prompt)
+        lengths.add(len(padding))
     assert len(lengths) > 1  # so that some rows are padded
 
 
@@ -69,15 +77,14 @@ def test_the_first_loss_is_the_cross_entropy_of_the_replies(built: Built) -> Non
     trainer, batch = built.trainer, batch_of(built.trainer)
     base = trainer.model.peft_config["default"].base_model_name_or_path
     exact = AutoModelForCausalLM.from_pretrained(ROOT / base, dtype=torch.float64).eval()
+    read_by_it = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        logits = exact(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[
-            :, :-1
-        ]
+        logits = exact(**read_by_it).logits[:, :-1]
         labels = batch["labels"][:, 1:]
         scored = labels != NOT_SCORED
         expected = torch.nn.functional.cross_entropy(logits[scored], labels[scored])
     trainer.train()
-    (first,) = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    (first,) = (row["loss"] for row in logged(trainer))
     assert first == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -171,16 +178,15 @@ def test_an_evaluation_of_a_run_asks_as_it_was_trained(
         evaluate.main([*requested, "--examples", str(other)])
 
 
-def test_without_scores(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_scores(tmp_path: Path, capfd: Capsys) -> None:
     assert leave_with("sft", tmp_path / "run", "run.score=false", "training.max_steps=2") == 0
     assert "not scored on the held-out data" in capfd.readouterr().out
     assert not (tmp_path / "run" / "eval" / "comparison.json").exists()
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_a_dry_run_shows_the_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--config", str(CONFIG), "--output", str(tmp_path / "run"), "--dry-run", EXAMPLES]
-    assert sft.main(command) == 0
+def test_a_dry_run_shows_the_tokens(tmp_path: Path, capsys: Capsys) -> None:
+    assert sft.main(demo_command("sft", tmp_path / "run", "--dry-run", EXAMPLES)) == 0
     output = capsys.readouterr().out
     assert "warning: data.format: solutions" in output
     assert "1 worked example, " in output and "tokens a prompt" in output

@@ -10,27 +10,24 @@ from posttrain.export.merge import merge
 from posttrain.export.models import adapter_model
 from posttrain.report.model_card import snippets
 from posttrain.run.results import Exported
-from posttrain.settings import GRPOSettings
-from posttrain.settings.command import load_settings
-from tests.helpers import ROOT, make_adapter
+from tests.helpers import DEMO_MODEL, demo_settings, make_adapter
 
-BASE = ROOT / "assets" / "demo_model"
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an adapter of the demo model, and merged weights."""
     folder = tmp_path_factory.mktemp("run")
-    make_adapter(BASE, folder / "adapter")
-    model = adapter_model(BASE, folder / "adapter").model
-    merge(model, BASE, folder / "adapter", "float16", folder / "merged_16bit")
+    make_adapter(DEMO_MODEL, folder / "adapter")
+    model = adapter_model(DEMO_MODEL, folder / "adapter").model
+    merge(model, DEMO_MODEL, folder / "adapter", "float16", folder / "merged_16bit")
     return folder
 
 
 def test_what_is_called_tested_runs(run: Path) -> None:
-    settings = load_settings(GRPOSettings, ROOT / "configs" / "grpo_demo.yaml")
-    exports = {"merged_16bit": Exported("merged_16bit")}
-    actual = snippets(settings.model_dump(mode="json"), exports, None)
+    settings = demo_settings("grpo").model_dump(mode="json")
+    actual = snippets(settings, {"merged_16bit": Exported("merged_16bit")}, None)
     tested = [snippet for snippet in actual if snippet.tested]
     assert [snippet.title for snippet in tested] == [
         "transformers and peft",

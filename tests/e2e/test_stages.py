@@ -13,6 +13,7 @@ import pytest
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.chat import source
 from posttrain.chat.models import Weights
+from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.pairs import load_pair_set
 from posttrain.data.prompted import user_turns
 from posttrain.data.text import text_key
@@ -23,12 +24,19 @@ from posttrain.settings.strict_yaml import read_yaml
 from scripts import dpo, evaluate, export, report
 from tests.e2e import trainers
 from tests.e2e.trainers import plain
-from tests.helpers import ROOT, demo_settings, make_adapter, write_rows
-from tests.reliability.inside import leave_with, own_handlers, read, rows
+from tests.helpers import (
+    DEMO_DATA,
+    DEMO_MODEL,
+    ROOT,
+    Capsys,
+    demo_command,
+    demo_settings,
+    make_adapter,
+    read,
+    write_rows,
+)
+from tests.reliability.inside import MAIN, leave_with, losses
 
-__all__ = ["own_handlers"]
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
-MODEL = ROOT / "assets" / "demo_model"
 FEW = ["training.max_steps=2", "training.save_steps=1", "training.per_device_train_batch_size=8"]
 SMALL = {
     "dpo": [*FEW, "training.loss_type=[sigmoid]", "evaluation={limit: 8, replies: 2, also: []}"],
@@ -81,7 +89,7 @@ def trained(method: str, folder: Path, *overrides: str) -> Any:
                 known = row.get(f"ref_{side}_logps", float(value))
                 for each in (known, float(value)):
                     printed.append((row["prompt_ids"], row[f"{side}_ids"], each))
-    return SimpleNamespace(model=built.model, printed=printed, log=trainer.state.log_history)
+    return SimpleNamespace(model=built.model, printed=printed, log=trainers.logged(trainer))
 
 
 def distance(printed: list[Any], model: Any) -> float:
@@ -129,7 +137,9 @@ def test_reference_is_the_policy_as_loaded(
     overrides, *nearness = KINDS[kind]
     near = nearness[method == "grpo"]
     exact = near < 1e-4
-    start = make_adapter(MODEL, tmp_path / "start", 0.05 if exact else 0.1, use_dora=kind == "dora")
+    start = make_adapter(
+        DEMO_MODEL, tmp_path / "start", 0.05 if exact else 0.1, use_dora=kind == "dora"
+    )
     overrides = [*overrides, f"model.adapter={start}"]
     if way == "dpo at each step":
         overrides = [*overrides, AT_EACH_STEP]
@@ -142,7 +152,7 @@ def test_reference_is_the_policy_as_loaded(
     assert len(run.printed) >= 16 and distance(run.printed, plain(start, **options)) < near
     assert distance(run.printed, plain(None, **options)) > 10 * near  # the bare base is another
     assert list(run.model.peft_config) == ["default"]
-    first, second = (row for row in run.log if "grad_norm" in row)
+    first, second = run.log
     if method == "dpo":
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-6 if exact else 1e-4)
         for side in ("chosen", "rejected"):
@@ -177,11 +187,7 @@ def test_a_run_that_is_stopped_keeps_its_reference(
     assert leave_with(method, run, *given) == 0
     weights = "adapter/adapter_model.safetensors"
     assert (run / weights).read_bytes() == (complete / weights).read_bytes()
-    kept, expected = (
-        [row["loss"] for row in rows(each / "metrics.jsonl") if "grad_norm" in row]
-        for each in (run, complete)
-    )
-    assert kept == expected and len(kept) == 2
+    assert losses(run) == losses(complete) and len(losses(run)) == 2
 
 
 def test_the_chain_is_written_down(chain: list[Path]) -> None:
@@ -212,15 +218,14 @@ def test_what_was_trained_on_is_recorded(chain: list[Path]) -> None:
 
 @pytest.mark.parametrize("method", ["dpo", "grpo"])
 def test_rows_that_an_earlier_stage_trained_on_are_not_held_out(
-    method: str, chain: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, chain: list[Path], tmp_path: Path, capsys: Capsys
 ) -> None:
     """Of the stage before, and of the one before that, whose run may be gone."""
-    seen = "assets/demo_data/problems_train.jsonl"
+    seen, unseen = (DEMO_DATA / f"problems_{name}.jsonl" for name in ("train", "test"))
+    also = f"[{{name: arithmetic, path: {seen}, limit: 50, max_new_tokens: 80}}]"
     held = {
-        "grpo": [f"data.eval.path={seen}", "data.train.path=assets/demo_data/problems_test.jsonl"],
-        "dpo": [
-            f"evaluation.also=[{{name: arithmetic, path: {seen}, limit: 50, max_new_tokens: 80}}]"
-        ],
+        "grpo": [f"data.eval.path={seen}", f"data.train.path={unseen}"],
+        "dpo": [f"evaluation.also={also}"],
     }[method]
     for start in chain[:2]:
         given = [*SMALL[method], *held, f"model.adapter={start}", "--dry-run"]
@@ -247,24 +252,23 @@ def test_commands_on_a_later_stage_and_without_the_earlier_ones(
         return {name: list(s(conversation, 0))[-1].text for name, s in streams.items()}
 
     def answered(adapter: Path | None) -> str:
-        weights = Weights(source.find(str(adapter or MODEL)), Evaluation(max_new_tokens=24))
+        weights = Weights(source.find(str(adapter or DEMO_MODEL)), Evaluation(max_new_tokens=24))
         return list(weights.tuned(conversation, 0))[-1].text
 
-    make_adapter(MODEL, runs[1] / "adapter", spread=0.1)  # which says something else
+    make_adapter(DEMO_MODEL, runs[1] / "adapter", spread=0.1)  # which says something else
     three = sides()
     assert three["start"] == answered(runs[1]) != three["before"] == answered(None)
     assert three["after"] == answered(runs[2])
-    seen = ["--data", str(ROOT / "assets/demo_data/problems_train.jsonl"), "--limit", "8"]
-    with pytest.raises(
-        DataError, match=r"8 of 8 questions were trained on by .* or a stage before it, such"
-    ):
+    seen = ["--data", str(DEMO_DATA / "problems_train.jsonl"), "--limit", "8"]
+    refused = r"8 of 8 questions were trained on by .* or a stage before it, such"
+    with pytest.raises(DataError, match=refused):
         evaluate.main(["--model", str(chain[1] / "adapter"), *seen])
     for earlier in runs[:2]:
         shutil.rmtree(earlier)
     assert sides() == {name: three[name] for name in ("before", "after")}
     assert report.main([str(runs[2])]) == 0
     assert "stage1: GRPO" in (runs[2] / "report.html").read_text("utf-8")
-    unseen = ["--data", str(ROOT / "assets/demo_data/problems_test.jsonl"), "--limit", "4"]
+    unseen = ["--data", str(DEMO_DATA / "problems_test.jsonl"), "--limit", "4"]
     output = ["--max-new-tokens", "40", "--output", str(tmp_path / "scores")]
     assert evaluate.main(["--model", str(runs[2] / "adapter"), *unseen, *output]) == 0
     elsewhere = tmp_path / "elsewhere"
@@ -275,16 +279,32 @@ def test_commands_on_a_later_stage_and_without_the_earlier_ones(
         evaluate.main(["--model", str(elsewhere / "merged_16bit"), *seen])
 
 
-def test_pairs_that_choose_the_checkpoint_are_no_questions_to_score(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("method", "scored", "message"),
+    [
+        (
+            "dpo",
+            "evaluation.also=[{name: own, path: PATH, max_new_tokens: 40}]",
+            r"evaluation\.also: own: 1 of 1 questions are prompts of",
+        ),
+        (
+            "sft",
+            "data.problems={path: PATH}",
+            r"problems\.jsonl: row 1 is also in the training data",
+        ),
+    ],
+    ids=["dpo", "sft"],
+)
+def test_rows_that_choose_the_checkpoint_are_no_questions_to_score(
+    method: str, scored: str, message: str, tmp_path: Path
 ) -> None:
-    settings = demo_settings("dpo", "data.validation=20")
-    question = user_turns(load_pair_set(settings.data, settings.prompt).validation)[0]
+    load: Any = {"dpo": load_pair_set, "sft": load_demonstrations}[method]
+    settings = demo_settings(method, "data.validation=20")
+    question = user_turns(load(settings.data, settings.prompt).validation)[0]
     path = write_rows(tmp_path / "problems.jsonl", {"question": question, "answer": "7"})
-    also = f"evaluation.also=[{{name: own, path: {path}, max_new_tokens: 40}}]"
-    given = ["--config", str(ROOT / "configs" / "dpo_demo.yaml"), "data.validation=20", also]
-    with pytest.raises(DataError, match=r"evaluation\.also: own: 1 of 1 questions are prompts of"):
-        dpo.main([*given, "--output", str(tmp_path / "run"), "--dry-run"])
+    given = ("data.validation=20", scored.replace("PATH", str(path)), "--dry-run")
+    with pytest.raises(DataError, match=message):
+        MAIN[method](demo_command(method, tmp_path / "run", *given))
 
 
 # --- what cannot be started from ------------------------------------------------------------------
@@ -292,13 +312,13 @@ def test_pairs_that_choose_the_checkpoint_are_no_questions_to_score(
 
 def other_rank(folder: Path) -> None:
     """The weights of another adapter."""
-    make_adapter(MODEL, folder.parent / "other", r=4, lora_alpha=8)
+    make_adapter(DEMO_MODEL, folder.parent / "other", r=4, lora_alpha=8)
     shutil.copy(folder.parent / "other" / "adapter_model.safetensors", folder)
 
 
 def other_base(folder: Path, **shape: Any) -> None:
     """Its base model has another shape now."""
-    base = shutil.copytree(MODEL, folder.parent / "base")
+    base = shutil.copytree(DEMO_MODEL, folder.parent / "base")
     for path, values in (
         (base / "config.json", shape),
         (folder / "adapter_config.json", {"base_model_name_or_path": str(base)}),
@@ -343,15 +363,14 @@ def pickled(folder: Path) -> None:
 def test_weights_that_do_not_fit_are_refused_in_a_dry_run(
     damage: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
-    adapter = make_adapter(MODEL, tmp_path / "adapter")
+    adapter = make_adapter(DEMO_MODEL, tmp_path / "adapter")
     damage(adapter)
     text = (ROOT / "configs" / "dpo_demo.yaml").read_text("utf-8")
-    (tmp_path / "config.yaml.txt").write_text(text.replace("  name: assets/demo_model\n", ""))
-    config = ["--config", str(tmp_path / "config.yaml.txt")]
+    config = tmp_path / "config.yaml.txt"
+    config.write_text(text.replace("  name: assets/demo_model\n", ""))
+    given = ["--config", str(config), "--output", str(tmp_path / "run"), f"model.adapter={adapter}"]
     for more in (["--dry-run"], []):
         with pytest.raises(ConfigError, match=rf"^model\.adapter: .*{message}") as refused:
-            dpo.main(
-                [*config, "--output", str(tmp_path / "run"), f"model.adapter={adapter}", *more]
-            )
+            dpo.main([*given, *more])
         assert "\n" not in str(refused.value)
     assert not (tmp_path / "run" / "checkpoints").exists()

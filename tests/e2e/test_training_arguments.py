@@ -19,6 +19,7 @@ from posttrain.train.arguments import changes
 from scripts import dpo, grpo, sft
 from tests.helpers import CONFIGS, ROOT, settings_class
 
+pytestmark = pytest.mark.filterwarnings("error")
 SCRIPTS = {"dpo": dpo, "grpo": grpo, "sft": sft}
 # Requested beside what the YAML says: `training.extra` must arrive in the same way.
 EXTRA = {"adam_beta1": 0.85, "adam_epsilon": 1e-7, "dataloader_drop_last": True}
@@ -49,11 +50,10 @@ def build(path: Path, *overrides: str) -> Any:
     """What a config says, its settings, the arguments that are requested and their object."""
     given = [f"training.{override}" for override in overrides]
     settings = load_settings(settings_class(path), path, given)
-    written = read_yaml(path)
     run = RunFolder(ROOT / "outputs" / "unused")
-    arguments, requested = SCRIPTS[written["method"]].trainer_arguments(settings, run)
+    arguments, requested = SCRIPTS[settings.method].trainer_arguments(settings, run)
     return SimpleNamespace(
-        written=written, settings=settings, requested=requested, arguments=arguments
+        written=read_yaml(path), settings=settings, requested=requested, arguments=arguments
     )
 
 

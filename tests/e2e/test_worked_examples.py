@@ -7,14 +7,10 @@ from typing import Any
 import pytest
 
 from posttrain.base.errors import DataError
-from scripts import dpo, grpo, sft
 from tests.e2e.test_sft import EXAMPLE, EXAMPLES
 from tests.e2e.trainers import build
-from tests.helpers import ROOT
-from tests.reliability.inside import own_handlers, rows
-
-__all__ = ["own_handlers"]
-pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own while a trainer is built
+from tests.helpers import demo_command, rows
+from tests.reliability.inside import MAIN
 
 
 def test_rewards_and_samples_of_grpo_see_the_reply_alone(tmp_path: Path) -> None:
@@ -54,11 +50,8 @@ def test_rewards_and_samples_of_grpo_see_the_reply_alone(tmp_path: Path) -> None
     assert not any(EXAMPLE["question"] in row["completion"] for row in samples)
 
 
-@pytest.mark.parametrize("script", [sft, dpo, grpo], ids=lambda script: script.__name__)
-def test_lengths_count_them(script: Any, tmp_path: Path) -> None:
-    method = script.__name__.rpartition(".")[2]
-    config = str(ROOT / "configs" / f"{method}_demo.yaml")
-    command = ["--config", config, "--output", str(tmp_path / "run"), "--dry-run"]
-    long = {**EXAMPLE, "answer": "5 " * 300}
+@pytest.mark.parametrize("method", MAIN)
+def test_lengths_count_them(method: str, tmp_path: Path) -> None:
+    long = f"prompt.examples={json.dumps([{**EXAMPLE, 'answer': '5 ' * 300}])}"
     with pytest.raises(DataError, match="rows are over the limit of"):
-        script.main([*command, f"prompt.examples={json.dumps([long])}"])
+        MAIN[method](demo_command(method, tmp_path / "run", "--dry-run", long))

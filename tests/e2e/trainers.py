@@ -4,14 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval import Conversation, PromptFormat, conversation
+from eval.gsm8k import SYSTEM
 from eval.preference import Pair
 from posttrain.data.demonstrations import load_demonstrations
 from posttrain.data.pairs import load_pair_set
-from posttrain.data.problems import load_problems
+from posttrain.data.problems import load_evaluation, load_problems
 from posttrain.model import policy
 from posttrain.run.folder import RunFolder
+from posttrain.settings import ProblemColumns, Source
+from posttrain.train.stop import StopRequest
+from posttrain.train.watch import Watch
 from scripts import dpo, grpo, sft
-from tests.helpers import ROOT, demo_settings
+from tests.helpers import DEMO_DATA, DEMO_MODEL, demo_settings
 
 TINY = {
     "hidden_size": 64,
@@ -31,6 +36,11 @@ class Built:
     settings: Any
     rows: list[Any]
     """What it trains on: pairs, problems or demonstrations."""
+    run: RunFolder
+
+    def watch(self) -> None:
+        """Watch the trainer, as the scripts do."""
+        Watch(self.trainer, self.settings, self.run, StopRequest(None))
 
 
 settings_of = demo_settings
@@ -47,6 +57,13 @@ def rows_of(method: str, settings: Any) -> list[Any]:
         return load_problems(settings.data)[0]
     of_kind: Any = {"dpo": load_pair_set, "sft": load_demonstrations}[method]
     return list(of_kind(settings.data, settings.prompt).train)
+
+
+def requests(count: int) -> list[Conversation]:
+    """The first problems of the demo's test data, as a model is prompted with them."""
+    source = Source(path=str(DEMO_DATA / "problems_test.jsonl"), limit=count)
+    problems = load_evaluation(source, ProblemColumns())
+    return [conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems]
 
 
 def move(model: Any, std: float = 0.05) -> None:
@@ -67,7 +84,7 @@ def plain(adapter: Path | None = None, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {"dtype": torch.float32, **options}
-    base = AutoModelForCausalLM.from_pretrained(ROOT / "assets" / "demo_model", **options)
+    base = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, **options)
     if adapter is None:
         return base.eval()
     model = PeftModel.from_pretrained(base, adapter).eval()
@@ -113,4 +130,9 @@ def build(
     else:
         script: Any = {"dpo": dpo, "sft": sft}[method]
         trainer, _ = script.build_trainer(*given, run)
-    return Built(trainer, model, tokenizer, settings, rows)
+    return Built(trainer, model, tokenizer, settings, rows, run)
+
+
+def logged(trainer: Any) -> list[dict[str, Any]]:
+    """What the trainer logged of each step."""
+    return [row for row in trainer.state.log_history if "loss" in row]

@@ -1,6 +1,5 @@
 """A model of the real shape, and the sides of the benchmark as subjects of tests."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,10 @@ from bench.gpu import Job, data_overrides, make_model, run_job
 from tests.helpers import SHARED
 from tests.pretend_gpu import installed
 
-SMALL_SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2} | {
+SMALL_SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
@@ -30,9 +32,3 @@ def run_side(folder: Path, **spec: Any) -> dict[str, Any]:
     result = run_job(Job("test", spec["side"], 0, spec), folder, {}, timeout=900)
     assert result["status"] == "ok", "\n".join(result.get("log_tail", result.get("log", [])))
     return result
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl that are about a step."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "grad_norm" in row]

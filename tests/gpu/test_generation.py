@@ -5,17 +5,13 @@ from typing import Any
 
 import pytest
 
-from eval import PromptFormat, conversation
-from eval.gsm8k import SYSTEM
-from posttrain.data.problems import load_evaluation
 from posttrain.data.render import render
-from posttrain.model import inference, policy, pretrained, runtime
+from posttrain.model import inference, pretrained, runtime
 from posttrain.model.device import Device
-from posttrain.settings import Evaluation, GRPOSettings, ProblemColumns, Source
-from posttrain.settings import command as config
-from tests.helpers import ROOT
+from posttrain.settings import Evaluation
+from tests.e2e import trainers
+from tests.helpers import DEMO_MODEL
 
-MODEL = ROOT / "assets" / "demo_model"
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 
@@ -26,9 +22,7 @@ def device() -> Device:
 
 @pytest.fixture(scope="module")
 def requested() -> list[Any]:
-    source = Source(path=str(ROOT / "assets" / "demo_data" / "problems_test.jsonl"), limit=64)
-    problems = load_evaluation(source, ProblemColumns())
-    return [conversation(problem.question, PromptFormat(SYSTEM["en"])) for problem in problems]
+    return trainers.requests(64)
 
 
 @pytest.mark.parametrize(("dtype", "same"), [("float32", 64), ("bfloat16", 51), ("float16", 51)])
@@ -36,7 +30,7 @@ def test_left_padded_batch_writes_what_a_single_row_writes(
     dtype: str, same: int, requested: list[Any]
 ) -> None:
     """In 16 bits a tie may fall the other way now and then: at least four in five are the same."""
-    loaded = pretrained.load_for_scoring(str(MODEL), False, dtype, 512)
+    loaded = pretrained.load_for_scoring(str(DEMO_MODEL), False, dtype, 512)
     one, many = (
         inference.generator(*loaded, Evaluation(batch_size=size, max_new_tokens=64), 0)(requested)
         for size in (1, 32)
@@ -45,26 +39,14 @@ def test_left_padded_batch_writes_what_a_single_row_writes(
     assert len({reply.text for reply in many}) > 20
 
 
-def load_policy(*overrides: str) -> tuple[Any, Any]:
-    settings = config.load_settings(
-        GRPOSettings, ROOT / "configs" / "grpo_demo.yaml", ["model.dtype=bfloat16", *overrides]
-    )
-    return policy.load(settings.model, settings.lora, settings.training, verbose=False)
-
-
 def test_merged_model_computes_what_the_adapter_computes(
     tmp_path: Path, requested: list[Any]
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, tokenizer = load_policy()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                noise = 0.05 * torch.randn(weight.shape, generator=generator)
-                weight.copy_(noise.to(weight.device, weight.dtype))
+    model, tokenizer = trainers.load(trainers.settings_of("grpo", "model.dtype=bfloat16"))
+    trainers.move(model)
     ids = tokenizer(render(tokenizer, requested[0]), return_tensors="pt")["input_ids"].cuda()
     with runtime.inference_mode(model):
         with_adapter = model(input_ids=ids).logits.float().log_softmax(-1)

@@ -1,6 +1,5 @@
 """Proof that GRPO learns on a GPU: a model of 26 M parameters, trained here, then improved."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, run_script
+from tests.helpers import ROOT, demo_command, read
+from tests.reliability.inside import succeed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.long, pytest.mark.timeout(3600)]
 
@@ -23,9 +23,8 @@ def test_grpo_improves_a_mid_size_model(tmp_path: Path) -> None:
     )
     assert made.returncode == 0, made.stderr[-4000:]
     rows, run = tmp_path / "demo_data", tmp_path / "run"
-    result = run_script(
-        "grpo",
-        *("--config", ROOT / "configs" / "grpo_demo.yaml", "--output", run),
+    given = demo_command(
+        *("grpo", run),
         f"model.name={tmp_path / 'demo_model'}",
         *("model.dtype=bfloat16", "model.max_seq_length=384", "training.bf16=true"),
         f"data.train={{path: '{rows / 'problems_train.jsonl'}'}}",
@@ -33,10 +32,9 @@ def test_grpo_improves_a_mid_size_model(tmp_path: Path) -> None:
         "data.overlong=drop",
         *("training.max_steps=60", "training.learning_rate=5.0e-4"),
         *("training.max_completion_length=128", "evaluation.max_new_tokens=128"),
-        timeout=1800,
     )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    compared = json.loads((run / "eval" / "comparison.json").read_text())["strict"]
+    result = succeed("grpo", *given, timeout=1800)
+    compared = read(run / "eval" / "comparison.json")["strict"]
     output = f"{made.stdout}\n{result.stdout}"
     assert compared["difference"] > 0.1, output
     assert compared["p_value"] < 1e-6, output

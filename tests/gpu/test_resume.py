@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.helpers import metrics
-from tests.helpers import run_script
+from tests.reliability.inside import adapter, steps, succeed
 from tests.reliability.test_interruptions import STEPS, arguments, start, wait_for
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
@@ -16,24 +15,22 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 def weights(run: Path) -> Any:
     """All of the adapter's weights in one vector."""
     import torch
-    from safetensors.torch import load_file
 
-    actual = load_file(run / "adapter" / "adapter_model.safetensors")
+    actual = adapter(run)
     return torch.cat([actual[name].float().flatten() for name in sorted(actual)])
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])
 def test_killed_run_goes_on(name: str, tmp_path: Path) -> None:
     complete, cut = tmp_path / "complete", tmp_path / "cut"
-    assert run_script(name, *arguments(name, complete)).returncode == 0
+    succeed(name, *arguments(name, complete))
     process = start(name, cut)
     wait_for(process, (cut / "checkpoints" / "step-000002" / "manifest.json").exists)
     process.kill()
     process.communicate()
-    result = run_script(name, *arguments(name, cut))
-    assert result.returncode == 0, result.stderr
+    succeed(name, *arguments(name, cut))
 
-    own, other = metrics(cut), metrics(complete)
+    own, other = steps(cut), steps(complete)
     assert [row["step"] for row in own] == list(range(1, STEPS + 1))
     if name == "dpo":  # the same pairs in the same order: the same path but for rounding
         for a, b in zip(own, other, strict=True):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.helpers import metrics, real_data, real_model
-from tests.helpers import ROOT, needs_shared, run_script
+from tests.gpu.helpers import real_data, real_model
+from tests.helpers import ROOT, needs_shared
+from tests.reliability.inside import adapter, steps, succeed
 
 pytestmark = [needs_shared, pytest.mark.gpu, pytest.mark.timeout(1200)]
 
@@ -20,8 +21,6 @@ STEPS = {"16gb": 3, "t4": 8}  # the loss scaler of float16 skips the first few
 @pytest.mark.parametrize("card", STEPS)
 @pytest.mark.parametrize(("task", "name"), [("dpo", "dpo_french"), ("grpo", "grpo_gsm8k")])
 def test_few_steps(task: str, name: str, card: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     model, run = real_model(tmp_path), tmp_path / "run"
     overrides = [*real_data(task, model), EVALUATION[task], f"training.max_steps={STEPS[card]}"]
     if task == "grpo":  # rewards with a spread, which random weights do not earn
@@ -33,13 +32,12 @@ def test_few_steps(task: str, name: str, card: str, tmp_path: Path) -> None:
         overrides += ["training.max_completion_length=64"]
         overrides += ["training.gradient_accumulation_steps=2"]  # 256 rollouts are not needed here
     config = ROOT / "configs" / f"{name}_{card}.yaml"
-    result = run_script(task, "--config", config, "--output", run, *overrides, timeout=1100)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    rows = metrics(run)
+    succeed(task, "--config", config, "--output", run, *overrides, timeout=1100)
+    rows = steps(run)
     assert [row["step"] for row in rows] == list(range(1, STEPS[card] + 1))
     assert all(math.isfinite(row["loss"]) for row in rows)
     for row in rows[-2:]:
         assert row["grad_norm"] is not None and 0 < row["grad_norm"] < math.inf
-    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    weights = adapter(run)
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
     assert any(bool(weight.any()) for name, weight in weights.items() if "lora_B" in name)

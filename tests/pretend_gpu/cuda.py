@@ -160,11 +160,7 @@ def answer_for_one_card(torch: Any) -> None:
     answers = {name: _fresh(value) for name, value in _answers(torch).items()}
     for name, value in answers.items():
         put(torch.cuda, name, value)
-    for module in (
-        torch.cuda.memory,
-        torch.cuda.random,
-        torch.cuda.streams,
-    ):  # where they come from
+    for module in (torch.cuda.memory, torch.cuda.random, torch.cuda.streams):  # their origins
         for name, value in answers.items():
             if hasattr(module, name):
                 setattr(module, name, value)

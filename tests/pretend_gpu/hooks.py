@@ -49,8 +49,10 @@ def put(owner: Any, name: str, replacement: Any) -> None:
     Raises:
         Moved: it is not there, or its source is not the one in pins.json.
     """
-    prefix = owner.__name__ if isinstance(owner, ModuleType) else _path(owner)
-    key = f"{prefix}.{name}"
+    if isinstance(owner, ModuleType):
+        key = f"{owner.__name__}.{name}"
+    else:
+        key = f"{owner.__module__}.{owner.__qualname__}.{name}"
     original = inspect.getattr_static(owner, name, None)
     if original is None:
         raise Moved(f"{key} is gone; tests/pretend_gpu replaces it: see which name took its place")
@@ -63,10 +65,6 @@ def put(owner: Any, name: str, replacement: Any) -> None:
             "change the replacement where it matters, then: ./run python -m tests.pretend_gpu --pin"
         )
     setattr(owner, name, replacement)
-
-
-def _path(owner: Any) -> str:
-    return f"{owner.__module__}.{owner.__qualname__}"
 
 
 def _digest(original: Any) -> str | None:
@@ -109,7 +107,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-PARTS = ("attention", "cuda", "kernels", "precision", "quantised", "storage", "tensors", "triton_")
+PARTS = ("cuda", "kernels", "precision", "storage", "tensors", "triton_")
 
 
 def install() -> None:

@@ -1,10 +1,12 @@
-"""Unsloth's Triton kernels in plain PyTorch, same inputs and outputs.
+"""Kernels in plain PyTorch, same inputs and outputs: Unsloth's of Triton, and xformers' attention.
+4-bit weights are unpacked by bitsandbytes' CPU backend in place of its CUDA kernels.
 
-Triton's interpreter runs the real ones, at about a second a layer;
+Triton's interpreter runs Unsloth's, at about a second a layer;
 PRETEND_GPU_KERNELS=interpreted keeps them.
 """
 
 import os
+from itertools import pairwise
 from typing import Any
 
 from tests.pretend_gpu.hooks import after_import, put
@@ -106,3 +108,91 @@ def cross_entropy(module: Any) -> None:
 def add_and_norm_apart(module: Any) -> None:
     """The fused kernel of decoding is off: its callers add and norm one after the other."""
     put(module, "fast_add_rms_layernorm_inference_ok", lambda *_, **__: False)
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_bias: Any = None,
+    p: float = 0.0,
+    scale: float | None = None,
+    **_: Any,
+) -> Any:
+    """Softmax attention over (B, M, H, K), or grouped (B, M, G, H, K); computed in float32.
+
+    Rows that are packed into one are attended one at a time: as a single product of all their
+    tokens a step took sixteen times as long.
+    """
+    import torch
+
+    kind = type(attn_bias).__name__
+    if kind in ("BlockDiagonalMask", "BlockDiagonalCausalMask"):
+        starts = list(attn_bias.q_seqinfo.seqstart_py)
+        if starts == list(attn_bias.k_seqinfo.seqstart_py):
+            parts = []
+            for start, end in pairwise(starts):
+                mask = None
+                if kind == "BlockDiagonalCausalMask":
+                    mask = torch.full((end - start, end - start), float("-inf")).triu(1)
+                rows = (x[:, start:end] for x in (query, key, value))
+                parts.append(attention(*rows, mask, p, scale))
+            return torch.cat(parts, 1)
+    grouped = query.ndim == 5
+    order = (0, 2, 3, 1, 4) if grouped else (0, 2, 1, 3)
+    back = (0, 3, 1, 2, 4) if grouped else (0, 2, 1, 3)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = (x.permute(*order).float() for x in (query, key, value))
+    scores = (q * scale) @ k.transpose(-1, -2)
+    if attn_bias is not None:
+        if not isinstance(attn_bias, torch.Tensor):
+            shape = tuple(scores.shape)
+            attn_bias = attn_bias.materialize(shape, dtype=torch.float32, device="cpu")
+        scores = scores + attn_bias.float()
+    return (scores.softmax(-1) @ v).to(query.dtype).permute(*back)
+
+
+@after_import("xformers.ops.fmha")
+def attend_in_torch(module: Any) -> None:
+    put(module, "memory_efficient_attention", attention)
+
+
+@after_import("unsloth.kernels.utils")
+def unpack_on_the_cpu(module: Any) -> None:
+    import torch
+
+    unpack = module.bnb_functional.dequantize_4bit
+    other = module.fast_dequantize
+
+    def weight_of(packed: Any, state: Any, out: Any = None) -> Any:
+        data = packed.data if isinstance(packed, torch.nn.Parameter) else packed
+        if data.shape[0] == 1:  # packed along the other side
+            return unpack(data.t(), state).t()
+        weight = unpack(data, state)
+        return weight if out is None else out.copy_(weight)
+
+    def fast_dequantize(
+        W: Any,
+        quant_state: Any = None,
+        out: Any = None,
+        use_global_buffer: bool = False,
+        dtype: Any = None,
+    ) -> Any:
+        if quant_state is None:
+            return W
+        if getattr(quant_state, "quant_type", None) != "nf4":
+            return other(W, quant_state, out, use_global_buffer, dtype)
+        return weight_of(W, quant_state, out)
+
+    def fast_gemv(X: Any, W: Any, quant_state: Any, out: Any = None, *_: Any, **__: Any) -> Any:
+        if quant_state is None:
+            return torch.matmul(X, W, out=out)
+        packed = W.t() if W.shape[0] == 1 else W
+        product = X @ unpack(packed, quant_state).to(X.dtype).t()
+        return product if out is None else out.copy_(product)
+
+    put(module, "fast_dequantize", fast_dequantize)
+    put(module, "fast_gemv", fast_gemv)
+    put(module, "_bnb_gemm_4bit_ok", lambda *_, **__: False)
+    put(module, "_USE_NF4_KERNELS", False)
+    put(module, "_gemv_rows_cap", lambda *_, **__: 0)

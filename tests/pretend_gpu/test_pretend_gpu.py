@@ -15,18 +15,15 @@ from types import ModuleType
 
 import pytest
 
-from tests.helpers import ROOT, WARM
+from tests.helpers import ROOT, WARM, demo_command, read
 from tests.pretend_gpu import OUTSIDE, environment, hooks
 
 INSIDE = "tests/pretend_gpu/inside"
-# Not test_learning.py, which pre-trains a model for minutes of a GPU's time, nor test_scripts.py,
-# whose configs inside/test_configs.py tries on a small model.
-REAL = ("generation", "resume", "trainers")
 QUICK = "not long"
 long = pytest.mark.long
 
 
-def on_card(*arguments: str, capability: str = "8.0", timeout: float = 3000) -> str:
+def on_card(*arguments: str, capability: str = "8.0") -> str:
     """Run Python on the card; returns what it said.
 
     By default, generated trainers are kept apart for each worker, which would otherwise
@@ -45,7 +42,7 @@ def on_card(*arguments: str, capability: str = "8.0", timeout: float = 3000) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
+        timeout=3000,
     )
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
@@ -53,9 +50,8 @@ def on_card(*arguments: str, capability: str = "8.0", timeout: float = 3000) -> 
 
 def run_tests(*targets: str, marks: str = "", capability: str = "8.0") -> None:
     """Run tests on the card: all of them pass, and none is skipped."""
-    chosen = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
-    chosen += ["-m", marks]
-    printed = on_card(*chosen, *targets, capability=capability)
+    chosen = ("-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore", "-m", marks)
+    printed = on_card("-m", "pytest", *chosen, *targets, capability=capability)
     assert re.search(r"^\d+ passed( |,)(?!.*skipped)", printed, re.MULTILINE), printed[-3000:]
 
 
@@ -80,7 +76,9 @@ def test_quick() -> None:
         "tests/reliability/test_validation.py",
         "tests/reliability/test_interruptions.py",
         "tests/e2e/test_demos.py",
-        *(f"tests/gpu/test_{name}.py" for name in REAL),
+        # Not test_learning.py, which pre-trains a model for minutes of a GPU's time, nor
+        # test_scripts.py, whose configs inside/test_configs.py tries on a small model.
+        *(f"tests/gpu/test_{name}.py" for name in ("generation", "resume", "trainers")),
     ],
 )
 def test_whole(target: str) -> None:
@@ -108,9 +106,8 @@ def test_with_two_cards_a_run_takes_one(
     monkeypatch.setenv("PRETEND_GPU_CARDS", "2")
     count = "import torch; print(torch.cuda.device_count(), 'cards')"
     assert "2 cards" in on_card("-c", count)
-    config = ["--config", f"configs/{script}_demo.yaml", "--output", str(tmp_path / "run")]
     few = ["training.max_steps=1", "data.validation=0", "evaluation.limit=4"]
-    on_card(f"scripts/{script}.py", *config, *few)
+    on_card(f"scripts/{script}.py", *demo_command(script, tmp_path / "run", *few))
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -120,7 +117,7 @@ def test_benchmark_from_start_to_json(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     steps = ["--size", "cpu", "--steps", "1", "--warmup", "0", "--work", str(tmp_path / "work")]
     printed = on_card("bench/gpu.py", *steps, "--output", str(output))
-    result = json.loads(output.read_text(encoding="utf-8"))
+    result = read(output)
     assert result["device"] == "Pretended card 8.0" and result["pretended"] is True
     assert [m["status"] for m in result["measurements"]] == ["ok"] * 6, printed[-3000:]
     for task in ("dpo", "grpo"):
@@ -133,7 +130,7 @@ def test_benchmark_from_start_to_json(tmp_path: Path) -> None:
 
 
 def test_pins_are_of_the_locked_versions() -> None:
-    pinned = json.loads(hooks.PINS.read_text(encoding="utf-8"))["versions"]
+    pinned = read(hooks.PINS)["versions"]
     assert pinned == {name: version(name) for name in pinned}
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     for name, number in pinned.items():

@@ -1,5 +1,7 @@
 """Triton finds an active driver for the card; its kernels, where any is left, are interpreted."""
 
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 from tests.pretend_gpu.card import CAPABILITY
@@ -11,45 +13,21 @@ def answer_as_the_driver(triton: Any) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    class Driver:
-        def get_current_target(self) -> Any:
-            return GPUTarget("cuda", CAPABILITY[0] * 10 + CAPABILITY[1], 32)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: Any = None) -> int:
-            return 0
-
-        def set_current_device(self, device: Any) -> None:
-            pass
-
-        def get_device_capability(self, device: Any = None) -> Any:
-            return CAPABILITY
-
-        def get_active_torch_device(self) -> Any:
-            import torch
-
-            return torch.device("cuda", 0)
-
-        def get_device_interface(self) -> Any:
-            import torch
-
-            return torch.cuda
-
-        def get_benchmarker(self) -> Any:
-            return lambda function, **_: (function(), [1.0, 1.0, 1.0])[1]
-
-        def get_empty_cache_for_benchmark(self) -> None:
-            pass
-
-        def clear_cache(self, cache: Any) -> None:
-            pass
-
-        def map_python_to_cpp_type(self, kind: str) -> str:
-            return "void*"
-
-    driver.set_active(Driver())
+    driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: GPUTarget("cuda", CAPABILITY[0] * 10 + CAPABILITY[1], 32),
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device=None: 0,
+            set_current_device=lambda device: None,
+            get_device_capability=lambda device=None: CAPABILITY,
+            get_active_torch_device=lambda: import_module("torch").device("cuda", 0),
+            get_device_interface=lambda: import_module("torch").cuda,
+            get_benchmarker=lambda: lambda function, **_: (function(), [1.0, 1.0, 1.0])[1],
+            get_empty_cache_for_benchmark=lambda: None,
+            clear_cache=lambda cache: None,
+            map_python_to_cpp_type=lambda kind: "void*",
+        )
+    )
 
 
 @after_import("triton.backends.nvidia.driver")

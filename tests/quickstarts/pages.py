@@ -15,15 +15,8 @@ FOLLOWED = {"stages.md", "extending.md", "rewards.md"}
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 # What a person types in a pod's terminal around our commands.
 NOT_OURS = (
-    "cd ",
-    "hf jobs ",
-    "python:3.12 ",
-    "git clone ",
-    "export HF_HOME",
-    "nohup bash",
-    "runpodctl ",
-    "' > ",
-    "tail ",
+    *("cd ", "hf jobs ", "python:3.12 ", "git clone ", "export HF_HOME", "nohup bash"),
+    *("runpodctl ", "' > ", "tail "),
 )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tests.helpers import ROOT, copy_project
+from posttrain.settings.command import SETTINGS, load_settings
+from tests.helpers import ROOT, Capsys, copy_project
 from tests.quickstarts.notebook import NOT_KEPT, execute, headings, load, printed
 
 COMMAND = re.compile(r"run\(\"(\w+)\"")
@@ -73,8 +74,6 @@ def test_every_choice_is_a_config_that_fits(
     notebook: nbformat.NotebookNode, method: str, size: str, card: str
 ) -> None:
     """As ./run would take it, and with bfloat16 only where the card has it."""
-    from posttrain.settings.command import SETTINGS, load_settings
-
     requested: list[list[str]] = []
     names = {
         "METHOD": method,
@@ -115,7 +114,7 @@ def test_the_card(
     notebook: nbformat.NotebookNode,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capsys,
     output: str | None,
     code: int,
     gpu: bool,

@@ -6,7 +6,6 @@ Commands run on local data, with few steps. Those of FOLLOWED pages run in tests
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -30,7 +29,7 @@ from posttrain.settings.command import SETTINGS, parse_command_line
 from posttrain.settings.extra import config_fields
 from posttrain.settings.help import describe
 from posttrain.settings.strict_yaml import parse_yaml
-from tests.helpers import ROOT, copy_project
+from tests.helpers import ROOT, copy_project, read
 from tests.quickstarts.pages import (
     DOCS,
     FOLLOWED,
@@ -43,8 +42,7 @@ from tests.quickstarts.pages import (
     text_of,
 )
 
-RESULTS = ROOT / "bench" / "results"
-COLD_START = ROOT / "tests" / "real" / "results" / "cold_start.json"
+REAL = ROOT / "tests" / "real" / "results"
 ALL = "\n".join(text_of(page) for page in PAGES)
 COMMANDS = list(
     dict.fromkeys(c for page in PAGES if page.name not in FOLLOWED for c in commands(text_of(page)))
@@ -61,15 +59,12 @@ LOCAL_PROBLEMS = (
 )
 SHORT_GRPO = "training.max_steps=4 training.save_steps=2 evaluation.limit=8"
 STOPPED = "./run grpo --config configs/grpo_demo.yaml --output outputs/stopped"
+MACHINES = ("16gb", "t4", "cpu")
 ADDED = {
     "./run demo": "training.max_steps=12 evaluation.limit=8",  # after 2 steps it still guesses
     "./run demo training.max_steps=0": "evaluation.limit=8",
-    "./run dpo --config configs/dpo_french_16gb.yaml": LOCAL_PAIRS,
-    "./run dpo --config configs/dpo_french_t4.yaml": LOCAL_PAIRS,
-    "./run grpo --config configs/grpo_gsm8k_16gb.yaml": LOCAL_PROBLEMS,
-    "./run dpo --config configs/dpo_french_cpu.yaml": LOCAL_PAIRS,
-    "./run grpo --config configs/grpo_gsm8k_cpu.yaml": LOCAL_PROBLEMS,
-    "./run grpo --config configs/grpo_gsm8k_t4.yaml": LOCAL_PROBLEMS,
+    **{f"./run dpo --config configs/dpo_french_{card}.yaml": LOCAL_PAIRS for card in MACHINES},
+    **{f"./run grpo --config configs/grpo_gsm8k_{card}.yaml": LOCAL_PROBLEMS for card in MACHINES},
     "./run grpo --config configs/grpo_gsm8k_16gb.yaml --dry-run": LOCAL_PROBLEMS,
     "./run grpo --config configs/grpo_gsm8k_16gb.yaml run.max_minutes=300": LOCAL_PROBLEMS,
     STOPPED: SHORT_GRPO,
@@ -146,8 +141,8 @@ def check_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         name, words = Path(words[index]).stem, words[index + 1 :]
     if name == "demo":
         for script in ("grpo", "dpo"):
-            config = ["--config", f"configs/{script}_demo.yaml"]
-            check_parses(shlex.join(["./run", script, *config, *words]), monkeypatch)
+            demo = f"./run {script} --config configs/{script}_demo.yaml"
+            check_parses(f"{demo} {shlex.join(words)}", monkeypatch)
     elif name == "test":
         assert all(word == "--all" or (ROOT / word).is_file() for word in words), command
     else:
@@ -322,11 +317,8 @@ def test_a_setting_that_is_gone_is_found() -> None:
 
 
 def test_every_option_that_is_named_exists() -> None:
-    sources = [
-        *(ROOT / "scripts").glob("*.py"),
-        ROOT / "posttrain/settings/command.py",
-        ROOT / "run",
-    ]
+    sources = [*(ROOT / "scripts").glob("*.py"), ROOT / "posttrain/settings/command.py"]
+    sources.append(ROOT / "run")
     known = {o for source in sources for o in re.findall(r"--[a-z][\w-]+", text_of(source))}
     for span in re.findall(r"`([^`\n]+)`", prose(ALL)):
         if not span.startswith(("docker ", "sky ", "vllm ")):
@@ -343,7 +335,7 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 
 def result(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return read(ROOT / "bench" / "results" / f"{name}.json")
 
 
 def test_the_table_is_that_of_the_measured_demo() -> None:
@@ -381,7 +373,7 @@ def test_the_first_table_has_the_demo_of_three_seeds() -> None:
 
 def test_the_first_table_has_the_real_model() -> None:
     after_comment = text_of(README).partition("<!-- real results -->\n\n| model")[2]
-    results = json.loads(COLD_START.read_text(encoding="utf-8"))
+    results = read(REAL / "cold_start.json")
     assert "Qwen2.5-Coder-0.5B-Instruct" in results["model"]
     for name in ("strict", "lenient", "format_rate"):
         change = from_json(Change, results["all_stages"][name])
@@ -400,7 +392,7 @@ def test_the_first_table_has_the_real_model() -> None:
     ],
 )
 def test_the_first_table_has_the_other_real_runs(file: str, run: str, names: list[str]) -> None:
-    results = json.loads(COLD_START.with_name(f"{file}.json").read_text(encoding="utf-8"))[run]
+    results = read(REAL / f"{file}.json")[run]
     for name in names:
         unit = "pairs" if name == "reward_accuracy" else "problems"
         change = from_json(Difference, results["change"][name])
@@ -415,7 +407,7 @@ def interval(share: dict[str, float]) -> str:
 
 def test_the_page_on_evaluation_has_the_untrained_models() -> None:
     page = text_of(ROOT / "docs" / "evaluation.md")
-    results = json.loads(COLD_START.with_name("untrained.json").read_text(encoding="utf-8"))
+    results = read(REAL / "untrained.json")
     models = {"smollm2": "SmolLM2-135M-Instruct", "qwen-coder": "Qwen2.5-Coder-0.5B-Instruct"}
     for name, model in models.items():
         measured = [results[f"{name}-{by}"]["measures"] for by in ("transformers", "llama.cpp")]
@@ -426,7 +418,7 @@ def test_the_page_on_evaluation_has_the_untrained_models() -> None:
 
 def test_the_page_on_stages_has_the_real_model() -> None:
     page = text_of(ROOT / "docs" / "stages.md").partition("<!-- real results -->")[2]
-    results = json.loads(COLD_START.read_text(encoding="utf-8"))
+    results = read(REAL / "cold_start.json")
     for name in ("format_rate", "strict", "lenient"):
         sides = [results["sft"][name]["before"], results["sft"][name]["after"]]
         sides.append(results["all_stages"][name]["after"])
@@ -436,14 +428,12 @@ def test_the_page_on_stages_has_the_real_model() -> None:
     kept = results["sampled"]["kept"] - results["sft"]["reply_loss"]["before"]["n"]
     assert f"on {kept} own answers" in page
     cut = results["all_stages"]["truncated_rate"]
-    shares = "{:.0%} of the untrained replies, {:.0%}".format(
-        cut["before"]["value"], cut["after"]["value"]
-    )
-    assert shares in " ".join(page.split())
+    before, after = cut["before"]["value"], cut["after"]["value"]
+    assert f"{before:.0%} of the untrained replies, {after:.0%}" in " ".join(page.split())
 
 
 def test_the_seconds_of_a_step() -> None:
-    results = json.loads(COLD_START.with_name("seconds.json").read_text(encoding="utf-8"))
+    results = read(REAL / "seconds.json")
     steps = {k: v["seconds_a_step"] for k, v in results.items() if k.startswith("seconds-")}
     assert len(steps) == 4
     for run, seconds in steps.items():

@@ -11,13 +11,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, copy_project, run_script, write_rows
+from tests.helpers import DEMO_DATA, ROOT, copy_project, read, rows, run_script, write_rows
 from tests.quickstarts.pages import blocks, commands, text_of
-from tests.reliability.inside import read, rows
+from tests.reliability.inside import steps
 
 pytestmark = pytest.mark.timeout(600)
 EXTENDING, REWARDS = (text_of(ROOT / "docs" / f"{name}.md") for name in ("extending", "rewards"))
@@ -69,10 +68,6 @@ def write_files(page: str, project: Path) -> None:
         (project / first.removeprefix("# ")).write_text(body.lstrip("\n"), encoding="utf-8")
 
 
-def demo_rows(name: str, count: int) -> list[dict[str, Any]]:
-    return rows(ROOT / "assets" / "demo_data" / name)[:count]
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which every recipe was followed, with data of the reader's own."""
@@ -85,7 +80,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             apply(block.replace("grpo", "dpo", 1), copy)
             apply(block.replace("grpo", "sft", 1), copy)
     (row,) = (json.loads(block) for block in blocks(REWARDS, "json") if "max_words" in block)
-    problems = demo_rows("problems_train.jsonl", 40)
+    problems = rows(DEMO_DATA / "problems_train.jsonl")[:40]
     others = [{**each, "max_words": n} for n, each in enumerate(problems)]
     write_rows(copy / "my_problems.jsonl", row, *others)
     pairs = [
@@ -94,7 +89,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "replies": [pair["rejected"], pair["chosen"], f"{pair['rejected']} Hm."],
             "scores": [2, 9.5, 3],
         }
-        for pair in demo_rows("preferences.jsonl", 60)
+        for pair in rows(DEMO_DATA / "preferences.jsonl")[:60]
     ]
     write_rows(copy / "my_pairs.jsonl", *pairs)
     return copy
@@ -116,12 +111,8 @@ def grpo(project: Path) -> Path:
 def dpo(project: Path) -> Path:
     """The run folder of two steps with the format, the loss, the tracker and the measure."""
     losses = [word for word in shlex.split(command_with("loss_type")) if "loss_" in word]
-    command = (
-        command_with("ranked")
-        .replace("data.holdout=1 data", "data.holdout=10 data")
-        .replace("--dry-run", "")
-    )
-    run(project, f"{command} {shlex.join(losses)} {DPO}")
+    command = command_with("ranked").replace("data.holdout=1 data", "data.holdout=10 data")
+    run(project, f"{command.replace('--dry-run', '')} {shlex.join(losses)} {DPO}")
     return project / "outputs" / "dpo"
 
 
@@ -146,7 +137,7 @@ def test_a_reward_reads_a_third_column(project: Path, grpo: Path) -> None:
 
 
 def test_a_format_of_pairs(project: Path, dpo: Path) -> None:
-    pairs = {pair["prompt"]: pair for pair in demo_rows("preferences.jsonl", 60)}
+    pairs = {pair["prompt"]: pair for pair in rows(DEMO_DATA / "preferences.jsonl")[:60]}
     held_out = rows(dpo / "eval" / "before.jsonl")
     assert held_out
     for pair in held_out:
@@ -157,18 +148,16 @@ def test_a_format_of_pairs(project: Path, dpo: Path) -> None:
 def test_a_loss(dpo: Path) -> None:
     config = (dpo / "config.yaml").read_text(encoding="utf-8")
     assert re.search(r"loss_type:\s*(- ipo\s+- sft|\[ipo, sft\])", config)
-    first = next(row for row in rows(dpo / "metrics.jsonl") if "loss" in row)
     # At the first step the margin is 0, and IPO's loss (1 / (2 beta))^2 = 25; sft adds its tenth.
-    assert 25 < first["loss"] < 26
+    assert 25 < steps(dpo)[0]["loss"] < 26
 
 
 @pytest.mark.parametrize("name", ["grpo", "dpo"])
 def test_a_tracker(name: str, request: pytest.FixtureRequest) -> None:
     run = request.getfixturevalue(name)
     logged = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-    metrics = {row["step"]: row for row in rows(run / "metrics.jsonl") if "loss" in row}
     losses = {int(step): float(value) for step, key, value in logged if key == "loss"}
-    assert losses == {step: row["loss"] for step, row in metrics.items()}
+    assert losses == {row["step"]: row["loss"] for row in steps(run)}
     assert list(losses) == [1, 2]
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, copy_project, write_rows
+from tests.helpers import ROOT, copy_project, read, rows, write_rows
 from tests.quickstarts.pages import blocks, commands, text_of
 from tests.quickstarts.test_recipes import run, write_files
-from tests.reliability.inside import read, rows
 
 pytestmark = pytest.mark.timeout(600)
 PAGE = text_of(ROOT / "docs" / "rewards.md")

@@ -6,15 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.base.errors import DataError
-from posttrain.data.demonstrations import load_demonstrations
-from posttrain.settings import SFTSettings
-from posttrain.settings.command import load_settings
-from scripts import sft
-from tests.helpers import ROOT, copy_project, write_rows
+from tests.helpers import ROOT, copy_project, read, rows
 from tests.quickstarts.pages import blocks, commands, prose, text_of
 from tests.quickstarts.test_recipes import run
-from tests.reliability.inside import read, rows
 
 pytestmark = pytest.mark.timeout(1200)
 PAGE = text_of(ROOT / "docs" / "stages.md")
@@ -26,21 +20,15 @@ ALSO_TRAINED_ON = (
 )
 
 
-def follow(project: Path) -> Path:
-    """A copy of the project in which the page was followed."""
-    copy_project(project)
+@pytest.mark.long
+def test_the_page_is_followed_to_its_numbers(tmp_path: Path) -> None:
+    project = copy_project(tmp_path / "project")
     (example,) = blocks(PAGE, "json")
     assert "one line" in PAGE and example.count("\n") == 1
     (project / "examples.jsonl").write_text(example, encoding="utf-8")
     printed = [run(project, command) for command in (SAMPLE, SFT, GRPO)]
     assert "outputs/sampled: kept" in printed[1]
-    return project / "outputs"
-
-
-@pytest.mark.long
-def test_the_page_is_followed_to_its_numbers(tmp_path: Path) -> None:
-    outputs = follow(tmp_path / "project")
-    (example,) = blocks(PAGE, "json")
+    outputs = project / "outputs"
     assert read(outputs / "sampled" / "report.json")["examples"] == [json.loads(example)]
     sampled = rows(outputs / "sampled" / "replies.jsonl")
     right_replies = {row["reply"] for row in sampled if row["total_reward"] == 3}
@@ -49,7 +37,7 @@ def test_the_page_is_followed_to_its_numbers(tmp_path: Path) -> None:
     (stage,) = read(outputs / "grpo_after_sft" / "environment.json")["stages"]
     assert (stage["name"], stage["method"], stage["steps"]) == ("warm_up", "sft", 20)
     ((right, replies),) = re.findall(r"(\d+) of (\d+) replies right", prose(PAGE))
-    totals = [row["total_reward"] for row in rows(outputs / "sampled" / "replies.jsonl")]
+    totals = [row["total_reward"] for row in sampled]
     assert len(totals) == int(replies) and totals.count(3) == pytest.approx(int(right), rel=0.4)
     stated = re.findall(r"strict accuracy (\d+) -> (\d+)% on (\d+) held-out problems", prose(PAGE))
     for name, (before, after, n) in zip(("warm_up", "grpo_after_sft"), stated, strict=True):
@@ -63,26 +51,5 @@ def test_the_page_is_followed_to_its_numbers(tmp_path: Path) -> None:
     first = rows(outputs / "grpo_after_sft" / "metrics.jsonl")[0]
     assert first["step"] == 1 and first["frac_reward_zero_std"] < 1
     # No later stage may score problems that SFT trained on, be it as evaluation.also.
-    refused = run(outputs.parent, ALSO_TRAINED_ON, code=2)
+    refused = run(project, ALSO_TRAINED_ON, code=2)
     assert "were trained on by warm_up" in refused and refused.count("\n") == 1
-
-
-def test_a_worked_example_may_not_be_validated_on() -> None:
-    config = ROOT / "configs" / "sft_demo.yaml"
-    settings = load_settings(SFTSettings, config)
-    replies = load_demonstrations(settings.data, settings.prompt)
-    question = replies.validation[0].prompt[-1]["content"]
-    example = f"prompt.examples={json.dumps([{'question': question, 'answer': '7'}])}"
-    with pytest.raises(DataError, match=r"prompt\.examples: example 1 is a question of the data"):
-        sft.load_problems(load_settings(SFTSettings, config, [example]), replies)
-
-
-def test_rows_that_choose_the_checkpoint_are_not_scored(tmp_path: Path) -> None:
-    config = ROOT / "configs" / "sft_demo.yaml"
-    settings = load_settings(SFTSettings, config)
-    replies = load_demonstrations(settings.data, settings.prompt)
-    question = replies.validation[0].prompt[-1]["content"]
-    problems = write_rows(tmp_path / "problems.jsonl", {"question": question, "answer": "7"})
-    settings = load_settings(SFTSettings, config, [f"data.problems={{path: {problems}}}"])
-    with pytest.raises(DataError, match=r"problems\.jsonl: row 1 is also in the training data"):
-        sft.load_problems(settings, replies)

@@ -34,15 +34,14 @@ from posttrain.report import export_words
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings import Source
-from posttrain.settings.command import SETTINGS, load_settings
+from posttrain.settings.command import load_settings
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
 from scripts import dpo
-from tests.helpers import ROOT
+from tests.helpers import DEMO_MODEL, ROOT, Capsys, demo_command, settings_class
 from tests.quickstarts.pages import prose, text_of
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
-DEMO_MODEL = ROOT / "assets" / "demo_model"
 
 
 def rows() -> list[tuple[str, str, str]]:
@@ -71,12 +70,8 @@ CAUSES: dict[str, Callable[[Scene], str]] = {}
 """By words of the one row that quotes the message."""
 
 
-def causes(words: str) -> Callable[[Callable[[Scene], str]], Callable[[Scene], str]]:
-    def register(function: Callable[[Scene], str]) -> Callable[[Scene], str]:
-        CAUSES[words] = function
-        return function
-
-    return register
+def causes(words: str) -> Callable[[Callable[[Scene], str]], None]:
+    return lambda function: CAUSES.update({words: function})
 
 
 def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:
@@ -87,9 +82,8 @@ def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:
 
 
 def settings_of(config: str, *overrides: str) -> Any:
-    return load_settings(
-        SETTINGS[config.partition("_")[0]], ROOT / "configs" / f"{config}.yaml", list(overrides)
-    )
+    path = ROOT / "configs" / f"{config}.yaml"
+    return load_settings(settings_class(path), path, overrides)
 
 
 def watched(scene: Scene, config: str, step: int = 0) -> Watch:
@@ -150,8 +144,7 @@ def _(scene: Scene) -> str:
     scene.patch.setenv("PATH", str(scene.tmp))
     scene.patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     scene.patch.setenv("WORLD_SIZE", "2")
-    config = str(ROOT / "configs" / "dpo_demo.yaml")
-    launched = refused(dpo.main, ["--config", config, "--dry-run"])
+    launched = refused(dpo.main, demo_command("dpo", scene.tmp / "run", "--dry-run"))
     return finding(look_for_gpu()[1], "GPU") + launched
 
 
@@ -249,7 +242,7 @@ def test_a_row_has_a_cause_and_a_fix() -> None:
 
 @pytest.mark.parametrize("words", list(CAUSES))
 def test_a_quoted_message_is_given(
-    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     printed = lambda: capsys.readouterr().out  # noqa: E731
     output = CAUSES[words](Scene(tmp=tmp_path, patch=monkeypatch, printed=printed))

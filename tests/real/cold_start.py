@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from eval.gsm8k import compare_replies, rescore
-from tests.helpers import ROOT, SHARED
+from tests.helpers import ROOT, SHARED, read, rows, write_rows
 from tests.real import weights
 
 EXAMPLE = {
@@ -45,12 +45,14 @@ SCORING = {"batch_size": 100, "max_new_tokens": 256, "limit": 200}
 MODEL = {"max_seq_length": 640, "load_in_4bit": False, "dtype": "bfloat16"}
 
 
-def problems(name: str, count: int) -> str:
-    """JSON lines of easy problems of a GSM8K file."""
-    rows = [json.loads(line) for line in (SHARED / "gsm8k" / name).read_text("utf-8").splitlines()]
-    easy = [r for r in rows if r["answer"].count("<<") <= 2 and len(r["question"]) <= 220]
-    random.Random(0).shuffle(easy)
-    return "".join(json.dumps(row) + "\n" for row in easy[:count])
+def write_data(folder: Path) -> None:
+    """Easy problems of GSM8K to train on and to score, and the worked example."""
+    for name, count in (("train", 600), ("test", 200)):
+        problems = rows(SHARED / "gsm8k" / f"{name}.jsonl")
+        easy = [p for p in problems if p["answer"].count("<<") <= 2 and len(p["question"]) <= 220]
+        random.Random(0).shuffle(easy)
+        write_rows(folder / f"{name}.jsonl", *easy[:count])
+    write_rows(folder / "examples.jsonl", EXAMPLE)
 
 
 def configs(folder: Path, model: str) -> dict[str, dict[str, Any]]:
@@ -115,24 +117,24 @@ def commands(folder: Path, model: str) -> list[list[str]]:
 
 def results(folder: Path) -> dict[str, Any]:
     """What the runs in the folder measured."""
-    rows = [json.loads(r) for r in (folder / "sampled/replies.jsonl").read_text().splitlines()]
+    sampled = rows(folder / "sampled/replies.jsonl")
     run = folder / "real_sft"
-    sides = {s: json.loads((run / f"eval/{s}.json").read_text()) for s in ("before", "after")}
-    change = json.loads((run / "eval/comparison.json").read_text())
-    steps = [json.loads(r) for r in (folder / "real_grpo/metrics.jsonl").read_text().splitlines()]
-    right = Counter(row["question"] for row in rows if row["total_reward"] == 3)
+    sides = {side: read(run / f"eval/{side}.json") for side in ("before", "after")}
+    change = read(run / "eval/comparison.json")
+    steps = rows(folder / "real_grpo/metrics.jsonl")
+    right = Counter(row["question"] for row in sampled if row["total_reward"] == 3)
     names = ("strict", "lenient", "format_rate", "truncated_rate", "reply_loss")
     base, tuned = (
-        [rescore(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        [rescore(row) for row in rows(path)]
         for path in (run / "eval/before.jsonl", folder / "real_grpo/eval/after.jsonl")
     )
     return {
         "sampled": {
-            "replies": len(rows),
-            "questions": len({row["question"] for row in rows}),
+            "replies": len(sampled),
+            "questions": len({row["question"] for row in sampled}),
             "right_in_form": right.total(),
             "kept": sum(min(2, count) for count in right.values()),
-            "format_rate": sum(row["format_rate"] for row in rows) / len(rows),
+            "format_rate": sum(row["format_rate"] for row in sampled) / len(sampled),
         },
         "sft": {
             name: {**{side: sides[side][name] for side in sides}, "change": change[name]}
@@ -154,11 +156,8 @@ def results(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     folder = Path(sys.argv[1]).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     model = str(weights.folder("qwen-coder"))
-    (folder / "train.jsonl").write_text(problems("train.jsonl", 600), encoding="utf-8")
-    (folder / "test.jsonl").write_text(problems("test.jsonl", 200), encoding="utf-8")
-    (folder / "examples.jsonl").write_text(json.dumps(EXAMPLE) + "\n", encoding="utf-8")
+    write_data(folder)
     made = configs(folder, model)
     base = {**made["grpo"], "model": {"name": model, **MODEL}}
     for name, config in (*made.items(), ("grpo_base", base)):

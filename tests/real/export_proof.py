@@ -28,7 +28,7 @@ from posttrain.export.weights import check_weights
 from posttrain.model.llama_server import serve
 from posttrain.run.results import Check
 from posttrain.settings.export import Parity
-from tests.helpers import ROOT, make_adapter
+from tests.helpers import ROOT, make_adapter, read
 from tests.real import weights
 
 RESULTS = ROOT / "tests" / "real" / "results" / "export_proof.json"
@@ -139,8 +139,8 @@ class Bench:
         if not into.exists():
             adapter = shutil.copytree(self.adapter, self.work / f"times-{times}-{dtype}")
             path = adapter / "adapter_config.json"
-            config = json.loads(path.read_text(encoding="utf-8"))
-            config["lora_alpha"] = times * config["lora_alpha"]
+            config = read(path)
+            config["lora_alpha"] *= times
             path.write_text(json.dumps(config), encoding="utf-8")
             model = models.adapter_model(self.base, adapter).model
             merge.merge(model, self.base, adapter, dtype, into)
@@ -196,7 +196,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = weights.folder(arguments.model)
     biases = "qwen" in arguments.model
-    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {"models": {}}
+    results = read(RESULTS) if RESULTS.is_file() else {"models": {}}
     of_model = results["models"].setdefault(weights.MODELS[arguments.model].title, {})
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(source, Path(work))

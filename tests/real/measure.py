@@ -27,9 +27,9 @@ from statistics import median
 from typing import Any
 
 from posttrain.base.processor import computes_in_bfloat16
-from tests.helpers import ROOT, SHARED
+from tests.helpers import ROOT, SHARED, read, rows
 from tests.real import weights
-from tests.real.cold_start import EXAMPLE, problems
+from tests.real.cold_start import SYSTEM, write_data
 
 QWEN, SMOL = "qwen-coder", "smollm2"
 GREEDY = ["--max-new-tokens", "256", "--limit", "400"]
@@ -87,10 +87,8 @@ def own_samples(folder: Path) -> list[list[str]]:
             *_train("dpo", "dpo_french_cpu", QWEN, folder / "own_samples"),
             *(f"data.train={{path: {sampled}}}", "data.format=replies", "data.columns={}"),
             *("data.holdout=10", "data.validation=0", "data.language=en", "evaluation.every=null"),
-            "prompt.system=Solve the problem step by step. End with the number alone on the last "
-            "line as <answer>NUMBER</answer>.",
+            *(f"prompt.system={SYSTEM}", "evaluation.batch_size=50", "evaluation.replies=10"),
             *("training.learning_rate=2.0e-5", "training.max_steps=20", "training.save_steps=5"),
-            *("evaluation.batch_size=50", "evaluation.replies=10"),
             f"evaluation.also={json.dumps(also)}",
         ],
     ]
@@ -123,12 +121,8 @@ def seconds(folder: Path) -> list[list[str]]:
             *("data.holdout=10", "evaluation.also=[]"),
         ],
     }
-    short = [
-        "data.validation=0",
-        "evaluation.every=null",
-        "run.score=false",
-        "training.max_steps=4",
-    ]
+    short = ["data.validation=0", "evaluation.every=null"]
+    short += ["run.score=false", "training.max_steps=4"]
     return [
         [*_train(method, config, model, folder / f"seconds-{config}"), *data[method], *short]
         for method, config, model in (
@@ -158,37 +152,30 @@ EXPERIMENTS = {
 
 def measured(output: Path) -> dict[str, Any]:
     """What the command wrote that made this folder: a report, or the scores of a run."""
-
-    def read(name: str) -> Any:
-        return json.loads((output / name).read_text(encoding="utf-8"))
-
     if (output / "report.json").exists():
-        report = read("report.json")
+        report = read(output / "report.json")
         return {"measures": report["measures"], "rewards": report.get("rewards")}
-    environment = read("environment.json")
-    kept = ("reward", "rewards/margins", "frac_reward_zero_std", "loss")
-    rows = [json.loads(r) for r in (output / "metrics.jsonl").read_text("utf-8").splitlines()]
-    steps = [{k: row[k] for k in ("step", *kept) if k in row} for row in rows if "loss" in row]
+    environment = read(output / "environment.json")
+    steps = [row for row in rows(output / "metrics.jsonl") if "loss" in row]
     if not (output / "eval" / "comparison.json").exists():
-        ends = [row["seconds"] for row in rows if "loss" in row]
-        each = [
-            round(end - start, 1) for start, end in pairwise(ends)
-        ]  # of the steps but the first
+        ends = [row["seconds"] for row in steps]
+        each = [round(end - start, 1) for start, end in pairwise(ends)]  # but of the first step
         return {
             "seconds_a_step": median(each),
             "each": each,
-            "tokens_a_reply": [row.get("completions/mean_length") for row in rows if "loss" in row],
+            "tokens_a_reply": [row.get("completions/mean_length") for row in steps],
             "peak_memory": environment.get("peak_memory"),
             "versions": environment["versions"],
         }
+    kept = ("step", "reward", "rewards/margins", "frac_reward_zero_std", "loss")
     return {
-        "before": read("eval/before.json"),
-        "after": read("eval/after.json"),
-        "change": read("eval/comparison.json"),
+        "before": read(output / "eval/before.json"),
+        "after": read(output / "eval/after.json"),
+        "change": read(output / "eval/comparison.json"),
         "trained": environment["trained"],
         "peak_memory": environment.get("peak_memory"),
         "versions": environment["versions"],
-        "steps": steps,
+        "steps": [{name: row[name] for name in kept if name in row} for row in steps],
     }
 
 
@@ -206,10 +193,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
     folder: Path = args.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.jsonl").write_text(problems("train.jsonl", 600), encoding="utf-8")
-    (folder / "test.jsonl").write_text(problems("test.jsonl", 200), encoding="utf-8")
-    (folder / "examples.jsonl").write_text(json.dumps(EXAMPLE) + "\n", encoding="utf-8")
+    write_data(folder)
     results: dict[str, Any] = {
         "command": f"./run python -m tests.real.measure {args.experiment} FOLDER",
         "machine": f"{os.cpu_count()} CPU cores, {processor()}",

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, SHARED, needs_shared, start_script
-from tests.reliability.inside import read, rows, succeed
-from tests.reliability.test_interruptions import wait_for
+from tests.helpers import ROOT, SHARED, needs_shared, read, rows, start_script
+from tests.reliability.inside import succeed
+from tests.reliability.test_interruptions import adapter, wait_for
+from tests.reliability.test_interruptions import losses as steps_of
 
 pytestmark = [
     pytest.mark.long,
@@ -42,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = (SHARED / "gsm8k" / f"{name}.jsonl").read_text("utf-8").splitlines()
         short = [line for line in lines if len(line) < 400][:40]
         (folder / f"{name}.jsonl").write_text("\n".join(short), encoding="utf-8")
-    pairs = json.loads((SHARED / "french-preferences" / "preferences.json").read_text("utf-8"))
+    pairs = read(SHARED / "french-preferences" / "preferences.json")
     short_pairs = sorted(pairs, key=lambda row: len(row["chosen"]))[:24]
     (folder / "pairs.json").write_text(json.dumps(short_pairs), encoding="utf-8")
     return folder
@@ -80,11 +81,6 @@ def arguments(method: str, model: Path, data: Path, run: Path) -> list[str]:
         *("training.gradient_accumulation_steps=1", "evaluation.every=1"),
         *("evaluation.max_new_tokens=48", "evaluation.batch_size=8", *own),
     ]
-
-
-def steps_of(run: Path) -> list[tuple[int, float, float]]:
-    actual = rows(run / "metrics.jsonl")
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in actual if "grad_norm" in row]
 
 
 @pytest.fixture(scope="module", params=["grpo", "dpo", "sft"])
@@ -127,11 +123,7 @@ def test_a_killed_run_resumes_as_the_same_run(
     process.communicate()
     succeed(method, *arguments(method, model, data, run), timeout=3000)
     assert steps_of(run) == steps_of(complete)
-    first, second = (
-        (folder / "adapter" / "adapter_model.safetensors").read_bytes()
-        for folder in (run, complete)
-    )
-    assert first == second
+    assert adapter(run) == adapter(complete)
 
 
 def test_chat_answers_a_pipe(trained: tuple[str, Path, Path]) -> None:

@@ -5,7 +5,6 @@ a training step of the demo model.
 """
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from posttrain.base import process
 from posttrain.model import policy
 from posttrain.train import session
 from scripts import dpo, grpo, report, sft
-from tests.helpers import ROOT, run_script
+from tests.helpers import demo_command, rows, run_script
 
 MAIN = {"dpo": dpo.main, "grpo": grpo.main, "sft": sft.main}
 SMALL = {
@@ -58,11 +57,11 @@ def arguments(name: str, run: Path, *overrides: str, config: Path | None = None)
     unless another is named, which is taken as it is."""
     if config is not None:
         return ["--config", str(config), "--output", str(run), "run.threads=1", *overrides]
-    return [
-        *("--config", str(ROOT / "configs" / f"{name}_demo.yaml"), "--output", str(run)),
-        *("run.threads=1", "training.max_steps=4", "training.per_device_train_batch_size=16"),
-        *("training.save_steps=2", "data.validation=0", *SMALL[name], *overrides),
-    ]
+    return demo_command(
+        *(name, run, "run.threads=1", "training.max_steps=4", "training.save_steps=2"),
+        *("training.per_device_train_batch_size=16", "data.validation=0", *SMALL[name]),
+        *overrides,
+    )
 
 
 @contextlib.contextmanager
@@ -127,16 +126,13 @@ def succeed(*given: Any, **more: Any) -> subprocess.CompletedProcess[str]:
     return result
 
 
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def steps(run: Path) -> list[dict[str, Any]]:
+    """The metrics of optimizer steps, without those of validations."""
+    return [row for row in rows(run / "metrics.jsonl") if "loss" in row]
 
 
 def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in rows(run / "metrics.jsonl") if "loss" in row]
+    return [row["loss"] for row in steps(run)]
 
 
 def adapter(run: Path) -> dict[str, Any]:

@@ -78,17 +78,13 @@ def test_ten_offsets_of_a_save(disk: Path) -> None:
     good = save(store, 1)
     size = before - shutil.disk_usage(disk).free
     assert size > 800_000
-    intact, full = 0, []
     for number in range(10):
         # The last one ends within the manifest, which is written last.
         leave(disk, size * number // 10 if number < 9 else size - 8192)
-        full.append(fails_for_want_of_space(store))
+        assert fails_for_want_of_space(store)
         (disk / "ballast").unlink()
-        assert store.newest() == good
+        assert store.newest() == good and verify(good) is None
         assert [path.name for path in store.folder.iterdir()] == [good.name]
-        intact += verify(good) is None
-    assert intact == 10
-    assert full == [True] * 10
     assert verify(save(store, 2)) is None and not good.exists()
 
 
@@ -104,10 +100,10 @@ def test_a_run_whose_disk_fills_up(disk: Path, script: str) -> None:
     _, error = process.communicate(timeout=120)
     assert process.returncode == 2, error
     assert "the disk is full" in error and "Traceback" not in error
-    complete = [path for path in (run / "checkpoints").glob("step-*") if verify(path) is None]
-    assert complete == sorted((run / "checkpoints").glob("step-*")) and complete
+    kept = sorted((run / "checkpoints").glob("step-*"))
+    assert kept and not any(verify(path) for path in kept)
     (disk / "ballast").unlink()
-    steps = int(complete[-1].name[5:]) + 2
+    steps = int(kept[-1].name[5:]) + 2
     more = [f"training.max_steps={steps}", "--resume-anyway"]
     succeed(script, *arguments(script, run, *more))
     assert (run / "adapter" / "adapter_model.safetensors").exists()

@@ -11,16 +11,14 @@ import pytest
 
 from posttrain.model import runtime
 from posttrain.run.checkpoint import verify
-from posttrain.run.folder import RunFolder
 from posttrain.train.micro_batches import (
     COMPLETION_LOSSES,
     PAIR_LOSSES,
     REPLY_LOSSES,
     scored_tokens,
 )
-from posttrain.train.stop import StopRequest
-from posttrain.train.watch import Watch
 from tests.e2e import trainers
+from tests.helpers import Capsys, read, rows
 from tests.reliability.inside import (
     MAIN,
     NOW,
@@ -31,8 +29,7 @@ from tests.reliability.inside import (
     leave_unreported,
     leave_with,
     losses,
-    read,
-    rows,
+    steps,
 )
 
 Install = Callable[..., None]
@@ -65,7 +62,7 @@ def assert_no_bad_checkpoint(run: Path) -> None:
 
 @EVERY
 def test_nan_loss_stops_the_same_step(
-    name: str, tmp_path: Path, on_forward: Install, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, on_forward: Install, capsys: Capsys
 ) -> None:
     """At step 4, whose checkpoint is due, with metrics logged at every third step only."""
     run = tmp_path / name
@@ -86,11 +83,7 @@ def test_nan_loss_stops_the_same_step(
     assert stopped["exit_code"] == 3 and "the loss is nan" in stopped["reason"]
     assert (run / "report.html").exists()
     assert_no_bad_checkpoint(run)
-    check_batch(name, batch)
-
-
-def check_batch(name: str, path: Path) -> None:
-    content = read(path)
+    content = read(batch)
     assert content["step"] == 4 and content["losses"] == ["NaN"]
     assert len(content["rows"]) == 16
     for row in content["rows"]:
@@ -146,14 +139,12 @@ def test_cut_completions_that_are_masked_have_nothing_to_learn_from(tmp_path: Pa
     masked = ["training.mask_truncated_completions=true", "training.max_completion_length=3"]
     reward = f"rewards={{'{tmp_path / 'long.py'}:long': 1}}"
     assert leave("grpo", run, "health.max_still_steps=2", reward, *masked) == 0
-    logged = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
-    assert [(row["loss"], row["grad_norm"]) for row in logged] == [(0, 0)] * 4
-    assert all(row["completions/clipped_ratio"] == 1 and row["reward_std"] > 0 for row in logged)
+    assert [(row["loss"], row["grad_norm"]) for row in steps(run)] == [(0, 0)] * 4
+    assert all(row["completions/clipped_ratio"] == 1 for row in steps(run))
+    assert all(row["reward_std"] > 0 for row in steps(run))
 
 
-def test_sign_warns_then_stops_where_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sign_warns_then_stops_where_asked(tmp_path: Path, capsys: Capsys) -> None:
     run = tmp_path / "grpo"
     signs = ["health.patience=1", "health.max_truncated=0.01", "training.max_completion_length=4"]
     assert leave("grpo", run, *signs, "health.stop_on=[truncated]") == 3
@@ -203,10 +194,10 @@ def in_two(name: str) -> list[str]:
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs of every training script with memory enough."""
-    folder = tmp_path_factory.mktemp("complete")
-    for name in MAIN:
-        assert leave(name, folder / name, *in_two(name)) == 0
-    return {name: folder / name for name in MAIN}
+    runs = {name: tmp_path_factory.mktemp("complete") / name for name in MAIN}
+    for name, run in runs.items():
+        assert leave(name, run, *in_two(name)) == 0
+    return runs
 
 
 WILD = """
@@ -224,7 +215,7 @@ def wild(completions, trainer_state, **columns):
     ],
 )
 def test_a_reward_that_goes_wild_stops_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, output: str
+    tmp_path: Path, capsys: Capsys, value: str, output: str
 ) -> None:
     """Not with a traceback, and with its checkpoint whole."""
     (tmp_path / "wild.py").write_text(WILD.format(value))
@@ -250,7 +241,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     tmp_path: Path,
     on_forward: Install,
     whole_run: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capsys,
 ) -> None:
     run, failed = tmp_path / name, list[int]()
     pair = 2 if name == "dpo" else 1  # rows of the model
@@ -273,34 +264,26 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     assert_close(run, whole_run[name])
 
 
-def test_out_of_memory_in_generation_leaves_training_alone(
-    tmp_path: Path, on_forward: Install
+@pytest.mark.parametrize(
+    ("where", "beta"), [("generation", 0), pytest.param("scoring", 0.04, marks=pytest.mark.long)]
+)
+def test_out_of_memory_elsewhere_leaves_training_alone(
+    where: str, beta: float, tmp_path: Path, on_forward: Install
 ) -> None:
-    run = tmp_path / "grpo"
-    on_forward(out_of_memory(7, "generation", []))
-    assert leave("grpo", run, "training.max_steps=2") == 0
-    halvings = rows(run / "health.jsonl")
-    assert [(e["threshold"], e["value"]) for e in halvings] == [(16, 8), (8, 4)]
-    assert {e["kind"] for e in halvings} == {"out_of_memory_generation"}
-    assert len(losses(run)) == 2
-    assert "rows_at_once" not in rows(run / "metrics.jsonl")[-2]
-
-
-@pytest.mark.long
-def test_out_of_memory_in_scoring_is_sized_by_itself(tmp_path: Path, on_forward: Install) -> None:
     """The reference is scored at beta above 0, after a generation and without a gradient."""
     run, failed = tmp_path / "grpo", list[int]()
-    on_forward(out_of_memory(4, "scoring", failed))
-    assert leave("grpo", run, "training.beta=0.04") == 0
+    on_forward(out_of_memory(7, where, failed))
+    assert leave("grpo", run, f"training.beta={beta}", "training.max_steps=2") == 0
     halvings = rows(run / "health.jsonl")
-    assert {e["kind"] for e in halvings} == {"out_of_memory_scoring"}
-    assert [e["value"] for e in halvings] == [8, 4] and set(failed) == {16, 8}
-    assert len(losses(run)) == 4
+    assert [(e["threshold"], e["value"]) for e in halvings] == [(16, 8), (8, 4)]
+    assert {e["kind"] for e in halvings} == {f"out_of_memory_{where}"}
+    assert set(failed) == {16, 8} and len(losses(run)) == 2
+    assert all("rows_at_once" not in row for row in steps(run))
 
 
 @GRPO_QUICK
 def test_no_room_for_one_row_stops_with_what_would_fit(
-    name: str, tmp_path: Path, on_forward: Install, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, on_forward: Install, capsys: Capsys
 ) -> None:
     run = tmp_path / name
     on_forward(out_of_memory(0, "forward", [], first=1))
@@ -431,13 +414,8 @@ def test_flat_micro_batch_needs_no_pass(
             logged = {key: value for key, (value,) in trainer._metrics["train"].items()}
             assert len(trainer.watch._last) == 1 and not trainer.watch._learnable
             results.append((logged, [weight.grad.clone() for weight in weights]))
-    unequal = {"step_time", "num_tokens"}
-    unequal |= {
-        "entropy",
-        "vespo/phi_seq_mean",
-        "kl",
-        "completion_length",
-    }  # the last are Unsloth's
+    unequal = {"step_time", "num_tokens", "entropy", "vespo/phi_seq_mean"}
+    unequal |= {"kl", "completion_length"}  # Unsloth's
     for (mine, gradient), (theirs, others) in zip(results[:2], results[2:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(gradient, others, strict=True))
         assert {k: v for k, v in mine.items() if k not in unequal} == {
@@ -490,7 +468,7 @@ def build(name: str, tmp_path: Path, *overrides: str) -> tuple[Any, Any]:
     trainers.move(built.model, 0.02)
     torch.manual_seed(0)
     trainer.current_gradient_accumulation_steps = 1
-    Watch(trainer, built.settings, RunFolder(tmp_path / "run"), StopRequest(None))
+    built.watch()
     taken = [trainer.train_dataset[i if count else i // 4] for i in range(8)]
     return trainer, trainer.data_collator(taken) if count else taken
 
@@ -510,7 +488,7 @@ def test_a_batch_of_32_and_twice_16_are_the_same_run(
 
 
 def test_resumed_run_keeps_its_health_record_and_its_sizes(
-    tmp_path: Path, on_forward: Install, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, on_forward: Install, capsys: Capsys
 ) -> None:
     """The run of other settings is refused, and state lines show the metrics of their steps."""
     run, failed = tmp_path / "dpo", list[int]()
@@ -526,8 +504,7 @@ def test_resumed_run_keeps_its_health_record_and_its_sizes(
     assert [row["step"] for row in rows(run / "health.jsonl")] == [2]
     assert set(failed) == {32}
     lines = (printed.out + capsys.readouterr().out).splitlines()
-    metrics = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
-    assert len(metrics) == 4
-    for row in metrics:
+    assert len(steps(run)) == 4
+    for row in steps(run):
         line = next(line for line in lines if line.startswith(f"step {row['step']}/4: "))
         assert re.search(rf"margin {row['rewards/margins']:.3g}[ ,]", line)

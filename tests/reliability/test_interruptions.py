@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, start_script
-from tests.reliability.inside import leave_with, read, rows, succeed
+from tests.helpers import demo_command, read, start_script
+from tests.reliability.inside import leave_with, steps, succeed
 from tests.warm import Process
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
@@ -35,18 +35,15 @@ SMALL = {
 
 def arguments(name: str, run: Path, *more: str) -> list[str]:
     """A run of a few steps that is deterministic: fp32, one thread."""
-    return [
-        *("--config", str(ROOT / "configs" / f"{name}_demo.yaml"), "--output", str(run)),
-        *(f"training.max_steps={STEPS}", "training.save_steps=2", "run.threads=1"),
-        *("data.validation=8", *SMALL[name]),
-        *more,
-    ]
+    return demo_command(
+        *(name, run, f"training.max_steps={STEPS}", "training.save_steps=2", "run.threads=1"),
+        *("data.validation=8", *SMALL[name], *more),
+    )
 
 
 def losses(run: Path) -> list[tuple[int, Any, Any]]:
     """(step, loss, gradient norm) of every step, unrounded."""
-    logged = rows(run / "metrics.jsonl")
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in logged if "grad_norm" in r]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in steps(run)]
 
 
 def adapter(run: Path) -> bytes:
@@ -91,16 +88,12 @@ def complete(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, run
 
 
-def validations(run: Path) -> bytes:
-    return (run / "eval" / "validation.jsonl").read_bytes()
-
-
 def assert_same(run: Path, other: Path) -> None:
     assert losses(run) == losses(other)
     assert adapter(run) == adapter(other)
-    assert validations(run) == validations(other)
-    kept, expected = (read(folder / "environment.json")["kept"] for folder in (run, other))
-    assert kept == expected
+    validations, kept = "eval/validation.jsonl", "environment.json"
+    assert (run / validations).read_bytes() == (other / validations).read_bytes()
+    assert read(run / kept)["kept"] == read(other / kept)["kept"]
 
 
 def test_killed_run_goes_on_as_the_same_run(complete: tuple[str, Path], tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.helpers import ROOT
-from tests.reliability.inside import arguments, leave_with, read, rows
+from tests.helpers import ROOT, Capsys, read
+from tests.reliability.inside import arguments, leave_with, steps
 from tests.unit.test_trust import Payload, poison
 from tests.wandb_files import read_offline_run
 
@@ -145,14 +145,12 @@ def test_behind_closed_sockets(both: Sealed) -> None:
         run = both.home / script
         for name in (*RECORD, *MORE[script]):
             assert (run / name).stat().st_size > 0, name
-        steps = [row for row in rows(run / "metrics.jsonl") if "loss" in row]
-        for step, row in zip((1, 2), steps, strict=False):
+        for step, row in zip((1, 2), steps(run), strict=True):
             assert row["step"] == step
             path = run / "checkpoints" / f"step-{step:06d}" / "manifest.json"
             score = read(path)["score"]
             best = BEST_BY[script]
             assert score == {"metric": best, "value": row[best], "logged": 1}
-        assert len(steps) == 2
     assert not both.tried.exists(), both.tried.read_text()
 
 
@@ -167,7 +165,7 @@ def test_trackers_have_every_step(both: Sealed) -> None:
     tracked = read_offline_run(folder)
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
-    losses = {row["step"]: row["loss"] for row in rows(run / "metrics.jsonl") if "loss" in row}
+    losses = {row["step"]: row["loss"] for row in steps(run)}
     logged = {row["_step"]: row["loss"] for row in tracked.history if "loss" in row}
     shown = {event.step: event.value for event in board.Scalars("train/loss")}
     assert logged == pytest.approx(losses) and shown == pytest.approx(losses)
@@ -200,9 +198,7 @@ def test_no_secret_is_in_a_traceback(sealed: Callable[..., Sealed], tmp_path: Pa
         *(pytest.param(n, marks=pytest.mark.long) for n in ("rng_state.pth", "training_args.bin")),
     ],
 )
-def test_a_poisoned_checkpoint(
-    both: Sealed, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_a_poisoned_checkpoint(both: Sealed, tmp_path: Path, capsys: Capsys, name: str) -> None:
     """Exit 2, and nothing of it ran."""
     import torch
 

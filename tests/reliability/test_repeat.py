@@ -1,6 +1,5 @@
 """A stopped repeat resumes; other tests show that its runs resume bit for bit."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -9,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, demo_command, read
+from tests.reliability.inside import losses
 
 pytestmark = pytest.mark.long
 FEW = [
@@ -20,9 +20,8 @@ FEW = [
 
 
 def test_stopped_in_the_second_seed(tmp_path: Path) -> None:
-    config = str(ROOT / "configs" / "grpo_demo.yaml")
-    script = [sys.executable, str(ROOT / "scripts" / "repeat.py"), "grpo"]
-    command = [*script, "--seeds", "1,2", "--config", config, "--output", str(tmp_path), *FEW]
+    script = [sys.executable, str(ROOT / "scripts" / "repeat.py"), "grpo", "--seeds", "1,2"]
+    command = [*script, *demo_command("grpo", tmp_path, *FEW)]
     first, second = tmp_path / "seed-1", tmp_path / "seed-2"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as repeat:
         while not (second / "checkpoints" / "step-000002").exists():
@@ -41,6 +40,6 @@ def test_stopped_in_the_second_seed(tmp_path: Path) -> None:
     assert "Seed 1: finished" in done.stdout and "Resuming from step" in done.stdout
     assert "2 seeds, mean ± standard deviation" in done.stdout
     assert (first / "eval" / "comparison.json").stat().st_mtime_ns == finished
-    result = json.loads((tmp_path / "seeds.json").read_text(encoding="utf-8"))
+    result = read(tmp_path / "seeds.json")
     assert result["seeds"] == [1, 2] and "difference" in result["measures"]["strict"]
-    assert (first / "metrics.jsonl").read_bytes() != (second / "metrics.jsonl").read_bytes()
+    assert losses(first) != losses(second)

@@ -15,7 +15,7 @@ import pytest
 
 from posttrain.run.checkpoint import CheckpointStore, verify
 from posttrain.train.stop import StopRequest
-from tests.helpers import ROOT, run_script
+from tests.helpers import ROOT, Capsys, read, rows, run_script
 from tests.reliability.inside import (
     NOW,
     OnForward,
@@ -24,11 +24,11 @@ from tests.reliability.inside import (
     learning,
     leave_unreported,
     leave_with,
-    read,
-    rows,
+    steps,
 )
 
 Install = Callable[..., None]
+Complete = dict[str, Path]
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
 
 
@@ -53,17 +53,12 @@ class Sender:
 
 
 @pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Complete:
     """Runs that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("complete")
-    for name in ("dpo", "grpo"):
-        assert leave_unreported(name, folder / name) == 0
-    return {name: folder / name for name in ("dpo", "grpo")}
-
-
-def steps(run: Path) -> list[dict[str, Any]]:
-    """The metrics of optimizer steps, without those of validations."""
-    return [row for row in rows(run / "metrics.jsonl") if "loss" in row]
+    runs = {name: tmp_path_factory.mktemp("complete") / name for name in ("dpo", "grpo")}
+    for name, run in runs.items():
+        assert leave_unreported(name, run) == 0
+    return runs
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -100,12 +95,7 @@ def interrupted(name: str, run: Path, sender: Sender, capsys: Any) -> list[str]:
     ],
 )
 def test_in_the_middle_of_a_step(
-    name: str,
-    moment: str,
-    tmp_path: Path,
-    on_forward: Install,
-    complete: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
+    name: str, moment: str, tmp_path: Path, on_forward: Install, complete: Complete, capsys: Capsys
 ) -> None:
     """Step 4 is given up at once, and step 3, which was due no checkpoint, gets one."""
     run, sender, tokens = tmp_path / name, Sender(), 0
@@ -133,8 +123,8 @@ def test_while_a_checkpoint_is_saved(
     moment: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    complete: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
+    complete: Complete,
+    capsys: Capsys,
 ) -> None:
     """The checkpoint is finished, and no step is begun."""
     from transformers import Trainer
@@ -165,12 +155,7 @@ def test_while_a_checkpoint_is_saved(
     ],
 )
 def test_while_scoring(
-    name: str,
-    side: str,
-    tmp_path: Path,
-    on_forward: Install,
-    complete: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
+    name: str, side: str, tmp_path: Path, on_forward: Install, complete: Complete, capsys: Capsys
 ) -> None:
     """Before training the scores are taken again; after it nothing is trained again."""
     run, sender = tmp_path / name, Sender()
@@ -212,7 +197,7 @@ run_main(lambda: dpo.main(sys.argv[1:]))
 
 
 @pytest.mark.long
-def test_second_signal_stops_at_once(tmp_path: Path, complete: dict[str, Path]) -> None:
+def test_second_signal_stops_at_once(tmp_path: Path, complete: Complete) -> None:
     """In the middle of the second save: the process is gone, the first checkpoint is whole."""
     run, program = tmp_path / "dpo", tmp_path / "scripts" / "twice.py"
     program.parent.mkdir()
@@ -226,7 +211,7 @@ def test_second_signal_stops_at_once(tmp_path: Path, complete: dict[str, Path]) 
 
 
 def test_a_terminal_that_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete: dict[str, Path]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete: Complete
 ) -> None:
     """While a checkpoint is saved: SIGHUP, once by the shell and once by the terminal, and nobody
     to print to. The checkpoint is finished, and no step is begun."""

@@ -10,8 +10,8 @@ import pytest
 
 from posttrain.train.validation import Validation
 from scripts import grpo
-from tests.helpers import write_rows
-from tests.reliability.inside import adapter, leave_unreported, leave_with, read, rows
+from tests.helpers import Capsys, read, rows, write_rows
+from tests.reliability.inside import adapter, leave_unreported, leave_with
 
 LONG = pytest.mark.long
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, while trainers are built
@@ -100,23 +100,22 @@ def test_a_signal_in_a_validation(
     assert times == sorted(times)  # over both sessions
 
 
-def before_the_end(complete: Path, run: Path) -> Path:
-    """A copy of the run as a kill after its last step leaves it, in which step 4 was the best."""
+def before_the_end(complete: Path, run: Path, values: dict[int, float]) -> Path:
+    """A copy of the run as a kill after its last step leaves it, with the strict accuracies of
+    these steps, and 0 of others."""
     shutil.copytree(complete, run)
     shutil.rmtree(run / "adapter")
     (run / "eval" / "comparison.json").unlink()
     taken = rows(run / "eval" / "validation.jsonl")
     for row in taken:
-        row["measures"]["strict"]["value"] = float(row["step"] == 4)
+        row["measures"]["strict"]["value"] = values.get(row["step"], 0.0)
     write_rows(run / "eval" / "validation.jsonl", *taken)
     return run
 
 
-def test_the_adapter_that_is_kept(
-    complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_adapter_that_is_kept(complete: Path, tmp_path: Path, capsys: Capsys) -> None:
     """The best by validation, as output, page and card show; the last with run.keep=last."""
-    best, last = (before_the_end(complete, tmp_path / name) for name in ("best", "last"))
+    best, last = (before_the_end(complete, tmp_path / name, {4: 1.0}) for name in ("best", "last"))
     assert leave_with("grpo", best, *FEW) == 0
     expected = {"step": 4, "by": "strict", "value": 1.0, "validations": 4}
     assert environment(best)["kept"] == {**expected, "best": True, "before": None}
@@ -134,11 +133,7 @@ def test_the_adapter_that_is_kept(
     kept_last = environment(last)["kept"]
     assert kept_last["step"] == 6 and not kept_last["best"]
 
-    worse = before_the_end(complete, tmp_path / "worse")
-    taken = rows(worse / "eval" / "validation.jsonl")
-    for row in taken:
-        row["measures"]["strict"]["value"] = {0: 0.5, 4: 0.25}.get(row["step"], 0.0)
-    write_rows(worse / "eval" / "validation.jsonl", *taken)
+    worse = before_the_end(complete, tmp_path / "worse", {0: 0.5, 4: 0.25})
     capsys.readouterr()
     assert leave_unreported("grpo", worse, *FEW) == 0
     assert environment(worse)["kept"] == {**expected, "value": 0.25, "best": True, "before": 0.5}
@@ -146,10 +141,10 @@ def test_the_adapter_that_is_kept(
 
 
 def test_a_damaged_best_checkpoint_is_refused(
-    complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    complete: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
     """Not scored and exported as if nothing were wrong."""
-    run = before_the_end(complete, tmp_path / "run")
+    run = before_the_end(complete, tmp_path / "run", {4: 1.0})
     (run / "checkpoints" / "step-000004" / "adapter_model.safetensors").write_bytes(b"")
     assert leave_unreported("grpo", run, *FEW) == 2
     assert "the best by validation, is damaged" in capsys.readouterr().err

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests import warm
-from tests.helpers import ROOT
-from tests.pretend_gpu import CARD, OUTSIDE, SITE
-from tests.reliability.inside import adapter, leave_unreported, read, rows
+from tests.helpers import ROOT, read, rows
+from tests.pretend_gpu import OUTSIDE, SITE
+from tests.reliability.inside import adapter, leave_unreported, steps
 from tests.reliability.inside import arguments as few_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -30,12 +30,8 @@ EVALUATION = {
 
 def without_card() -> dict[str, str]:
     path = os.environ["PYTHONPATH"].split(os.pathsep)
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("PRETEND_", "UNSLOTH_", "TRITON_", "TORCHDYNAMO_"))
-    }
-    kept.pop(CARD, None)
+    own = ("PRETEND_", "UNSLOTH_", "TRITON_", "TORCHDYNAMO_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return {**kept, "PYTHONPATH": os.pathsep.join(p for p in path if p != str(SITE))}
 
 
@@ -126,7 +122,3 @@ def saved_beside_the_weights(run: Path) -> dict[str, Any]:
     saved["adapter_config.json"].pop("auto_mapping")
     saved["adapter_config.json"]["target_modules"].sort()
     return saved
-
-
-def steps(run: Path) -> list[dict[str, Any]]:
-    return [row for row in rows(run / "metrics.jsonl") if "loss" in row][:3]

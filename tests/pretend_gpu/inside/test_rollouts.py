@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from posttrain.model import merged, rollouts
-from tests.e2e.test_rollouts import generation, load, lora_layers, padded
-from tests.e2e.trainers import rows_of, settings_of
+from tests.e2e.test_rollouts import generation, load, lora_layers, padded, prompts_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
 
@@ -19,13 +18,8 @@ def loaded() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def batch(loaded: tuple[Any, Any]) -> dict[str, Any]:
-    from posttrain.data.render import render, token_ids
-    from scripts import grpo
-
-    settings, (model, tokenizer) = settings_of("grpo"), loaded
-    rows = [grpo.reward_row(p, settings.prompt) for p in rows_of("grpo", settings)[:4]]
-    prompts = token_ids(tokenizer, [render(tokenizer, row["prompt"]) for row in rows])
-    arguments = padded([prompt for prompt in prompts for _ in range(2)], tokenizer.pad_token_id)
+    model, tokenizer = loaded
+    arguments = padded(prompts_of(tokenizer, 4, 2), tokenizer.pad_token_id)
     return {name: part.to(model.device) for name, part in arguments.items()}
 
 

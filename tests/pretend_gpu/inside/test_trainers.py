@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, make_adapter
+from tests.helpers import DEMO_MODEL, Capsys, demo_settings, make_adapter
 from tests.pretend_gpu.card import BFLOAT16
-from tests.reliability.inside import adapter, arguments, leave_unreported, losses, rows
+from tests.reliability.inside import adapter, leave_unreported, losses, steps
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
 BOTH = pytest.mark.parametrize("name", ["dpo", "grpo"])
@@ -22,13 +22,10 @@ PRECISIONS = {"float32": [], "16bit": HALF, "4bit": [*HALF, "model.load_in_4bit=
 
 def trained(name: str, run: Path, *overrides: str) -> list[dict[str, Any]]:
     """The rows of a run of two steps, whose adapter is finite and not the one it began with."""
-    small = [
-        "training.max_steps=2",
-        "training.save_steps=2",
-        "training.per_device_train_batch_size=8",
-    ]
+    small = ["training.max_steps=2", "training.save_steps=2"]
+    small += ["training.per_device_train_batch_size=8"]
     assert leave_unreported(name, run, *small, *overrides) == 0
-    result = [row for row in rows(run / "metrics.jsonl") if "grad_norm" in row]
+    result = steps(run)
     assert [row["step"] for row in result] == [1, 2]
     assert all(math.isfinite(row["loss"]) for row in result)
     weights = adapter(run)
@@ -41,11 +38,7 @@ def trained(name: str, run: Path, *overrides: str) -> list[dict[str, Any]]:
     [("4bit", 1), *(pytest.param(each, 2, marks=pytest.mark.long) for each in PRECISIONS)],
 )
 def test_first_loss_of_dpo_is_ln_2(
-    precision: str,
-    runs: int,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    precision: str, runs: int, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new adapter changes nothing, so policy and reference agree: scored now, and from disk,
     which tests/e2e/test_reference_cache.py has without a card."""
@@ -78,7 +71,7 @@ def test_reference_is_the_adapter_that_a_run_starts_from(
 ) -> None:
     """The first loss and KL term are those of no change, which the bare base would not give."""
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
-    start = make_adapter(ROOT / "assets" / "demo_model", tmp_path / "start", spread=0.05)
+    start = make_adapter(DEMO_MODEL, tmp_path / "start", spread=0.05)
     given = [*PRECISIONS[precision], f"model.adapter={start}"]
     near = 1e-5 if BFLOAT16 or precision == "float32" else 1e-3
     if way == "kl":
@@ -124,8 +117,8 @@ def test_ways_of_grpo(overrides: list[str], tmp_path: Path) -> None:
     steps = ["training.max_steps=4", "training.save_steps=4"]
     assert leave_unreported("grpo", run, *steps, *overrides) == 0
     assert len(losses(run)) == 4 and all(math.isfinite(loss) for loss in losses(run))
-    kl = [row["kl"] for row in rows(run / "metrics.jsonl") if "kl" in row]
-    assert ("training.beta=0.04" in overrides) == any(value > 0 for value in kl)
+    kl = any(row.get("kl", 0) > 0 for row in steps(run))
+    assert kl == ("training.beta=0.04" in overrides)
 
 
 @pytest.mark.long
@@ -134,11 +127,8 @@ def test_a_scored_reply_beyond_the_limit_is_not_cut() -> None:
     import torch
 
     from posttrain.model import policy
-    from posttrain.settings import DPOSettings
-    from posttrain.settings.command import load_settings
 
-    given = arguments("dpo", Path("unused"), "model.max_seq_length=100")
-    settings = load_settings(DPOSettings, Path(given[1]), given[4:])
+    settings = demo_settings("dpo", "model.max_seq_length=100")
     ids = torch.full((1, 125), 7, device="cuda")
     for beyond, tokens in ((0, 100), (30, 125)):
         loaded = policy.load(settings.model, settings.lora, settings.training, False, beyond)[0]
