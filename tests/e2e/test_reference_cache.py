@@ -12,7 +12,8 @@ import pytest
 from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.run.folder import RunFolder
-from posttrain.train import reference_cache, trainers
+from posttrain.train import reference_cache
+from posttrain.train.trainers import pair_lengths
 from scripts import dpo
 from tests.e2e import trainers
 from tests.e2e.trainers import load, rows_of, settings_of
@@ -180,7 +181,7 @@ def test_reply_of_no_finite_log_probability_stops_the_run(
 def test_reply_that_would_be_cut_stops_the_run(build: Build) -> None:
     """data.py refuses such a pair before; this is for what trl may count otherwise."""
     trainer = build()
-    lengths = trainers.pair_lengths(trainer.train_dataset)
+    lengths = pair_lengths(trainer.train_dataset)
     longest = max(lengths)
     build(f"model.max_seq_length={longest}")
     output = f"{lengths.count(longest)} of {PAIRS} pairs take over {longest - 1} tokens"
