@@ -282,7 +282,8 @@ def test_only_the_pinned_archive_is_used(tmp_path: Path, monkeypatch: pytest.Mon
     assert llama_cpp.find_tree(str(tmp_path)) == tmp_path
     with pytest.raises(ConfigError, match="has no llama-quantize"):
         llama_cpp.find_quantizer(tmp_path)
-    assert llama_cpp.find_quantizer(tmp_path) == write_file(quantizer, "")
+    write_file(quantizer, "")
+    assert llama_cpp.find_quantizer(tmp_path) == quantizer
 
 
 def test_help_and_wrong_requests(ask: Ask, tmp_path: Path) -> None:
