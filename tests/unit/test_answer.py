@@ -1,10 +1,12 @@
-"""rewards.answer on what a table cannot hold: odd types, exactness, hostile sizes, real data."""
+"""rewards.answer on every row of answer_cases.tsv, and on what no table can hold: odd types,
+exactness, hostile sizes, real data."""
 
 import csv
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from decimal import Context, Decimal, localcontext
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,44 @@ from tests.helpers import SHARED, needs_shared
 
 NUMBERS: list[Callable[[object], object]] = [parse_number, extract_tagged, extract_last]
 READERS = [*NUMBERS, ends_with_answer, count_answer_elements]
+READ = {
+    "number": parse_number,
+    "element": lambda text: extract_tagged(f"<answer>{text}</answer>"),
+    "tagged": extract_tagged,
+    "last": extract_last,
+}
+
+
+def table() -> Iterator[tuple[str, str, str, str]]:
+    """A rule, a text as a JSON string, what it must give, and why."""
+    lines = Path(__file__).with_name("answer_cases.tsv").read_text(encoding="ascii").splitlines()
+    for line in lines[1:]:
+        if not line.startswith("#"):
+            rule, text, expected, reason = line.split("\t")
+            yield rule, json.loads(text), expected, reason
+
+
+ROWS = list(table())
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "expected", "reason"),
+    ROWS,
+    ids=[f"{rule}-{reason.replace(' ', '-')}" for rule, _, _, reason in ROWS],
+)
+def test_a_row_of_the_table(rule: str, text: str, expected: str, reason: str) -> None:
+    if rule == "format":
+        assert expected in ("yes", "no")
+        assert ends_with_answer(text) is (expected == "yes"), reason
+    else:
+        assert READ[rule](text) == (None if expected == "-" else Decimal(expected)), reason
+
+
+def test_the_table_is_sound() -> None:
+    assert len(ROWS) >= 120
+    assert set(READ) | {"format"} == {rule for rule, *_ in ROWS}
+    assert all(reason.strip() for *_, reason in ROWS)
+    assert len({(rule, text) for rule, text, *_ in ROWS}) == len(ROWS)
 
 
 @pytest.mark.parametrize("thing", [None, 72, 7.2, True, b"72", [], ["72"], {}, object()])

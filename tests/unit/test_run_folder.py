@@ -1,4 +1,5 @@
-"""The run folder: what is kept, what is resumed, and files that can be read back."""
+"""The run folder: what is kept, what is resumed, and files that can be read back, also damaged ones
+and those of an earlier version."""
 
 import importlib.metadata
 import json
@@ -6,6 +7,7 @@ import math
 import platform
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +16,21 @@ import pytest
 
 from eval.measures import compare
 from eval.preference import ScoredPair, scores
+from eval.stats import Difference, Measure
 from posttrain.base.errors import ConfigError, DataError, first_line
 from posttrain.base.files import append_rows, jsonl_rows, keep_rows_until, write_json, write_text
 from posttrain.base.processor import cores
 from posttrain.run.folder import PACKAGES, RunFolder, git_commit
 from posttrain.run.record import read_run
+from posttrain.run.results import (
+    Environment,
+    Exported,
+    FileScore,
+    Stage,
+    Trained,
+    Validated,
+    from_json,
+)
 from posttrain.settings.command import load_settings
 from posttrain.train.resume import Resume
 from posttrain.train.samples import SampleRecorder
@@ -333,3 +345,28 @@ def test_training_ends_with_a_report_by_a_process(tmp_path: Path, capfd: Capsys)
     out, error = capfd.readouterr()
     assert "no run there" in error and "Traceback" not in error
     assert out.startswith("note: the report is not complete (exit code 2); ")
+
+
+def test_a_field_that_does_not_fit_keeps_its_default_and_nothing_else_is_lost() -> None:
+    values = {"value": 1, "n": "many", "low": float("nan"), "high": True, "added later": 3}
+    assert from_json(Measure, values) == Measure(1.0, 0, None, None)
+    assert from_json(Measure, [1]) == from_json(Measure, None) == Measure()
+    entries = {"strict": {"difference": 0.5, "n": 3}, "odd": 3, "none": None}
+    assert from_json(dict[str, Difference], entries) == {"strict": Difference(0.5, n=3)}
+    assert from_json(dict[str, Difference], "odd") == {}
+    row = from_json(Validated, {"step": 4, "measures": {"strict": {"value": 0.5, "n": 8}, "x": 1}})
+    assert row == Validated(4, {"strict": Measure(0.5, 8)})
+
+
+def test_records_inside_of_records_are_read() -> None:
+    stage = Stage("warm_up", "a1", "sft", "d1", 40, "strict", Measure(0.1, 9), Measure(0.5, 9))
+    content = {"stages": [asdict(stage), 3], "trained": {"steps": 4}, "kept": [], "git": None}
+    record = from_json(Environment, json.loads(json.dumps(content)))
+    assert record.stages == [stage] and record.kept is None and record.git == ""
+    assert record.trained == Trained(4)
+
+
+def test_what_is_written_is_what_is_read() -> None:
+    score = FileScore("strict", 8, 6, 1, 2, 0.5, {"strict": Measure(0.5, 8, 0.1, 0.9)})
+    entry = Exported("x.gguf", True, 10.0, score=score)
+    assert from_json(Exported, json.loads(json.dumps(asdict(entry)))) == entry
