@@ -23,7 +23,7 @@ def remember_start(policy: Any) -> None:
     in their place wherever the adapter is to be off.
 
     trl and Unsloth turn the adapter off to score the reference, so this serves them too. trl's own
-    way, a second adapter, would be saved in every checkpoint, and alone restored by transformers.
+    way is a second adapter: checkpoints would hold both, and transformers restores only that one.
     """
     parameters = policy.named_parameters()
     start = {name: p.detach().clone() for name, p in parameters if "lora_" in name}
