@@ -33,9 +33,15 @@ def settings_class(path: Path) -> Any:
     return SETTINGS[path.stem.partition("_")[0]]
 
 
+def settings_of(config: str, *overrides: str) -> Any:
+    """The settings of a config of ours, by its name, with some changed."""
+    path = ROOT / "configs" / f"{config}.yaml"
+    return load_settings(settings_class(path), path, overrides)
+
+
 def demo_settings(method: str, *overrides: str) -> Any:
     """The settings of a method's demo, with some changed."""
-    return load_settings(SETTINGS[method], ROOT / "configs" / f"{method}_demo.yaml", overrides)
+    return settings_of(f"{method}_demo", *overrides)
 
 
 def demo_command(method: str, output: Path, *more: str) -> list[str]:

@@ -110,7 +110,7 @@ def quiet(verbose: bool) -> Iterator[None]:
     if verbose:
         yield
         return
-    held = io.StringIO()
+    held, failed = io.StringIO(), True
     try:
         with (
             contextlib.redirect_stdout(held),
@@ -119,11 +119,13 @@ def quiet(verbose: bool) -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
+        failed = False
     except PostTrainError:  # its message says what is wrong
+        failed = False
         raise
-    except BaseException:
-        sys.stderr.write(held.getvalue())
-        raise
+    finally:
+        if failed:
+            sys.stderr.write(held.getvalue())
 
 
 def has_gpu_modules() -> bool:

@@ -10,6 +10,7 @@ from posttrain.base.errors import DataError
 from posttrain.train.trainers import pair_lengths
 from scripts import grpo
 from tests.e2e import trainers
+from tests.helpers import demo_settings
 
 
 def build(folder: Path, strategy: str, *overrides: str, pairs: int = 40) -> Any:
@@ -102,7 +103,7 @@ def test_problems_for_less_than_one_generation_are_refused() -> None:
     """trl would leave them all out, train nothing, and the run would end as a finished one."""
     given = ["training.per_device_train_batch_size=8", "training.num_generations=4"]
     given += ["training.gradient_accumulation_steps=3"]
-    settings = trainers.settings_of("grpo", *given)
+    settings = demo_settings("grpo", *given)
     grpo.check_enough(6, settings)
     with pytest.raises(DataError, match="5 problems to train on, and a generation takes 6 "):
         grpo.check_enough(5, settings)

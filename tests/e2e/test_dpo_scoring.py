@@ -11,7 +11,8 @@ from eval.measures import compare
 from eval.replies import kl_per_token
 from posttrain.run.folder import RunFolder
 from posttrain.scoring import pairs as scoring
-from tests.e2e.trainers import load, move, plain, rows_of, settings_of
+from tests.e2e.trainers import load, move, plain, rows_of
+from tests.helpers import demo_settings
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     """The demo policy with noise on its adapter, its tokenizer, and its like in float64."""
     import torch
 
-    model, tokenizer = load(settings_of("dpo"))
+    model, tokenizer = load(demo_settings("dpo"))
     move(model)
     folder = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(folder)
@@ -32,7 +33,7 @@ def test_kl_is_that_of_replies_sampled_at_temperature_1(moved: tuple[Any, Any, A
 
     model, tokenizer, exact = moved
     how = "evaluation={temperature: 0.0, batch_size: 50, stop_at_answer: true}"
-    settings = settings_of("dpo", how)
+    settings = demo_settings("dpo", how)
     prompts = [list(pair.prompt) for pair in rows_of("dpo", settings)[:80]]
     sampled, result = scoring.sample(model, tokenizer, prompts, settings)
     assert len({reply.text for reply in sampled}) > 40
@@ -67,7 +68,7 @@ def score(moved: tuple[Any, Any, Any], tmp_path: Path) -> Callable[..., tuple[An
     model, tokenizer, _ = moved
 
     def scored(count: int, *overrides: str) -> tuple[Any, Any, RunFolder]:
-        settings = settings_of("dpo", *overrides)
+        settings = demo_settings("dpo", *overrides)
         pairs = rows_of("dpo", settings)[:count]
         problems = scoring.load_problems(settings, pairs, tokenizer)
         run = RunFolder(tmp_path / str(len(list(tmp_path.iterdir()))))

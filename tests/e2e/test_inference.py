@@ -18,8 +18,8 @@ from posttrain.model.prompts import Reader
 from posttrain.settings import Evaluation
 from rewards.answer import CLOSE, ends_with_answer
 from tests.e2e import trainers
-from tests.e2e.trainers import load, move, plain, rows_of, settings_of
-from tests.helpers import DEMO_MODEL, Capsys, make_qwen
+from tests.e2e.trainers import load, move, plain, rows_of
+from tests.helpers import DEMO_MODEL, Capsys, demo_settings, make_qwen
 
 Loaded = tuple[Any, Any]
 
@@ -106,7 +106,7 @@ def test_the_output_layer_is_not_copied_for_every_row(adapted: bool, tmp_path: P
 
     name = str(make_qwen(tmp_path, DEMO_MODEL, **trainers.TINY))
     if adapted:
-        model, tokenizer = load(settings_of("dpo", f"model.name={name}", "model.dtype=bfloat16"))
+        model, tokenizer = load(demo_settings("dpo", f"model.name={name}", "model.dtype=bfloat16"))
     else:
         model, tokenizer = pretrained.load_for_scoring(name, False, "bfloat16", 512)
         model.requires_grad_(False)
@@ -361,7 +361,7 @@ def test_a_token_of_prompt_and_reply_together_is_scored(demo: Loaded) -> None:
 def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> None:
     import torch
 
-    settings = settings_of("dpo")
+    settings = demo_settings("dpo")
     pairs = rows_of("dpo", settings)[:24]
     model, tokenizer = load(settings)
     fresh = pair_log_probs(model, tokenizer, pairs, 8, reference=False)
@@ -399,7 +399,7 @@ def test_scoring_holds_some_logits_at_a_time() -> None:
                 self.numbers = max(self.numbers, result.numel())
             return result
 
-    model, tokenizer = load(settings_of("dpo"))
+    model, tokenizer = load(demo_settings("dpo"))
     forward, vocabulary = model.get_base_model().forward, len(tokenizer)
     ids = torch.randint(3, vocabulary, (96, 256), generator=torch.Generator().manual_seed(0))
     sequences = [(row, 8) for row in ids.tolist()]

@@ -10,9 +10,8 @@ import pytest
 from posttrain.base.errors import ConfigError
 from posttrain.model import checks, pretrained, runtime
 from tests.e2e.test_families import as_text, noted, tokenizer_of
-from tests.e2e.trainers import settings_of
 from tests.families import DATED
-from tests.helpers import DEMO_MODEL, Capsys, demo_command, make_adapter
+from tests.helpers import DEMO_MODEL, Capsys, demo_command, demo_settings, make_adapter
 from tests.reliability.inside import MAIN, reported_here
 
 METHODS = ("dpo", "grpo")  # what both share is tried with one of them
@@ -20,7 +19,7 @@ METHODS = ("dpo", "grpo")  # what both share is tried with one of them
 
 def check(*overrides: str) -> None:
     """check_model() on the demo's settings with `overrides`, and weights that cannot be loaded."""
-    settings = settings_of("dpo", *overrides)
+    settings = demo_settings("dpo", *overrides)
     runtime.start(verbose=False, threads=None)
     tokenizer = pretrained.load_tokenizer(settings.model)
     checks.check_model(settings, tokenizer)

@@ -69,7 +69,7 @@ def test_one_step(
     script, yaml = ROOT / "scripts" / f"{name}.py", ROOT / "configs" / f"{config}.yaml"
     command = [sys.executable, script, "--config", yaml, "--output", run, f"model.name={model}"]
     command += ["training.max_steps=1", "training.gradient_accumulation_steps=1"]
-    if not computes_in_bfloat16():  # emulated, a step takes a quarter of an hour
+    if not computes_in_bfloat16():  # emulated, a product takes four times as long
         command += ["model.dtype=float32", "training.bf16=false"]
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(

@@ -16,8 +16,8 @@ from posttrain.train import reference_cache
 from posttrain.train.trainers import pair_lengths
 from scripts import dpo
 from tests.e2e import trainers
-from tests.e2e.trainers import load, rows_of, settings_of
-from tests.helpers import DEMO_MODEL, Capsys, read
+from tests.e2e.trainers import load, rows_of
+from tests.helpers import DEMO_MODEL, Capsys, demo_settings, read
 
 PAIRS = 32
 Build = Callable[..., Any]
@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def build(tmp_path: Path) -> Build:
     def trainer_of(*overrides: str, change: Callable[[list[Pair]], list[Pair]] = list) -> Any:
         first = ["training.precompute_ref_log_probs=true", "training.max_steps=2"]
-        settings = settings_of("dpo", *first, "evaluation.also=[]", *overrides)
+        settings = demo_settings("dpo", *first, "evaluation.also=[]", *overrides)
         pairs = change(rows_of("dpo", settings)[:PAIRS])
         run = RunFolder(tmp_path / "run")
         return dpo.build_trainer(*load(settings), pairs, settings, run)[0]

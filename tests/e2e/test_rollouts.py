@@ -15,7 +15,7 @@ from posttrain.train import grpo_trainer
 from posttrain.train.arguments import build_arguments
 from scripts import grpo
 from tests.e2e import trainers
-from tests.helpers import DEMO_MODEL, Capsys
+from tests.helpers import DEMO_MODEL, Capsys, demo_settings
 
 KINDS = {
     "lora": [],
@@ -28,7 +28,7 @@ KINDS = {
 
 def load(*overrides: str) -> tuple[Any, Any]:
     """A policy whose adapter has an effect, and its tokenizer."""
-    loaded = trainers.load(trainers.settings_of("grpo", *overrides))
+    loaded = trainers.load(demo_settings("grpo", *overrides))
     trainers.move(loaded[0])
     return loaded
 
@@ -40,7 +40,7 @@ def loaded() -> tuple[Any, Any]:
 
 def prompts_of(tokenizer: Any, problems: int, times: int) -> list[list[int]]:
     """Problems, so many times each, as GRPO has them."""
-    settings = trainers.settings_of("grpo")
+    settings = demo_settings("grpo")
     chosen = trainers.rows_of("grpo", settings)[:problems]
     rows = [grpo.reward_row(problem, settings.prompt) for problem in chosen]
     ids = token_ids(tokenizer, [render(tokenizer, row["prompt"]) for row in rows])
@@ -313,7 +313,7 @@ def test_fewer_tokens_go_through_the_model(
 def test_what_is_sampled_in_another_way_is_left_to_the_library(override: str, plain: bool) -> None:
     from trl import GRPOConfig
 
-    training = trainers.settings_of("grpo", f"training.{override}").training
+    training = demo_settings("grpo", f"training.{override}").training
     arguments, _ = build_arguments(GRPOConfig, training, {"output_dir": "unused"}, verbose=True)
     assert grpo_trainer.samples_plainly(arguments) == plain
 

@@ -43,9 +43,6 @@ class Built:
         Watch(self.trainer, self.settings, self.run, StopRequest(None))
 
 
-settings_of = demo_settings
-
-
 def load(settings: Any) -> tuple[Any, Any]:
     """The policy and its tokenizer."""
     return policy.load(settings.model, settings.lora, settings.training, verbose=False)
@@ -118,7 +115,7 @@ def build(
     rewards: dict[str, Any] | None = None,
 ) -> Built:
     """The trainer on the first `count` rows, in `folder`/run; GRPO's with its rewards or others."""
-    settings = settings_of(method, *overrides)
+    settings = demo_settings(method, *overrides)
     model, tokenizer = load(settings)
     rows = rows_of(method, settings)[:count]
     run = RunFolder(folder / "run")

@@ -10,7 +10,7 @@ from posttrain.model import inference, pretrained, runtime
 from posttrain.model.device import Device
 from posttrain.settings import Evaluation
 from tests.e2e import trainers
-from tests.helpers import DEMO_MODEL
+from tests.helpers import DEMO_MODEL, demo_settings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
@@ -45,7 +45,7 @@ def test_merged_model_computes_what_the_adapter_computes(
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, tokenizer = trainers.load(trainers.settings_of("grpo", "model.dtype=bfloat16"))
+    model, tokenizer = trainers.load(demo_settings("grpo", "model.dtype=bfloat16"))
     trainers.move(model)
     ids = tokenizer(render(tokenizer, requested[0]), return_tensors="pt")["input_ids"].cuda()
     with runtime.inference_mode(model):

@@ -34,11 +34,10 @@ from posttrain.report import export_words
 from posttrain.run.checkpoint import check_same_run
 from posttrain.run.folder import RunFolder
 from posttrain.settings import Source
-from posttrain.settings.command import load_settings
 from posttrain.train.stop import StopRequest
 from posttrain.train.watch import Watch
 from scripts import dpo
-from tests.helpers import DEMO_MODEL, ROOT, Capsys, demo_command, settings_class
+from tests.helpers import DEMO_MODEL, ROOT, Capsys, demo_command, settings_of
 from tests.quickstarts.pages import prose, text_of
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -79,11 +78,6 @@ def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:
     with pytest.raises(PostTrainError) as caught:
         function(*given, **named)
     return str(caught.value)
-
-
-def settings_of(config: str, *overrides: str) -> Any:
-    path = ROOT / "configs" / f"{config}.yaml"
-    return load_settings(settings_class(path), path, overrides)
 
 
 def watched(scene: Scene, config: str, step: int = 0) -> Watch:

@@ -197,7 +197,8 @@ def main() -> None:
     source = weights.folder(arguments.model)
     biases = "qwen" in arguments.model
     results = read(RESULTS) if RESULTS.is_file() else {"models": {}}
-    of_model = results["models"].setdefault(weights.MODELS[arguments.model].title, {})
+    title = weights.MODELS[arguments.model].title
+    of_model = results["models"].setdefault(title, {})
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(source, Path(work))
         for kind in arguments.kinds:
@@ -211,9 +212,10 @@ def main() -> None:
                 row["failed"] = [check.name for check in checks if not check.passed]
                 of_model.setdefault(kind, {})[fault or "good"] = row
                 print(kind, fault or "good", json.dumps(row), flush=True)
+                tokens = {title: sum(map(len, bench.known.replies))}
                 results |= {
                     "machine": "2 CPU cores beside other programs",
-                    "tokens": sum(map(len, bench.known.replies)),
+                    "tokens": results.get("tokens", {}) | tokens,
                     "python": platform.python_version(),
                     "versions": {
                         name: version(name)

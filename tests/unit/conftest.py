@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.settings.command import load_settings
-from tests.helpers import ROOT, settings_class
+from tests.helpers import ROOT
 
 Ask = Callable[..., subprocess.CompletedProcess[str]]
 HEAVY = ("torch", "unsloth", "peft", "matplotlib", "jinja2", "wandb")
@@ -42,12 +41,6 @@ def write_file(path: Path, content: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return path
-
-
-def settings_of(config: str, *overrides: str) -> Any:
-    """The settings of a config of ours, by its name, with some changed."""
-    path = ROOT / "configs" / f"{config}.yaml"
-    return load_settings(settings_class(path), path, overrides)
 
 
 @pytest.fixture(scope="session")

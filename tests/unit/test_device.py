@@ -9,8 +9,7 @@ import pytest
 
 from posttrain.base.errors import ConfigError
 from posttrain.model.device import Device, check_device
-from tests.helpers import CONFIGS, ROOT
-from tests.unit.conftest import settings_of
+from tests.helpers import CONFIGS, ROOT, settings_of
 
 T4 = Device("Tesla T4", 14.58, bf16=False)
 L4 = Device("NVIDIA L4", 22.03, bf16=True)

@@ -21,8 +21,8 @@ from posttrain.doctor import configs, installation, machine, services
 from posttrain.model import estimate
 from posttrain.model.shape import KNOWN, Shape, shape_of
 from scripts import doctor
-from tests.helpers import CONFIGS, ROOT, Capsys
-from tests.unit.conftest import Ask, settings_of, write_file
+from tests.helpers import CONFIGS, ROOT, Capsys, settings_of
+from tests.unit.conftest import Ask, write_file
 from tests.unit.test_server import Server, api
 
 __all__ = ["api"]

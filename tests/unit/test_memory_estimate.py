@@ -11,8 +11,7 @@ import pytest
 from bench import memory
 from posttrain.model import estimate
 from posttrain.model.shape import shape_of
-from tests.helpers import CONFIGS, ROOT, needs_shared
-from tests.unit.conftest import settings_of
+from tests.helpers import CONFIGS, ROOT, needs_shared, settings_of
 
 ROWS: list[dict[str, Any]] = json.loads(memory.RESULT.read_text(encoding="utf-8"))["points"]
 CARDS = [path for path in CONFIGS if not path.stem.endswith(("demo", "cpu"))]

@@ -17,9 +17,9 @@ from posttrain.base.files import append_rows
 from posttrain.export.hub import to_upload
 from posttrain.report.model_card import render_model_card
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
-from tests.helpers import CONFIGS, run_script
+from tests.helpers import CONFIGS, run_script, settings_of
 from tests.runs import grpo_run
-from tests.unit.conftest import make_config, settings_of, write_file
+from tests.unit.conftest import make_config, write_file
 from tests.unit.test_server import Handler, serving
 
 

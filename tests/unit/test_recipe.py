@@ -8,8 +8,7 @@ import pytest
 from eval.stats import wilson_interval
 from posttrain.model.recipe import LEARNING_RATES, describe, learning_rate_note, recipe
 from posttrain.model.shape import shape_of
-from tests.helpers import CONFIGS, ROOT
-from tests.unit.conftest import settings_of
+from tests.helpers import CONFIGS, ROOT, settings_of
 
 PAGE = ROOT / "docs" / "recipes.md"
 
