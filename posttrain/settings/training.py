@@ -37,7 +37,7 @@ class Training(Section):
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass; on a GPU with Unsloth's offloading version."""
     logging_steps: int = Field(1, ge=1)
-    """Optimizer steps between two lines of metrics.jsonl."""
+    """Optimizer steps between two lines of metrics.jsonl; the step of a checkpoint has one too."""
     save_steps: int = Field(50, ge=1)
     """Optimizer steps between two checkpoints."""
     save_total_limit: int = Field(2, ge=1)

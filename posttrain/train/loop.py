@@ -165,11 +165,12 @@ class RunCallback(Callback):
         self.view.start(state.max_steps, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not control.should_log:  # else its metrics come first
-            self.view.update(state.global_step)
         if self.stop.wanted() and self.training.safe_to_save(state.global_step):
             control.should_save = True
             control.should_training_stop = True
+        control.should_log |= control.should_save  # a resumed run no longer has what came before
+        if not control.should_log:  # else its metrics come first
+            self.view.update(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, keep = state.global_step, self.training.save_total_limit

@@ -138,7 +138,7 @@ class Validation(Callback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._stop.decided or not self.due(state.global_step, state.max_steps):
             return
-        control.should_save = True
+        control.should_save = control.should_log = True
         try:
             self.run(state)
         except StepAbandoned:  # the step itself has ended: it is logged and saved
