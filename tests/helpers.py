@@ -125,11 +125,10 @@ def copy_project(into: Path) -> Path:
     return into
 
 
-def make_qwen(folder: Path, tokenizer: Path, large: bool = False, **shape: int) -> Path:
+def make_qwen(folder: Path, tokenizer: Path, **shape: int) -> Path:
     """A Qwen2.5 model with random weights and a real tokenizer; the 0.5B's shape by default.
 
-    With a `head_dim` in its shape it is a Qwen3 model. A large one is made in 16 bits at once: in
-    32 it would take twice the memory.
+    With a `head_dim` in its shape it is a Qwen3 model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -145,8 +144,7 @@ def make_qwen(folder: Path, tokenizer: Path, large: bool = False, **shape: int) 
         dtype="bfloat16",
     )
     torch.manual_seed(0)
-    made = torch.bfloat16 if large else torch.float32
-    model = AutoModelForCausalLM.from_config(config, dtype=made).to(torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(torch.bfloat16)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return folder

@@ -129,7 +129,7 @@ def test_twenty_kills_at_random_moments(complete: tuple[str, Path], tmp_path: Pa
             time.sleep(generator.uniform(0, 6))
         process.kill()
         process.communicate()
-        succeed(name, *arguments(name, run))
+        run_here(name, run)
         assert_same(run, reference)
 
 
