@@ -13,8 +13,12 @@ share_the_processor()  # several processes at once on few cores
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["POSTTRAIN_CACHE"] = str(tmp_path_factory.mktemp("posttrain_cache"))
+def own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One for all workers: llama.cpp is fetched once, and llama-quantize, which takes minutes,
+    built once."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if hasattr(request.config, "workerinput") else folder
+    os.environ["POSTTRAIN_CACHE"] = str(shared / "posttrain_cache")
 
 
 @pytest.fixture(autouse=True)
