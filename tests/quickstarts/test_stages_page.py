@@ -52,5 +52,5 @@ def test_the_page_is_followed_to_its_numbers(tmp_path: Path) -> None:
     first = rows(outputs / "grpo_after_sft" / "metrics.jsonl")[0]
     assert first["step"] == 1 and first["frac_reward_zero_std"] < 1
     # No later stage may score problems that SFT trained on, be it as evaluation.also.
-    refused = run(project, ALSO_TRAINED_ON, code=2)
-    assert "were trained on by warm_up" in refused and refused.count("\n") == 1
+    *_, refused = run(project, ALSO_TRAINED_ON, code=2).splitlines()
+    assert refused.startswith("error: ") and "were trained on by outputs/warm_up" in refused
