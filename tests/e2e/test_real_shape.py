@@ -34,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "dpo",
             "dpo_french_16gb",
             [
-                *(*LOCAL["dpo"], "data.holdout=290"),  # of 300
+                *(*LOCAL["dpo"], "data.holdout=298"),  # of 300
                 "training.per_device_train_batch_size=2",
                 "evaluation={limit: 2, replies: 1, max_new_tokens: 8, batch_size: 2, also: []}",
             ],

@@ -114,8 +114,8 @@ def test_kinds_of_adapter(kind: str, name: str, tmp_path: Path) -> None:
 )
 def test_ways_of_grpo(overrides: list[str], tmp_path: Path) -> None:
     run = tmp_path / "grpo"
-    steps = ["training.max_steps=4", "training.save_steps=4"]
-    assert leave_unreported("grpo", run, *steps, *overrides) == 0
+    few = ["training.max_steps=4", "training.save_steps=4"]
+    assert leave_unreported("grpo", run, *few, *overrides) == 0
     assert len(losses(run)) == 4 and all(math.isfinite(loss) for loss in losses(run))
     kl = any(row.get("kl", 0) > 0 for row in steps(run))
     assert kl == ("training.beta=0.04" in overrides)
