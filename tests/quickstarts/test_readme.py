@@ -41,6 +41,7 @@ from tests.quickstarts.pages import (
     prose,
     text_of,
 )
+from tests.real.export_proof import KINDS, faults_of
 
 REAL = ROOT / "tests" / "real" / "results"
 ALL = "\n".join(text_of(page) for page in PAGES)
@@ -474,3 +475,13 @@ def test_other_figures_are_those_of_the_committed_results() -> None:
         f"rewards take {ours:.1%} of a demo training step or less",
     ):
         assert output in text, output
+
+
+def test_checks_of_exports_told_good_files_from_faulty_ones() -> None:
+    models = read(REAL / "export_proof.json")["models"]
+    assert len(models) == 2
+    for name, kinds in models.items():
+        assert kinds.keys() == {*KINDS}
+        for kind, files in kinds.items():
+            assert files.keys() == {"good", *faults_of(kind, biases="Qwen" in name)}
+            assert [file for file, row in files.items() if not row["failed"]] == ["good"]
