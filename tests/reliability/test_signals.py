@@ -117,9 +117,10 @@ def test_in_the_middle_of_a_step(
 
 def test_metrics_are_logged_with_every_checkpoint(tmp_path: Path) -> None:
     """However rarely otherwise: a run that resumes from it no longer has what came before."""
-    few = ("training.max_steps=5", "training.save_steps=3", "training.logging_steps=10")
+    few = ["training.max_steps=7", "training.save_steps=3", "training.logging_steps=10"]
+    few += ["data.validation=4", "evaluation={limit: 4, max_new_tokens: 8, every: 5}"]
     assert leave_unreported("grpo", tmp_path / "run", *few) == 0
-    assert [row["step"] for row in steps(tmp_path / "run")] == [1, 3, 5]
+    assert [row["step"] for row in steps(tmp_path / "run")] == [1, 3, 5, 6, 7]
 
 
 @pytest.mark.long  # test_a_terminal_that_is_closed is the short one
