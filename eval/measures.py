@@ -5,7 +5,7 @@ taken on and where it is the headline. A name that is not in it gets a label mad
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from eval import stats
@@ -126,6 +126,13 @@ def compare(
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         first, second = [a for a, _ in both], [b for _, b in both]
         difference = stats.compare(first, second) if both else Difference()
+        if (
+            is_share(name)
+            and difference.difference is not None
+            and difference.low == difference.high
+        ):
+            low, high = stats.unvaried_interval(difference.difference, first)
+            difference = replace(difference, low=low, high=high)
         sides = (_measure(name, first, averaged[0]), _measure(name, second, averaged[1]))
         changes[name] = Change(**vars(difference), before=sides[0], after=sides[1])
     return changes

@@ -121,6 +121,15 @@ def compare(before: Sequence[float], after: Sequence[float]) -> Difference:
     return Difference(math.fsum(difference) / difference.size, low, high, p_value, difference.size)
 
 
+def unvaried_interval(difference: float, before: Sequence[float]) -> tuple[float, float]:
+    """The interval of a paired difference of shares where every row changed by as much, of which a
+    bootstrap has no width: as many rows as Wilson's interval of 0 in n leaves open may have changed
+    as far as 0 or 1."""
+    others = wilson_interval(0, len(before))[1]
+    low, high = -max(before), 1 - min(before)
+    return difference + others * (low - difference), difference + others * (high - difference)
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The unbiased estimate that at least one of `k` samples is right, `c` of `n` drawn being so.
 

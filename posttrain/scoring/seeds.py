@@ -8,6 +8,7 @@ from typing import TypeVar
 from eval.gsm8k import by_problem, problem_scores
 from eval.measures import Scores, is_share
 from eval.seeds import Repeated, SeedChange, difference_over_seeds, mean_over_seeds
+from eval.stats import unvaried_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.run.folder import RunFolder
 from posttrain.run.record import read_run
@@ -59,6 +60,9 @@ def _change(name: str, before: Sequence[Scores], after: Sequence[Scores]) -> See
     # No share is below 0 or above 1, and no difference of shares below -1.
     a, b = (replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high)) for mean in (a, b))
     low, high = max(-1.0, difference.low), min(1.0, difference.high)
+    if low == high:
+        questions = zip(*first, strict=True)
+        low, high = unvaried_interval(difference.mean, [sum(q) / len(q) for q in questions])
     return SeedChange(a, b, replace(difference, low=low, high=high))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from eval import measures
 from eval.stats import (
     Difference,
     Measure,
@@ -17,6 +18,7 @@ from eval.stats import (
     mean,
     pass_at_k,
     proportion,
+    unvaried_interval,
     wilson_interval,
 )
 
@@ -74,6 +76,17 @@ def test_bootstrap_is_deterministic_and_seeded() -> None:
     assert bootstrap_interval(values, resamples=10) != bootstrap_interval(values, resamples=11)
     assert bootstrap_interval([0.0] * 20) == (0.0, 0.0)
     assert bootstrap_interval([3.0]) == (3.0, 3.0)
+
+
+def test_a_difference_without_spread_has_the_width_of_its_few_rows() -> None:
+    """Where the truth is that 98% of pairs change, 36 of 100 samples of 50 show no other."""
+    two, ten, fifty = (wilson_interval(0, n)[1] for n in (2, 10, 50))
+    assert unvaried_interval(0.5, [0.5] * 50) == (0.5 - fifty, 0.5) and fifty > 0.02
+    assert unvaried_interval(0.0, [0.0, 1.0]) == (-two, two)
+    rows = {"strict": [0.0] * 10, "mean_tokens": [1.0] * 10}
+    strict, tokens = measures.compare(rows, rows).values()
+    assert (strict.low, strict.high) == (0, ten)
+    assert (tokens.low, tokens.high) == (0, 0)  # there is no most that they could be
 
 
 def test_bootstrap_in_bounded_memory() -> None:
