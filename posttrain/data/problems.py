@@ -1,5 +1,6 @@
 """Read rows of a dataset as problems with a gold number or text, and check them."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -20,6 +21,9 @@ TAKEN = {
     *("question", "answer", "prompt", "prompts", "image", "images"),
     *("completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
 }
+
+# A minus is one before a number or a letter alone; other hyphens and dashes are punctuation.
+_OPERATORS = re.compile(r"[+×÷/^<>]|(?<!\w)[-−](?=\s*(?:[0-9]|[a-zA-Z]\b))")
 
 
 def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:
@@ -114,7 +118,7 @@ def _problem(row: Row, columns: ProblemColumns, answers: Answers) -> Problem:
     question = row.text(columns.question)
     number = row.values.get(columns.answer)
     if isinstance(number, int | float | Decimal) and not isinstance(number, bool):
-        written = f"{number:f}" if isinstance(number, Decimal) else str(number)
+        written = f"{Decimal(str(number)):f}"  # 0.00005 is 5e-05 to str()
         row = Row({**row.values, columns.answer: written}, row.where)
     solution = row.text(columns.answer)
     gold = solution if answers == "text" else gold_number(solution, row, columns.answer)
@@ -162,6 +166,11 @@ def _same_columns(problems: list[Problem]) -> list[Problem]:
 
 
 def seen_in_training(problems: Sequence[Problem], trained_on: Iterable[str]) -> list[Problem]:
-    """The problems whose question is one of the texts, apart from case, punctuation and spacing."""
-    seen = {normalise(text) for text in trained_on}
-    return [problem for problem in problems if normalise(problem.question) in seen]
+    """The problems whose question is one of the texts, apart from case, punctuation and spacing,
+    but with the same operators: x + 3 = 7 is not x - 3 = 7."""
+
+    def key(text: str) -> tuple[str, ...]:
+        return normalise(text), *_OPERATORS.findall(text)
+
+    seen = set(map(key, trained_on))
+    return [problem for problem in problems if key(problem.question) in seen]

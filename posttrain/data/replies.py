@@ -59,9 +59,16 @@ def _sampled(row: Row) -> Sampled | None:
 
 
 def pass_rates(rule: PassRate) -> dict[str, float]:
-    """By question, the share of its sampled replies that earned the highest reward of the file."""
+    """By question, the share of its sampled replies that earned the highest reward of the file.
+    Raises a DataError where all earned the same."""
     groups = read_sampled(Source(path=rule.replies))
-    highest = max((row.total for group in groups for row in group), default=0.0)
+    totals = {row.total for group in groups for row in group}
+    if len(totals) == 1:
+        raise DataError(
+            f"data.pass_rate: every reply in {rule.replies} earned {totals.pop():g}, so none shows "
+            "which problems are solved; sample with a model that earns rewards (docs/stages.md)"
+        )
+    highest = max(totals, default=0.0)
     return {
         group[0].question: sum(row.total == highest for row in group) / len(group)
         for group in groups

@@ -154,7 +154,7 @@ def _read_csv(path: Path, name: str, sign: str | None = None) -> Iterator[Row]:
             names = re.sub(r'"[^"]*"', "", file.readline())
             sign = max(",;\t|", key=names.count)  # the first of equals
             file.seek(0)
-        reader = csv.DictReader(file, delimiter=sign)
+        reader = csv.DictReader(file, delimiter=sign, strict=True)
         try:
             header = list(reader.fieldnames or ())
             twice = [column for column in header if header.count(column) > 1]
@@ -168,21 +168,23 @@ def _read_csv(path: Path, name: str, sign: str | None = None) -> Iterator[Row]:
                     )
                 yield Row(value, f"{name}: row {number}")
         except csv.Error as error:
-            raise DataError(f"{name}: line {reader.line_num}: not valid CSV: {error}") from None
+            line = reader.reader.line_num
+            raise DataError(f"{name}: line {line}: not valid CSV: {error}") from None
 
 
 def _read_tsv(path: Path, name: str) -> Iterator[Row]:
-    """Rows below a header; or MGSM's format: question, tab, answer on each line, and no header."""
+    """Rows below a header, of one word a column where there are two; or MGSM's format: question,
+    tab, answer on each line, and no header."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             cells = line.rstrip("\r\n").split("\t")
-            if number == 1 and (len(cells) > 2 or cells == ["question", "answer"]):
+            if number == 1 and (len(cells) > 2 or all(map(str.isidentifier, cells))):
                 yield from _read_csv(path, name, "\t")
                 return
             if len(cells) != 2:
                 raise DataError(
                     f"{name}: row {number} has {len(cells)} cells; expected question, tab, answer, "
-                    "or a header of three columns or more"
+                    "or a header of one word a column"
                 )
             yield Row({"question": cells[0], "answer": cells[1]}, f"{name}: row {number}")
 
@@ -268,7 +270,7 @@ def _from_hub(source: Source) -> list[Row]:
         loaded = datasets.load_dataset(
             source.path, source.subset, split=source.split, revision=source.revision
         )
-    except hub_errors(ValueError, datasets.exceptions.DatasetsError) as error:
+    except hub_errors(RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise DataError(
             f"{source.path}[{source.split}]: neither a local file or folder nor a dataset "

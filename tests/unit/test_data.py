@@ -18,7 +18,7 @@ from eval.preference import Pair
 from posttrain.base.errors import DataError
 from posttrain.base.files import fingerprint
 from posttrain.data.pairs import load_pair_set
-from posttrain.data.problems import for_validation, load_problems
+from posttrain.data.problems import for_validation, load_problems, seen_in_training
 from posttrain.data.prompted import prompt_key
 from posttrain.data.render import drop_overlong
 from posttrain.data.sources import read_rows
@@ -88,7 +88,8 @@ UNREADABLE = [
     Bad("pairs.json", '[{"prompt": ' + "9" * 5000 + "}]", ("JSON",)),
     Bad("pairs.csv", "prompt,chosen,rejected\na,b,c\nd,e,f,g\n", ("row 2", "more cells")),
     Bad("pairs.csv", "prompt,chosen,chosen,rejected\na,b,c,d\n", ("'chosen'",)),
-    Bad("problems.tsv", "a\t1\nb\t2\tc\n", ("row 2", "3 cells", "question, tab, answer")),
+    Bad("pairs.tsv", 'prompt\tchosen\trejected\n"a" b\tc\td\n', ("not valid CSV", "line 2")),
+    Bad("problems.tsv", "a b\t1\nb\t2\tc\n", ("row 2", "3 cells", "question, tab, answer")),
     Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"PAR1", ("Parquet",)),
     Bad("pairs.parquet", b"PAR1" + b"x" * 50 + b"\x32\0\0\0PAR1", ("thrift",)),
     # not the encoding
@@ -238,6 +239,20 @@ def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, copy: bool) -> N
     assert (normalise(one) == normalise(other)) == copy
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "copy"),
+    [
+        ("Solve x + 3 = 7.", "Solve x - 3 = 7.", False),
+        ("What is -5 + 3?", "What is 5 + 3?", False),
+        ("Is a < b?", "Is a > b?", False),
+        ("Solve x + 3 = 7", "SOLVE **x+3 = 7**!", True),
+        ("A well-known man - old - has 3 pens.", "A well known man, old, has 3 pens", True),
+    ],
+)
+def test_another_operator_is_another_question(one: str, other: str, copy: bool) -> None:
+    assert bool(seen_in_training([Problem(one, "4")], [other])) == copy
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for a dataset; what the datasets library makes of it is kept beside it."""
@@ -378,6 +393,7 @@ GOLDS = {
     "#### -5 €": "-5",
     72: "72",  # "a number", says data.columns.answer
     0.5: "0.5",
+    0.00005: "0.00005",
 }
 
 
@@ -385,8 +401,14 @@ def test_gold_answers_of_jsonl_of_parquet_and_of_a_table_with_a_header(tmp_path:
     rows = [{"question": f"Q {n}", "answer": answer} for n, answer in enumerate(GOLDS)]
     train, _ = problems_of(write_file(tmp_path / "problems.jsonl", jsonl(*rows)))
     assert [problem.answer for problem in train] == [*GOLDS.values()]
-    path = write_file(tmp_path / "problems.tsv", "question\tanswer\na\t5\nb\t-6\n")
-    assert [problem.answer for problem in problems_of(path)[0]] == ["5", "-6"]
+    for header in ("question\tanswer", "answer_text\tquestion\tanswer", ""):
+        before = "x\t" * (header.count("\t") - 1)
+        text = f"{header}\n{before}a b?\t5\n{before}b?\t-6\n".lstrip("\n")
+        path = write_file(tmp_path / "problems.tsv", text)
+        assert [problem.answer for problem in problems_of(path)[0]] == ["5", "-6"]
+    path = write_file(tmp_path / "problems.tsv", "problem\tsolution\na\t5\n")
+    with pytest.raises(DataError, match="no column 'question'"):  # the header is no problem
+        problems_of(path)
     golds = [Decimal("69.00"), Decimal("-1234.50"), Decimal("100.00")]
     rows = [{"question": f"Q{n}", "answer": gold} for n, gold in enumerate(golds)]
     train, _ = problems_of(parquet(tmp_path / "problems.parquet", rows))

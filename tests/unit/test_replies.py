@@ -125,6 +125,9 @@ def test_problems_within_a_pass_rate(tmp_path: Path, capsys: Capsys) -> None:
     with pytest.raises(DataError, match=r"data\.pass_rate leaves no problem to train on; widen it"):
         within_pass_rate([problems[0], problems[3]], demo_settings("grpo", rule).data)
     assert within_pass_rate(problems, demo.data) == problems
+    flat = sampled(tmp_path / "cold", {q: [(BARE, False)] * 2 for q in requested})
+    with pytest.raises(DataError, match=r"every reply in .* earned 0, so none shows which"):
+        pass_rates(PassRate(replies=str(flat)))
 
 
 def test_replies_of_an_earlier_version_and_of_rewards_that_could_not_score(tmp_path: Path) -> None:
