@@ -67,11 +67,11 @@ def question(compared: Comparison, order: Order, language: str) -> Conversation:
     replies = [compared.before, compared.after]
     if order == "after_first":
         replies.reverse()
-    parts = [compared.system, compared.prompt, *replies]
+    parts = [compared.system or None, compared.prompt, *replies]
     text = "\n\n".join(
         f"[{label}]\n{part.strip()}\n[/{label}]"
         for label, part in zip(LABELS[language], parts, strict=True)
-        if part
+        if part is not None  # a reply may be empty
     )
     return conversation(text, PromptFormat(INSTRUCTIONS[language]))
 

@@ -47,6 +47,8 @@ def test_the_replies_change_places(language: str) -> None:
     assert sorted(texts[0]) == sorted(texts[1]) and "before" not in texts[0]
     text = question(Comparison("Hi", "a", "b"), "before_first", language)[1]["content"]
     assert text.startswith("[Message]\nHi\n[/Message]")  # without a system turn
+    empty, full = (question(Comparison("Hi", "", "b"), each, language) for each in ORDERS)
+    assert [turns[1]["content"].count("[/") for turns in (empty, full)] == [3, 3]
 
 
 @pytest.mark.parametrize(
