@@ -21,7 +21,7 @@ from posttrain.settings.section import without_removed
 MANIFEST = "manifest.json"
 # A pickle that nothing here reads, and an empty model card.
 NOT_KEPT = ("training_args.bin", "README.md")
-LENGTH = ("training.max_steps", "training.num_train_epochs")
+LENGTH = ("training.max_steps", "training.num_train_epochs", "run.patience")
 """The settings that say how long is trained."""
 
 

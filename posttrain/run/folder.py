@@ -13,11 +13,11 @@ from typing import Any
 
 from eval.measures import Change
 from posttrain.base.errors import ConfigError
-from posttrain.base.files import jsonl_rows, read_object, write_json, write_text
+from posttrain.base.files import fingerprint, jsonl_rows, read_object, write_json, write_text
 from posttrain.base.lock import hold_beside
 from posttrain.base.paths import ROOT
 from posttrain.base.processor import cores
-from posttrain.run.checkpoint import CheckpointStore, differences, only_length, verify
+from posttrain.run.checkpoint import LENGTH, CheckpointStore, differences, only_length, verify
 from posttrain.settings.section import Section, without_removed
 from posttrain.settings.strict_yaml import dump_yaml, read_yaml
 
@@ -77,7 +77,8 @@ class RunFolder:
         if changed := self.changed(settings):
             if anyway:
                 return False
-            extend = "--resume-anyway to train on to the new length, " * only_length(changed)
+            extends = or_else == START_OVER and only_length(changed)  # ./run repeat cannot
+            extend = "--resume-anyway to train on to the new length, " * extends
             raise ConfigError(
                 f"{self.path} is a finished run of other settings:\n         "
                 + "\n         ".join(changed)
@@ -89,10 +90,11 @@ class RunFolder:
         """The settings that shape training or scores and differ in the folder's run."""
         earlier = without_removed(read_yaml(self.path / "config.yaml"))
         now = settings.model_dump(mode="json")
-        kept = (earlier.get("run") or {}).get("keep")  # which adapter the run ended with
+        # Which adapter the run ended with, and whether it could end early.
+        own = {name: (earlier.get("run") or {}).get(name) for name in ("keep", "patience")}
         for name in NOT_SHAPING:  # exports, for one, can be added to a finished run
             earlier[name] = now[name]
-        earlier["run"] = {**now["run"], "keep": kept}
+        earlier["run"] = {**now["run"], **own}
         return differences("", earlier, now)
 
     def checkpoint(self, resume: str) -> Path | None:
@@ -147,6 +149,17 @@ class RunFolder:
             "weights": facts["weights"],
             "versions": environment()["versions"],
         }
+
+    def drop_scores_of_others(self, identity: dict[str, Any]) -> str:
+        """Remove scores from before training that a run of another identity, apart from the length,
+        took in this folder; returns a mark of this identity, for environment.json."""
+        settings = identity["settings"]
+        training = {k: v for k, v in settings["training"].items() if f"training.{k}" not in LENGTH}
+        mark = fingerprint([{**identity, "settings": {**settings, "training": training}}])
+        if _recorded(self.path).get("scores_of", mark) != mark:
+            for scores in (self.path / "eval").glob("before*.jsonl"):
+                scores.unlink()
+        return mark
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
         """Write eval/NAME.jsonl, replacing it."""

@@ -139,6 +139,7 @@ class Session(Generic[S]):
             record |= record_of(str(checkpoint))
         self.run.open(fresh=self._command.resume == "never")
         write_record(self.run.path, record)
+        self._facts["scores_of"] = self.run.drop_scores_of_others(self._identity)
         self.run.describe(self.settings, self._facts)
         self._wandb = WandbLog(self.run, self.settings)
         self._wandb.start(self._facts)
@@ -194,6 +195,8 @@ class Session(Generic[S]):
             if self.settings.run.score:
                 return None
             self.run.describe(self.settings, self._facts)
+            if self.settings.export.to:
+                print(f"note: not scored, so not exported; {run_command()} export exports it")
             return self._close(0)
         self.run.amend(self._facts)
         print(

@@ -327,6 +327,40 @@ def test_where_a_run_resumes(run: RunFolder, capsys: Capsys) -> None:
     assert capsys.readouterr().out == f"{note} are taken again\n"
 
 
+def test_scores_of_other_settings_are_not_kept(run: RunFolder) -> None:
+    """A run of other settings may have taken them after the checkpoint that is resumed from."""
+    facts = {"data": "d", "weights": "w"}
+
+    def opened(*overrides: str) -> bool:
+        identity = run.identity(demo_settings("grpo", *overrides), facts)
+        run.amend({"scores_of": run.drop_scores_of_others(identity)})
+        return (run.path / "eval" / "before.jsonl").exists()
+
+    run.open(fresh=False)
+    run.write_rows("before", [])
+    for same in ((), ("training.max_steps=7",), ("run.max_minutes=1",)):
+        assert opened(*same)
+    assert not opened("evaluation.temperature=0.5")
+    run.write_rows("before", [])
+    assert not opened()
+
+
+@pytest.mark.parametrize("setting", ["training.max_steps=99", "run.patience=9"])
+def test_a_longer_run_is_offered_where_there_is_an_option_for_it(
+    run: RunFolder, setting: str
+) -> None:
+    first, other = (demo_settings("grpo", "evaluation.every=1", *more) for more in ((), (setting,)))
+    run.open(fresh=False)
+    run.describe(first, {})
+    write_json(run.path / "eval" / "comparison.json", {})
+    assert run.is_done(first, "auto") and not run.is_done(other, "auto", anyway=True)
+    with pytest.raises(ConfigError, match="--resume-anyway to train on to the new length"):
+        run.is_done(other, "auto")
+    with pytest.raises(ConfigError, match=f"{setting.split('=')[0]} was ") as refused:
+        run.is_done(other, "auto", "move it away")
+    assert "--resume-anyway" not in str(refused.value)
+
+
 def test_the_first_line_of_an_error() -> None:
     assert first_line(ValueError("\n no such thing\nand more")) == "no such thing"
     assert first_line(OSError()) == "OSError"
