@@ -33,17 +33,24 @@ def remember_start(policy: Any) -> None:
         trained = [(name, p, p.data) for name, p in policy.named_parameters() if name in start]
         layers = policy.named_modules()
         dropouts = [(m, m.training) for name, m in layers if name.endswith("lora_dropout.default")]
-        for name, parameter, _ in trained:
-            parameter.data = start[name].to(parameter)
-        try:
-            for dropout, _ in dropouts:  # a reference is not random
-                dropout.eval()
-            yield
-        finally:
+
+        def put_back() -> None:
             for _, parameter, value in trained:
                 parameter.data = value
             for dropout, mode in dropouts:
                 dropout.train(mode)
+
+        try:
+            for name, parameter, _ in trained:
+                parameter.data = start[name].to(parameter)
+            for dropout, _ in dropouts:  # a reference is not random
+                dropout.eval()
+            yield
+        finally:
+            try:
+                put_back()
+            finally:  # a signal, which comes once, may have ended the first call
+                put_back()
 
     policy.disable_adapter = start_in_place
 

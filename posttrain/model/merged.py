@@ -66,11 +66,17 @@ class MergedWeights:
                 setattr(parent, name, linear)
             yield
         finally:
-            for parent, name, layer in self._layers:
-                layer.train(parent.training)  # the mode may have changed meanwhile
-                setattr(parent, name, layer)
+            try:
+                self._put_back()
+            finally:  # a signal, which comes once, may have ended the first call
+                self._put_back()
             if not keep:
                 self._linears = []
+
+    def _put_back(self) -> None:
+        for parent, name, layer in self._layers:
+            layer.train(parent.training)  # the mode may have changed meanwhile
+            setattr(parent, name, layer)
 
 
 def merged_weight(layer: Any) -> Any:

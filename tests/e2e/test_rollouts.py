@@ -156,6 +156,25 @@ def test_layers_weights_and_modes_are_as_before(loaded: tuple[Any, Any]) -> None
     assert all(module.training for module in model.modules())
 
 
+def test_a_signal_while_the_layers_are_put_back(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes once: the checkpoint that follows holds every layer."""
+    model, _ = loaded
+    layers, put_back = lora_layers(model), merged.MergedWeights._put_back
+    signals = iter([KeyboardInterrupt])
+
+    def interrupted(weights: merged.MergedWeights) -> None:
+        for signal in signals:
+            raise signal
+        put_back(weights)
+
+    monkeypatch.setattr(merged.MergedWeights, "_put_back", interrupted)
+    with pytest.raises(KeyboardInterrupt), merged.sampling_weights(model):
+        assert not lora_layers(model)
+    assert lora_layers(model) == layers
+
+
 def test_the_memory_stays_at_its_addresses_only_where_it_is_kept(loaded: tuple[Any, Any]) -> None:
     model, _ = loaded
     weights = merged.MergedWeights(model)

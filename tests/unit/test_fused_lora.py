@@ -1,5 +1,6 @@
 """A fused LoRA layer computes what peft's does: outputs and gradients; other kinds stay peft's."""
 
+import signal
 from typing import Any
 
 import pytest
@@ -98,3 +99,18 @@ def test_a_reference_with_dropout_is_not_random() -> None:
         first, second = policy(x), policy(x)
     assert torch.equal(first, second)
     assert not torch.equal(policy(x), policy(x))  # the policy has its dropout back
+
+
+def test_a_signal_while_the_reference_is_put_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    policy = adapted()
+    remember_start(policy)
+    up = layer_of(policy).lora_B["default"].weight
+    up.data += 1
+    trained = up.clone()
+    # As if it came then; without dropout, this is what comes after the weights.
+    monkeypatch.setattr(torch.nn.Identity, "eval", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), policy.disable_adapter():
+        pass
+    assert torch.equal(up, trained)
