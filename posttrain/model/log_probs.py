@@ -7,6 +7,7 @@ from typing import Any
 
 from eval import Conversation
 from eval.preference import Pair
+from posttrain.base.errors import HealthError
 from posttrain.base.progress import progress_bar
 from posttrain.data.render import render
 from posttrain.model.device import ROWS_AT_ONCE
@@ -50,7 +51,8 @@ def token_log_probs(
     what: str,
 ) -> list[list[float]]:
     """Log-probability, in nats, of each token of each sequence, given as (ids, n), but its first n.
-    `reference` scores with the reference instead of the policy."""
+    `reference` scores with the reference instead of the policy. Raises HealthError if one is not
+    finite."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -83,6 +85,11 @@ def token_log_probs(
                 sequence, prompt_length = sequences[i]
                 scores[i] = log_probs[row, prompt_length - 1 : len(sequence) - 1].tolist()
             bar.update(len(batch))
+    if not all(math.isfinite(value) for row in scores for value in row):
+        raise HealthError(
+            f"{what}: a log-probability is not finite; lower training.learning_rate, or set "
+            "model.dtype=float32"
+        )
     return scores
 
 

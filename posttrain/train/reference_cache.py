@@ -18,6 +18,8 @@ from posttrain.base.files import fingerprint, write_json
 from posttrain.base.paths import cache_folder
 from posttrain.base.progress import Clock, progress_bar
 from posttrain.model import adapter, runtime
+from posttrain.model.device import free_memory
+from posttrain.train.guard import is_out_of_memory
 from posttrain.train.trainers import pair_lengths
 
 LIBRARIES = ("torch", "transformers", "trl", "unsloth")
@@ -106,11 +108,22 @@ def compute(trainer: Any) -> Values:
     order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
     values = {name: [0.0] * len(rows) for name in ("ref_chosen_logps", "ref_rejected_logps")}
     with progress_bar("scoring the reference", len(rows)) as bar:
-        for at in range(0, len(order), size):
+        at = 0
+        while at < len(order):
             batch = order[at : at + size]
             inputs = trainer.data_collator([rows[i] for i in batch])
             inputs = {name: value.to(trainer.model.device) for name, value in inputs.items()}
-            scores = trainer.compute_ref_log_probs(trainer.model, inputs)
+            try:
+                scores = trainer.compute_ref_log_probs(trainer.model, inputs)
+            except RuntimeError as error:
+                if len(batch) == 1 or not is_out_of_memory(error):
+                    raise
+                scores = None
+            if scores is None:  # after the except block, whose error holds the memory
+                free_memory()
+                size = len(batch) // 2
+                continue
+            at += len(batch)
             for column, score in zip(values.values(), scores, strict=True):
                 for i, value in zip(batch, score.tolist(), strict=True):
                     column[i] = value

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from eval import Completion, Conversation
+from posttrain.base.errors import HealthError
 from posttrain.data.render import render
 from posttrain.model import inference, pretrained, runtime
 from posttrain.model.log_probs import pair_log_probs, reply_sequences, token_log_probs
@@ -381,6 +382,10 @@ def test_pair_log_probs_equal_float64_and_do_not_depend_on_the_batch_size() -> N
     reference = pair_log_probs(model, tokenizer, pairs, 5, reference=True)
     assert same(reference, expected)
     assert pair_log_probs(model, tokenizer, [], 5, reference=False) == []
+    with torch.no_grad():
+        model.get_output_embeddings().weight[5] = math.nan
+    with pytest.raises(HealthError, match=r"scoring pairs: a log-probability is not finite; lower"):
+        pair_log_probs(model, tokenizer, pairs, 5, reference=False)
 
 
 def test_scoring_holds_some_logits_at_a_time() -> None:

@@ -162,6 +162,25 @@ def test_folder_that_cannot_be_written_to_does_not_stop_the_run(
     assert "not kept for the next run" in capsys.readouterr().out
 
 
+def test_a_batch_that_does_not_fit_is_halved(build: Build) -> None:
+    import torch
+
+    trainer = build("training.precompute_ref_log_probs=false")
+    expected, score = reference_cache.compute(trainer), trainer.compute_ref_log_probs
+
+    def no_room(model: Any, inputs: Any) -> Any:
+        if len(inputs["input_ids"]) > 4:  # of two pairs
+            raise torch.OutOfMemoryError("no room")
+        return score(model, inputs)
+
+    trainer.compute_ref_log_probs = no_room
+    for column, values in reference_cache.compute(trainer).items():
+        assert values == pytest.approx(expected[column], abs=1e-4)
+    trainer.compute_ref_log_probs = lambda *_: no_room(None, {"input_ids": [0] * 9})
+    with pytest.raises(torch.OutOfMemoryError):
+        reference_cache.compute(trainer)
+
+
 def test_reply_of_no_finite_log_probability_stops_the_run(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
