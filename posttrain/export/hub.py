@@ -28,7 +28,7 @@ def push(run: Path, repository: str, exports: list[str], private: bool = True) -
         if Path(base).is_absolute() or (ROOT / base).is_dir():
             config[BASE] = Path(base).name
         contents[CONFIG] = json.dumps(config, indent=2).encode("utf-8")
-    contents["README.md"] = render_model_card(run, repository).encode("utf-8")
+    contents["README.md"] = render_model_card(run, repository, exports).encode("utf-8")
     api = HfApi()
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)

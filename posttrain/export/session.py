@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from posttrain.base.disk import check_folder
+from posttrain.base.disk import check_folder, is_disk_full
 from posttrain.base.errors import ConfigError, ExportError
 from posttrain.base.files import model_fingerprint, sync_folder
 from posttrain.base.lock import hold
@@ -19,6 +20,7 @@ from posttrain.export import gguf, merge, models, ollama, parity, score, weights
 from posttrain.export.proof import Record
 from posttrain.export.source import Trained, base_folder
 from posttrain.export.texts import gate_texts
+from posttrain.model.device import free_memory
 from posttrain.model.llama_server import FULL_DISTRIBUTION, serve
 from posttrain.model.pretrained import end_tokens
 from posttrain.model.provenance import record_of, write_record
@@ -58,6 +60,8 @@ def export(trained: Trained, settings: Export) -> int:
         print("\nProven")
         for target, path in (made | {"record": exports.record.path.name}).items():
             print(f"  {target:12}  {shown(trained.output / path)}")
+    if settings.score and "torch" in sys.modules:
+        free_memory()  # which the gate no longer needs, and scoring does
     code = score.in_a_process(trained.output, base, settings) if settings.score else 0
     if exports.unproven:
         return code if code > 128 else ExportError.exit_code  # 128 + the number of a signal
@@ -82,13 +86,23 @@ class Exports:
         self._prompt = Prompt.model_validate(trained.run.get("prompt") or {})
         self._variables = self._prompt.chat_template_kwargs
         self._gate = {"dtype": self.dtype, "parity": settings.parity.model_dump()}
-        self.proven = {t: self.record.proven(t, self._gate) for t in self.wanted}
+        self.proven = {t: self.record.proven(t, self._gate_of(t)) for t in self.wanted}
         left = [target for target in self.wanted if not self.proven[target]]
         if left == [MERGED] and MERGED not in settings.to:
             left = []  # it was only needed to make files that are proven, and may be deleted
             self.wanted.remove(MERGED)
         print(f"Base: {base_name} ({stored}); merging in float32, rounded once to {self.dtype}")
+        for leftover in (
+            *trained.output.glob(f".{MERGED}.*"),
+            *trained.output.glob("gguf/.*.gguf.*"),
+        ):
+            _remove(leftover)  # of an export that was killed; this one has the lock
         check_room(base, trained.output, left)
+
+    def _gate_of(self, target: str) -> dict[str, Any]:
+        """What a proof depends on but base and adapter; a Modelfile is of the first GGUF file."""
+        first = next((name for name in self.wanted if name.startswith("gguf:")), None)
+        return {**self._gate, "gguf": first} if target == "ollama" else self._gate
 
     @cached_property
     def known(self) -> parity.Known:
@@ -113,7 +127,7 @@ class Exports:
         else:
             path, checks = self._gguf(target.removeprefix("gguf:"))
         seconds = time.monotonic() - started
-        proven = self.record.add(target, path, seconds, self._gate, checks)
+        proven = self.record.add(target, path, seconds, self._gate_of(target), checks)
         if not proven:
             self.unproven.append(target)
         print("\n".join(export_words.lines(checks)))
@@ -176,13 +190,22 @@ def sampling(run: dict[str, Any]) -> dict[str, float]:
 
 def _in_place(final: Path, write: Callable[[Path], list[Check]]) -> tuple[Path, list[Check]]:
     """Write and check a file or folder under a temporary name, then rename it. The name holds the
-    process id, because a tool of an earlier, killed export may still write."""
+    process id, because a tool of an earlier, killed export may still write. Raises ConfigError if
+    the disk is full."""
     final.parent.mkdir(exist_ok=True)
     for leftover in final.parent.glob(f".{final.name}.*"):
         _remove(leftover)
     partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
     old = partial.with_suffix(".old")
-    checks = write(partial)
+    try:
+        checks = write(partial)
+    except Exception as error:
+        full = is_disk_full(error, final.parent)
+        _remove(partial)
+        if full:
+            where = f"{final.parent}: the disk is full"
+            raise ConfigError(f"{where}; free some space and export again") from error
+        raise
     for path in [partial, *partial.rglob("*")]:
         if path.is_file():
             with open(path, "rb") as file:

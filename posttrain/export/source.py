@@ -9,8 +9,8 @@ from posttrain.base.errors import ConfigError, first_line, hub_errors
 from posttrain.base.files import read_object
 from posttrain.base.paths import ROOT
 from posttrain.model.pretrained import local_or_hub
+from posttrain.model.provenance import run_of
 from posttrain.settings.adapters import BASE, CONFIG, QUANTISED_NAME, read_adapter
-from posttrain.settings.strict_yaml import read_yaml
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
@@ -43,12 +43,11 @@ def find(path: Path, output: Path | None) -> Trained:
             f"{path} is neither a run folder with an adapter nor an adapter folder: there is no "
             f"{CONFIG} in it or in its adapter/"
         )
-    config = adapter.parent / "config.yaml"
-    run = read_yaml(config) if adapter.name == "adapter" and config.is_file() else {}
-    run = run if isinstance(run.get("model"), dict) else {}  # a config.yaml of something else
-    folder = adapter.parent if run else adapter
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name)
-    default = folder if run else ROOT / "outputs" / "export" / name
+    folder, run = run_of(str(adapter))
+    own = folder is not None and adapter.resolve() == folder / "adapter"  # no checkpoint of it
+    parts = [folder.name] if folder else []
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts if own else [*parts, adapter.name]))
+    default = adapter.parent if own else ROOT / "outputs" / "export" / name
     return Trained(adapter, (output or default).absolute(), name, run)
 
 

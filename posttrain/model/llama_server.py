@@ -44,6 +44,8 @@ def serve(
     parameters.n_ctx = context * parallel
     parameters.n_parallel = parallel
     parameters.cache_prompt = keep_prompts
+    # Thoughts stay in the reply, as when the adapter writes it.
+    parameters.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
     threads = free_cores()
     if threads < cores():
         note = f"note: other programs keep cores busy: llama.cpp uses {threads} of {cores()}"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.base.errors import ConfigError, first_line, hub_errors
-from posttrain.base.files import tensor_shapes
+from posttrain.base.files import read_object, tensor_shapes
 from posttrain.base.paths import ROOT, here_or_project
 from posttrain.data.render import end_of_reply, limit_token_ids
 from posttrain.model import adapter, runtime
@@ -94,10 +94,17 @@ def load_for_scoring(
     """The model and tokenizer of a model folder, hub model or adapter folder, to generate with. An
     adapter is put on `base`, where one is named, instead of the model that it names itself. Raises
     ConfigError if the model cannot be loaded."""
+    import torch
+
     path = Path(local_or_hub(name))
     check_files(path)
     if (path / adapters.CONFIG).is_file():
         check_files(Path(base or adapters.base_of(path)))
+    elif dtype == "auto" and (path / "config.json").is_file():
+        stored = read_object(path / "config.json")
+        if "float16" in (stored.get("dtype"), stored.get("torch_dtype")):
+            # Unsloth's bfloat16 would round an export a second time; a CPU has no fast float16.
+            dtype = "float16" if torch.cuda.is_available() else "float32"
     with runtime.quiet(verbose=False), adapter.with_base_path(path, base) as folder:
         try:
             model, tokenizer = runtime.unsloth().from_pretrained(

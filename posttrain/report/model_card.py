@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ reply = model.generate(**prompt, max_new_tokens={limit}, do_sample=False)
 print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 
-def render_model_card(path: Path, repository: str | None = None) -> str:
+def render_model_card(
+    path: Path, repository: str | None = None, uploaded: Sequence[str] = ()
+) -> str:
     """The text of a run folder's card, whose snippets load from `repository`, a name on the hub, or
     without it from the folder's files. Raises ConfigError if the folder is not a run's."""
     import jinja2
@@ -81,7 +83,7 @@ def render_model_card(path: Path, repository: str | None = None) -> str:
         table=tables.as_markdown(tables.compared(run.changes())),
         export_scores=export_scores,
         files=tables.as_markdown(export_scores.rows(run)),
-        snippets=snippets(settings, run.exports, repository),
+        snippets=snippets(settings, run.exports, repository, uploaded),
         yaml=dump_yaml(_without_folders(settings)),
     )
 
@@ -145,9 +147,13 @@ class Snippet:
 
 
 def snippets(
-    settings: Settings, exports: Mapping[str, Exported], repository: str | None
+    settings: Settings,
+    exports: Mapping[str, Exported],
+    repository: str | None,
+    uploaded: Sequence[str] = (),
 ) -> list[Snippet]:
-    """How the model is loaded: one for the adapter, one for every way of loading each export."""
+    """How the model is loaded: one for the adapter, one for every way of loading each export. In a
+    repository, what was uploaded alone: those exports or, without any, the adapter."""
     question = FRENCH if settings["method"] == "dpo" else GRADE_SCHOOL
     system, limit = settings["prompt"]["system"], settings["evaluation"]["max_new_tokens"]
     turns = conversation(question, Prompt.model_validate(settings["prompt"]))
@@ -168,9 +174,13 @@ def snippets(
         )
         return Snippet(title, "python", code, tested=True)
 
-    listed = [transformers("transformers and peft", "AutoPeftModelForCausalLM", "adapter")]
+    listed = []
+    if not uploaded:
+        listed = [transformers("transformers and peft", "AutoPeftModelForCausalLM", "adapter")]
     for name, export in exports.items():
-        path = shlex.quote(export.path)
+        if repository and name not in uploaded:
+            continue
+        path = shlex.quote(Path(export.path).name if repository else export.path)
         if name == "merged_16bit":
             title = "transformers, merged weights"
             listed.append(transformers(title, "AutoModelForCausalLM", export.path))

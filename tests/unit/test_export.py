@@ -20,7 +20,7 @@ from posttrain.run import room
 from posttrain.run.results import Check
 from posttrain.settings.export import Export, Parity
 from posttrain.train.session import export
-from tests.helpers import ROOT, Capsys
+from tests.helpers import ROOT, Capsys, make_adapter
 from tests.unit.conftest import Ask, make_config, write_file
 
 DEMO = ROOT / "assets" / "demo_model"
@@ -125,14 +125,47 @@ def test_a_crash_never_leaves_a_proven_entry_for_other_files(
     assert [p.name for p in proven.folder.iterdir() if ".partial" in p.name] == []
 
 
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path) -> None:
+    def write(into: Path) -> list[Check]:
+        write_file(into / "model.safetensors", b"half")
+        raise RuntimeError("Error while serializing: I/O error: No space left on device")
+
+    with pytest.raises(ConfigError, match=r"the disk is full; free some space and export again"):
+        session._in_place(tmp_path / "out" / "merged_16bit", write)
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_a_modelfile_is_proven_for_its_own_gguf_and_leftovers_make_room(tmp_path: Path) -> None:
+    adapter = make_adapter(DEMO, tmp_path / "adapter")
+    trained = source.Trained(adapter, tmp_path / "out", "x", {})
+    left = [
+        tmp_path / "out" / name for name in (".merged_16bit.1.old", "gguf/.x-f16.gguf.2.partial")
+    ]
+    for path in left:
+        write_file(path, b"of a killed export")
+
+    def exports(to: list[str]) -> session.Exports:
+        return session.Exports(trained, Export(to=to), "demo", DEMO)
+
+    first = exports(["gguf:f16", "ollama"])
+    assert not any(path.exists() for path in left)
+    modelfile = write_file(tmp_path / "out" / "gguf" / "Modelfile", b"FROM ./x-f16.gguf")
+    first.record.add("ollama", modelfile, 1.0, first._gate_of("ollama"), PASSED)
+    assert exports(["gguf:f16", "ollama"]).proven["ollama"]
+    assert not exports(["gguf:q8_0", "ollama"]).proven["ollama"]
+
+
 def test_a_run_folder_an_adapter_of_a_run_and_a_lone_adapter(tmp_path: Path) -> None:
     run = tmp_path / "my run"
     make_config(run / "adapter")
-    (run / "config.yaml").write_text("model: {name: x}\n")
+    (run / "config.yaml").write_text("model: {name: x}\ndata: {}\ntraining: {}\n")
+    checkpoint = source.find(make_config(run / "checkpoints" / "step-000002"), None)
+    assert checkpoint.output == ROOT / "outputs" / "export" / "my-run-step-000002"
+    assert checkpoint.run["model"] == {"name": "x"}
     for path in (run, run / "adapter"):
         trained = source.find(path, None)
         assert (trained.adapter, trained.output, trained.name) == (run / "adapter", run, "my-run")
-        assert trained.run == {"model": {"name": "x"}}
+        assert trained.run["model"] == {"name": "x"}
     lone = source.find(make_config(tmp_path / "lone"), None)
     for other in ("model: gpt2", "model:"):  # a config.yaml of another tool
         (tmp_path / "config.yaml").write_text(other)

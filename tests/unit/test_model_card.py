@@ -82,6 +82,11 @@ def test_exports_are_shown_with_their_parity_and_only_proven_ones_uploaded(tmp_p
     ):
         assert part in text
     assert [f.name for f in to_upload(run, ["merged_16bit"])] == ["model.safetensors"]
+    uploaded = render_model_card(run, "me/m", ["gguf:q4_k_m"])  # to the top folder, and alone
+    assert "llama-cli -m m-q4_k_m.gguf" in uploaded and "from_pretrained" not in uploaded
+    adapter = render_model_card(run, "me/m")
+    assert 'AutoPeftModelForCausalLM.from_pretrained("me/m"' in adapter
+    assert "llama-cli" not in adapter and "vllm serve" not in adapter
     for name in ("gguf:q4_k_m", "gguf:f16"):
         with pytest.raises(ConfigError, match=f"no proven export {name}; proven are: merged_16bit"):
             to_upload(run, ["merged_16bit", name])
