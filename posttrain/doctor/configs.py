@@ -104,7 +104,8 @@ def look_at_steps() -> list[Finding]:
     torch.set_num_threads(free_cores())
     findings = []
     for path in sorted((ROOT / "configs").glob("*_cpu.yaml")):
-        settings: Any = load_settings(SETTINGS[path.name.partition("_")[0]], path)
+        method = str(read_yaml(path).get("method"))
+        settings: Any = load_settings(SETTINGS.get(method, GRPOSettings), path)  # which says why
         if shape := shape_of(settings.model.name):
             seconds, steps = seconds_a_step(settings, shape), settings.training.max_steps
             text = f"about {seconds:.0f} s a step, {steps} steps in {seconds * steps / 3600:.1f} h"

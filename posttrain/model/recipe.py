@@ -13,7 +13,7 @@ from posttrain.settings import GRPOSettings, SFTSettings
 from posttrain.settings import TrainingSettings as Settings
 
 LEARNING_RATES = {"grpo": (3e-6, 4e-5), "dpo": (5e-6, 1e-5), "sft": (1e-5, 5e-4)}
-"""The lowest and the highest learning rate of published runs with LoRA (docs/recipes.md)."""
+"""The lowest and the highest learning rate of runs with LoRA in docs/recipes.md."""
 SMALL = 200_000_000  # weights; the models of those runs have 0.5 billion and more
 
 
@@ -96,8 +96,8 @@ def learning_rate_note(settings: Settings, shape: Shape | None) -> str | None:
     if shape is None or shape.layer_weights + shape.embeddings < SMALL or low <= rate <= high:
         return None
     return (
-        f"training.learning_rate {rate:g} is outside the {low:g} to {high:g} of published "
-        f"{settings.method.upper()} runs with LoRA (docs/recipes.md)"
+        f"training.learning_rate {rate:g} is outside the {low:g} to {high:g} that "
+        f"docs/recipes.md gives for {settings.method.upper()} with LoRA"
     )
 
 

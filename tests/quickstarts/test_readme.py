@@ -456,9 +456,8 @@ def test_other_figures_are_those_of_the_committed_results() -> None:
         max(overhead[task][over]["timed_inside_the_step"]["share"] for task in ("dpo", "grpo"))
         for over in ("project_over_bare", "tracked_over_project")
     )
-    memory = [m["peak_rss_gib"] for m in result("gpu_cpu")["measurements"] if "peak_rss_gib" in m]
-    memory += [side["median"]["peak_mb"] / 1024 for side in result("dpo_cpu")["sides"].values()]
-    assert max(memory) * 1.074 < 2 and tracked < 0.01
+    memory = max(side["median"]["peak_mb"] for side in result("dpo_cpu")["sides"].values())
+    assert tracked < 0.01
     text = " ".join(ALL.split())
     real = result("real_cpu")["summary"]["project_against"].values()
     rates, shares = (
@@ -467,11 +466,12 @@ def test_other_figures_are_those_of_the_committed_results() -> None:
     assert {*solved} == {296, 297} and "296 or 297 of 300" in text
     for output in (
         "{:.1f} times the pairs a second of `trl dpo`".format(*faster),
-        "with the pass that scores it, and {1:.1f} times".format(*faster),
+        "scoring the reference included, and {1:.1f} times".format(*faster),
         "{:.1f} times as fast as with stock trl by GRPO and {:.2f} times by DPO".format(*rates),
         "in {:.0%} and {:.0%} of the memory".format(*shares),
         "takes back {:.0%} of what the adapter changes in the logits, float16 {:.0%}".format(*lost),
         "the adapter solves {}, merged weights {}, f16 {}, q8_0 {} and q4_k_m {}".format(*solved),
+        f"`dpo_demo` takes {memory * 2**20 / 1e9:.1f} GB of memory",
         f"rewards take {ours:.1%} of a demo training step or less",
     ):
         assert output in text, output

@@ -6,7 +6,7 @@
 |---|---|
 | untrained | 400 GSM8K problems, by transformers and by llama.cpp, both models |
 | french | DPO of Qwen-Coder on 220 French pairs; 50 pairs, 50 MGSM and 50 GSM8K problems |
-| own_samples | DPO of Qwen-Coder on its own right and wrong replies to easy GSM8K problems |
+| own_samples | DPO of Qwen-Coder on its own best and worst replies to easy GSM8K problems |
 | smollm2_grpo | configs/grpo_gsm8k_smollm2_cpu.yaml on easy GSM8K problems |
 | smollm2_french | DPO of SmolLM2 on the same pairs |
 | seconds | 4 steps of each config for a CPU; run nothing beside it |

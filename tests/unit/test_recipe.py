@@ -52,7 +52,7 @@ def test_a_dry_run_says_it() -> None:
     assert "  steps             233 (1 epoch)\n" in output
     assert "38.2 million (233 x 256 x 640)" in output
     assert "7.1 GB, estimated" in output
-    assert "training.learning_rate 0.001 is outside the 3e-06 to 4e-05 of published GRPO" in output
+    assert "0.001 is outside the 3e-06 to 4e-05 that docs/recipes.md" in output
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
