@@ -79,7 +79,8 @@ def test_quick() -> None:
         # Not test_learning.py, which pre-trains a model for minutes of a GPU's time, nor
         # test_scripts.py, whose configs inside/test_configs.py tries on a small model, nor
         # test_trainers.py: inside/test_numbers.py compares, without the logits of 151,936 tokens.
-        *(f"tests/gpu/test_{name}.py" for name in ("generation", "resume")),
+        # test_interruptions.py above has what test_resume.py has.
+        "tests/gpu/test_generation.py",
     ],
 )
 def test_whole(target: str) -> None:

@@ -27,6 +27,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 STEPS = 2
+SMALLER = pytest.mark.parametrize("model", ["smollm2"], indirect=True)
+"""For what does not depend on the model, and would take a quarter of an hour on the larger one."""
 SYSTEM = "Solve the problem. End with the number alone as <answer>NUMBER</answer>."
 
 
@@ -117,6 +119,7 @@ def test_a_run_and_its_page(trained: tuple[str, Path, Path]) -> None:
     assert read(run / "eval" / "comparison.json")
 
 
+@SMALLER
 def test_a_killed_run_resumes_as_the_same_run(
     trained: tuple[str, Path, Path], data: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +173,7 @@ def test_greedy_replies_are_those_of_transformers(model: Path, data: Path, tmp_p
     assert not differing
 
 
+@SMALLER
 @pytest.mark.parametrize("method", ["grpo", "dpo"])
 def test_two_steps_on_the_pretended_card(
     method: str, model: Path, data: Path, tmp_path: Path
