@@ -23,7 +23,7 @@ TAKEN = {
 }
 
 # A minus is one before a number or a letter alone; other hyphens and dashes are punctuation.
-_OPERATORS = re.compile(r"[+×÷/^<>]|(?<!\w)[-−](?=\s*(?:[0-9]|[a-zA-Z]\b))")
+_OPERATORS = re.compile(r"[+×÷/^<>]|(?<![\w−-])[-−](?=\s*(?:[0-9]|[a-zA-Z]\b))")
 
 
 def load_problems(data: ProblemData) -> tuple[list[Problem], list[Problem]]:

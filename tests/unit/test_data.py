@@ -22,7 +22,7 @@ from posttrain.data.problems import for_validation, load_problems, seen_in_train
 from posttrain.data.prompted import prompt_key
 from posttrain.data.render import drop_overlong
 from posttrain.data.sources import read_rows
-from posttrain.data.text import normalise, set_aside
+from posttrain.data.text import set_aside
 from posttrain.scoring import evaluation as scored
 from posttrain.settings import PairColumns, PairData, ProblemColumns, ProblemData, Prompt, Source
 from rewards.answer import parse_number
@@ -233,15 +233,6 @@ def test_a_question_to_score_that_is_there_twice(tmp_path: Path, capsys: Capsys)
         ("Half of 1.5 kg?", "Half of 15 kg?", False),
         ("😀", "😢", False),
         ("maïs", "mais", False),
-    ],
-)
-def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, copy: bool) -> None:
-    assert (normalise(one) == normalise(other)) == copy
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "copy"),
-    [
         ("Solve x + 3 = 7.", "Solve x - 3 = 7.", False),
         ("What is -5 + 3?", "What is 5 + 3?", False),
         ("Is a < b?", "Is a > b?", False),
@@ -249,7 +240,7 @@ def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, copy: bool) -> N
         ("A well-known man - old - has 3 pens.", "A well known man, old, has 3 pens", True),
     ],
 )
-def test_another_operator_is_another_question(one: str, other: str, copy: bool) -> None:
+def test_trivial_edits_do_not_hide_a_copy(one: str, other: str, copy: bool) -> None:
     assert bool(seen_in_training([Problem(one, "4")], [other])) == copy
 
 
@@ -407,7 +398,7 @@ def test_gold_answers_of_jsonl_of_parquet_and_of_a_table_with_a_header(tmp_path:
         path = write_file(tmp_path / "problems.tsv", text)
         assert [problem.answer for problem in problems_of(path)[0]] == ["5", "-6"]
     path = write_file(tmp_path / "problems.tsv", "problem\tsolution\na\t5\n")
-    with pytest.raises(DataError, match="no column 'question'"):  # the header is no problem
+    with pytest.raises(DataError, match="no column 'question'"):  # the header is not a row
         problems_of(path)
     golds = [Decimal("69.00"), Decimal("-1234.50"), Decimal("100.00")]
     rows = [{"question": f"Q{n}", "answer": gold} for n, gold in enumerate(golds)]

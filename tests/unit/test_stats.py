@@ -86,7 +86,7 @@ def test_a_difference_without_spread_has_the_width_of_its_few_rows() -> None:
     rows = {"strict": [0.0] * 10, "mean_tokens": [1.0] * 10}
     strict, tokens = measures.compare(rows, rows).values()
     assert (strict.low, strict.high) == (0, ten)
-    assert (tokens.low, tokens.high) == (0, 0)  # there is no most that they could be
+    assert (tokens.low, tokens.high) == (0, 0)  # no bound on what they could be
 
 
 def test_bootstrap_in_bounded_memory() -> None:
