@@ -15,11 +15,12 @@ import pytest
 from eval import Completion
 from eval.gsm8k import Problem, compare_replies, score_reply
 from eval.seeds import difference_over_seeds, mean_over_seeds
+from eval.stats import wilson_interval
 from posttrain.base.errors import ConfigError, DataError
 from posttrain.report import page, seeds
 from posttrain.run.folder import RunFolder
 from posttrain.run.record import read_run
-from posttrain.scoring.seeds import over_seeds
+from posttrain.scoring.seeds import _change, over_seeds
 from posttrain.settings import DPOSettings, GRPOSettings, SFTSettings
 from scripts import repeat
 from tests.helpers import ROOT, Capsys, demo_settings
@@ -174,6 +175,14 @@ def test_the_page_has_all_seeds(three: dict[int, Path], tmp_path: Path) -> None:
         assert f">seed-{seed}<" in text  # in the legend of the curves
     assert "The seeds disagree" in text and "46.7% ± 38.8" in text
     assert "src=" not in text and 'href="http' not in text
+
+
+def test_seeds_and_questions_that_all_agree_leave_an_interval() -> None:
+    before, after = ([{"strict": [value] * 20}] * 3 for value in (0.0, 1.0))
+    change = _change("strict", before, after)
+    assert change is not None
+    difference = change.difference
+    assert (difference.low, difference.high) == (1 - wilson_interval(0, 20)[1], 1)
 
 
 def test_runs_that_cannot_be_compared(three: dict[int, Path]) -> None:
